@@ -1,0 +1,97 @@
+"""What the engine knows about the forward pass that is running: which rows, which positions, which tokens.
+
+Positions are counted from each row's first real token, so they mean the same with left padding, right padding,
+any batch, chunked prefill, and with the key/value cache on or off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from workbench.typing import Bool, Int, Tensor
+
+
+@dataclass
+class Generation:
+    """A running call of ``generate``: how many prompt columns and rows it was given."""
+
+    columns: int
+    rows: int
+    attention_mask: Tensor | None
+
+
+@dataclass
+class ForwardContext:
+    """One forward pass over ``length`` new columns after ``start`` cached ones."""
+
+    batch: int
+    start: int
+    length: int
+    device: torch.device
+    input_ids: Tensor | None
+    """[batch, pos] token ids of the new columns; None when the model was given embeddings."""
+    attention_mask: Tensor | None
+    """[batch, start + length] 1 for real tokens; None when every token is real."""
+    generation: Generation | None = None
+    given_prompt_lengths: Tensor | None = None
+    """[row] real prompt tokens, when the caller said which part is the prompt."""
+    scratch: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def padded(self) -> bool:
+        """Whether any column so far is padding."""
+        return self.attention_mask is not None and not bool(self.attention_mask.all())
+
+    @cached_property
+    def real(self) -> Bool[Tensor, "batch pos"]:
+        """True where the new column holds a real token."""
+        if not self.padded:
+            return torch.ones(self.batch, self.length, dtype=torch.bool, device=self.device)
+        return self._mask[:, self.start : self.start + self.length]
+
+    @cached_property
+    def index(self) -> Int[Tensor, "batch pos"]:
+        """Position of each new column, counted from the row's first real token; -1 before it."""
+        if not self.padded:
+            columns = torch.arange(self.start, self.start + self.length, device=self.device)
+            return columns.expand(self.batch, -1)
+        counted = self._mask.long().cumsum(-1) - 1
+        return counted[:, self.start : self.start + self.length]
+
+    @cached_property
+    def prompt_lengths(self) -> Int[Tensor, " batch"]:
+        """Real tokens of each row's prompt. Outside ``generate`` everything given is prompt."""
+        if self.given_prompt_lengths is not None:
+            return self.given_prompt_lengths.to(self.device)[self.rows]
+        columns = self.start + self.length if self.generation is None else self.generation.columns
+        if not self.padded:
+            return torch.full((self.batch,), columns, device=self.device)
+        return self._mask[:, :columns].sum(-1)
+
+    @cached_property
+    def rows(self) -> Int[Tensor, " batch"]:
+        """The prompt row each batch row came from: beams and repeated samples share their prompt's row."""
+        per_prompt = 1 if self.generation is None else max(1, self.batch // max(1, self.generation.rows))
+        return torch.arange(self.batch, device=self.device) // per_prompt
+
+    @property
+    def uniform(self) -> tuple[int, int] | None:
+        """(start, prompt columns) when every row has the same positions, so that masks need no tensors."""
+        if self.padded or self.given_prompt_lengths is not None:
+            return None
+        columns = self.start + self.length if self.generation is None else self.generation.columns
+        return self.start, columns
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        """[batch, start + length] bool; columns generated since are real."""
+        assert self.attention_mask is not None
+        mask = self.attention_mask.bool().to(self.device)
+        missing = self.start + self.length - mask.shape[1]
+        if missing > 0:
+            mask = torch.cat([mask, mask.new_ones(mask.shape[0], missing)], dim=1)
+        return mask
