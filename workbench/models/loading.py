@@ -1,0 +1,199 @@
+"""From a described source to a model in evaluation mode and its tokenizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.errors import NotSupported, UserError, unknown_name
+from workbench.models import checkpoints
+from workbench.models.sources import Kind, Source
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float64": torch.float64,
+}  # fmt: skip
+DeviceMap = str | Mapping[str, Any]
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """The device meant by ``device``; "auto" is cuda, mps or cpu. Raises UserError when it is absent."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise unknown_name("device", str(device), ["auto", "cpu", "cuda", "cuda:0", "mps"]) from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"There is no device {chosen} on this machine; use device='auto' or 'cpu'.")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("There is no mps device on this machine; use device='auto' or 'cpu'.")
+    return chosen
+
+
+def resolve_dtype(dtype: str | torch.dtype = "auto") -> torch.dtype | str:
+    """The torch dtype meant by ``dtype``; "auto" stays "auto": the checkpoint's own."""
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, ["auto", *DTYPES])
+    return DTYPES[dtype]
+
+
+def quantization(config: Any) -> str | None:
+    """How a model's weights are quantized, in words ("bitsandbytes, 4 bits"); None when they are not.
+
+    ``config`` is a model's config or the mapping read from its ``config.json``.
+    """
+    details = config.get("quantization_config") if isinstance(config, Mapping) else None
+    if not isinstance(config, Mapping):
+        details = getattr(config, "quantization_config", None)
+    if details is None:
+        return None
+    if not isinstance(details, Mapping):
+        details = details.to_dict()
+    method = details.get("quant_method") or "unknown method"
+    bits = details.get("bits") or (
+        4 if details.get("load_in_4bit") else 8 if details.get("load_in_8bit") else None
+    )
+    return (
+        f"{getattr(method, 'value', method)}, {bits} bits" if bits else str(getattr(method, "value", method))
+    )
+
+
+def load_model(
+    source: Source,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+    device_map: DeviceMap | None = None,
+    **options: Any,
+) -> Any:
+    """The whole model of ``source`` as a ``PreTrainedModel`` in evaluation mode.
+
+    ``device_map`` (accelerate's) overrides ``device``; ``options`` go to ``from_pretrained``. A model given
+    loaded is returned itself, put in evaluation mode, where and in the dtype it is. GPT-OSS's MXFP4 weights
+    are loaded dequantised, as their fused kernels would bypass the experts' hooks. Raises UserError when
+    files are missing, damaged or do not fit the config.
+    """
+    if source.kind is Kind.LOADED:
+        return source.model.eval()
+    if source.kind is not Kind.MODEL:
+        raise ValueError(f"{source.name} is an adapter: load its base, then attach_adapter")
+    place = resolve_device(device) if device_map is None else None
+    settings: dict[str, Any] = {
+        "dtype": resolve_dtype(dtype),
+        "attn_implementation": attn_implementation,
+        # loading straight onto an accelerator never holds the model twice
+        "device_map": device_map if place is None or place.type == "cpu" else {"": place},
+        "trust_remote_code": source.trust_remote_code,
+        "local_files_only": not source.trust_remote_code,
+        **_weight_settings(source),
+        **options,
+    }
+    return _checked_load(source, settings).eval()
+
+
+def _weight_settings(source: Source) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "use_safetensors": not checkpoints.is_pickle_only(source.files, adapter=False),
+    }
+    if (quantization(source.config) or "").startswith("mxfp4"):
+        from transformers import Mxfp4Config
+
+        settings["quantization_config"] = Mxfp4Config(dequantize=True)
+    return settings
+
+
+def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    folder = source.local()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    except ImportError as error:
+        how = quantization(source.config)
+        raise UserError(
+            f"{source.name} ({how or 'as stored'}) needs a package that is absent: {error}"
+        ) from error
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"transformers could not load {source.name}: {_first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{source.name} lacks {len(missing)} weights its config asks for ({missing[0]}), which would be "
+            "random: save the checkpoint again, with the config it was trained with."
+        )
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether ``folder`` holds a tokenizer."""
+    return any((folder / name).is_file() for name in checkpoints.TOKENIZER_FILES)
+
+
+def load_tokenizer(*sources: Source, tokenizer: Any = None) -> tuple[Any, tuple[str, ...]]:
+    """The tokenizer of the first of ``sources`` that has one (tuned before base), and notes for people.
+
+    It pads on the left and always has a padding token. ``tokenizer`` (an object or a folder) goes before all
+    sources; an object given is copied, never changed. Raises UserError when there is none.
+    """
+    notes: list[str] = []
+    own = _given_tokenizer(tokenizer) if tokenizer is not None else _first_tokenizer(sources, notes)
+    own.padding_side = "left"
+    if own.pad_token_id is None:
+        stand_in = own.eos_token or own.unk_token or own.bos_token
+        if stand_in is None:
+            raise UserError("The tokenizer has no padding, end or unknown token; set tokenizer.pad_token.")
+        own.pad_token = stand_in
+        notes.append(f"The tokenizer has no padding token; {stand_in} stands in, masked as padding.")
+    return own, tuple(notes)
+
+
+def _given_tokenizer(tokenizer: Any) -> Any:
+    if isinstance(tokenizer, str | Path):
+        folder = Path(tokenizer).expanduser()
+        if not folder.is_dir() or not has_tokenizer(folder):
+            raise UserError(f"{folder} holds no tokenizer; give a folder with tokenizer.json.")
+        return _read_tokenizer(folder, trust_remote_code=False)
+    return copy.deepcopy(tokenizer)
+
+
+def _first_tokenizer(sources: tuple[Source, ...], notes: list[str]) -> Any:
+    for position, source in enumerate(sources):
+        folder = _tokenizer_folder(source)
+        if folder is None:
+            continue
+        if position:
+            notes.append(f"{sources[0].name} brings no tokenizer; that of {source.name} is used.")
+        return _read_tokenizer(folder, trust_remote_code=source.trust_remote_code)
+    names = " and ".join(source.name for source in sources)
+    raise UserError(f"No tokenizer is saved with {names}; pass tokenizer=, an object or a folder.")
+
+
+def _tokenizer_folder(source: Source) -> Path | None:
+    if source.model is not None:  # a loaded model remembers the folder it came from
+        folder = Path(source.name)
+        return folder if folder.is_dir() and has_tokenizer(folder) else None
+    if not any(name in source.files for name in checkpoints.TOKENIZER_FILES):
+        return None
+    return source.local()
+
+
+def _read_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        raise NotSupported(f"The tokenizer in {folder} cannot be read: {_first_line(error)}") from error

@@ -1,0 +1,245 @@
+"""What a person may hand over as a model, and what it turns out to be. No weights are loaded to find out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import NotSupported, UserError
+from workbench.models import checkpoints, hub
+
+_LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
+
+
+class Kind(StrEnum):
+    """The forms a model comes in."""
+
+    MODEL = "model"  # a checkpoint of a whole model: a folder or a hub id
+    ADAPTER = "adapter"  # a PEFT adapter: a folder or a hub id
+    LOADED = "loaded model"  # a transformers PreTrainedModel
+    PEFT = "PeftModel"  # a base with adapters on it, already loaded
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model as given: where it is, what it says about itself, and what was allowed in loading it."""
+
+    kind: Kind
+    name: str
+    config: Mapping[str, Any]
+    folder: Path | None = None
+    revision: str | None = None
+    subfolder: str = ""
+    model: Any = field(default=None, repr=False)
+    repo: hub.HubRepo | None = field(default=None, repr=False)
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether this is an adapter on a base, loaded or not."""
+        return self.kind in (Kind.ADAPTER, Kind.PEFT)
+
+    @property
+    def base_name(self) -> str | None:
+        """The base an adapter says it was trained on."""
+        return self.config.get("base_model_name_or_path") or None if self.is_adapter else None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files beside the config; empty for loaded models."""
+        if self.repo is not None:
+            return self.repo.in_folder(self.subfolder)
+        return checkpoints.listing(self.folder) if self.folder is not None else ()
+
+    def local(self) -> Path:
+        """The folder with everything a loader needs; downloads what a hub id still lacks.
+
+        Raises UserError when the download fails or a file is damaged.
+        """
+        if self.repo is None:
+            if self.folder is None:
+                raise ValueError(f"{self.name} is a {self.kind}: it has no folder")
+            return self.folder
+        suffixes = (*_LOADABLE_SUFFIXES, ".bin") if self._pickled() else _LOADABLE_SUFFIXES
+        return hub.fetch(self.repo, self.subfolder, [name for name in self.files if name.endswith(suffixes)])
+
+    def _pickled(self) -> bool:
+        return self.allow_pickle and checkpoints.is_pickle_only(self.files, adapter=self.is_adapter)
+
+
+def describe(
+    given: Any,
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Source:
+    """Classify what a person gave as a model.
+
+    ``given`` is a folder, a hub id (``org/name``, ``org/name/sub/folder``, ``org/name@revision``), a
+    transformers model, a ``PeftModel``, or a Source. ``allow_pickle`` admits ``.bin`` checkpoints,
+    ``trust_remote_code`` models that bring their own code. Raises UserError for what is no model,
+    NotSupported for what cannot be compared.
+    """
+    if isinstance(given, Source):
+        return given
+    if not isinstance(given, str | Path):
+        return _describe_loaded(given)
+    flags = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    path = Path(given).expanduser()
+    if path.exists():
+        return _describe_folder(path / subfolder, subfolder, flags)
+    parsed = hub.parse_id(given) if isinstance(given, str) else None
+    if parsed is None or Path(parsed[0].split("/")[0]).is_dir():
+        raise UserError(f"There is no folder {path}.{_closest(path)}")
+    repo, inner, pinned = parsed
+    return _describe_repo(hub.resolve(repo, revision or pinned), subfolder or inner, flags)
+
+
+def _closest(path: Path) -> str:
+    """A sentence naming the sibling a mistyped path was meant to be, when there is one."""
+    if not path.parent.is_dir():
+        return f" Its parent {path.parent} does not exist either; check the path."
+    siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
+    return f" Did you mean {path.parent / close[0]}?" if close else " Check the path."
+
+
+def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Source:
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the folder that holds it and its config.json.")
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.{_closest(folder)}")
+    names = checkpoints.listing(folder)
+    if "config.json" not in names and "adapter_config.json" not in names:
+        raise UserError(_no_config(folder, names))
+    kind = _kind_of(names, str(folder), flags["allow_pickle"])
+    config = checkpoints.read_json(folder / _config_name(kind))
+    source = Source(kind, str(folder), config, folder=folder, subfolder=subfolder, **flags)
+    _check_config(source)
+    if not checkpoints.is_pickle_only(names, adapter=kind is Kind.ADAPTER):
+        for path in checkpoints.weight_files(folder, adapter=kind is Kind.ADAPTER):
+            with checkpoints.opened(path):
+                pass
+    return source
+
+
+def _no_config(folder: Path, names: tuple[str, ...]) -> str:
+    inner = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and ((entry / "config.json").is_file() or (entry / "adapter_config.json").is_file())
+    )
+    if inner:
+        return (
+            f"{folder} is no model, its sub-folders are: give {folder / inner[-1]} (of {', '.join(inner)})."
+        )
+    return (
+        f"{folder} is neither a model nor an adapter: config.json or adapter_config.json was expected, "
+        f"{checkpoints.found(names)}."
+    )
+
+
+def _describe_repo(repo: hub.HubRepo, subfolder: str, flags: dict[str, Any]) -> Source:
+    where = f"{repo.repo}/{subfolder}" if subfolder else repo.repo
+    names = repo.in_folder(subfolder)
+    if "config.json" not in names and "adapter_config.json" not in names:
+        raise UserError(
+            f"The hub's {where} is neither a model nor an adapter: config.json or adapter_config.json was "
+            f"expected, {checkpoints.found(names)}."
+        )
+    kind = _kind_of(names, where, flags["allow_pickle"])
+    config = checkpoints.read_json(hub.fetch(repo, subfolder, [_config_name(kind)]) / _config_name(kind))
+    source = Source(kind, where, config, revision=repo.revision, subfolder=subfolder, repo=repo, **flags)
+    _check_config(source)
+    return source
+
+
+def _config_name(kind: Kind) -> str:
+    return "adapter_config.json" if kind is Kind.ADAPTER else "config.json"
+
+
+def _kind_of(names: tuple[str, ...], where: str, allow_pickle: bool) -> Kind:
+    has_adapter = "adapter_config.json" in names
+    has_model = checkpoints.WEIGHTS in names or checkpoints.INDEX in names
+    if has_adapter and has_model:
+        raise UserError(
+            f"{where} holds both a whole model and an adapter; move one of them to a folder of its own."
+        )
+    checkpoints.check_weights_listed(names, where, adapter=has_adapter, allow_pickle=allow_pickle)
+    return Kind.ADAPTER if has_adapter else Kind.MODEL
+
+
+def _check_config(source: Source) -> None:
+    if source.kind is Kind.ADAPTER:
+        check_adapter_type(source.config.get("peft_type"), source.name)
+        return
+    from transformers import CONFIG_MAPPING
+    from transformers import __version__ as version
+
+    model_type = source.config.get("model_type")
+    if model_type in CONFIG_MAPPING or source.trust_remote_code:
+        return  # a native class is used even where the checkpoint also brings code of its own
+    if source.config.get("auto_map"):
+        raise UserError(
+            f"{source.name} needs code from its own repository to run; pass trust_remote_code=True if you "
+            "have read that code and trust it."
+        )
+    if model_type is None:
+        raise UserError(
+            f"{source.name}'s config.json names no model_type; a transformers checkpoint was expected."
+        )
+    raise NotSupported(
+        f"transformers {version} does not know {source.name}'s model_type {model_type!r}; upgrade it."
+    )
+
+
+def check_adapter_type(peft_type: str | None, where: str) -> None:
+    """Raises NotSupported for adapters that are no change of modules on the same tokens."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.utils import PeftType
+
+    known = {str(name.value): config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    name = peft_type.value if isinstance(peft_type, PeftType) else peft_type
+    if name is None or name not in known:
+        raise NotSupported(f"{where}: the installed PEFT knows no adapter type {name!r}; upgrade peft.")
+    if known[name]().is_prompt_learning or name == PeftType.ADAPTION_PROMPT:
+        raise NotSupported(
+            f"{where} is a {name} adapter: it adds virtual tokens instead of changing the model, so the "
+            "positions of the two models do not line up; give an adapter that changes modules, as LoRA does."
+        )
+
+
+def _describe_loaded(given: Any) -> Source:
+    from peft import PeftMixedModel, PeftModel
+    from transformers import PreTrainedModel
+
+    if isinstance(given, PeftMixedModel):
+        raise NotSupported(
+            "A PeftMixedModel mixes adapter types in one pass; load one of them as a PeftModel."
+        )
+    if isinstance(given, PeftModel):
+        config = given.active_peft_config
+        check_adapter_type(config.peft_type, "The PeftModel")
+        return Source(Kind.PEFT, _name_of(given.get_base_model()), config.to_dict(), model=given)
+    if not isinstance(given, PreTrainedModel):
+        raise UserError(
+            f"A model was expected (a folder, a hub id, a transformers model or a PeftModel), not a "
+            f"{type(given).__name__}."
+        )
+    if getattr(given, "_hf_peft_config_loaded", False):
+        raise UserError(
+            "This model carries adapters loaded with its own load_adapter; give the bare model as the base "
+            "and the adapter's folder as the tuned one."
+        )
+    return Source(Kind.LOADED, _name_of(given), given.config.to_dict(), model=given)
+
+
+def _name_of(model: Any) -> str:
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
