@@ -1,0 +1,155 @@
+"""A collection of prompts: loading, choosing rows, a content hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from workbench.errors import UserError
+from workbench.files import write_text
+from workbench.prompts.row import FIELDS, Prompt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Prompts(Sequence[Prompt]):
+    """Rows that do not change; every choice of rows is a new collection.
+
+    An item is a :class:`Prompt`; a slice, a list of row numbers or a mask gives :class:`Prompts`.
+    """
+
+    def __init__(self, rows: Iterable[Prompt]) -> None:
+        self._rows = tuple(rows)
+
+    @classmethod
+    def load(cls, path: str | Path, rename: Mapping[str, str] | None = None) -> Prompts:
+        """Read a ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` or ``.txt`` file.
+
+        ``rename`` maps the file's column names to ours: ``{"question": "prompt"}``; a text file holds one
+        prompt a line. What cannot be read is a :class:`UserError` that names the line or row.
+        """
+        from workbench.prompts.reading import read_file
+
+        return cls(read_file(Path(path), rename or {}))
+
+    @classmethod
+    def of(cls, source: Any, rename: Mapping[str, str] | None = None) -> Prompts:
+        """Prompts from a list of texts, dicts or chats, a DataFrame or a Hugging Face data set."""
+        if isinstance(source, Prompts):
+            return source
+        from workbench.prompts.reading import read_object
+
+        return cls(read_object(source, rename or {}))
+
+    @property
+    def rows(self) -> tuple[Prompt, ...]:
+        return self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self._rows)
+
+    @overload
+    def __getitem__(self, key: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, key: slice | Sequence[int] | np.ndarray) -> Prompts: ...
+    def __getitem__(self, key: Any) -> Prompt | Prompts:
+        if isinstance(key, int | np.integer):
+            return self._rows[int(key)]
+        if isinstance(key, slice):
+            return Prompts(self._rows[key])
+        numbers = np.asarray(key)
+        if numbers.dtype == bool:
+            if len(numbers) != len(self):
+                raise UserError(
+                    f"The mask has {len(numbers)} entries for {len(self)} prompts; give one for each."
+                )
+            numbers = np.flatnonzero(numbers)
+        return Prompts(self._rows[int(number)] for number in numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prompts) and self._rows == other._rows
+
+    def __hash__(self) -> int:
+        return int(self.hash[:15], 16)
+
+    def filter(self, keep: Callable[[Prompt], bool]) -> Prompts:
+        """The rows for which ``keep`` is true, in order."""
+        return Prompts(row for row in self._rows if keep(row))
+
+    @property
+    def groups(self) -> dict[str, list[int]]:
+        """Group -> its row numbers, in order of first appearance; rows without a group are in none."""
+        found: dict[str, list[int]] = {}
+        for number, row in enumerate(self._rows):
+            if row.group is not None:
+                found.setdefault(row.group, []).append(number)
+        return found
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """Numbers ``[prompt]``, equal within a group; a row without a group stands alone."""
+        numbers: dict[str | int, int] = {}
+        keys = [row.group if row.group is not None else number for number, row in enumerate(self._rows)]
+        return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+    @property
+    def labels(self) -> list[Any]:
+        """The label of every row (None where it has none)."""
+        return [row.label for row in self._rows]
+
+    @property
+    def contrasts(self) -> Prompts:
+        """The counterpart of every row. Raises :class:`UserError` where one is missing."""
+        found: list[Prompt] = []
+        for number, row in enumerate(self._rows):
+            if (other := row.counterpart) is None:
+                raise UserError(
+                    f"Prompt {number} has no 'contrast'; every row needs one for a contrast pair."
+                )
+            found.append(other)
+        return Prompts(found)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the content of all rows in order; no file name or column order enters."""
+        digest = hashlib.sha256(b"tunescope prompts 1\n")
+        for row in self._rows:
+            digest.update(_line(row, sort=True).encode("utf-8"))
+        return digest.hexdigest()
+
+    def frame(self) -> pd.DataFrame:
+        """One row per prompt; the columns that some row has, ours first."""
+        import pandas as pd
+
+        dicts = [row.as_dict() for row in self._rows]
+        extra = dict.fromkeys(name for row in dicts for name in row if name not in FIELDS)
+        names = [name for name in FIELDS if any(name in row for row in dicts)] + list(extra)
+        return pd.DataFrame({name: [row.get(name) for row in dicts] for name in names})
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSONL, whole or not at all; loading it gives equal prompts. Returns the path."""
+        target = Path(path)
+        if target.suffix.lower() != ".jsonl":
+            raise UserError(f"Prompts are saved as .jsonl; {target.name} has another ending.")
+        write_text(target, "".join(_line(row, sort=False) for row in self._rows))
+        return target
+
+    def __repr__(self) -> str:
+        if not self._rows:
+            return "Prompts(0 rows)"
+        first = str(self._rows[0])
+        shown = first if len(first) <= 60 else first[:59] + "…"
+        return f"Prompts({len(self)} rows, first: {shown!r})"
+
+
+def _line(row: Prompt, *, sort: bool) -> str:
+    return json.dumps(row.as_dict(), ensure_ascii=False, sort_keys=sort) + "\n"

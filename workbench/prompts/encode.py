@@ -1,0 +1,141 @@
+"""Prompts as token ids: the chat template applied once, one BOS, left padding, batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+
+from workbench.errors import UserError
+from workbench.prompts.collection import Prompts
+from workbench.prompts.row import Prompt
+from workbench.typing import Int, Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A left-padded batch of token ids, ready for a model."""
+
+    input_ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+    """1 for a real token, 0 for padding."""
+
+    def to(self, device: torch.device | str) -> Encoded:
+        return Encoded(self.input_ids.to(device), self.attention_mask.to(device))
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """How many real tokens each row has."""
+        return self.attention_mask.sum(dim=1)
+
+    @property
+    def position_ids(self) -> Int[Tensor, "batch pos"]:
+        """Positions counted from each row's first real token; models with learned positions need them."""
+        return (self.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def render(row: Prompt, tokenizer: Any) -> str:
+    """The text the model reads: the prompt itself, or the chat put through the tokenizer's template.
+
+    A chat that ends with the assistant's own words is continued; any other gets the opening of its answer.
+    """
+    if row.messages is None:
+        return row.prompt or ""
+    if not tokenizer.chat_template:
+        raise UserError(
+            "It is chat messages, and this tokenizer has no chat template; "
+            "give plain prompts, or a model with a chat template."
+        )
+    continued = row.messages[-1]["role"] == "assistant"
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(turn) for turn in row.messages],
+            tokenize=False,
+            add_generation_prompt=not continued,
+            continue_final_message=continued,
+        )
+    except (TemplateError, ValueError) as error:
+        raise UserError(f"The chat template refuses its messages: {error}") from error
+
+
+def token_ids(text: str, tokenizer: Any, *, rendered_chat: bool) -> list[int]:
+    """Token ids of a rendered prompt, with the tokenizer's own special tokens and never two BOS in front.
+
+    A rendered chat carries its special tokens already; so may a plain prompt that was pasted from one.
+    """
+    ids = list(tokenizer(text, add_special_tokens=not rendered_chat, verbose=False)["input_ids"])
+    bos = tokenizer.bos_token_id
+    while bos is not None and ids[:2] == [bos, bos]:
+        ids.pop(0)
+    return ids
+
+
+def encode(
+    prompts: Prompts | Sequence[Any], tokenizer: Any, max_length: int | None = None
+) -> list[list[int]]:
+    """Token ids of every prompt, in order.
+
+    Raises :class:`UserError` naming the prompt when one is empty, longer than ``max_length`` tokens, or a
+    chat the tokenizer has no template for.
+    """
+    rows = Prompts.of(prompts)
+    if not rows:
+        raise UserError("There are no prompts to encode; give at least one.")
+    return [_encode_row(row, number, tokenizer, max_length) for number, row in enumerate(rows)]
+
+
+def _encode_row(row: Prompt, number: int, tokenizer: Any, max_length: int | None) -> list[int]:
+    ids = token_ids(_rendered(row, number, tokenizer), tokenizer, rendered_chat=row.is_chat)
+    if not ids:
+        raise UserError(f"Prompt {number} has no tokens; remove it or give it text.")
+    if max_length is not None and len(ids) > max_length:
+        raise UserError(
+            f"Prompt {number} has {len(ids)} tokens and the limit is {max_length}; shorten it or remove it."
+        )
+    return ids
+
+
+def _rendered(row: Prompt, number: int, tokenizer: Any) -> str:
+    try:
+        return render(row, tokenizer)
+    except UserError as error:
+        raise UserError(f"Prompt {number}: {error}") from error
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> Encoded:
+    """One batch of rows padded in front to the longest, so that the last column is every row's last token."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[number, longest - len(row) :] = 1
+    return Encoded(ids, mask)
+
+
+def batches(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
+    """Row numbers of each batch: rows of similar length together, the longest first.
+
+    A batch has at most ``batch_size`` rows and, padded, at most ``max_tokens`` tokens (a longer row goes
+    alone). The longest come first so that memory runs out at once or not at all. The same lengths give the
+    same batches.
+    """
+    if batch_size < 1:
+        raise UserError(f"The batch size is {batch_size}; give 1 or more.")
+    made: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if made and len(made[-1]) < batch_size and _fits(lengths[made[-1][0]], len(made[-1]) + 1, max_tokens):
+            made[-1].append(row)
+        else:
+            made.append([row])
+    return made
+
+
+def _fits(longest: int, rows: int, max_tokens: int | None) -> bool:
+    return max_tokens is None or longest * rows <= max_tokens
