@@ -1,0 +1,195 @@
+"""From a site to the module, the side of it, and how to read and write the value there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from workbench.engine.context import ForwardContext
+from workbench.engine.families import Family, submodule
+from workbench.engine.geometry import Geometry
+from workbench.engine.routing import Routing, find_router
+from workbench.engine.sites import Site
+from workbench.typing import Tensor
+
+Side = Literal["in", "out", "pattern", "experts"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where a site's value passes. ``raw`` is what torch hands over: an input tensor, an output, a pattern."""
+
+    module: nn.Module
+    side: Side
+    get: Callable[[Any, ForwardContext], Any]
+    put: Callable[[Any, Any, ForwardContext], Any]
+    needs: Site | None = None
+    """A site whose value must have been kept before (in ``ctx.scratch``) for ``get`` to work."""
+
+
+def first(raw: Any) -> Any:
+    """The tensor of an output that may be a tuple."""
+    return raw[0] if isinstance(raw, tuple) else raw
+
+
+def with_first(raw: Any, value: Any) -> Any:
+    """``raw`` with its (first) tensor replaced."""
+    return (value, *raw[1:]) if isinstance(raw, tuple) else value
+
+
+def _plain(module: nn.Module, side: Side) -> Port:
+    return Port(module, side, lambda raw, ctx: first(raw), lambda raw, value, ctx: with_first(raw, value))
+
+
+def port(hf: nn.Module, family: Family, geometry: Geometry, site: Site, *, edit: bool = False) -> Port | None:
+    """The port of ``site``, or None when this model has no such site. ``edit``: the value will be changed."""
+    assert site.layer is not None
+    layer = submodule(hf, f"{family.layers}.{site.layer}")
+    return _PORTS[site.kind](layer, family, geometry, site, edit)
+
+
+def _resid_pre(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    return _plain(layer, "in")
+
+
+def _resid_post(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    return _plain(layer, "out")
+
+
+def _resid_mid(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    """Reading: the input of the module after the addition. Writing there would miss the residual branch, so an
+    edit is made where the attention output is added: attn_out + (new - old)."""
+    if family.resid_mid is None:
+        return None
+    if not edit:
+        return _plain(submodule(layer, family.resid_mid), "in")
+    before = Site("resid_pre", site.layer)
+
+    def get(raw: Any, ctx: ForwardContext) -> Tensor:
+        return ctx.scratch[before] + first(raw)
+
+    def put(raw: Any, value: Tensor, ctx: ForwardContext) -> Any:
+        return with_first(raw, first(raw) + (value - get(raw, ctx)))
+
+    return Port(submodule(layer, family.attn_out), "out", get, put, needs=before)
+
+
+def _attn_out(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    return _plain(submodule(layer, family.attn_out), "out")
+
+
+def _mlp_out(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    return _plain(submodule(layer, family.mlp_out), "out")
+
+
+def _mlp_post(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    inner = None if family.mlp_post is None else submodule(layer, family.mlp_post)
+    return None if inner is None or find_router(submodule(layer, family.mlp)) else _plain(inner, "in")
+
+
+def _z(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    return Port(
+        submodule(layer, family.output),
+        "in",
+        lambda raw, ctx: raw.unflatten(-1, (geometry.n_heads, -1)),
+        lambda raw, value, ctx: value.flatten(-2),
+    )
+
+
+def _qkv(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    path = {"q": family.query, "k": family.key, "v": family.value}[site.kind]
+    module = None if path is None else submodule(layer, path)
+    if module is None:
+        return None
+    heads = geometry.n_heads if site.kind == "q" else geometry.n_kv_heads
+    if family.fused == "separate":
+        return Port(
+            module,
+            "out",
+            lambda raw, ctx: raw.unflatten(-1, (heads, -1)),
+            lambda raw, value, ctx: value.flatten(-2),
+        )
+    part = "qkv".index(site.kind)
+    return _in_blocks(module, geometry, part) if family.fused == "blocks" else _per_head(module, geometry, part)
+
+
+def _in_blocks(module: nn.Module, geometry: Geometry, part: int) -> Port:
+    counts = (geometry.n_heads, geometry.n_kv_heads, geometry.n_kv_heads)
+    sizes = [count * geometry.d_head for count in counts]
+
+    def get(raw: Tensor, ctx: ForwardContext) -> Tensor:
+        return raw.split(sizes, dim=-1)[part].unflatten(-1, (counts[part], -1))
+
+    def put(raw: Tensor, value: Tensor, ctx: ForwardContext) -> Tensor:
+        parts = list(raw.split(sizes, dim=-1))
+        parts[part] = value.flatten(-2)
+        return torch.cat(parts, dim=-1)
+
+    return Port(module, "out", get, put)
+
+
+def _per_head(module: nn.Module, geometry: Geometry, part: int) -> Port:
+    def get(raw: Tensor, ctx: ForwardContext) -> Tensor:
+        return raw.unflatten(-1, (geometry.n_heads, 3, -1))[..., part, :]
+
+    def put(raw: Tensor, value: Tensor, ctx: ForwardContext) -> Tensor:
+        parts = list(raw.unflatten(-1, (geometry.n_heads, 3, -1)).unbind(-2))
+        parts[part] = value
+        return torch.stack(parts, dim=-2).flatten(-3)
+
+    return Port(module, "out", get, put)
+
+
+def _pattern(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    attention = submodule(layer, family.attention)
+    return Port(attention, "pattern", lambda raw, ctx: raw, lambda raw, value, ctx: value)
+
+
+def _router(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    router = find_router(submodule(layer, family.mlp))
+    if router is None:
+        return None
+
+    def get(raw: Any, ctx: ForwardContext) -> Routing:
+        return Routing(*(one.view(ctx.batch, -1, one.shape[-1]) for one in raw[:3]))
+
+    def put(raw: Any, value: Routing, ctx: ForwardContext) -> Any:
+        return (*(new.reshape(old.shape) for new, old in zip(value, raw[:3], strict=True)), *raw[3:])
+
+    return Port(router, "out", get, put)
+
+
+def _expert(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+    mlp = submodule(layer, family.mlp)
+    if find_router(mlp) is None:
+        return None
+    expert = site.expert
+
+    def get(raw: Any, ctx: ForwardContext) -> Tensor:
+        return raw.contribution(expert).view(ctx.batch, -1, geometry.d_model)
+
+    def put(raw: Any, value: Tensor, ctx: ForwardContext) -> Any:
+        return raw.with_contribution(expert, value.reshape(-1, geometry.d_model))
+
+    return Port(mlp.experts, "experts", get, put)
+
+
+_PORTS: dict[str, Callable[[nn.Module, Family, Geometry, Site, bool], Port | None]] = {
+    "resid_pre": _resid_pre,
+    "resid_mid": _resid_mid,
+    "resid_post": _resid_post,
+    "attn_out": _attn_out,
+    "mlp_out": _mlp_out,
+    "mlp_post": _mlp_post,
+    "q": _qkv,
+    "k": _qkv,
+    "v": _qkv,
+    "z": _z,
+    "pattern": _pattern,
+    "router": _router,
+    "expert": _expert,
+}
