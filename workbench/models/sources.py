@@ -30,7 +30,7 @@ class Source:
 
     kind: Kind
     name: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
     folder: Path | None = None
     revision: str | None = None
     subfolder: str = ""

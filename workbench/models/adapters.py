@@ -1,0 +1,245 @@
+"""An adapter on a base it shares: put on, switched, and checked to leave the base as it was."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from workbench.errors import UserError
+from workbench.models.adapter_fit import check_fit
+from workbench.models.sources import Source
+from workbench.typing import Float, Tensor
+
+ADAPTER_NAME = "default"
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """Which adapter layers were switched on, so that it can be restored exactly."""
+
+    layers: tuple[tuple[nn.Module, bool], ...]
+    model_disabled: bool
+
+    @property
+    def enabled(self) -> bool:
+        """Whether every layer was on."""
+        return all(on for _, on in self.layers)
+
+
+def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
+    """Put the adapter of ``source`` on the loaded model ``hf``; returns the ``PeftModel``, on and unmerged.
+
+    ``hf`` itself is changed: its modules are wrapped, its weights shared. Checks the fit first. Raises
+    UserError when the adapter belongs to another base or is incomplete; ``hf`` is then left as it was.
+    """
+    from peft import PeftModel
+
+    if any(True for _ in _switchable(hf)):
+        raise UserError(
+            "This base model already carries an adapter; give the PeftModel itself as the tuned model, "
+            "or load the base afresh."
+        )
+    name = base_name or str(getattr(hf, "name_or_path", "") or type(hf).__name__)
+    check_fit(source, hf, name)
+    device = next(hf.parameters()).device
+    place = {} if device.type == "meta" else {"torch_device": str(device)}
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            peft_model = PeftModel.from_pretrained(hf, str(source.local()), ADAPTER_NAME, **place)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        detach_adapters(hf)
+        raise UserError(f"PEFT cannot put {source.name} on {name}: {_gist(error)}") from error
+    for warning in caught:
+        if "missing adapter keys" in str(warning.message):
+            detach_adapters(hf)
+            raise UserError(f"The adapter {source.name} is incomplete for {name}: {_gist(warning.message)}")
+        if not issubclass(warning.category, FutureWarning | DeprecationWarning):  # between two libraries
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return peft_model.eval()
+
+
+def _gist(message: Any) -> str:
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    # torch heads a list of mismatches with a line that says nothing
+    text = (
+        lines[1]
+        if len(lines) > 1 and lines[0].endswith(":")
+        else lines[0]
+        if lines
+        else type(message).__name__
+    )
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def detach_adapters(hf: Any) -> None:
+    """Take every adapter layer out of ``hf`` again, unmerged; its own modules return to their places."""
+    for parent in list(hf.modules()):
+        for name, child in list(parent.named_children()):
+            if (inner := _wrapped(child)) is not None:
+                setattr(parent, name, inner)
+    if hasattr(hf, "peft_config"):
+        del hf.peft_config
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """The base's own module under adapter layers; None when ``module`` is no adapter layer."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    inner = module
+    while isinstance(inner, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        inner = inner.base_layer if isinstance(inner, BaseTunerLayer) else inner.original_module
+    return None if inner is module else inner
+
+
+def _switchable(model: nn.Module) -> Iterator[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            yield module
+
+
+def adapter_enabled(peft_model: nn.Module) -> bool:
+    """Whether the adapter takes part in the next forward pass: every one of its layers is on."""
+    return all(not layer.disable_adapters for layer in _switchable(peft_model))
+
+
+def set_adapter_enabled(peft_model: Any, enabled: bool | AdapterState) -> AdapterState:
+    """Switch every adapter layer on or off, or back to an earlier state; returns the state before.
+
+    Calls nest: ``before = set_adapter_enabled(m, False); ...; set_adapter_enabled(m, before)`` restores what
+    was, also a mixture of layers on and off. Unlike PEFT's own switch it leaves ``requires_grad`` alone.
+    Raises UserError when an adapter is merged into the weights, where off cannot be the base exactly.
+    """
+    layers = list(_switchable(peft_model))
+    if any(layer.merged_adapters for layer in layers):
+        raise UserError(
+            "The adapter is merged into the base's weights, and unmerging drifts; call unmerge_adapter() "
+            "for a rounded base, or load base and adapter afresh."
+        )
+    before = AdapterState(
+        tuple((layer, not layer.disable_adapters) for layer in layers),
+        bool(getattr(peft_model, "_adapters_disabled", False)),
+    )
+    if isinstance(enabled, AdapterState):
+        wanted, disabled = enabled.layers, enabled.model_disabled
+    else:
+        wanted, disabled = tuple((layer, enabled) for layer in layers), not enabled
+    layer: Any
+    for layer, on in wanted:
+        # PEFT keeps it in this flag alone; its public switch also rewrites requires_grad
+        layer._disable_adapters = not on
+    if hasattr(peft_model, "_adapters_disabled"):
+        peft_model._adapters_disabled = disabled
+    return before
+
+
+def base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and saved buffers of the base under any adapters, by the base's names; tied ones once."""
+    root: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tied = set(getattr(root, "all_tied_weights_keys", None) or ())
+    seen: set[tuple[Any, ...]] = set()
+    for name, tensor in sorted(_own_tensors(root, ""), key=lambda item: (item[0] in tied, item[0])):
+        key = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+        if tensor.device.type != "meta" and tensor.numel():
+            if key in seen:
+                continue
+            seen.add(key)
+        yield name, tensor
+
+
+def _own_tensors(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    inner = _wrapped(module)
+    module = module if inner is None else inner
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield prefix + name, parameter.detach()
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            yield prefix + name, buffer
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _own_tensors(child, f"{prefix}{name}.")
+
+
+@dataclass(frozen=True)
+class BaseState:
+    """What a base was before an adapter came: a checksum of each weight, and logits on a few tokens."""
+
+    checksums: dict[str, int]
+    logits: Float[Tensor, "pos vocab"]
+
+
+def snapshot_base(hf: Any) -> BaseState:
+    """Remember the base ``hf`` (no copy of its weights is made): one pass over them and one short forward.
+
+    Weights that are offloaded are not summed; the logits still cover them.
+    """
+    return BaseState(
+        {name: checksum(t) for name, t in base_tensors(hf) if t.device.type != "meta"}, _probe(hf)
+    )
+
+
+def rewrites_base(peft_model: Any, before: BaseState) -> str | None:
+    """Why the model with its adapter off is not the base, in words; None when it is the base exactly.
+
+    Some adapters rewrite the base's own weights (PiSSA, OLoRA, CorDA, KaSA take their starting point out of
+    them; trained biases replace the base's). ``before`` is :func:`snapshot_base` of the base before the
+    adapter came, or of the base loaded separately.
+    """
+    now = {name: checksum(t) for name, t in base_tensors(peft_model) if name in before.checksums}
+    changed = sorted(name for name, value in before.checksums.items() if now.get(name, value) != value)
+    config = peft_model.active_peft_config
+    how = getattr(config, "init_lora_weights", None)
+    kind = f"{config.peft_type.value}{f' initialised as {how}' if isinstance(how, str) else ''}"
+    if changed:
+        return (
+            f"the adapter ({kind}) rewrites {len(changed)} of the base's own weights ({changed[0]}), so "
+            "switching it off does not give the base back"
+        )
+    state = set_adapter_enabled(peft_model, False)
+    try:
+        gap = float((_probe(peft_model) - before.logits).abs().max())
+    finally:
+        set_adapter_enabled(peft_model, state)
+    # the same weights on the same device are bit-equal; a re-dispatched model may round otherwise
+    if gap <= 1e-3 * float(before.logits.std()):
+        return None
+    return f"with the adapter ({kind}) off, logits differ from the base's by up to {gap:.2g}"
+
+
+def _probe(model: Any) -> Float[Tensor, "pos vocab"]:
+    device = model.get_input_embeddings().weight.device
+    vocab = int(model.config.get_text_config().vocab_size)
+    tokens = torch.arange(_PROBE_TOKENS, device="cpu" if device.type == "meta" else device) * 7 % vocab
+    with torch.no_grad():
+        return model(input_ids=tokens[None], use_cache=False).logits[0].float().cpu()
+
+
+def checksum(tensor: Tensor) -> int:
+    """A 64-bit sum over the tensor's bytes, rows weighted by their place; runs where the tensor is, uncopied.
+
+    Guards against change, not against an adversary.
+    """
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    whole = raw.numel() // 8 * 8
+    words = (
+        raw[:whole].view(torch.int64)
+        if raw.storage_offset() % 8 == 0
+        else raw[:whole].clone().view(torch.int64)
+    )
+    total = int(raw[whole:].long().sum())
+    width = 4096
+    rows = words[: words.numel() // width * width].view(-1, width).sum(1)
+    odd = torch.arange(rows.numel(), device=rows.device) * 2 + 1
+    total += int((rows * odd).sum()) + 3 * int(words[rows.numel() * width :].sum())
+    return total
