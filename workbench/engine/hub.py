@@ -115,6 +115,8 @@ class Hub:
         self.context: ForwardContext | None = None
         self.view = ""
         """Which of the models that share these weights is running ("base" or "tuned" of an adapter pair)."""
+        self.withheld: frozenset[str] = frozenset()
+        """Kinds of site that the self-check could not confirm for this architecture; they are not offered."""
         self._lock = threading.RLock()
         self._dispatches: dict[tuple[int, str], _Dispatch] = {}
         self._depth = 0
@@ -137,7 +139,7 @@ class Hub:
         for layer in range(self.geometry.n_layers):
             for kind in KINDS:
                 site = Site(kind, layer, 0 if kind == "expert" else None)
-                if port(self.hf, self.family, self.geometry, site) is not None:
+                if kind not in self.withheld and port(self.hf, self.family, self.geometry, site) is not None:
                     names.append(f"blocks.{layer}.mlp.expert" if kind == "expert" else site.name)
         return names
 
@@ -182,7 +184,7 @@ class Hub:
 
     def _port(self, hook: SiteHook) -> Port:
         site, geometry = hook.site, self.geometry
-        known = site.layer is not None and 0 <= site.layer < geometry.n_layers
+        known = site.layer is not None and 0 <= site.layer < geometry.n_layers and site.kind not in self.withheld
         if site.kind == "expert":
             known = known and site.expert is not None and 0 <= site.expert < geometry.n_experts
         place = port(self.hf, self.family, geometry, site, edit=hook.edit) if known else None
