@@ -1,1 +1,26 @@
-"""placeholder, to be written."""
+"""Tunescope's core: model pairs, sites, the hook engine, prompts, recording, statistics, runs, figures, organisms.
+
+``import workbench as wb`` costs nothing; each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from workbench.lazy import lazy
+
+_HOMES = {
+    "AdaptedModel": "models.adapted",
+    "ModelPair": "models.pair",
+    "Prompts": "prompts",
+    "Recording": "recording.recording",
+    "Site": "engine.sites",
+    "UserError": "errors",
+    "load_model": "models.pair:load_one",
+    "load_pair": "models.pair",
+    "record": "recording.record_pair:record",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+__getattr__ = lazy(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -22,6 +22,8 @@ class Family:
     attention: str = "self_attn"
     output: str = "self_attn.o_proj"
     """The attention output projection; its input is z."""
+    attention_in: str | None = "input_layernorm"
+    """The first module that takes the residual stream inside a layer."""
     query: str | None = "self_attn.q_proj"
     key: str | None = "self_attn.k_proj"
     value: str | None = "self_attn.v_proj"
@@ -42,7 +44,7 @@ GEMMA = replace(
     resid_mid="pre_feedforward_layernorm",
     mlp_out="post_feedforward_layernorm",
 )
-OLMO2 = replace(GEMMA, resid_mid="mlp")
+OLMO2 = replace(GEMMA, resid_mid="mlp", attention_in="self_attn")
 PHI3 = replace(
     LLAMA,
     query="self_attn.qkv_proj",
@@ -54,6 +56,7 @@ GPT2 = Family(
     layers="transformer.h",
     attention="attn",
     output="attn.c_proj",
+    attention_in="ln_1",
     query="attn.c_attn",
     key="attn.c_attn",
     value="attn.c_attn",

@@ -40,6 +40,7 @@ def foreign_family(hf: nn.Module) -> Family:
         layers=blocks.name,
         attention=attention.name,
         output=output,
+        attention_in=None,
         query=qkv["q"],
         key=qkv["k"],
         value=qkv["v"],

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from workbench.engine.checkpointing import keep_contexts
 from workbench.engine.context import ForwardContext, Generation
 from workbench.engine.families import Family, family_of
 from workbench.engine.geometry import Geometry, read_geometry
@@ -203,11 +204,11 @@ class Hub:
         if self._dispatches[key].discard(entry):
             del self._dispatches[key]
 
-    def _keep(self, site: Site, stack: ExitStack) -> None:
+    def _keep(self, place: Port, stack: ExitStack) -> None:
         def keep(value: Tensor, ctx: ForwardContext) -> None:
-            ctx.scratch[site] = value
+            ctx.scratch[place] = value
 
-        self._add(_Entry(self._port(SiteHook(site, keep)), keep, False, self.view), stack)
+        self._add(_Entry(place, keep, False, self.view), stack)
 
     def _open_taps(self, ports: Sequence[Port], stack: ExitStack) -> None:
         sides = {place.side for place in ports}
@@ -252,8 +253,11 @@ class Hub:
         signature = inspect.signature(body.forward)
         original = hf.generate
 
+        checkpoints = ExitStack()
+
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.context = self._begin(signature.bind_partial(*args, **kwargs).arguments)
+            keep_contexts(self, checkpoints)
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             before, self._generation = self._generation, _generation(args, kwargs)
@@ -268,6 +272,7 @@ class Hub:
 
         def leave() -> None:
             handle.remove()
+            checkpoints.close()
             if own is None:
                 del hf.__dict__["generate"]
             else:

@@ -27,8 +27,8 @@ class Port:
     side: Side
     get: Callable[[Any, ForwardContext], Any]
     put: Callable[[Any, Any, ForwardContext], Any]
-    needs: Site | None = None
-    """A site whose value must have been kept before (in ``ctx.scratch``) for ``get`` to work."""
+    needs: Port | None = None
+    """A port whose value must have been kept before (``ctx.scratch[port]``) for ``get`` to work."""
 
 
 def first(raw: Any) -> Any:
@@ -67,7 +67,7 @@ def _resid_mid(layer: nn.Module, family: Family, geometry: Geometry, site: Site,
         return None
     if not edit:
         return _plain(submodule(layer, family.resid_mid), "in")
-    before = Site("resid_pre", site.layer)
+    before = _residual_into_attention(layer, family)
 
     def get(raw: Any, ctx: ForwardContext) -> Tensor:
         return ctx.scratch[before] + first(raw)
@@ -76,6 +76,13 @@ def _resid_mid(layer: nn.Module, family: Family, geometry: Geometry, site: Site,
         return with_first(raw, first(raw) + (value - get(raw, ctx)))
 
     return Port(submodule(layer, family.attn_out), "out", get, put, needs=before)
+
+
+def _residual_into_attention(layer: nn.Module, family: Family) -> Port:
+    """The residual stream inside the layer's own forward: gradient checkpointing recomputes that, and not the
+    hooks around it."""
+    inside = None if family.attention_in is None else submodule(layer, family.attention_in)
+    return _plain(layer if inside is None else inside, "in")
 
 
 def _attn_out(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from workbench.engine.families import FAMILIES, submodule
 from workbench.engine.hub import Hub, SiteHook
@@ -74,9 +76,9 @@ def _check_heads(hub: Hub, layer: int, at: dict[str, Any]) -> None:
     output = submodule(hub.hf, f"{family.layers}.{layer}.{family.output}")
     weight = getattr(output, "weight", None)
     plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.device.type != "meta"
-    if not plain or type(output).__name__ not in ("Linear", "Conv1D") or family.attn_out != family.output:
-        return
-    by_head = (weight.T if type(output).__name__ == "Linear" else weight).unflatten(0, (geometry.n_heads, -1))
+    if not plain or type(output) not in (nn.Linear, Conv1D) or family.attn_out != family.output:
+        return  # an adapted or quantized projection does not compute from its weight alone
+    by_head = (weight.T if type(output) is nn.Linear else weight).unflatten(0, (geometry.n_heads, -1))
     total = torch.einsum("bphd,hdm->bpm", z.float(), by_head.float())
     if output.bias is not None:
         total = total + output.bias.float()

@@ -1,0 +1,224 @@
+"""A base model and its fine-tuned version, seen side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from workbench.engine.selfcheck import self_check
+from workbench.errors import UserError
+from workbench.models import adapters
+from workbench.models.adapted import AdaptedModel, Role
+from workbench.models.differences import Differences, compare
+from workbench.models.identity import ModelIdentity, identify
+from workbench.models.loading import load_model, load_tokenizer
+from workbench.models.sources import Kind, Source, describe
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPair:
+    """Both models, and what differs between them beside the weights.
+
+    Of a one-copy adapter pair ``base`` and ``tuned`` are views on the same weights with the adapter off and on.
+    """
+
+    base: AdaptedModel
+    tuned: AdaptedModel
+    one_copy: bool
+    differences: Differences
+    adapter: Any = field(default=None, repr=False)
+    """The ``PeftModel`` that carries the adapter, if the tuned model is one."""
+
+    @property
+    def models(self) -> dict[str, AdaptedModel]:
+        """``{"base": ..., "tuned": ...}``."""
+        return {"base": self.base, "tuned": self.tuned}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that both models' prompts go through: the tuned model's, else the base's."""
+        return self.tuned.tokenizer
+
+    def __repr__(self) -> str:
+        copies = "one copy of the weights" if self.one_copy else "two copies of the weights"
+        said = "".join(f"\n  - {sentence}" for sentence in self.differences.sentences())
+        return f"ModelPair({copies})\n  base:  {self.base!r}\n  tuned: {self.tuned!r}{said}"
+
+
+def load_pair(
+    base: Any,
+    tuned: Any,
+    *,
+    device: Any = "auto",
+    dtype: Any = "auto",
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    tokenizer: Any = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    check: bool = True,
+) -> ModelPair:
+    """Load a base model and its fine-tuned version.
+
+    Each is a folder, a hub id (``org/name``, ``org/name@revision``, ``org/name/sub/folder``), a loaded Hugging Face
+    model, a PEFT adapter's folder or hub id, or a ``PeftModel``. An adapter shares its base's weights where switching
+    it off gives the base back exactly (checked); otherwise two copies are held, and ``differences`` says so.
+
+    ``device="auto"`` takes CUDA, then Apple's GPU, then the CPU; ``device_map`` goes to accelerate.
+    ``check`` runs the four-token self-check of the map of sites. Raises :class:`workbench.errors.UserError` for what
+    cannot be loaded or compared, naming what was expected.
+    """
+    flags = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    from_, to = describe(base, **flags), describe(tuned, **flags)
+    if from_.is_adapter:
+        raise UserError(f"The base {from_.name} is an adapter: give the model it was trained on as the base.")
+    load = partial(
+        load_model, device=device, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation
+    )
+    parts = _load_adapter_pair(from_, to, load) if to.is_adapter else _load_full_pair(from_, to, load)
+    pair = _assemble(from_, to, parts, tokenizer)
+    if check:
+        self_check(pair.base.hub)
+        if not pair.one_copy:
+            self_check(pair.tuned.hub)
+    return pair
+
+
+def load_one(
+    model: Any,
+    *,
+    device: Any = "auto",
+    dtype: Any = "auto",
+    device_map: Any = None,
+    tokenizer: Any = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> AdaptedModel:
+    """Load a single model, for steering or for a look at its sites. Takes what :func:`load_pair` takes for a base."""
+    source = describe(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    if source.is_adapter:
+        raise UserError(f"{source.name} is an adapter: load it with its base, as load_pair(base, adapter).")
+    hf = load_model(source, device=device, dtype=dtype, device_map=device_map)
+    words, _ = load_tokenizer(source, tokenizer=tokenizer)
+    loaded = AdaptedModel(hf, words, name=source.name, identify=_identifier(hf, words, source, adapter=False))
+    self_check(loaded.hub)
+    return loaded
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Loaded models before they are put side by side."""
+
+    base: Any
+    tuned: Any
+    adapter: Any = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def one_copy(self) -> bool:
+        return self.base is self.tuned
+
+
+def _load_full_pair(base: Source, tuned: Source, load: Callable[[Source], Any]) -> _Parts:
+    _check_loadable_together(base, tuned)
+    hf = load(base)
+    return _Parts(hf, hf if _same_model(base, tuned) else load(tuned))
+
+
+def _same_model(base: Source, tuned: Source) -> bool:
+    """A model against itself (the null comparison) needs one copy only when it is the same loaded object."""
+    return base.kind is Kind.LOADED and base.model is tuned.model
+
+
+def _check_loadable_together(base: Source, tuned: Source) -> None:
+    """Refuse a pair of different shapes from the configs alone, before gigabytes are read."""
+    from transformers import AutoConfig
+
+    from workbench.models.differences import check_same_shape
+
+    configs = []
+    for source in (base, tuned):
+        if source.model is not None:
+            configs.append(source.model.config)
+        else:
+            try:
+                configs.append(AutoConfig.from_pretrained(source.local(), trust_remote_code=source.trust_remote_code))
+            except (ValueError, KeyError, OSError) as error:
+                raise UserError(f"The config of {source.name} cannot be read: {str(error).splitlines()[0]}") from error
+    check_same_shape(*configs)
+
+
+def _load_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], Any]) -> _Parts:
+    if tuned.kind is Kind.PEFT:
+        return _loaded_adapter_pair(base, tuned, load)
+    hf = load(base)
+    before = adapters.snapshot_base(hf)
+    peft_model = adapters.attach_adapter(hf, tuned, base_name=base.name)
+    reason = adapters.rewrites_base(peft_model, before)
+    if reason is None:
+        return _Parts(peft_model, peft_model, peft_model)
+    if base.kind is Kind.LOADED:
+        adapters.detach_adapters(hf)
+        raise UserError(
+            f"This pair needs two copies of the base, because {reason}: give the base as a folder or hub id, "
+            "so that it can be loaded twice."
+        )
+    return _Parts(load(base), peft_model, peft_model, (f"Two copies of the weights are held: {reason}.",))
+
+
+def _loaded_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], Any]) -> _Parts:
+    """A ``PeftModel`` as the tuned model: compare its adapter-off state with the base that was given."""
+    peft_model = tuned.model.eval()
+    inner = peft_model.get_base_model()
+    if base.kind is Kind.LOADED and base.model is inner:
+        return _Parts(peft_model, peft_model, peft_model)
+    own = load(base)
+    reason = adapters.rewrites_base(peft_model, adapters.snapshot_base(own))
+    if reason is None and next(own.parameters()).device == next(inner.parameters()).device:
+        return _Parts(peft_model, peft_model, peft_model)
+    note = reason or "base and tuned model are on different devices"
+    return _Parts(own, peft_model, peft_model, (f"Two copies of the weights are held: {note}.",))
+
+
+def _assemble(base: Source, tuned: Source, parts: _Parts, tokenizer: Any) -> ModelPair:
+    words, notes = load_tokenizer(tuned, base, tokenizer=tokenizer)
+    base_words = words if tokenizer is not None or parts.adapter is not None else _own_tokenizer(base, words)
+    bare = [part.get_base_model() if part is parts.adapter else part for part in (parts.base, parts.tuned)]
+    differences = compare(
+        bare[0].config, bare[1].config, base_words, words,
+        base_model=bare[0], tuned_model=bare[1], notes=parts.notes + notes,
+    )  # fmt: skip
+    switch = None if parts.adapter is None else partial(adapters.set_adapter_enabled, parts.adapter)
+
+    def side(role: Role, hf: Any, source: Source) -> AdaptedModel:
+        return AdaptedModel(
+            hf, words, name=source.name, role=role,
+            switch=switch if hf is parts.adapter else None,
+            identify=_identifier(hf, words, source, adapter=role == "tuned"),
+        )  # fmt: skip
+
+    return ModelPair(
+        base=side("base", parts.base, base),
+        tuned=side("tuned", parts.tuned, tuned),
+        one_copy=parts.one_copy,
+        differences=differences,
+        adapter=parts.adapter,
+    )
+
+
+def _own_tokenizer(base: Source, fallback: Any) -> Any:
+    """The base's own tokenizer, to be compared with the tuned model's; ``fallback`` where it has none."""
+    try:
+        return load_tokenizer(base)[0]
+    except UserError:
+        return fallback
+
+
+def _identifier(hf: Any, tokenizer: Any, source: Source, *, adapter: bool) -> Callable[[], ModelIdentity]:
+    folder: Path | None = source.folder if source.kind is Kind.MODEL else None
+    return lambda: identify(
+        hf, tokenizer, name=source.name, revision=source.revision, adapter=adapter, folder=folder
+    )
