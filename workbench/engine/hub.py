@@ -185,7 +185,9 @@ class Hub:
 
     def _port(self, hook: SiteHook) -> Port:
         site, geometry = hook.site, self.geometry
-        known = site.layer is not None and 0 <= site.layer < geometry.n_layers and site.kind not in self.withheld
+        known = (
+            site.layer is not None and 0 <= site.layer < geometry.n_layers and site.kind not in self.withheld
+        )
         if site.kind == "expert":
             known = known and site.expert is not None and 0 <= site.expert < geometry.n_experts
         place = port(self.hf, self.family, geometry, site, edit=hook.edit) if known else None
@@ -307,7 +309,9 @@ def _generation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation | N
     if not isinstance(given, torch.Tensor):
         return None
     mask = kwargs.get("attention_mask")
-    return Generation(given.shape[1], given.shape[0], mask if mask is not None and not bool(mask.all()) else None)
+    return Generation(
+        given.shape[1], given.shape[0], mask if mask is not None and not bool(mask.all()) else None
+    )
 
 
 def _offloaded(hf: Any) -> bool:

@@ -121,7 +121,9 @@ def _qkv(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit:
             lambda raw, value, ctx: value.flatten(-2),
         )
     part = "qkv".index(site.kind)
-    return _in_blocks(module, geometry, part) if family.fused == "blocks" else _per_head(module, geometry, part)
+    return (
+        _in_blocks(module, geometry, part) if family.fused == "blocks" else _per_head(module, geometry, part)
+    )
 
 
 def _in_blocks(module: nn.Module, geometry: Geometry, part: int) -> Port:
