@@ -1,4 +1,4 @@
-"""Edits under gradient checkpointing: the same gradients, and each recomputation in its own forward's context."""
+"""Edits under gradient checkpointing: the same gradients, recomputed in the right context."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model_of(family: str, reentrant: bool | None) -> AdaptedModel:
 
 
 def positional(model: AdaptedModel, kinds: tuple[str, ...]) -> tuple[Any, AbstractContextManager[Any]]:
-    """One learned number per site, multiplied with the position, so that a wrong context gives a wrong gradient."""
+    """One learned number per site, times the position, so that a wrong context gives a wrong gradient."""
     scales = torch.nn.Parameter(torch.zeros(len(kinds)))
 
     def edit(number: int) -> Any:
