@@ -33,7 +33,7 @@ class _Part:
 
 
 def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
-    """Check the stored adapter ``adapter`` against the loaded model ``base``; returns notes for people.
+    """Check the stored adapter ``adapter`` against the loaded model ``base``; returns :func:`name_notes`.
 
     Raises UserError naming the first module the base lacks or has in other widths, with both shapes.
     """
@@ -52,6 +52,11 @@ def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
         for part in parts:
             if problem := _misfit(part, modules.get(part.module)):
                 raise UserError(f"The adapter {adapter.name} does not fit {base_name}: {problem}{told}.")
+    return name_notes(adapter, base_name)
+
+
+def name_notes(adapter: Source, base_name: str) -> tuple[str, ...]:
+    """A sentence for people when an adapter that fits ``base_name`` says it was trained on another base."""
     if adapter.base_name is None or same_name(adapter.base_name, base_name):
         return ()
     return (

@@ -40,7 +40,7 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
     """
     from peft import PeftModel
 
-    if any(True for _ in _switchable(hf)):
+    if any(True for _ in adapter_layers(hf)):
         raise UserError(
             "This base model already carries an adapter; give the PeftModel itself as the tuned model, "
             "or load the base afresh."
@@ -82,13 +82,13 @@ def detach_adapters(hf: Any) -> None:
     """Take every adapter layer out of ``hf`` again, unmerged; its own modules return to their places."""
     for parent in list(hf.modules()):
         for name, child in list(parent.named_children()):
-            if (inner := _wrapped(child)) is not None:
+            if (inner := bare_module(child)) is not None:
                 setattr(parent, name, inner)
     if hasattr(hf, "peft_config"):
         del hf.peft_config
 
 
-def _wrapped(module: nn.Module) -> nn.Module | None:
+def bare_module(module: nn.Module) -> nn.Module | None:
     """The base's own module under adapter layers; None when ``module`` is no adapter layer."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -99,7 +99,8 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     return None if inner is module else inner
 
 
-def _switchable(model: nn.Module) -> Iterator[Any]:
+def adapter_layers(model: nn.Module) -> Iterator[Any]:
+    """Every layer PEFT put into ``model``: around its modules, or beside them as trained copies."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -110,7 +111,7 @@ def _switchable(model: nn.Module) -> Iterator[Any]:
 
 def adapter_enabled(peft_model: nn.Module) -> bool:
     """Whether the adapter takes part in the next forward pass: every one of its layers is on."""
-    return all(not layer.disable_adapters for layer in _switchable(peft_model))
+    return all(not layer.disable_adapters for layer in adapter_layers(peft_model))
 
 
 def set_adapter_enabled(peft_model: Any, enabled: bool | AdapterState) -> AdapterState:
@@ -120,7 +121,7 @@ def set_adapter_enabled(peft_model: Any, enabled: bool | AdapterState) -> Adapte
     was, also a mixture of layers on and off. Unlike PEFT's own switch it leaves ``requires_grad`` alone.
     Raises UserError when an adapter is merged into the weights, where off cannot be the base exactly.
     """
-    layers = list(_switchable(peft_model))
+    layers = list(adapter_layers(peft_model))
     if any(layer.merged_adapters for layer in layers):
         raise UserError(
             "The adapter is merged into the base's weights, and unmerging drifts; call unmerge_adapter() "
@@ -158,7 +159,7 @@ def base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _own_tensors(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    inner = _wrapped(module)
+    inner = bare_module(module)
     module = module if inner is None else inner
     for name, parameter in module._parameters.items():
         if parameter is not None:

@@ -109,8 +109,9 @@ def compare(
 ) -> Differences:
     """Compare two models by their configs and tokenizers, and by the loaded models when they are given.
 
-    Of an adapter pair both configs, and both models, may be the same object. Raises UserError when architecture
-    or widths differ, naming the first field and both values, or when a token has another id in each tokenizer.
+    Of an adapter pair both configs, and both models, may be the same object. Raises UserError when
+    architecture or widths differ, naming the first field and both values, or when a token has another id
+    in each tokenizer.
     """
     check_same_shape(base_config, tuned_config)
     base, tuned = base_config.get_text_config(), tuned_config.get_text_config()
@@ -133,8 +134,8 @@ def check_same_shape(base_config: Any, tuned_config: Any) -> None:
     for name, one, other in _changed(base, tuned):
         what = "architectures" if name == "model_type" else "shapes"
         raise UserError(
-            f"The two models have different {what}: {name} is {one!r} in the base and {other!r} in the tuned model. "
-            "Give the base that the tuned model was trained from."
+            f"The two models have different {what}: {name} is {one!r} in the base and {other!r} in the tuned "
+            "model. Give the base that the tuned model was trained from."
         )
 
 
@@ -185,9 +186,9 @@ def compare_tokens(base_tok: Any, tuned_tok: Any, base_size: int, tuned_size: in
     if moved:
         token = moved[0][1]
         raise UserError(
-            f"The tokenizers differ: {len(moved)} tokens have another id in the tuned model ({token!r} is "
-            f"{base[token]} in the base, {tuned[token]} in the tuned model), so no input is the same to both; "
-            "give the base that the tuned model was trained from."
+            f"The tokenizers differ: {len(moved)} tokens have another id in the tuned model ({token!r}: "
+            f"{base[token]} in the base, {tuned[token]} in the tuned model), so no input is the same to "
+            "both; give the base that the tuned model was trained from."
         )
     return TokenDifferences(
         common=len(common_token_ids(base_tok, tuned_tok, base_size, tuned_size)),
@@ -213,7 +214,7 @@ def _about_tokens(tokens: TokenDifferences, most: int = 5) -> list[str]:
             said.append(f"{len(names)} tokens are only in the {whose} tokenizer ({listed}).")
     base, tuned = tokens.vocab_sizes
     if base != tuned:
-        said.append(f"The vocabulary has {base} rows in the base and {tuned} in the tuned model.")
+        said.append(f"The vocabulary has {base} rows in the base, {tuned} in the tuned model.")
     if said:
         said.append(f"Logits are compared on the {tokens.common} ids common to both.")
     return said
