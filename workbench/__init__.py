@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from workbench.lazy import lazy
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "AdaptedModel": "models.adapted",
     "ModelPair": "models.pair",

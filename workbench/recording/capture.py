@@ -1,0 +1,122 @@
+"""The rows that one batch of prompts leaves at each site, in the order (prompt, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from workbench.engine.context import ForwardContext
+from workbench.engine.hub import SiteHook
+from workbench.engine.positions import PositionSpec, Where, select
+from workbench.engine.routing import Routing
+from workbench.engine.sites import Site
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts.encode import Encoded
+from workbench.typing import Int, Tensor
+
+LOGITS = "logits"
+
+
+@dataclass
+class Captured:
+    """One model on one batch: site name -> rows, and where they come from."""
+
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    batch_row: Tensor | None = None
+    """[row] which prompt of the batch."""
+    position: Tensor | None = None
+    """[row] position in the prompt, from its first real token."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What to keep of a forward pass."""
+
+    sites: tuple[Site, ...]
+    positions: PositionSpec | Where
+    dtype: torch.dtype | None
+    """Floating rows are stored in this dtype; None keeps the model's."""
+    width: int
+    """Longest prompt of the whole recording: the width of stored attention rows."""
+    logits: bool = False
+
+    def run(
+        self, model: AdaptedModel, batch: Encoded, prompt_lengths: Int[Tensor, " row"] | None
+    ) -> Captured:
+        """One forward pass of ``model``; it ends after the last site unless logits are kept."""
+        taken = Captured()
+        hooks = [SiteHook(site, self._reader(site, taken)) for site in self.sites]
+        if not self.sites:
+            hooks = [SiteHook(Site("resid_pre", 0), lambda value, ctx: self._locate(ctx, taken) and None)]
+        with model.hooked(hooks, stop=not self.logits, prompt_lengths=prompt_lengths):
+            out = model.forward(batch, logits="all" if self.logits else None)
+        if out is not None and self.logits:
+            assert taken.batch_row is not None and taken.position is not None
+            columns = _columns(batch, taken)
+            self._store(taken, LOGITS, out[taken.batch_row.to(out.device), columns.to(out.device)])
+        return taken
+
+    def _reader(self, site: Site, taken: Captured) -> Any:
+        def read(value: Any, ctx: ForwardContext) -> None:
+            mask = self._locate(ctx, taken)
+            if isinstance(value, Routing):
+                self._store(taken, site.name, value.logits[mask])
+                self._store(taken, f"{site.name}.weights", value.weights[mask])
+                self._store(taken, f"{site.name}.experts", value.experts[mask])
+            elif site.kind == "pattern":
+                self._store(taken, site.name, _aligned_pattern(value, ctx, self.width)[mask])
+            else:
+                self._store(taken, site.name, value[mask.to(value.device)])
+
+        return read
+
+    def _locate(self, ctx: ForwardContext, taken: Captured) -> Tensor:
+        """[batch, pos] bool: which rows are kept; the same for every site of the pass."""
+        if (mask := ctx.scratch.get("capture")) is None:
+            chosen = select(self.positions, ctx)
+            mask = chosen.mask if chosen.mask is not None else ctx.real & (not chosen.nothing)
+            ctx.scratch["capture"] = mask
+            taken.batch_row = mask.nonzero()[:, 0].cpu()
+            taken.position = ctx.index[mask].cpu()
+        return mask
+
+    def _store(self, taken: Captured, name: str, rows: Tensor) -> None:
+        """Keep a copy: an aliased slice would hold the whole activation in memory."""
+        rows = rows.detach()
+        if self.dtype is not None and rows.is_floating_point():
+            rows = rows.to(self.dtype)
+        taken.rows[name] = rows.clone() if rows._base is not None else rows
+
+
+def _columns(batch: Encoded, taken: Captured) -> Tensor:
+    """Columns of the padded batch that the kept rows sit in."""
+    assert taken.batch_row is not None and taken.position is not None
+    width = batch.input_ids.shape[1]
+    left = width - batch.attention_mask.sum(-1).cpu()
+    return taken.position + left[taken.batch_row]
+
+
+def _aligned_pattern(pattern: Tensor, ctx: ForwardContext, width: int) -> Tensor:
+    """[batch, query, head, width]: keys counted from each row's first real token, 0 beyond the last."""
+    by_query = pattern.transpose(1, 2)
+    keys = by_query.shape[-1]
+    left = keys - (ctx.attention_mask.sum(-1) if ctx.padded and ctx.attention_mask is not None else keys)
+    left = torch.as_tensor(left, device=pattern.device).expand(by_query.shape[0])
+    column = left[:, None] + torch.arange(width, device=pattern.device)
+    inside = column < keys
+    taken = by_query.gather(-1, column.clamp(max=keys - 1)[:, None, None].expand(*by_query.shape[:3], -1))
+    return taken * inside[:, None, None]
+
+
+def nonfinite(taken: Captured, prompts: Sequence[int]) -> list[tuple[str, int]]:
+    """(site, prompt) wherever a kept value is NaN or infinite."""
+    found: list[tuple[str, int]] = []
+    for name, rows in taken.rows.items():
+        if rows.is_floating_point() and not bool(torch.isfinite(rows).all()):
+            assert taken.batch_row is not None
+            bad = ~torch.isfinite(rows).flatten(1).all(1).cpu()
+            found += [(name, prompts[int(row)]) for row in taken.batch_row[bad].unique()]
+    return found

@@ -1,0 +1,122 @@
+"""What a recording will do, decided before the first forward pass: token ids, windows, batches, the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import Encoded, batches, encode, pad_left
+
+BATCHES_PER_WINDOW = 8
+"""Rows are put back into the order of the prompts window by window, so memory stays flat."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that go through the models together; ``prompts`` are their numbers."""
+
+    prompts: list[int]
+    encoded: Encoded
+    prompt_lengths: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Token ids of every prompt (with its continuation, if any), and how they are batched."""
+
+    ids: list[list[int]]
+    prompt_lengths: list[int]
+    batch_size: int
+    pad: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(row) for row in self.ids)
+
+    def windows(self) -> list[list[int]]:
+        """Consecutive prompts, a few batches at a time."""
+        size = self.batch_size * BATCHES_PER_WINDOW
+        numbers = range(len(self.ids))
+        return [list(numbers[start : start + size]) for start in range(0, len(self.ids), size)]
+
+    def batches(self, window: list[int]) -> Iterator[Batch]:
+        """The batches of one window, rows of similar length together."""
+        continued = any(self.prompt_lengths[i] != len(self.ids[i]) for i in window)
+        for rows in batches([len(self.ids[i]) for i in window], self.batch_size):
+            chosen = [window[row] for row in rows]
+            lengths = torch.tensor([self.prompt_lengths[i] for i in chosen]) if continued else None
+            yield Batch(chosen, pad_left([self.ids[i] for i in chosen], self.pad), lengths)
+
+
+def plan(
+    models: dict[str, AdaptedModel],
+    prompts: Prompts,
+    batch_size: int | Literal["auto"],
+    new_tokens: int,
+    writer: str,
+) -> Plan:
+    """Encode the prompts once for all models; with ``new_tokens`` the ``writer`` continues them greedily first."""
+    model = models[writer]
+    limits = [m.max_positions for m in models.values() if m.max_positions is not None]
+    ids = encode(prompts, model.tokenizer, min(limits) - new_tokens if limits else None)
+    size = auto_batch_size(model, max(len(row) for row in ids) + new_tokens) if batch_size == "auto" else batch_size
+    before = Plan(ids, [len(row) for row in ids], size, pad_id(model.tokenizer))
+    if not new_tokens:
+        return before
+    return Plan(_continued(model, before, new_tokens), before.prompt_lengths, size, before.pad)
+
+
+def _continued(model: AdaptedModel, before: Plan, new_tokens: int) -> list[list[int]]:
+    ids = list(before.ids)
+    stops = model.inner.generation_config.eos_token_id
+    ends = set(stops if isinstance(stops, list) else [stops])
+    for window in before.windows():
+        for batch in before.batches(window):
+            full = model.generate_ids(batch.encoded, max_new_tokens=new_tokens)
+            for prompt, row in zip(batch.prompts, full[:, batch.encoded.input_ids.shape[1] :].tolist(), strict=True):
+                end = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
+                ids[prompt] = ids[prompt] + row[:end]
+    return ids
+
+
+def auto_batch_size(model: AdaptedModel, longest: int) -> int:
+    """Prompts per batch from free memory: a fifth of it for activations, between 1 and 256 prompts."""
+    itemsize = model.dtype.itemsize
+    per_token = itemsize * (24 * model.d_model + 4 * model.n_heads * longest)
+    tokens = min(_free_bytes(model.device) // 5 // per_token, 8192)
+    return int(max(1, min(256, tokens // max(1, longest))))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import os
+
+    try:
+        return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return 2 * 2**30
+
+
+def store_config(
+    models: dict[str, AdaptedModel], prompts: Prompts, plan_: Plan, sites: list[str], options: dict[str, Any]
+) -> dict[str, Any]:
+    """What decides the bytes of a recording. Keyed by content; a name alone identifies nothing."""
+    from workbench import __version__
+
+    return {
+        "roles": list(models),
+        "models": {role: model.identity.to_dict() for role, model in models.items()},
+        "prompts": prompts.hash,
+        "n_prompts": len(prompts),
+        "sites": sites,
+        "batch_size": plan_.batch_size,
+        "code": __version__,
+        **options,
+    }

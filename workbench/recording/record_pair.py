@@ -1,0 +1,211 @@
+"""``record``: run both models on the same token ids and keep what passes at the sites asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from workbench.engine.positions import PositionSpec, Where, where
+from workbench.engine.sites import Site
+from workbench.errors import UserError
+from workbench.files import write_json
+from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
+from workbench.recording.capture import Capture, nonfinite
+from workbench.recording.plan import Batch, Plan, plan, store_config
+from workbench.recording.recording import FLAGS, NonFiniteWarning, Recording
+from workbench.recording.sinks import MemorySink, Sink, StatisticsSink, StoreSink
+from workbench.typing import Tensor
+
+Store = Literal["memory"] | str | Path | None
+
+
+def record(
+    pair: ModelPair | AdaptedModel,
+    prompts: Any,
+    sites: str | Site | Sequence[str | Site],
+    *,
+    layers: Any = None,
+    positions: PositionSpec | Where = "last",
+    store: Store = "memory",
+    batch_size: int | Literal["auto"] = "auto",
+    dtype: torch.dtype | None = None,
+    logits: bool = False,
+    new_tokens: int = 0,
+    covariance: bool = False,
+    top: int = 0,
+    progress: Progress | None = None,
+) -> Recording:
+    """Record activations of both models of a pair (or of one model) on the same token ids.
+
+    ``sites``: names such as "resid_post", "z", "router", "blocks.3.attn.hook_z"; ``layers`` narrows names without a
+    layer (indices or fractions of depth). ``positions``: see :mod:`workbench.engine.positions`.
+    ``store``: "memory" keeps rows in memory; a folder writes shards that survive a kill and resume; None keeps
+    statistics only (float64 mean, variance; ``covariance`` and the ``top`` rows by norm on request), in memory that
+    does not grow with the number of prompts. ``dtype``: of stored rows (default: the model's).
+    ``logits``: also keep logits at the positions; otherwise the forward ends after the last site and skips the
+    vocabulary projection. ``new_tokens``: the tuned model first continues each prompt greedily, and both models read
+    prompt and continuation; ``index["phase"]`` tells them apart.
+
+    Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, and a folder
+    that holds another recording.
+    """
+    models = pair.models if isinstance(pair, ModelPair) else {pair.role: pair}
+    rows = Prompts.of(prompts)
+    first = next(iter(models.values()))
+    chosen = first.expand(sites, layers) if sites else []
+    if not chosen and not logits:
+        raise UserError("Nothing to record: name at least one site, or ask for logits.")
+    scope = where(positions)
+    options = _options(scope, dtype, logits, new_tokens)
+    size = _stored_batch_size(store) if batch_size == "auto" else batch_size
+    plan_ = plan(models, rows, size or batch_size, new_tokens, _writer(models))
+    names = [site.name for site in chosen] + (["logits"] if logits else [])
+    capture = Capture(tuple(chosen), scope, dtype, plan_.longest, logits)
+    job = _Job(models, rows, plan_, capture, progress or Silent())
+    if store == "memory":
+        config = {"roles": list(models), "n_prompts": len(rows), "sites": names, **options}
+        return job.run(MemorySink(), config)
+    if store is None:
+        config = {"roles": list(models), "n_prompts": len(rows), "sites": names, **options}
+        return job.run(StatisticsSink(covariance=covariance, top=top), config)
+    config = store_config(models, rows, plan_, names, options)
+    return job.run(StoreSink(Path(store), config), config)
+
+
+def _writer(models: dict[str, AdaptedModel]) -> str:
+    return "tuned" if "tuned" in models else next(iter(models))
+
+
+def _stored_batch_size(store: Store) -> int | None:
+    """A resumed store keeps the batch size it began with: padding enters the last bits of activations."""
+    from workbench.recording import layout
+
+    if store in (None, "memory") or not (Path(str(store)) / layout.STORE).is_file():
+        return None
+    return layout.read_store(Path(str(store)))["config"].get("batch_size")
+
+
+def _options(scope: Where, dtype: torch.dtype | None, logits: bool, new_tokens: int) -> dict[str, Any]:
+    if callable(scope.at) or callable(scope.exclude):
+        shown: Any = {"at": f"function {getattr(scope.at, '__qualname__', scope.at)}"}
+    else:
+        shown = {key: value for key, value in scope.to_json().items() if value is not None}
+    kept = None if dtype is None else str(dtype).removeprefix("torch.")
+    return {"positions": shown, "dtype": kept, "logits": logits, "new_tokens": new_tokens}
+
+
+@dataclass
+class _Job:
+    models: dict[str, AdaptedModel]
+    prompts: Prompts
+    plan: Plan
+    capture: Capture
+    progress: Progress
+
+    def run(self, sink: Sink, config: dict[str, Any]) -> Recording:
+        flagged: list[tuple[str, str, int]] = []
+        windows = self.plan.windows()
+        self.progress.start("recording", len(self.prompts))
+        try:
+            with sink:
+                self.progress.advance(sum(len(window) for window in windows[: sink.steps_done]))
+                for window in windows[sink.steps_done :]:
+                    tensors, index = self._window(window, flagged)
+                    sink.add(tensors, index)
+        finally:
+            self.progress.finish()
+        return self._finish(sink, config, sorted(set(flagged)))
+
+    def _window(
+        self, window: list[int], flagged: list[tuple[str, str, int]]
+    ) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+        """Rows of consecutive prompts, back in the order of the prompts."""
+        pieces: dict[str, list[Tensor]] = {}
+        prompt: list[Tensor] = []
+        position: list[Tensor] = []
+        for batch in self.plan.batches(window):
+            for role, taken in self._batch(batch):
+                for name, rows in taken.rows.items():
+                    pieces.setdefault(f"{role}/{name}", []).append(rows)
+                flagged += [(role, name, number) for name, number in nonfinite(taken, batch.prompts)]
+                last = taken
+            assert last.batch_row is not None and last.position is not None
+            prompt.append(torch.tensor(batch.prompts)[last.batch_row])
+            position.append(last.position)
+            self.progress.advance(len(batch.prompts))
+        of, at = torch.cat(prompt), torch.cat(position)
+        order = torch.argsort(of * (self.plan.longest + 1) + at, stable=True)
+        tensors = {name: _ordered(rows, order) for name, rows in pieces.items()}
+        return tensors, self._index(of[order].tolist(), at[order].tolist())
+
+    def _batch(self, batch: Batch) -> Iterator[tuple[str, Any]]:
+        for role, model in self.models.items():
+            yield role, self.capture.run(model, batch.encoded, batch.prompt_lengths)
+
+    def _index(self, prompts: list[int], positions: list[int]) -> dict[str, list[Any]]:
+        ids = [self.plan.ids[prompt][position] for prompt, position in zip(prompts, positions, strict=True)]
+        tokenizer = next(iter(self.models.values())).tokenizer
+
+        @cache
+        def text(token: int) -> str:
+            return tokenizer.decode([token])
+
+        lengths = self.plan.prompt_lengths
+        phases = [
+            "prompt" if position < lengths[prompt] else "generated"
+            for prompt, position in zip(prompts, positions, strict=True)
+        ]
+        rows = self.prompts.rows
+        return {
+            "prompt": prompts,
+            "position": positions,
+            "token_id": ids,
+            "token": [text(token) for token in ids],
+            "phase": phases,
+            "group": [rows[prompt].group for prompt in prompts],
+            "label": [None if rows[prompt].label is None else str(rows[prompt].label) for prompt in prompts],
+        }
+
+    def _finish(self, sink: Sink, config: dict[str, Any], flagged: list[tuple[str, str, int]]) -> Recording:
+        if sink.folder is not None:
+            self._keep_flags(sink.folder, flagged)
+            recording = Recording.load(sink.folder)
+        else:
+            index = pd.DataFrame(sink.index or {"prompt": [], "position": []})
+            recording = Recording(index, config, sink.tensors, sink.moments, sink.top, tuple(flagged))
+        if len(recording) == 0:
+            raise UserError(f"The positions {config['positions']} select no token of any prompt: choose others.")
+        if recording.nonfinite:
+            role, site, prompt = recording.nonfinite[0]
+            warnings.warn(
+                f"{len(recording.nonfinite)} recorded values are NaN or infinite (first: {site} of the {role} model, "
+                f"prompt {prompt}); they are kept as found and listed in .nonfinite.",
+                NonFiniteWarning,
+                stacklevel=3,
+            )
+        return recording
+
+    @staticmethod
+    def _keep_flags(folder: Path, flagged: list[tuple[str, str, int]]) -> None:
+        """Flags of a resumed recording join those found before the interruption: every stored row is looked at."""
+        if flagged and not (folder / FLAGS).exists():
+            write_json(folder / FLAGS, [list(flag) for flag in flagged])
+
+
+def _ordered(rows: list[Tensor], order: Tensor) -> Tensor:
+    joined = rows[0] if len(rows) == 1 else torch.cat(rows)
+    if torch.equal(order, torch.arange(len(order))):
+        return joined
+    return joined[order.to(joined.device)]
+
+

@@ -1,0 +1,115 @@
+"""What recording leaves: activations by model and site, or their statistics, with an index of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.engine.sites import Site
+from workbench.errors import UserError, unknown_name
+from workbench.recording.reader import ShardReader
+
+
+class NonFiniteWarning(UserWarning):
+    """Activations are NaN or infinite; they are kept as found and listed in ``Recording.nonfinite``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Activations of both models on the same token ids.
+
+    ``rec["tuned"]["blocks.3.attn.hook_z"]`` is [row, head, d_head] (residual sites [row, d_model]; a router adds
+    ``….experts`` and ``….weights`` [row, k]); short names with a layer work too: ``rec["tuned"]["z", 3]``.
+    Rows are in the order of the prompts, then of positions; ``index`` names them. Without a store (``store=None``)
+    ``moments`` hold count, mean, variance instead, with the role "difference" for tuned - base.
+    """
+
+    index: pd.DataFrame
+    """One line per row: prompt, position, token_id, token, phase (prompt | generated), group, label."""
+    config: dict[str, Any]
+    tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    moments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    top: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """role -> site -> the rows of largest norm, streamed (``store=None`` and ``top=k``)."""
+    nonfinite: tuple[tuple[str, str, int], ...] = ()
+    """(role, site, prompt) of every NaN or infinite value."""
+    folder: Path | None = None
+
+    @property
+    def roles(self) -> list[str]:
+        """The models recorded, such as base and tuned."""
+        return list(self.config["roles"])
+
+    @property
+    def sites(self) -> list[str]:
+        """Canonical names of the recorded sites."""
+        return list(self.config["sites"])
+
+    @property
+    def n_prompts(self) -> int:
+        """How many prompts were recorded."""
+        return int(self.config["n_prompts"])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, role: str) -> Sites:
+        if role not in self.tensors:
+            if self.moments:
+                raise UserError(
+                    "This recording streamed statistics and kept no rows: use .moments, or record with "
+                    'store="memory" or a folder.'
+                )
+            raise unknown_name("model of this recording", role, self.tensors)
+        return Sites(self.tensors[role])
+
+    def __repr__(self) -> str:
+        where = f"in {self.folder}" if self.folder else ("in memory" if self.tensors else "statistics only")
+        return (
+            f"Recording({len(self)} rows of {self.n_prompts} prompts, {' and '.join(self.roles)}, "
+            f"{len(self.sites)} sites, {where})"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(repr(self))}</pre>{self.index.head(8).to_html(escape=True)}"
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Recording:
+        """Open a recording that was stored in ``folder``; rows are memory-mapped, nothing is read yet."""
+        reader = ShardReader(folder)
+        flagged = tuple((str(r), str(s), int(p)) for r, s, p in _flags(Path(folder)))
+        return cls(reader.index, reader.config, reader, nonfinite=flagged, folder=Path(folder))
+
+
+class Sites(Mapping[str, Any]):
+    """The sites of one model: by canonical name, or by (short name, layer)."""
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, key: str | tuple[str, int]) -> Any:
+        name = Site.parse(key[0]).at(key[1]).name if isinstance(key, tuple) else key
+        if name not in self._tensors:
+            raise unknown_name("site of this recording", name, self._tensors)
+        return self._tensors[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+FLAGS = "nonfinite.json"
+
+
+def _flags(folder: Path) -> list[Any]:
+    import json
+
+    path = folder / FLAGS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
