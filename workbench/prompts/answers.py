@@ -45,12 +45,19 @@ def answer_tokens(prompts: Prompts, tokenizer: Any) -> AnswerTokens:
 
 def answer_token(row: Prompt, tokenizer: Any, answer: str | None = None) -> int:
     """The token that continues the rendered prompt when the model writes ``answer`` (the row's own by
+    default); the first of :func:`continuation_ids`.
+    """
+    return continuation_ids(row, tokenizer, answer)[0]
+
+
+def continuation_ids(row: Prompt, tokenizer: Any, answer: str | None = None) -> list[int]:
+    """The tokens that continue the rendered prompt when the model writes ``answer`` (the row's own by
     default).
 
     Prompt and answer are tokenised together and compared with the prompt alone. Between two words of a plain
     prompt a space is understood ("France is" + "Paris"); write it yourself where another joint is meant. When
     the tokenizer merges the joint (a prompt that ends with a space), the model has read the prompt alone, so
-    the answer's first token is taken without the space.
+    the answer's tokens are taken without the space.
     """
     words = row.answer if answer is None else answer
     if not words:
@@ -60,7 +67,7 @@ def answer_token(row: Prompt, tokenizer: Any, answer: str | None = None) -> int:
     prompt_ids = token_ids(text, tokenizer, rendered_chat=row.is_chat)
     both = token_ids(text + joint + words, tokenizer, rendered_chat=row.is_chat)
     if both[: len(prompt_ids)] == prompt_ids and len(both) > len(prompt_ids):
-        return both[len(prompt_ids)]
+        return both[len(prompt_ids) :]
     return _after_a_line_break(words.lstrip(), tokenizer)
 
 
@@ -81,13 +88,13 @@ def _needs_space(text: str, answer: str) -> bool:
     return after.isalnum() and (before.isalnum() or before in ".,:;!?)]}%")
 
 
-def _after_a_line_break(words: str, tokenizer: Any) -> int:
-    """The first token of ``words`` as it stands after a line break, with which no tokenizer merges a word."""
+def _after_a_line_break(words: str, tokenizer: Any) -> list[int]:
+    """The tokens of ``words`` as they stand after a line break, with which no tokenizer merges a word."""
     opening = token_ids("\n", tokenizer, rendered_chat=True)
     both = token_ids("\n" + words, tokenizer, rendered_chat=True)
     if both[: len(opening)] == opening and len(both) > len(opening):
-        return both[len(opening)]
+        return both[len(opening) :]
     ids = token_ids(words, tokenizer, rendered_chat=True)
     if not ids:
         raise UserError(f"The answer {words!r} has no tokens; give it text.")
-    return ids[0]
+    return ids
