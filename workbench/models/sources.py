@@ -13,6 +13,11 @@ from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints, hub
 
 _LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
+# adapters that a plain forward pass on token ids cannot run, or that run the model more than once
+_NEEDS_MORE = {
+    "XLORA": "it runs every input twice, first to mix its parts, so a hook would fire twice",
+    "POLY": "it needs a task id with every input",
+}
 
 
 class Kind(StrEnum):
@@ -137,9 +142,7 @@ def _no_config(folder: Path, names: tuple[str, ...]) -> str:
         if entry.is_dir() and ((entry / "config.json").is_file() or (entry / "adapter_config.json").is_file())
     )
     if inner:
-        return (
-            f"{folder} is no model, its sub-folders are: give {folder / inner[-1]} (of {', '.join(inner)})."
-        )
+        return f"{folder} is no model, its sub-folders are: give {folder / inner[-1]} (of {', '.join(inner)})."
     return (
         f"{folder} is neither a model nor an adapter: config.json or adapter_config.json was expected, "
         f"{checkpoints.found(names)}."
@@ -169,9 +172,7 @@ def _kind_of(names: tuple[str, ...], where: str, allow_pickle: bool) -> Kind:
     has_adapter = "adapter_config.json" in names
     has_model = checkpoints.WEIGHTS in names or checkpoints.INDEX in names
     if has_adapter and has_model:
-        raise UserError(
-            f"{where} holds both a whole model and an adapter; move one of them to a folder of its own."
-        )
+        raise UserError(f"{where} holds both a whole model and an adapter; move one of them to a folder of its own.")
     checkpoints.check_weights_listed(names, where, adapter=has_adapter, allow_pickle=allow_pickle)
     return Kind.ADAPTER if has_adapter else Kind.MODEL
 
@@ -192,16 +193,13 @@ def _check_config(source: Source) -> None:
             "have read that code and trust it."
         )
     if model_type is None:
-        raise UserError(
-            f"{source.name}'s config.json names no model_type; a transformers checkpoint was expected."
-        )
-    raise NotSupported(
-        f"transformers {version} does not know {source.name}'s model_type {model_type!r}; upgrade it."
-    )
+        raise UserError(f"{source.name}'s config.json names no model_type; a transformers checkpoint was expected.")
+    raise NotSupported(f"transformers {version} does not know {source.name}'s model_type {model_type!r}; upgrade it.")
 
 
 def check_adapter_type(peft_type: str | None, where: str) -> None:
     """Raises NotSupported for adapters that are no change of modules on the same tokens."""
+    from peft import PromptLearningConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import PeftType
 
@@ -209,7 +207,9 @@ def check_adapter_type(peft_type: str | None, where: str) -> None:
     name = peft_type.value if isinstance(peft_type, PeftType) else peft_type
     if name is None or name not in known:
         raise NotSupported(f"{where}: the installed PEFT knows no adapter type {name!r}; upgrade peft.")
-    if known[name]().is_prompt_learning or name == PeftType.ADAPTION_PROMPT:
+    if name in _NEEDS_MORE:
+        raise NotSupported(f"{where} is a {name} adapter: {_NEEDS_MORE[name]}; give one that changes modules alone.")
+    if issubclass(known[name], PromptLearningConfig) or name == PeftType.ADAPTION_PROMPT:
         raise NotSupported(
             f"{where} is a {name} adapter: it adds virtual tokens instead of changing the model, so the "
             "positions of the two models do not line up; give an adapter that changes modules, as LoRA does."
@@ -221,9 +221,7 @@ def _describe_loaded(given: Any) -> Source:
     from transformers import PreTrainedModel
 
     if isinstance(given, PeftMixedModel):
-        raise NotSupported(
-            "A PeftMixedModel mixes adapter types in one pass; load one of them as a PeftModel."
-        )
+        raise NotSupported("A PeftMixedModel mixes adapter types in one pass; load one of them as a PeftModel.")
     if isinstance(given, PeftModel):
         config = given.active_peft_config
         check_adapter_type(config.peft_type, "The PeftModel")

@@ -54,7 +54,7 @@ def randomized(config: Any, family: str = "llama", size: float = 0.1) -> Any:
 
 
 def outputs_change(model: Any, name: str, inputs: torch.Tensor) -> torch.Tensor:
-    """The adapter's change of the outputs of a bias-free module on ``inputs``, in the live model's float32."""
+    """The adapter's change of the outputs of a bias-free module on ``inputs``, in the live float32."""
     module = model.get_base_model().get_submodule(name)
     with torch.no_grad():
         on = module(inputs)
