@@ -33,9 +33,7 @@ def foreign_family(hf: nn.Module) -> Family:
     mlp_post = None if inner is None else ".".join(part for part in (mlp, inner.name) if part)
     mlp_path = mlp or mlp_post
     if mlp_path is None:
-        raise NotSupported(
-            f"{type(hf).__name__} has layers without an MLP, which Tunescope does not cover yet."
-        )
+        raise NotSupported(f"{type(hf).__name__} has layers without an MLP, which Tunescope does not cover yet.")
     parallel = "Parallel" in type(blocks).__name__ or "ln2" not in parts
     qkv = {key: _path(attention, key) for key in "qkv"}
     return Family(

@@ -42,7 +42,8 @@ def read_geometry(hf: nn.Module, family: Family) -> Geometry:
         )
     routers = {i: find_router(submodule(layer, family.mlp)) for i, layer in enumerate(layers)}
     moe = tuple(i for i, router in routers.items() if router is not None)
-    core = core_router(routers[moe[0]]) if moe else None
+    first = routers[moe[0]] if moe else None
+    core = None if first is None else core_router(first)
     return Geometry(
         n_layers=len(layers),
         d_model=text.hidden_size,

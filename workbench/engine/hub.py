@@ -95,10 +95,10 @@ class _Dispatch:
             raise StopForward
         return None if raw is before else raw
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _after(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         return self.run(output)
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = None if args else ("hidden_states" if "hidden_states" in kwargs else next(iter(kwargs)))
         changed = self.run(args[0] if key is None else kwargs[key])
         if changed is None:
@@ -181,13 +181,11 @@ class Hub:
 
     def module(self, site: Site) -> nn.Module:
         """The module at which ``site`` is read: o_proj for z, the router for router, the layer for resid_post."""
-        return self._port(SiteHook(site, lambda value, ctx: None)).module
+        return self._port(SiteHook(site, lambda _value, _ctx: None)).module
 
     def _port(self, hook: SiteHook) -> Port:
         site, geometry = hook.site, self.geometry
-        known = (
-            site.layer is not None and 0 <= site.layer < geometry.n_layers and site.kind not in self.withheld
-        )
+        known = site.layer is not None and 0 <= site.layer < geometry.n_layers and site.kind not in self.withheld
         if site.kind == "expert":
             known = known and site.expert is not None and 0 <= site.expert < geometry.n_experts
         place = port(self.hf, self.family, geometry, site, edit=hook.edit) if known else None
@@ -257,7 +255,7 @@ class Hub:
 
         checkpoints = ExitStack()
 
-        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.context = self._begin(signature.bind_partial(*args, **kwargs).arguments)
             keep_contexts(self, checkpoints)
 
@@ -309,9 +307,7 @@ def _generation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation | N
     if not isinstance(given, torch.Tensor):
         return None
     mask = kwargs.get("attention_mask")
-    return Generation(
-        given.shape[1], given.shape[0], mask if mask is not None and not bool(mask.all()) else None
-    )
+    return Generation(given.shape[1], given.shape[0], mask if mask is not None and not bool(mask.all()) else None)
 
 
 def _offloaded(hf: Any) -> bool:

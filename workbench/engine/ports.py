@@ -42,32 +42,47 @@ def with_first(raw: Any, value: Any) -> Any:
 
 
 def _plain(module: nn.Module, side: Side) -> Port:
-    return Port(module, side, lambda raw, ctx: first(raw), lambda raw, value, ctx: with_first(raw, value))
+    return Port(module, side, lambda raw, _ctx: first(raw), lambda raw, value, _ctx: with_first(raw, value))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A site in a given model."""
+
+    layer: nn.Module
+    family: Family
+    geometry: Geometry
+    site: Site
+    edit: bool
+
+    def part(self, path: str) -> Any:
+        """A module of the layer."""
+        return submodule(self.layer, path)
 
 
 def port(hf: nn.Module, family: Family, geometry: Geometry, site: Site, *, edit: bool = False) -> Port | None:
     """The port of ``site``, or None when this model has no such site. ``edit``: the value will be changed."""
     assert site.layer is not None
     layer = submodule(hf, f"{family.layers}.{site.layer}")
-    return _PORTS[site.kind](layer, family, geometry, site, edit)
+    return _PORTS[site.kind](_Place(layer, family, geometry, site, edit))
 
 
-def _resid_pre(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
-    return _plain(layer, "in")
+def _resid_pre(at: _Place) -> Port | None:
+    return _plain(at.layer, "in")
 
 
-def _resid_post(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
-    return _plain(layer, "out")
+def _resid_post(at: _Place) -> Port | None:
+    return _plain(at.layer, "out")
 
 
-def _resid_mid(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+def _resid_mid(at: _Place) -> Port | None:
     """Reading: the input of the module after the addition. Writing there would miss the residual branch, so an
     edit is made where the attention output is added: attn_out + (new - old)."""
-    if family.resid_mid is None:
+    if at.family.resid_mid is None:
         return None
-    if not edit:
-        return _plain(submodule(layer, family.resid_mid), "in")
-    before = _residual_into_attention(layer, family)
+    if not at.edit:
+        return _plain(at.part(at.family.resid_mid), "in")
+    before = _residual_into_attention(at)
 
     def get(raw: Any, ctx: ForwardContext) -> Tensor:
         return ctx.scratch[before] + first(raw)
@@ -75,54 +90,54 @@ def _resid_mid(layer: nn.Module, family: Family, geometry: Geometry, site: Site,
     def put(raw: Any, value: Tensor, ctx: ForwardContext) -> Any:
         return with_first(raw, first(raw) + (value - get(raw, ctx)))
 
-    return Port(submodule(layer, family.attn_out), "out", get, put, needs=before)
+    return Port(at.part(at.family.attn_out), "out", get, put, needs=before)
 
 
-def _residual_into_attention(layer: nn.Module, family: Family) -> Port:
+def _residual_into_attention(at: _Place) -> Port:
     """The residual stream inside the layer's own forward: gradient checkpointing recomputes that, and not the
     hooks around it."""
-    inside = None if family.attention_in is None else submodule(layer, family.attention_in)
-    return _plain(layer if inside is None else inside, "in")
+    inside = None if at.family.attention_in is None else at.part(at.family.attention_in)
+    return _plain(at.layer if inside is None else inside, "in")
 
 
-def _attn_out(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
-    return _plain(submodule(layer, family.attn_out), "out")
+def _attn_out(at: _Place) -> Port | None:
+    return _plain(at.part(at.family.attn_out), "out")
 
 
-def _mlp_out(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
-    return _plain(submodule(layer, family.mlp_out), "out")
+def _mlp_out(at: _Place) -> Port | None:
+    return _plain(at.part(at.family.mlp_out), "out")
 
 
-def _mlp_post(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
-    inner = None if family.mlp_post is None else submodule(layer, family.mlp_post)
-    return None if inner is None or find_router(submodule(layer, family.mlp)) else _plain(inner, "in")
+def _mlp_post(at: _Place) -> Port | None:
+    inner = None if at.family.mlp_post is None else at.part(at.family.mlp_post)
+    return None if inner is None or find_router(at.part(at.family.mlp)) else _plain(inner, "in")
 
 
-def _z(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
+def _z(at: _Place) -> Port | None:
     return Port(
-        submodule(layer, family.output),
+        at.part(at.family.output),
         "in",
-        lambda raw, ctx: raw.unflatten(-1, (geometry.n_heads, -1)),
-        lambda raw, value, ctx: value.flatten(-2),
+        lambda raw, _ctx: raw.unflatten(-1, (at.geometry.n_heads, -1)),
+        lambda _raw, value, _ctx: value.flatten(-2),
     )
 
 
-def _qkv(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
-    path = {"q": family.query, "k": family.key, "v": family.value}[site.kind]
-    module = None if path is None else submodule(layer, path)
+def _qkv(at: _Place) -> Port | None:
+    path = {"q": at.family.query, "k": at.family.key, "v": at.family.value}[at.site.kind]
+    module = None if path is None else at.part(path)
     if module is None:
         return None
-    heads = geometry.n_heads if site.kind == "q" else geometry.n_kv_heads
-    if family.fused == "separate":
+    heads = at.geometry.n_heads if at.site.kind == "q" else at.geometry.n_kv_heads
+    if at.family.fused == "separate":
         return Port(
             module,
             "out",
-            lambda raw, ctx: raw.unflatten(-1, (heads, -1)),
-            lambda raw, value, ctx: value.flatten(-2),
+            lambda raw, _ctx: raw.unflatten(-1, (heads, -1)),
+            lambda _raw, value, _ctx: value.flatten(-2),
         )
-    part = "qkv".index(site.kind)
+    part = "qkv".index(at.site.kind)
     return (
-        _in_blocks(module, geometry, part) if family.fused == "blocks" else _per_head(module, geometry, part)
+        _in_blocks(module, at.geometry, part) if at.family.fused == "blocks" else _per_head(module, at.geometry, part)
     )
 
 
@@ -130,10 +145,10 @@ def _in_blocks(module: nn.Module, geometry: Geometry, part: int) -> Port:
     counts = (geometry.n_heads, geometry.n_kv_heads, geometry.n_kv_heads)
     sizes = [count * geometry.d_head for count in counts]
 
-    def get(raw: Tensor, ctx: ForwardContext) -> Tensor:
+    def get(raw: Tensor, _ctx: ForwardContext) -> Tensor:
         return raw.split(sizes, dim=-1)[part].unflatten(-1, (counts[part], -1))
 
-    def put(raw: Tensor, value: Tensor, ctx: ForwardContext) -> Tensor:
+    def put(raw: Tensor, value: Tensor, _ctx: ForwardContext) -> Tensor:
         parts = list(raw.split(sizes, dim=-1))
         parts[part] = value.flatten(-2)
         return torch.cat(parts, dim=-1)
@@ -142,10 +157,10 @@ def _in_blocks(module: nn.Module, geometry: Geometry, part: int) -> Port:
 
 
 def _per_head(module: nn.Module, geometry: Geometry, part: int) -> Port:
-    def get(raw: Tensor, ctx: ForwardContext) -> Tensor:
+    def get(raw: Tensor, _ctx: ForwardContext) -> Tensor:
         return raw.unflatten(-1, (geometry.n_heads, 3, -1))[..., part, :]
 
-    def put(raw: Tensor, value: Tensor, ctx: ForwardContext) -> Tensor:
+    def put(raw: Tensor, value: Tensor, _ctx: ForwardContext) -> Tensor:
         parts = list(raw.unflatten(-1, (geometry.n_heads, 3, -1)).unbind(-2))
         parts[part] = value
         return torch.stack(parts, dim=-2).flatten(-3)
@@ -153,41 +168,41 @@ def _per_head(module: nn.Module, geometry: Geometry, part: int) -> Port:
     return Port(module, "out", get, put)
 
 
-def _pattern(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
-    attention = submodule(layer, family.attention)
-    return Port(attention, "pattern", lambda raw, ctx: raw, lambda raw, value, ctx: value)
+def _pattern(at: _Place) -> Port | None:
+    attention = at.part(at.family.attention)
+    return Port(attention, "pattern", lambda raw, _ctx: raw, lambda _raw, value, _ctx: value)
 
 
-def _router(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
-    router = find_router(submodule(layer, family.mlp))
+def _router(at: _Place) -> Port | None:
+    router = find_router(at.part(at.family.mlp))
     if router is None:
         return None
 
     def get(raw: Any, ctx: ForwardContext) -> Routing:
         return Routing(*(one.view(ctx.batch, -1, one.shape[-1]) for one in raw[:3]))
 
-    def put(raw: Any, value: Routing, ctx: ForwardContext) -> Any:
+    def put(raw: Any, value: Routing, _ctx: ForwardContext) -> Any:
         return (*(new.reshape(old.shape) for new, old in zip(value, raw[:3], strict=True)), *raw[3:])
 
     return Port(router, "out", get, put)
 
 
-def _expert(layer: nn.Module, family: Family, geometry: Geometry, site: Site, edit: bool) -> Port | None:
-    mlp = submodule(layer, family.mlp)
+def _expert(at: _Place) -> Port | None:
+    mlp = at.part(at.family.mlp)
     if find_router(mlp) is None:
         return None
-    expert = site.expert
+    expert = at.site.expert
 
     def get(raw: Any, ctx: ForwardContext) -> Tensor:
-        return raw.contribution(expert).view(ctx.batch, -1, geometry.d_model)
+        return raw.contribution(expert).view(ctx.batch, -1, at.geometry.d_model)
 
-    def put(raw: Any, value: Tensor, ctx: ForwardContext) -> Any:
-        return raw.with_contribution(expert, value.reshape(-1, geometry.d_model))
+    def put(raw: Any, value: Tensor, _ctx: ForwardContext) -> Any:
+        return raw.with_contribution(expert, value.reshape(-1, at.geometry.d_model))
 
     return Port(mlp.experts, "experts", get, put)
 
 
-_PORTS: dict[str, Callable[[nn.Module, Family, Geometry, Site, bool], Port | None]] = {
+_PORTS: dict[str, Callable[[_Place], Port | None]] = {
     "resid_pre": _resid_pre,
     "resid_mid": _resid_mid,
     "resid_post": _resid_post,

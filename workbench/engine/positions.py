@@ -126,7 +126,11 @@ def _quick(spec: PositionSpec, ctx: ForwardContext) -> Selection | None:
     """Decide without tensors where every row has the same positions; None when a mask is needed."""
     if isinstance(spec, str) and spec == "all" and not ctx.padded:
         return ALL
-    if ctx.uniform is None or not isinstance(spec, str) or spec not in ("last", "prompt", "generated", "last+generated"):
+    if (
+        ctx.uniform is None
+        or not isinstance(spec, str)
+        or spec not in ("last", "prompt", "generated", "last+generated")
+    ):
         return None
     start, prompt = ctx.uniform
     end = start + ctx.length
@@ -208,7 +212,9 @@ def _from_prompt_end(position: int, ctx: ForwardContext) -> Tensor | int:
 def _row_mask(rows: tuple[bool, ...], ctx: ForwardContext) -> Tensor:
     needed = int(ctx.rows[-1]) + 1
     if len(rows) != needed:
-        raise UserError(f"The scope names {len(rows)} rows but the batch has {needed} prompts: give one entry per prompt.")
+        raise UserError(
+            f"The scope names {len(rows)} rows but the batch has {needed} prompts: give one entry per prompt."
+        )
     return torch.tensor(rows, device=ctx.device)[ctx.rows]
 
 

@@ -27,9 +27,10 @@ class Routing(NamedTuple):
 
 def core_router(router: nn.Module) -> Any:
     """The router itself, below PEFT wrappers."""
-    while hasattr(router, "get_base_layer") and router.get_base_layer() is not router:
-        router = router.get_base_layer()
-    return router
+    core: Any = router
+    while hasattr(core, "get_base_layer") and core.get_base_layer() is not core:
+        core = core.get_base_layer()
+    return core
 
 
 def find_router(mlp: nn.Module) -> nn.Module | None:

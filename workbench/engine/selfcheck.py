@@ -40,7 +40,11 @@ def _values(hub: Hub) -> dict[Site, Any]:
     kinds = {"resid_pre", "resid_post", "attn_out", "mlp_out", "z", "v", "pattern", "router"}
     sites = [site for name in hub.sites() if not name.endswith("expert") and (site := Site.parse(name)).kind in kinds]
     values: dict[Site, Any] = {}
-    hooks = [SiteHook(site, lambda value, ctx, site=site: values.__setitem__(site, value)) for site in sites]
+
+    def keep(site: Site) -> SiteHook:
+        return SiteHook(site, lambda value, _ctx: values.__setitem__(site, value))
+
+    hooks = [keep(site) for site in sites]
     device = hf.get_input_embeddings().weight.device
     ids = torch.arange(1, 1 + _TOKENS, device="cpu" if device.type == "meta" else device)[None]
     training = hf.training
@@ -75,8 +79,9 @@ def _check_heads(hub: Hub, layer: int, at: dict[str, Any]) -> None:
         raise _fail(layer, f"z has shape {tuple(z.shape)}, expected {geometry.n_heads} heads of {geometry.d_head}")
     output = submodule(hub.hf, f"{family.layers}.{layer}.{family.output}")
     weight = getattr(output, "weight", None)
-    plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.device.type != "meta"
-    if not plain or type(output) not in (nn.Linear, Conv1D) or family.attn_out != family.output:
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.device.type == "meta":
+        return
+    if type(output) not in (nn.Linear, Conv1D) or family.attn_out != family.output:
         return  # an adapted or quantized projection does not compute from its weight alone
     by_head = (weight.T if type(output) is nn.Linear else weight).unflatten(0, (geometry.n_heads, -1))
     total = torch.einsum("bphd,hdm->bpm", z.float(), by_head.float())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workbench.models.identity import ModelIdentity
 
 Role = Literal["base", "tuned", "model"]
-Switch = Callable[[bool], bool]
+Switch = Callable[[Any], Any]
 """Turns the adapter on or off and returns how it was before."""
 
 
@@ -201,7 +201,7 @@ class AdaptedModel:
         return self.inner.get_output_embeddings().weight
 
     def to_transformer_bridge(self) -> Any:
-        """TransformerLens's ``TransformerBridge`` on a separate copy of this model (adapter merged), weights unprocessed.
+        """TransformerLens's ``TransformerBridge`` on a separate copy (adapter merged), weights unprocessed.
 
         Bridging rewires a model for good, so it never touches this one.
         """

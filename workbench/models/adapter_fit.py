@@ -41,9 +41,7 @@ def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
     modules = dict(base.named_modules())
     if not checkpoints.is_pickle_only(adapter.files, adapter=True):
         parts = list(_parts(adapter))
-        absent = sorted(
-            {p.module for p in parts if p.module not in modules and not _CONVERTED.search(p.module)}
-        )
+        absent = sorted({p.module for p in parts if p.module not in modules and not _CONVERTED.search(p.module)})
         if absent:
             raise UserError(
                 f"The adapter {adapter.name} does not fit {base_name}: {len(absent)} of its modules are not "
@@ -59,9 +57,7 @@ def name_notes(adapter: Source, base_name: str) -> tuple[str, ...]:
     """A sentence for people when an adapter that fits ``base_name`` says it was trained on another base."""
     if adapter.base_name is None or same_name(adapter.base_name, base_name):
         return ()
-    return (
-        f"The adapter says it was trained on {adapter.base_name!r}; its shapes fit {base_name!r}, used here.",
-    )
+    return (f"The adapter says it was trained on {adapter.base_name!r}; its shapes fit {base_name!r}, used here.",)
 
 
 def same_name(one: str, other: str) -> bool:

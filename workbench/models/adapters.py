@@ -68,13 +68,7 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
 def _gist(message: Any) -> str:
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     # torch heads a list of mismatches with a line that says nothing
-    text = (
-        lines[1]
-        if len(lines) > 1 and lines[0].endswith(":")
-        else lines[0]
-        if lines
-        else type(message).__name__
-    )
+    text = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else type(message).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
 
@@ -185,9 +179,7 @@ def snapshot_base(hf: Any) -> BaseState:
 
     Weights that are offloaded are not summed; the logits still cover them.
     """
-    return BaseState(
-        {name: checksum(t) for name, t in base_tensors(hf) if t.device.type != "meta"}, _probe(hf)
-    )
+    return BaseState({name: checksum(t) for name, t in base_tensors(hf) if t.device.type != "meta"}, _probe(hf))
 
 
 def rewrites_base(peft_model: Any, before: BaseState) -> str | None:
@@ -233,11 +225,7 @@ def checksum(tensor: Tensor) -> int:
     """
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     whole = raw.numel() // 8 * 8
-    words = (
-        raw[:whole].view(torch.int64)
-        if raw.storage_offset() % 8 == 0
-        else raw[:whole].clone().view(torch.int64)
-    )
+    words = raw[:whole].view(torch.int64) if raw.storage_offset() % 8 == 0 else raw[:whole].clone().view(torch.int64)
     total = int(raw[whole:].long().sum())
     width = 4096
     rows = words[: words.numel() // width * width].view(-1, width).sum(1)

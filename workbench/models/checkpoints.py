@@ -37,9 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}; check the path.") from error
     except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); download or save the checkpoint again."
-        ) from error
+        raise UserError(f"{path} is not valid JSON ({error}); download or save the checkpoint again.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}, an object was expected.")
     return content
@@ -62,9 +60,7 @@ def found(names: Iterable[str], most: int = 8) -> str:
 def pickles(names: Iterable[str]) -> list[str]:
     """Names that are pickled weights; a trainer's own state files do not count."""
     return [
-        name
-        for name in names
-        if PurePosixPath(name).suffix in _PICKLE_SUFFIXES and not name.startswith(_TRAINER_STATE)
+        name for name in names if PurePosixPath(name).suffix in _PICKLE_SUFFIXES and not name.startswith(_TRAINER_STATE)
     ]
 
 
@@ -88,9 +84,7 @@ def check_weights_listed(names: Sequence[str], where: str, *, adapter: bool, all
     if expected in names or (not adapter and INDEX in names):
         return
     if gguf := [name for name in names if name.endswith(".gguf")]:
-        raise UserError(
-            f"{where} holds {gguf[0]}: GGUF cannot be instrumented here; give the safetensors {what}."
-        )
+        raise UserError(f"{where} holds {gguf[0]}: GGUF cannot be instrumented here; give the safetensors {what}.")
     raise UserError(f"{where} has no {what} weights: {expected} was expected, {found(names)}.")
 
 
@@ -119,9 +113,7 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         handle = safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}); download or save it again."
-        ) from error
+        raise UserError(f"{path} is not a whole safetensors file ({error}); download or save it again.") from error
     with handle as file:
         yield file
 

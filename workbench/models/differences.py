@@ -79,14 +79,8 @@ class Differences:
         said = list(self.notes) + _about_tokens(self.tokens)
         if self.chat_templates:
             said.append("The chat templates differ: chat prompts are built with the tuned model's for both.")
-        said += [
-            f"The {n} differs: {b!r} in the base, {t!r} in the tuned model."
-            for n, b, t in self.special_tokens
-        ]
-        said += [
-            f"The config's {n} differs: {b} in the base, {t} in the tuned model."
-            for n, b, t in self.computation
-        ]
+        said += [f"The {n} differs: {b!r} in the base, {t!r} in the tuned model." for n, b, t in self.special_tokens]
+        said += [f"The config's {n} differs: {b} in the base, {t} in the tuned model." for n, b, t in self.computation]
         if self.dtypes is not None and self.dtypes[0] != self.dtypes[1]:
             said.append(f"The base computes in {self.dtypes[0]}, the tuned model in {self.dtypes[1]}.")
         for which, how in zip(("base", "tuned model"), self.quantization, strict=True):
@@ -180,9 +174,7 @@ def compare_tokens(base_tok: Any, tuned_tok: Any, base_size: int, tuned_size: in
     Raises UserError when one token has different ids, as then the same prompt is no longer the same input.
     """
     base, tuned = base_tok.get_vocab(), tuned_tok.get_vocab()
-    moved = sorted(
-        (base[token], token) for token in base.keys() & tuned.keys() if base[token] != tuned[token]
-    )
+    moved = sorted((base[token], token) for token in base.keys() & tuned.keys() if base[token] != tuned[token])
     if moved:
         token = moved[0][1]
         raise UserError(

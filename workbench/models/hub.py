@@ -23,9 +23,7 @@ class HubRepo:
     def in_folder(self, subfolder: str) -> tuple[str, ...]:
         """Names of the files directly in ``subfolder``, without it."""
         parent = PurePosixPath(subfolder)
-        return tuple(
-            sorted(PurePosixPath(name).name for name in self.files if PurePosixPath(name).parent == parent)
-        )
+        return tuple(sorted(PurePosixPath(name).name for name in self.files if PurePosixPath(name).parent == parent))
 
 
 def parse_id(text: str) -> tuple[str, str, str | None] | None:
@@ -59,13 +57,9 @@ def resolve(repo: str, revision: str | None) -> HubRepo:
     except HFValidationError as error:
         raise UserError(f"{repo!r} is neither a folder here nor a hub id (org/name): {error}") from error
     except RevisionNotFoundError as error:
-        raise UserError(
-            f"The hub's {repo} has no revision {revision!r}; give a branch, tag or commit."
-        ) from error
+        raise UserError(f"The hub's {repo} has no revision {revision!r}; give a branch, tag or commit.") from error
     except GatedRepoError as error:
-        raise UserError(
-            f"The hub's {repo} is gated: accept its terms there and run  hf auth login."
-        ) from error
+        raise UserError(f"The hub's {repo} is gated: accept its terms there and run  hf auth login.") from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{repo!r} is neither a folder here nor a model on the hub; check the spelling, or log in with "
@@ -106,12 +100,9 @@ def fetch(repo: HubRepo, subfolder: str, names: Iterable[str]) -> Path:
             file = hf_hub_download(repo.repo, name, subfolder=subfolder or None, revision=repo.revision)
         except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
             raise UserError(
-                f"{name} of {repo.repo} is not in the local cache and could not be downloaded; "
-                "go online and try again."
+                f"{name} of {repo.repo} is not in the local cache and could not be downloaded; go online and try again."
             ) from error
         folder = Path(file).parent
     if folder is None:
-        raise UserError(
-            f"{repo.repo} has no files to fetch in {subfolder or 'its root'!r}; check the sub-folder."
-        )
+        raise UserError(f"{repo.repo} has no files to fetch in {subfolder or 'its root'!r}; check the sub-folder.")
     return folder

@@ -89,9 +89,7 @@ def weights_hash(model: Any) -> str:
         return _combined(_stored_digests(Path(model)))
     named = list(base_tensors(model))
     if absent := [name for name, tensor in named if tensor.device.type == "meta"]:
-        raise NotSupported(
-            f"{len(absent)} weights are offloaded ({absent[0]}); hash the checkpoint folder instead."
-        )
+        raise NotSupported(f"{len(absent)} weights are offloaded ({absent[0]}); hash the checkpoint folder instead.")
     with ThreadPoolExecutor(_WORKERS) as pool:  # hashlib releases the interpreter's lock
         return _combined(pool.map(lambda item: (item[0], _digest(item[1])), named))
 
@@ -152,9 +150,7 @@ def _stored_adapter(folder: Path) -> dict[str, Tensor]:
 
 
 def _adapter_hash(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    settings = {
-        key: _plain(value) for key, value in config.items() if key not in _INCIDENTAL and value is not None
-    }
+    settings = {key: _plain(value) for key, value in config.items() if key not in _INCIDENTAL and value is not None}
     half = (torch.float16, torch.bfloat16)
     digests = [(key, _digest(t.float() if t.dtype in half else t)) for key, t in tensors.items()]
     return _hash_text(json.dumps(settings, sort_keys=True) + _combined(digests))
@@ -165,11 +161,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     if isinstance(value, list | tuple):
-        return (
-            sorted(map(str, value))
-            if all(isinstance(one, str) for one in value)
-            else [_plain(v) for v in value]
-        )
+        return sorted(map(str, value)) if all(isinstance(one, str) for one in value) else [_plain(v) for v in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     return value if isinstance(value, bool | int | float) else str(getattr(value, "value", value))

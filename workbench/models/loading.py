@@ -59,12 +59,8 @@ def quantization(config: Any) -> str | None:
     if not isinstance(details, Mapping):
         details = details.to_dict()
     method = details.get("quant_method") or "unknown method"
-    bits = details.get("bits") or (
-        4 if details.get("load_in_4bit") else 8 if details.get("load_in_8bit") else None
-    )
-    return (
-        f"{getattr(method, 'value', method)}, {bits} bits" if bits else str(getattr(method, "value", method))
-    )
+    bits = details.get("bits") or (4 if details.get("load_in_4bit") else 8 if details.get("load_in_8bit") else None)
+    return f"{getattr(method, 'value', method)}, {bits} bits" if bits else str(getattr(method, "value", method))
 
 
 def load_model(
@@ -119,9 +115,7 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     except ImportError as error:
         how = quantization(source.config)
-        raise UserError(
-            f"{source.name} ({how or 'as stored'}) needs a package that is absent: {error}"
-        ) from error
+        raise UserError(f"{source.name} ({how or 'as stored'}) needs a package that is absent: {error}") from error
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"transformers could not load {source.name}: {_first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):

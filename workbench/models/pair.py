@@ -48,7 +48,7 @@ class ModelPair:
         return f"ModelPair({copies})\n  base:  {self.base!r}\n  tuned: {self.tuned!r}{said}"
 
 
-def load_pair(
+def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
     base: Any,
     tuned: Any,
     *,
@@ -71,7 +71,7 @@ def load_pair(
     ``check`` runs the four-token self-check of the map of sites. Raises :class:`workbench.errors.UserError` for what
     cannot be loaded or compared, naming what was expected.
     """
-    flags = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    flags: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     from_, to = describe(base, **flags), describe(tuned, **flags)
     if from_.is_adapter:
         raise UserError(f"The base {from_.name} is an adapter: give the model it was trained on as the base.")
@@ -219,6 +219,4 @@ def _own_tokenizer(base: Source, fallback: Any) -> Any:
 
 def _identifier(hf: Any, tokenizer: Any, source: Source, *, adapter: bool) -> Callable[[], ModelIdentity]:
     folder: Path | None = source.folder if source.kind is Kind.MODEL else None
-    return lambda: identify(
-        hf, tokenizer, name=source.name, revision=source.revision, adapter=adapter, folder=folder
-    )
+    return lambda: identify(hf, tokenizer, name=source.name, revision=source.revision, adapter=adapter, folder=folder)

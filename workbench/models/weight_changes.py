@@ -70,9 +70,7 @@ def effective_delta(
         product = low_rank.B.double() @ low_rank.A.double()
         return (product * low_rank.scaling).float()
     if parameter is not None:
-        raise NotSupported(
-            f"{module_name} is adapted in a parameter; compare it with the true base's directly."
-        )
+        raise NotSupported(f"{module_name} is adapted in a parameter; compare it with the true base's directly.")
     before = base.get_submodule(module_name) if base is not None else module
     return (_weight(module, name, module_name) - _weight(before, None, module_name)).float()
 
@@ -97,9 +95,7 @@ def factors(model: Any, module_name: str, adapter: str | None = None) -> Factors
     if getattr(module, "lora_variant", {}).get(name) is not None:
         return None
     if name in getattr(module, "lora_embedding_A", {}):
-        return Factors(
-            module.lora_embedding_B[name].T, module.lora_embedding_A[name].T, _scaling(module, name)
-        )
+        return Factors(module.lora_embedding_B[name].T, module.lora_embedding_A[name].T, _scaling(module, name))
     down, up = (getattr(module, part, {}) for part in ("lora_A", "lora_B"))
     if name not in down or not isinstance(down[name], nn.Linear):
         return None
@@ -205,9 +201,7 @@ def _standalone(module: nn.Module) -> nn.Module:
             memo.update({id(part.__dict__[key]): OrderedDict() for key in _HOOK_DICTS})
             memo.update({id(part.__dict__[key]): _NOTHING for key in _REPLACED if key in part.__dict__})
         if not all(weight.is_floating_point() for weight in module.parameters()):
-            raise NotSupported(
-                "The effective change on quantized weights is not read; load the base unquantized."
-            )
+            raise NotSupported("The effective change on quantized weights is not read; load the base unquantized.")
         clone = copy.deepcopy(module, memo)
     for part in clone.modules():
         for key in _REPLACED:

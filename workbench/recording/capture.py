@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from workbench.engine.routing import Routing
 from workbench.engine.sites import Site
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.encode import Encoded
-from workbench.typing import Int, Tensor
+from workbench.typing import Bool, Int, Tensor
 
 LOGITS = "logits"
 
@@ -43,14 +42,12 @@ class Capture:
     """Longest prompt of the whole recording: the width of stored attention rows."""
     logits: bool = False
 
-    def run(
-        self, model: AdaptedModel, batch: Encoded, prompt_lengths: Int[Tensor, " row"] | None
-    ) -> Captured:
+    def run(self, model: AdaptedModel, batch: Encoded, prompt_lengths: Int[Tensor, " row"] | None) -> Captured:
         """One forward pass of ``model``; it ends after the last site unless logits are kept."""
         taken = Captured()
         hooks = [SiteHook(site, self._reader(site, taken)) for site in self.sites]
         if not self.sites:
-            hooks = [SiteHook(Site("resid_pre", 0), lambda value, ctx: self._locate(ctx, taken) and None)]
+            hooks = [SiteHook(Site("resid_pre", 0), lambda _value, ctx: self._locate(ctx, taken) and None)]
         with model.hooked(hooks, stop=not self.logits, prompt_lengths=prompt_lengths):
             out = model.forward(batch, logits="all" if self.logits else None)
         if out is not None and self.logits:
@@ -111,12 +108,8 @@ def _aligned_pattern(pattern: Tensor, ctx: ForwardContext, width: int) -> Tensor
     return taken * inside[:, None, None]
 
 
-def nonfinite(taken: Captured, prompts: Sequence[int]) -> list[tuple[str, int]]:
-    """(site, prompt) wherever a kept value is NaN or infinite."""
-    found: list[tuple[str, int]] = []
-    for name, rows in taken.rows.items():
-        if rows.is_floating_point() and not bool(torch.isfinite(rows).all()):
-            assert taken.batch_row is not None
-            bad = ~torch.isfinite(rows).flatten(1).all(1).cpu()
-            found += [(name, prompts[int(row)]) for row in taken.batch_row[bad].unique()]
-    return found
+def nonfinite_rows(rows: Tensor) -> Bool[Tensor, " row"]:
+    """Which rows hold a NaN or an infinite value. One look at all of them decides the usual case."""
+    if not rows.is_floating_point() or bool(torch.isfinite(rows).all()):
+        return torch.zeros(len(rows), dtype=torch.bool)
+    return (~torch.isfinite(rows)).flatten(1).any(1).cpu()

@@ -47,9 +47,7 @@ def read_store(folder: Path) -> dict[str, Any]:
     """``store.json``; a missing, broken or newer one is a :class:`UserError`."""
     path = folder / STORE
     if not path.is_file():
-        raise UserError(
-            f"{folder} is no store of activations: it has no {STORE}; give a folder that record() wrote."
-        )
+        raise UserError(f"{folder} is no store of activations: it has no {STORE}; give a folder that record() wrote.")
     try:
         store = json.loads(path.read_text(encoding="utf-8"))
         schema, _ = int(store["schema"]), store["config"]
@@ -66,9 +64,7 @@ def read_shard(path: Path) -> Shard:
         with safe_open(str(path), framework="pt") as file:
             note = json.loads(file.metadata()["tunescope"])
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable shard ({error}); record again into another folder."
-        ) from error
+        raise UserError(f"{path} is not a readable shard ({error}); record again into another folder.") from error
     return Shard(path, note["rows"], note["steps"])
 
 

@@ -26,8 +26,7 @@ class FolderLock:
                 holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
                 os.close(descriptor)
                 raise UserError(
-                    f"Another process (id {holder}) is writing to {folder}; "
-                    "wait for it or choose another folder."
+                    f"Another process (id {holder}) is writing to {folder}; wait for it or choose another folder."
                 ) from error
             if self._is_still_there(descriptor):
                 os.truncate(descriptor, 0)

@@ -30,9 +30,7 @@ class ShardReader(Mapping[str, "Mapping[str, StoredTensor]"]):
         self.folder = Path(folder)
         self.config: dict[str, Any] = layout.read_store(self.folder)["config"]
         if not (self.folder / layout.INDEX).is_file():
-            raise UserError(
-                f"The store {self.folder} is unfinished; run the same record() again to resume it."
-            )
+            raise UserError(f"The store {self.folder} is unfinished; run the same record() again to resume it.")
         self._shards = layout.complete_shards(self.folder)
         self._ends = list(accumulate(shard.rows for shard in self._shards))
         self.rows: int = self._ends[-1] if self._ends else 0

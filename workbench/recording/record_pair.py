@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import torch
 
 from workbench.engine.positions import PositionSpec, Where, where
 from workbench.engine.sites import Site
 from workbench.errors import UserError
-from workbench.files import write_json
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.recording.capture import Capture, nonfinite
+from workbench.recording.capture import Capture, Captured, nonfinite_rows
 from workbench.recording.plan import Batch, Plan, plan, store_config
-from workbench.recording.recording import FLAGS, NonFiniteWarning, Recording
+from workbench.recording.recording import NonFiniteWarning, Recording
 from workbench.recording.sinks import MemorySink, Sink, StatisticsSink, StoreSink
 from workbench.typing import Tensor
 
 Store = Literal["memory"] | str | Path | None
 
 
-def record(
+def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     pair: ModelPair | AdaptedModel,
     prompts: Any,
     sites: str | Site | Sequence[str | Site],
@@ -59,7 +57,7 @@ def record(
     Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, and a folder
     that holds another recording.
     """
-    models = pair.models if isinstance(pair, ModelPair) else {pair.role: pair}
+    models: dict[str, AdaptedModel] = pair.models if isinstance(pair, ModelPair) else {pair.role: pair}
     rows = Prompts.of(prompts)
     first = next(iter(models.values()))
     chosen = first.expand(sites, layers) if sites else []
@@ -113,44 +111,44 @@ class _Job:
     progress: Progress
 
     def run(self, sink: Sink, config: dict[str, Any]) -> Recording:
-        flagged: list[tuple[str, str, int]] = []
         windows = self.plan.windows()
         self.progress.start("recording", len(self.prompts))
         try:
             with sink:
                 self.progress.advance(sum(len(window) for window in windows[: sink.steps_done]))
                 for window in windows[sink.steps_done :]:
-                    tensors, index = self._window(window, flagged)
-                    sink.add(tensors, index)
+                    sink.add(*self._window(window))
         finally:
             self.progress.finish()
-        return self._finish(sink, config, sorted(set(flagged)))
+        recording = sink.recording(config)
+        if len(recording) == 0:
+            raise UserError(f"The positions {config['positions']} select no token of any prompt: choose others.")
+        _warn_of_nonfinite(recording)
+        return recording
 
-    def _window(
-        self, window: list[int], flagged: list[tuple[str, str, int]]
-    ) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+    def _window(self, window: list[int]) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
         """Rows of consecutive prompts, back in the order of the prompts."""
         pieces: dict[str, list[Tensor]] = {}
         prompt: list[Tensor] = []
         position: list[Tensor] = []
         for batch in self.plan.batches(window):
-            for role, taken in self._batch(batch):
+            captured = {role: self._capture(model, batch) for role, model in self.models.items()}
+            for role, taken in captured.items():
                 for name, rows in taken.rows.items():
                     pieces.setdefault(f"{role}/{name}", []).append(rows)
-                flagged += [(role, name, number) for name, number in nonfinite(taken, batch.prompts)]
-                last = taken
-            assert last.batch_row is not None and last.position is not None
-            prompt.append(torch.tensor(batch.prompts)[last.batch_row])
-            position.append(last.position)
+            place = next(iter(captured.values()))
+            assert place.batch_row is not None and place.position is not None
+            prompt.append(torch.tensor(batch.prompts)[place.batch_row])
+            position.append(place.position)
             self.progress.advance(len(batch.prompts))
         of, at = torch.cat(prompt), torch.cat(position)
         order = torch.argsort(of * (self.plan.longest + 1) + at, stable=True)
         tensors = {name: _ordered(rows, order) for name, rows in pieces.items()}
-        return tensors, self._index(of[order].tolist(), at[order].tolist())
+        index = self._index(of[order].tolist(), at[order].tolist())
+        return tensors, {**index, "nonfinite": _flags(tensors, len(of))}
 
-    def _batch(self, batch: Batch) -> Iterator[tuple[str, Any]]:
-        for role, model in self.models.items():
-            yield role, self.capture.run(model, batch.encoded, batch.prompt_lengths)
+    def _capture(self, model: AdaptedModel, batch: Batch) -> Captured:
+        return self.capture.run(model, batch.encoded, batch.prompt_lengths)
 
     def _index(self, prompts: list[int], positions: list[int]) -> dict[str, list[Any]]:
         ids = [self.plan.ids[prompt][position] for prompt, position in zip(prompts, positions, strict=True)]
@@ -176,30 +174,25 @@ class _Job:
             "label": [None if rows[prompt].label is None else str(rows[prompt].label) for prompt in prompts],
         }
 
-    def _finish(self, sink: Sink, config: dict[str, Any], flagged: list[tuple[str, str, int]]) -> Recording:
-        if sink.folder is not None:
-            self._keep_flags(sink.folder, flagged)
-            recording = Recording.load(sink.folder)
-        else:
-            index = pd.DataFrame(sink.index or {"prompt": [], "position": []})
-            recording = Recording(index, config, sink.tensors, sink.moments, sink.top, tuple(flagged))
-        if len(recording) == 0:
-            raise UserError(f"The positions {config['positions']} select no token of any prompt: choose others.")
-        if recording.nonfinite:
-            role, site, prompt = recording.nonfinite[0]
-            warnings.warn(
-                f"{len(recording.nonfinite)} recorded values are NaN or infinite (first: {site} of the {role} model, "
-                f"prompt {prompt}); they are kept as found and listed in .nonfinite.",
-                NonFiniteWarning,
-                stacklevel=3,
-            )
-        return recording
 
-    @staticmethod
-    def _keep_flags(folder: Path, flagged: list[tuple[str, str, int]]) -> None:
-        """Flags of a resumed recording join those found before the interruption: every stored row is looked at."""
-        if flagged and not (folder / FLAGS).exists():
-            write_json(folder / FLAGS, [list(flag) for flag in flagged])
+def _flags(tensors: dict[str, Tensor], rows: int) -> list[str | None]:
+    """Per row, the names of the tensors that are NaN or infinite there."""
+    bad = {name: marked for name, values in tensors.items() if bool((marked := nonfinite_rows(values)).any())}
+    if not bad:
+        return [None] * rows
+    named = [";".join(name for name, marked in bad.items() if bool(marked[row])) for row in range(rows)]
+    return [names or None for names in named]
+
+
+def _warn_of_nonfinite(recording: Recording) -> None:
+    if flagged := recording.nonfinite:
+        role, site, prompt = flagged[0]
+        warnings.warn(
+            f"{len(flagged)} recorded values are NaN or infinite (first: {site} of the {role} model, prompt {prompt}); "
+            "they are kept as found and listed in .nonfinite.",
+            NonFiniteWarning,
+            stacklevel=4,
+        )
 
 
 def _ordered(rows: list[Tensor], order: Tensor) -> Tensor:
@@ -207,5 +200,3 @@ def _ordered(rows: list[Tensor], order: Tensor) -> Tensor:
     if torch.equal(order, torch.arange(len(order))):
         return joined
     return joined[order.to(joined.device)]
-
-

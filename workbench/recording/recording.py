@@ -30,15 +30,22 @@ class Recording:
     """
 
     index: pd.DataFrame
-    """One line per row: prompt, position, token_id, token, phase (prompt | generated), group, label."""
+    """One line per row: prompt, position, token_id, token, phase (prompt | generated), group, label, and nonfinite:
+    the ``role/site`` names whose value is NaN or infinite there, joined by ``;``. Empty without a store."""
     config: dict[str, Any]
     tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     moments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     top: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """role -> site -> the rows of largest norm, streamed (``store=None`` and ``top=k``)."""
-    nonfinite: tuple[tuple[str, str, int], ...] = ()
-    """(role, site, prompt) of every NaN or infinite value."""
     folder: Path | None = None
+    n_rows: int | None = None
+    """How many rows went into the statistics, where none were kept."""
+    streamed_nonfinite: tuple[tuple[str, str, int], ...] = ()
+
+    @property
+    def nonfinite(self) -> tuple[tuple[str, str, int], ...]:
+        """(role, site, prompt) of every NaN or infinite value. They are left out of streamed statistics."""
+        return self.streamed_nonfinite or flagged_in(self.index)
 
     @property
     def roles(self) -> list[str]:
@@ -56,7 +63,7 @@ class Recording:
         return int(self.config["n_prompts"])
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.index) if self.n_rows is None else self.n_rows
 
     def __getitem__(self, role: str) -> Sites:
         if role not in self.tensors:
@@ -82,8 +89,7 @@ class Recording:
     def load(cls, folder: str | Path) -> Recording:
         """Open a recording that was stored in ``folder``; rows are memory-mapped, nothing is read yet."""
         reader = ShardReader(folder)
-        flagged = tuple((str(r), str(s), int(p)) for r, s, p in _flags(Path(folder)))
-        return cls(reader.index, reader.config, reader, nonfinite=flagged, folder=Path(folder))
+        return cls(reader.index, reader.config, reader, folder=Path(folder))
 
 
 class Sites(Mapping[str, Any]):
@@ -105,11 +111,13 @@ class Sites(Mapping[str, Any]):
         return len(self._tensors)
 
 
-FLAGS = "nonfinite.json"
-
-
-def _flags(folder: Path) -> list[Any]:
-    import json
-
-    path = folder / FLAGS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+def flagged_in(index: pd.DataFrame) -> tuple[tuple[str, str, int], ...]:
+    """(role, site, prompt) of every non-finite value, from the index's own column."""
+    if "nonfinite" not in index:
+        return ()
+    marked = index.loc[index["nonfinite"].notna(), ["prompt", "nonfinite"]]
+    found: set[tuple[str, str, int]] = set()
+    for prompt, names in zip(marked["prompt"], marked["nonfinite"], strict=True):
+        for role, _, site in (name.partition("/") for name in str(names).split(";")):
+            found.add((role, site, int(prompt)))
+    return tuple(sorted(found))

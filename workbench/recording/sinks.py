@@ -7,8 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pandas as pd
 import torch
 
+from workbench.recording.capture import nonfinite_rows
+from workbench.recording.recording import Recording, flagged_in
 from workbench.recording.statistics import StreamingMoments, TopActivating
 from workbench.recording.store import ShardWriter
 from workbench.typing import Tensor
@@ -21,13 +24,6 @@ class Sink:
 
     steps_done = 0
     """Windows that an interrupted run had stored already."""
-    folder: Path | None = None
-
-    def __init__(self) -> None:
-        self.index: dict[str, list[Any]] = {}
-        self.tensors: dict[str, dict[str, Tensor]] = {}
-        self.moments: dict[str, dict[str, Any]] = {}
-        self.top: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -40,35 +36,38 @@ class Sink:
         """One window: tensors [row, ...] keyed ``role/site``, and the index columns."""
         raise NotImplementedError
 
+    def recording(self, config: dict[str, Any]) -> Recording:
+        """What was recorded, once the context is left."""
+        raise NotImplementedError
+
 
 class MemorySink(Sink):
     """Keeps every row in main memory."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._index: dict[str, list[Any]] = {}
         self._pieces: dict[str, list[Tensor]] = {}
 
     def add(self, tensors: dict[str, Tensor], index: dict[str, list[Any]]) -> None:
         for name, rows in tensors.items():
             self._pieces.setdefault(name, []).append(rows.cpu())
         for name, values in index.items():
-            self.index.setdefault(name, []).extend(values)
+            self._index.setdefault(name, []).extend(values)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def recording(self, config: dict[str, Any]) -> Recording:
+        tensors: dict[str, dict[str, Tensor]] = {}
         for name in list(self._pieces):
             role, _, site = name.partition("/")
             pieces = self._pieces.pop(name)
-            self.tensors.setdefault(role, {})[site] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            tensors.setdefault(role, {})[site] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return Recording(pd.DataFrame(self._index), config, tensors)
 
 
 class StoreSink(Sink):
     """Writes shards; see :class:`ShardWriter`."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.folder = folder
+        self._folder = folder
         self._writer = ShardWriter(folder, config)
         self.steps_done = self._writer.steps_done
 
@@ -80,25 +79,42 @@ class StoreSink(Sink):
     ) -> None:
         self._writer.__exit__(kind, error, trace)
 
+    def recording(self, config: dict[str, Any]) -> Recording:  # noqa: ARG002
+        return Recording.load(self._folder)
+
 
 class StatisticsSink(Sink):
     """Float64 moments per model and site, and of tuned - base; memory does not grow with the prompts."""
 
     def __init__(self, *, covariance: bool, top: int) -> None:
-        super().__init__()
         self._covariance, self._top = covariance, top
         self._rows = 0
-        self.index = {"prompt": [], "position": []}
+        self._moments: dict[str, dict[str, Any]] = {}
+        self._tops: dict[str, dict[str, Any]] = {}
+        self._nonfinite: list[tuple[str, str, int]] = []
 
     def add(self, tensors: dict[str, Tensor], index: dict[str, list[Any]]) -> None:
+        frame = pd.DataFrame(index)
+        self._nonfinite += flagged_in(frame)
         for name, rows in self._with_difference(tensors).items():
             role, _, site = name.partition("/")
             if not rows.is_floating_point():
                 continue
-            self._moments(role, site, rows).update(rows)
+            if len(bad := nonfinite_rows(rows).nonzero()):
+                keep = torch.ones(len(rows), dtype=torch.bool).index_fill(0, bad.squeeze(1), False)
+                rows, frame_ = rows[keep.to(rows.device)], frame[keep.numpy()]
+            else:
+                frame_ = frame
+            self._moments_of(role, site, rows).update(rows)
             if self._top:
-                self._keep_top(role, site, rows, index)
-        self._rows += len(index["prompt"])
+                self._keep_top(role, site, rows, frame_)
+        self._rows += len(frame)
+
+    def recording(self, config: dict[str, Any]) -> Recording:
+        return Recording(
+            pd.DataFrame({"prompt": [], "position": []}), config, moments=self._moments, top=self._tops,
+            n_rows=self._rows, streamed_nonfinite=tuple(self._nonfinite),
+        )  # fmt: skip
 
     def _with_difference(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         shared = [name.removeprefix("base/") for name in tensors if name.startswith("base/")]
@@ -110,15 +126,15 @@ class StatisticsSink(Sink):
         }  # fmt: skip
         return {**tensors, **extra}
 
-    def _moments(self, role: str, site: str, rows: Tensor) -> StreamingMoments:
-        of_role = self.moments.setdefault(role, {})
+    def _moments_of(self, role: str, site: str, rows: Tensor) -> StreamingMoments:
+        of_role = self._moments.setdefault(role, {})
         if site not in of_role:
-            of_role[site] = StreamingMoments(rows.shape[1:], covariance=self._covariance)
+            of_role[site] = StreamingMoments(tuple(rows.shape[1:]), covariance=self._covariance)
         return of_role[site]
 
-    def _keep_top(self, role: str, site: str, rows: Tensor, index: dict[str, list[Any]]) -> None:
-        of_role = self.top.setdefault(role, {})
+    def _keep_top(self, role: str, site: str, rows: Tensor, index: pd.DataFrame) -> None:
+        of_role = self._tops.setdefault(role, {})
         if site not in of_role:
             of_role[site] = TopActivating(self._top)
         norms = rows.flatten(1).double().norm(dim=1)
-        of_role[site].update(norms, index["prompt"], index["position"], index["token"])
+        of_role[site].update(norms, index["prompt"].tolist(), index["position"].tolist(), index["token"].tolist())

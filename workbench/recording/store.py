@@ -35,9 +35,7 @@ class ShardWriter:
     next one fills.
     """
 
-    def __init__(
-        self, folder: str | Path, config: Mapping[str, Any], *, shard_bytes: int = SHARD_BYTES
-    ) -> None:
+    def __init__(self, folder: str | Path, config: Mapping[str, Any], *, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder = Path(folder)
         with room_for(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,9 +137,7 @@ class ShardWriter:
         self._index: list[pa.Table] = []
         self._bytes = self._rows = self._steps = 0
 
-    def _check(
-        self, tensors: Mapping[str, torch.Tensor], index: Mapping[str, Sequence[Any]], rows: int
-    ) -> None:
+    def _check(self, tensors: Mapping[str, torch.Tensor], index: Mapping[str, Sequence[Any]], rows: int) -> None:
         lengths = {name: len(tensor) for name, tensor in tensors.items()}
         lengths |= {name: len(values) for name, values in index.items()}
         if wrong := [name for name, length in lengths.items() if length != rows]:

@@ -1,0 +1,60 @@
+"""The same model in other people's toolboxes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import NotSupported
+
+if TYPE_CHECKING:
+    from workbench.models.adapted import AdaptedModel
+
+
+def to_transformer_bridge(model: AdaptedModel) -> Any:
+    """TransformerLens's ``TransformerBridge`` on a copy of ``model`` (adapter merged), weights unprocessed.
+
+    The copy runs eager attention, as the bridge forces it. Raises :class:`NotSupported` for an architecture that
+    TransformerLens cannot bridge, and while hooks are on the model (they would be copied too).
+    """
+    if model.n_hooks:
+        raise NotSupported("Interventions are on this model: leave their context before bridging a copy of it.")
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with model.active():
+        hf = plain_copy(model)
+    try:
+        return TransformerBridge.boot_transformers(
+            model.inner.config.name_or_path or model.name,
+            hf_model=hf,
+            tokenizer=model.tokenizer,
+            device=str(model.device),
+            dtype=model.dtype,
+        )
+    except (ValueError, NotImplementedError, KeyError) as error:
+        raise NotSupported(f"TransformerLens cannot bridge {type(hf).__name__}: {error}") from error
+    finally:
+        logger.setLevel(level)  # importing TransformerLens turns transformers' warnings off for the process
+
+
+def plain_copy(model: AdaptedModel) -> Any:
+    """A separate Hugging Face model that computes what ``model`` does: adapter merged or, for the base, left out."""
+    if model.hf is model.inner:
+        return copy.deepcopy(model.hf)
+    peft_model = copy.deepcopy(model.hf)
+    return peft_model.unload() if model.role == "base" else peft_model.merge_and_unload()
+
+
+def to_nnsight(model: AdaptedModel) -> Any:
+    """nnsight's ``TransformersModel`` around this very model, for your own traces.
+
+    Recipes and recordings of ours may be active at the same time. Importing nnsight gives every Python object a
+    ``save`` attribute; that is nnsight's way.
+    """
+    from nnsight import TransformersModel
+
+    with model.active() as hf:
+        return TransformersModel(hf, tokenizer=model.tokenizer)
