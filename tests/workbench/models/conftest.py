@@ -38,9 +38,7 @@ def save_adapter(tmp_path: Path) -> SaveAdapter:
     """Saves an adapter with random weights: ``save_adapter("name", config, family="llama", **overrides)``."""
 
     def save(name: str = "adapter", config: Any = None, *, family: str = "llama", **overrides: Any) -> Path:
-        chosen = config or peft.LoraConfig(
-            r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False
-        )
+        chosen = config or peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
         folder = tmp_path / name
         peft.get_peft_model(tiny_model(family, **overrides), chosen).save_pretrained(str(folder))
         return folder

@@ -61,9 +61,7 @@ def test_a_file_is_no_folder(base_folder: Path) -> None:
 
 def test_a_folder_without_config_says_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(
-        UserError, match=r"config\.json or adapter_config\.json was expected, found notes\.txt"
-    ):
+    with pytest.raises(UserError, match=r"config\.json or adapter_config\.json was expected, found notes\.txt"):
         describe(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="it is empty"):
@@ -79,9 +77,7 @@ def test_a_folder_of_checkpoints_names_one(tmp_path: Path, save_adapter: SaveAda
 
 def test_missing_weights_say_what_was_found(base_folder: Path) -> None:
     (base_folder / "model.safetensors").unlink()
-    with pytest.raises(
-        UserError, match=r"has no model weights: model\.safetensors was expected, found config\.json"
-    ):
+    with pytest.raises(UserError, match=r"has no model weights: model\.safetensors was expected, found config\.json"):
         describe(base_folder)
 
 
@@ -152,16 +148,14 @@ def test_a_known_architecture_needs_none_of_the_code_it_brings(base_folder: Path
 
 def test_unknown_and_absent_model_type(base_folder: Path) -> None:
     edit_json(base_folder / "config.json", model_type="llama9")
-    with pytest.raises(NotSupported, match="does not know the model_type 'llama9'"):
+    with pytest.raises(NotSupported, match="does not know .*'llama9'; upgrade it"):
         describe(base_folder)
     edit_json(base_folder / "config.json", model_type=None)
     with pytest.raises(UserError, match="names no model_type"):
         describe(base_folder)
 
 
-@pytest.mark.parametrize(
-    "kind", ["PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"]
-)
+@pytest.mark.parametrize("kind", ["PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"])
 def test_virtual_tokens_are_refused_with_the_reason(save_adapter: SaveAdapter, kind: str) -> None:
     adapter = save_adapter()
     edit_json(adapter / "adapter_config.json", peft_type=kind)
@@ -231,9 +225,7 @@ def test_a_hub_id_is_taken_from_the_cache_when_offline(
     assert (inner.local() / "adapter_model.safetensors").is_file()
     with pytest.raises(UserError, match=r"hub's some/adapters is neither.*it is empty"):
         describe("some/adapters")
-    with pytest.raises(
-        UserError, match=r"not in the local Hugging Face cache at revision 'v2'.*cannot be reached"
-    ):
+    with pytest.raises(UserError, match=r"not in the local Hugging Face cache at revision 'v2'.*cannot be reached"):
         describe("some/base@v2")
 
 

@@ -25,9 +25,7 @@ TARGETS = ["q_proj", "down_proj"]
 
 LINEAR_TYPES: dict[str, Callable[[], Any]] = {
     "lora": lambda: peft.LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False),
-    "rslora": lambda: peft.LoraConfig(
-        r=4, target_modules=TARGETS, use_rslora=True, rank_pattern={"q_proj": 2}
-    ),
+    "rslora": lambda: peft.LoraConfig(r=4, target_modules=TARGETS, use_rslora=True, rank_pattern={"q_proj": 2}),
     "dora": lambda: peft.LoraConfig(r=4, target_modules=TARGETS, use_dora=True),
     "adalora": lambda: peft.AdaLoraConfig(init_r=4, target_modules=TARGETS, total_step=10),
     "loha": lambda: peft.LoHaConfig(r=4, target_modules=TARGETS),
@@ -88,9 +86,7 @@ def test_delta_equals_the_merged_weight_minus_the_base(kind: str) -> None:
 
 def test_adapted_modules_are_named_as_in_the_base() -> None:
     model = randomized(LINEAR_TYPES["lora"]())
-    expected = [
-        f"model.layers.{i}.{part}" for i in range(3) for part in ("mlp.down_proj", "self_attn.q_proj")
-    ]
+    expected = [f"model.layers.{i}.{part}" for i in range(3) for part in ("mlp.down_proj", "self_attn.q_proj")]
     assert adapted_modules(model) == expected
 
 
@@ -156,26 +152,22 @@ def test_experts_change_per_expert(family: str) -> None:
     )
     model = randomized(config, family)
     names = adapted_modules(model)
-    assert names == [
-        f"model.layers.{i}.mlp.experts.{p}" for i in range(3) for p in ("down_proj", "gate_up_proj")
-    ]
+    assert names == [f"model.layers.{i}.mlp.experts.{p}" for i in range(3) for p in ("down_proj", "gate_up_proj")]
     deltas = {name: effective_delta(model, name) for name in names}
     base = tiny_model(family)
     merged = model.merge_and_unload()
     for name in names:
         module, _, parameter = name.rpartition(".")
-        change = merged.get_submodule(module).get_parameter(parameter) - base.get_submodule(
-            module
-        ).get_parameter(parameter)
+        change = merged.get_submodule(module).get_parameter(parameter) - base.get_submodule(module).get_parameter(
+            parameter
+        )
         stored = change.mT if family == "gptoss" else change  # GPT-OSS keeps [expert, in, out]
         assert torch.allclose(deltas[name], stored, atol=1e-5)
         assert stored.norm() > 1e-2
 
 
 def test_router_change() -> None:
-    config = peft.LoraConfig(
-        r=2, target_modules=[], target_parameters=["mlp.gate.weight"], init_lora_weights=False
-    )
+    config = peft.LoraConfig(r=2, target_modules=[], target_parameters=["mlp.gate.weight"], init_lora_weights=False)
     model = randomized(config, "qwen3moe")
     delta = effective_delta(model, "model.layers.0.mlp.gate.weight")
     before = tiny_model("qwen3moe").model.layers[0].mlp.gate.weight
