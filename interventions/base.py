@@ -1,0 +1,173 @@
+"""What every intervention is: a frozen value that can be checked, applied, scaled, compared and written to a file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import MISSING, dataclass, field, fields, replace
+from importlib import import_module
+from inspect import isabstract
+from typing import Any, ClassVar, TypeVar
+
+from interventions.claims import Claim
+from interventions.packing import content_hash, pack, shown, unpack
+from interventions.scope import Change, Scope, blend
+from interventions.strength import Strength, as_strength, multiplied, trains
+from workbench.engine.context import ForwardContext
+from workbench.engine.hub import SiteHook
+from workbench.engine.positions import PositionSpec, Where, where
+from workbench.engine.sites import Site
+from workbench.errors import UserError, unknown_name
+from workbench.models.adapted import AdaptedModel
+from workbench.typing import Tensor
+
+_Same = TypeVar("_Same", bound="Intervention")
+_AtSite = TypeVar("_AtSite", bound="SiteIntervention")
+_KINDS: dict[str, type[Intervention]] = {}
+
+
+class Intervention(ABC):
+    """One change of a model's computation. Subclasses are frozen dataclasses with ``eq=False, repr=False``.
+
+    Equality and hash are those of the content: kind, settings and the bytes of the tensors.
+    """
+
+    scopes: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields that hold positions."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _KINDS[cls.__name__] = cls
+
+    @property
+    def kind(self) -> str:
+        """The name under which a recipe file knows this intervention: the class's name."""
+        return type(self).__name__
+
+    @abstractmethod
+    def validate(self, model: AdaptedModel) -> None:
+        """Raise :class:`UserError` when this cannot be applied to ``model``. Touches nothing."""
+
+    @abstractmethod
+    def entered(self, model: AdaptedModel) -> AbstractContextManager[Any]:
+        """A context in which ``model`` computes with this intervention; everything comes back on leaving."""
+
+    @abstractmethod
+    def scaled(self: _Same, factor: float) -> _Same:
+        """The same with ``factor`` times the strength; 0 leaves the model as it is."""
+
+    def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(settings as plain JSON values, tensors they refer to by name)."""
+        return pack({one.name: getattr(self, one.name) for one in fields(self)}, self.scopes)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_tensors(cls: type[_Same], settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Same:
+        """The inverse of :meth:`to_tensors`. Raises :class:`UserError` for a setting this kind does not have."""
+        known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
+        for name in settings:
+            if name not in known:
+                raise unknown_name(f"setting of {cls.__name__}", name, known)
+        needed = {one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING}  # type: ignore[arg-type]
+        if missing := sorted(needed - set(settings)):
+            raise UserError(f"{cls.__name__} lacks its setting {missing[0]!r}: the recipe is incomplete.")
+        return cls(**unpack(settings, tensors, cls.scopes))
+
+    @property
+    def content(self) -> str:
+        """Sha256 in hex of kind, settings and tensors."""
+        settings, tensors = self.to_tensors()
+        return content_hash({"kind": self.kind, **settings}, tensors)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.content == other.content
+
+    def __hash__(self) -> int:
+        return hash(self.content)
+
+    def __repr__(self) -> str:
+        given = ", ".join(
+            f"{one.name}={shown(getattr(self, one.name))}"
+            for one in fields(self)  # type: ignore[arg-type]
+            if one.default is MISSING or shown(getattr(self, one.name)) != shown(one.default)
+        )
+        return f"{self.kind}({given})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SiteIntervention(Intervention):
+    """An intervention on activations: hooks at sites, at chosen positions, with a strength.
+
+    ``strength`` 1 is the full effect and 0 none (bit for bit). A tensor or list [row] gives every prompt of the
+    batch its own. ``positions`` is the engine's language (:mod:`workbench.engine.positions`).
+    """
+
+    strength: Strength = field(default=1.0, kw_only=True)
+    positions: PositionSpec | Where = field(default="all", kw_only=True)
+
+    scopes: ClassVar[tuple[str, ...]] = ("positions",)
+
+    def __post_init__(self) -> None:
+        where(self.positions)
+        self._set("strength", as_strength(self.strength))
+
+    @abstractmethod
+    def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:
+        """What happens at which site, before positions are taken into account."""
+
+    def claims(self, model: AdaptedModel) -> list[Claim]:  # noqa: ARG002
+        """What this decides alone, so that a recipe can refuse a second intervention that decides otherwise."""
+        return []
+
+    @property
+    def neutral(self) -> bool:
+        """Whether this leaves the model exactly as it is; never so for what is being trained."""
+        return not isinstance(self.strength, Tensor) and self.strength == 0
+
+    def hooks(self, model: AdaptedModel) -> list[SiteHook]:
+        """The hooks that do it, in order; none when :attr:`neutral`."""
+        return [] if self.neutral else [self._hook(site, change) for site, change in self.changes(model)]
+
+    def entered(self, model: AdaptedModel) -> AbstractContextManager[Any]:
+        """A context in which the hooks are on ``model``."""
+        return model.hooked(self.hooks(model))
+
+    def scaled(self: _AtSite, factor: float) -> _AtSite:
+        """The same with ``factor`` times the strength."""
+        return replace(self, strength=multiplied(self.strength, factor))
+
+    def limited_to(self: _AtSite, rows: tuple[bool, ...]) -> _AtSite:
+        """The same, touching only the prompts whose entry is True."""
+        scope = where(self.positions)
+        if scope.rows is not None:
+            raise UserError(f"{self.kind} already names its rows: give per_row interventions without rows.")
+        return replace(self, positions=replace(scope, rows=rows))
+
+    def _hook(self, site: Site, change: Change) -> SiteHook:
+        scope = Scope(self.positions)
+
+        def edit(value: Any, ctx: ForwardContext) -> Any:
+            chosen = scope(ctx)
+            if chosen.nothing:
+                return None
+            return blend(chosen, change(value, ctx), value)
+
+        return SiteHook(site, edit, edit=True)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _trains(self, *tensors: Tensor | None) -> bool:
+        return trains(self.strength, *tensors)
+
+
+def kind_named(name: str) -> type[Intervention]:
+    """The class of interventions called ``name``. Raises :class:`UserError` naming the known ones."""
+    if name not in _KINDS:
+        package = import_module("interventions")
+        if name in package.__all__:
+            getattr(package, name)
+    usable = [kind for kind, found in _KINDS.items() if not isabstract(found)]
+    if name not in usable:
+        raise unknown_name("kind of intervention", name, usable)
+    return _KINDS[name]

@@ -1,0 +1,81 @@
+"""Interventions as plain settings plus named tensors, their content hash, and how values are shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from workbench.engine.positions import Where, where
+from workbench.errors import NotSupported, UserError
+from workbench.typing import Tensor
+
+_TENSOR = "@tensor"
+
+
+def pack(values: Mapping[str, Any], scopes: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Split ``values`` into JSON values and tensors; ``scopes`` names the values that are positions."""
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach()
+            return {_TENSOR: name}
+        if isinstance(value, Mapping):
+            return {str(key): plain(one, f"{name}.{key}") for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one, f"{name}.{place}") for place, one in enumerate(value)]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise NotSupported(f"{name} is a {type(value).__name__}, which a recipe file cannot hold.")
+
+    settings = {
+        name: where(value).to_json() if name in scopes else plain(value, name) for name, value in values.items()
+    }
+    return settings, tensors
+
+
+def unpack(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], scopes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The inverse of :func:`pack`; lists come back as tuples."""
+
+    def rich(value: Any) -> Any:
+        if isinstance(value, dict) and set(value) == {_TENSOR}:
+            if value[_TENSOR] not in tensors:
+                raise UserError(f"The recipe refers to a tensor {value[_TENSOR]!r} that its file does not hold.")
+            return tensors[value[_TENSOR]]
+        if isinstance(value, dict):
+            return {key: rich(one) for key, one in value.items()}
+        return tuple(rich(one) for one in value) if isinstance(value, list) else value
+
+    return {name: Where.from_json(value) if name in scopes else rich(value) for name, value in settings.items()}
+
+
+def content_hash(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Sha256 in hex over the settings and over name, dtype, shape and bytes of every tensor."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(tensors):
+        there = tensors[name].detach().to("cpu").contiguous()
+        digest.update(f"{name}{there.dtype}{list(there.shape)}".encode())
+        if there.numel():
+            digest.update(there.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def shown(value: Any) -> str:
+    """A value on one line: tensors by shape and norm, words plainly."""
+    if isinstance(value, Tensor):
+        there = value.detach().float()
+        if there.numel() <= 4:
+            return str([round(one, 4) for one in there.reshape(-1).tolist()])
+        return f"<{'x'.join(map(str, there.shape))}, norm {there.norm():.4g}>"
+    if isinstance(value, Mapping):
+        inside = [f"{key}: {shown(one)}" for key, one in list(value.items())[:4]]
+        return "{" + ", ".join(inside + (["…"] if len(value) > 4 else [])) + "}"
+    if isinstance(value, Where):
+        parts = {"exclude": value.exclude, "tokens": value.tokens, "rows": value.rows}
+        given = "".join(f", {name}={one!r}" for name, one in parts.items() if one is not None)
+        return f"Where({value.at!r}{given})" if given else repr(value.at)
+    return repr(value)

@@ -1,0 +1,144 @@
+"""Recipes: interventions in order, applied together, kept in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from interventions.base import Intervention, SiteIntervention
+from interventions.trace import Trace
+from workbench.errors import NotSupported, UserError
+from workbench.models.adapted import AdaptedModel
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Recipe:
+    """Interventions that act in this order. Recipes are values: ``a + b``, ``a * 0.5``, ``a == b`` by content.
+
+    ``made_with`` tells where the recipe comes from; it does not count for equality.
+    """
+
+    interventions: Sequence[Intervention] = ()
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = [self.interventions] if isinstance(self.interventions, Intervention) else self.interventions
+        for one in given:
+            if not isinstance(one, Intervention):
+                raise UserError(f"A recipe holds interventions, not {type(one).__name__}: Recipe([Offset(...)]).")
+        object.__setattr__(self, "interventions", tuple(given))
+        object.__setattr__(self, "made_with", dict(self.made_with))
+
+    @contextmanager
+    def applied(self, model: Any, *, trace: bool = False) -> Iterator[Trace]:
+        """Let ``model`` (an AdaptedModel or a Hugging Face model) compute with this recipe inside the context.
+
+        Everything is checked before the model is touched, and everything comes back on leaving, also after an
+        exception. Contexts nest: the inner recipe acts after the outer one at the same site. With ``trace`` the
+        yielded :class:`Trace` tells what fired where. Raises :class:`UserError` for what does not fit.
+        """
+        adapted = as_adapted(model)
+        self.check(adapted)
+        log = Trace()
+        hooks = [one.hooks(adapted) if isinstance(one, SiteIntervention) else None for one in self.interventions]
+        with ExitStack() as stack:
+            for place, (one, own) in enumerate(zip(self.interventions, hooks, strict=True)):
+                if own is None:
+                    stack.enter_context(one.entered(adapted))
+                elif own:
+                    watched = [log.watched(hook, place, one.kind) for hook in own] if trace else own
+                    stack.enter_context(adapted.hooked(watched))
+            yield log
+
+    def check(self, model: Any) -> None:
+        """Raise :class:`UserError` when this recipe does not fit ``model`` or contradicts itself."""
+        from interventions.conflicts import check_conflicts
+        from interventions.recipe_file import check_made_for
+
+        adapted = as_adapted(model)
+        check_made_for(self.made_with, adapted)
+        for place, one in enumerate(self.interventions):
+            try:
+                one.validate(adapted)
+            except UserError as error:
+                raise type(error)(f"{one.kind} (number {place} of the recipe): {error}") from None
+        check_conflicts(self.interventions, adapted)
+
+    def save(self, path: str | Path, *, model: AdaptedModel | None = None) -> Path:
+        """Write the recipe as one safetensors file, whole or not at all; ``model``: the one it was made on."""
+        from interventions.recipe_file import save
+
+        return save(self, Path(path), model)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any = None, *, strict: bool = False) -> Recipe:
+        """Read a recipe file; with ``model``, refuse one that does not fit it.
+
+        A file made on other weights of the same shape is a warning, or with ``strict`` an error. Raises
+        :class:`UserError` for a pickle, a truncated or foreign file, and a newer version.
+        """
+        from interventions.recipe_file import load
+
+        return load(Path(path), None if model is None else as_adapted(model), strict=strict)
+
+    @property
+    def content(self) -> str:
+        """Sha256 in hex of the interventions in order."""
+        return sha256(" ".join(one.content for one in self.interventions).encode()).hexdigest()
+
+    def __mul__(self, factor: float) -> Recipe:
+        return Recipe([one.scaled(factor) for one in self.interventions], self.made_with)
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Recipe | Intervention) -> Recipe:
+        more = other if isinstance(other, Recipe) else Recipe([other])
+        made_with = {**more.made_with, **self.made_with}
+        return Recipe([*self.interventions, *more.interventions], made_with)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.content == other.content
+
+    def __hash__(self) -> int:
+        return hash(self.content)
+
+    def __iter__(self) -> Iterator[Intervention]:
+        return iter(self.interventions)
+
+    def __len__(self) -> int:
+        return len(self.interventions)
+
+    def __repr__(self) -> str:
+        if not self.interventions:
+            return "Recipe([])"
+        return "Recipe([\n" + "".join(f"    {one!r},\n" for one in self.interventions) + "])"
+
+
+def as_adapted(model: Any) -> AdaptedModel:
+    """``model`` itself, or a Hugging Face model with names for its parts."""
+    if isinstance(model, AdaptedModel):
+        return model
+    if hasattr(model, "base") and hasattr(model, "tuned"):
+        raise UserError("A recipe is applied to one side of a pair: give pair.base or pair.tuned.")
+    return AdaptedModel(model, None)
+
+
+def per_row(recipes: Iterable[Recipe | Intervention | None]) -> Recipe:
+    """One recipe that gives every prompt of a batch its own: entry i acts on row i alone, None leaves it alone.
+
+    Rows with equal recipes share one application. Raises :class:`NotSupported` for
+    weight-space interventions, which rows cannot tell apart.
+    """
+    given = [Recipe([one]) if isinstance(one, Intervention) else one for one in recipes]
+    limited: list[Intervention] = []
+    for recipe in dict.fromkeys(one for one in given if one is not None):
+        rows = tuple(one == recipe for one in given)
+        for one in recipe:
+            if not isinstance(one, SiteIntervention):
+                raise NotSupported(f"{one.kind} changes weights, which all rows of a batch share: apply it by itself.")
+            limited.append(one.limited_to(rows))
+    return Recipe(limited)

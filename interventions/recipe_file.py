@@ -1,0 +1,144 @@
+"""The recipe file: one ``.safetensors`` with the tensors, and under the metadata key ``tunescope`` JSON
+``{version, interventions, made_with}``. Nothing in it is executed, and nothing unknown is passed over."""
+
+from __future__ import annotations
+
+import json
+import platform
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from interventions.base import Intervention, kind_named
+from workbench.errors import UserError, unknown_name
+from workbench.files import write_safetensors
+from workbench.models.adapted import AdaptedModel
+from workbench.typing import Tensor
+
+if TYPE_CHECKING:
+    from interventions.recipe import Recipe
+
+VERSION = 1
+_KEYS = ("version", "interventions", "made_with")
+_SIZES = ("d_model", "n_layers", "n_heads", "d_head", "n_experts")
+
+
+class OtherModelWarning(UserWarning):
+    """A recipe was made on a model of the same shape but with other weights."""
+
+
+def save(recipe: Recipe, path: Path, model: AdaptedModel | None) -> Path:
+    """Write ``recipe`` to ``path``, whole or not at all."""
+    entries, tensors = [], {}
+    for place, one in enumerate(recipe.interventions):
+        settings, own = one.to_tensors()
+        entries.append({"kind": one.kind, "settings": settings})
+        tensors.update({f"{place}.{name}": [value.contiguous()] for name, value in own.items()})
+    made_with = {**recipe.made_with, **_provenance(model)}
+    write_safetensors(path, tensors, {"version": VERSION, "interventions": entries, "made_with": made_with})
+    return path
+
+
+def load(path: Path, model: AdaptedModel | None, *, strict: bool = False) -> Recipe:
+    """Read a recipe; see :meth:`interventions.Recipe.load`."""
+    from interventions.recipe import Recipe
+
+    note, tensors = _read(path)
+    entries = _entries(path, note)
+    recipe = Recipe([_intervention(path, i, entry, tensors) for i, entry in enumerate(entries)], note["made_with"])
+    if tensors:
+        raise UserError(f"{path} holds a tensor {min(tensors)!r} that no intervention uses: it is no whole recipe.")
+    if model is not None:
+        recipe.check(model)
+        _check_identity(recipe.made_with, model, strict)
+    return recipe
+
+
+def check_made_for(made_with: Mapping[str, Any], model: AdaptedModel) -> None:
+    """Raise :class:`UserError` when the recipe was made for a model of another shape."""
+    made = made_with.get("model") or {}
+    for name in _SIZES:
+        if name in made and made[name] != getattr(model, name):
+            raise UserError(
+                f"This recipe was made for {made.get('name', 'a model')} with {name} {made[name]}, but "
+                f"{model.name} has {getattr(model, name)}: it does not fit."
+            )
+
+
+def _provenance(model: AdaptedModel | None) -> dict[str, Any]:
+    from workbench import __version__
+
+    made: dict[str, Any] = {
+        "tunescope": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if model is not None:
+        sizes = {name: getattr(model, name) for name in _SIZES}
+        made["model"] = {"name": model.name, "identity": model.identity.hash, **sizes}
+    return made
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise UserError(f"There is no recipe at {path}: give the .safetensors file that Recipe.save wrote.")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[:1] == b"\x80" or start[:2] == b"PK":
+        raise UserError(f"{path} is a pickle, which could run code when read: recipes are .safetensors files.")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            text = (opened.metadata() or {}).get("tunescope")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}): copy or save it again.") from None
+    if text is None:
+        raise UserError(f"{path} is a safetensors file but no recipe: its metadata has no key 'tunescope'.")
+    try:
+        note = json.loads(text)
+    except ValueError:
+        raise UserError(f"{path} does not hold readable JSON under 'tunescope': save the recipe again.") from None
+    if not isinstance(note, dict) or not isinstance(note.get("made_with", {}), dict):
+        raise UserError(f"{path} does not hold a recipe under 'tunescope': save the recipe again.")
+    return {"made_with": {}, **note}, tensors
+
+
+def _entries(path: Path, note: dict[str, Any]) -> list[dict[str, Any]]:
+    version, entries = note.get("version"), note.get("interventions")
+    if not isinstance(version, int) or version > VERSION:
+        raise UserError(
+            f"{path} is a recipe of version {version}, and this Tunescope reads up to {VERSION}: update Tunescope."
+        )
+    for key in note:
+        if key not in _KEYS:
+            raise unknown_name("key in the recipe file", key, _KEYS)
+    if not isinstance(entries, list):
+        raise UserError(f"{path} has no list of interventions: it is not a recipe.")
+    return entries
+
+
+def _intervention(path: Path, place: int, entry: Any, tensors: dict[str, Tensor]) -> Intervention:
+    """The intervention of one entry; its tensors are taken out of ``tensors``."""
+    if not isinstance(entry, dict) or set(entry) != {"kind", "settings"} or not isinstance(entry["settings"], dict):
+        raise UserError(f"Intervention {place} of {path} is not {{kind, settings}}: it is not a recipe.")
+    prefix = f"{place}."
+    names = [name for name in tensors if name.startswith(prefix)]
+    own = {name.removeprefix(prefix): tensors.pop(name) for name in names}
+    one = kind_named(str(entry["kind"])).from_tensors(entry["settings"], own)
+    if unused := sorted(set(own) - set(one.to_tensors()[1])):
+        raise UserError(f"{path} holds a tensor {prefix}{unused[0]} that its {one.kind} does not use.")
+    return one
+
+
+def _check_identity(made_with: Mapping[str, Any], model: AdaptedModel, strict: bool) -> None:
+    made = made_with.get("model") or {}
+    if "identity" not in made or made["identity"] == model.identity.hash:
+        return
+    told = f"This recipe was made on other weights ({made.get('name')}) than those of {model.name}"
+    if strict:
+        raise UserError(f"{told}: load it on the model it was made on, or without strict.")
+    warnings.warn(f"{told}; it fits by shape, its effect may differ.", OtherModelWarning, stacklevel=4)

@@ -1,0 +1,100 @@
+"""What a recipe did: which intervention fired at which layer, row and position, how often, and by how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.engine.context import ForwardContext
+from workbench.engine.hub import SiteHook
+from workbench.engine.routing import Routing
+from workbench.engine.sites import Site
+from workbench.typing import Float, Int, Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_KEYS = ("intervention", "kind", "layer", "site", "row", "position")
+
+
+@dataclass(frozen=True)
+class _Fired:
+    """One call of one hook that changed something."""
+
+    intervention: int
+    kind: str
+    site: Site
+    rows: Int[Tensor, " batch"]
+    positions: Int[Tensor, "batch pos"]
+    norms: Float[Tensor, "batch pos"]
+
+
+@dataclass
+class Trace:
+    """Filled while the context is open; empty unless the recipe was applied with ``trace=True``."""
+
+    calls: list[_Fired] = field(default_factory=list)
+
+    def watched(self, hook: SiteHook, place: int, kind: str) -> SiteHook:
+        """``hook``, writing down what it changes as intervention number ``place``."""
+
+        def edit(value: Any, ctx: ForwardContext) -> Any:
+            new = hook.fn(value, ctx)
+            if new is not None:
+                norms = _change(value, new, pattern=hook.site.kind == "pattern")
+                self.calls.append(_Fired(place, kind, hook.site, ctx.rows, ctx.index, norms.detach()))
+            return new
+
+        return replace(hook, fn=edit)
+
+    def frame(self) -> pd.DataFrame:
+        """One line per intervention, layer, site, row (prompt) and position that was changed.
+
+        ``times``: in how many forward passes; ``norm``: mean norm of the change (of a routing: of the experts'
+        weights; of a pattern: over heads and keys).
+        """
+        import pandas as pd
+
+        tables = [_table(one) for one in self.calls]
+        if not tables:
+            return pd.DataFrame(columns=[*_KEYS, "times", "norm"])
+        grouped = pd.concat(tables, ignore_index=True).groupby(list(_KEYS), sort=True)["norm"]
+        return grouped.agg(times="size", norm="mean").reset_index()
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __repr__(self) -> str:
+        return f"Trace({len(self.calls)} calls; .frame() for where and how much)"
+
+
+def _change(old: Any, new: Any, *, pattern: bool) -> Float[Tensor, "batch pos"]:
+    if isinstance(old, Routing):
+        return (_dense(new) - _dense(old)).norm(dim=-1)
+    difference = new.float() - old.float()
+    return difference.norm(dim=(1, 3)) if pattern else difference.flatten(2).norm(dim=-1)
+
+
+def _dense(routing: Routing) -> Float[Tensor, "batch pos expert"]:
+    """The weight of every expert, 0 where it is not selected."""
+    empty = torch.zeros(routing.logits.shape, dtype=torch.float32, device=routing.logits.device)
+    return empty.scatter_add(-1, routing.experts, routing.weights.float())
+
+
+def _table(call: _Fired) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = call.rows[:, None].expand_as(call.norms)
+    changed = call.norms != 0
+    assert call.site.layer is not None
+    return pd.DataFrame({
+        "intervention": call.intervention,
+        "kind": call.kind,
+        "layer": call.site.layer,
+        "site": call.site.name,
+        "row": rows[changed].cpu().numpy(),
+        "position": call.positions[changed].cpu().numpy(),
+        "norm": call.norms[changed].cpu().numpy(),
+    })  # fmt: skip
