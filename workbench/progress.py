@@ -7,7 +7,7 @@ unless it is handed one.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 
 class Stopped(Exception):
@@ -65,7 +65,7 @@ class RichProgress:
         )  # fmt: skip
         self._tasks: list[Any] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RichProgress:
         self._bars.__enter__()
         return self
 
