@@ -7,13 +7,14 @@ unless it is handed one.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class Stopped(Exception):
     """Raised at the next step after a person pressed stop; complete work is kept and can be resumed."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What a long task reports to."""
 
