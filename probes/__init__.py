@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from workbench.lazy import lazy
 
-if TYPE_CHECKING:
-    from probes.results import ProbeResult, Provenance
-
 _HOME = {
+    "ExpertMap": "experts.mapping",
     "ProbeResult": "results",
     "Provenance": "results",
+    "expert_map": "experts.mapping",
 }
-__all__ = ["ProbeResult", "Provenance"]
-
+__all__ = sorted(_HOME)  # noqa: PLE0605
 
 __getattr__ = lazy("probes", _HOME)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

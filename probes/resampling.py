@@ -1,0 +1,46 @@
+"""Resampling of statistics that are no plain mean (rates, differences between classes, shares of a gap), over whole
+maps at once: every cell shares the draws, so a map costs one matrix product. Plain means: :mod:`probes.uncertainty`.
+
+The unit is the prompt, never the token: tokens of a prompt depend on each other. Prompts of one group are drawn
+together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from workbench.typing import Float, Int
+
+LEVEL = 0.95
+
+
+def bootstrap_weights(
+    n: int, draws: int, seed: int, clusters: Int[np.ndarray, " prompt"] | None = None
+) -> Float[np.ndarray, "draw prompt"]:
+    """How often each of ``n`` prompts is drawn in each bootstrap sample; whole clusters are drawn."""
+    groups = np.arange(n) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    n_groups = int(groups.max()) + 1
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)[:, groups].astype(np.float64)
+
+
+def interval(draws: Float[np.ndarray, "draw cell"]) -> tuple[np.ndarray, np.ndarray]:
+    """The percentile interval of each cell; NaN where no draw has a value."""
+    known = ~np.isnan(draws).all(0)
+    edges = np.full((2, draws.shape[1]), np.nan)
+    edges[:, known] = np.nanquantile(draws[:, known], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return edges[0], edges[1]
+
+
+def shuffled_labels(labels: Int[np.ndarray, " prompt"], draws: int, seed: int) -> Int[np.ndarray, "draw prompt"]:
+    """Random reassignments of the labels to the prompts, for a permutation test and its null band."""
+    rng = np.random.default_rng(seed)
+    return rng.permuted(np.tile(labels, (draws, 1)), axis=1)
+
+
+def permutation_p(
+    observed: Float[np.ndarray, " cell"], null: Float[np.ndarray, "draw cell"]
+) -> Float[np.ndarray, " cell"]:
+    """Two-sided p-values; the observed arrangement counts as one of the draws, so none is 0."""
+    reached = (np.abs(null) >= np.abs(observed) * (1 - 1e-12)).sum(0)
+    return (1 + reached) / (1 + len(null))

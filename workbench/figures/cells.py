@@ -1,0 +1,117 @@
+"""One heatmap for every map of cells: diverging colours centred at 0, cells inside the control band greyed, every cell
+clickable, interval and control under the pointer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+COLOURS = "RdBu_r"
+GREY = "rgb(160, 160, 160)"
+MAX_MARKERS = 20_000
+"""Above this many cells the clickable overlay would slow a browser down; the heatmap's own hover remains."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which columns span the map, and what a cell is called."""
+
+    row: str
+    column: str
+    label: str
+    """A format of row and column, such as ``L{row}H{column}``."""
+    score: str
+    """What the colour means."""
+
+
+def grid(table: pd.DataFrame, axes: Axes, value: str) -> pd.DataFrame:
+    """``value`` as a table of ``axes.row`` by ``axes.column``; cells without a value are NaN."""
+    return table.pivot(index=axes.row, columns=axes.column, values=value).sort_index().sort_index(axis=1)
+
+
+def inside_band(table: pd.DataFrame) -> pd.Series:
+    """True where the score cannot be told from the control: inside its band, or q >= 0.05 where there is no band."""
+    if {"control_low", "control_high"} <= set(table):
+        return table["score"].between(table["control_low"], table["control_high"])
+    return ~(table["q"] < 0.05) if "q" in table else pd.Series(False, index=table.index)
+
+
+def cell_heatmap(table: pd.DataFrame, axes: Axes, *, title: str = "", limit: float | None = None) -> go.Figure:
+    """A heatmap of ``table`` (shared columns: score, low, high, control, q).
+
+    ``limit`` fixes the colour scale to [-limit, limit], so that two maps can be compared. The markers carry
+    ``customdata`` [[row, column], ...] as plain lists for click handlers.
+    """
+    scores = grid(table, axes, "score")
+    bound = limit or float(np.nanmax(np.abs(scores.to_numpy()), initial=0.0)) or 1.0
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=scores.to_numpy(), x=list(scores.columns), y=list(scores.index),
+        colorscale=COLOURS, zmin=-bound, zmax=bound, zmid=0,
+        colorbar=dict(title=dict(text=axes.score, side="right")),
+        text=_texts(table, axes, scores), hovertemplate="%{text}<extra></extra>", xgap=1, ygap=1,
+    )  # fmt: skip
+    _grey_out(figure, table, axes, scores)
+    height = int(np.clip(28 * len(scores.index) + 140, 260, 900))
+    _clickable(figure, scores, marker=max(6, (height - 140) / max(1, len(scores.index)) - 4))
+    figure.update_layout(
+        title=dict(text=title), height=height, template="plotly_white", showlegend=False,
+        xaxis=dict(title=dict(text=axes.column), dtick=None if len(scores.columns) > 40 else 1),
+        yaxis=dict(title=dict(text=axes.row), dtick=None if len(scores.index) > 40 else 1),
+        margin=dict(l=60, r=20, t=60, b=60),
+    )  # fmt: skip
+    return figure
+
+
+def _texts(table: pd.DataFrame, axes: Axes, scores: pd.DataFrame) -> list[list[str]]:
+    greyed = inside_band(table)
+    told = {
+        (row[axes.row], row[axes.column]): _told(row, axes, grey=bool(grey))
+        for (_, row), grey in zip(table.iterrows(), greyed, strict=True)
+    }
+    return [[told.get((row, column), "") for column in scores.columns] for row in scores.index]
+
+
+def _told(row: pd.Series, axes: Axes, *, grey: bool) -> str:
+    name = axes.label.format(row=row[axes.row], column=row[axes.column])
+    lines = [f"<b>{name}</b>", f"{axes.score}: {row['score']:+.3g}"]
+    if "low" in row and not pd.isna(row["low"]):
+        lines.append(f"95 % interval {row['low']:+.3g} to {row['high']:+.3g}")
+    if "control" in row and not pd.isna(row["control"]):
+        band = ""
+        if "control_low" in row:
+            band = f" ({row['control_low']:+.3g} to {row['control_high']:+.3g})"
+        lines.append(f"control {row['control']:+.3g}{band}")
+    if "q" in row and not pd.isna(row["q"]):
+        lines.append(f"q = {row['q']:.2g}")
+    if grey:
+        lines.append("not told from the control")
+    return "<br>".join(lines)
+
+
+def _grey_out(figure: go.Figure, table: pd.DataFrame, axes: Axes, scores: pd.DataFrame) -> None:
+    marked = grid(table.assign(_grey=inside_band(table).where(inside_band(table)).astype(float)), axes, "_grey")
+    if marked.notna().to_numpy().any():
+        figure.add_heatmap(
+            z=marked.reindex_like(scores).to_numpy(), x=list(scores.columns), y=list(scores.index),
+            colorscale=[[0, GREY], [1, GREY]], showscale=False, opacity=0.45, hoverinfo="skip", xgap=1, ygap=1,
+        )  # fmt: skip
+
+
+def _clickable(figure: go.Figure, scores: pd.DataFrame, marker: float) -> None:
+    if scores.size > MAX_MARKERS:
+        return
+    cells = [[_plain(row), _plain(column)] for row in scores.index for column in scores.columns]
+    invisible = dict(marker=dict(opacity=0))
+    figure.add_scatter(
+        x=[column for _, column in cells], y=[row for row, _ in cells], customdata=cells, mode="markers",
+        marker=dict(symbol="square", size=marker, opacity=0), selected=invisible, unselected=invisible,
+        hoverinfo="skip",
+    )  # fmt: skip
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, np.integer) else value

@@ -1,0 +1,44 @@
+"""Figures of mixtures of experts: the map of layer by expert, and behaviour against the number of experts switched."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures.cells import Axes, cell_heatmap
+
+
+def expert_heatmap(table: pd.DataFrame, *, title: str = "Experts", limit: float | None = None) -> go.Figure:
+    """Layer by expert of a table with columns layer, expert, score, low, high, control, q."""
+    axes = Axes("layer", "expert", "L{row:.0f}E{column:.0f}", "difference in share of tokens")
+    return cell_heatmap(table, axes, title=title, limit=limit)
+
+
+def switching_lines(
+    table: pd.DataFrame, *, title: str = "Switching experts", behaviour: str = "behaviour"
+) -> go.Figure:
+    """Behaviour (``score`` with ``low``, ``high``) against ``count`` switched experts, with the band of the control."""
+    shown = table.sort_values("count")
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[*shown["count"], *shown["count"][::-1]], y=[*shown["control_high"], *shown["control_low"][::-1]],
+        fill="toself", fillcolor="rgba(150, 150, 150, 0.25)", line=dict(width=0), hoverinfo="skip",
+        name="control, 95 % of draws",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=shown["count"], y=shown["control"], mode="lines+markers", name="frequency-matched random experts",
+        line=dict(color="rgb(110, 110, 110)", dash="dash"),
+    )  # fmt: skip
+    figure.add_scatter(
+        x=shown["count"], y=shown["score"], mode="lines+markers", name="ranked experts",
+        line=dict(color="rgb(33, 102, 172)"),
+        error_y=dict(
+            type="data", symmetric=False, array=shown["high"] - shown["score"], arrayminus=shown["score"] - shown["low"]
+        ),
+    )  # fmt: skip
+    figure.update_layout(
+        title=dict(text=title), template="plotly_white", height=420,
+        xaxis=dict(title=dict(text="experts switched"), rangemode="tozero"),
+        yaxis=dict(title=dict(text=behaviour)), legend=dict(orientation="h", y=-0.25),
+    )  # fmt: skip
+    return figure
