@@ -121,6 +121,8 @@ def remove_partials(folder: Path) -> None:
 
 def _raw_bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.numel() == 0:
+        return memoryview(b"")
     return flat.view(torch.uint8).numpy().data
 
 
