@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from workbench.errors import UserError
+from workbench.errors import NotSupported, UserError
 from workbench.models.adapter_fit import check_fit
 from workbench.models.sources import Source
 from workbench.typing import Float, Tensor
@@ -47,12 +48,15 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
         )
     name = base_name or str(getattr(hf, "name_or_path", "") or type(hf).__name__)
     check_fit(source, hf, name)
-    device = next(hf.parameters()).device
-    place = {} if device.type == "meta" else {"torch_device": str(device)}
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            peft_model = PeftModel.from_pretrained(hf, str(source.local()), ADAPTER_NAME, **place)
+            if any(parameter.device.type == "meta" for parameter in hf.parameters()):
+                peft_model = _attach_offloaded(hf, source)
+            else:
+                peft_model = PeftModel.from_pretrained(
+                    hf, str(source.local()), ADAPTER_NAME, torch_device=str(hf.device)
+                )
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         detach_adapters(hf)
         raise UserError(f"PEFT cannot put {source.name} on {name}: {_gist(error)}") from error
@@ -63,6 +67,42 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
         if not issubclass(warning.category, FutureWarning | DeprecationWarning):  # between two libraries
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return peft_model.eval()
+
+
+def _attach_offloaded(hf: Any, source: Source) -> Any:
+    """As PEFT does, but where accelerate keeps weights elsewhere: PEFT itself would spread the model anew.
+
+    The offloaded weights pass through the CPU's memory; the adapter's own go where their module computes.
+    """
+    from accelerate.utils import align_module_device
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    folder = str(source.local())
+    config = PeftConfig.from_pretrained(folder)
+    config.inference_mode = True
+    with ExitStack() as stack:
+        for module in list(hf.modules()):
+            if any(parameter.device.type == "meta" for parameter in module.parameters(recurse=False)):
+                stack.enter_context(align_module_device(module, "cpu"))
+        peft_model = PeftModel(hf, config, ADAPTER_NAME)
+        outcome = set_peft_model_state_dict(peft_model, load_peft_weights(folder, device="cpu"), ADAPTER_NAME)
+    prefix = peft_model.base_model.prefix
+    if absent := [name for name in outcome.missing_keys if prefix in name]:
+        warnings.warn(f"Found missing adapter keys: {absent}.", stacklevel=2)
+    for layer in adapter_layers(peft_model):
+        hook = getattr(bare_module(layer), "_hf_hook", None)
+        if hook is not None and hasattr(layer, "_move_adapter_to_device_of_base_layer"):
+            layer._move_adapter_to_device_of_base_layer(ADAPTER_NAME, torch.device(hook.execution_device))
+    try:
+        _probe(peft_model)
+    except RuntimeError as error:
+        detach_adapters(hf)
+        raise NotSupported(
+            f"{source.name} ({peft_model.active_peft_config.peft_type.value}) reads weights of the base that are "
+            "offloaded; load the pair where the base fits, or merge the adapter and give the merged model."
+        ) from error
+    return peft_model
 
 
 def _gist(message: Any) -> str:

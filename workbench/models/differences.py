@@ -23,8 +23,8 @@ _SHAPES = (
     "v_head_dim",
     "intermediate_size",
     "moe_intermediate_size",
-    "num_local_experts",
     "num_experts",
+    "num_local_experts",
     "n_routed_experts",
     "num_experts_per_tok",
 )

@@ -82,8 +82,9 @@ def weights_hash(model: Any) -> str:
     """Sha256 over name, dtype, shape and bytes of every weight, in the order of the names, tied weights once.
 
     ``model`` is a loaded model (adapters on it do not count) or a checkpoint folder, which is read tensor by
-    tensor. Both agree when the model is loaded in its stored dtype and the checkpoint's names are the
-    model's: not for experts, which transformers fuses while loading. Raises NotSupported when offloaded.
+    tensor. Both agree when the model is loaded in its stored dtype and transformers would save it in the
+    checkpoint's layout: experts fused while loading are hashed one by one, as stored. Raises NotSupported
+    when weights are offloaded.
     """
     if isinstance(model, str | Path):
         return _combined(_stored_digests(Path(model)))
@@ -91,7 +92,15 @@ def weights_hash(model: Any) -> str:
     if absent := [name for name, tensor in named if tensor.device.type == "meta"]:
         raise NotSupported(f"{len(absent)} weights are offloaded ({absent[0]}); hash the checkpoint folder instead.")
     with ThreadPoolExecutor(_WORKERS) as pool:  # hashlib releases the interpreter's lock
-        return _combined(pool.map(lambda item: (item[0], _digest(item[1])), named))
+        return _combined(pool.map(lambda item: (item[0], _digest(item[1])), _as_stored(model, named)))
+
+
+def _as_stored(model: Any, named: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Weights under the names and in the pieces in which ``save_pretrained`` writes them; mostly views."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return list(revert_weight_conversion(root, dict(named)).items())
 
 
 def _stored_digests(folder: Path) -> Iterable[tuple[str, str]]:

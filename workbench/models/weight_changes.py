@@ -50,6 +50,7 @@ def adapted_modules(model: Any, adapter: str | None = None) -> list[str]:
     return sorted(_adapted(model, _chosen(model, adapter)))
 
 
+@torch.no_grad()
 def effective_delta(
     model: Any, module_name: str, adapter: str | None = None, *, base: Any = None
 ) -> Float[Tensor, "*expert out in"]:
@@ -75,6 +76,7 @@ def effective_delta(
     return (_weight(module, name, module_name) - _weight(before, None, module_name)).float()
 
 
+@torch.no_grad()
 def effective_weight(model: Any, module_name: str, adapter: str | None = None) -> Float[Tensor, "out in"]:
     """The weight acting at ``module_name`` with ``adapter`` on, float64; raises as ``effective_delta``."""
     name = _chosen(model, adapter)
@@ -166,11 +168,10 @@ def _weight(module: nn.Module, adapter: str | None, name: str) -> Float[Tensor, 
             layer._active_adapter = [adapter]
     inner: Any = bare_module(clone) or clone
     device = inner.weight.device
-    with torch.no_grad():
-        if isinstance(inner, nn.Embedding):
-            rows: Tensor = clone(torch.arange(size[0], device=device)[None])[0]
-            return rows / float(getattr(inner, "embed_scale", 1.0))
-        return _linear_part(clone, size[1], device, name)
+    if isinstance(inner, nn.Embedding):
+        rows: Tensor = clone(torch.arange(size[0], device=device)[None])[0]
+        return rows / float(getattr(inner, "embed_scale", 1.0))
+    return _linear_part(clone, size[1], device, name)
 
 
 def _linear_part(module: nn.Module, width: int, device: torch.device, name: str) -> Float[Tensor, "out in"]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import tiny_model, token_batch
 from tests.workbench.models.conftest import SaveAdapter, edit_json
-from workbench.errors import UserError
+from workbench.errors import NotSupported, UserError
 from workbench.models.adapter_fit import check_fit, same_name
 from workbench.models.adapters import (
     adapter_enabled,
@@ -25,7 +25,9 @@ from workbench.models.adapters import (
     set_adapter_enabled,
     snapshot_base,
 )
+from workbench.models.loading import load_model
 from workbench.models.sources import describe
+from workbench.models.weight_changes import effective_delta
 
 LORA = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
 advice = pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
@@ -242,6 +244,38 @@ def test_expert_adapters_fit_and_switch(save_adapter: SaveAdapter) -> None:
     assert not torch.equal(logits(model), bare)
     set_adapter_enabled(model, False)
     assert torch.equal(logits(model), bare)
+
+
+def offloaded_base(tmp_path: Path) -> Any:
+    """The tiny Llama with its middle layer on disk."""
+    tiny_model("llama").save_pretrained(tmp_path / "whole")
+    parts = ("embed_tokens", "layers.0", "layers.1", "layers.2", "norm", "rotary_emb")
+    spread = {"lm_head": "cpu", **{f"model.{part}": "cpu" for part in parts}, "model.layers.1": "disk"}
+    return load_model(describe(tmp_path / "whole"), device_map=spread, offload_folder=tmp_path / "offload")
+
+
+def test_a_base_on_disk_takes_an_adapter_and_gives_itself_back(save_adapter: SaveAdapter, tmp_path: Path) -> None:
+    adapter = save_adapter()
+    whole = attach_adapter(tiny_model("llama"), describe(adapter))
+    base = offloaded_base(tmp_path)
+    before, bare = snapshot_base(base), logits(base)
+    model = attach_adapter(base, describe(adapter))
+    assert base.model.layers[1].mlp.up_proj.weight.device.type == "meta"
+    assert torch.equal(logits(model), logits(whole))
+    assert rewrites_base(model, before) is None
+    name = "model.layers.1.mlp.down_proj"
+    assert torch.equal(effective_delta(model, name), effective_delta(whole, name))
+    set_adapter_enabled(model, False)
+    assert torch.equal(logits(model), bare)
+
+
+def test_an_adapter_that_reads_weights_on_disk_is_refused(save_adapter: SaveAdapter, tmp_path: Path) -> None:
+    adapter = save_adapter("dora", peft.LoraConfig(**LORA, use_dora=True))
+    base = offloaded_base(tmp_path)
+    bare = logits(base)
+    with pytest.raises(NotSupported, match="reads weights of the base that are offloaded"):
+        attach_adapter(base, describe(adapter))
+    assert not list(adapter_layers(base)) and torch.equal(logits(base), bare)
 
 
 def test_names_of_bases(save_adapter: SaveAdapter) -> None:

@@ -148,7 +148,7 @@ def test_a_known_architecture_needs_none_of_the_code_it_brings(base_folder: Path
 
 def test_unknown_and_absent_model_type(base_folder: Path) -> None:
     edit_json(base_folder / "config.json", model_type="llama9")
-    with pytest.raises(NotSupported, match="does not know .*'llama9'; upgrade it"):
+    with pytest.raises(NotSupported, match=r"does not know .*'llama9'; upgrade it"):
         describe(base_folder)
     edit_json(base_folder / "config.json", model_type=None)
     with pytest.raises(UserError, match="names no model_type"):
