@@ -1,0 +1,183 @@
+"""An adapter turned up, down or off: as a whole, per layer, per module, per rank."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from interventions.base import Intervention
+from interventions.checks import as_tensor
+from interventions.weightspace.swapping import swapped
+from workbench.errors import NotSupported, UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.models.adapters import adapter_layers, bare_module
+from workbench.typing import Float, Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AdapterScale(Intervention):
+    """base + t * (the adapter's change): t = ``scale`` * the layer's factor * every matching module's factor.
+
+    ``layers``: layer -> factor. ``modules``: a part of a module's path ("mlp", "q_proj", "layers.3.self_attn") ->
+    factor. ``ranks`` [rank]: a factor for each rank of a LoRA. ``outside``: the factor of modules in no layer.
+    t = 0 is the base and t = 1 the adapter as it is, both bit for bit. Factors between need a plain LoRA (or a module
+    the adapter holds whole). ``strength`` goes from no scaling at all (0) to this one (1).
+    """
+
+    scale: float = 1.0
+    layers: Mapping[int, float] | Mapping[str, float] = field(default_factory=dict)
+    modules: Mapping[str, float] = field(default_factory=dict)
+    ranks: Tensor | Sequence[float] | None = None
+    outside: float = 1.0
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        # keys of a recipe file are text
+        layers = {str(layer): float(factor) for layer, factor in self.layers.items()}
+        object.__setattr__(self, "layers", layers)
+        if self.ranks is not None:
+            object.__setattr__(self, "ranks", as_tensor(self.ranks, "ranks", ndim=(1,)))
+
+    def validate(self, model: AdaptedModel) -> None:
+        """The model must carry an unmerged adapter that is on, with the layers, modules and ranks named here."""
+        found = dict(_adapted_modules(model))
+        if not found:
+            raise UserError("This model carries no adapter to scale: give the tuned side of an adapter pair.")
+        if model.role == "base":
+            raise UserError("The base side of the pair has its adapter off: apply AdapterScale to pair.tuned.")
+        for layer in self.layers:
+            if not 0 <= int(layer) < model.n_layers:
+                raise UserError(f"Layer {layer} is out of range: the model has layers 0 to {model.n_layers - 1}.")
+        for part in self.modules:
+            if not any(_contains(path, part) for path in found):
+                raise UserError(
+                    f"No module of the adapter has {part!r} in its path; it has {', '.join(sorted(found)[:6])}."
+                )
+        for path, layer in found.items():
+            _check(path, layer, self._factor(path, model), self._rank_factors())
+
+    @contextmanager
+    def entered(self, model: AdaptedModel) -> Iterator[Any]:
+        """The adapter is scaled inside; its numbers and switches come back after, exactly."""
+        with model.active(), ExitStack() as stack:
+            for path, layer in _adapted_modules(model):
+                _scale(layer, self._factor(path, model), self._rank_factors(), stack)
+            yield
+
+    def scaled(self, factor: float) -> AdapterScale:
+        """The same with ``factor`` times the strength."""
+        return replace(self, strength=self.strength * factor)
+
+    def _factor(self, path: str, model: AdaptedModel) -> float:
+        from interventions.weightspace.layer_scale import layer_of
+
+        layer, factors = layer_of(path, model), cast(Mapping[str, float], self.layers)
+        full = self.scale * (self.outside if layer is None else factors.get(str(layer), 1.0))
+        for part, factor in self.modules.items():
+            full *= factor if _contains(path, part) else 1.0
+        return full if self.strength == 1.0 else 1.0 + self.strength * (full - 1.0)
+
+    def _rank_factors(self) -> Tensor | None:
+        return 1.0 + self.strength * (self.ranks - 1.0) if isinstance(self.ranks, Tensor) else None
+
+
+def _contains(path: str, part: str) -> bool:
+    return re.search(rf"(^|\.){re.escape(part)}(\.|$)", path) is not None
+
+
+def _adapted_modules(model: AdaptedModel) -> Iterator[tuple[str, Any]]:
+    """(path in the bare base, adapter layer) of every active adapter layer; nested ones each."""
+    layers = {id(layer) for layer in adapter_layers(model.inner)}
+    for path, module in model.inner.named_modules():
+        if id(module) in layers and bare_module(module) is not None and _active(module):
+            yield path.replace(".base_layer", ""), module
+
+
+def _active(layer: Any) -> list[str]:
+    """The active adapters that this layer really has."""
+    available = getattr(layer, "_get_available_adapters", list)
+    held = layer.modules_to_save if hasattr(layer, "modules_to_save") else available()
+    return [name for name in layer.active_adapters if name in held]
+
+
+def _plain_lora(layer: Any, adapter: str) -> bool:
+    variants = getattr(layer, "lora_variant", None) or {}
+    return adapter in getattr(layer, "scaling", {}) and hasattr(layer, "lora_A") and adapter not in variants
+
+
+def _check(path: str, layer: Any, factor: float, ranks: Tensor | None) -> None:
+    if getattr(layer, "merged_adapters", ()):
+        raise UserError(f"The adapter is merged into {path}: unmerge it, or load base and adapter afresh.")
+    names, saved = _active(layer), hasattr(layer, "modules_to_save")
+    loras = all(_plain_lora(layer, name) for name in names)
+    if factor not in (0.0, 1.0) and not (saved or loras):
+        raise NotSupported(
+            f"The adapter at {path} is no plain LoRA ({type(layer).__name__}), so a factor of {factor:g} would not be "
+            "base + t * change: use 0 or 1, or merge it and take LayerScale with the merged model's weights."
+        )
+    if ranks is not None and not saved:
+        if not loras:
+            raise NotSupported(f"The adapter at {path} ({type(layer).__name__}) has no ranks to scale one by one.")
+        for name in names:
+            if _rank(layer, name) != len(ranks):
+                raise UserError(
+                    f"ranks has {len(ranks)} factors, but the adapter has rank {_rank(layer, name)} at {path}."
+                )
+
+
+def _rank(layer: Any, adapter: str) -> int:
+    up = _up(layer, adapter)
+    return int(up.shape[1]) // int(getattr(layer, "num_experts", 1) or 1)
+
+
+def _up(layer: Any, adapter: str) -> nn.Parameter:
+    """B of a LoRA: [out, rank], of fused experts [out, rank * expert], of an embedding [width, rank]."""
+    if adapter in getattr(layer, "lora_embedding_B", {}):
+        return layer.lora_embedding_B[adapter]
+    return layer.lora_B[adapter].weight
+
+
+def _scale(layer: Any, factor: float, ranks: Float[Tensor, " rank"] | None, stack: ExitStack) -> None:
+    names = _active(layer)
+    if hasattr(layer, "modules_to_save"):
+        _scale_saved(layer, factor, stack)
+    elif factor == 0.0 and not all(_plain_lora(layer, name) for name in names):
+        # the layer's own off switch belongs to the pair's views, so the adapter is made inactive instead
+        stack.callback(setattr, layer, "_active_adapter", layer._active_adapter)
+        layer._active_adapter = []
+    else:
+        _scale_lora(layer, names, factor, ranks, stack)
+
+
+def _scale_lora(layer: Any, names: list[str], factor: float, ranks: Tensor | None, stack: ExitStack) -> None:
+    for name in names:
+        if factor != 1.0:
+            stack.callback(layer.scaling.__setitem__, name, layer.scaling[name])
+            layer.scaling[name] = layer.scaling[name] * factor
+        if ranks is not None and bool((ranks != 1).any()):
+            up = _up(layer, name)
+            by_rank = up.data.view(up.shape[0], len(ranks), -1)
+            new = by_rank * ranks.to(up).view(1, -1, 1)
+            stack.enter_context(swapped({up: new.view(up.shape)}))
+
+
+def _scale_saved(layer: Any, factor: float, stack: ExitStack) -> None:
+    """A module that the adapter holds whole: its parameters go part of the way from the base's."""
+    from interventions.weightspace.graft import part_way
+
+    if factor == 1.0:
+        return
+    base = dict(layer.original_module.named_parameters())
+    with torch.no_grad():
+        new = {
+            parameter: part_way(base[name].data, parameter.data, factor)
+            for adapter in _active(layer)
+            for name, parameter in layer.modules_to_save[adapter].named_parameters()
+        }
+    stack.enter_context(swapped(new))

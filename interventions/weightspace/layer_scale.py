@@ -1,0 +1,97 @@
+"""The difference of two models, scaled by depth (LiNeS, Wang et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from interventions.base import Intervention
+from interventions.weightspace.adapter_scale import AdapterScale
+from interventions.weightspace.graft import part_way
+from interventions.weightspace.swapping import base_parameters, check_same_shape, find_parameter, swapped
+from interventions.weightspace.tuned_values import changed_names, tuned_values
+from workbench.models.adapted import AdaptedModel
+from workbench.typing import Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerScale(Intervention):
+    """theta_0 + (a + b * l / (L - 1)) * (theta_tuned - theta_0) at layer l of L; parameters outside the layers times a.
+
+    With ``tuned`` (parameter name -> tuned tensor) it acts on the base model; without, on a model that carries an
+    adapter, whose change is scaled. LiNeS for one task has b = 1 - a; a = 1, b = 0 is the tuned model bit for bit.
+    """
+
+    a: float
+    b: float
+    tuned: Mapping[str, Tensor] = field(default_factory=dict)
+    strength: float = 1.0
+
+    @classmethod
+    def from_pair(cls, pair: Any, a: float, b: float) -> LayerScale:
+        """For ``pair.base`` where both models are held, for ``pair.tuned`` where an adapter is."""
+        if pair.adapter is not None:
+            return cls(a, b)
+        return cls(a, b, tuned_values(pair, changed_names(pair)))
+
+    @classmethod
+    def from_difference(cls, base: AdaptedModel, difference: Mapping[str, Tensor], a: float, b: float) -> LayerScale:
+        """Of a difference that is no one model's, such as the sum of several tasks' (multi-task LiNeS)."""
+        parameters = base_parameters(base.hf)
+        tuned = {
+            name: (find_parameter(parameters, name).data.double() + change.double()).to(parameters[name].dtype)
+            for name, change in difference.items()
+        }
+        return cls(a, b, tuned)
+
+    def at(self, layer: int, n_layers: int) -> float:
+        """The factor of a layer."""
+        return self.a + self.b * (layer / (n_layers - 1) if n_layers > 1 else 0.0)
+
+    def validate(self, model: AdaptedModel) -> None:
+        """The tuned tensors must fit, or without them the model must carry an adapter."""
+        if not self.tuned:
+            self._on_adapter(model).validate(model)
+        parameters = base_parameters(model.hf)
+        for name, value in self.tuned.items():
+            check_same_shape(name, value, find_parameter(parameters, name))
+
+    @contextmanager
+    def entered(self, model: AdaptedModel) -> Iterator[Any]:
+        """The scaled difference is in the weights inside; the original tensors come back after."""
+        if not self.tuned:
+            with self._on_adapter(model).entered(model):
+                yield
+            return
+        with model.active(), swapped(self._weights(model)):
+            yield
+
+    def scaled(self, factor: float) -> LayerScale:
+        """The same with ``factor`` times the strength."""
+        return replace(self, strength=self.strength * factor)
+
+    @torch.no_grad()
+    def _weights(self, model: AdaptedModel) -> dict[torch.nn.Parameter, Tensor]:
+        parameters, new = base_parameters(model.hf), {}
+        for name, value in self.tuned.items():
+            parameter, share = find_parameter(parameters, name), self.strength * self._factor(name, model)
+            new[parameter] = part_way(parameter.data, value.to(parameter), share)
+        return new
+
+    def _factor(self, name: str, model: AdaptedModel) -> float:
+        layer = layer_of(name, model)
+        return self.a if layer is None else self.at(layer, model.n_layers)
+
+    def _on_adapter(self, model: AdaptedModel) -> AdapterScale:
+        factors = {layer: self.at(layer, model.n_layers) for layer in range(model.n_layers)}
+        return AdapterScale(outside=self.a, layers=factors, strength=self.strength)
+
+
+def layer_of(name: str, model: AdaptedModel) -> int | None:
+    """The layer that a parameter or module belongs to; None outside the layers."""
+    stem = f"{model.hub.family.layers}."
+    return int(name.removeprefix(stem).split(".")[0]) if name.startswith(stem) else None

@@ -1,0 +1,79 @@
+"""Other weights for the time of a context. The original tensors are kept and come back, never recomputed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from workbench.errors import NotSupported, UserError, unknown_name
+from workbench.models.adapters import bare_module
+from workbench.typing import Tensor
+
+
+def base_parameters(hf: Any) -> dict[str, nn.Parameter]:
+    """The parameters of the base model under any adapters, by the base's own names.
+
+    A tied parameter is listed under each of its names.
+    """
+    root = hf.get_base_model() if hasattr(hf, "peft_config") and hasattr(hf, "get_base_model") else hf
+    return dict(_parameters(root, ""))
+
+
+def _parameters(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
+    module = bare_module(module) or module
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield prefix + name, parameter
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _parameters(child, f"{prefix}{name}.")
+
+
+def find_parameter(parameters: Mapping[str, nn.Parameter], name: str) -> nn.Parameter:
+    """The parameter of that name, fit to be changed.
+
+    Raises :class:`UserError` for an unknown name, :class:`NotSupported` for quantized or offloaded weights.
+    """
+    if name not in parameters:
+        raise unknown_name("parameter of this model", name, parameters)
+    parameter = parameters[name]
+    if parameter.device.type == "meta":
+        raise NotSupported(
+            f"{name} is offloaded, so its values are not in memory outside its own forward pass: load the model "
+            "without offloading to change weights."
+        )
+    if not parameter.is_floating_point():
+        raise NotSupported(f"{name} is quantized ({parameter.dtype}): load the model unquantized to change weights.")
+    return parameter
+
+
+@contextmanager
+def swapped(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Let each parameter hold another tensor of its shape inside the context.
+
+    The parameter objects stay, so optimisers, ties and hooks keep working; after, each holds the same tensor
+    object as before, also when an exception ends the context.
+    """
+    before = {parameter: parameter.data for parameter in new}
+    try:
+        for parameter, value in new.items():
+            parameter.data = value.to(parameter)
+        yield
+    finally:
+        for parameter, value in before.items():
+            parameter.data = value
+
+
+def check_same_shape(name: str, value: Tensor, parameter: Tensor) -> None:
+    """Raise :class:`UserError` when ``value`` cannot stand in for ``parameter`` or holds NaN or infinity."""
+    if value.shape != parameter.shape:
+        raise UserError(
+            f"{name} is {list(value.shape)} in the intervention and {list(parameter.shape)} in the model: it was "
+            "made for another model."
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise UserError(f"{name} holds values that are not finite (NaN or infinity): make the graft again.")

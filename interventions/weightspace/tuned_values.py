@@ -1,0 +1,79 @@
+"""The tuned model's values under the base's names, whether they are stored or made by an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from interventions.weightspace.swapping import base_parameters, find_parameter
+from workbench.errors import UserError
+from workbench.typing import Tensor
+
+
+def changed_names(pair: Any) -> list[str]:
+    """Names of the base's parameters whose values differ in the tuned model, tied ones once."""
+    if pair.adapter is None:
+        before, after = base_parameters(pair.base.hf), base_parameters(pair.tuned.hf)
+        distinct = {id(parameter): name for name, parameter in reversed(before.items())}
+        names = [name for name in before if distinct[id(before[name])] == name and name in after]
+        return [name for name in names if not torch.equal(before[name].cpu(), after[name].cpu())]
+    return sorted(
+        {name for module in _adapter_modules(pair.adapter) for name in _parameters_of(pair, module)}
+        | set(_saved_parameters(pair.adapter))
+    )
+
+
+def tuned_values(pair: Any, names: Iterable[str]) -> dict[str, Tensor]:
+    """Values of those parameters in the tuned model, in the base's dtype.
+
+    Of a full model they are its own tensors, not copied; an adapter's are base + the change it makes, rounded once.
+    """
+    before = base_parameters(pair.base.hf)
+    if pair.adapter is None:
+        after = base_parameters(pair.tuned.hf)
+        return {name: find_parameter(after, name).data for name in names}
+    saved, modules = _saved_parameters(pair.adapter), _adapter_modules(pair.adapter)
+    return {name: _adapted_value(pair, name, find_parameter(before, name), saved, modules) for name in names}
+
+
+def _adapted_value(pair: Any, name: str, base: Tensor, saved: dict[str, Tensor], modules: list[str]) -> Tensor:
+    from workbench.models.weight_changes import effective_delta
+
+    if name in saved:
+        return saved[name]
+    module = next((one for one in modules if name in (one, f"{one}.weight")), None)
+    if module is None:
+        return base.data
+    change = effective_delta(pair.adapter, module, base=None if pair.one_copy else pair.base.hf)
+    if change.shape != base.shape:
+        change = change.transpose(-1, -2)
+    return (base.data.double() + change.to(base.device).double()).to(base.dtype)
+
+
+def _adapter_modules(adapter: Any) -> list[str]:
+    from workbench.models.weight_changes import adapted_modules
+
+    return adapted_modules(adapter)
+
+
+def _parameters_of(pair: Any, module: str) -> list[str]:
+    known = base_parameters(pair.base.hf)
+    found = [name for name in (module, f"{module}.weight") if name in known]
+    if not found:
+        raise UserError(f"The adapter changes {module}, which has no weight of its own in the base.")
+    return found
+
+
+def _saved_parameters(adapter: Any) -> dict[str, Tensor]:
+    """Parameters of the modules that the adapter holds whole (``modules_to_save``), by the base's names."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    found = {}
+    for path, module in adapter.get_base_model().named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for active in module.active_adapters:
+                for name, parameter in module.modules_to_save[active].named_parameters():
+                    found[f"{path}.{name}"] = parameter.data
+    return found
