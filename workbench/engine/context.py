@@ -22,6 +22,7 @@ class Generation:
     columns: int
     rows: int
     attention_mask: Tensor | None
+    """[row, column] of the prompts; None when no prompt is padded."""
 
 
 @dataclass
@@ -67,6 +68,8 @@ class ForwardContext:
         """Real tokens of each row's prompt. Outside ``generate`` everything given is prompt."""
         if self.given_prompt_lengths is not None:
             return self.given_prompt_lengths.to(self.device)[self.rows]
+        if self.generation is not None and self.generation.attention_mask is not None:
+            return self.generation.attention_mask.to(self.device).sum(-1)[self.rows]  # chunked prefill shows less
         columns = self.start + self.length if self.generation is None else self.generation.columns
         if not self.padded:
             return torch.full((self.batch,), columns, device=self.device)
@@ -82,6 +85,8 @@ class ForwardContext:
     def uniform(self) -> tuple[int, int] | None:
         """(start, prompt columns) when every row has the same positions, so that masks need no tensors."""
         if self.padded or self.given_prompt_lengths is not None:
+            return None
+        if self.generation is not None and self.generation.attention_mask is not None:
             return None
         columns = self.start + self.length if self.generation is None else self.generation.columns
         return self.start, columns

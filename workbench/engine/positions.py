@@ -105,7 +105,7 @@ def select(positions: PositionSpec | Where, ctx: ForwardContext) -> Selection:
     return Selection(everything=False, nothing=False, mask=mask & ctx.real)
 
 
-def check_positions(spec: PositionSpec) -> None:
+def check_positions(spec: Any) -> None:
     """Raise :class:`UserError` when ``spec`` is not in the language."""
     if isinstance(spec, str):
         for term in _terms(spec)[0] + _terms(spec)[1]:

@@ -22,6 +22,7 @@ from workbench.typing import Tensor
 _TOKENS = 4
 
 
+@torch.no_grad()
 def self_check(hub: Hub) -> None:
     """Raise :class:`NotSupported`, naming the site, when the model does not compute what the map says."""
     values = _values(hub)
@@ -50,7 +51,7 @@ def _values(hub: Hub) -> dict[Site, Any]:
     training = hf.training
     hf.eval()
     try:
-        with torch.no_grad(), hub.hooked(hooks):
+        with hub.hooked(hooks):
             hf.base_model(input_ids=ids % hub.geometry.vocab_size, use_cache=False)
     finally:
         hf.train(training)
@@ -59,8 +60,8 @@ def _values(hub: Hub) -> dict[Site, Any]:
 
 def _close(one: Tensor, other: Tensor) -> bool:
     """Equal up to the rounding of the dtype and of large cancelling terms."""
+    slack = 1e-3 if other.dtype in (torch.float32, torch.float64) else 3e-2
     one, other = one.float(), other.float().to(one.device)
-    slack = 1e-3 if one.dtype == torch.float32 else 3e-2
     scale = max(float(one.abs().max()), float(other.abs().max()), 1e-6)
     return bool((one - other).abs().max() <= slack * scale)
 
@@ -87,7 +88,7 @@ def _check_heads(hub: Hub, layer: int, at: dict[str, Any]) -> None:
     total = torch.einsum("bphd,hdm->bpm", z.float(), by_head.float())
     if output.bias is not None:
         total = total + output.bias.float()
-    if not _close(total, at["attn_out"]):
+    if not _close(total.to(weight.dtype), at["attn_out"]):
         raise _fail(layer, "the heads' writes do not sum to the attention output")
 
 
