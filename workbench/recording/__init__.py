@@ -8,9 +8,9 @@ from workbench.lazy import lazy
 
 if TYPE_CHECKING:
     from workbench.recording.reader import ShardReader as ShardReader
-    from workbench.recording.reader import StoredTensor as StoredTensor
     from workbench.recording.store import ShardWriter as ShardWriter
+    from workbench.recording.stored import StoredTensor as StoredTensor
 
 __all__ = ["ShardReader", "ShardWriter", "StoredTensor"]
 
-__getattr__ = lazy(__name__, {"ShardReader": "reader", "StoredTensor": "reader", "ShardWriter": "store"})
+__getattr__ = lazy(__name__, {"ShardReader": "reader", "StoredTensor": "stored", "ShardWriter": "store"})

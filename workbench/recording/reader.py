@@ -1,28 +1,21 @@
-"""Reading stored activations: shards are memory-mapped, and only the rows asked for are read."""
+"""Opening a finished store of activations."""
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator, Mapping
-from functools import cached_property, lru_cache
-from itertools import accumulate
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-import torch
-from safetensors import safe_open
 
 from workbench.errors import UserError, unknown_name
 from workbench.recording import layout
-
-_OPEN_SHARDS = 64
-"""How many shards stay mapped at once."""
+from workbench.recording.stored import MappedShards, StoredTensor
 
 
-class ShardReader(Mapping[str, "Mapping[str, StoredTensor]"]):
+class ShardReader(Mapping[str, dict[str, StoredTensor]]):
     """A finished store: ``reader["tuned"]["blocks.3.attn.hook_z"]`` is a :class:`StoredTensor` ``[row,
     ...]``."""
 
@@ -31,180 +24,41 @@ class ShardReader(Mapping[str, "Mapping[str, StoredTensor]"]):
         self.config: dict[str, Any] = layout.read_store(self.folder)["config"]
         if not (self.folder / layout.INDEX).is_file():
             raise UserError(f"The store {self.folder} is unfinished; run the same record() again to resume it.")
-        self._shards = layout.complete_shards(self.folder)
-        self._ends = list(accumulate(shard.rows for shard in self._shards))
-        self.rows: int = self._ends[-1] if self._ends else 0
+        shards = MappedShards(layout.complete_shards(self.folder))
+        self.rows: int = shards.rows
         indexed = pq.read_metadata(self.folder / layout.INDEX).num_rows
         if indexed != self.rows:
             raise UserError(
                 f"The store {self.folder} has {self.rows} rows of activations and an index of {indexed}; "
                 "a shard is missing. Restore it or record again."
             )
-        self._mapped = lru_cache(maxsize=_OPEN_SHARDS)(self._map)
-        self._sites = self._read_names()
+        self._roles: dict[str, dict[str, StoredTensor]] = _Known("role in this store")
+        for name in shards.names():
+            role, _, site = name.partition("/")
+            sites = self._roles.setdefault(role, _Known(f"site of {role!r} in this store"))
+            sites[site] = StoredTensor(shards, name)
 
     @cached_property
     def index(self) -> pd.DataFrame:
         """One line per row of the tensors, in their order."""
         return pd.read_parquet(self.folder / layout.INDEX)
 
-    def __getitem__(self, role: str) -> Mapping[str, StoredTensor]:
-        if role not in self._sites:
-            raise unknown_name("role in this store", role, self._sites)
-        return _Sites(self, role, self._sites[role])
+    def __getitem__(self, role: str) -> dict[str, StoredTensor]:
+        return self._roles[role]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._sites)
+        return iter(self._roles)
 
     def __len__(self) -> int:
-        return len(self._sites)
-
-    def example(self, name: str) -> torch.Tensor:
-        """No rows of the tensor ``name``: its trailing shape and dtype."""
-        return self._mapped(0).get_tensor(name)[:0]
-
-    def pieces(self, name: str, start: int, stop: int) -> Iterator[torch.Tensor]:
-        """Views of the rows ``start`` to ``stop`` of the tensor ``name``, shard by shard."""
-        number = bisect.bisect_right(self._ends, start)
-        while start < stop:
-            first = self._ends[number - 1] if number else 0
-            end = min(stop, self._ends[number])
-            yield self._mapped(number).get_tensor(name)[start - first : end - first]
-            start, number = end, number + 1
-
-    def gather(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """The given rows (int64, none negative) of the tensor ``name``, in the order given."""
-        ends = torch.tensor(self._ends)
-        numbers = torch.bucketize(rows, ends, right=True)
-        tail = self.example(name)
-        found = torch.empty((len(rows), *tail.shape[1:]), dtype=tail.dtype)
-        for number in numbers.unique().tolist():
-            places = (numbers == number).nonzero().squeeze(1)
-            first = self._ends[number - 1] if number else 0
-            found[places] = self._mapped(number).get_tensor(name)[rows[places] - first]
-        return found
-
-    def _map(self, number: int) -> Any:
-        return safe_open(str(self._shards[number].path), framework="pt")
-
-    def _read_names(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for name in sorted(self._mapped(0).keys()) if self._shards else []:
-            role, _, site = name.partition("/")
-            found.setdefault(role, []).append(site)
-        return found
+        return len(self._roles)
 
 
-class _Sites(Mapping[str, "StoredTensor"]):
-    """The sites of one role."""
+class _Known(dict[str, Any]):
+    """A dict that answers an unknown name with the known ones."""
 
-    def __init__(self, reader: ShardReader, role: str, sites: list[str]) -> None:
-        self._reader, self._role, self._names = reader, role, sites
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
 
-    def __getitem__(self, site: str) -> StoredTensor:
-        if site not in self._names:
-            raise unknown_name(f"site of {self._role!r} in this store", site, self._names)
-        return StoredTensor(self._reader, f"{self._role}/{site}")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-class StoredTensor:
-    """A tensor ``[row, ...]`` on disk. Indexing reads what it names and gives a tensor of one's own.
-
-    The first index may be a number, a slice, a list or array of row numbers, or a mask; the others are
-    torch's. ``load()`` reads all of it; any torch function takes it as if it were loaded.
-    """
-
-    def __init__(self, reader: ShardReader, name: str) -> None:
-        self._reader, self._name = reader, name
-        example = reader.example(name)
-        self.shape: torch.Size = torch.Size((reader.rows, *example.shape[1:]))
-        self.dtype: torch.dtype = example.dtype
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> torch.Tensor:
-        rows, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
-        if rows is Ellipsis or rows is None:
-            return self.load()[key]
-        if isinstance(rows, int | np.integer):
-            return self._gather(torch.tensor([int(rows)]))[0][rest]
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step == 1:
-                return self._range(start, stop, rest)
-            return self._gather(torch.arange(start, stop, step))[(slice(None), *rest)]
-        numbers = torch.as_tensor(np.asarray(rows) if isinstance(rows, pd.Series) else rows)
-        if numbers.dtype == torch.bool:
-            if numbers.shape != (len(self),):
-                raise IndexError(f"the mask has shape {tuple(numbers.shape)}; expected ({len(self)},)")
-            numbers = numbers.nonzero().squeeze(1)
-        found = self._gather(numbers.reshape(-1).long())[(slice(None), *rest)]
-        return found.reshape(*numbers.shape, *found.shape[1:])
-
-    def load(self) -> torch.Tensor:
-        """All rows, in memory."""
-        return self._range(0, len(self), ())
-
-    def numpy(self) -> np.ndarray:
-        """All rows as numpy, bfloat16 (which numpy lacks) as float32."""
-        loaded = self.load()
-        return (loaded.float() if loaded.dtype == torch.bfloat16 else loaded).numpy()
-
-    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """All rows, moved or cast as ``torch.Tensor.to`` does."""
-        return self.load().to(*args, **kwargs)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        found = self.numpy()
-        return found if dtype is None else found.astype(dtype)
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.load().__dlpack__(**options)
-
-    def __dlpack_device__(self) -> Any:
-        return torch.empty(0).__dlpack_device__()
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return function(*_loaded(args), **_loaded(kwargs or {}))
-
-    def __repr__(self) -> str:
-        return f"StoredTensor({self._name!r}, shape={tuple(self.shape)}, dtype={self.dtype})"
-
-    def _range(self, start: int, stop: int, rest: tuple[Any, ...]) -> torch.Tensor:
-        pieces = [piece[(slice(None), *rest)] for piece in self._reader.pieces(self._name, start, stop)]
-        if not pieces:
-            return torch.empty((0, *self.shape[1:]), dtype=self.dtype)[(slice(None), *rest)]
-        # A copy even of a single piece: a view would let its owner write through to the mapped file.
-        return pieces[0].clone() if len(pieces) == 1 else torch.cat(pieces)
-
-    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
-        counted = torch.where(rows < 0, rows + len(self), rows)
-        if len(counted) and (int(counted.min()) < 0 or int(counted.max()) >= len(self)):
-            raise IndexError(f"row {rows[(counted < 0) | (counted >= len(self))][0]} of {len(self)} rows")
-        return self._reader.gather(self._name, counted)
-
-
-def _loaded(value: Any) -> Any:
-    """``value`` with every stored tensor in it loaded."""
-    match value:
-        case StoredTensor():
-            return value.load()
-        case tuple() | list():
-            return type(value)(_loaded(item) for item in value)
-        case dict():
-            return {name: _loaded(item) for name, item in value.items()}
-    return value
+    def __missing__(self, name: str) -> NoReturn:
+        raise unknown_name(self._what, name, self)

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from workbench.files import remove_partials, room_for, write_json, write_safetensors
 from workbench.recording import layout
 from workbench.recording.lock import FolderLock
-from workbench.recording.reader import ShardReader, StoredTensor
+from workbench.recording.reader import ShardReader
+from workbench.recording.stored import StoredTensor
 from workbench.runs.config import plain, same_config
 
 __all__ = ["SHARD_BYTES", "ShardReader", "ShardWriter", "StoredTensor"]
