@@ -8,9 +8,11 @@ _HOME = {
     "ExpertMap": "experts.mapping",
     "ProbeResult": "results",
     "Provenance": "results",
+    "WeightDelta": "weights",
     "expert_map": "experts.mapping",
+    "weight_delta": "weights",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 __getattr__ = lazy("probes", _HOME)
 
