@@ -6,10 +6,14 @@ from workbench.lazy import lazy
 
 _HOME = {
     "ExpertMap": "experts.mapping",
+    "Knob": "knob.result",
+    "KnobSetup": "knob.find:Setup",
+    "KnobTraining": "knob.subspace:Training",
     "ProbeResult": "results",
     "Provenance": "results",
     "WeightDelta": "weights",
     "expert_map": "experts.mapping",
+    "find_knob": "knob.find",
     "weight_delta": "weights",
 }
 __all__ = sorted(_HOME)

@@ -1,8 +1,8 @@
 """Running only the part of a forward pass that an edit can change.
 
-Two exact shortcuts. Layers below an edited residual need not run again (:func:`layers_skipped`). And an edit at
-the last token leaves all earlier tokens as they were, since attention is causal, so their keys and values are kept
-and only the last token runs (:class:`LastToken`).
+Two exact shortcuts. Layers below an edited residual need not run again (:func:`layers_skipped`). And an edit
+at the last token leaves all earlier tokens as they were, since attention is causal, so their keys and values
+are kept and only the last token runs (:class:`LastToken`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _TUPLES: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 @contextmanager
 def layers_skipped(model: AdaptedModel, through: int) -> Iterator[None]:
-    """Layers 0 to ``through`` hand their input on unchanged; an edit at ``resid_post`` supplies what comes out.
+    """Layers 0 to ``through`` hand their input on unchanged; an edit at ``resid_post`` gives the output.
 
-    Everything else (embedding, masks, later layers, final norm, unembedding, soft-caps) is the model's own code.
+    Everything else (embedding, masks, later layers, final norm, unembedding, soft-caps) is the model's own.
     """
     layers = submodule(model.inner, model.hub.family.layers)
     wrap = _returns_tuples(model)
@@ -42,11 +42,11 @@ def layers_skipped(model: AdaptedModel, through: int) -> Iterator[None]:
         yield
 
 
-def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _hand_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return hidden_states
 
 
-def _hand_on_in_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+def _hand_on_in_tuple(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor]:
     return (hidden_states,)
 
 
@@ -62,7 +62,7 @@ def _returns_tuples(model: AdaptedModel) -> bool:
     if model.inner not in _TUPLES:
         seen: list[bool] = []
         first = submodule(model.inner, f"{model.hub.family.layers}.0")
-        handle = first.register_forward_hook(lambda module, args, out: seen.append(isinstance(out, tuple)))
+        handle = first.register_forward_hook(lambda _module, _args, out: seen.append(isinstance(out, tuple)))
         try:
             model.forward(torch.zeros(1, 1, dtype=torch.long), logits=None)
         finally:
@@ -90,7 +90,7 @@ def read_out(model: AdaptedModel, residual: Float[Tensor, "row d_model"]) -> Flo
     last = Site("resid_post", model.n_layers - 1)
     ids = torch.zeros(len(residual), 1, dtype=torch.long)
 
-    def put(value: Tensor, ctx: Any) -> Tensor:
+    def put(value: Tensor, _ctx: Any) -> Tensor:
         return residual[:, None].to(value)
 
     with model.hooked([SiteHook(last, put, edit=True)]), layers_skipped(model, last.layer or 0):
@@ -122,7 +122,7 @@ class LastToken:
 
     def _first_run(self, batch: Encoded, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
         def keep(layer: int) -> Any:
-            def reader(value: Tensor, ctx: Any) -> None:
+            def reader(value: Tensor, _ctx: Any) -> None:
                 self.ends[layer, rows] = value[:, -1].detach().to("cpu")
 
             return reader
@@ -143,7 +143,7 @@ class LastToken:
     def run(
         self, number: int, hooks: Sequence[SiteHook], *, skip_through: int = -1, grad: bool = False
     ) -> Float[Tensor, "batch vocab"]:
-        """Logits of the last tokens of batch ``number`` with ``hooks``, from the layer after ``skip_through`` on."""
+        """Logits of batch ``number`` at its last token, with ``hooks``; layers up to ``skip_through`` do not run."""
         batch, past = self._batches[number]
         with self.model.hooked(hooks), layers_skipped(self.model, skip_through), torch.set_grad_enabled(grad):
             output = self.model.inner(
@@ -161,7 +161,7 @@ class LastToken:
     ) -> Float[Tensor, "batch vocab"]:
         """Logits of batch ``number`` when the residual after ``layer`` is ``end`` at the last token."""
 
-        def put(value: Tensor, ctx: Any) -> Tensor:
+        def put(value: Tensor, _ctx: Any) -> Tensor:
             return end[:, None].to(value)
 
         hook = SiteHook(Site("resid_post", layer), put, edit=True)
@@ -191,8 +191,8 @@ class LastToken:
         allowed = 50 * torch.finfo(self.model.dtype).eps * max(1.0, whole.float().abs().max().item())
         if not apart <= max(allowed, 1e-3):
             raise NotSupported(
-                f"Run from its key/value cache this model's logits differ by {apart:.2g} from a plain forward pass, "
-                "so only-the-last-token replay is not exact here; load it with attn_implementation='eager'."
+                f"Run from its key/value cache this model's logits are {apart:.2g} away from a plain forward "
+                "pass, so replaying the last token is not exact; load it with attn_implementation='eager'."
             )
 
 

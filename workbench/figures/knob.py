@@ -1,0 +1,83 @@
+"""The knob's slope: how behaviour follows the set value, with its interval and the random band."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Okabe and Ito: told apart by colour-blind readers too."""
+GREY = "#7f7f7f"
+
+
+def knob_slope(
+    sweep: pd.DataFrame, natural: pd.DataFrame | None = None, *, intent: str | None = None, title: str = ""
+) -> go.Figure:
+    """Share of answers of ``intent`` against the set value, one line per model with its 95 % interval.
+
+    ``sweep`` has columns model, direction ("knob" or "random"), value, intent, share, low, high; the grey band is
+    the range of the random directions in the first model. ``natural`` (model, intent, value) marks, below the
+    axis, where the first model puts the coordinate by itself.
+    """
+    intents = list(dict.fromkeys(sweep["intent"]))
+    shown = intent if intent is not None else intents[0]
+    rows = sweep[sweep["intent"] == shown].sort_values("value")
+    models = list(dict.fromkeys(sweep["model"]))
+    figure = go.Figure()
+    random = rows[(rows["direction"] == "random") & (rows["model"] == models[0])]
+    if len(random):
+        _band(figure, random, GREY, f"random directions ({models[0]}), range", dash="dot")
+    for number, model in enumerate(models):
+        knob = rows[(rows["direction"] == "knob") & (rows["model"] == model)]
+        _band(figure, knob, COLOURS[number % len(COLOURS)], f"{model}, 95 % interval")
+    if natural is not None:
+        _marks(figure, natural[natural["model"] == models[0]])
+    figure.update_layout(
+        title={"text": title, "font": {"size": 13}},
+        xaxis={"title": "set value of the knob (the model's own units)", "zeroline": False},
+        yaxis={"title": f"share of '{shown}' answers", "range": [-0.12, 1.05], "tickformat": ".0%"},
+        template="plotly_white",
+        legend={"orientation": "h", "y": -0.25},
+    )
+    return figure
+
+
+def _band(figure: go.Figure, rows: pd.DataFrame, colour: str, name: str, dash: str = "solid") -> None:
+    """A line with a filled band; both leave the figure together when their legend entry is clicked."""
+    x = rows["value"].tolist()
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    figure.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*rows["high"], *rows["low"].tolist()[::-1]],
+        fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},0.18)",
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+    )
+    figure.add_scatter(
+        x=x,
+        y=rows["share"].tolist(),
+        mode="lines+markers",
+        line={"color": colour, "dash": dash},
+        name=name,
+        legendgroup=name,
+        customdata=rows[["low", "high"]].to_numpy().tolist(),
+        hovertemplate=(
+            "set to %{x:.3g}: %{y:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]<extra>%{fullData.name}</extra>"
+        ),
+    )
+
+
+def _marks(figure: go.Figure, natural: pd.DataFrame) -> None:
+    """One tick per row, in the colour of its intent, below the zero line."""
+    for number, (intent, rows) in enumerate(natural.groupby("intent", sort=False)):
+        figure.add_scatter(
+            x=rows["value"].tolist(),
+            y=[-0.04 - 0.04 * number] * len(rows),
+            mode="markers",
+            marker={"symbol": "line-ns-open", "size": 9, "color": COLOURS[-1 - number]},
+            name=f"natural, '{intent}'",
+            hovertemplate="natural coordinate %{x:.3g}<extra>" + str(intent) + "</extra>",
+        )
