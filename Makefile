@@ -1,0 +1,43 @@
+# Two commands on a fresh machine (Python 3.11+, git, make): make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The CPU build of torch spares a laptop several gigabytes of CUDA packages. On a GPU machine: make install CUDA=1
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+TORCH_VERSION := 2.13.0
+ifdef CUDA
+INSTALL_TORCH = $(PIP) torch==$(TORCH_VERSION)
+else
+INSTALL_TORCH = $(PIP) torch==$(TORCH_VERSION)+cpu 2>/dev/null || \
+	$(PIP) torch==$(TORCH_VERSION) --extra-index-url https://download.pytorch.org/whl/cpu
+endif
+
+.PHONY: demo test install lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/tunescope demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PYTEST)
+
+install: $(VENV)/.installed
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunescope needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL_TORCH)
+	$(PIP) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e '.[dev,notebook,bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
