@@ -12,6 +12,7 @@ from workbench.engine.selfcheck import self_check
 from workbench.errors import UserError
 from workbench.models import adapters
 from workbench.models.adapted import AdaptedModel, Role
+from workbench.models.adapter_fit import name_notes
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
 from workbench.models.loading import load_model, load_tokenizer
@@ -158,15 +159,17 @@ def _load_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], Any
     before = adapters.snapshot_base(hf)
     peft_model = adapters.attach_adapter(hf, tuned, base_name=base.name)
     reason = adapters.rewrites_base(peft_model, before)
+    notes = name_notes(tuned, base.name)
     if reason is None:
-        return _Parts(peft_model, peft_model, peft_model)
+        return _Parts(peft_model, peft_model, peft_model, notes)
     if base.kind is Kind.LOADED:
         adapters.detach_adapters(hf)
         raise UserError(
             f"This pair needs two copies of the base, because {reason}: give the base as a folder or hub id, "
             "so that it can be loaded twice."
         )
-    return _Parts(load(base), peft_model, peft_model, (f"Two copies of the weights are held: {reason}.",))
+    held = f"Two copies of the weights are held: {reason}."
+    return _Parts(load(base), peft_model, peft_model, (held, *notes))
 
 
 def _loaded_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], Any]) -> _Parts:
