@@ -14,8 +14,8 @@ import torch
 
 from workbench.typing import Float, Num, Tensor
 
-_CHUNK = 2**22
-"""How many numbers are widened to float64 at once (32 MiB)."""
+_CHUNK = 2**20
+"""How many numbers are widened to float64 at once (8 MiB)."""
 
 
 class StreamingMoments:
@@ -46,9 +46,9 @@ class StreamingMoments:
         if not self.count:
             self._mean, self._spread = self._mean.to(rows.device), self._spread.to(rows.device)
         for chunk in rows.split(max(1, _CHUNK // max(1, rows[:1].numel()))) if len(rows) else ():
-            wide = chunk.to(self._mean.device, torch.float64)
+            wide = chunk.to(self._mean.device, torch.float64, copy=True)
             mean = wide.mean(dim=0)
-            self._add(len(wide), mean, self._spread_of(wide - mean))
+            self._add(len(wide), mean, self._spread_of(wide.sub_(mean)))
 
     def merge(self, other: StreamingMoments) -> None:
         """Take in what ``other`` has seen, as if its rows had come here."""
@@ -58,18 +58,18 @@ class StreamingMoments:
             self._add(other.count, other._mean.to(self._mean.device), other._spread.to(self._mean.device))
 
     @property
-    def mean(self) -> Float[Tensor, "..."]:
-        """float64; NaN before the first row."""
+    def mean(self) -> Tensor:
+        """float64 of the rows' shape; NaN before the first row."""
         return self._mean.cpu() if self.count else torch.full(self.shape, torch.nan, dtype=torch.float64)
 
     @property
-    def variance(self) -> Float[Tensor, "..."]:
-        """float64, unbiased (divided by n - 1); NaN with fewer than two rows."""
+    def variance(self) -> Tensor:
+        """float64 of the rows' shape, unbiased (divided by n - 1); NaN with fewer than two rows."""
         spread = self._spread.diagonal(dim1=-2, dim2=-1) if self._has_covariance else self._spread
         return self._over_n_minus_1(spread)
 
     @property
-    def std(self) -> Float[Tensor, "..."]:
+    def std(self) -> Tensor:
         """The square root of the variance."""
         return self.variance.sqrt()
 
@@ -97,7 +97,7 @@ class StreamingMoments:
 
     def _spread_of(self, centred: Tensor) -> Tensor:
         if not self._has_covariance:
-            return centred.square().sum(dim=0)
+            return centred.square_().sum(dim=0)
         by_row = centred.movedim(0, -1)
         return by_row @ by_row.mT
 
