@@ -22,6 +22,8 @@ class Generation:
     columns: int
     rows: int
     attention_mask: Tensor | None
+    beams: int = 1
+    """Beams per prompt: with more than one, the rows of the cache change places from step to step."""
     """[row, column] of the prompts; None when no prompt is padded."""
 
 

@@ -260,7 +260,7 @@ class Hub:
             keep_contexts(self, checkpoints)
 
         def generate(*args: Any, **kwargs: Any) -> Any:
-            before, self._generation = self._generation, _generation(args, kwargs)
+            before, self._generation = self._generation, _generation(hf, args, kwargs)
             try:
                 return original(*args, **kwargs)
             finally:
@@ -300,14 +300,20 @@ class Hub:
         )
 
 
-def _generation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation | None:
+def _generation(hf: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation | None:
     given = args[0] if args else None
     for name in ("inputs", "input_ids", "inputs_embeds"):
         given = kwargs.get(name) if given is None else given
     if not isinstance(given, torch.Tensor):
         return None
     mask = kwargs.get("attention_mask")
-    return Generation(given.shape[1], given.shape[0], mask if mask is not None and not bool(mask.all()) else None)
+    settings = kwargs.get("generation_config") or hf.generation_config
+    return Generation(
+        columns=given.shape[1],
+        rows=given.shape[0],
+        attention_mask=mask if mask is not None and not bool(mask.all()) else None,
+        beams=kwargs.get("num_beams") or settings.num_beams or 1,
+    )
 
 
 def _offloaded(hf: Any) -> bool:

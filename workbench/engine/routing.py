@@ -67,18 +67,34 @@ def reroute(
     core = core_router(router)
     if hasattr(core, "e_score_correction_bias"):
         return _sigmoid_routing(core, logits, excluded, preferred)
+    scores = gate_scores(core, logits)
+    experts = _select_on(scores, excluded, preferred).topk(core.top_k, dim=-1)[1]
+    return weigh(core, scores.gather(1, experts), logits.dtype), experts
+
+
+def gate_scores(router: nn.Module, logits: Float[Tensor, "token expert"]) -> Float[Tensor, "token expert"]:
+    """What weights are made from: softmax probabilities, sigmoids (DeepSeek-V3), or the logits (GPT-OSS)."""
+    core = core_router(router)
+    if hasattr(core, "e_score_correction_bias"):
+        return logits.sigmoid()
+    return logits if type(core).__name__.startswith("GptOss") else torch.softmax(logits.float(), dim=-1)
+
+
+def weigh(router: nn.Module, chosen: Float[Tensor, "token k"], dtype: torch.dtype) -> Float[Tensor, "token k"]:
+    """The weights of selected experts from their gate scores, with the family's own normalisation.
+
+    ``dtype``: that of the logits, which most families return their weights in.
+    """
+    core = core_router(router)
+    if hasattr(core, "e_score_correction_bias"):
+        if core.norm_topk_prob:
+            chosen = chosen / (chosen.sum(dim=-1, keepdim=True) + 1e-20)
+        return chosen * core.routed_scaling_factor
     if type(core).__name__.startswith("GptOss"):
-        scores = _select_on(logits, excluded, preferred)
-        experts = scores.topk(core.top_k, dim=-1)[1]
-        chosen = logits.gather(1, experts)
-        return torch.softmax(chosen, dim=1, dtype=chosen.dtype), experts
-    probabilities = torch.softmax(logits.float(), dim=-1)
-    experts = _select_on(probabilities, excluded, preferred).topk(core.top_k, dim=-1)[1]
-    weights = probabilities.gather(1, experts)
+        return torch.softmax(chosen, dim=1, dtype=chosen.dtype)
     if normalises(core):
-        weights = weights / weights.sum(-1, keepdim=True)
-    mixtral = type(core).__name__.startswith("Mixtral")
-    return (weights if mixtral else weights.to(logits.dtype)), experts
+        chosen = chosen / chosen.sum(-1, keepdim=True)
+    return chosen if type(core).__name__.startswith("Mixtral") else chosen.to(dtype)
 
 
 def _select_on(scores: Tensor, excluded: Tensor | None, preferred: Tensor | None) -> Tensor:
@@ -95,7 +111,7 @@ def _sigmoid_routing(
     A group's score is the sum of its two best experts that are left: excluding one expert of a two-expert group
     lowers the group's score but does not remove the group.
     """
-    scores = logits.sigmoid()
+    scores = gate_scores(core, logits)
     choice = scores + core.e_score_correction_bias
     if preferred is not None:
         choice = choice + preferred
@@ -110,10 +126,7 @@ def _sigmoid_routing(
     in_kept = torch.zeros_like(group_scores).scatter_(1, kept, 1).unsqueeze(-1).expand_as(by_group)
     eligible = choice.masked_fill(~in_kept.reshape(choice.shape).bool(), float("-inf"))
     experts = _select_on(eligible, excluded, None).topk(core.top_k, dim=-1, sorted=False)[1]
-    weights = scores.gather(1, experts)
-    if core.norm_topk_prob:
-        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-    return weights * core.routed_scaling_factor, experts
+    return weigh(core, scores.gather(1, experts), logits.dtype), experts
 
 
 def _groups_that_can_serve(group_scores: Tensor, excluded: Tensor, core: Any) -> Tensor:
