@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import import_module
@@ -16,7 +16,7 @@ from interventions.scope import Change, Scope, blend
 from interventions.strength import Strength, as_strength, multiplied, trains
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
-from workbench.engine.positions import PositionSpec, Where, where
+from workbench.engine.positions import PositionSpec, Selection, Where, where
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
@@ -115,6 +115,9 @@ class SiteIntervention(Intervention):
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:
         """What happens at which site, before positions are taken into account."""
 
+    def validate_beside(self, others: Sequence[Intervention], model: AdaptedModel) -> None:
+        """Raise :class:`UserError` when this cannot be applied together with ``others`` (itself among them)."""
+
     def claims(self, model: AdaptedModel) -> list[Claim]:  # noqa: ARG002
         """What this decides alone, so that a recipe can refuse a second intervention that decides otherwise."""
         return []
@@ -150,9 +153,14 @@ class SiteIntervention(Intervention):
             chosen = scope(ctx)
             if chosen.nothing:
                 return None
-            return blend(chosen, change(value, ctx), value)
+            new = change(value, ctx)
+            return None if new is None else self._blended(chosen, new, value)
 
         return SiteHook(site, edit, edit=True)
+
+    def _blended(self, chosen: Selection, new: Any, old: Any) -> Any:
+        """``new`` where the positions were chosen, ``old`` elsewhere."""
+        return blend(chosen, new, old)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def as_label(given: Label, kind: str) -> str:
     return f"L{layer}{letter}{index}"
 
 
-def by_layer(labels: list[str] | tuple[str, ...]) -> dict[int, list[int]]:
+def by_layer(labels: Iterable[str]) -> dict[int, list[int]]:
     """layer -> indices of heads or experts, both in ascending order."""
     found: dict[int, list[int]] = {}
     for layer, _, index in sorted(parse_label(label) for label in labels):

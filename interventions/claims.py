@@ -10,13 +10,11 @@ from workbench.typing import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """What an intervention decides alone: the coordinates in a subspace of a site, some heads, or an expert's state."""
+    """What an intervention decides alone: the coordinates in a subspace of a site, or some heads."""
 
     site: Site
     what: str
     basis: Tensor | None = None
     """[rank, d_model] orthonormal; None: the whole site."""
     parts: frozenset[int] = field(default_factory=frozenset)
-    """Heads or experts; empty: not divided."""
-    exclusive: bool = True
-    """Whether two such claims contradict even when ``what`` is the same word."""
+    """Heads; empty: not divided."""

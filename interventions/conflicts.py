@@ -18,6 +18,9 @@ _SHARED = 0.99
 
 def check_conflicts(interventions: Sequence[Intervention], model: AdaptedModel) -> None:
     """Raise :class:`UserError` naming two interventions that contradict each other."""
+    for one in interventions:
+        if isinstance(one, SiteIntervention):
+            one.validate_beside(interventions, model)
     claims = [
         (place, one, claim)
         for place, one in enumerate(interventions)
@@ -33,9 +36,9 @@ def check_conflicts(interventions: Sequence[Intervention], model: AdaptedModel) 
 
 
 def _clash(a: Claim, b: Claim) -> bool:
-    if a.site != b.site or (a.what == b.what and not (a.exclusive and b.exclusive)):
+    if a.site != b.site or a.what != b.what:
         return False
-    if (a.parts or b.parts) and not a.parts & b.parts:
+    if a.parts and b.parts and not a.parts & b.parts:
         return False
     if a.basis is None or b.basis is None:
         return True

@@ -14,7 +14,7 @@ from workbench.typing import Tensor
 __all__ = ["Change", "Scope", "Where", "blend"]
 
 Change = Callable[[Any, ForwardContext], Any]
-"""(value at a site, forward pass) -> the changed value, of the same shape and dtype."""
+"""(value at a site, forward pass) -> the changed value, of the same shape and dtype, or None: unchanged."""
 
 
 class Scope:

@@ -68,6 +68,11 @@ class Prepared:
         self._rows = rows
         self._made: dict[Any, Tensor] = {}
 
+    @classmethod
+    def constant(cls, make: Callable[[], Tensor], *, trained: bool = False) -> Prepared:
+        """``make()`` on the value's device, in the dtype for projections beside it."""
+        return cls(lambda value, _: make().to(value.device, working(value.dtype)), trained=trained)
+
     def __call__(self, value: Tensor, ctx: ForwardContext) -> Tensor:
         if self._trained:
             return self._build(value, ctx)
