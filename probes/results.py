@@ -48,16 +48,24 @@ def prompts_hash(prompts: Any) -> str | None:
     return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
+def _identity(model: Any) -> Any:
+    """The identity of a model as plain values; a name or an identity already plain is kept."""
+    own = getattr(model, "identity", model)
+    if hasattr(own, "to_dict"):
+        return own.to_dict()
+    return own if isinstance(own, str | dict) else str(own)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What a result was made from and what it cost.
 
-    ``models`` maps a role ("base", "tuned") to an identity: a hash of weights, revision and adapter, or a
-    folder. Passes are counted in batches through one model.
+    ``models`` maps a role ("base", "tuned") to an identity (name, revision, hashes of weights and adapter) or
+    to a name alone. Passes are counted in batches through one model.
     """
 
     probe: str
-    models: Mapping[str, str]
+    models: Mapping[str, Any]
     prompts: str | None = None
     n_prompts: int = 0
     seed: int | None = None
@@ -69,8 +77,8 @@ class Provenance:
 
     @classmethod
     def of(cls, probe: str, models: Mapping[str, Any], prompts: Any = None, **more: Any) -> Provenance:
-        """From models (anything with ``.identity``, or a path) and prompts; ``more`` are the other fields."""
-        names = {role: str(getattr(model, "identity", model)) for role, model in models.items()}
+        """From models (anything with ``.identity``, or a name) and prompts; ``more`` are the other fields."""
+        names = {role: _identity(model) for role, model in models.items()}
         count = 0 if prompts is None else len(prompts)
         return cls(probe=probe, models=names, prompts=prompts_hash(prompts), n_prompts=count, **more)
 
@@ -94,11 +102,7 @@ class ProbeResult:
 
     def frame(self) -> pd.DataFrame:
         """The table with the shared columns first, best score first; ties keep their order."""
-        cell = [name for name in CELL if name in self.table or name == "layer"]
-        table = self.table.reindex(
-            columns=[*cell, *SHARED, *(c for c in self.table if c not in {*cell, *SHARED})]
-        )
-        return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        return sorted_frame(self.table)
 
     def figure(self) -> go.Figure:
         """The result as a plotly figure."""
@@ -116,18 +120,14 @@ class ProbeResult:
         kind, fields = storage.read(path)
         found = _result_class(kind)
         if not issubclass(found, cls):
-            raise UserError(
-                f"{path} holds a {found.__name__}, not a {cls.__name__}; read it with ProbeResult.load."
-            )
+            raise UserError(f"{path} holds a {found.__name__}, not a {cls.__name__}; read it with ProbeResult.load.")
         return found(**{**fields, "provenance": Provenance(**fields["provenance"])})
 
     def to_json(self) -> str:
         """The sorted table, the control and the provenance as JSON with plain lists (NaN becomes null)."""
         rows = json.loads(self.frame().to_json(orient="records"))
         made = dataclasses.asdict(self.provenance)
-        return json.dumps(
-            {"probe": self.title, "control": self.control, "provenance": made, "rows": rows}, default=str
-        )
+        return json.dumps({"probe": self.title, "control": self.control, "provenance": made, "rows": rows}, default=str)
 
     def summary(self) -> str:
         """One line for people; a probe may say more."""
@@ -135,13 +135,18 @@ class ProbeResult:
 
     def _repr_html_(self) -> str:
         made = json.dumps(dataclasses.asdict(self.provenance), indent=1, default=str)
-        shown = (
-            self.frame().head(10).to_html(escape=True, index=False, float_format="{:.4g}".format, border=0)
-        )
+        shown = self.frame().head(10).to_html(escape=True, index=False, float_format="{:.4g}".format, border=0)
         return (
             f"<h4>{html.escape(self.title)}</h4><p>{html.escape(self.summary())}</p>{shown}"
             f"<details><summary>Provenance</summary><pre>{html.escape(made)}</pre></details>"
         )
+
+
+def sorted_frame(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with the shared columns first (added where absent), best score first; ties keep their order."""
+    cell = [name for name in CELL if name in table or name == "layer"]
+    columns = [*cell, *SHARED, *(name for name in table if name not in {*cell, *SHARED})]
+    return table.reindex(columns=columns).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
 
 def _result_class(kind: str) -> type[Any]:

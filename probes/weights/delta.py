@@ -1,0 +1,78 @@
+"""weight_delta: where tuning moved the weights, without running either model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from probes.results import Provenance
+from probes.weights.collect import Collector
+from probes.weights.result import CONTROL, WeightDelta
+from probes.weights.sources import Opened, open_weights
+from probes.weights.tables import expert_table, head_tables, layer_table, module_table
+from workbench.progress import Progress, Silent
+
+
+def weight_delta(
+    base: Any,
+    tuned: Any = None,
+    *,
+    k: int = 16,
+    exact: bool | None = None,
+    progress: Progress | None = None,
+) -> WeightDelta:
+    """Where the weights changed from ``base`` to ``tuned``: by module, layer, head and expert.
+
+    ``base`` is a pair, or a model given as a folder, hub id or loaded model, and ``tuned`` likewise (an adapter
+    too). Folders are read tensor by tensor and neither model is loaded; a LoRA is read in its factors and its
+    product never formed. ``k`` leading singular values are kept per matrix. ``exact=True`` computes the whole
+    spectrum of every matrix; by default larger ones are estimated, with an interval.
+
+    Raises :class:`workbench.errors.UserError` for what is no model or shares no tensor, and
+    :class:`workbench.errors.NotSupported` for adapters whose change depends on the input.
+    """
+    watch = progress or Silent()
+    opened = open_weights(base, tuned)
+    collector = Collector(opened.layout, k=k, exact=exact)
+    unmatched = _collect(opened, collector, watch)
+    heads, parts = head_tables(collector.heads, opened.layout.n_heads)
+    modules = module_table(collector.modules)
+    return WeightDelta(
+        table=modules,
+        control=CONTROL,
+        provenance=Provenance.of("weight_delta", opened.models, settings={"k": k, "exact": exact}),
+        layers=layer_table(collector.modules),
+        heads=heads,
+        head_parts=parts,
+        experts=expert_table(collector.modules),
+        factors=pd.DataFrame(collector.factors),
+        directions=collector.directions,
+        unmatched=unmatched,
+    )
+
+
+def _collect(opened: Opened, collector: Collector, watch: Progress) -> tuple[str, ...]:
+    """Feed every tensor both sides have; returns the names that only one side has, or in another shape."""
+    unmatched = list(opened.unmatched)
+    names = [name for name in opened.base if name in opened.tuned or name in opened.factors]
+    watch.start("weights", len(names))
+    for name in names:
+        watch.advance()
+        before = opened.base[name]()
+        if name in opened.factors:
+            collector.add_factors(name, before, opened.factors[name])
+            continue
+        after = opened.tuned[name]()
+        if not before.is_floating_point():
+            continue
+        if before.shape == after.shape:
+            collector.add(name, before, after)
+        elif before.shape[1:] == after.shape[1:]:
+            shared = min(len(before), len(after))  # a vocabulary that grew: the tokens both have
+            collector.add(name, before[:shared], after[:shared])
+            unmatched.append(f"{name}[{shared}:]")
+        else:
+            unmatched.append(name)
+    watch.finish()
+    return tuple(unmatched)

@@ -1,0 +1,55 @@
+"""Where weights changed: layer by module, head or expert, and bars by layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures.cells import GREY, Axes, cell_heatmap
+
+_LABELS = {"module": "L{row:.0f} {column}", "head": "L{row:.0f}H{column:.0f}", "expert": "L{row:.0f}E{column:.0f}"}
+
+
+def cell_map(
+    table: pd.DataFrame, column: str, *, title: str = "", unit: str = "score", limit: float | None = None
+) -> go.Figure:
+    """Layer by ``column`` ("module", "head" or "expert") of a weight table; parts outside the layers are not drawn.
+
+    ``unit`` says what the colour means; ``limit`` fixes the scale, so that two maps can be compared.
+    """
+    inside = table[table["layer"].notna()].astype({"layer": int})
+    return cell_heatmap(inside, Axes("layer", column, _LABELS[column], unit), title=title, limit=limit)
+
+
+def layer_bars(table: pd.DataFrame, *, title: str = "", unit: str = "score") -> go.Figure:
+    """One bar per layer (columns layer, score, control), the control as a dashed line."""
+    ordered = table.sort_values("layer")
+    layers = ordered["layer"].astype(int).tolist()
+    figure = go.Figure()
+    figure.add_bar(x=layers, y=ordered["score"].to_numpy(np.float64), name=unit, marker=dict(color="#2166ac"))
+    figure.add_scatter(
+        x=layers, y=ordered["control"].to_numpy(np.float64), name="control", mode="lines",
+        line=dict(color=GREY, dash="dash"),
+    )  # fmt: skip
+    figure.update_layout(
+        title=dict(text=title), template="plotly_white", height=340, margin=dict(l=60, r=20, t=60, b=60),
+        xaxis=dict(title=dict(text="layer"), dtick=None if len(layers) > 40 else 1), yaxis=dict(title=dict(text=unit)),
+    )  # fmt: skip
+    return figure
+
+
+def spectrum_lines(values: dict[str, np.ndarray], *, title: str = "") -> go.Figure:
+    """Leading singular values of several changes over their rank, on a logarithmic scale."""
+    figure = go.Figure()
+    for name, some in values.items():
+        figure.add_scatter(x=list(range(1, len(some) + 1)), y=some, mode="lines+markers", name=name)
+    figure.update_layout(
+        title=dict(text=title), template="plotly_white", colorway=list(_DISTINCT),
+        xaxis=dict(title=dict(text="i")), yaxis=dict(title=dict(text="singular value"), type="log"),
+    )  # fmt: skip
+    return figure
+
+
+# Okabe & Ito's colour-blind safe palette
+_DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
