@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import NotSupported
@@ -26,18 +27,29 @@ def to_transformer_bridge(model: AdaptedModel) -> Any:
 
     with model.active():
         hf = plain_copy(model)
+    hf.config.architectures = [type(hf).__name__]  # a model built from a config does not say
     try:
-        return TransformerBridge.boot_transformers(
-            model.inner.config.name_or_path or model.name,
-            hf_model=hf,
-            tokenizer=model.tokenizer,
-            device=str(model.device),
-            dtype=model.dtype,
-        )
+        with tempfile.TemporaryDirectory() as folder:  # the bridge reads the tokenizer a second time from its folder
+            return TransformerBridge.boot_transformers(
+                model.name,
+                hf_model=hf,
+                tokenizer=_saved(model.tokenizer, folder),
+                device=str(model.device),
+                dtype=model.dtype,
+            )
     except (ValueError, NotImplementedError, KeyError) as error:
-        raise NotSupported(f"TransformerLens cannot bridge {type(hf).__name__}: {error}") from error
+        raise NotSupported(f"TransformerLens cannot bridge {type(hf).__name__}: {str(error)[:200]}") from error
     finally:
         logger.setLevel(level)  # importing TransformerLens turns transformers' warnings off for the process
+
+
+def _saved(tokenizer: Any, folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    if tokenizer is None:
+        return None
+    tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def plain_copy(model: AdaptedModel) -> Any:

@@ -137,4 +137,4 @@ class StatisticsSink(Sink):
         if site not in of_role:
             of_role[site] = TopActivating(self._top)
         norms = rows.flatten(1).double().norm(dim=1)
-        of_role[site].update(norms, index["prompt"].tolist(), index["position"].tolist(), index["token"].tolist())
+        of_role[site].update(norms, index["prompt"].tolist(), index["position"].tolist(), index["token_id"].tolist())
