@@ -9,11 +9,15 @@ _HOME = {
     "Knob": "knob.result",
     "KnobSetup": "knob.find:Setup",
     "KnobTraining": "knob.subspace:Training",
+    "LogitLens": "lens",
     "ProbeResult": "results",
     "Provenance": "results",
+    "TokenShift": "token_ranks",
     "WeightDelta": "weights",
     "expert_map": "experts.mapping",
     "find_knob": "knob.find",
+    "logit_lens": "lens",
+    "token_shift": "token_ranks",
     "weight_delta": "weights",
 }
 __all__ = sorted(_HOME)

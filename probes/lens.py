@@ -1,0 +1,197 @@
+"""The logit lens on both models side by side: what each layer would already say, and where tuning changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from probes.replay import read_out
+from probes.results import ProbeResult, Provenance
+from probes.uncertainty import mean_interval, q_values, sign_flip
+from workbench.engine.positions import PositionSpec, Where
+from workbench.engine.sites import Site
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
+from workbench.recording.record_pair import record
+from workbench.recording.recording import Recording
+from workbench.typing import Float, Tensor
+
+CHUNK = 256
+"""Residuals read out at once; each costs one row of the vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitLens(ProbeResult):
+    """Layers' readings of both models.
+
+    ``table``: per layer the mean KL of the tuned from the base reading (nats, mean over a prompt's positions, then
+    over prompts); ``control``: the same for the base residual moved as far in a random direction;
+    ``to_final_base``, ``to_final_tuned``: KL of each model's last layer from the layer's reading.
+    """
+
+    cells: pd.DataFrame
+    """For the prompts shown: model, prompt, position, token, layer, says, top, probability, entropy, kl."""
+
+    title: ClassVar[str] = "Logit lens"
+    unit: ClassVar[str] = "KL of tuned from base (nats)"
+
+    def figure(self, prompt: int | None = None) -> go.Figure:
+        """Both models' grids and the KL between them for one shown prompt (the first by default)."""
+        from workbench.figures.lens import lens_grid
+
+        chosen = int(self.cells["prompt"].iloc[0]) if prompt is None else prompt
+        return lens_grid(self.cells[self.cells["prompt"] == chosen], title=f"Logit lens, prompt {chosen}")
+
+    def summary(self) -> str:
+        top = self.frame().iloc[0]
+        return (
+            f"Readings differ most after layer {top['layer']:.0f}: {top['score']:.3g} nats [{top['low']:.3g}, "
+            f"{top['high']:.3g}], control {top['control']:.3g} ({self.control}), q = {top['q']:.2g}"
+        )
+
+
+def logit_lens(
+    pair: ModelPair,
+    prompts: Prompts | Sequence[Any],
+    *,
+    layers: Any = None,
+    positions: PositionSpec | Where = "all",
+    top: int = 5,
+    shown: int = 4,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LogitLens:
+    """Read every layer's residual through the model's own final norm, unembedding and soft-caps.
+
+    ``positions``: which tokens enter the means and the grids; ``shown``: how many prompts keep their grid, with the
+    ``top`` tokens of each cell. Cost: one forward pass of each model per batch, and three readings per residual.
+    """
+    rows = Prompts.of(prompts)
+    recording = record(pair, rows, "resid_post", layers=layers, positions=positions, progress=progress)
+    numbers = [Site.parse(name).layer or 0 for name in recording.sites]
+    bar = progress or Silent()
+    bar.start("logit lens", len(recording.index))
+    measured, cells = [], []
+    for start in range(0, len(recording.index), CHUNK):
+        chunk = _Chunk(pair, recording, slice(start, start + CHUNK), numbers, seed + start)
+        for layer in numbers:
+            reading = chunk.read(layer)
+            measured.append(chunk.measured(reading, layer))
+            cells += chunk.cells(reading, layer, shown, top)
+        bar.advance(len(chunk.index))
+    bar.finish()
+    return LogitLens(
+        table=_table(pd.concat(measured, ignore_index=True), seed),
+        control="the base residual moved as far in a random direction, another one for every token",
+        provenance=Provenance.of(
+            "logit_lens",
+            {"base": pair.base, "tuned": pair.tuned},
+            rows,
+            seed=seed,
+            device=str(pair.tuned.device),
+            forward_passes=4,
+            settings={"positions": recording.config["positions"], "layers": numbers, "top": top},
+        ),
+        cells=pd.DataFrame(cells),
+    )
+
+
+def kl(p: Float[Tensor, "row vocab"], q: Float[Tensor, "row other_vocab"]) -> Float[Tensor, " row"]:
+    """KL(p || q) in nats of two tables of log-probabilities, over the ids both have."""
+    common = min(p.shape[1], q.shape[1])
+    p, q = p[:, :common].log_softmax(-1), q[:, :common].log_softmax(-1)
+    return (p.exp() * (p - q).nan_to_num()).sum(-1).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Log-probabilities [row, vocab] of one layer: both models, and the displaced base residual."""
+
+    base: Float[Tensor, "row vocab"]
+    tuned: Float[Tensor, "row vocab"]
+    displaced: Float[Tensor, "row vocab"]
+
+
+class _Chunk:
+    """Some rows of the recording through all layers, so that only their readings are held at once."""
+
+    def __init__(self, pair: ModelPair, recording: Recording, rows: slice, layers: Sequence[int], seed: int) -> None:
+        self.pair, self.recording, self.rows = pair, recording, rows
+        self.index = recording.index.iloc[rows]
+        self.random = torch.Generator().manual_seed(seed)
+        self.final = {role: _says(model, self._residual(role, layers[-1])) for role, model in pair.models.items()}
+
+    def _residual(self, role: str, layer: int) -> Float[Tensor, "row d_model"]:
+        return self.recording[role]["resid_post", layer][self.rows].float()
+
+    def read(self, layer: int) -> _Reading:
+        base, tuned = self._residual("base", layer), self._residual("tuned", layer)
+        away = torch.nn.functional.normalize(torch.randn(base.shape, generator=self.random), dim=-1)
+        displaced = base + away * (tuned - base).norm(dim=-1, keepdim=True)
+        return _Reading(_says(self.pair.base, base), _says(self.pair.tuned, tuned), _says(self.pair.tuned, displaced))
+
+    def measured(self, reading: _Reading, layer: int) -> pd.DataFrame:
+        """One line per row: prompt, layer and the divergences."""
+        return pd.DataFrame(
+            {
+                "prompt": self.index["prompt"].to_numpy(),
+                "layer": layer,
+                "kl": kl(reading.tuned, reading.base).numpy(),
+                "control": kl(reading.displaced, reading.base).numpy(),
+                "to_final_base": kl(self.final["base"], reading.base).numpy(),
+                "to_final_tuned": kl(self.final["tuned"], reading.tuned).numpy(),
+            }
+        )
+
+    def cells(self, reading: _Reading, layer: int, shown: int, top: int) -> list[dict[str, Any]]:
+        """What both models' grids show at this layer."""
+        found = []
+        apart = kl(reading.tuned, reading.base)
+        tokenizer = self.pair.tokenizer
+        for number, row in enumerate(self.index.to_dict("records")):
+            if row["prompt"] >= shown:
+                break
+            for role, says in (("base", reading.base[number]), ("tuned", reading.tuned[number])):
+                best = says.topk(min(top, len(says)))
+                words = [tokenizer.decode([token]) for token in best.indices.tolist()]
+                chances = best.values.exp().tolist()
+                found.append(
+                    {
+                        "model": role,
+                        "prompt": row["prompt"],
+                        "position": row["position"],
+                        "token": row["token"],
+                        "layer": layer,
+                        "says": words[0],
+                        "top": "; ".join(f"{w!r} {p:.2f}" for w, p in zip(words, chances, strict=True)),
+                        "probability": chances[0],
+                        "entropy": float(-(says.exp() * says.nan_to_num(neginf=0.0)).sum()),
+                        "kl": apart[number].item(),
+                    }
+                )
+        return found
+
+
+def _says(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+    return read_out(model, residual).float().log_softmax(-1).cpu()
+
+
+def _table(measured: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """One row per layer: means over prompts of the mean over a prompt's rows."""
+    per_prompt = measured.groupby(["layer", "prompt"]).mean()
+    rows, p = [], []
+    for layer, part in per_prompt.groupby("layer"):
+        score, low, high = mean_interval(part["kl"].to_numpy(), seed)
+        p.append(float(sign_flip((part["kl"] - part["control"]).to_numpy(), seed)))
+        means = {name: part[name].mean() for name in ("control", "to_final_base", "to_final_tuned")}
+        rows.append(
+            {"layer": layer, "score": float(score), "low": float(low), "high": float(high), **means, "n": len(part)}
+        )
+    return pd.DataFrame(rows).assign(q=q_values(np.array(p)))

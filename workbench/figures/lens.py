@@ -1,0 +1,91 @@
+"""The logit-lens grid: layers by tokens for both models, and the KL between them."""
+
+from __future__ import annotations
+
+import html
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench.figures.tokens import visible
+
+
+def lens_grid(cells: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """Three maps over the same tokens: what base and tuned would say after each layer (coloured by probability,
+    the same scale in both), and the KL of tuned from base.
+
+    ``cells`` holds one prompt: model, position, token, layer, says, top, probability, entropy, kl. Columns are
+    placed by position, so that repeated tokens stay apart.
+    """
+    models = list(dict.fromkeys(cells["model"]))
+    figure = make_subplots(
+        rows=len(models) + 1,
+        shared_xaxes=True,
+        vertical_spacing=0.06,
+        subplot_titles=[*models, "KL of tuned from base (nats)"],
+    )
+    for number, model in enumerate(models, start=1):
+        part = cells[cells["model"] == model]
+        _grid(figure, number, part, "probability", "Blues", (0.0, 1.0), _place(number, len(models) + 1))
+    last = cells[cells["model"] == models[-1]]
+    top = float(cells["kl"].max()) or 1.0
+    _grid(figure, len(models) + 1, last, "kl", "Oranges", (0.0, top), _place(len(models) + 1, len(models) + 1))
+    columns = last.drop_duplicates("position").sort_values("position")
+    figure.update_xaxes(
+        tickmode="array",
+        tickvals=columns["position"].tolist(),
+        ticktext=[html.escape(visible(token)) for token in columns["token"]],
+        tickangle=-60,
+    )
+    layers = sorted(cells["layer"].unique().tolist())
+    figure.update_yaxes(title_text="layer", tickmode="array", tickvals=layers)
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": title},
+        height=160 + (len(models) + 1) * max(140, 22 * len(layers)),
+        margin={"l": 60, "r": 30, "t": 70, "b": 80},
+    )
+    return figure
+
+
+def _grid(
+    figure: go.Figure,
+    row: int,
+    part: pd.DataFrame,
+    value: str,
+    colours: str,
+    limits: tuple[float, float],
+    bar: dict[str, float],
+) -> None:
+    wide = part.pivot(index="layer", columns="position", values=value)
+    words = part.pivot(index="layer", columns="position", values="says").map(lambda t: html.escape(visible(t)))
+    told = part.assign(
+        told=[
+            f"after layer {line['layer']}, token {line['position']} {html.escape(visible(line['token']))}<br>"
+            f"{html.escape(line['top'])}<br>entropy {line['entropy']:.2f} nats, KL {line['kl']:.3g} nats"
+            for line in part.to_dict("records")
+        ]
+    ).pivot(index="layer", columns="position", values="told")
+    figure.add_heatmap(
+        z=wide.to_numpy().tolist(),
+        x=wide.columns.tolist(),
+        y=wide.index.tolist(),
+        text=(words if value == "probability" else wide.map("{:.2g}".format)).to_numpy().tolist(),
+        texttemplate="%{text}",
+        customdata=told.to_numpy().tolist(),
+        hovertemplate="%{customdata}<extra></extra>",
+        colorscale=colours,
+        zmin=limits[0],
+        zmax=limits[1],
+        colorbar={"title": {"text": "nats" if value == "kl" else value, "side": "right"}, **bar},
+        xgap=1,
+        ygap=1,
+        row=row,
+        col=1,
+    )
+
+
+def _place(number: int, count: int) -> dict[str, float]:
+    """A colour bar beside its own map."""
+    return {"len": 0.9 / count, "y": 1 - (number - 0.5) / count}

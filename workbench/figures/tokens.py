@@ -1,0 +1,148 @@
+"""Tokens coloured by a number: as safe HTML and as a plotly figure; and the shares of shifted tokens."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+COLOURS = {"unshifted": "#56B4E9", "marginal": "#E69F00", "shifted": "#D55E00"}
+_INVISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "·"}
+
+
+def visible(token: str) -> str:
+    """The token with spaces, line breaks and control characters made visible."""
+    shown = "".join(_INVISIBLE.get(sign, sign if sign.isprintable() else f"\\x{ord(sign):02x}") for sign in token)
+    return shown or "∅"
+
+
+def token_html(
+    tokens: Sequence[str],
+    values: Sequence[float | int],
+    *,
+    unit: str,
+    limit: float | int | None = None,
+    notes: Sequence[str] | None = None,
+) -> str:
+    """Tokens as spans, their background from white to orange (blue below zero), with a legend that names ``unit``.
+
+    The number (and the note) stand in each span's title. Everything is escaped: a token may be ``<script>``.
+    """
+    bound = limit or max((abs(value) for value in values if math.isfinite(value)), default=1.0) or 1.0
+    extra = list(notes) if notes is not None else [""] * len(tokens)
+    spans = []
+    for token, value, note in zip(tokens, values, extra, strict=True):
+        told = html.escape(f"{visible(token)}  {unit} {value:.3g}  {note}".strip(), quote=True)
+        line = "<br>" if token.endswith("\n") else ""
+        spans.append(
+            f'<span title="{told}" style="background:{_shade(value, bound)};border-radius:3px">'
+            f"{html.escape(visible(token))}</span>{line}"
+        )
+    legend = (
+        f'<div style="font-size:smaller">{html.escape(unit)}: '
+        f'<span style="background:{_shade(0, bound)}">0</span> … '
+        f'<span style="background:{_shade(bound, bound)}">{bound:.3g}</span></div>'
+    )
+    return f'<div style="font-family:monospace;line-height:1.7;color:#111">{"".join(spans)}</div>{legend}'
+
+
+def _shade(value: float | int, bound: float | int) -> str:
+    if not math.isfinite(value):
+        return "#dddddd"
+    share = max(-1.0, min(1.0, value / bound))
+    end = (213, 94, 0) if share >= 0 else (0, 114, 178)
+    red, green, blue = (round(255 + (one - 255) * abs(share) * 0.75) for one in end)
+    return f"rgb({red},{green},{blue})"
+
+
+def token_figure(
+    tokens: Sequence[str],
+    values: Sequence[float | int],
+    *,
+    unit: str,
+    width: int = 16,
+    limit: float | int | None = None,
+) -> go.Figure:
+    """The same as a plotly figure: a grid of tokens read line by line, ``width`` to a line."""
+    lines = math.ceil(len(tokens) / width)
+    pad = lines * width - len(tokens)
+    cells = [*(float(value) for value in values), *[math.nan] * pad]
+    texts = [*(html.escape(visible(token)) for token in tokens), *[""] * pad]
+    bound = limit or max((abs(value) for value in cells if math.isfinite(value)), default=1.0) or 1.0
+    signed = any(value < 0 for value in cells)
+
+    def rows(flat: list) -> list[list]:
+        return [flat[line * width : (line + 1) * width] for line in range(lines)]
+
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=rows(cells),
+        text=rows(texts),
+        texttemplate="%{text}",
+        customdata=rows([[number] for number in range(lines * width)]),
+        hovertemplate="token %{customdata[0]}: %{text}<br>" + html.escape(unit) + " %{z:.3g}<extra></extra>",
+        colorscale="RdBu_r" if signed else "Oranges",
+        zmin=-bound if signed else 0,
+        zmax=bound,
+        colorbar={"title": {"text": unit, "side": "right"}},
+        xgap=2,
+        ygap=2,
+    )
+    figure.update_layout(
+        template="plotly_white",
+        height=90 + 34 * lines,
+        xaxis={"visible": False},
+        yaxis={"visible": False, "autorange": "reversed"},
+        margin={"l": 10, "r": 10, "t": 20, "b": 10},
+    )
+    return figure
+
+
+def shift_figure(shares: pd.DataFrame, by_position: pd.DataFrame, tokens: pd.DataFrame) -> go.Figure:
+    """Left: shares of unshifted, marginal and shifted tokens per direction, with intervals. Right: the share of
+    shifted tokens along the response, its interval and its noise floor.
+
+    ``shares``: direction, kind, share, low, high. ``by_position``: position, score, low, high, control.
+    ``tokens`` gives the number of tokens for the title.
+    """
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(cols=2, column_widths=[0.45, 0.55], subplot_titles=["all tokens", "along the response"])
+    for kind, colour in COLOURS.items():
+        part = shares[shares["kind"] == kind]
+        above, below = part["high"] - part["share"], part["share"] - part["low"]
+        figure.add_bar(
+            x=[direction.replace(", ", "<br>") for direction in part["direction"]],
+            y=part["share"].tolist(),
+            error_y={"type": "data", "array": above.tolist(), "arrayminus": below.tolist()},
+            name=kind,
+            marker_color=colour,
+        )
+    rows = by_position.sort_values("position")
+    x = rows["position"].tolist()
+    figure.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*rows["high"], *rows["low"].tolist()[::-1]],
+        fill="toself",
+        fillcolor="rgba(213,94,0,0.2)",
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        row=1,
+        col=2,
+    )
+    figure.add_scatter(
+        x=x, y=rows["score"].tolist(), line={"color": COLOURS["shifted"]}, name="shifted, 95 %", row=1, col=2
+    )
+    figure.add_scatter(
+        x=x, y=rows["control"].tolist(), line={"color": "grey", "dash": "dot"}, name="noise floor", row=1, col=2
+    )
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
+    figure.update_xaxes(title_text="token of the response", row=1, col=2)
+    figure.update_layout(
+        template="plotly_white", title={"text": f"Token shift ({len(tokens)} tokens)"}, legend={"orientation": "h"}
+    )
+    return figure
