@@ -47,7 +47,7 @@ class Capture:
         taken = Captured()
         hooks = [SiteHook(site, self._reader(site, taken)) for site in self.sites]
         if not self.sites:
-            hooks = [SiteHook(Site("resid_pre", 0), lambda _value, ctx: self._locate(ctx, taken) and None)]
+            hooks = [SiteHook(Site("resid_pre", 0), self._locator(taken))]
         with model.hooked(hooks, stop=not self.logits, prompt_lengths=prompt_lengths):
             out = model.forward(batch, logits="all" if self.logits else None)
         if out is not None and self.logits:
@@ -69,6 +69,12 @@ class Capture:
                 self._store(taken, site.name, value[mask.to(value.device)])
 
         return read
+
+    def _locator(self, taken: Captured) -> Any:
+        def locate(_value: Any, ctx: ForwardContext) -> None:
+            self._locate(ctx, taken)
+
+        return locate
 
     def _locate(self, ctx: ForwardContext, taken: Captured) -> Tensor:
         """[batch, pos] bool: which rows are kept; the same for every site of the pass."""

@@ -1,4 +1,5 @@
-"""What a recording will do, decided before the first forward pass: token ids, windows, batches, the config."""
+"""What a recording will do, decided before the first forward pass: token ids, windows, batches, the
+config."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import Encoded, batches, encode, pad_left
@@ -61,7 +63,10 @@ def plan(
     new_tokens: int,
     writer: str,
 ) -> Plan:
-    """Encode the prompts once for all models; with ``new_tokens`` the ``writer`` continues them greedily first."""
+    """Encode the prompts once for all models; with ``new_tokens`` the ``writer`` continues them greedily
+    first."""
+    if batch_size != "auto" and batch_size < 1:
+        raise UserError(f"The batch size is {batch_size}; give 1 or more, or 'auto'.")
     model = models[writer]
     limits = [m.max_positions for m in models.values() if m.max_positions is not None]
     ids = encode(prompts, model.tokenizer, min(limits) - new_tokens if limits else None)

@@ -22,6 +22,7 @@ from workbench.recording.capture import Capture, Captured, nonfinite_rows
 from workbench.recording.plan import Batch, Plan, plan, store_config
 from workbench.recording.recording import NonFiniteWarning, Recording
 from workbench.recording.sinks import MemorySink, Sink, StatisticsSink, StoreSink
+from workbench.recording.store import SHARD_BYTES
 from workbench.typing import Tensor
 
 Store = Literal["memory"] | str | Path | None
@@ -41,21 +42,23 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     new_tokens: int = 0,
     covariance: bool = False,
     top: int = 0,
+    shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Recording:
     """Record activations of both models of a pair (or of one model) on the same token ids.
 
-    ``sites``: names such as "resid_post", "z", "router", "blocks.3.attn.hook_z"; ``layers`` narrows names without a
-    layer (indices or fractions of depth). ``positions``: see :mod:`workbench.engine.positions`.
-    ``store``: "memory" keeps rows in memory; a folder writes shards that survive a kill and resume; None keeps
-    statistics only (float64 mean, variance; ``covariance`` and the ``top`` rows by norm on request), in memory that
-    does not grow with the number of prompts. ``dtype``: of stored rows (default: the model's).
-    ``logits``: also keep logits at the positions; otherwise the forward ends after the last site and skips the
-    vocabulary projection. ``new_tokens``: the tuned model first continues each prompt greedily, and both models read
-    prompt and continuation; ``index["phase"]`` tells them apart.
+    ``sites``: names such as "resid_post", "z", "router", "blocks.3.attn.hook_z"; ``layers`` narrows names
+    without a layer (indices or fractions of depth). ``positions``: see :mod:`workbench.engine.positions`.
+    ``store``: "memory" keeps rows in memory; a folder writes shards that survive a kill and resume; None
+    keeps statistics only (float64 mean, variance; ``covariance`` and the ``top`` rows by norm on request), in
+    memory that does not grow with the number of prompts. ``dtype``: of stored rows (default: the model's).
+    ``logits``: also keep logits at the positions; otherwise the forward ends after the last site and skips
+    the vocabulary projection. ``new_tokens``: the tuned model first continues each prompt greedily, and both
+    models read prompt and continuation; ``index["phase"]`` tells them apart. ``shard_bytes``: size
+    of a stored shard, and how much a killed run loses at most.
 
-    Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, and a folder
-    that holds another recording.
+    Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, and a
+    folder that holds another recording.
     """
     models: dict[str, AdaptedModel] = pair.models if isinstance(pair, ModelPair) else {pair.role: pair}
     rows = Prompts.of(prompts)
@@ -77,7 +80,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
         config = {"roles": list(models), "n_prompts": len(rows), "sites": names, **options}
         return job.run(StatisticsSink(covariance=covariance, top=top), config)
     config = store_config(models, rows, plan_, names, options)
-    return job.run(StoreSink(Path(store), config), config)
+    return job.run(StoreSink(Path(store), config, shard_bytes), config)
 
 
 def _writer(models: dict[str, AdaptedModel]) -> str:
@@ -122,6 +125,7 @@ class _Job:
             self.progress.finish()
         recording = sink.recording(config)
         if len(recording) == 0:
+            sink.discard()
             raise UserError(f"The positions {config['positions']} select no token of any prompt: choose others.")
         _warn_of_nonfinite(recording)
         return recording

@@ -23,15 +23,17 @@ class NonFiniteWarning(UserWarning):
 class Recording:
     """Activations of both models on the same token ids.
 
-    ``rec["tuned"]["blocks.3.attn.hook_z"]`` is [row, head, d_head] (residual sites [row, d_model]; a router adds
-    ``….experts`` and ``….weights`` [row, k]); short names with a layer work too: ``rec["tuned"]["z", 3]``.
-    Rows are in the order of the prompts, then of positions; ``index`` names them. Without a store (``store=None``)
-    ``moments`` hold count, mean, variance instead, with the role "difference" for tuned - base.
+    ``rec["tuned"]["blocks.3.attn.hook_z"]`` is [row, head, d_head] (residual sites [row, d_model]; a router
+    adds ``….experts`` and ``….weights`` [row, k]); short names with a layer work too: ``rec["tuned"]["z",
+    3]``. Rows are in the order of the prompts, then of positions; ``index`` names them. Without a store
+    (``store=None``) ``moments`` hold count, mean, variance instead, with the role "difference" for tuned -
+    base.
     """
 
     index: pd.DataFrame
-    """One line per row: prompt, position, token_id, token, phase (prompt | generated), group, label, and nonfinite:
-    the ``role/site`` names whose value is NaN or infinite there, joined by ``;``. Empty without a store."""
+    """One line per row: prompt, position, token_id, token, phase (prompt | generated), group, label, and
+    nonfinite: the ``role/site`` names whose value is NaN or infinite there, joined by ``;``. Empty without a
+    store."""
     config: dict[str, Any]
     tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     moments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 import torch
@@ -25,7 +26,7 @@ class Sink:
     steps_done = 0
     """Windows that an interrupted run had stored already."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Sink:
         return self
 
     def __exit__(
@@ -39,6 +40,9 @@ class Sink:
     def recording(self, config: dict[str, Any]) -> Recording:
         """What was recorded, once the context is left."""
         raise NotImplementedError
+
+    def discard(self) -> None:
+        """Leave nothing behind of a recording that selected no row."""
 
 
 class MemorySink(Sink):
@@ -66,9 +70,9 @@ class MemorySink(Sink):
 class StoreSink(Sink):
     """Writes shards; see :class:`ShardWriter`."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], shard_bytes: int) -> None:
         self._folder = folder
-        self._writer = ShardWriter(folder, config)
+        self._writer = ShardWriter(folder, config, shard_bytes=shard_bytes)
         self.steps_done = self._writer.steps_done
 
     def add(self, tensors: dict[str, Tensor], index: dict[str, list[Any]]) -> None:
@@ -81,6 +85,9 @@ class StoreSink(Sink):
 
     def recording(self, config: dict[str, Any]) -> Recording:  # noqa: ARG002
         return Recording.load(self._folder)
+
+    def discard(self) -> None:
+        shutil.rmtree(self._folder)
 
 
 class StatisticsSink(Sink):
