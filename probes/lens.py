@@ -11,9 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.replay import read_out
+from probes.replay import counted, read_out
 from probes.results import ProbeResult, Provenance
-from probes.uncertainty import mean_interval, q_values, sign_flip
+from probes.scored import scored
 from workbench.engine.positions import PositionSpec, Where
 from workbench.engine.sites import Site
 from workbench.models.pair import ModelPair
@@ -21,6 +21,8 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 CHUNK = 256
@@ -74,7 +76,8 @@ def logit_lens(
     ``top`` tokens of each cell. Cost: one forward pass of each model per batch, and three readings per residual.
     """
     rows = Prompts.of(prompts)
-    recording = record(pair, rows, "resid_post", layers=layers, positions=positions, progress=progress)
+    with counted(pair.base, pair.tuned) as passes:
+        recording = record(pair, rows, "resid_post", layers=layers, positions=positions, progress=progress)
     numbers = [Site.parse(name).layer or 0 for name in recording.sites]
     bar = progress or Silent()
     bar.start("logit lens", len(recording.index))
@@ -96,7 +99,7 @@ def logit_lens(
             rows,
             seed=seed,
             device=str(pair.tuned.device),
-            forward_passes=4,
+            forward_passes=passes.forward,
             settings={"positions": recording.config["positions"], "layers": numbers, "top": top},
         ),
         cells=pd.DataFrame(cells),
@@ -188,10 +191,7 @@ def _table(measured: pd.DataFrame, seed: int) -> pd.DataFrame:
     per_prompt = measured.groupby(["layer", "prompt"]).mean()
     rows, p = [], []
     for layer, part in per_prompt.groupby("layer"):
-        score, low, high = mean_interval(part["kl"].to_numpy(), seed)
-        p.append(float(sign_flip((part["kl"] - part["control"]).to_numpy(), seed)))
+        p.append(float(paired_permutation((part["kl"] - part["control"]).to_numpy(), seed=seed).p))
         means = {name: part[name].mean() for name in ("control", "to_final_base", "to_final_tuned")}
-        rows.append(
-            {"layer": layer, "score": float(score), "low": float(low), "high": float(high), **means, "n": len(part)}
-        )
+        rows.append({"layer": layer, **scored(part["kl"].to_numpy(), seed=seed), **means, "n": len(part)})
     return pd.DataFrame(rows).assign(q=q_values(np.array(p)))

@@ -11,6 +11,7 @@ import copy
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,6 +70,27 @@ def _returns_tuples(model: AdaptedModel) -> bool:
             handle.remove()
         _TUPLES[model.inner] = seen[0]
     return _TUPLES[model.inner]
+
+
+@dataclass
+class Passes:
+    """Forward passes through a model's body, as batches."""
+
+    forward: int = 0
+
+
+@contextmanager
+def counted(*models: AdaptedModel) -> Iterator[Passes]:
+    """Count the forward passes of ``models`` inside the context, generation steps one by one."""
+    passes = Passes()
+
+    def count(_module: nn.Module, _args: Any) -> None:
+        passes.forward += 1
+
+    with ExitStack() as stack:
+        for body in {id(model.inner): model.inner.base_model for model in models}.values():
+            stack.callback(body.register_forward_pre_hook(count).remove)
+        yield passes
 
 
 @contextmanager

@@ -11,13 +11,16 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from probes.replay import counted
 from probes.results import ProbeResult, Provenance
-from probes.uncertainty import mean_interval, q_values, sign_flip
+from probes.scored import scored
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode, pad_left
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
 from workbench.typing import Bool, Float, Int, Tensor
 
 KINDS = ("unshifted", "marginal", "shifted")
@@ -81,14 +84,13 @@ def token_shift(
     base = _Side(pair.base, encode(other, pair.base.tokenizer or pair.tuned.tokenizer, pair.base.max_positions))
     bar = progress or Silent()
     bar.start("token shift", 2 * len(rows))
-    found, passes = [], 0
-    for name, writer, judge in ((TUNED_WRITES, tuned, base), (BASE_WRITES, base, tuned)):
-        for start in range(0, len(rows), batch_size):
-            chosen = range(start, min(start + batch_size, len(rows)))
-            part, cost = _one_batch(writer, judge, chosen, max_new_tokens)
-            found.append(part.assign(direction=name))
-            passes += cost
-            bar.advance(len(chosen))
+    found = []
+    with counted(pair.base, pair.tuned) as passes:
+        for name, writer, judge in ((TUNED_WRITES, tuned, base), (BASE_WRITES, base, tuned)):
+            for start in range(0, len(rows), batch_size):
+                chosen = range(start, min(start + batch_size, len(rows)))
+                found.append(_one_batch(writer, judge, chosen, max_new_tokens).assign(direction=name))
+                bar.advance(len(chosen))
     bar.finish()
     tokens = pd.concat(found, ignore_index=True)
     return TokenShift(
@@ -100,7 +102,7 @@ def token_shift(
             rows,
             seed=seed,
             device=str(pair.tuned.device),
-            forward_passes=passes,
+            forward_passes=passes.forward,
             settings={"max_new_tokens": max_new_tokens, "batch_size": batch_size},
         ),
         tokens=tokens.drop(columns="own_rank"),
@@ -126,12 +128,12 @@ class _Side:
     model: AdaptedModel
     ids: list[list[int]]
 
-    def responses(self, chosen: Sequence[int], max_new_tokens: int) -> tuple[list[list[int]], int]:
-        """Greedy continuations up to and with the end-of-text token, and the forward passes they took."""
+    def responses(self, chosen: Sequence[int], max_new_tokens: int) -> list[list[int]]:
+        """Greedy continuations up to and with the end-of-text token."""
         batch = pad_left([self.ids[row] for row in chosen], _padding(self.model))
         new = self.model.generate_ids(batch, max_new_tokens=max_new_tokens)[:, batch.input_ids.shape[1] :]
         ends = _end_ids(self.model)
-        return [_until(row, ends) for row in new.tolist()], new.shape[1]
+        return [_until(row, ends) for row in new.tolist()]
 
     def logits(self, chosen: Sequence[int], responses: list[list[int]]) -> list[Float[Tensor, "pos vocab"]]:
         """Per row, the logits that predicted each response token."""
@@ -141,8 +143,8 @@ class _Side:
         return [logits[n, -len(response) - 1 : -1].float().cpu() for n, response in enumerate(responses)]
 
 
-def _one_batch(writer: _Side, judge: _Side, chosen: Sequence[int], max_new_tokens: int) -> tuple[pd.DataFrame, int]:
-    responses, steps = writer.responses(chosen, max_new_tokens)
+def _one_batch(writer: _Side, judge: _Side, chosen: Sequence[int], max_new_tokens: int) -> pd.DataFrame:
+    responses = writer.responses(chosen, max_new_tokens)
     common = min(writer.model.vocab_size, judge.model.vocab_size)
     special = torch.tensor(sorted(_special_ids(writer.model) | _special_ids(judge.model)))
     parts = []
@@ -150,7 +152,7 @@ def _one_batch(writer: _Side, judge: _Side, chosen: Sequence[int], max_new_token
     for prompt, response, said, judged in both:
         tokens = torch.tensor(response, dtype=torch.long)
         parts.append(_judge(tokens, said[:, :common], judged[:, :common], special, writer.model).assign(prompt=prompt))
-    return pd.concat(parts, ignore_index=True), steps + 2
+    return pd.concat(parts, ignore_index=True)
 
 
 def _judge(
@@ -192,10 +194,7 @@ def _shares(tokens: pd.DataFrame, seed: int) -> pd.DataFrame:
     for direction, part in counted.groupby("direction", sort=False):
         for kind in KINDS:
             per_prompt = (part["kind"] == kind).groupby(part["prompt"]).mean().to_numpy(float)
-            share, low, high = mean_interval(per_prompt, seed)
-            rows.append(
-                {"direction": direction, "kind": kind, "share": float(share), "low": float(low), "high": float(high)}
-            )
+            rows.append({"direction": direction, "kind": kind, **scored(per_prompt, name="share", seed=seed)})
     return pd.DataFrame(rows)
 
 
@@ -205,14 +204,11 @@ def _by_position(tokens: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows, p = [], []
     for position, part in counted.groupby("position"):
         shifted, own = part["rank"].to_numpy() > 3, part["own_rank"].to_numpy() > 3
-        score, low, high = mean_interval(shifted.astype(float), seed)
-        p.append(float(sign_flip(shifted.astype(float) - own, seed)))
+        p.append(float(paired_permutation(shifted.astype(float) - own, seed=seed).p))
         rows.append(
             {
                 "position": position,
-                "score": float(score),
-                "low": float(low),
-                "high": float(high),
+                **scored(shifted, seed=seed),
                 "control": own.mean(),
                 "kl": part["kl"].mean(),
                 "n": len(part),

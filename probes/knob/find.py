@@ -16,12 +16,14 @@ from probes.knob.result import Knob
 from probes.knob.subspace import Training, mean_difference, train_subspace
 from probes.knob.trial import Axis, Trial, best_settings, flips, natural_settings, random_bases, sweep
 from probes.results import Provenance
-from probes.uncertainty import mean_interval, q_values, sign_flip
+from probes.scored import scored
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 CONTROL = "random subspaces of the same rank, the same for every layer"
@@ -204,16 +206,13 @@ def _at_layer(
 
 def _table(found: Sequence[_Found]) -> pd.DataFrame:
     """One row per candidate layer, on the held-out pairs."""
-    q = q_values(np.array([sign_flip(one.swapped - one.control) for one in found]))
+    q = q_values(np.array([paired_permutation(one.swapped - one.control).p for one in found]))
     rows = []
     for one in found:
-        score, low, high = mean_interval(one.swapped)
         rows.append(
             {
                 "layer": one.layer,
-                "score": float(score),
-                "low": float(low),
-                "high": float(high),
+                **scored(one.swapped),
                 "control": float(one.control.mean()),
                 "means": float(one.means.mean()),
                 "patched": float(one.patched.mean()),
@@ -257,12 +256,9 @@ def _swaps(
     """Interchange in every model along the same subspace: model, score, low, high, control."""
     rows = []
     for trial in trials:
-        score, low, high = mean_interval(trial.swapped(layer, basis), seed)
         control = np.mean([trial.swapped(layer, one).mean() for one in controls])
-        rows.append(
-            {"model": trial.model, "score": float(score), "low": float(low), "high": float(high)}
-            | {"control": float(control)}
-        )
+        found = scored(trial.swapped(layer, basis), seed=seed)
+        rows.append({"model": trial.model, **found, "control": float(control)})
     return pd.DataFrame(rows)
 
 

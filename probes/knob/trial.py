@@ -11,7 +11,7 @@ import pandas as pd
 from probes.knob.intents import IntentPairs, partners
 from probes.knob.subspace import random_basis, set_to, swap
 from probes.replay import LastToken
-from probes.uncertainty import mean_interval
+from probes.scored import scored
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Bool, Float, Int, Tensor
 
@@ -142,12 +142,12 @@ def _shares(trial: Trial, value: float, direction: str, says: list[Tensor], seed
     for number, intent in enumerate(trial.pairs.intents):
         hits = np.stack([per_pair(one == trial.answers_of(number)) for one in says])
         if direction == "knob":
-            share, low, high = mean_interval(hits[0], seed)
+            band = scored(hits[0], name="share", seed=seed)
         else:
             means = hits.mean(1)
-            share, low, high = means.mean(), means.min(), means.max()
+            band = {"share": float(means.mean()), "low": float(means.min()), "high": float(means.max())}
         cell = {"model": trial.model, "direction": direction, "value": value, "intent": intent}
-        rows.append({**cell, "share": float(share), "low": float(low), "high": float(high)})
+        rows.append({**cell, **band})
     return rows
 
 
@@ -167,15 +167,12 @@ def flips(
         control = [
             (trial.says(layer, ends + distance @ basis.T) == target)[others].float().mean().item() for basis in controls
         ]
-        share, low, high = mean_interval(hits, seed)
         rows.append(
             {
                 "model": trial.model,
                 "intent": intent,
                 "value": value,
-                "share": float(share),
-                "low": float(low),
-                "high": float(high),
+                **scored(hits, name="share", seed=seed),
                 "before": before[others].float().mean().item(),
                 "control": float(np.mean(control)),
             }
