@@ -1,0 +1,33 @@
+"""Speed and memory of the probes against named peers:  python benchmarks/localize.py [--only weight_delta] [--json]"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# name -> module with measure() -> dict
+PARTS = {"weight_delta": "benchmarks.weight_delta"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=sorted(PARTS), help="run one part")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
+    chosen = parser.parse_args()
+    results: dict[str, Any] = {}
+    for name in [chosen.only] if chosen.only else sorted(PARTS):
+        results[name] = importlib.import_module(PARTS[name]).measure()
+        if not chosen.json:
+            print(f"{name}\n{json.dumps(results[name], indent=2)}")
+    if chosen.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
