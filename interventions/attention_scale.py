@@ -15,7 +15,7 @@ from interventions.base import SiteIntervention
 from interventions.checks import Label, as_label, by_layer, check_heads, site_in
 from interventions.key_scope import KeyScope
 from interventions.scope import Change
-from interventions.strength import Amount, working
+from interventions.strength import Amount, Number, working
 from workbench.engine import attention
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
@@ -42,7 +42,7 @@ class AttentionScale(SiteIntervention):
     exponent: gamma ** strength. A query whose whole weight lies on keys of gamma 0 stays as it is.
     """
 
-    gamma: float
+    gamma: Number
     heads: Sequence[Label] | None = None
     keys: PositionSpec | Where = "first"
 
@@ -114,7 +114,7 @@ class AttentionScale(SiteIntervention):
 def rescaled(
     pattern: Float[Tensor, "batch head query key"],
     keys: Bool[Tensor, "batch head 1 key"],
-    gamma: float | Tensor,
+    gamma: Number | Tensor,
     *,
     sinks: bool,
 ) -> Float[Tensor, "batch head query key"]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from interventions.claims import Claim
 from interventions.packing import content_hash, pack, shown, unpack
 from interventions.scope import Change, Scope, blend
-from interventions.strength import Strength, as_strength, multiplied, trains
+from interventions.strength import Number, Strength, as_strength, multiplied, trains
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.positions import PositionSpec, Selection, Where, where
@@ -54,7 +54,7 @@ class Intervention(ABC):
         """A context in which ``model`` computes with this intervention; everything comes back on leaving."""
 
     @abstractmethod
-    def scaled(self: _Same, factor: float) -> _Same:
+    def scaled(self: _Same, factor: Number) -> _Same:
         """The same with ``factor`` times the strength; 0 leaves the model as it is."""
 
     def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -135,7 +135,7 @@ class SiteIntervention(Intervention):
         """A context in which the hooks are on ``model``."""
         return model.hooked(self.hooks(model))
 
-    def scaled(self: _AtSite, factor: float) -> _AtSite:
+    def scaled(self: _AtSite, factor: Number) -> _AtSite:
         """The same with ``factor`` times the strength."""
         return replace(self, strength=multiplied(self.strength, factor))
 

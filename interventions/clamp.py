@@ -10,7 +10,7 @@ from interventions.checks import Layer, as_tensor, check_width, site_in, wide_ki
 from interventions.claims import Claim
 from interventions.directions import orthonormal
 from interventions.scope import Change
-from interventions.strength import Amount, Prepared
+from interventions.strength import Amount, Number, Prepared
 from workbench.engine.context import ForwardContext
 from workbench.engine.sites import Site
 from workbench.errors import UserError
@@ -28,8 +28,8 @@ class Clamp(SiteIntervention):
 
     layer: Layer
     direction: Tensor
-    low: float | None = None
-    high: float | None = None
+    low: Number | None = None
+    high: Number | None = None
     site: str = "resid_post"
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from interventions.checks import Label, as_label, by_layer, resolved
 from interventions.conflicts import may_overlap
 from interventions.rerouting import Orders, obey
 from interventions.scope import Change, Scope
-from interventions.strength import for_rows
+from interventions.strength import Number, for_rows
 from workbench.engine.context import ForwardContext
 from workbench.engine.positions import Selection
 from workbench.engine.routing import Routing, core_router
@@ -43,7 +43,7 @@ class ExpertSwitch(SiteIntervention):
     off: Sequence[Label] = ()
     on: Sequence[Label] = ()
     mode: Mode = "replace"
-    weight: Literal["own", "max"] | float = "own"
+    weight: Literal["own", "max"] | Number = "own"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,7 @@ from typing import Literal
 from interventions.base import SiteIntervention
 from interventions.checks import Layer, as_tensor, check_width, site_in, wide_kind
 from interventions.scope import Change
-from interventions.strength import Amount, Prepared, working
+from interventions.strength import Amount, Number, Prepared, working
 from workbench.engine.context import ForwardContext
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
@@ -32,7 +32,7 @@ class Offset(SiteIntervention):
     vector: Tensor
     site: str = "resid_post"
     units: Units = "raw"
-    site_norm: float | None = None
+    site_norm: Number | None = None
     match_norm: bool = False
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from interventions.base import Intervention, SiteIntervention
+from interventions.strength import Number
 from interventions.trace import Trace
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
@@ -90,7 +91,7 @@ class Recipe:
         """Sha256 in hex of the interventions in order."""
         return sha256(" ".join(one.content for one in self.interventions).encode()).hexdigest()
 
-    def __mul__(self, factor: float) -> Recipe:
+    def __mul__(self, factor: Number) -> Recipe:
         return Recipe([one.scaled(factor) for one in self.interventions], self.made_with)
 
     __rmul__ = __mul__

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from interventions.strength import Number
 from workbench.engine.context import ForwardContext
 from workbench.engine.routing import Routing, gate_scores, reroute, weigh
 from workbench.engine.sites import Site
@@ -33,7 +34,7 @@ class Orders:
     """Gate score of forced experts; NaN: the router's own; infinity: the highest of the token's."""
 
     @classmethod
-    def of(cls, off: list[int], on: list[int], mode: str, weight: float | str, n_experts: int) -> Orders:
+    def of(cls, off: list[int], on: list[int], mode: str, weight: Number | str, n_experts: int) -> Orders:
         """Orders for every token of a layer."""
         named = _members(off, n_experts)
         field = {"replace": "excluded", "drop": "dropped", "drop_renorm": "passed_on"}.get(mode, "excluded")

@@ -12,7 +12,8 @@ from workbench.engine.context import ForwardContext
 from workbench.errors import UserError
 from workbench.typing import Tensor
 
-Strength = float | Sequence[float] | Tensor
+Number = int | float
+Strength = int | float | Sequence[int | float] | Tensor
 
 
 def as_strength(given: Strength) -> float | Tensor:
@@ -34,7 +35,7 @@ def as_strength(given: Strength) -> float | Tensor:
     return float(value)
 
 
-def multiplied(strength: Strength, factor: float) -> float | Tensor:
+def multiplied(strength: Strength, factor: Number) -> float | Tensor:
     """``factor`` times ``strength``."""
     return as_strength(as_strength(strength) * factor)
 

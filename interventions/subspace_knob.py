@@ -14,7 +14,7 @@ from interventions.claims import Claim
 from interventions.directions import independent, orthonormal
 from interventions.scope import Change
 from interventions.source_run import Align, Aligned, check_alignment, record_run
-from interventions.strength import Amount, Prepared, for_rows, working
+from interventions.strength import Amount, Number, Prepared, for_rows, working
 from workbench.engine.context import ForwardContext
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
@@ -36,7 +36,7 @@ class SubspaceKnob(SiteIntervention):
 
     layer: Layer
     direction: Tensor
-    value: float | Sequence[float] | Tensor | None = None
+    value: Number | Sequence[Number] | Tensor | None = None
     mode: Literal["set", "add", "swap"] = "set"
     site: str = "resid_post"
     source: Tensor | None = None

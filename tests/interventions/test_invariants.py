@@ -1,0 +1,111 @@
+"""The five universal invariants, of every intervention on every family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import interventions as iv
+from tests.interventions.zoo import CASES, LENGTH, Case, ids, model_of
+from tests.tiny import FAMILIES
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts.encode import Encoded
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::interventions.attention_scale.EagerAttentionWarning"),
+    pytest.mark.filterwarnings("ignore:.*generation flags.*"),
+]
+NEW = 3
+SHORT = 13
+
+
+@cache
+def untouched(family: str) -> torch.Tensor:
+    return model_of(family).forward(ids())
+
+
+CELLS = [(family, name) for family in FAMILIES for name, case in CASES.items() if family in case.families]
+
+
+@pytest.mark.parametrize(("family", "name"), CELLS)
+def test_invariants(family: str, name: str) -> None:
+    model, case = model_of(family), CASES[name]
+    recipe = iv.Recipe([case.make(model, [0, 1])])
+    neutral_is_bit_equal(model, family, recipe)
+    equals_dense(model, family, case, recipe)
+    leaves_nothing(model, family, recipe)
+    same_with_cache_padding_and_batch(model, case, recipe)
+
+
+def neutral_is_bit_equal(model: AdaptedModel, family: str, recipe: iv.Recipe) -> None:
+    with (recipe * 0).applied(model):
+        assert torch.equal(model.forward(ids()), untouched(family))
+    rows = [replace(one, strength=[0.0, 0.0]) for one in recipe]
+    if rows[0].kind not in ("ExpertSwitch", "AttentionScale"):  # other kernels: other groups of tokens, eager
+        with iv.Recipe(rows).applied(model):
+            assert torch.equal(model.forward(ids()), untouched(family))
+
+
+def equals_dense(model: AdaptedModel, family: str, case: Case, recipe: iv.Recipe) -> None:
+    with recipe.applied(model):
+        ours = model.forward(ids())
+    with case.dense(model), torch.no_grad():
+        wanted = model.inner(ids(), use_cache=False).logits
+    torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-3)
+    assert (ours - untouched(family)).abs().max() > 1e-3, "the case must change something"
+
+
+def leaves_nothing(model: AdaptedModel, family: str, recipe: iv.Recipe) -> None:
+    for problem in (ValueError, KeyboardInterrupt):
+        with pytest.raises(problem), recipe.applied(model), recipe.applied(model):
+            assert model.n_hooks > 0
+            raise problem
+        assert model.n_hooks == 0
+    assert torch.equal(model.forward(ids()), untouched(family))
+
+
+def same_with_cache_padding_and_batch(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
+    prompts = [ids()[0], ids()[1, :SHORT]]
+    padded = torch.stack([prompts[0], torch.nn.functional.pad(prompts[1], (LENGTH - SHORT, 0))])
+    left = Encoded(padded, (padded != 0).long())
+    cached, tokens = decoded(model, recipe, left, cache=True)
+    uncached, _ = decoded(model, recipe, left, cache=False)
+    close(uncached, cached)
+    right = Encoded(
+        torch.stack([prompts[0], torch.nn.functional.pad(prompts[1], (0, LENGTH - SHORT))]),
+        left.attention_mask.flip(1),
+    )
+    with recipe.applied(model):
+        both = model.forward(right)
+    for row, prompt in enumerate(prompts):
+        alone = Encoded(prompt[None], torch.ones(1, len(prompt), dtype=torch.long))
+        single = iv.Recipe([case.make(model, [row])])
+        logits, own = decoded(model, single, alone, cache=True)
+        close(logits[:, 0], cached[:, row])
+        assert torch.equal(own[0], tokens[row])
+        with single.applied(model):
+            close(model.forward(alone)[0], both[row, : len(prompt)])
+
+
+def decoded(model: AdaptedModel, recipe: iv.Recipe, batch: Encoded, *, cache: bool) -> tuple[Any, Any]:
+    """(logits [step, row, vocab], new tokens [row, step]) of greedy decoding."""
+    with recipe.applied(model), torch.no_grad():
+        out = model.inner.generate(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+            do_sample=False,
+            use_cache=cache,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    return torch.stack(out.logits), out.sequences[:, -NEW:]
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=3e-4, rtol=1e-3)
