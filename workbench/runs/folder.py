@@ -1,0 +1,217 @@
+"""One run: a folder with a manifest, tables, tensors and JSON, each file whole or absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.errors import UserError
+from workbench.files import atomic, remove_partials, room_for, write_json, write_safetensors, write_text
+from workbench.jsonable import jsonable
+from workbench.runs.config import config_hash, plain, same_config
+from workbench.runs.manifest import (
+    MANIFEST,
+    Manifest,
+    State,
+    hash_files,
+    read_manifest,
+    write_manifest,
+)
+from workbench.runs.places import inside
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Run:
+    """A run's folder. As a context manager it ends complete, or failed with the error's sentence.
+
+    Made by ``runs.create`` or ``runs.open``. Names of files are relative, ``/`` between folders; the ending
+    is added.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self._manifest = manifest
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def state(self) -> State:
+        return self._manifest.state
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self._manifest.config
+
+    @property
+    def is_complete(self) -> bool:
+        return self._manifest.state == "complete"
+
+    def file(self, name: str) -> Path:
+        """The path of a file or folder of this run; a name that leads out of it is a :class:`UserError`."""
+        return inside(self.path, name)
+
+    def write_table(self, name: str, table: pd.DataFrame) -> Path:
+        """Write a DataFrame as ``name.parquet``, without its index."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        target = self._target(name, ".parquet")
+        with atomic(target) as partial:
+            pq.write_table(pa.Table.from_pandas(table, preserve_index=False), partial, compression="zstd")
+        return target
+
+    def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> Path:
+        """Write named tensors as ``name.safetensors``."""
+        target = self._target(name, ".safetensors")
+        write_safetensors(target, {key: [tensor] for key, tensor in tensors.items()})
+        return target
+
+    def write_json(self, name: str, payload: Any) -> Path:
+        """Write plain values, arrays, tables or dataclasses as ``name.json`` (NaN becomes null)."""
+        target = self._target(name, ".json")
+        write_json(target, jsonable(payload, name))
+        return target
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write UTF-8 text under ``name``, ending and all."""
+        target = self._target(name, "")
+        write_text(target, text)
+        return target
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.read_parquet(self._existing(name, ".parquet"))
+
+    def read_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self._existing(name, ".safetensors"))
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self._existing(name, ".json").read_text(encoding="utf-8"))
+
+    def note(self, **provenance: Any) -> None:
+        """Add to the provenance in the manifest."""
+        added = plain({**self._manifest.provenance, **provenance})
+        self._replace(provenance=added)
+
+    def finish(self) -> None:
+        """Hash every file and mark the run complete."""
+        self._end("complete", None)
+
+    def fail(self, reason: str) -> None:
+        """Keep what is there, hashed, and mark the run failed with ``reason``."""
+        self._end("failed", reason)
+
+    def reopen(self) -> None:
+        """Mark an ended run as running, so that files can be added and it can be finished again."""
+        self._replace(state="running", error=None, files={})
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+        elif isinstance(error, Exception):
+            self.fail(str(error) or type(error).__name__)
+
+    def __repr__(self) -> str:
+        return f"Run({self.path}, {self._manifest.kind}, {self.state})"
+
+    def _end(self, state: State, reason: str | None) -> None:
+        remove_partials(self.path)
+        self._replace(state=state, error=reason, files=hash_files(self.path))
+
+    def _replace(self, **changes: Any) -> None:
+        changed = self._manifest.model_copy(update=changes)
+        write_manifest(self.path, changed)
+        self._manifest = changed
+
+    def _target(self, name: str, ending: str) -> Path:
+        if self._manifest.state != "running":
+            raise UserError(f"The run {self.path} has ended ({self.state}); call reopen() before writing to it.")
+        target = self._named(name, ending)
+        if target == self.path / MANIFEST:
+            raise UserError(f"{MANIFEST} is the run's own manifest; choose another name.")
+        return target
+
+    def _named(self, name: str, ending: str) -> Path:
+        inside(self.path, name)
+        return inside(self.path, name if name.endswith(ending) else name + ending)
+
+    def _existing(self, name: str, ending: str) -> Path:
+        path = self._named(name, ending)
+        if not path.is_file():
+            raise UserError(f"The run {self.path} has no file {path.name}; its state is {self.state}.")
+        return path
+
+
+def create_run(
+    home: str | Path,
+    name: str | None = None,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+) -> Run:
+    """A run ``name`` in the folder ``home``: new, or the one that is there when its configuration is the
+    same.
+
+    One that was interrupted or failed is running again, and its files are kept for the caller to resume from;
+    a complete one is returned as it is (``is_complete``). Without a name, the configuration's hash gives one,
+    so asking twice finds the same run. Another configuration, or a folder with other things, is a
+    :class:`UserError`.
+    """
+    wanted = plain(config)
+    with room_for(Path(home)):
+        Path(home).mkdir(parents=True, exist_ok=True)
+    path = inside(Path(home), name if name is not None else f"{kind}-{config_hash(wanted)[:10]}")
+    if (path / MANIFEST).exists():
+        run = open_run(path)
+        same_config({"kind": run.manifest.kind, **run.config}, {"kind": kind, **wanted}, path)
+        if not run.is_complete:
+            remove_partials(path)
+            run.reopen()
+        return run
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is no run; give a new or an empty folder.")
+    made = Manifest(kind=kind, config=wanted, provenance=plain(provenance or {}))
+    with room_for(path):
+        path.mkdir(exist_ok=True, parents=True)
+    write_manifest(path, made)
+    return Run(path, made)
+
+
+def create_run_at(
+    folder: str | Path,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+) -> Run:
+    """As :func:`create_run`, at the path a person gave (``--out runs/x``)."""
+    path = Path(folder).absolute()
+    return create_run(path.parent, path.name, kind=kind, config=config, provenance=provenance)
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in the folder ``path``; anything else is a :class:`UserError`."""
+    folder = Path(path)
+    return Run(folder, read_manifest(folder))

@@ -1,0 +1,30 @@
+"""Where runs and their files may lie: below their folder, however the name is written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from workbench.errors import UserError
+
+HOME_VARIABLE = "TUNESCOPE_RUNS"
+
+
+def default_home() -> Path:
+    """The folder of the environment variable ``TUNESCOPE_RUNS``, else ``./runs``."""
+    return Path(os.environ.get(HOME_VARIABLE) or "runs")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of ``name`` below ``folder``.
+
+    Raises :class:`UserError` for a name that leaves it: absolute, with ``..``, or through a link.
+    """
+    pure = PurePosixPath(name)
+    bad = not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts
+    if bad or pure == PurePosixPath("."):
+        raise UserError(f"{name!r} is no name inside {folder}; give a plain relative name without '..'.")
+    path = folder / pure
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{name!r} leads out of {folder} through a link; runs keep their files below their folder.")
+    return path
