@@ -18,9 +18,10 @@ _HOMES = {
     "UserError": "errors",
     "load_model": "models.pair:load_one",
     "load_pair": "models.pair",
+    "behaviour_diff": "behaviour",
     "record": "recording.record_pair:record",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 __getattr__ = lazy(__name__, _HOMES)
 
 

@@ -1,0 +1,39 @@
+"""The command line. ``tunescope --help`` imports no model code; each verb pays for its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run ``tunescope``. Exit codes: 0 ok, 1 failed, 2 wrong use, 130 interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code. A user's mistake prints one sentence, a bug its traceback."""
+    import click
+
+    from workbench.cli.app import app
+    from workbench.cli.output import plain
+    from workbench.errors import UserError
+
+    try:
+        result = app(arguments, standalone_mode=False)
+    except UserError as error:
+        sys.stderr.write(f"Error: {plain(str(error))}\n")
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("Interrupted; complete work is kept.\n")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,26 @@
+"""The verbs of ``tunescope``, one file each; none imports model code before it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from workbench.cli import record, runs
+
+app = typer.Typer(
+    name="tunescope",
+    help="See what fine-tuning changed in a transformer, find where it lives, and turn it up, down or off.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("record")(record.record)
+app.add_typer(runs.app, name="runs", help="List, show and verify runs.")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if version:
+        from workbench import __version__
+
+        typer.echo(f"tunescope {__version__}")
+        raise typer.Exit

@@ -1,0 +1,139 @@
+"""Record a pair into a run folder: what the command line, the demo and scripts call."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+
+from workbench.errors import UserError
+from workbench.models.pair import ModelPair, load_pair
+from workbench.progress import Progress
+from workbench.prompts.collection import Prompts
+from workbench.recording.record_pair import record
+from workbench.recording.recording import Recording
+from workbench.runs.folder import Run, create_run, create_run_at
+from workbench.runs.places import default_home
+
+ACTIVATIONS = "activations"
+
+
+class RecordedRun(NamedTuple):
+    """A finished recording: its run, its rows, and how far apart the two models are at each site."""
+
+    run: Run
+    recording: Recording
+    differences: pd.DataFrame
+
+
+def record_run(  # noqa: PLR0913 (the options of the command)
+    base: Any,
+    tuned: Any,
+    prompts: Any,
+    *,
+    sites: Sequence[str],
+    layers: Any = None,
+    positions: Any = "last",
+    out: str | Path | None = None,
+    statistics: bool = False,
+    new_tokens: int = 0,
+    batch_size: Any = "auto",
+    device: Any = "auto",
+    dtype: Any = "auto",
+    progress: Progress | None = None,
+    flags: Mapping[str, bool] | None = None,
+) -> RecordedRun:
+    """Load a pair, record it into a run at ``out`` (default: a new folder in the runs' home), and compare.
+
+    Killed in mid-way, the same call resumes. Raises :class:`UserError` before anything is written when the input is
+    wrong, and when ``out`` holds another recording.
+    """
+    rows = Prompts.load(prompts) if isinstance(prompts, str | Path) else Prompts.of(prompts)
+    pair = load_pair(base, tuned, device=device, dtype=dtype, **(flags or {}))
+    pair.base.expand(sites, layers)
+    config = {
+        "base": pair.base.identity.to_dict(), "tuned": pair.tuned.identity.to_dict(), "prompts": rows.hash,
+        "sites": list(sites), "layers": layers, "positions": str(positions), "statistics": statistics,
+        "new_tokens": new_tokens,
+    }  # fmt: skip
+    run = _open(out, config)
+    fresh = not run.file(ACTIVATIONS).exists()
+    if run.is_complete:
+        run.reopen()
+    try:
+        with run:
+            recording = record(
+                pair, rows, sites, layers=layers, positions=positions,
+                store=None if statistics else run.file(ACTIVATIONS), new_tokens=new_tokens, batch_size=batch_size,
+                progress=progress,
+            )  # fmt: skip
+            differences = difference_table(recording)
+            run.write_table("difference", differences)
+            run.write_json("pair", describe_pair(pair))
+            if statistics:
+                _write_moments(run, recording)
+    except UserError:
+        if fresh and not run.file(ACTIVATIONS).exists():
+            shutil.rmtree(run.path)  # it never began; the folder would only be in the way of the next try
+        raise
+    return RecordedRun(run, recording, differences)
+
+
+def _open(out: str | Path | None, config: dict[str, Any]) -> Run:
+    if out is None:
+        return create_run(default_home(), None, kind="record", config=config)
+    return create_run_at(Path(out), kind="record", config=config)
+
+
+def difference_table(recording: Recording) -> pd.DataFrame:
+    """Per site: the norm of the mean difference tuned - base, relative to the base's root mean square, and n."""
+    rows = []
+    for site in recording.sites:
+        found = _difference(recording, site)
+        if found is not None:
+            rows.append({"site": site, **found, "n": len(recording)})
+    table = pd.DataFrame(rows, columns=["site", "mean_shift", "mean_distance", "base_norm", "relative", "n"])
+    return table.sort_values("relative", ascending=False, ignore_index=True)
+
+
+def _difference(recording: Recording, site: str) -> dict[str, float] | None:
+    """Norms are over all features of a row; NaN rows are left out."""
+    if recording.moments:
+        if "difference" not in recording.moments or site not in recording.moments["difference"]:
+            return None
+        moved, base = recording.moments["difference"][site], recording.moments["base"][site]
+        shift = float(moved.mean.norm())
+        distance = float((moved.variance * (moved.count - 1) / moved.count + moved.mean**2).sum() ** 0.5)
+        norm = float((base.variance * (base.count - 1) / base.count + base.mean**2).sum() ** 0.5)
+    else:
+        base_rows = torch.as_tensor(recording["base"][site][:]).flatten(1).double()
+        change = torch.as_tensor(recording["tuned"][site][:]).flatten(1).double() - base_rows
+        finite = torch.isfinite(change).all(1)
+        change, base_rows = change[finite], base_rows[finite]
+        shift = float(change.mean(0).norm())
+        distance = float(change.pow(2).sum(1).mean().sqrt())
+        norm = float(base_rows.pow(2).sum(1).mean().sqrt())
+    relative = distance / norm if norm > 0 else float("nan")
+    return {"mean_shift": shift, "mean_distance": distance, "base_norm": norm, "relative": relative}
+
+
+def describe_pair(pair: ModelPair) -> dict[str, Any]:
+    """What a run says about its pair."""
+    return {
+        "base": repr(pair.base), "tuned": repr(pair.tuned), "one_copy": pair.one_copy,
+        "differences": pair.differences.sentences(),
+    }  # fmt: skip
+
+
+def _write_moments(run: Run, recording: Recording) -> None:
+    tensors = {
+        f"{role}/{site}/{name}": tensor
+        for role, sites in recording.moments.items()
+        for site, moments in sites.items()
+        for name, tensor in moments.as_tensors().items()
+    }
+    run.write_tensors("moments", tensors)
