@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from interventions.base import Intervention, kind_named
 from workbench.errors import UserError, unknown_name
-from workbench.files import write_safetensors
 from workbench.models.adapted import AdaptedModel
+from workbench.tensor_files import write_safetensors
 from workbench.typing import Tensor
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from workbench.errors import UserError
-from workbench.files import write_safetensors
+from workbench.tensor_files import write_safetensors
 
 HEADER = "tunescope"
 VERSION = 1

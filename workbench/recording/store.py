@@ -13,12 +13,13 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 
-from workbench.files import remove_partials, room_for, write_json, write_safetensors
+from workbench.files import remove_partials, room_for, write_json
 from workbench.recording import layout
 from workbench.recording.lock import FolderLock
 from workbench.recording.reader import ShardReader
 from workbench.recording.stored import StoredTensor
 from workbench.runs.config import plain, same_config
+from workbench.tensor_files import write_safetensors
 
 __all__ = ["SHARD_BYTES", "ShardReader", "ShardWriter", "StoredTensor"]
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.errors import UserError
-from workbench.files import atomic, remove_partials, room_for, write_json, write_safetensors, write_text
+from workbench.files import atomic, remove_partials, room_for, write_json, write_text
 from workbench.jsonable import jsonable
 from workbench.runs.config import config_hash, plain, same_config
 from workbench.runs.manifest import (
@@ -73,8 +71,10 @@ class Run:
             pq.write_table(pa.Table.from_pandas(table, preserve_index=False), partial, compression="zstd")
         return target
 
-    def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> Path:
-        """Write named tensors as ``name.safetensors``."""
+    def write_tensors(self, name: str, tensors: Mapping[str, Any]) -> Path:
+        """Write named torch tensors as ``name.safetensors``."""
+        from workbench.tensor_files import write_safetensors
+
         target = self._target(name, ".safetensors")
         write_safetensors(target, {key: [tensor] for key, tensor in tensors.items()})
         return target
@@ -96,7 +96,7 @@ class Run:
 
         return pd.read_parquet(self._existing(name, ".parquet"))
 
-    def read_tensors(self, name: str) -> dict[str, torch.Tensor]:
+    def read_tensors(self, name: str) -> dict[str, Any]:
         from safetensors.torch import load_file
 
         return load_file(self._existing(name, ".safetensors"))
