@@ -1,5 +1,5 @@
-"""Resampling of statistics that are no plain mean (rates, differences between classes, shares of a gap), over whole
-maps at once: every cell shares the draws, so a map costs one matrix product. Plain means: :mod:`probes.uncertainty`.
+"""Resampling of statistics beyond means and ratios of means (those: :mod:`workbench.stats`), over whole maps at once:
+every cell shares the draws, so a map costs one matrix product, and ranks can be followed through the draws.
 
 The unit is the prompt, never the token: tokens of a prompt depend on each other. Prompts of one group are drawn
 together.
@@ -44,3 +44,13 @@ def permutation_p(
     """Two-sided p-values; the observed arrangement counts as one of the draws, so none is 0."""
     reached = (np.abs(null) >= np.abs(observed) * (1 - 1e-12)).sum(0)
     return (1 + reached) / (1 + len(null))
+
+
+def cluster_means(
+    values: Float[np.ndarray, "prompt cell"], clusters: Int[np.ndarray, " prompt"]
+) -> Float[np.ndarray, "cluster cell"]:
+    """Mean over the prompts of each cluster: the units of a test when prompts of a group depend on each other."""
+    groups = np.unique(clusters, return_inverse=True)[1]
+    sums = np.zeros((int(groups.max()) + 1, values.shape[1]))
+    np.add.at(sums, groups, values)
+    return sums / np.bincount(groups)[:, None]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import mannwhitneyu, rankdata
+from scipy.stats import rankdata
 
 from probes import resampling
 from probes.experts.counting import (
@@ -27,11 +27,12 @@ from probes.experts.counting import (
 from probes.experts.labels import Classes, Labeller, classes_of, respond
 from probes.options import read_options
 from probes.results import ProbeResult, Provenance
-from probes.uncertainty import q_values
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts import Prompts
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import mann_whitney
 from workbench.typing import Bool, Float
 
 
@@ -282,7 +283,7 @@ def _mann_whitney(
     p = np.ones(shares.shape[1])
     varied = np.ptp(shares, axis=0) > 0
     if varied.any():
-        p[varied] = mannwhitneyu(shares[is_target][:, varied], shares[~is_target][:, varied], axis=0).pvalue
+        p[varied] = mann_whitney(shares[is_target][:, varied], shares[~is_target][:, varied]).p
     return p
 
 

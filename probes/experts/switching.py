@@ -16,16 +16,18 @@ import plotly.graph_objects as go
 from probes.experts.counting import content, count_experts, require_experts
 from probes.experts.labels import respond
 from probes.experts.mapping import ExpertMap
-from probes.experts.matching import Expert, matched_experts
+from probes.matching import Place, matched_cells
 from probes.options import read_options
-from probes.resampling import bootstrap_weights, interval
+from probes.resampling import cluster_means, interval
 from probes.results import SHARED, ProbeResult, Provenance
-from probes.uncertainty import q_values, sign_flip
 from workbench.engine.sites import parse_label
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts import Prompt, Prompts
+from workbench.stats.bootstrap import mean_intervals
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 Behaviour = Callable[[str, Prompt], Any]
@@ -101,7 +103,7 @@ def switching_curve(
     steps = sorted({0, *counts})
     ranked = _experts(ranking, steps[-1])
     frequency, counted = _frequency(model, rows, ranking, chosen)
-    random = matched_experts(ranked, frequency, chosen.controls, chosen.seed)
+    random = matched_cells(ranked, frequency, chosen.controls, chosen.seed)
     trial = _Trial(model, rows, behaviour, mode, chosen)
     start = trial.values([])
     values = np.stack([start, *(trial.values(ranked[:n]) for n in steps[1:])])
@@ -135,7 +137,7 @@ class _Trial:
         self.model, self.rows, self.behaviour, self.mode, self.chosen = model, rows, behaviour, mode, chosen
         self.passes = 0
 
-    def values(self, experts: Sequence[Expert]) -> Float[np.ndarray, " prompt"]:
+    def values(self, experts: Sequence[Place]) -> Float[np.ndarray, " prompt"]:
         """The behaviour of each prompt's response with ``experts`` switched."""
         from interventions import ExpertSwitch, Recipe
 
@@ -152,7 +154,7 @@ class _Trial:
         return np.array([float(self.behaviour(text, row)) for text, row in zip(texts, self.rows, strict=True)])
 
 
-def _experts(ranking: ExpertMap | Sequence[str], needed: int) -> list[Expert]:
+def _experts(ranking: ExpertMap | Sequence[str], needed: int) -> list[Place]:
     names = ranking.ranking() if isinstance(ranking, ExpertMap) else list(ranking)
     if needed > len(names) or needed < 1:
         raise UserError(
@@ -169,7 +171,7 @@ def _experts(ranking: ExpertMap | Sequence[str], needed: int) -> list[Expert]:
 
 def _frequency(
     model: AdaptedModel, rows: Prompts, ranking: ExpertMap | Sequence[str], chosen: SwitchOptions
-) -> tuple[dict[Expert, float], int]:
+) -> tuple[dict[Place, float], int]:
     """How often each expert is selected by prompt tokens, and the forward passes spent to learn it."""
     if isinstance(ranking, ExpertMap):
         return ranking.frequency(), 0
@@ -184,7 +186,7 @@ def _frequency(
     return found, counts.passes
 
 
-def _labels(experts: Sequence[Expert]) -> list[str]:
+def _labels(experts: Sequence[Place]) -> list[str]:
     return [f"L{layer}E{expert}" for layer, expert in experts]
 
 
@@ -195,17 +197,15 @@ def _table(
     clusters: np.ndarray,
     chosen: SwitchOptions,
 ) -> pd.DataFrame:
-    weights = bootstrap_weights(values.shape[1], chosen.draws, chosen.seed, clusters)
-    weights = weights / weights.sum(1, keepdims=True)
-    low, high = interval(weights @ values.T)
-    change_low, change_high = interval(weights @ (values - values[0]).T)
+    found = mean_intervals(values.T, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
+    change = mean_intervals((values - values[0]).T, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
     by_draw = drawn.mean(2)
     control_low, control_high = interval(by_draw)
-    p = sign_flip((values - drawn.mean(0)).T, seed=chosen.seed)
+    p = paired_permutation(cluster_means((values - drawn.mean(0)).T, clusters), seed=chosen.seed).p
     p[0] = np.nan
     return pd.DataFrame({
-        "count": steps, "score": values.mean(1), "low": low, "high": high,
+        "count": steps, "score": found.estimate, "low": found.low, "high": found.high,
         "control": by_draw.mean(0), "control_low": control_low, "control_high": control_high,
         "p": p, "q": q_values(p),
-        "change": (values - values[0]).mean(1), "change_low": change_low, "change_high": change_high,
+        "change": change.estimate, "change_low": change.low, "change_high": change.high,
     })  # fmt: skip

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from probes.experts.mapping import expert_map
-from probes.experts.matching import matched_experts
 from probes.experts.switching import SwitchingCurve, switching_curve
+from probes.matching import matched_cells
 from tests.probes.test_expert_map import EXPERT, LAYER, planted, prompts
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
@@ -22,13 +22,18 @@ WORD = " fox"
 def refusing() -> AdaptedModel:
     """The planted model, made to answer " fox" wherever the planted expert has written."""
     model = planted()
-    written: list[torch.Tensor] = []
-    site = Site("expert", LAYER, EXPERT)
-    with model.hooked([SiteHook(site, lambda value, ctx: written.append(value[0, -1].clone()))]):
+    with torch.no_grad():  # the last layer adds nothing, so that the rest of the residual is the token alone
+        model.hf.model.layers[2].self_attn.o_proj.weight.zero_()
+        model.hf.model.layers[2].mlp.experts.down_proj.zero_()
+    seen: list[torch.Tensor] = []
+    sites = (Site("expert", LAYER, EXPERT), Site("resid_post", model.n_layers - 1))
+    with model.hooked([SiteHook(site, lambda value, ctx: seen.append(value[0, -1].clone())) for site in sites]):
         model.forward(model.encode(["qqa"]))
+    written, rest = seen[0], seen[1] - seen[0]
+    direction = written - (written @ rest) / (rest @ rest) * rest
     word = model.tokenizer(WORD, add_special_tokens=False)["input_ids"][0]
     with torch.no_grad():
-        model.hf.lm_head.weight[word] = written[0] * 50 / written[0].norm()
+        model.hf.lm_head.weight[word] = direction / direction.norm() / model.hf.model.norm.weight * 100
     return model
 
 
@@ -55,7 +60,9 @@ def test_the_planted_expert_turns_the_behaviour_and_random_ones_do_not() -> None
 def test_every_way_of_switching_off_works_from_a_map(mode: str, tmp_path: object) -> None:
     model = refusing()
     ranking = expert_map(model, prompts(), target="yes", draws=20)
-    found = switching_curve(model, ending_in_a(), refuses, ranking, counts=[1, 2], mode=mode, max_new_tokens=1, controls=3)
+    found = switching_curve(
+        model, ending_in_a(), refuses, ranking, counts=[1, 2], mode=mode, max_new_tokens=1, controls=3
+    )
     assert found.ranked[0] == f"L{LAYER}E{EXPERT}" and found.table.score.tolist() == [1.0, 0.0, 0.0]
     assert found.frame().columns[:6].tolist() == ["count", "score", "low", "high", "control", "q"]
     back = SwitchingCurve.load(found.save(f"{tmp_path}/curve"))
@@ -73,13 +80,13 @@ def test_forcing_the_planted_expert_on_brings_the_behaviour_where_it_was_not() -
 def test_stand_ins_match_layer_and_frequency_and_are_fixed_by_the_seed() -> None:
     frequency = {(layer, expert): 0.1 * expert for layer in range(2) for expert in range(8)}
     ranked = [(0, 4), (0, 5), (1, 0)]
-    drawn = matched_experts(ranked, frequency, draws=10, seed=3)
-    assert drawn == matched_experts(ranked, frequency, draws=10, seed=3)
+    drawn = matched_cells(ranked, frequency, draws=10, seed=3)
+    assert drawn == matched_cells(ranked, frequency, draws=10, seed=3)
     for draw in drawn:
         assert [layer for layer, _ in draw] == [0, 0, 1] and len(set(draw)) == 3 and not set(draw) & set(ranked)
         assert all(abs(frequency[a] - frequency[b]) <= 0.41 for a, b in zip(ranked, draw, strict=True))
-    with pytest.raises(UserError, match="switch fewer"):
-        matched_experts([(0, e) for e in range(8)] + [(1, 0)], frequency, draws=1, seed=0)
+    with pytest.raises(UserError, match="choose fewer"):
+        matched_cells([(0, e) for e in range(8)] + [(1, 0)], frequency, draws=1, seed=0)
 
 
 def test_errors_say_what_to_do() -> None:

@@ -39,31 +39,56 @@ def inside_band(table: pd.DataFrame) -> pd.Series:
     return ~(table["q"] < 0.05) if "q" in table else pd.Series(False, index=table.index)
 
 
+def bound_of(table: pd.DataFrame) -> float:
+    """The limit of a colour scale centred at 0 that holds every score."""
+    return float(np.nanmax(np.abs(table["score"].to_numpy(dtype=float)), initial=0.0)) or 1.0
+
+
 def cell_heatmap(table: pd.DataFrame, axes: Axes, *, title: str = "", limit: float | None = None) -> go.Figure:
     """A heatmap of ``table`` (shared columns: score, low, high, control, q).
 
     ``limit`` fixes the colour scale to [-limit, limit], so that two maps can be compared. The markers carry
     ``customdata`` [[row, column], ...] as plain lists for click handlers.
     """
-    scores = grid(table, axes, "score")
-    bound = limit or float(np.nanmax(np.abs(scores.to_numpy()), initial=0.0)) or 1.0
-    figure = go.Figure()
-    figure.add_heatmap(
-        z=scores.to_numpy(), x=list(scores.columns), y=list(scores.index),
-        colorscale=COLOURS, zmin=-bound, zmax=bound, zmid=0,
-        colorbar=dict(title=dict(text=axes.score, side="right")),
-        text=_texts(table, axes, scores), hovertemplate="%{text}<extra></extra>", xgap=1, ygap=1,
-    )  # fmt: skip
-    _grey_out(figure, table, axes, scores)
-    height = int(np.clip(28 * len(scores.index) + 140, 260, 900))
-    _clickable(figure, scores, marker=max(6, (height - 140) / max(1, len(scores.index)) - 4))
+    rows, columns = table[axes.row].nunique(), table[axes.column].nunique()
+    height = int(np.clip(28 * rows + 140, 260, 900))
+    figure = go.Figure(cell_traces(table, axes, limit or bound_of(table), height))
     figure.update_layout(
         title=dict(text=title), height=height, template="plotly_white", showlegend=False,
-        xaxis=dict(title=dict(text=axes.column), dtick=None if len(scores.columns) > 40 else 1),
-        yaxis=dict(title=dict(text=axes.row), dtick=None if len(scores.index) > 40 else 1),
+        xaxis=dict(title=dict(text=axes.column), dtick=None if columns > 40 else 1),
+        yaxis=dict(title=dict(text=axes.row), dtick=None if rows > 40 else 1),
         margin=dict(l=60, r=20, t=60, b=60),
     )  # fmt: skip
     return figure
+
+
+def cell_traces(
+    table: pd.DataFrame, axes: Axes, bound: float, height: int, *, colorbar: bool = True
+) -> list[go.Heatmap | go.Scatter]:
+    """The heatmap, the grey over cells that cannot be told from the control, and the clickable markers.
+
+    ``bound`` is the limit of the colour scale, ``height`` of the figure in pixels (markers are sized by it).
+    """
+    scores = grid(table, axes, "score")
+    traces: list[go.Heatmap | go.Scatter] = [
+        go.Heatmap(
+            z=scores.to_numpy(), x=list(scores.columns), y=list(scores.index),
+            colorscale=COLOURS, zmin=-bound, zmax=bound, zmid=0, showscale=colorbar,
+            colorbar=dict(title=dict(text=axes.score, side="right")),
+            text=_texts(table, axes, scores), hovertemplate="%{text}<extra></extra>", xgap=1, ygap=1,
+        )
+    ]  # fmt: skip
+    marked = grid(table.assign(_grey=inside_band(table).where(inside_band(table)).astype(float)), axes, "_grey")
+    if marked.notna().to_numpy().any():
+        traces.append(
+            go.Heatmap(
+                z=marked.reindex_like(scores).to_numpy(), x=list(scores.columns), y=list(scores.index),
+                colorscale=[[0, GREY], [1, GREY]], showscale=False, opacity=0.45, hoverinfo="skip", xgap=1, ygap=1,
+            )
+        )  # fmt: skip
+    if scores.size <= MAX_MARKERS:
+        traces.append(_markers(scores, size=max(6.0, (height - 140) / max(1, len(scores.index)) - 4)))
+    return traces
 
 
 def _texts(table: pd.DataFrame, axes: Axes, scores: pd.DataFrame) -> list[list[str]]:
@@ -92,23 +117,13 @@ def _told(row: pd.Series, axes: Axes, *, grey: bool) -> str:
     return "<br>".join(lines)
 
 
-def _grey_out(figure: go.Figure, table: pd.DataFrame, axes: Axes, scores: pd.DataFrame) -> None:
-    marked = grid(table.assign(_grey=inside_band(table).where(inside_band(table)).astype(float)), axes, "_grey")
-    if marked.notna().to_numpy().any():
-        figure.add_heatmap(
-            z=marked.reindex_like(scores).to_numpy(), x=list(scores.columns), y=list(scores.index),
-            colorscale=[[0, GREY], [1, GREY]], showscale=False, opacity=0.45, hoverinfo="skip", xgap=1, ygap=1,
-        )  # fmt: skip
-
-
-def _clickable(figure: go.Figure, scores: pd.DataFrame, marker: float) -> None:
-    if scores.size > MAX_MARKERS:
-        return
+def _markers(scores: pd.DataFrame, size: float) -> go.Scatter:
+    """Invisible squares over the cells: a heatmap cannot be clicked in every app, markers can."""
     cells = [[_plain(row), _plain(column)] for row in scores.index for column in scores.columns]
     invisible = dict(marker=dict(opacity=0))
-    figure.add_scatter(
+    return go.Scatter(
         x=[column for _, column in cells], y=[row for row, _ in cells], customdata=cells, mode="markers",
-        marker=dict(symbol="square", size=marker, opacity=0), selected=invisible, unselected=invisible,
+        marker=dict(symbol="square", size=size, opacity=0), selected=invisible, unselected=invisible,
         hoverinfo="skip",
     )  # fmt: skip
 

@@ -17,28 +17,34 @@ def expert_heatmap(table: pd.DataFrame, *, title: str = "Experts", limit: float 
 def switching_lines(
     table: pd.DataFrame, *, title: str = "Switching experts", behaviour: str = "behaviour"
 ) -> go.Figure:
-    """Behaviour (``score`` with ``low``, ``high``) against ``count`` switched experts, with the band of the control."""
+    """Behaviour against ``count`` switched experts, with the band of frequency-matched random experts."""
+    return count_lines(
+        table, title=title, x="experts switched", y=behaviour, control="frequency-matched random experts"
+    )
+
+
+def count_lines(table: pd.DataFrame, *, title: str, x: str, y: str, control: str) -> go.Figure:
+    """``score`` with ``low`` and ``high`` against ``count``, beside the control's mean and 95 % range over draws."""
     shown = table.sort_values("count")
     figure = go.Figure()
     figure.add_scatter(
         x=[*shown["count"], *shown["count"][::-1]], y=[*shown["control_high"], *shown["control_low"][::-1]],
         fill="toself", fillcolor="rgba(150, 150, 150, 0.25)", line=dict(width=0), hoverinfo="skip",
-        name="control, 95 % of draws",
+        name="95 % of control draws",
     )  # fmt: skip
     figure.add_scatter(
-        x=shown["count"], y=shown["control"], mode="lines+markers", name="frequency-matched random experts",
+        x=shown["count"], y=shown["control"], mode="lines+markers", name=control,
         line=dict(color="rgb(110, 110, 110)", dash="dash"),
     )  # fmt: skip
     figure.add_scatter(
-        x=shown["count"], y=shown["score"], mode="lines+markers", name="ranked experts",
-        line=dict(color="rgb(33, 102, 172)"),
+        x=shown["count"], y=shown["score"], mode="lines+markers", name="ranked", line=dict(color="rgb(33, 102, 172)"),
         error_y=dict(
             type="data", symmetric=False, array=shown["high"] - shown["score"], arrayminus=shown["score"] - shown["low"]
         ),
     )  # fmt: skip
     figure.update_layout(
         title=dict(text=title), template="plotly_white", height=420,
-        xaxis=dict(title=dict(text="experts switched"), rangemode="tozero"),
-        yaxis=dict(title=dict(text=behaviour)), legend=dict(orientation="h", y=-0.25),
+        xaxis=dict(title=dict(text=x), rangemode="tozero"),
+        yaxis=dict(title=dict(text=y)), legend=dict(orientation="h", y=-0.25),
     )  # fmt: skip
     return figure

@@ -1,0 +1,308 @@
+"""Activation patching: which heads, sites and positions carry the difference between two runs.
+
+Within a model: a clean and a corrupted prompt (Vig et al. 2020; Wang et al. 2023). Across models: the same prompt in
+base and tuned (cross-model activation patching, Prakash et al. 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from probes.matching import matched_cells
+from probes.options import read_options
+from probes.patches.attribution import attributions
+from probes.patches.cells import HEADS, Cell, Patch, all_cells, kinds_of, places_of
+from probes.patches.metrics import MetricName, check_metric
+from probes.patches.result import Patching
+from probes.patches.sweep import Sweep, sweep
+from probes.patches.task import Task, check_lengths, make_task
+from probes.resampling import cluster_means, interval
+from probes.results import Provenance
+from workbench.engine.sites import resolve_layers
+from workbench.errors import UserError
+from workbench.progress import Progress
+from workbench.stats.bootstrap import mean_interval, mean_intervals, ratio_intervals
+from workbench.stats.fdr import q_values
+from workbench.stats.intervals import Intervals
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float
+
+
+@dataclass(frozen=True)
+class PatchOptions:
+    """Options of :func:`patching`."""
+
+    positions: str | int | Sequence[int] | None = None
+    """``all`` at once (default for heads), ``each`` by itself (default for sites), ``last``, or numbers."""
+    layers: Any = None
+    method: Literal["exact", "attribution", "ig"] = "exact"
+    """``attribution`` and ``ig`` estimate every cell by gradients and patch only the leading ones exactly."""
+    confirm: float = 0.1
+    """The share of cells, the largest estimates first, that are patched exactly."""
+    ig_steps: int = 5
+    normalise: bool = True
+    only_correct: bool = False
+    """Keep only prompts whose metric favours the answer in the clean (tuned) run."""
+    together: int | None = None
+    """How many of the best heads are patched at once, beside random ones; default a tenth, 0 for none."""
+    controls: int = 10
+    batch_size: int = 16
+    max_tokens: int = 8192
+    """Tokens that run together as copies of a batch."""
+    draws: int = 1000
+    seed: int = 0
+    progress: Progress | None = None
+
+
+def patching(
+    subject: Any,
+    prompts: Any,
+    sites: str | Sequence[str] = "heads",
+    source: str | None = None,
+    target: str | None = None,
+    what: Literal["z", "write"] = "z",
+    metric: MetricName = "logit_diff",
+    **options: Any,
+) -> Patching:
+    """Put activations of the source run into the target run, one cell at a time, and measure the last position.
+
+    ``subject``: a pair (``source="tuned"``, ``target="base"`` by default, or the reverse) or a model (``"clean"`` into
+    ``"corrupted"``, or the reverse: noising), whose prompts have a ``contrast``. ``sites``: ``"heads"`` or any of
+    resid_pre, resid_mid, resid_post, attn_out, mlp_out. ``what``: a head is patched as z or as its write W_O z; they
+    differ when the output projection was tuned. ``options``: see :class:`PatchOptions`.
+
+    Raises :class:`UserError` when the two runs do not differ in the metric (nothing to localize; both numbers are
+    given), for contrasts of another length, and for missing answers.
+    """
+    chosen = read_options(PatchOptions, options)
+    kinds = kinds_of(sites, what)
+    task = make_task(subject, prompts, source, target)
+    check_metric(metric, has_answers=task.answers is not None, has_distractors=task.distractors is not None)
+    positions = chosen.positions if chosen.positions is not None else ("all" if kinds[0] in HEADS else "each")
+    check_lengths(task, from_the_end=positions not in ("all", "each"))
+    shortest = [min(len(one), len(other)) for one, other in zip(task.source_ids, task.target_ids, strict=True)]
+    places = places_of(positions, shortest)
+    cells = all_cells(task.target, kinds, resolve_layers(chosen.layers, task.target.n_layers), places)
+    search = _Search(task, metric, chosen)
+    estimate, tested, effects = search.run(cells)
+    gap = search.gap()
+    score = _Scorer(effects, gap, search.clusters, chosen)
+    table = _table(cells, score, estimate, tested, task)
+    together = search.together(cells, table, score) if kinds[0] in HEADS and places == [None] else None
+    return Patching(
+        table=table,
+        control=f"the mean of {chosen.controls} random other cells of the map"
+        + ("" if together is None else "; together: as many random heads of the same layers"),
+        provenance=_provenance(task, search, kinds, metric),
+        source=task.names[0],
+        target=task.names[1],
+        metric=metric,
+        normalised=chosen.normalise,
+        source_value=score.value_of(search.source),
+        target_value=score.value_of(search.target),
+        effects=effects,
+        together=together,
+        tokens=_tokens(task),
+    )
+
+
+class _Search:
+    """The sweeps of one call, and what they cost."""
+
+    def __init__(self, task: Task, metric: str, chosen: PatchOptions) -> None:
+        self.task, self.metric, self.chosen = task, metric, chosen
+        self.passes, self.backward = 0.0, 0
+        self.kept = np.ones(len(task.target_ids), dtype=bool)
+        self.all_source = self.all_target = np.zeros(0)
+        self.shortcuts = True
+
+    @property
+    def source(self) -> np.ndarray:
+        return self.all_source[self.kept]
+
+    @property
+    def target(self) -> np.ndarray:
+        return self.all_target[self.kept]
+
+    @property
+    def clusters(self) -> np.ndarray:
+        return self.task.prompts.clusters[self.kept]
+
+    def run(self, cells: Sequence[Cell]) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+        """(mean estimate per cell or None, which cells are exact, effects [prompt, cell])."""
+        tested = np.ones(len(cells), dtype=bool)
+        estimate = None
+        if self.chosen.method != "exact":
+            steps = self.chosen.ig_steps if self.chosen.method == "ig" else 0
+            estimate, passes, self.backward = attributions(
+                self.task, cells, self.metric, steps=steps, batch_size=self.chosen.batch_size
+            )
+            self.passes += passes
+            leading = np.argsort(-np.abs(estimate.mean(0)), kind="stable")
+            tested = np.zeros(len(cells), dtype=bool)
+            tested[leading[: math.ceil(self.chosen.confirm * len(cells))]] = True
+        found = self.sweep([(cell,) for cell, exact in zip(cells, tested, strict=True) if exact])
+        self.all_source, self.all_target = found.source, found.target
+        self._keep_correct()
+        effects = found.effects if estimate is None else estimate
+        effects[:, tested] = found.effects
+        return None if estimate is None else estimate[self.kept].mean(0), tested, effects[self.kept]
+
+    def sweep(self, patches: Sequence[Patch]) -> Sweep:
+        """Patch exactly, and count what it cost."""
+        chosen = self.chosen
+        found = sweep(
+            self.task, patches, self.metric,
+            batch_size=chosen.batch_size, max_tokens=chosen.max_tokens, progress=chosen.progress,
+        )  # fmt: skip
+        self.passes += found.passes
+        self.shortcuts = self.shortcuts and found.exact_shortcuts
+        return found
+
+    def _keep_correct(self) -> None:
+        if not self.chosen.only_correct:
+            return
+        if self.metric != "logit_diff":
+            raise UserError("only_correct=True needs metric='logit_diff', which says whether the answer is favoured.")
+        clean = self.all_source if self.task.clean_is_source else self.all_target
+        self.kept = clean > 0
+        if not self.kept.any():
+            raise UserError(
+                f"The {'source' if self.task.clean_is_source else 'target'} run prefers the distractor in all "
+                f"{len(clean)} prompts, so there is no behaviour to localize: check the answers, or only_correct=False."
+            )
+
+    def gap(self) -> np.ndarray | None:
+        """Source minus target per prompt; raises :class:`UserError` when their means cannot be told apart."""
+        if not self.chosen.normalise:
+            return None
+        difference = self.source - self.target
+        found = mean_interval(difference, clusters=self.clusters, draws=self.chosen.draws, seed=self.chosen.seed)
+        if found.low <= 0 <= found.high or found.estimate == 0:
+            names, metric = self.task.names, self.metric
+            raise UserError(
+                f"Nothing to localize: {metric} is {self.source.mean():.4g} in the {names[0]} run and "
+                f"{self.target.mean():.4g} in the {names[1]} run (n = {len(difference)}), which cannot be told apart; "
+                "use prompts on which they differ, or normalise=False for raw effects."
+            )
+        return difference
+
+    def together(self, cells: Sequence[Cell], table: pd.DataFrame, score: _Scorer) -> pd.DataFrame | None:
+        """The best heads patched at once, beside random heads of the same layers."""
+        count = self.chosen.together if self.chosen.together is not None else max(1, round(0.1 * len(cells)))
+        count = min(count, len(cells) // 2)
+        if count < 1:
+            return None
+        best = [cells[index] for index in np.argsort(-table["score"].to_numpy(), kind="stable")[:count]]
+        heads = {(cell.layer, int(cell.head or 0)): 0.0 for cell in cells}
+        chosen = [(cell.layer, int(cell.head or 0)) for cell in best]
+        random = matched_cells(chosen, heads, self.chosen.controls, self.chosen.seed, nearest=len(heads))
+        counts = sorted({1, count, *(step for step in (2, 4, 8, 16, 32) if step < count)})
+        kind = best[0].kind
+        patches = [tuple(best[:step]) for step in counts]
+        patches += [tuple(Cell(kind, *place) for place in draw[:step]) for draw in random for step in counts]
+        effects = self.sweep(patches).effects[self.kept]
+        found = score.of(effects)
+        drawn = found.estimate[len(counts) :].reshape(len(random), len(counts))
+        control_low, control_high = interval(drawn)
+        return pd.DataFrame({
+            "count": counts, "score": found.estimate[: len(counts)],
+            "low": found.low[: len(counts)], "high": found.high[: len(counts)],
+            "control": drawn.mean(0), "control_low": control_low, "control_high": control_high,
+        })  # fmt: skip
+
+
+class _Scorer:
+    """Scores with intervals from per-prompt effects."""
+
+    def __init__(
+        self,
+        effects: Float[np.ndarray, "prompt cell"],
+        gap: np.ndarray | None,
+        clusters: np.ndarray,
+        chosen: PatchOptions,
+    ) -> None:
+        self.effects, self.gap, self.clusters, self.chosen = effects, gap, clusters, chosen
+
+    def of(self, effects: Float[np.ndarray, "prompt cell"]) -> Intervals:
+        """The score of each cell: mean effect over mean gap."""
+        draws, seed = self.chosen.draws, self.chosen.seed
+        if self.gap is None:
+            return mean_intervals(effects, clusters=self.clusters, draws=draws, seed=seed)
+        return ratio_intervals(effects, self.gap[:, None], clusters=self.clusters, draws=draws, seed=seed)
+
+    def q(self) -> np.ndarray:
+        """False-discovery rate that a cell's mean effect is 0, by prompt."""
+        return q_values(paired_permutation(cluster_means(self.effects, self.clusters), seed=self.chosen.seed).p)
+
+    def value_of(self, metric: Float[np.ndarray, " prompt"]) -> tuple[float, float, float]:
+        """A run's mean metric with its interval."""
+        found = mean_interval(metric, clusters=self.clusters, draws=self.chosen.draws, seed=self.chosen.seed)
+        return found.estimate, found.low, found.high
+
+    def random_others(self, scores: Float[np.ndarray, " cell"]) -> np.ndarray:
+        """For each cell the mean score of random other cells."""
+        rng, n = np.random.default_rng(self.chosen.seed), len(scores)
+        if n < 2:
+            return np.full(n, np.nan)
+        drawn = rng.integers(n - 1, size=(n, self.chosen.controls))
+        return scores[drawn + (drawn >= np.arange(n)[:, None])].mean(1)
+
+
+def _table(
+    cells: Sequence[Cell], score: _Scorer, estimate: np.ndarray | None, tested: np.ndarray, task: Task
+) -> pd.DataFrame:
+    found = score.of(score.effects)
+    mean = found.estimate
+    columns: dict[str, Any] = {"layer": [cell.layer for cell in cells]}
+    if cells[0].head is not None:
+        columns["head"] = [cell.head for cell in cells]
+    else:
+        columns["module"] = [cell.kind for cell in cells]
+    if any(cell.positions is not None for cell in cells):
+        columns["position"] = [_shown(cell, task) for cell in cells]
+    columns |= {
+        "score": mean, "low": found.low, "high": found.high, "control": score.random_others(mean), "q": score.q(),
+        "effect": score.effects.mean(0), "exact": tested,
+    }  # fmt: skip
+    if score.gap is not None:
+        columns["restored"] = mean if task.clean_is_source else 1.0 - mean
+    if estimate is not None:
+        columns["attribution"] = estimate if score.gap is None else estimate / score.gap.mean()
+    return pd.DataFrame(columns)
+
+
+def _shown(cell: Cell, task: Task) -> int:
+    place = (cell.positions or (-1,))[0]
+    return place + task.lengths[0] if len(set(task.lengths)) == 1 else place
+
+
+def _tokens(task: Task) -> list[str] | None:
+    if len(set(task.lengths)) > 1 or task.target.tokenizer is None:
+        return None
+    return [task.target.tokenizer.decode([token]) for token in task.target_ids[0]]
+
+
+def _provenance(task: Task, search: _Search, kinds: Sequence[str], metric: str) -> Provenance:
+    chosen = search.chosen
+    return Provenance.of(
+        "patching",
+        task.models,
+        task.prompts,
+        seed=chosen.seed,
+        device=str(task.target.device),
+        forward_passes=math.ceil(search.passes),
+        backward_passes=search.backward,
+        settings={
+            "source": task.names[0], "target": task.names[1], "kinds": list(kinds), "metric": metric,
+            "positions": str(chosen.positions), "method": chosen.method, "frozen": "nothing: later layers recompute",
+            "clashing_answers_dropped": task.dropped, "incorrect_dropped": int((~search.kept).sum()),
+            "whole_forward_passes": not search.shortcuts,
+        },
+    )  # fmt: skip

@@ -1,0 +1,73 @@
+"""What a patching run returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from probes.results import ProbeResult
+from workbench.typing import Float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patching(ProbeResult):
+    """Effect of putting the source run's activation into the target run, cell by cell.
+
+    ``score`` is the share of the way from the target's metric (0) to the source's (1) when ``normalised``, else the
+    signed change of the metric. Further columns: ``effect`` (signed change), ``restored`` (0 = corrupted, 1 = clean,
+    whichever way was patched), ``exact`` (False: an estimate by gradients) and ``attribution`` (that estimate).
+    ``position`` counts from the front where all prompts have one length, else back from the last token (-1).
+    """
+
+    source: str
+    target: str
+    metric: str
+    normalised: bool
+    source_value: tuple[float, float, float]
+    """Mean metric of the source run with its 95 % interval."""
+    target_value: tuple[float, float, float]
+    effects: Float[np.ndarray, "prompt cell"]
+    """Change of the metric per prompt, cells in the order of ``table``."""
+    together: pd.DataFrame | None
+    """The best ``count`` heads patched at once (score, low, high) beside as many random heads of the same layers
+    (control, control_low, control_high)."""
+    tokens: list[str] | None
+    """The first prompt's tokens, for the position axis, where all prompts have one length."""
+    title: ClassVar[str] = "Patching"
+    unit: ClassVar[str] = "share of the way from target to source"
+
+    @property
+    def scale(self) -> str:
+        """What 0 and 1 mean, in words."""
+        if not self.normalised:
+            return f"change of {self.metric}"
+        meaning = {"tuned": "as tuned", "base": "as base", "clean": "clean", "corrupted": "corrupted"}
+        return f"{self.metric}: 0 = {meaning[self.target]}, 1 = {meaning[self.source]}"
+
+    def figure(self) -> go.Figure:
+        """Layer by head, or layer by position for each site; the title says what 0 and 1 are."""
+        from workbench.figures.patching import patch_heatmap
+
+        return patch_heatmap(
+            self.table,
+            title=f"{self.source} into {self.target} (n = {len(self.effects)})",
+            score=self.scale,
+            tokens=self.tokens,
+        )
+
+    def together_figure(self) -> go.Figure:
+        """The best heads patched at once beside random ones."""
+        from workbench.figures.patching import together_lines
+
+        return together_lines(self.together, score=self.scale)
+
+    def summary(self) -> str:
+        found = int((self.table["q"] < 0.05).sum())
+        return (
+            f"{found} of {len(self.table)} cells with q < 0.05; {self.metric} {self.target_value[0]:.3g} in the target "
+            f"({self.target}), {self.source_value[0]:.3g} in the source ({self.source}); control: {self.control}"
+        )

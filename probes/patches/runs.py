@@ -1,0 +1,217 @@
+"""One batch of prompts patched many ways: the source run recorded once, the target run replayed from the patched layer.
+
+Patches of the same layer run as copies along the batch axis. Layers before it are skipped, the vocabulary projection
+runs for the last position alone, and patches of the last position run only that token on the cached keys and values.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from probes.patches.cells import HEADS, Cell, Patch
+from probes.replay import layers_skipped
+from workbench.engine.context import ForwardContext
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site
+from workbench.errors import NotSupported
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts.encode import Encoded
+from workbench.typing import Float, Tensor
+
+LAST = ((-1,),)
+Values = dict[Site, Tensor]
+
+
+def record(model: AdaptedModel, batch: Encoded, sites: Iterable[Site]) -> tuple[Values, Float[Tensor, "prompt vocab"]]:
+    """Activations [prompt, pos, ...] at ``sites`` and the logits of the last position, in one forward pass."""
+    kept: Values = {}
+
+    def keep(site: Site) -> Callable[[Tensor, ForwardContext], None]:
+        def reader(value: Tensor, _ctx: ForwardContext) -> None:
+            kept[site] = value.detach()
+
+        return reader
+
+    with model.hooked([SiteHook(site, keep(site)) for site in dict.fromkeys(sites)]), torch.no_grad():
+        logits = model.forward(batch, logits="last")
+    assert logits is not None
+    return kept, logits[:, -1]
+
+
+def output_matrix(model: AdaptedModel, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """W_O of every head with whatever adapter the projection carries, read from its outputs; biases cancel.
+
+    Raises :class:`NotSupported` where a norm stands between the projection and the residual stream.
+    """
+    family = model.hub.family
+    if family.attn_out != family.output:
+        raise NotSupported(
+            f"{model.inner.config.model_type} normalises the attention output before it is added, so a single head "
+            'writes nothing of its own to the residual stream: patch what="z" instead.'
+        )
+    width = model.n_heads * model.d_head
+    with model.active(), torch.no_grad():
+        project = model.hub.module(Site("z", layer)).forward  # not the module: hooks are for the real pass
+        units = torch.eye(width, dtype=model.dtype, device=model.device)[None]
+        written = project(units) - project(torch.zeros_like(units))
+    return written[0].unflatten(0, (model.n_heads, model.d_head))
+
+
+class TargetRun:
+    """The run that is patched, on one batch, with what is needed to replay parts of it."""
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        batch: Encoded,
+        source: Values,
+        source_matrices: dict[int, Tensor] | None = None,
+    ) -> None:
+        self.model, self.batch, self.source = model, batch, source
+        self.source_matrices = source_matrices or {}
+        self._matrices = {layer: output_matrix(model, layer) for layer in self.source_matrices}
+        inputs = [Site("resid_post", layer) for layer in range(model.n_layers - 1)]
+        self.values, self.logits = record(model, batch, inputs)
+        self.shortcuts = True
+        """Whether replays skip what they can; off, every patch is a whole forward pass."""
+        self.passes = 1.0
+        """Forward passes of this batch spent, replayed parts as the fraction of the layers that ran."""
+        self._past: Any = None
+
+    def patched(self, patches: Sequence[Patch], *, grad: bool = False) -> Float[Tensor, "prompt copy vocab"]:
+        """Logits of the last position with each of ``patches``, run together as copies."""
+        start = min(cell.layer for patch in patches for cell in patch)
+        last_only = all(cell.positions == (-1,) for patch in patches for cell in patch)
+        return self.replay(len(patches), self._edits(patches), start, last_only=last_only, grad=grad)
+
+    def replay(
+        self, copies: int, edits: Sequence[SiteHook], start: int, *, last_only: bool = False, grad: bool = False
+    ) -> Float[Tensor, "prompt copy vocab"]:
+        """Run ``copies`` copies of the batch (those of a prompt side by side) from layer ``start`` with ``edits``."""
+        start = start if self.shortcuts else 0
+        last_only = last_only and self.shortcuts and self.batch.input_ids.shape[1] > 1
+        self.passes += copies * (self.model.n_layers - start) / self.model.n_layers / (
+            self.batch.input_ids.shape[1] if last_only else 1
+        )  # fmt: skip
+        hooks = [*self._supply(start, copies, last_only=last_only), *edits]
+        past = self._cached(start, copies) if last_only else None
+        with self.model.hooked(hooks), layers_skipped(self.model, start - 1), torch.set_grad_enabled(grad):
+            logits = self._last_token(copies, past) if last_only else self._whole(copies, grad=grad)
+        return logits.unflatten(0, (-1, copies))
+
+    def matrices_of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """W_O [head, d_head, d_model] of the source's and of the target's ``layer``."""
+        ours = self._matrices[layer]
+        return self.source_matrices[layer].to(ours), ours
+
+    def exact(self, last_only: bool) -> bool:
+        """Whether replaying the unpatched run from the middle gives its own logits back."""
+        again = self.replay(1, [], self.model.n_layers // 2, last_only=last_only)[:, 0]
+        scale = max(1.0, self.logits.abs().max().item())
+        apart = (again - self.logits).abs().max().item()
+        return apart <= max(1e-5, 100 * torch.finfo(self.logits.dtype).eps) * scale
+
+    def _whole(self, copies: int, *, grad: bool) -> Float[Tensor, "row vocab"]:
+        batch = Encoded(_repeat(self.batch.input_ids, copies), _repeat(self.batch.attention_mask, copies))
+        logits = self.model.forward(batch, logits="last", grad=grad)
+        assert logits is not None
+        return logits[:, -1]
+
+    def _last_token(self, copies: int, past: Any) -> Float[Tensor, "row vocab"]:
+        batch = self.batch
+        output = self.model.inner(
+            input_ids=_repeat(batch.input_ids[:, -1:], copies),
+            attention_mask=_repeat(batch.attention_mask, copies),
+            position_ids=_repeat(batch.position_ids[:, -1:], copies),
+            past_key_values=past,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
+
+    def _supply(self, start: int, copies: int, *, last_only: bool) -> list[SiteHook]:
+        """The input of layer ``start``, put where the skipped layer before it would have left it."""
+        if start == 0:
+            return []
+        kept = self.values[Site("resid_post", start - 1)]
+        kept = _repeat(kept[:, -1:] if last_only else kept, copies)
+        return [SiteHook(Site("resid_post", start - 1), lambda _value, _ctx: kept, edit=True)]
+
+    def _cached(self, start: int, copies: int) -> Any:
+        """Keys and values of all earlier tokens, for ``copies`` copies; made on first use."""
+        if self._past is None:
+            batch = self.batch
+            with self.model.active(), torch.no_grad():
+                self._past = self.model.inner.base_model(
+                    input_ids=batch.input_ids[:, :-1],
+                    attention_mask=batch.attention_mask[:, :-1],
+                    position_ids=batch.position_ids[:, :-1],
+                    use_cache=True,
+                ).past_key_values
+            self.passes += 1
+        twin = copy.copy(self._past)
+        twin.layers = [copy.copy(layer) for layer in self._past.layers]
+        for layer in twin.layers[start:]:
+            layer.keys, layer.values = _repeat(layer.keys, copies), _repeat(layer.values, copies)
+        return twin
+
+    def _edits(self, patches: Sequence[Patch]) -> list[SiteHook]:
+        """Hooks that put the source's values into each copy, one or two per site."""
+        by_place: dict[tuple[str, int], list[tuple[int, Cell]]] = {}
+        for number, patch in enumerate(patches):
+            for cell in patch:
+                by_place.setdefault((cell.kind, cell.layer), []).append((number, cell))
+        hooks: list[SiteHook] = []
+        for (kind, layer), members in by_place.items():
+            if kind == "write":
+                hooks += self._write_hooks(layer, members, len(patches))
+            else:
+                hooks.append(SiteHook(members[0][1].site, self._replace(members, len(patches)), edit=True))
+        return hooks
+
+    def _replace(self, members: Sequence[tuple[int, Cell]], copies: int) -> Callable[[Tensor, ForwardContext], Tensor]:
+        source = self.source[members[0][1].site]
+
+        def edit(value: Tensor, _ctx: ForwardContext) -> Tensor:
+            new = value.unflatten(0, (-1, copies)).clone()
+            for number, cell in members:
+                at = _columns(cell, value.shape[1])
+                if cell.kind in HEADS:
+                    new[:, number, at, cell.head] = source[:, cell.columns, cell.head].to(new)
+                else:
+                    new[:, number, at] = source[:, cell.columns].to(new)
+            return new.flatten(0, 1)
+
+        return edit
+
+    def _write_hooks(self, layer: int, members: Sequence[tuple[int, Cell]], copies: int) -> list[SiteHook]:
+        """Read z as it is in this run, and exchange W_O z of each head at the attention output."""
+        z_site = Site("z", layer)
+        source, (theirs, ours) = self.source[z_site], self.matrices_of(layer)
+
+        def note(value: Tensor, ctx: ForwardContext) -> None:
+            ctx.scratch[z_site] = value.unflatten(0, (-1, copies))
+
+        def edit(value: Tensor, ctx: ForwardContext) -> Tensor:
+            z, new = ctx.scratch[z_site], value.unflatten(0, (-1, copies)).clone()
+            for number, cell in members:
+                at = _columns(cell, value.shape[1])
+                new[:, number, at] += (
+                    source[:, cell.columns, cell.head].to(new) @ theirs[cell.head]
+                    - z[:, number, at, cell.head] @ ours[cell.head]
+                )
+            return new.flatten(0, 1)
+
+        return [SiteHook(z_site, note), SiteHook(Site("attn_out", layer), edit, edit=True)]
+
+
+def _columns(cell: Cell, width: int) -> slice | list[int]:
+    """The cell's columns in a run that may hold the last token alone."""
+    return [0] if width == 1 and cell.positions == (-1,) else cell.columns
+
+
+def _repeat(tensor: Tensor, copies: int) -> Tensor:
+    return tensor if copies == 1 else tensor.repeat_interleave(copies, 0)

@@ -1,0 +1,144 @@
+"""Which run gives and which run takes: two models on the same prompts, or one model on pairs of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.prompts import Prompts
+from workbench.prompts.answers import answer_token
+from workbench.prompts.encode import Encoded, encode, pad_left
+from workbench.typing import Int, Tensor
+
+MODELS = ("tuned", "base")
+RUNS = ("clean", "corrupted")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a patching run needs, prompt by prompt."""
+
+    source: AdaptedModel
+    target: AdaptedModel
+    names: tuple[str, str]
+    """What the source and the target run are called."""
+    source_ids: list[list[int]]
+    target_ids: list[list[int]]
+    answers: Int[Tensor, " prompt"] | None
+    distractors: Int[Tensor, " prompt"] | None
+    prompts: Prompts
+    """The rows that take part."""
+    dropped: int = 0
+    """Prompts left out because answer and distractor begin with the same token."""
+    models: dict[str, AdaptedModel] = field(default_factory=dict)
+
+    @property
+    def clean_is_source(self) -> bool:
+        """Whether the run that shows the behaviour (tuned, clean) gives; otherwise patching damages it."""
+        return self.names[0] in ("tuned", "clean")
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row) for row in self.target_ids]
+
+    def batch(self, members: list[int]) -> tuple[Encoded, Encoded]:
+        """The source's and the target's token ids of some prompts, padded on the left."""
+        tokenizer = self.target.tokenizer
+        padding = 0 if tokenizer is None else pad_id(tokenizer)
+        source = pad_left([self.source_ids[row] for row in members], padding).to(self.source.device)
+        return source, pad_left([self.target_ids[row] for row in members], padding).to(self.target.device)
+
+
+def make_task(subject: Any, prompts: Any, source: str | None, target: str | None) -> Task:
+    """Read ``subject`` (a model or a pair) and the names of the two runs.
+
+    A pair is patched from ``tuned`` into ``base`` by default, or the other way; with ``clean`` / ``corrupted`` its
+    tuned model is patched between each prompt and its ``contrast``, as a single model is.
+    """
+    rows = Prompts.of(prompts)
+    is_pair = hasattr(subject, "base") and hasattr(subject, "tuned")
+    known = (MODELS + RUNS) if is_pair else RUNS
+    for name in (source, target):
+        if name is not None and name not in known:
+            raise UserError(
+                f"{name!r} is no run of this subject: source and target are {' or '.join(map(repr, known))}."
+            )
+    kinds = MODELS if is_pair and source not in RUNS and target not in RUNS else RUNS
+    names = _both(source, target, kinds)
+    if kinds == MODELS:
+        models = {"base": subject.base, "tuned": subject.tuned}
+        rows, dropped = _tellable(rows, subject.tuned.tokenizer)
+        ids = encode(rows, subject.tuned.tokenizer, subject.tuned.max_positions)
+        return _task(models[names[0]], models[names[1]], names, (ids, ids), rows, dropped)
+    model: AdaptedModel = getattr(subject, "tuned", subject)
+    rows, dropped = _tellable(rows, model.tokenizer)
+    both = {
+        "clean": encode(rows, model.tokenizer, model.max_positions),
+        "corrupted": encode(rows.contrasts, model.tokenizer, model.max_positions),
+    }
+    return _task(model, model, names, (both[names[0]], both[names[1]]), rows, dropped)
+
+
+def check_lengths(task: Task, *, from_the_end: bool) -> None:
+    """Raise :class:`UserError` when a clean and a corrupted prompt differ in length and positions are matched."""
+    for number, (source, target) in enumerate(zip(task.source_ids, task.target_ids, strict=True)):
+        if len(source) != len(target) and not from_the_end:
+            raise UserError(
+                f"Prompt {number}: the clean and the corrupted prompt have {len(source)} and {len(target)} tokens "
+                f"({task.names[0]}, {task.names[1]}); patching by position needs equal lengths: rewrite the contrast, "
+                "or patch positions='last'."
+            )
+
+
+def _both(source: str | None, target: str | None, kinds: tuple[str, str]) -> tuple[str, str]:
+    if source is None and target is None:
+        return kinds
+    other = {kinds[0]: kinds[1], kinds[1]: kinds[0]}
+    names = (source or other.get(str(target), ""), target or other.get(str(source), ""))
+    if set(names) != set(kinds):
+        raise UserError(
+            f"Cannot patch from {names[0]!r} into {names[1]!r}: source and target are {kinds[0]!r} and {kinds[1]!r}."
+        )
+    return names
+
+
+def _tellable(rows: Prompts, tokenizer: Any) -> tuple[Prompts, int]:
+    """The rows whose answer and distractor begin differently, and how many do not."""
+    kept = [
+        number
+        for number, row in enumerate(rows)
+        if not (row.answer and row.distractor)
+        or answer_token(row, tokenizer) != answer_token(row, tokenizer, row.distractor)
+    ]
+    if not kept:
+        raise UserError(
+            "In every prompt answer and distractor begin with the same token, so no metric tells them apart: choose "
+            "answers that begin differently."
+        )
+    return rows[kept], len(rows) - len(kept)
+
+
+def _task(
+    source: AdaptedModel,
+    target: AdaptedModel,
+    names: tuple[str, str],
+    ids: tuple[list[list[int]], list[list[int]]],
+    rows: Prompts,
+    dropped: int,
+) -> Task:
+    tokenizer = target.tokenizer
+    models: dict[str, AdaptedModel] = {names[0]: source, names[1]: target}
+    if source is target:
+        models = {target.role: target}
+
+    def firsts(words: list[str | None]) -> Tensor | None:
+        if any(not word for word in words):
+            return None
+        return torch.tensor([answer_token(row, tokenizer, word) for row, word in zip(rows, words, strict=True)])
+
+    answers, distractors = firsts([row.answer for row in rows]), firsts([row.distractor for row in rows])
+    return Task(source, target, names, ids[0], ids[1], answers, distractors, rows, dropped, models)
