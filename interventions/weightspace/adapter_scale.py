@@ -70,6 +70,22 @@ class AdapterScale(Intervention):
                 _scale(layer, self._factor(path, model), self._rank_factors(), stack)
             yield
 
+    @contextmanager
+    def in_weights(self, model: AdaptedModel) -> Iterator[None]:
+        """The same change held in the adapter's own tensors (B of each LoRA), so that saving it keeps it."""
+        self.validate(model)
+        with ExitStack() as stack:
+            for path, layer in _adapted_modules(model):
+                factor, ranks = self._factor(path, model), self._rank_factors()
+                if hasattr(layer, "modules_to_save"):
+                    _scale_saved(layer, factor, stack)
+                    continue
+                for name in _active(layer):
+                    if not _plain_lora(layer, name):
+                        raise NotSupported(f"The adapter at {path} is no plain LoRA: its scaled form is none either.")
+                    _scale_up(_up(layer, name), factor * (torch.ones(1) if ranks is None else ranks), stack)
+            yield
+
     def scaled(self, factor: float) -> AdapterScale:
         """The same with ``factor`` times the strength."""
         return replace(self, strength=self.strength * factor)
@@ -160,11 +176,16 @@ def _scale_lora(layer: Any, names: list[str], factor: float, ranks: Tensor | Non
         if factor != 1.0:
             stack.callback(layer.scaling.__setitem__, name, layer.scaling[name])
             layer.scaling[name] = layer.scaling[name] * factor
-        if ranks is not None and bool((ranks != 1).any()):
-            up = _up(layer, name)
-            by_rank = up.data.view(up.shape[0], len(ranks), -1)
-            new = by_rank * ranks.to(up).view(1, -1, 1)
-            stack.enter_context(swapped({up: new.view(up.shape)}))
+        if ranks is not None:
+            _scale_up(_up(layer, name), ranks, stack)
+
+
+def _scale_up(up: nn.Parameter, factors: Float[Tensor, " rank_or_one"], stack: ExitStack) -> None:
+    """B with each rank's column times its factor, for the time of ``stack``; untouched where all are 1."""
+    if bool((factors != 1).any()):
+        by_rank = up.data.view(up.shape[0], len(factors), -1)
+        new = by_rank * factors.to(up).view(1, -1, 1)
+        stack.enter_context(swapped({up: new.view(up.shape)}))
 
 
 def _scale_saved(layer: Any, factor: float, stack: ExitStack) -> None:

@@ -1,0 +1,147 @@
+"""Recipes as PEFT adapters, where that is exact: they load without Tunescope, on families without biases too."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interventions.base import Intervention
+from interventions.exchange.biases import output_offsets, output_projection, z_maps
+from interventions.heads import HeadOffset, HeadScale
+from interventions.offset import Offset
+from interventions.recipe import Recipe, as_adapted
+from interventions.weightspace.adapter_scale import AdapterScale
+from workbench.engine.positions import where
+from workbench.errors import NotSupported, UserError
+from workbench.files import PARTIAL, room_for
+from workbench.models.adapted import AdaptedModel
+
+
+def to_adapter(model: Any, recipe: Recipe, folder: str | Path) -> Path:
+    """Save a recipe as a PEFT adapter folder.
+
+    ``HeadOffset`` and ``Offset`` at attn_out become a LoRA whose matrices are 0 and whose bias is the offset;
+    ``HeadScale`` becomes an (IA)^3 on the input of the attention output projection; ``AdapterScale`` becomes the same
+    LoRA with B scaled. One kind per file; everything else is :class:`NotSupported`, because no adapter is that.
+    """
+    adapted, target = as_adapted(model), Path(folder)
+    recipe.check(adapted)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already: give a new folder.")
+    kinds = {_adapter_kind(one, number) for number, one in enumerate(recipe)}
+    if len(kinds) != 1:
+        raise NotSupported(f"One adapter has one type, and this recipe needs {len(kinds) or 'none'}: export its parts.")
+    with {"bias": _bias_adapter, "scale": _input_scales, "lora": _scaled_lora}[kinds.pop()](adapted, recipe) as made:
+        partial = target.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{target.name}")
+        try:
+            with room_for(target):
+                with warnings.catch_warnings():
+                    # PEFT takes the bias of lora_B, which is one vector, for a torn matrix
+                    warnings.filterwarnings("ignore", message=".*lora_B.bias.*")
+                    made.save_pretrained(str(partial))
+                if target.exists():
+                    target.rmdir()
+                partial.replace(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _adapter_kind(one: Intervention, number: int) -> str:
+    what = f"{one.kind} (number {number} of the recipe)"
+    if isinstance(one, AdapterScale):
+        return "lora"
+    if not isinstance(one, HeadOffset | HeadScale | Offset):
+        raise NotSupported(f"{what} is no PEFT adapter: an adapter changes weights, on every token alike.")
+    if where(one.positions) != where("all") or not isinstance(one.strength, float):
+        raise NotSupported(
+            f"{what} acts on some positions or rows, and an adapter on all of them: use positions='all'."
+        )
+    return "scale" if isinstance(one, HeadScale) else "bias"
+
+
+@contextmanager
+def _bias_adapter(model: AdaptedModel, recipe: Recipe) -> Iterator[Any]:
+    import peft
+
+    totals = output_offsets(recipe, model)
+    config = peft.LoraConfig(
+        r=1, lora_alpha=1, target_modules=_projections(model, totals), lora_bias=True, task_type="CAUSAL_LM",
+        fan_in_fan_out=_transposed(model),
+    )  # fmt: skip
+    with _temporary(model, config) as made, torch.no_grad():
+        for layer, vector in totals.items():
+            up = output_projection(model, layer).lora_B["default"]
+            up.weight.zero_()
+            output_projection(model, layer).lora_A["default"].weight.zero_()
+            up.bias.copy_(vector)
+        yield made
+
+
+@contextmanager
+def _input_scales(model: AdaptedModel, recipe: Recipe) -> Iterator[Any]:
+    import peft
+
+    totals = {layer: scale for layer, (scale, _) in z_maps(recipe, model).items()}
+    names = _projections(model, totals)
+    config = peft.IA3Config(
+        target_modules=names, feedforward_modules=names, task_type="CAUSAL_LM", fan_in_fan_out=_transposed(model)
+    )
+    with _temporary(model, config) as made, torch.no_grad():
+        for layer, factor in totals.items():
+            learned = output_projection(model, layer).ia3_l["default"]
+            learned.copy_(factor.reshape(learned.shape))
+        yield made
+
+
+@contextmanager
+def _scaled_lora(model: AdaptedModel, recipe: Recipe) -> Iterator[Any]:
+    if not hasattr(model.hf, "save_pretrained") or not hasattr(model.hf, "peft_config"):
+        raise NotSupported("The adapter was loaded into the model itself; load the pair as base and adapter to export.")
+    with ExitStack() as stack:
+        for one in recipe:
+            assert isinstance(one, AdapterScale)
+            stack.enter_context(one.in_weights(model))
+        yield model.hf
+
+
+@contextmanager
+def _temporary(model: AdaptedModel, config: Any) -> Iterator[Any]:
+    """An adapter of ``config`` on the model for the time of the context; the bare modules come back."""
+    import peft
+
+    from workbench.models.adapters import adapter_layers, detach_adapters
+
+    if any(True for _ in adapter_layers(model.inner)):
+        raise NotSupported(
+            "This model carries an adapter already, and adapters do not stack in one file: bake instead."
+        )
+    flags = {parameter: parameter.requires_grad for parameter in model.inner.parameters()}
+    try:
+        with warnings.catch_warnings():
+            # PEFT warns that such an adapter cannot be merged; that is why it is exported
+            warnings.filterwarnings("ignore", message=".*lora_bias=True.*")
+            made = peft.get_peft_model(model.inner, config)
+        yield made
+    finally:
+        detach_adapters(model.inner)
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+def _projections(model: AdaptedModel, layers: Any) -> list[str]:
+    family = model.hub.family
+    return [f"{family.layers}.{layer}.{family.output}" for layer in sorted(layers)]
+
+
+def _transposed(model: AdaptedModel) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(output_projection(model, 0), Conv1D)

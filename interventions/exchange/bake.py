@@ -1,0 +1,137 @@
+"""Recipes baked into weights: a Hugging Face model that needs no Tunescope and computes the same."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interventions.base import Intervention
+from interventions.concept_ablation import ConceptAblation
+from interventions.exchange.biases import (
+    add_to_output_bias,
+    output_offsets,
+    output_weight,
+    with_output_bias,
+    z_maps,
+)
+from interventions.exchange.projecting import project_writers, written_by
+from interventions.heads import HeadOffset, HeadScale
+from interventions.offset import Offset
+from interventions.recipe import Recipe, as_adapted
+from workbench.engine.positions import where
+from workbench.errors import NotSupported, UserError
+from workbench.files import PARTIAL, room_for
+from workbench.models.adapted import AdaptedModel
+
+_OFFSETS = (HeadOffset, Offset)
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+def baked(model: Any, recipe: Recipe) -> Any:
+    """A copy of ``model`` (an adapter merged) whose plain forward pass is that of ``model`` with ``recipe`` applied.
+
+    ================================================  =====================================================
+    ``HeadOffset``; ``Offset`` at attn_out, resid_mid   the bias of the attention output projection, W_O v
+    ``HeadScale``                                       the head's columns of W_O
+    ``ConceptAblation`` at attn_out or mlp_out          the rows of W_O or W_down
+    ``ConceptAblation`` at resid_pre of layer 0         the embeddings
+    the same directions at resid_pre of layer 0 and     the embeddings and every W_O and W_down
+    at resid_mid and resid_post of every layer
+    ================================================  =====================================================
+
+    Everything else, and anything that acts on some positions or rows only, is :class:`NotSupported`: weights act on
+    every token. The copy is compared with the recipe on a few tokens before it is returned.
+    """
+    adapted = as_adapted(model)
+    recipe.check(adapted)
+    for place, one in enumerate(recipe):
+        _check_everywhere(one, f"{one.kind} (number {place} of the recipe)")
+    hf = _plain_copy(adapted)
+    ablations = [one for one in recipe if isinstance(one, ConceptAblation)]
+    if ablations and len(ablations) < len(recipe):
+        raise NotSupported(
+            "Ablations and changes of heads in one recipe act on each other in an order that weights do not keep: "
+            "bake one, then the other into the result."
+        )
+    if any(isinstance(one, _OFFSETS) for one in recipe):
+        hf = with_output_bias(hf, AdaptedModel(hf, None).hub.family)
+    target = AdaptedModel(hf, None)
+    with torch.no_grad():
+        _fold_heads(target, recipe)
+        for kinds, ablation in written_by(ablations, target):
+            project_writers(target, kinds, ablation)
+    _compare(adapted, recipe, target)
+    return hf
+
+
+def bake(model: Any, recipe: Recipe, folder: str | Path) -> Path:
+    """Save :func:`baked` as a Hugging Face folder, with the tokenizer if there is one; whole or not at all."""
+    adapted, target = as_adapted(model), Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already: give a new folder.")
+    hf = baked(adapted, recipe)
+    partial = target.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{target.name}")
+    try:
+        with room_for(target):
+            partial.mkdir(parents=True)
+            hf.save_pretrained(str(partial))
+            if adapted.tokenizer is not None:
+                adapted.tokenizer.save_pretrained(str(partial))
+            if target.exists():
+                target.rmdir()
+            partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _check_everywhere(one: Intervention, what: str) -> None:
+    if not isinstance(one, HeadOffset | HeadScale | Offset | ConceptAblation):
+        raise NotSupported(f"{what} has no exact counterpart in the weights: keep it as a recipe.")
+    if where(one.positions) != where("all"):
+        raise NotSupported(f"{what} acts on some positions only, and weights act on every token: use positions='all'.")
+    if not isinstance(one.strength, float):
+        raise NotSupported(f"{what} has a strength per row, and weights have one for all: bake one strength.")
+
+
+def _plain_copy(model: AdaptedModel) -> Any:
+    """The Hugging Face model of this view alone: an adapter merged on the tuned side, left out on the base side."""
+    from workbench.models.adapters import adapter_layers, detach_adapters
+
+    clone = copy.deepcopy(model.hf)
+    if any(True for _ in adapter_layers(clone)):
+        if model.role == "base" or not hasattr(clone, "merge_and_unload"):
+            clone = clone.get_base_model() if hasattr(clone, "get_base_model") else clone
+            detach_adapters(clone)
+        else:
+            clone = clone.merge_and_unload()
+    return clone.eval()
+
+
+def _fold_heads(target: AdaptedModel, recipe: Recipe) -> None:
+    """Offsets into the bias first: they pass W_O as it is, and only then are its columns scaled."""
+    for layer, vector in output_offsets(recipe, target).items():
+        add_to_output_bias(target, layer, vector)
+    for layer, (scale, _) in z_maps(recipe, target).items():
+        weight = output_weight(target, layer)
+        weight.copy_((weight.double() * scale.flatten().to(weight.device)).to(weight.dtype))
+
+
+def _compare(model: AdaptedModel, recipe: Recipe, made: AdaptedModel) -> None:
+    """Raise when the baked model does not compute what the recipe does; rounding of the weights' dtype is allowed."""
+    ids = torch.arange(8).reshape(1, 8) * 7 % model.vocab_size
+    with recipe.applied(model):
+        wanted = model.forward(ids)
+    found = made.forward(ids)
+    assert wanted is not None and found is not None
+    gap = float((found - wanted).abs().max() / wanted.std())
+    if gap > _ROUNDING.get(model.dtype, 0.1):
+        raise NotSupported(
+            f"The weights would not compute what the recipe does (logits differ by {gap:.2g} of their spread): this "
+            "architecture uses the changed weights in another way. Keep the recipe."
+        )

@@ -1,0 +1,123 @@
+"""Constant offsets of attention as the bias of its output projection: b = W_O v, never v itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from interventions.base import Intervention
+from interventions.checks import by_layer, resolved
+from interventions.heads import HeadOffset, HeadScale
+from interventions.offset import Offset
+from workbench.engine.families import Family, submodule
+from workbench.errors import NotSupported
+from workbench.models.adapted import AdaptedModel
+from workbench.typing import Float, Tensor
+
+
+def output_projection(model: AdaptedModel, layer: int) -> Any:
+    """The attention output projection of a layer."""
+    family = model.hub.family
+    return submodule(model.inner, f"{family.layers}.{layer}.{family.output}")
+
+
+def output_weight(model: AdaptedModel, layer: int) -> Float[Tensor, "d_model z_width"]:
+    """W_O, [out, in] also where the module keeps it transposed; a view."""
+    from transformers.pytorch_utils import Conv1D
+
+    module = output_projection(model, layer)
+    return module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
+
+
+def z_maps(
+    recipe: Iterable[Intervention], model: AdaptedModel
+) -> dict[int, tuple[Float[Tensor, "head d_head"], Float[Tensor, "head d_head"]]]:
+    """Layer -> (a, c), float64: the recipe's head offsets and scales together do z <- a z + c there."""
+    maps: dict[int, tuple[Tensor, Tensor]] = {}
+    for one in recipe:
+        if not isinstance(one, HeadOffset | HeadScale):
+            continue
+        assert isinstance(one.strength, float)
+        values = one.vectors if isinstance(one, HeadOffset) else one.scales
+        for layer, heads in by_layer(list(values)).items():
+            shape = (model.n_heads, model.d_head)
+            scale, offset = maps.get(layer) or (
+                torch.ones(shape, dtype=torch.float64),
+                torch.zeros(shape, dtype=torch.float64),
+            )
+            for head in heads:
+                value = torch.as_tensor(values[f"L{layer}H{head}"]).detach().double().cpu()
+                if isinstance(one, HeadOffset):
+                    offset[head] += one.strength * value
+                else:
+                    factor = 1 + one.strength * (value - 1)
+                    scale[head], offset[head] = scale[head] * factor, offset[head] * factor
+            maps[layer] = scale, offset
+    return maps
+
+
+def output_offsets(recipe: Iterable[Intervention], model: AdaptedModel) -> dict[int, Float[Tensor, " d_model"]]:
+    """Layer -> what the recipe adds to the output of the attention output projection, float64."""
+    found: dict[int, Tensor] = {}
+    for layer, (_, offset) in z_maps(recipe, model).items():
+        if bool(offset.any()):
+            weight = output_weight(model, layer).double()
+            found[layer] = weight @ offset.flatten().to(weight.device)
+    for one in recipe:
+        if isinstance(one, Offset):
+            assert isinstance(one.strength, float)
+            layer = resolved(model, one.layer)
+            vector = one.strength * _written(one, model)
+            found[layer] = found[layer] + vector.to(found[layer]) if layer in found else vector
+    return found
+
+
+def add_to_output_bias(model: AdaptedModel, layer: int, vector: Float[Tensor, " d_model"]) -> None:
+    """Add to the projection's bias, rounded once."""
+    bias = output_projection(model, layer).bias
+    bias.data = (bias.data.double() + vector.to(bias.device)).to(bias.dtype)
+
+
+def with_output_bias(hf: Any, family: Family) -> Any:
+    """``hf``, or its copy with ``attention_bias`` on and every new bias 0, so that the projection has a bias.
+
+    Raises :class:`NotSupported` for a family whose projection cannot have one.
+    """
+    if _has_bias(hf, family):
+        return hf
+    config = type(hf.config).from_dict({**hf.config.to_dict(), "attention_bias": True})
+    with torch.device("meta"):
+        wider = type(hf)(config)
+    if not _has_bias(wider, family):
+        raise NotSupported(
+            f"{type(hf).__name__} has no bias on its attention output projection and its config cannot give it one, so "
+            "the offset has no place in its weights: export an adapter instead (interventions.to_adapter)."
+        )
+    wider = type(hf)(config).to(dtype=hf.dtype, device=hf.device)
+    missing, unexpected = wider.load_state_dict(hf.state_dict(), strict=False)
+    assert not unexpected and all(name.endswith(".bias") for name in missing)
+    with torch.no_grad():
+        for name in missing:
+            wider.get_parameter(name).zero_()
+    wider.generation_config = hf.generation_config
+    return wider.eval()
+
+
+def _has_bias(hf: Any, family: Family) -> bool:
+    return getattr(submodule(hf, f"{family.layers}.0.{family.output}"), "bias", None) is not None
+
+
+def _written(one: Offset, model: AdaptedModel) -> Float[Tensor, " d_model"]:
+    family = model.hub.family
+    if one.site not in ("attn_out", "resid_mid") or family.attn_out != family.output:
+        why = "passes a norm first" if one.site in ("attn_out", "resid_mid") else "has no bias that adds to it"
+        raise NotSupported(f"An Offset at {one.site} has no exact place in the weights: that site {why}.")
+    if one.units == "fraction" or one.match_norm:
+        raise NotSupported("An Offset that depends on the token's norm is no constant: it cannot become a bias.")
+    vector = one.vector.detach().double().cpu()
+    if one.units == "norm":
+        assert one.site_norm is not None
+        vector = vector / vector.norm() * one.site_norm
+    return vector
