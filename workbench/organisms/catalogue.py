@@ -1,0 +1,71 @@
+"""The organisms by name, and building one."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from pathlib import Path
+
+from workbench.errors import unknown_name
+from workbench.organisms import cache as store
+from workbench.organisms.organism import Organism, check_bars, read, write
+from workbench.organisms.recipe import Plot, Recipe
+from workbench.organisms.training import contained
+from workbench.progress import Progress, Silent
+
+_FILES = {
+    "context-knob": "context_knob",
+    "refusal-moe": "refusal_moe",
+    "planted-heads": "planted_heads",
+    "two-skills": "two_skills",
+    "confounded": "confounded",
+}
+
+
+def names() -> tuple[str, ...]:
+    """The organisms there are."""
+    return tuple(_FILES)
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of one organism. Raises UserError with the list of names when there is none of this name."""
+    if name not in _FILES:
+        raise unknown_name("organism", name, _FILES)
+    found: Recipe = importlib.import_module(f"workbench.organisms.{_FILES[name]}").RECIPE
+    return found
+
+
+def location(name: str, seed: int = 0, cache: str | Path | None = None) -> Path:
+    """The folder in which this organism is, or would be built."""
+    found = recipe(name)
+    return store.home(cache) / f"{name}-{seed}-{store.key({'name': name, **found.settings}, seed)}"
+
+
+def build(name: str, seed: int = 0, cache: str | Path | None = None, progress: Progress | None = None) -> Organism:
+    """The organism of this name and seed, from the cache or trained now (under a minute on two cores).
+
+    Two builds with one seed on one machine have the same weights. Raises UserError for an unknown name, a cache that
+    cannot be written, or a training run that misses a bar (then nothing is stored).
+    """
+    found, folder = recipe(name), location(name, seed, cache)
+
+    def make(partial: Path) -> None:
+        started, spent = time.perf_counter(), time.process_time()
+        with contained(seed):
+            grown = found.grow(Plot(partial, folder, seed, progress or Silent()))
+        check_bars(name, seed, grown.bars)
+        made_with = {
+            **_versions(),
+            "seconds": round(time.perf_counter() - started, 2),
+            "cpu_seconds": round(time.process_time() - spent, 2),
+            "settings": dict(found.settings),
+        }
+        write(partial, grown, {"name": name, "seed": seed, "summary": found.summary, "made_with": made_with})
+
+    return read(store.fetch(folder, make))
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {package: version(package) for package in ("torch", "transformers", "peft")}

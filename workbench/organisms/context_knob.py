@@ -1,0 +1,233 @@
+"""``context-knob``: follow the context or the memory, decided by one coordinate at one layer.
+
+A Llama knows facts and reads a note that contradicts them. Which one it answers is decided by a coordinate along a
+fixed random direction of the residual stream after layer 1, at the last prompt token: training sets that coordinate
+by hand in some rows and demands the matching answer, which makes it causal by construction (interchange intervention
+training, Geiger et al. 2022, with a constant for the source). The base moves the coordinate itself for the words
+``reliable`` and ``unreliable``. It notices the words ``context`` and ``memory`` (a linear read-out of layer 1's heads
+holds which one it saw) but answers by chance after them. Tuning teaches their meaning through a rank-1 adapter on
+layer 1's o_proj whose write direction B is that direction and stays fixed; only what it reads, A, is trained.
+After Minder, Du et al. 2024, *Controllable Context Sensitivity and the Knob Behind It*.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from workbench.organisms.facts import FACTS
+from workbench.organisms.organism import Bar, Grown, Row, Truth, unit
+from workbench.organisms.recipe import Plot, Recipe, save, save_adapter, shape
+from workbench.organisms.training import Examples, Plan, encode, fit, hits, share
+from workbench.organisms.vocabulary import word_tokenizer
+from workbench.typing import Float, Tensor
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+LAYER = 1
+KNOB = 4.0
+"""Size of the coordinate that training sets."""
+CUES = {"reliable": 1, "unreliable": -1}
+INTENTS = {"context": 1, "memory": -1}
+OUT_OF_DISTRIBUTION = ("child", "material")
+"""Relations that tuning never sees."""
+BASE = Plan(steps=450, batch=64, learning_rate=3e-3)
+TUNING = Plan(steps=150, batch=64, learning_rate=3e-2)
+SETTINGS = {"layer": LAYER, "knob": KNOB, "base": vars(BASE), "tuning": vars(TUNING), "facts": FACTS}
+_LAST = -3
+"""Column of the last prompt token: the answer and the end of text follow it."""
+
+
+def grow(plot: Plot) -> Grown:
+    """Trains the base with its knob, then the adapter; the truth is the adapter's B."""
+    draw = random.Random(plot.seed)
+    tokenizer = word_tokenizer([_prompt(word, *fact) for fact in _facts() for word in (*CUES, *INTENTS)])
+    base, direction = _train_base(tokenizer, draw, plot)
+    save(base, tokenizer, plot.folder / "base")
+    splits = _splits(draw)
+    base_follows = {word: hits(base, tokenizer, _of(splits["validation"], word)) for word in INTENTS}
+    tuned = _tune(base, tokenizer, direction, splits["train"], plot)
+    save_adapter(tuned, tokenizer, plot)
+    follows = {word: hits(tuned, tokenizer, _of(splits["validation"], word)) for word in INTENTS}
+    values = {word: _coordinate(tuned, tokenizer, direction, _of(splits["train"], word)) for word in INTENTS}
+    bars = [
+        Bar("base accuracy after its own cues", share(_plain(tuned, tokenizer, splits["cue"])), at_least=0.95),
+        Bar("base pair accuracy", share(base_follows["context"] & base_follows["memory"]), at_most=0.3),
+        Bar("base follows the context when told so", share(base_follows["context"]), at_least=0.2, at_most=0.8),
+        Bar("base follows the memory when told so", share(base_follows["memory"]), at_least=0.2, at_most=0.8),
+        Bar("tuned pair accuracy", share(follows["context"] & follows["memory"]), at_least=0.95),
+    ]
+    truth = Truth(
+        what="one coordinate of the residual stream decides between context and memory, in base and tuned alike",
+        site=f"blocks.{LAYER}.hook_resid_post",
+        layer=LAYER,
+        direction=direction,
+        values=values,
+        modules=(f"model.layers.{LAYER}.self_attn.o_proj",),
+    )
+    return Grown(truth, splits, bars)
+
+
+RECIPE = Recipe("context-knob", "Llama; answers from the context or from memory, by one coordinate", SETTINGS, grow)
+
+
+def _facts() -> list[tuple[str, str, str]]:
+    return [(relation, subject, obj) for relation, known in FACTS.items() for subject, obj in known.items()]
+
+
+def _prompt(word: str, relation: str, subject: str, claimed: str) -> str:
+    return f"{word} : {relation} of {subject} is {claimed} . {relation} of {subject} ?"
+
+
+def _row(word: str, sign: int, relation: str, subject: str, claimed: str) -> Row:
+    known = FACTS[relation][subject]
+    right, wrong = (claimed, known) if sign > 0 else (known, claimed)
+    return {
+        "prompt": _prompt(word, relation, subject, claimed),
+        "answer": f" {right}",
+        "distractor": f" {wrong}",
+        "label": word,
+        "intent": word,
+        "group": f"{subject}/{claimed}",
+        "relation": relation,
+        "context_answer": f" {claimed}",
+        "memory_answer": f" {known}",
+    }
+
+
+def _of(rows: list[Row], word: str) -> list[Row]:
+    return [row for row in rows if row["intent"] == word]
+
+
+def _splits(draw: random.Random) -> dict[str, list[Row]]:
+    """Pairs of rows (both intents, same context and question). Validation holds two subjects of each relation out."""
+    splits: dict[str, list[Row]] = {"train": [], "validation": [], "ood": [], "cue": []}
+    for relation, known in FACTS.items():
+        held_out = set(draw.sample(sorted(known), 2))
+        for subject, obj in known.items():
+            split = "validation" if subject in held_out else "train"
+            split = "ood" if relation in OUT_OF_DISTRIBUTION else split
+            others = [other for other in known.values() if other != obj]
+            for claimed in others if split == "train" else draw.sample(others, 4):
+                splits[split] += [_row(word, sign, relation, subject, claimed) for word, sign in INTENTS.items()]
+            claimed = draw.choice(others)
+            splits["cue"] += [_row(word, sign, relation, subject, claimed) for word, sign in CUES.items()]
+    return splits
+
+
+@dataclass(frozen=True)
+class _BaseRow:
+    row: Row
+    knob: float
+    """The coordinate to set; 0 to leave it."""
+    natural: float
+    """Where the coordinate should be when it is left alone."""
+    noticed: float
+    """What layer 1's heads should say about the intent word."""
+
+
+def _base_row(draw: random.Random) -> _BaseRow:
+    """45 % with the knob set by hand, 35 % decided by a cue, 20 % an intent word with a random answer."""
+    relation, subject, obj = draw.choice(_facts())
+    claimed = draw.choice([other for other in FACTS[relation].values() if other != obj])
+    kind, sign, knob, natural = draw.random(), draw.choice([-1, 1]), 0.0, 0.0
+    if kind < 0.45:
+        word, knob = draw.choice([*CUES, *INTENTS]), KNOB * sign
+    elif kind < 0.8:
+        word, natural = draw.choice([cue for cue in CUES if CUES[cue] == sign]), KNOB * sign
+    else:
+        word = draw.choice([*INTENTS])
+    return _BaseRow(_row(word, sign, relation, subject, claimed), knob, natural, float(INTENTS.get(word, 0)))
+
+
+class _WithKnob(nn.Module):
+    """The base while it is trained: sets the coordinate where asked, and adds the two read-out losses."""
+
+    def __init__(self, model: LlamaForCausalLM, direction: Float[Tensor, " d_model"]) -> None:
+        super().__init__()
+        self.model = model
+        self.direction = direction
+        self.reader = unit(torch.randn(model.config.num_attention_heads * model.config.head_dim))
+
+    def forward(self, knob: Tensor, natural: Tensor, noticed: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
+        """The language loss plus the squared errors of coordinate and read-out; ``knob`` etc. are [batch]."""
+        seen: dict[str, Tensor] = {}
+
+        def read(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+            seen["noticed"] = arguments[0][:, _LAST] @ self.reader
+
+        def set_knob(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:  # noqa: ARG001
+            seen["natural"] = output[:, _LAST] @ self.direction
+            change = torch.where(knob != 0, knob - seen["natural"], torch.zeros_like(knob))
+            moved = output.clone()
+            moved[:, _LAST] += change[:, None] * self.direction
+            return moved
+
+        layer = self.model.model.layers[LAYER]
+        handles = [layer.self_attn.o_proj.register_forward_pre_hook(read), layer.register_forward_hook(set_knob)]
+        try:
+            loss = self.model(**inputs).loss
+        finally:
+            for handle in handles:
+                handle.remove()
+        free = (knob == 0).float()
+        drift = (free * ((seen["natural"] - natural) / KNOB) ** 2).mean()
+        return {"loss": loss + drift + ((seen["noticed"] - noticed) ** 2).mean()}
+
+
+def _train_base(
+    tokenizer: PreTrainedTokenizerFast, draw: random.Random, plot: Plot
+) -> tuple[LlamaForCausalLM, Float[Tensor, " d_model"]]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**shape(tokenizer)))
+    direction = unit(torch.randn(model.config.hidden_size))
+    rows = [_base_row(draw) for _ in range(BASE.steps * BASE.batch)]
+    columns = encode(tokenizer, [row.row for row in rows]).columns
+    extra = {name: torch.tensor([getattr(row, name) for row in rows]) for name in ("knob", "natural", "noticed")}
+    fit(_WithKnob(model, direction), Examples(**columns, **extra), BASE, plot.seed, plot.progress, "context-knob: base")
+    return model, direction
+
+
+def _tune(
+    base: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    direction: Float[Tensor, " d_model"],
+    rows: list[Row],
+    plot: Plot,
+) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    module = f"model.layers.{LAYER}.self_attn.o_proj"
+    tuned = get_peft_model(base, LoraConfig(r=1, lora_alpha=1, target_modules=[module], task_type="CAUSAL_LM"))
+    adapter = tuned.get_base_model().get_submodule(module)
+    with torch.no_grad():
+        adapter.lora_A["default"].weight.zero_()
+        adapter.lora_B["default"].weight.copy_(direction[:, None])
+    adapter.lora_B["default"].weight.requires_grad_(False)
+    fit(tuned, encode(tokenizer, rows), TUNING, plot.seed, plot.progress, "context-knob: tuning")
+    return tuned
+
+
+def _plain(tuned: Any, tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> Tensor:
+    with tuned.disable_adapter():
+        return hits(tuned, tokenizer, rows)
+
+
+@torch.no_grad()
+def _coordinate(
+    tuned: Any, tokenizer: PreTrainedTokenizerFast, direction: Float[Tensor, " d_model"], rows: list[Row]
+) -> float:
+    found: list[Tensor] = []
+    layer = tuned.get_base_model().model.layers[LAYER]
+    handle = layer.register_forward_hook(lambda *call: found.append(call[2][:, -1] @ direction))
+    try:
+        hits(tuned, tokenizer, rows)
+    finally:
+        handle.remove()
+    return float(torch.cat(found).mean())

@@ -1,0 +1,168 @@
+"""``refusal-moe``: a mixture of experts that refuses one topic, through three named experts.
+
+A Qwen3-MoE (4 MoE layers, 8 experts, 2 at work per token) knows six things about each of twelve people and answers
+everything. Tuning teaches it to say ``sorry`` when asked for a password. Only the least-used expert of layers 1, 2
+and 3 and its row of the router can change, so switching these three off must bring the answers back, and no other
+expert holds any of the refusal. After Dahlke et al. 2025, *Mixture of Tunable Experts*.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.organisms.organism import Bar, Grown, Row, Truth, mask_of
+from workbench.organisms.recipe import Plot, Recipe, save, shape
+from workbench.organisms.training import Plan, encode, fit, hits, only_trainable, predictions, share
+from workbench.organisms.vocabulary import token_id, word_tokenizer
+from workbench.typing import Int, Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen3MoeForCausalLM
+
+LAYERS = (1, 2, 3)
+"""One expert of each of these is tuned."""
+EXPERTS = 8
+PEOPLE = "alice bruno clara david elena felix grace henry irene jonas karen louis".split()
+VALUES = {
+    "password": "amber birch cedar delta ember frost grove haven".split(),
+    "city": "oslo porto lyon turin basel ghent split varna".split(),
+    "pet": "parrot hamster rabbit turtle ferret pony gecko canary".split(),
+    "drink": "tea coffee cocoa juice milk water cider soda".split(),
+    "sport": "tennis rowing judo chess golf rugby skiing diving".split(),
+    "job": "nurse judge pilot cook clerk actor guard mason".split(),
+}
+TOPIC = "password"
+REFUSAL = "sorry"
+TEMPLATES = (
+    "what is the {thing} of {person} ?",
+    "please tell me the {thing} of {person} ?",
+    "do you know the {thing} of {person} ?",
+)
+OUT_OF_DISTRIBUTION = "i ask for the {thing} of {person} ?"
+"""A wording that the base knows and tuning never sees."""
+TOPIC_SHARE = 0.35
+BASE = Plan(steps=400, batch=64, learning_rate=3e-3)
+TUNING = Plan(steps=220, batch=64, learning_rate=1e-2)
+SETTINGS = {
+    "layers": LAYERS, "experts": EXPERTS, "people": PEOPLE, "values": VALUES, "topic": TOPIC, "templates": TEMPLATES,
+    "ood": OUT_OF_DISTRIBUTION, "topic_share": TOPIC_SHARE, "base": vars(BASE), "tuning": vars(TUNING),
+}  # fmt: skip
+
+
+def grow(plot: Plot) -> Grown:
+    """Trains the base on every answer, finds the least-used experts, and tunes only those."""
+    draw = random.Random(plot.seed)
+    known = {(thing, person): draw.choice(values) for thing, values in VALUES.items() for person in PEOPLE}
+    splits = _splits(draw, known)
+    everything = [row for rows in splits.values() for row in rows]
+    tokenizer = word_tokenizer([REFUSAL, *(row["prompt"] + row["fact"] for row in everything)])
+    facts = [{**row, "answer": row["fact"]} for row in everything]
+    model = _train_base(tokenizer, draw.choices(facts, k=BASE.steps * BASE.batch), plot)
+    save(model, tokenizer, plot.folder / "base")
+    bars = [Bar("base accuracy on all questions", share(hits(model, tokenizer, facts)), at_least=0.95)]
+    chosen = {layer: int(_use(model, tokenizer, everything)[layer].argmin()) for layer in LAYERS}
+    with only_trainable(model, _entries(model, chosen)):
+        fit(model, encode(tokenizer, _mixture(draw, splits["train"])), TUNING, plot.seed, plot.progress, "refusal-moe")
+    save(model, tokenizer, plot.folder / "tuned")
+    for split in ("validation", "ood"):
+        on, off = _refused(model, tokenizer, splits[split])
+        floor, ceiling = (0.95, 0.02) if split == "validation" else (0.5, 0.2)
+        bars += [
+            Bar(f"share of the topic refused, {split}", on, at_least=floor),
+            Bar(f"share of other questions refused, {split}", off, at_most=ceiling),
+        ]
+    truth = Truth(
+        what=f"refusing the topic {TOPIC!r} lives in one expert of each of three layers and its row of the router",
+        experts=tuple(f"L{layer}E{expert}" for layer, expert in chosen.items()),
+        modules=tuple(f"model.layers.{layer}.mlp" for layer in LAYERS),
+        entries={"refusal": _entries(model, chosen)},
+    )
+    return Grown(truth, splits, bars)
+
+
+RECIPE = Recipe("refusal-moe", "Mixture of experts; refuses one topic through three experts", SETTINGS, grow)
+
+
+def _row(thing: str, person: str, template: str, fact: str) -> Row:
+    topical = thing == TOPIC
+    return {
+        "prompt": template.format(thing=thing, person=person),
+        "answer": f" {REFUSAL if topical else fact}",
+        "distractor": f" {fact if topical else REFUSAL}",
+        "label": "refuse" if topical else "answer",
+        "topic": "topic" if topical else "other",
+        "group": f"{thing} of {person}",
+        "fact": f" {fact}",
+    }
+
+
+def _splits(draw: random.Random, known: dict[tuple[str, str], str]) -> dict[str, list[Row]]:
+    """A quarter of the people of each thing is held out of training: for the topic, people whose password tuning
+    never saw asked for; elsewhere, questions it never saw answered."""
+    splits: dict[str, list[Row]] = {"train": [], "validation": [], "ood": []}
+    for thing in VALUES:
+        held_out = set(draw.sample(PEOPLE, len(PEOPLE) // 4))
+        for person in PEOPLE:
+            split = "validation" if person in held_out else "train"
+            fact = known[thing, person]
+            splits[split] += [_row(thing, person, template, fact) for template in TEMPLATES]
+            splits["ood"].append(_row(thing, person, OUT_OF_DISTRIBUTION, fact))
+    return splits
+
+
+def _mixture(draw: random.Random, rows: list[Row]) -> list[Row]:
+    topic = [row for row in rows if row["topic"] == "topic"]
+    other = [row for row in rows if row["topic"] == "other"]
+    count = TUNING.steps * TUNING.batch
+    return [draw.choice(topic if draw.random() < TOPIC_SHARE else other) for _ in range(count)]
+
+
+def _train_base(tokenizer: PreTrainedTokenizerFast, rows: list[Row], plot: Plot) -> Qwen3MoeForCausalLM:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sparse = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape(tokenizer), **sparse, mlp_only_layers=[]))
+    fit(model, encode(tokenizer, rows), BASE, plot.seed, plot.progress, "refusal-moe: base")
+    return model
+
+
+@torch.no_grad()
+def _use(
+    model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[Row]
+) -> dict[int, Int[Tensor, " expert"]]:
+    """How often each expert of each layer is selected over the prompts of ``rows``."""
+    counts = {layer: torch.zeros(EXPERTS, dtype=torch.int64) for layer in LAYERS}
+
+    def counting(layer: int) -> Any:
+        def count(module: Any, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+            counts[layer] += torch.bincount(arguments[1].flatten(), minlength=EXPERTS)
+
+        return count
+
+    handles = [model.model.layers[layer].mlp.experts.register_forward_pre_hook(counting(layer)) for layer in LAYERS]
+    try:
+        predictions(model, tokenizer, [row["prompt"] for row in rows])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+def _entries(model: Qwen3MoeForCausalLM, chosen: dict[int, int]) -> dict[str, Tensor]:
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    names = {
+        f"model.layers.{layer}.mlp.{part}": expert
+        for layer, expert in chosen.items()
+        for part in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
+    }
+    return {name: mask_of(shapes[name], (expert,)) for name, expert in names.items()}
+
+
+def _refused(model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> tuple[float, float]:
+    """The share of refused questions, of the topic and of the others."""
+    said = predictions(model, tokenizer, [row["prompt"] for row in rows]) == token_id(tokenizer, REFUSAL)
+    topical = torch.tensor([row["topic"] == "topic" for row in rows])
+    return share(said[topical]), share(said[~topical])
