@@ -58,7 +58,9 @@ def write_safetensors(
 
 
 def _raw_bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    there = tensor.detach().cpu().contiguous()
+    # One number seen through expand counts as contiguous with stride 0, which cannot be viewed as bytes.
+    flat = there.as_strided((there.numel(),), (1,))
     if flat.numel() == 0:
         return memoryview(b"")
     return flat.view(torch.uint8).numpy().data

@@ -60,3 +60,8 @@ def test_views_scalars_and_gradients(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"'c' is torch\.complex64"):
         write_safetensors(tmp_path / "c", {"c": [torch.zeros(2, dtype=torch.complex64)]})
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_one_number_seen_through_expand(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x", {"a": [torch.tensor(3.0).expand(1)], "b": [torch.tensor([[2.0]]).T]})
+    assert load_file(tmp_path / "x") == {"a": torch.tensor([3.0]), "b": torch.tensor([[2.0]])}
