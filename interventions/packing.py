@@ -60,7 +60,8 @@ def content_hash(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         there = tensors[name].detach().to("cpu").contiguous()
         digest.update(f"{name}{there.dtype}{list(there.shape)}".encode())
         if there.numel():
-            digest.update(there.reshape(-1).view(torch.uint8).numpy().data)
+            # as_strided: one number expanded counts as contiguous with stride 0, which cannot be viewed as bytes
+            digest.update(there.as_strided((there.numel(),), (1,)).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -135,7 +135,7 @@ class SubspaceKnob(SiteIntervention):
         """``value`` as [rank] or [row, rank]."""
         given = as_tensor(self.value, "The knob's value", ndim=(0, 1, 2))
         if given.ndim == 0:
-            return given.expand(rank)
+            return given.repeat(rank)
         if given.ndim == 1 and rank == 1 and len(given) != 1:
             return given[:, None]
         if given.shape[-1] != rank:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -40,7 +40,7 @@ def layer_of(m: AdaptedModel) -> Any:
 
 
 @contextmanager
-def output_edited(module: Any, edit: Callable[[torch.Tensor], torch.Tensor]):
+def output_edited(module: Any, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     def hook(module: Any, args: Any, output: Any) -> Any:
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
@@ -52,7 +52,7 @@ def output_edited(module: Any, edit: Callable[[torch.Tensor], torch.Tensor]):
 
 
 @contextmanager
-def input_edited(module: Any, edit: Callable[[torch.Tensor], torch.Tensor]):
+def input_edited(module: Any, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     handle = module.register_forward_pre_hook(lambda module, args: (edit(args[0]), *args[1:]))
     try:
         yield
@@ -196,7 +196,7 @@ def _patch_heads_dense(m: AdaptedModel) -> Any:
 
 
 @contextmanager
-def _attention_dense(m: AdaptedModel):
+def _attention_dense(m: AdaptedModel) -> Iterator[None]:
     """log gamma added to the attention logits, through the mask that eager attention adds to them."""
     bias = torch.zeros(1, m.n_heads, 1, LENGTH)
     bias[0, 1, 0, 0] = bias[0, 2, 0, 0] = torch.tensor(3.0).log()

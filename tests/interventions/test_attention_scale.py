@@ -1,0 +1,152 @@
+"""Attention to chosen keys: closed form, sinks, cached keys, and the warning about eager attention."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import interventions as iv
+from interventions.attention_scale import rescaled
+from tests.interventions.zoo import ids, model_of
+from tests.tiny import tiny_model, tokenizer
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site
+from workbench.errors import NotSupported, UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts.encode import Encoded
+
+quiet = pytest.mark.filterwarnings("ignore::interventions.attention_scale.EagerAttentionWarning")
+
+
+def patterns(model: AdaptedModel, recipe: iv.Recipe) -> torch.Tensor:
+    """Attention weights of layer 1 [batch, head, query, key]."""
+    kept: list[torch.Tensor] = []
+    with recipe.applied(model), model.hooked([SiteHook(Site("pattern", 1), lambda p, ctx: kept.append(p))]):
+        model.forward(ids(), logits=None)
+    return kept[0]
+
+
+@quiet
+@pytest.mark.parametrize("gamma", [0.2, 4.0])
+def test_closed_form(gamma: float) -> None:
+    model = model_of("llama")
+    before = patterns(model, iv.Recipe())
+    after = patterns(model, iv.Recipe([iv.AttentionScale(gamma, ["L1H2"], keys="first")]))
+    a = before[:, 2, :, 0]
+    torch.testing.assert_close(after[:, 2, :, 0], gamma * a / ((gamma - 1) * a + 1))
+    torch.testing.assert_close(after.sum(-1), torch.ones(2, 4, 20))
+    assert torch.equal(after.triu(1), torch.zeros_like(after)), "causal zeros stay zero"
+    assert torch.equal(after[:, [0, 1, 3]], before[:, [0, 1, 3]])
+    ratios = after[:, 2, 5:, 2] / after[:, 2, 5:, 3]
+    torch.testing.assert_close(ratios, before[:, 2, 5:, 2] / before[:, 2, 5:, 3])
+
+
+@quiet
+def test_scaling_back_returns() -> None:
+    model = model_of("llama")
+    there = iv.AttentionScale(3.0, keys="prompt[4:9]")
+    back = iv.AttentionScale(1 / 3, keys="prompt[4:9]")
+    torch.testing.assert_close(
+        patterns(model, iv.Recipe([there, back])), patterns(model, iv.Recipe()), atol=1e-6, rtol=1e-4
+    )
+    squared = iv.Recipe([iv.AttentionScale(9.0, keys="prompt[4:9]")]) * 0.5
+    torch.testing.assert_close(patterns(model, squared), patterns(model, iv.Recipe([there])))
+
+
+@quiet
+def test_sinks_take_part() -> None:
+    """GPT-OSS: a learned sink holds part of the mass; the log form leaves it its share of the renormalisation."""
+    model = model_of("gptoss")
+    before = patterns(model, iv.Recipe())
+    after = patterns(model, iv.Recipe([iv.AttentionScale(5.0, ["L1H0"], keys=2)]))
+    sink = 1 - before[:, 0].sum(-1)
+    assert sink.mean() > 0.05
+    a = before[:, 0, 5, 2]
+    torch.testing.assert_close(after[:, 0, 5, 2], 5 * a / (4 * a + 1))
+    torch.testing.assert_close(1 - after[:, 0, 5].sum(-1), sink[:, 5] / (4 * a + 1))
+
+
+def test_gamma_zero_takes_a_key_away() -> None:
+    pattern = torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]])
+    keys = torch.tensor([True, False]).view(1, 1, 1, 2)
+    expected = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
+    assert torch.equal(rescaled(pattern, keys, 0.0, sinks=False), expected)
+
+
+@quiet
+def test_queries_can_be_chosen() -> None:
+    model = model_of("llama")
+    scale = iv.AttentionScale(3.0, ["L1H2"], keys="first", positions="last")
+    before, after = patterns(model, iv.Recipe()), patterns(model, iv.Recipe([scale]))
+    assert torch.equal(after[:, :, :-1], before[:, :, :-1])
+    assert not torch.allclose(after[:, 2, -1], before[:, 2, -1])
+
+
+@quiet
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gptoss"])
+@pytest.mark.parametrize("kind", ["tokens", "generated", "span"])
+def test_keys_are_the_same_with_and_without_cache(family: str, kind: str) -> None:
+    """Also in layers with a sliding window (16), whose cache holds the last columns only."""
+    model = model_of(family)
+    prompt = torch.cat([ids()[:1, 2:], ids()[:1, 2:6]], dim=1)
+    token = int(prompt[0, 1])
+    keys = {"tokens": iv.Where("all", tokens=(token,)), "generated": "generated", "span": "prompt[-8:-2]"}[kind]
+    recipe = iv.Recipe([iv.AttentionScale(6.0, keys=keys)])
+    with_cache, without = (decoded(model, recipe, prompt, use_cache=cache) for cache in (True, False))
+    torch.testing.assert_close(with_cache, without, atol=3e-4, rtol=1e-3)
+    assert not torch.allclose(with_cache, decoded(model, iv.Recipe(), prompt), atol=1e-3)
+
+
+def decoded(model: AdaptedModel, recipe: iv.Recipe, prompt: torch.Tensor, **options: Any) -> torch.Tensor:
+    with recipe.applied(model), torch.no_grad():
+        out = model.inner.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=4,
+            min_new_tokens=4,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **options,
+        )
+    return torch.stack(out.logits)
+
+
+@quiet
+def test_generated_keys_by_token_are_refused_under_beams() -> None:
+    model, batch = model_of("llama"), Encoded(ids(), torch.ones_like(ids()))
+    options = {"num_beams": 2, "max_new_tokens": 2, "min_new_tokens": 2}
+    anywhere = iv.AttentionScale(2.0, keys=iv.Where("all", tokens=(5,)))
+    with pytest.raises(NotSupported, match="Beam search"), iv.Recipe([anywhere]).applied(model):
+        model.generate_ids(batch, **options)
+    prompt = iv.AttentionScale(2.0, keys=iv.Where("prompt", tokens=(5,)))
+    with iv.Recipe([prompt]).applied(model):
+        model.generate_ids(batch, **options)
+
+
+def test_eager_attention_is_said_once_and_taken_back() -> None:
+    model = AdaptedModel(tiny_model("llama"), tokenizer())
+    before = model.hf.config._attn_implementation
+    assert before == "sdpa"
+    recipe = iv.Recipe([iv.AttentionScale(2.0)])
+    with pytest.warns(iv.EagerAttentionWarning, match="sdpa"), recipe.applied(model):
+        model.forward(ids())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with recipe.applied(model):
+            model.forward(ids())
+        with (recipe * 0).applied(model):
+            assert model.hf.config._attn_implementation == before
+    assert model.hf.config._attn_implementation == before
+
+
+def test_refused() -> None:
+    with pytest.raises(UserError, match="Gamma"):
+        iv.AttentionScale(-1.0)
+    with pytest.raises(UserError, match="out of range"):
+        iv.Recipe([iv.AttentionScale(2.0, ["L1H7"])]).check(model_of("llama"))
+    with pytest.raises(UserError, match="Rows are named"):
+        iv.AttentionScale(2.0, keys=iv.Where("all", rows=(True,)))
