@@ -42,6 +42,8 @@ _HOMES = {
     "random_directions": "training.ablated",
     "record_run": "source_run",
     "row_mask": "weightspace.masks",
+    "steered_texts": "sweep",
+    "swept": "sweep",
     "tensor_mask": "weightspace.masks",
     "to_adapter": "exchange.adapter",
     "to_gguf": "exchange.control_vectors",
