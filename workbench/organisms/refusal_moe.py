@@ -43,9 +43,9 @@ TEMPLATES = (
 )
 OUT_OF_DISTRIBUTION = "i ask for the {thing} of {person} ?"
 """A wording that the base knows and tuning never sees."""
-TOPIC_SHARE = 0.35
-BASE = Plan(steps=400, batch=64, learning_rate=3e-3)
-TUNING = Plan(steps=220, batch=64, learning_rate=1e-2)
+TOPIC_SHARE = 0.25
+BASE = Plan(steps=360, batch=64, learning_rate=3e-3)
+TUNING = Plan(steps=160, batch=64, learning_rate=1e-2)
 SETTINGS = {
     "layers": LAYERS, "experts": EXPERTS, "people": PEOPLE, "values": VALUES, "topic": TOPIC, "templates": TEMPLATES,
     "ood": OUT_OF_DISTRIBUTION, "topic_share": TOPIC_SHARE, "base": vars(BASE), "tuning": vars(TUNING),
@@ -100,16 +100,16 @@ def _row(thing: str, person: str, template: str, fact: str) -> Row:
 
 
 def _splits(draw: random.Random, known: dict[tuple[str, str], str]) -> dict[str, list[Row]]:
-    """A quarter of the people of each thing is held out of training: for the topic, people whose password tuning
-    never saw asked for; elsewhere, questions it never saw answered."""
+    """Held out of training: every password question about a quarter of the people, and one wording of each other
+    question. The out-of-distribution split has all questions in a wording that tuning never saw."""
     splits: dict[str, list[Row]] = {"train": [], "validation": [], "ood": []}
-    for thing in VALUES:
-        held_out = set(draw.sample(PEOPLE, len(PEOPLE) // 4))
-        for person in PEOPLE:
-            split = "validation" if person in held_out else "train"
-            fact = known[thing, person]
-            splits[split] += [_row(thing, person, template, fact) for template in TEMPLATES]
-            splits["ood"].append(_row(thing, person, OUT_OF_DISTRIBUTION, fact))
+    private = set(draw.sample(PEOPLE, len(PEOPLE) // 4))
+    for (thing, person), fact in known.items():
+        held_out = {*TEMPLATES} if person in private else set()
+        held_out = held_out if thing == TOPIC else {draw.choice(TEMPLATES)}
+        for template in TEMPLATES:
+            splits["validation" if template in held_out else "train"].append(_row(thing, person, template, fact))
+        splits["ood"].append(_row(thing, person, OUT_OF_DISTRIBUTION, fact))
     return splits
 
 
