@@ -16,5 +16,5 @@ with tempfile.TemporaryDirectory() as folder:
     os.chdir(folder)
     space: dict[str, object] = {"__name__": "__main__"}
     for block in blocks:
-        exec(compile(block, str(source), "exec"), space)  # noqa: S102
+        exec(compile(block, str(source), "exec"), space)
 sys.stdout.write(f"{len(blocks)} block(s) of {source.name} ran as written\n")

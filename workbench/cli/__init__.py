@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
+from typing import Any
 
 
 def main() -> None:
     """Run ``tunescope``. Exit codes: 0 ok, 1 failed, 2 wrong use, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code. A user's mistake prints one sentence, a bug its traceback."""
-    import click
-
     from workbench.cli.app import app
     from workbench.cli.output import plain
     from workbench.errors import UserError
 
+    click = _click_errors()
     try:
         result = app(arguments, standalone_mode=False)
     except UserError as error:
@@ -28,7 +30,7 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.exceptions.Exit as stop:
+    except click.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("Interrupted; complete work is kept.\n")
@@ -37,3 +39,11 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 0
     return result if isinstance(result, int) else 0
+
+
+def _click_errors() -> Any:
+    """Click's exceptions: recent Typer carries its own copy of click."""
+    try:
+        return import_module("typer._click.exceptions")
+    except ImportError:
+        return import_module("click.exceptions")

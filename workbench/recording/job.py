@@ -45,7 +45,7 @@ def record_run(  # noqa: PLR0913 (the options of the command)
     device: Any = "auto",
     dtype: Any = "auto",
     progress: Progress | None = None,
-    flags: Mapping[str, bool] | None = None,
+    flags: Mapping[str, Any] | None = None,
 ) -> RecordedRun:
     """Load a pair, record it into a run at ``out`` (default: a new folder in the runs' home), and compare.
 

@@ -16,7 +16,8 @@ from workbench.errors import NotSupported, UserError
 
 SPECS: list[Any] = [
     "all", "first", "last", "prompt", "generated", "last+generated", "all - first", "prompt[1:3]", "prompt[-2:]",
-    "prompt[-1]", "generated[0]", "generated[1:3]", "first+last", 0, 2, -1, -2, slice(1, -1), slice(2, None), slice(None, 2),
+    "prompt[-1]", "generated[0]", "generated[1:3]", "first+last", 0, 2, -1, -2, slice(1, -1), slice(2, None),
+    slice(None, 2),
     [0, -1], lambda ids: ids % 2 == 0, Where("all", tokens=(3, 5)), Where("prompt", exclude="last"),
 ]  # fmt: skip
 
@@ -66,7 +67,8 @@ def selected(spec: Any, rows: list[tuple[list[int], list[int]]], cuts: list[int]
     for start, end in pairwise(edges):
         ctx = ForwardContext(
             batch=len(rows), start=start, length=end - start, device=torch.device("cpu"), input_ids=ids[:, start:end],
-            attention_mask=mask[:, :end], generation=Generation(columns, len(rows), mask[:, :columns] if any(pads) else None),
+            attention_mask=mask[:, :end],
+            generation=Generation(columns, len(rows), mask[:, :columns] if any(pads) else None),
         )  # fmt: skip
         picked = select(spec, ctx)
         took = picked.mask if picked.mask is not None else ctx.real & (not picked.nothing)

@@ -1,4 +1,4 @@
-"""record(): both models on the same tokens; memory, store and statistics agree; a killed run resumes to the same bytes."""
+"""record(): both models on the same tokens; memory, store and statistics agree; a killed run resumes byte for byte."""
 
 from __future__ import annotations
 
