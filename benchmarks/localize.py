@@ -12,7 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # name -> module with measure() -> dict
-PARTS = {"weight_delta": "benchmarks.weight_delta"}
+PARTS = {"head_probe": "benchmarks.head_probe", "patching": "benchmarks.patching", "weight_delta": "benchmarks.weight_delta"}
 
 
 def main() -> None:

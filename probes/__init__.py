@@ -5,7 +5,10 @@ from __future__ import annotations
 from workbench.lazy import lazy
 
 _HOME = {
+    "Comparison": "comparison",
     "ExpertMap": "experts.mapping",
+    "GraftResult": "grafting",
+    "HeadProbe": "linear.heads",
     "Knob": "knob.result",
     "KnobSetup": "knob.find:Setup",
     "KnobTraining": "knob.subspace:Training",
@@ -16,9 +19,13 @@ _HOME = {
     "SwitchingCurve": "experts.switching",
     "TokenShift": "token_ranks",
     "WeightDelta": "weights",
+    "compare": "comparison",
     "expert_map": "experts.mapping",
     "find_knob": "knob.find",
+    "graft": "grafting",
+    "head_probe": "linear.heads",
     "logit_lens": "lens",
+    "mask_overlap": "grafting",
     "patching": "patches.patching",
     "switching_curve": "experts.switching",
     "token_shift": "token_ranks",

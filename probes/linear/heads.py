@@ -1,0 +1,277 @@
+"""Which attention heads a label can be read from: a cross-validated linear probe on every head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from scipy import stats
+
+from probes.linear.folds import make_folds, numbered, shuffled_labels, two_classes
+from probes.linear.logistic import (
+    TOLERANCE,
+    cell_chunks,
+    newton,
+    penalty,
+    quarter_factor,
+    refine,
+    with_ones,
+)
+from probes.results import ProbeResult, Provenance
+from workbench.engine.sites import Site
+from workbench.errors import UserError
+from workbench.progress import Progress, Silent
+from workbench.recording.recording import Recording
+from workbench.stats.bootstrap import mean_intervals
+from workbench.stats.fdr import q_values
+from workbench.typing import Bool, Float, Tensor
+
+if TYPE_CHECKING:
+    from interventions import Recipe
+
+BUDGET = 2**21
+"""Numbers of features worked on at once: a few heads, so that they stay in the processor's cache."""
+GPU_BUDGET = 2**28
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadProbe(ProbeResult):
+    """Accuracy of a linear probe on every head, on groups it was not trained on.
+
+    ``table``: layer, head, score with its interval over groups, ``control`` (the same with meaningless labels, mean
+    over draws), ``sigma``, ``cosine`` (between probe weight and mass-mean direction).
+    """
+
+    classes: tuple[str, str]
+    """Negative and positive class; directions point to the positive one."""
+    weight: Float[Tensor, "layer head d_head"]
+    """The probe's weight, fitted on all rows, in units of z."""
+    bias: Float[Tensor, "layer head"]
+    mass_mean: Float[Tensor, "layer head d_head"]
+    """Mean of the positive minus mean of the negative rows, normalised."""
+    sigma: Float[Tensor, "layer head"]
+    """Standard deviation of the rows' projections on ``mass_mean``."""
+    layers: tuple[int, ...]
+    """The model's layer of each entry of the tensors."""
+    chance: float
+    """Share of the larger class: what a constant answer scores."""
+
+    title: ClassVar[str] = "Head probe"
+    unit: ClassVar[str] = "held-out accuracy"
+
+    def top(self, k: int) -> list[tuple[int, int]]:
+        """The k heads (layer, head) of highest accuracy."""
+        best = self.frame().head(k)
+        return [(int(layer), int(head)) for layer, head in zip(best["layer"], best["head"], strict=True)]
+
+    def recipe(
+        self,
+        k: int = 48,
+        strength: float = 15.0,
+        direction: Literal["mass_mean", "weight"] = "mass_mean",
+        positions: str = "last+generated",
+    ) -> Recipe:
+        """Inference-time intervention: ``strength`` standard deviations along each of the top k heads' directions."""
+        from interventions import HeadOffset, Recipe
+
+        place = {layer: number for number, layer in enumerate(self.layers)}
+        vectors = {}
+        for layer, head in self.top(k):
+            along = torch.nn.functional.normalize(getattr(self, direction)[place[layer], head], dim=0)
+            vectors[layer, head] = self.sigma[place[layer], head] * along
+        return Recipe([HeadOffset(vectors, strength=strength, positions=positions)])
+
+    def summary(self) -> str:
+        best = self.frame().iloc[0]
+        told = int((self.table["q"] < 0.05).sum())
+        return (
+            f"{told} of {len(self.table)} heads tell {self.classes[1]} from {self.classes[0]} (q < 0.05); best "
+            f"L{best['layer']:.0f}H{best['head']:.0f}: {best['score']:.1%} [{best['low']:.1%}, {best['high']:.1%}], "
+            f"shuffled labels {best['control']:.1%}, larger class {self.chance:.1%}"
+        )
+
+    def figure(self) -> go.Figure:
+        """Layer by head, coloured by accuracy above the shuffled labels'."""
+        from workbench.figures.heads import head_heatmap
+
+        shift = {name: self.table[name] - self.table["control"] for name in ("score", "low", "high")}
+        table = self.table.assign(**shift, control=0.0)
+        return head_heatmap(table, title="Head probe", score="accuracy above shuffled labels")
+
+
+def head_probe(
+    recording: Recording,
+    labels: Sequence[Any] | None = None,
+    *,
+    role: str = "tuned",
+    groups: Sequence[Any] | None = None,
+    folds: int | Sequence[int] = 5,
+    ridge: float = 1.0,
+    draws: int = 10,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> HeadProbe:
+    """Fit one linear probe per recorded head (sites ``z``) and test it on held-out groups (Li et al. 2023).
+
+    ``labels`` and ``groups``: one per prompt; by default the prompts' own columns. A prompt without a group is its
+    own. ``folds``: a number, or the fold of every prompt; a group split over folds is refused. Each head's features
+    are divided by their root mean square, then fitted with scikit-learn's objective (C = 1 / ridge). q-values come
+    from the shuffled labels' scores of all heads, taken as normal. No forward passes: the recording is read.
+    """
+    sites = [site for site in map(Site.parse, recording.sites) if site.kind == "z"]
+    if not sites:
+        raise UserError('The recording has no z (the heads\' outputs): record with sites="z" to probe heads.')
+    data = _Rows.of(recording, labels, groups, folds, draws, seed)
+    bar = progress or Silent()
+    bar.start("head probe", len(sites))
+    found = []
+    for site in sites:
+        found.append(_probe_layer(recording[role][site.name][:], data, ridge))
+        bar.advance()
+    bar.finish()
+    layers = tuple(int(site.layer or 0) for site in sites)
+    table = _table(found, layers, data, seed)
+    return HeadProbe(
+        table=table,
+        control=f"the same probes on shuffled labels ({draws} draws)",
+        provenance=Provenance(
+            probe="head_probe",
+            models={role: _identity(recording, role)},
+            n_prompts=recording.n_prompts,
+            seed=seed,
+            settings={"role": role, "ridge": ridge, "folds": int(data.folds.max()) + 1, "draws": draws},
+        ),
+        classes=data.classes,
+        weight=torch.stack([one.weight for one in found]),
+        bias=torch.stack([one.bias for one in found]),
+        mass_mean=torch.stack([one.mass_mean for one in found]),
+        sigma=torch.stack([one.sigma for one in found]),
+        layers=layers,
+        chance=float(max(data.y.mean(), 1 - data.y.mean())),
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    y: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
+    shuffled: np.ndarray
+    """[row, draw]"""
+    classes: tuple[str, str]
+
+    @classmethod
+    def of(
+        cls, recording: Recording, labels: Any, groups: Any, folds: int | Sequence[int], draws: int, seed: int
+    ) -> _Rows:
+        index = recording.index
+        prompt = index["prompt"].to_numpy()
+        given = index["label"].tolist() if labels is None else _per_prompt(labels, prompt, "labels")
+        named = index["group"].tolist() if groups is None else _per_prompt(groups, prompt, "groups")
+        y, classes = two_classes(given)
+        alone = [f"prompt {p}" if g is None else f"group {g}" for p, g in zip(prompt, named, strict=True)]
+        numbers = numbered(alone)
+        split = folds if isinstance(folds, int) else _per_prompt(folds, prompt, "folds")
+        chosen = make_folds(split, numbers, y, seed)
+        return cls(y, numbers, chosen, shuffled_labels(y, numbers, draws, seed), classes)
+
+
+def _per_prompt(values: Sequence[Any], prompt: np.ndarray, what: str) -> list[Any]:
+    if len(values) <= prompt.max():
+        raise UserError(f"There are {len(values)} {what} and {prompt.max() + 1} prompts; give one for each prompt.")
+    return [values[number] for number in prompt]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    right: Bool[Tensor, "head row"]
+    """Whether each held-out row was told right."""
+    null: Float[Tensor, "head draw"]
+    """Accuracy on shuffled labels."""
+    weight: Float[Tensor, "head d_head"]
+    bias: Float[Tensor, " head"]
+    mass_mean: Float[Tensor, "head d_head"]
+    sigma: Float[Tensor, " head"]
+
+
+def _probe_layer(z: Float[Tensor, "row head d_head"], data: _Rows, ridge: float) -> _Layer:
+    budget = GPU_BUDGET if z.is_cuda else BUDGET
+    parts = [_probe_heads(z[:, heads], data, ridge) for heads in cell_chunks(z.shape[1], len(z), z.shape[2], budget)]
+    return _Layer(*(torch.cat([getattr(part, name) for part in parts]) for name in _Layer.__annotations__))
+
+
+def _probe_heads(z: Float[Tensor, "row head d_head"], data: _Rows, ridge: float) -> _Layer:
+    rows = z.transpose(0, 1).to(torch.promote_types(z.dtype, torch.float32)).contiguous()
+    scale = rows.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
+    x = with_ones(rows / scale)
+    y = torch.from_numpy(data.y).to(x.device)
+    pen = penalty(x.shape[-1], ridge, x)
+    weights, factor = newton(x, y, pen)
+    right, null = _held_out(x, data, weights, factor, pen)
+    mean = rows[:, y].mean(1) - rows[:, ~y].mean(1)
+    mass_mean = torch.nn.functional.normalize(mean, dim=-1)
+    return _Layer(
+        right=right.cpu(),
+        null=null.cpu(),
+        weight=(weights[:, :-1] / scale[:, 0]).cpu(),
+        bias=weights[:, -1].cpu(),
+        mass_mean=mass_mean.cpu(),
+        sigma=torch.bmm(rows, mass_mean[..., None])[..., 0].std(1).cpu(),
+    )
+
+
+def _held_out(
+    x: Float[Tensor, "head row d"], data: _Rows, weights: Tensor, factor: Tensor, pen: Tensor
+) -> tuple[Bool[Tensor, "head row"], Float[Tensor, "head draw"]]:
+    """Held-out answers for the labels, and held-out accuracies for each draw of shuffled ones."""
+    out = torch.from_numpy(data.folds[:, None] == np.arange(data.folds.max() + 1)).to(x.device)  # [row, fold]
+    train = (~out).to(x.dtype)
+    y = torch.from_numpy(data.y).to(x.device)
+    n_folds = out.shape[1]
+    fitted, done = refine(
+        x, y[:, None].to(x.dtype).expand_as(train), train, weights[..., None].repeat(1, 1, n_folds), factor, pen
+    )
+    for fold in torch.nonzero(~done.all(0))[:, 0].tolist():  # a minimum too far from that of all rows
+        fitted[:, :, fold], _ = newton(x[:, ~out[:, fold]], y[~out[:, fold]], pen)
+    right = ((torch.bmm(x, fitted) > 0) == y[:, None]) & out
+    labels = torch.from_numpy(data.shuffled).to(x.device)  # [row, draw]
+    targets = labels.repeat_interleave(n_folds, 1).to(x.dtype)
+    start = x.new_zeros(len(x), x.shape[-1], targets.shape[1])
+    null, _ = refine(x, targets, train.repeat(1, labels.shape[1]), start, quarter_factor(x, pen), pen, 30 * TOLERANCE)
+    hits = ((torch.bmm(x, null) > 0) == targets.bool()) & out.repeat(1, labels.shape[1])
+    per_draw = hits.sum(1).view(len(x), labels.shape[1], n_folds).sum(-1) / len(y)
+    return right.any(-1), per_draw.to(torch.float32)
+
+
+def _table(found: Sequence[_Layer], layers: Sequence[int], data: _Rows, seed: int) -> pd.DataFrame:
+    right = torch.cat([one.right for one in found]).numpy().T  # [row, cell]
+    null = torch.cat([one.null for one in found]).numpy()  # [cell, draw]
+    band = mean_intervals(right.astype(float), clusters=data.groups, seed=seed)
+    # A normal tail: with ten draws a head the counted p-value could not get below 1 / 10 of a single head's share.
+    p = stats.norm.sf((band.estimate - null.mean()) / max(float(null.std()), 1e-12))
+    heads = [len(one.bias) for one in found]
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(layers, heads),
+            "head": np.concatenate([np.arange(count) for count in heads]),
+            "score": band.estimate,
+            "low": band.low,
+            "high": band.high,
+            "control": null.mean(1),
+            "q": q_values(p),
+            "sigma": torch.cat([one.sigma for one in found]).numpy(),
+            "cosine": torch.cat(
+                [torch.nn.functional.cosine_similarity(one.weight, one.mass_mean) for one in found]
+            ).numpy(),
+        }
+    )
+
+
+def _identity(recording: Recording, role: str) -> str:
+    """The model's identity as the recording keeps it; empty where it keeps none."""
+    return str(recording.config.get("models", {}).get(role, ""))

@@ -1,0 +1,146 @@
+"""Head probes: scikit-learn's solution, planted heads found, leaks refused, meaningless labels tell nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+
+from probes.linear.folds import make_folds, shuffled_labels
+from probes.linear.heads import HeadProbe, head_probe
+from probes.linear.logistic import fit
+from tests.tiny import tiny_model, tokenizer
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.recording.recording import Recording
+
+LAYERS, HEADS, WIDTH, ROWS = 3, 4, 16, 200
+PLANTED = (1, 2)
+
+
+def recording(strength: float = 2.0, seed: int = 0, groups: int = 50) -> tuple[Recording, torch.Tensor]:
+    """z of random numbers; in head (1, 2) the label moves it along ``u``. Each group holds both classes."""
+    random = torch.Generator().manual_seed(seed)
+    y = torch.arange(ROWS) % 2 == 0
+    u = torch.nn.functional.normalize(torch.randn(WIDTH, generator=random), dim=0)
+    z = torch.randn(LAYERS, ROWS, HEADS, WIDTH, generator=random)
+    z[PLANTED[0], :, PLANTED[1]] += (2.0 * y - 1)[:, None] * strength * u
+    index = pd.DataFrame(
+        {
+            "prompt": range(ROWS),
+            "position": 0,
+            "token": "x",
+            "label": ["true" if one else "false" for one in y.tolist()],
+            "group": [f"g{row % groups}" if groups < ROWS else None for row in np.arange(ROWS) // 2 % max(groups, 1)],
+        }
+    )
+    tensors = {"tuned": {f"blocks.{layer}.attn.hook_z": 0.01 * z[layer] for layer in range(LAYERS)}}
+    config = {"roles": ["tuned"], "sites": list(tensors["tuned"]), "n_prompts": ROWS}
+    return Recording(index, config, tensors), u
+
+
+def test_the_solution_is_scikit_learns() -> None:
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(5, 120, 8, generator=random, dtype=torch.float64)
+    y = (x[:, :, 0].sum(0) + torch.randn(120, generator=random)) > 0.3
+    found = fit(x, y, ridge=0.5)
+    for cell in range(5):
+        peer = LogisticRegression(C=2.0, tol=1e-10, max_iter=1000).fit(x[cell].numpy(), y.numpy())
+        assert found.weight[cell].numpy() == pytest.approx(peer.coef_[0], abs=2e-2)
+        assert found.bias[cell].item() == pytest.approx(peer.intercept_[0], abs=2e-2)
+
+
+def test_separable_cells_are_solved_too() -> None:
+    x = torch.randn(2, 30, 40)
+    y = torch.arange(30) % 2 == 0
+    probes = fit(x, y)
+    assert ((probes.logits(x) > 0) == y).all() and probes.weight.isfinite().all()
+
+
+def test_cross_validation_is_scikit_learns_too() -> None:
+    rec, _ = recording(strength=0.4)
+    folds = [row // 2 % 5 for row in range(ROWS)]
+    found = head_probe(rec, folds=folds, groups=list(range(ROWS)))
+    y = (rec.index["label"] == "true").to_numpy()
+    table = found.table.set_index(["layer", "head"])
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            x = rec["tuned"]["z", layer][:, head].numpy()
+            x = x / np.sqrt((x**2).mean())
+            splits = [(np.flatnonzero(np.array(folds) != f), np.flatnonzero(np.array(folds) == f)) for f in range(5)]
+            peer = cross_val_predict(LogisticRegression(max_iter=500), x, y, cv=splits)
+            assert table.loc[(layer, head), "score"] == pytest.approx((peer == y).mean(), abs=0.0101)
+
+
+def test_the_planted_head_is_found_with_its_direction() -> None:
+    rec, u = recording()
+    found = head_probe(rec)
+    best = found.frame().iloc[0]
+    assert (best["layer"], best["head"]) == PLANTED and found.top(1) == [PLANTED]
+    assert best["score"] > 0.95 and best["q"] < 0.05 and best["low"] > 0.9 and abs(best["control"] - 0.5) < 0.06
+    others = found.frame().iloc[1:]
+    assert others["score"].max() < 0.65 and (others["q"] > 0.05).all()
+    assert float(found.mass_mean[PLANTED] @ u) > 0.98 and best["cosine"] > 0.9
+    assert found.classes == ("false", "true") and found.sigma[PLANTED] == pytest.approx(0.0224, abs=0.003)
+
+
+def test_meaningless_labels_tell_nothing_over_twenty_seeds() -> None:
+    false = sum(int((head_probe(recording(0.0, seed)[0], seed=seed).table["q"] < 0.05).sum()) for seed in range(20))
+    assert false <= 0.05 * 20 * LAYERS * HEADS
+
+
+def test_groups_never_straddle_folds() -> None:
+    groups = np.repeat(np.arange(20), 5)
+    y = np.arange(100) % 2 == 0
+    folds = make_folds(4, groups, y, 0)
+    assert all(len(set(folds[groups == group])) == 1 for group in range(20))
+    with pytest.raises(UserError, match="split over several folds"):
+        make_folds((np.arange(100) % 4).tolist(), groups, y, 0)
+
+
+def test_shuffling_respects_groups() -> None:
+    within = shuffled_labels(np.tile([True, False], 10), np.repeat(np.arange(10), 2), 3, 0)
+    assert (within[0::2] != within[1::2]).all()
+    between = shuffled_labels(np.repeat([True, False], 10), np.repeat(np.arange(10), 2), 3, 0)
+    assert (between[0::2] == between[1::2]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": ["a"] * ROWS}, "have 1"),
+        ({"labels": ["a", "b"]}, "2 labels and 200 prompts"),
+        ({"labels": [None] * ROWS}, "no label"),
+        ({"folds": 1}, "1 folds"),
+        ({"folds": [row % 3 for row in range(ROWS)]}, "split over several"),
+        ({"role": "base"}, "base"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        head_probe(recording()[0], **options)
+
+
+def test_it_needs_heads() -> None:
+    rec, _ = recording()
+    with pytest.raises(UserError, match="no z"):
+        head_probe(Recording(rec.index, {**rec.config, "sites": ["blocks.0.hook_resid_post"]}, rec.tensors))
+
+
+def test_the_recipe_moves_the_head_by_so_many_sigmas(tmp_path: Path) -> None:
+    model = AdaptedModel(tiny_model("llama"), tokenizer(), role="model")
+    found = head_probe(recording()[0])
+    back = HeadProbe.load(found.save(tmp_path / "probe"))
+    assert "accuracy above" in back.figure().to_json()
+    recipe = back.recipe(k=1, strength=2.0)
+    ids = torch.randint(4, 200, (1, 6))
+    before = model.forward(ids)
+    with recipe.applied(model):
+        after = model.forward(ids)
+    assert torch.equal(before[:, :-1], after[:, :-1]) and not torch.equal(before[:, -1], after[:, -1])
