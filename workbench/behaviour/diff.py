@@ -51,6 +51,19 @@ class BehaviourDiff:
 
         return behaviour_figure(self.table)
 
+    def __str__(self) -> str:
+        """One line per model, one column per metric, as estimate [low, high]."""
+        shown = self.table.assign(
+            text=[
+                f"{e:.3g} [{low:.3g}, {high:.3g}]"
+                for e, low, high in self.table[["estimate", "low", "high"]].to_numpy()
+            ]
+        )
+        wide = shown.pivot(index="model", columns="metric", values="text")
+        ordered = wide.loc[list(dict.fromkeys(shown["model"])), list(dict.fromkeys(shown["metric"]))]
+        ordered.index.name = ordered.columns.name = None
+        return f"{ordered.to_string()}\n(95 % intervals over {int(self.table['n'].max())} prompts)"
+
     def _repr_html_(self) -> str:
         return self.table.to_html(escape=True, index=False, float_format=lambda value: f"{value:.3g}")
 
