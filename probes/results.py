@@ -38,14 +38,14 @@ def _installed_versions() -> dict[str, str]:
 
 
 def prompts_hash(prompts: Any) -> str | None:
-    """A short hash of ``prompts``: their own ``identity`` if they have one, else of their rows."""
+    """A hash of ``prompts``: their own ``hash`` if they have one, else of their rows."""
     if prompts is None:
         return None
-    own = getattr(prompts, "identity", None)
+    own = getattr(prompts, "hash", None)
     if isinstance(own, str):
         return own
     rows = json.dumps(list(prompts), sort_keys=True, default=str)
-    return hashlib.sha256(rows.encode()).hexdigest()[:16]
+    return hashlib.sha256(rows.encode()).hexdigest()
 
 
 def _identity(model: Any) -> Any:

@@ -1,0 +1,117 @@
+"""What grafts of different sizes do, beside their controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probes.grafting.blend import Blender
+from probes.grafting.search import Found, movement
+from probes.grafting.tasks import Outcome, Task, grafted_outcome
+from probes.grafting.units import Mask, complement, entries_in, everything, random_like
+from workbench.progress import Progress
+from workbench.stats import mean_interval
+from workbench.typing import Tensor
+
+DRAWS = 10
+
+
+@dataclass
+class Judge:
+    """Evaluates masks on held-out rows, against the tuned model's own answers."""
+
+    blender: Blender
+    test: Task
+    tuned: Outcome
+    ood: Task | None = None
+    tuned_ood: Outcome | None = None
+    seed: int = 0
+    forward_passes: int = 0
+
+    def run(self, mask: Mask) -> Outcome:
+        """Answers on the held-out rows."""
+        self.forward_passes += len(self.test.batches)
+        return grafted_outcome(self.test, self.blender, mask)
+
+    def measures(self, mask: Mask) -> dict[str, float]:
+        """Accuracy with interval, calibration, agreement with the tuned model, accuracy out of distribution."""
+        found = self.described(self.run(mask), self.tuned)
+        if self.ood is not None:
+            self.forward_passes += len(self.ood.batches)
+            found["ood_accuracy"] = grafted_outcome(self.ood, self.blender, mask).accuracy
+        return found
+
+    def described(self, one: Outcome, reference: Outcome) -> dict[str, float]:
+        """An outcome as numbers."""
+        held = mean_interval(one.right.astype(np.float64), clusters=self.test.clusters, seed=self.seed)
+        return {
+            "accuracy": held.estimate,
+            "low": held.low,
+            "high": held.high,
+            "ece": one.ece,
+            "agreement": one.agreement(reference),
+            "loss": one.loss,
+            "n": len(one.right),
+        }
+
+    def random(self, mask: Mask, draws: int) -> dict[str, float]:
+        """Accuracy of random masks with as many units in each tensor: mean and range of the draws."""
+        generator = torch.Generator().manual_seed(self.seed)
+        region = self.blender.region
+        drawn = [self.run(random_like(region, mask, generator)).accuracy for _ in range(draws)]
+        return {"random": float(np.mean(drawn)), "random_low": min(drawn), "random_high": max(drawn)}
+
+
+def sparsity_curve(
+    judge: Judge, found: Found, sparsities: Sequence[float], draws: int, watch: Progress
+) -> pd.DataFrame:
+    """One row per size: the best-ranked entries, those that moved most, and random ones, as many each."""
+    region = judge.blender.region
+    moved = movement(judge.blender)
+    rows: list[dict[str, Any]] = []
+    watch.start("sparsity curve", len(sparsities))
+    for sparsity in sparsities:
+        watch.advance()
+        budget = max(1, round(sparsity * region.n_entries))
+        mask = found.ranking.top(budget)
+        by_movement = judge.run(moved.top(budget)).accuracy
+        entries = entries_in(region, mask)
+        row = {"sparsity": entries / region.n_entries, "entries": entries, **judge.measures(mask)}
+        rows.append({**row, "movement": by_movement, **judge.random(mask, draws)})
+    watch.finish()
+    return pd.DataFrame(rows).drop_duplicates("entries", ignore_index=True)
+
+
+def variants(judge: Judge, mask: dict[str, Tensor], draws: int) -> pd.DataFrame:
+    """Base, tuned model, the graft, its complement, everything eligible, movement and random masks of its size."""
+    region = judge.blender.region
+    entries = entries_in(region, mask)
+    nothing = {name: torch.zeros_like(one) for name, one in mask.items()}
+    masks: dict[str, Mask] = {
+        "base": nothing,
+        "graft": mask,
+        "complement": complement(region, mask),
+        "all eligible": everything(region),
+        "movement only": movement(judge.blender).top(max(entries, 1)),
+    }
+    rows = [{"model": name, "entries": entries_in(region, one), **judge.measures(one)} for name, one in masks.items()]
+    tuned: dict[str, Any] = {"model": "tuned", "entries": region.n_entries, **judge.described(judge.tuned, judge.tuned)}
+    if judge.tuned_ood is not None:
+        tuned["ood_accuracy"] = judge.tuned_ood.accuracy
+    random = judge.random(mask, draws)
+    rows.insert(1, tuned)
+    rows.append(
+        {
+            "model": f"random ({draws} draws)",
+            "entries": entries,
+            "accuracy": random["random"],
+            "low": random["random_low"],
+            "high": random["random_high"],
+        }
+    )
+    return pd.DataFrame(rows)

@@ -1,0 +1,120 @@
+"""graft: the smallest set of weights that carries a skill (Panigrahi, Saunshi, Zhao & Arora 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from probes.grafting.blend import Blender
+from probes.grafting.curve import Judge, sparsity_curve, variants
+from probes.grafting.cutting import pair_region
+from probes.grafting.language import AnswerRows, answer_rows
+from probes.grafting.regions import Level
+from probes.grafting.result import GraftResult, density_table, stored_mask
+from probes.grafting.search import METHODS, Method, Settings, search
+from probes.grafting.tasks import outcome
+from probes.grafting.units import entries_in
+from probes.options import read_options
+from probes.results import Provenance
+from workbench.errors import UserError, unknown_name
+from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
+
+_FEWEST = 8
+_HELD_OUT = 0.4
+CONTROL = "random masks with as many entries in every tensor, and the entries that moved most (movement only)"
+
+
+def graft(
+    pair: Any,
+    prompts: Any,
+    *,
+    method: Method = "optimised",
+    level: Level = "entries",
+    sparsity: float = 1e-3,
+    ood: Any = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> GraftResult:
+    """Find the weights of the tuned model that, put into the base, carry the task of ``prompts``.
+
+    Each prompt needs an ``answer``; a ``distractor`` in every row makes it a choice of two, else all answers
+    are candidates. 60 % of the prompts fit the mask, the others judge it (groups stay together). ``ood``: prompts
+    of the same task from elsewhere. Weights inside the layers are eligible, embeddings and the head are not.
+
+    ``method``: "optimised" (the paper's mask), "adaptive" (bounded steps and a price per unit), "movement",
+    "first_order" (one forward and backward). ``level``: "entries", "rows", "heads", "modules", "ranks" of a LoRA.
+    ``sparsity``: the share to start from (optimised) or to take. ``options``: fields of
+    :class:`probes.grafting.Settings` (epochs, start, offset, lr, penalty, sparsities, draws, batch_size). Memory while
+    optimising: base, tuned, logits and gradients, four copies of the weights at most.
+
+    Raises :class:`UserError` when the tuned model is no better than the base, nothing differs, or prompts are
+    too few.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if not 0 < sparsity <= 1:
+        raise UserError(f"The sparsity is the share of weights to graft, above 0 and at most 1; got {sparsity:g}.")
+    settings = read_options(Settings, {"sparsity": sparsity, "seed": seed, **options})
+    watch = progress or Silent()
+    rows = Prompts.of(prompts)
+    data = answer_rows(rows, pair.base)
+    fit, held_out = _split(data, seed)
+    blender = Blender(pair.base.hf, pair_region(pair, level))
+    judge = _judge(pair, data, held_out, ood, blender, settings)
+    found = search(blender, data.task(fit, pair.base, settings.batch_size), method, settings, watch)
+    curve = sparsity_curve(judge, found, settings.sparsities, settings.draws, watch)
+    models = variants(judge, found.mask, settings.draws)
+    made = Provenance.of(
+        "graft",
+        {"base": pair.base, "tuned": pair.tuned},
+        rows,
+        seed=seed,
+        device=str(pair.base.device),
+        forward_passes=found.forward_passes + judge.forward_passes,
+        backward_passes=found.backward_passes,
+        settings={"method": method, "level": level, **asdict(settings)},
+    )
+    return GraftResult(
+        table=density_table(blender.region, found.mask), control=CONTROL, provenance=made,
+        mask=stored_mask(blender.region, found.mask, level), curve=curve, models=models, method=method, level=level,
+        entries=entries_in(blender.region, found.mask), eligible=blender.region.n_entries, dropped=data.dropped,
+        history=[[accuracy, float(size)] for accuracy, size in found.history],
+    )  # fmt: skip
+
+
+def _split(data: AnswerRows, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers to fit on and to judge by; a group is never on both sides."""
+    groups = np.unique(data.clusters)
+    held = set(np.random.default_rng(seed).permutation(groups)[: round(len(groups) * _HELD_OUT)].tolist())
+    outside = np.array([cluster in held for cluster in data.clusters])
+    fit, held_out = np.flatnonzero(~outside), np.flatnonzero(outside)
+    if min(len(fit), len(held_out)) < _FEWEST:
+        raise UserError(
+            f"{len(data.ids)} usable prompts in {len(groups)} groups are too few: at least {_FEWEST} are needed to "
+            f"fit the mask and {_FEWEST} others to judge it."
+        )
+    return fit, held_out
+
+
+def _judge(pair: Any, data: AnswerRows, rows: np.ndarray, ood: Any, blender: Blender, settings: Settings) -> Judge:
+    """Measures both models first: there is nothing to localize where tuning brought nothing."""
+    batch_size = settings.batch_size
+    before = outcome(data.task(rows, pair.base, batch_size), pair.base.hf)
+    tuned = outcome(data.task(rows, pair.tuned, batch_size), pair.tuned.hf)
+    if tuned.accuracy <= before.accuracy:
+        raise UserError(
+            f"Nothing to localize: the tuned model's accuracy on the held-out prompts ({tuned.accuracy:.3f}) is no "
+            f"better than the base's ({before.accuracy:.3f}); give prompts of the task it was tuned for."
+        )
+    judge = Judge(blender, data.task(rows, pair.base, batch_size), tuned, seed=settings.seed)
+    judge.forward_passes = 2 * len(judge.test.batches)
+    if ood is not None:
+        other = answer_rows(Prompts.of(ood), pair.base)
+        every = np.arange(len(other.ids))
+        judge.ood = other.task(every, pair.base, batch_size)
+        judge.tuned_ood = outcome(other.task(every, pair.tuned, batch_size), pair.tuned.hf)
+    return judge

@@ -1,0 +1,97 @@
+"""A task of a language model: which of the candidate answers' first tokens it puts highest after each prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from probes.grafting.tasks import Classify, Task
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.prompts.answers import answer_token
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import Encoded, batches, encode, pad_left
+from workbench.typing import Float, Int, Tensor
+
+Batch = tuple[Encoded, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class AnswerRows:
+    """Prompts as token ids with their candidate tokens; ``dropped`` rows had answers that begin alike."""
+
+    ids: list[list[int]]
+    candidates: Int[Tensor, "row class"]
+    label: Int[Tensor, " row"]
+    clusters: Int[np.ndarray, " row"]
+    pad: int
+    dropped: int
+
+    def task(self, rows: np.ndarray, model: AdaptedModel, batch_size: int) -> Task:
+        """The task on some rows, in batches of similar length; it runs ``model`` whatever it is handed."""
+        made: list[Batch] = []
+        order: list[int] = []
+        for chosen in batches([len(self.ids[row]) for row in rows], batch_size):
+            numbers = [int(rows[i]) for i in chosen]
+            order += numbers
+            made.append(
+                (pad_left([self.ids[n] for n in numbers], self.pad), self.candidates[numbers], self.label[numbers])
+            )
+        return Task(answers_of(model), made, self.clusters[order])
+
+
+def answers_of(model: AdaptedModel) -> Classify:
+    """Logits of the candidate tokens at the last position, in ``model``'s view of the weights."""
+
+    def classify(_: nn.Module, batch: Any) -> tuple[Float[Tensor, "row class"], Int[Tensor, " row"]]:
+        encoded, candidates, label = batch
+        logits = model.forward(encoded, logits="last", grad=torch.is_grad_enabled())
+        assert logits is not None
+        last = logits[:, -1]
+        return last.gather(1, candidates.to(last.device)), label.to(last.device)
+
+    return classify
+
+
+def answer_rows(prompts: Prompts, model: AdaptedModel) -> AnswerRows:
+    """Candidates are answer and distractor where every row has both, else the answers of all rows.
+
+    Rows whose answer begins with the same token as another candidate are dropped and counted. Raises
+    :class:`UserError` when answers are missing or there is nothing to choose between.
+    """
+    if missing := [number for number, row in enumerate(prompts) if not row.answer]:
+        raise UserError(f"Prompt {missing[0]} has no answer; grafting needs the column 'answer' in every row.")
+    paired = all(row.distractor for row in prompts)
+    found = _pairs(prompts, model) if paired else _shared(prompts, model)
+    kept = [number for number, one in enumerate(found) if one is not None]
+    candidates = torch.tensor([one[0] for one in found if one is not None])
+    if not kept or candidates.shape[1] < 2:
+        raise UserError(
+            "There is nothing to choose between: give rows with different answers, or a distractor for each, that "
+            f"begin with different tokens ({len(found) - len(kept)} of {len(found)} rows were dropped for that)."
+        )
+    ids = encode(prompts[kept], model.tokenizer, model.max_positions)
+    labels = torch.tensor([one[1] for one in found if one is not None])
+    return AnswerRows(ids, candidates, labels, prompts.clusters[kept], pad_id(model.tokenizer), len(found) - len(kept))
+
+
+def _pairs(prompts: Prompts, model: AdaptedModel) -> list[tuple[list[int], int] | None]:
+    found: list[tuple[list[int], int] | None] = []
+    for row in prompts:
+        both = [answer_token(row, model.tokenizer, text) for text in (row.answer, row.distractor)]
+        found.append((both, 0) if both[0] != both[1] else None)
+    return found
+
+
+def _shared(prompts: Prompts, model: AdaptedModel) -> list[tuple[list[int], int] | None]:
+    """All answers of the prompts are everybody's candidates."""
+    tokens = [answer_token(row, model.tokenizer) for row in prompts]
+    texts: dict[int, set[str]] = {}
+    for token, row in zip(tokens, prompts, strict=True):
+        texts.setdefault(token, set()).add((row.answer or "").strip())
+    clear = sorted(token for token, said in texts.items() if len(said) == 1)
+    return [(clear, clear.index(token)) if token in clear else None for token in tokens]

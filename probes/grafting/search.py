@@ -1,0 +1,222 @@
+"""Finding the region: by movement, by first-order effect, by the paper's optimised mask, by adaptive steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from probes.grafting.blend import Blender
+from probes.grafting.tasks import Task, grafted_outcome
+from probes.grafting.units import Units
+from workbench.progress import Progress, Silent
+from workbench.typing import Tensor
+
+Method = Literal["optimised", "adaptive", "movement", "first_order"]
+_FIRST_STEP = 10.0
+"""The strongest unit's first step, in offsets: it must cross, and what is left for the others shrinks as it does."""
+METHODS: tuple[Method, ...] = ("optimised", "adaptive", "movement", "first_order")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the mask is optimised.
+
+    ``start``: "movement" begins with the ``sparsity`` share of entries that moved most, "empty" with none.
+    ``offset`` b: gamma begins at sigmoid(-b) or sigmoid(b), S ~ U[0, 1) away (None: 10 as in the paper, 3 for the
+    adaptive rule). ``lr`` None: scaled to the first gradient for the paper's rule, 0.5 logits per step for the
+    adaptive one. ``penalty``: the adaptive rule's price of a unit, as a share of the strongest unit's first effect.
+    ``sparsities``: sizes of the curve. ``draws``: random masks per size. ``batch_size``: prompts per forward pass.
+    """
+
+    sparsity: float = 1e-3
+    epochs: int = 30
+    start: Literal["movement", "empty"] = "movement"
+    offset: float | None = None
+    lr: float | None = None
+    penalty: float = 0.03
+    sparsities: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 2e-2, 5e-2, 1e-1, 1.0)
+    draws: int = 10
+    batch_size: int = 32
+    seed: int = 0
+
+
+@dataclass
+class Found:
+    """``mask``: the region found. ``ranking``: a number per unit that orders all of them."""
+
+    mask: dict[str, Tensor]
+    ranking: Units
+    forward_passes: int = 0
+    backward_passes: int = 0
+    history: tuple[tuple[float, int], ...] = ()
+    """Per epoch: accuracy of the rounded mask on the task, and its number of entries."""
+
+
+def search(blender: Blender, task: Task, method: Method, settings: Settings, progress: Progress | None = None) -> Found:
+    """Find the region with ``method``; the task is what the mask is fitted (and chosen) on."""
+    watch = progress or Silent()
+    budget = max(1, round(settings.sparsity * blender.region.n_entries))
+    if method == "movement":
+        ranking = movement(blender)
+        return Found(ranking.top(budget), ranking)
+    if method == "first_order":
+        ranking = first_order(blender, task)
+        count = len(task.batches)
+        return Found(ranking.top(budget), ranking, forward_passes=count, backward_passes=count)
+    return _optimise(blender, task, method == "adaptive", settings, budget, watch)
+
+
+def movement(blender: Blender) -> Units:
+    """Squared change of every unit (the paper's base mask)."""
+    ranking = Units(blender.region)
+    for name, part in blender.region.parts.items():
+        ranking.add(name, part.movement())
+    return ranking
+
+
+def first_order(blender: Blender, task: Task) -> Units:
+    """-dL/dgamma at the base: how much of the loss each unit would take away, to first order."""
+    effects = Units(blender.region)
+    _accumulate(blender, task, Units(blender.region, fill=-math.inf), effects)
+    for flat in effects.flat.values():
+        flat.neg_()
+    return effects
+
+
+def _accumulate(blender: Blender, task: Task, logits: Units, effects: Units) -> None:
+    """Add the mean over batches of dL/dgamma to ``effects``."""
+    for batch in task.batches:
+        with blender.soft(logits, effects) as model:
+            predicted, label = task.classify(model, batch)
+            blender.backward(cross_entropy(predicted.float(), label) / len(task.batches))
+
+
+def _optimise(blender: Blender, task: Task, adaptive: bool, settings: Settings, budget: int, watch: Progress) -> Found:
+    """Steps on the logits; the rounded mask that does best on the task is kept (ties: the smaller one).
+
+    The paper's gamma = gamma_b + (1 - 2 gamma_b) sigmoid(S - b) is sigmoid(L) with L = S - b where gamma_b is 0 and
+    L = b - S where it is 1, and its step on S is the same step on L; so gamma_b need not be held.
+    """
+    if settings.offset is None:
+        settings = replace(settings, offset=3.0 if adaptive else 10.0)
+    logits = _start(blender, settings, budget)
+    effects = Units(blender.region)
+    step = _Adaptive(settings) if adaptive else _Plain(settings)
+    best, best_key, history = _places(logits), (-1.0, 0), []
+    watch.start("graft", settings.epochs)
+    for _ in range(settings.epochs):
+        watch.advance()
+        step.before(effects)
+        _accumulate(blender, task, logits, effects)
+        step.take(logits, effects)
+        accuracy = grafted_outcome(task, blender, lambda name: logits.at(name) > 0).accuracy
+        places = _places(logits)
+        size = sum(_count(chosen) * blender.region.parts[name].entries_per_unit for name, chosen in places.items())
+        history.append((accuracy, size))
+        if (accuracy, -size) > best_key:
+            best, best_key = places, (accuracy, -size)
+    watch.finish()
+    passes = settings.epochs * len(task.batches)
+    return Found(_mask_at(blender, best), logits, 2 * passes, passes, tuple(history))
+
+
+def _places(logits: Units) -> dict[str, Tensor]:
+    """Where the rounded mask is on: as flat coordinates when few are, which is far smaller than a mask."""
+    found = {}
+    for name in logits.region.parts:
+        on = logits.at(name) > 0
+        found[name] = on.reshape(-1).nonzero()[:, 0].clone() if int(on.sum()) * 16 < on.numel() else on
+    return found
+
+
+def _count(chosen: Tensor) -> int:
+    return len(chosen) if chosen.dtype == torch.int64 else int(chosen.sum())
+
+
+def _mask_at(blender: Blender, places: dict[str, Tensor]) -> dict[str, Tensor]:
+    masks = {}
+    for name, chosen in places.items():
+        shape = blender.region.parts[name].unit_shape
+        if chosen.dtype == torch.bool:
+            masks[name] = chosen
+            continue
+        flat = torch.zeros(shape.numel(), dtype=torch.bool, device=chosen.device)
+        flat[chosen] = True
+        masks[name] = flat.reshape(shape)
+    return masks
+
+
+def _start(blender: Blender, settings: Settings, budget: int) -> Units:
+    # ranked before the logits exist, so that there are never two such sets at once
+    selected = movement(blender).top(budget) if settings.start == "movement" else None
+    logits = Units(blender.region)
+    generator = torch.Generator().manual_seed(settings.seed)
+    if selected is not None:
+        for name, mask in selected.items():
+            logits.add(name, mask.float())
+    for flat in logits.flat.values():
+        sign = (flat > 0).float().mul_(2).sub_(1)
+        flat.copy_(torch.rand(flat.shape, generator=generator)).sub_(settings.offset or 0.0).mul_(-sign)
+    return logits
+
+
+class _Plain:
+    """The paper's plain gradient step on S."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.lr, self.offset = settings.lr, settings.offset or 0.0
+
+    def before(self, effects: Units) -> None:
+        for flat in effects.flat.values():
+            flat.zero_()
+
+    def take(self, logits: Units, effects: Units) -> None:
+        def slope(effect: Tensor, logit: Tensor) -> None:
+            gamma = torch.sigmoid(logit)
+            effect.mul_(gamma.mul_(1 - gamma))
+
+        effects.each(slope, logits)
+        if self.lr is None:
+            largest = max(float(flat.abs().max()) for flat in effects.flat.values())
+            self.lr = _FIRST_STEP * self.offset / largest if largest > 0 else 0.0
+        rate = self.lr
+        logits.each(lambda logit, effect: logit.sub_(effect, alpha=rate), effects)
+
+
+class _Adaptive:
+    """Bounded steps on the loss plus an explicit price for every unit that is on (a relaxed L0 penalty).
+
+    The logits move by at most ``lr`` an epoch, -lr * tanh((m + price) / price) with m the momentum of dL/dgamma:
+    sign descent (Bernstein et al. 2018) softened around the price. Adam's second moment would need a fifth copy
+    of the weights and would lift units that do next to nothing to full speed. The price is ``penalty`` times the
+    strongest unit's effect at the start.
+    """
+
+    momentum = 0.9
+
+    def __init__(self, settings: Settings) -> None:
+        self.lr = 0.5 if settings.lr is None else settings.lr
+        self.penalty, self.bound = settings.penalty, settings.offset or 0.0
+        self.price = 0.0
+        self.count = 0
+
+    def before(self, effects: Units) -> None:
+        for flat in effects.flat.values():
+            flat.mul_(self.momentum)
+
+    def take(self, logits: Units, effects: Units) -> None:
+        self.count += 1
+        # the momentum sums (1 - m^t) / (1 - m) gradients
+        scale = (1 - self.momentum) / (1 - self.momentum**self.count)
+        if self.count == 1:
+            self.price = self.penalty * max(float(-flat.min()) for flat in effects.flat.values())
+        if self.price <= 0:
+            return
+        for key, logit in logits.flat.items():
+            logit.sub_((effects.flat[key] * (scale / self.price) + 1).tanh_(), alpha=self.lr)
+            logit.clamp_(-self.bound, self.bound)

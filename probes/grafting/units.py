@@ -1,0 +1,139 @@
+"""One number (or bit) per unit of a region: added up, ranked, cut at the top, drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from probes.grafting.regions import Region
+from workbench.typing import Tensor
+
+_ALL = ""
+Mask = Mapping[str, Tensor]
+"""Part name -> bool tensor, broadcastable to the part."""
+
+
+class Units:
+    """A number for every unit: one tensor per part, or one vector when units span parts."""
+
+    def __init__(self, region: Region, fill: float = 0.0) -> None:
+        self.region = region
+        if region.sizes is not None:
+            device = next(iter(region.parts.values())).base.device
+            self.flat = {_ALL: torch.full((len(region.sizes),), fill, device=device)}
+        else:
+            self.flat = {
+                name: torch.full(part.base.shape, fill, device=part.base.device, dtype=torch.float32)
+                for name, part in region.parts.items()
+            }
+
+    def at(self, name: str) -> Tensor:
+        """The numbers of a part, broadcastable to its tensor."""
+        units = self.region.parts[name].units
+        return self.flat[name] if units is None else self.flat[_ALL][units]
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Add ``values``, shaped as the part's units."""
+        units = self.region.parts[name].units
+        if units is None:
+            self.flat[name] += values
+        else:
+            self.flat[_ALL].index_add_(0, units.reshape(-1), values.reshape(-1).to(self.flat[_ALL]))
+            if self.region.reserved:
+                self.flat[_ALL][0] = 0.0
+
+    def each(self, change: Callable[[Tensor, Tensor], object], other: Units) -> None:
+        """Call ``change(mine, theirs)`` on every tensor, in place."""
+        for key, mine in self.flat.items():
+            change(mine, other.flat[key])
+
+    def above(self, threshold: float) -> dict[str, Tensor]:
+        """The mask of units above the threshold."""
+        return {name: self.at(name) > threshold for name in self.region.parts}
+
+    def top(self, entries: int) -> dict[str, Tensor]:
+        """The mask of the highest units that together hold at most ``entries`` entries; ties by order.
+
+        Ranks all tensors together, holding no more than the candidates.
+        """
+        sizes = self.region.sizes
+        if sizes is not None:
+            first = int(self.region.reserved)
+            order = self.flat[_ALL][first:].argsort(descending=True, stable=True) + first
+            chosen = torch.zeros(len(sizes), dtype=torch.bool, device=order.device)
+            chosen[order[: int((sizes.to(order.device)[order].cumsum(0) <= entries).sum())]] = True
+            return {name: chosen[part.units] for name, part in self.region.parts.items() if part.units is not None}
+        starts, values, places = {}, torch.empty(0), torch.empty(0, dtype=torch.long)
+        end = 0
+        for key, flat in self.flat.items():
+            starts[key] = end
+            some, where = _best(flat.reshape(-1), entries)
+            values, kept = _best(torch.cat([values.to(some), some]), entries)
+            places = torch.cat([places.to(where), where + end])[kept]
+            end += flat.numel()
+        masks = {}
+        for key, flat in self.flat.items():
+            inside = (places >= starts[key]) & (places < starts[key] + flat.numel())
+            mask = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+            mask[places[inside].to(flat.device) - starts[key]] = True
+            masks[key] = mask.reshape(flat.shape)
+        return masks
+
+
+def _best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest values and their places."""
+    found = values.topk(min(count, len(values)))
+    return found.values, found.indices
+
+
+def everything(region: Region) -> dict[str, Tensor]:
+    """The mask of all units."""
+    masks = Units(region, fill=1.0).above(0.0)
+    if region.reserved:
+        return {name: one & (region.parts[name].units != 0) for name, one in masks.items()}
+    return masks
+
+
+def entries_in(region: Region, mask: Mask) -> int:
+    """How many entries a mask selects."""
+    return sum(int(mask[name].sum()) * part.entries_per_unit for name, part in region.parts.items())
+
+
+def complement(region: Region, mask: Mask) -> dict[str, Tensor]:
+    """Everything in the region that ``mask`` leaves out."""
+    return {name: whole & ~mask[name] for name, whole in everything(region).items()}
+
+
+def random_like(region: Region, mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
+    """A random mask with as many units in every tensor as ``mask`` (units that span tensors: as many in all)."""
+    if region.sizes is not None:
+        count, first = len(region.sizes), int(region.reserved)
+        chosen = torch.zeros(count, dtype=torch.bool)
+        for name, part in region.parts.items():
+            if part.units is not None:
+                chosen[part.units[mask[name]].reshape(-1).cpu()] = True
+        drawn = torch.zeros(count, dtype=torch.bool)
+        drawn[first + torch.randperm(count - first, generator=generator)[: int(chosen.sum())]] = True
+        return {
+            name: drawn.to(part.units.device)[part.units]
+            for name, part in region.parts.items()
+            if part.units is not None
+        }
+    masks = {}
+    for name, one in mask.items():
+        flat = torch.zeros(one.numel(), dtype=torch.bool)
+        flat[_distinct(one.numel(), int(one.sum()), generator)] = True
+        masks[name] = flat.reshape(one.shape).to(one.device)
+    return masks
+
+
+def _distinct(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` distinct places below ``size``; redrawing repeats, so a few among many cost little memory."""
+    if count * 4 > size:
+        return torch.randperm(size, generator=generator)[:count]
+    places = torch.empty(0, dtype=torch.long)
+    while len(places) < count:
+        drawn = torch.randint(size, (count - len(places),), generator=generator)
+        places = torch.cat([places, drawn]).unique()
+    return places

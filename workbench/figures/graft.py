@@ -1,0 +1,48 @@
+"""How much of a skill a graft carries, against its size."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures.knob import COLOURS, GREY
+
+
+def sparsity_curve(
+    curve: pd.DataFrame, *, base: float, tuned: float, chosen: float | None = None, metric: str = "accuracy",
+    title: str = "",
+) -> go.Figure:  # fmt: skip
+    """``metric`` against the share of weights grafted (logarithmic), with interval and controls.
+
+    ``curve`` has columns sparsity, ``metric``, and for the accuracy also low, high, movement, random, random_low,
+    random_high. Dashed lines mark the base's and the tuned model's value, a dotted one the ``chosen`` size.
+    """
+    rows = curve.sort_values("sparsity")
+    x = rows["sparsity"].tolist()
+    figure = go.Figure()
+    if metric == "accuracy":
+        _band(figure, x, rows["random_low"], rows["random_high"], "rgba(127,127,127,0.25)")
+        figure.add_scatter(x=x, y=rows["random"].tolist(), name="random masks (range)", line=dict(color=GREY))
+        figure.add_scatter(
+            x=x, y=rows["movement"].tolist(), name="moved most", line=dict(color=COLOURS[1], dash="dash"),
+            mode="lines+markers", marker=dict(symbol="square"),
+        )  # fmt: skip
+        _band(figure, x, rows["low"], rows["high"], "rgba(0,114,178,0.18)")
+    figure.add_scatter(x=x, y=rows[metric].tolist(), name="graft", mode="lines+markers", line=dict(color=COLOURS[0]))
+    for value, name in ((base, "base"), (tuned, "tuned")):
+        figure.add_hline(y=value, line=dict(dash="dash", width=1), annotation=dict(text=name))
+    if chosen is not None and chosen > 0:
+        figure.add_vline(x=chosen, line=dict(dash="dot", width=1))
+    figure.update_layout(
+        title=dict(text=title), template="plotly_white", height=420, legend=dict(orientation="h", y=-0.25),
+        xaxis=dict(title=dict(text="share of the eligible weights grafted"), type="log"),
+        yaxis=dict(title=dict(text=metric.replace("_", " "))),
+    )  # fmt: skip
+    return figure
+
+
+def _band(figure: go.Figure, x: list[float], low: pd.Series, high: pd.Series, colour: str) -> None:
+    figure.add_scatter(
+        x=[*x, *x[::-1]], y=[*high, *low.tolist()[::-1]], fill="toself", fillcolor=colour, line=dict(width=0),
+        hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
