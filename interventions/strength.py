@@ -50,11 +50,6 @@ def working(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def n_prompts(ctx: ForwardContext) -> int:
-    """How many prompts this batch came from; beams and repeated samples count once."""
-    return ctx.batch if ctx.generation is None else ctx.generation.rows
-
-
 class Prepared:
     """A tensor computed once for the device, dtype and batch of the model, and anew each time while it is trained.
 
@@ -77,7 +72,7 @@ class Prepared:
     def __call__(self, value: Tensor, ctx: ForwardContext) -> Tensor:
         if self._trained:
             return self._build(value, ctx)
-        key = (value.device, value.dtype, (ctx.batch, n_prompts(ctx)) if self._rows else None)
+        key = (value.device, value.dtype, (ctx.batch, ctx.n_prompts) if self._rows else None)
         made = self._made.get(key)
         if made is None:
             with torch.inference_mode(False), torch.no_grad():
@@ -105,8 +100,8 @@ class Amount:
 
 def for_rows(given: Tensor, ctx: ForwardContext, what: str) -> Tensor:
     """``given`` [prompt, ...] as [batch, ...]: every beam and sample gets its prompt's entry."""
-    if len(given) != n_prompts(ctx):
+    if len(given) != ctx.n_prompts:
         raise UserError(
-            f"There are {len(given)} {what} but the batch has {n_prompts(ctx)} prompts: give one per prompt."
+            f"There are {len(given)} {what} but the batch has {ctx.n_prompts} prompts: give one per prompt."
         )
     return given.to(ctx.device)[ctx.rows]

@@ -47,7 +47,22 @@ class ForwardContext:
     @cached_property
     def padded(self) -> bool:
         """Whether any column so far is padding."""
-        return self.attention_mask is not None and not bool(self.attention_mask.all())
+        if self.attention_mask is None:
+            return False
+        if self.generation is not None and self.generation.attention_mask is not None:
+            return True  # known since generate began: asking the mask again would wait for the device at every step
+        return not bool(self.attention_mask.all())
+
+    @property
+    def n_prompts(self) -> int:
+        """How many prompts this batch came from; beams and repeated samples count once."""
+        return self.batch if self.generation is None else self.generation.rows
+
+    @property
+    def decoding(self) -> bool:
+        """Whether all new columns hold generated tokens."""
+        generation = self.generation
+        return generation is not None and self.given_prompt_lengths is None and self.start >= generation.columns
 
     @cached_property
     def real(self) -> Bool[Tensor, "batch pos"]:

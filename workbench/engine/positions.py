@@ -92,8 +92,8 @@ def where(positions: PositionSpec | Where) -> Where:
 def select(positions: PositionSpec | Where, ctx: ForwardContext) -> Selection:
     """What ``positions`` selects among the new columns of this forward pass."""
     scope = where(positions)
-    plain = scope.tokens is None and scope.exclude is None and scope.rows is None
-    if plain and (quick := _quick(scope.at, ctx)) is not None:
+    quick = _quick_difference(scope, ctx)
+    if quick is NONE or (quick is ALL and scope.tokens is None and scope.rows is None):
         return quick
     mask = _mask(scope.at, ctx)
     if scope.tokens is not None:
@@ -122,8 +122,21 @@ def check_positions(spec: Any) -> None:
             raise UserError(f"Positions {spec!r} are not a word, a number, a slice, a list of numbers or a function.")
 
 
+def _quick_difference(scope: Where, ctx: ForwardContext) -> Selection | None:
+    """``at`` without ``exclude``, decided without tensors; None when a mask is needed."""
+    at = _quick(scope.at, ctx)
+    if scope.exclude is None or at is NONE:
+        return at
+    unwanted = _quick(scope.exclude, ctx)
+    if unwanted is ALL:
+        return NONE
+    return at if unwanted is NONE else None
+
+
 def _quick(spec: PositionSpec, ctx: ForwardContext) -> Selection | None:
     """Decide without tensors where every row has the same positions; None when a mask is needed."""
+    if ctx.decoding and isinstance(spec, str):
+        return _while_decoding(spec)
     if isinstance(spec, str) and spec == "all" and not ctx.padded:
         return ALL
     if (
@@ -143,6 +156,19 @@ def _quick(spec: PositionSpec, ctx: ForwardContext) -> Selection | None:
     if high <= start or low >= end:
         return NONE
     return ALL if low <= start and end <= high else None
+
+
+def _while_decoding(spec: str) -> Selection | None:
+    """The same for new columns that are all generated, padded prompts or not."""
+    wanted, unwanted = ([_generated(term) for term in terms] for terms in _terms(spec))
+    if any(unwanted) or not any(one is not False for one in wanted):
+        return NONE
+    return ALL if any(wanted) and all(one is False for one in unwanted) else None
+
+
+def _generated(term: str) -> bool | None:
+    """Whether a term covers generated tokens; None: some of them."""
+    return None if term.startswith("generated[") else term in ("all", "generated")
 
 
 def _mask(spec: PositionSpec, ctx: ForwardContext) -> Tensor:
@@ -210,7 +236,7 @@ def _from_prompt_end(position: int, ctx: ForwardContext) -> Tensor | int:
 
 
 def _row_mask(rows: tuple[bool, ...], ctx: ForwardContext) -> Tensor:
-    needed = int(ctx.rows[-1]) + 1
+    needed = ctx.n_prompts
     if len(rows) != needed:
         raise UserError(
             f"The scope names {len(rows)} rows but the batch has {needed} prompts: give one entry per prompt."

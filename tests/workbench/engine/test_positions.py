@@ -19,6 +19,7 @@ SPECS: list[Any] = [
     "prompt[-1]", "generated[0]", "generated[1:3]", "first+last", 0, 2, -1, -2, slice(1, -1), slice(2, None),
     slice(None, 2),
     [0, -1], lambda ids: ids % 2 == 0, Where("all", tokens=(3, 5)), Where("prompt", exclude="last"),
+    Where("all", exclude="prompt"), Where("last+generated", exclude="generated[0]"), Where("generated", tokens=(3,)),
 ]  # fmt: skip
 
 
