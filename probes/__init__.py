@@ -5,6 +5,7 @@ from __future__ import annotations
 from workbench.lazy import lazy
 
 _HOME = {
+    "ActivationDelta": "deltas",
     "Comparison": "comparison",
     "ExpertMap": "experts.mapping",
     "GraftResult": "grafting",
@@ -19,6 +20,7 @@ _HOME = {
     "SwitchingCurve": "experts.switching",
     "TokenShift": "token_ranks",
     "WeightDelta": "weights",
+    "activation_delta": "deltas",
     "compare": "comparison",
     "expert_map": "experts.mapping",
     "find_knob": "knob.find",
