@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import secrets
 import shutil
 from pathlib import Path
@@ -27,6 +26,7 @@ from workbench.engine.positions import where
 from workbench.errors import NotSupported, UserError
 from workbench.files import PARTIAL, room_for
 from workbench.models.adapted import AdaptedModel
+from workbench.models.export import plain_copy
 
 _OFFSETS = (HeadOffset, Offset)
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -51,7 +51,8 @@ def baked(model: Any, recipe: Recipe) -> Any:
     recipe.check(adapted)
     for place, one in enumerate(recipe):
         _check_everywhere(one, f"{one.kind} (number {place} of the recipe)")
-    hf = _plain_copy(adapted)
+    with adapted.active():
+        hf = plain_copy(adapted).eval()
     ablations = [one for one in recipe if isinstance(one, ConceptAblation)]
     if ablations and len(ablations) < len(recipe):
         raise NotSupported(
@@ -97,20 +98,6 @@ def _check_everywhere(one: Intervention, what: str) -> None:
         raise NotSupported(f"{what} acts on some positions only, and weights act on every token: use positions='all'.")
     if not isinstance(one.strength, float):
         raise NotSupported(f"{what} has a strength per row, and weights have one for all: bake one strength.")
-
-
-def _plain_copy(model: AdaptedModel) -> Any:
-    """The Hugging Face model of this view alone: an adapter merged on the tuned side, left out on the base side."""
-    from workbench.models.adapters import adapter_layers, detach_adapters
-
-    clone = copy.deepcopy(model.hf)
-    if any(True for _ in adapter_layers(clone)):
-        if model.role == "base" or not hasattr(clone, "merge_and_unload"):
-            clone = clone.get_base_model() if hasattr(clone, "get_base_model") else clone
-            detach_adapters(clone)
-        else:
-            clone = clone.merge_and_unload()
-    return clone.eval()
 
 
 def _fold_heads(target: AdaptedModel, recipe: Recipe) -> None:

@@ -1,0 +1,198 @@
+"""Steered against unsteered generation, and against other libraries making the same edit.
+
+    python benchmarks/steer.py [--quick] [--json] [--repeats N]
+
+One process. Every repeat runs each contestant once, in an order that rotates; the figure is the median over repeats
+of its time divided by the time of plain ``generate`` in the same repeat, with the quartiles. Each contestant's tokens
+are compared with ours first. Peers that are not installed are reported as skipped; put them on PYTHONPATH, for example after
+``pip install --no-deps --target peers pyvene steering-vectors repeng matplotlib``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from benchmarks import steer_peers
+from interventions.expert_switch import ExpertSwitch
+from interventions.offset import Offset
+from interventions.recipe import Recipe
+from interventions.sweep import swept
+from workbench.models.adapted import AdaptedModel
+
+Run = Callable[[], torch.Tensor]
+
+
+@dataclass
+class Row:
+    """One line of the table: plain generation, ours, and who else can make the edit."""
+
+    name: str
+    plain: Run
+    ours: Run
+    peers: dict[str, Run] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the models are, and how many tokens and repeats."""
+
+    layers: int = 8
+    width: int = 512
+    tokens: int = 64
+    repeats: int = 15
+
+
+def llama(size: Size) -> Any:
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=size.width, intermediate_size=size.width * 3, num_hidden_layers=size.layers,
+        num_attention_heads=8, num_key_value_heads=4, pad_token_id=0, eos_token_id=None, bos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+def mixture(size: Size) -> Any:
+    config = Qwen3MoeConfig(
+        vocab_size=4096, hidden_size=size.width // 2, intermediate_size=size.width, num_hidden_layers=size.layers,
+        moe_intermediate_size=size.width // 4, num_attention_heads=8, num_key_value_heads=4, num_experts=16,
+        num_experts_per_tok=4, norm_topk_prob=True, head_dim=32, pad_token_id=0, eos_token_id=None, bos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Qwen3MoeForCausalLM(config).eval()
+
+
+def generator(hf: Any, batch: int, tokens: int) -> Callable[..., torch.Tensor]:
+    """Greedy generation of exactly ``tokens`` tokens with the key/value cache, with whichever ``generate`` is given."""
+    ids = torch.randint(2, hf.config.vocab_size, (1, 16), generator=torch.Generator().manual_seed(1)).expand(batch, -1)
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+
+    def run(generate: Callable[..., Any] | None = None) -> torch.Tensor:
+        with torch.no_grad():
+            found = (generate or hf.generate)(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        return found if isinstance(found, torch.Tensor) else found[0]
+
+    return run
+
+
+def offset_row(name: str, size: Size, layers: list[int], strengths: list[float] | None = None) -> Row:
+    hf = llama(size)
+    directions = torch.randn(size.layers, size.width, generator=torch.Generator().manual_seed(2))
+    vectors = {layer: directions[layer] * 0.5 for layer in layers}
+    recipe = Recipe([Offset(layer, vector) for layer, vector in vectors.items()])
+    recipe = recipe if strengths is None else swept(recipe, strengths)
+    run, model = generator(hf, len(strengths or [1.0]), size.tokens), AdaptedModel(hf, None)
+
+    def ours() -> torch.Tensor:
+        with recipe.applied(model):
+            return run()
+
+    row = Row(name, run, ours)
+    for peer, make in steer_peers.OFFSETS.items():
+        try:
+            row.peers[peer] = make(copy.deepcopy(hf), vectors, strengths, run)
+        except (ImportError, NotImplementedError) as error:
+            row.skipped[peer] = str(error)
+    return row
+
+
+def switch_row(size: Size) -> Row:
+    hf = mixture(size)
+    model = AdaptedModel(hf, None)
+    recipe = Recipe([ExpertSwitch(off=[f"L{layer}E{layer % 16}" for layer in range(size.layers)], mode="replace")])
+    run = generator(hf, 1, size.tokens)
+
+    def ours() -> torch.Tensor:
+        with recipe.applied(model):
+            return run()
+
+    reason = "has no switch for experts that takes effect on transformers 5"
+    return Row("ExpertSwitch on every layer", run, ours, skipped=dict.fromkeys(steer_peers.OFFSETS, reason))
+
+
+def rows(size: Size) -> list[Callable[[], Row]]:
+    strengths = [round(-2 + 4 * step / 15, 3) for step in range(16)]
+    middle, every = [size.layers // 2], list(range(size.layers))
+    return [
+        lambda: offset_row("one offset", size, middle),
+        lambda: offset_row("an offset on every layer", size, every),
+        lambda: offset_row("16 strengths as one batch (against a plain batch of 16)", size, middle, strengths),
+        lambda: switch_row(size),
+    ]
+
+
+def measure(row: Row, repeats: int) -> dict[str, Any]:
+    """Median and quartiles of each contestant's time over plain generation's, paired by repeat."""
+    contestants: dict[str, Run] = {"plain": row.plain, "plain again": row.plain, "ours": row.ours, **row.peers}
+    wanted = row.ours()
+    same: dict[str, bool] = {}
+    for name, run in row.peers.items():
+        try:
+            same[name] = bool(torch.equal(run(), wanted))
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            row.skipped[name] = f"failed: {type(error).__name__}: {str(error).splitlines()[-1][:160]}"
+            del contestants[name]
+    differs = not torch.equal(row.plain(), wanted)
+    names, times = list(contestants), {name: [] for name in contestants}  # type: ignore[var-annotated]
+    for repeat in range(repeats):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            contestants[name]()
+            times[name].append(time.perf_counter() - start)
+    report: dict[str, Any] = {"row": row.name, "plain_seconds": round(statistics.median(times["plain"]), 4)}
+    report["edit_changes_the_tokens"] = differs
+    report["ratios"] = {name: ratios(times[name], times["plain"]) for name in names if name != "plain"}
+    return {**report, "same_tokens_as_ours": same, "skipped": row.skipped}
+
+
+def ratios(times: list[float], plain: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(times, plain, strict=True)], n=4)
+    return {"median": round(middle, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def shown(report: dict[str, Any]) -> str:
+    lines = [f"{report['row']}  (plain: {report['plain_seconds']} s)"]
+    for name, ratio in report["ratios"].items():
+        tokens = {True: "same tokens", False: "OTHER TOKENS", None: ""}[report["same_tokens_as_ours"].get(name)]
+        lines.append(f"  {name:18} {ratio['median']:.3f}x  [{ratio['low']:.3f}, {ratio['high']:.3f}]  {tokens}")
+    return "\n".join(lines + [f"  {name:18} skipped: {why}" for name, why in report["skipped"].items()])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small models, few repeats: does it run?")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
+    parser.add_argument("--repeats", type=int)
+    chosen = parser.parse_args()
+    size = Size(layers=3, width=128, tokens=8, repeats=3) if chosen.quick else Size()
+    warnings.simplefilter("ignore")
+    reports = []
+    for make in rows(size):
+        reports.append(measure(make(), chosen.repeats or size.repeats))
+        if not chosen.json:
+            print(shown(reports[-1]), flush=True)
+    if chosen.json:
+        where = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+        print(json.dumps({"size": vars(size), **where, "rows": reports}))
+
+
+if __name__ == "__main__":
+    main()
