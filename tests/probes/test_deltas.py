@@ -46,8 +46,8 @@ def test_a_planted_shift_is_found_at_its_head_and_nowhere_else() -> None:
     assert heads.loc[2, "score"] == pytest.approx(1.0 / length, abs=0.03)
     assert heads.loc[2, "low"] < 1.0 / length < heads.loc[2, "high"]
     assert heads.drop(2)["score"].max() < 0.08 and heads["control_high"].max() < heads.loc[2, "low"]
-    assert abs(float(found.vectors["blocks.0.hook_resid_post/mean"][0] @ u)) > 0.99
-    assert abs(float(found.vectors["blocks.0.hook_resid_post/uncentred"][0] @ u)) > 0.98
+    assert abs(float(found.vectors["blocks.0.hook_resid_post/mean"][0] @ u)) > 0.97
+    assert abs(float(found.vectors["blocks.0.hook_resid_post/uncentred"][0] @ u)) > 0.96
     assert abs(float(found.vectors["blocks.0.hook_resid_post/centred"][0] @ u)) < 0.9, "centring removes the mean"
 
 
