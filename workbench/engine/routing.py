@@ -54,8 +54,8 @@ def normalises(router: nn.Module) -> bool:
 def reroute(
     router: nn.Module,
     logits: Float[Tensor, "token expert"],
-    excluded: Bool[Tensor, "*token expert"] | None = None,
-    preferred: Float[Tensor, "*token expert"] | None = None,
+    excluded: Bool[Tensor, "... expert"] | None = None,
+    preferred: Float[Tensor, "... expert"] | None = None,
 ) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
     """Recompute (weights, experts) from the logits, as the router's own class does.
 
