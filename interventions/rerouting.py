@@ -22,15 +22,15 @@ _FIRST = 1e4
 class Orders:
     """What is asked of one layer's experts; every tensor is [expert] or, for chosen tokens, [token, expert]."""
 
-    excluded: Bool[Tensor, "*token expert"] | None = None
+    excluded: Bool[Tensor, "... expert"] | None = None
     """Cannot be selected."""
-    dropped: Bool[Tensor, "*token expert"] | None = None
+    dropped: Bool[Tensor, "... expert"] | None = None
     """Keep their slot, with weight 0."""
-    passed_on: Bool[Tensor, "*token expert"] | None = None
+    passed_on: Bool[Tensor, "... expert"] | None = None
     """As dropped, their weight going to the token's other experts."""
-    forced: Bool[Tensor, "*token expert"] | None = None
+    forced: Bool[Tensor, "... expert"] | None = None
     """Always selected."""
-    score: Float[Tensor, "*token expert"] | None = None
+    score: Float[Tensor, "... expert"] | None = None
     """Gate score of forced experts; NaN: the router's own; infinity: the highest of the token's."""
 
     @classmethod

@@ -171,3 +171,14 @@ def test_refused() -> None:
     with pytest.raises(UserError, match="each token needs 2"):
         six = [(1, e) for e in range(6)]
         iv.Recipe([iv.ExpertSwitch(six), iv.ExpertSwitch([(1, 6)])]).check(model_of("mixtral"))
+
+
+@pytest.mark.parametrize("family", NAMED)
+def test_off_everywhere_and_on_at_some_positions(family: str) -> None:
+    off, on = iv.ExpertSwitch(["L1E2"]), iv.ExpertSwitch(on=["L1E4"], positions="prompt[-5:]")
+    _, experts = routing(model_of(family), iv.Recipe([off, on]))
+    _, alone = routing(model_of(family), iv.Recipe([off]))
+    experts, alone = experts.view(2, 20, -1), alone.view(2, 20, -1)
+    assert not (experts == 2).any()
+    assert (experts[:, -5:] == 4).any(-1).all()
+    assert torch.equal(experts[:, :-5].sort(-1)[0], alone[:, :-5].sort(-1)[0])
