@@ -31,6 +31,21 @@ class Captured:
 
 
 @dataclass(frozen=True)
+class _Kept:
+    """Which rows of a forward pass are kept; found once, the same for every site."""
+
+    batch_row: Tensor
+    column: Tensor
+    everything: bool
+
+    def of(self, value: Tensor) -> Tensor:
+        """[row, ...] of ``value`` [batch, pos, ...]; a view where every position is kept."""
+        if self.everything:
+            return value.flatten(0, 1)
+        return value[self.batch_row.to(value.device), self.column.to(value.device)]
+
+
+@dataclass(frozen=True)
 class Capture:
     """What to keep of a forward pass."""
 
@@ -52,21 +67,20 @@ class Capture:
             out = model.forward(batch, logits="all" if self.logits else None)
         if out is not None and self.logits:
             assert taken.batch_row is not None and taken.position is not None
-            columns = _columns(batch, taken)
-            self._store(taken, LOGITS, out[taken.batch_row.to(out.device), columns.to(out.device)])
+            self._store(taken, LOGITS, out, _Kept(taken.batch_row, _columns(batch, taken), everything=False))
         return taken
 
     def _reader(self, site: Site, taken: Captured) -> Any:
         def read(value: Any, ctx: ForwardContext) -> None:
-            mask = self._locate(ctx, taken)
+            kept = self._locate(ctx, taken)
             if isinstance(value, Routing):
-                self._store(taken, site.name, value.logits[mask])
-                self._store(taken, f"{site.name}.weights", value.weights[mask])
-                self._store(taken, f"{site.name}.experts", value.experts[mask])
+                self._store(taken, site.name, value.logits, kept)
+                self._store(taken, f"{site.name}.weights", value.weights, kept)
+                self._store(taken, f"{site.name}.experts", value.experts, kept)
             elif site.kind == "pattern":
-                self._store(taken, site.name, _aligned_pattern(value, ctx, self.width)[mask])
+                self._store(taken, site.name, _aligned_pattern(value, ctx, self.width), kept)
             else:
-                self._store(taken, site.name, value[mask.to(value.device)])
+                self._store(taken, site.name, value, kept)
 
         return read
 
@@ -76,22 +90,22 @@ class Capture:
 
         return locate
 
-    def _locate(self, ctx: ForwardContext, taken: Captured) -> Tensor:
-        """[batch, pos] bool: which rows are kept; the same for every site of the pass."""
-        if (mask := ctx.scratch.get("capture")) is None:
+    def _locate(self, ctx: ForwardContext, taken: Captured) -> _Kept:
+        if (kept := ctx.scratch.get("capture")) is None:
             chosen = select(self.positions, ctx)
             mask = chosen.mask if chosen.mask is not None else ctx.real & (not chosen.nothing)
-            ctx.scratch["capture"] = mask
-            taken.batch_row = mask.nonzero()[:, 0].cpu()
+            row, column = mask.nonzero(as_tuple=True)
+            kept = _Kept(row, column, everything=bool(mask.all()))
+            ctx.scratch["capture"] = kept
+            taken.batch_row = kept.batch_row.cpu()
             taken.position = ctx.index[mask].cpu()
-        return mask
+        return kept
 
-    def _store(self, taken: Captured, name: str, rows: Tensor) -> None:
-        """Keep a copy: an aliased slice would hold the whole activation in memory."""
-        rows = rows.detach()
-        if self.dtype is not None and rows.is_floating_point():
-            rows = rows.to(self.dtype)
-        taken.rows[name] = rows.clone() if rows._base is not None else rows
+    def _store(self, taken: Captured, name: str, value: Tensor, kept: _Kept) -> None:
+        """Keep a copy: an alias would hold the whole activation, and change with what is written into it later."""
+        rows = kept.of(value.detach())
+        dtype = self.dtype if self.dtype is not None and rows.is_floating_point() else rows.dtype
+        taken.rows[name] = rows.to(dtype, copy=kept.everything)
 
 
 def _columns(batch: Encoded, taken: Captured) -> Tensor:
@@ -115,7 +129,8 @@ def _aligned_pattern(pattern: Tensor, ctx: ForwardContext, width: int) -> Tensor
 
 
 def nonfinite_rows(rows: Tensor) -> Bool[Tensor, " row"]:
-    """Which rows hold a NaN or an infinite value. One look at all of them decides the usual case."""
-    if not rows.is_floating_point() or bool(torch.isfinite(rows).all()):
+    """Which rows hold a NaN or an infinite value. Their sum, which either would spoil, decides the usual case."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    if not rows.is_floating_point() or bool(torch.isfinite(rows.sum(dtype=wide))):
         return torch.zeros(len(rows), dtype=torch.bool)
     return (~torch.isfinite(rows)).flatten(1).any(1).cpu()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,12 +105,23 @@ def _options(scope: Where, dtype: torch.dtype | None, logits: bool, new_tokens: 
 
 
 @dataclass
+class _Pass:
+    """What one batch left: tensors [row, ...] keyed ``role/site``, and the prompt and position of each row."""
+
+    tensors: dict[str, Tensor]
+    prompt: Tensor
+    position: Tensor
+
+
+@dataclass
 class _Job:
     models: dict[str, AdaptedModel]
     prompts: Prompts
     plan: Plan
     capture: Capture
     progress: Progress
+    texts: dict[int, str] = field(default_factory=dict)
+    """Token id -> its text, decoded once."""
 
     def run(self, sink: Sink, config: dict[str, Any]) -> Recording:
         windows = self.plan.windows()
@@ -120,7 +130,7 @@ class _Job:
             with sink:
                 self.progress.advance(sum(len(window) for window in windows[: sink.steps_done]))
                 for window in windows[sink.steps_done :]:
-                    sink.add(*self._window(window))
+                    self._record(window, sink)
         finally:
             self.progress.finish()
         recording = sink.recording(config)
@@ -130,38 +140,41 @@ class _Job:
         _warn_of_nonfinite(recording)
         return recording
 
-    def _window(self, window: list[int]) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
-        """Rows of consecutive prompts, back in the order of the prompts."""
-        pieces: dict[str, list[Tensor]] = {}
-        prompt: list[Tensor] = []
-        position: list[Tensor] = []
-        for batch in self.plan.batches(window):
-            captured = {role: self._capture(model, batch) for role, model in self.models.items()}
-            for role, taken in captured.items():
-                for name, rows in taken.rows.items():
-                    pieces.setdefault(f"{role}/{name}", []).append(rows)
-            place = next(iter(captured.values()))
-            assert place.batch_row is not None and place.position is not None
-            prompt.append(torch.tensor(batch.prompts)[place.batch_row])
-            position.append(place.position)
-            self.progress.advance(len(batch.prompts))
-        of, at = torch.cat(prompt), torch.cat(position)
+    def _record(self, window: list[int], sink: Sink) -> None:
+        """Consecutive prompts: their rows together in the order of the prompts, or batch by batch."""
+        passes = (self._pass(batch) for batch in self.plan.batches(window))
+        if sink.in_order:
+            sink.add(*self._joined(list(passes)))
+        else:
+            for one in passes:
+                sink.add(*self._joined([one]))
+
+    def _pass(self, batch: Batch) -> _Pass:
+        """Every model on one batch."""
+        tensors: dict[str, Tensor] = {}
+        places: list[Captured] = []
+        for role, model in self.models.items():
+            places.append(self.capture.run(model, batch.encoded, batch.prompt_lengths))
+            tensors |= {f"{role}/{name}": rows for name, rows in places[-1].rows.items()}
+        row, position = places[0].batch_row, places[0].position
+        assert row is not None and position is not None
+        self.progress.advance(len(batch.prompts))
+        return _Pass(tensors, torch.tensor(batch.prompts)[row], position)
+
+    def _joined(self, passes: list[_Pass]) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+        """The rows of some batches, in the order of the prompts, and their index."""
+        of, at = torch.cat([one.prompt for one in passes]), torch.cat([one.position for one in passes])
         order = torch.argsort(of * (self.plan.longest + 1) + at, stable=True)
-        tensors = {name: _ordered(rows, order) for name, rows in pieces.items()}
+        names = list(passes[0].tensors)
+        tensors = {name: _ordered([one.tensors.pop(name) for one in passes], order) for name in names}
         index = self._index(of[order].tolist(), at[order].tolist())
         return tensors, {**index, "nonfinite": _flags(tensors, len(of))}
-
-    def _capture(self, model: AdaptedModel, batch: Batch) -> Captured:
-        return self.capture.run(model, batch.encoded, batch.prompt_lengths)
 
     def _index(self, prompts: list[int], positions: list[int]) -> dict[str, list[Any]]:
         ids = [self.plan.ids[prompt][position] for prompt, position in zip(prompts, positions, strict=True)]
         tokenizer = next(iter(self.models.values())).tokenizer
-
-        @cache
-        def text(token: int) -> str:
-            return tokenizer.decode([token])
-
+        for token in set(ids) - self.texts.keys():
+            self.texts[token] = tokenizer.decode([token])
         lengths = self.plan.prompt_lengths
         phases = [
             "prompt" if position < lengths[prompt] else "generated"
@@ -172,7 +185,7 @@ class _Job:
             "prompt": prompts,
             "position": positions,
             "token_id": ids,
-            "token": [text(token) for token in ids],
+            "token": [self.texts[token] for token in ids],
             "phase": phases,
             "group": [rows[prompt].group for prompt in prompts],
             "label": [None if rows[prompt].label is None else str(rows[prompt].label) for prompt in prompts],
@@ -199,8 +212,13 @@ def _warn_of_nonfinite(recording: Recording) -> None:
         )
 
 
-def _ordered(rows: list[Tensor], order: Tensor) -> Tensor:
-    joined = rows[0] if len(rows) == 1 else torch.cat(rows)
+def _ordered(pieces: list[Tensor], order: Tensor) -> Tensor:
+    """Row ``order[i]`` of the joined pieces becomes row i; each row is copied at most once."""
     if torch.equal(order, torch.arange(len(order))):
-        return joined
-    return joined[order.to(joined.device)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    joined = pieces[0].new_empty((len(order), *pieces[0].shape[1:]))
+    for piece, rows in zip(pieces, place.split([len(piece) for piece in pieces]), strict=True):
+        joined.index_copy_(0, rows.to(joined.device), piece)
+    return joined

@@ -117,7 +117,10 @@ def flagged_in(index: pd.DataFrame) -> tuple[tuple[str, str, int], ...]:
     """(role, site, prompt) of every non-finite value, from the index's own column."""
     if "nonfinite" not in index:
         return ()
-    marked = index.loc[index["nonfinite"].notna(), ["prompt", "nonfinite"]]
+    anywhere = index["nonfinite"].notna().to_numpy()
+    if not anywhere.any():
+        return ()
+    marked = index.loc[anywhere, ["prompt", "nonfinite"]]
     found: set[tuple[str, str, int]] = set()
     for prompt, names in zip(marked["prompt"], marked["nonfinite"], strict=True):
         for role, _, site in (name.partition("/") for name in str(names).split(";")):

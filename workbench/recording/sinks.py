@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +25,8 @@ class Sink:
 
     steps_done = 0
     """Windows that an interrupted run had stored already."""
+    in_order = True
+    """Whether rows must come in the order of the prompts; otherwise each batch comes as soon as it was run."""
 
     def __enter__(self) -> Sink:
         return self
@@ -34,7 +36,7 @@ class Sink:
     ) -> None: ...
 
     def add(self, tensors: dict[str, Tensor], index: dict[str, list[Any]]) -> None:
-        """One window: tensors [row, ...] keyed ``role/site``, and the index columns."""
+        """Some prompts: tensors [row, ...] keyed ``role/site``, and the index columns."""
         raise NotImplementedError
 
     def recording(self, config: dict[str, Any]) -> Recording:
@@ -93,6 +95,8 @@ class StoreSink(Sink):
 class StatisticsSink(Sink):
     """Float64 moments per model and site, and of tuned - base; memory does not grow with the prompts."""
 
+    in_order = False
+
     def __init__(self, *, covariance: bool, top: int) -> None:
         self._covariance, self._top = covariance, top
         self._rows = 0
@@ -103,8 +107,7 @@ class StatisticsSink(Sink):
     def add(self, tensors: dict[str, Tensor], index: dict[str, list[Any]]) -> None:
         frame = pd.DataFrame(index)
         self._nonfinite += flagged_in(frame)
-        for name, rows in self._with_difference(tensors).items():
-            role, _, site = name.partition("/")
+        for role, site, rows in self._with_difference(tensors):
             if not rows.is_floating_point():
                 continue
             if len(bad := nonfinite_rows(rows).nonzero()):
@@ -120,18 +123,17 @@ class StatisticsSink(Sink):
     def recording(self, config: dict[str, Any]) -> Recording:
         return Recording(
             pd.DataFrame({"prompt": [], "position": []}), config, moments=self._moments, top=self._tops,
-            n_rows=self._rows, streamed_nonfinite=tuple(self._nonfinite),
+            n_rows=self._rows, streamed_nonfinite=tuple(sorted(set(self._nonfinite))),
         )  # fmt: skip
 
-    def _with_difference(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        shared = [name.removeprefix("base/") for name in tensors if name.startswith("base/")]
-        extra = {
-            f"{DIFFERENCE}/{site}": tensors[f"tuned/{site}"].double() - tensors[f"base/{site}"].double()
-            for site in shared
-            if tensors.get(f"tuned/{site}") is not None and tensors[f"tuned/{site}"].is_floating_point()
-            and tensors[f"tuned/{site}"].shape == tensors[f"base/{site}"].shape
-        }  # fmt: skip
-        return {**tensors, **extra}
+    def _with_difference(self, tensors: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
+        """(role, site, rows), the differences made one at a time: they are in float64."""
+        for name, rows in tensors.items():
+            role, _, site = name.partition("/")
+            yield role, site, rows
+            tuned = tensors.get(f"tuned/{site}") if role == "base" else None
+            if tuned is not None and tuned.is_floating_point() and tuned.shape == rows.shape:
+                yield DIFFERENCE, site, tuned.double() - rows.double()
 
     def _moments_of(self, role: str, site: str, rows: Tensor) -> StreamingMoments:
         of_role = self._moments.setdefault(role, {})

@@ -1,0 +1,99 @@
+"""Memory, in fresh processes: statistics that do not grow with the prompts, adapter pairs that hold one copy."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.memory import in_fresh_process, peak, reset_peak, resident
+
+HERE = __name__
+
+
+def measure(*, quick: bool, threads: int) -> dict[str, Any]:
+    """Both measurements; ``quick`` takes fewer prompts and a smaller model."""
+    few, many = (100, 1000) if quick else (100, 10_000)
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            "statistics": statistics(few, many, threads),
+            "adapter pair": adapter_pair(Path(folder), width=512 if quick else 1024),
+        }
+
+
+def statistics(few: int, many: int, threads: int) -> dict[str, Any]:
+    """Peak resident memory of record(store=None) on ``few`` and on ``many`` prompts; 1.05 is the bar."""
+    found = {n: in_fresh_process(HERE, "stream", prompts=n, threads=threads) for n in (few, many)}
+    return {
+        "prompts": [few, many],
+        "peak_mb": [round(found[n]["peak"], 1) for n in (few, many)],
+        "above_start_mb": [round(found[n]["peak"] - found[n]["start"], 1) for n in (few, many)],
+        "rows_mb_if_kept": [round(found[n]["rows_mb"], 1) for n in (few, many)],
+        "ratio": round(found[many]["peak"] / found[few]["peak"], 4),
+        "python_peak_mb": [round(found[n]["python"], 1) for n in (few, many)],
+    }
+
+
+def stream(prompts: int, threads: int) -> dict[str, float]:
+    """In a fresh process: statistics of a pair at every token."""
+    import tracemalloc
+
+    from benchmarks.record_models import llama, pair_of, prompts_for
+    from workbench.recording.record_pair import record
+
+    torch.set_num_threads(threads)
+    model = llama(layers=4, width=256)
+    pair = pair_of(model)
+    texts = prompts_for(model, prompts, length=16)
+    record(pair, texts[:32], ["z", "resid_post"], positions="all", batch_size=16, store=None)  # lazy imports
+    start = reset_peak()
+    rec = record(pair, texts, ["z", "resid_post"], positions="all", batch_size=16, store=None)
+    most = peak()
+    tracemalloc.start()
+    record(pair, texts[: min(prompts, 1000)], ["z"], layers=0, positions="all", batch_size=16, store=None)
+    python = tracemalloc.get_traced_memory()[1] / 1e6
+    return {"start": start, "peak": most, "rows_mb": len(rec) * 256 * 4 * 2 * 4 * 2 / 1e6, "python": python}
+
+
+def adapter_pair(folder: Path, width: int) -> dict[str, Any]:
+    """Resident memory of a base with its adapter over that of the base alone, both used once; 1.05 is the bar."""
+    import peft
+
+    from benchmarks.record_models import llama
+
+    model = llama(width=width)
+    model.hf.save_pretrained(folder / "base")
+    model.tokenizer.save_pretrained(folder / "base")
+    config = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    peft.get_peft_model(model.hf, config).save_pretrained(str(folder / "adapter"))
+    one, two = (in_fresh_process(HERE, "load", folder=str(folder), adapter=adapter) for adapter in (False, True))
+    return {
+        "weights_mb": round(one["weights"], 1),
+        "base_mb": round(one["resident"], 1),
+        "pair_mb": round(two["resident"], 1),
+        "ratio": round(two["resident"] / one["resident"], 4),
+        "peak_while_loading_ratio": round(two["peak"] / one["peak"], 4),
+    }
+
+
+def load(folder: str, adapter: bool) -> dict[str, float]:
+    """In a fresh process: what a base alone, or the pair, adds to the memory after all imports."""
+    import peft
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    from workbench.models.pair import load_one, load_pair
+
+    torch.set_num_threads(1)
+    _ = peft.PeftModel, peft.LoraConfig
+    in_use = resident()
+    reset_peak()
+    base = Path(folder) / "base"
+    pair = load_pair(base, Path(folder) / "adapter") if adapter else None
+    models = [pair.base, pair.tuned] if pair is not None else [load_one(base)]
+    ids = torch.arange(4, 20)[None]
+    for model in models:
+        model.forward(ids)
+    weights = sum(p.numel() * p.element_size() for p in models[0].inner.parameters()) / 1e6
+    return {"resident": resident() - in_use, "peak": peak() - in_use, "weights": weights}
