@@ -151,7 +151,7 @@ def _best(frame: pd.DataFrame, k: int) -> set[int]:
     return set(frame["score"].sort_values(ascending=False, kind="stable").index[:k])
 
 
-def _row(left: pd.DataFrame, right: pd.DataFrame, k: int) -> dict[str, float]:
+def _row(left: pd.DataFrame, right: pd.DataFrame, k: int) -> dict[str, Any]:
     found = overlap(len(_best(left, k) & _best(right, k)), k, k, len(left))
     return {
         "k": k, "score": found.shared / k, "low": found.low / k, "high": found.high / k, "control": k / len(left),

@@ -38,7 +38,7 @@ class Judge:
         self.forward_passes += len(self.test.batches)
         return grafted_outcome(self.test, self.blender, mask)
 
-    def measures(self, mask: Mask) -> dict[str, float]:
+    def measures(self, mask: Mask) -> dict[str, Any]:
         """Accuracy with interval, calibration, agreement with the tuned model, accuracy out of distribution."""
         found = self.described(self.run(mask), self.tuned)
         if self.ood is not None:
@@ -46,7 +46,7 @@ class Judge:
             found["ood_accuracy"] = grafted_outcome(self.ood, self.blender, mask).accuracy
         return found
 
-    def described(self, one: Outcome, reference: Outcome) -> dict[str, float]:
+    def described(self, one: Outcome, reference: Outcome) -> dict[str, Any]:
         """An outcome as numbers."""
         held = mean_interval(one.right.astype(np.float64), clusters=self.test.clusters, seed=self.seed)
         return {
@@ -59,7 +59,7 @@ class Judge:
             "n": len(one.right),
         }
 
-    def random(self, mask: Mask, draws: int) -> dict[str, float]:
+    def random(self, mask: Mask, draws: int) -> dict[str, Any]:
         """Accuracy of random masks with as many units in each tensor: mean and range of the draws."""
         generator = torch.Generator().manual_seed(self.seed)
         region = self.blender.region

@@ -9,9 +9,9 @@ import torch
 
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.tuned_values import changed_names, tuned_values
-from probes.grafting.regions import LEVELS, Level, Part, RankPart, Region, region_of, sized
+from probes.grafting.regions import Level, Part, RankPart, Region, region_of, sized
 from probes.weights.naming import Layout, place_of
-from workbench.errors import NotSupported, UserError, unknown_name
+from workbench.errors import NotSupported, UserError
 from workbench.models import weight_changes
 from workbench.typing import Int, Tensor
 
@@ -21,8 +21,6 @@ def pair_region(pair: Any, level: Level) -> Region:
 
     Raises :class:`UserError` when nothing differs there and :class:`NotSupported` for ranks of what is no LoRA.
     """
-    if level not in LEVELS:
-        raise unknown_name("level", level, LEVELS)
     names = [name for name in changed_names(pair) if place_of(name).layer is not None]
     if not names:
         raise UserError("The two models do not differ inside any layer: there is nothing to graft.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from probes.grafting.blend import Blender
 from probes.grafting.curve import Judge, sparsity_curve, variants
 from probes.grafting.cutting import pair_region
 from probes.grafting.language import AnswerRows, answer_rows
-from probes.grafting.regions import Level
+from probes.grafting.regions import LEVELS, Level
 from probes.grafting.result import GraftResult, density_table, stored_mask
 from probes.grafting.search import METHODS, Method, Settings, search
 from probes.grafting.tasks import outcome
@@ -22,6 +22,7 @@ from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 
+Name = TypeVar("Name", bound=str)
 _FEWEST = 8
 _HELD_OUT = 0.4
 CONTROL = "random masks with as many entries in every tensor, and the entries that moved most (movement only)"
@@ -31,8 +32,8 @@ def graft(
     pair: Any,
     prompts: Any,
     *,
-    method: Method = "optimised",
-    level: Level = "entries",
+    method: Method | str = "optimised",
+    level: Level | str = "entries",
     sparsity: float = 1e-3,
     ood: Any = None,
     seed: int = 0,
@@ -54,8 +55,8 @@ def graft(
     Raises :class:`UserError` when the tuned model is no better than the base, nothing differs, or prompts are
     too few.
     """
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
+    how = _one_of("method", method, METHODS)
+    units = _one_of("level", level, LEVELS)
     if not 0 < sparsity <= 1:
         raise UserError(f"The sparsity is the share of weights to graft, above 0 and at most 1; got {sparsity:g}.")
     settings = read_options(Settings, {"sparsity": sparsity, "seed": seed, **options})
@@ -63,9 +64,9 @@ def graft(
     rows = Prompts.of(prompts)
     data = answer_rows(rows, pair.base)
     fit, held_out = _split(data, seed)
-    blender = Blender(pair.base.hf, pair_region(pair, level))
+    blender = Blender(pair.base.hf, pair_region(pair, units))
     judge = _judge(pair, data, held_out, ood, blender, settings)
-    found = search(blender, data.task(fit, pair.base, settings.batch_size), method, settings, watch)
+    found = search(blender, data.task(fit, pair.base, settings.batch_size), how, settings, watch)
     curve = sparsity_curve(judge, found, settings.sparsities, settings.draws, watch)
     models = variants(judge, found.mask, settings.draws)
     made = Provenance.of(
@@ -80,10 +81,17 @@ def graft(
     )
     return GraftResult(
         table=density_table(blender.region, found.mask), control=CONTROL, provenance=made,
-        mask=stored_mask(blender.region, found.mask, level), curve=curve, models=models, method=method, level=level,
+        mask=stored_mask(blender.region, found.mask, units), curve=curve, models=models, method=method, level=level,
         entries=entries_in(blender.region, found.mask), eligible=blender.region.n_entries, dropped=data.dropped,
         history=[[accuracy, float(size)] for accuracy, size in found.history],
     )  # fmt: skip
+
+
+def _one_of(what: str, given: str, known: tuple[Name, ...]) -> Name:
+    for name in known:
+        if name == given:
+            return name
+    raise unknown_name(what, given, known)
 
 
 def _split(data: AnswerRows, seed: int) -> tuple[np.ndarray, np.ndarray]:
