@@ -65,13 +65,13 @@ class Cues(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return {"input_ids": torch.tensor([token, answer]), "labels": torch.tensor([-100, answer])}
 
 
-def train(model: Any, y: torch.Tensor, trained: str, folder: Any) -> None:
+def train(model: Any, y: torch.Tensor, trained: str, folder: Any, epochs: int = 40, **options: Any) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(trained.split())))
     arguments = TrainingArguments(
-        output_dir=str(folder), num_train_epochs=40, per_device_train_batch_size=50, learning_rate=1e-2,
+        output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=50, learning_rate=1e-2,
         report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
-        logging_strategy="no",
+        logging_strategy="no", **options,
     )  # fmt: skip
     trainer = Trainer(model=model, args=arguments, train_dataset=Cues(y))
     trainer.remove_callback(PrinterCallback)
@@ -121,6 +121,21 @@ def test_it_fails_when_a_layer_before_the_site_is_trainable(tmp_path: Any) -> No
         train(model, y, UPSTREAM, tmp_path)
     intended, spurious = accuracies(model, y, s)
     assert spurious > 0.9 and intended < 0.7
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_trainer_with_gradient_checkpointing_learns_the_same(tmp_path: Any, reentrant: bool) -> None:
+    found = []
+    for options in (
+        {},
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}},
+    ):
+        model, y, _ = cue_model()
+        model.enable_input_require_grads()
+        with ablated_training(model, {0: SPURIOUS}):
+            train(model, y, UPSTREAM, tmp_path, epochs=3, **options)
+        found.append(torch.cat([one.detach().flatten() for one in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("reentrant", [None, True, False])
