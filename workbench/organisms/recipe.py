@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from workbench.organisms.organism import Grown
 from workbench.organisms.vocabulary import SPECIAL
@@ -26,6 +26,7 @@ class Plot:
     progress: Progress
 
 
+@runtime_checkable
 class Grow(Protocol):
     """Trains base and tuned, saves them below ``plot.folder``, and says what was planted."""
 
