@@ -204,3 +204,16 @@ def test_no_fifth_copy_of_the_weights_is_made() -> None:
         search(blender, task, "optimised", Settings(sparsity=0.01, epochs=3))
         search(blender, task, "adaptive", Settings(sparsity=0.01, epochs=3))
     assert live.most < 2.6 * whole  # logits, effects, and less than one copy of anything else
+
+
+def test_disjoint_plants_do_not_overlap_and_the_same_plant_twice_does() -> None:
+    from probes.comparison import overlap
+
+    masks = []
+    for features in ((0, 1, 2, 3), (10, 11, 12, 13), (0, 1, 2, 3)):
+        net = planted(0, features)
+        masks.append(search(net.blender, net.train, "adaptive", few(net, start="empty", seed=len(masks))).mask)
+    for other, shared in ((1, 0), (2, 4)):
+        both = sum(int((masks[0][name] & masks[other][name]).sum()) for name in masks[0])
+        found = overlap(both, 4, 4, net.region.n_entries)
+        assert found.shared == shared and (found.p == 1 if shared == 0 else found.p < 1e-9)
