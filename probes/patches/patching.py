@@ -53,8 +53,8 @@ class PatchOptions:
     """How many of the best heads are patched at once, beside random ones; default a tenth, 0 for none."""
     controls: int = 10
     batch_size: int = 16
-    max_tokens: int = 8192
-    """Tokens that run together as copies of a batch."""
+    max_tokens: int | None = None
+    """Tokens that run together as copies of a batch; by default what suits the device."""
     draws: int = 1000
     seed: int = 0
     progress: Progress | None = None

@@ -1,20 +1,24 @@
 """One batch of prompts patched many ways: the source run recorded once, the target run replayed from the patched layer.
 
-Patches of the same layer run as copies along the batch axis. Layers before it are skipped, the vocabulary projection
-runs for the last position alone, and patches of the last position run only that token on the cached keys and values.
+Patches of the same layer run as copies along the batch axis. Layers before it are skipped, and so is that layer's
+attention (its input is the same in every copy, so z is known); the last MLP and the vocabulary projection run for the
+last position alone, and patches of the last position run only that token on the cached keys and values.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from probes.patches.cells import HEADS, Cell, Patch
 from probes.replay import layers_skipped
 from workbench.engine.context import ForwardContext
+from workbench.engine.families import submodule
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import NotSupported
@@ -74,8 +78,11 @@ class TargetRun:
         self.model, self.batch, self.source = model, batch, source
         self.source_matrices = source_matrices or {}
         self._matrices = {layer: output_matrix(model, layer) for layer in self.source_matrices}
-        inputs = [Site("resid_post", layer) for layer in range(model.n_layers - 1)]
-        self.values, self.logits = record(model, batch, inputs)
+        known = [Site("resid_post", layer) for layer in range(model.n_layers - 1)]
+        known += [Site("z", layer) for layer in range(model.n_layers)]
+        with returns_of(_part(model, 0, "attention")) as seen:
+            self.values, self.logits = record(model, batch, known)
+        self._attention_returns = seen[0]
         self.shortcuts = True
         """Whether replays skip what they can; off, every patch is a whole forward pass."""
         self.passes = 1.0
@@ -86,12 +93,33 @@ class TargetRun:
         """Logits of the last position with each of ``patches``, run together as copies."""
         start = min(cell.layer for patch in patches for cell in patch)
         last_only = all(cell.positions == (-1,) for patch in patches for cell in patch)
-        return self.replay(len(patches), self._edits(patches), start, last_only=last_only, grad=grad)
+        touched = {(cell.kind, cell.layer) for patch in patches for cell in patch}
+        return self.replay(
+            len(patches),
+            self._edits(patches),
+            start,
+            last_only=last_only,
+            known_z=("resid_pre", start) not in touched,
+            last_mlp_free=("mlp_out", self.model.n_layers - 1) not in touched,
+            grad=grad,
+        )
 
     def replay(
-        self, copies: int, edits: Sequence[SiteHook], start: int, *, last_only: bool = False, grad: bool = False
+        self,
+        copies: int,
+        edits: Sequence[SiteHook],
+        start: int,
+        *,
+        last_only: bool = False,
+        known_z: bool = False,
+        last_mlp_free: bool = False,
+        grad: bool = False,
     ) -> Float[Tensor, "prompt copy vocab"]:
-        """Run ``copies`` copies of the batch (those of a prompt side by side) from layer ``start`` with ``edits``."""
+        """Run ``copies`` copies of the batch (those of a prompt side by side) from layer ``start`` with ``edits``.
+
+        ``known_z``: no edit changes what the attention of layer ``start`` reads, so its z is taken from the first run.
+        ``last_mlp_free``: no edit acts in the last layer's MLP, so it runs for the last position alone.
+        """
         start = start if self.shortcuts else 0
         last_only = last_only and self.shortcuts and self.batch.input_ids.shape[1] > 1
         self.passes += copies * (self.model.n_layers - start) / self.model.n_layers / (
@@ -99,7 +127,15 @@ class TargetRun:
         )  # fmt: skip
         hooks = [*self._supply(start, copies, last_only=last_only), *edits]
         past = self._cached(start, copies) if last_only else None
-        with self.model.hooked(hooks), layers_skipped(self.model, start - 1), torch.set_grad_enabled(grad):
+        others = self.model.n_hooks  # somebody else's hooks expect every position in every MLP
+        with ExitStack() as stack:
+            stack.enter_context(self.model.hooked(hooks))
+            stack.enter_context(layers_skipped(self.model, start - 1))
+            if known_z and self.shortcuts:
+                stack.enter_context(self._attention_given(start, copies, last_only=last_only))
+            if last_mlp_free and self.shortcuts and not others:
+                stack.enter_context(_last_position_alone(_part(self.model, self.model.n_layers - 1, "mlp")))
+            stack.enter_context(torch.set_grad_enabled(grad))
             logits = self._last_token(copies, past) if last_only else self._whole(copies, grad=grad)
         return logits.unflatten(0, (-1, copies))
 
@@ -110,7 +146,9 @@ class TargetRun:
 
     def exact(self, last_only: bool) -> bool:
         """Whether replaying the unpatched run from the middle gives its own logits back."""
-        again = self.replay(1, [], self.model.n_layers // 2, last_only=last_only)[:, 0]
+        again = self.replay(1, [], self.model.n_layers // 2, last_only=last_only, known_z=True, last_mlp_free=True)[
+            :, 0
+        ]
         scale = max(1.0, self.logits.abs().max().item())
         apart = (again - self.logits).abs().max().item()
         return apart <= max(1e-5, 100 * torch.finfo(self.logits.dtype).eps) * scale
@@ -139,6 +177,28 @@ class TargetRun:
         kept = self.values[Site("resid_post", start - 1)]
         kept = _repeat(kept[:, -1:] if last_only else kept, copies)
         return [SiteHook(Site("resid_post", start - 1), lambda _value, _ctx: kept, edit=True)]
+
+    @contextmanager
+    def _attention_given(self, layer: int, copies: int, *, last_only: bool) -> Iterator[None]:
+        """The attention of ``layer`` hands its known z to its output projection and computes nothing else."""
+        attention = _part(self.model, layer, "attention")
+        project = self.model.hub.module(Site("z", layer))
+        z = self.values[Site("z", layer)].flatten(-2)
+        z = _repeat(z[:, -1:] if last_only else z, copies)
+        places = self._attention_returns
+
+        def given(*_args: Any, **_kwargs: Any) -> Any:
+            written = project(z)
+            return written if places is None else (written, *[None] * (places - 1))
+
+        own = attention.__dict__.get("forward")
+        attention.__dict__["forward"] = given
+        try:
+            yield
+        finally:
+            del attention.__dict__["forward"]
+            if own is not None:  # accelerate keeps its own there
+                attention.__dict__["forward"] = own
 
     def _cached(self, start: int, copies: int) -> Any:
         """Keys and values of all earlier tokens, for ``copies`` copies; made on first use."""
@@ -206,6 +266,36 @@ class TargetRun:
             return new.flatten(0, 1)
 
         return [SiteHook(z_site, note), SiteHook(Site("attn_out", layer), edit, edit=True)]
+
+
+def _part(model: AdaptedModel, layer: int, part: str) -> Any:
+    """The ``attention`` or ``mlp`` module of a layer."""
+    family = model.hub.family
+    return submodule(model.inner, f"{family.layers}.{layer}.{getattr(family, part)}")
+
+
+@contextmanager
+def _last_position_alone(module: nn.Module) -> Iterator[None]:
+    """``module`` sees the last position only. What it returns is added to every position of the residual stream, and
+    only the last is read afterwards."""
+    handle = module.register_forward_pre_hook(lambda _module, args: (args[0][:, -1:], *args[1:]) if args else None)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def returns_of(module: nn.Module) -> Iterator[list[int | None]]:
+    """What each call of ``module`` returns: the length of a tuple, or None for a single value."""
+    seen: list[int | None] = []
+    handle = module.register_forward_hook(
+        lambda _module, _args, out: seen.append(len(out) if isinstance(out, tuple) else None)
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def _columns(cell: Cell, width: int) -> slice | list[int]:

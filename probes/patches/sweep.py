@@ -79,15 +79,17 @@ def sweep(
     metric: str,
     *,
     batch_size: int = 16,
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     shortcuts: bool = True,
     progress: Progress | None = None,
 ) -> Sweep:
     """Patch the target run with each of ``patches``, one forward pass (or the part that can change) each.
 
-    ``max_tokens``: how many tokens run together as copies. ``shortcuts=False`` runs whole forward passes.
+    ``max_tokens``: how many tokens run together as copies (default 512 on a CPU, whose caches are small, else 16384).
+    ``shortcuts=False`` runs whole forward passes.
     """
     report = progress or Silent()
+    at_once = max_tokens or (512 if task.target.device.type == "cpu" else 16_384)
     n = len(task.target_ids)
     effects = np.zeros((n, len(patches)))
     source, target = np.zeros(n), np.zeros(n)
@@ -98,7 +100,7 @@ def sweep(
             exact = all(one.run.exact(last) for last in _modes(patches))
         one.run.shortcuts = exact
         source[one.members], target[one.members] = _numbers(one.source), _numbers(one.target)
-        for group in _groups(patches, one.run.batch.input_ids.numel(), len(one.members), max_tokens):
+        for group in _groups(patches, one.run.batch.input_ids.numel(), len(one.members), at_once):
             logits = one.run.patched([patches[index] for index in group])
             effects[np.ix_(one.members, group)] = _numbers(one.metric(logits) - one.target[:, None])
             report.advance(len(group))

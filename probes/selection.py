@@ -1,0 +1,254 @@
+"""Which heads can carry a task: learned scalings of every head under an L1 penalty (LoFiT's first stage).
+
+After Yin, Ye and Durrett 2024. The training is :func:`interventions.training.scales.train_head_scales`; this probe adds
+the uncertainty over prompts, the second score, and the test on held-out prompts beside random heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from scipy.stats import norm, spearmanr
+
+from interventions import HeadScale, Recipe
+from interventions.training.examples import Collator, answer_log_probs, examples_of
+from interventions.training.scales import train_head_scales
+from interventions.training.trainer import Schedule, answer_logits
+from probes.matching import Place, matched_cells
+from probes.options import read_options
+from probes.resampling import interval
+from probes.results import ProbeResult, Provenance
+from workbench.engine.context import ForwardContext
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.progress import Progress
+from workbench.prompts import Prompts
+from workbench.prompts.encode import batches
+from workbench.stats.bootstrap import mean_intervals
+from workbench.stats.fdr import q_values
+from workbench.typing import Float, Tensor
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """Options of :func:`head_selection`."""
+
+    penalty: float = 1e-3
+    """Times the sum of |A| over all heads; it does not carry over to a model of another size."""
+    epochs: int = 5
+    learning_rate: float = 5e-3
+    batch_size: int = 8
+    end: bool = True
+    """Whether the answer is learned with the end of text behind it."""
+    resamples: int = 4
+    """Further trainings on prompts drawn with replacement; their spread gives the intervals."""
+    holdout: float = 0.25
+    """The share of prompts (whole groups) on which the chosen heads are tried; they are not trained on."""
+    heads: int | None = None
+    """K, how many heads are chosen; default a tenth."""
+    controls: int = 10
+    seed: int = 0
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSelection(ProbeResult):
+    """Heads by the L2 norm of their learned scaling A (z <- (1 + A) z).
+
+    Further columns: ``by_activation`` (the norm of A * E|z|, which does not favour heads of small activations) and
+    ``top_share`` (in how many resamples the head is among the chosen K).
+    """
+
+    scales: Float[Tensor, "layer head d_head"]
+    chosen: list[str]
+    """The K best heads."""
+    agreement: float
+    """Spearman correlation of the two scores."""
+    together: pd.DataFrame
+    """Held-out gain in log-probability of the answer (nats) with the learned scalings of the ``count`` best heads
+    alone (score, low, high), beside as many random heads of the same layers (control, control_low, control_high)."""
+    history: list[float]
+    """Training loss per step."""
+    title: ClassVar[str] = "Head selection"
+    unit: ClassVar[str] = "L2 norm of the learned scaling"
+
+    def figure(self) -> go.Figure:
+        """Layer by head."""
+        from workbench.figures.heads import head_heatmap
+
+        return head_heatmap(self.table, title="Heads that learned scalings choose", score="‖A‖")
+
+    def together_figure(self) -> go.Figure:
+        """Held-out gain against the number of heads, beside random heads."""
+        from workbench.figures.patching import together_lines
+
+        return together_lines(self.together, title="Learned scalings of the best heads alone", score="gain in nats")
+
+
+def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
+    """Train one scaling per entry of every head's z for the prompts' ``answer`` and rank heads by its norm.
+
+    ``subject``: a model, or a pair (its base is asked which heads could carry the task). ``options``: see
+    :class:`SelectionOptions`. Raises :class:`UserError` for prompts without answers and for too few to hold some out.
+    """
+    chosen = read_options(SelectionOptions, options)
+    model: AdaptedModel = getattr(subject, "base", subject)
+    rows = Prompts.of(prompts)
+    train, test = _split(rows, chosen)
+    found = _train(model, rows[train], chosen, chosen.seed)
+    again = [_train(model, rows[_redrawn(rows, train, chosen.seed + n)], chosen, chosen.seed + n).scales
+             for n in range(1, chosen.resamples + 1)]  # fmt: skip
+    typical = _mean_size(model, rows[train], chosen.batch_size)
+    drawn = torch.stack([one.norm(dim=-1) for one in again]).flatten(1).double().numpy()
+    scores = found.scores()
+    count = chosen.heads or max(1, round(0.1 * scores.numel()))
+    table, agreement = _table(found.scales, typical, drawn, count, chosen)
+    trial = _Trial(model, rows[test], found.scales, chosen)
+    steps = len(train) * chosen.epochs * (1 + chosen.resamples)
+    return HeadSelection(
+        table=table,
+        control=f"the mean of {chosen.controls} random other heads; together, held out: random heads of the same layers",
+        provenance=Provenance.of(
+            "head_selection", {model.role: model}, rows, seed=chosen.seed, device=str(model.device),
+            forward_passes=-(-steps // chosen.batch_size) + trial.passes,
+            backward_passes=-(-steps // chosen.batch_size),
+            settings={"penalty": chosen.penalty, "epochs": chosen.epochs, "learning_rate": chosen.learning_rate,
+                      "resamples": chosen.resamples, "held_out": len(test)},
+        ),
+        scales=found.scales,
+        chosen=found.best(count),
+        agreement=agreement,
+        together=trial.table(scores, count),
+        history=[float(step["loss"]) for step in found.history],
+    )  # fmt: skip
+
+
+def _split(rows: Prompts, chosen: SelectionOptions) -> tuple[list[int], list[int]]:
+    """Prompts to train on and prompts held out, whole groups."""
+    clusters = rows.clusters
+    order = np.random.default_rng(chosen.seed).permutation(np.unique(clusters))
+    held = order[: max(1, round(chosen.holdout * len(order)))]
+    test = np.flatnonzero(np.isin(clusters, held))
+    train = np.flatnonzero(~np.isin(clusters, held))
+    if len(train) < 2 or len(test) < 2:
+        raise UserError(
+            f"{len(rows)} prompts in {len(order)} groups leave {len(train)} to train on and {len(test)} to test: give "
+            "at least 8 prompts, in several groups."
+        )
+    return train.tolist(), test.tolist()
+
+
+def _redrawn(rows: Prompts, train: Sequence[int], seed: int) -> list[int]:
+    """As many groups of the training prompts, drawn with replacement."""
+    clusters = rows.clusters[list(train)]
+    groups = np.unique(clusters)
+    drawn = np.random.default_rng(seed).choice(groups, len(groups))
+    return [train[int(place)] for group in drawn for place in np.flatnonzero(clusters == group)]
+
+
+def _train(model: AdaptedModel, rows: Prompts, chosen: SelectionOptions, seed: int) -> Any:
+    schedule = Schedule(
+        epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate, seed=seed
+    )
+    return train_head_scales(
+        model, rows, penalty=chosen.penalty, end=chosen.end, schedule=schedule, progress=chosen.progress
+    )
+
+
+def _mean_size(model: AdaptedModel, rows: Prompts, batch_size: int) -> Float[Tensor, "layer head d_head"]:
+    """E|z| over all real tokens."""
+    total = torch.zeros(model.n_layers, model.n_heads, model.d_head, dtype=torch.float64)
+    tokens = 0
+
+    def add(layer: int) -> Any:
+        def reader(value: Tensor, ctx: ForwardContext) -> None:
+            total[layer] += value[ctx.real].detach().abs().double().sum(0).cpu()
+
+        return reader
+
+    lengths = model.encode(rows).lengths.tolist()
+    for members in batches(lengths, batch_size):
+        batch = model.encode(rows[members])
+        tokens += int(batch.attention_mask.sum())
+        with model.hooked([SiteHook(Site("z", layer), add(layer)) for layer in range(model.n_layers)], stop=True):
+            model.forward(batch, logits=None)
+    return (total / tokens).float()
+
+
+def _table(
+    scales: Float[Tensor, "layer head d_head"],
+    typical: Float[Tensor, "layer head d_head"],
+    drawn: Float[np.ndarray, "resample cell"],
+    count: int,
+    chosen: SelectionOptions,
+) -> tuple[pd.DataFrame, float]:
+    layers, heads, _ = scales.shape
+    score = scales.norm(dim=-1).flatten().double().numpy()
+    weighed = (scales * typical).norm(dim=-1).flatten().double().numpy()
+    n = len(score)
+    others = np.random.default_rng(chosen.seed).integers(n - 1, size=(n, chosen.controls))
+    control = score[others + (others >= np.arange(n)[:, None])].mean(1)
+    spread = drawn.std(0, ddof=1) if len(drawn) > 1 else np.full(n, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = 2 * norm.sf(np.abs(score - control) / spread)
+    leading = np.argsort(-drawn, axis=1)[:, :count]
+    table = pd.DataFrame({
+        "layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers),
+        "score": score, "low": score - 1.96 * spread, "high": score + 1.96 * spread,
+        "control": control, "q": q_values(p), "by_activation": weighed,
+        "top_share": (leading[:, :, None] == np.arange(n)).any(1).mean(0) if len(drawn) else np.nan,
+    })  # fmt: skip
+    return table, float(spearmanr(score, weighed).statistic)
+
+
+class _Trial:
+    """The learned scalings of some heads alone, on prompts that were not trained on."""
+
+    def __init__(
+        self, model: AdaptedModel, rows: Prompts, scales: Float[Tensor, "layer head d_head"], chosen: SelectionOptions
+    ) -> None:
+        self.model, self.rows, self.scales, self.chosen = model, rows, scales, chosen
+        self.examples = examples_of(rows, model.tokenizer, end=chosen.end)
+        self.passes = 0
+        self.start = self._log_probs([])
+
+    def table(self, scores: Float[Tensor, "layer head"], count: int) -> pd.DataFrame:
+        """Gains of the 1, 2, 4, ... ``count`` best heads and of as many random ones."""
+        order = scores.flatten().argsort(descending=True, stable=True)[:count].tolist()
+        best = [(place // scores.shape[1], place % scores.shape[1]) for place in order]
+        heads = {(layer, head): 0.0 for layer in range(scores.shape[0]) for head in range(scores.shape[1])}
+        random = matched_cells(best, heads, self.chosen.controls, self.chosen.seed, nearest=len(heads))
+        counts = sorted({1, count, *(step for step in (2, 4, 8, 16, 32) if step < count)})
+        gains = np.stack([self._gain(best[:step]) for step in counts], axis=1)
+        found = mean_intervals(gains, clusters=self.rows.clusters, seed=self.chosen.seed)
+        drawn = np.array([[self._gain(draw[:step]).mean() for step in counts] for draw in random])
+        low, high = interval(drawn)
+        return pd.DataFrame({
+            "count": counts, "score": found.estimate, "low": found.low, "high": found.high,
+            "control": drawn.mean(0), "control_low": low, "control_high": high,
+        })  # fmt: skip
+
+    def _gain(self, heads: Sequence[Place]) -> Float[np.ndarray, " prompt"]:
+        return self._log_probs(heads) - self.start
+
+    def _log_probs(self, heads: Sequence[Place]) -> Float[np.ndarray, " prompt"]:
+        """Log-probability of each answer with these heads scaled."""
+        scaled = {f"L{layer}H{head}": 1 + self.scales[layer, head] for layer, head in heads}
+        collate = Collator(pad_id(self.model.tokenizer))
+        found = np.zeros(len(self.examples))
+        lengths = [len(one.prompt) + len(one.answer) for one in self.examples]
+        with Recipe([HeadScale(scaled)] if heads else []).applied(self.model), self.model.active(), torch.no_grad():
+            for members in batches(lengths, self.chosen.batch_size):
+                batch = collate([self.examples[row] for row in members])
+                logits = answer_logits(self.model, batch["input_ids"], batch["attention_mask"])
+                found[members] = answer_log_probs(logits, batch["labels"].to(logits.device)).double().cpu().numpy()
+                self.passes += 1
+        return found
