@@ -40,7 +40,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record(folders: Path, **change: Any) -> list[str]:
-    call = {"base": "base", "tuned": "tuned", "prompts": "prompts.jsonl", "sites": "z,resid_post", "out": "run", **change}
+    call = {
+        "base": "base",
+        "tuned": "tuned",
+        "prompts": "prompts.jsonl",
+        "sites": "z,resid_post",
+        "out": "run",
+        **change,
+    }
     options = [word for name in ("prompts", "sites", "out", "positions", "layers") if name in call
                for word in (f"--{name}", str(call[name]))]  # fmt: skip
     return ["record", call["base"], call["tuned"], *options]

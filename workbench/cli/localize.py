@@ -1,0 +1,226 @@
+"""``tunescope localize``: one verb per question, each writing a run: the result, its table and its figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Find where the change lives. Each verb writes a run.")
+
+Base = Annotated[str, typer.Argument(help="The base model: a folder or a hub id.")]
+Tuned = Annotated[str, typer.Argument(help="The fine-tuned model, or a PEFT adapter of the base.")]
+PromptFile = Annotated[Path, typer.Option("--prompts", help="Prompts: .jsonl, .json, .csv, .parquet or .txt.")]
+Layers = Annotated[str | None, typer.Option(help="Layers, by commas: indices or fractions of depth.")]
+Out = Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
+Seed = Annotated[int, typer.Option(help="Seed of splits, draws and intervals.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+
+
+@app.command("weights")
+def weights(base: Base, tuned: Tuned, out: Out = None, as_json: Json = False) -> None:
+    """Where the weights changed: by module, layer, head and expert. Loads neither model.
+
+    Example: tunescope localize weights ./base ./tuned
+    """
+    import probes
+
+    _finish(
+        "weights",
+        {"base": base, "tuned": tuned},
+        lambda bar: probes.weight_delta(base, tuned, progress=bar),
+        out,
+        as_json,
+    )
+
+
+@app.command("activations")
+def activations(
+    base: Base,
+    tuned: Tuned,
+    prompts: PromptFile,
+    sites: Annotated[str, typer.Option(help="Sites, by commas.")] = "resid_post,z",
+    positions: Annotated[str, typer.Option(help="Which tokens: last, all, prompt, …")] = "last",
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """How far the activations moved at each site, with intervals over prompts.
+
+    Example: tunescope localize activations ./base ./tuned --prompts p.jsonl --sites resid_post,z
+    """
+    import probes
+    from workbench.recording.record_pair import record
+
+    def run(bar: Any) -> Any:
+        pair, rows = _loaded(base, tuned, prompts, device)
+        rec = record(pair, rows, [name.strip() for name in sites.split(",")], positions=positions, progress=bar)
+        return probes.activation_delta(rec, model=pair.tuned, seed=seed)
+
+    asked = {
+        "base": base,
+        "tuned": tuned,
+        "prompts": str(prompts),
+        "sites": sites,
+        "positions": positions,
+        "seed": seed,
+    }
+    _finish("activations", asked, run, out, as_json)
+
+
+@app.command("heads")
+def heads(  # noqa: PLR0913 (one parameter per option)
+    base: Base,
+    tuned: Tuned,
+    prompts: PromptFile,
+    what: Annotated[str, typer.Option(help="Patch a head as z, or as its write W_O z.")] = "write",
+    metric: Annotated[str, typer.Option(help="logit_diff, prob or kl.")] = "logit_diff",
+    layers: Layers = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Which heads carry the change: each head of the tuned model patched into the base, exactly.
+
+    Prompts need an answer, and a distractor for logit_diff.
+    Example: tunescope localize heads ./base ./tuned --prompts p.jsonl
+    """
+    import probes
+
+    def run(bar: Any) -> Any:
+        pair, rows = _loaded(base, tuned, prompts, device)
+        chosen = None if layers is None else [part.strip() for part in layers.split(",")]
+        options = {} if chosen is None else {"layers": chosen}
+        return probes.patching(pair, rows, "heads", what=what, metric=metric, seed=seed, progress=bar, **options)
+
+    asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "what": what, "metric": metric, "seed": seed}
+    _finish("heads", {**asked, "layers": layers}, run, out, as_json)
+
+
+@app.command("skills")
+def skills(  # noqa: PLR0913 (one parameter per option)
+    base: Base,
+    tuned: Tuned,
+    prompts: PromptFile,
+    method: Annotated[str, typer.Option(help="optimised, adaptive, movement or first_order.")] = "optimised",
+    level: Annotated[str, typer.Option(help="entries, rows, heads, modules or ranks.")] = "entries",
+    sparsity: Annotated[float, typer.Option(help="Share of weights to start from.")] = 1e-3,
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Which weights of the tuned model, put into the base, carry the task.
+
+    Example: tunescope localize skills ./base ./tuned --prompts p.jsonl --level modules
+    """
+    import probes
+
+    def run(bar: Any) -> Any:
+        pair, rows = _loaded(base, tuned, prompts, device)
+        return probes.graft(pair, rows, method=method, level=level, sparsity=sparsity, seed=seed, progress=bar)
+
+    asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "method": method, "level": level}
+    _finish("skills", {**asked, "sparsity": sparsity, "seed": seed}, run, out, as_json)
+
+
+@app.command("experts")
+def experts(
+    base: Base,
+    tuned: Tuned,
+    prompts: PromptFile,
+    target: Annotated[str | None, typer.Option(help="The label of the behaviour; prompts need a label.")] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Which experts the tuned model uses more for one class of behaviour than for the others.
+
+    Example: tunescope localize experts ./base ./tuned --prompts p.jsonl --target refuse
+    """
+    import probes
+
+    def run(bar: Any) -> Any:
+        pair, rows = _loaded(base, tuned, prompts, device)
+        return probes.expert_map(pair, rows, target=target, seed=seed, progress=bar)
+
+    asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "target": target, "seed": seed}
+    _finish("experts", asked, run, out, as_json)
+
+
+@app.command("knob")
+def knob(
+    base: Base,
+    tuned: Tuned,
+    prompts: PromptFile,
+    layers: Annotated[str, typer.Option(help="search, all, or layers by commas.")] = "search",
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """The direction whose coordinate decides between two intents. Prompts need group, intent and answer.
+
+    Example: tunescope localize knob ./base ./tuned --prompts p.jsonl
+    """
+    import probes
+
+    def run(bar: Any) -> Any:
+        pair, rows = _loaded(base, tuned, prompts, device)
+        chosen: Any = layers if layers in ("search", "all") else [_layer(part) for part in layers.split(",")]
+        return probes.find_knob(pair, rows, layers=chosen, seed=seed, progress=bar)
+
+    asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "layers": layers, "seed": seed}
+    _finish("knob", asked, run, out, as_json)
+
+
+def _layer(text: str) -> int | float:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no layer.", param_hint="--layers") from None
+
+
+def _loaded(base: str, tuned: str, prompts: Path, device: str) -> tuple[Any, Any]:
+    from workbench.models.pair import load_pair
+    from workbench.prompts import Prompts
+
+    rows = Prompts.load(prompts)  # the cheaper of the two to be wrong about
+    return load_pair(base, tuned, device=device), rows
+
+
+def _finish(verb: str, asked: dict[str, Any], run: Callable[[Any], Any], out: Path | None, as_json: bool) -> None:
+    """Run a probe, write its run, print its table. Nothing is written when the probe refuses."""
+    from workbench import runs
+    from workbench.cli.output import emit, progress_bar
+
+    with progress_bar() as bar:
+        result = run(bar)
+    config = {"verb": f"localize {verb}", **asked}
+    where = out.absolute() if out is not None else None
+    folder = (
+        runs.create_at(where, kind=verb, config=config)
+        if where is not None
+        else runs.create(runs.default_home(), kind=verb, config=config)
+    )
+    if folder.is_complete:
+        folder.reopen()
+    with folder:
+        result.save(folder.file("result.safetensors"))
+        table = result.frame()
+        folder.write_table("table", table)
+        folder.write_text("figures/figure.json", result.figure().to_json())
+    payload = {"run": str(folder.path), **_plain(result)}
+    emit(payload, as_json, table.head(20), title=f"{folder.path}: {result.summary()}")
+
+
+def _plain(result: Any) -> dict[str, Any]:
+    import json
+
+    return json.loads(result.to_json())
