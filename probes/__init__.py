@@ -7,6 +7,8 @@ from workbench.lazy import lazy
 _HOME = {
     "ActivationDelta": "deltas",
     "Comparison": "comparison",
+    "ConceptDirections": "concepts.probe",
+    "Dictionary": "concepts.dictionary",
     "ExpertMap": "experts.mapping",
     "GraftResult": "grafting",
     "HeadProbe": "linear.heads",
@@ -23,6 +25,7 @@ _HOME = {
     "WeightDelta": "weights",
     "activation_delta": "deltas",
     "compare": "comparison",
+    "concept_directions": "concepts.probe",
     "expert_map": "experts.mapping",
     "find_knob": "knob.find",
     "graft": "grafting",

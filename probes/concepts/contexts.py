@@ -1,0 +1,50 @@
+"""Where a direction is strongest and weakest, with the words around it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from workbench.typing import Float, Tensor
+
+AROUND = 12
+"""Tokens shown before and after."""
+
+
+def extreme_contexts(values: Float[Tensor, "row k"], index: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The ``count`` rows of highest and of lowest value of every direction, one per prompt.
+
+    Columns: direction, end (highest, lowest), value, prompt, position, context (the token between » and «).
+    """
+    rows = []
+    prompts, positions = index["prompt"].to_numpy(), index["position"].to_numpy()
+    tokens = index["token"].astype(str).tolist()
+    members = {prompt: np.flatnonzero(prompts == prompt) for prompt in np.unique(prompts)}
+    table = values.numpy()
+    for direction in range(table.shape[1]):
+        for end, order in (("highest", np.argsort(-table[:, direction])), ("lowest", np.argsort(table[:, direction]))):
+            seen: set[int] = set()
+            for row in order.tolist():
+                if len(seen) == count:
+                    break
+                if (prompt := int(prompts[row])) in seen:
+                    continue
+                seen.add(prompt)
+                rows.append(
+                    {
+                        "direction": direction,
+                        "end": end,
+                        "value": float(table[row, direction]),
+                        "prompt": prompt,
+                        "position": int(positions[row]),
+                        "context": _context(members[prompt], row, positions, tokens),
+                    }
+                )
+    return pd.DataFrame(rows, columns=["direction", "end", "value", "prompt", "position", "context"])
+
+
+def _context(members: np.ndarray, row: int, positions: np.ndarray, tokens: list[str]) -> str:
+    """The recorded tokens around ``row`` in its prompt."""
+    near = members[np.abs(positions[members] - positions[row]) <= AROUND]
+    near = near[np.argsort(positions[near])]
+    return "".join(f"»{tokens[one]}«" if one == row else tokens[one] for one in near)

@@ -1,0 +1,204 @@
+"""``concept_directions``: directions of the residual stream, with what is needed to name and to ablate them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from probes.concepts.contexts import extreme_contexts
+from probes.concepts.dictionary import Dictionary
+from probes.concepts.finding import Found, Rows, find
+from probes.principal import direction_readings, shown
+from probes.results import ProbeResult, Provenance
+from probes.scored import scored
+from workbench.engine.sites import Site
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.recording.recording import Recording
+from workbench.stats.controls import random_directions
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float, Tensor
+
+if TYPE_CHECKING:
+    from interventions import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptDirections(ProbeResult):
+    """Candidate directions at one site.
+
+    ``table``: direction (its number), score (share of the difference tuned - base that lies along it, on prompts it
+    was not found on), control (the same for random directions), ``shift`` (mean of tuned - base along it), and the
+    tokens it raises (``up``) and lowers (``down``).
+    """
+
+    method: str
+    site: str
+    layer: int
+    directions: Float[Tensor, "k d_model"]
+    mean: Float[Tensor, " d_model"]
+    """The base's mean activation: what ablation to the mean sets a coordinate to."""
+    contexts: pd.DataFrame
+    """direction, end (highest, lowest), value, prompt, position, context: the token stands between » and «."""
+    latents: list[int] | None
+
+    title: ClassVar[str] = "Concept directions"
+    unit: ClassVar[str] = "share of tuning's change along the direction"
+
+    def recipe(
+        self, indices: Sequence[int], to: Literal["zero", "mean"] = "zero", strength: float = 1.0, **options: Any
+    ) -> Recipe:
+        """A recipe that ablates the chosen directions, to zero or to the base's mean; ``options`` go to
+        :class:`interventions.ConceptAblation` (positions, for instance)."""
+        from interventions import ConceptAblation, Recipe
+
+        wrong = [index for index in indices if not 0 <= index < len(self.directions)]
+        if wrong or not len(indices):
+            raise UserError(f"Choose directions 0 to {len(self.directions) - 1}; got {list(indices)}.")
+        mean = self.mean if to == "mean" else None
+        chosen = self.directions[list(indices)]
+        ablation = ConceptAblation(self.layer, chosen, site=self.site, mean=mean, strength=strength, **options)
+        return Recipe([ablation])
+
+    def describe(self, index: int) -> str:
+        """What a person reads to name direction ``index``: its tokens and its extreme contexts."""
+        row = self.table.set_index("direction").loc[index]
+        lines = [f"direction {index}: raises {row['up']}", f"  lowers {row['down']}"]
+        for line in self.contexts[self.contexts["direction"] == index].to_dict("records"):
+            lines.append(f"  {line['end']:>7} {line['value']:+.3g}  {line['context']}")
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        best = self.frame().iloc[0]
+        return (
+            f"{len(self.table)} directions by {self.method} at {self.site} of layer {self.layer}; direction "
+            f"{best['direction']:.0f} holds {best['score']:.1%} [{best['low']:.1%}, {best['high']:.1%}] of the change "
+            f"on other prompts, random directions {best['control']:.1%}"
+        )
+
+    def figure(self) -> go.Figure:
+        """Score of every direction beside the random ones, its tokens under the pointer."""
+        from workbench.figures.concepts import concept_figure
+
+        return concept_figure(self.table, title=self.summary())
+
+
+def concept_directions(
+    recording: Recording,
+    method: str = "pca",
+    *,
+    layer: int | None = None,
+    k: int = 20,
+    labels: Sequence[Any] | None = None,
+    dictionary: Dictionary | str | Path | None = None,
+    model: AdaptedModel | None = None,
+    examples: int = 5,
+    seed: int = 0,
+) -> ConceptDirections:
+    """Find directions of one recorded site that tuning moved, or that labels follow (after Casademunt et al. 2025).
+
+    ``method``: "mean" (of tuned - base), "pca" (of tuned - base, centred: the mean, often the strongest direction, is
+    taken out), "pca-uncentred", "labels-mean" and "labels-probe" (of the tuned model's rows), "sae" (the latents of
+    a SAELens ``dictionary`` whose mean activation changed most). Directions are found on two thirds of the prompts and
+    scored on the rest. ``layer`` is needed when several were recorded. With ``model`` each direction is read through
+    its unembedding. ``examples``: contexts kept at each end; record with ``positions="all"`` for whole contexts. No
+    forward passes: the recording is read.
+    """
+    site = _one_site(recording, layer)
+    base, tuned = (recording[role][site.name][:].float() for role in ("base", "tuned"))
+    prompt = recording.index["prompt"].to_numpy()
+    given = recording.index["label"].tolist() if labels is None and "label" in recording.index else None
+    given = given if labels is None else [labels[number] for number in prompt]
+    train = _training_rows(prompt, seed)
+    read = Dictionary.load(dictionary) if isinstance(dictionary, (str, Path)) else dictionary
+    chosen = None if given is None else [label for label, kept in zip(given, train, strict=True) if kept]
+    found = find(method, Rows(base[train], tuned[train], chosen), k, read)
+    table = _scores(found, (tuned - base)[~train], prompt[~train], seed)
+    values = _activations(found, tuned, base.mean(0), read)
+    words = _words(found, model, base)
+    return ConceptDirections(
+        table=table.assign(layer=site.layer, up=[up for up, _ in words], down=[down for _, down in words]),
+        control="random directions (10 draws)",
+        provenance=Provenance(
+            probe="concept_directions",
+            models={role: str(recording.config.get("models", {}).get(role, role)) for role in recording.roles},
+            n_prompts=recording.n_prompts,
+            seed=seed,
+            settings={"method": method, "k": k, "dictionary": None if read is None else read.folder},
+        ),
+        method=method,
+        site=site.kind,
+        layer=int(site.layer or 0),
+        directions=found.directions,
+        mean=base.mean(0),
+        contexts=extreme_contexts(values, recording.index, examples),
+        latents=found.latents,
+    )
+
+
+def _one_site(recording: Recording, layer: int | None) -> Site:
+    if not {"base", "tuned"} <= set(recording.roles):
+        raise UserError("Directions of tuning need base and tuned side by side: record a pair.")
+    sites = [site for site in map(Site.parse, recording.sites) if site.kind.startswith("resid")]
+    sites = [site for site in sites if layer is None or site.layer == layer]
+    if len(sites) != 1:
+        names = ", ".join(site.name for site in sites) or "none"
+        raise UserError(f"Concept directions need one residual site, and {len(sites)} fit ({names}): give layer=.")
+    if recording.n_prompts < 3:
+        raise UserError(f"{recording.n_prompts} prompts cannot be parted to find and to score: record at least three.")
+    return sites[0]
+
+
+def _training_rows(prompt: np.ndarray, seed: int) -> np.ndarray:
+    """[row] True on two thirds of the prompts."""
+    names = np.unique(prompt)
+    held_out = np.random.default_rng(seed).permutation(names)[: max(1, len(names) // 3)]
+    return ~np.isin(prompt, held_out)
+
+
+def _scores(found: Found, change: Float[Tensor, "row d"], prompt: np.ndarray, seed: int) -> pd.DataFrame:
+    """Share of the held-out change along each direction, its interval over prompts, and q against random ones."""
+    names, number = np.unique(prompt, return_inverse=True)
+    random = random_directions(torch.ones(change.shape[1]), seed=seed)
+    along = change @ torch.nn.functional.normalize(torch.cat([found.directions, random]), dim=-1).T
+    share = (along.square() / change.square().sum(-1, keepdim=True).clamp_min(1e-30)).numpy()
+    per_prompt = np.stack([share[number == one].mean(0) for one in range(len(names))])
+    k = len(found.directions)
+    control = per_prompt[:, k:].mean(1)
+    rows = [
+        {
+            "direction": place,
+            **scored(per_prompt[:, place], seed=seed),
+            "control": float(control.mean()),
+            "shift": float(along[:, place].mean()),
+            **({} if found.latents is None else {"latent": found.latents[place]}),
+        }
+        for place in range(k)
+    ]
+    tested = paired_permutation(per_prompt[:, :k] - control[:, None], seed=seed, alternative="greater")
+    return pd.DataFrame(rows).assign(q=q_values(tested.p))
+
+
+def _activations(
+    found: Found, tuned: Float[Tensor, "row d"], centre: Float[Tensor, " d"], dictionary: Dictionary | None
+) -> Float[Tensor, "row k"]:
+    """How strongly each row shows each direction: the latent's activation, or the projection from the base's mean."""
+    if found.latents is None or dictionary is None:
+        return (tuned - centre) @ found.directions.T
+    return torch.cat([dictionary.encode(part)[:, found.latents] for part in tuned.split(256)])
+
+
+def _words(found: Found, model: AdaptedModel | None, base: Float[Tensor, "row d"]) -> list[tuple[str, str]]:
+    if model is None:
+        return [("", "")] * len(found.directions)
+    size = 0.1 * float(base.norm(dim=-1).mean())
+    readings = direction_readings(model, found.directions, base.mean(0), size)
+    return [(shown(one.up), shown(one.down)) for one in readings]

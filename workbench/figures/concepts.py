@@ -1,0 +1,51 @@
+"""Candidate directions: how much of tuning's change each holds, beside random ones."""
+
+from __future__ import annotations
+
+import html
+
+import pandas as pd
+import plotly.graph_objects as go
+
+
+def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """Bars of ``score`` with intervals, the control as a line; the tokens of each direction under the pointer.
+
+    ``table``: direction, score, low, high, control, q, up, down (and latent, for dictionaries).
+    """
+    rows = table.sort_values("direction")
+    names = rows["latent"] if "latent" in rows else rows["direction"]
+    told = [
+        f"raises {html.escape(up)}<br>lowers {html.escape(down)}<br>q = {q:.2g}"
+        for up, down, q in zip(rows["up"], rows["down"], rows["q"], strict=True)
+    ]
+    figure = go.Figure()
+    figure.add_bar(
+        x=[str(name) for name in names],
+        y=rows["score"].tolist(),
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": (rows["high"] - rows["score"]).tolist(),
+            "arrayminus": (rows["score"] - rows["low"]).tolist(),
+        },
+        marker_color=["#0072B2" if q < 0.05 else "#bbbbbb" for q in rows["q"]],
+        customdata=[[one] for one in told],
+        hovertemplate="%{x}: %{y:.2%}<br>%{customdata[0]}<extra></extra>",
+        name="direction (grey: not told from random)",
+    )
+    figure.add_scatter(
+        x=[str(name) for name in names],
+        y=rows["control"].tolist(),
+        mode="lines",
+        line={"color": "#D55E00", "dash": "dot"},
+        name="random directions",
+    )
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": html.escape(title), "font": {"size": 13}},
+        xaxis={"title": "latent" if "latent" in rows else "direction", "type": "category"},
+        yaxis={"title": "share of tuning's change", "tickformat": ".0%"},
+        legend={"orientation": "h", "y": -0.25},
+    )
+    return figure
