@@ -183,9 +183,10 @@ class _SiteRows:
         moved = (self.tuned - self.base)[:, 0]
         mean = moved.mean(0)
         unit = torch.nn.functional.normalize(mean, dim=0)
-        along = float(mean.square().sum() / moved.square().sum(-1).mean().clamp_min(1e-300))
+        along = mean.square().sum() / moved.square().sum(-1).mean().clamp_min(1e-30)
+        one = int(bool(mean.any()))  # nothing moved: no direction
         kinds = {
-            "mean": Principal(unit[None], torch.tensor([along])),
+            "mean": Principal(unit[None][:one], along[None][:one]),
             "centred": principal(moved, k, centred=True),
             "uncentred": principal(moved, k, centred=False),
         }

@@ -21,6 +21,7 @@ def extreme_contexts(values: Float[Tensor, "row k"], index: pd.DataFrame, count:
     tokens = index["token"].astype(str).tolist()
     members = {prompt: np.flatnonzero(prompts == prompt) for prompt in np.unique(prompts)}
     table = values.numpy()
+    joint = "" if any(token[:1].isspace() for token in tokens) else " "  # word-level tokens carry no spaces
     for direction in range(table.shape[1]):
         for end, order in (("highest", np.argsort(-table[:, direction])), ("lowest", np.argsort(table[:, direction]))):
             seen: set[int] = set()
@@ -37,14 +38,14 @@ def extreme_contexts(values: Float[Tensor, "row k"], index: pd.DataFrame, count:
                         "value": float(table[row, direction]),
                         "prompt": prompt,
                         "position": int(positions[row]),
-                        "context": _context(members[prompt], row, positions, tokens),
+                        "context": joint.join(_context(members[prompt], row, positions, tokens)),
                     }
                 )
     return pd.DataFrame(rows, columns=["direction", "end", "value", "prompt", "position", "context"])
 
 
-def _context(members: np.ndarray, row: int, positions: np.ndarray, tokens: list[str]) -> str:
+def _context(members: np.ndarray, row: int, positions: np.ndarray, tokens: list[str]) -> list[str]:
     """The recorded tokens around ``row`` in its prompt."""
     near = members[np.abs(positions[members] - positions[row]) <= AROUND]
     near = near[np.argsort(positions[near])]
-    return "".join(f"»{tokens[one]}«" if one == row else tokens[one] for one in near)
+    return [f"»{tokens[one]}«" if one == row else tokens[one] for one in near]

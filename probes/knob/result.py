@@ -76,4 +76,9 @@ class Knob(ProbeResult):
         """Dose and response: share of each intent's answers against the set value, with the random band."""
         from workbench.figures.knob import knob_slope
 
-        return knob_slope(self.sweep, self.natural, intent=self.intents[0], title=self.summary())
+        return knob_slope(
+            self.sweep,
+            self.natural,
+            intent=self.intents[0],
+            title=f"Knob at layer {self.layer}, rank {self.direction.shape[1]}",
+        )

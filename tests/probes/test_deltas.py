@@ -55,7 +55,9 @@ def test_nothing_is_found_where_nothing_moved() -> None:
     false = [(activation_delta(planted(0.0, seed=seed)[0]).table["q"] < 0.05).sum() for seed in range(20)]
     assert sum(false) <= 0.05 * 20 * 5
     same, _ = planted(0.0, noise=0.0)
-    table = activation_delta(same).table
+    found = activation_delta(same)
+    table = found.table
+    assert found.directions.empty, "nothing moved, so there is no direction"
     assert (table["score"] == 0).all() and (table["q"] == 1).all()
     assert table["cosine"].to_numpy() == pytest.approx(1.0, abs=1e-5) and table["cka"].to_numpy() == pytest.approx(1.0)
 

@@ -141,7 +141,7 @@ def shift_figure(shares: pd.DataFrame, by_position: pd.DataFrame, tokens: pd.Dat
         x=x, y=rows["control"].tolist(), line={"color": "grey", "dash": "dot"}, name="noise floor", row=1, col=2
     )
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
-    figure.update_xaxes(title_text="token of the response", row=1, col=2)
+    figure.update_xaxes(title_text="token of the response", dtick=1 if len(x) <= 20 else None, row=1, col=2)
     figure.update_layout(
         template="plotly_white", title={"text": f"Token shift ({len(tokens)} tokens)"}, legend={"orientation": "h"}
     )
