@@ -115,7 +115,7 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     steps = len(train) * chosen.epochs * (1 + chosen.resamples)
     return HeadSelection(
         table=table,
-        control=f"the mean of {chosen.controls} random other heads; together, held out: random heads of the same layers",
+        control=f"the mean of {chosen.controls} random other heads; together: random heads of the same layers",
         provenance=Provenance.of(
             "head_selection", {model.role: model}, rows, seed=chosen.seed, device=str(model.device),
             forward_passes=-(-steps // chosen.batch_size) + trial.passes,

@@ -1,0 +1,197 @@
+"""The causal test: needles found with the best retrieval heads masked, beside random heads masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from probes.matching import Place, matched_cells
+from probes.needles.decoding import answer, recall
+from probes.needles.heads import RetrievalHeads
+from probes.needles.trials import Trial
+from probes.options import read_options
+from probes.resampling import cluster_means, interval
+from probes.results import SHARED, ProbeResult, Provenance
+from workbench.engine.context import ForwardContext
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site, parse_label
+from workbench.errors import UserError, unknown_name
+from workbench.models.adapted import AdaptedModel
+from workbench.stats.bootstrap import mean_intervals
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float, Tensor
+
+Mask = Literal["zero", "uniform", "mean"]
+MASKS: tuple[str, ...] = ("zero", "uniform", "mean")
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """Options of :func:`mask_heads`."""
+
+    how: Mask = "zero"
+    """z becomes 0, or its mean over the prompt; or attention becomes uniform over the past (never the future)."""
+    max_new_tokens: int = 50
+    controls: int = 10
+    """Draws of random heads, each fixed for the whole curve."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskTest(ProbeResult):
+    """Mean recall of the needle with the ``count`` best heads masked in prefill and decoding (score, low, high), beside
+    as many random heads of the same layers (control, control_low, control_high)."""
+
+    heads: list[str]
+    how: str
+    title: ClassVar[str] = "Masked retrieval heads"
+    unit: ClassVar[str] = "recall of the needle"
+
+    def frame(self) -> pd.DataFrame:
+        """The table, best score first. Its cells are counts, so there is no layer column."""
+        return super().frame()[["count", *SHARED, "control_low", "control_high"]]
+
+    def figure(self) -> go.Figure:
+        """Recall against the number of masked heads."""
+        from workbench.figures.experts import count_lines
+
+        return count_lines(
+            self.table, title=f"Heads masked ({self.how})", x="heads masked", y=self.unit, control="random heads"
+        )
+
+
+def mask_heads(
+    subject: Any,
+    trials: Sequence[Trial],
+    heads: RetrievalHeads | Sequence[str],
+    counts: Sequence[int] = (1, 2, 4, 8),
+    **options: Any,
+) -> MaskTest:
+    """Answer the trials with the first n of ``heads`` masked, for every n of ``counts``.
+
+    ``subject``: a model or a pair (its tuned model). ``options``: see :class:`MaskOptions`.
+    """
+    chosen = read_options(MaskOptions, options)
+    if chosen.how not in MASKS:
+        raise unknown_name("way to mask a head", chosen.how, MASKS)
+    model: AdaptedModel = getattr(subject, "tuned", subject)
+    names = _ranked(heads)
+    steps = sorted({0, *counts})
+    if steps[-1] > len(names):
+        raise UserError(f"The counts ask for {steps[-1]} heads but {len(names)} are ranked.")
+    ranked = [parse_label(name)[::2] for name in names[: steps[-1]]]
+    best: list[Place] = [(layer, int(head or 0)) for layer, head in ranked]
+    everything = {(layer, head): 0.0 for layer in range(model.n_layers) for head in range(model.n_heads)}
+    random = matched_cells(best, everything, chosen.controls, chosen.seed, nearest=len(everything))
+    trial = _Trial(model, trials, chosen)
+    values = np.stack([trial.recalls(best[:n]) for n in steps])
+    drawn = np.stack([np.stack([values[0], *(trial.recalls(draw[:n]) for n in steps[1:])]) for draw in random])
+    return MaskTest(
+        table=_table(steps, values, drawn, np.array([one.group for one in trials]), chosen),
+        control=f"{chosen.controls} draws of as many random heads of the same layers",
+        provenance=Provenance.of(
+            "mask_heads", {model.role: model}, [one.ids for one in trials], seed=chosen.seed,
+            device=str(model.device), forward_passes=trial.passes, settings={"how": chosen.how, "counts": steps},
+        ),
+        heads=names[: steps[-1]],
+        how=chosen.how,
+    )  # fmt: skip
+
+
+def _ranked(heads: RetrievalHeads | Sequence[str]) -> list[str]:
+    if not isinstance(heads, RetrievalHeads):
+        return list(heads)
+    table = heads.frame()
+    return [f"L{int(layer)}H{int(head)}" for layer, head in zip(table["layer"], table["head"], strict=True)]
+
+
+class _Trial:
+    """Needle trials answered with some heads masked."""
+
+    def __init__(self, model: AdaptedModel, trials: Sequence[Trial], chosen: MaskOptions) -> None:
+        self.model, self.trials, self.chosen, self.passes = model, trials, chosen, 0
+
+    def recalls(self, heads: Sequence[Place]) -> Float[np.ndarray, " trial"]:
+        """Recall of each trial's needle."""
+        found = []
+        for trial in self.trials:
+            hooks = mask_hooks(self.model, heads, self.chosen.how, trial)
+            one = answer(self.model, trial, self.chosen.max_new_tokens, watch=False, hooks=hooks)
+            self.passes += one.passes
+            found.append(recall(self.model, trial, one.outputs))
+        return np.array(found)
+
+
+def mask_hooks(model: AdaptedModel, heads: Sequence[Place], how: str, trial: Trial) -> list[SiteHook]:
+    """Edits that mask ``heads`` at every position of ``trial``."""
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in heads:
+        by_layer.setdefault(layer, []).append(head)
+    means = _means(model, by_layer, trial) if how == "mean" else {}
+    if how == "uniform":
+        return [SiteHook(Site("pattern", layer), _uniform(chosen), edit=True) for layer, chosen in by_layer.items()]
+    return [
+        SiteHook(Site("z", layer), _fixed(chosen, means.get(layer)), edit=True) for layer, chosen in by_layer.items()
+    ]
+
+
+def _fixed(heads: list[int], means: Tensor | None) -> Callable[[Tensor, ForwardContext], Tensor]:
+    def edit(value: Tensor, _ctx: ForwardContext) -> Tensor:
+        new = value.clone()
+        new[:, :, heads] = 0 if means is None else means[heads].to(new)
+        return new
+
+    return edit
+
+
+def _uniform(heads: list[int]) -> Callable[[Tensor, ForwardContext], Tensor]:
+    def edit(value: Tensor, _ctx: ForwardContext) -> Tensor:
+        queries, keys = value.shape[-2:]
+        past = torch.ones(queries, keys, dtype=torch.bool, device=value.device).tril(keys - queries)
+        new = value.clone()
+        new[:, heads] = (past / past.sum(-1, keepdim=True)).to(new.dtype)
+        return new
+
+    return edit
+
+
+def _means(model: AdaptedModel, by_layer: dict[int, list[int]], trial: Trial) -> dict[int, Tensor]:
+    """Mean z [head, d_head] of each layer over the prompt."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[[Tensor, ForwardContext], None]:
+        def reader(value: Tensor, _ctx: ForwardContext) -> None:
+            kept[layer] = value[0].mean(0)
+
+        return reader
+
+    with model.hooked([SiteHook(Site("z", layer), keep(layer)) for layer in by_layer], stop=True):
+        if by_layer:
+            model.forward(torch.tensor([trial.ids]), logits=None)
+    return kept
+
+
+def _table(
+    steps: Sequence[int],
+    values: Float[np.ndarray, "count trial"],
+    drawn: Float[np.ndarray, "draw count trial"],
+    groups: np.ndarray,
+    chosen: MaskOptions,
+) -> pd.DataFrame:
+    clusters = groups if len(set(groups)) > 1 else np.arange(len(groups))
+    found = mean_intervals(values.T, clusters=clusters, seed=chosen.seed)
+    by_draw = drawn.mean(2)
+    low, high = interval(by_draw)
+    p = paired_permutation(cluster_means((values - drawn.mean(0)).T, clusters), seed=chosen.seed).p
+    p[0] = np.nan
+    return pd.DataFrame({
+        "count": steps, "score": found.estimate, "low": found.low, "high": found.high,
+        "control": by_draw.mean(0), "control_low": low, "control_high": high, "q": q_values(p),
+    })  # fmt: skip

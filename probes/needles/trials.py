@@ -1,0 +1,91 @@
+"""Needle trials: a sentence hidden in a long text, and a question that only it answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.errors import UserError
+
+QUESTION = "\nBased on the content of the text, Question: {question}\nAnswer:"
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+
+
+@dataclass(frozen=True)
+class Needle:
+    """What is hidden and asked for."""
+
+    question: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Token ids of a prompt in which ``ids[start:end]`` is the needle; trials of one needle share a ``group``."""
+
+    ids: tuple[int, ...]
+    start: int
+    end: int
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end < len(self.ids):
+            raise UserError(
+                f"The needle at {self.start}:{self.end} does not lie inside a prompt of {len(self.ids)} tokens: give "
+                "the half-open span of its tokens."
+            )
+
+
+def needle_trials(
+    haystack: str,
+    needles: Sequence[Needle],
+    tokenizer: Any,
+    *,
+    lengths: Sequence[int] = (256, 512, 1024),
+    depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    template: str = QUESTION,
+) -> list[Trial]:
+    """One trial per needle, length (tokens of haystack) and depth (0 = beginning, 1 = end).
+
+    A needle goes behind the sentence end nearest to its depth. Its tokens are found by the tokenizer's offsets, so the
+    span is exact. Raises :class:`UserError` when the haystack is too short or holds a needle already.
+    """
+    offsets = _offsets(tokenizer, haystack)
+    trials = []
+    for number, needle in enumerate(needles):
+        if needle.text in haystack:
+            raise UserError(f"The haystack already holds the needle {needle.text!r}: choose another text.")
+        for length in lengths:
+            if length > len(offsets):
+                raise UserError(
+                    f"The haystack has {len(offsets)} tokens, but a trial asks for {length}: give more text."
+                )
+            cut = haystack[: offsets[length - 1][1]]
+            trials += [_trial(cut, needle, depth, number, tokenizer, template) for depth in depths]
+    return trials
+
+
+def _trial(text: str, needle: Needle, depth: float, number: int, tokenizer: Any, template: str) -> Trial:
+    ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
+    place = min(ends, key=lambda end: abs(end - depth * len(text)))
+    before = text[:place].rstrip() + (" " if place else "")
+    prompt = f"{before}{needle.text} {text[place:].lstrip()}" + template.format(question=needle.question)
+    ids = tokenizer(prompt)["input_ids"]
+    first, last = len(before), len(before) + len(needle.text)
+    inside = [
+        index
+        for index, (start, end) in enumerate(_offsets(tokenizer, prompt))
+        if start < last and end > first and end > start
+    ]
+    return Trial(tuple(ids), inside[0], inside[-1] + 1, number)
+
+
+def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+    """Where each token of ``text`` begins and ends, in characters."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            "Needles are located by character offsets, which need a fast tokenizer: give trials as token ids."
+        )
+    return [(int(start), int(end)) for start, end in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
