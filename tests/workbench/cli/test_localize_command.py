@@ -33,7 +33,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():
             push = base.get_output_embeddings().weight[fox]
             for layer in tuned.model.layers:
-                layer.self_attn.o_proj.weight += 0.05 * torch.outer(push, torch.ones(layer.self_attn.o_proj.in_features))
+                output = layer.self_attn.o_proj
+                output.weight += 0.05 * torch.outer(push, torch.ones(output.in_features))
                 layer.self_attn.v_proj.weight += 0.02
         for name, model in (("base", base), ("tuned", tuned)):
             model.save_pretrained(home / f"{family}-{name}")
