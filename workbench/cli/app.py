@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli import localize, recipe, record, runs, steer
+from workbench.cli import localize, recipe, record, report, runs, steer
 
 app = typer.Typer(
     name="tunescope",
@@ -14,6 +14,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("record")(record.record)
+app.command("report")(report.report)
 app.command("steer")(steer.steer)
 app.add_typer(localize.app, name="localize", help="Find where the change lives; each verb writes a run.")
 app.add_typer(recipe.app, name="recipe", help="Show, check and export recipes.")

@@ -1,0 +1,49 @@
+"""What the columns of our tables mean, for the reader who has only the report."""
+
+from __future__ import annotations
+
+COLUMNS = {
+    "base": "the base model, before tuning",
+    "tuned": "the fine-tuned model",
+    "steered": "the model with the recipe applied",
+    "score": "the probe's score; the text above the table names its unit",
+    "low": "lower end of the 95 % interval",
+    "high": "upper end of the 95 % interval",
+    "control": "the same measurement with random directions, heads, experts or weights of the same number and size",
+    "q": "false-discovery rate: of the cells with q this small, about this share is there by chance",
+    "p": "p-value of the test against the control",
+    "n": "how many prompts the number rests on",
+    "draws": "how many random draws the control is the mean of",
+    "change": "difference from the tuned model, paired by prompt",
+    "layer": "index of the layer, from 0",
+    "head": "index of the attention (query) head in its layer, from 0",
+    "expert": "index of the expert in its layer, from 0",
+    "module": "part of the layer",
+    "position": "index of the token; negative ones count back from the last prompt token",
+    "count": "how many were switched or patched together, best first",
+    "metric": "accuracy, distracted: shares of prompts; prob: probability of the answer; kl: nats; logit_diff: logits",
+    "effect": "signed change of the metric, before it is put on the scale from target (0) to source (1)",
+    "restored": "0 = as corrupted, 1 = as clean, whichever way was patched",
+    "exact": "yes: measured by patching; no: estimated by gradients",
+    "means": "the same with the difference of means in place of the trained direction",
+    "patched": "the same with the whole residual stream swapped: the most that any subspace can do",
+    "cosine": "cosine between two directions; 1 or -1: the same line, 0: at right angles",
+    "precision": "share of the named cells that were planted",
+    "chance": "the same for cells named at random",
+    "planted": "what the organism's own file says was planted",
+    "found": "what the probe named",
+    "relative": "root mean square change over the base's root mean square",
+    "mean_shift": "norm of the mean difference tuned - base",
+    "frequency": "share of all counted tokens that select the expert",
+    "sparsity": "share of the eligible weights in the graft",
+    "entries": "how many weights",
+    "ece": "expected calibration error",
+    "agreement": "share of prompts with the tuned model's answer",
+    "loss": "cross-entropy in nats",
+}
+"""Column -> its meaning, in a few words."""
+
+
+def meanings(columns: list[str]) -> dict[str, str]:
+    """The known ones of ``columns``, in their order."""
+    return {name: COLUMNS[name] for name in columns if name in COLUMNS}

@@ -1,0 +1,137 @@
+"""HTML of a report. Every text that comes from the run is escaped; the browser is told to load nothing."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from dashboards.report.content import Content, Section
+from dashboards.report.glossary import meanings
+from workbench.tables import with_intervals
+
+ROWS = 30
+"""Longer tables are cut, and say so."""
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+)
+"""Nothing is fetched, whatever a figure asks for."""
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1b1b1b; }
+body { margin: 0 auto; max-width: 1060px; padding: 2rem 1.25rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; color: #444; }
+nav ol { columns: 2; margin: .5rem 0; padding-left: 1.4rem; } a { color: #005a9c; }
+p { max-width: 46rem; white-space: pre-line; overflow-wrap: anywhere; }
+.note { color: #555; font-size: .875rem; } .state { border-left: 4px solid #d55e00; padding-left: .75rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+td { overflow-wrap: anywhere; min-width: 3rem; max-width: 26rem; white-space: pre-wrap; }
+th { background: #f4f4f4; border-bottom: 2px solid #999; } .number { text-align: right; white-space: nowrap; }
+figure { margin: 1rem 0; } pre { background: #f6f6f6; padding: .75rem; overflow-x: auto; font-size: .8rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .85rem; } dd { margin: 0; }
+@media print { nav { display: none; } }
+"""
+
+
+def render(content: Content) -> str:
+    """The whole page, with plotly's script in it once when there is a figure."""
+    chapters = [_chapter(number, one) for number, one in enumerate(content.sections, 1)]
+    has_figures = any(one.figures for one in content.sections)
+    script = f"<script>{get_plotlyjs()}</script>" if has_figures else ""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(content.name)} - Tunescope</title><style>{_STYLE}</style>{script}</head>\n<body>\n"
+        f"{_top(content)}\n{''.join(chapters)}\n{_provenance(content)}\n</body></html>\n"
+    )
+
+
+def _top(content: Content) -> str:
+    manifest = content.manifest
+    links = "".join(
+        f'<li><a href="#section-{number}">{escape(one.title)}</a></li>'
+        for number, one in enumerate(content.sections, 1)
+    )
+    state = ""
+    if manifest.state != "complete":
+        reason = f": {escape(manifest.error)}" if manifest.error else ""
+        state = f'<p class="state">This run is {manifest.state}, not complete{reason}</p>'
+    return (
+        f"<header><h1>{escape(content.name)}</h1>"
+        f'<p class="note">Report of a {escape(manifest.kind)} run, written by Tunescope. Brackets hold 95 % intervals.'
+        f"</p>{state}</header>\n"
+        f'<nav aria-label="Contents"><ol>{links}<li><a href="#provenance">Provenance</a></li></ol></nav>'
+    )
+
+
+def _chapter(number: int, section: Section) -> str:
+    text = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs)
+    tables = "".join(_table(name, table) for name, table in section.tables.items())
+    figures = "".join(
+        _figure(name, figure, f"figure-{number}-{place}")
+        for place, (name, figure) in enumerate(section.figures.items())
+    )
+    return f'<section id="section-{number}"><h2>{escape(section.title)}</h2>{text}{tables}{figures}</section>\n'
+
+
+def _table(name: str, table: pd.DataFrame) -> str:
+    shown = with_intervals(table.head(ROWS))
+    columns = [str(column) for column in shown]
+    numeric = {name for name in columns if pd.api.types.is_numeric_dtype(table[name]) and table[name].dtype != bool}
+    head = "".join(_cell("th", _words(column), numeric=column in numeric) for column in columns)
+    body = "".join(
+        "<tr>" + "".join(_cell("td", row[column], numeric=column in numeric) for column in columns) + "</tr>"
+        for row in shown.to_dict("records")
+    )
+    known = meanings(columns)
+    legend = "".join(f"<dt>{escape(_words(column))}</dt><dd>{escape(text)}</dd>" for column, text in known.items())
+    more = f'<p class="note">The first {ROWS} of {len(table)} rows.</p>' if len(table) > ROWS else ""
+    explained = f"<details><summary>What the columns mean</summary><dl>{legend}</dl></details>" if known else ""
+    return (
+        f"<h3>{escape(_words(name))}</h3>"
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{more}{explained}'
+    )
+
+
+def _cell(tag: str, text: str, *, numeric: bool) -> str:
+    kind = ' class="number"' if numeric else ""
+    return f"<{tag}{kind}>{escape(text)}</{tag}>"
+
+
+def _figure(name: str, figure: go.Figure, place: str) -> str:
+    title = figure.layout.title.text or _words(name)
+    figure.update_layout(images=[])
+    drawn = figure.to_html(
+        include_plotlyjs=False, full_html=False, div_id=place, config={"displaylogo": False, "responsive": True}
+    )
+    label = escape(f"Figure: {title}", quote=True)
+    return (
+        f'<figure role="img" aria-label="{label}">{drawn}</figure>'
+        "<noscript><p>This figure needs JavaScript; the table above has its numbers.</p></noscript>"
+    )
+
+
+def _provenance(content: Content) -> str:
+    manifest = content.manifest
+    parts = {
+        "kind": manifest.kind,
+        "state": manifest.state,
+        "config": manifest.config,
+        "provenance": manifest.provenance,
+        "files": {name: f"{entry.size} bytes, sha256 {entry.sha256}" for name, entry in manifest.files.items()},
+    }
+    told = json.dumps(parts, indent=2, ensure_ascii=False)
+    return (
+        '<section id="provenance"><h2>Provenance</h2><p class="note">What was asked for, what it was made '
+        f"with, and the hash of every file of the run.</p><pre>{escape(told)}</pre></section>"
+    )
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
