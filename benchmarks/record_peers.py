@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from workbench.engine.checkpointing import keep_contexts
 from workbench.engine.context import ForwardContext, Generation
-from workbench.engine.families import Family, family_of
+from workbench.engine.families import Family, family_of, submodule
 from workbench.engine.geometry import Geometry, read_geometry
 from workbench.engine.ports import Port, port
 from workbench.engine.sites import KINDS, Site
@@ -249,15 +249,9 @@ class Hub:
                 self.context = None
 
     def _listen(self) -> Callable[[], None]:
-        hf, body = self.hf, self.hf.base_model
-        signature = inspect.signature(body.forward)
-        original = hf.generate
-
-        checkpoints = ExitStack()
-
-        def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.context = self._begin(signature.bind_partial(*args, **kwargs).arguments)
-            keep_contexts(self, checkpoints)
+        hf, original = self.hf, self.hf.generate
+        stack = ExitStack()
+        self._listen_to_forwards(stack)
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             before, self._generation = self._generation, _generation(hf, args, kwargs)
@@ -266,19 +260,45 @@ class Hub:
             finally:
                 self._generation = before
 
-        handle = body.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
         own = hf.__dict__.get("generate")
         hf.__dict__["generate"] = generate
 
         def leave() -> None:
-            handle.remove()
-            checkpoints.close()
+            stack.close()
             if own is None:
                 del hf.__dict__["generate"]
             else:
                 hf.__dict__["generate"] = own
 
         return leave
+
+    def _listen_to_forwards(self, stack: ExitStack) -> None:
+        """Begin a context where a forward enters the model's body, or, where the head calls the decoder inside the
+        body directly (OPT), where it enters that."""
+        body, decoder = self.hf.base_model, submodule(self.hf, self.family.layers.rpartition(".")[0])
+        checkpoints = stack.enter_context(ExitStack())
+        inside: list[bool] = []
+
+        def beginning(module: nn.Module) -> Callable[..., None]:
+            signature = inspect.signature(type(module).forward)  # an instance's own may be somebody's wrapper
+
+            def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if module is not body and inside:
+                    return
+                self.context = self._begin(signature.bind_partial(module, *args, **kwargs).arguments)
+                keep_contexts(self, checkpoints)
+                if module is body:
+                    inside.append(True)
+
+            return begin
+
+        def end(*_: Any) -> None:
+            inside.clear()
+
+        for module in {body, decoder}:
+            handle = module.register_forward_pre_hook(beginning(module), with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
+        stack.callback(body.register_forward_hook(end, always_call=True).remove)
 
     def _begin(self, given: dict[str, Any]) -> ForwardContext:
         given = {**given.pop("kwargs", {}), **given}

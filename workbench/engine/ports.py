@@ -42,7 +42,16 @@ def with_first(raw: Any, value: Any) -> Any:
 
 
 def _plain(module: nn.Module, side: Side) -> Port:
-    return Port(module, side, lambda raw, _ctx: first(raw), lambda raw, value, _ctx: with_first(raw, value))
+    """The tensor itself, [batch, pos, feature] also where a family flattens tokens (OPT's MLP)."""
+
+    def get(raw: Any, ctx: ForwardContext) -> Tensor:
+        value: Tensor = first(raw)
+        return value if value.ndim > 2 else value.unflatten(0, (ctx.batch, -1))
+
+    def put(raw: Any, value: Tensor, _ctx: ForwardContext) -> Any:
+        return with_first(raw, value if first(raw).ndim > 2 else value.flatten(0, 1))
+
+    return Port(module, side, get, put)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A four-token forward at load that proves the map of the model: a wrong site would fail here, not in a paper.
+"""A tiny forward (two rows of four tokens) at load that proves the map: a wrong site fails here, not in a paper.
 
 Checked: the heads' writes sum to the attention output; the sublayers' outputs sum to the residual stream; the
 router recomputed equals the router; attention rows sum to one (less an attention sink) and pattern times values is z.
@@ -47,7 +47,7 @@ def _values(hub: Hub) -> dict[Site, Any]:
 
     hooks = [keep(site) for site in sites]
     device = hf.get_input_embeddings().weight.device
-    ids = torch.arange(1, 1 + _TOKENS, device="cpu" if device.type == "meta" else device)[None]
+    ids = torch.arange(1, 1 + 2 * _TOKENS, device="cpu" if device.type == "meta" else device).view(2, _TOKENS)
     training = hf.training
     hf.eval()
     try:
@@ -82,8 +82,8 @@ def _check_heads(hub: Hub, layer: int, at: dict[str, Any]) -> None:
     weight = getattr(output, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.device.type == "meta":
         return
-    if type(output) not in (nn.Linear, Conv1D) or family.attn_out != family.output:
-        return  # an adapted or quantized projection does not compute from its weight alone
+    if type(output) not in (nn.Linear, Conv1D) or family.attn_out != family.output or "attn_out" not in at:
+        return  # an adapted or quantized projection does not compute from its weight alone; withheld once checked
     by_head = (weight.T if type(output) is nn.Linear else weight).unflatten(0, (geometry.n_heads, -1))
     total = torch.einsum("bphd,hdm->bpm", z.float(), by_head.float())
     if output.bias is not None:
