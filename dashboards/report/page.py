@@ -106,7 +106,7 @@ def _cell(tag: str, text: str, *, numeric: bool) -> str:
 
 def _figure(name: str, figure: go.Figure, place: str) -> str:
     title = figure.layout.title.text or _words(name)
-    figure.update_layout(images=[])
+    figure.layout.images = []
     drawn = figure.to_html(
         include_plotlyjs=False, full_html=False, div_id=place, config={"displaylogo": False, "responsive": True}
     )
