@@ -180,6 +180,93 @@ def knob(
     _finish("knob", asked, run, out, as_json)
 
 
+@app.command("concepts")
+def concepts(  # noqa: PLR0913 (one parameter per option)
+    base: Base,
+    tuned: Tuned,
+    prompts: PromptFile,
+    layer: Annotated[str, typer.Option(help="One layer: an index or a fraction of depth.")] = "0.5",
+    method: Annotated[
+        str, typer.Option(help="mean, pca, pca-uncentred, labels-mean, labels-probe, or sae.")
+    ] = "pca-uncentred",
+    dictionary: Annotated[Path | None, typer.Option(help="A SAELens folder, for sae.")] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Directions that tuning moved, each with the contexts and the words it stands for, to be named before ablating.
+
+    Example: tunescope localize concepts ./base ./tuned --prompts p.jsonl --layer 0.5
+    """
+    import probes
+    from workbench.recording.record_pair import record
+
+    def run(bar: Any) -> Any:
+        pair, rows = _loaded(base, tuned, prompts, device)
+        rec = record(pair, rows, "resid_post", layers=[_layer(layer)], positions="all", progress=bar)
+        return probes.concept_directions(rec, method, dictionary=dictionary, model=pair.tuned, seed=seed)
+
+    asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "layer": layer, "method": method, "seed": seed}
+    _finish("concepts", {**asked, "dictionary": dictionary and str(dictionary)}, run, out, as_json)
+
+
+@app.command("retrieval")
+def retrieval(
+    base: Base,
+    tuned: Tuned,
+    haystack: Annotated[Path, typer.Option(help="A text file to hide the needles in.")],
+    needles: Annotated[Path, typer.Option(help="JSONL rows with question and text.")],
+    lengths: Annotated[str, typer.Option(help="Tokens of haystack, by commas.")] = "256,512,1024",
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Which heads of both models copy a needle from the context into the answer.
+
+    Example: tunescope localize retrieval ./base ./tuned --haystack book.txt --needles needles.jsonl
+    """
+    import probes
+
+    def run(_bar: Any) -> Any:
+        from workbench.models.pair import load_pair
+
+        hidden = _needles(needles)
+        text = haystack.read_text(encoding="utf-8") if haystack.is_file() else _no_file(haystack)
+        pair = load_pair(base, tuned, device=device)
+        sizes = [int(_layer(part)) for part in lengths.split(",")]
+        trials = probes.needle_trials(text, hidden, pair.tokenizer, lengths=sizes)
+        return probes.retrieval_heads(pair, trials, seed=seed)
+
+    asked = {"base": base, "tuned": tuned, "haystack": str(haystack), "needles": str(needles), "lengths": lengths}
+    _finish("retrieval", {**asked, "seed": seed}, run, out, as_json)
+
+
+def _needles(path: Path) -> list[Any]:
+    import json
+
+    import probes
+    from workbench.errors import UserError
+
+    if not path.is_file():
+        _no_file(path)
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            found.append(probes.Needle(question=row["question"], text=row["text"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number} is no needle: give an object with question and text.") from error
+    return found
+
+
+def _no_file(path: Path) -> Any:
+    from workbench.errors import UserError
+
+    raise UserError(f"There is no file {path}: check the path.")
+
+
 def _layer(text: str) -> int | float:
     try:
         return float(text) if "." in text else int(text)

@@ -72,13 +72,11 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     names = [site.name for site in chosen] + (["logits"] if logits else [])
     capture = Capture(tuple(chosen), scope, dtype, plan_.longest, logits)
     job = _Job(models, rows, plan_, capture, progress or Silent())
+    config = store_config(models, rows, plan_, names, options)
     if store == "memory":
-        config = {"roles": list(models), "n_prompts": len(rows), "sites": names, **options}
         return job.run(MemorySink(), config)
     if store is None:
-        config = {"roles": list(models), "n_prompts": len(rows), "sites": names, **options}
         return job.run(StatisticsSink(covariance=covariance, top=top), config)
-    config = store_config(models, rows, plan_, names, options)
     return job.run(StoreSink(Path(store), config, shard_bytes), config)
 
 

@@ -57,6 +57,7 @@ def pair(home: Path, family: str) -> list[str]:
         ("weights", "llama", []),
         ("activations", "llama", ["--prompts", "p.jsonl", "--sites", "z"]),
         ("heads", "llama", ["--prompts", "p.jsonl", "--layers", "0,1"]),
+        ("concepts", "llama", ["--prompts", "p.jsonl", "--layer", "1"]),
         ("experts", "mixtral", ["--prompts", "p.jsonl", "--target", "a"]),
     ],
 )
