@@ -12,7 +12,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # name -> module with measure() -> dict
-PARTS = {"head_probe": "benchmarks.head_probe", "patching": "benchmarks.patching", "weight_delta": "benchmarks.weight_delta"}
+PARTS = {
+    "expert_map": "benchmarks.expert_map",
+    "head_probe": "benchmarks.head_probe",
+    "patching": "benchmarks.patching",
+    "weight_delta": "benchmarks.weight_delta",
+}
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,10 @@ class ExpertCounts:
     layers: tuple[int, ...]
     """The layer of the model that each entry of the layer axis is; dense layers are left out."""
     passes: int
+
+    def minus(self, other: ExpertCounts) -> ExpertCounts:
+        """The change of the counts from ``other`` to these, on the same tokens of the same prompts."""
+        return replace(self, counts=self.counts - other.counts, passes=self.passes + other.passes)
 
     @property
     def shares(self) -> Float[np.ndarray, "prompt layer expert"]:

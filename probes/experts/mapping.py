@@ -44,6 +44,9 @@ class MapOptions:
     """Count at prompt tokens, at the tokens of the response, or each apart."""
     score: Literal["share", "token_rate"] = "share"
     """``share``: mean over prompts of each prompt's share of tokens; ``token_rate``: share of a class's tokens."""
+    reference: Literal["base"] | None = "base"
+    """Of a pair: take the base model's use of each expert by the same tokens away, prompt by prompt. What is left is
+    what tuning changed; without it (None), experts that read the topic of a class stand out in the base as well."""
     exclude: Excluded = "none"
     """Tokens that do not count: see :func:`probes.experts.counting.content`."""
     test: Literal["mannwhitney", "permutation"] = "mannwhitney"
@@ -63,14 +66,16 @@ class ExpertMap(ProbeResult):
     """Difference in use of every expert between prompts of the target class and the others.
 
     Besides the shared columns the table has ``phase``, ``target_share``, ``other_share``, ``frequency`` (share over
-    all prompts), ``p``, the band of shuffled labels (``control_low``, ``control_high``) and ``top_share`` (in how many
-    bootstrap samples the expert is among the leading ones).
+    all prompts), ``unreferenced`` (the difference without the base model taken away), ``p``, the band of shuffled
+    labels (``control_low``, ``control_high``) and ``top_share`` (in how many bootstrap samples the expert is among the
+    leading ones).
     """
 
     target: str
     others: tuple[str, ...]
     n_target: int
     n_other: int
+    reference: str | None
     phases: tuple[str, ...]
     stability: Mapping[str, float]
     """phase -> mean Spearman correlation of the ranking in bootstrap samples with the ranking shown."""
@@ -101,8 +106,8 @@ class ExpertMap(ProbeResult):
         wanted = self._phase(phase)
         return expert_heatmap(
             self.phase_table(wanted),
-            title=f"Experts of {self.target!r} against {' / '.join(map(repr, self.others))} ({wanted}, n = "
-            f"{self.n_target} + {self.n_other})",
+            title=f"Experts of {self.target!r} against {' / '.join(map(repr, self.others))} ({wanted}"
+            f"{', tuned - base' if self.reference else ''}, n = {self.n_target} + {self.n_other})",
         )
 
     def summary(self) -> str:
@@ -124,42 +129,47 @@ def expert_map(
 ) -> ExpertMap:
     """Which experts the model uses more for prompts of the ``target`` class of behaviour than for the others.
 
-    ``subject``: a model, or a pair (its tuned model is mapped). ``labels``: the class of the model's RESPONSE to each
-    prompt, as a list, as the prompts' ``label`` column (default), or as a function ``(response, prompt) -> class``
-    called on generated responses. ``options``: see :class:`MapOptions`.
+    ``subject``: a model, or a pair: its tuned model is mapped, minus what the base does (see ``reference``).
+    ``labels``: the class of the model's RESPONSE to each prompt, as a list, as the prompts' ``label`` column
+    (default), or as a function ``(response, prompt) -> class`` called on generated responses. ``options``: see
+    :class:`MapOptions`.
     Raises :class:`UserError` on a dense model and for labels of one class.
     """
     chosen = read_options(MapOptions, options)
     model: AdaptedModel = getattr(subject, "tuned", subject)
+    base: AdaptedModel | None = getattr(subject, "base", None) if chosen.reference else None
     require_experts(model)
     rows = Prompts.of(prompts)
     phases: tuple[Phase, ...] = ("prefill", "decode") if chosen.phase == "both" else (chosen.phase,)
     answers, passes = _responses(model, rows, chosen, needed=callable(labels) or "decode" in phases)
     texts = None if answers is None else _texts(model, answers, chosen)
     classes = classes_of(_labels(rows, labels, texts), target)
-    counts = _count(model, rows[list(classes.rows)], answers, classes, phases, chosen)
+    counted = rows[list(classes.rows)]
+    counts = _count(model, model, counted, answers, classes, phases, chosen)
+    before = None if base is None else _count(base, model, counted, answers, classes, phases, chosen)
     clusters = rows[list(classes.rows)].clusters
     tables: list[pd.DataFrame] = []
     stability: dict[str, float] = {}
-    for phase, one in zip(phases, counts, strict=True):
-        table, stability[phase] = _compare(one, classes, clusters, chosen)
+    for number, (phase, one) in enumerate(zip(phases, counts, strict=True)):
+        table, stability[phase] = _compare(one, None if before is None else before[number], classes, clusters, chosen)
         tables.append(table.assign(phase=phase))
     return ExpertMap(
         table=pd.concat(tables, ignore_index=True),
         control="the same difference with the labels shuffled over prompts",
         provenance=Provenance.of(
             "expert_map",
-            {model.role: model},
+            {model.role: model} if base is None else {"base": base, "tuned": model},
             rows,
             seed=chosen.seed,
             device=str(model.device),
-            forward_passes=passes + counts[0].passes,
+            forward_passes=passes + counts[0].passes + (0 if before is None else before[0].passes),
             settings=_settings(chosen, len(rows) - len(classes.rows)),
         ),
         target=classes.target,
         others=classes.others,
         n_target=int(classes.is_target.sum()),
         n_other=int((~classes.is_target).sum()),
+        reference=None if base is None else "base",
         phases=phases,
         stability=stability,
         responses=texts,
@@ -205,15 +215,19 @@ def _labels(rows: Prompts, labels: Sequence[Any] | Labeller | None, texts: Seque
 
 def _count(
     model: AdaptedModel,
+    reader: AdaptedModel,
     rows: Prompts,
     answers: Sequence[Sequence[int]] | None,
     classes: Classes,
     phases: Sequence[Phase],
     chosen: MapOptions,
 ) -> list[ExpertCounts]:
-    """Counts per phase from one pass over prompts, with their responses behind them where those count."""
-    given = [model.encode(rows[[number]]).input_ids[0].tolist() for number in range(len(rows))]
-    masks = content(given, chosen.exclude, special_ids(model.tokenizer))
+    """Counts per phase from one pass over prompts, with their responses behind them where those count.
+
+    ``reader`` is the model whose tokenizer reads the prompts, so that both models of a pair see the same tokens.
+    """
+    given = [reader.encode(rows[[number]]).input_ids[0].tolist() for number in range(len(rows))]
+    masks = content(given, chosen.exclude, special_ids(reader.tokenizer))
     behind: list[list[int]] = [[] for _ in given]
     if "decode" in phases:
         assert answers is not None
@@ -233,9 +247,10 @@ def _count(
 
 
 def _compare(
-    counts: ExpertCounts, classes: Classes, clusters: np.ndarray, chosen: MapOptions
+    plain: ExpertCounts, base: ExpertCounts | None, classes: Classes, clusters: np.ndarray, chosen: MapOptions
 ) -> tuple[pd.DataFrame, float]:
     """One row per cell, and the rank stability."""
+    counts = plain if base is None else plain.minus(base)
     used = counts.tokens > 0
     is_target = classes.is_target[used]
     if not is_target.any() or is_target.all():
@@ -244,6 +259,8 @@ def _compare(
     by_token = chosen.score == "token_rate"
     above = counts.counts[used].reshape(shares.shape) if by_token else shares
     below = counts.tokens[used] if by_token else np.ones(len(shares))
+    own = plain.counts[used].reshape(shares.shape) / (1.0 if by_token else plain.tokens[used, None])
+    own_target, own_other = (_rate(side[None], own, below)[0] for side in (is_target * 1.0, ~is_target * 1.0))
     target, other = (_rate(side[None], above, below)[0] for side in (is_target * 1.0, ~is_target * 1.0))
     weights = resampling.bootstrap_weights(len(shares), chosen.draws, chosen.seed, clusters[used])
     drawn = _rate(weights * is_target, above, below) - _rate(weights * ~is_target, above, below)
@@ -260,8 +277,8 @@ def _compare(
         "score": score, "low": low, "high": high,
         "control": null.mean(0), "control_low": control_low, "control_high": control_high,
         "p": p, "q": q_values(p),
-        "target_share": target, "other_share": other,
-        "frequency": _rate(np.ones((1, len(shares))), above, below)[0], "top_share": top_share,
+        "target_share": own_target, "other_share": own_other, "unreferenced": own_target - own_other,
+        "frequency": _rate(np.ones((1, len(shares))), own, below)[0], "top_share": top_share,
     })  # fmt: skip
     return table, stability
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from workbench.errors import UserError, unknown_name
 from workbench.typing import Float, Int, Tensor
 
-MetricName = Literal["logit_diff", "prob", "kl"]
 METRICS: tuple[str, ...] = ("logit_diff", "prob", "kl")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,14 +18,14 @@ from probes.matching import matched_cells
 from probes.options import read_options
 from probes.patches.attribution import attributions
 from probes.patches.cells import HEADS, Cell, Patch, all_cells, kinds_of, places_of
-from probes.patches.metrics import MetricName, check_metric
+from probes.patches.metrics import check_metric
 from probes.patches.result import Patching
 from probes.patches.sweep import Sweep, sweep
 from probes.patches.task import Task, check_lengths, make_task
 from probes.resampling import cluster_means, interval
 from probes.results import Provenance
 from workbench.engine.sites import resolve_layers
-from workbench.errors import UserError
+from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress
 from workbench.stats.bootstrap import mean_interval, mean_intervals, ratio_intervals
 from workbench.stats.fdr import q_values
@@ -41,6 +41,9 @@ class PatchOptions:
     positions: str | int | Sequence[int] | None = None
     """``all`` at once (default for heads), ``each`` by itself (default for sites), ``last``, or numbers."""
     layers: Any = None
+    inputs: Literal["source", "target"] = "source"
+    """Across models: ``source`` patches what the source run computed (differences upstream included); ``target`` what
+    the source's weights compute from the target's residual stream, so that heads which tuning left alone score 0."""
     method: Literal["exact", "attribution", "ig"] = "exact"
     """``attribution`` and ``ig`` estimate every cell by gradients and patch only the leading ones exactly."""
     confirm: float = 0.1
@@ -66,8 +69,8 @@ def patching(
     sites: str | Sequence[str] = "heads",
     source: str | None = None,
     target: str | None = None,
-    what: Literal["z", "write"] = "z",
-    metric: MetricName = "logit_diff",
+    what: str = "z",
+    metric: str = "logit_diff",
     **options: Any,
 ) -> Patching:
     """Put activations of the source run into the target run, one cell at a time, and measure the last position.
@@ -75,14 +78,15 @@ def patching(
     ``subject``: a pair (``source="tuned"``, ``target="base"`` by default, or the reverse) or a model (``"clean"`` into
     ``"corrupted"``, or the reverse: noising), whose prompts have a ``contrast``. ``sites``: ``"heads"`` or any of
     resid_pre, resid_mid, resid_post, attn_out, mlp_out. ``what``: a head is patched as z or as its write W_O z; they
-    differ when the output projection was tuned. ``options``: see :class:`PatchOptions`.
+    differ when the output projection was tuned. ``metric``: logit_diff, prob or kl.
+    ``options``: see :class:`PatchOptions`.
 
     Raises :class:`UserError` when the two runs do not differ in the metric (nothing to localize; both numbers are
     given), for contrasts of another length, and for missing answers.
     """
     chosen = read_options(PatchOptions, options)
     kinds = kinds_of(sites, what)
-    task = make_task(subject, prompts, source, target)
+    task = _with_inputs(make_task(subject, prompts, source, target), chosen)
     check_metric(metric, has_answers=task.answers is not None, has_distractors=task.distractors is not None)
     positions = chosen.positions if chosen.positions is not None else ("all" if kinds[0] in HEADS else "each")
     check_lengths(task, from_the_end=positions not in ("all", "each"))
@@ -110,6 +114,17 @@ def patching(
         together=together,
         tokens=_tokens(task),
     )
+
+
+def _with_inputs(task: Task, chosen: PatchOptions) -> Task:
+    if chosen.inputs not in ("source", "target"):
+        raise unknown_name("kind of inputs", chosen.inputs, ("source", "target"))
+    if chosen.inputs == "target" and task.source is task.target:
+        raise UserError(
+            "inputs='target' asks what other weights make of the same inputs, but both runs are of one model: patch "
+            "across a pair, or leave inputs='source'."
+        )
+    return replace(task, on_target_inputs=chosen.inputs == "target")
 
 
 class _Search:
@@ -150,7 +165,7 @@ class _Search:
         found = self.sweep([(cell,) for cell, exact in zip(cells, tested, strict=True) if exact])
         self.all_source, self.all_target = found.source, found.target
         self._keep_correct()
-        effects = found.effects if estimate is None else estimate
+        effects = found.effects if estimate is None else estimate.copy()
         effects[:, tested] = found.effects
         return None if estimate is None else estimate[self.kept].mean(0), tested, effects[self.kept]
 
@@ -301,7 +316,8 @@ def _provenance(task: Task, search: _Search, kinds: Sequence[str], metric: str) 
         backward_passes=search.backward,
         settings={
             "source": task.names[0], "target": task.names[1], "kinds": list(kinds), "metric": metric,
-            "positions": str(chosen.positions), "method": chosen.method, "frozen": "nothing: later layers recompute",
+            "positions": str(chosen.positions), "inputs": chosen.inputs,
+            "method": chosen.method, "frozen": "nothing: later layers recompute",
             "clashing_answers_dropped": task.dropped, "incorrect_dropped": int((~search.kept).sum()),
             "whole_forward_passes": not search.shortcuts,
         },

@@ -30,7 +30,9 @@ LAST = ((-1,),)
 Values = dict[Site, Tensor]
 
 
-def record(model: AdaptedModel, batch: Encoded, sites: Iterable[Site]) -> tuple[Values, Float[Tensor, "prompt vocab"]]:
+def record(
+    model: AdaptedModel, batch: Encoded, sites: Iterable[Site], edits: Sequence[SiteHook] = ()
+) -> tuple[Values, Float[Tensor, "prompt vocab"]]:
     """Activations [prompt, pos, ...] at ``sites`` and the logits of the last position, in one forward pass."""
     kept: Values = {}
 
@@ -40,10 +42,33 @@ def record(model: AdaptedModel, batch: Encoded, sites: Iterable[Site]) -> tuple[
 
         return reader
 
-    with model.hooked([SiteHook(site, keep(site)) for site in dict.fromkeys(sites)]), torch.no_grad():
+    readers = [SiteHook(site, keep(site)) for site in dict.fromkeys(sites)]
+    with model.hooked([*edits, *readers]), torch.no_grad():
         logits = model.forward(batch, logits="last")
     assert logits is not None
     return kept, logits[:, -1]
+
+
+def record_on_inputs(
+    model: AdaptedModel, batch: Encoded, sites: Iterable[Site], inputs: Values
+) -> tuple[Values, Float[Tensor, "prompt vocab"]]:
+    """What every layer of ``model`` computes when it reads another run's residual stream, in one forward pass.
+
+    ``inputs``: that run's values at the sites to replace: resid_pre, and resid_mid where the model has it.
+    """
+
+    def put(site: Site) -> SiteHook:
+        return SiteHook(site, lambda value, _ctx: inputs[site].to(value), edit=True)
+
+    return record(model, batch, sites, [put(site) for site in inputs])
+
+
+def stream_sites(model: AdaptedModel, *, middle: bool) -> list[Site]:
+    """The inputs of every attention (resid_pre) and, with ``middle``, of every MLP (resid_mid)."""
+    sites = [Site("resid_pre", layer) for layer in range(model.n_layers)]
+    if middle and model.hub.family.resid_mid is not None:
+        sites += [Site("resid_mid", layer) for layer in range(model.n_layers)]
+    return sites
 
 
 def output_matrix(model: AdaptedModel, layer: int) -> Float[Tensor, "head d_head d_model"]:

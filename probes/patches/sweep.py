@@ -10,7 +10,7 @@ import torch
 
 from probes.patches.cells import Patch
 from probes.patches.metrics import Metric
-from probes.patches.runs import TargetRun, output_matrix, record
+from probes.patches.runs import TargetRun, output_matrix, record, record_on_inputs, stream_sites
 from probes.patches.task import Task
 from workbench.progress import Progress, Silent
 from workbench.prompts.encode import batches
@@ -47,7 +47,7 @@ class Prepared:
 
 
 def prepared(task: Task, patches: Sequence[Patch], metric: str, batch_size: int) -> Iterator[Prepared]:
-    """Each batch with the source recorded and the target run; two forward passes."""
+    """Each batch with the source recorded and the target run; two forward passes (four on the target's inputs)."""
     cells = [cell for patch in patches for cell in patch]
     sites = sorted({cell.site for cell in cells}, key=lambda site: site.order)
     matrices = {
@@ -55,7 +55,11 @@ def prepared(task: Task, patches: Sequence[Patch], metric: str, batch_size: int)
     }
     for members in batches(task.lengths, batch_size):
         source_batch, target_batch = task.batch(members)
-        values, source_logits = record(task.source, source_batch, sites)
+        values, source_logits = record(task.source, source_batch, [] if task.on_target_inputs else sites)
+        if task.on_target_inputs:
+            streams = stream_sites(task.target, middle="mlp_out" in {cell.kind for cell in cells})
+            inputs, _ = record(task.target, target_batch, streams)
+            values, _ = record_on_inputs(task.source, source_batch, sites, inputs)
         run = TargetRun(task.target, target_batch, {s: v.to(run_device(task)) for s, v in values.items()}, matrices)
         clean = source_logits.to(run.logits.device) if task.clean_is_source else run.logits
         judge = Metric(
@@ -104,7 +108,7 @@ def sweep(
             logits = one.run.patched([patches[index] for index in group])
             effects[np.ix_(one.members, group)] = _numbers(one.metric(logits) - one.target[:, None])
             report.advance(len(group))
-        passes += one.run.passes + 1
+        passes += one.run.passes + (3 if task.on_target_inputs else 1)
     report.finish()
     return Sweep(effects, source, target, passes, exact)
 

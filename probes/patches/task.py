@@ -32,6 +32,8 @@ class Task:
     distractors: Int[Tensor, " prompt"] | None
     prompts: Prompts
     """The rows that take part."""
+    on_target_inputs: bool = False
+    """Whether the source model's layers read the target's residual stream instead of their own."""
     dropped: int = 0
     """Prompts left out because answer and distractor begin with the same token."""
     models: dict[str, AdaptedModel] = field(default_factory=dict)
@@ -141,4 +143,4 @@ def _task(
         return torch.tensor([answer_token(row, tokenizer, word) for row, word in zip(rows, words, strict=True)])
 
     answers, distractors = firsts([row.answer for row in rows]), firsts([row.distractor for row in rows])
-    return Task(source, target, names, ids[0], ids[1], answers, distractors, rows, dropped, models)
+    return Task(source, target, names, ids[0], ids[1], answers, distractors, rows, False, dropped, models)

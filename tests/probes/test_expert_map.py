@@ -87,6 +87,35 @@ def test_counts_equal_the_router_row_by_row(family: str) -> None:
     assert np.allclose(counted.shares.sum(-1), model.top_k)
 
 
+def test_a_pair_shows_what_tuning_changed_and_not_what_the_topic_uses() -> None:
+    """The tuned model sends the letter to expert (1, 5); expert (0, 3) reads the letter in both models."""
+
+    class Pair:
+        base, tuned = planted(), planted()
+
+    for model in (Pair.base, Pair.tuned):
+        with torch.no_grad():
+            model.hf.model.layers[0].post_attention_layernorm.weight.fill_(1.0)
+            model.hf.model.layers[0].mlp.gate.weight[3, 0] = 5.0
+    with torch.no_grad():
+        Pair.base.hf.model.layers[1].mlp.gate.weight[EXPERT, 0] = -5.0
+    found = expert_map(Pair, prompts(), target="yes", draws=100)
+    top = found.frame().iloc[0]
+    assert (top.layer, top.expert) == (LAYER, EXPERT) and found.reference == "base"
+    topical = found.table[(found.table.layer == 0) & (found.table.expert == 3)].iloc[0]
+    assert topical.score == 0 and topical.q == 1 and topical.unreferenced > 0.25 and topical.target_share > 0.25
+    plain = expert_map(Pair, prompts(), target="yes", draws=100, reference=None).ranking(2)
+    assert set(plain) == {"L0E3", f"L{LAYER}E{EXPERT}"}
+
+
+def test_base_against_base_shows_nothing() -> None:
+    class Pair:
+        base, tuned = planted(), planted()
+
+    found = expert_map(Pair, prompts(), target="yes", draws=50)
+    assert (found.table.score == 0).all() and (found.table.q == 1).all()
+
+
 def test_template_tokens_are_what_all_prompts_share_at_both_ends() -> None:
     rows = [[1, 7, 8, 20, 21, 9], [1, 7, 8, 30, 9], [1, 7, 8, 20, 9]]
     kept = content(rows, "template", [1])
