@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import peft
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from tests.probes.test_patching import Pair, pair_of, prompts
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import load_pair
 from workbench.prompts import Prompts
 from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
@@ -159,3 +163,24 @@ def test_errors_say_what_to_do() -> None:
         patching(pair, rows(2), metric="logits")
     with pytest.raises(UserError, match="outside the shortest prompt"):
         patching(pair, rows(2), positions=[-99])
+
+
+def test_an_adapter_pair_on_one_copy_of_the_weights_equals_two_models(tmp_path: Path) -> None:
+    """Both runs switch the same weights; the merged adapter as a second model must give the same scores."""
+    base = tiny_model("llama")
+    base.save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(tiny_model("llama"), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    pair = load_pair(str(tmp_path / "base"), str(tmp_path / "adapter"), device="cpu")
+    assert pair.one_copy
+    two = Pair(base, adapted.merge_and_unload())
+    for what, inputs, positions in (("z", "source", "last"), ("write", "target", "all")):
+        options = {"what": what, "inputs": inputs, "positions": positions, "metric": "kl", "together": 0}
+        for source in ("tuned", "base"):
+            one = patching(pair, rows(8), source=source, **options)
+            other = patching(two, rows(8), source=source, **options)
+            assert one.effects == pytest.approx(other.effects, abs=1e-4) and np.abs(one.effects).max() > 1e-2
+    assert pair.base.n_hooks == 0 and set(one.provenance.models) == {"base", "tuned"}
