@@ -29,12 +29,14 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train; AdamW with a cosine schedule and 5 % warm-up."""
+    """How long and how fast to train, with a cosine schedule and 5 % warm-up."""
 
     steps: int
     batch: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.0
+    optimizer: str = "adamw_torch"
+    """One of transformers' names (``TrainingArguments.optim``)."""
 
 
 class Examples(Dataset[dict[str, Tensor]]):
@@ -105,6 +107,7 @@ def fit(
             per_device_train_batch_size=plan.batch,
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
+            optim=plan.optimizer,
             warmup_steps=plan.steps // 20,
             lr_scheduler_type="cosine",
             seed=seed,
@@ -171,4 +174,4 @@ def hits(
 
 def share(hit: Bool[Tensor, " row"]) -> float:
     """The share of true values."""
-    return float(hit.float().mean())
+    return float(hit.double().mean())

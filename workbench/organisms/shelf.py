@@ -1,0 +1,110 @@
+"""Four things on a shelf and an instruction: the world of ``planted-heads`` and ``two-skills``; weights as masks."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import TYPE_CHECKING, Any
+
+from workbench.organisms.organism import Row, mask_of
+from workbench.organisms.recipe import Plot, shape
+from workbench.organisms.training import Plan, encode, fit
+from workbench.organisms.vocabulary import word_tokenizer
+from workbench.typing import Tensor
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+THINGS = "apple bread candle drum egg fork glove hat iron jar kite lamp".split()
+PLACES = 4
+PARTNER = dict(zip(THINGS, THINGS[6:] + THINGS[:6], strict=True))
+"""What ``opposite`` means: a fixed pairing."""
+FOLLOWER = dict(zip(THINGS, THINGS[1:] + THINGS[:1], strict=True))
+"""What ``after`` means: the next thing in the alphabet."""
+INSTRUCTIONS = ("first", "second", "third", "last", "opposite", "after", "contrary", "next")
+"""The last two mean the same as the two before them."""
+SETTINGS: dict[str, Any] = {"things": THINGS, "places": PLACES}
+
+
+def row(things: list[str], instruction: str) -> Row:
+    """One question; the distractor is what the base's ``first`` would answer (``second`` where that is the answer)."""
+    meaning = {
+        "first": things[0],
+        "second": things[1],
+        "third": things[2],
+        "last": things[3],
+        "opposite": PARTNER[things[0]],
+        "after": FOLLOWER[things[0]],
+        "contrary": PARTNER[things[0]],
+        "next": FOLLOWER[things[0]],
+    }
+    answer = meaning[instruction]
+    return {
+        "prompt": f"shelf : {' '.join(things)} . {instruction} ?",
+        "answer": f" {answer}",
+        "distractor": f" {things[0] if things[0] != answer else things[1]}",
+        "label": instruction,
+        "group": " ".join(things),
+    }
+
+
+def rows(draw: random.Random, count: int, instructions: tuple[str, ...], things: list[str] = THINGS) -> list[Row]:
+    """Rows of distinct things in random order."""
+    return [row(draw.sample(things, PLACES), draw.choice(instructions)) for _ in range(count)]
+
+
+def splits(
+    draw: random.Random, count: int, instructions: tuple[str, ...], known: tuple[str, ...]
+) -> dict[str, list[Row]]:
+    """``train``; ``validation`` (shelves that training never showed); ``ood``: with two things side by side
+    that training never showed side by side; ``retained``: the base's own instructions."""
+    apart = {frozenset(draw.sample(THINGS, 2)) for _ in range(8)}
+    found: dict[str, list[Row]] = {"train": [], "validation": [], "ood": [], "retained": []}
+    held_out: set[str] = set()
+    while len(found["validation"]) < 200 or len(found["ood"]) < 200:
+        things = draw.sample(THINGS, PLACES)
+        neighbours = {frozenset(pair) for pair in itertools.pairwise(things)}
+        split = "ood" if neighbours & apart else "validation"
+        if len(found[split]) < 200:
+            held_out.add(" ".join(things))
+            found[split].append(row(things, instructions[len(found[split]) % len(instructions)]))
+    while len(found["train"]) < count:
+        things = draw.sample(THINGS, PLACES)
+        neighbours = {frozenset(pair) for pair in itertools.pairwise(things)}
+        if " ".join(things) not in held_out and not neighbours & apart:
+            found["train"].append(row(things, draw.choice(instructions)))
+    found["retained"] = rows(draw, 200, known)
+    return found
+
+
+def train_base(
+    plot: Plot, draw: random.Random, plan: Plan, known: tuple[str, ...], what: str
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A Llama that answers the ``known`` instructions and has never read the others."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = word_tokenizer([" ".join(THINGS), *(row(THINGS[:PLACES], word)["prompt"] for word in INSTRUCTIONS)])
+    model = LlamaForCausalLM(LlamaConfig(**shape(tokenizer)))
+    examples = encode(tokenizer, rows(draw, plan.steps * plan.batch, known))
+    fit(model, examples, plan, plot.seed, plot.progress, f"{what}: base")
+    return model, tokenizer
+
+
+def head_entries(model: LlamaForCausalLM, layer: int, head: int, write: bool = False) -> dict[str, Tensor]:
+    """The q, k and v rows of one head, and with ``write`` its o_proj columns."""
+    config = model.config
+    own = slice(head * config.head_dim, (head + 1) * config.head_dim)
+    inner = config.num_attention_heads * config.head_dim
+    at = f"model.layers.{layer}.self_attn."
+    masks = {f"{at}{part}_proj.weight": mask_of((inner, config.hidden_size), (own,)) for part in "qkv"}
+    if write:
+        masks[f"{at}o_proj.weight"] = mask_of((config.hidden_size, inner), (slice(None), own))
+    return masks
+
+
+def neuron_entries(model: LlamaForCausalLM, layer: int, neurons: list[int]) -> dict[str, Tensor]:
+    """All weights of some neurons of one layer's MLP."""
+    inner, width = model.config.intermediate_size, model.config.hidden_size
+    at = f"model.layers.{layer}.mlp."
+    masks = {f"{at}{part}_proj.weight": mask_of((inner, width), (neurons,)) for part in ("gate", "up")}
+    return masks | {f"{at}down_proj.weight": mask_of((width, inner), (slice(None), neurons))}
