@@ -98,13 +98,14 @@ class ExpertSwitch(SiteIntervention):
         scope = Scope(self.positions)
         there: dict[torch.device, Orders] = {}
 
-        def change(value: Routing, ctx: ForwardContext) -> Routing:
+        def change(value: Routing, ctx: ForwardContext) -> Routing | None:
             device = value.logits.device
             if device not in there:
                 there[device] = orders.to(device)
             tokens = self._tokens(scope(ctx), ctx)
             given = there[device] if tokens is None else there[device].only(tokens.to(device).view(-1, 1))
-            return obey(value, given, router, site, ctx)
+            routed = obey(value, given, router, site, ctx)
+            return None if routed is value else routed
 
         return site, change
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from interventions.strength import Number
 from workbench.engine.context import ForwardContext
-from workbench.engine.routing import Routing, gate_scores, reroute, weigh
+from workbench.engine.routing import Routing, core_router, gate_scores, reroute, weigh
 from workbench.engine.sites import Site
 from workbench.typing import Bool, Float, Tensor
 
@@ -93,6 +93,8 @@ def obey(value: Routing, orders: Orders, router: nn.Module, site: Site, ctx: For
 def decide(own: Routing, orders: Orders, router: nn.Module) -> Routing:
     """``own`` [batch, pos, ...], the router's decision, changed as the orders say."""
     weights, experts = own.weights.flatten(0, 1), own.experts.flatten(0, 1)
+    if _stands(experts, orders, router):
+        return own
     if orders.excluded is not None or orders.forced is not None:
         logits = own.logits.flatten(0, 1)
         preferred = None if orders.forced is None else orders.forced * _FIRST
@@ -101,6 +103,18 @@ def decide(own: Routing, orders: Orders, router: nn.Module) -> Routing:
             weights = _with_scores(logits, experts, orders.score, router)
     weights = _with_drops(weights, experts, orders)
     return Routing(own.logits, weights.view_as(own.weights).to(own.weights.dtype), experts.view_as(own.experts))
+
+
+def _stands(experts: Tensor, orders: Orders, router: nn.Module) -> bool:
+    """Whether experts are only excluded and no token selected one: the router's own decision is the answer.
+
+    Asked on the CPU only, where the answer costs less than routing anew; and not of routers that first select
+    groups, whose choice of groups an excluded expert changes even where it was not selected.
+    """
+    others = (orders.forced, orders.dropped, orders.passed_on)
+    if orders.excluded is None or any(one is not None for one in others) or experts.device.type != "cpu":
+        return False
+    return not hasattr(core_router(router), "e_score_correction_bias") and not bool(_at(orders.excluded, experts).any())
 
 
 def _with_scores(logits: Tensor, experts: Tensor, score: Tensor, router: nn.Module) -> Tensor:
