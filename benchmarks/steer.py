@@ -1,10 +1,11 @@
 """Steered against unsteered generation, and against other libraries making the same edit.
 
-    python benchmarks/steer.py [--quick] [--json] [--repeats N]
+    python benchmarks/steer.py [--quick] [--json] [--repeats N] [--width N]
 
 One process. Every repeat runs each contestant once, in an order that rotates; the figure is the median over repeats
-of its time divided by the time of plain ``generate`` in the same repeat, with the quartiles. Each contestant's tokens
-are compared with ours first. Peers that are not installed are reported as skipped; put them on PYTHONPATH, for example after
+of its time divided by the time of plain ``generate`` in the same repeat, with the quartiles: wall-clock time, and the
+processor time of the process, which other programs on the machine disturb less. Each contestant's tokens are compared
+with ours first. Peers that are not installed are reported as skipped; put them on PYTHONPATH, for example after
 ``pip install --no-deps --target peers pyvene steering-vectors repeng matplotlib``.
 """
 
@@ -154,25 +155,34 @@ def measure(row: Row, repeats: int) -> dict[str, Any]:
     for repeat in range(repeats):
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             contestants[name]()
-            times[name].append(time.perf_counter() - start)
-    report: dict[str, Any] = {"row": row.name, "plain_seconds": round(statistics.median(times["plain"]), 4)}
+            times[name].append((time.perf_counter() - start, time.process_time() - busy))
+    plain_seconds = statistics.median(wall for wall, _ in times["plain"])
+    report: dict[str, Any] = {"row": row.name, "plain_seconds": round(plain_seconds, 4)}
     report["edit_changes_the_tokens"] = differs
     report["ratios"] = {name: ratios(times[name], times["plain"]) for name in names if name != "plain"}
     return {**report, "same_tokens_as_ours": same, "skipped": row.skipped}
 
 
-def ratios(times: list[float], plain: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(times, plain, strict=True)], n=4)
-    return {"median": round(middle, 3), "low": round(low, 3), "high": round(high, 3)}
+def ratios(times: list[tuple[float, float]], plain: list[tuple[float, float]]) -> dict[str, list[float]]:
+    """{"wall": [lower quartile, median, upper quartile], "processor": the same}."""
+    found = {}
+    for place, clock in enumerate(("wall", "processor")):
+        paired = [one[place] / other[place] for one, other in zip(times, plain, strict=True)]
+        found[clock] = [round(value, 3) for value in statistics.quantiles(paired, n=4)]
+    return found
 
 
 def shown(report: dict[str, Any]) -> str:
     lines = [f"{report['row']}  (plain: {report['plain_seconds']} s)"]
     for name, ratio in report["ratios"].items():
         tokens = {True: "same tokens", False: "OTHER TOKENS", None: ""}[report["same_tokens_as_ours"].get(name)]
-        lines.append(f"  {name:18} {ratio['median']:.3f}x  [{ratio['low']:.3f}, {ratio['high']:.3f}]  {tokens}")
+        wall, busy = ([*ratio[clock]] for clock in ("wall", "processor"))
+        lines.append(
+            f"  {name:18} wall {wall[1]:.3f}x [{wall[0]:.3f}, {wall[2]:.3f}]  "
+            f"processor {busy[1]:.3f}x [{busy[0]:.3f}, {busy[2]:.3f}]  {tokens}"
+        )
     return "\n".join(lines + [f"  {name:18} skipped: {why}" for name, why in report["skipped"].items()])
 
 
@@ -181,8 +191,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small models, few repeats: does it run?")
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
     parser.add_argument("--repeats", type=int)
+    parser.add_argument("--width", type=int, default=Size.width, help="of the model; a small one shows the overhead")
     chosen = parser.parse_args()
-    size = Size(layers=3, width=128, tokens=8, repeats=3) if chosen.quick else Size()
+    size = Size(layers=3, width=128, tokens=8, repeats=3) if chosen.quick else Size(width=chosen.width)
     warnings.simplefilter("ignore")
     reports = []
     for make in rows(size):
