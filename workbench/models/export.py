@@ -37,7 +37,7 @@ def to_transformer_bridge(model: AdaptedModel) -> Any:
                 device=str(model.device),
                 dtype=model.dtype,
             )
-    except (ValueError, NotImplementedError, KeyError) as error:
+    except (ValueError, NotImplementedError, KeyError, OSError) as error:
         raise NotSupported(f"TransformerLens cannot bridge {type(hf).__name__}: {str(error)[:200]}") from error
     finally:
         logger.setLevel(level)  # importing TransformerLens turns transformers' warnings off for the process
