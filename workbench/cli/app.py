@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli import localize, recipe, record, report, runs, steer
+from workbench.cli import demo, localize, recipe, record, report, runs, steer
 
 app = typer.Typer(
     name="tunescope",
@@ -13,6 +13,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo.demo)
+app.command("dashboard")(dashboard.dashboard)
 app.command("record")(record.record)
 app.command("report")(report.report)
 app.command("steer")(steer.steer)
