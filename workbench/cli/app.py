@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli import demo, localize, recipe, record, report, runs, steer
+from workbench.cli import dashboard, demo, localize, recipe, record, report, runs, steer
 
 app = typer.Typer(
     name="tunescope",
