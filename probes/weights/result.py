@@ -64,7 +64,7 @@ class WeightDelta(ProbeResult):
         text = f"{len(self.table)} modules; most changed: {best['name']} ({best['score']:.3g} of its norm)"
         if len(self.heads):
             head = self.frame("head").iloc[0]
-            text += f"; head L{head['layer']}H{head['head']} ({head['score']:.3g}, q {head['q']:.2g})"
+            text += f"; head L{int(head['layer'])}H{int(head['head'])} ({head['score']:.3g}, q {head['q']:.2g})"
         left = f"; {len(self.unmatched)} tensors only on one side" if self.unmatched else ""
         return f"{text}{left}. Control: {self.control}."
 
