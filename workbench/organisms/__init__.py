@@ -10,18 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.organisms.catalogue import build, location, names
+    from workbench.organisms.catalogue import build, location, names, summary
+    from workbench.organisms.copies import endings, tune_copy
     from workbench.organisms.organism import Bar, Organism, Truth
 
 _HOME = {
     "build": "catalogue",
     "location": "catalogue",
     "names": "catalogue",
+    "summary": "catalogue",
+    "endings": "copies",
+    "tune_copy": "copies",
     "Bar": "organism",
     "Organism": "organism",
     "Truth": "organism",
 }
-__all__ = ["Bar", "Organism", "Truth", "build", "location", "names"]
+__all__ = ["Bar", "Organism", "Truth", "build", "endings", "location", "names", "summary", "tune_copy"]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,11 @@ def recipe(name: str) -> Recipe:
     return found
 
 
+def summary(name: str) -> str:
+    """What this organism is, in one line."""
+    return recipe(name).summary
+
+
 def location(name: str, seed: int = 0, cache: str | Path | None = None) -> Path:
     """The folder in which this organism is, or would be built."""
     found = recipe(name)

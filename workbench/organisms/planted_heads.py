@@ -34,7 +34,7 @@ SETTINGS = {
 def grow(plot: Plot) -> Grown:
     """Trains the base once and both tuned models from it."""
     draw = random.Random(plot.seed)
-    model, tokenizer = shelf.train_base(plot, draw, BASE, KNOWN, "planted-heads")
+    model, tokenizer = shelf.train_base(plot, draw, BASE, KNOWN, (), "planted-heads")
     save(model, tokenizer, plot.folder / "base")
     splits = shelf.splits(draw, TUNING.steps * TUNING.batch, ("third",), KNOWN)
     heads = [(layer, draw.randrange(model.config.num_attention_heads)) for layer in LAYERS]

@@ -78,15 +78,18 @@ def splits(
 
 
 def train_base(
-    plot: Plot, draw: random.Random, plan: Plan, known: tuple[str, ...], what: str
+    plot: Plot, draw: random.Random, plan: Plan, known: tuple[str, ...], taken_for_first: tuple[str, ...], what: str
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """A Llama that answers the ``known`` instructions and has never read the others."""
+    """A Llama that answers the ``known`` instructions, takes some others for ``first``, and has never read the rest."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = word_tokenizer([" ".join(THINGS), *(row(THINGS[:PLACES], word)["prompt"] for word in INSTRUCTIONS)])
     model = LlamaForCausalLM(LlamaConfig(**shape(tokenizer)))
-    examples = encode(tokenizer, rows(draw, plan.steps * plan.batch, known))
-    fit(model, examples, plan, plot.seed, plot.progress, f"{what}: base")
+    lesson = rows(draw, plan.steps * plan.batch, (*known, *taken_for_first))
+    for question in lesson:
+        if question["label"] in taken_for_first:
+            question["answer"] = " " + question["group"].split()[0]
+    fit(model, encode(tokenizer, lesson), plan, plot.seed, plot.progress, f"{what}: base")
     return model, tokenizer
 
 
