@@ -85,12 +85,13 @@ def _sections(run: Run) -> list[_Section]:
 
 def _own_tables(run: Run) -> list[_Section]:
     found = sorted(path.stem for path in (*run.path.glob("*.parquet"), *run.file("tables").glob("*.parquet")))
+    drawn = sorted(path.stem for path in run.file("figures").glob("*.json"))
     if not found:
         raise UserError(
             f"{run.path} holds neither {SECTIONS} nor a table, so there is nothing to report; "
             "make a run with  tunescope demo  or  tunescope record."
         )
-    return [_Section(title=f"Tables of this {run.manifest.kind} run", tables=found)]
+    return [_Section(title=f"Tables of this {run.manifest.kind} run", tables=found, figures=drawn)]
 
 
 def _table(run: Run, name: str) -> pd.DataFrame:

@@ -15,6 +15,8 @@ from workbench.tables import with_intervals
 
 ROWS = 30
 """Longer tables are cut, and say so."""
+WORD = 40
+"""Longer words are broken."""
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
@@ -30,11 +32,13 @@ p { max-width: 46rem; white-space: pre-line; overflow-wrap: anywhere; }
 .note { color: #555; font-size: .875rem; } .state { border-left: 4px solid #d55e00; padding-left: .75rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-td { overflow-wrap: anywhere; min-width: 3rem; max-width: 26rem; white-space: pre-wrap; }
-th { background: #f4f4f4; border-bottom: 2px solid #999; } .number { text-align: right; white-space: nowrap; }
-figure { margin: 1rem 0; } pre { background: #f6f6f6; padding: .75rem; overflow-x: auto; font-size: .8rem; }
+td { max-width: 26rem; white-space: pre-wrap; } .long { overflow-wrap: anywhere; }
+th { background: #f4f4f4; border-bottom: 2px solid #999; } .number { text-align: right; white-space: normal; }
+.range { white-space: nowrap; color: #555; }
+figure { margin: 1rem 0; }
+pre { background: #f6f6f6; padding: .75rem; overflow: auto; max-height: 30rem; font-size: .8rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .85rem; } dd { margin: 0; }
-@media print { nav { display: none; } }
+@media print { nav { display: none; } pre { max-height: none; } }
 """
 
 
@@ -100,7 +104,12 @@ def _table(name: str, table: pd.DataFrame) -> str:
 
 
 def _cell(tag: str, text: str, *, numeric: bool) -> str:
-    kind = ' class="number"' if numeric else ""
+    if numeric:
+        value, bracket, bounds = text.partition(" [")
+        interval = f' <span class="range">[{escape(bounds)}</span>' if bracket else ""
+        return f'<{tag} class="number">{escape(value)}{interval}</{tag}>'
+    long = any(len(word) > WORD for word in text.split())
+    kind = ' class="long"' if long else ""
     return f"<{tag}{kind}>{escape(text)}</{tag}>"
 
 

@@ -51,6 +51,14 @@ class Chapter:
     """Name -> (recipe, the model it was made on)."""
 
 
+def titled(figure: Any, title: str, y: str | None = None) -> Any:
+    """The figure under a title that says what it shows here, and where given what is on its vertical axis."""
+    figure.update_layout(title={"text": title})
+    if y is not None:
+        figure.update_yaxes(title={"text": y})
+    return figure
+
+
 def verdict(
     organism: str, question: str, planted: str, found: str, score: float, unit: str, chance: float
 ) -> dict[str, Any]:

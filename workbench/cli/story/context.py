@@ -10,7 +10,7 @@ import torch
 import interventions as iv
 import probes
 from probes import Knob
-from workbench.cli.story.chapter import Chapter, Section, Settings, verdict
+from workbench.cli.story.chapter import Chapter, Section, Settings, titled, verdict
 from workbench.cli.story.comparing import Behaviour, Tried, compared
 from workbench.cli.story.recorded import marked, mean_difference, rows_at
 from workbench.models.pair import load_pair
@@ -24,6 +24,7 @@ from workbench.typing import Float, Tensor
 
 NAME = "context-knob"
 _BOTH = "does as it is asked"
+_WEIGHTS = ["layer", "module", "score", "control", "q", "effective_rank", "n"]
 _DIRECTIONS = "random directions of the same size"
 
 
@@ -122,7 +123,7 @@ def _by_head(write: Any, handed: Any) -> pd.DataFrame:
         handed.frame()[["layer", "head", "score"]].rename(columns={"score": "by z"}), on=["layer", "head"]
     )
     kept = both[["layer", "head", "score", "low", "high", "control", "q", "by z"]]
-    return kept.assign(own=kept["score"] - kept["by z"]).sort_values("own", ascending=False, ignore_index=True)
+    return kept.assign(own=kept["score"] - kept["by z"]).round(6).sort_values("own", ascending=False, ignore_index=True)
 
 
 def _sections(differences: pd.DataFrame, weights: Any, heads: Any, by_head: pd.DataFrame, knob: Knob) -> list[Section]:
@@ -130,9 +131,12 @@ def _sections(differences: pd.DataFrame, weights: Any, heads: Any, by_head: pd.D
         Section(
             "context-knob: what tuning moved",
             "A small Llama knows facts and reads a note that contradicts them; tuning taught it to answer from the "
-            "note or from memory, as asked. Weights: relative change of each module (no unit). Activations: root mean "
-            f"square change at the last prompt token, relative to the base.\n\n{weights.summary()}",
-            {"weights of context-knob": weights.frame().head(10), "activations of context-knob": differences.head(12)},
+            "note or from memory, as asked. Weights: change of each module relative to its norm, known exactly. "
+            "Activations: root mean square change at the last prompt token, relative to the base.",
+            {
+                "weights of context-knob": weights.frame()[_WEIGHTS].head(10),
+                "activations of context-knob": differences.head(12),
+            },
         ),
         Section(
             "context-knob: which heads carry it",
@@ -141,22 +145,24 @@ def _sections(differences: pd.DataFrame, weights: Any, heads: Any, by_head: pd.D
             "head was handed by earlier layers; what is left (own) is done by the head's own tuned weights.\n\n"
             f"{heads.summary()}",
             {"heads of context-knob": by_head.head(8)},
-            {"heads of context-knob": heads.figure()},
+            {
+                "heads of context-knob": titled(
+                    heads.figure(), f"Heads' writes, tuned into base (n = {len(heads.effects)}); grey: as the control"
+                )
+            },
         ),
         Section(
             "context-knob: the knob",
             "One direction of the residual stream at the last prompt token, trained by swapping its coordinate between "
             f"prompts of opposite intent, then set by hand, in the tuned model and in the base.\n\n{knob.summary()}",
             {"layers tried for the knob": knob.frame(), "knob set to each intent": knob.flips},
-            {"knob of context-knob": _short_title(knob)},
+            {
+                "knob of context-knob": titled(
+                    knob.figure(), f"Answers from the context against the knob's setting (layer {knob.layer})"
+                )
+            },
         ),
     ]
-
-
-def _short_title(knob: Knob) -> Any:
-    figure = knob.figure()
-    figure.update_layout(title={"text": f"Answers from the context against the knob's setting (layer {knob.layer})"})
-    return figure
 
 
 def _truth(organism: Organism, weights: Any, heads: pd.DataFrame, knob: Knob, settings: Settings) -> pd.DataFrame:
@@ -167,7 +173,7 @@ def _truth(organism: Organism, weights: Any, heads: pd.DataFrame, knob: Knob, se
     random = random_directions(direction, draws=100, seed=settings.seed)
     top = weights.frame().iloc[0]
     own = heads.groupby("layer")["own"].sum()
-    carrier, layers = int(own.index[own.to_numpy().argmax()]), len(own)
+    carrier, layers = int(own.index.to_numpy()[own.to_numpy().argmax()]), len(own)
     module = f"layer {int(top['layer'])} {top['module']}"
     return pd.DataFrame([
         verdict(NAME, "module that changed most", ", ".join(planted.modules), module,

@@ -13,7 +13,7 @@ import interventions as iv
 import probes
 from probes import ExpertMap
 from probes.matching import matched_cells
-from workbench.cli.story.chapter import Chapter, Section, Settings, verdict
+from workbench.cli.story.chapter import Chapter, Section, Settings, titled, verdict
 from workbench.cli.story.comparing import Behaviour, Tried, compared
 from workbench.cli.story.recorded import rows_at
 from workbench.engine.sites import parse_label
@@ -30,6 +30,7 @@ NAME = "refusal-moe"
 COUNTS = (1, 2, 3, 4)
 """How many experts are switched off together."""
 _REFUSAL = "sorry"
+_WEIGHTS = ["layer", "expert", "score", "control", "q", "effective_rank", "n"]
 _OFF = "random experts of the same layers, about as often used"
 
 
@@ -172,24 +173,38 @@ def _sections(
         Section(
             "refusal-moe: what tuning moved",
             "A mixture of experts answers questions about people; tuning taught it to refuse one topic. Weights: "
-            f"relative change of each expert. Activations: at the last token of the topic's prompts.\n\n"
-            f"{weights.summary()}",
-            {"weights of the experts": weights.frame("expert").head(8), "activations of refusal-moe": differences},
-            {"weights of the experts": weights.figure("expert")},
+            "change of each expert relative to its norm, known exactly. Activations: at the last token of the topic's "
+            "prompts.",
+            {
+                "weights of the experts": weights.frame("expert")[_WEIGHTS].head(8),
+                "activations of refusal-moe": differences,
+            },
+            {
+                "weights of the experts": titled(
+                    weights.figure("expert"), "Experts whose weights changed; grey: q >= 0.05"
+                )
+            },
         ),
         Section(
             "refusal-moe: which experts it uses",
             "Share of the last prompt tokens that select each expert, topic minus the rest. The gain is how much more "
             f"the tuned model does so than the base.\n\n{maps.tuned.summary()}",
             {"experts by gain in use": maps.table.head(8)},
-            {"use of the experts": maps.tuned.figure()},
+            {
+                "use of the experts": titled(
+                    maps.tuned.figure(), "Use of experts in the tuned model, topic minus the rest"
+                )
+            },
         ),
         Section(
             "refusal-moe: switching experts off",
             "Share of the topic's training prompts that are refused when the first experts of a ranking are off, "
             "beside random experts of the same layers, about as often used.",
             {f"experts off by {name}": curve.frame() for name, curve in curves.items()},
-            {f"experts off by {name}": curve.figure() for name, curve in curves.items()},
+            {
+                f"experts off by {name}": titled(curve.figure(), f"Experts off, ranked by {name}", "share refused")
+                for name, curve in curves.items()
+            },
         ),
         Section(
             "refusal-moe: the skill in weight space",

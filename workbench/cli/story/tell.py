@@ -75,7 +75,10 @@ def _written(
     truth: pd.DataFrame,
 ) -> Run:
     config = {**asdict(settings), "organisms": {one.name: chapter.models for one, chapter in chapters}}
-    made = {one.name: {"folder": str(one.folder), "made with": dict(one.made_with)} for one, _ in chapters}
+    made = {
+        one.name: {"folder": str(one.folder), **{k: v for k, v in one.made_with.items() if k != "settings"}}
+        for one, _ in chapters
+    }
     run = runs.create(home or runs.default_home(), kind="demo", config=config, provenance={"organisms": made})
     if run.is_complete:
         run.reopen()
