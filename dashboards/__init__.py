@@ -1,1 +1,1 @@
-"""placeholder, to be written."""
+"""What Tunescope shows: the static report and the Streamlit app."""

@@ -1,0 +1,83 @@
+"""Runs: all of them, and where the configurations of two differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboards import panels
+from dashboards.state import known_runs
+from workbench import runs
+
+
+def show() -> None:
+    """The page."""
+    st.title("Runs")
+    known = known_runs()
+    if not known:
+        panels.empty("There is no run yet. This makes the first:", "tunescope demo")
+        return
+    panels.table(
+        "runs", listing(known), "from workbench import runs\n\nruns.list()", {"home": str(runs.default_home())}
+    )
+    st.header("Compare two")
+    if len(known) < 2:
+        panels.empty("There is only one run. This makes another:", "tunescope localize weights BASE TUNED")
+        return
+    names = list(known)
+    left, right = st.columns(2)
+    one = left.selectbox("First run", names, key="first", bind="query-params", format_func=panels.visible)
+    two = right.selectbox("Second run", names, index=1, key="second", bind="query-params", format_func=panels.visible)
+    with panels.told():
+        frame = differences(known[one], known[two])
+        if frame.empty:
+            st.success("Kind and configuration of these two runs are the same.", icon=":material/check:")
+            return
+        opened = [f"runs.open({str(known[name])!r}).config" for name in (one, two)]
+        code = "\n".join(["from workbench import runs", "", *opened])
+        panels.table("differences", frame, code, {"first": one, "second": two})
+
+
+def listing(known: dict[str, Path]) -> pd.DataFrame:
+    """A row per run, also for those that cannot be read."""
+    found = {one.path.resolve(): one for one in runs.list()}
+    rows = []
+    for name, folder in known.items():
+        one = found.get(folder.resolve()) or next(iter(runs.list(folder)), None)
+        if one is not None:
+            rows.append(
+                {
+                    "run": name, "kind": one.kind, "state": one.state, "size (MB)": round(one.size / 1e6, 2),
+                    "modified (UTC)": f"{one.modified:%Y-%m-%d %H:%M}", "problem": one.problem or "",
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def differences(one: Path, two: Path) -> pd.DataFrame:
+    """Settings that differ, by dotted name; what both have alike is left out."""
+    first, second = (runs.open(folder).manifest for folder in (one, two))
+    left, right = ({**_flat({"kind": run.kind}), **_flat(run.config)} for run in (first, second))
+    return pd.DataFrame(
+        [
+            {"setting": name, "first": str(left.get(name, "-")), "second": str(right.get(name, "-"))}
+            for name in sorted(left.keys() | right.keys())
+            if left.get(name) != right.get(name)
+        ],
+        columns=["setting", "first", "second"],
+    )
+
+
+def _flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found.update(
+            _flat(value, f"{above}{name}.") if isinstance(value, dict) and value else {f"{above}{name}": value}
+        )
+    return found
+
+
+show()

@@ -1,0 +1,45 @@
+"""Starting the Streamlit server."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from dashboards.state import Opened
+from workbench.errors import MissingExtra
+
+APP = Path(__file__).with_name("app.py")
+LOCALHOST = "127.0.0.1"
+
+
+def command(port: int, address: str = LOCALHOST, *, headless: bool = False) -> list[str]:
+    """The server's command line: this computer only unless another address is given, no usage statistics."""
+    options = {
+        "server.address": address,
+        "server.port": str(port),
+        "server.headless": str(headless).lower(),
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+        "client.toolbarMode": "minimal",
+    }
+    return [
+        *(sys.executable, "-m", "streamlit", "run", str(APP)),
+        *(part for name, value in options.items() for part in (f"--{name}", value)),
+    ]
+
+
+def launch(opened: Opened, port: int = 8501, address: str = LOCALHOST, *, headless: bool = False) -> int:
+    """Serve the app until it is stopped; returns the server's exit status.
+
+    Raises :class:`MissingExtra` when Streamlit is not installed.
+    """
+    if importlib.util.find_spec("streamlit") is None:
+        raise MissingExtra("The dashboard", "dashboard")
+    environment = {**os.environ, **opened.as_environment()}
+    try:
+        return subprocess.call(command(port, address, headless=headless), env=environment)
+    except KeyboardInterrupt:
+        return 0

@@ -1,0 +1,55 @@
+"""The one pair of models the server holds; model code is imported here, when a pair is first asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from workbench.errors import UserError
+
+if TYPE_CHECKING:
+    from workbench.models.pair import ModelPair
+
+
+def _load(base: str, tuned: str, device: str) -> ModelPair:
+    from workbench.models.pair import load_pair
+
+    return load_pair(base, tuned, device=device)
+
+
+def _release() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+_held = st.cache_resource(max_entries=1, show_spinner="Loading both models…", on_release=lambda _: _release())(_load)
+
+
+def pair(base: str, tuned: str, device: str = "auto") -> ModelPair:
+    """The pair, from memory or loaded now; a pair loaded before makes room for it.
+
+    ``base`` alone may be the name of an organism (``refusal-moe``), which is trained when it is not there yet. Raises
+    :class:`UserError` for what cannot be loaded.
+    """
+    from_, to = places(base.strip(), tuned.strip())
+    return _held(from_, to, device)
+
+
+def places(base: str, tuned: str) -> tuple[str, str]:
+    """Base and tuned model as :func:`pair` loads them: an organism's name stands for both of its folders."""
+    if not base:
+        raise UserError("Give a base model: a folder, a hub id, or the name of an organism such as refusal-moe.")
+    if tuned:
+        return base, tuned
+    from workbench import organisms
+
+    if base not in organisms.names():
+        raise UserError(
+            f"Give a tuned model beside {base}: a folder, a hub id or a PEFT adapter. "
+            f"Only an organism stands alone: {', '.join(organisms.names())}."
+        )
+    grown = organisms.build(base)
+    return str(grown.base), str(grown.tuned)

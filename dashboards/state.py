@@ -1,0 +1,77 @@
+"""What the dashboard was opened on, and the runs it may show."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench import runs
+from workbench.errors import UserError
+from workbench.runs import Run
+from workbench.runs.manifest import hash_file
+
+RUN, BASE, TUNED = "TUNESCOPE_OPEN_RUN", "TUNESCOPE_OPEN_BASE", "TUNESCOPE_OPEN_TUNED"
+"""Environment variables through which ``tunescope dashboard`` tells the app what to open."""
+_HEADER = 8
+_LONGEST_HEADER = 10_000_000
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run, or a pair of models, or nothing."""
+
+    run: Path | None = None
+    base: str = ""
+    tuned: str = ""
+
+    @classmethod
+    def from_environment(cls) -> Opened:
+        """What the command line asked for."""
+        run = os.environ.get(RUN)
+        return cls(Path(run) if run else None, os.environ.get(BASE, ""), os.environ.get(TUNED, ""))
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables that :meth:`from_environment` reads."""
+        given = {RUN: str(self.run.resolve()) if self.run else "", BASE: self.base, TUNED: self.tuned}
+        return {name: value for name, value in given.items() if value}
+
+
+def known_runs() -> dict[str, Path]:
+    """Name -> folder: the run that was opened first, then those of the home, the latest first.
+
+    Only these are ever read, so a link cannot name a folder elsewhere.
+    """
+    opened = Opened.from_environment().run
+    found = {} if opened is None else {opened.name: opened}
+    for one in runs.list():
+        if opened is None or one.path.resolve() != opened.resolve():
+            found.setdefault(one.name, one.path)
+    return found
+
+
+def recipes_of(folder: Path) -> list[str]:
+    """Names of the recipe files a run ended with; no tensor is read."""
+    run = runs.open(folder)
+    return [name for name in sorted(run.manifest.files) if name.endswith(".safetensors") and _is_recipe(run.file(name))]
+
+
+def recipe_file(run: Run, name: str) -> Path:
+    """The path of a run's recipe. Raises :class:`UserError` when it is not the file the run ended with."""
+    path, entry = run.file(name), run.manifest.files.get(name)
+    if entry is None or not path.is_file() or hash_file(path) != entry:
+        raise UserError(f"{path} is not the file that the run ended with; see  tunescope runs verify {run.path}.")
+    return path
+
+
+def _is_recipe(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(_HEADER), "little")
+            if not 0 < size <= _LONGEST_HEADER:
+                return False
+            note = json.loads(json.loads(file.read(size))["__metadata__"]["tunescope"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return isinstance(note, dict) and "interventions" in note
