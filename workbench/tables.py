@@ -37,7 +37,7 @@ def cell_text(value: Any, digits: int = 4) -> str:
     if isinstance(value, bool) or type(value).__name__ == "bool_":
         return "yes" if value else "no"
     if pd.api.types.is_float(value):
-        return f"{value:.{digits}g}"
+        return f"{value + 0.0:.{digits}g}"  # adding 0 turns -0 into 0
     return str(value)
 
 
