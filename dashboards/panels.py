@@ -57,14 +57,14 @@ def empty(what: str, command: str) -> None:
 def table(name: str, frame: pd.DataFrame, python: str, provenance: dict[str, Any]) -> None:
     """A table with its footer."""
     shown = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
-    st.dataframe(shown, width="stretch", hide_index=True, alt=f"Table {name}")
+    st.dataframe(shown, width="stretch", hide_index=True, alt=name)
     footer(name, python, frame=frame, provenance=provenance)
 
 
 def figure(name: str, drawn: go.Figure, python: str, provenance: dict[str, Any]) -> None:
     """A figure with its footer; pictures that it would fetch are left out."""
     drawn.layout.images = []
-    st.plotly_chart(drawn, width="stretch", theme=None, key=f"figure-{name}", alt=_title(drawn, name))
+    st.plotly_chart(drawn, width="stretch", theme=None, key=f"chart-{name}", alt=_title(drawn, name))
     footer(name, python, drawn=drawn, provenance=provenance)
 
 

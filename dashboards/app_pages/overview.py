@@ -54,10 +54,10 @@ def _show_section(content: Content, section: Section, place: str, folder: Path) 
     start = "from dashboards.report.content import read_content\n\n"
     start += f"section = read_content({str(folder)!r}).sections[{place}]\n"
     for name, drawn in section.figures.items():
-        panels.figure(f"{place}-{name}", drawn, f"{start}section.figures[{name!r}].show()", provenance)
+        panels.figure(f"figure-{place}-{name}", drawn, f"{start}section.figures[{name!r}].show()", provenance)
     for name, frame in section.tables.items():
         st.subheader(panels.words(name.replace("_", " ")))
-        panels.table(f"{place}-{name}", frame, f"{start}section.tables[{name!r}]", provenance)
+        panels.table(f"table-{place}-{name}", frame, f"{start}section.tables[{name!r}]", provenance)
 
 
 show()

@@ -51,7 +51,11 @@ def _ask() -> Asked:
     with left:
         side = st.radio("Steered side", ["tuned", "base"], key="side", bind="query-params", horizontal=True)
     prompts = st.text_area(
-        "Prompts, one per line", key="prompts", height=120, placeholder="Write what the models should continue."
+        "Prompts, one per line",
+        key="prompts",
+        height=120,
+        placeholder="Write what the models should continue.",
+        persist_state="session",
     )
     tokens = st.number_input("New tokens per answer", 1, 512, 24, key="tokens", bind="query-params", width=220)
     return Asked(base, tuned, how, recipe, mode, strength, side, prompts, int(tokens))

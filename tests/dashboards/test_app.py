@@ -51,8 +51,8 @@ def a_run(home: Path, name: str, seed: int = 0) -> Path:
     figure.update_layout(title={"text": "Scores"}, images=[{"source": "https://example.org/tracker.png"}])
     with runs.create(home, name, kind="demo", config={"seed": seed, "model": {"name": "tiny"}}) as run:
         run.write_table("tables/answers", pd.DataFrame({"answer": [HOSTILE], "score": [0.5]}))
-        run.write_text("figures/scores.json", figure.to_json())
-        section = {"title": HOSTILE, "text": HOSTILE, "tables": ["answers"], "figures": ["scores"]}
+        run.write_text("figures/answers.json", figure.to_json())
+        section = {"title": HOSTILE, "text": HOSTILE, "tables": ["answers"], "figures": ["answers"]}
         run.write_json("sections", [section])
         iv.Recipe([iv.ExpertSwitch(off=["L1E0"])]).save(run.file("switch.safetensors"))
         run.write_tensors("result", {"values": numbers()})
