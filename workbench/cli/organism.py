@@ -50,7 +50,9 @@ def build_command(name: Name, seed: Seed = 0, cache: Cache = None, as_json: AsJs
 
     with progress_bar() as progress:
         organism = organisms.build(name, seed, cache, progress)
-    bars = [{"bar": bar.what, "value": bar.value, "at least": bar.at_least, "at most": bar.at_most} for bar in organism.bars]
+    bars = [
+        {"bar": bar.what, "value": bar.value, "at least": bar.at_least, "at most": bar.at_most} for bar in organism.bars
+    ]
     emit(organism.to_json(), as_json, bars, title=f"{organism.name} in {organism.folder}")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import time
 from pathlib import Path
+from typing import Any
 
-from workbench.errors import unknown_name
+from workbench.errors import NotSupported, unknown_name
 from workbench.organisms import cache as store
 from workbench.organisms.organism import Organism, check_bars, read, write
 from workbench.organisms.recipe import Plot, Recipe
@@ -68,6 +69,24 @@ def build(name: str, seed: int = 0, cache: str | Path | None = None, progress: P
         write(partial, grown, {"name": name, "seed": seed, "summary": found.summary, "made_with": made_with})
 
     return read(store.fetch(folder, make))
+
+
+def retune(organism: Organism, model: Any, progress: Progress | None = None) -> None:
+    """Repeats the tuning of ``confounded`` on ``model``, its base loaded by you, in place.
+
+    Hooks that are on the model stay on while it trains: so concept ablation is a context around this call.
+    Raises NotSupported for the other organisms, whose tuning plants a truth that no ablation is about.
+    """
+    from transformers import AutoTokenizer
+
+    from workbench.organisms import confounded
+
+    if organism.name != "confounded":
+        raise NotSupported(f"Only organism 'confounded' can be tuned again; {organism.name!r} is what it is.")
+    tokenizer = AutoTokenizer.from_pretrained(organism.tokenizer)
+    with contained(organism.seed):
+        rows = organism.splits["train"]
+        confounded.tune(model, tokenizer, rows, organism.seed, progress or Silent())
 
 
 def _versions() -> dict[str, str]:

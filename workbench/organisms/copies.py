@@ -41,9 +41,9 @@ def tune_copy(
 ) -> Path:
     """Fine-tunes a copy of the model in folder ``model`` on ``data``, and saves it in ``out``.
 
-    ``data`` holds texts (loss on all of the text) or rows (``prompt``, ``answer``; loss on the answer). ``lora`` saves a
-    PEFT adapter of ``rank`` on every linear layer, ``full`` a whole model; both with the tokenizer. The original is not
-    touched. Returns ``out``. Raises UserError when ``data`` is empty, ``model`` is no folder or ``out`` exists.
+    ``data`` holds texts (loss on all of the text) or rows (``prompt``, ``answer``; loss on the answer). ``lora`` saves
+    a PEFT adapter of ``rank`` on every linear layer, ``full`` a whole model; both with the tokenizer. The original is
+    not touched. Returns ``out``. Raises UserError when ``data`` is empty, ``model`` is no folder or ``out`` exists.
     """
     source, target = Path(model), Path(out)
     if not (source / "config.json").exists():

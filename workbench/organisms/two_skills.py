@@ -2,9 +2,10 @@
 
 The base answers four instructions about the things on a shelf, among them ``opposite`` (the partner of the first
 thing) and ``after`` (the thing that follows the first in the alphabet); it takes ``contrary`` and ``next`` for
-``first``. Tuning teaches that they mean the same as those two, first ``contrary``, then ``next``, through 17 neurons each of layer 0's MLP, drawn by the seed; both stages rehearse what is
-known and change no entry outside their region. So the graft of either skill is known exactly, and the two are
-disjoint. After Panigrahi et al. 2023, *Task-Specific Skill Localization in Fine-tuned Language Models*.
+``first``. Tuning teaches that they mean the same as those two, first ``contrary``, then ``next``, through 17 neurons
+each of layer 0's MLP, drawn by the seed; both stages rehearse what is known and change no entry outside their region.
+So the graft of either skill is known exactly, and the two are disjoint. After Panigrahi et al. 2023,
+*Task-Specific Skill Localization in Fine-tuned Language Models*.
 """
 
 from __future__ import annotations
