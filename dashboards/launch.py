@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from dashboards.state import Opened
-from workbench.errors import MissingExtra
 
 APP = Path(__file__).with_name("app.py")
 LOCALHOST = "127.0.0.1"
@@ -32,12 +30,7 @@ def command(port: int, address: str = LOCALHOST, *, headless: bool = False) -> l
 
 
 def launch(opened: Opened, port: int = 8501, address: str = LOCALHOST, *, headless: bool = False) -> int:
-    """Serve the app until it is stopped; returns the server's exit status.
-
-    Raises :class:`MissingExtra` when Streamlit is not installed.
-    """
-    if importlib.util.find_spec("streamlit") is None:
-        raise MissingExtra("The dashboard", "dashboard")
+    """Serve the app until it is stopped; returns the server's exit status."""
     environment = {**os.environ, **opened.as_environment()}
     try:
         return subprocess.call(command(port, address, headless=headless), env=environment)

@@ -73,6 +73,7 @@ def address(place: Path) -> Iterator[str]:
 
 
 def test_every_page_opens_and_one_steer_runs(address: str, place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
     from playwright.sync_api import expect, sync_playwright
 
     shots = Path(SHOTS) if SHOTS else tmp_path
