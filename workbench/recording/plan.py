@@ -3,12 +3,14 @@ config."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
+from workbench.engine.positions import Where
+from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.prompts.collection import Prompts
@@ -16,6 +18,8 @@ from workbench.prompts.encode import Encoded, batches, encode, pad_left
 
 BATCHES_PER_WINDOW = 8
 """Rows are put back into the order of the prompts window by window, so memory stays flat."""
+WINDOW_BYTES = 64 * 2**20
+"""Fewer batches make a window when their rows would be more than this: then storing keeps pace with the models."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Plan:
     prompt_lengths: list[int]
     batch_size: int
     pad: int
+    batches_per_window: int = BATCHES_PER_WINDOW
 
     @property
     def longest(self) -> int:
@@ -43,7 +48,7 @@ class Plan:
 
     def windows(self) -> list[list[int]]:
         """Consecutive prompts, a few batches at a time."""
-        size = self.batch_size * BATCHES_PER_WINDOW
+        size = self.batch_size * self.batches_per_window
         numbers = range(len(self.ids))
         return [list(numbers[start : start + size]) for start in range(0, len(self.ids), size)]
 
@@ -88,6 +93,32 @@ def _continued(model: AdaptedModel, before: Plan, new_tokens: int) -> list[list[
                 end = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
                 ids[prompt] = ids[prompt] + row[:end]
     return ids
+
+
+def sized_windows(
+    plan_: Plan, models: dict[str, AdaptedModel], sites: Sequence[Site], scope: Where, *, logits: bool
+) -> Plan:
+    """The same plan with as many batches to a window as :data:`WINDOW_BYTES` allows, by the sizes of the sites."""
+    model = next(iter(models.values()))
+    numbers = sum(_row_size(model, site, plan_.longest) for site in sites) + logits * model.vocab_size
+    rows = 1 if scope.at in ("first", "last") or isinstance(scope.at, int) else plan_.longest
+    batch_bytes = numbers * model.dtype.itemsize * len(models) * rows * plan_.batch_size
+    fitting = WINDOW_BYTES // max(1, batch_bytes)
+    return replace(plan_, batches_per_window=max(1, min(BATCHES_PER_WINDOW, fitting)))
+
+
+def _row_size(model: AdaptedModel, site: Site, longest: int) -> int:
+    """Numbers in one row of a site; an MLP's inner width is taken as four times the model's."""
+    sizes = {
+        "q": model.n_heads * model.d_head,
+        "z": model.n_heads * model.d_head,
+        "k": model.n_kv_heads * model.d_head,
+        "v": model.n_kv_heads * model.d_head,
+        "pattern": model.n_heads * longest,
+        "router": model.n_experts + 2 * model.top_k,
+        "mlp_post": 4 * model.d_model,
+    }
+    return sizes.get(site.kind, model.d_model)
 
 
 def auto_batch_size(model: AdaptedModel, longest: int) -> int:

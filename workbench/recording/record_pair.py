@@ -18,7 +18,7 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.recording.capture import Capture, Captured, nonfinite_rows
-from workbench.recording.plan import Batch, Plan, plan, store_config
+from workbench.recording.plan import Batch, Plan, plan, sized_windows, store_config
 from workbench.recording.recording import NonFiniteWarning, Recording
 from workbench.recording.sinks import MemorySink, Sink, StatisticsSink, StoreSink
 from workbench.recording.store import SHARD_BYTES
@@ -69,6 +69,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     options = _options(scope, dtype, logits, new_tokens)
     size = _stored_batch_size(store) if batch_size == "auto" else batch_size
     plan_ = plan(models, rows, size or batch_size, new_tokens, _writer(models))
+    plan_ = sized_windows(plan_, models, chosen, scope, logits=logits)
     names = [site.name for site in chosen] + (["logits"] if logits else [])
     capture = Capture(tuple(chosen), scope, dtype, plan_.longest, logits)
     job = _Job(models, rows, plan_, capture, progress or Silent())

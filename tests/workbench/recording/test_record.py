@@ -16,10 +16,13 @@ import torch
 
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.engine.hub import SiteHook
+from workbench.engine.positions import Where
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
+from workbench.prompts.collection import Prompts
+from workbench.recording.plan import plan, sized_windows
 from workbench.recording.record_pair import record
 from workbench.recording.recording import NonFiniteWarning, Recording
 
@@ -190,6 +193,8 @@ import sys, torch
 sys.path.insert(0, {root!r})
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.models.pair import load_pair
+from workbench.prompts.collection import Prompts
+from workbench.recording.plan import plan, sized_windows
 from workbench.recording.record_pair import record
 torch.set_num_threads(1)
 base = tiny_model("llama")
@@ -223,3 +228,22 @@ def test_kill_minus_nine_in_mid_recording_then_resume_to_the_same_bytes(tmp_path
     subprocess.run(script(tmp_path / "killed"), check=True, stdout=subprocess.DEVNULL)
     subprocess.run(script(tmp_path / "whole"), check=True, stdout=subprocess.DEVNULL)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+def test_rows_that_are_many_bytes_are_handed_on_batch_by_batch(
+    pair: ModelPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window holds eight batches, or fewer where that would be too much memory; the rows are the same."""
+    want = record(pair, PROMPTS, ["resid_post", "z"], positions="all", batch_size=4)
+    sites = pair.base.expand(["resid_post", "z"])
+    planned = plan(pair.models, Prompts.of(PROMPTS), 4, 0, "tuned")
+    assert sized_windows(planned, pair.models, sites, Where("last"), logits=False).batches_per_window == 8
+    monkeypatch.setattr("workbench.recording.plan.WINDOW_BYTES", 100_000)
+    assert sized_windows(planned, pair.models, sites, Where("all"), logits=False).batches_per_window == 1
+    stored = record(
+        pair, PROMPTS, ["resid_post", "z"], positions="all", batch_size=4, store=tmp_path / "s", shard_bytes=1
+    )
+    assert len(list((tmp_path / "s").glob("shard-*.safetensors"))) == 10
+    assert stored.index["prompt"].is_monotonic_increasing and len(stored) == len(want)
+    for role in want.roles:
+        torch.testing.assert_close(stored[role]["z", 2].load(), want[role]["z", 2], atol=2e-6, rtol=1e-4)
