@@ -40,26 +40,18 @@ def read(path: str | Path) -> tuple[str, dict[str, Any]]:
     if not source.is_file() and source.suffix != ".safetensors":
         source = source.with_name(source.name + ".safetensors")
     if not source.is_file():
-        raise UserError(
-            f"There is no result at {path}: expected a .safetensors file written by a result's save()."
-        )
+        raise UserError(f"There is no result at {path}: expected a .safetensors file written by a result's save().")
     try:
         with safe_open(str(source), framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        raise UserError(
-            f"{source} is not a readable safetensors file ({error}); save the result again."
-        ) from error
+        raise UserError(f"{source} is not a readable safetensors file ({error}); save the result again.") from error
     content = json.loads(header) if header else {}
     if "kind" not in content:
-        raise UserError(
-            f"{source} holds tensors but no probe result; give a file written by a result's save()."
-        )
+        raise UserError(f"{source} holds tensors but no probe result; give a file written by a result's save().")
     if content["version"] > VERSION:
-        raise UserError(
-            f"{source} was written by a newer Tunescope (format {content['version']}); update to read it."
-        )
+        raise UserError(f"{source} was written by a newer Tunescope (format {content['version']}); update to read it.")
     return content["kind"], {name: _decode(value, tensors) for name, value in content["fields"].items()}
 
 

@@ -27,9 +27,7 @@ def result(**changes: object) -> ProbeResult:
             "layer": pd.array([0, None, 2], dtype="Int64"),
         }
     )
-    made = Provenance.of(
-        "test", {"base": "abc"}, ["one", "two"], seed=3, settings={"k": (1, 2), "x": float("inf")}
-    )
+    made = Provenance.of("test", {"base": "abc"}, ["one", "two"], seed=3, settings={"k": (1, 2), "x": float("inf")})
     return ProbeResult(**{"table": table, "control": "<script>", "provenance": made, **changes})
 
 
@@ -91,9 +89,7 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path) -> None:
         ProbeResult.load(tmp_path / "plain.safetensors")
 
 
-@pytest.mark.parametrize(
-    "kind", ["os:system", "probes.storage:write", "probes.absent:Thing", "subprocess:Popen"]
-)
+@pytest.mark.parametrize("kind", ["os:system", "probes.storage:write", "probes.absent:Thing", "subprocess:Popen"])
 def test_a_file_cannot_name_other_code(tmp_path: Path, kind: str) -> None:
     storage.write(tmp_path / "r", kind, {})
     with pytest.raises(UserError, match="unknown kind"):

@@ -18,6 +18,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Message", "Prompt", "Prompts"]
 
-__getattr__ = lazy(
-    __name__, {"Prompts": "collection", "Prompt": "row", "Message": "row", "Encoded": "encode"}
-)
+__getattr__ = lazy(__name__, {"Prompts": "collection", "Prompt": "row", "Message": "row", "Encoded": "encode"})

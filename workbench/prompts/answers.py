@@ -31,9 +31,7 @@ def answer_tokens(prompts: Prompts, tokenizer: Any) -> AnswerTokens:
     answers = [_answer_of(row, row.answer, number, tokenizer) for number, row in enumerate(prompts)]
     if all(row.distractor is None for row in prompts):
         return AnswerTokens(torch.tensor(answers, dtype=torch.long), None)
-    distractors = [
-        _answer_of(row, row.distractor, n, tokenizer, "distractor") for n, row in enumerate(prompts)
-    ]
+    distractors = [_answer_of(row, row.distractor, n, tokenizer, "distractor") for n, row in enumerate(prompts)]
     for number, (row, right, wrong) in enumerate(zip(prompts, answers, distractors, strict=True)):
         if right == wrong:
             raise UserError(

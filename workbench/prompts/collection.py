@@ -69,9 +69,7 @@ class Prompts(Sequence[Prompt]):
         numbers = np.asarray(key)
         if numbers.dtype == bool:
             if len(numbers) != len(self):
-                raise UserError(
-                    f"The mask has {len(numbers)} entries for {len(self)} prompts; give one for each."
-                )
+                raise UserError(f"The mask has {len(numbers)} entries for {len(self)} prompts; give one for each.")
             numbers = np.flatnonzero(numbers)
         return Prompts(self._rows[int(number)] for number in numbers)
 
@@ -112,9 +110,7 @@ class Prompts(Sequence[Prompt]):
         found: list[Prompt] = []
         for number, row in enumerate(self._rows):
             if (other := row.counterpart) is None:
-                raise UserError(
-                    f"Prompt {number} has no 'contrast'; every row needs one for a contrast pair."
-                )
+                raise UserError(f"Prompt {number} has no 'contrast'; every row needs one for a contrast pair.")
             found.append(other)
         return Prompts(found)
 

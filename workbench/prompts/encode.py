@@ -76,9 +76,7 @@ def token_ids(text: str, tokenizer: Any, *, rendered_chat: bool) -> list[int]:
     return ids
 
 
-def encode(
-    prompts: Prompts | Sequence[Any], tokenizer: Any, max_length: int | None = None
-) -> list[list[int]]:
+def encode(prompts: Prompts | Sequence[Any], tokenizer: Any, max_length: int | None = None) -> list[list[int]]:
     """Token ids of every prompt, in order.
 
     Raises :class:`UserError` naming the prompt when one is empty, longer than ``max_length`` tokens, or a

@@ -89,9 +89,7 @@ def _read_json(path: Path, rename: Rename) -> list[Prompt]:
     try:
         items = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path.name}, line {error.lineno} is not JSON ({error.msg}, column {error.colno})."
-        ) from error
+        raise UserError(f"{path.name}, line {error.lineno} is not JSON ({error.msg}, column {error.colno}).") from error
     if not isinstance(items, list):
         raise UserError(f"{path.name} holds {type(items).__name__}; expected a list of prompts.")
     return _rows(items, rename, f"{path.name}, row")
@@ -139,9 +137,7 @@ def _json_cell(name: str, value: Any, where: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}: {name!r} is not JSON ({error.msg}); expected a list of messages."
-        ) from error
+        raise UserError(f"{where}: {name!r} is not JSON ({error.msg}); expected a list of messages.") from error
 
 
 def _from_table(
@@ -179,13 +175,9 @@ def _dataset_rows(source: Any) -> Iterable[Any]:
     import datasets
 
     if isinstance(source, datasets.DatasetDict | datasets.IterableDatasetDict):
-        raise UserError(
-            f"This data set has the splits {', '.join(map(str, source))}; give one, as in data['train']."
-        )
+        raise UserError(f"This data set has the splits {', '.join(map(str, source))}; give one, as in data['train'].")
     if isinstance(source, datasets.IterableDataset):
-        raise UserError(
-            "A streamed data set has no end that is known; give a part of it, as in list(data.take(1000))."
-        )
+        raise UserError("A streamed data set has no end that is known; give a part of it, as in list(data.take(1000)).")
     return source
 
 

@@ -99,18 +99,12 @@ def row_from(item: Any, where: str) -> Prompt:
 
 def is_message(item: Any) -> bool:
     """Whether ``item`` is one chat turn rather than a row of columns."""
-    return (
-        isinstance(item, Mapping)
-        and {"role", "content"} <= set(item)
-        and not {"prompt", "messages"} & set(item)
-    )
+    return isinstance(item, Mapping) and {"role", "content"} <= set(item) and not {"prompt", "messages"} & set(item)
 
 
 def _from_mapping(item: Mapping[Any, Any], where: str) -> Prompt:
     columns = {
-        str(name): plain
-        for name, value in item.items()
-        if (plain := _plain(value, str(name), where)) is not None
+        str(name): plain for name, value in item.items() if (plain := _plain(value, str(name), where)) is not None
     }
     text, turns = columns.pop("prompt", None), columns.pop("messages", None)
     if text is None and turns is None:
@@ -123,9 +117,7 @@ def _from_mapping(item: Mapping[Any, Any], where: str) -> Prompt:
         raise UserError(f"{where} has both 'prompt' and 'messages'; give one of them.")
     label, contrast = columns.pop("label", None), columns.pop("contrast", None)
     if not isinstance(label, Label | None):
-        raise UserError(
-            f"{where}: 'label' is {type(label).__name__}; expected text, a number, or true/false."
-        )
+        raise UserError(f"{where}: 'label' is {type(label).__name__}; expected text, a number, or true/false.")
     row = Prompt(
         prompt=_text(text, "prompt", where),
         messages=None if turns is None else _messages(turns, where),

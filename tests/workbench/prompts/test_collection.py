@@ -40,9 +40,7 @@ def test_every_source_gives_the_same_rows_and_hash(tmp_path: Path) -> None:
     wanted = Prompts.of(ROWS)
     assert wanted[0].columns == {"source": "atlas"} and wanted[2].answer == "NA"
     found = [Prompts.load(path) for path in (jsonl, *sorted(tmp_path.glob("a.*")))]
-    found += [
-        Prompts.of(source) for source in (frame, datasets.Dataset.from_pandas(frame), tuple(ROWS), wanted)
-    ]
+    found += [Prompts.of(source) for source in (frame, datasets.Dataset.from_pandas(frame), tuple(ROWS), wanted)]
     assert len(found) == 10
     for other in found:
         assert other.rows == wanted.rows
@@ -60,9 +58,7 @@ def test_hash_follows_the_content_and_not_the_order_of_columns() -> None:
 
 
 def test_save_and_load_keep_everything(tmp_path: Path) -> None:
-    prompts = Prompts.of(
-        [*ROWS, {"messages": CHAT, "contrast": CHAT, "n": [1, 2], "group": 3}, "Grüße\u2028日本"]
-    )
+    prompts = Prompts.of([*ROWS, {"messages": CHAT, "contrast": CHAT, "n": [1, 2], "group": 3}, "Grüße\u2028日本"])
     path = prompts.save(tmp_path / "deep" / "saved.jsonl")
     again = Prompts.load(path)
     assert again == prompts and again.hash == prompts.hash

@@ -24,9 +24,7 @@ TEMPLATE = (
 
 @pytest.fixture
 def chat_tokenizer() -> Any:
-    copy = tokenizer().__class__(
-        tokenizer_object=tokenizer().backend_tokenizer, **tokenizer().special_tokens_map
-    )
+    copy = tokenizer().__class__(tokenizer_object=tokenizer().backend_tokenizer, **tokenizer().special_tokens_map)
     copy.chat_template = TEMPLATE
     return copy
 
@@ -46,9 +44,7 @@ def test_chat_template_is_applied_once(chat_tokenizer: Any) -> None:
     row = Prompts.of([chat(("user", "the fox"))])[0]
     assert render(row, chat_tokenizer) == "<bos>[user] the fox\n[assistant] "
     (ids,) = encode([chat(("user", "the fox"))], chat_tokenizer)
-    assert (
-        ids == chat_tokenizer.apply_chat_template(list(row.messages), add_generation_prompt=True)["input_ids"]
-    )
+    assert ids == chat_tokenizer.apply_chat_template(list(row.messages), add_generation_prompt=True)["input_ids"]
     assert ids.count(chat_tokenizer.bos_token_id) == 1
 
 
@@ -59,9 +55,7 @@ def test_the_assistants_words_are_continued(chat_tokenizer: Any) -> None:
 
 def test_errors_name_the_prompt(chat_tokenizer: Any) -> None:
     tok = tokenizer()
-    with pytest.raises(
-        UserError, match="Prompt 1: It is chat messages, and this tokenizer has no chat template"
-    ):
+    with pytest.raises(UserError, match="Prompt 1: It is chat messages, and this tokenizer has no chat template"):
         encode(["a", chat(("user", "b"))], tok)
     length = len(tok("the fox jumps")["input_ids"])
     assert len(encode(["the fox jumps"], tok, max_length=length)[0]) == length
@@ -155,9 +149,7 @@ def test_answers_that_begin_alike_are_refused() -> None:
     found = answer_tokens(Prompts.of(rows[:1]), tok)
     assert found.distractor is not None and found.answer.tolist() != found.distractor.tolist()
     clash = [{"prompt": "the (", "answer": "zxa", "distractor": "zxb"}]
-    with pytest.raises(
-        UserError, match=r"Prompt 1: answer 'zxa' and distractor 'zxb' begin with the same token 'z'"
-    ):
+    with pytest.raises(UserError, match=r"Prompt 1: answer 'zxa' and distractor 'zxb' begin with the same token 'z'"):
         answer_tokens(Prompts.of(rows[:1] + clash), tok)
     assert answer_tokens(Prompts.of([{"prompt": "a", "answer": "b"}]), tok).distractor is None
     with pytest.raises(UserError, match="Prompt 1 has no distractor"):
