@@ -49,8 +49,8 @@ PAPERS = {
         "Offsets on selected heads beat offsets on random heads",
         "Yin, Ye & Durrett 2024, LoFiT: Localized Fine-tuning on LLM Representations",
         "Heads of the base are ranked by learned scalings, then offsets are trained on the first few, the model "
-        "frozen, for two tasks: answer from the context (context-knob), and a new instruction (planted-heads), which is "
-        "hard for this method, since an offset is one constant per head and the instruction asks for a look-up. "
+        "frozen, for two tasks: answer from the context (context-knob), and a new instruction (planted-heads), which "
+        "is hard for this method, since an offset is one constant per head and the instruction asks for a look-up. "
         "Control: the same training on random other heads.",
     ),
     "knob": (
@@ -258,8 +258,8 @@ def write_doc(run: runs.Run) -> None:
         "Written by `python benchmarks/replications.py`; do not edit. The models are the organisms (four layers, width "
         "64, trained on a CPU), so this shows that the methods do here what the papers say they do, not how large "
         f"the effects are elsewhere. Seed {run.config['seed']}; shares of held-out prompts with 95 % intervals "
-        f"(bootstrap over groups of prompts); controls are means over {run.config['draws']} random draws, with intervals over the "
-        "same prompts; a single draw may still do as well as the effect, and where draws were looked at one by one a "
+        f"(bootstrap over groups of prompts); controls are means over {run.config['draws']} random draws, with "
+        "intervals over the same prompts; a single draw may still do as well as the effect, and where draws were looked at one by one a "
         "note gives their range. *Replicated* means that the effect's interval lies wholly beyond that of the mean "
         "control, and the effect beyond the value without it.", "",
         "| effect | replicated |", "|---|---|",
