@@ -259,7 +259,8 @@ def write_doc(run: runs.Run) -> None:
         "64, trained on a CPU), so this shows that the methods do here what the papers say they do, not how large "
         f"the effects are elsewhere. Seed {run.config['seed']}; shares of held-out prompts with 95 % intervals "
         f"(bootstrap over groups of prompts); controls are means over {run.config['draws']} random draws, with "
-        "intervals over the same prompts; a single draw may still do as well as the effect, and where draws were looked at one by one a "
+        "intervals over the same prompts; a single draw may still do as well as the effect, and where draws were "
+        "looked at one by one a "
         "note gives their range. *Replicated* means that the effect's interval lies wholly beyond that of the mean "
         "control, and the effect beyond the value without it.", "",
         "| effect | replicated |", "|---|---|",
