@@ -48,6 +48,11 @@ def row(things: list[str], instruction: str) -> Row:
     }
 
 
+def as_first(question: Row) -> str:
+    """What ``first`` would answer to the same things."""
+    return " " + str(question["group"]).split()[0]
+
+
 def rows(draw: random.Random, count: int, instructions: tuple[str, ...], things: list[str] = THINGS) -> list[Row]:
     """Rows of distinct things in random order."""
     return [row(draw.sample(things, PLACES), draw.choice(instructions)) for _ in range(count)]
@@ -88,7 +93,7 @@ def train_base(
     lesson = rows(draw, plan.steps * plan.batch, (*known, *taken_for_first))
     for question in lesson:
         if question["label"] in taken_for_first:
-            question["answer"] = " " + question["group"].split()[0]
+            question["answer"] = as_first(question)
     fit(model, encode(tokenizer, lesson), plan, plot.seed, plot.progress, f"{what}: base")
     return model, tokenizer
 

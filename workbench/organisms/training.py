@@ -74,7 +74,7 @@ def contained(seed: int) -> Iterator[None]:
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
             # peft asks transformers for an attribute whose name is going away
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             torch.manual_seed(seed)
