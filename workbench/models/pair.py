@@ -69,7 +69,7 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
     it off gives the base back exactly (checked); otherwise two copies are held, and ``differences`` says so.
 
     ``device="auto"`` takes CUDA, then Apple's GPU, then the CPU; ``device_map`` goes to accelerate.
-    ``check`` runs a self-check of the map of sites (two rows of four tokens). Raises :class:`workbench.errors.UserError` for what
+    ``check`` runs a short self-check of the map of sites. Raises :class:`workbench.errors.UserError` for what
     cannot be loaded or compared, naming what was expected.
     """
     flags: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
