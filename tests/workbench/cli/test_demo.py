@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 
 from interventions import Recipe
+from probes import ProbeResult
 from workbench import runs
 from workbench.cli.story.comparing import for_people
+from workbench.prompts import Prompts
 
 RECIPES = {"knob-context", "offset-context", "ablate-knob", "experts-off", "refusal-ablated"}
 
@@ -57,6 +59,22 @@ def test_every_number_has_an_interval_and_a_control(told: tuple[dict, Path]) -> 
     assert (table["draws"] >= 10).all() and (table["n"] >= 20).all()
     told_twice = table.groupby("organism")["recipe"].nunique()
     assert told_twice["context-knob"] >= 5 and told_twice["refusal-moe"] >= 3
+
+
+@pytest.mark.slow
+def test_results_and_prompts_are_kept_with_the_pair_they_are_about(told: tuple[dict, Path]) -> None:
+    run = runs.open(told[0]["run"])
+    pairs = run.manifest.provenance["pairs"]
+    assert set(pairs) == {"context-knob", "refusal-moe"}
+    for name, pair in pairs.items():
+        assert (Path(pair["base"]) / "config.json").is_file() and Path(pair["tuned"]).is_dir()
+        prompts = Prompts.load(run.file(pair["prompts"]))
+        assert len(prompts) == 32 and len({row.label for row in prompts[:4]}) > 1
+        results = {file: ProbeResult.load(run.file(file)) for file in pair["results"]}
+        assert all(file.startswith(f"results/{name}-") and file in run.manifest.files for file in results)
+        assert results[f"results/{name}-tokens.safetensors"].provenance.prompts == prompts.hash
+    kinds = {type(ProbeResult.load(run.file(file))).__name__ for pair in pairs.values() for file in pair["results"]}
+    assert {"Patching", "WeightDelta", "Knob", "GraftResult", "ExpertMap", "LogitLens", "TokenShift"} <= kinds
 
 
 @pytest.mark.slow

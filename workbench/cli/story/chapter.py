@@ -49,6 +49,10 @@ class Chapter:
     """organism, question, planted, found, score, chance."""
     recipes: dict[str, tuple[Any, Any]]
     """Name -> (recipe, the model it was made on)."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """Name -> probe result, each kept whole in the run."""
+    prompts: list[dict[str, Any]] = field(default_factory=list)
+    """Rows that the run keeps, for looking at one at a time."""
 
 
 def titled(figure: Any, title: str, y: str | None = None) -> Any:

@@ -12,6 +12,7 @@ import probes
 from probes import Knob
 from workbench.cli.story.chapter import Chapter, Section, Settings, titled, verdict
 from workbench.cli.story.comparing import Behaviour, Tried, compared
+from workbench.cli.story.looking import looked, shown_rows
 from workbench.cli.story.recorded import marked, mean_difference, rows_at
 from workbench.models.pair import load_pair
 from workbench.organisms import Organism
@@ -50,12 +51,15 @@ def tell_context(organism: Organism, settings: Settings, progress: Progress) -> 
     offset = tries.offset(shift)
     ablation = tries.ablation(layer_rows.mean(0))
     behaviour = compared(pair, NAME, _questions(held_out, tries, offset, ablation), settings.seed)
+    kept = shown_rows(organism.splits["validation"], "intent")
+    looks = looked(pair, kept, [row["intent"] for row in kept], knob.layer, seed=settings.seed, progress=progress)
     return Chapter(
         NAME, {"base": pair.base.identity.to_dict(), "tuned": pair.tuned.identity.to_dict()},
         _sections(difference_table(recording), weights, heads, by_head, knob), behaviour,
         _truth(organism, weights, by_head, knob, settings),
         {"knob-context": (tries.knob_to("context").recipe, pair.tuned), "offset-context": (offset.recipe, pair.tuned),
          "ablate-knob": (ablation.recipe, pair.tuned)},
+        {"weights": weights, "heads-write": heads, "heads-z": handed, "knob": knob, **looks}, kept,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from probes import ExpertMap
 from probes.matching import matched_cells
 from workbench.cli.story.chapter import Chapter, Section, Settings, titled, verdict
 from workbench.cli.story.comparing import Behaviour, Tried, compared
+from workbench.cli.story.looking import looked, shown_rows
 from workbench.cli.story.recorded import rows_at
 from workbench.engine.sites import parse_label
 from workbench.models.pair import load_pair
@@ -51,20 +52,46 @@ def tell_experts(organism: Organism, settings: Settings, progress: Progress) -> 
         )
         for name, ranking in (("use", by_use), ("weights", _padded(moved, by_use)))
     }  # fmt: skip
-    graft = probes.graft(
-        pair, Prompts.of(rows), epochs=settings.epochs, sparsity=0.02, sparsities=(1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1),
-        draws=settings.draws, seed=settings.seed, progress=progress,
+    grafts = _grafts(pair, rows, settings, progress)
+    gained = probes.expert_map(
+        pair, Prompts.of(rows), [row["topic"] for row in rows], "topic", exclude=_all_but_last,
+        seed=settings.seed, progress=progress,
     )  # fmt: skip
     chosen = {"use": by_use[: _enough(curves["use"].table)], "weights": moved}
     switches = {name: _switched(pair, experts, maps.tuned, name, settings) for name, experts in chosen.items()}
     ablation = _ablation(recording, pair, settings)
     tried = [*switches.values(), ablation]
+    kept = shown_rows(organism.splits["validation"], "topic")
+    layer = pair.tuned.n_layers // 2
+    looks = looked(pair, kept, [row["topic"] for row in kept], layer, seed=settings.seed, progress=progress)
     return Chapter(
         NAME, {"base": pair.base.identity.to_dict(), "tuned": pair.tuned.identity.to_dict()},
-        _sections(difference_table(recording), weights, maps, curves, graft),
+        _sections(difference_table(recording), weights, maps, curves, grafts["optimised"]),
         compared(pair, NAME, _questions(held_out, tried), settings.seed), _truth(organism, maps, moved, chosen["use"]),
         {"experts-off": (switches["weights"].recipe, pair.tuned), "refusal-ablated": (ablation.recipe, pair.tuned)},
+        _results(weights, maps, curves, grafts) | {"experts": gained} | looks, kept,
     )  # fmt: skip
+
+
+def _grafts(pair: Any, rows: list[dict[str, Any]], settings: Settings, progress: Progress) -> dict[str, Any]:
+    """The skill's region as it is searched for, and the weights that moved most, as many: do they overlap?"""
+    common: dict[str, Any] = {"sparsity": 0.02, "seed": settings.seed, "progress": progress}
+    sizes = (1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+    prompts = Prompts.of(rows)
+    searched = probes.graft(pair, prompts, epochs=settings.epochs, sparsities=sizes, draws=settings.draws, **common)
+    moved = probes.graft(
+        pair, prompts, method="movement", sparsities=(searched.sparsity,), draws=settings.draws,
+        **{**common, "sparsity": searched.sparsity},
+    )  # fmt: skip
+    return {"optimised": searched, "movement": moved}
+
+
+def _results(weights: Any, maps: _Maps, curves: dict[str, Any], grafts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "weights": weights, "experts-tuned": maps.tuned, "experts-base": maps.base,
+        **{f"switching-{name}": curve for name, curve in curves.items()},
+        **{f"graft-{method}": graft for method, graft in grafts.items()},
+    }  # fmt: skip
 
 
 def refuses(response: str, _prompt: Prompt) -> bool:

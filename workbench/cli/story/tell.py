@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from workbench.cli.story.chapter import Chapter, Section, Settings
 from workbench.figures.demo import story_figure
 from workbench.organisms import Organism
 from workbench.progress import Progress
+from workbench.prompts import Prompts
 from workbench.runs import Run
 
 Say = Callable[[str], None]
@@ -75,13 +77,10 @@ def _written(
     truth: pd.DataFrame,
 ) -> Run:
     config = {**asdict(settings), "organisms": {one.name: chapter.models for one, chapter in chapters}}
-    made = {
-        one.name: {"folder": str(one.folder), **{k: v for k, v in one.made_with.items() if k != "settings"}}
-        for one, _ in chapters
-    }
-    run = runs.create(home or runs.default_home(), kind="demo", config=config, provenance={"organisms": made})
+    run = runs.create(home or runs.default_home(), kind="demo", config=config)
     if run.is_complete:
         run.reopen()
+    run.note(**_made(chapters))
     first = Section(
         "What tuning did, and how to undo it",
         "Shares of prompts whose most likely next token is the answer that the behaviour asks for, on prompts that "
@@ -103,12 +102,38 @@ def _written(
         for _, chapter in chapters:
             for name, (recipe, model) in chapter.recipes.items():
                 recipe.save(run.file(f"recipes/{name}.safetensors"), model=model)
+            for name, result in chapter.results.items():
+                result.save(run.file(_result(chapter, name)))
+            run.file("prompts").mkdir(exist_ok=True)
+            Prompts.of(chapter.prompts).save(run.file(f"prompts/{chapter.organism}.jsonl"))
         run.write_json("sections", [
             {"title": one.title, "text": one.text, "tables": [_file(name) for name in one.tables],
              "figures": [_file(name) for name in one.figures]}
             for one in sections
         ])  # fmt: skip
     return run
+
+
+def _made(chapters: list[tuple[Organism, Chapter]]) -> dict[str, Any]:
+    """What the run was made from: the organisms, and for each pair of models where it lies, the prompts kept and the
+    results that are about it."""
+    organisms_ = {
+        one.name: {"folder": str(one.folder), **{k: v for k, v in one.made_with.items() if k != "settings"}}
+        for one, _ in chapters
+    }
+    pairs = {
+        one.name: {
+            "base": str(one.base), "tuned": str(one.tuned), "organism": one.name, "seed": one.seed,
+            "prompts": f"prompts/{one.name}.jsonl",
+            "results": [_result(chapter, name) for name in chapter.results],
+        }
+        for one, chapter in chapters
+    }  # fmt: skip
+    return {"organisms": organisms_, "pairs": pairs}
+
+
+def _result(chapter: Chapter, name: str) -> str:
+    return f"results/{chapter.organism}-{name}.safetensors"
 
 
 def _write_section(run: Run, section: Section) -> None:
