@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
+from dashboards import selection
+
+PAGES = {
+    "overview": ("Overview", "dashboard"),
+    "tokens": ("Tokens", "text_fields"),
+    "heads": ("Heads", "grid_on"),
+    "skills": ("Skills", "scatter_plot"),
+    "experts": ("Experts", "account_tree"),
+    "knobs": ("Knobs and concepts", "tune"),
+    "steer": ("Steer", "play_circle"),
+    "record": ("Record a pair", "fiber_manual_record"),
+    "runs": ("Runs", "folder"),
+}
+HERE = Path(__file__).parent / "app_pages"
+
 st.set_page_config(page_title="Tunescope", page_icon=":material/tune:", layout="wide")
-st.navigation(
-    [
-        st.Page(
-            "app_pages/overview.py", title="Overview", icon=":material/dashboard:", url_path="overview", default=True
-        ),
-        st.Page("app_pages/steer.py", title="Steer", icon=":material/tune:", url_path="steer"),
-        st.Page("app_pages/runs.py", title="Runs", icon=":material/folder:", url_path="runs"),
-    ]
-).run()
+page = st.navigation([
+    st.Page(f"app_pages/{name}.py", title=title, icon=f":material/{icon}:", url_path=name, default=name == "overview")
+    for name, (title, icon) in PAGES.items()
+    if (HERE / f"{name}.py").is_file()
+])  # fmt: skip
+selection.sidebar()
+page.run()

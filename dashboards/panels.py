@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import streamlit as st
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+Maker = Callable[[], str]
+Pick = Callable[[list[Any]], None]
 _MARKS = re.compile(r"([\\`*_{}\[\]()<>#+.!|$~:&-])")
 
 
@@ -54,18 +57,44 @@ def empty(what: str, command: str) -> None:
     st.code(command, language="bash")
 
 
-def table(name: str, frame: pd.DataFrame, python: str, provenance: dict[str, Any]) -> None:
+def table(
+    name: str, frame: pd.DataFrame, python: str, provenance: dict[str, Any], *, experiment: Maker | None = None
+) -> None:
     """A table with its footer."""
     shown = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
     st.dataframe(shown, width="stretch", hide_index=True, alt=name)
-    footer(name, python, frame=frame, provenance=provenance)
+    footer(name, python, frame=frame, provenance=provenance, experiment=experiment)
 
 
-def figure(name: str, drawn: go.Figure, python: str, provenance: dict[str, Any]) -> None:
-    """A figure with its footer; pictures that it would fetch are left out."""
+def figure(
+    name: str,
+    drawn: go.Figure,
+    python: str,
+    provenance: dict[str, Any],
+    *,
+    frame: pd.DataFrame | None = None,
+    on_pick: Pick | None = None,
+    experiment: Maker | None = None,
+) -> None:
+    """A figure with its footer; pictures that it would fetch are left out.
+
+    ``on_pick`` gets the ``customdata`` of a clicked cell (``selection.picks("layer", "head")`` writes the selection);
+    ``frame`` is the table behind the figure, for its CSV.
+    """
     drawn.layout.images = []
-    st.plotly_chart(drawn, width="stretch", theme=None, key=f"chart-{name}", alt=_title(drawn, name))
-    footer(name, python, drawn=drawn, provenance=provenance)
+    key = f"chart-{name}"
+    picking: dict[str, Any] = {}
+    if on_pick is not None:
+        picking = {"on_select": lambda: _picked(key, on_pick), "selection_mode": "points"}
+    st.plotly_chart(drawn, width="stretch", theme=None, key=key, alt=_title(drawn, name), **picking)
+    footer(name, python, frame=frame, drawn=drawn, provenance=provenance, experiment=experiment)
+
+
+def _picked(key: str, on_pick: Pick) -> None:
+    """A chart's own selection is lost when its data change, so a click is handed on at once."""
+    points = st.session_state[key]["selection"]["points"]
+    if points and points[0].get("customdata") is not None:
+        on_pick(list(points[0]["customdata"]))
 
 
 def footer(
@@ -75,15 +104,32 @@ def footer(
     provenance: dict[str, Any],
     frame: pd.DataFrame | None = None,
     drawn: go.Figure | None = None,
+    experiment: Maker | None = None,
 ) -> None:
-    """CSV, JSON with provenance, standalone HTML, and the Python that makes the same. Files are made on the click."""
+    """Copy link, CSV, JSON with provenance, standalone HTML, the Python that makes the same, and where there is one
+    (``experiment`` makes it) the experiment file. Files are made on the click."""
     with st.container(horizontal=True, gap="small"):
+        with st.popover("Link", icon=":material/link:", type="tertiary", key=f"link-{name}"):
+            st.caption("This page with everything selected on it:")
+            st.code(link(), language=None, wrap_lines=True)
         if frame is not None:
             _button("CSV", name, "csv", lambda: frame.to_csv(index=False), "text/csv")
         _button("JSON", name, "json", lambda: _json(name, frame, drawn, provenance), "application/json")
         _button("HTML", name, "html", lambda: _html(name, frame, drawn), "text/html")
-        with st.popover("Copy as Python", icon=":material/code:", type="tertiary"):
+        with st.popover("Python", icon=":material/code:", type="tertiary", key=f"python-{name}"):
             st.code(python, language="python")
+        if experiment is not None:
+            with st.popover("Experiment", icon=":material/science:", type="tertiary", key=f"experiment-{name}"):
+                st.caption("Save as experiment.yaml, then:  tunescope run experiment.yaml")
+                with told():
+                    st.code(experiment(), language="yaml")
+
+
+def link() -> str:
+    """The address of this page with its query parameters."""
+    parameters = urlencode(st.query_params.to_dict(), doseq=True)
+    place = str(st.context.url or "http://localhost:8501")
+    return f"{place}?{parameters}" if parameters else place
 
 
 def _button(label: str, name: str, ending: str, make: Any, mime: str) -> None:
@@ -98,8 +144,13 @@ def _json(name: str, frame: pd.DataFrame | None, drawn: go.Figure | None, proven
     if frame is not None:
         made["rows"] = frame.to_dict("records")
     if drawn is not None:
-        made["figure"] = json.loads(drawn.to_json())
+        made["figure"] = plain_figure(drawn)
     return json.dumps(jsonable(made), indent=2)
+
+
+def plain_figure(drawn: go.Figure) -> Any:
+    """The figure as JSON with plain lists, readable without plotly."""
+    return jsonable(drawn.to_plotly_json())
 
 
 def _html(name: str, frame: pd.DataFrame | None, drawn: go.Figure | None) -> str:

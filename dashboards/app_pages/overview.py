@@ -6,23 +6,20 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboards import panels
+from dashboards import panels, selection
 from dashboards.report.content import Content, Section, read_content
-from dashboards.state import known_runs
-from workbench import runs
 from workbench.runs import Run
 
 
 def show() -> None:
     """The page."""
     st.title("Overview")
-    known = known_runs()
-    if not known:
+    chosen = selection.current()
+    if chosen.folder is None:
         panels.empty("There is no run yet. This trains two small models and looks into them:", "tunescope demo")
         return
-    name = st.selectbox("Run", list(known), key="run", bind="query-params", format_func=panels.visible)
     with panels.told():
-        _show_run(runs.open(known[name]))
+        _show_run(chosen.opened())
 
 
 def _show_run(run: Run) -> None:
