@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import probes
-from probes import storage
 from probes.results import ProbeResult, Provenance
+from workbench import result_file as storage
 from workbench.errors import UserError
 
 
@@ -85,11 +85,20 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a readable"):
         ProbeResult.load(tmp_path / "junk.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    with pytest.raises(UserError, match="no probe result"):
+    with pytest.raises(UserError, match="but no result"):
         ProbeResult.load(tmp_path / "plain.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["os:system", "probes.storage:write", "probes.absent:Thing", "subprocess:Popen"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "os:system",
+        "workbench.result_file:write",
+        "workbench.behaviour.diff:behaviour_diff",
+        "probes.absent:Thing",
+        "subprocess:Popen",
+    ],
+)
 def test_a_file_cannot_name_other_code(tmp_path: Path, kind: str) -> None:
     storage.write(tmp_path / "r", kind, {})
     with pytest.raises(UserError, match="unknown kind"):

@@ -49,7 +49,7 @@ def read(path: str | Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{source} is not a readable safetensors file ({error}); save the result again.") from error
     content = json.loads(header) if header else {}
     if "kind" not in content:
-        raise UserError(f"{source} holds tensors but no probe result; give a file written by a result's save().")
+        raise UserError(f"{source} holds tensors but no result; give a file written by a result's save().")
     if content["version"] > VERSION:
         raise UserError(f"{source} was written by a newer Tunescope (format {content['version']}); update to read it.")
     return content["kind"], {name: _decode(value, tensors) for name, value in content["fields"].items()}

@@ -1,0 +1,150 @@
+"""What results have in common: where they come from, one file each, and how a notebook shows them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import html
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import pandas as pd
+
+from workbench import result_file
+from workbench.errors import UserError
+
+Kept = TypeVar("Kept", bound="Result")
+_PACKAGES = ("tunescope", "torch", "transformers", "peft", "numpy", "scipy")
+_ROOMS = ("probes", "workbench.behaviour")
+"""Where results are defined: a file cannot name other code."""
+
+
+@cache
+def _installed_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def prompts_hash(prompts: Any) -> str | None:
+    """A hash of ``prompts``: their own ``hash`` if they have one, else of their rows."""
+    if prompts is None:
+        return None
+    own = getattr(prompts, "hash", None)
+    if isinstance(own, str):
+        return own
+    rows = json.dumps(list(prompts), sort_keys=True, default=str)
+    return hashlib.sha256(rows.encode()).hexdigest()
+
+
+def _identity(model: Any) -> Any:
+    """The identity of a model as plain values; a name or an identity already plain is kept."""
+    own = getattr(model, "identity", model)
+    if hasattr(own, "to_dict"):
+        return own.to_dict()
+    return own if isinstance(own, str | dict) else str(own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a result was made from and what it cost.
+
+    ``models`` maps a role ("base", "tuned") to an identity (name, revision, hashes of weights and adapter) or
+    to a name alone. Passes are counted in batches through one model.
+    """
+
+    probe: str
+    """The function that made the result."""
+    models: Mapping[str, Any]
+    prompts: str | None = None
+    n_prompts: int = 0
+    seed: int | None = None
+    device: str = "cpu"
+    forward_passes: int = 0
+    backward_passes: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=lambda: dict(_installed_versions()))
+
+    @classmethod
+    def of(cls, probe: str, models: Mapping[str, Any], prompts: Any = None, **more: Any) -> Provenance:
+        """From models (anything with ``.identity``, or a name) and prompts; ``more`` are the other fields."""
+        names = {role: _identity(model) for role, model in models.items()}
+        count = 0 if prompts is None else len(prompts)
+        return cls(probe=probe, models=names, prompts=prompts_hash(prompts), n_prompts=count, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The common part of all results: a table and its origin; each kind adds its own fields (tensors, tables, numbers,
+    text, dicts) and is kept in one file.
+    """
+
+    table: pd.DataFrame
+    provenance: Provenance
+
+    title: ClassVar[str] = "Result"
+
+    def frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.table.copy()
+
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.safetensors`` file (arrays, and JSON in its header); returns its path."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields["provenance"] = dataclasses.asdict(self.provenance)
+        return result_file.write(path, f"{type(self).__module__}:{type(self).__qualname__}", fields)
+
+    @classmethod
+    def load(cls: type[Kept], path: str | Path) -> Kept:
+        """Read a result back; the common class reads any, a class of its own only its own kind."""
+        kind, fields = result_file.read(path)
+        found = _result_class(kind)
+        if not issubclass(found, cls):
+            raise UserError(f"{path} holds a {found.__name__}, not a {cls.__name__}; read it with {found.__name__}.")
+        return found(**{**fields, "provenance": Provenance(**fields["provenance"])})
+
+    def to_json(self) -> str:
+        """The table and the provenance as JSON with plain lists (NaN becomes null)."""
+        return json.dumps({"result": self.title, **self._plain(self.frame())}, default=str)
+
+    def summary(self) -> str:
+        """One line for people."""
+        return f"{len(self.table)} lines"
+
+    def _plain(self, table: pd.DataFrame) -> dict[str, Any]:
+        rows = json.loads(table.to_json(orient="records"))
+        return {"provenance": dataclasses.asdict(self.provenance), "rows": rows}
+
+    def _repr_html_(self) -> str:
+        made = json.dumps(dataclasses.asdict(self.provenance), indent=1, default=str)
+        return (
+            f"<h4>{html.escape(self.title)}</h4><p>{html.escape(self.summary())}</p>{self._html()}"
+            f"<details><summary>Provenance</summary><pre>{html.escape(made)}</pre></details>"
+        )
+
+    def _html(self) -> str:
+        """What stands between summary and provenance in a notebook."""
+        return self.frame().head(10).to_html(escape=True, index=False, float_format="{:.4g}".format, border=0)
+
+
+def _result_class(kind: str) -> type[Any]:
+    """The class named ``module:Class``; only results of ours, so a file cannot name other code."""
+    module, _, name = kind.partition(":")
+    if any(module == room or module.startswith(f"{room}.") for room in _ROOMS):
+        try:
+            found = getattr(import_module(module), name, None)
+        except ModuleNotFoundError:
+            found = None
+        if isinstance(found, type) and issubclass(found, Result):
+            return found
+    raise UserError(f"This file holds a result of unknown kind {kind!r}; update Tunescope to read it.")
