@@ -8,7 +8,7 @@ cell agrees with :func:`scipy.stats.bootstrap`. A NaN among the values is a NaN 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -124,6 +124,40 @@ def difference_interval(
     # Leaving out one of either side moves the difference by that side's change alone.
     low, high = _edges(estimate, means_a - means_b, [left_a, -left_b], level, method)
     return Interval(float(estimate[0]), float(low[0]), float(high[0]), len(a) + len(b))
+
+
+def statistic_interval(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    n: int,
+    *,
+    clusters: np.ndarray | None = None,
+    level: float = LEVEL,
+    draws: int = DRAWS,
+    seed: int = 0,
+    method: Method = "bca",
+) -> Interval:
+    """Any statistic of ``n`` prompts with its interval: ``statistic`` maps weights ``[draw, prompt]`` to ``[draw]``.
+
+    A weight says how often a prompt was drawn; the same seed draws the same prompts as :func:`mean_interval`. The
+    interval is widened to hold the estimate where a statistic that resampling pushes one way (an absolute value) would
+    leave it out.
+    """
+    groups = np.arange(n) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    if len(groups) != n or not n:
+        raise UserError(f"There are {len(groups)} cluster numbers for {n} prompts; give one for each of at least one.")
+    size = int(groups.max()) + 1
+    estimate = statistic(np.ones((1, n)))
+    if size < 2:
+        return Interval(float(estimate[0]), np.nan, np.nan, n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = statistic(_counts(size, draws, (seed,))[:, groups])
+        left_out = np.concatenate([
+            statistic((np.arange(size)[part, None] != np.arange(size))[:, groups].astype(np.float64))
+            for part in _blocks(size, size)
+        ])  # fmt: skip
+        low, high = _edges(estimate, resampled[:, None], [left_out[:, None]], level, method)
+    found = float(estimate[0])
+    return Interval(found, min(float(low[0]), found), max(float(high[0]), found), n)
 
 
 def _flat(values: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:

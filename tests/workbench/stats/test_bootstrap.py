@@ -7,7 +7,14 @@ import pytest
 from scipy import stats
 
 from workbench.errors import UserError
-from workbench.stats import Interval, difference_interval, mean_interval, mean_intervals, ratio_intervals
+from workbench.stats import (
+    Interval,
+    difference_interval,
+    mean_interval,
+    mean_intervals,
+    ratio_intervals,
+    statistic_interval,
+)
 
 
 def skewed(n: int, seed: int = 0) -> np.ndarray:
@@ -115,3 +122,18 @@ def test_edge_cases() -> None:
         difference_interval([1.0], [1.0, 2.0], paired=True)
     with pytest.raises(UserError, match="two arrays of clusters"):
         difference_interval([1.0, 2.0], [1.0], paired=False, clusters=np.arange(2))
+
+
+@pytest.mark.parametrize("clusters", [None, np.arange(40) // 4])
+def test_a_statistic_of_weights_agrees_with_the_mean(clusters: np.ndarray | None) -> None:
+    values = skewed(40)
+    ours = statistic_interval(lambda weights: weights @ values / weights.sum(1), 40, clusters=clusters, seed=3)
+    assert ours == pytest.approx(mean_interval(values, clusters=clusters, seed=3))
+
+
+def test_a_statistic_that_resampling_pushes_up_stays_inside_its_interval() -> None:
+    values = np.array([1.0, -1.0] * 10)
+    found = statistic_interval(lambda weights: np.abs(weights @ values) / weights.sum(1), 20)
+    assert found.estimate == 0.0 == found.low < found.high
+    with pytest.raises(UserError, match="cluster numbers"):
+        statistic_interval(lambda weights: weights.sum(1), 3, clusters=np.arange(2))
