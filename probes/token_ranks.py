@@ -13,7 +13,7 @@ import torch
 
 from probes.replay import counted
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import scored_share
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
@@ -194,7 +194,7 @@ def _shares(tokens: pd.DataFrame, seed: int) -> pd.DataFrame:
     for direction, part in counted.groupby("direction", sort=False):
         for kind in KINDS:
             per_prompt = (part["kind"] == kind).groupby(part["prompt"]).mean().to_numpy(float)
-            rows.append({"direction": direction, "kind": kind, **scored(per_prompt, name="share", seed=seed)})
+            rows.append({"direction": direction, "kind": kind, **scored_share(per_prompt, name="share", seed=seed)})
     return pd.DataFrame(rows)
 
 
@@ -208,7 +208,7 @@ def _by_position(tokens: pd.DataFrame, seed: int) -> pd.DataFrame:
         rows.append(
             {
                 "position": position,
-                **scored(shifted, seed=seed),
+                **scored_share(shifted, seed=seed),
                 "control": own.mean(),
                 "kl": part["kl"].mean(),
                 "n": len(part),

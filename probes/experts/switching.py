@@ -27,6 +27,7 @@ from workbench.progress import Progress
 from workbench.prompts import Prompt, Prompts
 from workbench.stats.bootstrap import mean_intervals
 from workbench.stats.fdr import q_values
+from workbench.stats.shares import share_intervals
 from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
@@ -197,7 +198,7 @@ def _table(
     clusters: np.ndarray,
     chosen: SwitchOptions,
 ) -> pd.DataFrame:
-    found = mean_intervals(values.T, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
+    found = share_intervals(values.T, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
     change = mean_intervals((values - values[0]).T, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
     by_draw = drawn.mean(2)
     control_low, control_high = interval(by_draw)

@@ -15,7 +15,7 @@ from probes.grafting.search import Found, movement
 from probes.grafting.tasks import Outcome, Task, grafted_outcome
 from probes.grafting.units import Mask, complement, entries_in, everything, random_like
 from workbench.progress import Progress
-from workbench.stats import mean_interval
+from workbench.stats import share_interval
 from workbench.typing import Tensor
 
 DRAWS = 10
@@ -48,7 +48,7 @@ class Judge:
 
     def described(self, one: Outcome, reference: Outcome) -> dict[str, Any]:
         """An outcome as numbers."""
-        held = mean_interval(one.right.astype(np.float64), clusters=self.test.clusters, seed=self.seed)
+        held = share_interval(one.right, clusters=self.test.clusters, seed=self.seed)
         return {
             "accuracy": held.estimate,
             "low": held.low,

@@ -16,7 +16,7 @@ from probes.knob.result import Knob
 from probes.knob.subspace import Training, mean_difference, train_subspace
 from probes.knob.trial import Axis, Trial, best_settings, flips, natural_settings, random_bases, sweep
 from probes.results import Provenance
-from probes.scored import scored
+from probes.scored import scored_share
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
@@ -212,7 +212,7 @@ def _table(found: Sequence[_Found]) -> pd.DataFrame:
         rows.append(
             {
                 "layer": one.layer,
-                **scored(one.swapped),
+                **scored_share(one.swapped),
                 "control": float(one.control.mean()),
                 "means": float(one.means.mean()),
                 "patched": float(one.patched.mean()),
@@ -257,7 +257,7 @@ def _swaps(
     rows = []
     for trial in trials:
         control = np.mean([trial.swapped(layer, one).mean() for one in controls])
-        found = scored(trial.swapped(layer, basis), seed=seed)
+        found = scored_share(trial.swapped(layer, basis), seed=seed)
         rows.append({"model": trial.model, **found, "control": float(control)})
     return pd.DataFrame(rows)
 

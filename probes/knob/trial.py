@@ -11,7 +11,7 @@ import pandas as pd
 from probes.knob.intents import IntentPairs, partners
 from probes.knob.subspace import random_basis, set_to, swap
 from probes.replay import LastToken
-from probes.scored import scored
+from probes.scored import scored_share
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Bool, Float, Int, Tensor
 
@@ -142,7 +142,7 @@ def _shares(trial: Trial, value: float, direction: str, says: list[Tensor], seed
     for number, intent in enumerate(trial.pairs.intents):
         hits = np.stack([per_pair(one == trial.answers_of(number)) for one in says])
         if direction == "knob":
-            band = scored(hits[0], name="share", seed=seed)
+            band = scored_share(hits[0], name="share", seed=seed)
         else:
             means = hits.mean(1)
             band = {"share": float(means.mean()), "low": float(means.min()), "high": float(means.max())}
@@ -172,7 +172,7 @@ def flips(
                 "model": trial.model,
                 "intent": intent,
                 "value": value,
-                **scored(hits, name="share", seed=seed),
+                **scored_share(hits, name="share", seed=seed),
                 "before": before[others].float().mean().item(),
                 "control": float(np.mean(control)),
             }

@@ -27,8 +27,8 @@ from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.bootstrap import mean_intervals
 from workbench.stats.fdr import q_values
+from workbench.stats.shares import share_intervals
 from workbench.typing import Bool, Float, Tensor
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _held_out(
 def _table(found: Sequence[_Layer], layers: Sequence[int], data: _Rows, seed: int) -> pd.DataFrame:
     right = torch.cat([one.right for one in found]).numpy().T  # [row, cell]
     null = torch.cat([one.null for one in found]).numpy()  # [cell, draw]
-    band = mean_intervals(right.astype(float), clusters=data.groups, seed=seed)
+    band = share_intervals(right, clusters=data.groups, seed=seed)
     # A normal tail: with ten draws a head the counted p-value could not get below 1 / 10 of a single head's share.
     p = stats.norm.sf((band.estimate - null.mean()) / max(float(null.std()), 1e-12))
     heads = [len(one.bias) for one in found]

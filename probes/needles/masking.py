@@ -23,8 +23,8 @@ from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, parse_label
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
-from workbench.stats.bootstrap import mean_intervals
 from workbench.stats.fdr import q_values
+from workbench.stats.shares import share_intervals
 from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
@@ -186,7 +186,7 @@ def _table(
     chosen: MaskOptions,
 ) -> pd.DataFrame:
     clusters = groups if len(set(groups)) > 1 else np.arange(len(groups))
-    found = mean_intervals(values.T, clusters=clusters, seed=chosen.seed)
+    found = share_intervals(values.T, clusters=clusters, seed=chosen.seed)
     by_draw = drawn.mean(2)
     low, high = interval(by_draw)
     p = paired_permutation(cluster_means((values - drawn.mean(0)).T, clusters), seed=chosen.seed).p

@@ -35,7 +35,7 @@ def trial(planted: Planted = PLANTED) -> Trial:
 
 def test_the_learned_direction_is_the_planted_one_and_random_ones_do_nothing(knob: Knob) -> None:
     row = knob.table.iloc[0]
-    assert row["score"] == 1.0 and row["low"] == 1.0 and row["control"] <= 0.02 and row["q"] < 0.01
+    assert row["score"] == 1.0 and row["low"] > 0.8 and row["control"] <= 0.02 and row["q"] < 0.01
     assert abs(float(knob.direction[:, 0] @ PLANTED.u)) >= 0.85
     assert row["means"] == 1.0 and row["patched"] == 1.0
     assert float(knob.direction[:, 0] @ PLANTED.u) > 0, "the positive end is the context"

@@ -13,7 +13,7 @@ from interventions import Recipe
 from workbench.behaviour import behaviour_diff
 from workbench.jsonable import jsonable
 from workbench.prompts import Prompts
-from workbench.stats.bootstrap import mean_interval
+from workbench.stats.shares import share_interval
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,5 @@ def _percent(table: pd.DataFrame, name: str) -> list[str]:
 
 
 def _cells(name: str, values: np.ndarray, behaviour: Behaviour, seed: int) -> dict[str, float]:
-    found = mean_interval(values, clusters=behaviour.prompts.clusters, seed=seed)
+    found = share_interval(values, clusters=behaviour.prompts.clusters, seed=seed)
     return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
