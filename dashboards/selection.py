@@ -9,19 +9,49 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from dashboards import panels
 from dashboards.results import Found, results_in
-from dashboards.state import known_runs
+from dashboards.state import known_runs, verified
 from workbench import runs
 from workbench.errors import UserError
 from workbench.runs import Run
 
+if TYPE_CHECKING:
+    from workbench.prompts import Prompts
+
 CELLS = ("layer", "head", "expert", "prompt")
 _HELD = "_selection"
+
+
+@dataclass(frozen=True)
+class PairOfRun:
+    """Two models, and what a run keeps for them."""
+
+    base: str
+    """As the run names it: a folder, a hub id, or empty."""
+    tuned: str
+    prompts: str = ""
+    """A file of prompts inside the run."""
+    results: tuple[str, ...] = ()
+    """The files of its results, where the run says which are whose."""
+
+    @classmethod
+    def of(cls, given: Any) -> PairOfRun:
+        """From a run's manifest, which anybody may have written: what is not text is left out."""
+        plain = given if isinstance(given, dict) else {}
+        names = [plain.get(role) for role in ("base", "tuned")]
+        base, tuned = (one.get("name") if isinstance(one, dict) else one for one in names)
+        prompts, results = plain.get("prompts"), plain.get("results")
+        return cls(
+            base if isinstance(base, str) else "",
+            tuned if isinstance(tuned, str) else "",
+            prompts if isinstance(prompts, str) and prompts.startswith("prompts/") else "",
+            tuple(str(one) for one in results) if isinstance(results, list) else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -42,6 +72,8 @@ class Selection:
     prompt: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     """``layer``, ``head``, ``expert``, ``prompt`` -> how many there are, as far as the run's results know."""
+    about: PairOfRun = field(default_factory=lambda: PairOfRun("", ""))
+    """What the run keeps for the pair."""
 
     def opened(self) -> Run:
         """The run. Raises :class:`UserError` where there is none or it cannot be read."""
@@ -51,9 +83,13 @@ class Selection:
 
     def results(self, *kinds: str) -> list[Found]:
         """The run's results of these kinds (class names such as ``Patching``) for the selected pair."""
-        if self.folder is None:
-            return []
-        return results_in(self.folder, *kinds, models=(self.base, self.tuned) if self.pair else None)
+        return [] if self.folder is None else _results(self.folder, self.pair, self.about, *kinds)
+
+    def rows(self) -> Prompts | None:
+        """The prompts that the run keeps for the pair; None where it keeps none."""
+        if self.folder is None or not self.about.prompts:
+            return None
+        return _prompts(str(verified(self.opened(), self.about.prompts)))
 
 
 def current() -> Selection:
@@ -97,11 +133,11 @@ def _choose() -> Selection:
 
 def _inside(name: str, folder: Path) -> Selection:
     pairs = pairs_of(folder)
-    pair, models = "", next(iter(pairs.values()), ("", ""))
+    pair, about = "", next(iter(pairs.values()), PairOfRun("", ""))
     if len(pairs) > 1:
         pair = st.selectbox("Pair", list(pairs), key="pair", bind="query-params", format_func=panels.visible)
-        models = pairs[pair]
-    sizes = _sizes(results_in(folder, models=models if pair else None))
+        about = pairs[pair]
+    sizes = _sizes(_results(folder, pair, about))
     numbers = {}
     shown = [one for one in CELLS if sizes.get(one)]
     for place, one in zip(st.columns(2) * 2, shown, strict=False):
@@ -115,7 +151,7 @@ def _inside(name: str, folder: Path) -> Selection:
             st.warning(
                 f"There is no {one} {value} here: {one}s go from 0 to {sizes[one] - 1}; shown is {sizes[one] - 1}."
             )
-    return Selection(name, folder, pair, *models, **numbers, sizes=sizes)
+    return Selection(name, folder, pair, about.base, about.tuned, **numbers, sizes=sizes, about=about)
 
 
 def _number(name: str) -> int:
@@ -131,22 +167,34 @@ def _sizes(found: list[Found]) -> dict[str, int]:
     return sizes
 
 
-def pairs_of(folder: Path) -> dict[str, tuple[str, str]]:
-    """The pairs of models a run is about, by name: what its configuration says, else what its results say."""
-    config = runs.open(folder).config
-    several = config.get("organisms")
-    if isinstance(several, dict):
-        return {str(name): _both(models) for name, models in several.items()}
-    if "base" in config and "tuned" in config:
-        return {"pair": _both(config)}
+def _results(folder: Path, pair: str, about: PairOfRun, *kinds: str) -> list[Found]:
+    """Those of the pair; a run with one pair is all about it."""
+    found = results_in(folder, *kinds)
+    if not pair:
+        return found
+    if about.results:
+        return [one.called(pair) for one in found if one.file in about.results]
+    return [one for one in found if set(one.glance.models.values()) <= {about.base, about.tuned}]
+
+
+def pairs_of(folder: Path) -> dict[str, PairOfRun]:
+    """The pairs of models a run is about, by name: what its manifest says, else what its results say."""
+    manifest = runs.open(folder).manifest
+    for several in (manifest.provenance.get("pairs"), manifest.config.get("organisms")):
+        if isinstance(several, dict) and several:
+            return {str(name): PairOfRun.of(models) for name, models in several.items()}
+    if "base" in manifest.config and "tuned" in manifest.config:
+        return {"pair": PairOfRun.of({role: manifest.config[role] for role in ("base", "tuned")})}
     for one in results_in(folder):
         if "tuned" in one.glance.models:
-            return {"pair": (one.glance.models.get("base", ""), one.glance.models["tuned"])}
+            return {"pair": PairOfRun.of(one.glance.models)}
     return {}
 
 
-def _both(models: Any) -> tuple[str, str]:
-    given = models if isinstance(models, dict) else {}
-    names = [given.get(role) for role in ("base", "tuned")]
-    base, tuned = (str(one.get("name", "") if isinstance(one, dict) else one or "") for one in names)
-    return base, tuned
+def _load_prompts(path: str) -> Prompts:
+    from workbench.prompts import Prompts
+
+    return Prompts.load(path)
+
+
+_prompts = st.cache_data(max_entries=16, show_spinner=False)(_load_prompts)

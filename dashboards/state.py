@@ -57,8 +57,8 @@ def recipes_of(folder: Path) -> list[str]:
     return [name for name in sorted(run.manifest.files) if name.endswith(".safetensors") and _is_recipe(run.file(name))]
 
 
-def recipe_file(run: Run, name: str) -> Path:
-    """The path of a run's recipe. Raises :class:`UserError` when it is not the file the run ended with."""
+def verified(run: Run, name: str) -> Path:
+    """The path of a run's file. Raises :class:`UserError` when it is not the file the run ended with."""
     path, entry = run.file(name), run.manifest.files.get(name)
     if entry is None or not path.is_file() or hash_file(path) != entry:
         raise UserError(f"{path} is not the file that the run ended with; see  tunescope runs verify {run.path}.")

@@ -10,7 +10,7 @@ import streamlit as st
 
 from dashboards import models, panels
 from dashboards.asked import EXPERTS, FILE, MODES, Asked, labels, lines
-from dashboards.state import Opened, known_runs, recipe_file, recipes_of
+from dashboards.state import Opened, known_runs, recipes_of, verified
 from dashboards.steering import Steered, run_steer
 from workbench import runs
 from workbench.errors import UserError
@@ -119,7 +119,7 @@ def _recipe(asked: Asked) -> Recipe:
     path = Path(asked.recipe)
     for folder in known_runs().values():
         if path.is_relative_to(folder):
-            path = recipe_file(runs.open(folder), path.relative_to(folder).as_posix())
+            path = verified(runs.open(folder), path.relative_to(folder).as_posix())
     return iv.Recipe.load(path)
 
 

@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 import interventions as iv
 from dashboards import models, panels
 from dashboards.launch import command
-from dashboards.state import RUN, recipe_file, recipes_of
+from dashboards.state import RUN, recipes_of, verified
 from dashboards.steering import run_steer
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench import runs
@@ -148,7 +148,7 @@ def test_recipes_are_found_by_their_header_and_refused_when_changed(home: Path) 
     assert recipes_of(folder) == ["switch.safetensors"]
     (folder / "switch.safetensors").write_bytes(b"\x80 a pickle")
     with pytest.raises(UserError, match="not the file"):
-        recipe_file(runs.open(folder), "switch.safetensors")
+        verified(runs.open(folder), "switch.safetensors")
 
 
 def asked(pair_folders: tuple[str, str]) -> AppTest:
