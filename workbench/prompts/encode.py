@@ -14,6 +14,9 @@ from workbench.prompts.collection import Prompts
 from workbench.prompts.row import Prompt
 from workbench.typing import Int, Tensor
 
+_AT_ONCE = 1024
+"""Texts per call of the tokenizer, which holds more about each token than its id until the call is over."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -69,8 +72,17 @@ def token_ids(text: str, tokenizer: Any, *, rendered_chat: bool) -> list[int]:
 
     A rendered chat carries its special tokens already; so may a plain prompt that was pasted from one.
     """
-    ids = list(tokenizer(text, add_special_tokens=not rendered_chat, verbose=False)["input_ids"])
-    bos = tokenizer.bos_token_id
+    return _batch_of_ids([text], tokenizer, rendered_chat=rendered_chat)[0]
+
+
+def _batch_of_ids(texts: list[str], tokenizer: Any, *, rendered_chat: bool) -> list[list[int]]:
+    """:func:`token_ids` of many texts in one call of the tokenizer."""
+    asked = {"add_special_tokens": not rendered_chat, "return_attention_mask": False, "return_token_type_ids": False}
+    found = tokenizer(texts, verbose=False, **asked)["input_ids"]
+    return [_one_bos(list(ids), tokenizer.bos_token_id) for ids in found]
+
+
+def _one_bos(ids: list[int], bos: int | None) -> list[int]:
     while bos is not None and ids[:2] == [bos, bos]:
         ids.pop(0)
     return ids
@@ -85,18 +97,27 @@ def encode(prompts: Prompts | Sequence[Any], tokenizer: Any, max_length: int | N
     rows = Prompts.of(prompts)
     if not rows:
         raise UserError("There are no prompts to encode; give at least one.")
-    return [_encode_row(row, number, tokenizer, max_length) for number, row in enumerate(rows)]
+    texts = [_rendered(row, number, tokenizer) for number, row in enumerate(rows)]
+    ids: list[list[int]] = [[]] * len(texts)
+    for is_chat in (False, True):
+        alike = [number for number, row in enumerate(rows) if row.is_chat == is_chat]
+        for start in range(0, len(alike), _AT_ONCE):
+            numbers = alike[start : start + _AT_ONCE]
+            found = _batch_of_ids([texts[number] for number in numbers], tokenizer, rendered_chat=is_chat)
+            for number, one in zip(numbers, found, strict=True):
+                ids[number] = one
+    for number, one in enumerate(ids):
+        _check_length(one, number, max_length)
+    return ids
 
 
-def _encode_row(row: Prompt, number: int, tokenizer: Any, max_length: int | None) -> list[int]:
-    ids = token_ids(_rendered(row, number, tokenizer), tokenizer, rendered_chat=row.is_chat)
+def _check_length(ids: list[int], number: int, max_length: int | None) -> None:
     if not ids:
         raise UserError(f"Prompt {number} has no tokens; remove it or give it text.")
     if max_length is not None and len(ids) > max_length:
         raise UserError(
             f"Prompt {number} has {len(ids)} tokens and the limit is {max_length}; shorten it or remove it."
         )
-    return ids
 
 
 def _rendered(row: Prompt, number: int, tokenizer: Any) -> str:
@@ -109,12 +130,9 @@ def _rendered(row: Prompt, number: int, tokenizer: Any) -> str:
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> Encoded:
     """One batch of rows padded in front to the longest, so that the last column is every row's last token."""
     longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[number, longest - len(row) :] = 1
-    return Encoded(ids, mask)
+    ids = torch.tensor([[pad_id] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long)
+    padding = torch.tensor([longest - len(row) for row in rows])
+    return Encoded(ids, (torch.arange(longest) >= padding[:, None]).long())
 
 
 def batches(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:

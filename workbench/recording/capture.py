@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,9 +129,19 @@ def _aligned_pattern(pattern: Tensor, ctx: ForwardContext, width: int) -> Tensor
     return taken * inside[:, None, None]
 
 
-def nonfinite_rows(rows: Tensor) -> Bool[Tensor, " row"]:
-    """Which rows hold a NaN or an infinite value. Their sum, which either would spoil, decides the usual case."""
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    if not rows.is_floating_point() or bool(torch.isfinite(rows.sum(dtype=wide))):
-        return torch.zeros(len(rows), dtype=torch.bool)
-    return (~torch.isfinite(rows)).flatten(1).any(1).cpu()
+def nonfinite_rows(tensors: Mapping[str, Tensor]) -> dict[str, Bool[Tensor, " row"]]:
+    """The tensors [row, ...] that hold a NaN or an infinite value, and in which rows.
+
+    A sum that either would spoil decides the usual case; the sums of all tensors are looked at together, since on a
+    GPU every look waits for the device.
+    """
+    sums = {name: _sum(rows) for name, rows in tensors.items() if rows.is_floating_point()}
+    if not sums or bool(torch.isfinite(torch.stack(list(sums.values()))).all()):
+        return {}
+    marked = {name: (~torch.isfinite(tensors[name])).flatten(1).any(1).cpu() for name in sums}
+    return {name: rows for name, rows in marked.items() if bool(rows.any())}
+
+
+def _sum(rows: Tensor) -> Tensor:
+    """In float32 at least, so that many finite numbers of a narrow dtype do not overflow."""
+    return rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))

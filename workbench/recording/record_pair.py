@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import torch
 
 from workbench.engine.positions import PositionSpec, Where, where
@@ -17,9 +19,11 @@ from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.recording.capture import Capture, Captured, nonfinite_rows
+from workbench.recording.capture import Capture, Captured
 from workbench.recording.plan import Batch, Plan, plan, sized_windows, store_config
 from workbench.recording.recording import NonFiniteWarning, Recording
+from workbench.recording.row_index import RowIndex
+from workbench.recording.row_order import in_order, row_order
 from workbench.recording.sinks import MemorySink, Sink, StatisticsSink, StoreSink
 from workbench.recording.store import SHARD_BYTES
 from workbench.typing import Tensor
@@ -119,8 +123,11 @@ class _Job:
     plan: Plan
     capture: Capture
     progress: Progress
-    texts: dict[int, str] = field(default_factory=dict)
-    """Token id -> its text, decoded once."""
+
+    @cached_property
+    def index(self) -> RowIndex:
+        """Names the rows."""
+        return RowIndex(self.plan, self.prompts, next(iter(self.models.values())).tokenizer)
 
     def run(self, sink: Sink, config: dict[str, Any]) -> Recording:
         windows = self.plan.windows()
@@ -140,7 +147,7 @@ class _Job:
         return recording
 
     def _record(self, window: list[int], sink: Sink) -> None:
-        """Consecutive prompts: their rows together in the order of the prompts, or batch by batch."""
+        """Consecutive prompts: their rows together in the order of the prompts, or batch by batch as they come."""
         passes = (self._pass(batch) for batch in self.plan.batches(window))
         if sink.in_order:
             sink.add(*self._joined(list(passes)))
@@ -160,44 +167,14 @@ class _Job:
         self.progress.advance(len(batch.prompts))
         return _Pass(tensors, torch.tensor(batch.prompts)[row], position)
 
-    def _joined(self, passes: list[_Pass]) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+    def _joined(self, passes: list[_Pass]) -> tuple[dict[str, Tensor], pa.Table]:
         """The rows of some batches, in the order of the prompts, and their index."""
         of, at = torch.cat([one.prompt for one in passes]), torch.cat([one.position for one in passes])
-        order = torch.argsort(of * (self.plan.longest + 1) + at, stable=True)
+        order = row_order(of, at)
         names = list(passes[0].tensors)
-        tensors = {name: _ordered([one.tensors.pop(name) for one in passes], order) for name in names}
-        index = self._index(of[order].tolist(), at[order].tolist())
-        return tensors, {**index, "nonfinite": _flags(tensors, len(of))}
-
-    def _index(self, prompts: list[int], positions: list[int]) -> dict[str, list[Any]]:
-        ids = [self.plan.ids[prompt][position] for prompt, position in zip(prompts, positions, strict=True)]
-        tokenizer = next(iter(self.models.values())).tokenizer
-        for token in set(ids) - self.texts.keys():
-            self.texts[token] = tokenizer.decode([token])
-        lengths = self.plan.prompt_lengths
-        phases = [
-            "prompt" if position < lengths[prompt] else "generated"
-            for prompt, position in zip(prompts, positions, strict=True)
-        ]
-        rows = self.prompts.rows
-        return {
-            "prompt": prompts,
-            "position": positions,
-            "token_id": ids,
-            "token": [self.texts[token] for token in ids],
-            "phase": phases,
-            "group": [rows[prompt].group for prompt in prompts],
-            "label": [None if rows[prompt].label is None else str(rows[prompt].label) for prompt in prompts],
-        }
-
-
-def _flags(tensors: dict[str, Tensor], rows: int) -> list[str | None]:
-    """Per row, the names of the tensors that are NaN or infinite there."""
-    bad = {name: marked for name, values in tensors.items() if bool((marked := nonfinite_rows(values)).any())}
-    if not bad:
-        return [None] * rows
-    named = [";".join(name for name, marked in bad.items() if bool(marked[row])) for row in range(rows)]
-    return [names or None for names in named]
+        tensors = {name: in_order([one.tensors.pop(name) for one in passes], order) for name in names}
+        of, at = (of, at) if order is None else (of[order], at[order])
+        return tensors, self.index.table(of, at, tensors)
 
 
 def _warn_of_nonfinite(recording: Recording) -> None:
@@ -209,15 +186,3 @@ def _warn_of_nonfinite(recording: Recording) -> None:
             NonFiniteWarning,
             stacklevel=4,
         )
-
-
-def _ordered(pieces: list[Tensor], order: Tensor) -> Tensor:
-    """Row ``order[i]`` of the joined pieces becomes row i; each row is copied at most once."""
-    if torch.equal(order, torch.arange(len(order))):
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    joined = pieces[0].new_empty((len(order), *pieces[0].shape[1:]))
-    for piece, rows in zip(pieces, place.split([len(piece) for piece in pieces]), strict=True):
-        joined.index_copy_(0, rows.to(joined.device), piece)
-    return joined

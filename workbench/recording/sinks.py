@@ -9,10 +9,12 @@ from types import TracebackType
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from workbench.recording.capture import nonfinite_rows
 from workbench.recording.recording import Recording, flagged_in
+from workbench.recording.row_order import in_order, row_order
 from workbench.recording.statistics import StreamingMoments, TopActivating
 from workbench.recording.store import ShardWriter
 from workbench.typing import Tensor
@@ -25,7 +27,7 @@ class Sink:
 
     steps_done = 0
     """Windows that an interrupted run had stored already."""
-    in_order = True
+    in_order = False
     """Whether rows must come in the order of the prompts; otherwise each batch comes as soon as it was run."""
 
     def __enter__(self) -> Sink:
@@ -35,8 +37,8 @@ class Sink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def add(self, tensors: dict[str, Tensor], index: dict[str, list[Any]]) -> None:
-        """Some prompts: tensors [row, ...] keyed ``role/site``, and the index columns."""
+    def add(self, tensors: dict[str, Tensor], index: pa.Table) -> None:
+        """Some prompts: tensors [row, ...] keyed ``role/site``, and the index of these rows."""
         raise NotImplementedError
 
     def recording(self, config: dict[str, Any]) -> Recording:
@@ -48,36 +50,39 @@ class Sink:
 
 
 class MemorySink(Sink):
-    """Keeps every row in main memory."""
+    """Keeps every row in main memory; they are put into the order of the prompts at the end, in one copy."""
 
     def __init__(self) -> None:
-        self._index: dict[str, list[Any]] = {}
+        self._index: list[pa.Table] = []
         self._pieces: dict[str, list[Tensor]] = {}
 
-    def add(self, tensors: dict[str, Tensor], index: dict[str, list[Any]]) -> None:
+    def add(self, tensors: dict[str, Tensor], index: pa.Table) -> None:
         for name, rows in tensors.items():
             self._pieces.setdefault(name, []).append(rows.cpu())
-        for name, values in index.items():
-            self._index.setdefault(name, []).extend(values)
+        self._index.append(index)
 
     def recording(self, config: dict[str, Any]) -> Recording:
+        index = pa.concat_tables(self._index, promote_options="permissive")
+        order = row_order(torch.tensor(index["prompt"].to_numpy()), torch.tensor(index["position"].to_numpy()))
+        index = index if order is None else index.take(pa.array(order.numpy()))
         tensors: dict[str, dict[str, Tensor]] = {}
         for name in list(self._pieces):
             role, _, site = name.partition("/")
-            pieces = self._pieces.pop(name)
-            tensors.setdefault(role, {})[site] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return Recording(pd.DataFrame(self._index), config, tensors)
+            tensors.setdefault(role, {})[site] = in_order(self._pieces.pop(name), order)
+        return Recording(index.to_pandas(use_threads=False), config, tensors)
 
 
 class StoreSink(Sink):
     """Writes shards; see :class:`ShardWriter`."""
+
+    in_order = True
 
     def __init__(self, folder: Path, config: Mapping[str, Any], shard_bytes: int) -> None:
         self._folder = folder
         self._writer = ShardWriter(folder, config, shard_bytes=shard_bytes)
         self.steps_done = self._writer.steps_done
 
-    def add(self, tensors: dict[str, Tensor], index: dict[str, list[Any]]) -> None:
+    def add(self, tensors: dict[str, Tensor], index: pa.Table) -> None:
         self._writer.append(tensors, index)
 
     def __exit__(
@@ -95,8 +100,6 @@ class StoreSink(Sink):
 class StatisticsSink(Sink):
     """Float64 moments per model and site, and of tuned - base; memory does not grow with the prompts."""
 
-    in_order = False
-
     def __init__(self, *, covariance: bool, top: int) -> None:
         self._covariance, self._top = covariance, top
         self._rows = 0
@@ -104,15 +107,14 @@ class StatisticsSink(Sink):
         self._tops: dict[str, dict[str, Any]] = {}
         self._nonfinite: list[tuple[str, str, int]] = []
 
-    def add(self, tensors: dict[str, Tensor], index: dict[str, list[Any]]) -> None:
-        frame = pd.DataFrame(index)
+    def add(self, tensors: dict[str, Tensor], index: pa.Table) -> None:
+        frame = index.to_pandas(use_threads=False)
         self._nonfinite += flagged_in(frame)
         for role, site, rows in self._with_difference(tensors):
             if not rows.is_floating_point():
                 continue
-            if len(bad := nonfinite_rows(rows).nonzero()):
-                keep = torch.ones(len(rows), dtype=torch.bool).index_fill(0, bad.squeeze(1), False)
-                rows, frame_ = rows[keep.to(rows.device)], frame[keep.numpy()]
+            if (bad := nonfinite_rows({site: rows}).get(site)) is not None:
+                rows, frame_ = rows[~bad.to(rows.device)], frame[~bad.numpy()]
             else:
                 frame_ = frame
             self._moments_of(role, site, rows).update(rows)

@@ -60,9 +60,9 @@ class ShardWriter:
         self._writing: Future[None] | None = None
         self._start_shard()
 
-    def append(self, tensors: Mapping[str, torch.Tensor], index: Mapping[str, Sequence[Any]]) -> None:
+    def append(self, tensors: Mapping[str, torch.Tensor], index: Mapping[str, Sequence[Any]] | pa.Table) -> None:
         """Add one step: tensors ``[rows, ...]`` keyed ``role/site`` and, for each row, a value of every index
-        column.
+        column (a mapping of columns, or an Arrow table).
 
         Every step has the same keys, trailing shapes, dtypes and columns. The tensors are kept until their
         shard is written: do not change them afterwards. Raises :class:`UserError` when the disk is full,
@@ -70,11 +70,12 @@ class ShardWriter:
         """
         if self.complete:
             raise ValueError(f"{self.folder} is complete; nothing can be appended")
-        rows = len(next(iter(index.values())))
-        self._check(tensors, index, rows)
+        table = index if isinstance(index, pa.Table) else _table(index)
+        rows = table.num_rows
+        self._check(tensors, rows)
         for name, tensor in tensors.items():
             self._pieces.setdefault(name, []).append(tensor.detach().to("cpu"))
-        self._index.append(pa.table({name: pa.array(values) for name, values in index.items()}))
+        self._index.append(table)
         self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         self._rows += rows
         self._steps += 1
@@ -139,11 +140,8 @@ class ShardWriter:
         self._index: list[pa.Table] = []
         self._bytes = self._rows = self._steps = 0
 
-    def _check(self, tensors: Mapping[str, torch.Tensor], index: Mapping[str, Sequence[Any]], rows: int) -> None:
-        lengths = {name: len(tensor) for name, tensor in tensors.items()}
-        lengths |= {name: len(values) for name, values in index.items()}
-        if wrong := [name for name, length in lengths.items() if length != rows]:
-            raise ValueError(f"{wrong[0]!r} has {lengths[wrong[0]]} rows and the index has {rows}")
+    def _check(self, tensors: Mapping[str, torch.Tensor], rows: int) -> None:
+        _check_lengths(tensors, rows)
         kinds = {name: (tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in tensors.items()}
         self._kinds = self._kinds or kinds
         if kinds != self._kinds:
@@ -171,6 +169,16 @@ class ShardWriter:
         write_safetensors(layout.shard_path(self.folder, number), pieces, note)
         table = pa.concat_tables(index, promote_options="permissive").combine_chunks()
         layout.write_part(layout.part_path(self.folder, number), table)
+
+
+def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    _check_lengths(columns, len(next(iter(columns.values()))))
+    return pa.table(dict(columns))
+
+
+def _check_lengths(columns: Mapping[str, Any], rows: int) -> None:
+    if wrong := [name for name, values in columns.items() if len(values) != rows]:
+        raise ValueError(f"{wrong[0]!r} has {len(columns[wrong[0]])} rows and the index has {rows}")
 
 
 def _kinds(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -1,0 +1,77 @@
+"""The index of recorded rows: which prompt, position and token each row is."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from workbench.prompts.collection import Prompts
+from workbench.prompts.token_texts import token_texts
+from workbench.recording.capture import nonfinite_rows
+from workbench.recording.plan import Plan
+from workbench.typing import Int, Tensor
+
+_PHASES = ("prompt", "generated")
+
+
+class RowIndex:
+    """Makes the index of any rows of one recording, column by column."""
+
+    def __init__(self, plan: Plan, prompts: Prompts, tokenizer: Any) -> None:
+        self._plan = plan
+        self._rows = prompts.rows
+        self._tokenizer = tokenizer
+
+    def table(
+        self, prompts: Int[Tensor, " row"], positions: Int[Tensor, " row"], tensors: dict[str, Tensor]
+    ) -> pa.Table:
+        """The index of rows at ``positions`` of ``prompts``; ``tensors`` [row, ...] say which are not finite."""
+        prompt, position = prompts.numpy(), positions.numpy()
+        ids = self._ids[self._starts[prompt] + position]
+        distinct, place = np.unique(ids, return_inverse=True)
+        texts = token_texts(distinct.tolist(), self._tokenizer)
+        generated = (position >= self._prompt_lengths[prompt]).astype(np.int64)
+        return pa.table({
+            "prompt": prompt, "position": position, "token_id": ids,
+            "token": pa.array(texts, pa.string()).take(pa.array(place)),
+            "phase": pa.array(_PHASES).take(pa.array(generated)),
+            "group": self._groups.take(pa.array(prompt)),
+            "label": self._labels.take(pa.array(prompt)),
+            "nonfinite": _flags(tensors, len(prompt)),
+        })  # fmt: skip
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        """The token ids of all prompts, one after the other."""
+        return np.fromiter(chain.from_iterable(self._plan.ids), dtype=np.int64)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Where each prompt begins there."""
+        lengths = np.array([len(row) for row in self._plan.ids], dtype=np.int64)
+        return np.cumsum(lengths) - lengths
+
+    @cached_property
+    def _prompt_lengths(self) -> np.ndarray:
+        return np.array(self._plan.prompt_lengths, dtype=np.int64)
+
+    @cached_property
+    def _groups(self) -> pa.Array:
+        return pa.array([row.group for row in self._rows])
+
+    @cached_property
+    def _labels(self) -> pa.Array:
+        return pa.array([None if row.label is None else str(row.label) for row in self._rows])
+
+
+def _flags(tensors: dict[str, Tensor], rows: int) -> pa.Array:
+    """Per row, the names of the tensors that are NaN or infinite there, joined by ``;``."""
+    bad = nonfinite_rows(tensors)
+    if not bad:
+        return pa.nulls(rows)
+    named = [";".join(name for name, marked in bad.items() if bool(marked[row])) for row in range(rows)]
+    return pa.array([names or None for names in named], pa.string())

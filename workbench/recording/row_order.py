@@ -1,0 +1,29 @@
+"""Rows of many batches put into the order of the prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from workbench.typing import Int, Tensor
+
+
+def row_order(prompts: Int[Tensor, " row"], positions: Int[Tensor, " row"]) -> Int[Tensor, " row"] | None:
+    """The order by prompt, then position; None when the rows are in it already."""
+    of, at = prompts.numpy(), positions.numpy()
+    step = np.diff(of)
+    if bool(((step > 0) | ((step == 0) & (np.diff(at) > 0))).all()):
+        return None
+    return torch.from_numpy(np.lexsort((at, of)))
+
+
+def in_order(pieces: list[Tensor], order: Int[Tensor, " row"] | None) -> Tensor:
+    """Row ``order[i]`` of the joined pieces becomes row i; each row is copied at most once."""
+    if order is None:
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    joined = pieces[0].new_empty((len(order), *pieces[0].shape[1:]))
+    for piece, rows in zip(pieces, place.split([len(piece) for piece in pieces]), strict=True):
+        joined.index_copy_(0, rows.to(joined.device), piece)
+    return joined
