@@ -88,7 +88,8 @@ class ConceptDirections(ProbeResult):
         """Score of every direction beside the random ones, its tokens under the pointer."""
         from workbench.figures.concepts import concept_figure
 
-        return concept_figure(self.table, title=self.summary())
+        title = f"{len(self.table)} directions by {self.method} at {self.site} of layer {self.layer}"
+        return concept_figure(self.table, title=f"{title}, scored on a third of {self.provenance.n_prompts} prompts")
 
 
 def concept_directions(
@@ -108,7 +109,7 @@ def concept_directions(
     ``method``: "mean" (of tuned - base), "pca" (of tuned - base, centred: the mean, often the strongest direction, is
     taken out), "pca-uncentred", "labels-mean" and "labels-probe" (of the tuned model's rows), "sae" (the latents of
     a SAELens ``dictionary`` whose mean activation changed most). Directions are found on two thirds of the prompts and
-    scored on the rest. ``layer`` is needed when several were recorded. With ``model`` each direction is read through
+    scored on the rest. ``layer``: which of the recorded ones; by default the middle one of them. With ``model`` each direction is read through
     its unembedding. ``examples``: contexts kept at each end; record with ``positions="all"`` for whole contexts. No
     forward passes: the recording is read.
     """
@@ -147,14 +148,19 @@ def concept_directions(
 def _one_site(recording: Recording, layer: int | None) -> Site:
     if not {"base", "tuned"} <= set(recording.roles):
         raise UserError("Directions of tuning need base and tuned side by side: record a pair.")
-    sites = [site for site in map(Site.parse, recording.sites) if site.kind.startswith("resid")]
-    sites = [site for site in sites if layer is None or site.layer == layer]
-    if len(sites) != 1:
-        names = ", ".join(site.name for site in sites) or "none"
-        raise UserError(f"Concept directions need one residual site, and {len(sites)} fit ({names}): give layer=.")
+    recorded = [site for site in map(Site.parse, recording.sites) if site.kind.startswith("resid")]
+    sites = [site for site in recorded if layer is None or site.layer == layer]
+    if not sites:
+        names = ", ".join(site.name for site in recorded) or "none"
+        raise UserError(
+            f"Concept directions need a residual site{'' if layer is None else f' of layer {layer}'}, and the recording "
+            f"has {names}: record resid_post of the layer."
+        )
+    if len({site.kind for site in sites}) > 1:
+        sites = [site for site in sites if site.kind == "resid_post"] or sites[:1]
     if recording.n_prompts < 3:
         raise UserError(f"{recording.n_prompts} prompts cannot be parted to find and to score: record at least three.")
-    return sites[0]
+    return sites[len(sites) // 2]
 
 
 def _training_rows(prompt: np.ndarray, seed: int) -> np.ndarray:

@@ -61,6 +61,21 @@ def test_centring_takes_the_mean_direction_out() -> None:
     assert centred.table["control"].max() < 0.05
 
 
+def test_of_several_layers_the_middle_one_unless_asked() -> None:
+    one = recording()
+    site = one.sites[0]
+    names = [site.replace("1", str(layer)) for layer in (0, 2, 3)]
+    several = Recording(
+        one.index,
+        {**one.config, "sites": names},
+        {role: {name: one[role][site][:] for name in names} for role in one.roles},
+    )
+    assert concept_directions(several, "mean").layer == 2
+    assert concept_directions(several, "mean", layer=3).layer == 3
+    with pytest.raises(UserError, match=r"of layer 1, and the recording has blocks\.0\.hook_resid_post"):
+        concept_directions(several, "mean", layer=1)
+
+
 def test_its_strongest_contexts_show_the_concept() -> None:
     found = concept_directions(recording(), "pca", k=1, examples=4)
     shown = found.contexts[found.contexts["end"] == "highest"]
@@ -147,7 +162,7 @@ def test_bad_dictionaries(tmp_path: Path) -> None:
     [
         ({"method": "pcaa"}, "Unknown method"),
         ({"method": "sae"}, "needs a dictionary"),
-        ({"layer": 2}, "0 fit"),
+        ({"layer": 2}, "residual site of layer 2"),
         ({"method": "labels-mean", "labels": ["a"] * PROMPTS}, "have 1"),
     ],
 )
