@@ -1,0 +1,220 @@
+"""``experiment.yaml``: the round trip, and one sentence with place and closest name for everything that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench.cli.experiment import Experiment, PairSpec, PromptSet, RecipeSpec, steps
+from workbench.cli.experiment.inline import ExpertSwitchSpec, FirstOf, OffsetSpec, SubspaceKnobSpec, TensorRef
+from workbench.cli.experiment.sweeping import cells
+from workbench.cli.experiment.yaml_text import read_yaml, write_yaml
+from workbench.errors import UserError
+
+TEXT = """
+name: refusal-experts
+about: Which experts refuse?
+pair: {organism: refusal-moe}
+prompts:
+  train: {split: train}
+  topic: {split: validation, where: {topic: topic}, limit: 12}
+recipes:
+  found:
+    - {kind: ExpertSwitch, off: {from: experts, first: 3}}
+  planted:
+    - {kind: ExpertSwitch, off: [L1E4, L2E1, L3E0]}
+steps:
+  experts: {do: localize experts, prompts: train, label: topic, target: topic}
+  effect: {do: diff, prompts: topic, recipes: [found, planted], metrics: [accuracy, distracted]}
+sweep:
+  seed: [0, 1]
+  recipes.found.0.off.first: [1, 3]
+"""
+
+
+def test_what_is_read_is_written_and_read_again() -> None:
+    first = Experiment.parse(TEXT)
+    assert Experiment.parse(first.to_yaml()) == first
+    assert Experiment.parse(first.to_yaml()).to_yaml() == first.to_yaml()
+    assert list(first.steps) == ["experts", "effect"]
+
+
+def test_made_in_python_it_is_the_same_as_from_yaml() -> None:
+    made = Experiment(
+        name="refusal-experts",
+        about="Which experts refuse?",
+        pair=PairSpec(organism="refusal-moe"),
+        prompts={
+            "train": PromptSet(split="train"),
+            "topic": PromptSet(split="validation", where={"topic": "topic"}, limit=12),
+        },
+        recipes={
+            "found": RecipeSpec(interventions=[ExpertSwitchSpec(off=FirstOf(from_step="experts", first=3))]),
+            "planted": RecipeSpec(interventions=[ExpertSwitchSpec(off=["L1E4", "L2E1", "L3E0"])]),
+        },
+        steps={
+            "experts": steps.Experts(prompts="train", label="topic", target="topic"),
+            "effect": steps.Diff(prompts="topic", recipes=["found", "planted"], metrics=["accuracy", "distracted"]),
+        },
+        sweep={"seed": [0, 1], "recipes.found.0.off.first": [1, 3]},
+    )
+    assert made == Experiment.parse(TEXT)
+    assert Experiment.parse(made.to_yaml()) == made
+
+
+def test_every_kind_of_step_and_intervention_survives_the_round_trip(tmp_path: Path) -> None:
+    text = """
+name: all
+pair: {base: ./base, tuned: org/name@main, device: cpu}
+prompts: {file: p.jsonl, where: {topic: [a, b], known: true}, skip: 2, limit: 4}
+recipes:
+  saved: {file: r.safetensors, strength: 0.5}
+  many:
+    - {kind: Offset, layer: 0.5, vector: [0.1, 1e-3], units: fraction, strength: -2}
+    - {kind: Offset, layer: 1, vector: {from: rec, layer: 1, where: {label: a}}, positions: [0, -1]}
+    - {kind: HeadOffset, vectors: {L0H1: [1, 2], L1H0: {file: v.safetensors, tensor: x}}}
+    - {kind: HeadOffset, vectors: {from: probe, first: 2}, strength: 15}
+    - {kind: HeadScale, scales: {L0H1: 0, L1H1: [0.5, 1.5]}}
+    - {kind: HeadScale, scales: {from: heads, first: 2, scale: 0}}
+    - {kind: ExpertSwitch, off: [L0E1], on: [L0E2], mode: drop_renorm, weight: max}
+    - {kind: SubspaceKnob, knob: {from: knob, to: context}}
+    - {kind: SubspaceKnob, layer: 1, direction: {from: knob}, value: 2, mode: add, positions: last}
+    - {kind: ConceptAblation, concepts: {from: concepts, directions: [0, 2], to: mean}}
+    - {kind: ConceptAblation, layer: 0, directions: [[1, 0], [0, 1]], mean: [0, 0]}
+    - {kind: Clamp, layer: 0, direction: [1, 0], low: -1}
+    - {kind: AttentionScale, gamma: 2, heads: [L0H0], keys: "prompt[2:5]"}
+    - {kind: AdapterScale, scale: 0.5, layers: {0: 1, 1: 0}, modules: {mlp: 0.5}}
+    - {kind: LayerScale, a: 0.5, b: 0.5}
+    - {kind: Graft, skill: {from: skills}}
+steps:
+  rec: {do: record, sites: [resid_post, z], layers: [0, 0.5], positions: last}
+  weights: {do: localize weights}
+  moved: {do: localize activations, record: rec}
+  heads: {do: localize heads, what: z, layers: [1]}
+  probe: {do: localize head-probe, record: rec}
+  skills: {do: localize skills, level: heads, sparsity: 1e-2, options: {epochs: 2}}
+  knob: {do: localize knob, layers: [1, 2], steps: 10}
+  concepts: {do: localize concepts, record: rec, layer: 1, method: pca}
+  needles: {do: localize retrieval, haystack: h.txt, needles: [{question: q, text: t}], lengths: [64]}
+  texts: {do: generate, recipes: [many], strengths: [0, 1], on: tuned}
+  slope: {do: dose, recipe: saved, strengths: [-1, 0, 1.5], metrics: [prob], on: base, controls: 0}
+  effect: {do: diff, recipes: [saved, many], base_recipes: [saved], seed: 3}
+sweep: {seed: [0], pair.base: [./base, ./other], steps.knob.layers: [search, [1]], recipes.many.strength: [1]}
+tracker: wandb
+"""
+    first = Experiment.parse(text)
+    file = first.save(tmp_path / "x.yaml")
+    assert Experiment.load(file) == first
+    assert first.recipes["many"].interventions[6].off == ["L0E1"]  # type: ignore[index,union-attr]
+    assert {one.experiment.pair.base for one in cells(first)} == {"./base", "./other"}
+    assert [one.settings["steps.knob.layers"] for one in cells(first)] == ["search", [1], "search", [1]]
+
+
+MISTAKES = [
+    ("metrics:", "metrcs:", "steps.effect.metrcs: unknown key 'metrcs'. Did you mean 'metrics'?"),
+    ("do: diff", "do: dif", "steps.effect.do: unknown value 'dif'. Did you mean 'diff'?"),
+    ("do: diff, ", "", "steps.effect.do: is missing"),
+    ("{split: train}", "{spilt: train}", "prompts.train.spilt: unknown key 'spilt'. Did you mean 'split'?"),
+    ("{split: train}", "{}", "prompts.train: give exactly one of file, rows, split; got none."),
+    ("first: 3", "frist: 3", "recipes.found.0.off.frist: unknown key 'frist'. Did you mean 'first'?"),
+    ("first: 3", "first: 0", "recipes.found.0.off.first: 0: input should be greater than or equal to 1."),
+    ("prompts: topic", "prompts: topi", "steps.effect.prompts: unknown set of prompts 'topi'. Did you mean 'topic'?"),
+    ("[found, planted]", "[fuond]", "steps.effect.recipes.0: unknown recipe 'fuond'. Did you mean 'found'?"),
+    ("[accuracy,", "[acuracy,", "steps.effect.metrics.0: unknown metric 'acuracy'. Did you mean 'accuracy'?"),
+    ("[accuracy, distracted]", "accuracy", "steps.effect.metrics: 'accuracy' is no list"),
+    ("kind: ExpertSwitch, off: [", "kind: ExpertSwich, off: [", "Did you mean 'ExpertSwitch'?"),
+    ("off: [L1E4, L2E1, L3E0]", "off: 3", "recipes.planted.0.off: 3 is no mapping"),
+    ("from: experts", "from: expert", "recipes.found.0.off.from: unknown step 'expert'. Did you mean 'experts'?"),
+    ("from: experts", "from: effect", "this needs a step that does 'localize experts'."),
+    ("target: topic", "target: topic, options: {drows: 3}", "unknown option 'drows'. Did you mean 'draws'?"),
+    ("organism: refusal-moe", "organism: refusal-mo", "pair.organism: unknown organism 'refusal-mo'."),
+    ("{organism: refusal-moe}", "{base: ./a}", "pair: give base and tuned"),
+    ("{organism: refusal-moe}", "{base: ./a, tuned: ./b}", "prompts.train.split: only an organism has splits"),
+    ("seed: [0, 1]", "seed: []", "sweep.seed: has no values"),
+    ("seed: [0, 1]", "seed: [0, 0]", "sweep.seed: names a value twice"),
+    ("seed: [0, 1]", "seed: [0, x]", "sweep.seed.1: seed=x"),
+    ("seed: [0, 1]", "seed: 3", "sweep.seed: 3 is no list"),
+    ("found.0.off.first", "fond.0.off.first", "Did you mean 'found'?"),
+    ("found.0.off.first", "found.7.off.first", "leads nowhere"),
+    ("recipes.found.0.off.first: [1, 3]", "steps.effect.metrcs: [[kl]]", "Did you mean 'metrics'?"),
+    ("recipes.found.0.off.first: [1, 3]", "steps: [{}]\n  steps.effect.seed: [1]", "sweep.steps"),
+    ("name: refusal-experts", "name: ../../x", "name: '../../x' is no plain name"),
+    ("name: refusal-experts", "nam: x", "nam: unknown key 'nam'. Did you mean 'name'?"),
+    ("name: refusal-experts", "", "name: is missing"),
+    ("  effect: {", "  ef/fect: {", "steps.ef/fect: the name 'ef/fect' is not plain"),
+    ("sweep:", "sweep: [", "YAML"),
+    ("about: Which", "name: again\nabout: Which", "the key 'name' stands here a second time"),
+    ("about: Which experts refuse?", "about: !!python/object/apply:os.system [ls]", "YAML"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "phrase"), MISTAKES, ids=[wrong[:30] for _, wrong, _ in MISTAKES])
+def test_a_mistake_is_one_sentence_with_its_place(right: str, wrong: str, phrase: str) -> None:
+    assert right in TEXT
+    with pytest.raises(UserError) as told:
+        Experiment.parse(TEXT.replace(right, wrong, 1), "e.yaml")
+    said = str(told.value)
+    assert said.startswith("e.yaml") and phrase in said
+    assert "\n" not in said and "pydantic" not in said and "input_value" not in said
+
+
+def test_a_recipe_cannot_read_a_step_that_comes_later() -> None:
+    values: dict[str, Any] = read_yaml(TEXT, "e.yaml")
+    values["steps"] = dict(reversed(values["steps"].items()))
+    with pytest.raises(UserError, match="reads step 'experts', which comes later"):
+        Experiment.of(values)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b", "3", "a: &x [*x]", "{" * 5000])
+def test_what_is_no_experiment_at_all_is_refused(text: str) -> None:
+    with pytest.raises(UserError):
+        Experiment.parse(text)
+
+
+def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no file"):
+        Experiment.load(tmp_path / "none.yaml")
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="no text file"):
+        Experiment.load(tmp_path / "x.yaml")
+
+
+def test_on_and_off_are_words_and_1e_3_is_a_number() -> None:
+    assert read_yaml("{on: [a], off: yes, k: 1e-3, n: 3, t: true, d: 2020-01-01}", "x") == {
+        "on": ["a"], "off": "yes", "k": 0.001, "n": 3, "t": True, "d": "2020-01-01",
+    }  # fmt: skip
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(PLAIN)
+def test_any_plain_value_is_written_and_read_back(value: Any) -> None:
+    assert read_yaml(write_yaml(value), "x") == value
+
+
+def test_a_sweep_changes_one_cell_and_nothing_else() -> None:
+    found = cells(Experiment.parse(TEXT))
+    assert [dict(one.settings) for one in found] == [
+        {"seed": seed, "recipes.found.0.off.first": first} for seed in (0, 1) for first in (1, 3)
+    ]
+    assert [one.experiment.seed for one in found] == [0, 0, 1, 1]
+    assert len({one.folder for one in found}) == 4
+    whole = Experiment.parse(TEXT)
+    assert found[0].experiment.recipes["planted"] == whole.recipes["planted"]
+    assert found[0].experiment.steps == whole.steps
+
+
+def test_references_are_specs_that_can_be_built_by_hand() -> None:
+    spec = OffsetSpec(layer=1, vector=TensorRef(from_step="rec", layer=1))
+    assert spec.plain() == {"kind": "Offset", "layer": 1, "vector": {"from": "rec", "layer": 1}}
+    with pytest.raises(ValueError, match="give knob"):
+        SubspaceKnobSpec(layer=1)

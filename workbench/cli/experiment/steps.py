@@ -1,0 +1,176 @@
+"""The steps of an experiment; localize steps are named as ``tunescope localize`` names its verbs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from workbench.cli.experiment.inline import Layer, Positions
+from workbench.cli.experiment.strict import Strict
+
+MIN_DRAWS = 10
+
+
+class Step(Strict):
+    """What every step has."""
+
+    tags: ClassVar[tuple[str, ...]] = ("do",)
+
+    prompts: str | None = None
+    """The name of a set of prompts; left out: the first."""
+    seed: int | None = None
+    """Of splits, draws and intervals; left out: the experiment's."""
+
+
+class Record(Step):
+    """Activations of both models, into the run."""
+
+    do: Literal["record"] = "record"
+    sites: list[str] = Field(default=["resid_post"])
+    layers: list[Layer] | None = None
+    positions: Positions = "last"
+    new_tokens: int = Field(default=0, ge=0)
+
+
+class Weights(Step):
+    """Where the weights changed; loads neither model."""
+
+    do: Literal["localize weights"] = "localize weights"
+    k: int = Field(default=16, ge=1)
+
+
+class Activations(Step):
+    """``record``: a record step to read; left out, this step records ``sites`` itself, in memory."""
+
+    do: Literal["localize activations"] = "localize activations"
+    record: str | None = None
+    sites: list[str] = Field(default=["resid_post"])
+    positions: Positions = "last"
+    components: int = Field(default=4, ge=0)
+
+
+class Heads(Step):
+    """Heads of the tuned model patched into the base, one by one."""
+
+    do: Literal["localize heads"] = "localize heads"
+    what: Literal["z", "write"] = "write"
+    metric: Literal["logit_diff", "prob", "kl"] = "logit_diff"
+    layers: list[Layer] | None = None
+
+
+class HeadProbes(Step):
+    """A linear probe per head for the prompts' labels."""
+
+    do: Literal["localize head-probe"] = "localize head-probe"
+    record: str | None = None
+    role: Literal["base", "tuned"] = "tuned"
+    folds: int = Field(default=5, ge=2)
+    positions: Positions = "last"
+
+
+class Skills(Step):
+    """The weights of the tuned model that carry the task."""
+
+    do: Literal["localize skills"] = "localize skills"
+    method: Literal["optimised", "adaptive", "movement", "first_order"] = "optimised"
+    level: Literal["entries", "rows", "heads", "modules", "ranks"] = "entries"
+    sparsity: float = Field(default=1e-3, gt=0, le=1)
+    ood: str | None = None
+    """A set of prompts out of the distribution."""
+    options: dict[str, Any] = Field(default={})
+    """Further options of ``probes.graft``: epochs, lr, …"""
+
+
+class Experts(Step):
+    """The experts that one class of prompts uses more."""
+
+    do: Literal["localize experts"] = "localize experts"
+    target: str | int | bool | None = None
+    label: str | None = None
+    """The column that holds the class; left out: ``label``."""
+    options: dict[str, Any] = Field(default={})
+    """Further options of ``probes.expert_map``: phase, reference, exclude, …"""
+
+
+class Knob(Step):
+    """The direction that decides between two intents."""
+
+    do: Literal["localize knob"] = "localize knob"
+    layers: Literal["search", "all"] | list[Layer] = "search"
+    rank: int = Field(default=1, ge=1)
+    steps: int = Field(default=300, ge=1)
+    """Training steps of the direction, per candidate layer."""
+    search_pairs: int = Field(default=64, ge=2)
+
+
+class Concepts(Step):
+    """Directions that tuning moved. ``record``: a record step to read; left out, this step records ``layer`` itself."""
+
+    do: Literal["localize concepts"] = "localize concepts"
+    record: str | None = None
+    layer: Layer = 0.5
+    method: Literal["mean", "pca", "pca-uncentred", "labels-mean", "labels-probe", "sae"] = "pca-uncentred"
+    k: int = Field(default=20, ge=1)
+    dictionary: str | None = None
+    """A SAELens folder, for sae."""
+
+
+class Retrieval(Step):
+    """Heads that copy a needle from the context."""
+
+    do: Literal["localize retrieval"] = "localize retrieval"
+    haystack: str
+    """A text file."""
+    needles: list[dict[Literal["question", "text"], str]] = Field(min_length=1)
+    lengths: list[int] = Field(default=[256, 512, 1024])
+
+
+class Generate(Step):
+    """Greedy answers of base, tuned, and of one side under each recipe at each strength."""
+
+    do: Literal["generate"] = "generate"
+    recipes: list[str] = Field(default=[])
+    strengths: list[float] = Field(default=[1.0], min_length=1)
+    on: Literal["base", "tuned"] = "tuned"
+    max_new_tokens: int = Field(default=32, ge=1)
+
+
+class Diff(Step):
+    """base | tuned | tuned under each recipe | base under each of ``base_recipes``, with random stand-ins."""
+
+    do: Literal["diff"] = "diff"
+    recipes: list[str] = Field(default=[])
+    base_recipes: list[str] = Field(default=[])
+    metrics: list[str] = Field(default=["accuracy", "prob", "kl"], min_length=1)
+    controls: int = Field(default=MIN_DRAWS, ge=0)
+    """Random draws matched to every recipe; 0: none."""
+
+
+class Dose(Step):
+    """One recipe at several strengths, beside random stand-ins at the same strengths."""
+
+    do: Literal["dose"] = "dose"
+    recipe: str
+    strengths: list[float] = Field(min_length=1)
+    on: Literal["base", "tuned"] = "tuned"
+    metrics: list[str] = Field(default=["accuracy", "prob"], min_length=1)
+    controls: int = Field(default=MIN_DRAWS, ge=0)
+
+
+AnyStep = Annotated[
+    Record
+    | Weights
+    | Activations
+    | Heads
+    | HeadProbes
+    | Skills
+    | Experts
+    | Knob
+    | Concepts
+    | Retrieval
+    | Generate
+    | Diff
+    | Dose,
+    Field(discriminator="do"),
+]

@@ -1,0 +1,104 @@
+"""Schemas that refuse what they do not know, and say it in one sentence with the place in the YAML."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
+
+from workbench.errors import UserError
+
+
+class Strict(BaseModel):
+    """A mapping in an experiment: frozen, with no unknown key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    tags: ClassVar[tuple[str, ...]] = ()
+    """Keys that say which schema this is; they are written first, and always."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            for key in given:
+                if key not in known and key not in cls.model_fields:
+                    raise refusal(unknown(f"key {str(key)!r}", str(key), known), key)
+        return given
+
+    @model_serializer(mode="wrap")
+    def _tags_first(self, write: Callable[[Any], dict[str, Any]]) -> Any:
+        return {**{tag: getattr(self, tag) for tag in self.tags}, **write(self)}
+
+    def plain(self) -> Any:
+        """As plain YAML values, without what is at its default."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def unknown(what: str, given: str, known: Sequence[str]) -> str:
+    """A sentence with the closest name."""
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"unknown {what}.{hint} Known: {', '.join(sorted(known))}."
+
+
+def refusal(sentence: str, *place: Any) -> PydanticCustomError:
+    """An error whose text is ``sentence``; ``place`` are the keys below the mapping that is being read."""
+    return PydanticCustomError("refused", "{sentence}", {"sentence": sentence, "place": list(place)})
+
+
+def explained(error: ValidationError, given: Any, name: str) -> UserError:
+    """The first mistake as one sentence: ``name: the.path: what is wrong``."""
+    first = error.errors(include_url=False)[0]
+    context = first.get("ctx") or {}
+    path = _path([*first["loc"], *context.get("place", ())], given, keep_last=first["type"] == "missing")
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found") and "discriminator" in context:
+        path.append(str(context["discriminator"]).strip("'"))
+    where = ".".join(path)
+    return UserError(f"{name}: {where + ': ' if where else ''}{_sentence(first, context)}")
+
+
+def _path(loc: Sequence[Any], given: Any, *, keep_last: bool) -> list[str]:
+    """The parts of pydantic's location that are keys of the file; its own words for unions are left out."""
+    kept, at = [], given
+    for number, part in enumerate(loc):
+        if (isinstance(at, Mapping) and part in at) or (
+            isinstance(at, list) and isinstance(part, int) and part < len(at)
+        ):
+            at = at[part]
+        elif not (keep_last and number == len(loc) - 1):
+            continue
+        kept.append(str(part))
+    return kept
+
+
+def _sentence(first: Any, context: Mapping[str, Any]) -> str:
+    match first["type"]:
+        case "refused":
+            return str(context["sentence"])
+        case "missing":
+            return "is missing; add this key."
+        case "union_tag_invalid":
+            known = [one.strip().strip("'") for one in str(context["expected_tags"]).split("',")]
+            return unknown(f"value {str(context['tag'])!r}", str(context["tag"]), known)
+        case "union_tag_not_found":
+            return "is missing; it says what this is."
+        case "literal_error":
+            return f"{_shown(first['input'])} is none of {context['expected']}."
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{_shown(first['input'])} is no mapping; give keys with values."
+        case "list_type":
+            return f"{_shown(first['input'])} is no list; give one, as in [a, b]."
+        case "string_pattern_mismatch":
+            return f"{_shown(first['input'])} is no plain name: letters, digits, - and _, at most 60."
+    message = str(first["msg"])
+    return f"{_shown(first['input'])}: {message[0].lower()}{message[1:]}."
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
