@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboards import selection
+from dashboards import models, selection
 
 PAGES = {
     "overview": ("Overview", "dashboard"),
@@ -29,3 +29,4 @@ page = st.navigation([
 ])  # fmt: skip
 selection.sidebar()
 page.run()
+models.warm()

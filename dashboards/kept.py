@@ -46,3 +46,17 @@ def on_button(
             f"Below is the result of earlier inputs; press {work.label} for a new one.", icon=":material/history:"
         )
     return kept
+
+
+def prefilled(key: str, value: Any) -> None:
+    """Give the widget ``key`` a value that follows the selection, until a person or a link gives another.
+
+    Call before the widget is drawn.
+    """
+    state, held = st.session_state, f"_prefilled-{key}"
+    if key not in state and held not in state and key in st.query_params:
+        state[held] = value  # the link's value stands
+        return
+    if key not in state or (state.get(held) != value and state[key] == state.get(held)):
+        state[key] = value
+    state[held] = value

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dashboards.models import WARM
 from dashboards.state import Opened
 
 APP = Path(__file__).with_name("app.py")
@@ -22,6 +23,7 @@ def command(port: int, address: str = LOCALHOST, *, headless: bool = False) -> l
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
+        "runner.magicEnabled": "false",
     }
     return [
         *(sys.executable, "-m", "streamlit", "run", str(APP)),
@@ -31,7 +33,7 @@ def command(port: int, address: str = LOCALHOST, *, headless: bool = False) -> l
 
 def launch(opened: Opened, port: int = 8501, address: str = LOCALHOST, *, headless: bool = False) -> int:
     """Serve the app until it is stopped; returns the server's exit status."""
-    environment = {**os.environ, **opened.as_environment()}
+    environment = {**os.environ, **opened.as_environment(), WARM: "1"}
     try:
         return subprocess.call(command(port, address, headless=headless), env=environment)
     except KeyboardInterrupt:

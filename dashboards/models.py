@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from workbench.errors import UserError
+
+WARM = "TUNESCOPE_WARM"
+"""Environment variable with which the command line asks a server to import model code ahead of the first click."""
 
 if TYPE_CHECKING:
     from workbench.models.pair import ModelPair
@@ -53,3 +59,20 @@ def places(base: str, tuned: str) -> tuple[str, str]:
         )
     grown = organisms.build(base)
     return str(grown.base), str(grown.tuned)
+
+
+def _start_warming() -> threading.Thread | None:
+    """Import what the first steer needs, beside the first page; nothing is loaded."""
+    if not os.environ.get(WARM):
+        return None
+
+    def imports() -> None:
+        for name in ("interventions.recipe", "interventions.sweep", "workbench.models.pair", "workbench.results"):
+            import_module(name)
+
+    thread = threading.Thread(target=imports, name="warm", daemon=True)
+    thread.start()
+    return thread
+
+
+warm = st.cache_resource(show_spinner=False)(_start_warming)

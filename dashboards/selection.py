@@ -138,6 +138,8 @@ def _inside(name: str, folder: Path) -> Selection:
         pair = st.selectbox("Pair", list(pairs), key="pair", bind="query-params", format_func=panels.visible)
         about = pairs[pair]
     sizes = _sizes(_results(folder, pair, about))
+    if about.prompts:
+        sizes["prompt"] = len(_prompts(str(verified(runs.open(folder), about.prompts))))
     numbers = {}
     shown = [one for one in CELLS if sizes.get(one)]
     for place, one in zip(st.columns(2) * 2, shown, strict=False):

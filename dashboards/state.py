@@ -51,10 +51,22 @@ def known_runs() -> dict[str, Path]:
     return found
 
 
-def recipes_of(folder: Path) -> list[str]:
-    """Names of the recipe files a run ended with; no tensor is read."""
+@dataclass(frozen=True)
+class RecipeNote:
+    """What the header of a recipe file says."""
+
+    kinds: tuple[str, ...]
+    """Its interventions."""
+    model: str
+    """The model it was made on, where it says."""
+
+
+def recipes_of(folder: Path) -> dict[str, RecipeNote]:
+    """The recipe files a run ended with, by name; no tensor is read."""
     run = runs.open(folder)
-    return [name for name in sorted(run.manifest.files) if name.endswith(".safetensors") and _is_recipe(run.file(name))]
+    names = [name for name in sorted(run.manifest.files) if name.endswith(".safetensors")]
+    found = {name: _recipe_note(run.file(name)) for name in names}
+    return {name: note for name, note in found.items() if note is not None}
 
 
 def verified(run: Run, name: str) -> Path:
@@ -65,13 +77,15 @@ def verified(run: Run, name: str) -> Path:
     return path
 
 
-def _is_recipe(path: Path) -> bool:
+def _recipe_note(path: Path) -> RecipeNote | None:
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(_HEADER), "little")
             if not 0 < size <= _LONGEST_HEADER:
-                return False
+                return None
             note = json.loads(json.loads(file.read(size))["__metadata__"]["tunescope"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return isinstance(note, dict) and "interventions" in note
+        kinds = tuple(str(one["kind"]) for one in note["interventions"])
+        model = (note.get("made_with") or {}).get("model") or {}
+        return RecipeNote(kinds, str(model.get("name", "")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

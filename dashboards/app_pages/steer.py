@@ -1,147 +1,179 @@
-"""Steer: base, tuned and steered answers side by side, live."""
+"""Steer: build a recipe, turn it up and down, and compare the answers."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import streamlit as st
 
-from dashboards import models, panels
-from dashboards.asked import EXPERTS, FILE, MODES, Asked, labels, lines
-from dashboards.state import Opened, known_runs, recipes_of, verified
-from dashboards.steering import Steered, run_steer
-from workbench import runs
+from dashboards import answers, models, panels, selection
+from dashboards.asked import Asked, lines
+from dashboards.kept import Work, on_button, prefilled
+from dashboards.parts import built
+from dashboards.recipe_form import ask_parts
+from dashboards.selection import Selection
+from dashboards.state import Opened
+from dashboards.steering import Steered, Swept, run_steer, run_sweep
 from workbench.errors import UserError
 
-if TYPE_CHECKING:
-    from interventions.recipe import Recipe
+SHOWN = 6  # prompts that the page begins with; no docstring, Streamlit would show it
+_LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
+_STEER = Work("steer", "Run", "Answering with base, tuned and steered model…", "Press Run: the answers appear here.")
+_SWEEP = Work("sweep", "Sweep", "Answering at every strength…", "Press Sweep: a table of answers appears here.")
 
 
 def show() -> None:
     """The page."""
     st.title("Steer")
-    asked = _ask()
-    if st.button("Run", type="primary", icon=":material/play_arrow:", key="go"):
-        with panels.told(), st.spinner("Answering three times…"):
-            st.session_state["steered"] = (asked, _run(asked))
-    if "steered" not in st.session_state:
-        st.info("Press Run: the answers of base, tuned and steered model appear here.", icon=":material/info:")
-        return
-    done, result = st.session_state["steered"]
-    if done != asked:
-        st.warning("These answers are of earlier inputs; press Run for new ones.", icon=":material/history:")
-    _show_result(done, result)
+    st.caption("Change what the model computes, and compare its answers. The model itself comes back unchanged.")
+    asked, beginning = _ask(selection.current())
+    steer, sweep = st.tabs(["Answers", "Strength sweep"])
+    with steer:
+        if (done := on_button(_STEER, asked, _run)) is not None:
+            _show_steered(*done, beginning)
+    with sweep:
+        _show_sweep(asked)
 
 
-def _ask() -> Asked:
-    opened = Opened.from_environment()
-    left, right = st.columns(2)
+def _ask(chosen: Selection) -> tuple[Asked, str]:
+    base, tuned, side, device = _ask_models(chosen)
+    left, right = st.columns([6, 5], gap="large")
     with left:
-        base = st.text_input(
-            "Base model", opened.base, key="base", bind="query-params", placeholder="folder, hub id, or refusal-moe",
-            help="An organism's name (refusal-moe, context-knob) stands for a small trained pair.",
-        )  # fmt: skip
+        st.subheader("Recipe")
+        parts = ask_parts(chosen, tuned)
     with right:
-        tuned = st.text_input("Tuned model or adapter", opened.tuned, key="tuned", bind="query-params")
+        st.subheader("Prompts")
+        prompts, tokens, beginning = _ask_prompts(chosen)
+    asked = Asked(base, tuned, parts, 1.0, side, lines(prompts), tokens, device)
     with left:
-        how = st.radio("Intervention", [FILE, EXPERTS], key="how", bind="query-params", horizontal=True)
-    recipe, mode, strength = _ask_experts(right) if how == EXPERTS else _ask_recipe(right)
-    with left:
-        side = st.radio("Steered side", ["tuned", "base"], key="side", bind="query-params", horizontal=True)
-    prompts = st.text_area(
-        "Prompts, one per line",
-        key="prompts",
-        height=120,
-        placeholder="Write what the models should continue.",
-        persist_state="session",
-    )
-    tokens = st.number_input("New tokens per answer", 1, 512, 24, key="tokens", bind="query-params", width=220)
-    return Asked(base, tuned, how, recipe, mode, strength, side, prompts, int(tokens))
-
-
-def _ask_experts(place: Any) -> tuple[str, str, float]:
-    with place:
-        off = st.text_input("Experts, as layer and number", key="off", bind="query-params", placeholder="L1E3, L2E0")
-        mode = st.selectbox(
-            "What off means", MODES, key="mode", bind="query-params",
-            help="replace: the next best takes its slot. drop: the slot stays empty. "
-            "drop_renorm: its weight goes to the token's other experts.",
-        )  # fmt: skip
-    return off, mode, 1.0
-
-
-def _ask_recipe(place: Any) -> tuple[str, str, float]:
-    found = _recipes()
-    with place:
-        path = st.selectbox(
-            "Recipe", list(found), key="recipe", bind="query-params", accept_new_options=True,
-            index=0 if found else None,
-            placeholder="A .safetensors file that Recipe.save wrote",
-        )  # fmt: skip
         strength = st.slider(
-            "Strength (times the recipe's own)", -4.0, 4.0, 1.0, 0.25, key="strength", bind="query-params"
+            "Strength (times the recipe's own)", -4.0, 4.0, 1.0, 0.25, key="strength", disabled=not asked.has_strength,
+            help="0 leaves the model as it is. Experts are off or on: no strength moves them.", **_LINKED,
+        )  # fmt: skip
+        st.caption(f"In effect: {panels.words(asked.label())}")
+    return (replace(asked, strength=float(strength)) if asked.has_strength else asked), beginning
+
+
+def _ask_models(chosen: Selection) -> tuple[str, str, str, str]:
+    opened = Opened.from_environment()
+    prefilled("base", opened.base or chosen.base)
+    prefilled("tuned", opened.tuned if opened.base else chosen.tuned)
+    given = st.session_state.get("base")
+    with st.expander("Models", icon=":material/difference:", expanded=not given):
+        left, right = st.columns(2)
+        base = left.text_input(
+            "Base model", key="base", placeholder="folder, hub id, or refusal-moe",
+            help="An organism's name (refusal-moe, context-knob) stands for a small trained pair.", **_LINKED,
+        )  # fmt: skip
+        tuned = right.text_input("Tuned model or adapter", key="tuned", **_LINKED)
+        side = left.segmented_control(
+            "Steered side", ["tuned", "base"], key="side", default="tuned", required=True, **_LINKED
         )
-    return str(found.get(path, path or "")), "", strength
+        device = right.segmented_control(
+            "Device", ["auto", "cpu", "cuda"], key="device", default="auto", required=True,
+            help="auto takes a GPU when there is one.", **_LINKED,
+        )  # fmt: skip
+    return base, tuned, str(side), str(device)
 
 
-def _recipes() -> dict[str, Path]:
-    """Recipes of the known runs, as ``run: file``; a run that cannot be read has none."""
-    found = {}
-    for name, folder in known_runs().items():
-        try:
-            found.update({f"{name}: {file}": folder / file for file in recipes_of(folder)})
-        except UserError:
-            continue
-    return found
+def _ask_prompts(chosen: Selection) -> tuple[str, int, str]:
+    rows = None
+    with panels.told():
+        rows = chosen.rows()
+    texts = [] if rows is None else [row.prompt or "" for row in rows[chosen.prompt : chosen.prompt + SHOWN]]
+    prefilled("prompts", "\n".join(" ".join(text.split()) for text in texts))
+    prompts = st.text_area(
+        "One per line", key="prompts", height=192, placeholder="Write what the models should continue.",
+        persist_state="session",
+    )  # fmt: skip
+    left, right = st.columns(2)
+    tokens = left.number_input("New tokens per answer", 1, 512, 8, key="tokens", **_LINKED)
+    prefilled("begins", "" if not rows else (rows[chosen.prompt].answer or "").strip())
+    beginning = right.text_input(
+        "Count answers that begin with", key="begins", help="A word or a phrase, such as a refusal.", **_LINKED
+    )
+    return prompts, int(tokens), beginning
 
 
 def _run(asked: Asked) -> Steered:
-    prompts = lines(asked.prompts)
-    if not prompts:
-        raise UserError("There is no prompt: write at least one line.")
-    if not asked.recipe.strip():
-        raise UserError("There is nothing to steer with: choose a recipe, or name experts such as L1E3.")
-    pair = models.pair(asked.base, asked.tuned)
+    pair = _pair(asked)
     return run_steer(
-        pair, _recipe(asked), prompts,
+        pair, built(asked.parts, pair), asked.prompts,
         strength=asked.strength, side=asked.side, max_new_tokens=asked.max_new_tokens,
     )  # fmt: skip
 
 
-def _recipe(asked: Asked) -> Recipe:
-    import interventions as iv
-
-    if asked.how == EXPERTS:
-        switch: Any = iv.ExpertSwitch(off=labels(asked.recipe), mode=asked.mode)
-        return iv.Recipe([switch])
-    path = Path(asked.recipe)
-    for folder in known_runs().values():
-        if path.is_relative_to(folder):
-            path = verified(runs.open(folder), path.relative_to(folder).as_posix())
-    return iv.Recipe.load(path)
+def _sweep(asked: Asked) -> Swept:
+    pair = _pair(asked)
+    return run_sweep(
+        pair, built(asked.parts, pair), asked.prompts,
+        strengths=asked.strengths, side=asked.side, max_new_tokens=asked.max_new_tokens,
+    )  # fmt: skip
 
 
-def _show_result(asked: Asked, result: Steered) -> None:
+def _pair(asked: Asked) -> Any:
+    """The models, loaded only when the cheap mistakes are out of the way."""
+    if not asked.prompts:
+        raise UserError("There is no prompt: write at least one line.")
+    if not asked.parts:
+        raise UserError("There is nothing to steer with: choose a recipe, experts, heads, a knob or weights.")
+    return models.pair(asked.base, asked.tuned, asked.device)
+
+
+def _restored(result: Steered | Swept) -> None:
     if result.restored:
         st.success("Model restored: 0 hooks, logits identical", icon=":material/verified:")
     else:
         st.error(f"Model not restored: {result.n_hooks} hooks, logits identical: {result.identical}. Restart the app.")
-    for number, prompt in enumerate(result.prompts):
-        st.text(f"Prompt {number + 1}: {panels.visible(prompt)}")
-        changed = result.steered[number] != getattr(result, asked.side)[number]
-        texts = {
-            "Base": result.base[number],
-            "Tuned": result.tuned[number],
-            f"Steered {asked.side}, {'changed' if changed else 'unchanged'}": result.steered[number],
-        }
-        for column, (title, text) in zip(st.columns(3), texts.items(), strict=True):
-            with column:
-                st.caption(title)
-                panels.said(text)
+
+
+def _show_steered(asked: Asked, result: Steered, beginning: str) -> None:
+    changed = sum(one is not None for one in result.parted)
+    of_strength = f" at strength {asked.strength:g}" if asked.has_strength else ""
+    st.markdown(
+        f"**{changed} of {len(result.prompts)} answers changed** by {panels.words(asked.label())}{of_strength} "
+        f"on {asked.side}, {result.seconds:.1f} s on {panels.words(result.device)}"
+    )
+    if beginning.strip():
+        answers.counted(result, beginning, asked.side)
+    answers.side_by_side(result, asked.side)
+    _restored(result)
     with panels.told():
-        panels.footer("steered", asked.python(), frame=result.frame(), provenance=asdict(asked))
+        panels.footer("steered", asked.python(), frame=result.frame(), provenance=asked.provenance())
+
+
+def _show_sweep(asked: Asked) -> None:
+    given = st.text_input("Strengths, by commas", "-2, -1, 0, 1, 2", key="strengths", width=320, **_LINKED)
+    with panels.told():
+        swept = replace(asked, strength=1.0, strengths=_numbers(given))
+        if not asked.has_strength:
+            st.info("An expert is off or on: this recipe has no strength to sweep.", icon=":material/info:")
+        elif (done := on_button(_SWEEP, swept, _sweep)) is not None:
+            _show_swept(*done)
+
+
+def _show_swept(asked: Asked, result: Swept) -> None:
+    st.caption(
+        f"{panels.words(asked.label())} on {asked.side}: {len(result.strengths)} strengths of "
+        f"{len(result.prompts)} prompts as one batch, {result.seconds:.1f} s on {panels.words(result.device)}"
+    )
+    table = result.frame().pivot_table(
+        index="prompt", columns="strength", values="answer", aggfunc="first", sort=False
+    ).reset_index()  # fmt: skip
+    table.columns = [str(name) if isinstance(name, str) else f"× {name:g}" for name in table.columns]
+    _restored(result)
+    panels.table("sweep", table, asked.python(), asked.provenance())
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise UserError(f"{text!r} is no list of numbers, such as -2, -1, 0, 1, 2.") from None
+    if not found:
+        raise UserError("Give at least one strength, such as -2, -1, 0, 1, 2.")
+    return found
 
 
 show()
