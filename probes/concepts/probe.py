@@ -109,9 +109,9 @@ def concept_directions(
     ``method``: "mean" (of tuned - base), "pca" (of tuned - base, centred: the mean, often the strongest direction, is
     taken out), "pca-uncentred", "labels-mean" and "labels-probe" (of the tuned model's rows), "sae" (the latents of
     a SAELens ``dictionary`` whose mean activation changed most). Directions are found on two thirds of the prompts and
-    scored on the rest. ``layer``: which of the recorded ones; by default the middle one of them. With ``model`` each direction is read through
-    its unembedding. ``examples``: contexts kept at each end; record with ``positions="all"`` for whole contexts. No
-    forward passes: the recording is read.
+    scored on the rest. ``layer``: which of the recorded ones; by default the middle one of them. With
+    ``model`` each direction is read through its unembedding. ``examples``: contexts kept at each end; record with
+    ``positions="all"`` for whole contexts. No forward passes: the recording is read.
     """
     site = _one_site(recording, layer)
     base, tuned = (recording[role][site.name][:].float() for role in ("base", "tuned"))
@@ -153,8 +153,8 @@ def _one_site(recording: Recording, layer: int | None) -> Site:
     if not sites:
         names = ", ".join(site.name for site in recorded) or "none"
         raise UserError(
-            f"Concept directions need a residual site{'' if layer is None else f' of layer {layer}'}, and the recording "
-            f"has {names}: record resid_post of the layer."
+            f"Concept directions need a residual site{'' if layer is None else f' of layer {layer}'}, and the "
+            f"recording has {names}: record resid_post of the layer."
         )
     if len({site.kind for site in sites}) > 1:
         sites = [site for site in sites if site.kind == "resid_post"] or sites[:1]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from workbench.behaviour.generation import end_ids
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
@@ -35,8 +36,9 @@ class Classes:
 def classes_of(labels: Sequence[Any], target: Any = None) -> Classes:
     """Split labels into ``target`` and the rest; None means no label.
 
-    ``target`` may be left out when labels are true/false or 0/1. Raises :class:`UserError` for labels of one class
-    and for an unknown or missing target.
+    ``target`` may be left out when there are two classes: it is then True or 1, else the rarer one (the map of the
+    other is the same with its signs turned). Raises :class:`UserError` for labels of one class, for an unknown target
+    and for a missing one among three classes or more.
     """
     rows = tuple(number for number, label in enumerate(labels) if label is not None)
     found = [labels[row] for row in rows]
@@ -47,11 +49,12 @@ def classes_of(labels: Sequence[Any], target: Any = None) -> Classes:
             f"A map of differences needs two classes of behaviour, but {only}: give prompts of both classes, or labels."
         )
     if target is None:
-        if not set(found) <= {0, 1}:
+        if len(known) > 2:
             raise UserError(
                 f"Say which class is the behaviour, as in target={known[0]!r}: labels are {', '.join(known)}."
             )
-        target = max(found)
+        named = [str(label) for label in found]
+        target = max(found) if set(found) <= {0, 1} else min(known, key=named.count)
     if str(target) not in known:
         raise unknown_name("class", str(target), known)
     chosen = np.array([str(label) == str(target) for label in found])
@@ -72,19 +75,10 @@ def respond(
         new = model.generate_ids(batch, max_new_tokens=max_new_tokens)[:, batch.input_ids.shape[1] :].cpu()
         passes += new.shape[1]
         for row, tokens in zip(members, new, strict=True):
-            responses[row] = before_end(tokens, ends_of(model))
+            responses[row] = before_end(tokens, end_ids(model))
         report.advance()
     report.finish()
     return responses, passes
-
-
-def ends_of(model: AdaptedModel) -> set[int]:
-    """The token ids that end a response."""
-    given = model.inner.generation_config.eos_token_id
-    ends = set(given if isinstance(given, list) else [given])
-    if model.tokenizer is not None:
-        ends |= {model.tokenizer.eos_token_id}
-    return {int(one) for one in ends if one is not None}
 
 
 def before_end(tokens: torch.Tensor, ends: set[int]) -> list[int]:

@@ -162,6 +162,12 @@ def test_shuffled_labels_find_nothing() -> None:
     assert np.mean(flags) <= 0.05
 
 
+def test_of_two_classes_the_rarer_is_the_behaviour_unless_said() -> None:
+    few = prompts()[[0, 1, 2, 3, *range(12, 24)]]
+    assert expert_map(planted(), few, draws=20).target == "yes"
+    assert expert_map(planted(), few, target="no", draws=20).target == "no"
+
+
 def test_errors_say_what_to_do() -> None:
     dense = AdaptedModel(tiny_model("llama"), tokenizer(), role="model")
     with pytest.raises(UserError, match="no mixture-of-experts layer"):
@@ -169,8 +175,8 @@ def test_errors_say_what_to_do() -> None:
     model = planted()
     with pytest.raises(UserError, match="all are 'yes'"):
         expert_map(model, prompts()[:12], target="yes")
-    with pytest.raises(UserError, match="target='no'"):
-        expert_map(model, prompts())
+    with pytest.raises(UserError, match="target='a'.* labels are a, b, c"):
+        expert_map(model, prompts(), ["a", "b", "c"] * 8)
     with pytest.raises(UserError, match="Did you mean 'yes'"):
         expert_map(model, prompts(), target="yess")
     with pytest.raises(UserError, match="Did you mean 'batch_size'"):
