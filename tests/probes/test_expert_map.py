@@ -175,7 +175,7 @@ def test_errors_say_what_to_do() -> None:
     model = planted()
     with pytest.raises(UserError, match="all are 'yes'"):
         expert_map(model, prompts()[:12], target="yes")
-    with pytest.raises(UserError, match="target='a'.* labels are a, b, c"):
+    with pytest.raises(UserError, match=r"target='a'.* labels are a, b, c"):
         expert_map(model, prompts(), ["a", "b", "c"] * 8)
     with pytest.raises(UserError, match="Did you mean 'yes'"):
         expert_map(model, prompts(), target="yess")
