@@ -71,9 +71,10 @@ class GraftResult(ProbeResult):
 
     def figure(self, metric: str = "accuracy") -> go.Figure:
         """``metric`` of grafts against their size, with the controls."""
+        title = f"{self.title}: {self.method}, by {self.level} (n = {self.of('graft', 'n'):.0f} held-out prompts)"
         return sparsity_curve(
             self.curve, base=self.of("base", metric), tuned=self.of("tuned", metric), chosen=self.sparsity,
-            metric=metric, title=self.title,
+            metric=metric, title=title,
         )  # fmt: skip
 
     def summary(self) -> str:

@@ -80,5 +80,6 @@ class Knob(ProbeResult):
             self.sweep,
             self.natural,
             intent=self.intents[0],
-            title=f"Knob at layer {self.layer}, rank {self.direction.shape[1]}",
+            title=f"Knob at layer {self.layer}, rank {self.direction.shape[1]} "
+            f"(n = {self.counts['held_out']} held-out pairs)",
         )

@@ -101,7 +101,8 @@ class HeadProbe(ProbeResult):
 
         shift = {name: self.table[name] - self.table["control"] for name in ("score", "low", "high")}
         table = self.table.assign(**shift, control=0.0)
-        return head_heatmap(table, title="Head probe", score="accuracy above shuffled labels")
+        title = f"Head probe: {self.classes[1]} from {self.classes[0]} (n = {self.provenance.n_prompts} prompts)"
+        return head_heatmap(table, title=title, score="accuracy above shuffled labels")
 
 
 def head_probe(

@@ -54,7 +54,7 @@ class Patching(ProbeResult):
 
         return patch_heatmap(
             self.table,
-            title=f"{self.source} into {self.target} (n = {len(self.effects)})",
+            title=f"Patching {self.source} into {self.target} (n = {len(self.effects)} prompts)",
             score=self.scale,
             tokens=self.tokens,
         )

@@ -52,11 +52,11 @@ class WeightDelta(ProbeResult):
         """A map at one level: layer x module, layer x head, layer x expert; bars for layers."""
         table = self._level(level)
         if level == "layer":
-            return figures.layer_bars(table, title=self.title, unit=self.unit)
+            return figures.layer_bars(table, title=f"{self.title}, by layer", unit=self.unit)
         column = "module" if level == "head_part" else level
         if level == "head_part":
             table = table.assign(module=table["module"] + table["head"].astype(str))
-        return figures.cell_map(table, column, title=self.title, unit=self.unit)
+        return figures.cell_map(table, column, title=f"{self.title}, by {level.replace('_', ' ')}", unit=self.unit)
 
     def summary(self) -> str:
         """The most changed module and head, in a sentence."""

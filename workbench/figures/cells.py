@@ -3,7 +3,11 @@ clickable, interval and control under the pointer."""
 
 from __future__ import annotations
 
+import html
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +15,10 @@ import plotly.graph_objects as go
 
 COLOURS = "RdBu_r"
 GREY = "rgb(160, 160, 160)"
+GREY_OPACITY = 0.6
+"""How much of a greyed cell's colour is covered: it stays to be seen."""
+BAR_LINE = 24
+"""Letters to a line of a colour bar's title, which stands beside the bar."""
 MAX_MARKERS = 20_000
 """Above this many cells the clickable overlay would slow a browser down; the heatmap's own hover remains."""
 
@@ -51,15 +59,35 @@ def cell_heatmap(table: pd.DataFrame, axes: Axes, *, title: str = "", limit: flo
     ``customdata`` [[row, column], ...] as plain lists for click handlers.
     """
     rows, columns = table[axes.row].nunique(), table[axes.column].nunique()
-    height = int(np.clip(28 * rows + 140, 260, 900))
+    height = int(np.clip(28 * rows + 140, 340, 900))
     figure = go.Figure(cell_traces(table, axes, limit or bound_of(table), height))
     figure.update_layout(
-        title=dict(text=title), height=height, template="plotly_white", showlegend=False,
-        xaxis=dict(title=dict(text=axes.column), dtick=None if columns > 40 else 1),
-        yaxis=dict(title=dict(text=axes.row), dtick=None if rows > 40 else 1),
+        title=dict(text=html.escape(title), font=dict(size=15)), height=height, template="plotly_white",
+        showlegend=False,
+        xaxis=dict(title=dict(text=axes.column), dtick=None if columns > 40 else 1, automargin=True),
+        yaxis=dict(title=dict(text=axes.row), dtick=None if rows > 40 else 1, automargin=True, zeroline=False),
         margin=dict(l=60, r=20, t=60, b=60),
     )  # fmt: skip
+    for name, update in ((axes.row, figure.update_yaxes), (axes.column, figure.update_xaxes)):
+        if pd.api.types.is_numeric_dtype(table[name]) and len(table):
+            update(range=[table[name].min() - 0.5, table[name].max() + 0.5])
     return figure
+
+
+def mark_cell(figure: go.Figure, row: float, column: float | str) -> go.Figure:
+    """A black frame around one cell of a map whose axes are numbers; returns the same figure."""
+    if isinstance(column, str):
+        return figure
+    return figure.add_shape(
+        type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5,
+        line=dict(color="black", width=3), fillcolor="rgba(0,0,0,0)",
+    )  # fmt: skip
+
+
+def bar_title(text: str) -> dict[str, Any]:
+    """A colour bar's title, broken into lines that fit beside a short bar."""
+    lines = textwrap.wrap(text, BAR_LINE, break_long_words=False)
+    return dict(text="<br>".join(html.escape(line) for line in lines), side="right", font=dict(size=12))
 
 
 def cell_traces(
@@ -74,7 +102,7 @@ def cell_traces(
         go.Heatmap(
             z=scores.to_numpy(), x=list(scores.columns), y=list(scores.index),
             colorscale=COLOURS, zmin=-bound, zmax=bound, zmid=0, showscale=colorbar,
-            colorbar=dict(title=dict(text=axes.score, side="right")),
+            colorbar=dict(title=bar_title(axes.score)),
             text=_texts(table, axes, scores), hovertemplate="%{text}<extra></extra>", xgap=1, ygap=1,
         )
     ]  # fmt: skip
@@ -83,7 +111,8 @@ def cell_traces(
         traces.append(
             go.Heatmap(
                 z=marked.reindex_like(scores).to_numpy(), x=list(scores.columns), y=list(scores.index),
-                colorscale=[[0, GREY], [1, GREY]], showscale=False, opacity=0.45, hoverinfo="skip", xgap=1, ygap=1,
+                colorscale=[[0, GREY], [1, GREY]], showscale=False, opacity=GREY_OPACITY, hoverinfo="skip",
+                xgap=1, ygap=1,
             )
         )  # fmt: skip
     if scores.size <= MAX_MARKERS:
@@ -92,26 +121,26 @@ def cell_traces(
 
 
 def _texts(table: pd.DataFrame, axes: Axes, scores: pd.DataFrame) -> list[list[str]]:
-    greyed = inside_band(table)
-    told = {
-        (row[axes.row], row[axes.column]): _told(row, axes, grey=bool(grey))
-        for (_, row), grey in zip(table.iterrows(), greyed, strict=True)
-    }
+    rows = zip(table.to_dict("records"), inside_band(table), strict=True)
+    told = {(row[axes.row], row[axes.column]): _told(row, axes, grey=bool(grey)) for row, grey in rows}
     return [[told.get((row, column), "") for column in scores.columns] for row in scores.index]
 
 
-def _told(row: pd.Series, axes: Axes, *, grey: bool) -> str:
+def _told(row: Mapping[Any, Any], axes: Axes, *, grey: bool) -> str:
+    def has(*names: str) -> bool:
+        return all(name in row and not pd.isna(row[name]) for name in names)
+
     name = axes.label.format(row=row[axes.row], column=row[axes.column])
-    lines = [f"<b>{name}</b>", f"{axes.score}: {row['score']:+.3g}"]
-    if "low" in row and not pd.isna(row["low"]):
+    lines = [f"<b>{html.escape(name)}</b>", f"{html.escape(axes.score)}: {row['score']:+.3g}"]
+    if has("low", "high"):
         lines.append(f"95 % interval {row['low']:+.3g} to {row['high']:+.3g}")
-    if "control" in row and not pd.isna(row["control"]):
-        band = ""
-        if "control_low" in row:
-            band = f" ({row['control_low']:+.3g} to {row['control_high']:+.3g})"
+    if has("control"):
+        band = f" ({row['control_low']:+.3g} to {row['control_high']:+.3g})" if has("control_low") else ""
         lines.append(f"control {row['control']:+.3g}{band}")
-    if "q" in row and not pd.isna(row["q"]):
+    if has("q"):
         lines.append(f"q = {row['q']:.2g}")
+    if has("n"):
+        lines.append(f"n = {row['n']:.0f}")
     if grey:
         lines.append("not told from the control")
     return "<br>".join(lines)

@@ -16,8 +16,10 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     rows = table.sort_values("direction")
     names = rows["latent"] if "latent" in rows else rows["direction"]
     told = [
-        f"raises {html.escape(up)}<br>lowers {html.escape(down)}<br>q = {q:.2g}"
-        for up, down, q in zip(rows["up"], rows["down"], rows["q"], strict=True)
+        f"95 % interval {row['low']:.2%} to {row['high']:.2%}<br>"
+        f"random directions {row['control']:.2%}, q = {row['q']:.2g}"
+        f"<br>raises {html.escape(row['up'])}<br>lowers {html.escape(row['down'])}"
+        for row in rows.to_dict("records")
     ]
     figure = go.Figure()
     figure.add_bar(
@@ -30,8 +32,8 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
             "arrayminus": (rows["score"] - rows["low"]).tolist(),
         },
         marker_color=["#0072B2" if q < 0.05 else "#bbbbbb" for q in rows["q"]],
-        customdata=[[one] for one in told],
-        hovertemplate="%{x}: %{y:.2%}<br>%{customdata[0]}<extra></extra>",
+        customdata=[[one, int(direction)] for one, direction in zip(told, rows["direction"], strict=True)],
+        hovertemplate="direction %{x}: %{y:.2%}<br>%{customdata[0]}<extra></extra>",
         name="direction (grey: not told from random)",
     )
     figure.add_scatter(
@@ -43,7 +45,8 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     )
     figure.update_layout(
         template="plotly_white",
-        title={"text": html.escape(title), "font": {"size": 13}},
+        title={"text": html.escape(title), "font": {"size": 15}},
+        height=400,
         xaxis={"title": "latent" if "latent" in rows else "direction", "type": "category"},
         yaxis={"title": "share of tuning's change", "tickformat": ".0%"},
         legend={"orientation": "h", "y": -0.25},

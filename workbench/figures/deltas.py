@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -37,6 +39,7 @@ def _along_layers(rows: pd.DataFrame, title: str) -> go.Figure:
             y=[*rows["control_high"], *rows["control_low"].tolist()[::-1]],
             fill="toself",
             fillcolor="rgba(127,127,127,0.3)",
+            mode="lines",
             line={"width": 0},
             hoverinfo="skip",
             name="control, 95 % of sign flips",
@@ -57,7 +60,8 @@ def _along_layers(rows: pd.DataFrame, title: str) -> go.Figure:
     )
     figure.update_layout(
         template="plotly_white",
-        title={"text": title},
+        title={"text": html.escape(title), "font": {"size": 15}},
+        height=400,
         xaxis={"title": "layer", "dtick": 1 if len(x) <= 40 else None},
         yaxis={"title": SCORE, "rangemode": "tozero"},
         legend={"orientation": "h", "y": -0.25},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -29,11 +31,11 @@ def count_lines(table: pd.DataFrame, *, title: str, x: str, y: str, control: str
     figure = go.Figure()
     figure.add_scatter(
         x=[*shown["count"], *shown["count"][::-1]], y=[*shown["control_high"], *shown["control_low"][::-1]],
-        fill="toself", fillcolor="rgba(150, 150, 150, 0.25)", line=dict(width=0), hoverinfo="skip",
+        fill="toself", fillcolor="rgba(150, 150, 150, 0.25)", mode="lines", line=dict(width=0), hoverinfo="skip",
         name="95 % of control draws",
     )  # fmt: skip
     figure.add_scatter(
-        x=shown["count"], y=shown["control"], mode="lines+markers", name=control,
+        x=shown["count"], y=shown["control"], mode="lines+markers", name=control, marker=dict(symbol="square"),
         line=dict(color="rgb(110, 110, 110)", dash="dash"),
     )  # fmt: skip
     figure.add_scatter(
@@ -41,10 +43,13 @@ def count_lines(table: pd.DataFrame, *, title: str, x: str, y: str, control: str
         error_y=dict(
             type="data", symmetric=False, array=shown["high"] - shown["score"], arrayminus=shown["score"] - shown["low"]
         ),
+        customdata=shown[["low", "high", "control", "control_low", "control_high"]].to_numpy().tolist(),
+        hovertemplate="%{x}: %{y:.3g}, 95 % interval %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>"
+        "control %{customdata[2]:.3g} (%{customdata[3]:.3g} to %{customdata[4]:.3g})<extra></extra>",
     )  # fmt: skip
     figure.update_layout(
-        title=dict(text=title), template="plotly_white", height=420,
-        xaxis=dict(title=dict(text=x), rangemode="tozero"),
-        yaxis=dict(title=dict(text=y)), legend=dict(orientation="h", y=-0.25),
+        title=dict(text=html.escape(title), font=dict(size=15)), template="plotly_white", height=420,
+        xaxis=dict(title=dict(text=x), rangemode="tozero", dtick=1 if shown["count"].max() <= 20 else None),
+        yaxis=dict(title=dict(text=html.escape(y)), rangemode="tozero"), legend=dict(orientation="h", y=-0.25),
     )  # fmt: skip
     return figure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -22,27 +24,48 @@ def sparsity_curve(
     figure = go.Figure()
     if metric == "accuracy":
         _band(figure, x, rows["random_low"], rows["random_high"], "rgba(127,127,127,0.25)")
-        figure.add_scatter(x=x, y=rows["random"].tolist(), name="random masks (range)", line=dict(color=GREY))
+        figure.add_scatter(
+            x=x, y=rows["random"].tolist(), name="random masks (range)", mode="lines+markers", line=dict(color=GREY)
+        )
         figure.add_scatter(
             x=x, y=rows["movement"].tolist(), name="moved most", line=dict(color=COLOURS[1], dash="dash"),
             mode="lines+markers", marker=dict(symbol="square"),
         )  # fmt: skip
         _band(figure, x, rows["low"], rows["high"], "rgba(0,114,178,0.18)")
-    figure.add_scatter(x=x, y=rows[metric].tolist(), name="graft", mode="lines+markers", line=dict(color=COLOURS[0]))
+    figure.add_scatter(
+        x=x, y=rows[metric].tolist(), name="graft, 95 % interval", mode="lines+markers", line=dict(color=COLOURS[0]),
+        customdata=_told(rows, metric), hovertemplate="%{customdata[0]}<extra></extra>",
+    )  # fmt: skip
     for value, name in ((base, "base"), (tuned, "tuned")):
         figure.add_hline(y=value, line=dict(dash="dash", width=1), annotation=dict(text=name))
     if chosen is not None and chosen > 0:
         figure.add_vline(x=chosen, line=dict(dash="dot", width=1))
     figure.update_layout(
-        title=dict(text=title), template="plotly_white", height=420, legend=dict(orientation="h", y=-0.25),
-        xaxis=dict(title=dict(text="share of the eligible weights grafted"), type="log"),
+        title=dict(text=html.escape(title), font=dict(size=15)), template="plotly_white", height=420,
+        legend=dict(orientation="h", y=-0.25),
+        xaxis=dict(
+            title=dict(text="share of the eligible weights grafted (logarithmic)"), type="log", tickformat=".2~%",
+            **({"tickvals": x} if len(x) <= 8 else {"dtick": 1}),
+        ),
         yaxis=dict(title=dict(text=metric.replace("_", " "))),
     )  # fmt: skip
     return figure
 
 
+def _told(rows: pd.DataFrame, metric: str) -> list[list[str]]:
+    """What the pointer shows: size, value, and where measured interval, control and number of prompts."""
+    lines = []
+    for row in rows.to_dict("records"):
+        text = f"{row['sparsity']:.3%} of the weights<br>{metric} {row[metric]:.3f}"
+        if metric == "accuracy":
+            text += f", 95 % interval {row['low']:.3f} to {row['high']:.3f}<br>random masks {row['random']:.3f} "
+            text += f"({row['random_low']:.3f} to {row['random_high']:.3f}), moved most {row['movement']:.3f}"
+        lines.append([text + (f"<br>n = {row['n']:.0f} prompts" if "n" in row else "")])
+    return lines
+
+
 def _band(figure: go.Figure, x: list[float], low: pd.Series, high: pd.Series, colour: str) -> None:
     figure.add_scatter(
-        x=[*x, *x[::-1]], y=[*high, *low.tolist()[::-1]], fill="toself", fillcolor=colour, line=dict(width=0),
-        hoverinfo="skip", showlegend=False,
+        x=[*x, *x[::-1]], y=[*high, *low.tolist()[::-1]], fill="toself", fillcolor=colour, mode="lines",
+        line=dict(width=0), hoverinfo="skip", showlegend=False,
     )  # fmt: skip

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import html
+
 import pandas as pd
 import plotly.graph_objects as go
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito: told apart by colour-blind readers too."""
 GREY = "#7f7f7f"
+DASHES = ("solid", "dash", "dashdot")
+SYMBOLS = ("circle", "square", "diamond")
+"""Lines that lie on each other are told apart by these as well."""
 
 
 def knob_slope(
@@ -29,20 +34,24 @@ def knob_slope(
         _band(figure, random, GREY, f"random directions ({models[0]}), range", dash="dot")
     for number, model in enumerate(models):
         knob = rows[(rows["direction"] == "knob") & (rows["model"] == model)]
-        _band(figure, knob, COLOURS[number % len(COLOURS)], f"{model}, 95 % interval")
+        looks = {"dash": DASHES[number % len(DASHES)], "symbol": SYMBOLS[number % len(SYMBOLS)]}
+        _band(figure, knob, COLOURS[number % len(COLOURS)], f"{model}, 95 % interval", **looks)
     if natural is not None:
         _marks(figure, natural[natural["model"] == models[0]])
     figure.update_layout(
-        title={"text": title, "font": {"size": 13}},
+        title={"text": html.escape(title), "font": {"size": 15}},
         xaxis={"title": "set value of the knob (the model's own units)", "zeroline": False},
-        yaxis={"title": f"share of '{shown}' answers", "range": [-0.12, 1.05], "tickformat": ".0%"},
+        yaxis={"title": html.escape(f"share of '{shown}' answers"), "range": [-0.12, 1.05], "tickformat": ".0%"},
         template="plotly_white",
+        height=460,
         legend={"orientation": "h", "y": -0.25},
     )
     return figure
 
 
-def _band(figure: go.Figure, rows: pd.DataFrame, colour: str, name: str, dash: str = "solid") -> None:
+def _band(
+    figure: go.Figure, rows: pd.DataFrame, colour: str, name: str, dash: str = "solid", symbol: str = "circle"
+) -> None:
     """A line with a filled band; both leave the figure together when their legend entry is clicked."""
     x = rows["value"].tolist()
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
@@ -51,6 +60,7 @@ def _band(figure: go.Figure, rows: pd.DataFrame, colour: str, name: str, dash: s
         y=[*rows["high"], *rows["low"].tolist()[::-1]],
         fill="toself",
         fillcolor=f"rgba({red},{green},{blue},0.18)",
+        mode="lines",
         line={"width": 0},
         hoverinfo="skip",
         showlegend=False,
@@ -61,6 +71,7 @@ def _band(figure: go.Figure, rows: pd.DataFrame, colour: str, name: str, dash: s
         y=rows["share"].tolist(),
         mode="lines+markers",
         line={"color": colour, "dash": dash},
+        marker={"symbol": symbol, "size": 7},
         name=name,
         legendgroup=name,
         customdata=rows[["low", "high"]].to_numpy().tolist(),
@@ -78,6 +89,30 @@ def _marks(figure: go.Figure, natural: pd.DataFrame) -> None:
             y=[-0.04 - 0.04 * number] * len(rows),
             mode="markers",
             marker={"symbol": "line-ns-open", "size": 9, "color": COLOURS[-1 - number]},
-            name=f"natural, '{intent}'",
-            hovertemplate="natural coordinate %{x:.3g}<extra>" + str(intent) + "</extra>",
+            name=html.escape(f"natural, '{intent}'"),
+            hovertemplate="natural coordinate %{x:.3g}<extra>" + html.escape(str(intent)) + "</extra>",
         )
+
+
+def natural_spread(natural: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """Where the models put the coordinate by themselves: one violin per model and intent, every row as a point.
+
+    ``natural`` has columns model, intent, value.
+    """
+    figure = go.Figure()
+    for number, (intent, rows) in enumerate(natural.groupby("intent", sort=False)):
+        figure.add_violin(
+            x=rows["value"].tolist(), y=rows["model"].astype(str).tolist(), orientation="h", points="all", jitter=0.4,
+            pointpos=0, box={"visible": False}, meanline={"visible": True}, name=html.escape(f"asked for '{intent}'"),
+            line={"color": COLOURS[number % len(COLOURS)]},
+            marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 5},
+            hoveron="points", hovertemplate="%{y}: %{x:.3g}<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        title={"text": html.escape(title), "font": {"size": 15}}, template="plotly_white", violinmode="overlay",
+        height=180 + 110 * natural["model"].nunique(), legend={"orientation": "h", "y": -0.3},
+        xaxis={"title": "natural coordinate at the last prompt token (the model's own units)"},
+        yaxis={"title": "", "categoryorder": "array", "categoryarray": list(natural["model"].unique())[::-1]},
+        margin={"l": 70, "r": 20, "t": 60, "b": 60},
+    )  # fmt: skip
+    return figure

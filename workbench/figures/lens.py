@@ -8,7 +8,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from workbench.figures.tokens import visible
+from workbench.figures.cells import bar_title
+from workbench.figures.tokens import shortened, visible
+
+LETTERS = 12
+"""Of a token on the axis; the pointer shows all of it."""
+LINE = 110
+"""Letters that fit on a line of cells in a page's width."""
+MOST_WRITTEN = 32
+"""With more tokens than this the cells are too narrow for words."""
 
 
 def lens_grid(cells: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -27,7 +35,8 @@ def lens_grid(cells: pd.DataFrame, *, title: str = "") -> go.Figure:
     )
     for number, model in enumerate(models, start=1):
         part = cells[cells["model"] == model]
-        _grid(figure, number, part, "probability", "Blues", (0.0, 1.0), _place(number, len(models) + 1))
+        bar = _place(number, len(models) + 1) if number == 1 else None
+        _grid(figure, number, part, "probability", "Blues", (0.0, 1.0), bar)
     last = cells[cells["model"] == models[-1]]
     top = float(cells["kl"].max()) or 1.0
     _grid(figure, len(models) + 1, last, "kl", "Oranges", (0.0, top), _place(len(models) + 1, len(models) + 1))
@@ -35,14 +44,14 @@ def lens_grid(cells: pd.DataFrame, *, title: str = "") -> go.Figure:
     figure.update_xaxes(
         tickmode="array",
         tickvals=columns["position"].tolist(),
-        ticktext=[html.escape(visible(token)) for token in columns["token"]],
+        ticktext=[html.escape(shortened(visible(token), LETTERS)) for token in columns["token"]],
         tickangle=-60,
     )
     layers = sorted(cells["layer"].unique().tolist())
     figure.update_yaxes(title_text="layer", tickmode="array", tickvals=layers)
     figure.update_layout(
         template="plotly_white",
-        title={"text": title},
+        title={"text": html.escape(title), "font": {"size": 15}},
         height=160 + (len(models) + 1) * max(140, 22 * len(layers)),
         margin={"l": 60, "r": 30, "t": 70, "b": 80},
     )
@@ -56,10 +65,14 @@ def _grid(
     value: str,
     colours: str,
     limits: tuple[float, float],
-    bar: dict[str, float],
+    bar: dict[str, float] | None,
 ) -> None:
+    """One map; ``bar`` places its colour scale, None leaves it out (the map above has the same)."""
     wide = part.pivot(index="layer", columns="position", values=value)
-    words = part.pivot(index="layer", columns="position", values="says").map(lambda t: html.escape(visible(t)))
+    letters = max(3, LINE // max(1, wide.shape[1]))
+    words = part.pivot(index="layer", columns="position", values="says").map(
+        lambda text: html.escape(shortened(visible(text), letters))
+    )
     told = part.assign(
         told=[
             f"after layer {line['layer']}, token {line['position']} {html.escape(visible(line['token']))}<br>"
@@ -72,13 +85,15 @@ def _grid(
         x=wide.columns.tolist(),
         y=wide.index.tolist(),
         text=(words if value == "probability" else wide.map("{:.2g}".format)).to_numpy().tolist(),
-        texttemplate="%{text}",
+        texttemplate="%{text}" if wide.shape[1] <= MOST_WRITTEN else None,
+        textfont={"size": 11},
         customdata=told.to_numpy().tolist(),
         hovertemplate="%{customdata}<extra></extra>",
         colorscale=colours,
         zmin=limits[0],
         zmax=limits[1],
-        colorbar={"title": {"text": "nats" if value == "kl" else value, "side": "right"}, **bar},
+        showscale=bar is not None,
+        colorbar={"title": bar_title("KL (nats)" if value == "kl" else value), **(bar or {})},
         xgap=1,
         ygap=1,
         row=row,

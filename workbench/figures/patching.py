@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 import pandas as pd
@@ -11,6 +12,7 @@ from plotly.subplots import make_subplots
 from workbench.errors import UserError
 from workbench.figures.cells import Axes, bound_of, cell_heatmap, cell_traces
 from workbench.figures.heads import head_heatmap
+from workbench.figures.tokens import visible
 
 
 def patch_heatmap(
@@ -36,17 +38,20 @@ def _by_position(
     axes = Axes("layer", "position", "layer {row:.0f}, position {column:.0f}", score)
     figure = make_subplots(rows=1, cols=len(panels), subplot_titles=list(panels), shared_yaxes=True)
     bound = limit or bound_of(table)
-    height = 110 + 28 * max(5, table["layer"].nunique())
+    height = 190 + 28 * max(6, table["layer"].nunique())
     for column, part in enumerate(panels.values(), 1):
         for trace in cell_traces(part, axes, bound, height, colorbar=column == len(panels)):
             figure.add_trace(trace, row=1, col=column)
     if tokens is not None and table["position"].min() >= 0:
         places = sorted(table["position"].unique())
-        shown = [f"{place} {tokens[int(place)]}" for place in places]
+        shown = [f"{place} {html.escape(visible(tokens[int(place)]))}" for place in places]
         figure.update_xaxes(tickvals=places, ticktext=shown, tickangle=-60)
     figure.update_xaxes(title=dict(text="position"))
     figure.update_yaxes(title=dict(text="layer"), col=1, dtick=1 if table["layer"].nunique() <= 40 else None)
-    figure.update_layout(title=dict(text=title), height=height, template="plotly_white", showlegend=False)
+    figure.update_layout(
+        title=dict(text=html.escape(title), font=dict(size=15)), height=height, template="plotly_white",
+        showlegend=False, margin=dict(l=60, r=20, t=90, b=80),
+    )  # fmt: skip
     return figure
 
 

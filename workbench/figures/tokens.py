@@ -10,6 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 COLOURS = {"unshifted": "#56B4E9", "marginal": "#E69F00", "shifted": "#D55E00"}
+_BOX = "display:inline-block;padding:2px 3px;margin:1px;border-radius:3px;text-align:center;vertical-align:top"
+_NUMBER = "display:block;font-size:9px;color:#444"
+_LONGEST = 60
+"""Letters of a token that are shown; its title has all."""
 _INVISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "·"}
 
 
@@ -17,6 +21,11 @@ def visible(token: str) -> str:
     """The token with spaces, line breaks and control characters made visible."""
     shown = "".join(_INVISIBLE.get(sign, sign if sign.isprintable() else f"\\x{ord(sign):02x}") for sign in token)
     return shown or "∅"
+
+
+def shortened(text: str, letters: int) -> str:
+    """``text``, cut with an ellipsis where it is longer than ``letters``."""
+    return text if len(text) <= letters else text[: max(1, letters - 1)] + "…"
 
 
 def token_html(
@@ -27,9 +36,11 @@ def token_html(
     limit: float | int | None = None,
     notes: Sequence[str] | None = None,
 ) -> str:
-    """Tokens as spans, their background from white to orange (blue below zero), with a legend that names ``unit``.
+    """Tokens as boxes, their background from white to orange (blue below zero) and the number below each, with a
+    legend that names ``unit``.
 
-    The number (and the note) stand in each span's title. Everything is escaped: a token may be ``<script>``.
+    ``limit`` fixes the scale, so that two texts can be compared. The note stands in each box's title. Everything is
+    escaped: a token may be ``<script>``.
     """
     bound = limit or max((abs(value) for value in values if math.isfinite(value)), default=1.0) or 1.0
     extra = list(notes) if notes is not None else [""] * len(tokens)
@@ -37,16 +48,16 @@ def token_html(
     for token, value, note in zip(tokens, values, extra, strict=True):
         told = html.escape(f"{visible(token)}  {unit} {value:.3g}  {note}".strip(), quote=True)
         line = "<br>" if token.endswith("\n") else ""
+        number = f"{value:.2g}" if math.isfinite(value) else "–"
         spans.append(
-            f'<span title="{told}" style="background:{_shade(value, bound)};border-radius:3px">'
-            f"{html.escape(visible(token))}</span>{line}"
+            f'<span title="{told}" style="background:{_shade(value, bound)};{_BOX}">'
+            f'{html.escape(shortened(visible(token), _LONGEST))}<small style="{_NUMBER}">{number}</small></span>{line}'
         )
-    legend = (
-        f'<div style="font-size:smaller">{html.escape(unit)}: '
-        f'<span style="background:{_shade(0, bound)}">0</span> … '
-        f'<span style="background:{_shade(bound, bound)}">{bound:.3g}</span></div>'
-    )
-    return f'<div style="font-family:monospace;line-height:1.7;color:#111">{"".join(spans)}</div>{legend}'
+    ends = [0.0, bound] if all(not value < 0 for value in values) else [-bound, 0.0, bound]
+    shades = " … ".join(f'<span style="background:{_shade(end, bound)};{_BOX}">{end:.3g}</span>' for end in ends)
+    legend = f'<div style="font-size:smaller;color:#111">{html.escape(unit)}: {shades}</div>'
+    body = "".join(spans) or "(no tokens)"
+    return f'<div style="font-family:monospace;line-height:1.2;color:#111">{body}</div>{legend}'
 
 
 def _shade(value: float | int, bound: float | int) -> str:
@@ -87,7 +98,7 @@ def token_figure(
         colorscale="RdBu_r" if signed else "Oranges",
         zmin=-bound if signed else 0,
         zmax=bound,
-        colorbar={"title": {"text": unit, "side": "right"}},
+        colorbar={"title": {"text": html.escape(unit), "side": "right"}},
         xgap=2,
         ygap=2,
     )
@@ -128,21 +139,33 @@ def shift_figure(shares: pd.DataFrame, by_position: pd.DataFrame, tokens: pd.Dat
         y=[*rows["high"], *rows["low"].tolist()[::-1]],
         fill="toself",
         fillcolor="rgba(213,94,0,0.2)",
+        mode="lines",
         line={"width": 0},
         hoverinfo="skip",
         showlegend=False,
         row=1,
         col=2,
     )
+    above, below = rows["high"] - rows["score"], rows["score"] - rows["low"]
     figure.add_scatter(
-        x=x, y=rows["score"].tolist(), line={"color": COLOURS["shifted"]}, name="shifted, 95 %", row=1, col=2
-    )
+        x=x, y=rows["score"].tolist(), line={"color": COLOURS["shifted"]}, name="shifted, 95 %", mode="lines+markers",
+        error_y={"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
+        if len(x) == 1 else None,
+        row=1, col=2,
+    )  # fmt: skip
     figure.add_scatter(
-        x=x, y=rows["control"].tolist(), line={"color": "grey", "dash": "dot"}, name="noise floor", row=1, col=2
-    )
+        x=x, y=rows["control"].tolist(), line={"color": "grey", "dash": "dot"}, name="noise floor",
+        mode="lines+markers", marker={"symbol": "x"}, row=1, col=2,
+    )  # fmt: skip
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
-    figure.update_xaxes(title_text="token of the response", dtick=1 if len(x) <= 20 else None, row=1, col=2)
+    figure.update_xaxes(
+        title_text="token of the response", dtick=1 if len(x) <= 20 else None,
+        range=[min(x, default=0) - 0.5, max(x, default=0) + 0.5], row=1, col=2,
+    )  # fmt: skip
+    prompts = f", n = {tokens['prompt'].nunique()} prompts" if "prompt" in tokens else ""
     figure.update_layout(
-        template="plotly_white", title={"text": f"Token shift ({len(tokens)} tokens)"}, legend={"orientation": "h"}
-    )
+        template="plotly_white", title={"text": f"Token shift ({len(tokens)} tokens{prompts})", "font": {"size": 15}},
+        legend={"orientation": "h", "y": -0.2}, height=420,
+    )  # fmt: skip
+    figure.update_yaxes(title_text="share of tokens, 95 % interval", row=1, col=1)
     return figure

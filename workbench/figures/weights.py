@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -27,13 +29,17 @@ def layer_bars(table: pd.DataFrame, *, title: str = "", unit: str = "score") -> 
     ordered = table.sort_values("layer")
     layers = ordered["layer"].astype(int).tolist()
     figure = go.Figure()
-    figure.add_bar(x=layers, y=ordered["score"].to_numpy(np.float64), name=unit, marker=dict(color="#2166ac"))
+    figure.add_bar(
+        x=layers, y=ordered["score"].to_numpy(np.float64), name=unit, marker=dict(color="#2166ac"), width=0.7,
+        hovertemplate="layer %{x}: %{y:.3g}<extra></extra>",
+    )  # fmt: skip
     figure.add_scatter(
-        x=layers, y=ordered["control"].to_numpy(np.float64), name="control", mode="lines",
-        line=dict(color=GREY, dash="dash"),
+        x=layers, y=ordered["control"].to_numpy(np.float64), name="control", mode="lines+markers",
+        line=dict(color=GREY, dash="dash"), hovertemplate="control %{y:.3g}<extra></extra>",
     )  # fmt: skip
     figure.update_layout(
-        title=dict(text=title), template="plotly_white", height=340, margin=dict(l=60, r=20, t=60, b=60),
+        title=dict(text=html.escape(title), font=dict(size=15)), template="plotly_white", height=360,
+        margin=dict(l=60, r=20, t=60, b=60), legend=dict(orientation="h", y=-0.3),
         xaxis=dict(title=dict(text="layer"), dtick=None if len(layers) > 40 else 1), yaxis=dict(title=dict(text=unit)),
     )  # fmt: skip
     return figure
