@@ -55,15 +55,15 @@ weights.head(5)
 # %% [markdown]
 # ## Switch them off
 #
-# The router chooses the next best expert instead (`replace`). The curve switches the first n of a ranking off and counts
-# refusals; beside it, ten draws of random experts of the same layers that are about as often used. A rarely used expert
-# would be a free control: switching it off changes nothing whatever the method.
+# The router chooses the next best expert instead (`replace`). The curve switches the first n of a ranking off and
+# counts refusals; beside it, ten draws of random experts of the same layers that are about as often used. A rarely
+# used expert would be a free control: switching it off changes nothing whatever the method.
 
 # %%
 curve = probes.switching_curve(
     pair,
     asked,
-    lambda response, prompt: response.split()[:1] == ["sorry"],
+    lambda response, _prompt: response.split()[:1] == ["sorry"],
     moved,
     counts=(1, 2, 3),
     max_new_tokens=1,

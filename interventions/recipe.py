@@ -12,6 +12,7 @@ from typing import Any
 from interventions.base import Intervention, SiteIntervention
 from interventions.strength import Number
 from interventions.trace import Trace
+from workbench.cards import card
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 
@@ -117,6 +118,13 @@ class Recipe:
         if not self.interventions:
             return "Recipe([])"
         return "Recipe([\n" + "".join(f"    {one!r},\n" for one in self.interventions) + "])"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        lines = [{"": place, "intervention": one.kind, "settings": repr(one)} for place, one in enumerate(self)]
+        made = {str(name): value for name, value in self.made_with.items()}
+        return card(f"Recipe of {len(self)} interventions", made, pd.DataFrame(lines))
 
 
 def as_adapted(model: Any) -> AdaptedModel:

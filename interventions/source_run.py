@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from interventions.checks import Layer, resolved
 from interventions.strength import for_rows
+from workbench.cards import card
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
@@ -22,7 +23,7 @@ Align = Literal["last", "equal"]
 _ALIGNMENTS = ("last", "equal")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What a model computed at one site, every row counted from its first real token."""
 
@@ -30,6 +31,13 @@ class Run:
     """[row, pos, ...], 0 beyond a row's length."""
     lengths: Int[Tensor, " row"]
     """Real tokens of each row."""
+
+    def __repr__(self) -> str:
+        return f"Run({len(self.lengths)} rows, values {list(self.values.shape)} {self.values.dtype})"
+
+    def _repr_html_(self) -> str:
+        facts = {"rows": len(self.lengths), "values": list(self.values.shape), "dtype": self.values.dtype}
+        return card("Activations of a run", facts)
 
 
 def record_run(model: AdaptedModel, prompts: Any, site: str, layer: Layer, *, write_of: list[int] | None = None) -> Run:

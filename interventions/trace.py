@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.cards import card
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.routing import Routing
@@ -68,6 +70,14 @@ class Trace:
 
     def __repr__(self) -> str:
         return f"Trace({len(self.calls)} calls; .frame() for where and how much)"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        counted = Counter((one.intervention, one.kind, one.site.name) for one in self.calls)
+        lines = [[*place, times] for place, times in counted.items()]
+        table = pd.DataFrame(lines, columns=["intervention", "kind", "site", "calls"])
+        return card("Trace", table=table, notes=["Where, when and by how much: .frame()"])
 
 
 def _change(old: Any, new: Any, *, pattern: bool) -> Float[Tensor, "batch pos"]:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import pandas as pd
 
 from workbench import result_file
+from workbench.cards import visible
 from workbench.errors import UserError
 
 Kept = TypeVar("Kept", bound="Result")
@@ -83,7 +84,7 @@ class Provenance:
         return cls(probe=probe, models=names, prompts=prompts_hash(prompts), n_prompts=count, **more)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result:
     """The common part of all results: a table and its origin; each kind adds its own fields (tensors, tables, numbers,
     text, dicts) and is kept in one file.
@@ -124,6 +125,16 @@ class Result:
     def _plain(self, table: pd.DataFrame) -> dict[str, Any]:
         rows = json.loads(table.to_json(orient="records"))
         return {"provenance": dataclasses.asdict(self.provenance), "rows": rows}
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """A dataclass would make a repr of its own, which prints every table and tensor; keep ours."""
+        super().__init_subclass__(**given)
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        shown = f"{type(self).__name__}: {self.summary()}\n{self.frame().head(10).to_string(index=False)}"
+        return visible(shown, keep="\n")  # a model's tokens must not reach a terminal as escape codes
 
     def _repr_html_(self) -> str:
         made = json.dumps(dataclasses.asdict(self.provenance), indent=1, default=str)

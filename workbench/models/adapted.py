@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from workbench.cards import card
 from workbench.engine.hub import Hub, SiteHook, StopForward, hub_of
 from workbench.engine.sites import Site, expand_sites
 from workbench.errors import UserError
@@ -61,6 +62,22 @@ class AdaptedModel:
             f"AdaptedModel({self.name!r}, {self.role}, {self.inner.config.model_type}, {self.n_layers} layers x "
             f"{self.n_heads} heads of {self.d_head}, d_model {self.d_model}{experts}, {self.dtype}, {self.device})"
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What a person wants to know first: name, architecture, sizes, where it is."""
+        experts = {"experts": f"{self.n_experts} (top {self.top_k})"} if self.n_experts else {}
+        return {
+            "name": self.name,
+            "architecture": self.inner.config.model_type,
+            "layers x heads": f"{self.n_layers} x {self.n_heads} of {self.d_head}",
+            "d_model": self.d_model,
+            **experts,
+            "vocabulary": self.vocab_size,
+            "weights": f"{self.dtype} on {self.device}".removeprefix("torch."),
+        }
+
+    def _repr_html_(self) -> str:
+        return card(f"Model ({self.role})", self.facts())
 
     @property
     def inner(self) -> Any:
@@ -147,10 +164,11 @@ class AdaptedModel:
         self,
         batch: Encoded | Tensor,
         *,
-        logits: Literal["all", "last"] | None = "all",
+        logits: Literal["all", "last"] | int | None = "all",
         grad: bool = False,
     ) -> Float[Tensor, "batch pos vocab"] | None:
-        """One forward pass. ``logits``: of all positions, of the last column only, or none (no vocabulary projection).
+        """One forward pass. ``logits``: of all positions, of the last column only, of so many last columns, or none (no
+        vocabulary projection).
 
         Without padding the model is called exactly as ``hf(input_ids)``; with padding the mask and the position
         ids that absolute-position models need are passed too. Gradients are kept when ``grad``.
@@ -160,8 +178,8 @@ class AdaptedModel:
         if mask is not None and not bool(mask.all()):
             mask = mask.to(self.device)
             call |= {"attention_mask": mask, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
-        if logits == "last":
-            call["logits_to_keep"] = 1
+        if logits == "last" or isinstance(logits, int):
+            call["logits_to_keep"] = 1 if logits == "last" else logits
         with self.active(), torch.set_grad_enabled(grad):
             try:
                 if logits is None:

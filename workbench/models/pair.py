@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from workbench.cards import card, columns
 from workbench.engine.selfcheck import self_check
 from workbench.errors import UserError
 from workbench.models import adapters
@@ -47,6 +48,13 @@ class ModelPair:
         copies = "one copy of the weights" if self.one_copy else "two copies of the weights"
         said = "".join(f"\n  - {sentence}" for sentence in self.differences.sentences())
         return f"ModelPair({copies})\n  base:  {self.base!r}\n  tuned: {self.tuned!r}{said}"
+
+    def _repr_html_(self) -> str:
+        base, tuned = self.base.facts(), self.tuned.facts()
+        copies = "One copy of the weights." if self.one_copy else "Two copies of the weights."
+        names = [*base, *(name for name in tuned if name not in base)]
+        sides = {role: [facts.get(name, "") for name in names] for role, facts in (("base", base), ("tuned", tuned))}
+        return card("Model pair", table=columns(names, sides), notes=[copies, *self.differences.sentences()])
 
 
 def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from workbench.cards import card
 from workbench.errors import UserError
 from workbench.typing import Bool, Float, Tensor
 
@@ -41,7 +42,7 @@ class Bar:
         return f"{self.what} {self.value:.3f} (bar {' and '.join(limits) or 'none'})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Truth:
     """What was planted; a field is empty where it does not apply."""
 
@@ -60,6 +61,10 @@ class Truth:
     """The modules (Hugging Face paths) that tuning could change."""
     entries: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """Skill -> parameter name -> Bool mask of that parameter's shape: the entries that tuning could change."""
+
+    def __repr__(self) -> str:
+        named = {key: value for key, value in self.to_json().items() if value and key not in ("what", "modules")}
+        return f"Truth({self.what!r}, {', '.join(f'{key}={value!r}' for key, value in named.items())})"
 
     def to_json(self) -> dict[str, Any]:
         """All but the tensors, which go to ``truth.safetensors``."""
@@ -103,7 +108,7 @@ class Grown:
     """Names of further tuned folders, ``tuned-<name>``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Organism:
     """A base and tuned pair with planted truth, as ordinary Hugging Face folders."""
 
@@ -138,6 +143,21 @@ class Organism:
     def is_adapter(self) -> bool:
         """Whether :attr:`tuned` is a PEFT adapter."""
         return (self.tuned / "adapter_config.json").exists()
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{len(rows)} {split}" for split, rows in self.splits.items())
+        return f"Organism({self.name!r}, seed {self.seed}, {rows}; planted: {self.truth.what!r}; in {self.folder})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "planted": self.truth.what,
+            "base": self.base,
+            "tuned": f"{self.tuned}{' (adapter)' if self.is_adapter else ''}",
+            **{f"tuned-{name}": path for name, path in self.variants.items()},
+            "rows": ", ".join(f"{split} {len(rows)}" for split, rows in self.splits.items()),
+            "training reached": "; ".join(map(str, self.bars)),
+        }
+        return card(f"Organism {self.name}, seed {self.seed}", facts, notes=[self.summary])
 
     def to_json(self) -> dict[str, Any]:
         """The manifest, for ``--json``."""

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from workbench.cards import card
 from workbench.errors import UserError
 from workbench.files import write_text
 from workbench.prompts.row import FIELDS, Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SHOWN = 8
+"""How many rows a notebook shows."""
 
 
 class Prompts(Sequence[Prompt]):
@@ -145,6 +149,10 @@ class Prompts(Sequence[Prompt]):
         first = str(self._rows[0])
         shown = first if len(first) <= 60 else first[:59] + "…"
         return f"Prompts({len(self)} rows, first: {shown!r})"
+
+    def _repr_html_(self) -> str:
+        more = [f"The first {SHOWN}:"] if len(self) > SHOWN else []
+        return card(f"{len(self)} prompts", table=self[:SHOWN].frame(), notes=more)
 
 
 def _line(row: Prompt, *, sort: bool) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from workbench.cards import card
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
 from workbench.recording.reader import ShardReader
@@ -85,7 +85,14 @@ class Recording:
         )
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>{self.index.head(8).to_html(escape=True)}"
+        where = f"in {self.folder}" if self.folder else ("in memory" if self.tensors else "statistics only")
+        facts = {
+            "models": " and ".join(self.roles),
+            "sites": ", ".join(self.sites),
+            "rows": f"{len(self)} of {self.n_prompts} prompts, {where}",
+            "positions": self.config.get("positions", ""),
+        }
+        return card("Recording", facts, None if self.index.empty else self.index.head(8))
 
     @classmethod
     def load(cls, folder: str | Path) -> Recording:
@@ -111,6 +118,9 @@ class Sites(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"Sites({', '.join(self._tensors)})"
 
 
 def flagged_in(index: pd.DataFrame) -> tuple[tuple[str, str, int], ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from workbench.cards import card
 from workbench.typing import Float, Num, Tensor
 
 _CHUNK = 2**20
@@ -95,6 +96,10 @@ class StreamingMoments:
     def __repr__(self) -> str:
         return f"StreamingMoments(shape={self.shape}, count={self.count})"
 
+    def _repr_html_(self) -> str:
+        kept = "mean, variance, covariance" if self._has_covariance else "mean, variance"
+        return card("Statistics of activations", {"rows": self.count, "shape": self.shape, "kept": kept})
+
     def _spread_of(self, centred: Tensor) -> Tensor:
         if not self._has_covariance:
             return centred.square_().sum(dim=0)
@@ -159,6 +164,12 @@ class TopActivating:
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"TopActivating(k={self.k}, {len(self)} rows)"
+
+    def _repr_html_(self) -> str:
+        return card(f"The {len(self)} rows of largest value", table=self.frame().head(10))
 
     def _take(self, values: np.ndarray, where: np.ndarray) -> None:
         values, where = np.concatenate([self._values, values]), np.concatenate([self._where, where])

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from workbench.cards import card
 from workbench.errors import UserError
 from workbench.files import atomic, remove_partials, room_for, write_json, write_text
 from workbench.jsonable import jsonable
@@ -134,6 +135,12 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.path}, {self._manifest.kind}, {self.state})"
+
+    def _repr_html_(self) -> str:
+        files = self._manifest.files
+        asked = {f"config: {name}": value for name, value in self.config.items()}
+        facts = {"folder": self.path, "kind": self._manifest.kind, "state": self.state, "files": len(files), **asked}
+        return card(f"Run {self.name}", facts, notes=[self._manifest.error] if self._manifest.error else [])
 
     def _end(self, state: State, reason: str | None) -> None:
         remove_partials(self.path)
