@@ -20,6 +20,7 @@ _FILES = {
     "planted-heads": "planted_heads",
     "two-skills": "two_skills",
     "confounded": "confounded",
+    "reachable-heads": "reachable_heads",
 }
 
 

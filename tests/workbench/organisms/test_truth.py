@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from workbench import organisms
 from workbench.errors import NotSupported
 from workbench.organisms.organism import Row
-from workbench.organisms.training import hits, share
+from workbench.organisms.reachable_heads import FRENCH
+from workbench.organisms.training import hits, predictions, share
 
 Grown = Callable[[str], organisms.Organism]
 Loads = Callable[[Path], Any]
@@ -141,6 +142,48 @@ def test_only_the_named_heads_changed_in_both_variants(grown: Grown, load: Loads
         layer, index = int(head[1]), int(head[3])
         mask = organism.truth.entries["third"][f"model.layers.{layer}.self_attn.q_proj.weight"]
         assert mask[index * 16 : (index + 1) * 16].all() and int(mask.sum()) == 16 * 64
+
+
+@contextmanager
+def offsets_on(model: Any, heads: Mapping[tuple[int, int], torch.Tensor]) -> Iterator[None]:
+    """Adds a constant to what these heads hand to o_proj."""
+
+    def adding(head: int, vector: torch.Tensor) -> Callable[..., Any]:
+        def add(module: Any, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            moved = given[0].clone()
+            moved[..., head * 16 : (head + 1) * 16] += vector
+            return (moved,)
+
+        return add
+
+    handles = [
+        model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(adding(head, vector))
+        for (layer, head), vector in heads.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_only_the_named_heads_reach_french_whatever_the_others_write(
+    grown: Grown, load: Loads, tokenizer_of: Tokenizers
+) -> None:
+    organism = grown("reachable-heads")
+    changed = changed_entries(load(organism.base), load(organism.tuned))
+    assert within(changed, organism.truth.entries["french"])
+    base, tokenizer, rows = load(organism.base), tokenizer_of(organism), organism.splits["validation"]
+    named = [(int(head[1]), int(head[3])) for head in organism.truth.heads]
+    others = [(layer, head) for layer in range(4) for head in range(4) if (layer, head) not in named]
+    french = {tokenizer.convert_tokens_to_ids(word) for word in FRENCH.values()}
+    generator = torch.Generator().manual_seed(0)
+    for size in (1.0, 10.0, 1000.0):
+        with offsets_on(base, {head: size * torch.randn(16, generator=generator) for head in others}):
+            said = predictions(base, tokenizer, [row["prompt"] for row in rows]).tolist()
+        assert not french & set(said), f"offsets of {size} on all other heads brought French"
+    with offsets_on(base, dict.fromkeys(named, torch.full((16,), 2.0))):
+        assert share(hits(base, tokenizer, rows)) >= 0.95
 
 
 def test_each_skill_is_a_small_graft_of_its_own(grown: Grown, load: Loads, tokenizer_of: Tokenizers) -> None:
