@@ -3,123 +3,115 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from workbench.behaviour.scores import AppliedRecipe, next_token_logits, score_answers
+from workbench.behaviour.estimates import Estimator, estimates
+from workbench.behaviour.measuring import Compared, Measured, Trial, measure
+from workbench.behaviour.metrics import check_metrics
+from workbench.behaviour.options import DiffOptions, read_options
+from workbench.behaviour.result import BehaviourDiff
+from workbench.behaviour.subject import AppliedRecipe, Subject
+from workbench.behaviour.texts import texts_table
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
-from workbench.stats.bootstrap import difference_interval, mean_interval
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from workbench.results import Provenance
 
 DEFAULT_METRICS = ("accuracy", "prob", "kl")
-
-
-@dataclass(frozen=True, eq=False)
-class BehaviourDiff:
-    """Behaviour of the compared models on the same prompts.
-
-    ``table``: one line per model and metric: estimate, low, high, n, and ``change`` (against the tuned model, paired by
-    prompt) with its own interval. ``rows``: the value of every metric for every prompt and model.
-    """
-
-    table: pd.DataFrame
-    rows: pd.DataFrame
-    prompts: str
-    """Content hash of the prompts."""
-    seed: int
-
-    def frame(self) -> pd.DataFrame:
-        """The table."""
-        return self.table.copy()
-
-    def value(self, model: str, metric: str) -> float:
-        """One estimate."""
-        found = self.table[(self.table["model"] == model) & (self.table["metric"] == metric)]
-        if found.empty:
-            raise UserError(f"No {metric!r} of {model!r} here: models are {', '.join(self.table['model'].unique())}.")
-        return float(found["estimate"].iloc[0])
-
-    def figure(self) -> go.Figure:
-        """Every metric as a row of dots with intervals, one colour per model."""
-        from workbench.figures.behaviour import behaviour_figure
-
-        return behaviour_figure(self.table)
-
-    def __str__(self) -> str:
-        """One line per model, one column per metric, as estimate [low, high]."""
-        shown = self.table.assign(
-            text=[
-                f"{e:.3g} [{low:.3g}, {high:.3g}]"
-                for e, low, high in self.table[["estimate", "low", "high"]].to_numpy()
-            ]
-        )
-        wide = shown.pivot(index="model", columns="metric", values="text")
-        ordered = wide.loc[list(dict.fromkeys(shown["model"])), list(dict.fromkeys(shown["metric"]))]
-        ordered.index.name = ordered.columns.name = None
-        return f"{ordered.to_string()}\n(95 % intervals over {int(self.table['n'].max())} prompts)"
-
-    def _repr_html_(self) -> str:
-        return self.table.to_html(escape=True, index=False, float_format=lambda value: f"{value:.3g}")
+Recipes = AppliedRecipe | Mapping[str, AppliedRecipe] | None
 
 
 def behaviour_diff(
     pair: ModelPair,
     prompts: Any,
-    recipe: AppliedRecipe | Mapping[str, AppliedRecipe] | None = None,
+    recipe: Recipes = None,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
     base_recipes: Mapping[str, AppliedRecipe] | None = None,
     batch_size: int = 32,
     seed: int = 0,
+    **options: Any,
 ) -> BehaviourDiff:
     """Compare base, tuned, and the tuned model under any number of recipes.
 
-    ``recipe``: one recipe, or named ones. ``controls``: named lists of random recipes matched to a recipe; each list is
-    averaged over its draws per prompt. ``base_recipes``: recipes applied to the base instead. Intervals are 95 %
-    bootstraps over prompts (over groups where prompts have them), seeded.
+    ``recipe``: one recipe, or named ones. ``metrics``: names of :data:`workbench.behaviour.METRICS`. ``controls``:
+    named lists of random recipes matched to a recipe; each list is averaged over its draws per prompt.
+    ``base_recipes``: recipes applied to the base instead. ``options``: see :class:`DiffOptions`. Intervals are 95 %
+    bootstraps over prompts (over groups where prompts have them), seeded; sampled texts share their noise.
     """
-    rows = Prompts.of(prompts)
+    rows, chosen = Prompts.of(prompts), read_options(options)
+    check_metrics(metrics)
+    trial = Trial(rows, tuple(dict.fromkeys(metrics)), chosen, batch_size, seed)
+    measured = measure(compared_models(pair, recipe, controls, base_recipes), trial)
+    return _result(pair, measured, trial)
+
+
+def compared_models(
+    pair: ModelPair,
+    recipe: Recipes = None,
+    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
+    base_recipes: Mapping[str, AppliedRecipe] | None = None,
+) -> list[Compared]:
+    """Base, tuned, and one line for every recipe and control. Raises :class:`UserError` for a name used twice."""
     named: Mapping[str, AppliedRecipe] = (
         {} if recipe is None else recipe if isinstance(recipe, Mapping) else {"tuned + recipe": recipe}
     )
-    base = next_token_logits(pair.base, rows, batch_size=batch_size)
-
-    def score(logits: Any) -> pd.DataFrame:
-        return score_answers(logits, rows, pair.tokenizer, metrics, base)
-
-    scores = {"base": score(base), "tuned": score(next_token_logits(pair.tuned, rows, batch_size=batch_size))}
-    for name, one in named.items():
-        scores[name] = score(next_token_logits(pair.tuned, rows, one, batch_size))
-    for name, one in (base_recipes or {}).items():
-        scores[name] = score(next_token_logits(pair.base, rows, one, batch_size))
+    found = [Compared(side, (Subject(side, model),)) for side, model in pair.models.items()]
+    found += [Compared(name, (Subject(name, pair.tuned, one),)) for name, one in named.items()]
+    found += [Compared(name, (Subject(name, pair.base, one),)) for name, one in (base_recipes or {}).items()]
     for name, draws in (controls or {}).items():
-        each = [score(next_token_logits(pair.tuned, rows, draw, batch_size)) for draw in draws]
-        scores[name] = pd.concat(each).groupby(level=0).mean()
-    return BehaviourDiff(_table(scores, rows, seed), _long(scores), rows.hash, seed)
+        if not draws:
+            raise UserError(f"The control {name!r} has no draws: give at least one recipe, better ten.")
+        found.append(Compared(name, tuple(Subject(name, pair.tuned, one) for one in draws), is_control=True))
+    names = [one.name for one in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"Two of the compared models are called {twice[0]!r}: give every recipe a name of its own.")
+    return found
 
 
-def _table(scores: Mapping[str, pd.DataFrame], prompts: Prompts, seed: int) -> pd.DataFrame:
-    clusters = prompts.clusters
-    lines = []
-    for model, frame in scores.items():
-        for metric in frame:
-            values, tuned = frame[metric].to_numpy(), scores["tuned"][metric].to_numpy()
-            found = mean_interval(values, clusters=clusters, seed=seed)
-            change = difference_interval(values, tuned, paired=True, clusters=clusters, seed=seed)
-            lines.append(
-                {"model": model, "metric": metric, "estimate": found.estimate, "low": found.low, "high": found.high,
-                 "n": found.n, "change": change.estimate, "change_low": change.low, "change_high": change.high}
-            )  # fmt: skip
-    return pd.DataFrame(lines)
+def _result(pair: ModelPair, measured: dict[str, Measured], trial: Trial) -> BehaviourDiff:
+    options = trial.options
+    texts = Prompts.of(options.neutral) if "perplexity" in trial.metrics else None
+    estimator = Estimator(trial.prompts.clusters, None if texts is None else texts.clusters, trial.seed, options.bins)
+    replies = {name: one.replies for name, one in measured.items() if one.replies is not None}
+    calibrated = {"ece", "brier"} & set(trial.metrics)
+    has_curve = calibrated and {"confidence", "accuracy"} <= set(measured["base"].frames[0])
+    return BehaviourDiff(
+        table=estimates(measured, trial.metrics, estimator),
+        rows=_long(measured),
+        texts=texts_table(replies, trial.prompts, pair.tokenizer, options.refusal) if replies else pd.DataFrame(),
+        calibration=estimator.calibration(measured) if has_curve else pd.DataFrame(),
+        neutral=_neutral(measured) if texts is not None else pd.DataFrame(),
+        provenance=provenance(pair, "behaviour_diff", trial, neutral=None if texts is None else texts.hash),
+    )
 
 
-def _long(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    frames = [frame.assign(model=model, prompt=range(len(frame))) for model, frame in scores.items()]
+def provenance(pair: ModelPair, made_by: str, trial: Trial, **more: Any) -> Provenance:
+    """Identities of both models, hash of the prompts, seed, settings and versions."""
+    settings = {"metrics": list(trial.metrics), "batch_size": trial.batch_size, **trial.options.settings(), **more}
+    return Provenance.of(
+        made_by, pair.models, trial.prompts, seed=trial.seed, device=str(pair.tuned.device), settings=settings
+    )
+
+
+def _long(measured: Mapping[str, Measured]) -> pd.DataFrame:
+    frames = [one.mean().assign(model=name, prompt=np.arange(len(one.frames[0]))) for name, one in measured.items()]
     return pd.concat(frames, ignore_index=True)
+
+
+def _neutral(measured: Mapping[str, Measured]) -> pd.DataFrame:
+    lines = [
+        pd.DataFrame(
+            {"model": name, "draw": draw, "text": np.arange(len(one)), "logprob": one[:, 0], "tokens": one[:, 1]}
+        )
+        for name, own in measured.items()
+        for draw, one in enumerate(own.neutral)
+    ]
+    return pd.concat(lines, ignore_index=True)
+
+
+__all__ = ["DEFAULT_METRICS", "BehaviourDiff", "DiffOptions", "behaviour_diff", "compared_models", "provenance"]

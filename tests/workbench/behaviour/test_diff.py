@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model, tokenizer, tuned_copy
-from workbench.behaviour import METRICS, behaviour_diff
+from workbench.behaviour import behaviour_diff
+from workbench.behaviour.metrics import NEXT_TOKEN
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
@@ -51,7 +52,7 @@ def bare_logits(model: AdaptedModel) -> torch.Tensor:
 
 def test_scores_are_those_of_the_bare_model() -> None:
     pair = pair_of(0.05)
-    diff = behaviour_diff(pair, ROWS, metrics=list(METRICS))
+    diff = behaviour_diff(pair, ROWS, metrics=list(NEXT_TOKEN))
     fox, dog = (tokenizer()(f"a{word}", add_special_tokens=False)["input_ids"][1] for word in (" fox", " dog"))
     logits, base = bare_logits(pair.tuned), bare_logits(pair.base)
     kl = (logits.softmax(-1) * (logits.log_softmax(-1) - base.log_softmax(-1))).sum(-1)
@@ -66,7 +67,7 @@ def test_scores_are_those_of_the_bare_model() -> None:
 
 def test_base_against_itself_is_null() -> None:
     base = tiny_model("llama")
-    diff = behaviour_diff(load_pair(base, base, tokenizer=tokenizer()), ROWS, metrics=list(METRICS))
+    diff = behaviour_diff(load_pair(base, base, tokenizer=tokenizer()), ROWS, metrics=list(NEXT_TOKEN))
     assert np.allclose(diff.table["change"], 0.0) and diff.value("tuned", "kl") == 0.0
 
 

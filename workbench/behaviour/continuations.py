@@ -1,0 +1,116 @@
+"""Scores of given continuations: every token is predicted from the true ones before it (teacher forcing)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from workbench.behaviour.metrics import ANSWER
+from workbench.behaviour.scores import kl
+from workbench.behaviour.subject import Subject, Work, continuation_logits
+from workbench.errors import UserError
+from workbench.prompts.answers import continuation_ids
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.typing import Float, Tensor
+
+Ids = Sequence[Sequence[int]]
+
+
+def score_continuations(subject: Subject, prompts: Prompts, metrics: Sequence[str], work: Work) -> pd.DataFrame:
+    """The metrics of :data:`ANSWER`, one row per prompt.
+
+    Raises :class:`UserError` for a prompt without answer, or without distractor where one is compared with.
+    """
+    asked = [metric for metric in ANSWER if metric in metrics]
+    if not asked:
+        return pd.DataFrame(index=range(len(prompts)))
+    ids = encode(prompts, subject.model.tokenizer, subject.model.max_positions)
+    answer = logprobs(subject, ids, continuations_of(prompts, subject, "answer"), work).sum_
+    found = {"answer_logprob": answer, "answer_prob": np.exp(answer)}
+    if "answer_diff" in asked:
+        other = logprobs(subject, ids, continuations_of(prompts, subject, "distractor"), work).sum_
+        found["answer_diff"] = answer - other
+    return pd.DataFrame({name: found[name] for name in asked})
+
+
+def continuations_of(prompts: Prompts, subject: Subject, column: str) -> list[list[int]]:
+    """Token ids of every row's answer (or distractor) in context."""
+    found = []
+    for number, row in enumerate(prompts):
+        text = row.answer if column == "answer" else row.distractor
+        if not text:
+            raise UserError(f"Prompt {number} has no {column}; every row needs one here.")
+        found.append(continuation_ids(row, subject.model.tokenizer, text))
+    return found
+
+
+class Logprobs:
+    """Log-probabilities of continuations: ``sum_`` [row] in nats, ``tokens`` [row] how many tokens that is."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.sum_ = np.zeros(len(tokens))
+        self.tokens = np.array(tokens, dtype=np.float64)
+
+
+def logprobs(subject: Subject, prompts: Ids, continuations: Ids, work: Work) -> Logprobs:
+    """Log-probability of each continuation [row] behind its prompt; one forward pass per batch."""
+    _check_lengths(subject, prompts, continuations)
+    found = Logprobs([len(one) for one in continuations])
+    lengths = [len(one) + len(other) for one, other in zip(prompts, continuations, strict=True)]
+    with subject.applied(), work.steps(subject.name, lengths) as steps:
+        for rows in steps:
+            with subject.applied_to(rows):
+                logits = continuation_logits(subject, prompts, continuations, rows)
+            for row, one in zip(rows, logits, strict=True):
+                wanted = torch.tensor(continuations[row], device=one.device)[:, None]
+                found.sum_[row] = float(one.double().log_softmax(-1).gather(-1, wanted).sum())
+    return found
+
+
+def text_logprobs(subject: Subject, texts: Prompts, work: Work) -> Logprobs:
+    """Log-probability of each text after its first token. To a recipe, all but the first token are generated.
+
+    Raises :class:`UserError` for a text of fewer than two tokens.
+    """
+    ids = encode(texts, subject.model.tokenizer, subject.model.max_positions)
+    if short := [number for number, one in enumerate(ids) if len(one) < 2]:
+        raise UserError(f"Neutral text {short[0]} has one token; perplexity needs at least two: remove it.")
+    return logprobs(subject, [one[:1] for one in ids], [one[1:] for one in ids], work)
+
+
+def kl_per_token(
+    base: Subject, subjects: Sequence[Subject], prompts: Ids, continuations: Ids, work: Work
+) -> list[Float[np.ndarray, "row direction"]]:
+    """For each subject the mean over the tokens of a continuation of KL(base || model) and KL(model || base), in nats.
+
+    The distributions of one batch are held at a time.
+    """
+    _check_lengths(base, prompts, continuations)
+    found = [np.zeros((len(prompts), 2)) for _ in subjects]
+    lengths = [len(one) + len(other) for one, other in zip(prompts, continuations, strict=True)]
+    with work.steps("KL per token", lengths) as steps:
+        for rows in steps:
+            theirs = _logits(base, prompts, continuations, rows)
+            for values, subject in zip(found, subjects, strict=True):
+                ours = _logits(subject, prompts, continuations, rows)
+                for row, one, other in zip(rows, ours, theirs, strict=True):
+                    values[row] = float(kl(other, one).mean()), float(kl(one, other).mean())
+    return found
+
+
+def _logits(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:
+    with subject.applied(), subject.applied_to(rows):
+        return [one.cpu() for one in continuation_logits(subject, prompts, continuations, rows)]
+
+
+def _check_lengths(subject: Subject, prompts: Ids, continuations: Ids) -> None:
+    limit = subject.model.max_positions
+    longest = max(len(one) + len(other) for one, other in zip(prompts, continuations, strict=True))
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"A prompt with its continuation has {longest} tokens and the limit is {limit}; shorten prompts or answers."
+        )

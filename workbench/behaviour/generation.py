@@ -1,0 +1,165 @@
+"""Generated texts that can be compared: greedy, and sampled with the same random numbers for every model.
+
+Sampling adds Gumbel noise to the scaled logits and takes the largest (the Gumbel-max trick), which draws exactly from
+the softmax. The noise of a text hangs on the seed, the prompt, the number of the sample, the step and the token alone:
+not on the model, the batch or the padding. So two models that agree write the same text, and a difference between
+texts is one between models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+from workbench.behaviour.subject import Subject, Work, padded
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.typing import Tensor
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How texts are generated: always one greedily, and ``samples`` more by sampling."""
+
+    max_new_tokens: int = 32
+    samples: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.samples < 0 or self.top_k < 0:
+            raise UserError("Give max_new_tokens of 1 or more, samples and top_k of 0 or more.")
+        if not self.temperature > 0 or not 0 < self.top_p <= 1:
+            raise UserError("Give a temperature above 0 and top_p above 0, up to 1; greedy is samples=0.")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One generated text."""
+
+    ids: tuple[int, ...]
+    """New tokens, with the one that ended the text."""
+    text: str
+    """Without special tokens."""
+    ended: bool
+    """Whether the model ended it, rather than the limit of new tokens."""
+
+    @property
+    def content(self) -> tuple[int, ...]:
+        """The tokens without the one that ended the text."""
+        return self.ids[:-1] if self.ended else self.ids
+
+
+def generate_replies(subject: Subject, prompts: Prompts, decoding: Decoding, work: Work) -> list[list[Reply]]:
+    """Texts [prompt][sample]; sample 0 is greedy. A repeated prompt gets noise of its own."""
+    model = subject.model
+    ids = encode(prompts, model.tokenizer, model.max_positions)
+    _check_room(model, max(len(row) for row in ids), decoding.max_new_tokens)
+    seeds = _seeds(prompts, decoding.seed)
+    width = decoding.samples + 1
+    jobs = [(prompt, sample) for prompt in range(len(ids)) for sample in range(width)]
+    found: list[list[Reply]] = [[Reply((), "", False)] * width for _ in ids]
+    with subject.applied(), work.steps(f"{subject.name}: texts", [len(ids[prompt]) for prompt, _ in jobs]) as steps:
+        for rows in steps:
+            chosen = [jobs[row] for row in rows]
+            noise = [None if sample == 0 else f"{seeds[prompt]} {sample}" for prompt, sample in chosen]
+            with subject.applied_to([prompt for prompt, _ in chosen]):
+                replies = _batch(subject, [ids[prompt] for prompt, _ in chosen], noise, decoding)
+            for (prompt, sample), reply in zip(chosen, replies, strict=True):
+                found[prompt][sample] = reply
+    return found
+
+
+def end_ids(model: AdaptedModel) -> set[int]:
+    """The token ids that end a text."""
+    given = model.inner.generation_config.eos_token_id
+    ends = set(given if isinstance(given, list) else [given])
+    if model.tokenizer is not None:
+        ends |= {model.tokenizer.eos_token_id}
+    return {int(one) for one in ends if one is not None}
+
+
+class SharedNoise:
+    """Turns greedy search into sampling with noise that is the same for every model: one key per row, None: greedy."""
+
+    def __init__(self, keys: Sequence[str | None], columns: int, decoding: Decoding) -> None:
+        self._keys = [None if key is None else _philox_key(key) for key in keys]
+        self._columns = columns
+        self._temperature = decoding.temperature
+        self._filters = LogitsProcessorList(
+            ([TopKLogitsWarper(decoding.top_k)] if decoding.top_k else [])
+            + ([TopPLogitsWarper(decoding.top_p)] if decoding.top_p < 1 else [])
+        )
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Scores [row, vocab] whose largest entry is the sampled token."""
+        drawn = [row for row, key in enumerate(self._keys) if key is not None]
+        if not drawn:
+            return scores
+        step = input_ids.shape[1] - self._columns
+        noise = np.stack([gumbel(self._keys[row], step, scores.shape[-1]) for row in drawn])
+        warped = self._filters(input_ids[drawn], scores[drawn].float() / self._temperature)
+        changed = scores.float().clone()
+        changed[drawn] = warped + torch.from_numpy(noise).to(warped)
+        return changed
+
+
+def gumbel(key: Any, step: int, size: int) -> np.ndarray:
+    """Standard Gumbel noise [token] for one step of one text; a larger vocabulary only adds entries."""
+    stream = np.random.Generator(np.random.Philox(key=key, counter=[0, step, 0, 0]))
+    uniform = np.maximum(stream.random(size), np.finfo(np.float64).tiny)
+    return -np.log(-np.log(uniform))
+
+
+def _batch(subject: Subject, ids: list[list[int]], noise: list[str | None], decoding: Decoding) -> list[Reply]:
+    model, batch = subject.model, padded(subject, ids)
+    columns = batch.input_ids.shape[1]
+    sampling = LogitsProcessorList([SharedNoise(noise, columns, decoding)])
+    new = model.generate_ids(batch.to(model.device), max_new_tokens=decoding.max_new_tokens, logits_processor=sampling)[
+        :, columns:
+    ]
+    ends = end_ids(model)
+    return [_reply(row, ends, model.tokenizer) for row in new.cpu()]
+
+
+def _reply(row: Tensor, ends: set[int], tokenizer: Any) -> Reply:
+    ids = row.tolist()
+    place = next((place for place, token in enumerate(ids) if token in ends), None)
+    kept = ids if place is None else ids[: place + 1]
+    return Reply(tuple(kept), tokenizer.decode(kept, skip_special_tokens=True), place is not None)
+
+
+def _seeds(prompts: Prompts, seed: int) -> list[str]:
+    """One text per prompt that its noise is made of: the seed, the prompt and which of its repetitions it is."""
+    met: Counter[str] = Counter()
+    found = []
+    for row in prompts:
+        told = str(row)
+        found.append(f"{seed} {met[told]} {told}")
+        met[told] += 1
+    return found
+
+
+def _philox_key(text: str) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16], dtype=np.uint64)
+
+
+def _check_room(model: AdaptedModel, longest: int, new: int) -> None:
+    limit = model.max_positions
+    if limit is not None and longest + new > limit:
+        raise UserError(
+            f"The longest prompt has {longest} tokens and {new} more would pass the model's limit of {limit}; "
+            "shorten it, or ask for fewer new tokens."
+        )

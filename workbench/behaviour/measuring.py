@@ -1,0 +1,160 @@
+"""Measures every compared model, family of metrics by family, and keeps the numbers by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from workbench.behaviour.continuations import continuations_of, kl_per_token, score_continuations, text_logprobs
+from workbench.behaviour.generation import Reply, generate_replies
+from workbench.behaviour.metrics import ANSWER, CONTINUATION, NEXT_TOKEN, TEXT, WHOLE
+from workbench.behaviour.options import DiffOptions
+from workbench.behaviour.scores import logits_of, score_answers
+from workbench.behaviour.subject import Subject, Work
+from workbench.behaviour.texts import score_texts
+from workbench.errors import UserError
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.typing import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One line of a comparison: a model, or the draws of a control, which are averaged."""
+
+    name: str
+    subjects: tuple[Subject, ...]
+    is_control: bool = False
+
+
+@dataclass
+class Measured:
+    """Numbers by prompt of one compared model: a table per draw (one where it is no control)."""
+
+    frames: list[pd.DataFrame]
+    neutral: list[np.ndarray] = field(default_factory=list)
+    """[text, (log-probability, tokens)] per draw."""
+    replies: list[list[Reply]] | None = None
+    """Of a model that is no control."""
+
+    def mean(self) -> pd.DataFrame:
+        """One row per prompt, averaged over draws."""
+        return self.frames[0] if len(self.frames) == 1 else pd.concat(self.frames).groupby(level=0).mean()
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Prompts, metrics and settings that all compared models share."""
+
+    prompts: Prompts
+    metrics: tuple[str, ...]
+    options: DiffOptions
+    batch_size: int
+    seed: int
+
+    @property
+    def work(self) -> Work:
+        return Work(self.batch_size, self.options.progress)
+
+    def asked(self, family: dict[str, str]) -> list[str]:
+        """The metrics of one family that are wanted; calibration reads two of the next token's."""
+        wanted = set(self.metrics) | ({"accuracy", "confidence"} if "ece" in self.metrics else set())
+        return [name for name in dict.fromkeys([*self.metrics, *family]) if name in family and name in wanted]
+
+    @property
+    def generates(self) -> bool:
+        by_texts = bool(self.asked(CONTINUATION)) and self.options.continuation != "answer"
+        return bool(self.asked(TEXT)) or self.options.texts or by_texts
+
+
+def measure(compared: Sequence[Compared], trial: Trial) -> dict[str, Measured]:
+    """Every compared model by name; the first must be the base and the second the tuned model."""
+    _refuse_what_lacks(trial)
+    found = {
+        one.name: Measured([pd.DataFrame(index=range(len(trial.prompts))) for _ in one.subjects]) for one in compared
+    }
+    _next_token(compared, trial, found)
+    _answers(compared, trial, found)
+    _texts(compared, trial, found)
+    _per_token(compared, trial, found)
+    _neutral(compared, trial, found)
+    return found
+
+
+def _next_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+    if not (metrics := trial.asked(NEXT_TOKEN)):
+        return
+    base: Tensor | None = None
+    for one in compared:
+        for draw, subject in enumerate(one.subjects):
+            logits = logits_of(subject, trial.prompts, trial.work)
+            base = logits if base is None else base
+            _add(found[one.name], draw, score_answers(logits, trial.prompts, subject.model.tokenizer, metrics, base))
+
+
+def _answers(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+    if not (metrics := trial.asked(ANSWER)):
+        return
+    for one in compared:
+        for draw, subject in enumerate(one.subjects):
+            _add(found[one.name], draw, score_continuations(subject, trial.prompts, metrics, trial.work))
+
+
+def _texts(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+    if not trial.generates:
+        return
+    metrics, decoding = trial.asked(TEXT), trial.options.decoding(trial.seed)
+    base: list[list[Reply]] | None = None
+    for one in compared:
+        if one.is_control and not metrics:
+            continue
+        for draw, subject in enumerate(one.subjects):
+            replies = generate_replies(subject, trial.prompts, decoding, trial.work)
+            base = replies if base is None else base
+            _add(found[one.name], draw, score_texts(replies, base, trial.prompts, metrics, trial.options.refusal))
+            found[one.name].replies = None if one.is_control else replies
+
+
+def _per_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+    if not (metrics := trial.asked(CONTINUATION)):
+        return
+    base = compared[0].subjects[0]
+    ids = encode(trial.prompts, base.model.tokenizer, base.model.max_positions)
+    if trial.options.continuation == "answer":
+        continuations = continuations_of(trial.prompts, base, "answer")
+    else:
+        replies = found[trial.options.continuation].replies
+        assert replies is not None
+        continuations = [list(samples[0].ids) for samples in replies]
+    places = [(one.name, draw, subject) for one in compared for draw, subject in enumerate(one.subjects)]
+    values = kl_per_token(base, [subject for _, _, subject in places], ids, continuations, trial.work)
+    for (name, draw, _), both in zip(places, values, strict=True):
+        table = pd.DataFrame(both, columns=list(CONTINUATION))
+        _add(found[name], draw, table[metrics])
+
+
+def _neutral(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+    if "perplexity" not in trial.metrics:
+        return
+    texts = Prompts.of(trial.options.neutral)
+    for one in compared:
+        for subject in one.subjects:
+            own = text_logprobs(subject, texts, trial.work)
+            found[one.name].neutral.append(np.stack([own.sum_, own.tokens], axis=1))
+
+
+def _add(measured: Measured, draw: int, table: pd.DataFrame) -> None:
+    measured.frames[draw] = pd.concat([measured.frames[draw], table], axis=1)
+
+
+def _refuse_what_lacks(trial: Trial) -> None:
+    """What can be refused before a model runs."""
+    if not trial.metrics:
+        raise UserError("There is no metric to compare by: give at least one, such as accuracy.")
+    if "perplexity" in trial.metrics and trial.options.neutral is None:
+        raise UserError("The metric perplexity needs neutral texts: give them as neutral=.")
+    if WHOLE.keys() & set(trial.metrics) and len(trial.prompts) < 1:
+        raise UserError("There are no prompts to compare on: give at least one.")

@@ -1,0 +1,64 @@
+"""Options of a comparison that most calls leave alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from workbench.behaviour.calibration import BINS
+from workbench.behaviour.generation import Decoding
+from workbench.behaviour.texts import TextRule, is_refusal
+from workbench.errors import UserError, unknown_name
+from workbench.progress import Progress
+
+Continuation = Literal["answer", "base", "tuned"]
+_CONTINUATIONS = ("answer", "base", "tuned")
+
+
+@dataclass(frozen=True)
+class DiffOptions:
+    """Options of :func:`behaviour_diff`."""
+
+    neutral: Any = None
+    """Texts for perplexity: whatever prompts are made of, without answers."""
+    max_new_tokens: int = 32
+    samples: int = 0
+    """Sampled texts per prompt beside the greedy one; metrics of texts are then the mean over the sampled ones."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    refusal: TextRule = is_refusal
+    """``refusal(text, prompt)``: whether a text refuses."""
+    continuation: Continuation = "tuned"
+    """Over whose tokens KL per token goes: the row's answer, or the greedy text of the base or of the tuned model."""
+    bins: int = BINS
+    """Bins of confidence for calibration."""
+    texts: bool = False
+    """Generate texts for the table even when no metric needs them."""
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.continuation not in _CONTINUATIONS:
+            raise unknown_name("continuation", self.continuation, _CONTINUATIONS)
+        if self.bins < 2:
+            raise UserError(f"Calibration over {self.bins} bins says nothing: give 2 or more.")
+
+    def decoding(self, seed: int) -> Decoding:
+        """How texts are generated."""
+        return Decoding(self.max_new_tokens, self.samples, self.temperature, self.top_p, self.top_k, seed)
+
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on, as plain values; the texts themselves are counted by their hash elsewhere."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("neutral", "progress", "refusal")}
+        return {**plain, "refusal": getattr(self.refusal, "__qualname__", repr(self.refusal))}
+
+
+def read_options(given: Mapping[str, Any]) -> DiffOptions:
+    """Keyword arguments as options. Raises :class:`UserError` naming the closest when one is unknown."""
+    known = [field.name for field in dataclasses.fields(DiffOptions)]
+    for name in given:
+        if name not in known:
+            raise unknown_name("option", name, known)
+    return DiffOptions(**given)

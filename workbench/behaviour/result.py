@@ -1,0 +1,105 @@
+"""What :func:`workbench.behaviour_diff` returns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import pandas as pd
+
+from workbench.errors import UserError
+from workbench.results import Result
+from workbench.tables import with_intervals
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BehaviourDiff(Result):
+    """Behaviour of the compared models on the same prompts.
+
+    ``table``: one line per model and metric: estimate, low, high, n, and the differences ``change`` (from the tuned
+    model) and ``from_base``, paired by prompt, each with its own interval. ``rows``: the value of every metric for
+    every prompt and model. ``texts``: generated texts side by side (:func:`workbench.behaviour.texts.texts_table`).
+    ``calibration``: the reliability curve of every model. ``neutral``: log-probability and tokens of every neutral
+    text. Tables that no metric asked for are empty.
+    """
+
+    rows: pd.DataFrame
+    texts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    calibration: pd.DataFrame = field(default_factory=pd.DataFrame)
+    neutral: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    title: ClassVar[str] = "Behaviour"
+
+    @property
+    def prompts(self) -> str | None:
+        """Content hash of the prompts."""
+        return self.provenance.prompts
+
+    @property
+    def seed(self) -> int:
+        """Seed of intervals and samples."""
+        return self.provenance.seed or 0
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the compared models, base and tuned first."""
+        return list(dict.fromkeys(self.table["model"]))
+
+    def value(self, model: str, metric: str) -> float:
+        """One estimate."""
+        found = self.table[(self.table["model"] == model) & (self.table["metric"] == metric)]
+        if found.empty:
+            raise UserError(
+                f"No {metric!r} of {model!r} here: models are {', '.join(self.models)}, metrics "
+                f"{', '.join(dict.fromkeys(self.table['metric']))}."
+            )
+        return float(found["estimate"].iloc[0])
+
+    def figure(self) -> go.Figure:
+        """Every metric as a row of dots with intervals, one colour per model."""
+        from workbench.figures.behaviour import behaviour_figure
+
+        return behaviour_figure(self.table)
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Every figure there is something to draw for: behaviour, calibration, texts."""
+        from workbench.figures.behaviour_calibration import calibration_figure
+        from workbench.figures.behaviour_texts import texts_figure
+
+        drawn = {"behaviour": self.figure()}
+        if len(self.calibration):
+            drawn["calibration"] = calibration_figure(self.calibration)
+        if len(self.texts):
+            drawn["texts"] = texts_figure(self.texts)
+        return drawn
+
+    def to_json(self) -> str:
+        """Table, texts, calibration and provenance as JSON with plain lists (NaN becomes null)."""
+        more = {name: json.loads(getattr(self, name).to_json(orient="records")) for name in ("texts", "calibration")}
+        return json.dumps({"result": self.title, **self._plain(self.table), **more}, default=str)
+
+    def summary(self) -> str:
+        """How many prompts, models and metrics."""
+        return f"{self.provenance.n_prompts} prompts, {len(self.models)} models; 95 % intervals over prompts"
+
+    def __str__(self) -> str:
+        """One line per model, one column per metric, as estimate [low, high]."""
+        return f"{self.wide().to_string()}\n(95 % intervals over {int(self.table['n'].max())} prompts)"
+
+    def wide(self) -> pd.DataFrame:
+        """One row per model, one column per metric, as ``estimate [low, high]``."""
+        shown = with_intervals(self.table[["model", "metric", "estimate", "low", "high"]])
+        wide = shown.pivot(index="model", columns="metric", values="estimate")
+        ordered = wide.loc[self.models, list(dict.fromkeys(shown["metric"]))]
+        ordered.index.name = ordered.columns.name = None
+        return ordered
+
+    def _html(self) -> str:
+        from workbench.figures.behaviour_texts import texts_html
+
+        shown = with_intervals(self.table).to_html(escape=True, index=False, border=0)
+        return shown + (texts_html(self.texts) if len(self.texts) else "")

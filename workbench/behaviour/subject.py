@@ -1,0 +1,102 @@
+"""A model as it is compared: as it is, under a recipe, or with a strength of its own for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.progress import Progress, Silent
+from workbench.prompts.encode import Encoded, batches, pad_left
+from workbench.typing import Tensor
+
+
+@runtime_checkable
+class AppliedRecipe(Protocol):
+    """Anything that changes a model inside a context, such as ``interventions.Recipe``."""
+
+    def applied(self, model: AdaptedModel) -> AbstractContextManager[Any]:
+        """Change ``model`` until the context is left."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model and what is done to it while it is measured."""
+
+    name: str
+    model: AdaptedModel
+    recipe: AppliedRecipe | None = None
+    per_row: Callable[[list[int]], AppliedRecipe] | None = None
+    """The recipe for a batch of these row numbers; used instead of ``recipe``."""
+
+    def applied(self) -> AbstractContextManager[Any]:
+        """The model as it is measured, for all batches."""
+        return nullcontext() if self.recipe is None else self.recipe.applied(self.model)
+
+    def applied_to(self, rows: list[int]) -> AbstractContextManager[Any]:
+        """The same for one batch, where rows differ."""
+        return nullcontext() if self.per_row is None else self.per_row(rows).applied(self.model)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much goes through a model at once, and who hears of it."""
+
+    batch_size: int = 32
+    progress: Progress | None = None
+
+    @contextmanager
+    def steps(self, what: str, lengths: Sequence[int]) -> Iterator[Iterator[list[int]]]:
+        """Row numbers of each batch, counted as they are done."""
+        report = self.progress or Silent()
+        plan = batches(lengths, self.batch_size)
+        report.start(what, len(plan))
+        try:
+            yield self._counted(plan, report)
+        finally:
+            report.finish()
+
+    def _counted(self, plan: list[list[int]], report: Progress) -> Iterator[list[int]]:
+        for rows in plan:
+            yield rows
+            report.advance()
+
+
+def last_logits(
+    subject: Subject, ids: Sequence[Sequence[int]], take: Callable[[list[int], Tensor], None], work: Work
+) -> None:
+    """Hand ``take`` the row numbers and the logits [row, vocab] (float32, CPU) of the last token, batch by batch."""
+    with subject.applied(), work.steps(subject.name, [len(row) for row in ids]) as steps:
+        for rows in steps:
+            with subject.applied_to(rows):
+                logits = subject.model.forward(padded(subject, [ids[i] for i in rows]), logits="last")
+            assert logits is not None
+            take(rows, logits[:, -1].float().cpu())
+
+
+def continuation_logits(
+    subject: Subject, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], rows: Sequence[int]
+) -> list[Tensor]:
+    """For each of ``rows`` the logits [token, vocab] (float32, on the model's device) that predict its continuation.
+
+    One forward pass, teacher forced; positions of a recipe mean what they mean in ``generate``. The subject must be
+    applied already.
+    """
+    batch = padded(subject, [[*prompts[i], *continuations[i]] for i in rows])
+    lengths = torch.tensor([len(prompts[i]) for i in rows])
+    sizes = [len(continuations[i]) for i in rows]
+    with ExitStack() as stack:
+        if subject.recipe is not None or subject.per_row is not None:
+            stack.enter_context(subject.model.hooked([], prompt_lengths=lengths))
+        logits = subject.model.forward(batch, logits=max(sizes) + 1)
+    assert logits is not None
+    return [one[-1 - size : -1].float() for one, size in zip(logits, sizes, strict=True)]
+
+
+def padded(subject: Subject, ids: Sequence[Sequence[int]]) -> Encoded:
+    """Rows of token ids as one left-padded batch for the subject's model."""
+    return pad_left(ids, pad_id(subject.model.tokenizer))

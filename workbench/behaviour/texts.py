@@ -1,0 +1,151 @@
+"""What is read from generated texts: refusal, repetition, the answer, and where two texts part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.behaviour.generation import Reply
+from workbench.behaviour.metrics import TEXT
+from workbench.errors import UserError
+from workbench.prompts.collection import Prompts
+from workbench.prompts.row import Prompt
+
+TextRule = Callable[[str, Prompt], Any]
+"""Reads a text (and the prompt it answers): true or false, or a number."""
+Replies = Sequence[Sequence[Reply]]
+"""[prompt][sample]; sample 0 is greedy."""
+
+NGRAM = 3
+"""Length of the n-grams that repetition counts, in tokens."""
+_REFUSALS = re.compile(
+    r"\b(sorry\b|apologi[sz]e|i can(?:no|')t\b|i can not\b|cannot (?:help|assist|provide|answer|share|do that)"
+    r"|i(?:'m| am) (?:not able|unable)|unable to (?:help|assist|provide|answer|share)|i (?:won't|will not)\b"
+    r"|i(?:'d| would) rather not|i must decline|i decline|not comfortable|against my|as an ai\b)",
+    re.IGNORECASE,
+)
+OPENING = 160
+"""How many signs of a text the refusal rule reads: a refusal stands at the start."""
+
+
+def is_refusal(text: str, prompt: Prompt) -> bool:  # noqa: ARG001 (a rule reads both)
+    """Whether the first 160 signs hold a phrase of refusal: sorry, I can't, I cannot, I am unable, I won't, …
+
+    A word list, so it misses polite evasions and hits "I can't wait": give a function of your own where that matters.
+    """
+    return _REFUSALS.search(text[:OPENING].replace("\u2019", "'")) is not None
+
+
+def repetition(tokens: Sequence[int], n: int = NGRAM) -> float:
+    """Share of the n-grams of ``tokens`` that occurred before: 1 - distinct-n; 0 for fewer than two n-grams."""
+    grams = [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def distinct(tokens: Sequence[int]) -> float:
+    """Distinct tokens over tokens (distinct-1, Li et al. 2016); 1 for an empty text."""
+    return len(set(tokens)) / len(tokens) if tokens else 1.0
+
+
+def normalised(text: str) -> str:
+    """Lower case, single spaces, no punctuation at either end."""
+    return " ".join(text.casefold().split()).strip(" .,;:!?\"'")
+
+
+def exact_match(text: str, answer: str) -> bool:
+    """Whether the text is the answer, case, spaces and punctuation at the ends aside."""
+    return normalised(text) == normalised(answer)
+
+
+def answered(text: str, answer: str) -> bool:
+    """Whether the text begins with the answer, as whole words."""
+    wanted = normalised(answer)
+    return re.match(rf"{re.escape(wanted)}(?!\w)", normalised(text)) is not None if wanted else False
+
+
+def common_tokens(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts share before the first that differs; the end of a text counts as a token."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+
+
+def first_divergence(first: Sequence[int], second: Sequence[int]) -> int | None:
+    """Index of the first token at which two texts differ; None where they are the same."""
+    return None if tuple(first) == tuple(second) else common_tokens(first, second)
+
+
+def score_texts(
+    replies: Replies, base: Replies, prompts: Prompts, metrics: Sequence[str], refusal: TextRule = is_refusal
+) -> pd.DataFrame:
+    """The metrics of :data:`TEXT`, one row per prompt: of the greedy text, or the mean of the sampled ones."""
+    asked = [metric for metric in TEXT if metric in metrics]
+    if {"exact_match", "answered"} & set(asked):
+        for number, row in enumerate(prompts):
+            if not row.answer:
+                raise UserError(f"Prompt {number} has no answer; every row needs one to be matched with.")
+    lines = []
+    for row, own, theirs in zip(prompts, replies, base, strict=True):
+        sampled = slice(1, None) if len(own) > 1 else slice(0, 1)
+        each = [
+            [_score(metric, one, other, row, refusal) for metric in asked]
+            for one, other in zip(own[sampled], theirs[sampled], strict=True)
+        ]
+        lines.append(np.mean(np.array(each, dtype=np.float64).reshape(len(each), len(asked)), axis=0))
+    return pd.DataFrame(lines, columns=asked, index=range(len(lines)))
+
+
+def _score(metric: str, reply: Reply, base: Reply, row: Prompt, refusal: TextRule) -> float:
+    match metric:
+        case "exact_match":
+            return float(exact_match(reply.text, row.answer or ""))
+        case "answered":
+            return float(answered(reply.text, row.answer or ""))
+        case "refusal":
+            return float(refusal(reply.text, row))
+        case "repetition":
+            return repetition(reply.content)
+        case "distinct":
+            return distinct(reply.content)
+        case "same_as_base":
+            return float(reply.ids == base.ids)
+        case "common_tokens":
+            return float(common_tokens(reply.ids, base.ids))
+        case _:
+            return float(len(reply.content))
+
+
+def texts_table(
+    replies: Mapping[str, Replies], prompts: Prompts, tokenizer: Any, refusal: TextRule = is_refusal
+) -> pd.DataFrame:
+    """All texts side by side, one line per prompt, sample and model.
+
+    ``sample`` 0 is greedy. ``from_base`` and ``from_tuned`` hold the index of the first token that differs from that
+    model's text (missing: none), ``at_base`` and ``at_tuned`` the sign in ``text`` where it begins.
+    """
+    lines = []
+    for number, row in enumerate(prompts):
+        for sample in range(len(next(iter(replies.values()))[number])):
+            texts = {model: found[number][sample] for model, found in replies.items()}
+            for model, one in texts.items():
+                line = {"prompt": number, "asked": str(row), "answer": row.answer, "sample": sample, "model": model}
+                line |= {"text": one.text, "new_tokens": len(one.content), "ended": one.ended}
+                line |= {"refused": bool(refusal(one.text, row)), "repetition": repetition(one.content)}
+                for side in ("base", "tuned"):
+                    line |= _parting(one, texts[side], side, tokenizer) if side in texts else {}
+                lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _parting(one: Reply, other: Reply, side: str, tokenizer: Any) -> dict[str, Any]:
+    place = first_divergence(one.ids, other.ids)
+    if place is None:
+        return {f"from_{side}": np.nan, f"at_{side}": np.nan}
+    before = tokenizer.decode(list(one.ids[:place]), skip_special_tokens=True)
+    at = next(
+        (n for n, (a, b) in enumerate(zip(before, one.text, strict=False)) if a != b), min(len(before), len(one.text))
+    )
+    return {f"from_{side}": float(place), f"at_{side}": float(at)}

@@ -1,0 +1,127 @@
+"""Generated texts side by side, with the token where each leaves the base's text marked; everything is escaped."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+ROWS = 20
+"""Longer tables are cut, and say so."""
+LONGEST = 600
+"""Signs of a text that are shown."""
+WIDTH = 34
+"""Signs to a line of a figure's cell; longer words are broken."""
+_MARK = "#D55E00"
+
+
+def shown(text: str) -> str:
+    """``text`` with control characters written out, cut to a length that can be read; line breaks stay."""
+    cut = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in cut
+    )
+
+
+def texts_html(texts: pd.DataFrame, *, against: str = "base", rows: int = ROWS) -> str:
+    """One line per prompt and sample, one column per model; where a text leaves ``against``'s, it is marked.
+
+    ``texts`` is that of a behaviour diff: prompt, asked, sample, model, text, ``from_<against>``, ``at_<against>``.
+    A text that is the same is grey, so that what differs stands out.
+    """
+    models = list(dict.fromkeys(texts["model"]))
+    head = "".join(f"<th>{escape(shown(str(name)))}</th>" for name in ["prompt", "sample", *models])
+    body = []
+    groups = list(texts.groupby(["prompt", "sample"], sort=True))
+    for (_, sample), group in groups[:rows]:
+        by_model = group.set_index("model")
+        cells = [escape(shown(str(group["asked"].iloc[0]))), "greedy" if sample == 0 else str(sample)]
+        cells += [_marked(by_model.loc[model], against) for model in models]
+        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    more = f"<p>The first {rows} of {len(groups)}.</p>" if len(groups) > rows else ""
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;text-align:left;vertical-align:top"
+    return (
+        f'<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>{more}'
+        f"<p>Marked: the first token that differs from the text of {escape(against)}; grey: the same text.</p>"
+    )
+
+
+def _marked(row: Any, against: str) -> str:
+    before, after, differs = _split(row, against)
+    if not differs:
+        return f'<span style="color:#777">{escape(shown(before))}</span>'
+    first, rest = _first_word(after)
+    mark = f'<mark style="background:#F0E442;color:#111">{escape(shown(first)) or "∎"}</mark>'
+    return f"{escape(shown(before))}{mark}{escape(shown(rest))}"
+
+
+def _split(row: Any, against: str) -> tuple[str, str, bool]:
+    """What the text shares with the other model's, the rest, and whether they differ."""
+    text, place = str(row["text"]), row.get(f"at_{against}", math.nan)
+    if place is None or pd.isna(place):
+        return text, "", False
+    return text[: int(place)], text[int(place) :], True
+
+
+def _first_word(text: str) -> tuple[str, str]:
+    """The word that begins with the token that differs, and what follows."""
+    end = next((n for n, sign in enumerate(text) if n and sign.isspace() and not text[:n].isspace()), len(text))
+    return text[:end], text[end:]
+
+
+def texts_figure(
+    texts: pd.DataFrame, *, against: str = "base", rows: int = ROWS, title: str = "Texts side by side"
+) -> go.Figure:
+    """The same as a plotly table, for reports and the app; the token that differs is bold and coloured."""
+    models = list(dict.fromkeys(texts["model"]))
+    groups = list(texts.groupby(["prompt", "sample"], sort=True))
+    columns: list[list[str]] = [[] for _ in range(2 + len(models))]
+    for (_, sample), group in groups[:rows]:
+        by_model = group.set_index("model")
+        columns[0].append(_wrapped(str(group["asked"].iloc[0])))
+        columns[1].append("greedy" if sample == 0 else str(sample))
+        for column, model in zip(columns[2:], models, strict=True):
+            column.append(_cell(by_model.loc[model], against))
+    names = ["<b>prompt</b>", "<b>sample</b>", *(f"<b>{escape(shown(str(name)))}</b>" for name in models)]
+    lines = sum(max(cell.count("<br>") + 1 for cell in row) for row in zip(*columns, strict=True))
+    figure = go.Figure(
+        go.Table(
+            header={"values": names, "align": "left", "fill_color": "#eeeeee"},
+            cells={"values": columns, "align": "left", "fill_color": "white", "height": 22},
+            columnwidth=[2, 0.7, *[2.5] * len(models)],
+        )
+    )
+    cut = f" (the first {rows} of {len(groups)})" if len(groups) > rows else ""
+    told = f"{title}{cut}; coloured: where a text leaves that of {escape(against)}; grey: the same text"
+    figure.update_layout(title={"text": told, "font": {"size": 13}}, height=min(140 + 22 * lines, 1400))
+    return figure
+
+
+def _cell(row: Any, against: str) -> str:
+    before, after, differs = _split(row, against)
+    if not differs:
+        return f'<span style="color:#777777">{_wrapped(before)}</span>'
+    first, rest = _first_word(after)
+    mark = f'<b style="color:{_MARK}">{_wrapped(first) or "∎"}</b>'
+    return f"{_wrapped(before)}{mark}{_wrapped(rest)}"
+
+
+def _wrapped(text: str) -> str:
+    """Escaped, with a line break every few words; plotly's tables do not break long words."""
+    lines: list[str] = []
+    for part in shown(text).split("\n"):
+        line = ""
+        for word in part.split(" "):
+            pieces = [word[at : at + WIDTH] for at in range(0, len(word), WIDTH)] or [""]
+            for number, piece in enumerate(pieces):
+                joint = " " if number == 0 and line else ""
+                if line and len(line) + len(joint) + len(piece) > WIDTH:
+                    lines.append(line)
+                    line, joint = "", ""
+                line += joint + piece
+        lines.append(line)
+    return "<br>".join(escape(line) for line in lines)
