@@ -11,45 +11,47 @@ from dashboards import panels
 from dashboards.steering import Steered
 from workbench.behaviour.first_difference import Parted
 
-_BOX = (
-    "white-space:pre-wrap;overflow-wrap:anywhere;max-height:20rem;overflow:auto;unicode-bidi:isolate;direction:ltr;"
-    "font-family:'Source Code Pro',ui-monospace,monospace;font-size:0.875rem;line-height:1.5;"
-    "border:1px solid rgba(128,128,128,0.25);border-radius:0.5rem;padding:0.6rem 0.75rem;margin:0"
+_WRAP = "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;direction:ltr"
+_GRID = "display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:0.75rem;margin:0.35rem 0 1.1rem"
+_CELL = "border:1px solid rgba(128,128,128,0.3);border-radius:0.5rem;padding:0.45rem 0.75rem 0.6rem"
+_TITLE = "font-size:0.8rem;opacity:0.65;margin-bottom:0.2rem"
+_TEXT = (
+    f"{_WRAP};max-height:18rem;overflow:auto;font-family:'Source Code Pro',ui-monospace,monospace;"
+    "font-size:0.875rem;line-height:1.5"
 )
+_PROMPT = f"{_WRAP};max-height:8rem;overflow:auto;font-weight:600"
 _MARK = "background:#ffd8a8;color:#1a1a1a;border-bottom:2px solid #d9480f;border-radius:2px;padding:0 1px"
 
 
-def box(text: str, parted: Parted | None = None) -> None:
-    """A text that a model may have written, wrapped; the token at which it parts is marked."""
+def box(title: str, text: str, parted: Parted | None = None) -> str:
+    """The HTML of a text that a model may have written, wrapped; the token at which it parts is marked."""
     if parted is None:
         inner = escape(panels.visible(text)) or "<i>(empty)</i>"
     else:
-        token = escape(panels.visible(parted.token)) or "(ends here)"
-        shown = token.replace("\n", "↵\n") if parted.token.strip() else token.replace("\n", "↵\n").replace(" ", "␣")
+        token = escape(panels.visible(parted.token).replace("\n", "↵\n")) or "(ends here)"
+        shown = token if parted.token.strip() else token.replace(" ", "␣")
         inner = (
             f"{escape(panels.visible(parted.same))}"
             f'<mark style="{_MARK}" title="first token that differs">{shown}</mark>'
             f"{escape(panels.visible(parted.rest))}"
         )
-    st.html(f'<div style="{_BOX}">{inner}</div>')
+    return f'<div style="{_CELL}"><div style="{_TITLE}">{escape(title)}</div><div style="{_TEXT}">{inner}</div></div>'
 
 
 def side_by_side(result: Steered, side: str) -> None:
     """Base, tuned and steered answers, prompt by prompt."""
+    rows = []
     for number, prompt in enumerate(result.prompts):
         parted = result.parted[number]
-        st.text(f"{number + 1}. {panels.visible(prompt)}")
-        titles = ("Base", "Tuned", f"Steered {side}")
-        texts = (result.base[number], result.tuned[number], result.steered[number])
-        for column, title, text in zip(st.columns(3), titles, texts, strict=True):
-            with column:
-                if title.startswith("Steered"):
-                    said = "unchanged" if parted is None else f"changed at token {parted.place + 1}"
-                    st.caption(f"{title}: {said}")
-                    box(text, parted)
-                else:
-                    st.caption(title)
-                    box(text)
+        said = "unchanged" if parted is None else f"changed at token {parted.place + 1}"
+        cells = [
+            box("Base", result.base[number]),
+            box("Tuned", result.tuned[number]),
+            box(f"Steered {side} · {said}", result.steered[number], parted),
+        ]
+        head = f'<div style="{_PROMPT}">{number + 1}. {escape(panels.visible(prompt))}</div>'
+        rows.append(f'{head}<div style="{_GRID}">{"".join(cells)}</div>')
+    st.html("".join(rows))
 
 
 def counted(result: Steered, beginning: str, side: str) -> None:
@@ -61,5 +63,6 @@ def counted(result: Steered, beginning: str, side: str) -> None:
     for column, (name, texts) in zip(st.columns(3), sides.items(), strict=True):
         found = share_interval([float(text.strip().startswith(wanted)) for text in texts])
         with column:
-            st.metric(f"{name} begins with it", f"{found.estimate:.0%}", border=True)
-            st.caption(f"95 % [{found.low:.0%}, {found.high:.0%}], n = {found.n} prompts")
+            hits = round(found.estimate * found.n)
+            st.metric(f"{name}: begins with “{panels.words(beginning)}”", f"{hits} of {found.n}", border=True)
+            st.caption(f"{100 * found.estimate:.0f} %, 95 % interval [{100 * found.low:.0f}, {100 * found.high:.0f}]")

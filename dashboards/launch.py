@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dashboards.models import WARM
-from dashboards.state import Opened
+from dashboards.state import WARM, Opened
 
 APP = Path(__file__).with_name("app.py")
 LOCALHOST = "127.0.0.1"
@@ -24,6 +23,8 @@ def command(port: int, address: str = LOCALHOST, *, headless: bool = False) -> l
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
         "runner.magicEnabled": "false",
+        "theme.base": "light",
+        "theme.primaryColor": "#0b6e8f",
     }
     return [
         *(sys.executable, "-m", "streamlit", "run", str(APP)),

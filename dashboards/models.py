@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from dashboards.state import WARM
 from workbench.errors import UserError
 
-WARM = "TUNESCOPE_WARM"
-"""Environment variable with which the command line asks a server to import model code ahead of the first click."""
+_NEEDED = (
+    "workbench.results", "probes.headlines", "interventions.recipe", "interventions.sweep", "workbench.models.pair",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "transformers.generation",
+    "peft", "scipy.stats",
+)  # fmt: skip
+"""What the first steer imports."""
 
 if TYPE_CHECKING:
     from workbench.models.pair import ModelPair
@@ -67,7 +72,7 @@ def _start_warming() -> threading.Thread | None:
         return None
 
     def imports() -> None:
-        for name in ("interventions.recipe", "interventions.sweep", "workbench.models.pair", "workbench.results"):
+        for name in _NEEDED:
             import_module(name)
 
     thread = threading.Thread(target=imports, name="warm", daemon=True)

@@ -128,7 +128,7 @@ class HeadDirections:
         return f"Result.load({self.path!r}).recipe({self.count}, {self.sigmas!r})"
 
     def made(self, pair: ModelPair) -> Recipe:  # noqa: ARG002
-        return _result(self.path, "HeadProbe").recipe(self.count, self.sigmas)  # type: ignore[no-any-return]
+        return _result(self.path, "HeadProbe").recipe(self.count, self.sigmas)
 
     @property
     def has_strength(self) -> bool:
@@ -149,7 +149,7 @@ class KnobSet:
         return f"Result.load({self.path!r}).recipe({self.value!r})"
 
     def made(self, pair: ModelPair) -> Recipe:  # noqa: ARG002
-        return _result(self.path, "Knob").recipe(self.value)  # type: ignore[no-any-return]
+        return _result(self.path, "Knob").recipe(self.value)
 
     @property
     def has_strength(self) -> bool:

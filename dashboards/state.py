@@ -14,6 +14,8 @@ from workbench.runs.manifest import hash_file
 
 RUN, BASE, TUNED = "TUNESCOPE_OPEN_RUN", "TUNESCOPE_OPEN_BASE", "TUNESCOPE_OPEN_TUNED"
 """Environment variables through which ``tunescope dashboard`` tells the app what to open."""
+WARM = "TUNESCOPE_WARM"
+"""Asks a server to import model code ahead of the first click."""
 _HEADER = 8
 _LONGEST_HEADER = 10_000_000
 

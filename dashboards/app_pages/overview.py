@@ -1,60 +1,136 @@
-"""Overview: what a run found, section by section."""
+"""Overview: what changed, in one screen; below it, the run section by section."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from dashboards import panels, selection
 from dashboards.report.content import Content, Section, read_content
+from dashboards.selection import Selection, picks
+from dashboards.story import cards
 from workbench.runs import Run
+from workbench.tables import with_intervals
+
+_PAGES = {
+    "tokens": ("Tokens that changed", "text_fields"),
+    "heads": ("Heads that carry it", "grid_on"),
+    "skills": ("Weights that hold it", "scatter_plot"),
+    "experts": ("Experts in use", "account_tree"),
+    "knobs": ("Knobs and concepts", "tune"),
+    "steer": ("Steer it", "play_circle"),
+}
 
 
 def show() -> None:
     """The page."""
-    st.title("Overview")
     chosen = selection.current()
+    st.title("What changed")
     if chosen.folder is None:
         panels.empty("There is no run yet. This trains two small models and looks into them:", "tunescope demo")
+        st.page_link("app_pages/record.py", label="Or record a pair of your own", icon=":material/fiber_manual_record:")
         return
     with panels.told():
-        _show_run(chosen.opened())
+        _show_run(chosen, chosen.opened())
 
 
-def _show_run(run: Run) -> None:
+def _show_run(chosen: Selection, run: Run) -> None:
     manifest = run.manifest
-    st.caption(f"A {panels.words(manifest.kind)} run, {manifest.state}. {panels.words(run.path)}")
+    about = f" of {panels.words(chosen.pair)}" if chosen.pair else ""
+    st.caption(f"A {panels.words(manifest.kind)} run{about}, {manifest.state}. {panels.words(run.path)}")
     if manifest.state != "complete":
         st.warning(f"This run is {manifest.state}, not complete. {panels.words(manifest.error or '')}")
-    if (
-        any(name.endswith(".parquet") and "/" not in name for name in manifest.files)
-        or "sections.json" in manifest.files
-    ):
+    _show_cards(chosen, run)
+    _show_links()
+    _show_findings(chosen, run)
+    if _has_tables(run):
+        st.header("The whole run")
         content = read_content(run.path)
         for number, section in enumerate(content.sections):
             _show_section(content, section, f"{number}", run.path)
-    else:
+    elif not chosen.results():
         panels.empty("This run holds no table. This makes one of a pair:", "tunescope localize weights BASE TUNED")
     with st.expander("What made this run", icon=":material/receipt_long:"):
         st.json({"config": manifest.config, "provenance": manifest.provenance}, expanded=2)
 
 
+def _show_cards(chosen: Selection, run: Run) -> None:
+    found = cards(run, chosen.pair)
+    for place, card in zip(st.columns(len(found) or 1), found, strict=False):
+        with place, st.container(border=True, height="stretch"):
+            st.metric(panels.words(card.title), panels.visible(card.value))
+            st.caption(panels.words(card.note))
+
+
+def _show_links() -> None:
+    here = Path(__file__).parent
+    with st.container(horizontal=True, gap="medium"):
+        for name, (label, icon) in _PAGES.items():
+            if (here / f"{name}.py").is_file():
+                st.page_link(f"app_pages/{name}.py", label=label, icon=f":material/{icon}:")
+
+
+def _show_findings(chosen: Selection, run: Run) -> None:
+    """Needs model code for reading the results, so it comes after what can be shown at once."""
+    found = chosen.results()
+    if not found:
+        return
+    from probes.headlines import headlines
+
+    results: dict[str, Any] = {}
+    for one in found:
+        with panels.told():
+            results[one.name] = one.load()
+    weights = next((one for one in found if one.kind == "WeightDelta" and one.name in results), None)
+    left, right = st.columns([5, 6], gap="large") if weights else (None, st.container())
+    if left is not None and weights is not None:
+        with left:
+            st.subheader("Where the weights moved")
+            drawn = results[weights.name].figure()
+            panels.figure(
+                "weights", drawn, weights.python + "result.figure().show()\n", weights.provenance(),
+                frame=results[weights.name].frame(), on_pick=picks("layer"),
+            )  # fmt: skip
+    with right:
+        st.subheader("What the probes found")
+        table = headlines(results)
+        code = "from probes.headlines import headlines\nfrom workbench.results import Result\n\nheadlines({\n"
+        code += "".join(f"    {one.name!r}: Result.load({str(one.path)!r}),\n" for one in found) + "})\n"
+        panels.table("findings", _for_people(table), code, {"run": run.name, "results": [one.file for one in found]})
+
+
+def _for_people(table: pd.DataFrame) -> pd.DataFrame:
+    """Score and interval in one column; a missing number is empty."""
+    return with_intervals(table)
+
+
+def _has_tables(run: Run) -> bool:
+    files = run.manifest.files
+    return "sections.json" in files or any(name.endswith(".parquet") and "/" not in name for name in files)
+
+
 def _show_section(content: Content, section: Section, place: str, folder: Path) -> None:
-    st.header(panels.words(section.title))
-    for paragraph in section.paragraphs:
-        st.text(panels.visible(paragraph))
-    provenance = {
-        "run": content.name,
-        **content.manifest.model_dump(by_alias=True, include={"kind", "config", "provenance"}),
-    }
-    start = "from dashboards.report.content import read_content\n\n"
-    start += f"section = read_content({str(folder)!r}).sections[{place}]\n"
-    for name, drawn in section.figures.items():
-        panels.figure(f"figure-{place}-{name}", drawn, f"{start}section.figures[{name!r}].show()", provenance)
-    for name, frame in section.tables.items():
-        st.subheader(panels.words(name.replace("_", " ")))
-        panels.table(f"table-{place}-{name}", frame, f"{start}section.tables[{name!r}]", provenance)
+    """Closed sections are not drawn: a run may hold many figures."""
+    opened = st.expander(panels.words(section.title), expanded=place == "0", on_change="rerun", key=f"section-{place}")
+    if not opened.open:
+        return
+    with opened:
+        for paragraph in section.paragraphs:
+            st.text(panels.visible(paragraph))
+        provenance = {
+            "run": content.name,
+            **content.manifest.model_dump(by_alias=True, include={"kind", "config", "provenance"}),
+        }
+        start = "from dashboards.report.content import read_content\n\n"
+        start += f"section = read_content({str(folder)!r}).sections[{place}]\n"
+        for name, drawn in section.figures.items():
+            panels.figure(f"figure-{place}-{name}", drawn, f"{start}section.figures[{name!r}].show()", provenance)
+        for name, frame in section.tables.items():
+            st.markdown(f"**{panels.words(name.replace('_', ' '))}**")
+            panels.table(f"table-{place}-{name}", frame, f"{start}section.tables[{name!r}]", provenance)
 
 
 show()
