@@ -6,6 +6,7 @@ from workbench.lazy import lazy
 
 _HOME = {
     "ActivationDelta": "deltas",
+    "CircuitTest": "paths.circuit_result",
     "Comparison": "comparison",
     "ConceptDirections": "concepts.probe",
     "Dictionary": "concepts.dictionary",
@@ -19,6 +20,7 @@ _HOME = {
     "LogitLens": "lens",
     "MaskTest": "needles.masking",
     "Needle": "needles.trials",
+    "PathPatching": "paths.result",
     "Patching": "patches.result",
     "ProbeResult": "results",
     "Provenance": "results",
@@ -27,6 +29,7 @@ _HOME = {
     "TokenShift": "token_ranks",
     "WeightDelta": "weights",
     "activation_delta": "deltas",
+    "circuit": "paths.circuits",
     "compare": "comparison",
     "concept_directions": "concepts.probe",
     "expert_map": "experts.mapping",
@@ -39,6 +42,7 @@ _HOME = {
     "mask_overlap": "grafting",
     "needle_trials": "needles.trials",
     "patching": "patches.patching",
+    "path_patching": "paths.finding",
     "retrieval_heads": "needles.heads",
     "switching_curve": "experts.switching",
     "token_shift": "token_ranks",

@@ -14,7 +14,8 @@ METRICS: tuple[str, ...] = ("logit_diff", "prob", "kl")
 
 @dataclass(frozen=True)
 class Metric:
-    """A number per prompt. ``kl`` is KL(clean run || this run) and needs ``clean`` log-probabilities."""
+    """A number per prompt. ``kl`` is KL(clean run || this run) and needs ``clean`` log-probabilities; ``log_prob`` is
+    what path patching takes the ratio of."""
 
     name: str
     answers: Int[Tensor, " prompt"] | None = None
@@ -29,13 +30,11 @@ class Metric:
             clean = self.clean.to(logits)[:, None]
             return (clean.exp() * (clean - logits.log_softmax(-1))).sum(-1)
         assert self.answers is not None
-        if self.name == "prob":
-            logits = logits.log_softmax(-1)
-        answer = _at(logits, self.answers)
-        if self.name == "prob":
-            return answer.exp()
+        if self.name in ("prob", "log_prob"):
+            answer = _at(logits.log_softmax(-1), self.answers)
+            return answer.exp() if self.name == "prob" else answer
         assert self.distractors is not None
-        return answer - _at(logits, self.distractors)
+        return _at(logits, self.answers) - _at(logits, self.distractors)
 
 
 def check_metric(name: str, *, has_answers: bool, has_distractors: bool) -> None:

@@ -1,0 +1,146 @@
+"""A model that runs on chosen heads alone: every other head says, at each position, the mean of what it says there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from probes.patches.metrics import Metric, check_metric
+from probes.patches.runs import record
+from probes.paths.places import Head, Place, offsets_of
+from workbench.engine.context import ForwardContext
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site
+from workbench.errors import UserError, unknown_name
+from workbench.models.adapted import AdaptedModel
+from workbench.progress import Progress, Silent
+from workbench.prompts import Prompts
+from workbench.prompts.answers import answer_tokens
+from workbench.prompts.encode import Encoded, encode
+from workbench.typing import Float, Int, Tensor
+
+METRICS = ("accuracy", "prob", "logit_diff")
+EVERYWHERE = "all"
+Part = tuple[Place, Head]
+"""A head at a place."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What keeps its own output: nothing but ``parts``, or everything but ``parts``."""
+
+    parts: frozenset[Part]
+    everything_else: bool = False
+
+
+class MeanAblation:
+    """One model and prompts of one length, run with whatever is kept."""
+
+    def __init__(
+        self, model: AdaptedModel, prompts: Prompts, reference: Prompts, metric: str, *, batch_size: int = 16,
+        max_tokens: int | None = None, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        """``reference``: the prompts whose mean stands in for an ablated head; of the same length as ``prompts``.
+
+        Raises :class:`UserError` for prompts of several lengths, whose positions cannot be averaged.
+        """
+        self.model, self.prompts, self.batch_size = model, prompts, batch_size
+        self.metric = metric
+        self.passes = 0.0
+        self.at_once = max_tokens or (512 if model.device.type == "cpu" else 16_384)
+        self.report = progress or Silent()
+        self._ids = _of_one_length(prompts, reference, model)
+        self._answers = self._tokens_of(prompts, metric)
+        self._mean = self._means(_of_one_length(reference, prompts, model))
+        self._places: dict[Place, Int[Tensor, " prompt"]] = {}
+
+    def scores(self, kept: Sequence[Kept]) -> Float[np.ndarray, "prompt kept"]:
+        """The metric of every prompt, for each of ``kept``."""
+        found = np.zeros((len(self._ids), len(kept)))
+        self.report.start("Mean ablation", len(kept))
+        width = max(1, self.at_once // (min(self.batch_size, len(self._ids)) * self._ids.shape[1]))
+        for start in range(0, len(kept), width):
+            some = kept[start : start + width]
+            for first in range(0, len(self._ids), self.batch_size):
+                rows = torch.arange(first, min(first + self.batch_size, len(self._ids)))
+                found[first : first + len(rows), start : start + len(some)] = self._run(rows, some)
+                self.passes += len(some)
+            self.report.advance(len(some))
+        self.report.finish()
+        return found
+
+    def _run(self, rows: Int[Tensor, " row"], kept: Sequence[Kept]) -> Float[np.ndarray, "row kept"]:
+        ids = self._ids[rows].repeat_interleave(len(kept), 0).to(self.model.device)
+        hooks = [SiteHook(Site("z", layer), self._edit(layer, rows, kept), edit=True) for layer in self._touched(kept)]
+        with self.model.hooked(hooks), torch.no_grad():
+            logits = self.model.forward(Encoded(ids, torch.ones_like(ids)), logits="last")
+        assert logits is not None
+        logits = logits[:, -1].unflatten(0, (-1, len(kept)))
+        answers, distractors = self._answers
+        if self.metric == "accuracy":
+            return (logits.argmax(-1).cpu() == answers[rows][:, None]).double().numpy()
+        others = None if distractors is None else distractors[rows]
+        return Metric(self.metric, answers[rows], others)(logits).double().cpu().numpy()
+
+    def _touched(self, kept: Sequence[Kept]) -> list[int]:
+        """Layers in which anything is ablated."""
+        if not all(one.everything_else for one in kept):
+            return list(range(self.model.n_layers))
+        return sorted({layer for one in kept for _, (layer, _) in one.parts})
+
+    def _edit(
+        self, layer: int, rows: Int[Tensor, " row"], kept: Sequence[Kept]
+    ) -> Callable[[Tensor, ForwardContext], Tensor]:
+        own = torch.zeros(len(rows), len(kept), self._ids.shape[1], self.model.n_heads, dtype=torch.bool)
+        for copy, one in enumerate(kept):
+            own[:, copy] = one.everything_else
+            for place, (at_layer, head) in one.parts:
+                if at_layer == layer:
+                    self._mark(own[:, copy, :, head], place, rows, value=not one.everything_else)
+        own = own.flatten(0, 1)[..., None].to(self.model.device)
+        mean = self._mean[layer]
+        return lambda value, _ctx: torch.where(own, value, mean.to(value))
+
+    def _mark(self, own: Tensor, place: Place, rows: Int[Tensor, " row"], *, value: bool) -> None:
+        """``own`` [row, pos] becomes ``value`` at the place of each row."""
+        if place == EVERYWHERE:
+            own[:] = value
+            return
+        if place not in self._places:
+            lengths = [self._ids.shape[1]] * len(self._ids)
+            self._places[place] = torch.tensor(offsets_of(place, self.prompts, lengths))
+        own[torch.arange(len(rows)), self._places[place][rows]] = value
+
+    def _means(self, ids: Int[Tensor, "reference pos"]) -> Float[Tensor, "layer pos head d_head"]:
+        total = torch.zeros(())
+        sites = [Site("z", layer) for layer in range(self.model.n_layers)]
+        for first in range(0, len(ids), self.batch_size):
+            part = ids[first : first + self.batch_size].to(self.model.device)
+            values, _ = record(self.model, Encoded(part, torch.ones_like(part)), sites)
+            total = total + torch.stack([values[site].double().sum(0).cpu() for site in sites])
+            self.passes += 1
+        return (total / len(ids)).to(self.model.device, self.model.dtype)
+
+    def _tokens_of(self, prompts: Prompts, metric: str) -> tuple[Tensor, Tensor | None]:
+        if metric not in METRICS:
+            raise unknown_name("metric", metric, METRICS)
+        has = [all(getattr(row, name) for row in prompts) for name in ("answer", "distractor")]
+        check_metric(
+            "logit_diff" if metric == "logit_diff" else "prob", has_answers=has[0], has_distractors=has[1]
+        )  # fmt: skip
+        found = answer_tokens(prompts, self.model.tokenizer)
+        return found.answer, found.distractor
+
+
+def _of_one_length(prompts: Prompts, others: Prompts, model: AdaptedModel) -> Int[Tensor, "row pos"]:
+    ids = encode(prompts, model.tokenizer, model.max_positions)
+    lengths = {len(row) for row in (*ids, *encode(others, model.tokenizer, model.max_positions))}
+    if len(lengths) > 1:
+        raise UserError(
+            f"The prompts and the reference have {min(lengths)} to {max(lengths)} tokens, so a mean at each position "
+            "would mix different words: give prompts of one length."
+        )
+    return torch.tensor(ids)

@@ -1,0 +1,184 @@
+"""The test of a circuit: faithful, complete, minimal; beside random circuits, in one model or in both.
+
+After Wang et al. 2023 and Prakash et al. 2024, whose claim is that the base model's circuit, run in the fine-tuned
+model, keeps most of its behaviour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from probes.options import read_options
+from probes.paths.ablation import EVERYWHERE, Kept, MeanAblation, Part
+from probes.paths.circuit_result import CircuitTest
+from probes.paths.minimality import needed
+from probes.paths.places import Head, Place, head_of, label_of
+from probes.resampling import interval
+from probes.results import Provenance
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.progress import Progress
+from workbench.prompts import Prompts
+from workbench.stats.bootstrap import mean_intervals, ratio_intervals
+from workbench.stats.controls import against_controls
+from workbench.stats.fdr import q_values
+
+Heads = Sequence[str] | Mapping[Place, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class CircuitOptions:
+    """Options of :func:`circuit`."""
+
+    reference: Any = None
+    """Prompts whose mean stands in for an ablated head, of the same length and with other queries; by default the
+    prompts themselves."""
+    controls: int = 20
+    """Random circuits of equal size, drawn without replacement; at least ten."""
+    parts: int = 20
+    """Random parts K of the circuit for its completeness; 0 for the groups alone."""
+    minimality: bool = False
+    """Whether to test every head after its most redundant companions (about n squared / 2 further runs)."""
+    redundant: float = 0.3
+    """The share of companions that is removed first."""
+    threshold: float = 0.01
+    """The relative drop from which a head is needed."""
+    batch_size: int = 16
+    max_tokens: int | None = None
+    draws: int = 1000
+    seed: int = 0
+    progress: Progress | None = None
+
+
+def circuit(subject: Any, prompts: Any, heads: Heads, metric: str = "accuracy", **options: Any) -> CircuitTest:
+    """Run only ``heads`` and mean-ablate all others, at every position; compare with the whole model.
+
+    ``subject``: a model, or a pair, in both models of which the same circuit is tested. ``heads``: place -> labels
+    (``{"last": ["L9H3"], "query_box": ["L4H1"]}``; a place is a number, ``"last"``, ``"all"``, or a column of the
+    prompts), or labels alone, kept at every position. MLPs stay as they are. ``metric``: accuracy (the answer is the
+    first choice), prob or logit_diff. Prompts have one length, so that a position means one thing. ``options``: see
+    :class:`CircuitOptions`.
+
+    Raises :class:`UserError` for heads the model lacks, prompts of several lengths, and when a model does not show the
+    behaviour at all, so that there is no F(M) to divide by.
+    """
+    chosen = read_options(CircuitOptions, options)
+    models = _models(subject)
+    rows = Prompts.of(prompts)
+    reference = rows if chosen.reference is None else Prompts.of(chosen.reference)
+    parts = _parts(heads, next(iter(models.values())))
+    random = _random_circuits(parts, next(iter(models.values())), chosen)
+    whole, complete, minimal, passes = [], [], [], 0.0
+    for name, model in models.items():
+        run = MeanAblation(model, rows, reference, metric, batch_size=chosen.batch_size,
+                           max_tokens=chosen.max_tokens, progress=chosen.progress)  # fmt: skip
+        whole.append(_faithfulness(name, run, parts, random, chosen))
+        complete.append(_completeness(run, parts, chosen).assign(model=name))
+        if chosen.minimality:
+            minimal.append(needed(run, parts, chosen.redundant, chosen.threshold, chosen.seed).assign(model=name))
+        passes += run.passes
+    table = pd.DataFrame(whole)
+    return CircuitTest(
+        table=table.assign(q=q_values(table["p"].to_numpy())),
+        control=f"{chosen.controls} random circuits with as many heads at each place, drawn without replacement",
+        provenance=Provenance.of(
+            "circuit", models, rows, seed=chosen.seed, device=str(next(iter(models.values())).device),
+            forward_passes=math.ceil(passes),
+            settings={"heads": _named(parts), "ablation": "mean by position", "reference": len(reference),
+                      "reference_is_the_prompts": chosen.reference is None, "metric": metric, "mlps": "intact"},
+        ),
+        heads=_named(parts),
+        random=[_named(one) for one in random],
+        metric=metric,
+        completeness=pd.concat(complete, ignore_index=True),
+        minimality=pd.concat(minimal, ignore_index=True) if minimal else None,
+    )  # fmt: skip
+
+
+def _models(subject: Any) -> dict[str, AdaptedModel]:
+    if hasattr(subject, "base") and hasattr(subject, "tuned"):
+        return {"base": subject.base, "tuned": subject.tuned}
+    return {subject.role: subject}
+
+
+def _parts(heads: Heads, model: AdaptedModel) -> list[Part]:
+    groups = heads if isinstance(heads, Mapping) else {EVERYWHERE: heads}
+    found = [(place, head_of(label, model)) for place, labels in groups.items() for label in labels]
+    if not found:
+        raise UserError("The circuit is empty: give labels of heads such as ['L3H5'], or {'last': ['L3H5']}.")
+    return list(dict.fromkeys(found))
+
+
+def _random_circuits(parts: Sequence[Part], model: AdaptedModel, chosen: CircuitOptions) -> list[list[Part]]:
+    """As many heads at each place, out of all heads of the model."""
+    rng = np.random.default_rng(chosen.seed)
+    every: list[Head] = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+    counts: dict[Place, int] = {}
+    for place, _ in parts:
+        counts[place] = counts.get(place, 0) + 1
+    return [
+        [
+            (place, every[index])
+            for place, count in counts.items()
+            for index in rng.choice(len(every), count, replace=False)
+        ]
+        for _ in range(chosen.controls)
+    ]
+
+
+def _named(parts: Sequence[Part]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for place, head in parts:
+        found.setdefault(str(place), []).append(label_of(head))
+    return found
+
+
+def _faithfulness(
+    name: str, run: MeanAblation, parts: Sequence[Part], random: Sequence[Sequence[Part]], chosen: CircuitOptions
+) -> dict[str, Any]:
+    whole = Kept(frozenset(), everything_else=True)
+    kept = [whole, Kept(frozenset(parts)), Kept(frozenset()), *(Kept(frozenset(one)) for one in random)]
+    values = run.scores(kept)
+    full = values[:, 0]
+    if not full.mean() > 0:
+        raise UserError(
+            f"The {name} model has {run.metric} {full.mean():.3g} on these prompts, so there is no behaviour a circuit "
+            "could be faithful to: use prompts it answers, or test one model of the pair (pair.tuned)."
+        )
+    clusters, draws, seed = run.prompts.clusters, chosen.draws, chosen.seed
+    found = ratio_intervals(values[:, 1:2], full, clusters=clusters, draws=draws, seed=seed).cell(0)
+    shares = values[:, 3:].mean(0) / full.mean()
+    beside = against_controls(found.estimate, shares)
+    low, high = interval(shares[:, None])
+    return {
+        "model": name, "score": found.estimate, "low": found.low, "high": found.high, "control": beside.mean,
+        "control_low": float(low[0]), "control_high": float(high[0]), "p": beside.p, "full": full.mean(),
+        "circuit": values[:, 1].mean(), "empty": values[:, 2].mean(), "heads": len(parts), "n": len(full),
+    }  # fmt: skip
+
+
+def _completeness(run: MeanAblation, parts: Sequence[Part], chosen: CircuitOptions) -> pd.DataFrame:
+    """F(C without K) against F(M without K) for each group and for random parts K."""
+    rng = np.random.default_rng(chosen.seed)
+    groups: list[tuple[str, list[Part]]] = [
+        (str(place), [part for part in parts if part[0] == place]) for place in dict.fromkeys(p for p, _ in parts)
+    ]
+    for draw in range(chosen.parts if len(parts) > 1 else 0):
+        size = int(rng.integers(1, len(parts)))
+        groups.append((f"random {draw}", [parts[index] for index in rng.choice(len(parts), size, replace=False)]))
+    kept = [Kept(frozenset(parts) - set(some)) for _, some in groups]
+    kept += [Kept(frozenset(some), everything_else=True) for _, some in groups]
+    values = run.scores(kept)
+    inside, outside = values[:, : len(groups)], values[:, len(groups) :]
+    found = mean_intervals(inside - outside, clusters=run.prompts.clusters, draws=chosen.draws, seed=chosen.seed)
+    return pd.DataFrame({
+        "removed": [name for name, _ in groups], "size": [len(some) for _, some in groups],
+        "score": np.abs(found.estimate), "difference": found.estimate, "low": found.low, "high": found.high,
+        "circuit": inside.mean(0), "full": outside.mean(0),
+    })  # fmt: skip

@@ -1,0 +1,276 @@
+"""Path patching: which heads reach the answer, or the inputs of chosen heads, directly.
+
+After Wang et al. 2023 and Goldowsky-Dill et al. 2023, with the freezing convention of Prakash et al. 2024: every head
+keeps its clean output at the sender's position and after it, MLPs recompute (``freeze_mlps`` freezes them too).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probes.options import read_options
+from probes.patches.metrics import Metric, check_metric
+from probes.patches.runs import record
+from probes.patches.task import Task, make_task
+from probes.paths.places import Head, Place, head_of, offsets_of
+from probes.paths.result import PathPatching
+from probes.paths.sending import PathRun, Receivers
+from probes.resampling import cluster_means
+from probes.results import Provenance
+from workbench.engine.sites import Site, resolve_layers
+from workbench.errors import UserError, unknown_name
+from workbench.progress import Progress, Silent
+from workbench.prompts.encode import batches
+from workbench.stats.bootstrap import mean_interval, mean_intervals
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float, Tensor
+
+METRICS = ("prob_ratio", "logit_diff")
+INPUTS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """Options of :func:`path_patching`."""
+
+    senders: Sequence[str] | None = None
+    """Labels (L3H5) of the senders; by default every head of ``layers``."""
+    layers: Any = None
+    freeze_mlps: bool = False
+    only_correct: bool = True
+    """Keep only prompts whose answer is the patched run's first choice before patching."""
+    controls: int = 10
+    batch_size: int = 16
+    max_tokens: int | None = None
+    """Tokens that run together as copies of a batch; by default what suits the device."""
+    draws: int = 1000
+    seed: int = 0
+    progress: Progress | None = None
+
+
+def path_patching(
+    subject: Any,
+    prompts: Any,
+    receivers: str | Sequence[str] = "logits",
+    through: str = "q",
+    position: Place = "last",
+    source: str = "corrupted",
+    target: str = "clean",
+    metric: str = "prob_ratio",
+    **options: Any,
+) -> PathPatching:
+    """Replace each head's z at ``position`` by the source run's, let only ``receivers`` feel it, and read the answer.
+
+    ``receivers``: ``"logits"``, or heads (``["L9H3"]``) that feel it through their ``"q"``, ``"k"`` or ``"v"`` at the
+    same position; all other heads keep their clean output. A sender in the layer of a receiver or behind it has no
+    path to it and scores 0. ``position``: a number (-1 is the last token), or the name of a column of the prompts with
+    a number for each row. ``subject``: a model, or a pair (its tuned model), with a ``contrast`` for every prompt; or a
+    pair with ``source="tuned", target="base"``, whose senders say what the tuned model's say on the same prompt.
+    ``metric``: ``"prob_ratio"``, the mean of (p_patched - p_clean) / p_clean of the answer, or ``"logit_diff"``, the
+    change of answer minus distractor. ``options``: see :class:`PathOptions`.
+
+    Raises :class:`UserError` for unknown heads or positions, missing answers or contrasts, and when the
+    patched run answers no prompt correctly (``only_correct``).
+    """
+    chosen = read_options(PathOptions, options)
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, METRICS)
+    task = make_task(subject, prompts, source, target)
+    check_metric("prob" if metric == "prob_ratio" else metric, has_answers=task.answers is not None,
+                 has_distractors=task.distractors is not None)  # fmt: skip
+    reading = _receivers(receivers, through, task)
+    senders = _senders(task, chosen)
+    sweep = _Sweep(task, senders, reading, position, metric, chosen)
+    effects = sweep.run()
+    clusters = task.prompts.clusters[sweep.kept]
+    return PathPatching(
+        table=_table(senders, effects, clusters, chosen),
+        control=f"the mean of {chosen.controls} random other senders",
+        provenance=Provenance.of(
+            "path_patching", task.models, task.prompts, seed=chosen.seed, device=str(task.target.device),
+            forward_passes=math.ceil(sweep.passes),
+            settings={
+                "source": task.names[0], "target": task.names[1], "receivers": _labels(receivers), "through": through,
+                "position": str(position), "metric": metric, "freeze_mlps": chosen.freeze_mlps,
+                "frozen": "z of every head at the position and after it", "incorrect_dropped": int((~sweep.kept).sum()),
+                "clashing_answers_dropped": task.dropped,
+            },
+        ),
+        source=task.names[0],
+        target=task.names[1],
+        receivers=_labels(receivers),
+        through="logits" if reading is None else through,
+        place=str(position),
+        metric=metric,
+        freeze_mlps=chosen.freeze_mlps,
+        clean=sweep.clean_value(clusters),
+        effects=effects,
+    )  # fmt: skip
+
+
+def _labels(receivers: str | Sequence[str]) -> list[str]:
+    if receivers == "logits":
+        return []
+    return [receivers] if isinstance(receivers, str) else list(receivers)
+
+
+def _receivers(receivers: str | Sequence[str], through: str, task: Task) -> Receivers | None:
+    """The receiving heads, as places of the q, k or v they read; None for the logits."""
+    names = _labels(receivers)
+    if not names:
+        if receivers != "logits":
+            raise UserError("There are no receivers: give 'logits', or labels of heads such as ['L9H3'].")
+        return None
+    if through not in INPUTS:
+        raise unknown_name("input of a head", through, INPUTS)
+    model = task.target
+    heads = [head_of(name, model) for name in names]
+    shared = 1 if through == "q" else model.n_heads // model.n_kv_heads
+    found = dict.fromkeys((layer, head // shared) for layer, head in heads)
+    model.expand([Site(through, layer) for layer, _ in found])  # a model without such a site says so
+    return Receivers(through, tuple(found))
+
+
+def _senders(task: Task, chosen: PathOptions) -> list[Head]:
+    model = task.target
+    if chosen.senders is not None:
+        found = list(dict.fromkeys(head_of(name, model) for name in chosen.senders))
+        if not found:
+            raise UserError("There are no senders: give labels such as ['L3H5'], or leave senders out for all heads.")
+        return sorted(found)
+    layers = resolve_layers(chosen.layers, model.n_layers)
+    return [(layer, head) for layer in layers for head in range(model.n_heads)]
+
+
+class _Sweep:
+    """All senders over all prompts, and what it cost."""
+
+    def __init__(
+        self,
+        task: Task,
+        senders: Sequence[Head],
+        receivers: Receivers | None,
+        position: Place,
+        metric: str,
+        chosen: PathOptions,
+    ) -> None:
+        self.task, self.senders, self.receivers = task, senders, receivers
+        self.metric, self.chosen = metric, chosen
+        self.at = offsets_of(position, task.prompts, task.lengths)
+        source_lengths = [len(row) for row in task.source_ids]
+        two_prompts = task.names[0] in ("clean", "corrupted")
+        self.source_at = offsets_of(position, task.prompts, source_lengths, of_contrast=two_prompts)
+        self.kept = np.ones(len(task.target_ids), dtype=bool)
+        self._clean = np.zeros(len(task.target_ids))
+        self.passes = 0.0
+
+    def run(self) -> Float[np.ndarray, "prompt sender"]:
+        """The effect of every sender on every kept prompt."""
+        task, report = self.task, self.chosen.progress or Silent()
+        effects = np.zeros((len(task.target_ids), len(self.senders)))
+        groups = batches(task.lengths, self.chosen.batch_size)
+        report.start("Path patching", len(groups) * len({layer for layer, _ in self.senders}))
+        for members in groups:
+            run = self._prepared(members)
+            judge = self._judge(members)
+            self._look_at(members, run.logits, judge)
+            by_layer: dict[int, list[int]] = {}
+            for column, (layer, _) in enumerate(self.senders):
+                by_layer.setdefault(layer, []).append(column)
+            for layer, columns in by_layer.items():
+                for part in self._parts(columns, run):
+                    effects[np.ix_(members, part)] = self._effects(run, layer, part, judge)
+                report.advance()
+            self.passes += run.passes + 1
+        report.finish()
+        self._check_kept()
+        return effects[self.kept]
+
+    def clean_value(self, clusters: np.ndarray) -> tuple[float, float, float]:
+        """The patched run's own metric, before patching."""
+        found = mean_interval(self._clean[self.kept], clusters=clusters, draws=self.chosen.draws, seed=self.chosen.seed)
+        return found.estimate, found.low, found.high
+
+    def _prepared(self, members: list[int]) -> PathRun:
+        task, model = self.task, self.task.target
+        source_batch, target_batch = task.batch(members)
+        sites = [Site("z", layer) for layer in range(model.n_layers)]
+        values, _ = record(task.source, source_batch, sites)
+        rows = torch.arange(len(members), device=source_batch.input_ids.device)
+        there = torch.tensor([self.source_at[row] for row in members], device=rows.device)
+        sent = torch.stack([values[site][rows, there] for site in sites]).to(model.device)
+        at = torch.tensor([self.at[row] for row in members], device=model.device)
+        return PathRun(model, target_batch, at, sent, freeze_mlps=self.chosen.freeze_mlps)
+
+    def _judge(self, members: list[int]) -> Metric:
+        task = self.task
+        assert task.answers is not None
+        distractors = None if task.distractors is None else task.distractors[members]
+        return Metric("log_prob" if self.metric == "prob_ratio" else self.metric, task.answers[members], distractors)
+
+    def _look_at(self, members: list[int], logits: Tensor, judge: Metric) -> None:
+        assert self.task.answers is not None
+        values = judge(logits[:, None])[:, 0]
+        self._clean[members] = (values.exp() if self.metric == "prob_ratio" else values).double().cpu().numpy()
+        if self.chosen.only_correct:
+            self.kept[members] = (logits.argmax(-1).cpu() == self.task.answers[members]).numpy()
+
+    def _effects(
+        self, run: PathRun, layer: int, columns: list[int], judge: Metric
+    ) -> Float[np.ndarray, "prompt sender"]:
+        heads = [self.senders[column][1] for column in columns]
+        if self.receivers is None:
+            if not bool((run.at == -1).all()):  # what is said at another token reaches the last one through heads only
+                return np.zeros((len(run.at), len(heads)))
+            logits, nothing = run.to_logits(layer, heads), run.silent[:, layer, heads]
+        else:
+            if not self.receivers.after(layer):
+                return np.zeros((len(run.at), len(heads)))
+            logits, nothing = run.to_heads(layer, heads, self.receivers)
+            nothing = nothing | run.silent[:, layer, heads]
+        values = judge(logits)
+        change = values[:, 1:] - values[:, :1]
+        if self.metric == "prob_ratio":
+            change = change.expm1()
+        return change.masked_fill(nothing, 0.0).double().cpu().numpy()
+
+    def _parts(self, columns: list[int], run: PathRun) -> Iterator[list[int]]:
+        """Columns that run together: at most ``max_tokens`` tokens, or so many rows of one token."""
+        small = self.task.target.device.type == "cpu"
+        at_once = self.chosen.max_tokens or (512 if small else 16_384)
+        alone = self.receivers is None or bool((run.at == -1).all())
+        tokens = len(run.at) if alone else run.batch.input_ids.numel()
+        width = max(1, at_once // tokens - 1)
+        for start in range(0, len(columns), width):
+            yield columns[start : start + width]
+
+    def _check_kept(self) -> None:
+        if not self.kept.any():
+            raise UserError(
+                f"The {self.task.names[1]} run answers none of the {len(self.kept)} prompts correctly, so there is no "
+                "behaviour to trace: check the answers, or only_correct=False."
+            )
+
+
+def _table(
+    senders: Sequence[Head], effects: Float[np.ndarray, "prompt cell"], clusters: np.ndarray, chosen: PathOptions
+) -> pd.DataFrame:
+    found = mean_intervals(effects, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
+    rng, n = np.random.default_rng(chosen.seed), len(senders)
+    control = np.full(n, np.nan)
+    if n > 1:
+        drawn = rng.integers(n - 1, size=(n, chosen.controls))
+        control = found.estimate[drawn + (drawn >= np.arange(n)[:, None])].mean(1)
+    return pd.DataFrame({
+        "layer": [layer for layer, _ in senders], "head": [head for _, head in senders],
+        "score": found.estimate, "low": found.low, "high": found.high, "control": control,
+        "q": q_values(paired_permutation(cluster_means(effects, clusters), seed=chosen.seed).p),
+    })  # fmt: skip
