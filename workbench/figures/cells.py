@@ -74,7 +74,7 @@ def cell_heatmap(table: pd.DataFrame, axes: Axes, *, title: str = "", limit: flo
     return figure
 
 
-def mark_cell(figure: go.Figure, row: float, column: float | str) -> go.Figure:
+def mark_cell(figure: go.Figure, row: int | float, column: int | float | str) -> go.Figure:
     """A black frame around one cell of a map whose axes are numbers; returns the same figure."""
     if isinstance(column, str):
         return figure
