@@ -23,7 +23,7 @@ from workbench.tensor_files import write_safetensors
 
 __all__ = ["SHARD_BYTES", "ShardReader", "ShardWriter", "StoredTensor"]
 
-SHARD_BYTES = 128 * 2**20
+SHARD_BYTES = 32 * 2**20
 """A shard is closed once it holds this much."""
 
 
