@@ -106,7 +106,8 @@ def test_routing_flow_keeps_the_number_of_tokens_of_each_model() -> None:
 def test_generations_mark_the_first_token_that_differs() -> None:
     assert first_difference(["a", "b"], ["a", "c"]) == 1
     assert first_difference(["a"], ["a"]) is None and first_difference(["a", "b"], ["a"]) == 1
-    shown = side_by_side_html({"base": ["a", "b\n"], "tuned": ["a", EVIL], "x": ["a"]}, log_probs={"base": [-0.1, -1.0]})
+    answers = {"base": ["a", "b\n"], "tuned": ["a", EVIL], "x": ["a"]}
+    shown = side_by_side_html(answers, log_probs={"base": [-0.1, -1.0]})
     assert shown.count("outline") == 2 and "differs from token 2" in shown and "b↵" in shown
     assert "<script>" not in shown and "probability 0.368" in shown
 
