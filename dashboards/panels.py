@@ -58,11 +58,17 @@ def empty(what: str, command: str) -> None:
 
 
 def table(
-    name: str, frame: pd.DataFrame, python: str, provenance: dict[str, Any], *, experiment: Maker | None = None
+    name: str,
+    frame: pd.DataFrame,
+    python: str,
+    provenance: dict[str, Any],
+    *,
+    shown: pd.DataFrame | None = None,
+    experiment: Maker | None = None,
 ) -> None:
-    """A table with its footer."""
-    shown = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
-    st.dataframe(shown, width="stretch", hide_index=True, alt=name)
+    """A table with its footer; ``shown`` is the same table for reading, ``frame`` the one that is exported."""
+    plain = (frame if shown is None else shown).map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
+    st.dataframe(plain, width="stretch", hide_index=True, alt=name)
     footer(name, python, frame=frame, provenance=provenance, experiment=experiment)
 
 
@@ -82,6 +88,7 @@ def figure(
     ``frame`` is the table behind the figure, for its CSV.
     """
     drawn.layout.images = []
+    drawn.layout.font.family = "Source Sans, Source Sans Pro, sans-serif"
     key = f"chart-{name}"
     picking: dict[str, Any] = {}
     if on_pick is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from dashboards import panels, selection
@@ -84,27 +83,21 @@ def _show_findings(chosen: Selection, run: Run) -> None:
     for one in found:
         with panels.told():
             results[one.name] = one.load()
-    weights = next((one for one in found if one.kind == "WeightDelta" and one.name in results), None)
-    left, right = st.columns([5, 6], gap="large") if weights else (None, st.container())
-    if left is not None and weights is not None:
-        with left:
-            st.subheader("Where the weights moved")
-            drawn = results[weights.name].figure()
+    for one in found:
+        if one.kind == "WeightDelta" and one.name in results:
+            drawn = results[one.name].figure()
+            drawn.update_xaxes(automargin=True, tickangle=-30)
             panels.figure(
-                "weights", drawn, weights.python + "result.figure().show()\n", weights.provenance(),
-                frame=results[weights.name].frame(), on_pick=picks("layer"),
+                "weights", drawn, one.python + "result.figure().show()\n", one.provenance(),
+                frame=results[one.name].frame(), on_pick=picks("layer"),
             )  # fmt: skip
-    with right:
-        st.subheader("What the probes found")
-        table = headlines(results)
-        code = "from probes.headlines import headlines\nfrom workbench.results import Result\n\nheadlines({\n"
-        code += "".join(f"    {one.name!r}: Result.load({str(one.path)!r}),\n" for one in found) + "})\n"
-        panels.table("findings", _for_people(table), code, {"run": run.name, "results": [one.file for one in found]})
-
-
-def _for_people(table: pd.DataFrame) -> pd.DataFrame:
-    """Score and interval in one column; a missing number is empty."""
-    return with_intervals(table)
+            break
+    st.subheader("What the probes found")
+    table = headlines(results)
+    code = "from probes.headlines import headlines\nfrom workbench.results import Result\n\nheadlines({\n"
+    code += "".join(f"    {one.name!r}: Result.load({str(one.path)!r}),\n" for one in found) + "})\n"
+    made = {"run": run.name, "results": {one.file: one.sha256 for one in found}}
+    panels.table("findings", table, code, made, shown=with_intervals(table))
 
 
 def _has_tables(run: Run) -> bool:

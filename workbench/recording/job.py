@@ -20,6 +20,7 @@ from workbench.runs.folder import Run, create_run, create_run_at
 from workbench.runs.places import default_home
 
 ACTIVATIONS = "activations"
+_PROMPTS = "prompts/prompts.jsonl"
 
 
 class RecordedRun(NamedTuple):
@@ -73,6 +74,7 @@ def record_run(  # noqa: PLR0913 (the options of the command)
             )  # fmt: skip
             differences = difference_table(recording)
             run.write_table("difference", differences)
+            _keep_prompts(run, rows, pair)
             run.write_json("pair", describe_pair(pair))
             if statistics:
                 _write_moments(run, recording)
@@ -81,6 +83,14 @@ def record_run(  # noqa: PLR0913 (the options of the command)
             shutil.rmtree(run.path)  # it never began; the folder would only be in the way of the next try
         raise
     return RecordedRun(run, recording, differences)
+
+
+def _keep_prompts(run: Run, rows: Prompts, pair: ModelPair) -> None:
+    """The prompts and which pair they are for, so that the run can be looked at and steered from."""
+    run.file("prompts").mkdir(exist_ok=True)
+    rows.save(run.file(_PROMPTS))
+    names = {role: one.name for role, one in pair.models.items()}
+    run.note(pairs={"pair": {**names, "prompts": _PROMPTS}})
 
 
 def _open(out: str | Path | None, config: dict[str, Any]) -> Run:

@@ -1,0 +1,122 @@
+"""Record a pair: load a base and a tuned model, record both on the same prompts, and find the run in the app."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboards import jobs, panels
+from dashboards.pair_form import ENDINGS, POSITIONS, SITES, PairAsked, pasted, uploaded
+from dashboards.state import Opened, known_runs
+from workbench import runs
+from workbench.prompts import Prompts
+
+
+def show() -> None:
+    """The page."""
+    st.title("Record a pair")
+    st.caption(
+        "Both models read the same prompts, and what passes at the chosen sites is kept, so that it can be compared."
+    )
+    job = jobs.desk().job
+    if job is not None and job.state == "running":
+        _watch()
+        return
+    if job is not None:
+        _ended(job)
+    _form()
+
+
+def _form() -> None:
+    opened = Opened.from_environment()
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.subheader("Models")
+        base = st.text_input(
+            "Base model", opened.base, key="pair-base", placeholder="folder, hub id, or refusal-moe",
+            persist_state="session",
+            help="An organism's name (refusal-moe, context-knob) stands for a small trained pair.",
+        )  # fmt: skip
+        tuned = st.text_input(
+            "Tuned model or PEFT adapter", opened.tuned, key="pair-tuned", persist_state="session",
+            placeholder="folder or hub id; empty for an organism",
+        )  # fmt: skip
+        st.subheader("What to keep")
+        sites = st.multiselect(
+            "Sites", SITES, ["resid_post", "z"], key="pair-sites", accept_new_options=True, persist_state="session",
+            help="resid_post: the residual stream after a layer. z: what each head puts out. router: its logits.",
+        )  # fmt: skip
+        positions = st.selectbox(
+            "Tokens", POSITIONS, key="pair-positions", accept_new_options=True, persist_state="session",
+            help="last: the last token of the prompt. all: every token. Or -1, prompt[-3:], …",
+        )  # fmt: skip
+    with right:
+        st.subheader("Prompts")
+        kind = st.segmented_control(
+            "From", ["paste", "file"], key="pair-from", default="paste", required=True, label_visibility="collapsed"
+        )
+        file = st.file_uploader(f"A file: {', '.join(ENDINGS)}", ENDINGS, key="pair-file") if kind == "file" else None
+        text = "" if kind == "file" else st.text_area(
+            "One a line, or rows of JSON with prompt, answer, distractor, …", key="pair-prompts", height=236,
+            persist_state="session",
+        )  # fmt: skip
+        name = st.text_input("Name of the run", "my-pair", key="pair-name", persist_state="session")
+        st.caption(f"Goes to {panels.words(runs.default_home().resolve())}")
+        device = st.segmented_control(
+            "Device", ["auto", "cpu", "cuda"], key="pair-device", default="auto", required=True,
+            help="auto takes a GPU when there is one.",
+        )  # fmt: skip
+    asked = PairAsked(base.strip(), tuned.strip(), tuple(sites), str(positions), name.strip(), str(device))
+    if st.button("Record", type="primary", icon=":material/fiber_manual_record:", key="go-record"):
+        with panels.told():
+            asked.check()
+            prompts = uploaded(file.name, file.getvalue()) if file is not None else pasted(text)
+            _begin(asked, prompts)
+            st.rerun()
+    with st.expander("The same on the command line", icon=":material/terminal:"):
+        st.code(asked.command(), language="bash", wrap_lines=True)
+
+
+def _begin(asked: PairAsked, prompts: Prompts) -> None:
+    jobs.desk().begin(f"Recording {asked.name}", lambda progress: (asked.record(prompts, progress), asked.name))
+
+
+def _watched() -> None:
+    job = jobs.desk().job
+    if job is None or job.state != "running":
+        st.rerun()
+    assert job is not None
+    st.subheader(panels.words(job.name))
+    if job.total:
+        st.progress(job.share, f"{panels.words(job.what)}: {job.done} of {job.total} prompts")
+    else:
+        st.progress(0.0, "Loading both models…" if job.what == "starting" else panels.words(job.what))
+    if job.stopping:
+        st.info("Stopping after this step…", icon=":material/hourglass:")
+    elif st.button("Stop", icon=":material/stop:", key="stop-record"):
+        job.stop()
+        st.rerun(scope="fragment")
+    st.caption("You may look at other pages meanwhile; the recording goes on.")
+
+
+def _ended(job: jobs.Job) -> None:
+    if job.state == "done":
+        _, name = job.result
+        st.success(f"{panels.words(job.name)}: done.", icon=":material/check:")
+
+        def choose() -> None:
+            st.session_state["run"] = name
+
+        pressed = name in known_runs() and st.button(
+            "Open it", key="open-record", icon=":material/dashboard:", on_click=choose
+        )
+        if pressed:
+            jobs.desk().clear()
+            st.switch_page("app_pages/overview.py")
+    elif job.state == "stopped":
+        st.warning(f"{panels.words(job.name)}: {panels.words(job.said)}.", icon=":material/stop:")
+    else:
+        st.error(f"{panels.words(job.name)}: {panels.words(job.said)}", icon=":material/error:")
+
+
+_watch = st.fragment(run_every=0.5)(_watched)
+show()
