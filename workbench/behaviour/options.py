@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from workbench.behaviour.calibration import BINS
 from workbench.behaviour.generation import Decoding
@@ -13,6 +13,7 @@ from workbench.behaviour.texts import TextRule, is_refusal
 from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress
 
+Options = TypeVar("Options")
 Continuation = Literal["answer", "base", "tuned"]
 _CONTINUATIONS = ("answer", "base", "tuned")
 
@@ -55,10 +56,10 @@ class DiffOptions:
         return {**plain, "refusal": getattr(self.refusal, "__qualname__", repr(self.refusal))}
 
 
-def read_options(given: Mapping[str, Any]) -> DiffOptions:
-    """Keyword arguments as options. Raises :class:`UserError` naming the closest when one is unknown."""
-    known = [field.name for field in dataclasses.fields(DiffOptions)]
+def read_options(kind: type[Options], given: Mapping[str, Any]) -> Options:
+    """Keyword arguments as a ``kind``. Raises :class:`UserError` naming the closest option when one is unknown."""
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for name in given:
         if name not in known:
             raise unknown_name("option", name, known)
-    return DiffOptions(**given)
+    return kind(**given)

@@ -1,0 +1,53 @@
+"""A model asked whether its own answer is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from workbench.behaviour.scores import logits_of
+from workbench.behaviour.subject import Subject, Work
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts.answers import answer_tokens
+from workbench.prompts.collection import Prompts
+from workbench.prompts.row import Prompt
+from workbench.typing import Float
+
+QUESTION = "\nIs this answer right? Answer yes or no:"
+
+
+def self_critique(
+    model: AdaptedModel,
+    prompts: Any,
+    answers: Sequence[str] | None = None,
+    *,
+    question: str = QUESTION,
+    yes: str = "yes",
+    no: str = "no",
+    max_new_tokens: int = 16,
+    batch_size: int = 32,
+) -> Float[np.ndarray, " prompt"]:
+    """The model's own probability, between 0 and 1, that its answer to each prompt is right: P(yes) / (P(yes) + P(no)).
+
+    P(True) of Kadavath et al. 2022: the prompt, the answer (by default the model's greedy text) and ``question`` are
+    read, and the first tokens of ``yes`` and ``no`` compared. A model that was not tuned to judge itself may say
+    anything here: look at its calibration before you trust it.
+    """
+    rows = Prompts.of(prompts)
+    said = answers if answers is not None else model.generate(rows, max_new_tokens=max_new_tokens)
+    asked = Prompts([_asked(row, text, question, yes, no) for row, text in zip(rows, said, strict=True)])
+    tokens = answer_tokens(asked, model.tokenizer)
+    assert tokens.distractor is not None
+    logits = logits_of(Subject("critique", model), asked, Work(batch_size))
+    gap = logits.gather(1, tokens.answer[:, None]) - logits.gather(1, tokens.distractor[:, None])
+    return gap[:, 0].double().sigmoid().numpy()
+
+
+def _asked(row: Prompt, text: str, question: str, yes: str, no: str) -> Prompt:
+    if row.messages is None:
+        joint = "" if text[:1].isspace() else " "
+        return Prompt(prompt=f"{row.prompt}{joint}{text}{question}", answer=yes, distractor=no)
+    turns = [*row.messages, {"role": "assistant", "content": text}, {"role": "user", "content": question.strip()}]
+    return Prompt(messages=tuple(turns), answer=yes, distractor=no)

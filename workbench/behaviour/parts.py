@@ -1,0 +1,175 @@
+"""Behaviour on parts of the prompts: what the base knows and does not, what the tuned model is sure of and is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from workbench.behaviour.diff import Recipes, compared_models, provenance
+from workbench.behaviour.estimates import Estimator, estimates
+from workbench.behaviour.measuring import Measured, Trial, measure
+from workbench.behaviour.metrics import WHOLE, check_metrics
+from workbench.behaviour.options import DiffOptions, read_options
+from workbench.behaviour.subject import AppliedRecipe
+from workbench.errors import UserError
+from workbench.models.pair import ModelPair
+from workbench.prompts.collection import Prompts
+from workbench.results import Result
+from workbench.stats.bootstrap import difference_interval
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Names = tuple[str, str]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PartedDiff(Result):
+    """A behaviour diff on two parts of the same prompts.
+
+    ``table``: as that of :class:`BehaviourDiff`, with ``part`` in front; the part "A - B" holds the difference of both
+    parts for each model (prompts of either drawn by themselves). ``rows``: every value with its prompt, model and part.
+    ``by``: what divides the prompts, in words.
+    """
+
+    rows: pd.DataFrame
+    calibration: pd.DataFrame
+    by: str
+
+    title: ClassVar[str] = "Behaviour by part"
+
+    def figure(self) -> go.Figure:
+        """Every metric as dots with intervals, one line per part and model."""
+        from workbench.figures.behaviour import behaviour_figure
+
+        shown = self.table[~self.table["part"].str.contains(" - ", regex=False)]
+        return behaviour_figure(shown.assign(model=shown["model"] + ", " + shown["part"]), title=f"By part: {self.by}")
+
+    def value(self, part: str, model: str, metric: str) -> float:
+        """One estimate. Raises :class:`UserError` for what is not in the table."""
+        table = self.table
+        found = table[(table["part"] == part) & (table["model"] == model) & (table["metric"] == metric)]
+        if found.empty:
+            parts = ", ".join(dict.fromkeys(table["part"]))
+            raise UserError(f"No {metric!r} of {model!r} for {part!r} here: parts are {parts}.")
+        return float(found["estimate"].iloc[0])
+
+    def summary(self) -> str:
+        """How many prompts each part has."""
+        sizes = self.rows[self.rows["model"] == "base"]["part"].value_counts(sort=False)
+        return f"{self.by}: " + ", ".join(f"{size} {part}" for part, size in sizes.items())
+
+
+def known_unknown(
+    pair: ModelPair,
+    questions: Any,
+    recipe: Recipes = None,
+    *,
+    metrics: Sequence[str] = ("refusal", "answered"),
+    knows: Literal["answered", "exact_match", "accuracy"] = "answered",
+    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    **options: Any,
+) -> PartedDiff:
+    """Refusal (and any other metric) of questions that the BASE answers rightly, and of those that it does not.
+
+    ``knows``: the metric that says whether it does, from its greedy text or (``accuracy``) its most likely next token.
+    The base's own ``knows`` is 1 and 0 on the parts by construction. ``options``: see :class:`DiffOptions`.
+    """
+    if knows not in ("answered", "exact_match", "accuracy"):
+        raise UserError(f"knows={knows!r} is none of answered, exact_match, accuracy.")
+    trial = _trial(questions, [*metrics, knows], read_options(DiffOptions, {**options, "samples": 0}), batch_size, seed)
+    measured = measure(compared_models(pair, recipe, controls), trial)
+    known = measured["base"].frames[0][knows].to_numpy() > 0.5
+    return _parted(pair, trial, measured, known, ("known", "unknown"), f"whether the base knows the answer ({knows})")
+
+
+def sure_unsure(
+    pair: ModelPair,
+    questions: Any,
+    recipe: Recipes = None,
+    *,
+    metrics: Sequence[str] = ("accuracy", "confidence", "brier", "ece"),
+    confidence: Sequence[float] | np.ndarray | None = None,
+    threshold: float | None = None,
+    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> PartedDiff:
+    """Accuracy and calibration where the tuned model is sure of its answer, and where it is not.
+
+    ``confidence``: one number per prompt, such as that of :func:`self_critique`; by default the probability of the
+    tuned model's most likely next token. Sure: at least ``threshold`` (default: the median). ``options``: see
+    :class:`DiffOptions`, and ``batch_size``.
+    """
+    batch_size = int(options.pop("batch_size", 32))
+    trial = _trial(questions, [*metrics, "confidence"], read_options(DiffOptions, options), batch_size, seed)
+    given = None if confidence is None else np.asarray(confidence, dtype=np.float64)
+    if given is not None and given.shape != (len(trial.prompts),):
+        raise UserError(f"There are {given.size} confidences for {len(trial.prompts)} prompts; give one for each.")
+    measured = measure(compared_models(pair, recipe, controls), trial)
+    own = measured["tuned"].frames[0]["confidence"].to_numpy() if given is None else given
+    limit = float(np.median(own)) if threshold is None else threshold
+    by = f"whether the tuned model is sure (confidence of at least {limit:.3g})"
+    return _parted(pair, trial, measured, own >= limit, ("sure", "unsure"), by)
+
+
+def _trial(questions: Any, metrics: Sequence[str], options: DiffOptions, batch_size: int, seed: int) -> Trial:
+    check_metrics(metrics)
+    if "perplexity" in metrics:
+        raise UserError("Perplexity is measured on neutral texts, which these prompts do not divide: leave it out.")
+    return Trial(Prompts.of(questions), tuple(dict.fromkeys(metrics)), options, batch_size, seed)
+
+
+def _parted(
+    pair: ModelPair, trial: Trial, measured: dict[str, Measured], first: np.ndarray, names: Names, by: str
+) -> PartedDiff:
+    clusters = trial.prompts.clusters
+    tables, curves = [], []
+    for name, mask in zip(names, (first, ~first), strict=True):
+        if not mask.any():
+            continue
+        own = {model: _only(one, mask) for model, one in measured.items()}
+        estimator = Estimator(clusters[mask], None, trial.seed, trial.options.bins)
+        tables.append(estimates(own, trial.metrics, estimator).assign(part=name))
+        if "ece" in trial.metrics:
+            curves.append(estimator.calibration(own).assign(part=name))
+    if len(tables) == 2:
+        tables.append(_between(measured, trial, first, names))
+    table = pd.concat(tables, ignore_index=True)
+    return PartedDiff(
+        table=table[["part", *table.columns.drop("part")]],
+        rows=_rows(measured, first, names),
+        calibration=pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
+        by=by,
+        provenance=provenance(pair, "known_unknown" if names[0] == "known" else "sure_unsure", trial, by=by),
+    )
+
+
+def _only(measured: Measured, mask: np.ndarray) -> Measured:
+    return Measured([frame[mask].reset_index(drop=True) for frame in measured.frames])
+
+
+def _between(measured: Mapping[str, Measured], trial: Trial, first: np.ndarray, names: Names) -> pd.DataFrame:
+    """The first part's mean minus the second's, for each model and metric that is a mean."""
+    clusters, lines = trial.prompts.clusters, []
+    for model, one in measured.items():
+        for metric in (metric for metric in trial.metrics if metric not in WHOLE):
+            values = one.mean()[metric].to_numpy()
+            found = difference_interval(
+                values[first], values[~first], paired=False, clusters=(clusters[first], clusters[~first]),
+                seed=trial.seed,
+            )  # fmt: skip
+            lines.append({"part": " - ".join(names), "model": model, "metric": metric, **found._asdict()})
+    return pd.DataFrame(lines)
+
+
+def _rows(measured: Mapping[str, Measured], first: np.ndarray, names: Names) -> pd.DataFrame:
+    part = np.where(first, *names)
+    frames = [one.mean().assign(model=name, prompt=np.arange(len(part)), part=part) for name, one in measured.items()]
+    return pd.concat(frames, ignore_index=True)
