@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from workbench.cli import dashboard, demo, localize, organism, recipe, record, report, runs, steer
+from workbench.cli.experiment import command as experiment
 
 app = typer.Typer(
     name="tunescope",
@@ -17,6 +18,7 @@ app.command("demo")(demo.demo)
 app.command("dashboard")(dashboard.dashboard)
 app.command("record")(record.record)
 app.command("report")(report.report)
+app.command("run")(experiment.run)
 app.command("steer")(steer.steer)
 app.add_typer(localize.app, name="localize", help="Find where the change lives; each verb writes a run.")
 app.add_typer(organism.app, name="organism", help="Small trained pairs with planted truth.")

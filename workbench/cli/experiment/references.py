@@ -41,6 +41,11 @@ def recipes_of(step: Any) -> dict[str, tuple[Any, ...]]:
     return named | {name: ("base_recipes", number) for number, name in enumerate(getattr(step, "base_recipes", ()))}
 
 
+def other_prompts(step: Any) -> list[str]:
+    """Sets of prompts that a step reads besides its own."""
+    return [name for name in (getattr(step, "ood", None), getattr(step, "neutral", None)) if name is not None]
+
+
 def uses_of_recipe(recipe: Any) -> Iterator[Use]:
     """The steps that a recipe reads."""
     yield from _walk(recipe, ())
@@ -71,7 +76,7 @@ def check_references(experiment: Experiment) -> None:
 
 def _check_step(experiment: Experiment, name: str, step: Any, earlier: list[str]) -> None:
     place = ("steps", name)
-    for key in ("prompts", "ood"):
+    for key in ("prompts", "ood", "neutral"):
         wanted = getattr(step, key, None)
         if wanted is not None and wanted not in experiment.prompts:
             raise refusal(unknown(f"set of prompts {wanted!r}", wanted, list(experiment.prompts)), *place, key)

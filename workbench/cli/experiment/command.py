@@ -1,0 +1,92 @@
+"""``tunescope run``: a scripted experiment, from a YAML file into a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from workbench.cli.experiment.running import Finished
+    from workbench.cli.experiment.schema import Experiment
+
+EXAMPLE = """
+Example, offline:
+
+  tunescope run examples/experiment.yaml --dry-run
+"""
+_COLUMNS = ("cell", "step", "of", "strength", "metric", "estimate", "low", "high", "n", "change")
+_LINES = 60
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="The experiment: a .yaml file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; default: one in ./runs, named for the experiment.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file and list its cells and steps; load no model.")
+    ] = False,
+    tracker: Annotated[str | None, typer.Option(help="Also log to mlflow or wandb; off by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
+) -> None:
+    """Run an experiment: pair, prompts, steps, recipes and a sweep over them. The same command resumes a killed run."""
+    from workbench.cli.experiment.schema import Experiment
+
+    experiment = Experiment.load(file)
+    if dry_run:
+        _list(experiment, file, out, as_json)
+        return
+    from workbench.cli.experiment.running import run_experiment
+    from workbench.cli.experiment.trackers import tracker as named
+    from workbench.cli.output import progress_bar
+
+    chosen = named(tracker or experiment.tracker)
+    with progress_bar() as bar:
+        finished = run_experiment(experiment, out, folder=file.parent, tracker=chosen, progress=bar)
+    _print(finished, as_json)
+
+
+run.__doc__ = f"{run.__doc__}\n\n\b{EXAMPLE}"
+
+
+def _print(finished: Finished, as_json: bool) -> None:
+    from workbench.cli.output import emit
+
+    payload = {"run": str(finished.run.path), "metrics": finished.metrics}
+    table = finished.metrics[[name for name in _COLUMNS if name in finished.metrics]]
+    more = f" (the first {_LINES} of {len(table)} lines)" if len(table) > _LINES else ""
+    emit(payload, as_json, table.head(_LINES), title=f"{finished.run.path}{more}")
+    if not as_json:
+        typer.echo(f"Report:  tunescope report {finished.run.path} --open")
+
+
+def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -> None:
+    """Cells and steps; files that the experiment reads must be there."""
+    from workbench.cli.experiment.materials import Materials, files_named
+    from workbench.cli.experiment.references import needs, recipes_of
+    from workbench.cli.experiment.running import place
+    from workbench.cli.experiment.sweeping import cells
+    from workbench.cli.output import emit
+    from workbench.errors import UserError
+
+    grid, materials = cells(experiment), Materials(file.parent)
+    named = [*files_named(cell.experiment for cell in grid), *(one.file for one in experiment.prompts.values())]
+    for name in named:
+        if name is not None and not materials.path(name).exists():
+            raise UserError(f"There is no file {materials.path(name)}, which {file} names: check the path.")
+    steps: list[dict[str, Any]] = [
+        {"step": name, "does": step.do, "prompts": step.prompts or next(iter(experiment.prompts)),
+         "recipes": ", ".join(recipes_of(step)), "reads": ", ".join(needs(experiment, name))}
+        for name, step in experiment.steps.items()
+    ]  # fmt: skip
+    payload: dict[str, Any] = {
+        "experiment": experiment.name, "run": str(place(experiment, out)), "steps": steps,
+        "cells": [{"cell": cell.number, "settings": dict(cell.settings)} for cell in grid],
+    }  # fmt: skip
+    if as_json:
+        emit(payload, as_json)
+        return
+    emit(None, False, steps, title=f"{experiment.name}: {len(steps)} steps in each of {len(grid)} cells")
+    emit(None, False, [{"cell": cell.number, "settings": cell.label} for cell in grid], title=payload["run"])

@@ -1,0 +1,123 @@
+"""Random stand-ins for a recipe: as many heads, experts or dimensions, in the same layers, of the same norms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import interventions as iv
+from workbench.engine.sites import parse_label
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts import Prompts
+from workbench.stats.controls import random_directions, random_subspaces, random_units
+
+Place = tuple[int, int]
+
+
+def stand_ins(recipe: iv.Recipe, model: AdaptedModel, prompts: Prompts, draws: int, seed: int) -> list[iv.Recipe]:
+    """``draws`` recipes that differ from ``recipe`` in what was chosen and in nothing else.
+
+    Directions become random ones of the same norm (a subspace one of the same rank, set to the same coordinates);
+    heads other heads of their layers, experts other experts of their layers, those nearest in how often ``prompts``
+    select them. Empty where a recipe holds something that has no such stand-in (a change of weights, attention of all
+    heads): then there is no control.
+    """
+    if not draws:
+        return []
+    columns: list[list[Any]] = []
+    for number, one in enumerate(recipe):
+        found = _drawn(one, model, prompts, draws, seed + number)
+        if found is None:
+            return []
+        columns.append(found)
+    return [iv.Recipe(list(row)) for row in zip(*columns, strict=True)]
+
+
+def _drawn(one: Any, model: AdaptedModel, prompts: Prompts, draws: int, seed: int) -> list[Any] | None:
+    match one:
+        case iv.Offset():
+            return [replace(one, vector=v) for v in random_directions(one.vector, draws=draws, seed=seed)]
+        case iv.Clamp():
+            return [replace(one, direction=v) for v in random_directions(one.direction, draws=draws, seed=seed)]
+        case iv.SubspaceKnob():
+            drawn = random_subspaces(one.direction.float(), draws=draws, seed=seed)
+            return [replace(one, direction=basis) for basis in drawn]
+        case iv.ConceptAblation():
+            drawn = random_subspaces(one.directions.float(), draws=draws, seed=seed)
+            return [replace(one, directions=basis) for basis in drawn]
+        case iv.HeadScale():
+            return [replace(one, scales=scales) for scales in _other_heads(one.scales, model, draws, seed)]
+        case iv.HeadOffset():
+            return _random_offsets(one, model, draws, seed)
+        case iv.AttentionScale(heads=heads) if heads is not None:
+            chosen = {head: None for head in heads}
+            return [replace(one, heads=list(other)) for other in _other_heads(chosen, model, draws, seed)]
+        case iv.ExpertSwitch():
+            return _other_experts(one, model, prompts, draws, seed)
+    return None
+
+
+def _other_heads(chosen: Any, model: AdaptedModel, draws: int, seed: int) -> list[dict[str, Any]]:
+    """The same values for other heads of the same layers."""
+    places = [_place(label) for label in chosen]
+    drawn = random_units(places, [model.n_heads] * model.n_layers, draws=draws, seed=seed)
+    order = sorted(range(len(places)), key=lambda number: places[number])
+    values = [list(chosen.values())[number] for number in order]
+    return [{f"L{layer}H{head}": value for (layer, head), value in zip(one, values, strict=True)} for one in drawn]
+
+
+def _random_offsets(one: iv.HeadOffset, model: AdaptedModel, draws: int, seed: int) -> list[Any]:
+    made = []
+    for number, vectors in enumerate(_other_heads(one.vectors, model, draws, seed)):
+        random = {
+            head: random_directions(vector, draws=draws, seed=seed + 1000 * place)[number]
+            for place, (head, vector) in enumerate(vectors.items())
+        }
+        made.append(replace(one, vectors=random))
+    return made
+
+
+def _other_experts(one: iv.ExpertSwitch, model: AdaptedModel, prompts: Prompts, draws: int, seed: int) -> list[Any]:
+    """Off and on are drawn together, so that no expert is both."""
+    from probes.matching import matched_cells
+
+    off, on = [[_place(label) for label in given] for given in (one.off, one.on)]
+    use = expert_use(model, prompts)
+    if 2 * (len(off) + len(on)) > len(use):
+        return []
+    drawn = matched_cells([*off, *on], use, draws, seed)
+    names = [[f"L{layer}E{expert}" for layer, expert in cells] for cells in drawn]
+    made = [replace(one, off=cells[: len(off)], on=cells[len(off) :]) for cells in names]
+    try:
+        for switch in made:
+            switch.validate(model)
+    except UserError:
+        return []  # so many of a layer cannot be switched at once, which other layers' experts would stand in for
+    return made
+
+
+@torch.no_grad()
+def expert_use(model: AdaptedModel, prompts: Prompts) -> dict[Place, float]:
+    """(layer, expert) -> share of the prompts' tokens that select it."""
+    import numpy as np
+
+    from probes.experts.counting import count_experts
+    from workbench.prompts.encode import encode
+
+    rows = encode(prompts, model.tokenizer, model.max_positions)
+    (counts,) = count_experts(model, rows, [[np.ones(len(row), dtype=bool) for row in rows]])
+    shares = counts.counts.sum(0) / counts.tokens.sum()
+    return {
+        (layer, expert): float(shares[place, expert])
+        for place, layer in enumerate(counts.layers)
+        for expert in range(shares.shape[1])
+    }
+
+
+def _place(label: str) -> Place:
+    layer, _, number = parse_label(label)
+    assert number is not None
+    return layer, number

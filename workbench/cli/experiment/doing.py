@@ -1,0 +1,180 @@
+"""What each kind of step does. Everything is a call of a public function of probes or behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+import probes
+from workbench.cli.experiment import steps
+from workbench.cli.experiment.kept import ACTIVATIONS, Outcome, metric_rows
+from workbench.cli.experiment.materials import Materials
+from workbench.cli.experiment.recipes import RecipeBuilder, Results
+from workbench.errors import UserError, unknown_name
+from workbench.progress import Progress
+from workbench.prompts import Prompts
+from workbench.recording.job import difference_table
+from workbench.recording.record_pair import record
+
+if TYPE_CHECKING:
+    import interventions as iv
+    from workbench.cli.experiment.schema import Experiment
+    from workbench.models.pair import ModelPair
+
+TOP = 10
+"""Cells of a map that enter the long table; the step's own table has all."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a step may use."""
+
+    experiment: Experiment
+    pair: ModelPair
+    materials: Materials
+    results: Results
+    folder: Path
+    seed: int
+    progress: Progress
+
+    def rows(self, name: str | None) -> Prompts:
+        """A set of prompts."""
+        return self.materials.prompts(self.experiment, name)
+
+    def recipe(self, name: str) -> iv.Recipe:
+        """A recipe by name, built for this cell."""
+        try:
+            builder = RecipeBuilder(self.pair, self.materials, self.results)
+            return builder.build(self.experiment.recipes[name])
+        except UserError as error:
+            raise type(error)(f"recipe {name}: {error}") from error
+
+
+def execute(step: Any, bench: Bench) -> Outcome:
+    """Do one step. Raises :class:`UserError` for what its probe or its recipes refuse."""
+    from workbench.cli.experiment import steering
+
+    match step:
+        case steps.Record():
+            return _record(step, bench)
+        case steps.Generate():
+            return steering.generate(step, bench)
+        case steps.Diff():
+            return steering.diff(step, bench)
+        case steps.Dose():
+            return steering.dose(step, bench)
+    result = _localized(step, bench)
+    return Outcome(result.summary(), result.frame(), _best(result), result)
+
+
+def _record(step: steps.Record, bench: Bench) -> Outcome:
+    recording = record(
+        bench.pair, bench.rows(step.prompts), step.sites, layers=step.layers, positions=step.positions,
+        store=bench.folder / ACTIVATIONS, new_tokens=step.new_tokens, progress=bench.progress,
+    )  # fmt: skip
+    summary = f"{len(recording)} rows of {recording.n_prompts} prompts at {len(recording.sites)} sites"
+    return Outcome(summary, difference_table(recording), metric_rows([]))
+
+
+def _localized(step: Any, bench: Bench) -> Any:
+    pair, seed, bar = bench.pair, bench.seed, bench.progress
+    rows = bench.rows(step.prompts)
+    match step:
+        case steps.Weights():
+            return probes.weight_delta(pair, k=step.k, progress=bar)
+        case steps.Activations():
+            recording = _recording(step, bench, step.sites, positions=step.positions)
+            return probes.activation_delta(
+                recording, components=step.components, model=pair.tuned, seed=seed, progress=bar
+            )
+        case steps.Heads():
+            layers = {} if step.layers is None else {"layers": step.layers}
+            return probes.patching(
+                pair, rows, "heads", what=step.what, metric=step.metric, seed=seed, progress=bar, **layers
+            )
+        case steps.HeadProbes():
+            recording = _recording(step, bench, ["z"], positions=step.positions)
+            return probes.head_probe(recording, role=step.role, folds=step.folds, seed=seed, progress=bar)
+        case steps.Skills():
+            ood = None if step.ood is None else bench.rows(step.ood)
+            return probes.graft(
+                pair, rows, method=step.method, level=step.level, sparsity=step.sparsity, ood=ood, seed=seed,
+                progress=bar, **step.options,
+            )  # fmt: skip
+        case steps.Experts():
+            labels = None if step.label is None else _column(rows, step.label)
+            return probes.expert_map(
+                pair, rows, labels, target=step.target, seed=seed, progress=bar, **step.options
+            )  # fmt: skip
+        case steps.Knob():
+            return probes.find_knob(
+                pair, rows, layers=step.layers, seed=seed, progress=bar,
+                training=probes.KnobTraining(rank=step.rank, steps=step.steps),
+                setup=probes.KnobSetup(search_pairs=step.search_pairs),
+            )  # fmt: skip
+        case steps.Concepts():
+            return _concepts(step, bench)
+    return _retrieval(step, bench)
+
+
+def _concepts(step: steps.Concepts, bench: Bench) -> Any:
+    from workbench.engine.sites import resolve_layers
+
+    recording = _recording(step, bench, ["resid_post"], layers=[step.layer], positions="all")
+    return probes.concept_directions(
+        recording, step.method, layer=resolve_layers(step.layer, bench.pair.tuned.n_layers)[0], k=step.k,
+        dictionary=None if step.dictionary is None else bench.materials.path(step.dictionary),
+        model=bench.pair.tuned, seed=bench.seed,
+    )  # fmt: skip
+
+
+def _retrieval(step: steps.Retrieval, bench: Bench) -> Any:
+    path = bench.materials.path(step.haystack)
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: check haystack.")
+    needles = [probes.Needle(question=one["question"], text=one["text"]) for one in step.needles]
+    text = path.read_text(encoding="utf-8")
+    trials = probes.needle_trials(text, needles, bench.pair.tokenizer, lengths=step.lengths)
+    return probes.retrieval_heads(bench.pair, trials, seed=bench.seed)
+
+
+def _recording(step: Any, bench: Bench, sites: list[str], **options: Any) -> Any:
+    """The recording of the step it names, else its own, in memory."""
+    if step.record is not None:
+        return bench.results(step.record)
+    return record(bench.pair, bench.rows(step.prompts), sites, progress=bench.progress, **options)
+
+
+def _column(rows: Prompts, name: str) -> list[Any]:
+    known = {column for row in rows for column in row.as_dict()}
+    if name not in known:
+        raise unknown_name("column", name, known)
+    return [row.as_dict().get(name) for row in rows]
+
+
+def _best(result: Any) -> pd.DataFrame:
+    """The first cells of the map as rows of the long table."""
+    n = result.provenance.n_prompts or float("nan")
+    return metric_rows([
+        {"of": cell_label(row), "metric": "score", "estimate": row["score"], "n": n,
+         **{name: row[name] for name in ("low", "high", "control", "q")}}
+        for row in result.frame().head(TOP).to_dict("records")
+    ])  # fmt: skip
+
+
+def cell_label(row: Any) -> str:
+    """What a row of a probe's table is about, as people write it: L1H0, L1E4, direction 2."""
+    number = {name: int(row[name]) for name in ("layer", "head", "expert", "position") if _given(row, name)}
+    layer = f"L{number['layer']}" if "layer" in number else ""
+    parts = [layer + next((f"{name[0].upper()}{number[name]}" for name in ("head", "expert") if name in number), "")]
+    parts += [str(row[name]) for name in ("site", "module", "phase") if _given(row, name)]
+    parts += [f"direction {int(row['direction'])}"] if _given(row, "direction") else []
+    parts += [f"position {number['position']}"] if "position" in number else []
+    return " ".join(part for part in parts if part) or "all"
+
+
+def _given(row: Any, name: str) -> bool:
+    return name in row and not pd.isna(row[name])

@@ -1,0 +1,127 @@
+"""A step's folder in the run: its table, its metrics, its result, and last of all the mark that it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from workbench.cli.experiment import references
+from workbench.cli.experiment.materials import Materials
+
+if TYPE_CHECKING:
+    from workbench.cli.experiment.schema import Experiment
+    from workbench.models.pair import ModelPair
+    from workbench.runs import Run
+
+ACTIVATIONS = "activations"
+RESULT = "result.safetensors"
+METRIC_COLUMNS = (
+    "of", "strength", "metric", "estimate", "low", "high", "n", "control", "q", "change", "change_low", "change_high",
+)  # fmt: skip
+"""``of``: a model, or a cell such as L1H0; ``change`` is against that model without the recipe, paired by prompt."""
+_NUMBERS = tuple(name for name in METRIC_COLUMNS if name not in ("of", "metric"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step leaves."""
+
+    summary: str
+    """A line for people."""
+    table: pd.DataFrame
+    metrics: pd.DataFrame
+    result: Any = None
+    """A probe's result."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The place of one step with one content: the same for all cells in which nothing that it reads differs."""
+
+    run: Run
+    name: str
+    key: str
+
+    @property
+    def folder(self) -> str:
+        """Below the run's folder."""
+        return f"steps/{self.name}-{self.key[:10]}"
+
+    @property
+    def path(self) -> Path:
+        return self.run.file(self.folder)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the step was finished here."""
+        return (self.path / "step.json").is_file()
+
+    def write(self, do: str, outcome: Outcome) -> None:
+        """Write everything, the mark last."""
+        if outcome.result is not None:
+            outcome.result.save(self.path / RESULT)
+        self.run.write_table(f"{self.folder}/table", outcome.table)
+        self.run.write_table(f"{self.folder}/metrics", outcome.metrics)
+        self.run.write_json(
+            f"{self.folder}/step", {"name": self.name, "do": do, "key": self.key, "summary": outcome.summary}
+        )
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.run.read_table(f"{self.folder}/table")
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        return self.run.read_table(f"{self.folder}/metrics")
+
+    @property
+    def summary(self) -> str:
+        return str(self.run.read_json(f"{self.folder}/step")["summary"])
+
+    def result(self) -> Any:
+        """The recording, or the probe's result; None where the step leaves neither."""
+        if (self.path / ACTIVATIONS).is_dir():
+            from workbench.recording.recording import Recording
+
+            return Recording.load(self.path / ACTIVATIONS)
+        if (self.path / RESULT).is_file():
+            from probes import ProbeResult
+
+            return ProbeResult.load(self.path / RESULT)
+        return None
+
+
+def metric_rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of the long table; what is not given is missing."""
+    table = pd.DataFrame(rows).reindex(columns=list(METRIC_COLUMNS))
+    table[["of", "metric"]] = table[["of", "metric"]].astype(object)
+    return table.astype(dict.fromkeys(_NUMBERS, "float64"))
+
+
+def step_keys(experiment: Experiment, pair: ModelPair, materials: Materials) -> dict[str, str]:
+    """Step -> hash of everything its numbers depend on: models, prompts, settings, recipes, and the steps it reads."""
+    models = {role: model.identity.hash for role, model in pair.models.items()}
+    keys: dict[str, str] = {}
+    for name, step in experiment.steps.items():
+        recipes = {one: experiment.recipes[one].plain() for one in references.recipes_of(step)}
+        prompts = [materials.prompts(experiment, step.prompts).hash]
+        for other in references.other_prompts(step):
+            prompts.append(materials.prompts(experiment, other).hash)
+        content = {
+            "step": step.plain(), "seed": seed_of(experiment, name), "models": models, "prompts": prompts,
+            "recipes": recipes, "reads": {one: keys[one] for one in references.needs(experiment, name)},
+            "on": experiment.pair.plain(),
+        }  # fmt: skip
+        keys[name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return keys
+
+
+def seed_of(experiment: Experiment, step: str) -> int:
+    """The step's own seed, else the experiment's."""
+    own = experiment.steps[step].seed
+    return experiment.seed if own is None else own

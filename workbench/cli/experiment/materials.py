@@ -1,0 +1,146 @@
+"""What the cells of an experiment share: loaded models, prompts, and the files that the YAML names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from workbench import organisms
+from workbench.cli.experiment import inline, steps
+from workbench.cli.experiment.inputs import PairSpec, PromptSet
+from workbench.errors import UserError, unknown_name
+from workbench.progress import Progress, Silent
+from workbench.prompts import Prompt, Prompts
+
+if TYPE_CHECKING:
+    from workbench.cli.experiment.schema import Experiment
+    from workbench.models.pair import ModelPair
+
+
+class Materials:
+    """Loads each thing once. One pair is held at a time, the last one asked for.
+
+    ``folder`` is where the YAML file is: paths in it are relative to that.
+    """
+
+    def __init__(self, folder: Path, progress: Progress | None = None) -> None:
+        self.folder = folder
+        self.progress = progress or Silent()
+        self._pair: tuple[PairSpec, ModelPair] | None = None
+        self._organisms: dict[tuple[str, int], organisms.Organism] = {}
+        self._prompts: dict[str, Prompts] = {}
+
+    def path(self, given: str) -> Path:
+        """A path of the YAML file."""
+        return self.folder / Path(given).expanduser()
+
+    def pair(self, spec: PairSpec) -> ModelPair:
+        """The loaded pair. Raises :class:`UserError` for what cannot be loaded or compared."""
+        from workbench.models.pair import load_pair
+
+        if self._pair is None or self._pair[0] != spec:
+            self._pair = None  # let go of the last one before the next is loaded
+            base, tuned = self._sides(spec)
+            self._pair = (spec, load_pair(base, tuned, device=spec.device, dtype=spec.dtype))
+        return self._pair[1]
+
+    def prompts(self, experiment: Experiment, name: str | None) -> Prompts:
+        """A set of prompts by name; None is the first."""
+        known = next(iter(experiment.prompts)) if name is None else name
+        spec = experiment.prompts[known]
+        key = f"{spec.model_dump_json()} {experiment.pair.model_dump_json() if spec.split is not None else ''}"
+        if key not in self._prompts:
+            try:
+                self._prompts[key] = chosen_rows(self._rows(spec, experiment.pair), spec)
+            except UserError as error:
+                raise UserError(f"prompts.{known}: {error}") from error
+        return self._prompts[key]
+
+    def _sides(self, spec: PairSpec) -> tuple[Any, Any]:
+        if spec.organism is None:
+            return self._model(str(spec.base)), self._model(str(spec.tuned))
+        organism = self._organism(spec)
+        if spec.variant is None:
+            return organism.base, organism.tuned
+        if spec.variant not in organism.variants:
+            raise unknown_name(f"variant of {spec.organism}", spec.variant, organism.variants)
+        return organism.base, organism.variants[spec.variant]
+
+    def _model(self, given: str) -> Any:
+        """A folder beside the YAML file, or what was written: a hub id or another path."""
+        path = self.path(given)
+        return path if path.exists() else given
+
+    def _organism(self, spec: PairSpec) -> organisms.Organism:
+        key = (str(spec.organism), spec.seed)
+        if key not in self._organisms:
+            self._organisms[key] = organisms.build(*key, progress=self.progress)
+        return self._organisms[key]
+
+    def _rows(self, spec: PromptSet, pair: PairSpec) -> Prompts:
+        if spec.file is not None:
+            return Prompts.load(self.path(spec.file))
+        if spec.rows is not None:
+            return Prompts.of(spec.rows)
+        splits = self._organism(pair).splits
+        if spec.split not in splits:
+            raise unknown_name("split", str(spec.split), splits)
+        return Prompts.of(splits[str(spec.split)])
+
+
+def chosen_rows(rows: Prompts, spec: PromptSet) -> Prompts:
+    """The rows that match ``where``, from ``skip`` on, at most ``limit``."""
+    columns = {name for row in rows for name in row.as_dict()}
+    for column in spec.where:
+        if column not in columns:
+            raise unknown_name("column", column, columns)
+    kept = rows.filter(lambda row: _matches(row, spec.where))[spec.skip :]
+    kept = kept if spec.limit is None else kept[: spec.limit]
+    if not len(kept):
+        raise UserError(f"none of {len(rows)} rows is left by where, skip and limit; loosen them.")
+    return kept
+
+
+def _matches(row: Prompt, where: Mapping[str, Any]) -> bool:
+    values = row.as_dict()
+    return all(values.get(name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in where.items())
+
+
+def files_named(experiments: Iterable[Experiment]) -> list[str]:
+    """The files and folders, other than models and prompts, that an experiment reads; each once, as written."""
+    return list(dict.fromkeys(name for one in experiments for name in _files(one)))
+
+
+def file_hash(path: Path) -> str:
+    """Sha256 of a file's bytes, or of all files of a folder with their names."""
+    if not path.exists():
+        raise UserError(f"There is no file {path}, which the experiment names: check the path.")
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            held = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(path) if path.is_dir() else ''} {held}\n".encode())
+    return digest.hexdigest()
+
+
+def _files(value: Any) -> Iterator[str]:
+    if isinstance(value, inline.RecipeSpec | inline.TensorRef) and value.file is not None:
+        yield value.file
+    if isinstance(value, steps.Concepts) and value.dictionary is not None:
+        yield value.dictionary
+    if isinstance(value, steps.Retrieval):
+        yield value.haystack
+    if isinstance(value, BaseModel) and not isinstance(value, PromptSet):
+        for name in type(value).model_fields:
+            yield from _files(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _files(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _files(one)

@@ -1,0 +1,99 @@
+"""What a finished experiment shows: tables, figures, and the sections that report and dashboard read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from workbench.cli.experiment import steps
+from workbench.cli.experiment.kept import Kept
+from workbench.cli.experiment.schema import Experiment
+from workbench.cli.experiment.sweeping import Cell
+from workbench.figures.experiment import dose_figure, grid_figure
+from workbench.runs import Run
+
+DRAWN = 4
+"""Figures of one probe at most, one per different result."""
+
+
+def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], kept: Sequence[dict[str, Kept]]) -> None:
+    """Write ``tables/``, ``figures/`` and ``sections.json``; ``kept`` are the steps of each cell of ``grid``."""
+    metrics = pd.concat([run.read_table(f"{cell.folder}/metrics") for cell in grid], ignore_index=True)
+    run.write_table("tables/metrics", metrics)
+    run.write_table("tables/cells", _cells_table(grid))
+    sections = [_overview(experiment, grid)]
+    for name, step in experiment.steps.items():
+        own = [one[name] for one in kept]
+        table = _step_table(grid, own)
+        run.write_table(f"tables/{name}", table)
+        drawn = _drawn(name, step, grid, own, metrics[metrics["step"] == name])
+        for title, figure in drawn.items():
+            run.write_text(f"figures/{title}.json", figure.to_json())
+        sections.append({
+            "title": f"{name}: {step.do}", "text": _told(grid, own), "tables": [name], "figures": list(drawn),
+        })  # fmt: skip
+    run.write_json("sections", sections)
+
+
+def _overview(experiment: Experiment, grid: Sequence[Cell]) -> dict[str, Any]:
+    cells = "one cell" if len(grid) == 1 else f"{len(grid)} cells"
+    swept = f" over {', '.join(experiment.sweep)}" if experiment.sweep else ""
+    text = (
+        f"{experiment.about}\n\n" if experiment.about else ""
+    ) + f"{cells}{swept}; {len(experiment.steps)} steps. The table holds every number with its 95 % interval."
+    tables = ["metrics"] if len(grid) == 1 else ["cells", "metrics"]
+    return {"title": experiment.name, "text": text, "tables": tables, "figures": []}
+
+
+def _cells_table(grid: Sequence[Cell]) -> pd.DataFrame:
+    from workbench.cli.experiment.running import scalar
+
+    rows = [
+        {"cell": cell.number, **{path: scalar(value) for path, value in cell.settings.items()}, "folder": cell.folder}
+        for cell in grid
+    ]
+    return pd.DataFrame(rows)
+
+
+def _step_table(grid: Sequence[Cell], own: Sequence[Kept]) -> pd.DataFrame:
+    """The step's tables one below the other, with the first cell that each result belongs to."""
+    first = _distinct(grid, own)
+    return pd.concat([one.table.assign(cell=cell.number) for cell, one in first], ignore_index=True)
+
+
+def _told(grid: Sequence[Cell], own: Sequence[Kept]) -> str:
+    first = _distinct(grid, own)
+    shared = len(grid) - len(first)
+    lines = [f"{cell.label}: {one.summary}" if len(first) > 1 else one.summary for cell, one in first[:DRAWN]]
+    if len(first) > DRAWN:
+        lines.append(f"... and {len(first) - DRAWN} more, in the tables.")
+    if shared:
+        lines.append(f"Nothing that this step reads differs in {shared} further cells, which share these results.")
+    return "\n\n".join(lines)
+
+
+def _distinct(grid: Sequence[Cell], own: Sequence[Kept]) -> list[tuple[Cell, Kept]]:
+    found: dict[str, tuple[Cell, Kept]] = {}
+    for cell, one in zip(grid, own, strict=True):
+        found.setdefault(one.key, (cell, one))
+    return list(found.values())
+
+
+def _drawn(name: str, step: Any, grid: Sequence[Cell], own: Sequence[Kept], metrics: pd.DataFrame) -> dict[str, Any]:
+    labels = {cell.number: cell.label for cell in grid}
+    if isinstance(step, steps.Dose):
+        return {name: dose_figure(metrics, labels, title=f"{name}: {step.recipe} at several strengths")}
+    if isinstance(step, steps.Diff | steps.Generate):
+        return (
+            {name: grid_figure(metrics, labels, title=f"{name}, with 95 % intervals over prompts")}
+            if len(metrics)
+            else {}
+        )
+    figures: dict[str, Any] = {}
+    for cell, one in _distinct(grid, own)[:DRAWN]:
+        result = one.result()
+        if hasattr(result, "figure"):
+            figures[name if not figures else f"{name}-cell-{cell.number}"] = result.figure()
+    return figures
