@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -69,3 +70,45 @@ def _band(figure: go.Figure, x: list[float], low: pd.Series, high: pd.Series, co
         x=[*x, *x[::-1]], y=[*high, *low.tolist()[::-1]], fill="toself", fillcolor=colour, mode="lines",
         line=dict(width=0), hoverinfo="skip", showlegend=False,
     )  # fmt: skip
+
+
+def variants_figure(models: pd.DataFrame, *, metric: str = "accuracy", title: str = "") -> go.Figure:
+    """Base, tuned, graft, complement and controls as dots with intervals, one line each.
+
+    ``models``: model, ``metric``, low, high, entries (weights that come from the tuned model), n.
+    """
+    rows = models[models[metric].notna()].reset_index(drop=True)
+    names = [html.escape(str(name)) for name in rows["model"]]
+    error = {}
+    if metric == "accuracy":
+        error = {"error_x": {"type": "data", "symmetric": False, "array": (rows["high"] - rows[metric]).tolist(),
+                             "arrayminus": (rows[metric] - rows["low"]).tolist(), "thickness": 1.5}}  # fmt: skip
+    figure = go.Figure(go.Scatter(
+        x=rows[metric].tolist(), y=names, mode="markers",
+        marker={"size": 11, "color": [_LOOKS.get(str(name), (GREY, "x"))[0] for name in rows["model"]],
+                "symbol": [_LOOKS.get(str(name), (GREY, "x"))[1] for name in rows["model"]]},
+        customdata=[[_variant(row, metric)] for row in rows.to_dict("records")],
+        hovertemplate="%{customdata[0]}<extra></extra>", **error,
+    ))  # fmt: skip
+    figure.update_layout(
+        title={"text": html.escape(title), "font": {"size": 15}}, template="plotly_white",
+        height=150 + 34 * len(rows), margin={"l": 140, "r": 20, "t": 60, "b": 60},
+        xaxis={"title": f"{metric.replace('_', ' ')}, 95 % interval over prompts (random: range of the draws)"},
+        yaxis={"autorange": "reversed"},
+    )  # fmt: skip
+    return figure
+
+
+_LOOKS = {
+    "base": ("#666666", "circle-open"), "tuned": ("#0072B2", "circle"), "graft": ("#D55E00", "diamond"),
+    "complement": ("#CC79A7", "square"), "all eligible": ("#009E73", "triangle-up"),
+    "movement only": ("#E69F00", "triangle-down"),
+}  # fmt: skip
+
+
+def _variant(row: dict[Any, Any], metric: str) -> str:
+    text = f"<b>{html.escape(str(row['model']))}</b><br>{row['entries']:.0f} weights from the tuned model"
+    text += f"<br>{metric} {row[metric]:.3f}"
+    if metric == "accuracy":
+        text += f", {row['low']:.3f} to {row['high']:.3f}"
+    return text if pd.isna(row.get("n")) else f"{text}<br>n = {row['n']:.0f} prompts"

@@ -28,3 +28,31 @@ def overlap_curve(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         yaxis=dict(title=dict(text="share of the k in both"), range=[0, 1.05]),
     )  # fmt: skip
     return figure
+
+
+def shared_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """How many weights two regions share, one bar per pair of regions, beside what chance shares.
+
+    ``table``: first, second, shared, expected, low, high (95 % range of chance), p.
+    """
+    names = [html.escape(f"{row['first']} and {row['second']}") for row in table.to_dict("records")]
+    figure = go.Figure()
+    figure.add_bar(
+        x=table["shared"].tolist(), y=names, orientation="h", name="shared weights", marker={"color": COLOURS[0]},
+        width=0.5, customdata=table[["expected", "low", "high", "p"]].to_numpy().tolist(),
+        hovertemplate="%{y}: %{x} shared<br>by chance %{customdata[0]:.1f} (%{customdata[1]:.0f} to %{customdata[2]:.0f})"
+        "<br>p = %{customdata[3]:.2g}<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=table["expected"].tolist(), y=names, mode="markers", name="chance, 95 % range",
+        marker={"symbol": "line-ns-open", "size": 18, "color": COLOURS[5], "line": {"width": 3}}, hoverinfo="skip",
+        error_x={"type": "data", "symmetric": False, "array": (table["high"] - table["expected"]).tolist(),
+                 "arrayminus": (table["expected"] - table["low"]).tolist(), "color": COLOURS[5]},
+    )  # fmt: skip
+    figure.update_layout(
+        title={"text": html.escape(title), "font": {"size": 15}}, template="plotly_white", height=200 + 44 * len(table),
+        xaxis={"title": "number of weights in both regions", "rangemode": "tozero"},
+        legend={"orientation": "h", "y": -0.5}, margin={"l": 60, "r": 20, "t": 60, "b": 60},
+    )  # fmt: skip
+    figure.update_yaxes(automargin=True)
+    return figure

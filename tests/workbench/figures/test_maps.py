@@ -12,11 +12,14 @@ import plotly.graph_objects as go
 from workbench.figures.attention import attention_panels
 from workbench.figures.cells import mark_cell
 from workbench.figures.generations import first_difference, side_by_side_html
+from workbench.figures.graft import variants_figure
 from workbench.figures.heads import head_heatmap
 from workbench.figures.knob import natural_spread
 from workbench.figures.lens import lens_grid
+from workbench.figures.overlap import shared_bars
 from workbench.figures.routing import routing_flow, routing_map
 from workbench.figures.weights import cell_map
+from workbench.figures.words import GREY, word_bars
 
 EVIL = "<script>alert(1)</script>"
 
@@ -130,3 +133,30 @@ def test_the_natural_coordinate_shows_every_row() -> None:
     natural = pd.DataFrame({"model": ["tuned"] * 4, "intent": [EVIL, "b"] * 2, "value": [1.0, 2.0, 3.0, 4.0]})
     figure = natural_spread(natural, title="t")
     assert [len(one.x) for one in figure.data] == [2, 2] and "<script>" not in figure.to_json()
+
+
+def test_what_a_graft_does_stands_beside_base_tuned_and_the_rest() -> None:
+    models = pd.DataFrame({
+        "model": ["base", "tuned", "graft", EVIL], "entries": [0, 9, 3, 3], "accuracy": [0.2, 0.9, 0.8, float("nan")],
+        "low": 0.1, "high": 1.0, "n": [40, 40, 40, float("nan")],
+    })  # fmt: skip
+    figure = variants_figure(models, title=EVIL)
+    assert list(figure.data[0].x) == [0.2, 0.9, 0.8] and "n = 40" in figure.data[0].customdata[2][0]
+    assert len(set(figure.data[0].marker.symbol)) == 3 and "<script>" not in figure.to_json()
+
+
+def test_shared_weights_stand_beside_chance() -> None:
+    table = pd.DataFrame({"first": [EVIL], "second": ["b"], "shared": [30], "expected": [4.0], "low": [1], "high": [8],
+                          "p": [1e-9]})  # fmt: skip
+    bars, chance = shared_bars(table).data
+    assert list(bars.x) == [30] and list(chance.error_x.array) == [4.0] and "<script>" not in bars.y[0]
+
+
+def test_words_inside_the_control_are_grey_and_same_words_stay_apart() -> None:
+    table = pd.DataFrame({
+        "model": ["base"] * 3, "token": ["a", "a", EVIL], "score": [2.0, 0.1, -2.0], "low": -3.0, "high": 3.0,
+        "control_low": -0.5, "control_high": 0.5, "q": 0.1, "n": 4,
+    })  # fmt: skip
+    figure = word_bars(table)
+    assert list(figure.data[0].marker.color)[1] == GREY and len(set(figure.data[0].marker.color)) == 3
+    assert list(figure.data[0].y) == [0, 1, 2] and "<script>" not in figure.to_json()
