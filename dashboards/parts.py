@@ -74,16 +74,17 @@ class Experts:
 
     def python(self) -> str:
         given = [f"{name}={list(one)!r}" for name, one in (("off", self.off), ("on", self.on)) if one]
-        return f"iv.Recipe([iv.ExpertSwitch({', '.join(given)}, mode={self._mode!r})])"
+        return f"iv.Recipe([iv.ExpertSwitch({', '.join(given)}, mode={self.switch_mode!r})])"
 
     def made(self, pair: ModelPair) -> Recipe:  # noqa: ARG002 (checked against the model when applied)
         import interventions as iv
 
-        mode: Any = self._mode
+        mode: Any = self.switch_mode
         return iv.Recipe([iv.ExpertSwitch(off=self.off, on=self.on, mode=mode)])
 
     @property
-    def _mode(self) -> str:
+    def switch_mode(self) -> str:
+        """As :class:`interventions.ExpertSwitch` takes it."""
         return self.mode if self.off else "force"
 
     @property

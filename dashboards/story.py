@@ -53,8 +53,8 @@ def _difference(table: pd.DataFrame, _pair: str) -> Iterator[Card]:
         return
     for _, row in table.iterrows():
         yield Card(
-            str(row["site"]), f"{row['relative']:.1%}",
-            f"root mean square change of the activation, relative to the base. n = {int(row['n'])} rows.",
+            str(row["site"]), f"{row['relative']:.2g} × base",
+            f"root mean square change of the activation, in units of the base's own. n = {int(row['n'])} rows.",
         )  # fmt: skip
 
 

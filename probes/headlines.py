@@ -1,4 +1,4 @@
-"""The strongest cell of each of several results, in one table."""
+"""Several results in one table: the strongest cell of each, or two results cell by cell."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.errors import UserError
+
+_CELLS = ("layer", "head", "expert", "module", "position", "direction", "count")
 COLUMNS = ("finding", "strongest", "score", "low", "high", "control", "beyond control", "n prompts", "score is")
 
 
@@ -17,6 +20,28 @@ def headlines(results: Mapping[str, Any]) -> pd.DataFrame:
     """
     rows = [_row(name, result) for name, result in results.items()]
     return pd.DataFrame([row for row in rows if row is not None], columns=list(COLUMNS))
+
+
+def beside(first: Any, second: Any) -> pd.DataFrame:
+    """The scores of two results of the same kind, cell by cell, with their intervals: the largest difference first.
+
+    A cell that only one of them has is kept, its difference empty. Raises :class:`UserError` for results that have no
+    cells in common to tell apart.
+    """
+    tables = [result.frame() for result in (first, second)]
+    cells = [name for name in _CELLS if all(name in table and table[name].notna().any() for table in tables)]
+    if not cells or any(table.duplicated(cells).any() for table in tables):
+        raise UserError("These two results do not score the same kind of cell once each, so there is nothing to pair.")
+    numbers = ["score", "low", "high"]
+    left, right = (table[[*cells, *numbers]] for table in tables)
+    both = left.merge(right, on=cells, how="outer", suffixes=(" first", " second"))
+    renamed = both.rename(columns={
+        f"{name} {which}": which if name == "score" else f"{which}_{name}"
+        for name in numbers for which in ("first", "second")
+    })  # fmt: skip
+    renamed["difference"] = renamed["second"] - renamed["first"]
+    order = renamed["difference"].abs().sort_values(ascending=False, kind="stable").index
+    return renamed.reindex(order).reset_index(drop=True)
 
 
 def cell_label(row: Mapping[str, Any]) -> str:

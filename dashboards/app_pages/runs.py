@@ -9,8 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from dashboards import panels
+from dashboards.results import results_in
 from dashboards.state import known_runs
 from workbench import runs
+from workbench.tables import with_intervals
 
 
 def show() -> None:
@@ -32,13 +34,47 @@ def show() -> None:
     one = left.selectbox("First run", names, key="first", bind="query-params", format_func=panels.visible)
     two = right.selectbox("Second run", names, index=1, key="second", bind="query-params", format_func=panels.visible)
     with panels.told():
-        frame = differences(known[one], known[two])
-        if frame.empty:
-            st.success("Kind and configuration of these two runs are the same.", icon=":material/check:")
-            return
+        _show_settings(known, one, two)
+    with panels.told():
+        _show_results(known, one, two)
+
+
+def _show_settings(known: dict[str, Path], one: str, two: str) -> None:
+    st.subheader("Settings that differ")
+    frame = differences(known[one], known[two])
+    if frame.empty:
+        st.success("Kind and configuration of these two runs are the same.", icon=":material/check:")
+    else:
         opened = [f"runs.open({str(known[name])!r}).config" for name in (one, two)]
         code = "\n".join(["from workbench import runs", "", *opened])
         panels.table("differences", frame, code, {"first": one, "second": two})
+
+
+def _show_results(known: dict[str, Path], one: str, two: str) -> None:
+    st.subheader("Results side by side")
+    first, second = ({found.name: found for found in results_in(known[name])} for name in (one, two))
+    kinds = {found.kind for found in second.values()}
+    left, right = st.columns(2)
+    mine = [name for name, found in first.items() if found.kind in kinds]
+    if not mine:
+        st.info("These two runs hold no result of the same kind.", icon=":material/info:")
+        return
+    a = first[left.selectbox("Result of the first", mine, key="first-result", format_func=panels.visible)]
+    theirs = [name for name, found in second.items() if found.kind == a.kind]
+    same = theirs.index(a.name) if a.name in theirs else 0
+    b = second[right.selectbox("Result of the second", theirs, same, key="second-result", format_func=panels.visible)]
+    from probes import compare
+    from probes.headlines import beside
+
+    frame = beside(a.load(), b.load())
+    with panels.told():
+        st.caption(f"Agreement of the scores: {panels.words(compare(a.load(), b.load()).summary())}.")
+    code = (
+        "from probes.headlines import beside\nfrom workbench.results import Result\n\n"
+        f"beside(Result.load({str(a.path)!r}), Result.load({str(b.path)!r}))\n"
+    )
+    made = {"first": {"run": one, "sha256": a.sha256}, "second": {"run": two, "sha256": b.sha256}}
+    panels.table("beside", frame, code, made, shown=with_intervals(frame))
 
 
 def listing(known: dict[str, Path]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from dashboards import answers, models, panels, selection
+from dashboards.as_experiment import steer_experiment
 from dashboards.asked import Asked, lines
 from dashboards.kept import Work, on_button, prefilled
 from dashboards.parts import built
@@ -140,7 +141,10 @@ def _show_steered(asked: Asked, result: Steered, beginning: str) -> None:
     answers.side_by_side(result, asked.side)
     _restored(result)
     with panels.told():
-        panels.footer("steered", asked.python(), frame=result.frame(), provenance=asked.provenance())
+        panels.footer(
+            "steered", asked.python(), frame=result.frame(), provenance=asked.provenance(),
+            experiment=lambda: steer_experiment(asked),
+        )  # fmt: skip
 
 
 def _show_sweep(asked: Asked) -> None:
@@ -163,7 +167,7 @@ def _show_swept(asked: Asked, result: Swept) -> None:
     ).reset_index()  # fmt: skip
     table.columns = [str(name) if isinstance(name, str) else f"× {name:g}" for name in table.columns]
     _restored(result)
-    panels.table("sweep", table, asked.python(), asked.provenance())
+    panels.table("sweep", table, asked.python(), asked.provenance(), experiment=lambda: steer_experiment(asked))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
