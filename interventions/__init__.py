@@ -33,6 +33,7 @@ _HOMES = {
     "bake": "exchange.bake",
     "baked": "exchange.bake",
     "caft_finetune": "training.ablated",
+    "dose": "sweep",
     "from_gguf": "exchange.control_vectors",
     "from_steering_vectors": "exchange.vectors",
     "from_tensors": "exchange.vectors",

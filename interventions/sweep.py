@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from interventions.base import SiteIntervention
 from interventions.recipe import Recipe, as_adapted
 from interventions.strength import as_strength
+from workbench.behaviour.dosing import Dose
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
@@ -32,6 +34,15 @@ def swept(recipe: Recipe, strengths: Sequence[float]) -> Recipe:
             raise NotSupported(f"{one.kind} has a strength per row already: give one strength to sweep.")
         made.append(replace(one, strength=strength * factors))
     return Recipe(made, recipe.made_with)
+
+
+def dose(recipe: Recipe) -> Dose:
+    """The recipe at any strength, for :func:`workbench.behaviour.dose_response`: all strengths as one batch, unless it
+    changes weights or has a strength per row already."""
+    one_batch = all(
+        isinstance(one, SiteIntervention) and isinstance(as_strength(one.strength), float) for one in recipe
+    )
+    return Dose(lambda strength: recipe * strength, partial(swept, recipe) if one_batch else None)
 
 
 def steered_texts(

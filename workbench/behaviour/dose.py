@@ -21,12 +21,16 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.results import Provenance, Result
-from workbench.stats.bootstrap import difference_interval, mean_interval, statistic_interval
+from workbench.stats.bootstrap import mean_interval, statistic_interval
 from workbench.stats.controls import MIN_DRAWS
 from workbench.stats.intervals import Interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+
+ROUNDING = 1e-6
+"""Changes this small, relative to 1 + the value, come from rows sharing a batch; they count as none."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,8 @@ def _table(
     lines = []
     for place, strength in enumerate(strengths):
         found = mean_interval(values[place], clusters=clusters, seed=seed)
-        change = difference_interval(values[place], start, paired=True, clusters=clusters, seed=seed)
+        moved = np.where(np.abs(values[place] - start) <= ROUNDING * (1 + np.abs(start)), 0.0, values[place] - start)
+        change = mean_interval(moved, clusters=clusters, seed=seed)
         line = {"strength": strength, "estimate": found.estimate, "low": found.low, "high": found.high, "n": found.n}
         line |= {"change": change.estimate, "change_low": change.low, "change_high": change.high}
         lines.append({**line, **_band("control", drawn[:, place].mean(-1))})

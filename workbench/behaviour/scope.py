@@ -109,7 +109,7 @@ def scope_panel(
             lines.append(_line(name, scope, values, drawn, prompts.clusters, seed))
     told = changed if isinstance(changed, str) else getattr(changed, "__qualname__", "a rule")
     return ScopePanel(
-        table=pd.DataFrame(lines).sort_values("recipe", kind="stable", key=lambda names: names.map(list(named).index)),
+        table=_by_recipe(pd.DataFrame(lines), list(named)),
         selective=_selective(pd.concat(rows), scopes, seed),
         rows=pd.concat(rows, ignore_index=True),
         changed={"next_token": "most likely next token", "text": "greedy text"}.get(told, told),
@@ -118,6 +118,11 @@ def scope_panel(
             settings={"changed": told, "on": on, "draws": draws, "prompts": {n: p.hash for n, p in scopes.items()}},
         ),
     )  # fmt: skip
+
+
+def _by_recipe(table: pd.DataFrame, recipes: list[str]) -> pd.DataFrame:
+    """Recipes in the order given, each with its sets of prompts."""
+    return table.sort_values("recipe", kind="stable", key=lambda names: names.map(recipes.index), ignore_index=True)
 
 
 def _controls(
