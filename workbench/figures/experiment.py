@@ -17,32 +17,48 @@ _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def grid_figure(table: pd.DataFrame, cells: Mapping[int, str], title: str = "") -> go.Figure:
-    """One panel per metric, one row per cell, one colour per model; random stand-ins are grey.
+    """One panel per metric, one row per model and cell; a recipe's random stand-ins are the grey rings on its row.
 
-    ``table``: cell, of, strength, metric, estimate, low, high, n. ``cells``: number -> its settings in words.
+    ``table``: cell, of, strength, metric, estimate, low, high, n. ``cells``: number -> its settings in words. Base and
+    tuned have one row where all cells agree on them.
     """
-    metrics = list(dict.fromkeys(table["metric"]))
-    models = list(dict.fromkeys(_named(row) for _, row in table.iterrows()))
+    shown = _rows(table, cells)
+    metrics, rows = list(dict.fromkeys(shown["metric"])), list(dict.fromkeys(shown["row"]))
+    models = [model for model in dict.fromkeys(shown["model"]) if not model.startswith(RANDOM)]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=metrics, shared_yaxes=True)
     for place, metric in enumerate(metrics, start=1):
-        part = table[table["metric"] == metric]
-        for number, model in enumerate(models):
-            rows = part[[_named(row) == model for _, row in part.iterrows()]]
+        for model, part in shown[shown["metric"] == metric].groupby("model", sort=False):
+            look = _look(str(model), 0 if str(model).startswith(RANDOM) else models.index(str(model)))
             figure.add_trace(
                 go.Scatter(
-                    x=rows["estimate"], y=[cells[int(cell)] for cell in rows["cell"]], mode="markers", name=model,
-                    legendgroup=model, showlegend=place == 1, error_x=_bars(rows), customdata=_hover(rows),
-                    marker={"size": 9, **_look(model, number)}, hovertemplate=f"%{{y}}<br>{_TOLD}",
+                    x=part["estimate"], y=part["row"], mode="markers", name=str(model), showlegend=False,
+                    error_x={**_bars(part), "color": look["color"]}, customdata=_hover(part),
+                    marker={"size": 9, **look}, hovertemplate=f"%{{y}}<br>{_TOLD}",
                 ),
                 row=1, col=place,
             )  # fmt: skip
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    height = 200 + 24 * len(cells) * max(1, len(models) // 3)
-    figure.update_layout(
-        title=title, template="plotly_white", height=min(height, 1600), legend={"orientation": "h", "y": -0.2},
-        scattermode="group",
-    )  # fmt: skip
+    figure.update_yaxes(automargin=True, categoryorder="array", categoryarray=rows[::-1])
+    figure.update_layout(title=title, template="plotly_white", height=min(150 + 26 * len(rows), 1600))
     return figure
+
+
+def _rows(table: pd.DataFrame, cells: Mapping[int, str]) -> pd.DataFrame:
+    """``table`` with ``model`` (its name) and ``row`` (the text on the axis)."""
+    shown = table.assign(model=[_named(row) for _, row in table.iterrows()])
+    for side in ("base", "tuned"):
+        own = shown[shown["model"] == side]
+        if len(cells) > 1 and not own.duplicated(["metric", "estimate", "low", "high"], keep=False).all():
+            continue  # the cells differ in it, or there is none
+        shown = shown.drop(own[own.duplicated("metric")].index)
+    once = {side for side in ("base", "tuned") if len(shown[shown["model"] == side]) <= shown["metric"].nunique()}
+    texts = []
+    for model, cell in zip(shown["model"], shown["cell"], strict=True):
+        name = model.removeprefix(RANDOM)
+        texts.append(name if len(cells) == 1 or name in once else f"{name} | {cells[int(cell)]}")
+    ordered = shown.assign(row=texts)
+    order = {name: place for place, name in enumerate(dict.fromkeys(m.removeprefix(RANDOM) for m in ordered["model"]))}
+    key = ordered["model"].map(lambda model: order[model.removeprefix(RANDOM)])
+    return ordered.assign(key=key).sort_values(["key", "cell"], kind="stable").drop(columns="key")
 
 
 def dose_figure(table: pd.DataFrame, cells: Mapping[int, str], title: str = "") -> go.Figure:

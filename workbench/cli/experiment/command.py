@@ -16,7 +16,6 @@ Example, offline:
 
   tunescope run examples/experiment.yaml --dry-run
 """
-_COLUMNS = ("cell", "step", "of", "strength", "metric", "estimate", "low", "high", "n", "change")
 _LINES = 60
 
 
@@ -55,11 +54,14 @@ def _print(finished: Finished, as_json: bool) -> None:
     from workbench.cli.output import emit
 
     payload = {"run": str(finished.run.path), "metrics": finished.metrics}
-    table = finished.metrics[[name for name in _COLUMNS if name in finished.metrics]]
+    effects = finished.run.read_table("tables/effects")
+    table = effects if len(effects) else finished.metrics
+    table = table.drop(columns=[name for name in table if table[name].isna().all()])
     more = f" (the first {_LINES} of {len(table)} lines)" if len(table) > _LINES else ""
     emit(payload, as_json, table.head(_LINES), title=f"{finished.run.path}{more}")
     if not as_json:
-        typer.echo(f"Report:  tunescope report {finished.run.path} --open")
+        typer.echo(f"Everything: {finished.run.file('tables/metrics.parquet')}")
+        typer.echo(f"Report:     tunescope report {finished.run.path} --open")
 
 
 def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -> None:

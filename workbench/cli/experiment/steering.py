@@ -138,8 +138,14 @@ def _changed(
 
 
 def _metrics(table: pd.DataFrame) -> pd.DataFrame:
+    """The long table's rows; ``control`` of a recipe is what its random stand-ins came to on average."""
     lines = table.rename(columns={"model": "of"}).drop(columns="draws").to_dict("records")
-    return metric_rows([{str(name): value for name, value in one.items()} for one in lines])
+    random = {(one["of"], one["strength"], one["metric"]): one["estimate"] for one in lines}
+    return metric_rows([
+        {**{str(name): value for name, value in one.items()},
+         "control": random.get((f"{RANDOM}{one['of']}", one["strength"], one["metric"]))}
+        for one in lines
+    ])  # fmt: skip
 
 
 def _named(recipe: str, on: str) -> str:

@@ -37,8 +37,9 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The settings on one line."""
-        return ", ".join(f"{path}={shown(value)}" for path, value in self.settings.items()) or "the only cell"
+        """The settings on one line, without the words recipes and steps in front."""
+        short = {path.removeprefix("recipes.").removeprefix("steps."): value for path, value in self.settings.items()}
+        return ", ".join(f"{path}={shown(value)}" for path, value in short.items()) or "the only cell"
 
 
 def shown(value: Any) -> str:

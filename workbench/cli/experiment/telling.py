@@ -11,9 +11,10 @@ from workbench.cli.experiment import steps
 from workbench.cli.experiment.kept import Kept
 from workbench.cli.experiment.schema import Experiment
 from workbench.cli.experiment.sweeping import Cell
-from workbench.figures.experiment import dose_figure, grid_figure
+from workbench.figures.experiment import RANDOM, dose_figure, grid_figure
 from workbench.runs import Run
 
+_STEERING = (steps.Generate, steps.Diff, steps.Dose)
 DRAWN = 4
 """Figures of one probe at most, one per different result."""
 
@@ -23,6 +24,7 @@ def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], kept: Sequence[
     metrics = pd.concat([run.read_table(f"{cell.folder}/metrics") for cell in grid], ignore_index=True)
     run.write_table("tables/metrics", metrics)
     run.write_table("tables/cells", _cells_table(grid))
+    run.write_table("tables/effects", _effects(experiment, metrics))
     sections = [_overview(experiment, grid)]
     for name, step in experiment.steps.items():
         own = [one[name] for one in kept]
@@ -38,13 +40,23 @@ def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], kept: Sequence[
 
 
 def _overview(experiment: Experiment, grid: Sequence[Cell]) -> dict[str, Any]:
-    cells = "one cell" if len(grid) == 1 else f"{len(grid)} cells"
+    cells = "One cell" if len(grid) == 1 else f"{len(grid)} cells"
     swept = f" over {', '.join(experiment.sweep)}" if experiment.sweep else ""
     text = (
-        f"{experiment.about}\n\n" if experiment.about else ""
-    ) + f"{cells}{swept}; {len(experiment.steps)} steps. The table holds every number with its 95 % interval."
-    tables = ["metrics"] if len(grid) == 1 else ["cells", "metrics"]
+        f"{cells}{swept}; {len(experiment.steps)} steps. Effects of recipes first: control is what random stand-ins "
+        "came to on average, change is against the same model without the recipe. Then every number of every step."
+    )
+    text = f"{experiment.about}\n\n{text}" if experiment.about else text
+    recipes = any(isinstance(step, _STEERING) for step in experiment.steps.values())
+    tables = (["cells"] if len(grid) > 1 else []) + (["effects"] if recipes else []) + ["metrics"]
     return {"title": experiment.name, "text": text, "tables": tables, "figures": []}
+
+
+def _effects(experiment: Experiment, metrics: pd.DataFrame) -> pd.DataFrame:
+    """The recipes' lines of the long table, without base, tuned and the stand-ins themselves."""
+    names = [name for name, step in experiment.steps.items() if isinstance(step, _STEERING)]
+    recipe = ~metrics["of"].isin(["base", "tuned"]) & ~metrics["of"].str.startswith(RANDOM)
+    return metrics[metrics["step"].isin(names) & recipe].drop(columns="q").reset_index(drop=True)
 
 
 def _cells_table(grid: Sequence[Cell]) -> pd.DataFrame:
@@ -60,7 +72,8 @@ def _cells_table(grid: Sequence[Cell]) -> pd.DataFrame:
 def _step_table(grid: Sequence[Cell], own: Sequence[Kept]) -> pd.DataFrame:
     """The step's tables one below the other, with the first cell that each result belongs to."""
     first = _distinct(grid, own)
-    return pd.concat([one.table.assign(cell=cell.number) for cell, one in first], ignore_index=True)
+    table = pd.concat([one.table.assign(cell=cell.number) for cell, one in first], ignore_index=True)
+    return table[["cell", *(name for name in table if name != "cell")]]
 
 
 def _told(grid: Sequence[Cell], own: Sequence[Kept]) -> str:
@@ -82,15 +95,14 @@ def _distinct(grid: Sequence[Cell], own: Sequence[Kept]) -> list[tuple[Cell, Kep
 
 
 def _drawn(name: str, step: Any, grid: Sequence[Cell], own: Sequence[Kept], metrics: pd.DataFrame) -> dict[str, Any]:
+    """Figures by file name."""
     labels = {cell.number: cell.label for cell in grid}
-    if isinstance(step, steps.Dose):
-        return {name: dose_figure(metrics, labels, title=f"{name}: {step.recipe} at several strengths")}
-    if isinstance(step, steps.Diff | steps.Generate):
-        return (
-            {name: grid_figure(metrics, labels, title=f"{name}, with 95 % intervals over prompts")}
-            if len(metrics)
-            else {}
-        )
+    if isinstance(step, _STEERING):
+        if not len(metrics):
+            return {}
+        draw = dose_figure if isinstance(step, steps.Dose) else grid_figure
+        title = f"{name}: n = {metrics['n'].max():.0f} prompts, 95 % intervals; grey rings: random stand-ins"
+        return {name: draw(metrics, labels, title=title)}
     figures: dict[str, Any] = {}
     for cell, one in _distinct(grid, own)[:DRAWN]:
         result = one.result()
