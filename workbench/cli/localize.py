@@ -28,7 +28,7 @@ def weights(base: Base, tuned: Tuned, out: Out = None, as_json: Json = False) ->
     """
     import probes
 
-    _finish(
+    finish(
         "weights",
         {"base": base, "tuned": tuned},
         lambda bar: probes.weight_delta(base, tuned, progress=bar),
@@ -57,7 +57,7 @@ def activations(
     from workbench.recording.record_pair import record
 
     def run(bar: Any) -> Any:
-        pair, rows = _loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device)
         rec = record(pair, rows, [name.strip() for name in sites.split(",")], positions=positions, progress=bar)
         return probes.activation_delta(rec, model=pair.tuned, seed=seed)
 
@@ -69,7 +69,7 @@ def activations(
         "positions": positions,
         "seed": seed,
     }
-    _finish("activations", asked, run, out, as_json)
+    finish("activations", asked, run, out, as_json)
 
 
 @app.command("heads")
@@ -93,13 +93,13 @@ def heads(  # noqa: PLR0913 (one parameter per option)
     import probes
 
     def run(bar: Any) -> Any:
-        pair, rows = _loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device)
         chosen = None if layers is None else [part.strip() for part in layers.split(",")]
         options = {} if chosen is None else {"layers": chosen}
         return probes.patching(pair, rows, "heads", what=what, metric=metric, seed=seed, progress=bar, **options)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "what": what, "metric": metric, "seed": seed}
-    _finish("heads", {**asked, "layers": layers}, run, out, as_json)
+    finish("heads", {**asked, "layers": layers}, run, out, as_json)
 
 
 @app.command("skills")
@@ -122,11 +122,11 @@ def skills(  # noqa: PLR0913 (one parameter per option)
     import probes
 
     def run(bar: Any) -> Any:
-        pair, rows = _loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device)
         return probes.graft(pair, rows, method=method, level=level, sparsity=sparsity, seed=seed, progress=bar)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "method": method, "level": level}
-    _finish("skills", {**asked, "sparsity": sparsity, "seed": seed}, run, out, as_json)
+    finish("skills", {**asked, "sparsity": sparsity, "seed": seed}, run, out, as_json)
 
 
 @app.command("experts")
@@ -147,11 +147,11 @@ def experts(
     import probes
 
     def run(bar: Any) -> Any:
-        pair, rows = _loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device)
         return probes.expert_map(pair, rows, target=target, seed=seed, progress=bar)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "target": target, "seed": seed}
-    _finish("experts", asked, run, out, as_json)
+    finish("experts", asked, run, out, as_json)
 
 
 @app.command("knob")
@@ -172,12 +172,12 @@ def knob(
     import probes
 
     def run(bar: Any) -> Any:
-        pair, rows = _loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device)
         chosen: Any = layers if layers in ("search", "all") else [_layer(part) for part in layers.split(",")]
         return probes.find_knob(pair, rows, layers=chosen, seed=seed, progress=bar)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "layers": layers, "seed": seed}
-    _finish("knob", asked, run, out, as_json)
+    finish("knob", asked, run, out, as_json)
 
 
 @app.command("concepts")
@@ -203,12 +203,12 @@ def concepts(  # noqa: PLR0913 (one parameter per option)
     from workbench.recording.record_pair import record
 
     def run(bar: Any) -> Any:
-        pair, rows = _loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device)
         rec = record(pair, rows, "resid_post", layers=[_layer(layer)], positions="all", progress=bar)
         return probes.concept_directions(rec, method, dictionary=dictionary, model=pair.tuned, seed=seed)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "layer": layer, "method": method, "seed": seed}
-    _finish("concepts", {**asked, "dictionary": dictionary and str(dictionary)}, run, out, as_json)
+    finish("concepts", {**asked, "dictionary": dictionary and str(dictionary)}, run, out, as_json)
 
 
 @app.command("retrieval")
@@ -240,7 +240,7 @@ def retrieval(
         return probes.retrieval_heads(pair, trials, seed=seed)
 
     asked = {"base": base, "tuned": tuned, "haystack": str(haystack), "needles": str(needles), "lengths": lengths}
-    _finish("retrieval", {**asked, "seed": seed}, run, out, as_json)
+    finish("retrieval", {**asked, "seed": seed}, run, out, as_json)
 
 
 def _needles(path: Path) -> list[Any]:
@@ -274,7 +274,7 @@ def _layer(text: str) -> int | float:
         raise typer.BadParameter(f"{text!r} is no layer.", param_hint="--layers") from None
 
 
-def _loaded(base: str, tuned: str, prompts: Path, device: str) -> tuple[Any, Any]:
+def loaded(base: str, tuned: str, prompts: Path, device: str) -> tuple[Any, Any]:
     from workbench.models.pair import load_pair
     from workbench.prompts import Prompts
 
@@ -282,7 +282,7 @@ def _loaded(base: str, tuned: str, prompts: Path, device: str) -> tuple[Any, Any
     return load_pair(base, tuned, device=device), rows
 
 
-def _finish(verb: str, asked: dict[str, Any], run: Callable[[Any], Any], out: Path | None, as_json: bool) -> None:
+def finish(verb: str, asked: dict[str, Any], run: Callable[[Any], Any], out: Path | None, as_json: bool) -> None:
     """Run a probe, write its run, print its table. Nothing is written when the probe refuses."""
     from workbench import runs
     from workbench.cli.output import emit, progress_bar

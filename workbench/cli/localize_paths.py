@@ -1,0 +1,168 @@
+"""``tunescope localize paths | circuit | components``: how a behaviour flows from head to head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli.localize import Base, Device, Json, Layers, Out, PromptFile, Seed, Tuned, app, finish, loaded
+
+Position = Annotated[
+    str, typer.Option(help="Where: last, a number (-1 is the last token), or a column of the prompts.")
+]
+
+
+@app.command("paths")
+def paths(  # noqa: PLR0913 (one parameter per option)
+    base: Base,
+    tuned: Tuned,
+    prompts: PromptFile,
+    receivers: Annotated[str, typer.Option(help="logits, or heads by commas: L9H3,L8H1.")] = "logits",
+    through: Annotated[str, typer.Option(help="How receiving heads feel it: q, k or v.")] = "q",
+    position: Position = "last",
+    metric: Annotated[str, typer.Option(help="prob_ratio or logit_diff.")] = "prob_ratio",
+    within: Annotated[
+        str, typer.Option(help="tuned or base (prompts need a contrast), or across: tuned heads in the base.")
+    ] = "tuned",
+    freeze_mlps: Annotated[bool, typer.Option("--freeze-mlps", help="MLPs keep their clean output too.")] = False,
+    all_prompts: Annotated[
+        bool, typer.Option("--all-prompts", help="Also prompts that are answered wrongly before patching.")
+    ] = False,
+    layers: Layers = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Which heads reach the answer, or the inputs of other heads, directly. Most negative = most important.
+
+    Example: tunescope localize paths ./base ./tuned --prompts p.jsonl --receivers L9H3 --through q
+    """
+    import probes
+
+    asked = {
+        "base": base, "tuned": tuned, "prompts": str(prompts), "receivers": receivers, "through": through,
+        "position": position, "metric": metric, "within": within, "freeze_mlps": freeze_mlps,
+        "all_prompts": all_prompts, "layers": layers, "seed": seed,
+    }  # fmt: skip
+    if within not in ("tuned", "base", "across"):
+        raise typer.BadParameter(f"{within!r} is not tuned, base or across.", param_hint="--within")
+
+    def run(bar: Any) -> Any:
+        pair, rows = loaded(base, tuned, prompts, device)
+        runs = {"source": "tuned", "target": "base"} if within == "across" else {}
+        return probes.path_patching(
+            pair.base if within == "base" else pair, rows,
+            receivers if receivers == "logits" else _parts(receivers), through, _place(position),
+            metric=metric, freeze_mlps=freeze_mlps, only_correct=not all_prompts,
+            layers=None if layers is None else _parts(layers), seed=seed, progress=bar, **runs,
+        )  # fmt: skip
+
+    finish("paths", asked, run, out, as_json)
+
+
+@app.command("circuit")
+def circuit(  # noqa: PLR0913 (one parameter per option)
+    base: Base,
+    tuned: Tuned,
+    prompts: PromptFile,
+    heads: Annotated[
+        str, typer.Option(help="Heads by commas, kept everywhere; or by place: last=L9H3,L8H1;query_box=L4H0.")
+    ],
+    metric: Annotated[str, typer.Option(help="accuracy, prob or logit_diff.")] = "accuracy",
+    reference: Annotated[
+        Path | None, typer.Option(help="Prompts whose mean stands in for the other heads; default: the prompts.")
+    ] = None,
+    minimality: Annotated[bool, typer.Option("--minimality", help="Also test whether each head is needed.")] = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Whether these heads alone do what the whole model does, in both models, beside random circuits.
+
+    Example: tunescope localize circuit ./base ./tuned --prompts p.jsonl --heads "last=L9H3,L8H1;query_box=L4H0"
+    """
+    import probes
+
+    def run(bar: Any) -> Any:
+        from workbench.prompts import Prompts
+
+        groups = {_place(place): _parts(labels) for place, labels in _groups(heads)}
+        means = None if reference is None else Prompts.load(reference)
+        pair, rows = loaded(base, tuned, prompts, device)
+        return probes.circuit(
+            pair, rows, groups, metric, reference=means, minimality=minimality, seed=seed, progress=bar
+        )  # fmt: skip
+
+    asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "heads": heads, "metric": metric}
+    more = {"reference": reference and str(reference), "minimality": minimality, "seed": seed}
+    finish("circuit", {**asked, **more}, run, out, as_json)
+
+
+@app.command("components")
+def components(  # noqa: PLR0913 (one parameter per option)
+    base: Base,
+    tuned: Tuned,
+    prompts: Annotated[
+        list[Path], typer.Option("--prompts", help="One file per desideratum (prompt, contrast, answer); repeat it.")
+    ],
+    position: Position = "last",
+    heads: Annotated[str | None, typer.Option(help="Heads to choose from, by commas; default: all.")] = None,
+    penalties: Annotated[str, typer.Option(help="Prices of a head, by commas.")] = "0.001,0.01,0.1",
+    epochs: Annotated[int, typer.Option(help="Passes over the training half.")] = 2,
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Which heads carry a variable: taken from the contrast, they turn the answer into the one each row asks for.
+
+    Example: tunescope localize components ./base ./tuned --prompts positional.jsonl --prompts object_value.jsonl
+    """
+    import probes
+
+    def run(bar: Any) -> Any:
+        from workbench.models.pair import load_pair
+        from workbench.prompts import Prompts
+
+        desiderata = {path.stem: Prompts.load(path) for path in prompts}
+        pair = load_pair(base, tuned, device=device)
+        return probes.component_masking(
+            pair, desiderata, _place(position), heads=None if heads is None else _parts(heads),
+            penalties=[_number(part) for part in _parts(penalties)], epochs=epochs, seed=seed, progress=bar,
+        )  # fmt: skip
+
+    asked = {"base": base, "tuned": tuned, "prompts": [str(path) for path in prompts], "position": position}
+    more = {"heads": heads, "penalties": penalties, "epochs": epochs, "seed": seed}
+    finish("components", {**asked, **more}, run, out, as_json)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _place(text: str) -> int | str:
+    """A number, or a name."""
+    try:
+        return int(text)
+    except ValueError:
+        return text.strip()
+
+
+def _groups(text: str) -> list[tuple[str, str]]:
+    """``last=L1H2,L0H1;box=L1H0`` as (place, labels); labels alone stand everywhere."""
+    parts = [part.strip() for part in text.split(";") if part.strip()]
+    if len(parts) > 1 and any("=" not in part for part in parts):
+        raise typer.BadParameter("give every group its place: last=L9H3,L8H1;query_box=L4H0", param_hint="--heads")
+    split = [part.partition("=") if "=" in part else ("all", "=", part) for part in parts]
+    return [(place, labels) for place, _, labels in split]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number.", param_hint="--penalties") from None
