@@ -1,7 +1,8 @@
 """Which heads can carry a task: learned scalings of every head under an L1 penalty (LoFiT's first stage).
 
 After Yin, Ye and Durrett 2024. The training is :func:`interventions.training.scales.train_head_scales`; this probe adds
-the uncertainty over prompts, the second score, and the test on held-out prompts beside random heads.
+the uncertainty over prompts, the second score, and the test on held-out prompts beside random heads and beside the
+heads that another task would choose.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from scipy.stats import norm, spearmanr
+from scipy import stats
 
 from interventions import HeadScale, Recipe
 from interventions.training.examples import Collator, answer_log_probs, examples_of
@@ -34,6 +35,7 @@ from workbench.prompts import Prompts
 from workbench.prompts.encode import batches
 from workbench.stats.bootstrap import mean_intervals
 from workbench.stats.fdr import q_values
+from workbench.stats.intervals import Intervals
 from workbench.typing import Float, Tensor
 
 
@@ -54,6 +56,8 @@ class SelectionOptions:
     """The share of prompts (whole groups) on which the chosen heads are tried; they are not trained on."""
     heads: int | None = None
     """K, how many heads are chosen; default a tenth."""
+    other: Any = None
+    """Prompts (with answers) of another task: a control that chooses as many heads by the same method for that task."""
     controls: int = 10
     seed: int = 0
     progress: Progress | None = None
@@ -74,9 +78,12 @@ class HeadSelection(ProbeResult):
     """Spearman correlation of the two scores."""
     together: pd.DataFrame
     """Held-out gain in log-probability of the answer (nats) with the learned scalings of the ``count`` best heads
-    alone (score, low, high), beside as many random heads of the same layers (control, control_low, control_high)."""
+    alone (score, low, high), beside as many random heads of the same layers (control, control_low, control_high), and
+    beside the ``count`` best heads of the other task, if one was given (other, other_low, other_high)."""
     history: list[float]
     """Training loss per step."""
+    other_chosen: list[str] | None = None
+    """The K best heads of the other task; None without one."""
     title: ClassVar[str] = "Head selection"
     unit: ClassVar[str] = "L2 norm of the learned scaling"
 
@@ -87,17 +94,29 @@ class HeadSelection(ProbeResult):
         return head_heatmap(self.table, title="Heads that learned scalings choose", score="‖A‖")
 
     def together_figure(self) -> go.Figure:
-        """Held-out gain against the number of heads, beside random heads."""
+        """Held-out gain against the number of heads, beside random heads and the other task's heads."""
         from workbench.figures.patching import together_lines
 
-        return together_lines(self.together, title="Learned scalings of the best heads alone", score="gain in nats")
+        figure = together_lines(self.together, title="Learned scalings of the best heads alone", score="gain in nats")
+        figure.update_xaxes(title={"text": "heads scaled"})
+        if "other" in self.together:
+            shown = self.together.sort_values("count")
+            figure.add_scatter(
+                x=shown["count"], y=shown["other"], name="best heads of the other task", mode="lines+markers",
+                line=dict(color="rgb(178, 24, 43)", dash="dot"), marker=dict(symbol="diamond"),
+                error_y=dict(type="data", symmetric=False, array=shown["other_high"] - shown["other"],
+                             arrayminus=shown["other"] - shown["other_low"]),
+            )  # fmt: skip
+        return figure
 
 
 def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     """Train one scaling per entry of every head's z for the prompts' ``answer`` and rank heads by its norm.
 
     ``subject``: a model, or a pair (its base is asked which heads could carry the task). ``options``: see
-    :class:`SelectionOptions`. Raises :class:`UserError` for prompts without answers and for too few to hold some out.
+    :class:`SelectionOptions`. ``q`` asks whether a head's score stands out from random other heads' (t-test over the
+    resamples), so it needs at least two; whether the chosen heads help is what ``together`` shows, on held-out prompts.
+    Raises :class:`UserError` for prompts without answers and for too few to hold some out.
     """
     chosen = read_options(SelectionOptions, options)
     model: AdaptedModel = getattr(subject, "base", subject)
@@ -106,28 +125,33 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     found = _train(model, rows[train], chosen, chosen.seed)
     again = [_train(model, rows[_redrawn(rows, train, chosen.seed + n)], chosen, chosen.seed + n).scales
              for n in range(1, chosen.resamples + 1)]  # fmt: skip
+    other = None if chosen.other is None else Prompts.of(chosen.other)
+    rivals = None if other is None else _train(model, other, chosen, chosen.seed)
     typical = _mean_size(model, rows[train], chosen.batch_size)
-    drawn = torch.stack([one.norm(dim=-1) for one in again]).flatten(1).double().numpy()
     scores = found.scores()
+    drawn = np.array([one.norm(dim=-1).flatten().double().numpy() for one in again]).reshape(len(again), scores.numel())
     count = chosen.heads or max(1, round(0.1 * scores.numel()))
     table, agreement = _table(found.scales, typical, drawn, count, chosen)
     trial = _Trial(model, rows[test], found.scales, chosen)
-    steps = len(train) * chosen.epochs * (1 + chosen.resamples)
+    seen = len(train) * (1 + chosen.resamples) + (0 if other is None else len(other))
+    steps = -(-seen * chosen.epochs // chosen.batch_size)
     return HeadSelection(
         table=table,
-        control=f"the mean of {chosen.controls} random other heads; together: random heads of the same layers",
+        control=f"the mean of {chosen.controls} random other heads; together: random heads of the same layers"
+        + ("" if other is None else ", and as many heads chosen for another task"),
         provenance=Provenance.of(
             "head_selection", {model.role: model}, rows, seed=chosen.seed, device=str(model.device),
-            forward_passes=-(-steps // chosen.batch_size) + trial.passes,
-            backward_passes=-(-steps // chosen.batch_size),
+            forward_passes=steps + trial.passes, backward_passes=steps,
             settings={"penalty": chosen.penalty, "epochs": chosen.epochs, "learning_rate": chosen.learning_rate,
-                      "resamples": chosen.resamples, "held_out": len(test)},
+                      "resamples": chosen.resamples, "held_out": len(test),
+                      "other": None if other is None else other.hash},
         ),
         scales=found.scales,
         chosen=found.best(count),
         agreement=agreement,
-        together=trial.table(scores, count),
+        together=trial.table(scores, count, None if rivals is None else rivals.scores()),
         history=[float(step["loss"]) for step in found.history],
+        other_chosen=None if rivals is None else rivals.best(count),
     )  # fmt: skip
 
 
@@ -195,18 +219,31 @@ def _table(
     weighed = (scales * typical).norm(dim=-1).flatten().double().numpy()
     n = len(score)
     others = np.random.default_rng(chosen.seed).integers(n - 1, size=(n, chosen.controls))
-    control = score[others + (others >= np.arange(n)[:, None])].mean(1)
-    spread = drawn.std(0, ddof=1) if len(drawn) > 1 else np.full(n, np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p = 2 * norm.sf(np.abs(score - control) / spread)
+    others += others >= np.arange(n)[:, None]
+    control = score[others].mean(1)
     leading = np.argsort(-drawn, axis=1)[:, :count]
+    spread = drawn.std(0, ddof=1) if len(drawn) > 1 else np.full(n, np.nan)
+    reach = stats.t.ppf(0.975, max(1, len(drawn) - 1)) * spread
+    apart = drawn - drawn[:, others].mean(2)
     table = pd.DataFrame({
         "layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers),
-        "score": score, "low": score - 1.96 * spread, "high": score + 1.96 * spread,
-        "control": control, "q": q_values(p), "by_activation": weighed,
+        "score": score, "low": score - reach, "high": score + reach,
+        "control": control, "q": q_values(_standing_out(score - control, apart)), "by_activation": weighed,
         "top_share": (leading[:, :, None] == np.arange(n)).any(1).mean(0) if len(drawn) else np.nan,
     })  # fmt: skip
-    return table, float(spearmanr(score, weighed).statistic)
+    return table, float(stats.spearmanr(score, weighed).statistic)
+
+
+def _standing_out(
+    distance: Float[np.ndarray, " cell"], drawn: Float[np.ndarray, "resample cell"]
+) -> Float[np.ndarray, " cell"]:
+    """p-values that the distance from other heads is 0, judged by its own spread over few resamples."""
+    if len(drawn) < 2:
+        return np.full(len(distance), np.nan)
+    spread = drawn.std(0, ddof=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = 2 * stats.t.sf(np.abs(distance) / spread, len(drawn) - 1)
+    return np.where(spread > 0, p, 1.0)
 
 
 class _Trial:
@@ -220,21 +257,30 @@ class _Trial:
         self.passes = 0
         self.start = self._log_probs([])
 
-    def table(self, scores: Float[Tensor, "layer head"], count: int) -> pd.DataFrame:
-        """Gains of the 1, 2, 4, ... ``count`` best heads and of as many random ones."""
-        order = scores.flatten().argsort(descending=True, stable=True)[:count].tolist()
-        best = [(place // scores.shape[1], place % scores.shape[1]) for place in order]
+    def table(
+        self, scores: Float[Tensor, "layer head"], count: int, rivals: Float[Tensor, "layer head"] | None
+    ) -> pd.DataFrame:
+        """Gains of the 1, 2, 4, ... ``count`` best heads, of as many random ones, and of the best by ``rivals``."""
+        best = _leading(scores, count)
         heads = {(layer, head): 0.0 for layer in range(scores.shape[0]) for head in range(scores.shape[1])}
         random = matched_cells(best, heads, self.chosen.controls, self.chosen.seed, nearest=len(heads))
         counts = sorted({1, count, *(step for step in (2, 4, 8, 16, 32) if step < count)})
-        gains = np.stack([self._gain(best[:step]) for step in counts], axis=1)
-        found = mean_intervals(gains, clusters=self.rows.clusters, seed=self.chosen.seed)
+        found = self._gains(best, counts)
         drawn = np.array([[self._gain(draw[:step]).mean() for step in counts] for draw in random])
         low, high = interval(drawn)
-        return pd.DataFrame({
+        table = pd.DataFrame({
             "count": counts, "score": found.estimate, "low": found.low, "high": found.high,
             "control": drawn.mean(0), "control_low": low, "control_high": high,
         })  # fmt: skip
+        if rivals is None:
+            return table
+        other = self._gains(_leading(rivals, count), counts)
+        return table.assign(other=other.estimate, other_low=other.low, other_high=other.high)
+
+    def _gains(self, heads: Sequence[Place], counts: Sequence[int]) -> Intervals:
+        """Mean gains of the first 1, 2, 4, ... of ``heads``."""
+        gains = np.stack([self._gain(heads[:step]) for step in counts], axis=1)
+        return mean_intervals(gains, clusters=self.rows.clusters, seed=self.chosen.seed)
 
     def _gain(self, heads: Sequence[Place]) -> Float[np.ndarray, " prompt"]:
         return self._log_probs(heads) - self.start
@@ -252,3 +298,8 @@ class _Trial:
                 found[members] = answer_log_probs(logits, batch["labels"].to(logits.device)).double().cpu().numpy()
                 self.passes += 1
         return found
+
+
+def _leading(scores: Float[Tensor, "layer head"], count: int) -> list[Place]:
+    order = scores.flatten().argsort(descending=True, stable=True)[:count].tolist()
+    return [(place // scores.shape[1], place % scores.shape[1]) for place in order]
