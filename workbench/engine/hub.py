@@ -119,6 +119,7 @@ class Hub:
         self.withheld: frozenset[str] = frozenset()
         """Kinds of site that the self-check could not confirm for this architecture; they are not offered."""
         self._lock = threading.RLock()
+        self._holders = 0
         self._dispatches: dict[tuple[int, str], _Dispatch] = {}
         self._depth = 0
         self._generation: Generation | None = None
@@ -133,6 +134,11 @@ class Hub:
     def n_hooks(self) -> int:
         """How many torch hooks of ours are on the model now."""
         return len(self._dispatches) + (1 if self._depth else 0)
+
+    @property
+    def held(self) -> bool:
+        """Whether a context (of hooks, of changed weights) is open on the model."""
+        return self._holders > 0
 
     def sites(self) -> list[str]:
         """The canonical names this model has; experts once per layer, as ``blocks.L.mlp.expert``."""
@@ -152,9 +158,11 @@ class Hub:
                 "Another thread is using this model; one model serves one context at a time: wait for it to end, "
                 "or load the model a second time."
             )
+        self._holders += 1
         try:
             yield
         finally:
+            self._holders -= 1
             self._lock.release()
 
     @contextmanager

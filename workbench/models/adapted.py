@@ -17,6 +17,7 @@ from workbench.typing import Float, Int, Tensor
 
 if TYPE_CHECKING:
     from workbench.models.identity import ModelIdentity
+    from workbench.models.origin import Origin
 
 Role = Literal["base", "tuned", "model"]
 Switch = Callable[[Any], Any]
@@ -47,6 +48,8 @@ class AdaptedModel:
         self._switch = switch
         self._identify = identify
         self._identity: ModelIdentity | None = None
+        self.origin: Origin | None = None
+        """Where it was loaded from, for other processes; None of a model that was given loaded."""
         self._sites: list[str] | None = None
         self.hub: Hub = hub_of(hf)
         geometry = self.hub.geometry

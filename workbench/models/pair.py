@@ -17,6 +17,7 @@ from workbench.models.adapter_fit import name_notes
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
 from workbench.models.loading import load_model, load_tokenizer
+from workbench.models.origin import origin_of
 from workbench.models.sources import Kind, Source, describe
 
 
@@ -89,6 +90,9 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
     )
     parts = _load_adapter_pair(from_, to, load) if to.is_adapter else _load_full_pair(from_, to, load)
     pair = _assemble(from_, to, parts, tokenizer)
+    origin = origin_of([from_, to], dtype=dtype, attn_implementation=attn_implementation, tokenizer=tokenizer)
+    for side in pair.models.values():
+        side.origin = None if device_map is not None else origin
     if check:
         self_check(pair.base.hub)
         if not pair.one_copy:
@@ -113,6 +117,7 @@ def load_one(
     hf = load_model(source, device=device, dtype=dtype, device_map=device_map)
     words, _ = load_tokenizer(source, tokenizer=tokenizer)
     loaded = AdaptedModel(hf, words, name=source.name, identify=_identifier(hf, words, source, adapter=False))
+    loaded.origin = None if device_map is not None else origin_of([source], dtype=dtype, tokenizer=tokenizer)
     self_check(loaded.hub)
     return loaded
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import torch
 
 from workbench.engine.positions import PositionSpec, Where, where
 from workbench.engine.sites import Site
-from workbench.errors import UserError
+from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
@@ -27,6 +28,9 @@ from workbench.recording.row_order import in_order, row_order
 from workbench.recording.sinks import MemorySink, Sink, StatisticsSink, StoreSink
 from workbench.recording.store import SHARD_BYTES
 from workbench.typing import Tensor
+
+if TYPE_CHECKING:
+    from workbench.recording.distributed import Team
 
 Store = Literal["memory"] | str | Path | None
 
@@ -46,6 +50,8 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     covariance: bool = False,
     top: int = 0,
     shard_bytes: int = SHARD_BYTES,
+    executor: str = "local",
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Recording:
     """Record activations of both models of a pair (or of one model) on the same token ids.
@@ -58,7 +64,9 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     ``logits``: also keep logits at the positions; otherwise the forward ends after the last site and skips
     the vocabulary projection. ``new_tokens``: the tuned model first continues each prompt greedily, and both
     models read prompt and continuation; ``index["phase"]`` tells them apart. ``shard_bytes``: size
-    of a stored shard, and how much a killed run loses at most.
+    of a stored shard, and how much a killed run loses at most. ``executor="ray"`` shares the prompts out over
+    ``workers`` processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
+    :mod:`workbench.recording.distributed`. Continuations are still written by this process.
 
     Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, and a
     folder that holds another recording.
@@ -78,11 +86,25 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     capture = Capture(tuple(chosen), scope, dtype, plan_.longest, logits)
     job = _Job(models, rows, plan_, capture, progress or Silent())
     config = store_config(models, rows, plan_, names, options)
-    if store == "memory":
-        return job.run(MemorySink(), config)
-    if store is None:
-        return job.run(StatisticsSink(covariance=covariance, top=top), config)
-    return job.run(StoreSink(Path(store), config, shard_bytes), config)
+    with _team(executor, workers, models) as team:
+        if store == "memory":
+            return job.run(MemorySink(), config, team)
+        if store is None:
+            return job.run(StatisticsSink(covariance=covariance, top=top), config, team)
+        return job.run(StoreSink(Path(store), config, shard_bytes), config, team)
+
+
+def _team(executor: str, workers: int | None, models: dict[str, AdaptedModel]) -> AbstractContextManager[Team | None]:
+    """The processes that run the models; None for this one alone."""
+    if executor == "local":
+        if workers is not None:
+            raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
+        return nullcontext()
+    if executor != "ray":
+        raise unknown_name("executor", executor, ["local", "ray"])
+    from workbench.recording.distributed import team
+
+    return team(models, workers)
 
 
 def _writer(models: dict[str, AdaptedModel]) -> str:
@@ -129,14 +151,18 @@ class _Job:
         """Names the rows."""
         return RowIndex(self.plan, self.prompts, next(iter(self.models.values())).tokenizer)
 
-    def run(self, sink: Sink, config: dict[str, Any]) -> Recording:
+    def run(self, sink: Sink, config: dict[str, Any], team: Team | None = None) -> Recording:
         windows = self.plan.windows()
         self.progress.start("recording", len(self.prompts))
         try:
             with sink:
                 self.progress.advance(sum(len(window) for window in windows[: sink.steps_done]))
-                for window in windows[sink.steps_done :]:
-                    self._record(window, sink)
+                rest = windows[sink.steps_done :]
+                if team is not None:
+                    self._gather(team, rest, sink)
+                else:
+                    for window in rest:
+                        self.record(window, sink)
         finally:
             self.progress.finish()
         recording = sink.recording(config)
@@ -146,7 +172,13 @@ class _Job:
         _warn_of_nonfinite(recording)
         return recording
 
-    def _record(self, window: list[int], sink: Sink) -> None:
+    def _gather(self, team: Team, windows: list[list[int]], sink: Sink) -> None:
+        parts = team.recorded(self, windows, sink.part())
+        for window, part in zip(windows, parts, strict=True):
+            sink.merge(part)
+            self.progress.advance(len(window))
+
+    def record(self, window: list[int], sink: Sink) -> None:
         """Consecutive prompts: their rows together in the order of the prompts, or batch by batch as they come."""
         passes = (self._pass(batch) for batch in self.plan.batches(window))
         if sink.in_order:

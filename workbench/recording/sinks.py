@@ -45,8 +45,29 @@ class Sink:
         """What was recorded, once the context is left."""
         raise NotImplementedError
 
+    def part(self) -> Sink:
+        """An empty sink that another process can fill, to be merged into this one."""
+        return Gathered(self.in_order)
+
+    def merge(self, part: Sink) -> None:
+        """Take in what such a part was given, as if it had come here."""
+        assert isinstance(part, Gathered)
+        for tensors, index in part.added:
+            self.add(tensors, index)
+
     def discard(self) -> None:
         """Leave nothing behind of a recording that selected no row."""
+
+
+class Gathered(Sink):
+    """Keeps what it is given as it came, in main memory."""
+
+    def __init__(self, in_order: bool) -> None:
+        self.in_order = in_order
+        self.added: list[tuple[dict[str, Tensor], pa.Table]] = []
+
+    def add(self, tensors: dict[str, Tensor], index: pa.Table) -> None:
+        self.added.append(({name: rows.cpu() for name, rows in tensors.items()}, index))
 
 
 class MemorySink(Sink):
@@ -121,6 +142,22 @@ class StatisticsSink(Sink):
             if self._top:
                 self._keep_top(role, site, rows, frame_)
         self._rows += len(frame)
+
+    def part(self) -> StatisticsSink:
+        return StatisticsSink(covariance=self._covariance, top=self._top)
+
+    def merge(self, part: Sink) -> None:
+        """Counts, means and spreads by the pairwise update, the largest rows among both."""
+        assert isinstance(part, StatisticsSink)
+        for role, sites in part._moments.items():
+            for site, moments in sites.items():
+                empty = StreamingMoments(moments.shape, covariance=self._covariance)
+                self._moments.setdefault(role, {}).setdefault(site, empty).merge(moments)
+        for role, sites in part._tops.items():
+            for site, top in sites.items():
+                self._tops.setdefault(role, {}).setdefault(site, TopActivating(self._top)).merge(top)
+        self._rows += part._rows
+        self._nonfinite += part._nonfinite
 
     def recording(self, config: dict[str, Any]) -> Recording:
         return Recording(
