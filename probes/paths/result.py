@@ -48,7 +48,9 @@ class PathPatching(ProbeResult):
     def best(self, count: int) -> list[str]:
         """Labels of the ``count`` most important heads, to be the receivers of the next step or a circuit's heads."""
         leading = self.frame().head(count)
-        return [label_of((int(row.layer), int(row.head))) for row in leading.itertuples()]
+        return [
+            label_of((int(layer), int(head))) for layer, head in zip(leading["layer"], leading["head"], strict=True)
+        ]
 
     def importance(self) -> pd.DataFrame:
         """The table with the sign turned, so that the most important head has the largest score (for ``compare``)."""

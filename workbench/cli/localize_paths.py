@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.localize import Base, Device, Json, Layers, Out, PromptFile, Seed, Tuned, app, finish, loaded
+from workbench.cli.localize import Base, Device, Json, Layers, Out, PromptFile, Seed, Tuned, finish, loaded
+from workbench.cli.localize import app as app
 
 Position = Annotated[
     str, typer.Option(help="Where: last, a number (-1 is the last token), or a column of the prompts.")
