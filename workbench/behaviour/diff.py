@@ -46,7 +46,7 @@ def behaviour_diff(
     rows, chosen = Prompts.of(prompts), read_options(DiffOptions, options)
     check_metrics(metrics)
     trial = Trial(rows, tuple(dict.fromkeys(metrics)), chosen, batch_size, seed)
-    measured = measure(compared_models(pair, recipe, controls, base_recipes), trial)
+    measured = measure(compared_models(pair, recipe, controls, base_recipes, chosen.controls_on), trial)
     return _result(pair, measured, trial)
 
 
@@ -55,6 +55,7 @@ def compared_models(
     recipe: Recipes = None,
     controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
     base_recipes: Mapping[str, AppliedRecipe] | None = None,
+    controls_on: str = "tuned",
 ) -> list[Compared]:
     """Base, tuned, and one line for every recipe and control. Raises :class:`UserError` for a name used twice."""
     named: Mapping[str, AppliedRecipe] = (
@@ -66,7 +67,9 @@ def compared_models(
     for name, draws in (controls or {}).items():
         if not draws:
             raise UserError(f"The control {name!r} has no draws: give at least one recipe, better ten.")
-        found.append(Compared(name, tuple(Subject(name, pair.tuned, one) for one in draws), is_control=True))
+        found.append(
+            Compared(name, tuple(Subject(name, pair.models[controls_on], one) for one in draws), is_control=True)
+        )
     names = [one.name for one in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"Two of the compared models are called {twice[0]!r}: give every recipe a name of its own.")

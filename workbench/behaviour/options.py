@@ -34,6 +34,8 @@ class DiffOptions:
     """``refusal(text, prompt)``: whether a text refuses."""
     continuation: Continuation = "tuned"
     """Over whose tokens KL per token goes: the row's answer, or the greedy text of the base or of the tuned model."""
+    controls_on: Literal["tuned", "base"] = "tuned"
+    """The side that the random recipes of ``controls`` are applied to."""
     bins: int = BINS
     """Bins of confidence for calibration."""
     texts: bool = False
@@ -43,6 +45,8 @@ class DiffOptions:
     def __post_init__(self) -> None:
         if self.continuation not in _CONTINUATIONS:
             raise unknown_name("continuation", self.continuation, _CONTINUATIONS)
+        if self.controls_on not in ("tuned", "base"):
+            raise unknown_name("side", self.controls_on, ("tuned", "base"))
         if self.bins < 2:
             raise UserError(f"Calibration over {self.bins} bins says nothing: give 2 or more.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli import dashboard, demo, localize_paths, organism, recipe, record, report, runs, steer
+from workbench.cli import dashboard, demo, diff, localize_paths, organism, recipe, record, report, runs, steer
 from workbench.cli.experiment import command as experiment
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("dashboard")(dashboard.dashboard)
+app.command("diff")(diff.diff)
 app.command("record")(record.record)
 app.command("report")(report.report)
 app.command("run")(experiment.run)
