@@ -31,7 +31,7 @@ def dashboard(
     from dashboards.launch import launch
     from dashboards.state import Opened
     from workbench import runs
-    from workbench.cli.report import place_of_run
+    from workbench.runs.places import place_of_run
 
     if len(given) == 1:
         folder: Path = place_of_run(given[0], None)

@@ -26,6 +26,7 @@ def report(
     """Write a run as one self-contained HTML file that opens offline."""
     from dashboards.report import write_report
     from workbench.cli.output import emit
+    from workbench.runs.places import place_of_run
 
     written = write_report(place_of_run(run, home), out)
     payload = {"report": str(written), "MB": round(written.stat().st_size / 1e6, 2)}
@@ -35,11 +36,3 @@ def report(
 
 
 report.__doc__ = f"{report.__doc__}\n\n\b{EXAMPLE}"
-
-
-def place_of_run(given: str, home: Path | None) -> Path:
-    """A path to a folder as it is; anything else is a name in the home, and may not leave it."""
-    from workbench.runs.places import default_home, inside
-
-    path = Path(given)
-    return path if path.is_dir() else inside(home or default_home(), given)

@@ -55,8 +55,9 @@ def show_command(
     """
     from workbench import runs
     from workbench.cli.output import emit
+    from workbench.runs.places import place_of_run
 
-    found = runs.open(_place(run, home))
+    found = runs.open(place_of_run(run, home))
     manifest = found.manifest.model_dump(by_alias=True)
     lines = {
         "run": str(found.path),
@@ -83,21 +84,13 @@ def verify_command(
     """
     from workbench import runs
     from workbench.cli.output import emit
+    from workbench.runs.places import place_of_run
 
-    places = [_place(name, home) for name in run] if run else [found.path for found in runs.list(home)]
+    places = [place_of_run(name, home) for name in run] if run else [found.path for found in runs.list(home)]
     found = [runs.verify(place) for place in places]
     emit({"ok": all(one.ok for one in found), "runs": [_record(one) for one in found]}, as_json, _table(found))
     if not all(one.ok for one in found):
         raise typer.Exit(1)
-
-
-def _place(given: str, home: Path | None) -> Path:
-    """A path to a run as it is; anything else is a name in the home, and may not leave it."""
-    from workbench.runs.manifest import MANIFEST
-    from workbench.runs.places import default_home, inside
-
-    path = Path(given)
-    return path if (path / MANIFEST).is_file() or path.is_dir() else inside(home or default_home(), given)
 
 
 def _record(found: Verification) -> dict[str, Any]:

@@ -175,6 +175,11 @@ def _first_tokenizer(sources: tuple[Source, ...], notes: list[str]) -> Any:
     raise UserError(f"No tokenizer is saved with {names}; pass tokenizer=, an object or a folder.")
 
 
+def brings_tokenizer(source: Source) -> bool:
+    """Whether ``source`` has a tokenizer of its own."""
+    return _tokenizer_folder(source) is not None
+
+
 def _tokenizer_folder(source: Source) -> Path | None:
     if source.model is not None:  # a loaded model remembers the folder it came from
         folder = Path(source.name)
@@ -187,7 +192,18 @@ def _tokenizer_folder(source: Source) -> Path | None:
 def _read_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        checkpoints.read_json(file)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, ImportError, KeyError) as error:
         raise NotSupported(f"The tokenizer in {folder} cannot be read: {_first_line(error)}") from error
+    except Exception as error:
+        if type(error) is not Exception or not file.is_file():
+            raise
+        # the parser of the tokenizers package, which is Rust, raises Exception itself
+        raise NotSupported(
+            f"{file} cannot be read ({_first_line(error)}): it is damaged or of a newer tokenizers; save the tokenizer "
+            "again, or pass tokenizer=."
+        ) from error

@@ -16,7 +16,7 @@ from workbench.models.adapted import AdaptedModel, Role
 from workbench.models.adapter_fit import name_notes
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
-from workbench.models.loading import load_model, load_tokenizer
+from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer
 from workbench.models.origin import origin_of
 from workbench.models.sources import Kind, Source, describe
 
@@ -227,10 +227,7 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, tokenizer: Any) -> Mod
 
 def _own_tokenizer(base: Source, fallback: Any) -> Any:
     """The base's own tokenizer, to be compared with the tuned model's; ``fallback`` where it has none."""
-    try:
-        return load_tokenizer(base)[0]
-    except UserError:
-        return fallback
+    return load_tokenizer(base)[0] if brings_tokenizer(base) else fallback
 
 
 def _identifier(hf: Any, tokenizer: Any, source: Source, *, adapter: bool) -> Callable[[], ModelIdentity]:

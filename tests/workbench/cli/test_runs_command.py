@@ -43,7 +43,11 @@ def test_show_by_path_and_by_name(home: Path) -> None:
         assert manifest["config"] == {"sites": ["z"]} and manifest["files"]["notes.md"]["size"] == 5
     shown = CLI.invoke(app, ["show", str(home / "second")])
     assert "[bold]\\x1b[31mred" in shown.stdout and "\x1b" not in shown.stdout
-    for arguments, message in ((["absent"], "is no run"), (["../first"], "no name inside")):
+    for arguments, message in (
+        (["absent"], "There is no such folder"),
+        (["../first"], "no name inside"),
+        (["/absent"], "no such folder: /absent"),
+    ):
         failed = CLI.invoke(app, ["show", *arguments, "--home", str(home)])
         assert isinstance(failed.exception, UserError) and message in str(failed.exception)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,5 +146,43 @@ def test_no_tokenizer_anywhere(tmp_path: Path) -> None:
 
 def test_a_damaged_tokenizer_is_named(base_folder: Path) -> None:
     (base_folder / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"The tokenizer in .*base cannot be read"):
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        load_tokenizer(describe(base_folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: content["model"].update(type="Nonsense"), "did not match any variant"),
+        (lambda content: content.pop("model"), "Model missing"),
+        (lambda content: content["added_tokens"].append({"id": 1}), "missing field `content`"),
+        (lambda content: content.update(pre_tokenizer={"type": "Future"}), "did not match any variant"),
+    ],
+)
+def test_a_tokenizer_that_its_parser_rejects_is_named_with_the_reason(
+    base_folder: Path, change: Callable[[dict[str, Any]], Any], reason: str
+) -> None:
+    file = base_folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=rf"{re.escape(str(file))} cannot be read \(.*{reason}.*save the tokenizer again"
+    ):
+        load_tokenizer(describe(base_folder))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"version": "1.0", "trunc'])
+def test_a_tokenizer_file_that_is_no_json_object_is_named(base_folder: Path, text: str) -> None:
+    (base_folder / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        load_tokenizer(describe(base_folder))
+
+
+def test_a_bug_in_a_tokenizer_keeps_its_traceback(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", broken)
+    with pytest.raises(AttributeError, match="a bug"):
         load_tokenizer(describe(base_folder))
