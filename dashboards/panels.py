@@ -126,10 +126,19 @@ def footer(
         with st.popover("Python", icon=":material/code:", type="tertiary", key=f"python-{name}"):
             st.code(python, language="python")
         if experiment is not None:
-            with st.popover("Experiment", icon=":material/science:", type="tertiary", key=f"experiment-{name}"):
-                st.caption("Save as experiment.yaml, then:  tunescope run experiment.yaml")
-                with told():
-                    st.code(experiment(), language="yaml")
+            _experiment(name, experiment)
+
+
+def _experiment(name: str, experiment: Maker) -> None:
+    """Made when it is opened: checking a whole experiment is not free."""
+    shown = st.popover(
+        "Experiment", icon=":material/science:", type="tertiary", key=f"experiment-{name}", on_change="rerun"
+    )
+    if shown.open:
+        with shown:
+            st.caption("Save as experiment.yaml, then:  tunescope run experiment.yaml")
+            with told():
+                st.code(experiment(), language="yaml")
 
 
 def link() -> str:
@@ -151,13 +160,10 @@ def _json(name: str, frame: pd.DataFrame | None, drawn: go.Figure | None, proven
     if frame is not None:
         made["rows"] = frame.to_dict("records")
     if drawn is not None:
+        from workbench.figures.plain import plain_figure
+
         made["figure"] = plain_figure(drawn)
     return json.dumps(jsonable(made), indent=2)
-
-
-def plain_figure(drawn: go.Figure) -> Any:
-    """The figure as JSON with plain lists, readable without plotly."""
-    return jsonable(drawn.to_plotly_json())
 
 
 def _html(name: str, frame: pd.DataFrame | None, drawn: go.Figure | None) -> str:

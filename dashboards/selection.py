@@ -6,6 +6,7 @@ parameters, so a link carries them. A click on a map writes the widgets (:func:`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 CELLS = ("layer", "head", "expert", "prompt")
 _HELD = "_selection"
+_UNNAMED = "pair"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Selection:
     """Its name; empty where there is no run."""
     folder: Path | None = None
     pair: str = ""
-    """Which pair of the run, where it has several (the demo has two)."""
+    """Which pair of the run, where its pairs have names (the demo has two)."""
     base: str = ""
     """The base model as the run names it: a folder, a hub id, or empty."""
     tuned: str = ""
@@ -110,10 +112,22 @@ def picks(*names: str) -> Callable[[list[Any]], None]:
 
 def sidebar() -> Selection:
     """Draw the selection's widgets; the entry file calls this before the page."""
+    _drop_infinite()
     with st.sidebar:
         chosen = _choose()
     st.session_state[_HELD] = chosen
     return chosen
+
+
+def _drop_infinite() -> None:
+    """A number in a link that is no finite one, which widgets of whole numbers stumble over, is left out."""
+    for name, value in st.query_params.to_dict().items():
+        try:
+            finite = math.isfinite(float(value))
+        except ValueError:
+            continue
+        if not finite:
+            del st.query_params[name]
 
 
 def _choose() -> Selection:
@@ -133,7 +147,9 @@ def _choose() -> Selection:
 
 def _inside(name: str, folder: Path) -> Selection:
     pairs = pairs_of(folder)
-    pair, about = "", next(iter(pairs.values()), PairOfRun("", ""))
+    pair, about = next(iter(pairs.items()), ("", PairOfRun("", "")))
+    if pair == _UNNAMED:
+        pair = ""
     if len(pairs) > 1:
         pair = st.selectbox("Pair", list(pairs), key="pair", bind="query-params", format_func=panels.visible)
         about = pairs[pair]
@@ -170,12 +186,12 @@ def _sizes(found: list[Found]) -> dict[str, int]:
 
 
 def _results(folder: Path, pair: str, about: PairOfRun, *kinds: str) -> list[Found]:
-    """Those of the pair; a run with one pair is all about it."""
+    """Those of the pair; a run whose pair has no name is all about it."""
     found = results_in(folder, *kinds)
-    if not pair:
-        return found
     if about.results:
         return [one.called(pair) for one in found if one.file in about.results]
+    if not pair:
+        return found
     return [one for one in found if set(one.glance.models.values()) <= {about.base, about.tuned}]
 
 
@@ -186,10 +202,10 @@ def pairs_of(folder: Path) -> dict[str, PairOfRun]:
         if isinstance(several, dict) and several:
             return {str(name): PairOfRun.of(models) for name, models in several.items()}
     if "base" in manifest.config and "tuned" in manifest.config:
-        return {"pair": PairOfRun.of({role: manifest.config[role] for role in ("base", "tuned")})}
+        return {_UNNAMED: PairOfRun.of({role: manifest.config[role] for role in ("base", "tuned")})}
     for one in results_in(folder):
         if "tuned" in one.glance.models:
-            return {"pair": PairOfRun.of(one.glance.models)}
+            return {_UNNAMED: PairOfRun.of(one.glance.models)}
     return {}
 
 
