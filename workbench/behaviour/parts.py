@@ -14,6 +14,7 @@ from workbench.behaviour.estimates import Estimator, estimates
 from workbench.behaviour.measuring import Measured, Trial, measure
 from workbench.behaviour.metrics import WHOLE, check_metrics
 from workbench.behaviour.options import DiffOptions, read_options
+from workbench.behaviour.result import side_by_side
 from workbench.behaviour.subject import AppliedRecipe
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair
@@ -48,6 +49,10 @@ class PartedDiff(Result):
 
         shown = self.table[~self.table["part"].str.contains(" - ", regex=False)]
         return behaviour_figure(shown.assign(model=shown["model"] + ", " + shown["part"]), title=f"By part: {self.by}")
+
+    def by_metric(self) -> pd.DataFrame:
+        """One line per metric and part: n, and for every model its estimate, ``<model>_low`` and ``<model>_high``."""
+        return side_by_side(self.table, ["part", "metric"])
 
     def value(self, part: str, model: str, metric: str) -> float:
         """One estimate. Raises :class:`UserError` for what is not in the table."""

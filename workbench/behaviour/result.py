@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
@@ -88,18 +88,35 @@ class BehaviourDiff(Result):
 
     def __str__(self) -> str:
         """One line per model, one column per metric, as estimate [low, high]."""
-        return f"{self.wide().to_string()}\n(95 % intervals over {int(self.table['n'].max())} prompts)"
+        shown = with_intervals(self.by_metric()).set_index("metric").drop(columns="n").T
+        shown.columns.name = None
+        return f"{shown.to_string()}\n(95 % intervals over {int(self.table['n'].max())} prompts)"
 
-    def wide(self) -> pd.DataFrame:
-        """One row per model, one column per metric, as ``estimate [low, high]``."""
-        shown = with_intervals(self.table[["model", "metric", "estimate", "low", "high"]])
-        wide = shown.pivot(index="model", columns="metric", values="estimate")
-        ordered = wide.loc[self.models, list(dict.fromkeys(shown["metric"]))]
-        ordered.index.name = ordered.columns.name = None
-        return ordered
+    def by_metric(self) -> pd.DataFrame:
+        """One line per metric: n, and for every model its estimate, ``<model>_low`` and ``<model>_high``."""
+        return side_by_side(self.table, ["metric"])
+
+    def changes(self) -> pd.DataFrame:
+        """The table without what is zero by construction: how far each model is from the base and the tuned model."""
+        columns = ["metric", "model", *(name for name in self.table if str(name).startswith(("change", "from_base")))]
+        kept = self.table[self.table["model"] != "base"][columns]
+        order = {metric: place for place, metric in enumerate(dict.fromkeys(self.table["metric"]))}
+        return kept.sort_values("metric", kind="stable", key=lambda names: names.map(order), ignore_index=True)
 
     def _html(self) -> str:
         from workbench.figures.behaviour_texts import texts_html
 
-        shown = with_intervals(self.table).to_html(escape=True, index=False, border=0)
+        shown = with_intervals(self.by_metric()).to_html(escape=True, index=False, border=0)
         return shown + (texts_html(self.texts) if len(self.texts) else "")
+
+
+def side_by_side(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """One line per value of ``keys``: n, and for every model its estimate, ``<model>_low`` and ``<model>_high``."""
+    lines = []
+    for named, rows in table.groupby(keys, sort=False):
+        line: dict[str, Any] = {**dict(zip(keys, named, strict=True)), "n": int(rows["n"].iloc[0])}
+        for row in rows.to_dict("records"):
+            name = row["model"]
+            line |= {name: row["estimate"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
+        lines.append(line)
+    return pd.DataFrame(lines)

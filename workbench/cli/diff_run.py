@@ -42,6 +42,18 @@ DEFAULT = {
     "common_tokens", "ece", "perplexity",
 }  # fmt: skip
 """What is measured when nothing is asked for, where the prompts allow it."""
+CHANGES = (
+    "change is the difference from the tuned model, from_base that from the base; both are paired by prompt, so their "
+    "intervals are those of the difference. An interval that holds 0 shows no change."
+)
+CALIBRATION = (
+    "Prompts in bins of confidence (the probability of the most likely next token), and the share of each bin whose "
+    "most likely next token begins the answer. A calibrated model lies on the diagonal."
+)
+TEXTS = (
+    "Sample 0 is greedy; the others are sampled with the same random numbers for every model, so that models which "
+    "agree write the same text."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +94,12 @@ class Chapter:
     name: str
     title: str
     text: str
-    result: Result
+    result: Result | None
+    """None where it is part of an earlier chapter's."""
     tables: dict[str, pd.DataFrame]
     figures: dict[str, Any]
+    kept: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Tables that the run keeps and no report shows."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +114,23 @@ class Compared:
     def title(self) -> str:
         return self.behaviour.summary()
 
+    @property
+    def results(self) -> dict[str, Result]:
+        """Every result by the name of its chapter."""
+        return {one.name: one.result for one in self.chapters if one.result is not None}
+
     def printed(self) -> list[tuple[str, pd.DataFrame]]:
-        """Title and table of each part as people read it; long tables stay in the run."""
+        """Title and table of each part as people read it."""
         found = []
         for chapter in self.chapters:
             for name, table in chapter.tables.items():
-                if name not in ("rows", "texts", "calibration"):
-                    found.append((chapter.title if name == chapter.name else f"{chapter.title}: {name}", table))
+                found.append((chapter.title if len(chapter.tables) == 1 else f"{chapter.title}: {name}", table))
         return [(title, with_intervals(table)) for title, table in found]
 
     def payload(self) -> dict[str, Any]:
         """Every result as its own JSON, by chapter."""
         own = json.loads(self.behaviour.to_json())
-        return {**own, **{one.name: json.loads(one.result.to_json()) for one in self.chapters[1:]}}
+        return {**own, **{name: json.loads(one.to_json()) for name, one in self.results.items() if name != "behaviour"}}
 
     def write(self, out: Path | None) -> runs.Run:
         """The run: tables, figures, results whole, prompts, and the sections of a report."""
@@ -124,14 +143,15 @@ class Compared:
         if run.is_complete:
             run.reopen()
         names = {"base": self.asked.base, "tuned": self.asked.tuned, "prompts": "prompts/prompts.jsonl"}
-        results = [f"results/{one.name}.safetensors" for one in self.chapters]
-        run.note(pairs={"pair": {**names, "results": results}}, **dataclasses.asdict(self.behaviour.provenance))
+        results = {f"results/{name}.safetensors": one for name, one in self.results.items()}
+        run.note(pairs={"pair": {**names, "results": list(results)}}, **dataclasses.asdict(self.behaviour.provenance))
         with run:
             run.file("prompts").mkdir(exist_ok=True)
             self.rows.save(run.file("prompts/prompts.jsonl"))
-            for chapter, file in zip(self.chapters, results, strict=True):
-                chapter.result.save(run.file(file))
-                for name, table in chapter.tables.items():
+            for file, result in results.items():
+                result.save(run.file(file))
+            for chapter in self.chapters:
+                for name, table in {**chapter.tables, **chapter.kept}.items():
                     run.write_table(f"tables/{name}", table)
                 for name, figure in chapter.figures.items():
                     run.write_text(f"figures/{name}.json", figure.to_json())
@@ -178,7 +198,7 @@ def compare(asked: Asked, progress: Progress) -> Compared:
         controls_on=bench.on, neutral=bench.neutral, samples=asked.samples, texts=True, batch_size=asked.batch_size,
         **side, **bench.shared,
     )  # fmt: skip
-    chapters = [_behaviour(behaviour, bench)]
+    chapters = _behaviour(behaviour, bench)
     if asked.strengths is not None:
         chapters += [_dose(bench, number, name) for number, name in enumerate(bench.recipes, 1)]
     if bench.outside is not None and bench.recipes:
@@ -233,12 +253,11 @@ def _metrics(given: str | None, rows: Prompts, *, neutral: bool) -> list[str]:
     return [name for name in METRICS if name not in lacking and (given == "all" or name in DEFAULT)]
 
 
-def _behaviour(found: BehaviourDiff, bench: Bench) -> Chapter:
+def _behaviour(found: BehaviourDiff, bench: Bench) -> list[Chapter]:
     lacking = [name for name, draws in bench.random.items() if not draws]
     text = (
         "Each number is a mean over prompts (perplexity and calibration error: one number for all) beside its 95 % "
-        "interval, a bootstrap over prompts, or over groups where prompts have them. change is the difference from the "
-        "tuned model and from_base that from the base, paired by prompt."
+        "interval, a bootstrap over prompts, or over groups where prompts have them."
     )
     if any(bench.random.values()):
         draws = max(len(one) for one in bench.random.values())
@@ -246,9 +265,22 @@ def _behaviour(found: BehaviourDiff, bench: Bench) -> Chapter:
     if lacking:
         text += f" There is no random counterpart, and so no control, for {', '.join(lacking)}."
     meanings = "\n".join(f"{name}: {METRICS[name]}." for name in dict.fromkeys(found.table["metric"]))
-    tables = {"behaviour": found.table, "calibration": found.calibration, "texts": found.texts}
-    kept = {name: table for name, table in tables.items() if len(table)}
-    return Chapter("behaviour", "Behaviour", f"{text}\n\n{meanings}", found, kept, found.figures())
+    figures = found.figures()
+    chapters = [
+        Chapter("behaviour", "Behaviour", f"{text}\n\n{meanings}", found, {"metrics": found.by_metric()},
+                {"behaviour": figures["behaviour"]}, {"behaviour": found.table, "rows": found.rows}),
+        Chapter("changes", "Changes, paired by prompt", CHANGES, None, {"changes": found.changes()}, {}),
+    ]  # fmt: skip
+    if len(found.calibration):
+        chapters.append(
+            Chapter("calibration", "Calibration", CALIBRATION, None, {"calibration": found.calibration},
+                    {"calibration": figures["calibration"]})
+        )  # fmt: skip
+    if len(found.texts):
+        chapters.append(
+            Chapter("texts", "Texts side by side", TEXTS, None, {}, {"texts": figures["texts"]}, {"texts": found.texts})
+        )
+    return chapters
 
 
 def _dose(bench: Bench, number: int, name: str) -> Chapter:
@@ -279,7 +311,7 @@ def _scope(bench: Bench) -> Chapter:
 
 
 def _split(bench: Bench) -> Chapter:
-    kept = [one for one in bench.metrics if one != "perplexity"]
+    kept = [] if bench.asked.metrics is None else [one for one in bench.metrics if one != "perplexity"]
     known = bench.asked.split == "known"
     first = ["refusal", "answered"] if known else ["accuracy", "confidence", "brier", "ece"]
     found = (known_unknown if known else sure_unsure)(
@@ -289,4 +321,5 @@ def _split(bench: Bench) -> Chapter:
     name, title = ("known", "Known and unknown questions") if known else ("sure", "Sure and unsure answers")
     left_out = " Recipes on the base are left out here." if bench.on == "base" and bench.recipes else ""
     text = f"Divided by {found.summary()}.{left_out}"
-    return Chapter(name, title, text, found, {name: found.table}, {name: found.figure()})
+    kept_whole = {f"{name}-long": found.table}
+    return Chapter(name, title, text, found, {name: found.by_metric()}, {name: found.figure()}, kept_whole)

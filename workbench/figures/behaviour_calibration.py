@@ -44,6 +44,7 @@ def calibration_figure(curve: pd.DataFrame, title: str = "Calibration: share rig
         )
     figure.update_layout(
         title={"text": title},
+        height=440,
         xaxis={"title": "mean confidence of the bin (probability of the most likely token)", "range": [-0.02, 1.02]},
         yaxis={"title": "share right", "range": [-0.05, 1.05], "tickformat": ".0%"},
         template="plotly_white",

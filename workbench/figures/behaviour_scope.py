@@ -31,7 +31,7 @@ def scope_figure(table: pd.DataFrame, *, changed: str = "", title: str = "") -> 
             },
             offsetgroup=str(number),
             text=[f"{value:.0%}" for value in rows["estimate"]],
-            textposition="inside",
+            textposition="auto",
             customdata=[_told(row) for _, row in rows.iterrows()],
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
@@ -41,7 +41,7 @@ def scope_figure(table: pd.DataFrame, *, changed: str = "", title: str = "") -> 
         title={"text": title or "Share of prompts whose behaviour changed", "font": {"size": 14}},
         yaxis={"title": f"share changed ({escape(changed)})" if changed else "share changed", "range": [-0.03, 1.05],
                "tickformat": ".0%"},
-        template="plotly_white", barmode="group", legend={"orientation": "h", "y": -0.2},
+        height=440, template="plotly_white", barmode="group", legend={"orientation": "h", "y": -0.2},
     )  # fmt: skip
     return figure
 

@@ -13,8 +13,8 @@ ROWS = 20
 """Longer tables are cut, and say so."""
 LONGEST = 600
 """Signs of a text that are shown."""
-WIDTH = 34
-"""Signs to a line of a figure's cell; longer words are broken."""
+WIDTH = 96
+"""Signs that fit beside each other in a figure, over all columns; longer words are broken."""
 _MARK = "#D55E00"
 
 
@@ -80,46 +80,49 @@ def texts_figure(
     models = list(dict.fromkeys(texts["model"]))
     groups = list(texts.groupby(["prompt", "sample"], sort=True))
     columns: list[list[str]] = [[] for _ in range(2 + len(models))]
+    width = max(12, WIDTH // (1 + len(models)))
     for (_, sample), group in groups[:rows]:
         by_model = group.set_index("model")
-        columns[0].append(_wrapped(str(group["asked"].iloc[0])))
+        columns[0].append(_wrapped(str(group["asked"].iloc[0]), width))
         columns[1].append("greedy" if sample == 0 else str(sample))
         for column, model in zip(columns[2:], models, strict=True):
-            column.append(_cell(by_model.loc[model], against))
+            column.append(_cell(by_model.loc[model], against, width))
     names = ["<b>prompt</b>", "<b>sample</b>", *(f"<b>{escape(shown(str(name)))}</b>" for name in models)]
-    lines = sum(max(cell.count("<br>") + 1 for cell in row) for row in zip(*columns, strict=True))
+    tall = sum(10 + 16 * max(cell.count("<br>") + 1 for cell in row) for row in zip(*columns, strict=True))
     figure = go.Figure(
         go.Table(
             header={"values": names, "align": "left", "fill_color": "#eeeeee"},
             cells={"values": columns, "align": "left", "fill_color": "white", "height": 22},
-            columnwidth=[2, 0.7, *[2.5] * len(models)],
+            columnwidth=[1, 0.3, *[1] * len(models)],
         )
     )
     cut = f" (the first {rows} of {len(groups)})" if len(groups) > rows else ""
     told = f"{title}{cut}; coloured: where a text leaves that of {escape(against)}; grey: the same text"
-    figure.update_layout(title={"text": told, "font": {"size": 13}}, height=min(140 + 22 * lines, 1400))
+    figure.update_layout(
+        title={"text": told, "font": {"size": 13}}, height=min(130 + tall, 1600), margin={"l": 10, "r": 10, "b": 10}
+    )
     return figure
 
 
-def _cell(row: Any, against: str) -> str:
+def _cell(row: Any, against: str, width: int) -> str:
     before, after, differs = _split(row, against)
     if not differs:
-        return f'<span style="color:#777777">{_wrapped(before)}</span>'
+        return f'<span style="color:#777777">{_wrapped(before, width)}</span>'
     first, rest = _first_word(after)
-    mark = f'<b style="color:{_MARK}">{_wrapped(first) or "∎"}</b>'
-    return f"{_wrapped(before)}{mark}{_wrapped(rest)}"
+    mark = f'<b style="color:{_MARK}">{_wrapped(first, width) or "∎"}</b>'
+    return f"{_wrapped(before, width)}{mark}{_wrapped(rest, width)}"
 
 
-def _wrapped(text: str) -> str:
+def _wrapped(text: str, width: int) -> str:
     """Escaped, with a line break every few words; plotly's tables do not break long words."""
     lines: list[str] = []
     for part in shown(text).split("\n"):
         line = ""
         for word in part.split(" "):
-            pieces = [word[at : at + WIDTH] for at in range(0, len(word), WIDTH)] or [""]
+            pieces = [word[at : at + width] for at in range(0, len(word), width)] or [""]
             for number, piece in enumerate(pieces):
                 joint = " " if number == 0 and line else ""
-                if line and len(line) + len(joint) + len(piece) > WIDTH:
+                if line and len(line) + len(joint) + len(piece) > width:
                     lines.append(line)
                     line, joint = "", ""
                 line += joint + piece
