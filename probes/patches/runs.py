@@ -154,8 +154,9 @@ class TargetRun:
         past = self._cached(start, copies) if last_only else None
         others = self.model.n_hooks  # somebody else's hooks expect every position in every MLP
         with ExitStack() as stack:
-            stack.enter_context(self.model.hooked(hooks))
+            # first, because it may run the model once to look at it, and that run must not meet our hooks
             stack.enter_context(layers_skipped(self.model, start - 1))
+            stack.enter_context(self.model.hooked(hooks))
             if known_z and self.shortcuts:
                 stack.enter_context(self._attention_given(start, copies, last_only=last_only))
             if last_mlp_free and self.shortcuts and not others:
