@@ -40,8 +40,8 @@ def shared_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     figure.add_bar(
         x=table["shared"].tolist(), y=names, orientation="h", name="shared weights", marker={"color": COLOURS[0]},
         width=0.5, customdata=table[["expected", "low", "high", "p"]].to_numpy().tolist(),
-        hovertemplate="%{y}: %{x} shared<br>by chance %{customdata[0]:.1f} (%{customdata[1]:.0f} to %{customdata[2]:.0f})"
-        "<br>p = %{customdata[3]:.2g}<extra></extra>",
+        hovertemplate="%{y}: %{x} shared<br>by chance %{customdata[0]:.1f} "
+        "(%{customdata[1]:.0f} to %{customdata[2]:.0f})<br>p = %{customdata[3]:.2g}<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(
         x=table["expected"].tolist(), y=names, mode="markers", name="chance, 95 % range",

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 COLOURS = {"unshifted": "#56B4E9", "marginal": "#E69F00", "shifted": "#D55E00"}
 _BOX = "display:inline-block;padding:2px 3px;margin:1px;border-radius:3px;text-align:center;vertical-align:top"
 _NUMBER = "display:block;font-size:9px;color:#444"
+_LABEL = "padding:4px 8px;width:55%;overflow-wrap:anywhere;color:#111;font-size:13px"
 _LONGEST = 60
 """Letters of a token that are shown; its title has all."""
 _INVISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "·"}
@@ -35,6 +36,7 @@ def token_html(
     unit: str,
     limit: float | int | None = None,
     notes: Sequence[str] | None = None,
+    legend: bool = True,
 ) -> str:
     """Tokens as boxes, their background from white to orange (blue below zero) and the number below each, with a
     legend that names ``unit``.
@@ -55,9 +57,40 @@ def token_html(
         )
     ends = [0.0, bound] if all(not value < 0 for value in values) else [-bound, 0.0, bound]
     shades = " … ".join(f'<span style="background:{_shade(end, bound)};{_BOX}">{end:.3g}</span>' for end in ends)
-    legend = f'<div style="font-size:smaller;color:#111">{html.escape(unit)}: {shades}</div>'
+    scale = f'<div style="font-size:smaller;color:#111">{html.escape(unit)}: {shades}</div>' if legend else ""
     body = "".join(spans) or "(no tokens)"
-    return f'<div style="font-family:monospace;line-height:1.2;color:#111">{body}</div>{legend}'
+    return f'<div style="font-family:monospace;line-height:1.2;color:#111">{body}</div>{scale}'
+
+
+def token_lines_html(
+    lines: Sequence[tuple[str, Sequence[str], Sequence[float | int], Sequence[str]]],
+    *,
+    unit: str,
+    limit: float | int,
+    chosen: int | None = None,
+    height: int = 460,
+) -> str:
+    """Many texts below each other on one scale, in a box that scrolls beyond ``height`` pixels.
+
+    ``lines``: what stands before it, tokens, values, notes; line ``chosen`` is framed. Everything is escaped.
+    """
+    rows = []
+    for number, (label, tokens, values, notes) in enumerate(lines):
+        frame = "outline:2px solid #333;outline-offset:-2px;" if number == chosen else ""
+        shown = token_html(tokens, values, unit=unit, limit=limit, notes=notes, legend=False)
+        rows.append(
+            f'<tr style="{frame}vertical-align:top"><td style="{_LABEL}">{html.escape(visible_line(label))}</td>'
+            f'<td style="padding:2px 6px">{shown}</td></tr>'
+        )
+    legend = token_html([], [], unit=unit, limit=limit).partition("</div>")[2]
+    table = f'<table style="border-collapse:collapse;width:100%">{"".join(rows)}</table>'
+    box = f'<div style="max-height:{height}px;overflow:auto;border:1px solid #ddd;background:#fff">{table}</div>'
+    return f"{legend}{box}"
+
+
+def visible_line(text: str) -> str:
+    """A text on one line: line breaks and control characters made visible, spaces left as they are."""
+    return visible(text).replace("·", " ")
 
 
 def _shade(value: float | int, bound: float | int) -> str:

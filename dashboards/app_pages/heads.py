@@ -1,0 +1,229 @@
+"""Heads: which attention heads carry the change, and what one of them looks at and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from dashboards import panels
+from dashboards.kept import Work, on_button
+from dashboards.results import Found
+from dashboards.selection import Selection, picks
+from dashboards.views import live
+from dashboards.views.source import (
+    Asked,
+    Source,
+    asked_of,
+    command,
+    made,
+    one_of,
+    opened,
+    prompt_of,
+    result_table,
+    show_prompt,
+    steer_link,
+)
+
+KINDS = ("Patching", "HeadProbe", "HeadSelection", "RetrievalHeads", "WeightDelta", "ActivationDelta")
+MOST_PROMPTS = 64  # whose writes are read; no docstring, Streamlit would show it
+_ATTENTION = Work(
+    "attention", "Read attention", "Reading the pattern in both models…",
+    "Press Read attention: where this head looks on the selected prompt, in both models, appears here.",
+)  # fmt: skip
+_WORDS = Work(
+    "words", "Read what it writes", "Reading the head's write in both models…",
+    "Press Read what it writes: the tokens that this head raises and lowers appear here.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """One result as a map of layer by head."""
+
+    table: pd.DataFrame
+    figure: go.Figure
+    call: str
+    """What makes the figure of ``result``."""
+    unit: str
+
+
+def show() -> None:
+    """The page."""
+    st.title("Heads")
+    st.caption("Which attention heads carry the change. Click a cell, or choose layer and head in the sidebar.")
+    chosen = opened()
+    if chosen is None:
+        return
+    found = [one for one in chosen.results(*KINDS) if _has_heads(one)]
+    found.sort(key=lambda one: KINDS.index(one.kind))
+    with panels.told():
+        _show_map(chosen, found)
+    name = f"L{chosen.layer}H{chosen.head}"
+    st.header(f"Head {name}")
+    with panels.told():
+        _show_scores(chosen, found)
+        steer_link(f"Steer with {name} switched off", chosen, heads=f"{name}=0")
+    asked = None
+    with panels.told():
+        asked = asked_of(chosen, chosen.layer, chosen.head, chosen.prompt)
+    if asked is not None:
+        with panels.told():
+            _show_attention(chosen, asked)
+        with panels.told():
+            _show_words(asked)
+
+
+def _has_heads(found: Found) -> bool:
+    """WeightDelta keeps its heads in a table of their own, so its header says nothing of them."""
+    return found.kind == "WeightDelta" or "head" in found.glance.sizes
+
+
+def _show_map(chosen: Selection, found: list[Found]) -> None:
+    one = one_of([one for one in found if _map_of(one.load()) is not None], "Map", "head-map")
+    if one is None:
+        panels.empty(
+            "This run holds no map of heads for this pair. This makes one:",
+            command(chosen, "localize heads", "--prompts"),
+        )
+        return
+    source, drawn = Source.stored(one), _map_of(one.load())
+    assert drawn is not None
+    _shared_scale(drawn, one, found)
+    from workbench.figures.cells import mark_cell
+
+    mark_cell(drawn.figure, chosen.layer, chosen.head)
+    st.caption(panels.words(source.result.summary()))
+    code = f"{source.python}{drawn.call}.show()\n"
+    panels.figure("heads", drawn.figure, code, source.provenance, frame=drawn.table, on_pick=picks("layer", "head"))
+
+
+def _map_of(result: Any) -> HeadMap | None:
+    """The result's own figure where it is a map of heads."""
+    kind = type(result).__name__
+    if kind == "WeightDelta":
+        if result.heads.empty:
+            return None
+        return HeadMap(result.frame("head"), result.figure("head"), "result.figure('head')", result.unit)
+    table = result.frame()
+    if kind == "ActivationDelta":
+        sites = [site for site in table["site"].unique() if table[table["site"] == site]["head"].notna().all()]
+        if not sites:
+            return None
+        return HeadMap(
+            table[table["site"] == sites[0]], result.figure(sites[0]), f"result.figure({sites[0]!r})", result.unit
+        )
+    if "head" not in table or table["head"].isna().any() or ("position" in table and table["position"].notna().any()):
+        return None
+    return HeadMap(table, result.figure(), "result.figure()", getattr(result, "scale", result.unit))
+
+
+def _shared_scale(drawn: HeadMap, one: Found, found: list[Found]) -> None:
+    """Patching results that measure the same are coloured on one scale."""
+    if one.kind != "Patching":
+        return
+    from workbench.figures.cells import bound_of
+
+    same = [other.load() for other in found if other.kind == "Patching"]
+    bound = max(bound_of(other.table) for other in same if other.scale == drawn.unit)
+    drawn.figure.data[0].update(zmin=-bound, zmax=bound)
+
+
+def _show_scores(chosen: Selection, found: list[Found]) -> None:
+    """What every result of the run says of the selected head."""
+    rows, parts = [], []
+    for one in found:
+        result = one.load()
+        drawn = _map_of(result)
+        if drawn is None:
+            continue
+        here = _at(drawn.table, chosen)
+        rows += [
+            {"result": one.name, **{name: row.get(name) for name in ("score", "low", "high", "control", "q")},
+             "n prompts": result.provenance.n_prompts or None, "score is": drawn.unit, "control is": result.control}
+            for row in here.to_dict("records")
+        ]  # fmt: skip
+        if one.kind == "WeightDelta":
+            parts.append((Source.stored(one), _at(result.head_parts, chosen)))
+    if not rows:
+        st.caption("No result of this run scores this head.")
+        return
+    table = pd.DataFrame(rows)
+    listed = "".join(f"    Result.load({str(one.path)!r}),\n" for one in found)
+    code = f"from workbench.results import Result\n\nresults = [\n{listed}]\n"
+    code += f"[one.frame().query('layer == {chosen.layer} and head == {chosen.head}') for one in results]\n"
+    provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
+    from workbench.tables import with_intervals
+
+    panels.table("head-scores", table, code, provenance, shown=with_intervals(table))
+    for source, frame in parts:
+        if frame.empty:
+            continue
+        st.subheader("Its weights")
+        st.caption("Relative change of the head's part of each matrix, known exactly; a control is the same change "
+                   "spread evenly.")  # fmt: skip
+        call = f"result.head_parts.query('layer == {chosen.layer} and head == {chosen.head}')"
+        result_table(f"head-weights-{source.name}", source, frame, call)
+
+
+def _at(table: pd.DataFrame, chosen: Selection) -> pd.DataFrame:
+    if table.empty or not {"layer", "head"} <= set(table):
+        return table.iloc[:0]
+    return table[(table["layer"] == chosen.layer) & (table["head"] == chosen.head)]
+
+
+def _show_attention(chosen: Selection, asked: Asked) -> None:
+    st.subheader("Where it looks")
+    show_prompt(asked, chosen.prompt)
+    done = on_button(_ATTENTION, asked, _read_attention)
+    if done is None:
+        return
+    from workbench.figures.attention import attention_panels
+
+    of, seen = done
+    layer, head, number = of.what
+    title = f"L{layer}H{head} on prompt {number}: attention of {len(seen.tokens)} tokens (n = 1 prompt)"
+    if seen.left_out:
+        st.caption(f"The last {len(seen.tokens)} tokens are shown; {seen.left_out} before them are not.")
+    code = of.python(number) + (
+        "from workbench.figures.attention import attention_panels\n\n"
+        f"rec = wb.record(pair, prompts, 'pattern', layers=[{layer}], positions='all')\n"
+        f"base, tuned = (rec[role]['pattern', {layer}][:][:, {head}].float().numpy() for role in ('base', 'tuned'))\n"
+        "attention_panels(base, tuned, list(rec.index['token'])).show()\n"
+    )
+    drawn = attention_panels(seen.base, seen.tuned, seen.tokens, title=title)
+    panels.figure("attention", drawn, code, of.provenance(), frame=seen.frame())
+
+
+def _read_attention(asked: Asked) -> live.Patterns:
+    layer, head, number = asked.what
+    return live.read_patterns(asked.pair(), prompt_of(asked, number), layer, head)
+
+
+def _show_words(asked: Asked) -> None:
+    st.subheader("What it writes")
+    st.caption(
+        "The head's write at the last token, read through the model's final norm and unembedding: logits with it minus "
+        f"logits without it, mean over the first {min(len(asked.prompts), MOST_PROMPTS)} prompts."
+    )
+    done = on_button(_WORDS, Asked(asked.base, asked.tuned, asked.prompts, asked.what[:2], asked.file), _read_words)
+    if done is None:
+        return
+    of, result = done
+    layer, head = of.what
+    call = f"result = head_words(pair, prompts[:{MOST_PROMPTS}], {layer}, {head})\n"
+    source = Source("words", result, f"{of.python()}from probes.head_writes import head_words\n\n{call}", made(result))
+    drawn = result.figure()
+    panels.figure("words", drawn, f"{source.python}result.figure().show()\n", source.provenance, frame=result.frame())
+
+
+def _read_words(asked: Asked) -> Any:
+    from probes.head_writes import head_words
+
+    return head_words(asked.pair(), asked.prompts[:MOST_PROMPTS], *asked.what)
+
+
+show()

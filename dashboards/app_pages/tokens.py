@@ -1,0 +1,143 @@
+"""Tokens: where the two models part, token by token, and what every layer would already say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboards import panels
+from dashboards.kept import Work
+from dashboards.selection import Selection
+from dashboards.views.source import (
+    LINKED,
+    Asked,
+    Probe,
+    Source,
+    asked_of,
+    opened,
+    result_table,
+    show_prompt,
+    stored_or_computed,
+)
+
+NEW_TOKENS = 8
+MOST_PROMPTS = 100
+LONGEST = 400
+FULL_RANK = 20.0
+KL, RANK = "KL", "Rank"
+_UNITS = {
+    KL: "KL of writer from judge at this token (nats)",
+    RANK: f"places below the judge's first choice (full colour: {FULL_RANK:.0f} or more)",
+}
+_LENS = Work(
+    "lens", "Read the layers", "Reading every layer of both models…",
+    "Press Read the layers: what each layer of both models would say at every token appears here.",
+)  # fmt: skip
+_SHIFT = Work(
+    "shift", "Compare answers", "Both models answer, and each ranks the other's tokens…",
+    "Press Compare answers: each model continues the prompts and the other ranks every token.",
+)  # fmt: skip
+
+
+def show() -> None:
+    """The page."""
+    st.title("Tokens")
+    st.caption("Where base and tuned model part, token by token.")
+    chosen = opened()
+    if chosen is None:
+        return
+    asked = None
+    with panels.told():
+        asked = asked_of(chosen)
+        if asked is not None:
+            show_prompt(asked, chosen.prompt)
+    st.header("The selected prompt, layer by layer")
+    with panels.told():
+        lens = Probe("probes.logit_lens(pair, prompts, shown=len(prompts))", _run_lens)
+        if (source := stored_or_computed(chosen, asked, "LogitLens", lens, _LENS)) is not None:
+            _show_lens(source, chosen)
+    st.header("What each model writes")
+    with panels.told():
+        shift = Probe(f"probes.token_shift(pair, prompts, max_new_tokens={NEW_TOKENS})", _run_shift)
+        if (source := stored_or_computed(chosen, asked, "TokenShift", shift, _SHIFT)) is not None:
+            _show_shift(source, chosen, asked)
+
+
+def _run_lens(pair: Any, prompts: Any) -> Any:
+    import probes
+
+    return probes.logit_lens(pair, prompts, shown=len(prompts))
+
+
+def _run_shift(pair: Any, prompts: Any) -> Any:
+    import probes
+
+    return probes.token_shift(pair, prompts, max_new_tokens=NEW_TOKENS)
+
+
+def _show_lens(source: Source, chosen: Selection) -> None:
+    result = source.result
+    cells = result.cells[result.cells["prompt"] == chosen.prompt]
+    if cells.empty:
+        st.info(
+            f"This result keeps the grids of prompts 0 to {result.cells['prompt'].max()}; prompt {chosen.prompt} is "
+            "not among them. Choose one of those in the sidebar.", icon=":material/info:",
+        )  # fmt: skip
+        return
+    last = cells[(cells["layer"] == cells["layer"].max()) & (cells["model"] == "tuned")].sort_values("position")
+    limit = float(result.cells["kl"].max())
+    _coloured(last["token"], last["kl"], "KL of tuned from base (nats) after this token", limit, list(last["top"]))
+    call = f"result.figure({chosen.prompt}).show()\n"
+    panels.figure("lens", result.figure(chosen.prompt), source.python + call, source.provenance, frame=cells)
+    st.caption(panels.words(f"Over all prompts (n = {result.provenance.n_prompts}): {result.summary()}."))
+    result_table("lens-layers", source, result.frame(), "result.frame()")
+
+
+def _show_shift(source: Source, chosen: Selection, asked: Asked | None) -> None:
+    result = source.result
+    st.caption(panels.words(f"n = {result.provenance.n_prompts} prompts. {result.summary()}."))
+    left, right = st.columns([1, 2])
+    writers = list(dict.fromkeys(result.tokens["direction"]))
+    writer = left.segmented_control("Who writes", writers, key="writer", required=True, default=writers[0], **LINKED)
+    measure = right.segmented_control("Colour", [KL, RANK], key="colour", required=True, default=KL, **LINKED)
+    rows = result.tokens[result.tokens["direction"] == writer]
+    known = asked is not None and result.provenance.prompts == asked.prompts.hash
+    _answers(chosen, rows, str(measure), [str(row) for row in asked.prompts] if asked is not None and known else [])
+    code = source.python + f"result.tokens[result.tokens['direction'] == {writer!r}]\n"
+    panels.footer("answers", code, provenance=source.provenance, frame=rows)
+    panels.figure(
+        "shift", result.figure(), source.python + "result.figure().show()\n", source.provenance, frame=result.shares
+    )
+    result_table("shift-positions", source, result.frame(), "result.frame()")
+
+
+def _answers(chosen: Selection, rows: pd.DataFrame, measure: str, prompts: list[str]) -> None:
+    """The answer to the selected prompt, then the others; each a line of coloured tokens."""
+    from workbench.figures.tokens import token_lines_html
+
+    order = sorted(dict.fromkeys(rows["prompt"]), key=lambda number: number != chosen.prompt)
+    lines = []
+    for number in order[:MOST_PROMPTS]:
+        part = rows[rows["prompt"] == number].sort_values("position")
+        text = prompts[int(number)] if number < len(prompts) else ""
+        values = part["kl"] if measure == KL else part["rank"] - 1.0
+        notes = [f"rank {rank}, {kind}" for rank, kind in zip(part["rank"], part["kind"], strict=True)]
+        lines.append((f"{number}: {text[-LONGEST:]}", list(part["token"]), [float(one) for one in values], notes))
+    limit = float(rows["kl"].max()) if measure == KL else FULL_RANK
+    st.html(token_lines_html(
+        lines, unit=_UNITS[measure], limit=limit or 1.0, chosen=0 if order and order[0] == chosen.prompt else None
+    ))  # fmt: skip
+    if len(order) > MOST_PROMPTS:
+        st.caption(f"{len(order) - MOST_PROMPTS} more prompts are in the CSV.")
+
+
+def _coloured(tokens: Any, values: Any, unit: str, limit: float, notes: list[str]) -> None:
+    from workbench.figures.tokens import token_html
+
+    numbers = [float(value) for value in values]
+    st.html(token_html([str(token) for token in tokens], numbers, unit=unit, limit=limit or 1.0, notes=notes))
+
+
+show()

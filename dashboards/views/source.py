@@ -1,0 +1,189 @@
+"""A result to show: stored in the run, or computed on its pair when a button is pressed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from dashboards import models, panels
+from dashboards.kept import Work, on_button
+from dashboards.results import Found
+from dashboards.selection import Selection, current
+from dashboards.state import Opened
+from workbench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.models.pair import ModelPair
+    from workbench.prompts import Prompt, Prompts
+
+LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A result, the Python that gives it as ``result``, and what made it."""
+
+    name: str
+    result: Any
+    python: str
+    provenance: dict[str, Any]
+
+    @classmethod
+    def stored(cls, found: Found) -> Source:
+        """Read from the run."""
+        return cls(found.name, found.load(), found.python, found.provenance())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What something computed here depends on; equal questions have equal answers."""
+
+    base: str
+    tuned: str
+    prompts: Prompts
+    what: tuple[Any, ...] = ()
+    """Layer, head, and whatever else the page asks for."""
+    file: str = field(default="", compare=False)
+    """Where the prompts lie."""
+
+    def pair(self) -> ModelPair:
+        """The models, loaded once for all pages. Raises :class:`UserError` where the run names none."""
+        if not self.base:
+            raise UserError("This run names no pair of models; open one with  tunescope dashboard BASE TUNED.")
+        return models.pair(self.base, self.tuned)
+
+    def python(self, one: int | None = None) -> str:
+        """``pair`` and ``prompts`` (all, or number ``one`` alone) as a person writes them."""
+        written = [row.as_dict() for row in self.prompts]
+        rows = f"Prompts.load({self.file!r})" if self.file else f"Prompts.of({written!r})"
+        chosen = "" if one is None else f"[{one}:{one + 1}]"
+        return (
+            "import workbench as wb\nfrom workbench.prompts import Prompts\n\n"
+            f"pair = wb.load_pair({self.base!r}, {self.tuned!r})\nprompts = {rows}{chosen}\n"
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """For the export of what no result file holds."""
+        return {"base": self.base, "tuned": self.tuned, "prompts": self.prompts.hash, "asked": list(self.what)}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How to compute a result that the run lacks."""
+
+    call: str
+    """The expression in Python, with ``pair`` and ``prompts``."""
+    run: Callable[[Any, Any], Any]
+
+
+def opened() -> Selection | None:
+    """The selection of a run that can be read; None after the page has said what is missing."""
+    chosen = current()
+    if chosen.folder is None:
+        panels.empty("There is no run yet. This trains two small models and looks into them:", "tunescope demo")
+        return None
+    with panels.told():
+        chosen.opened()
+        return chosen
+    return None
+
+
+def asked_of(chosen: Selection, *what: Any) -> Asked | None:
+    """The run's pair and prompts; where the run keeps no prompts, those of a text field. None before there is one."""
+    from workbench.prompts import Prompts
+
+    base, tuned = pair_of(chosen)
+    rows = chosen.rows()
+    if rows is not None and len(rows):
+        return Asked(base, tuned, rows, what, str(chosen.folder / chosen.about.prompts) if chosen.folder else "")
+    text = st.text_area(
+        "Prompts to look at, one per line", key="look-prompts", height=120, persist_state="session",
+        placeholder="This run keeps no prompts: write what the models should read.",
+    )  # fmt: skip
+    lines = [line for line in text.splitlines() if line.strip()]
+    return Asked(base, tuned, Prompts.of(lines), what) if lines else None
+
+
+def pair_of(chosen: Selection) -> tuple[str, str]:
+    """Base and tuned model: the run's, else those that the dashboard was opened on."""
+    given = Opened.from_environment()
+    return (chosen.base, chosen.tuned) if chosen.base else (given.base, given.tuned)
+
+
+def one_of(found: list[Found], label: str, key: str) -> Found | None:
+    """The result a person chooses; the only one without asking; None where there is none."""
+    if len(found) < 2:
+        return found[0] if found else None
+    names = {one.name: one for one in found}
+    name = st.selectbox(label, list(names), key=key, format_func=panels.visible, width=420, **LINKED)
+    return names.get(name, found[0])
+
+
+def stored_or_computed(chosen: Selection, asked: Asked | None, kind: str, probe: Probe, work: Work) -> Source | None:
+    """A stored result of ``kind``; where the run has none, a button that computes it on the run's pair."""
+    key = f"result-{work.name}"
+    found = one_of(chosen.results(kind), "Result", key)
+    if found is not None:
+        with panels.told():
+            return Source.stored(found)
+        return None
+    if asked is None:
+        return None
+    done = on_button(work, asked, lambda one: probe.run(one.pair(), one.prompts))
+    if done is None:
+        return None
+    of, result = done
+    return Source(work.name, result, f"import probes\n{of.python()}result = {probe.call}\n", made(result))
+
+
+def result_table(name: str, source: Source, frame: pd.DataFrame, call: str) -> None:
+    """A table of a result for reading, intervals beside their numbers; the exported one is whole."""
+    from workbench.tables import with_intervals
+
+    shown = with_intervals(frame.dropna(axis=1, how="all"))
+    panels.table(name, frame, f"{source.python}{call}\n", source.provenance, shown=shown)
+
+
+def made(result: Any) -> dict[str, Any]:
+    """Where a result comes from, as plain values."""
+    return asdict(result.provenance)
+
+
+def command(chosen: Selection, verb: str, *more: str) -> str:
+    """The command line that fills a gap, with this run's models and prompts in it."""
+    base, tuned = pair_of(chosen)
+    words = ["tunescope", *verb.split(), base or "BASE", tuned or "TUNED"]
+    if "--prompts" in more:
+        file = str(chosen.folder / chosen.about.prompts) if chosen.folder and chosen.about.prompts else "prompts.jsonl"
+        more = tuple(word for one in more for word in ((one, file) if one == "--prompts" else (one,)))
+    return shlex.join([*words, *more])
+
+
+def prompt_of(asked: Asked, number: int) -> Prompt:
+    """The selected prompt; the last one where there are fewer."""
+    return asked.prompts[min(number, len(asked.prompts) - 1)]
+
+
+def show_prompt(asked: Asked, number: int) -> None:
+    """The selected prompt as text, with what is known about it."""
+    row = prompt_of(asked, number)
+    told = [f"Prompt {min(number, len(asked.prompts) - 1)} of {len(asked.prompts)}"]
+    told += [f"{name} {value}" for name, value in (("label", row.label), ("answer", row.answer)) if value is not None]
+    st.caption(panels.words(", ".join(told)))
+    panels.said(str(row))
+
+
+def steer_link(label: str, chosen: Selection, **more: str) -> None:
+    """A link to the page Steer that keeps the selection and fills in a part of the recipe."""
+    kept = {name: str(value) for name, value in st.query_params.to_dict().items() if name in _CARRIED}
+    given = {"run": chosen.run, **({"pair": chosen.pair} if chosen.pair else {}), **kept, **more}
+    st.page_link("app_pages/steer.py", label=label, icon=":material/play_circle:", query_params=given)
+
+
+_CARRIED = ("run", "pair", "layer", "head", "expert", "prompt")
