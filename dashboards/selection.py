@@ -121,13 +121,18 @@ def sidebar() -> Selection:
 
 def _drop_infinite() -> None:
     """A number in a link that is no finite one, which widgets of whole numbers stumble over, is left out."""
-    for name, value in st.query_params.to_dict().items():
-        try:
-            finite = math.isfinite(float(value))
-        except ValueError:
-            continue
-        if not finite:
-            del st.query_params[name]
+    wrong = [name for name, value in st.query_params.to_dict().items() if _infinite(value)]
+    for name in wrong:
+        del st.query_params[name]
+    if wrong:
+        st.rerun()
+
+
+def _infinite(text: str) -> bool:
+    try:
+        return not math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _choose() -> Selection:

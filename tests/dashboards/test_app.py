@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import streamlit as st
+import torch
 from streamlit.testing.v1 import AppTest
 
 import dashboards
@@ -114,11 +116,11 @@ def test_a_click_on_a_cell_writes_the_selection(home: Path, pair_folders: tuple[
     lab_run(home, *pair_folders)
     app = opened(run="lab")
     written: dict[str, int] = {}
-    panels.st.session_state.update({"chart-x": {"selection": {"points": [{"customdata": [2, "mlp.gate"]}]}}})
+    st.session_state.update({"chart-x": {"selection": {"points": [{"customdata": [2, "mlp.gate"]}]}}})
     panels._picked("chart-x", lambda cell: written.update(layer=cell[0]))
     assert written == {"layer": 2}
     picks("layer", "head")([1, 3])
-    assert (panels.st.session_state["layer"], panels.st.session_state["head"]) == (1, 3)
+    assert (st.session_state["layer"], st.session_state["head"]) == (1, 3)
     app.number_input(key="layer").set_value(2).run()
     assert not app.exception
 
@@ -358,7 +360,7 @@ def test_steer_tells_mistakes_in_a_sentence(pair_folders: tuple[str, str]) -> No
 
 def test_a_busy_pair_is_refused_and_steering_changes_the_answer(pair_folders: tuple[str, str]) -> None:
     pair = load_pair(*pair_folders)
-    recipe = iv.Recipe([iv.Offset(layer=1, vector=parts.labels and _vector())])
+    recipe = iv.Recipe([iv.Offset(layer=1, vector=_vector())])
     moved = run_steer(pair, recipe, ["the fox"], strength=20.0, side="tuned", max_new_tokens=6)
     still = run_steer(pair, recipe, ["the fox"], strength=0.0, side="tuned", max_new_tokens=6)
     assert moved.steered != moved.tuned and moved.parted[0] is not None
@@ -383,9 +385,7 @@ def test_a_busy_pair_is_refused_and_steering_changes_the_answer(pair_folders: tu
     assert len(refused) == 2 and "Another tab" in str(refused[0])
 
 
-def _vector() -> object:
-    import torch
-
+def _vector() -> torch.Tensor:
     return torch.arange(3.0).repeat(22)[:64]
 
 
