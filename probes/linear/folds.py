@@ -37,11 +37,7 @@ def make_folds(folds: int | Sequence[int], groups: np.ndarray, y: np.ndarray, se
     if isinstance(folds, int):
         if not 2 <= folds <= n_groups:
             raise UserError(f"{folds} folds cannot be made of {n_groups} groups: ask for 2 to {n_groups}.")
-        share = np.bincount(groups, weights=y) / np.bincount(groups)
-        order = np.lexsort((np.random.default_rng(seed).random(n_groups), share))
-        of_group = np.empty(n_groups, dtype=int)
-        of_group[order] = np.arange(n_groups) % folds
-        chosen = of_group[groups]
+        chosen = _dealt(folds, groups, y, np.random.default_rng(seed))
     else:
         chosen = np.unique(np.asarray(folds), return_inverse=True)[1]
         if len(chosen) != len(groups):
@@ -53,6 +49,29 @@ def make_folds(folds: int | Sequence[int], groups: np.ndarray, y: np.ndarray, se
                 f"Without fold {fold} only one class is left to train on: use fewer folds or more groups of each class."
             )
     return chosen
+
+
+def folds_of_shuffled(
+    folds: int | Sequence[int], chosen: np.ndarray, groups: np.ndarray, shuffled: np.ndarray, seed: int
+) -> np.ndarray:
+    """[row, draw] the folds of shuffled labels, dealt anew where the folds of the true labels were dealt.
+
+    Folds balanced for the true labels are not so for shuffled ones, and a probe on unbalanced folds errs more often
+    than chance: against such a null the true labels would look better than they are.
+    """
+    if not isinstance(folds, int):
+        return np.repeat(chosen[:, None], shuffled.shape[1], axis=1)
+    random = np.random.default_rng(seed + 2)
+    return np.stack([_dealt(folds, groups, one, random) for one in shuffled.T], axis=1)
+
+
+def _dealt(folds: int, groups: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """[row] whole groups dealt to the folds in order of their share of the positive class, ties at random."""
+    share = np.bincount(groups, weights=y) / np.bincount(groups)
+    order = np.lexsort((random.random(len(share)), share))
+    of_group = np.empty(len(share), dtype=int)
+    of_group[order] = np.arange(len(share)) % folds
+    return of_group[groups]
 
 
 def _refuse_leaks(folds: np.ndarray, groups: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 from scipy import stats
 
-from probes.linear.folds import make_folds, numbered, shuffled_labels, two_classes
+from probes.linear.folds import folds_of_shuffled, make_folds, numbered, shuffled_labels, two_classes
 from probes.linear.logistic import (
     TOLERANCE,
     cell_chunks,
@@ -164,6 +164,8 @@ class _Rows:
     folds: np.ndarray
     shuffled: np.ndarray
     """[row, draw]"""
+    shuffled_folds: np.ndarray
+    """[row, draw]"""
     classes: tuple[str, str]
 
     @classmethod
@@ -179,7 +181,8 @@ class _Rows:
         numbers = numbered(alone)
         split = folds if isinstance(folds, int) else _per_prompt(folds, prompt, "folds")
         chosen = make_folds(split, numbers, y, seed)
-        return cls(y, numbers, chosen, shuffled_labels(y, numbers, draws, seed), classes)
+        shuffled = shuffled_labels(y, numbers, draws, seed)
+        return cls(y, numbers, chosen, shuffled, folds_of_shuffled(split, chosen, numbers, shuffled, seed), classes)
 
 
 def _per_prompt(values: Sequence[Any], prompt: np.ndarray, what: str) -> list[Any]:
@@ -243,8 +246,10 @@ def _held_out(
     labels = torch.from_numpy(data.shuffled).to(x.device)  # [row, draw]
     targets = labels.repeat_interleave(n_folds, 1).to(x.dtype)
     start = x.new_zeros(len(x), x.shape[-1], targets.shape[1])
-    null, _ = refine(x, targets, train.repeat(1, labels.shape[1]), start, quarter_factor(x, pen), pen, 30 * TOLERANCE)
-    hits = ((torch.bmm(x, null) > 0) == targets.bool()) & out.repeat(1, labels.shape[1])
+    folds = torch.from_numpy(data.shuffled_folds).to(x.device)  # [row, draw]
+    null_out = (folds[..., None] == torch.arange(n_folds, device=x.device)).flatten(1)  # [row, draw * fold]
+    null, _ = refine(x, targets, (~null_out).to(x.dtype), start, quarter_factor(x, pen), pen, 30 * TOLERANCE)
+    hits = ((torch.bmm(x, null) > 0) == targets.bool()) & null_out
     per_draw = hits.sum(1).view(len(x), labels.shape[1], n_folds).sum(-1) / len(y)
     return right.any(-1), per_draw.to(torch.float32)
 
@@ -254,7 +259,9 @@ def _table(found: Sequence[_Layer], layers: Sequence[int], data: _Rows, seed: in
     null = torch.cat([one.null for one in found]).numpy()  # [cell, draw]
     band = share_intervals(right, clusters=data.groups, seed=seed)
     # A normal tail: with ten draws a head the counted p-value could not get below 1 / 10 of a single head's share.
-    p = stats.norm.sf((band.estimate - null.mean()) / max(float(null.std()), 1e-12))
+    # The heads share the draws, so their mean is no surer than one of as many draws: hence 1 + 1 / draws.
+    spread = float(null.std()) * np.sqrt(1 + 1 / null.shape[1])
+    p = stats.norm.sf((band.estimate - null.mean()) / max(spread, 1e-12))
     heads = [len(one.bias) for one in found]
     return pd.DataFrame(
         {
