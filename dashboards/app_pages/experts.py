@@ -1,0 +1,170 @@
+"""Experts: which experts a behaviour uses, what happens without them, and where a prompt's tokens go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboards import panels
+from dashboards.kept import Work, on_button
+from dashboards.results import Found
+from dashboards.selection import Selection, picks
+from dashboards.views import live
+from dashboards.views.source import (
+    Asked,
+    Source,
+    asked_of,
+    command,
+    one_of,
+    opened,
+    prompt_of,
+    result_table,
+    show_prompt,
+    steer_link,
+)
+
+_ROUTES = Work(
+    "routes", "Follow the tokens", "Reading the routers of both models…",
+    "Press Follow the tokens: the experts that each token of the selected prompt is sent to appear here.",
+)  # fmt: skip
+
+
+def show() -> None:
+    """The page."""
+    st.title("Experts")
+    st.caption("Which experts a behaviour uses. Click a cell, or choose layer and expert in the sidebar.")
+    chosen = opened()
+    if chosen is None:
+        return
+    maps = sorted(chosen.results("ExpertMap"), key=lambda one: one.load().reference is None)  # tuned - base first
+    weights = [one for one in chosen.results("WeightDelta") if len(one.load().experts)]
+    with panels.told():
+        _show_map(chosen, maps, weights)
+    if maps or weights:
+        name = f"L{chosen.layer}E{chosen.expert}"
+        st.header(f"Expert {name}")
+        with panels.told():
+            _show_scores(chosen, maps, weights)
+            steer_link(f"Steer with {name} switched off", chosen, off=name)
+    with panels.told():
+        _show_switching(chosen, bool(maps))
+    with panels.told():
+        _show_routes(chosen, bool(maps or weights))
+
+
+def _show_map(chosen: Selection, maps: list[Found], weights: list[Found]) -> None:
+    one = one_of([*maps, *weights], "Map", "expert-map")
+    if one is None:
+        panels.empty(
+            "This run holds no map of experts for this pair; a mixture of experts is needed, and prompts with a label:",
+            command(chosen, "localize experts", "--prompts", "--target", "LABEL"),
+        )
+        return
+    from workbench.figures.cells import bound_of, mark_cell
+
+    source = Source.stored(one)
+    result = source.result
+    if one.kind == "WeightDelta":
+        drawn, frame, call = result.figure("expert"), result.frame("expert"), "result.figure('expert')"
+    else:
+        bound = max(bound_of(other.load().table) for other in maps)
+        drawn, frame, call = result.figure(), result.frame(), "result.figure()"
+        drawn.data[0].update(zmin=-bound, zmax=bound)  # all maps of the run on one scale
+    mark_cell(drawn, chosen.layer, chosen.expert)
+    st.caption(panels.words(result.summary()))
+    panels.figure(
+        "experts", drawn, f"{source.python}{call}.show()\n", source.provenance, frame=frame,
+        on_pick=picks("layer", "expert"),
+    )  # fmt: skip
+    with st.expander("As a table", icon=":material/table:"):
+        result_table("experts-table", source, frame, call.replace("figure", "frame"))
+
+
+def _show_scores(chosen: Selection, maps: list[Found], weights: list[Found]) -> None:
+    """What every result of the run says of the selected expert."""
+    rows = []
+    for one in (*maps, *weights):
+        result = one.load()
+        table = result.frame("expert") if one.kind == "WeightDelta" else result.frame()
+        here = table[(table["layer"] == chosen.layer) & (table["expert"] == chosen.expert)]
+        keep = ("phase", "score", "low", "high", "control", "control_low", "control_high", "q", "target_share",
+                "other_share")  # fmt: skip
+        rows += [
+            {"result": one.name, **{name: row[name] for name in keep if name in row}, "score is": result.unit,
+             "n prompts": result.provenance.n_prompts or None}
+            for row in here.to_dict("records")
+        ]  # fmt: skip
+    if not rows:
+        st.caption("No result of this run scores this expert.")
+        return
+    from workbench.tables import with_intervals
+
+    table = pd.DataFrame(rows)
+    listed = "".join(f"    Result.load({str(one.path)!r}),\n" for one in maps)
+    code = f"from workbench.results import Result\n\nresults = [\n{listed}]\n"
+    code += f"[one.frame().query('layer == {chosen.layer} and expert == {chosen.expert}') for one in results]\n"
+    provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in (*maps, *weights)}}
+    panels.table("expert-scores", table, code, provenance, shown=with_intervals(table))
+
+
+def _show_switching(chosen: Selection, has_maps: bool) -> None:
+    found = chosen.results("SwitchingCurve")
+    if not found and not has_maps:
+        return
+    st.header("Switching experts off")
+    one = one_of(found, "Ranking", "switching")
+    if one is None:
+        panels.empty("This run holds no switching curve. The demo measures two:", "tunescope demo")
+        return
+    source = Source.stored(one)
+    result = source.result
+    st.caption(panels.words(f"In this order: {', '.join(result.ranked)}. {result.summary()}."))
+    panels.figure(
+        "switching", result.figure(), f"{source.python}result.figure().show()\n", source.provenance,
+        frame=result.frame(),
+    )  # fmt: skip
+    result_table("switching-table", source, result.frame(), "result.frame()")
+
+
+def _show_routes(chosen: Selection, is_mixture: bool) -> None:
+    if not is_mixture:
+        return
+    st.header("Where the tokens go")
+    asked = asked_of(chosen, chosen.prompt)
+    if asked is None:
+        return
+    show_prompt(asked, chosen.prompt)
+    done = on_button(_ROUTES, asked, _read_routes)
+    if done is None:
+        return
+    from workbench.figures.routing import routing_flow, routing_map
+
+    of, seen = done
+    (number,) = of.what
+    count = f"{len(seen.tokens)} tokens of prompt {number} (n = 1 prompt)"
+    if seen.left_out:
+        st.caption(f"The last {len(seen.tokens)} tokens are shown; {seen.left_out} before them are not.")
+    code = (
+        "from dashboards.views.live import read_routes\n"
+        "from workbench.figures.routing import routing_flow, routing_map\n"
+        f"{of.python()}\nseen = read_routes(pair, prompts[{number}])\n"
+    )
+    drawn = routing_map(seen.cells, seen.tokens, title=f"Router weights of {count}")
+    panels.figure(
+        "routes", drawn, f"{code}routing_map(seen.cells, seen.tokens).show()\n", of.provenance(), frame=seen.cells
+    )
+    st.caption(
+        "As a flow: the width between two experts is the number of tokens that took both, each counted by the product "
+        "of its two router weights."
+    )
+    flow = routing_flow(seen.cells, title=f"Flow of {count} from layer to layer")
+    panels.figure("flow", flow, f"{code}routing_flow(seen.cells).show()\n", of.provenance(), frame=seen.cells)
+
+
+def _read_routes(asked: Asked) -> Any:
+    return live.read_routes(asked.pair(), prompt_of(asked, asked.what[0]))
+
+
+show()

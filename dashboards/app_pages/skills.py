@@ -1,0 +1,187 @@
+"""Skills: the smallest set of tuned weights that carries a behaviour, and what it does in the base."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboards import answers, panels
+from dashboards.kept import Work, on_button, prefilled
+from dashboards.results import Found
+from dashboards.selection import Selection, picks
+from dashboards.steering import Steered, run_steer
+from dashboards.views.source import LINKED, Asked, Source, asked_of, command, one_of, opened, prompt_of, result_table
+from workbench.errors import UserError
+
+MOST_PROMPTS = 12  # that are answered; no docstring, Streamlit would show it
+NEW_TOKENS = 8
+_SWITCH = Work(
+    "graft", "Put the graft into the base", "Answering with base, tuned and grafted model…",
+    "Press Put the graft into the base: answers with and without it appear here.",
+)  # fmt: skip
+
+
+def show() -> None:
+    """The page."""
+    st.title("Skills")
+    st.caption("Which tuned weights, put into the base, carry the behaviour; all others stay the base's.")
+    chosen = opened()
+    if chosen is None:
+        return
+    found = sorted(chosen.results("GraftResult"), key=lambda one: -len(one.load().curve))
+    one = one_of(found, "Graft", "graft")
+    if one is None:
+        panels.empty(
+            "This run holds no graft for this pair. This finds one (prompts need an answer):",
+            command(chosen, "localize skills", "--prompts"),
+        )
+        return
+    with panels.told():
+        source = Source.stored(one)
+        _show_graft(source)
+        _show_regions(source)
+    st.header("Do two skills share weights?")
+    with panels.told():
+        _show_overlap(chosen, found)
+    st.header("Switch it on")
+    with panels.told():
+        _show_switch(chosen, source)
+
+
+def _show_graft(source: Source) -> None:
+    result = source.result
+    left, right = st.columns(2)
+    with left, st.container(border=True):
+        st.metric("Of the tuned model's gain, the graft brings", f"{result.recovered:.0%}")
+        st.caption(panels.words(
+            f"accuracy {result.of('base'):.2f} (base) to {result.of('graft'):.2f} (graft), tuned "
+            f"{result.of('tuned'):.2f}; n = {result.of('graft', 'n'):.0f} held-out prompts"
+        ))  # fmt: skip
+    with right, st.container(border=True):
+        st.metric("Weights in the graft", f"{result.sparsity:.2%}")
+        st.caption(f"{result.entries:,} of {result.eligible:,} weights inside the layers, chosen by {result.level}")
+    st.caption(panels.words(result.summary()))
+    python = source.python
+    panels.figure(
+        "graft-curve", result.figure(), f"{python}result.figure().show()\n", source.provenance, frame=result.curve
+    )
+    st.subheader("The graft, and the rest without it")
+    from workbench.figures.graft import variants_figure
+
+    title = f"At {result.sparsity:.2%} of the weights (n = {result.of('graft', 'n'):.0f} held-out prompts)"
+    code = f"{python}from workbench.figures.graft import variants_figure\n\nvariants_figure(result.models).show()\n"
+    panels.figure(
+        "graft-models", variants_figure(result.models, title=title), code, source.provenance, frame=result.models
+    )
+
+
+def _show_regions(source: Source) -> None:
+    from workbench.figures.weights import cell_map
+
+    result = source.result
+    st.header("Where its weights lie")
+    st.caption(
+        f"Share of each tensor's weights that are in the graft; everywhere it is {result.sparsity:.2%} (the control). "
+        "Grey: not more than chance (q >= 0.05)."
+    )
+    frame = result.frame()
+    title = "Share of the tensor's weights in the graft, less the share everywhere"
+    shift = {name: frame[name] - frame["control"] for name in ("score", "low", "high")}
+    drawn = cell_map(frame.assign(**shift, control=0.0), "module", title=title, unit="share above chance")
+    drawn.update_xaxes(tickangle=-30)
+    code = (
+        f"{source.python}from workbench.figures.weights import cell_map\n\ntable = result.frame()\n"
+        "shift = {name: table[name] - table['control'] for name in ('score', 'low', 'high')}\n"
+        "cell_map(table.assign(**shift, control=0.0), 'module').show()\n"
+    )
+    panels.figure("graft-regions", drawn, code, source.provenance, frame=frame, on_pick=picks("layer"))
+    result_table("graft-tensors", source, frame, "result.frame()")
+
+
+def _show_overlap(chosen: Selection, found: list[Found]) -> None:
+    table = _overlaps(found)
+    if table.empty:
+        panels.empty(
+            "This run holds one graft of entries for this pair; a second one, by another method or of another task, "
+            "can be compared with it:", command(chosen, "localize skills", "--prompts", "--method", "movement"),
+        )  # fmt: skip
+        return
+    from workbench.figures.overlap import shared_bars
+
+    st.caption("Weights that are in both regions, beside what two random regions of these sizes share.")
+    code = "import probes\nfrom workbench.results import Result\n\ngrafts = [\n"
+    code += "".join(f"    Result.load({str(one.path)!r}),\n" for one in found)
+    code += "]\nprobes.mask_overlap(grafts[0], grafts[1])\n"
+    provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
+    panels.figure(
+        "graft-overlap", shared_bars(table, title="Shared weights beside chance"), code, provenance, frame=table
+    )
+
+
+def _overlaps(found: list[Found]) -> pd.DataFrame:
+    """first, second, shared, expected, low, high, p, jaccard for every two grafts that choose entries."""
+    from probes import mask_overlap
+
+    loaded = {one.name: one.load() for one in found}
+    rows = [
+        {"first": one, "second": other, **shared._asdict(), "jaccard": shared.jaccard,
+         "expected jaccard": shared.expected_jaccard}
+        for one, other in combinations([name for name, result in loaded.items() if result.level != "ranks"], 2)
+        for shared in [mask_overlap(loaded[one], loaded[other])]
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _show_switch(chosen: Selection, source: Source) -> None:
+    if source.result.level == "ranks":
+        st.info("A graft of ranks is turned with AdapterScale: see the page Steer, Weights.", icon=":material/info:")
+        return
+    st.caption("Live, on the base. What random masks of this size do is measured above.")
+    asked = asked_of(chosen, source.provenance["file"])
+    if asked is None:
+        return
+    prefilled("graft-begins", (prompt_of(asked, chosen.prompt).answer or "").strip())
+    beginning = st.text_input(
+        "Count answers that begin with", key="graft-begins", help="A word or a phrase, such as a refusal.", **LINKED
+    )
+    rows = asked.prompts[chosen.prompt : chosen.prompt + MOST_PROMPTS]
+    rows = rows if len(rows) else asked.prompts[:MOST_PROMPTS]
+    asked = replace(asked, prompts=rows, what=(*asked.what, chosen.prompt))
+    done = on_button(_SWITCH, asked, lambda one: _switch(one, source.result))
+    if done is None:
+        return
+    of, result = done
+    changed = sum(one is not None for one in result.parted)
+    st.markdown(f"**{changed} of {len(result.prompts)} answers of the base changed** by the graft")
+    if beginning.strip():
+        answers.counted(result, beginning, "base")
+    answers.side_by_side(result, "base")
+    if result.restored:
+        st.success("Model restored: 0 hooks, logits identical", icon=":material/verified:")
+    else:
+        st.error("Model not restored. Restart the app.")
+    last = of.what[-1] + len(of.prompts)
+    code = (
+        f"import interventions as iv\n{source.python}{of.python()}\nprompts = prompts[{of.what[-1]}:{last}]\n"
+        "with iv.Recipe([result.intervention(pair)]).applied(pair.base):\n"
+        f"    texts = pair.base.generate(prompts, max_new_tokens={NEW_TOKENS})\n"
+    )
+    panels.footer("graft-answers", code, frame=result.frame(), provenance=of.provenance())
+
+
+def _switch(asked: Asked, graft: Any) -> Steered:
+    import interventions as iv
+
+    pair = asked.pair()
+    if any(row.is_chat for row in asked.prompts):
+        raise UserError("These prompts are chats; steer them on the page Steer as plain text.")
+    recipe = iv.Recipe([graft.intervention(pair)])
+    texts = [str(row) for row in asked.prompts]
+    return run_steer(pair, recipe, texts, strength=1.0, side="base", max_new_tokens=NEW_TOKENS)
+
+
+show()
