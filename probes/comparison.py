@@ -90,12 +90,13 @@ class Comparison(ProbeResult):
         )
 
 
-def compare(first: Any, second: Any, *, ks: list[int] | None = None) -> Comparison:
+def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int = 0) -> Comparison:
     """Compare two maps: results of any probe, or DataFrames with cell columns (layer, head, ...) and ``score``.
 
     Cells are matched by the cell columns both have; cells in one map alone are left out. ``ks``: sizes of the
-    compared tops (default 1 to N, at most 100 values). Raises :class:`UserError` for maps with fewer than two
-    cells in common or with repeated cells.
+    compared tops (default 1 to N, at most 100 values). Cells of equal score are ranked at random (``seed``), in each
+    map by itself: in order of place, two maps of zeros would agree wholly. Raises :class:`UserError` for maps with
+    fewer than two cells in common or with repeated cells.
     """
     left, right, cells = _matched(first, second)
     n = len(left)
@@ -103,14 +104,16 @@ def compare(first: Any, second: Any, *, ks: list[int] | None = None) -> Comparis
     sizes = ks if ks is not None else sorted({int(k) for k in np.unique(np.geomspace(1, n, min(n, 100)).round())})
     if bad := [k for k in sizes if not 1 <= k <= n]:
         raise UserError(f"k = {bad[0]} is out of range: the maps share {n} cells.")
-    rows = [_row(left, right, k) for k in sizes]
+    generator = np.random.default_rng(seed)
+    orders = [_ranked(one, generator) for one in (left, right)]
+    rows = [_row(*orders, k) for k in sizes]
     table = pd.DataFrame(rows)
     from workbench.stats import q_values
 
     return Comparison(
         table=table.assign(q=q_values(table["p"].to_numpy())),
         control=f"two random choices of k of the {n} cells (hypergeometric)",
-        provenance=Provenance.of("compare", _models(first, second), settings={"cells": list(cells)}),
+        provenance=Provenance.of("compare", _models(first, second), settings={"cells": list(cells)}, seed=seed),
         spearman=float(correlation.statistic) if correlation is not None else float("nan"),
         spearman_p=float(correlation.pvalue) if correlation is not None else float("nan"),
         n_cells=n,
@@ -147,12 +150,13 @@ def _varies(frame: pd.DataFrame) -> bool:
     return frame["score"].nunique() > 1
 
 
-def _best(frame: pd.DataFrame, k: int) -> set[int]:
-    return set(frame["score"].sort_values(ascending=False, kind="stable").index[:k])
+def _ranked(frame: pd.DataFrame, generator: np.random.Generator) -> list[int]:
+    """Numbers of the cells, the best first, equal ones in random order."""
+    return np.lexsort((generator.random(len(frame)), -frame["score"].to_numpy(np.float64))).tolist()
 
 
-def _row(left: pd.DataFrame, right: pd.DataFrame, k: int) -> dict[str, Any]:
-    found = overlap(len(_best(left, k) & _best(right, k)), k, k, len(left))
+def _row(left: list[int], right: list[int], k: int) -> dict[str, Any]:
+    found = overlap(len({*left[:k]} & {*right[:k]}), k, k, len(left))
     return {
         "k": k, "score": found.shared / k, "low": found.low / k, "high": found.high / k, "control": k / len(left),
         "shared": found.shared, "expected": found.expected, "jaccard": found.jaccard,
