@@ -45,6 +45,8 @@ def room_for(target: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise UserError(f"Cannot write {target}: permission denied; choose a folder you may write to.") from error
+    except (NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"Cannot write {target}: a file is where a folder should be; choose another path.") from error
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise

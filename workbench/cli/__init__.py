@@ -17,6 +17,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code. A user's mistake prints one sentence, a bug its traceback."""
+    import typer
+
     from workbench.cli.app import app
     from workbench.cli.output import plain
     from workbench.errors import UserError
@@ -30,9 +32,9 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("Interrupted; complete work is kept.\n")
         return 130
     except BrokenPipeError:

@@ -20,9 +20,11 @@ a function             token ids [batch, pos] -> bool [batch, pos]; must look at
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -110,9 +112,11 @@ def check_positions(spec: Any) -> None:
     if isinstance(spec, str):
         for term in _terms(spec)[0] + _terms(spec)[1]:
             if term not in _NAMED and not _WINDOW.fullmatch(term):
+                close = difflib.get_close_matches(term, (*_NAMED, "last+generated"), n=1, cutoff=0.5)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise UserError(
-                    f"Unknown position {term!r} in {spec!r}: use {', '.join(_NAMED)}, last+generated, prompt[2:5], "
-                    "generated[0:8], a number, a slice, a list of numbers or a function of token ids."
+                    f"Unknown position {term!r} in {spec!r}.{hint} Use {', '.join(_NAMED)}, last+generated, "
+                    "prompt[2:5], generated[0:8], a number, a slice, a list of numbers or a function of token ids."
                 )
     elif isinstance(spec, slice):
         if spec.step not in (None, 1):
@@ -158,6 +162,7 @@ def _quick(spec: PositionSpec, ctx: ForwardContext) -> Selection | None:
     return ALL if low <= start and end <= high else None
 
 
+@lru_cache(maxsize=256)
 def _while_decoding(spec: str) -> Selection | None:
     """The same for new columns that are all generated, padded prompts or not."""
     wanted, unwanted = ([_generated(term) for term in terms] for terms in _terms(spec))

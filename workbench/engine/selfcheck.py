@@ -28,6 +28,8 @@ def self_check(hub: Hub) -> None:
     values = _values(hub)
     for layer in range(hub.geometry.n_layers):
         at = {site.kind: value for site, value in values.items() if site.layer == layer}
+        if not _finite(at):
+            continue  # a damaged model proves nothing; what is recorded from it is flagged
         _check_heads(hub, layer, at)
         if not _residual_adds_up(at):
             _withhold_additive(hub, layer)
@@ -56,6 +58,11 @@ def _values(hub: Hub) -> dict[Site, Any]:
     finally:
         hf.train(training)
     return values
+
+
+def _finite(at: dict[str, Any]) -> bool:
+    tensors = [one for value in at.values() for one in (value[:2] if isinstance(value, Routing) else (value,))]
+    return all(bool(torch.isfinite(one).all()) for one in tensors)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -49,7 +49,9 @@ def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
             )
         for part in parts:
             if problem := _misfit(part, modules.get(part.module)):
-                raise UserError(f"The adapter {adapter.name} does not fit {base_name}: {problem}{told}.")
+                raise UserError(
+                    f"The adapter {adapter.name} does not fit {base_name}: {problem}{told}. Give its own base."
+                )
     return name_notes(adapter, base_name)
 
 

@@ -78,7 +78,7 @@ def check_weights_listed(names: Sequence[str], where: str, *, adapter: bool, all
             return
         raise UserError(
             f"{where} holds its weights only as pickle ({pickles(names)[0]}), and unpickling can run code: "
-            "save it as safetensors, or pass allow_pickle=True if you trust its author."
+            "save it as safetensors, or pass allow_pickle=True (--allow-pickle) if you trust its author."
         )
     expected = ADAPTER_WEIGHTS if adapter else WEIGHTS
     if expected in names or (not adapter and INDEX in names):

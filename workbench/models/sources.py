@@ -189,8 +189,8 @@ def _check_config(source: Source) -> None:
         return  # a native class is used even where the checkpoint also brings code of its own
     if source.config.get("auto_map"):
         raise UserError(
-            f"{source.name} needs code from its own repository to run; pass trust_remote_code=True if you "
-            "have read that code and trust it."
+            f"{source.name} needs code from its own repository to run; pass trust_remote_code=True "
+            "(--trust-remote-code) if you have read that code and trust it."
         )
     if model_type is None:
         raise UserError(f"{source.name}'s config.json names no model_type; a transformers checkpoint was expected.")

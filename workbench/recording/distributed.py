@@ -36,20 +36,30 @@ class RecordingWorker:
 
     def __init__(self, origin: Origin, job: Any, expected: dict[str, str], device: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        models = origin.load(device)
-        self._job = replace(job, models={role: models[role] for role in expected}, progress=Silent())
-        for role, mark in expected.items():
-            if fingerprint(models[role]) != mark:
-                raise UserError(
-                    f"A worker loaded other weights for the {role} model than are in memory here: {models[role].name} "
-                    "changed since, or its weights were changed after loading; save them and load the pair again."
-                )
+        self._problem: UserError | None = None
+        try:
+            self._job = replace(job, models=_loaded(origin, expected, device), progress=Silent())
+        except UserError as error:  # raised here it would end the process, and Ray would start another
+            self._problem = error
 
     def record(self, window: list[int], part: Sink) -> Sink:
         """``part``, an empty sink, with the rows of ``window``."""
+        if self._problem is not None:
+            raise self._problem
         filled = copy.deepcopy(part)
         self._job.record(window, filled)
         return filled
+
+
+def _loaded(origin: Origin, expected: Mapping[str, str], device: str) -> dict[str, AdaptedModel]:
+    models = origin.load(device)
+    for role, mark in expected.items():
+        if fingerprint(models[role]) != mark:
+            raise UserError(
+                f"A worker loaded other weights for the {role} model than are in memory here: {models[role].name} "
+                "changed since, or its weights were changed after loading; save them and load the pair again."
+            )
+    return {role: models[role] for role in expected}
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,6 @@ def _result(ray: Any, reference: Any) -> Sink:
             raise error.cause from None
         raise
     except ray.exceptions.RayActorError as error:
-        if isinstance(cause := getattr(error, "cause", None), UserError):
-            raise cause from None
         raise UserError(
             f"A recording worker died and could not be replaced ({_reason(error)}): give it more memory or a smaller "
             "batch_size; a stored recording goes on from its last complete shard."
