@@ -32,10 +32,24 @@ def interval(draws: Float[np.ndarray, "draw cell"]) -> tuple[np.ndarray, np.ndar
     return edges[0], edges[1]
 
 
-def shuffled_labels(labels: Int[np.ndarray, " prompt"], draws: int, seed: int) -> Int[np.ndarray, "draw prompt"]:
-    """Random reassignments of the labels to the prompts, for a permutation test and its null band."""
+def shuffled_labels(
+    labels: Int[np.ndarray, " prompt"], draws: int, seed: int, clusters: Int[np.ndarray, " prompt"] | None = None
+) -> Int[np.ndarray, "draw prompt"]:
+    """Random reassignments of the labels to the prompts, for a permutation test and its null band.
+
+    Where ``clusters`` hold one label each, whole clusters exchange theirs; else prompts do, inside their cluster.
+    """
     rng = np.random.default_rng(seed)
-    return rng.permuted(np.tile(labels, (draws, 1)), axis=1)
+    if clusters is None or len(np.unique(clusters)) == len(labels):
+        return rng.permuted(np.tile(labels, (draws, 1)), axis=1)
+    _, first, groups = np.unique(clusters, return_index=True, return_inverse=True)
+    if (labels == labels[first][groups]).all():
+        return rng.permuted(np.tile(labels[first], (draws, 1)), axis=1)[:, groups]
+    shuffled = np.tile(labels, (draws, 1))
+    for group in range(len(first)):
+        inside = groups == group
+        shuffled[:, inside] = rng.permuted(shuffled[:, inside], axis=1)
+    return shuffled
 
 
 def permutation_p(

@@ -264,10 +264,11 @@ def _compare(
     target, other = (_rate(side[None], above, below)[0] for side in (is_target * 1.0, ~is_target * 1.0))
     weights = resampling.bootstrap_weights(len(shares), chosen.draws, chosen.seed, clusters[used])
     drawn = _rate(weights * is_target, above, below) - _rate(weights * ~is_target, above, below)
-    shuffled = resampling.shuffled_labels(is_target.astype(np.int64), chosen.draws, chosen.seed + 1)
+    shuffled = resampling.shuffled_labels(is_target.astype(np.int64), chosen.draws, chosen.seed + 1, clusters[used])
     null = _rate(shuffled * 1.0, above, below) - _rate(1.0 - shuffled, above, below)
     score = target - other
-    p = resampling.permutation_p(score, null) if chosen.test == "permutation" else _mann_whitney(shares, is_target)
+    by_permutation = chosen.test == "permutation"
+    p = resampling.permutation_p(score, null) if by_permutation else _mann_whitney(shares, is_target, clusters[used])
     low, high = resampling.interval(drawn)
     control_low, control_high = resampling.interval(null)
     top_share, stability = _rank_stability(score, drawn, chosen.top or min(10, max(1, len(score) // 10)))
@@ -294,13 +295,16 @@ def _rate(
 
 
 def _mann_whitney(
-    shares: Float[np.ndarray, "prompt cell"], is_target: Bool[np.ndarray, " prompt"]
+    shares: Float[np.ndarray, "prompt cell"], is_target: Bool[np.ndarray, " prompt"], clusters: np.ndarray
 ) -> Float[np.ndarray, " cell"]:
-    """Two-sided p-values by prompt; 1 where every prompt has the same share."""
+    """Two-sided p-values; 1 where all share alike. The prompts of a cluster and class are one unit, their mean: taken
+    one by one, wordings of one question would count as so many independent witnesses."""
+    units = 2 * np.unique(clusters, return_inverse=True)[1] + is_target
+    means, target = resampling.cluster_means(shares, units), np.unique(units) % 2 == 1
     p = np.ones(shares.shape[1])
-    varied = np.ptp(shares, axis=0) > 0
+    varied = np.ptp(means, axis=0) > 0
     if varied.any():
-        p[varied] = mann_whitney(shares[is_target][:, varied], shares[~is_target][:, varied]).p
+        p[varied] = mann_whitney(means[target][:, varied], means[~target][:, varied]).p
     return p
 
 
