@@ -28,7 +28,7 @@ def swept(recipe: Recipe, strengths: Sequence[float]) -> Recipe:
     made = []
     for one in recipe:
         if not isinstance(one, SiteIntervention):
-            raise NotSupported(f"{one.kind} changes weights, which all rows of a batch share: sweep it run by run.")
+            raise NotSupported(f"{one.kind} acts at no site, so all rows of a batch share it: sweep it run by run.")
         strength = as_strength(one.strength)
         if not isinstance(strength, float):
             raise NotSupported(f"{one.kind} has a strength per row already: give one strength to sweep.")

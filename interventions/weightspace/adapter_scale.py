@@ -13,7 +13,8 @@ from torch import nn
 
 from interventions.base import Intervention
 from interventions.checks import as_tensor
-from interventions.weightspace.swapping import swapped
+from interventions.strength import Number, Strength
+from interventions.weightspace.swapping import one_strength, swapped
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.adapters import adapter_layers, bare_module
@@ -35,12 +36,13 @@ class AdapterScale(Intervention):
     modules: Mapping[str, float] = field(default_factory=dict)
     ranks: Tensor | Sequence[float] | None = None
     outside: float = 1.0
-    strength: float = 1.0
+    strength: Strength = 1.0
 
     def __post_init__(self) -> None:
         # keys of a recipe file are text
         layers = {str(layer): float(factor) for layer, factor in self.layers.items()}
         object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "strength", one_strength(self.strength))
         if self.ranks is not None:
             object.__setattr__(self, "ranks", as_tensor(self.ranks, "ranks", ndim=(1,)))
 
@@ -86,9 +88,13 @@ class AdapterScale(Intervention):
                     _scale_up(_up(layer, name), factor * (torch.ones(1) if ranks is None else ranks), stack)
             yield
 
-    def scaled(self, factor: float) -> AdapterScale:
+    @property
+    def _share(self) -> float:
+        return one_strength(self.strength)
+
+    def scaled(self, factor: Number) -> AdapterScale:
         """The same with ``factor`` times the strength."""
-        return replace(self, strength=self.strength * factor)
+        return replace(self, strength=self._share * factor)
 
     def _factor(self, path: str, model: AdaptedModel) -> float:
         from interventions.weightspace.layer_scale import layer_of
@@ -97,10 +103,10 @@ class AdapterScale(Intervention):
         full = self.scale * (self.outside if layer is None else factors.get(str(layer), 1.0))
         for part, factor in self.modules.items():
             full *= factor if _contains(path, part) else 1.0
-        return full if self.strength == 1.0 else 1.0 + self.strength * (full - 1.0)
+        return full if self._share == 1.0 else 1.0 + self._share * (full - 1.0)
 
     def _rank_factors(self) -> Tensor | None:
-        return 1.0 + self.strength * (self.ranks - 1.0) if isinstance(self.ranks, Tensor) else None
+        return 1.0 + self._share * (self.ranks - 1.0) if isinstance(self.ranks, Tensor) else None
 
 
 def _contains(path: str, part: str) -> bool:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from interventions.base import Intervention
-from interventions.strength import as_strength
+from interventions.strength import Number, Strength
 from interventions.weightspace.masks import complement
-from interventions.weightspace.swapping import base_parameters, check_same_shape, find_parameter, swapped
+from interventions.weightspace.swapping import base_parameters, check_same_shape, find_parameter, one_strength, swapped
 from interventions.weightspace.tuned_values import changed_names, tuned_values
-from workbench.errors import NotSupported, UserError
+from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Float, Tensor
 
@@ -30,17 +30,14 @@ class Graft(Intervention):
 
     mask: Mapping[str, Tensor | None]
     tuned: Mapping[str, Tensor]
-    strength: float = 1.0
+    strength: Strength = 1.0
 
     def __post_init__(self) -> None:
         if set(self.mask) != set(self.tuned):
             odd = sorted(set(self.mask) ^ set(self.tuned))[0]
             raise UserError(f"{odd} is in only one of mask and tuned: give both under the same names.")
-        strength = as_strength(self.strength)
-        if not isinstance(strength, float):
-            raise NotSupported("Rows of a batch share the weights, so a graft has one strength for all of them.")
         parts = {name: _compact(name, self.mask[name], self.tuned[name]) for name in self.mask}
-        object.__setattr__(self, "strength", strength)
+        object.__setattr__(self, "strength", one_strength(self.strength))
         object.__setattr__(self, "mask", {name: where for name, (where, _) in parts.items()})
         object.__setattr__(self, "tuned", {name: values for name, (_, values) in parts.items()})
 
@@ -87,15 +84,19 @@ class Graft(Intervention):
     @contextmanager
     def entered(self, model: AdaptedModel) -> Iterator[Any]:
         """The chosen entries hold the tuned values inside; the original tensors come back after."""
-        with model.active(), swapped(self._weights(model) if self.strength else {}):
+        with model.active(), swapped(self._weights(model) if self._share else {}):
             yield
 
-    def scaled(self, factor: float) -> Graft:
+    @property
+    def _share(self) -> float:
+        return one_strength(self.strength)
+
+    def scaled(self, factor: Number) -> Graft:
         """The same with ``factor`` times the strength."""
-        return replace(self, strength=self.strength * factor)
+        return replace(self, strength=self._share * factor)
 
     def __repr__(self) -> str:
-        part = "" if self.strength == 1 else f", strength={self.strength:g}"
+        part = "" if self._share == 1 else f", strength={self._share:g}"
         return f"Graft({self.size} entries of {len(self.mask)} tensors{part})"
 
     @torch.no_grad()
@@ -107,9 +108,9 @@ class Graft(Intervention):
     def _grafted(self, name: str, base: Tensor) -> Tensor:
         where, values = self.mask[name], self.tuned[name].to(base.device)
         if where is None:
-            return part_way(base, values.to(base.dtype), self.strength)
+            return part_way(base, values.to(base.dtype), self._share)
         grafted, where = base.clone().reshape(-1), where.to(base.device).reshape(-1)
-        grafted[where] = part_way(grafted[where], values.to(base.dtype), self.strength)
+        grafted[where] = part_way(grafted[where], values.to(base.dtype), self._share)
         return grafted.view(base.shape)
 
 

@@ -10,9 +10,16 @@ from typing import Any
 import torch
 
 from interventions.base import Intervention
+from interventions.strength import Number, Strength
 from interventions.weightspace.adapter_scale import AdapterScale
 from interventions.weightspace.graft import part_way
-from interventions.weightspace.swapping import base_parameters, check_same_shape, find_parameter, swapped
+from interventions.weightspace.swapping import (
+    base_parameters,
+    check_same_shape,
+    find_parameter,
+    one_strength,
+    swapped,
+)
 from interventions.weightspace.tuned_values import changed_names, tuned_values
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Tensor
@@ -29,7 +36,10 @@ class LayerScale(Intervention):
     a: float
     b: float
     tuned: Mapping[str, Tensor] = field(default_factory=dict)
-    strength: float = 1.0
+    strength: Strength = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strength", one_strength(self.strength))
 
     @classmethod
     def from_pair(cls, pair: Any, a: float, b: float) -> LayerScale:
@@ -70,15 +80,19 @@ class LayerScale(Intervention):
         with model.active(), swapped(self._weights(model)):
             yield
 
-    def scaled(self, factor: float) -> LayerScale:
+    @property
+    def _share(self) -> float:
+        return one_strength(self.strength)
+
+    def scaled(self, factor: Number) -> LayerScale:
         """The same with ``factor`` times the strength."""
-        return replace(self, strength=self.strength * factor)
+        return replace(self, strength=self._share * factor)
 
     @torch.no_grad()
     def _weights(self, model: AdaptedModel) -> dict[torch.nn.Parameter, Tensor]:
         parameters, new = base_parameters(model.hf), {}
         for name, value in self.tuned.items():
-            parameter, share = find_parameter(parameters, name), self.strength * self._factor(name, model)
+            parameter, share = find_parameter(parameters, name), self._share * self._factor(name, model)
             new[parameter] = part_way(parameter.data, value.to(parameter), share)
         return new
 
@@ -88,7 +102,7 @@ class LayerScale(Intervention):
 
     def _on_adapter(self, model: AdaptedModel) -> AdapterScale:
         factors = {layer: self.at(layer, model.n_layers) for layer in range(model.n_layers)}
-        return AdapterScale(outside=self.a, layers=factors, strength=self.strength)
+        return AdapterScale(outside=self.a, layers=factors, strength=self._share)
 
 
 def layer_of(name: str, model: AdaptedModel) -> int | None:

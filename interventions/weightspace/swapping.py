@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from interventions.strength import Strength, as_strength
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.models.adapters import bare_module
 from workbench.typing import Tensor
@@ -49,6 +50,14 @@ def find_parameter(parameters: Mapping[str, nn.Parameter], name: str) -> nn.Para
     if not parameter.is_floating_point():
         raise NotSupported(f"{name} is quantized ({parameter.dtype}): load the model unquantized to change weights.")
     return parameter
+
+
+def one_strength(given: Strength) -> float:
+    """The strength of an intervention on weights. Raises :class:`NotSupported` for one per row of a batch."""
+    strength = as_strength(given)
+    if not isinstance(strength, float):
+        raise NotSupported("Rows of a batch share the weights, so there is one strength for all of them.")
+    return strength
 
 
 @contextmanager

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import interventions as iv
-from tests.interventions.zoo import CASES, LENGTH, Case, ids, model_of
+from interventions.weightspace.swapping import base_parameters
+from tests.interventions.zoo import CASES, LENGTH, Case, ids
 from tests.tiny import FAMILIES
+from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.encode import Encoded
 
@@ -24,8 +26,8 @@ SHORT = 13
 
 
 @cache
-def untouched(family: str) -> torch.Tensor:
-    return model_of(family).forward(ids())
+def untouched(model: AdaptedModel) -> torch.Tensor:
+    return model.forward(ids())
 
 
 CELLS = [(family, name) for family in FAMILIES for name, case in CASES.items() if family in case.families]
@@ -33,39 +35,48 @@ CELLS = [(family, name) for family in FAMILIES for name, case in CASES.items() i
 
 @pytest.mark.parametrize(("family", "name"), CELLS)
 def test_invariants(family: str, name: str) -> None:
-    model, case = model_of(family), CASES[name]
+    case = CASES[name]
+    model = case.model_of(family)
     recipe = iv.Recipe([case.make(model, [0, 1])])
-    neutral_is_bit_equal(model, family, recipe)
-    equals_dense(model, family, case, recipe)
-    leaves_nothing(model, family, recipe)
+    neutral_is_bit_equal(model, case, recipe)
+    equals_dense(model, case, recipe)
+    leaves_nothing(model, case, recipe)
     same_with_cache_padding_and_batch(model, case, recipe)
 
 
-def neutral_is_bit_equal(model: AdaptedModel, family: str, recipe: iv.Recipe) -> None:
+def neutral_is_bit_equal(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
     with (recipe * 0).applied(model):
-        assert torch.equal(model.forward(ids()), untouched(family))
+        assert torch.equal(model.forward(ids()), untouched(model))
+    if case.on_weights:
+        for one in recipe:
+            with pytest.raises(UserError, match="share the weights"):
+                replace(one, strength=[0.0, 0.0])
+        return
     rows = [replace(one, strength=[0.0, 0.0]) for one in recipe]
     if rows[0].kind not in ("ExpertSwitch", "AttentionScale"):  # other kernels: other groups of tokens, eager
         with iv.Recipe(rows).applied(model):
-            assert torch.equal(model.forward(ids()), untouched(family))
+            assert torch.equal(model.forward(ids()), untouched(model))
 
 
-def equals_dense(model: AdaptedModel, family: str, case: Case, recipe: iv.Recipe) -> None:
+def equals_dense(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
     with recipe.applied(model):
         ours = model.forward(ids())
     with case.dense(model), torch.no_grad():
         wanted = model.inner(ids(), use_cache=False).logits
     torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-3)
-    assert (ours - untouched(family)).abs().max() > 1e-3, "the case must change something"
+    assert (ours - untouched(model)).abs().max() > 1e-3, "the case must change something"
 
 
-def leaves_nothing(model: AdaptedModel, family: str, recipe: iv.Recipe) -> None:
+def leaves_nothing(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
+    tensors = {name: one.data_ptr() for name, one in base_parameters(model.hf).items()}
     for problem in (ValueError, KeyboardInterrupt):
         with pytest.raises(problem), recipe.applied(model), recipe.applied(model):
-            assert model.n_hooks > 0
+            assert (model.n_hooks > 0) != case.on_weights
+            assert not torch.equal(model.forward(ids()), untouched(model))
             raise problem
         assert model.n_hooks == 0
-    assert torch.equal(model.forward(ids()), untouched(family))
+    assert torch.equal(model.forward(ids()), untouched(model))
+    assert {name: one.data_ptr() for name, one in base_parameters(model.hf).items()} == tensors
 
 
 def same_with_cache_padding_and_batch(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:

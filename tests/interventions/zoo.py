@@ -1,4 +1,5 @@
-"""Every intervention on activations, each with the same computation written again with plain torch hooks."""
+"""Every intervention, each with the same computation written again: with plain torch hooks, or with weights set by
+hand."""
 
 from __future__ import annotations
 
@@ -12,7 +13,16 @@ import torch
 
 import interventions as iv
 from tests.interventions.dense_moe import by_hand
-from tests.tiny import FAMILIES, MOE_FAMILIES, tiny_model, token_batch, tokenizer
+from tests.interventions.weight_cases import (
+    RANK,
+    adapter_model_of,
+    adapter_scaled,
+    grafted,
+    half,
+    layers_scaled,
+    tuned_values,
+)
+from tests.tiny import FAMILIES, MOE_FAMILIES, tiny_model, token_batch, tokenizer, tuned_copy
 from workbench.engine.families import submodule
 from workbench.models.adapted import AdaptedModel
 
@@ -98,6 +108,16 @@ class Case:
     make: Callable[[AdaptedModel, list[int]], Any]
     dense: Callable[[AdaptedModel], AbstractContextManager[None]]
     families: tuple[str, ...] = FAMILIES
+    model_of: Callable[[str], AdaptedModel] = model_of
+    on_weights: bool = False
+
+
+def _on_weights(
+    make: Callable[[AdaptedModel], Any],
+    dense: Callable[[AdaptedModel], AbstractContextManager[None]],
+    model: Callable[[str], AdaptedModel] = model_of,
+) -> Case:
+    return Case(lambda m, rows: make(m), dense, FAMILIES, model, on_weights=True)
 
 
 def _offset(site: str, module: Callable[[AdaptedModel], Any], families: tuple[str, ...] = FAMILIES) -> Case:
@@ -229,6 +249,40 @@ def _experts(mode: str, off: set[int], on: set[int], weight: Any = "own", column
     return Case(make, dense, MOE_FAMILIES)
 
 
+_RANKS = [1.0, 0.0, 0.5, -1.0]
+
+
+def _dense_name(m: AdaptedModel) -> str:
+    """The attention output projection, as the adapter's paths end."""
+    return m.hub.family.output.split(".")[-1]
+
+
+@cache
+def small_pair(family: str) -> tuple[AdaptedModel, AdaptedModel]:
+    """Two other models of the family: (tuned, base)."""
+    base = tiny_model(family, seed=7)
+    tuned = tuned_copy(base, seed=8)
+    return AdaptedModel(tuned, tokenizer(), name="small tuned"), AdaptedModel(base, tokenizer(), name="small base")
+
+
+@contextmanager
+def _logits_dense(m: AdaptedModel) -> Iterator[None]:
+    """1.5 times the difference of the small models' logits added, from the second token on."""
+    tuned, base = (one.inner for one in small_pair(m.name))
+
+    def hook(_module: Any, _args: Any, output: Any) -> Any:
+        with torch.no_grad():
+            change = tuned(ids(), use_cache=False).logits - base(ids(), use_cache=False).logits
+        output.logits = at(slice(1, None), output.logits + 1.5 * change, output.logits)
+        return output
+
+    handle = m.inner.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 CASES: dict[str, Case] = {
     "offset_pre": _offset("resid_pre", layer_of),
     "offset_mid": _offset("resid_mid", _in_layer("attn_out"), tuple(f for f in FAMILIES if f != "neox")),
@@ -271,4 +325,25 @@ CASES: dict[str, Case] = {
     "expert_drop_renorm": _experts("drop_renorm", {1, 6}, set()),
     "expert_force": _experts("force", set(), {2}, "max"),
     "expert_both": _experts("replace", {0, 1}, {6}, 0.4, columns=slice(-5, None)),
+    "logit_shift": Case(
+        lambda m, rows: iv.LogitShift(*small_pair(m.name), strength=1.5, positions="all - first"), _logits_dense
+    ),
+    "graft": _on_weights(lambda m: iv.Graft(half(m.name), {n: tuned_values(m.name)[n] for n in half(m.name)}), grafted),
+    "layer_scale": _on_weights(
+        lambda m: iv.LayerScale(0.4, 0.8, tuned_values(m.name)), lambda m: layers_scaled(m, 0.4, 0.8)
+    ),
+    "layer_scale_adapter": _on_weights(
+        lambda m: iv.LayerScale(0.4, 0.8),
+        lambda m: adapter_scaled(m, lambda path, layer: 0.4 + 0.4 * layer, torch.ones(RANK)),
+        adapter_model_of,
+    ),
+    "adapter_scale": _on_weights(
+        lambda m: iv.AdapterScale(0.7, layers={0: 0.0, 2: 2.0}, modules={_dense_name(m): 0.5}, ranks=_RANKS),
+        lambda m: adapter_scaled(
+            m,
+            lambda path, layer: 0.7 * {0: 0.0, 1: 1.0, 2: 2.0}[layer] * (0.5 if path.endswith(_dense_name(m)) else 1.0),
+            torch.tensor(_RANKS),
+        ),
+        adapter_model_of,
+    ),
 }

@@ -1,0 +1,67 @@
+"""Arithmetic on the logits of three models, in at least single precision and safe where a logit is -inf."""
+
+from __future__ import annotations
+
+import torch
+
+from interventions.strength import working
+from workbench.typing import Float, Tensor
+
+GRID = tuple(step / 10 for step in range(21))
+"""The amounts that :func:`matched_amount` chooses from."""
+
+
+def shifted(
+    own: Float[Tensor, "*place vocab"],
+    tuned: Float[Tensor, "*place smaller"],
+    base: Float[Tensor, "*place small"],
+    amount: float | Tensor,
+    top_p: float = 1.0,
+) -> Float[Tensor, "*place vocab"]:
+    """``own + amount * (tuned - base)`` over the words all three have; other columns of ``own`` stay.
+
+    Where only ``tuned`` rules a word out (-inf), it is ruled out; where ``base`` does, its logit stays, since nothing
+    can be subtracted. With amount 1 and ``own`` equal to ``base`` the result is ``tuned`` to the bit. ``top_p`` below 1
+    first rules out what lies beyond that share of ``own``'s probability.
+    """
+    width = min(one.shape[-1] for one in (own, tuned, base))
+    exact = working(own.dtype)
+    o, t, b = (one[..., :width].to(own.device, exact) for one in (own, tuned, base))
+    amount = torch.as_tensor(amount, device=o.device, dtype=exact)
+    finite = torch.isfinite(t) & torch.isfinite(b)
+    new = o + amount * torch.where(finite, t - b, 0.0)
+    new = torch.where((amount == 1) & (o == b) & finite, t, new)
+    new = new.masked_fill((t == -torch.inf) & torch.isfinite(b) & (amount > 0), -torch.inf)
+    if top_p < 1:
+        new = torch.where(_beyond(o, top_p) & (amount != 0), -torch.inf, new)
+    return torch.cat([new.to(own.dtype), own[..., width:]], dim=-1)
+
+
+def matched_amount(
+    own: Float[Tensor, "*place vocab"], tuned: Float[Tensor, "*place smaller"], base: Float[Tensor, "*place small"]
+) -> Float[Tensor, "*place"]:
+    """For each token the amount of :data:`GRID` that moves ``own`` as far as tuning moved ``base``, by KL divergence.
+
+    The rule of Dynamic Logits Fusion: KL(shifted own || own) as near as possible to KL(tuned || base).
+    """
+    width = min(one.shape[-1] for one in (own, tuned, base))
+    exact = working(own.dtype)
+    o, t, b = (one[..., :width].to(own.device, exact).log_softmax(-1) for one in (own, tuned, base))
+    finite = torch.isfinite(t) & torch.isfinite(b)
+    change = torch.where(finite, t - b, 0.0)
+    goal = _divergence(t, b)
+    missed = [(_divergence((o + amount * change).log_softmax(-1), o) - goal).square() for amount in GRID]
+    return torch.tensor(GRID, device=o.device, dtype=exact)[torch.stack(missed).argmin(0)]
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) of log-probabilities; words that either rules out do not count."""
+    both = torch.isfinite(p) & torch.isfinite(q)
+    return torch.where(both, p.exp() * (p - q), 0.0).sum(-1)
+
+
+def _beyond(logits: Tensor, top_p: float) -> Tensor:
+    """Where a word is not among the fewest that hold ``top_p`` of the probability."""
+    ordered, order = logits.softmax(-1).sort(-1, descending=True)
+    outside = ordered.cumsum(-1) - ordered >= top_p
+    return torch.zeros_like(outside).scatter(-1, order, outside)

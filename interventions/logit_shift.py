@@ -1,0 +1,213 @@
+"""Logits moved by the difference of two other models: proxy tuning, emulated fine-tuning, dynamic logits fusion."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import torch
+
+from interventions.base import Intervention
+from interventions.logit_arithmetic import matched_amount, shifted
+from interventions.other_models import OtherModel, Reader
+from interventions.packing import pack
+from interventions.scope import Scope
+from interventions.strength import Amount, Number, Strength, as_strength, multiplied
+from workbench.engine.context import ForwardContext
+from workbench.engine.positions import PositionSpec, Where, where
+from workbench.errors import NotSupported, UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.typing import Bool, Tensor
+
+MATCHED = "matched"
+
+
+class VocabularyWarning(UserWarning):
+    """The models' logits have different widths, so the last columns are left as they are."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitShift(Intervention):
+    """logits + alpha * (logits of ``tuned`` - logits of ``base``), which steers a large model by a small pair.
+
+    Proxy tuning (Liu et al. 2024); after the softmax the same as emulated fine-tuning (Mitchell et al. 2024), whose
+    filter is ``top_p``: only words within that share of the running model's probability can be written.
+    ``alpha="matched"`` chooses alpha for every token, as Dynamic Logits Fusion (Fan et al. 2024) does. Both models read
+    the same tokens and keep their own caches, through sampling, beams and padding; each token costs a forward pass of
+    each. ``strength`` multiplies alpha (one number, or one per row); ``positions`` are those whose next word is
+    changed. A recipe file holds the two models by name and hash only: after loading, give them by :meth:`with_models`.
+    """
+
+    tuned: Any
+    base: Any
+    alpha: float | str = 1.0
+    top_p: float = 1.0
+    strength: Strength = field(default=1.0, kw_only=True)
+    positions: PositionSpec | Where = field(default="all", kw_only=True)
+
+    scopes: ClassVar[tuple[str, ...]] = ("positions",)
+
+    def __post_init__(self) -> None:
+        where(self.positions)
+        for name in ("tuned", "base"):
+            object.__setattr__(self, name, _other(getattr(self, name), name))
+        object.__setattr__(self, "strength", as_strength(self.strength))
+        if isinstance(self.alpha, str) and self.alpha != MATCHED:
+            raise UserError(f"alpha is {self.alpha!r}: give a number, or 'matched' to have it chosen for every token.")
+        if not isinstance(self.alpha, str):
+            factor = as_strength(self.alpha)
+            if not isinstance(factor, float):
+                raise UserError("alpha is one number for all rows: give rows their own by strength=[...].")
+            object.__setattr__(self, "alpha", factor)
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}: give a share above 0, up to 1 (no filter).")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether this leaves the model exactly as it is."""
+        return (not isinstance(self.strength, Tensor) and self.strength == 0) or self.alpha == 0
+
+    def with_models(self, tuned: Any, base: Any) -> LogitShift:
+        """The same with the two models at hand, after loading a recipe file.
+
+        Raises :class:`UserError` when one has other weights than the model that was saved.
+        """
+        for name, given in (("tuned", _other(tuned, "tuned")), ("base", _other(base, "base"))):
+            saved = OtherModel.of(getattr(self, name))
+            if OtherModel.of(given).identity != saved.identity:
+                raise UserError(
+                    f"The {name} model {given.name} has other weights than {saved.name}, with which this was made: "
+                    "give that one, or make a new LogitShift."
+                )
+        return replace(self, tuned=tuned, base=base)
+
+    def validate(self, model: AdaptedModel) -> None:
+        """Both models must be at hand and write the same words as ``model``."""
+        for name in ("tuned", "base"):
+            other = getattr(self, name)
+            if isinstance(other, OtherModel):
+                raise UserError(
+                    f"The recipe names its {name} model ({other.name}, {other.identity[:12]}…) but holds no weights: "
+                    "load both and apply shift.with_models(tuned=..., base=...)."
+                )
+            _check_words(model, other)
+
+    @contextmanager
+    def entered(self, model: AdaptedModel) -> Iterator[Any]:
+        """The model's logits are shifted inside, in forward passes and in ``generate``."""
+        if self.neutral:
+            with model.active():
+                yield
+            return
+        _tell_widths(model, self.tuned, self.base)
+        with model.hooked([]):  # the hub then knows rows and positions of every forward pass
+            handle = model.inner.register_forward_hook(_Shift(self, model).hook, with_kwargs=True)
+            try:
+                yield
+            finally:
+                handle.remove()
+
+    def scaled(self, factor: Number) -> LogitShift:
+        """The same with ``factor`` times the strength."""
+        return replace(self, strength=multiplied(self.strength, factor))
+
+    def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Settings, with the two models by name and hash."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name in ("tuned", "base"):
+            values[name] = vars(OtherModel.of(values[name]))
+        return pack(values, self.scopes)
+
+
+class _Shift:
+    """The hook on the running model's output."""
+
+    def __init__(self, shift: LogitShift, model: AdaptedModel) -> None:
+        self.shift, self.hub, self.view = shift, model.hub, model.role
+        self.amount, self.scope = Amount(shift.strength), Scope(shift.positions)
+        self.readers = [self._reader(one, model) for one in (shift.tuned, shift.base)]
+
+    def _reader(self, other: AdaptedModel, model: AdaptedModel) -> Reader | None:
+        """None for the running model itself, whose logits are there already."""
+        return None if other.inner is model.inner and other.role == model.role else Reader(other)
+
+    def hook(self, _module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        ctx = self.hub.context
+        if ctx is None or self.hub.view != self.view or any(one is not None and one.reading for one in self.readers):
+            return None
+        if kwargs.get("labels") is not None:
+            raise NotSupported("The loss was computed before the shift: leave labels out and take it from the logits.")
+        own = output[0] if isinstance(output, tuple) else output.logits
+        cache = kwargs.get("past_key_values")
+        cache = getattr(output, "past_key_values", None) if cache is None else cache
+        chosen = self.scope(ctx)
+        if chosen.nothing and cache is None:
+            return None
+        tuned, base = (own if one is None else one.logits(kwargs, ctx, cache) for one in self.readers)
+        if chosen.nothing:  # read all the same: later tokens need what the other models make of this one
+            return None
+        new = self._shifted(own, tuned, base, ctx)
+        if not chosen.everything:
+            assert chosen.mask is not None
+            new = torch.where(_kept(chosen.mask, kwargs.get("logits_to_keep", 0))[..., None], new, own)
+        if isinstance(output, tuple):
+            return (new, *output[1:])
+        output.logits = new
+        return output
+
+    def _shifted(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:
+        alpha: float | Tensor
+        if isinstance(self.shift.alpha, str):
+            alpha = matched_amount(own, tuned.to(own.device), base.to(own.device))[..., None]
+        else:
+            alpha = self.shift.alpha
+        return shifted(own, tuned.to(own.device), base.to(own.device), alpha * self.amount(own, ctx), self.shift.top_p)
+
+
+def _kept(mask: Bool[Tensor, "batch pos"], keep: Any) -> Bool[Tensor, "batch kept"]:
+    """The columns that logits were computed for."""
+    if isinstance(keep, Tensor):
+        return mask[:, keep]
+    return mask[:, -keep:] if keep else mask
+
+
+def _other(given: Any, name: str) -> AdaptedModel | OtherModel:
+    if isinstance(given, AdaptedModel | OtherModel):
+        return given
+    if isinstance(given, Mapping):
+        if set(given) != {"name", "identity"}:
+            raise UserError(f"The recipe says of its {name} model {sorted(given)}, not name and identity.")
+        return OtherModel(str(given["name"]), str(given["identity"]))
+    if hasattr(given, "base") and hasattr(given, "tuned"):
+        raise UserError(f"{name} is a pair of models: give one of them, pair.base or pair.tuned.")
+    if not hasattr(given, "generate"):
+        raise UserError(f"{name} is {type(given).__name__}: give a model (pair.tuned, or a Hugging Face model).")
+    return AdaptedModel(given, None)
+
+
+def _check_words(model: AdaptedModel, other: AdaptedModel) -> None:
+    """The same id must be the same word in both, as far as both have it."""
+    if model.tokenizer is None or other.tokenizer is None or model.tokenizer is other.tokenizer:
+        return
+    ours, theirs = model.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    size = min(len(ours), len(theirs))
+    odd = [word for word, token in ours.items() if token < size and theirs.get(word) != token]
+    if odd:
+        raise UserError(
+            f"{model.name} and {other.name} do not write the same words (token {ours[odd[0]]} is {odd[0]!r} in one "
+            "alone), so their logits cannot be added: use models of one vocabulary."
+        )
+
+
+def _tell_widths(*models: AdaptedModel) -> None:
+    sizes = [one.vocab_size for one in models]
+    if len(set(sizes)) > 1:
+        warnings.warn(
+            f"The models' logits have {', '.join(map(str, sizes))} columns: those beyond the first {min(sizes)} are "
+            "left as they are.",
+            VocabularyWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,109 @@
+"""Other models that read along with the running one, token for token, each with a key/value cache of its own."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from workbench.engine.context import ForwardContext
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.typing import Tensor
+
+_MIRRORED = ("reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices", "reset")
+"""What generation does to a cache beside growing it: beams change places, rejected tokens are taken back."""
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """What a recipe file says of a model: its name and the hash of its weights and tokenizer."""
+
+    name: str
+    identity: str
+
+    @classmethod
+    def of(cls, model: Any) -> OtherModel:
+        """Of a model that is at hand, or what is already known of one that is not."""
+        return model if isinstance(model, OtherModel) else cls(model.name, model.identity.hash)
+
+    def __repr__(self) -> str:
+        return f"OtherModel({self.name!r}, {self.identity[:12]}…)"
+
+
+class Reader:
+    """A model that gives its logits for whatever the running model is given."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self.model = model
+        self.reading = False
+        """True while this model runs: hooks of the running model must not answer to it (they may share a body)."""
+        self._pasts: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def logits(self, given: Mapping[str, Any], ctx: ForwardContext, cache: Any) -> Tensor:
+        """Logits of the same rows and positions. ``cache``: the running model's, or None without one.
+
+        Raises :class:`UserError` for embeddings in place of tokens, and for a cache begun before this model read along.
+        """
+        if ctx.input_ids is None:
+            raise UserError("The model was given embeddings, which mean nothing to the other models: give token ids.")
+        past = None if cache is None or ctx.start == 0 else self._past(cache, ctx.start)
+        call = {name: _to(given.get(name), self.model.device) for name in ("attention_mask", "position_ids")}
+        with self._alone(), torch.no_grad():
+            out = self.model.inner(
+                input_ids=ctx.input_ids.to(self.model.device),
+                past_key_values=past,
+                use_cache=cache is not None,
+                logits_to_keep=_to(given.get("logits_to_keep", 0), self.model.device),
+                **{name: value for name, value in call.items() if value is not None},
+            )
+        if cache is not None and past is None:
+            self._pasts[cache] = out.past_key_values
+            for name in _MIRRORED:
+                self._mirror(cache, name)
+        return out.logits
+
+    def _past(self, cache: Any, start: int) -> Any:
+        past = self._pasts.get(cache)
+        read = 0 if past is None else int(past.get_seq_length())
+        if read != start:
+            raise UserError(
+                f"The cache holds {start} tokens and {self.model.name} has read {read} of them: begin the text inside "
+                "the recipe's context."
+            )
+        return past
+
+    def _mirror(self, cache: Any, name: str) -> None:
+        """Whatever is done to ``cache`` is done to this model's."""
+        own: Callable[..., Any] | None = getattr(cache, name, None)
+        if own is None:
+            return
+        held, pasts = weakref.ref(cache), self._pasts
+
+        def both(*args: Any, **kwargs: Any) -> Any:
+            there = held()
+            past = None if there is None else pasts.get(there)
+            if past is not None:
+                getattr(past, name)(*args, **kwargs)
+            return own(*args, **kwargs)
+
+        cache.__dict__[name] = both
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """This model's own view runs, and what is known of the running forward comes back after."""
+        hub = self.model.hub
+        before, self.reading = hub.context, True
+        try:
+            with self.model.active():
+                yield
+        finally:
+            self.reading, hub.context = False, before
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
