@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.cells import bar_title
-from workbench.figures.tokens import shortened, visible
+from workbench.figures.tokens import shortened, visible, visible_line
 
 LETTERS = 12
 """Of a token on the axis; the pointer shows all of it."""
@@ -76,7 +76,7 @@ def _grid(
     told = part.assign(
         told=[
             f"after layer {line['layer']}, token {line['position']} {html.escape(visible(line['token']))}<br>"
-            f"{html.escape(line['top'])}<br>entropy {line['entropy']:.2f} nats, KL {line['kl']:.3g} nats"
+            f"{html.escape(visible_line(line['top']))}<br>entropy {line['entropy']:.2f} nats, KL {line['kl']:.3g} nats"
             for line in part.to_dict("records")
         ]
     ).pivot(index="layer", columns="position", values="told")

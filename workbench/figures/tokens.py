@@ -48,7 +48,7 @@ def token_html(
     extra = list(notes) if notes is not None else [""] * len(tokens)
     spans = []
     for token, value, note in zip(tokens, values, extra, strict=True):
-        told = html.escape(f"{visible(token)}  {unit} {value:.3g}  {note}".strip(), quote=True)
+        told = html.escape(f"{visible(token)}  {unit} {value:.3g}  {visible_line(note)}".strip(), quote=True)
         line = "<br>" if token.endswith("\n") else ""
         number = f"{value:.2g}" if math.isfinite(value) else "–"
         spans.append(
