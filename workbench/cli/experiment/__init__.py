@@ -12,13 +12,25 @@ from workbench.lazy import lazy
 if TYPE_CHECKING:
     from workbench.cli.experiment import inline as inline
     from workbench.cli.experiment import steps as steps
+    from workbench.cli.experiment.from_recipe import recipe_spec as recipe_spec
     from workbench.cli.experiment.inline import RecipeSpec as RecipeSpec
     from workbench.cli.experiment.inputs import PairSpec as PairSpec
     from workbench.cli.experiment.inputs import PromptSet as PromptSet
+    from workbench.cli.experiment.running import Finished as Finished
+    from workbench.cli.experiment.running import run_experiment as run_experiment
     from workbench.cli.experiment.schema import Experiment as Experiment
 
-__all__ = ["Experiment", "PairSpec", "PromptSet", "RecipeSpec"]
+__all__ = ["Experiment", "Finished", "PairSpec", "PromptSet", "RecipeSpec", "recipe_spec", "run_experiment"]
 
 __getattr__ = lazy(
-    __name__, {"Experiment": "schema", "PairSpec": "inputs", "PromptSet": "inputs", "RecipeSpec": "inline"}
+    __name__,
+    {
+        "Experiment": "schema",
+        "Finished": "running",
+        "PairSpec": "inputs",
+        "PromptSet": "inputs",
+        "RecipeSpec": "inline",
+        "recipe_spec": "from_recipe",
+        "run_experiment": "running",
+    },
 )

@@ -246,6 +246,13 @@ class GraftSpec(Inline):
     skill: SkillRef
 
 
+class SavedSpec(Inline):
+    """All interventions of a saved recipe, in their order."""
+
+    kind: Literal["Recipe"] = "Recipe"
+    file: str
+
+
 AnyInline = Annotated[
     OffsetSpec
     | HeadOffsetSpec
@@ -257,7 +264,8 @@ AnyInline = Annotated[
     | AttentionScaleSpec
     | AdapterScaleSpec
     | LayerScaleSpec
-    | GraftSpec,
+    | GraftSpec
+    | SavedSpec,
     Field(discriminator="kind"),
 ]
 

@@ -129,7 +129,7 @@ def file_hash(path: Path) -> str:
 
 
 def _files(value: Any) -> Iterator[str]:
-    if isinstance(value, inline.RecipeSpec | inline.TensorRef) and value.file is not None:
+    if isinstance(value, inline.RecipeSpec | inline.SavedSpec | inline.TensorRef) and value.file is not None:
         yield value.file
     if isinstance(value, steps.Concepts) and value.dictionary is not None:
         yield value.dictionary

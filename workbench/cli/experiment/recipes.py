@@ -33,9 +33,7 @@ class RecipeBuilder:
     def build(self, spec: inline.RecipeSpec) -> iv.Recipe:
         """The recipe. Raises :class:`UserError` for a tensor that is missing or does not fit."""
         if spec.file is not None:
-            from workbench.cli.recipe import load_recipe
-
-            recipe = load_recipe(self._materials.path(spec.file))
+            recipe = self._saved(spec.file)
         else:
             recipe = iv.Recipe([one for entry in spec.interventions or () for one in self._made(entry)])
         return recipe if spec.strength == 1.0 else recipe * spec.strength
@@ -57,12 +55,20 @@ class RecipeBuilder:
                 return self._ablations(spec)
             case inline.ClampSpec():
                 return [self._plainly(spec, direction=self._tensor(spec.direction))]
+            case inline.SavedSpec():
+                saved = self._saved(spec.file)
+                return list(saved if spec.strength == 1.0 else saved * spec.strength)
             case inline.LayerScaleSpec():
                 return [replace(iv.LayerScale.from_pair(self._pair, spec.a, spec.b), strength=spec.strength)]
             case inline.GraftSpec():
                 found = self._results(spec.skill.from_step)
                 return [replace(found.intervention(self._pair), strength=spec.strength)]
         return [self._plainly(spec)]
+
+    def _saved(self, file: str) -> iv.Recipe:
+        from workbench.cli.recipe import load_recipe
+
+        return load_recipe(self._materials.path(file))
 
     def _plainly(self, spec: Any, **tensors: Any) -> Any:
         """The class of interventions with the settings of the schema."""

@@ -72,6 +72,7 @@ def _compared(bench: Bench, step: Any, variants: Mapping[tuple[str, float], iv.R
     rows, side = bench.rows(step.prompts), bench.pair.models[on]
     shown, applied, random = {}, {}, {}
     for (name, strength), recipe in variants.items():
+        recipe.check(side)
         draws = stand_ins(recipe, side, rows, step.controls, bench.seed)
         label = _named(name, on)
         shown[f"{label} {strength!r}"] = (label, strength, 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from workbench.errors import UserError
 from workbench.runs import Run
@@ -14,6 +14,7 @@ from workbench.runs import Run
 PROJECT = "tunescope"
 
 
+@runtime_checkable
 class Log(Protocol):
     """Where numbers of one experiment go."""
 
@@ -24,6 +25,7 @@ class Log(Protocol):
         """The run's tables, as files."""
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Opens a :class:`Log`."""
 
