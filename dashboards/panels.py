@@ -92,6 +92,7 @@ def figure(
     key = f"chart-{name}"
     picking: dict[str, Any] = {}
     if on_pick is not None:
+        drawn.layout.hoverdistance = -1  # a click anywhere in a cell is a click on its marker
         picking = {"on_select": lambda: _picked(key, on_pick), "selection_mode": "points"}
     st.plotly_chart(drawn, width="stretch", theme=None, key=key, alt=_title(drawn, name), **picking)
     footer(name, python, frame=frame, drawn=drawn, provenance=provenance, experiment=experiment)

@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboards import panels, selection
 from dashboards.report.content import Content, Section, read_content
-from dashboards.selection import Selection, picks
+from dashboards.selection import Selection, pairs_of, picks
 from dashboards.story import cards
 from workbench.runs import Run
 from workbench.tables import with_intervals
@@ -48,8 +48,10 @@ def _show_run(chosen: Selection, run: Run) -> None:
     if _has_tables(run):
         st.header("The whole run")
         content = read_content(run.path)
+        others = tuple(f"{name}:" for name in pairs_of(run.path) if name != chosen.pair)
         for number, section in enumerate(content.sections):
-            _show_section(content, section, f"{number}", run.path)
+            if not section.title.startswith(others):
+                _show_section(content, section, f"{number}", run.path)
     elif not chosen.results():
         panels.empty("This run holds no table. This makes one of a pair:", "tunescope localize weights BASE TUNED")
     with st.expander("What made this run", icon=":material/receipt_long:"):
@@ -60,7 +62,8 @@ def _show_cards(chosen: Selection, run: Run) -> None:
     found = cards(run, chosen.pair)
     for place, card in zip(st.columns(len(found) or 1), found, strict=False):
         with place, st.container(border=True, height="stretch"):
-            st.metric(panels.words(card.title), panels.visible(card.value))
+            st.markdown(f"**{panels.words(card.title)}**")
+            st.metric(panels.words(card.title), panels.visible(card.value), label_visibility="collapsed")
             st.caption(panels.words(card.note))
 
 
@@ -123,7 +126,8 @@ def _show_section(content: Content, section: Section, place: str, folder: Path) 
             panels.figure(f"figure-{place}-{name}", drawn, f"{start}section.figures[{name!r}].show()", provenance)
         for name, frame in section.tables.items():
             st.markdown(f"**{panels.words(name.replace('_', ' '))}**")
-            panels.table(f"table-{place}-{name}", frame, f"{start}section.tables[{name!r}]", provenance)
+            code = f"{start}section.tables[{name!r}]"
+            panels.table(f"table-{place}-{name}", frame, code, provenance, shown=with_intervals(frame))
 
 
 show()

@@ -49,6 +49,10 @@ def _form() -> None:
             "Tokens", POSITIONS, key="pair-positions", accept_new_options=True, persist_state="session",
             help="last: the last token of the prompt. all: every token. Or -1, prompt[-3:], …",
         )  # fmt: skip
+        device = st.segmented_control(
+            "Device", ["auto", "cpu", "cuda"], key="pair-device", default="auto", required=True,
+            help="auto takes a GPU when there is one.",
+        )  # fmt: skip
     with right:
         st.subheader("Prompts")
         kind = st.segmented_control(
@@ -61,10 +65,6 @@ def _form() -> None:
         )  # fmt: skip
         name = st.text_input("Name of the run", "my-pair", key="pair-name", persist_state="session")
         st.caption(f"Goes to {panels.words(runs.default_home().resolve())}")
-        device = st.segmented_control(
-            "Device", ["auto", "cpu", "cuda"], key="pair-device", default="auto", required=True,
-            help="auto takes a GPU when there is one.",
-        )  # fmt: skip
     asked = PairAsked(base.strip(), tuned.strip(), tuple(sites), str(positions), name.strip(), str(device))
     if st.button("Record", type="primary", icon=":material/fiber_manual_record:", key="go-record"):
         with panels.told():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from dashboards import panels
 from dashboards.results import results_in
 from dashboards.state import known_runs
 from workbench import runs
+from workbench.errors import UserError
 from workbench.tables import with_intervals
+
+_HASH = re.compile(r"[0-9a-f]{40,64}")
 
 
 def show() -> None:
@@ -47,7 +51,8 @@ def _show_settings(known: dict[str, Path], one: str, two: str) -> None:
     else:
         opened = [f"runs.open({str(known[name])!r}).config" for name in (one, two)]
         code = "\n".join(["from workbench import runs", "", *opened])
-        panels.table("differences", frame, code, {"first": one, "second": two})
+        short = frame.map(lambda cell: f"{cell[:12]}…" if _HASH.fullmatch(cell) else cell)
+        panels.table("differences", frame, code, {"first": one, "second": two}, shown=short)
 
 
 def _show_results(known: dict[str, Path], one: str, two: str) -> None:
@@ -67,8 +72,10 @@ def _show_results(known: dict[str, Path], one: str, two: str) -> None:
     from probes.headlines import beside
 
     frame = beside(a.load(), b.load())
-    with panels.told():
+    try:
         st.caption(f"Agreement of the scores: {panels.words(compare(a.load(), b.load()).summary())}.")
+    except UserError:
+        st.caption("These scores cannot be ranked against each other.")
     code = (
         "from probes.headlines import beside\nfrom workbench.results import Result\n\n"
         f"beside(Result.load({str(a.path)!r}), Result.load({str(b.path)!r}))\n"

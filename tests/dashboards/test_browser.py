@@ -1,7 +1,11 @@
-"""The app in a real browser: every page opens, a link is followed, one steer runs. Screenshots are build output."""
+"""The app in a real browser: every page opens, links, clicks, sliders, a steer, a recording and exports work.
+
+Screenshots are build output: they go to ``build/screenshots``, or to the folder in ``TUNESCOPE_SCREENSHOTS``.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -11,41 +15,32 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlencode
+from typing import Any
 
-import pandas as pd
-import plotly.graph_objects as go
 import pytest
 
-import interventions as iv
 from dashboards.launch import command
-from tests.tiny import tiny_model, tokenizer, tuned_copy
-from workbench import runs
+from dashboards.state import WARM
+from tests.dashboards.made import WORDS, lab_run, save_pair, told_run
 
 CHROMIUM = os.environ.get("TUNESCOPE_CHROMIUM") or shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is missing: apt-get install chromium")
 HOSTILE = '<img src=x onerror="window.obeyed=1"><script>window.obeyed=1</script>'
-SHOTS = os.environ.get("TUNESCOPE_SCREENSHOTS")
+SHOTS = Path(os.environ.get("TUNESCOPE_SCREENSHOTS") or Path(__file__).parents[2] / "build" / "screenshots")
+PAGES = {
+    "": "What changed", "tokens": "Tokens", "heads": "Heads", "skills": "Skills", "experts": "Experts",
+    "knobs": "Knobs and concepts", "steer": "Steer", "record": "Record a pair", "runs": "Runs",
+}  # fmt: skip
+BUSY = "[data-testid=stSpinner], [data-testid=stSkeleton], [data-testid=stStatusWidget]"
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs and a saved pair."""
+    """A pair, a run about it, and a run that a hostile model wrote."""
     home = tmp_path_factory.mktemp("browser")
-    base = tiny_model("olmoe")
-    for name, model in (("base", base), ("tuned", tuned_copy(base, size=0.1))):
-        model.save_pretrained(home / name)
-        tokenizer().save_pretrained(home / name)
-    for name in ("first", "second"):
-        figure = go.Figure(go.Heatmap(z=[[0.1, -0.2], [0.4, 0.0]], zmid=0, colorscale="RdBu"))
-        figure.update_layout(title={"text": f"Change by head {HOSTILE}"})
-        with runs.create(home / "runs", name, kind="demo", config={"name": name}) as run:
-            table = pd.DataFrame({"answer": [HOSTILE, "yes"], "score": [0.5, 0.25]})
-            run.write_table("tables/answers", table)
-            run.write_text("figures/heads.json", figure.to_json())
-            section = {"title": "What changed", "text": HOSTILE, "tables": ["answers"], "figures": ["heads"]}
-            run.write_json("sections", [section])
-            iv.Recipe([iv.ExpertSwitch(off=["L1E0"])]).save(run.file("switch.safetensors"))
+    folders = save_pair(home)
+    told_run(home / "runs", "hostile", said=HOSTILE)
+    lab_run(home / "runs", *folders)
     return home
 
 
@@ -55,7 +50,7 @@ def address(place: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "TUNESCOPE_RUNS": str(place / "runs")}
+    environment = {**os.environ, "TUNESCOPE_RUNS": str(place / "runs"), WARM: "1"}
     server = subprocess.Popen(
         command(port, headless=True), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -72,37 +67,170 @@ def address(place: Path) -> Iterator[str]:
         server.wait(timeout=20)
 
 
-def test_every_page_opens_and_one_steer_runs(address: str, place: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import sync_playwright
 
-    shots = Path(SHOTS) if SHOTS else tmp_path
+    SHOTS.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(60_000)
+        running = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
 
-        page.goto(f"{address}/?run=first")
-        expect(page.get_by_role("heading", name="What changed")).to_be_visible(timeout=60_000)
-        expect(page.locator(".js-plotly-plot")).to_be_visible(timeout=60_000)
-        page.wait_for_timeout(1000)
-        page.screenshot(path=shots / "overview.png")
-        with page.expect_download() as download:
-            page.get_by_role("button", name="CSV", exact=True).click()
-        assert "onerror" in Path(download.value.path()).read_text(encoding="utf-8")
 
-        page.goto(f"{address}/runs")
-        expect(page.get_by_role("heading", name="Compare two")).to_be_visible(timeout=60_000)
-        page.wait_for_timeout(1000)
-        page.screenshot(path=shots / "runs.png")
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    shown = browser.new_page(viewport={"width": 1280, "height": 900})
+    shown.set_default_timeout(90_000)
+    yield shown
+    shown.close()
 
-        link = urlencode({"base": place / "base", "tuned": place / "tuned", "how": "Experts off", "off": "L1E3"})
-        page.goto(f"{address}/steer?{link}")
-        page.get_by_label("Prompts, one per line").fill(f"the quick brown fox\n{HOSTILE}")
-        page.get_by_label("Prompts, one per line").press("Control+Enter")
-        page.get_by_role("button", name="Run", exact=True).click()
-        expect(page.get_by_text("Model restored: 0 hooks, logits identical")).to_be_visible(timeout=120_000)
-        page.wait_for_timeout(1000)
-        page.screenshot(path=shots / "steer.png", full_page=True)
-        assert page.evaluate("window.obeyed") is None
-        browser.close()
+
+def settled(page: Any) -> None:
+    """Wait until the page has been still for a moment."""
+    for _ in range(2):
+        page.wait_for_timeout(500)
+        page.wait_for_function(f"!document.querySelector({json.dumps(BUSY)})")
+
+
+def opened(page: Any, address: str, path: str = "", query: str = "run=lab") -> None:
+    page.goto(f"{address}/{path}?{query}")
+    page.get_by_role("heading", name=PAGES[path], exact=True).wait_for()
+    settled(page)
+
+
+def whole(page: Any, name: str) -> None:
+    """A screenshot of everything on the page, as high as it is."""
+    height = page.evaluate("document.querySelector('[data-testid=stMainBlockContainer]').scrollHeight")
+    page.set_viewport_size({"width": 1280, "height": min(int(height) + 80, 8000)})
+    page.wait_for_timeout(800)
+    page.screenshot(path=SHOTS / f"{name}.png")
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def click_cell(page: Any, chart: str, column: object, row: object, off: float = 0.0) -> None:
+    """Click a cell of a map; ``off`` is how far from its middle, in halves of its width."""
+    place = page.evaluate(
+        """([chart, column, row, off]) => {
+            const plot = document.querySelector(`.st-key-${chart} .js-plotly-plot`), layout = plot._fullLayout
+            plot.scrollIntoView({block: "center"})
+            const box = plot.getBoundingClientRect(), x = layout.xaxis, y = layout.yaxis
+            const width = Math.abs(x.d2p(x._categories.length ? x._categories[1] : 1)
+                - x.d2p(x._categories.length ? x._categories[0] : 0))
+            return [box.left + x._offset + x.d2p(column) + off * width / 2, box.top + y._offset + y.d2p(row)]
+        }""",
+        [chart, column, row, off],
+    )
+    page.mouse.move(*place)
+    page.wait_for_timeout(200)
+    page.mouse.click(*place)
+    settled(page)
+
+
+def no_errors(page: Any) -> None:
+    assert page.locator("[data-testid=stException]").count() == 0
+    assert page.locator("[data-testid=stAlertContentError]").count() == 0, page.locator(
+        "[data-testid=stAlertContentError]"
+    ).all_inner_texts()
+    assert page.evaluate("window.obeyed") is None
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_opens(page: Any, address: str, path: str) -> None:
+    opened(page, address, path)
+    no_errors(page)
+    whole(page, path or "overview")
+
+
+def test_a_hostile_run_is_shown_as_text(page: Any, address: str) -> None:
+    opened(page, address, "", "run=hostile")
+    assert page.get_by_text("onerror=").count()
+    no_errors(page)
+
+
+def test_a_link_sets_the_selection_and_pages_keep_it(page: Any, address: str) -> None:
+    opened(page, address, "heads", "run=lab&layer=2&head=3&prompt=1")
+    assert page.get_by_label("Layer", exact=True).input_value() == "2"
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Steer").click()
+    page.get_by_role("heading", name="Steer", exact=True).wait_for()
+    settled(page)
+    assert "layer=2" in page.url and "head=3" in page.url
+    assert page.get_by_label("One per line").input_value().splitlines()[0] == WORDS[1]
+    page.goto(f"{address}/?run=lab&layer=77")
+    page.get_by_text("There is no layer 77 here").wait_for()
+
+
+def test_a_click_on_a_map_moves_the_selection(page: Any, address: str) -> None:
+    opened(page, address)
+    click_cell(page, "chart-weights", "mlp.gate", 2)
+    page.wait_for_url("**layer=2**")
+    assert page.get_by_label("Layer", exact=True).input_value() == "2"
+
+
+def test_exports_hold_what_is_shown(page: Any, address: str) -> None:
+    opened(page, address)
+    panel = page.locator(".st-key-json-weights")
+    with page.expect_download() as download:
+        panel.get_by_role("button").click()
+    made = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert made["provenance"]["sha256"] and made["rows"] and made["figure"]["data"][0]["z"][0]
+    with page.expect_download() as download:
+        page.locator(".st-key-csv-weights").get_by_role("button").click()
+    assert Path(download.value.path()).read_text(encoding="utf-8").startswith("layer,module,score")
+    with page.expect_download() as download:
+        page.locator(".st-key-html-weights").get_by_role("button").click()
+    file = Path(download.value.path())
+    alone = page.context.new_page()
+    alone.goto(f"file://{file}")
+    alone.locator(".js-plotly-plot .heatmaplayer").first.wait_for()
+    alone.close()
+    page.locator(".st-key-link-weights").get_by_role("button").first.click()
+    page.get_by_text(f"{address}/?run=lab").wait_for()
+
+
+def test_a_steer_runs_its_slider_moves_and_the_old_answers_are_stale(page: Any, address: str) -> None:
+    opened(page, address, "steer", "run=lab&recipe=offset")
+    page.get_by_label("One per line").fill(f"the quick brown fox\n{HOSTILE}")
+    page.get_by_label("One per line").press("Control+Enter")
+    settled(page)
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Model restored: 0 hooks, logits identical").wait_for(timeout=120_000)
+    settled(page)
+    no_errors(page)
+    whole(page, "steered")
+    slider = page.get_by_role("slider").first
+    slider.focus()
+    slider.press("ArrowRight")
+    page.wait_for_url("**strength=1.25**")
+    page.get_by_text("Below: the result of earlier inputs").wait_for()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("at strength 1.25").wait_for()
+    page.get_by_role("tab", name="Strength sweep").click()
+    page.get_by_role("button", name="Sweep", exact=True).click()
+    page.get_by_text("strengths of 2 prompts as one batch").wait_for()
+    settled(page)
+    no_errors(page)
+    whole(page, "swept")
+
+
+def test_a_pair_is_recorded_from_a_file_and_opens(page: Any, address: str, place: Path) -> None:
+    opened(page, address, "record")
+    page.get_by_label("Base model").fill(str(place / "base"))
+    page.get_by_label("Tuned model or PEFT adapter").fill(str(place / "tuned"))
+    page.get_by_label("Tuned model or PEFT adapter").press("Enter")
+    page.get_by_role("radio", name="file").or_(page.get_by_role("button", name="file", exact=True)).first.click()
+    settled(page)
+    file = place / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in WORDS), encoding="utf-8")
+    page.locator("input[type=file]").set_input_files(file)
+    settled(page)
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.get_by_role("button", name="Open it").wait_for()
+    whole(page, "recorded")
+    page.get_by_role("button", name="Open it").click()
+    page.get_by_role("heading", name="What changed").wait_for()
+    settled(page)
+    assert "run=my-pair" in page.url
+    no_errors(page)
+    whole(page, "recording")

@@ -17,6 +17,7 @@ COLOURS = "RdBu_r"
 GREY = "rgb(160, 160, 160)"
 GREY_OPACITY = 0.6
 """How much of a greyed cell's colour is covered: it stays to be seen."""
+_TEMPLATE = "%{text}<extra></extra>"
 BAR_LINE = 24
 """Letters to a line of a colour bar's title, which stands beside the bar."""
 MAX_MARKERS = 20_000
@@ -66,7 +67,7 @@ def cell_heatmap(table: pd.DataFrame, axes: Axes, *, title: str = "", limit: flo
         showlegend=False,
         xaxis=dict(title=dict(text=axes.column), dtick=None if columns > 40 else 1, automargin=True),
         yaxis=dict(title=dict(text=axes.row), dtick=None if rows > 40 else 1, automargin=True, zeroline=False),
-        margin=dict(l=60, r=20, t=60, b=60),
+        margin=dict(l=60, r=20, t=60, b=60), hovermode="closest", hoverdistance=-1,  # the nearest cell's marker
     )  # fmt: skip
     for name, update in ((axes.row, figure.update_yaxes), (axes.column, figure.update_xaxes)):
         if pd.api.types.is_numeric_dtype(table[name]) and len(table):
@@ -98,12 +99,13 @@ def cell_traces(
     ``bound`` is the limit of the colour scale, ``height`` of the figure in pixels (markers are sized by it).
     """
     scores = grid(table, axes, "score")
+    texts, clickable = _texts(table, axes, scores), scores.size <= MAX_MARKERS
+    told: dict[str, Any] = dict(hoverinfo="skip") if clickable else dict(text=texts, hovertemplate=_TEMPLATE)
     traces: list[go.Heatmap | go.Scatter] = [
         go.Heatmap(
             z=scores.to_numpy(), x=list(scores.columns), y=list(scores.index),
             colorscale=COLOURS, zmin=-bound, zmax=bound, zmid=0, showscale=colorbar,
-            colorbar=dict(title=bar_title(axes.score)),
-            text=_texts(table, axes, scores), hovertemplate="%{text}<extra></extra>", xgap=1, ygap=1,
+            colorbar=dict(title=bar_title(axes.score)), xgap=1, ygap=1, **told,
         )
     ]  # fmt: skip
     marked = grid(table.assign(_grey=inside_band(table).where(inside_band(table)).astype(float)), axes, "_grey")
@@ -115,8 +117,8 @@ def cell_traces(
                 xgap=1, ygap=1,
             )
         )  # fmt: skip
-    if scores.size <= MAX_MARKERS:
-        traces.append(_markers(scores, size=max(6.0, (height - 140) / max(1, len(scores.index)) - 4)))
+    if clickable:
+        traces.append(_markers(scores, texts, size=max(6.0, (height - 140) / max(1, len(scores.index)) - 4)))
     return traces
 
 
@@ -146,14 +148,16 @@ def _told(row: Mapping[Any, Any], axes: Axes, *, grey: bool) -> str:
     return "<br>".join(lines)
 
 
-def _markers(scores: pd.DataFrame, size: float) -> go.Scatter:
-    """Invisible squares over the cells: a heatmap cannot be clicked in every app, markers can."""
+def _markers(scores: pd.DataFrame, texts: list[list[str]], size: float) -> go.Scatter:
+    """Invisible squares over the cells: a heatmap cannot be clicked in every app, markers can. They also carry the
+    pointer's text, because a marker without one is not clicked either."""
     cells = [[_plain(row), _plain(column)] for row in scores.index for column in scores.columns]
     invisible = dict(marker=dict(opacity=0))
     return go.Scatter(
         x=[column for _, column in cells], y=[row for row, _ in cells], customdata=cells, mode="markers",
         marker=dict(symbol="square", size=size, opacity=0), selected=invisible, unselected=invisible,
-        hoverinfo="skip",
+        text=[text for line in texts for text in line], hovertemplate=_TEMPLATE,
+        hoverlabel=dict(bgcolor="#333333", font=dict(color="white")),
     )  # fmt: skip
 
 
