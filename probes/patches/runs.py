@@ -24,7 +24,7 @@ from workbench.engine.sites import Site
 from workbench.errors import NotSupported
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.encode import Encoded
-from workbench.typing import Float, Tensor
+from workbench.typing import Bool, Float, Tensor
 
 LAST = ((-1,),)
 Values = dict[Site, Tensor]
@@ -106,7 +106,7 @@ class TargetRun:
         known = [Site("resid_post", layer) for layer in range(model.n_layers - 1)]
         known += [Site("z", layer) for layer in range(model.n_layers)]
         with returns_of(_part(model, 0, "attention")) as seen:
-            self.values, self.logits = record(model, batch, known)
+            self.values, self.logits = record(model, batch, [*known, *source])
         self._attention_returns = seen[0]
         self.shortcuts = True
         """Whether replays skip what they can; off, every patch is a whole forward pass."""
@@ -128,6 +128,20 @@ class TargetRun:
             last_mlp_free=("mlp_out", self.model.n_layers - 1) not in touched,
             grad=grad,
         )
+
+    def unmoved(self, patch: Patch) -> Bool[Tensor, " prompt"]:
+        """Prompts in which every value that ``patch`` puts in is the one that is there already."""
+        same = torch.ones(len(self.batch.input_ids), dtype=torch.bool, device=self.logits.device)
+        for cell in patch:
+            site = Site("z", cell.layer) if cell.kind in HEADS else cell.site
+            theirs, ours = (values[site][:, cell.columns] for values in (self.source, self.values))
+            if cell.kind in HEADS:
+                theirs, ours = theirs[:, :, cell.head], ours[:, :, cell.head]
+            same &= (theirs.to(ours) == ours).flatten(1).all(1).to(same.device)
+            if cell.kind == "write":
+                by_theirs, by_ours = self.matrices_of(cell.layer)
+                same &= bool(torch.equal(by_theirs[cell.head], by_ours[cell.head]))
+        return same
 
     def replay(
         self,

@@ -106,7 +106,11 @@ def sweep(
         source[one.members], target[one.members] = _numbers(one.source), _numbers(one.target)
         for group in _groups(patches, one.run.batch.input_ids.numel(), len(one.members), at_once):
             logits = one.run.patched([patches[index] for index in group])
-            effects[np.ix_(one.members, group)] = _numbers(one.metric(logits) - one.target[:, None])
+            # A patch that puts in what is there does nothing; replayed from the middle it would show rounding errors.
+            unmoved = torch.stack([one.run.unmoved(patches[index]) for index in group], dim=1)
+            effects[np.ix_(one.members, group)] = _numbers(
+                (one.metric(logits) - one.target[:, None]).masked_fill(unmoved, 0.0)
+            )
             report.advance(len(group))
         passes += one.run.passes + (3 if task.on_target_inputs else 1)
     report.finish()
