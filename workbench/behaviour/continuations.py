@@ -58,7 +58,7 @@ class Logprobs:
 
 def logprobs(subject: Subject, prompts: Ids, continuations: Ids, work: Work) -> Logprobs:
     """Log-probability of each continuation [row] behind its prompt; one forward pass per batch."""
-    _check_lengths(subject, prompts, continuations)
+    _check_readable(subject, prompts, continuations)
     found = Logprobs([len(one) for one in continuations])
     lengths = [len(one) + len(other) for one, other in zip(prompts, continuations, strict=True)]
     with subject.applied(), work.steps(subject.name, lengths) as steps:
@@ -89,7 +89,7 @@ def kl_per_token(
 
     The distributions of one batch are held at a time.
     """
-    _check_lengths(base, prompts, continuations)
+    _check_readable(base, prompts, continuations)
     found = [np.zeros((len(prompts), 2)) for _ in subjects]
     lengths = [len(one) + len(other) for one, other in zip(prompts, continuations, strict=True)]
     with work.steps("KL per token", lengths) as steps:
@@ -107,10 +107,15 @@ def _logits(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int])
         return [one.cpu() for one in continuation_logits(subject, prompts, continuations, rows)]
 
 
-def _check_lengths(subject: Subject, prompts: Ids, continuations: Ids) -> None:
+def _check_readable(subject: Subject, prompts: Ids, continuations: Ids) -> None:
     limit = subject.model.max_positions
     longest = max(len(one) + len(other) for one, other in zip(prompts, continuations, strict=True))
     if limit is not None and longest > limit:
         raise UserError(
             f"A prompt with its continuation has {longest} tokens and the limit is {limit}; shorten prompts or answers."
+        )
+    if max(max(one, default=0) for one in continuations) >= subject.model.vocab_size:
+        raise UserError(
+            f"A continuation holds a token that {subject.model.name} does not know (its vocabulary has "
+            f"{subject.model.vocab_size}); compare over the text of the other model, or over answers."
         )

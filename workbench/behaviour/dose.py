@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -89,11 +89,11 @@ def dose_response(
     pair: ModelPair,
     prompts: Any,
     dose: Any,
-    strengths: Sequence[float],
+    strengths: Sequence[int | float],
     *,
     metric: str = "accuracy",
     controls: Sequence[Any] = (),
-    on: Literal["tuned", "base"] = "tuned",
+    on: str = "tuned",
     seed: int = 0,
     batch_size: int = 32,
     **options: Any,
@@ -133,7 +133,7 @@ def dose_response(
     )  # fmt: skip
 
 
-def _strengths(given: Sequence[float]) -> tuple[float, ...]:
+def _strengths(given: Sequence[int | float]) -> tuple[float, ...]:
     found = tuple(sorted({float(one) for one in given}))
     if not found or not np.isfinite(found).all():
         raise UserError("Give at least one finite strength, such as [-1, 0, 1, 2].")
@@ -147,7 +147,7 @@ def _doses(controls: Sequence[Any]) -> list[Dose]:
 
 
 def _table(
-    strengths: Sequence[float],
+    strengths: Sequence[int | float],
     start: np.ndarray,
     values: np.ndarray,
     drawn: np.ndarray,
@@ -177,7 +177,7 @@ def _side_effect(
     model: AdaptedModel,
     dose: Dose,
     random: Sequence[Dose],
-    strengths: Sequence[float],
+    strengths: Sequence[int | float],
     options: DoseOptions,
     work: Work,
     seed: int,

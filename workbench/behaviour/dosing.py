@@ -104,7 +104,7 @@ Scorer = Callable[[Subject, Prompts, list[int]], np.ndarray]
 
 
 def over_strengths(
-    dose: Dose, model: AdaptedModel, prompts: Prompts, strengths: Sequence[float], score: Scorer
+    dose: Dose, model: AdaptedModel, prompts: Prompts, strengths: Sequence[int | float], score: Scorer
 ) -> np.ndarray:
     """``score`` at every strength, [strength, prompt, ...]."""
     numbers = list(range(len(prompts)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from workbench.behaviour.calibration import BINS
 from workbench.behaviour.generation import Decoding
@@ -14,7 +14,6 @@ from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress
 
 Options = TypeVar("Options")
-Continuation = Literal["answer", "base", "tuned"]
 _CONTINUATIONS = ("answer", "base", "tuned")
 
 
@@ -32,9 +31,9 @@ class DiffOptions:
     top_k: int = 0
     refusal: TextRule = is_refusal
     """``refusal(text, prompt)``: whether a text refuses."""
-    continuation: Continuation = "tuned"
+    continuation: str = "tuned"
     """Over whose tokens KL per token goes: the row's answer, or the greedy text of the base or of the tuned model."""
-    controls_on: Literal["tuned", "base"] = "tuned"
+    controls_on: str = "tuned"
     """The side that the random recipes of ``controls`` are applied to."""
     bins: int = BINS
     """Bins of confidence for calibration."""

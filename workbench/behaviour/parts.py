@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -75,7 +75,7 @@ def known_unknown(
     recipe: Recipes = None,
     *,
     metrics: Sequence[str] = ("refusal", "answered"),
-    knows: Literal["answered", "exact_match", "accuracy"] = "answered",
+    knows: str = "answered",
     controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -100,8 +100,8 @@ def sure_unsure(
     recipe: Recipes = None,
     *,
     metrics: Sequence[str] = ("accuracy", "confidence", "brier", "ece"),
-    confidence: Sequence[float] | np.ndarray | None = None,
-    threshold: float | None = None,
+    confidence: Sequence[int | float] | np.ndarray | None = None,
+    threshold: int | float | None = None,
     controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
     seed: int = 0,
     **options: Any,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 SCOPES = ("in scope", "near scope", "out of scope")
-Changed = Literal["next_token", "text"] | TextRule
-"""What counts as a change: another most likely next token, another greedy text, or another answer of a rule."""
+Changed = str | TextRule
+"""What counts as a change: another most likely next token ("next_token"), another greedy text ("text"), or another
+answer of a rule."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def scope_panel(
     *,
     changed: Changed = "next_token",
     controls: Mapping[str, Sequence[AppliedRecipe]] | Sequence[AppliedRecipe] = (),
-    on: Literal["tuned", "base"] = "tuned",
+    on: str = "tuned",
     seed: int = 0,
     **options: Any,
 ) -> ScopePanel:

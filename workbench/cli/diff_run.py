@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -178,8 +178,9 @@ class Bench:
     progress: Progress
 
     @property
-    def on(self) -> Literal["tuned", "base"]:
-        return "base" if self.asked.on == "base" else "tuned"
+    def on(self) -> str:
+        """The side the recipes are applied to."""
+        return self.asked.on
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def _band(figure: go.Figure, table: pd.DataFrame, column: str, colour: str, name
     low, high = table[f"{column}_low"].tolist(), table[f"{column}_high"].tolist()
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     figure.add_scatter(
-        x=[*x, *x[::-1]], y=[*high, *low[::-1]], mode="lines", fill="toself", fillcolor=f"rgba({red},{green},{blue},0.18)",
+        x=[*x, *x[::-1]], y=[*high, *low[::-1]],
+        mode="lines", fill="toself", fillcolor=f"rgba({red},{green},{blue},0.18)",
         line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name, row=row, col=1,
     )  # fmt: skip
     figure.add_scatter(
