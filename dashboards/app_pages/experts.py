@@ -47,7 +47,7 @@ def show() -> None:
         st.header(f"Expert {name}")
         with panels.told():
             _show_scores(chosen, maps, weights)
-            steer_link(f"Steer with {name} switched off", chosen, off=name)
+            steer_link(f"Steer with {name} switched off", off=name)
     with panels.told():
         _show_switching(chosen, bool(maps))
     with panels.told():

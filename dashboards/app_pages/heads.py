@@ -66,7 +66,7 @@ def show() -> None:
     st.header(f"Head {name}")
     with panels.told():
         _show_scores(chosen, found)
-        steer_link(f"Steer with {name} switched off", chosen, heads=f"{name}=0")
+        steer_link(f"Steer with {name} switched off", heads=f"{name}=0")
     asked = None
     with panels.told():
         asked = asked_of(chosen, chosen.layer, chosen.head, chosen.prompt)

@@ -8,7 +8,7 @@ import streamlit as st
 
 from dashboards import panels
 from dashboards.kept import Work
-from dashboards.selection import Selection
+from dashboards.selection import picks
 from dashboards.views.source import (
     LINKED,
     Probe,
@@ -47,7 +47,7 @@ def show() -> None:
                 command(chosen, "localize knob", "--prompts"),
             )
         else:
-            _show_knob(chosen, Source.stored(found))
+            _show_knob(Source.stored(found))
     st.header("Concept directions")
     with panels.told():
         asked = asked_of(chosen, chosen.layer) if not chosen.results("ConceptDirections") else None
@@ -70,7 +70,7 @@ def _find(pair: Any, prompts: Any, layer: int) -> Any:
     return probes.concept_directions(recording, METHOD, layer=layer, k=DIRECTIONS, model=pair.tuned)
 
 
-def _show_knob(chosen: Selection, source: Source) -> None:
+def _show_knob(source: Source) -> None:
     from workbench.figures.knob import knob_slope, natural_spread
 
     knob = source.result
@@ -92,9 +92,7 @@ def _show_knob(chosen: Selection, source: Source) -> None:
     panels.figure("knob-slope", drawn, code, source.provenance, frame=knob.sweep)
     for column, name in zip(st.columns(len(knob.settings)), knob.settings, strict=True):
         with column:
-            steer_link(
-                f"Steer with the knob set to {panels.words(name)}", chosen, **{"set-knob": "true", "intent": name}
-            )
+            steer_link(f"Steer with the knob set to {panels.words(name)}", **{"set-knob": "true", "intent": name})
     st.subheader("Where the models put it by themselves")
     rows = knob.natural.groupby("model").size().max()
     spread = natural_spread(knob.natural, title=f"Natural coordinate (n = {rows} prompts per model)")
@@ -126,7 +124,7 @@ def _show_concepts(source: Source) -> None:
     st.caption(panels.words(f"{result.summary()}. Control: {result.control}. Click a bar to read a direction."))
     panels.figure(
         "concepts", result.figure(), f"{source.python}result.figure().show()\n", source.provenance,
-        frame=result.frame(), on_pick=_pick,
+        frame=result.frame(), on_pick=picks("direction"),
     )  # fmt: skip
     last = int(result.table["direction"].max())
     if st.session_state.get("direction", 0) > last:
@@ -153,11 +151,6 @@ def _show_concepts(source: Source) -> None:
         result_table("directions", source, result.frame(), "result.frame()")
     st.caption("To take a direction out of the model, save it as a recipe and choose it on the page Steer:")
     st.code(f"{source.python}result.recipe([{number}], to='mean').save('ablate.safetensors')\n", language="python")
-
-
-def _pick(cell: list[Any]) -> None:
-    """A bar's ``customdata`` is [text, direction]."""
-    st.session_state["direction"] = int(cell[1])
 
 
 show()

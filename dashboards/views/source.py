@@ -179,11 +179,6 @@ def show_prompt(asked: Asked, number: int) -> None:
     panels.said(str(row))
 
 
-def steer_link(label: str, chosen: Selection, **more: str) -> None:
-    """A link to the page Steer that keeps the selection and fills in a part of the recipe."""
-    kept = {name: str(value) for name, value in st.query_params.to_dict().items() if name in _CARRIED}
-    given = {"run": chosen.run, **({"pair": chosen.pair} if chosen.pair else {}), **kept, **more}
-    st.page_link("app_pages/steer.py", label=label, icon=":material/play_circle:", query_params=given)
-
-
-_CARRIED = ("run", "pair", "layer", "head", "expert", "prompt")
+def steer_link(label: str, **part: str) -> None:
+    """A link to the page Steer that fills in a part of the recipe; the selection in the sidebar goes with it."""
+    st.page_link("app_pages/steer.py", label=label, icon=":material/play_circle:", query_params=part)

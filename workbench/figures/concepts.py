@@ -32,14 +32,16 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
             "arrayminus": (rows["score"] - rows["low"]).tolist(),
         },
         marker_color=["#0072B2" if q < 0.05 else "#bbbbbb" for q in rows["q"]],
-        customdata=[[one, int(direction)] for one, direction in zip(told, rows["direction"], strict=True)],
-        hovertemplate="direction %{x}: %{y:.2%}<br>%{customdata[0]}<extra></extra>",
+        customdata=[[int(direction), one] for one, direction in zip(told, rows["direction"], strict=True)],
+        unselected={"marker": {"opacity": 1}},
+        hovertemplate="direction %{x}: %{y:.2%}<br>%{customdata[1]}<extra></extra>",
         name="direction (grey: not told from random)",
     )
     figure.add_scatter(
         x=[str(name) for name in names],
         y=rows["control"].tolist(),
         mode="lines",
+        hoverinfo="skip",
         line={"color": "#D55E00", "dash": "dot"},
         name="random directions",
     )
@@ -47,6 +49,7 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         template="plotly_white",
         title={"text": html.escape(title), "font": {"size": 15}},
         height=400,
+        hovermode="x",
         xaxis={"title": "latent" if "latent" in rows else "direction", "type": "category"},
         yaxis={"title": "share of tuning's change", "tickformat": ".0%"},
         legend={"orientation": "h", "y": -0.25},

@@ -50,7 +50,7 @@ def _by_position(
     figure.update_yaxes(title=dict(text="layer"), col=1, dtick=1 if table["layer"].nunique() <= 40 else None)
     figure.update_layout(
         title=dict(text=html.escape(title), font=dict(size=15)), height=height, template="plotly_white",
-        showlegend=False, margin=dict(l=60, r=20, t=90, b=80),
+        showlegend=False, margin=dict(l=60, r=20, t=90, b=80), hovermode="closest", hoverdistance=-1,
     )  # fmt: skip
     return figure
 

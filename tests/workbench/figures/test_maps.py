@@ -42,7 +42,7 @@ def test_a_map_is_centred_greyed_inside_the_band_and_tells_interval_control_and_
     assert heat.zmin == -heat.zmax == -1.0 and heat.zmid == 0
     inside = table["score"].between(-0.2, 0.2).sum()
     assert np.isfinite(np.array(grey.z, float)).sum() == inside > 0 and grey.opacity < 1
-    told = heat.text[0][0]
+    told = markers.text[0]
     assert "95 % interval -1.1 to -0.9" in told and "control +0 (-0.2 to +0.2)" in told and "n = 30" in told
     assert list(markers.customdata[5]) == [1, 1] and len(markers.customdata) == 12
     assert "<script>" not in head_heatmap(table, title=EVIL, score=EVIL).to_json()
