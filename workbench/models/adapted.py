@@ -95,6 +95,11 @@ class AdaptedModel:
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
+    def weightless(self) -> bool:
+        """Whether it was loaded as a shape alone (``device="meta"``), for a service that holds the weights."""
+        return not getattr(self.inner, "hf_device_map", None) and next(self.inner.parameters()).device.type == "meta"
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return self.inner.dtype

@@ -34,18 +34,25 @@ def parse_id(text: str) -> tuple[str, str, str | None] | None:
     return match["repo"], match["sub"].strip("/"), match["revision"]
 
 
+def unreachable() -> tuple[type[BaseException], ...]:
+    """What huggingface_hub raises when the hub cannot be reached.
+
+    Its HTTP client (requests, httpx or httpx2, by its version) has an error of its own, the base of the hub's error.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    return (OfflineModeIsEnabled, HfHubHTTPError, HfHubHTTPError.__bases__[0], OSError)
+
+
 def resolve(repo: str, revision: str | None) -> HubRepo:
     """Look ``repo`` up on the hub, or in the local cache when the hub cannot be reached.
 
     Raises UserError when it exists in neither place, or the revision does not exist.
     """
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -65,7 +72,7 @@ def resolve(repo: str, revision: str | None) -> HubRepo:
             f"{repo!r} is neither a folder here nor a model on the hub; check the spelling, or log in with "
             "hf auth login  if it is private."
         ) from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError):
+    except unreachable():
         return _cached(repo, revision)
 
 
@@ -90,15 +97,14 @@ def fetch(repo: HubRepo, subfolder: str, names: Iterable[str]) -> Path:
 
     Raises UserError when a file is not cached and the hub cannot be reached.
     """
-    import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     folder: Path | None = None
     for name in names:
         try:
             file = hf_hub_download(repo.repo, name, subfolder=subfolder or None, revision=repo.revision)
-        except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        except (LocalEntryNotFoundError, *unreachable()) as error:
             raise UserError(
                 f"{name} of {repo.repo} is not in the local cache and could not be downloaded; go online and try again."
             ) from error

@@ -67,11 +67,16 @@ def identify(
     """
     is_peft = hasattr(hf, "peft_config") and hasattr(hf, "get_base_model")
     root = hf.get_base_model() if is_peft else hf
-    offloaded = any(tensor.device.type == "meta" for _, tensor in base_tensors(root))
+    tensors = list(base_tensors(root))
+    offloaded = any(tensor.device.type == "meta" for _, tensor in tensors)
+    elsewhere = folder is None and revision is not None and all(tensor.device.type == "meta" for _, tensor in tensors)
     return ModelIdentity(
         name=name or str(getattr(root, "name_or_path", "") or type(root).__name__),
         revision=revision or getattr(root.config, "_commit_hash", None),
-        weights=weights_hash(folder if offloaded and folder is not None else root),
+        # weights that are nowhere here are told apart by the commit they are in
+        weights=f"{name}@{revision}"
+        if elsewhere
+        else weights_hash(folder if offloaded and folder is not None else root),
         adapter=adapter_hash(hf) if is_peft and adapter else None,
         tokenizer=tokenizer_hash(tokenizer) if tokenizer is not None else None,
         dtype=str(root.dtype).removeprefix("torch."),

@@ -83,6 +83,8 @@ def load_model(
     if source.kind is not Kind.MODEL:
         raise ValueError(f"{source.name} is an adapter: load its base, then attach_adapter")
     place = resolve_device(device) if device_map is None else None
+    if place is not None and place.type == "meta":
+        return _shape_alone(source, dtype)
     settings: dict[str, Any] = {
         "dtype": resolve_dtype(dtype),
         "attn_implementation": attn_implementation,
@@ -94,6 +96,21 @@ def load_model(
         **options,
     }
     return _checked_load(source, settings).eval()
+
+
+def _shape_alone(source: Source, dtype: str | torch.dtype) -> Any:
+    """The modules of ``source`` without their weights, of which none are downloaded or read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trusted = {"trust_remote_code": source.trust_remote_code}
+    config = AutoConfig.from_pretrained(source.local(weights=False), **trusted)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=_dtype_of(config, dtype), **trusted).eval()
+
+
+def _dtype_of(config: Any, dtype: str | torch.dtype) -> torch.dtype:
+    found = resolve_dtype(dtype)
+    return found if isinstance(found, torch.dtype) else (config.dtype or torch.float32)
 
 
 def _weight_settings(source: Source) -> dict[str, Any]:
@@ -186,7 +203,7 @@ def _tokenizer_folder(source: Source) -> Path | None:
         return folder if folder.is_dir() and has_tokenizer(folder) else None
     if not any(name in source.files for name in checkpoints.TOKENIZER_FILES):
         return None
-    return source.local()
+    return source.local(weights=False)
 
 
 def _read_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:

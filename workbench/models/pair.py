@@ -93,7 +93,7 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
     origin = origin_of([from_, to], dtype=dtype, attn_implementation=attn_implementation, tokenizer=tokenizer)
     for side in pair.models.values():
         side.origin = None if device_map is not None else origin
-    if check:
+    if check and not pair.base.weightless:
         self_check(pair.base.hub)
         if not pair.one_copy:
             self_check(pair.tuned.hub)
@@ -118,7 +118,8 @@ def load_one(
     words, _ = load_tokenizer(source, tokenizer=tokenizer)
     loaded = AdaptedModel(hf, words, name=source.name, identify=_identifier(hf, words, source, adapter=False))
     loaded.origin = None if device_map is not None else origin_of([source], dtype=dtype, tokenizer=tokenizer)
-    self_check(loaded.hub)
+    if not loaded.weightless:
+        self_check(loaded.hub)
     return loaded
 
 
@@ -159,7 +160,9 @@ def _check_loadable_together(base: Source, tuned: Source) -> None:
             configs.append(source.model.config)
         else:
             try:
-                configs.append(AutoConfig.from_pretrained(source.local(), trust_remote_code=source.trust_remote_code))
+                configs.append(
+                    AutoConfig.from_pretrained(source.local(weights=False), trust_remote_code=source.trust_remote_code)
+                )
             except (ValueError, KeyError, OSError) as error:
                 raise UserError(f"The config of {source.name} cannot be read: {str(error).splitlines()[0]}") from error
     check_same_shape(*configs)

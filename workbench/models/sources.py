@@ -61,8 +61,8 @@ class Source:
             return self.repo.in_folder(self.subfolder)
         return checkpoints.listing(self.folder) if self.folder is not None else ()
 
-    def local(self) -> Path:
-        """The folder with everything a loader needs; downloads what a hub id still lacks.
+    def local(self, *, weights: bool = True) -> Path:
+        """The folder with everything a loader needs (or all but the weights); downloads what a hub id still lacks.
 
         Raises UserError when the download fails or a file is damaged.
         """
@@ -71,6 +71,8 @@ class Source:
                 raise ValueError(f"{self.name} is a {self.kind}: it has no folder")
             return self.folder
         suffixes = (*_LOADABLE_SUFFIXES, ".bin") if self._pickled() else _LOADABLE_SUFFIXES
+        if not weights:
+            suffixes = tuple(suffix for suffix in _LOADABLE_SUFFIXES if suffix != ".safetensors")
         return hub.fetch(self.repo, self.subfolder, [name for name in self.files if name.endswith(suffixes)])
 
     def _pickled(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +32,7 @@ from workbench.typing import Tensor
 if TYPE_CHECKING:
     from workbench.recording.distributed import Team
 
+BACKENDS = ("hooks", "nnsight", "ndif")
 Store = Literal["memory"] | str | Path | None
 
 
@@ -50,6 +51,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     covariance: bool = False,
     top: int = 0,
     shard_bytes: int = SHARD_BYTES,
+    backend: str = "hooks",
     executor: str = "local",
     workers: int | None = None,
     progress: Progress | None = None,
@@ -64,7 +66,9 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     ``logits``: also keep logits at the positions; otherwise the forward ends after the last site and skips
     the vocabulary projection. ``new_tokens``: the tuned model first continues each prompt greedily, and both
     models read prompt and continuation; ``index["phase"]`` tells them apart. ``shard_bytes``: size
-    of a stored shard, and how much a killed run loses at most. ``executor="ray"`` shares the prompts out over
+    of a stored shard, and how much a killed run loses at most. ``backend``: "hooks", "nnsight" (the same sites read
+    by traces) or "ndif" (traces run by the remote service; :mod:`workbench.recording.traced`).
+    ``executor="ray"`` shares the prompts out over
     ``workers`` processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
     :mod:`workbench.recording.distributed`. Continuations are still written by this process.
 
@@ -78,12 +82,13 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     if not chosen and not logits:
         raise UserError("Nothing to record: name at least one site, or ask for logits.")
     scope = where(positions)
+    make = _capturing(backend, models, tuple(chosen), new_tokens)
     options = _options(scope, dtype, logits, new_tokens)
     size = _stored_batch_size(store) if batch_size == "auto" else batch_size
     plan_ = plan(models, rows, size or batch_size, new_tokens, _writer(models))
     plan_ = sized_windows(plan_, models, chosen, scope, logits=logits)
     names = [site.name for site in chosen] + (["logits"] if logits else [])
-    capture = Capture(tuple(chosen), scope, dtype, plan_.longest, logits)
+    capture = make(tuple(chosen), scope, dtype, plan_.longest, logits)
     job = _Job(models, rows, plan_, capture, progress or Silent())
     config = store_config(models, rows, plan_, names, options)
     with _team(executor, workers, models) as team:
@@ -105,6 +110,23 @@ def _team(executor: str, workers: int | None, models: dict[str, AdaptedModel]) -
     from workbench.recording.distributed import team
 
     return team(models, workers)
+
+
+def _capturing(
+    backend: str, models: dict[str, AdaptedModel], sites: tuple[Site, ...], new_tokens: int
+) -> Callable[..., Capture]:
+    """The class that runs the models; refuses what this backend cannot record before anything is run."""
+    if backend not in BACKENDS:
+        raise unknown_name("backend", backend, BACKENDS)
+    for model in models.values():
+        if backend != "ndif" and model.weightless:
+            raise UserError(f'{model.name} was loaded without weights: only backend="ndif" can run it.')
+    if backend == "hooks":
+        return Capture
+    from workbench.recording.traced import RemoteCapture, TracedCapture, check
+
+    check(models, sites, remote=backend == "ndif", new_tokens=new_tokens)
+    return RemoteCapture if backend == "ndif" else TracedCapture
 
 
 def _writer(models: dict[str, AdaptedModel]) -> str:

@@ -235,3 +235,11 @@ def test_a_hub_id_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         describe("nobody/nothing")
     with pytest.raises(UserError, match=r"There is no folder|not a folder here|neither a folder here"):
         describe("what is this?")
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="and the hub cannot be reached"):
+        describe("nobody/nothing")
