@@ -102,7 +102,7 @@ def test_the_best_heads_together_beat_random_heads(tmp_path: object) -> None:
     assert last["count"] == 3 and last.score > last.control_high and "together" in found.control
     back = Patching.load(found.save(f"{tmp_path}/patch"))
     assert back.frame().equals(found.frame()) and back.together.equals(found.together)
-    assert "0 = as base, 1 = as tuned" in found.figure().data[0].colorbar.title.text
+    assert "0 = as base, 1 = as tuned" in found.figure().data[0].colorbar.title.text.replace("<br>", " ")
     assert len(found.together_figure().data) == 3 and "n = 24" in found.figure().layout.title.text
 
 
