@@ -19,6 +19,7 @@ def command(port: int, address: str = LOCALHOST, *, headless: bool = False) -> l
         "server.address": address,
         "server.port": str(port),
         "server.headless": str(headless).lower(),
+        "server.showEmailPrompt": "false",  # on a new machine Streamlit would wait for an answer in the terminal
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
