@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 def test_the_first_start_on_a_machine_asks_nothing(tmp_path: Path) -> None:
-    """Without headless Streamlit asks for an e-mail address in the terminal, and serves nothing until it is answered."""
+    """Without headless Streamlit asks for an e-mail address in the terminal and serves nothing until it is answered."""
     port = free_port()
     environment = {**os.environ, "HOME": str(tmp_path), "TUNESCOPE_RUNS": str(tmp_path), "BROWSER": "true"}
     server = subprocess.Popen(
