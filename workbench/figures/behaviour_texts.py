@@ -118,11 +118,11 @@ def _wrapped(text: str, width: int) -> str:
     lines: list[str] = []
     for part in shown(text).split("\n"):
         line = ""
-        for word in part.split(" "):
+        for place, word in enumerate(part.split(" ")):
             pieces = [word[at : at + width] for at in range(0, len(word), width)] or [""]
             for number, piece in enumerate(pieces):
-                joint = " " if number == 0 and line else ""
-                if line and len(line) + len(joint) + len(piece) > width:
+                joint = " " if number == 0 and place else ""
+                if line.strip() and len(line) + len(joint) + len(piece) > width:
                     lines.append(line)
                     line, joint = "", ""
                 line += joint + piece
