@@ -29,6 +29,10 @@ def record(  # noqa: PLR0913 (one parameter per option)
     batch_size: Annotated[str, typer.Option(help="Prompts per batch, or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Share the prompts out over so many processes of a Ray cluster.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="hooks, nnsight (traces), or ndif (with --device meta).")] = "hooks",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code the model brings.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
@@ -46,6 +50,7 @@ def record(  # noqa: PLR0913 (one parameter per option)
             positions=_positions(positions), out=out, statistics=statistics, new_tokens=new_tokens,
             batch_size=size, device=device, dtype=dtype, progress=progress,
             flags={"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code},
+            where={"backend": backend} | ({} if workers is None else {"executor": "ray", "workers": workers}),
         )  # fmt: skip
     payload = {
         "run": str(run.path), "rows": len(recording), "prompts": recording.n_prompts, "sites": recording.sites,

@@ -47,8 +47,11 @@ def record_run(  # noqa: PLR0913 (the options of the command)
     dtype: Any = "auto",
     progress: Progress | None = None,
     flags: Mapping[str, Any] | None = None,
+    where: Mapping[str, Any] | None = None,
 ) -> RecordedRun:
     """Load a pair, record it into a run at ``out`` (default: a new folder in the runs' home), and compare.
+
+    ``flags`` go to :func:`load_pair`; ``where`` (backend, executor, workers) to :func:`record`.
 
     Killed in mid-way, the same call resumes. Raises :class:`UserError` before anything is written when the input is
     wrong, and when ``out`` holds another recording.
@@ -70,7 +73,7 @@ def record_run(  # noqa: PLR0913 (the options of the command)
             recording = record(
                 pair, rows, sites, layers=layers, positions=positions,
                 store=None if statistics else run.file(ACTIVATIONS), new_tokens=new_tokens, batch_size=batch_size,
-                progress=progress,
+                progress=progress, **(where or {}),
             )  # fmt: skip
             differences = difference_table(recording)
             run.write_table("difference", differences)

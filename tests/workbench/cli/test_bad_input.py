@@ -85,6 +85,9 @@ CASES: dict[str, tuple[dict[str, str], str]] = {
     "remote code": ({"tuned": "remote"}, "--trust-remote-code"),
     "output in the way": ({"out": "file"}, "exists and is no run; give a new or an empty folder"),
     "output below a file": ({"out": "file/run"}, "a file is where a folder should be"),
+    "unknown backend": ({"backend": "ndfi"}, "Did you mean 'ndif'?"),
+    "a folder for the service": ({"backend": "ndif"}, "NDIF hosts models under hub ids"),
+    "no weights for hooks": ({"device": "meta"}, "was loaded without weights"),
     "unknown dtype": ({"dtype": "flot32"}, "Did you mean 'float32'?"),
     "unknown device": ({"device": "cuda:77"}, "There is no device cuda:77 on this machine"),
 }
@@ -166,3 +169,21 @@ def test_a_run_that_is_not_there(
         said = capsys.readouterr()
         assert said.err.startswith("Error: There is no such folder") and "missing" in said.err and not said.out
     assert not list(tmp_path.iterdir())
+
+
+def test_ray_is_asked_for_by_its_extra(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.chdir(home)
+    assert run([*arguments(out=str(tmp_path / "run")), "--workers", "2"]) == 1
+    assert "pip install 'tunescope[ray]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_traces_record_what_hooks_do(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    for backend in ("hooks", "nnsight"):
+        assert run(arguments(out=str(tmp_path / backend), sites="z", backend=backend)) == 0
+    hooks, traced = (Recording.load(tmp_path / name / "activations") for name in ("hooks", "nnsight"))
+    assert torch.equal(hooks["tuned"]["z", 2][:], traced["tuned"]["z", 2][:])
