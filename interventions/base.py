@@ -154,7 +154,7 @@ class SiteIntervention(Intervention):
             if chosen.nothing:
                 return None
             new = change(value, ctx)
-            return None if new is None else self._blended(chosen, new, value)
+            return new if new is None or chosen.everything else self._blended(chosen, new, value)
 
         return SiteHook(site, edit, edit=True)
 

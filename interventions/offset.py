@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from interventions.base import SiteIntervention
-from interventions.checks import Layer, as_tensor, check_width, site_in, wide_kind
+from interventions.checks import Layer, as_tensor, check_width, resolved, site_in, wide_kind
 from interventions.scope import Change
 from interventions.strength import Amount, Number, Prepared, working
 from workbench.engine.context import ForwardContext
@@ -58,6 +58,9 @@ class Offset(SiteIntervention):
             lambda value, ctx: self._step(value, ctx, amount), trained=self._trains(self.vector), rows=amount.per_row
         )
 
+        def plain(value: Tensor, ctx: ForwardContext) -> Tensor:
+            return value + step(value, ctx)
+
         def change(value: Tensor, ctx: ForwardContext) -> Tensor:
             added = step(value, ctx)
             if self.units == "fraction":
@@ -65,7 +68,8 @@ class Offset(SiteIntervention):
             new = value + added
             return _with_norm_of(value, new) if self.match_norm else new
 
-        return [(site_in(model, self.site, self.layer), change)]
+        simple = self.units != "fraction" and not self.match_norm
+        return [(Site(self.site, resolved(model, self.layer)), plain if simple else change)]
 
     def _step(self, value: Tensor, ctx: ForwardContext, amount: Amount) -> Tensor:
         """[d_model], or [batch, 1, d_model] with a strength per row."""

@@ -13,6 +13,7 @@ from interventions.base import Intervention, SiteIntervention
 from interventions.strength import Number
 from interventions.trace import Trace
 from workbench.cards import card
+from workbench.engine.hub import SiteHook
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 
@@ -46,15 +47,24 @@ class Recipe:
         adapted = as_adapted(model)
         self.check(adapted)
         log = Trace()
-        hooks = [one.hooks(adapted) if isinstance(one, SiteIntervention) else None for one in self.interventions]
         with ExitStack() as stack:
-            for place, (one, own) in enumerate(zip(self.interventions, hooks, strict=True)):
-                if own is None:
-                    stack.enter_context(one.entered(adapted))
-                elif own:
-                    watched = [log.watched(hook, place, one.kind) for hook in own] if trace else own
-                    stack.enter_context(adapted.hooked(watched))
+            for step in self._steps(adapted, log if trace else None):
+                stack.enter_context(adapted.hooked(step) if isinstance(step, list) else step.entered(adapted))
             yield log
+
+    def _steps(self, model: AdaptedModel, log: Trace | None) -> list[Intervention | list[SiteHook]]:
+        """What to enter, in order: the hooks of neighbouring interventions at sites go on together."""
+        steps: list[Intervention | list[SiteHook]] = []
+        for place, one in enumerate(self.interventions):
+            if not isinstance(one, SiteIntervention):
+                steps.append(one)
+            elif hooks := one.hooks(model):
+                hooks = hooks if log is None else [log.watched(hook, place, one.kind) for hook in hooks]
+                if steps and isinstance(steps[-1], list):
+                    steps[-1] += hooks
+                else:
+                    steps.append(hooks)
+        return steps
 
     def check(self, model: Any) -> None:
         """Raise :class:`UserError` when this recipe does not fit ``model`` or contradicts itself."""

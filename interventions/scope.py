@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from sys import intern
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class Scope:
 
     def __init__(self, positions: PositionSpec | Where) -> None:
         self.where = where(positions)
-        self._key = f"scope {self.where!r}"
+        self._key = intern(f"scope {self.where!r}")  # looked up at every site of every pass
 
     def __call__(self, ctx: ForwardContext) -> Selection:
         chosen: Selection | None = ctx.scratch.get(self._key)

@@ -72,7 +72,7 @@ class Prepared:
     def __call__(self, value: Tensor, ctx: ForwardContext) -> Tensor:
         if self._trained:
             return self._build(value, ctx)
-        key = (value.device, value.dtype, (ctx.batch, ctx.n_prompts) if self._rows else None)
+        key = (value.device, value.dtype, ctx.batch, ctx.n_prompts) if self._rows else (value.device, value.dtype)
         made = self._made.get(key)
         if made is None:
             with torch.inference_mode(False), torch.no_grad():

@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -288,14 +289,15 @@ class Hub:
         inside: list[bool] = []
 
         def beginning(module: nn.Module) -> Callable[..., None]:
-            signature = inspect.signature(type(module).forward)  # an instance's own may be somebody's wrapper
+            named = _argument_names(type(module).forward)  # an instance's own may be somebody's wrapper
 
             def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 if module is not body and inside:
                     return
-                self.context = self._begin(signature.bind_partial(module, *args, **kwargs).arguments)
-                keep_contexts(self, checkpoints)
-                if module is body:
+                self.context = self._begin({**dict(zip(named, args, strict=False)), **kwargs} if args else kwargs)
+                if module.training:
+                    keep_contexts(self, checkpoints)
+                if module is body is not decoder:
                     inside.append(True)
 
             return begin
@@ -306,10 +308,10 @@ class Hub:
         for module in {body, decoder}:
             handle = module.register_forward_pre_hook(beginning(module), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
-        stack.callback(body.register_forward_hook(end, always_call=True).remove)
+        if body is not decoder:
+            stack.callback(body.register_forward_hook(end, always_call=True).remove)
 
-    def _begin(self, given: dict[str, Any]) -> ForwardContext:
-        given = {**given.pop("kwargs", {}), **given}
+    def _begin(self, given: Mapping[str, Any]) -> ForwardContext:
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         shown = ids if ids is not None else embeds
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
@@ -326,6 +328,13 @@ class Hub:
             generation=self._generation,
             given_prompt_lengths=self._prompt_lengths,
         )
+
+
+@lru_cache(maxsize=256)
+def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the arguments that may be given by position, ``self`` left out."""
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(n for n, one in inspect.signature(forward).parameters.items() if one.kind in by_position)[1:]
 
 
 def _generation(hf: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation | None:

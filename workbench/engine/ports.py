@@ -45,11 +45,13 @@ def _plain(module: nn.Module, side: Side) -> Port:
     """The tensor itself, [batch, pos, feature] also where a family flattens tokens (OPT's MLP)."""
 
     def get(raw: Any, ctx: ForwardContext) -> Tensor:
-        value: Tensor = first(raw)
+        value: Tensor = raw[0] if isinstance(raw, tuple) else raw
         return value if value.ndim > 2 else value.unflatten(0, (ctx.batch, -1))
 
     def put(raw: Any, value: Tensor, _ctx: ForwardContext) -> Any:
-        return with_first(raw, value if first(raw).ndim > 2 else value.flatten(0, 1))
+        if isinstance(raw, tuple):
+            return (value if raw[0].ndim > 2 else value.flatten(0, 1), *raw[1:])
+        return value if raw.ndim > 2 else value.flatten(0, 1)
 
     return Port(module, side, get, put)
 
