@@ -98,13 +98,12 @@ def fetch(repo: HubRepo, subfolder: str, names: Iterable[str]) -> Path:
     Raises UserError when a file is not cached and the hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     folder: Path | None = None
     for name in names:
         try:
             file = hf_hub_download(repo.repo, name, subfolder=subfolder or None, revision=repo.revision)
-        except (LocalEntryNotFoundError, *unreachable()) as error:
+        except unreachable() as error:  # a file that is not cached is one of them
             raise UserError(
                 f"{name} of {repo.repo} is not in the local cache and could not be downloaded; go online and try again."
             ) from error

@@ -70,7 +70,7 @@ class Source:
             if self.folder is None:
                 raise ValueError(f"{self.name} is a {self.kind}: it has no folder")
             return self.folder
-        suffixes = (*_LOADABLE_SUFFIXES, ".bin") if self._pickled() else _LOADABLE_SUFFIXES
+        suffixes: tuple[str, ...] = (*_LOADABLE_SUFFIXES, ".bin") if self._pickled() else _LOADABLE_SUFFIXES
         if not weights:
             suffixes = tuple(suffix for suffix in _LOADABLE_SUFFIXES if suffix != ".safetensors")
         return hub.fetch(self.repo, self.subfolder, [name for name in self.files if name.endswith(suffixes)])
