@@ -180,5 +180,6 @@ def show_prompt(asked: Asked, number: int) -> None:
 
 
 def steer_link(label: str, **part: str) -> None:
-    """A link to the page Steer that fills in a part of the recipe; the selection in the sidebar goes with it."""
-    st.page_link("app_pages/steer.py", label=label, icon=":material/play_circle:", query_params=part)
+    """A link to the page Steer that fills in this part of the recipe alone; the sidebar's selection goes with it."""
+    given = {"recipe": "", **part}
+    st.page_link("app_pages/steer.py", label=label, icon=":material/play_circle:", query_params=given)

@@ -1,0 +1,99 @@
+"""The pages on what the demo writes: real models, real results, few draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dashboards.state import RUN
+from probes import ProbeResult
+from tests.dashboards.pages import errors, figures, obeyed, opened, titles
+from workbench import runs
+from workbench.cli.story.chapter import Settings
+from workbench.cli.story.tell import tell
+from workbench.progress import Silent
+
+pytestmark = pytest.mark.slow
+SMALL = Settings(pairs=40, steps=80, heads=16, epochs=3)
+
+
+@pytest.fixture(scope="session")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small demo's run."""
+    return tell(SMALL, tmp_path_factory.mktemp("story"), Silent(), lambda _text: None).run.path
+
+
+@pytest.fixture(autouse=True)
+def home(story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESCOPE_RUNS", str(story.parent))
+    monkeypatch.delenv(RUN, raising=False)
+
+
+def result(story: Path, name: str) -> ProbeResult:
+    return ProbeResult.load(runs.open(story).file(f"results/{name}.safetensors"))
+
+
+@pytest.mark.parametrize("page", ["tokens", "heads", "skills", "experts", "knobs"])
+@pytest.mark.parametrize("pair", ["context-knob", "refusal-moe"])
+def test_every_page_opens_on_both_pairs_with_titles_and_units(page: str, pair: str) -> None:
+    app = opened(page, pair=pair, prompt="1", layer="2", head="1", expert="1")
+    assert not app.error, errors(app)
+    assert not obeyed(app)
+    for one in figures(app):
+        assert one["layout"]["title"]["text"], "a figure says what it shows"
+        for trace in one["data"]:
+            if trace["type"] == "heatmap" and trace.get("showscale", True):
+                assert trace["colorbar"]["title"]["text"], "a colour scale says what it means"
+
+
+def test_tokens_shows_what_the_run_measured(story: Path) -> None:
+    app = opened("tokens", pair="context-knob", prompt="3")
+    assert "Logit lens, prompt 3" in titles(app)
+    lens = result(story, "context-knob-lens")
+    assert f"n = {lens.provenance.n_prompts}" in " ".join(one.value for one in app.caption).replace("\\", "")
+    answers = "".join(one.proto.body for one in app.get("html"))
+    assert answers.count("<tr") == 32 and "outline:2px" in answers
+
+
+def test_a_head_is_clicked_read_and_steered() -> None:
+    app = opened("heads", pair="context-knob", layer="2", head="1", prompt="0")
+    app.button(key="go-attention").click().run()
+    app.button(key="go-words").click().run()
+    assert not app.error, errors(app)
+    assert {"L2H1 on prompt 0", "L2H1: what its write raises"} <= {
+        text.strip().split(": attention")[0].split(" and lowers")[0] for text in titles(app).split("|")
+    }
+    assert any("heads=L2H1%3D0" in str(one.proto) for one in app.get("page_link"))
+
+
+def test_the_graft_put_into_the_base_makes_it_refuse(story: Path) -> None:
+    app = opened("skills", pair="refusal-moe", prompt="0")
+    graft = result(story, "refusal-moe-graft-optimised")
+    assert app.metric[0].value == f"{graft.recovered:.0%}"
+    app.button(key="go-graft").click().run()
+    assert not app.error, errors(app)
+    assert any("restored" in one.value for one in app.success)
+    counts = {one.label.split(":")[0]: int(one.value.split(" of ")[0]) for one in app.metric if " of " in one.value}
+    assert counts["Base"] == 0 and counts["Tuned"] == counts["Steered base"] > 0
+
+
+def test_experts_and_their_routes(story: Path) -> None:
+    app = opened("experts", pair="refusal-moe", layer="2", expert="1", prompt="0")
+    assert "tuned - base" in figures(app)[0]["layout"]["title"]["text"], "what tuning changed comes first"
+    table = next(one.value for one in app.dataframe if "result" in one.value)
+    assert set(table["result"]) >= {"experts", "experts-base", "experts-tuned", "weights"}
+    app.button(key="go-routes").click().run()
+    assert not app.error and "Router weights of 8 tokens" in titles(app)
+
+
+def test_the_knob_and_its_transfer(story: Path) -> None:
+    knob = result(story, "context-knob-knob")
+    app = opened("knobs", pair="context-knob")
+    slope = figures(app)[0]
+    drawn = next(one for one in slope["data"] if one.get("name", "").startswith("tuned"))
+    sweep = knob.sweep.query("model == 'tuned' and direction == 'knob'")
+    assert drawn["y"] == pytest.approx(sweep[sweep["intent"] == knob.intents[0]].sort_values("value")["share"].tolist())
+    assert any("set-knob=true" in str(one.proto) for one in app.get("page_link"))
+    app.number_input(key="direction").set_value(2).run()
+    assert any("Direction 2 of layer" in one.value for one in app.markdown)
