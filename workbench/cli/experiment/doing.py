@@ -93,7 +93,15 @@ def _localized(step: Any, bench: Bench) -> Any:
         case steps.Heads():
             layers = {} if step.layers is None else {"layers": step.layers}
             return probes.patching(
-                pair, rows, "heads", what=step.what, metric=step.metric, seed=seed, progress=bar, **layers
+                pair,
+                rows,
+                "heads",
+                what=step.what,
+                metric=step.metric,
+                seed=seed,
+                progress=bar,
+                **layers,
+                **step.options,
             )
         case steps.HeadProbes():
             recording = _recording(step, bench, ["z"], positions=step.positions)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.cli.experiment import references
+from workbench.cli.experiment import references, steps
 from workbench.cli.experiment.materials import Materials
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ METRIC_COLUMNS = (
     "of", "strength", "metric", "estimate", "low", "high", "n", "control", "q", "change", "change_low", "change_high",
 )  # fmt: skip
 """``of``: a model, or a cell such as L1H0; ``change`` is against that model without the recipe, paired by prompt."""
+_NO_CHANCE = (steps.Record, steps.Weights)
+"""Steps in which a seed decides nothing: all seeds share one."""
 _NUMBERS = tuple(name for name in METRIC_COLUMNS if name not in ("of", "metric"))
 
 
@@ -112,8 +114,9 @@ def step_keys(experiment: Experiment, pair: ModelPair, materials: Materials) -> 
         prompts = [materials.prompts(experiment, step.prompts).hash]
         for other in references.other_prompts(step):
             prompts.append(materials.prompts(experiment, other).hash)
+        seed = None if isinstance(step, _NO_CHANCE) else seed_of(experiment, name)
         content = {
-            "step": step.plain(), "seed": seed_of(experiment, name), "models": models, "prompts": prompts,
+            "step": step.plain(), "seed": seed, "models": models, "prompts": prompts,
             "recipes": recipes, "reads": {one: keys[one] for one in references.needs(experiment, name)},
             "on": experiment.pair.plain(),
         }  # fmt: skip

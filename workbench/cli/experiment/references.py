@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,6 +67,8 @@ def check_references(experiment: Experiment) -> None:
         if rows.split is not None and experiment.pair.organism is None:
             raise refusal("only an organism has splits; give file or rows.", "prompts", name, "split")
     for name, recipe in experiment.recipes.items():
+        if name in ("base", "tuned"):
+            raise refusal(f"a recipe cannot be called {name!r}, as a model is; give another name.", "recipes", name)
         for use in uses_of_recipe(recipe):
             _check_use(experiment, use, ("recipes", name), list(experiment.steps))
     earlier: list[str] = []
@@ -110,29 +113,43 @@ def _check_use(experiment: Experiment, use: Use, place: tuple[Any, ...], earlier
 
 
 def _check_metrics(step: Any, place: tuple[Any, ...]) -> None:
-    metrics = getattr(step, "metrics", None)
-    if isinstance(step, steps.Diff | steps.Dose):
+    if isinstance(step, steps.Compared):
         from workbench.behaviour import METRICS
 
-        for number, metric in enumerate(metrics or ()):
+        for number, metric in enumerate(step.metrics):
             if metric not in METRICS:
                 raise refusal(unknown(f"metric {metric!r}", metric, list(METRICS)), *place, "metrics", number)
+        if "perplexity" in step.metrics and step.neutral is None:
+            raise refusal("perplexity needs neutral, a set of prompts with neutral texts.", *place, "metrics")
 
 
 def _check_options(step: Any, place: tuple[Any, ...]) -> None:
     if not getattr(step, "options", None):
         return
-    import dataclasses
-
-    from probes.experts.mapping import MapOptions
-    from probes.grafting.search import Settings
-
-    taken = {"seed", "progress", "responses", *type(step).model_fields}
-    fields = dataclasses.fields(Settings if isinstance(step, steps.Skills) else MapOptions)
-    known = [field.name for field in fields if field.name not in taken]
+    taken = {"seed", "progress", "responses", "refusal", "controls_on", *type(step).model_fields}
+    known = [field.name for field in dataclasses.fields(_options_of(step)) if field.name not in taken]
     for key in step.options:
         if key not in known:
             raise refusal(unknown(f"option {key!r}", key, known), *place, "options", key)
+
+
+def _options_of(step: Any) -> Any:
+    """The dataclass of the options that the step's function takes."""
+    if isinstance(step, steps.Skills):
+        from probes.grafting.search import Settings
+
+        return Settings
+    if isinstance(step, steps.Experts):
+        from probes.experts.mapping import MapOptions
+
+        return MapOptions
+    if isinstance(step, steps.Heads):
+        from probes.patches.patching import PatchOptions
+
+        return PatchOptions
+    from workbench.behaviour.options import DiffOptions
+
+    return DiffOptions
 
 
 def _walk(value: Any, path: tuple[Any, ...]) -> Iterator[Use]:

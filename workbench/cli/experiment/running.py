@@ -20,6 +20,7 @@ from workbench.cli.experiment.trackers import Tracker, untracked
 from workbench.errors import UserError
 from workbench.progress import Progress, Silent
 from workbench.recording.lock import FolderLock
+from workbench.results import Provenance
 from workbench.runs import Run
 from workbench.runs.config import config_hash
 
@@ -109,6 +110,8 @@ def _all_cells(run: Run, experiment: Experiment, grid: Sequence[Cell], materials
         done[cell.number] = _cell(run, cell, materials, bar)
     bar.finish()
     tell(run, experiment, grid, [done[cell.number] for cell in grid])
+    models = [run.read_json(f"models/{path.stem}") for path in sorted(run.file("models").glob("*.json"))]
+    run.note(models=models, versions=Provenance(probe=KIND, models={}).versions)
 
 
 def _by_pair(grid: Sequence[Cell]) -> list[Cell]:

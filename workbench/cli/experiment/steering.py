@@ -13,7 +13,7 @@ from workbench.behaviour import behaviour_diff
 from workbench.cli.experiment import steps
 from workbench.cli.experiment.controls import stand_ins
 from workbench.cli.experiment.kept import Outcome, metric_rows
-from workbench.stats.bootstrap import difference_interval, mean_interval
+from workbench.stats.bootstrap import mean_interval
 
 if TYPE_CHECKING:
     import interventions as iv
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RANDOM = "random "
 """Begins the name of a control."""
 CHANGES = ("change", "change_low", "change_high")
+_FROM_BASE = ("from_base", "from_base_low", "from_base_high")
 NUMBERS = ("estimate", "low", "high", "n", *CHANGES)
 """What a line says about one model and metric; the change is from the model without the recipe."""
 
@@ -80,8 +81,13 @@ def _compared(bench: Bench, step: Any, variants: Mapping[tuple[str, float], iv.R
         if draws:
             shown[f"{RANDOM}{label} {strength!r}"] = (RANDOM + label, strength, len(draws))
             random[f"{RANDOM}{label} {strength!r}"] = draws
-    call = _on_tuned if on == "tuned" else _on_base
-    table = call(bench, step, applied, random)
+    given: dict[str, Any] = {"recipe" if on == "tuned" else "base_recipes": applied, **_options(bench, step)}
+    found = behaviour_diff(
+        bench.pair, rows, metrics=step.metrics, controls=random, controls_on=on, seed=bench.seed, **given
+    )
+    table = found.table
+    if on == "base":
+        table = table.drop(columns=list(CHANGES)).rename(columns=dict(zip(_FROM_BASE, CHANGES, strict=True)))
     told = [shown.get(name, (name, float("nan"), 1)) for name in table["model"]]
     table = table.assign(
         model=[label for label, _, _ in told],
@@ -91,51 +97,9 @@ def _compared(bench: Bench, step: Any, variants: Mapping[tuple[str, float], iv.R
     return table[["model", "strength", "metric", *NUMBERS, "draws"]].reset_index(drop=True)
 
 
-def _on_tuned(bench: Bench, step: Any, applied: dict[str, Any], random: dict[str, list[Any]]) -> pd.DataFrame:
-    found = behaviour_diff(
-        bench.pair, bench.rows(step.prompts), applied, metrics=step.metrics, controls=random, seed=bench.seed
-    )
-    return found.table
-
-
-def _on_base(bench: Bench, step: Any, applied: dict[str, Any], random: dict[str, list[Any]]) -> pd.DataFrame:
-    """As on the tuned model; changes are from the base, and the stand-ins are averaged here, per prompt."""
-    rows = bench.rows(step.prompts)
-    each = {f"{name} #{number}": one for name, draws in random.items() for number, one in enumerate(draws)}
-    found = behaviour_diff(bench.pair, rows, base_recipes={**applied, **each}, metrics=step.metrics, seed=bench.seed)
-    per_prompt = {str(model): one for model, one in found.rows.groupby("model", sort=False)}
-    known = {(str(one["model"]), one["metric"]): one for one in found.table.to_dict("records")}
-    lines = []
-    for name in ("base", "tuned", *applied, *random):
-        draws = [f"{name} #{number}" for number in range(len(random[name]))] if name in random else [name]
-        for metric in step.metrics:
-            numbers = _averaged([known[one, metric] for one in draws])
-            if metric in found.rows:
-                values = np.mean([per_prompt[one][metric].to_numpy(dtype=float) for one in draws], axis=0)
-                before = per_prompt["base"][metric].to_numpy(dtype=float)
-                numbers |= _changed(values, before, rows.clusters, bench.seed, drawn=len(draws) > 1)
-            lines.append({"model": name, "metric": metric, **numbers})
-    return pd.DataFrame(lines)
-
-
-def _averaged(lines: list[dict[Any, Any]]) -> dict[str, float]:
-    """Of one line its own numbers; of several the mean estimate, without an interval."""
-    if len(lines) == 1:
-        return {**{name: lines[0][name] for name in NUMBERS}, **dict.fromkeys(CHANGES, float("nan"))}
-    found = dict.fromkeys(NUMBERS, float("nan"))
-    return {**found, "estimate": float(np.mean([one["estimate"] for one in lines])), "n": lines[0]["n"]}
-
-
-def _changed(
-    values: np.ndarray, before: np.ndarray, clusters: np.ndarray, seed: int, *, drawn: bool
-) -> dict[str, float]:
-    """The change with its 95 % interval over prompts; of averaged draws also the estimate's own."""
-    change = difference_interval(values, before, paired=True, clusters=clusters, seed=seed)
-    found = {"change": change.estimate, "change_low": change.low, "change_high": change.high}
-    if drawn:
-        own = mean_interval(values, clusters=clusters, seed=seed)
-        found |= {"estimate": own.estimate, "low": own.low, "high": own.high}
-    return found
+def _options(bench: Bench, step: steps.Compared) -> dict[str, Any]:
+    neutral = {} if step.neutral is None else {"neutral": bench.rows(step.neutral)}
+    return {**step.options, **neutral, "progress": bench.progress}
 
 
 def _metrics(table: pd.DataFrame) -> pd.DataFrame:

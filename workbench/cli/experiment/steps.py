@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from workbench.cli.experiment.inline import Layer, Positions
-from workbench.cli.experiment.strict import Strict
+from workbench.cli.experiment.strict import Strict, refusal
 
 MIN_DRAWS = 10
 
@@ -57,6 +57,8 @@ class Heads(Step):
     what: Literal["z", "write"] = "write"
     metric: Literal["logit_diff", "prob", "kl"] = "logit_diff"
     layers: list[Layer] | None = None
+    options: dict[str, Any] = Field(default={})
+    """Further options of ``probes.patching``: method, positions, inputs, together, …"""
 
 
 class HeadProbes(Step):
@@ -126,6 +128,26 @@ class Retrieval(Step):
     lengths: list[int] = Field(default=[256, 512, 1024])
 
 
+class Compared(Step):
+    """What steps share that measure behaviour."""
+
+    metrics: list[str] = Field(default=["accuracy", "prob", "kl"], min_length=1)
+    """Names of ``workbench.behaviour.METRICS``."""
+    neutral: str | None = None
+    """A set of prompts whose texts perplexity is measured on."""
+    controls: int = Field(default=MIN_DRAWS, ge=0)
+    """Random draws matched to every recipe; 0: none."""
+    options: dict[str, Any] = Field(default={})
+    """Further options of ``behaviour_diff``: max_new_tokens, samples, temperature, continuation, …"""
+
+    @field_validator("controls")
+    @classmethod
+    def _enough(cls, draws: int) -> int:
+        if 0 < draws < MIN_DRAWS:
+            raise refusal(f"a control needs at least {MIN_DRAWS} random draws, or 0 for none; got {draws}.")
+        return draws
+
+
 class Generate(Step):
     """Greedy answers of base, tuned, and of one side under each recipe at each strength."""
 
@@ -136,26 +158,21 @@ class Generate(Step):
     max_new_tokens: int = Field(default=32, ge=1)
 
 
-class Diff(Step):
+class Diff(Compared):
     """base | tuned | tuned under each recipe | base under each of ``base_recipes``, with random stand-ins."""
 
     do: Literal["diff"] = "diff"
     recipes: list[str] = Field(default=[])
     base_recipes: list[str] = Field(default=[])
-    metrics: list[str] = Field(default=["accuracy", "prob", "kl"], min_length=1)
-    controls: int = Field(default=MIN_DRAWS, ge=0)
-    """Random draws matched to every recipe; 0: none."""
 
 
-class Dose(Step):
+class Dose(Compared):
     """One recipe at several strengths, beside random stand-ins at the same strengths."""
 
     do: Literal["dose"] = "dose"
     recipe: str
     strengths: list[float] = Field(min_length=1)
     on: Literal["base", "tuned"] = "tuned"
-    metrics: list[str] = Field(default=["accuracy", "prob"], min_length=1)
-    controls: int = Field(default=MIN_DRAWS, ge=0)
 
 
 AnyStep = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from workbench.errors import UserError
 if TYPE_CHECKING:
     from workbench.cli.experiment.schema import Experiment
 
+MOST_CELLS = 10_000
 _NOT_SWEPT = ("name", "about", "sweep", "tracker")
 
 
@@ -59,6 +61,9 @@ def cells(experiment: Experiment) -> list[Cell]:
 
 def check_sweep(experiment: Experiment) -> None:
     """Raise an error with the place of the first path or value that does not fit."""
+    count = math.prod(len(values) for values in experiment.sweep.values())
+    if count > MOST_CELLS:
+        raise refusal(f"spans {count} cells, more than {MOST_CELLS}; sweep fewer values at once.", "sweep")
     for path, values in experiment.sweep.items():
         if not values:
             raise refusal("has no values; give a list of them, or leave it out.", "sweep", path)

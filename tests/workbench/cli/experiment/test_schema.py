@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workbench.cli.experiment import Experiment, PairSpec, PromptSet, RecipeSpec, steps
@@ -94,7 +94,7 @@ steps:
   rec: {do: record, sites: [resid_post, z], layers: [0, 0.5], positions: last}
   weights: {do: localize weights}
   moved: {do: localize activations, record: rec}
-  heads: {do: localize heads, what: z, layers: [1]}
+  heads: {do: localize heads, what: z, layers: [1], options: {method: attribution}}
   probe: {do: localize head-probe, record: rec}
   skills: {do: localize skills, level: heads, sparsity: 1e-2, options: {epochs: 2}}
   knob: {do: localize knob, layers: [1, 2], steps: 10}
@@ -102,7 +102,9 @@ steps:
   needles: {do: localize retrieval, haystack: h.txt, needles: [{question: q, text: t}], lengths: [64]}
   texts: {do: generate, recipes: [many], strengths: [0, 1], on: tuned}
   slope: {do: dose, recipe: saved, strengths: [-1, 0, 1.5], metrics: [prob], on: base, controls: 0}
-  effect: {do: diff, recipes: [saved, many], base_recipes: [saved], seed: 3}
+  effect:
+    {do: diff, recipes: [saved, many], base_recipes: [saved], seed: 3, metrics: [perplexity, refusal],
+     neutral: prompts, options: {samples: 2, max_new_tokens: 4}}
 sweep: {seed: [0], pair.base: [./base, ./other], steps.knob.layers: [search, [1]], recipes.many.strength: [1]}
 tracker: wandb
 """
@@ -142,6 +144,12 @@ MISTAKES = [
     ("found.0.off.first", "found.7.off.first", "leads nowhere"),
     ("recipes.found.0.off.first: [1, 3]", "steps.effect.metrcs: [[kl]]", "Did you mean 'metrics'?"),
     ("recipes.found.0.off.first: [1, 3]", "steps: [{}]\n  steps.effect.seed: [1]", "sweep.steps"),
+    ("metrics: [accuracy,", "controls: 3, metrics: [accuracy,", "steps.effect.controls: a control needs at least 10"),
+    ("metrics: [accuracy,", "metrics: [perplexity,", "steps.effect.metrics: perplexity needs neutral"),
+    ("metrics: [accuracy,", "options: {smaples: 2}, metrics: [accuracy,", "Did you mean 'samples'?"),
+    ("metrics: [accuracy,", "neutral: trian, metrics: [accuracy,", "steps.effect.neutral: unknown set of prompts"),
+    ("  planted:", "  tuned:", "recipes.tuned: a recipe cannot be called 'tuned'"),
+    ("seed: [0, 1]", f"seed: {[*range(5001)]}", "sweep: spans 10002 cells"),
     ("name: refusal-experts", "name: ../../x", "name: '../../x' is no plain name"),
     ("name: refusal-experts", "nam: x", "nam: unknown key 'nam'. Did you mean 'name'?"),
     ("name: refusal-experts", "", "name: is missing"),
@@ -196,6 +204,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(PLAIN)
 def test_any_plain_value_is_written_and_read_back(value: Any) -> None:
     assert read_yaml(write_yaml(value), "x") == value
