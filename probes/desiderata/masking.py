@@ -17,6 +17,7 @@ from probes.desiderata.result import ComponentMasking
 from probes.desiderata.swapping import Swaps
 from probes.desiderata.training import Schedule, Trained, train_masks
 from probes.options import read_options
+from probes.paths.groups import sides_of
 from probes.paths.places import Head, Place, head_of, label_of
 from probes.resampling import interval
 from probes.results import Provenance
@@ -71,7 +72,7 @@ def component_masking(subject: Any, desiderata: Any, position: Place = "last", *
     """
     chosen = read_options(MaskingOptions, options)
     named = _named(desiderata)
-    models = _models(subject)
+    models = sides_of(subject)
     first = next(iter(models.values()))
     heads = _candidates(first, chosen)
     if not chosen.penalties:
@@ -174,12 +175,6 @@ def split(rows: Prompts, seed: int, title: str) -> Parts:
         )
     edges = [len(order) // 2, len(order) // 2 + len(order) // 4]
     return Parts(*(np.flatnonzero(np.isin(clusters, part)).tolist() for part in np.split(order, edges)))
-
-
-def _models(subject: Any) -> dict[str, AdaptedModel]:
-    if hasattr(subject, "base") and hasattr(subject, "tuned"):
-        return {"base": subject.base, "tuned": subject.tuned}
-    return {subject.role: subject}
 
 
 def _named(desiderata: Any) -> dict[str, Prompts]:

@@ -9,6 +9,7 @@ import torch
 
 from probes.patches.runs import TargetRun, record
 from probes.paths.places import Head, Place, offsets_of
+from probes.paths.sending import at_positions
 from probes.replay import frozen
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
@@ -17,7 +18,7 @@ from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.prompts import Prompts
 from workbench.prompts.answers import answer_token
 from workbench.prompts.encode import batches, encode, pad_left
-from workbench.typing import Bool, Float, Int, Tensor
+from workbench.typing import Bool, Float, Tensor
 
 
 class Swaps:
@@ -123,8 +124,6 @@ class Swaps:
         for some in batches([len(one) for one in ids], self.batch_size):
             batch = pad_left([ids[row] for row in some], self._pad).to(model.device)
             values, _ = record(model, batch, sites)
-            index: Int[Tensor, " row"] = torch.arange(len(some), device=model.device)
-            at = there[some].to(model.device)
-            found[some] = torch.stack([values[site][index, at] for site in sites], dim=1).cpu()
+            found[some] = torch.stack([at_positions(values[site], there[some]).cpu() for site in sites], dim=1)
             self.passes += 1
         return found

@@ -1,9 +1,10 @@
-"""A model that runs on chosen heads alone: every other head says, at each position, the mean of what it says there."""
+"""A model some of whose heads say something else at chosen positions: their mean there, or what another model's say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,39 +37,85 @@ class Kept:
     everything_else: bool = False
 
 
-class MeanAblation:
+@runtime_checkable
+class StandIn(Protocol):
+    """What a head says instead of its own output."""
+
+    passes: float
+    """Forward passes spent so far."""
+
+    def of(self, layer: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "_ pos head d_head"]:
+        """z of ``layer`` for some prompts, or one for all of them."""
+
+
+class Mean:
+    """The mean of z at each position over reference prompts."""
+
+    def __init__(self, model: AdaptedModel, ids: Int[Tensor, "reference pos"], batch_size: int) -> None:
+        self.passes = 0.0
+        total = torch.zeros(())
+        sites = [Site("z", layer) for layer in range(model.n_layers)]
+        for first in range(0, len(ids), batch_size):
+            values, _ = record(model, _unpadded(ids[first : first + batch_size], model), sites)
+            total = total + torch.stack([values[site].double().sum(0).cpu() for site in sites])
+            self.passes += 1
+        self._mean = (total / len(ids)).to(model.device, model.dtype)
+
+    def of(self, layer: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "_ pos head d_head"]:  # noqa: ARG002
+        return self._mean[layer][None]
+
+
+class Same:
+    """What another model's heads say on the same prompts."""
+
+    def __init__(self, model: AdaptedModel, ids: Int[Tensor, "row pos"]) -> None:
+        self.passes = 0.0
+        self._model, self._ids = model, ids
+        self._rows: list[int] = []
+        self._values: dict[Site, Tensor] = {}
+
+    def of(self, layer: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "_ pos head d_head"]:
+        if self._rows != rows.tolist():  # the prompts of one batch are asked for layer by layer, circuit by circuit
+            sites = [Site("z", one) for one in range(self._model.n_layers)]
+            self._values, _ = record(self._model, _unpadded(self._ids[rows], self._model), sites)
+            self._rows = rows.tolist()
+            self.passes += 1
+        return self._values[Site("z", layer)]
+
+
+class HeadRuns:
     """One model and prompts of one length, run with whatever is kept."""
 
     def __init__(
-        self, model: AdaptedModel, prompts: Prompts, reference: Prompts, metric: str, *, batch_size: int = 16,
+        self, model: AdaptedModel, prompts: Prompts, stand_in: StandIn, metric: str, *, batch_size: int = 16,
         max_tokens: int | None = None, progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        """``reference``: the prompts whose mean stands in for an ablated head; of the same length as ``prompts``.
-
-        Raises :class:`UserError` for prompts of several lengths, whose positions cannot be averaged.
-        """
         self.model, self.prompts, self.batch_size = model, prompts, batch_size
-        self.metric = metric
-        self.passes = 0.0
+        self.metric, self.stand_in = metric, stand_in
+        self._passes = 0.0
         self.at_once = max_tokens or (512 if model.device.type == "cpu" else 16_384)
         self.report = progress or Silent()
-        self._ids = _of_one_length(prompts, reference, model)
+        self._ids = ids_of_one_length(prompts, model)
         self._answers = self._tokens_of(prompts, metric)
-        self._mean = self._means(_of_one_length(reference, prompts, model))
         self._places: dict[Place, Int[Tensor, " prompt"]] = {}
+
+    @property
+    def passes(self) -> float:
+        """Forward passes in units of one batch."""
+        return self._passes + self.stand_in.passes
 
     def scores(self, kept: Sequence[Kept]) -> Float[np.ndarray, "prompt kept"]:
         """The metric of every prompt, for each of ``kept``."""
         found = np.zeros((len(self._ids), len(kept)))
-        self.report.start("Mean ablation", len(kept))
+        self.report.start("Heads replaced", len(self._ids))
         width = max(1, self.at_once // (min(self.batch_size, len(self._ids)) * self._ids.shape[1]))
-        for start in range(0, len(kept), width):
-            some = kept[start : start + width]
-            for first in range(0, len(self._ids), self.batch_size):
-                rows = torch.arange(first, min(first + self.batch_size, len(self._ids)))
+        for first in range(0, len(self._ids), self.batch_size):
+            rows = torch.arange(first, min(first + self.batch_size, len(self._ids)))
+            for start in range(0, len(kept), width):
+                some = kept[start : start + width]
                 found[first : first + len(rows), start : start + len(some)] = self._run(rows, some)
-                self.passes += len(some)
-            self.report.advance(len(some))
+                self._passes += len(some)
+            self.report.advance(len(rows))
         self.report.finish()
         return found
 
@@ -101,8 +148,9 @@ class MeanAblation:
                 if at_layer == layer:
                     self._mark(own[:, copy, :, head], place, rows, value=not one.everything_else)
         own = own.flatten(0, 1)[..., None].to(self.model.device)
-        mean = self._mean[layer]
-        return lambda value, _ctx: torch.where(own, value, mean.to(value))
+        other = self.stand_in.of(layer, rows)
+        other = other if len(other) == 1 else other.repeat_interleave(len(kept), 0)
+        return lambda value, _ctx: torch.where(own.to(value.device), value, other.to(value))
 
     def _mark(self, own: Tensor, place: Place, rows: Int[Tensor, " row"], *, value: bool) -> None:
         """``own`` [row, pos] becomes ``value`` at the place of each row."""
@@ -113,16 +161,6 @@ class MeanAblation:
             lengths = [self._ids.shape[1]] * len(self._ids)
             self._places[place] = torch.tensor(offsets_of(place, self.prompts, lengths))
         own[torch.arange(len(rows)), self._places[place][rows]] = value
-
-    def _means(self, ids: Int[Tensor, "reference pos"]) -> Float[Tensor, "layer pos head d_head"]:
-        total = torch.zeros(())
-        sites = [Site("z", layer) for layer in range(self.model.n_layers)]
-        for first in range(0, len(ids), self.batch_size):
-            part = ids[first : first + self.batch_size].to(self.model.device)
-            values, _ = record(self.model, Encoded(part, torch.ones_like(part)), sites)
-            total = total + torch.stack([values[site].double().sum(0).cpu() for site in sites])
-            self.passes += 1
-        return (total / len(ids)).to(self.model.device, self.model.dtype)
 
     def _tokens_of(self, prompts: Prompts, metric: str) -> tuple[Tensor, Tensor | None]:
         if metric not in METRICS:
@@ -135,12 +173,32 @@ class MeanAblation:
         return found.answer, found.distractor
 
 
-def _of_one_length(prompts: Prompts, others: Prompts, model: AdaptedModel) -> Int[Tensor, "row pos"]:
+def mean_ablation(
+    model: AdaptedModel, prompts: Prompts, reference: Prompts, metric: str, *, batch_size: int = 16, **options: Any
+) -> HeadRuns:
+    """Heads that are not kept say their mean over ``reference``, prompts of the same length as ``prompts``.
+
+    Raises :class:`UserError` for prompts of several lengths, whose positions cannot be averaged.
+    """
+    ids_of_one_length(prompts, model)
+    stand_in = Mean(model, ids_of_one_length(reference, model, beside=prompts), batch_size)
+    return HeadRuns(model, prompts, stand_in, metric, batch_size=batch_size, **options)
+
+
+def ids_of_one_length(
+    prompts: Prompts, model: AdaptedModel, *, beside: Prompts | None = None
+) -> Int[Tensor, "row pos"]:
+    """Token ids of prompts, all as long as each other and as those of ``beside``."""
     ids = encode(prompts, model.tokenizer, model.max_positions)
-    lengths = {len(row) for row in (*ids, *encode(others, model.tokenizer, model.max_positions))}
+    others = [] if beside is None else encode(beside, model.tokenizer, model.max_positions)
+    lengths = {len(row) for row in (*ids, *others)}
     if len(lengths) > 1:
         raise UserError(
-            f"The prompts and the reference have {min(lengths)} to {max(lengths)} tokens, so a mean at each position "
-            "would mix different words: give prompts of one length."
+            f"The prompts{' and the reference' if others else ''} have {min(lengths)} to {max(lengths)} tokens, so a "
+            "position would mean different words in different rows: give prompts of one length."
         )
     return torch.tensor(ids)
+
+
+def _unpadded(ids: Int[Tensor, "row pos"], model: AdaptedModel) -> Encoded:
+    return Encoded(ids, torch.ones_like(ids)).to(model.device)

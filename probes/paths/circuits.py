@@ -7,7 +7,7 @@ model, keeps most of its behaviour.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +15,18 @@ import numpy as np
 import pandas as pd
 
 from probes.options import read_options
-from probes.paths.ablation import EVERYWHERE, Kept, MeanAblation, Part
+from probes.paths.ablation import HeadRuns, Kept, Part, mean_ablation
 from probes.paths.circuit_result import CircuitTest
+from probes.paths.groups import Heads, by_place, named, parts_of, random_parts, sides_of
 from probes.paths.minimality import needed
-from probes.paths.places import Head, Place, head_of, label_of
 from probes.resampling import interval
 from probes.results import Provenance
 from workbench.errors import UserError
-from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_intervals, ratio_intervals
 from workbench.stats.controls import against_controls
 from workbench.stats.fdr import q_values
-
-Heads = Sequence[str] | Mapping[Place, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -69,15 +66,15 @@ def circuit(subject: Any, prompts: Any, heads: Heads, metric: str = "accuracy", 
     behaviour at all, so that there is no F(M) to divide by.
     """
     chosen = read_options(CircuitOptions, options)
-    models = _models(subject)
+    models = sides_of(subject)
     rows = Prompts.of(prompts)
     reference = rows if chosen.reference is None else Prompts.of(chosen.reference)
-    parts = _parts(heads, next(iter(models.values())))
-    random = _random_circuits(parts, next(iter(models.values())), chosen)
+    parts = parts_of(heads, next(iter(models.values())))
+    random = random_parts(parts, next(iter(models.values())), chosen.controls, chosen.seed)
     whole, complete, minimal, passes = [], [], [], 0.0
     for name, model in models.items():
-        run = MeanAblation(model, rows, reference, metric, batch_size=chosen.batch_size,
-                           max_tokens=chosen.max_tokens, progress=chosen.progress)  # fmt: skip
+        run = mean_ablation(model, rows, reference, metric, batch_size=chosen.batch_size,
+                            max_tokens=chosen.max_tokens, progress=chosen.progress)  # fmt: skip
         whole.append(_faithfulness(name, run, parts, random, chosen))
         complete.append(_completeness(run, parts, chosen).assign(model=name))
         if chosen.minimality:
@@ -90,57 +87,19 @@ def circuit(subject: Any, prompts: Any, heads: Heads, metric: str = "accuracy", 
         provenance=Provenance.of(
             "circuit", models, rows, seed=chosen.seed, device=str(next(iter(models.values())).device),
             forward_passes=math.ceil(passes),
-            settings={"heads": _named(parts), "ablation": "mean by position", "reference": len(reference),
+            settings={"heads": named(parts), "ablation": "mean by position", "reference": len(reference),
                       "reference_is_the_prompts": chosen.reference is None, "metric": metric, "mlps": "intact"},
         ),
-        heads=_named(parts),
-        random=[_named(one) for one in random],
+        heads=named(parts),
+        random=[named(one) for one in random],
         metric=metric,
         completeness=pd.concat(complete, ignore_index=True),
         minimality=pd.concat(minimal, ignore_index=True) if minimal else None,
     )  # fmt: skip
 
 
-def _models(subject: Any) -> dict[str, AdaptedModel]:
-    if hasattr(subject, "base") and hasattr(subject, "tuned"):
-        return {"base": subject.base, "tuned": subject.tuned}
-    return {subject.role: subject}
-
-
-def _parts(heads: Heads, model: AdaptedModel) -> list[Part]:
-    groups = heads if isinstance(heads, Mapping) else {EVERYWHERE: heads}
-    found = [(place, head_of(label, model)) for place, labels in groups.items() for label in labels]
-    if not found:
-        raise UserError("The circuit is empty: give labels of heads such as ['L3H5'], or {'last': ['L3H5']}.")
-    return list(dict.fromkeys(found))
-
-
-def _random_circuits(parts: Sequence[Part], model: AdaptedModel, chosen: CircuitOptions) -> list[list[Part]]:
-    """As many heads at each place, out of all heads of the model."""
-    rng = np.random.default_rng(chosen.seed)
-    every: list[Head] = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    counts: dict[Place, int] = {}
-    for place, _ in parts:
-        counts[place] = counts.get(place, 0) + 1
-    return [
-        [
-            (place, every[index])
-            for place, count in counts.items()
-            for index in rng.choice(len(every), count, replace=False)
-        ]
-        for _ in range(chosen.controls)
-    ]
-
-
-def _named(parts: Sequence[Part]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for place, head in parts:
-        found.setdefault(str(place), []).append(label_of(head))
-    return found
-
-
 def _faithfulness(
-    name: str, run: MeanAblation, parts: Sequence[Part], random: Sequence[Sequence[Part]], chosen: CircuitOptions
+    name: str, run: HeadRuns, parts: Sequence[Part], random: Sequence[Sequence[Part]], chosen: CircuitOptions
 ) -> dict[str, Any]:
     whole = Kept(frozenset(), everything_else=True)
     kept = [whole, Kept(frozenset(parts)), Kept(frozenset()), *(Kept(frozenset(one)) for one in random)]
@@ -163,12 +122,10 @@ def _faithfulness(
     }  # fmt: skip
 
 
-def _completeness(run: MeanAblation, parts: Sequence[Part], chosen: CircuitOptions) -> pd.DataFrame:
+def _completeness(run: HeadRuns, parts: Sequence[Part], chosen: CircuitOptions) -> pd.DataFrame:
     """F(C without K) against F(M without K) for each group and for random parts K."""
     rng = np.random.default_rng(chosen.seed)
-    groups: list[tuple[str, list[Part]]] = [
-        (str(place), [part for part in parts if part[0] == place]) for place in dict.fromkeys(p for p, _ in parts)
-    ]
+    groups: list[tuple[str, list[Part]]] = list(by_place(parts).items())
     for draw in range(chosen.parts if len(parts) > 1 else 0):
         size = int(rng.integers(1, len(parts)))
         groups.append((f"random {draw}", [parts[index] for index in rng.choice(len(parts), size, replace=False)]))

@@ -21,7 +21,7 @@ from probes.patches.runs import record
 from probes.patches.task import Task, make_task
 from probes.paths.places import Head, Place, head_of, offsets_of
 from probes.paths.result import PathPatching
-from probes.paths.sending import PathRun, Receivers
+from probes.paths.sending import PathRun, Receivers, at_positions
 from probes.resampling import cluster_means
 from probes.results import Provenance
 from workbench.engine.sites import Site, resolve_layers
@@ -204,9 +204,8 @@ class _Sweep:
         source_batch, target_batch = task.batch(members)
         sites = [Site("z", layer) for layer in range(model.n_layers)]
         values, _ = record(task.source, source_batch, sites)
-        rows = torch.arange(len(members), device=source_batch.input_ids.device)
-        there = torch.tensor([self.source_at[row] for row in members], device=rows.device)
-        sent = torch.stack([values[site][rows, there] for site in sites]).to(model.device)
+        there = torch.tensor([self.source_at[row] for row in members])
+        sent = torch.stack([at_positions(values[site], there).to(model.device) for site in sites])
         at = torch.tensor([self.at[row] for row in members], device=model.device)
         return PathRun(model, target_batch, at, sent, freeze_mlps=self.chosen.freeze_mlps)
 
@@ -235,12 +234,12 @@ class _Sweep:
             if not self.receivers.after(layer):
                 return np.zeros((len(run.at), len(heads)))
             logits, nothing = run.to_heads(layer, heads, self.receivers)
-            nothing = nothing | run.silent[:, layer, heads]
+            nothing = nothing | run.silent[:, layer, heads].to(nothing.device)
         values = judge(logits)
         change = values[:, 1:] - values[:, :1]
         if self.metric == "prob_ratio":
             change = change.expm1()
-        return change.masked_fill(nothing, 0.0).double().cpu().numpy()
+        return change.masked_fill(nothing.to(change.device), 0.0).double().cpu().numpy()
 
     def _parts(self, columns: list[int], run: PathRun) -> Iterator[list[int]]:
         """Columns that run together: at most ``max_tokens`` tokens, or so many rows of one token."""

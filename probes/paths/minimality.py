@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from probes.paths.ablation import Kept, MeanAblation, Part
+from probes.paths.ablation import HeadRuns, Kept, Part
 from workbench.stats.bootstrap import ratio_intervals
 
 
-def needed(run: MeanAblation, parts: Sequence[Part], share: float, threshold: float, seed: int) -> pd.DataFrame:
+def needed(run: HeadRuns, parts: Sequence[Part], share: float, threshold: float, seed: int) -> pd.DataFrame:
     """For every head v the relative drop F(C without K) -> F(C without K and v).
 
     K is the ``share`` of the other heads at v's place without which v matters most (pairwise), so that a head is not

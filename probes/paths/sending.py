@@ -62,16 +62,18 @@ class PathRun:
         sites = [Site(kind, layer) for layer in layers for kind in ("resid_pre", "z")]
         sites += [Site("mlp_out", layer) for layer in layers] if freeze_mlps else []
         values, self.logits = record(model, batch, sites)
-        rows = torch.arange(len(batch), device=at.device)
-        self._clean = {site: value[rows, at] for site, value in values.items()}
-        self._ids = batch.input_ids[rows, at][:, None]
+        self._clean = {site: at_positions(value, at) for site, value in values.items()}
+        self._ids = at_positions(batch.input_ids, at)[:, None]
         self._checked = False
 
     @cached_property
     def silent(self) -> Bool[Tensor, "prompt layer head"]:
         """Where the sender's z is the clean one, bit for bit."""
-        clean = torch.stack([self._clean[Site("z", layer)] for layer in range(self.model.n_layers)])
-        return (self.sent.to(clean) == clean).all(-1).permute(1, 0, 2)
+        found = torch.zeros(*self.sent.shape[1::-1], self.sent.shape[2], dtype=torch.bool, device=self.at.device)
+        for layer, theirs in enumerate(self.sent):
+            ours = self._clean[Site("z", layer)]
+            found[:, layer] = (theirs.to(ours) == ours).all(-1)
+        return found
 
     def to_logits(self, layer: int, heads: Sequence[int]) -> Float[Tensor, "prompt copy vocab"]:
         """Logits at the position with each of ``heads`` of ``layer`` sending; the first copy sends nothing."""
@@ -105,7 +107,7 @@ class PathRun:
             len(heads) + 1, edits, min(reached), last_only=bool((self.at == -1).all()), last_mlp_free=True
         )
         self.passes += self._run.passes - before
-        nothing = torch.stack([(one == 0).flatten(2).all(-1) for one in arrived.values()]).all(0)
+        nothing = torch.stack([(one == 0).flatten(2).all(-1).to(logits.device) for one in arrived.values()]).all(0)
         return logits, nothing[:, 1:]
 
     @cached_property
@@ -120,7 +122,7 @@ class PathRun:
 
         def edit(value: Tensor, _ctx: ForwardContext) -> Tensor:
             new = value.unflatten(0, (-1, change.shape[1])).clone()
-            at = torch.zeros_like(self.at) if value.shape[1] == 1 else self.at
+            at = (torch.zeros_like(self.at) if value.shape[1] == 1 else self.at).to(value.device)
             rows = torch.arange(len(new), device=value.device)[:, None, None]
             copies = torch.arange(new.shape[1], device=value.device)[None, :, None]
             places = torch.tensor(heads, device=value.device)[None, None]
@@ -170,3 +172,8 @@ class PathRun:
                 "it cannot be patched."
             )
         self._checked = True
+
+
+def at_positions(value: Tensor, at: Int[Tensor, " row"]) -> Tensor:
+    """Each row's entry of ``value`` [row, pos, ...] at its own position, on the device the values are on."""
+    return value[torch.arange(len(value), device=value.device), at.to(value.device)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes.paths.ablation import Kept, MeanAblation
+from probes.paths.ablation import Kept, mean_ablation
 from probes.paths.circuit_result import CircuitTest
 from probes.paths.circuits import circuit
 from tests.probes.paths.planted import induction_model, repeated_pairs
@@ -46,7 +46,7 @@ def test_scores_equal_a_mean_ablation_written_with_plain_hooks(family: str) -> N
     model = AdaptedModel(tiny_model(family), tokenizer())
     prompts = rows()
     parts = frozenset({("last", (2, 1)), ("box", (0, 3)), ("all", (1, 0))})
-    run = MeanAblation(model, prompts, prompts, "logit_diff", batch_size=4, max_tokens=1)
+    run = mean_ablation(model, prompts, prompts, "logit_diff", batch_size=4, max_tokens=1)
     found = run.scores([Kept(parts), Kept(parts, everything_else=True), Kept(frozenset(), everything_else=True)])
     ids = model.encode(prompts).input_ids
     outputs = [

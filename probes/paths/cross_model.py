@@ -1,0 +1,156 @@
+"""Cross-model activation patching (CMAP) of whole circuits: what the tuned model's heads say, put into the base.
+
+After Prakash et al. 2024. :func:`probes.patching` does it head by head; here groups of heads are moved together, at
+their own positions, and judged by the behaviour, in both directions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from probes.options import read_options
+from probes.paths.ablation import HeadRuns, Kept, Part, Same, ids_of_one_length
+from probes.paths.groups import Heads, by_place, named, parts_of, random_parts
+from probes.resampling import interval
+from probes.results import SHARED, ProbeResult, Provenance
+from workbench.errors import UserError
+from workbench.progress import Progress
+from workbench.prompts import Prompts
+from workbench.stats.bootstrap import mean_intervals
+from workbench.stats.controls import against_controls
+from workbench.stats.fdr import q_values
+
+WHOLE = "whole circuit"
+
+
+@dataclass(frozen=True)
+class CrossOptions:
+    """Options of :func:`cmap`."""
+
+    controls: int = 20
+    """Random groups of heads of equal size, drawn without replacement; at least ten."""
+    batch_size: int = 16
+    max_tokens: int | None = None
+    draws: int = 1000
+    seed: int = 0
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossPatching(ProbeResult):
+    """Behaviour of one model with z of some heads taken from the other, prompt by prompt.
+
+    ``table`` has a row per direction and group: ``score`` is the patched model's metric with its interval, ``control``
+    (``control_low``, ``control_high``) that of as many random heads, ``p`` and ``q`` the chance that those move it as
+    far towards the other model; ``alone`` and ``other`` are both models unpatched, ``change`` (``change_low``,
+    ``change_high``) is paired by prompt, ``share`` the change as a share of the way to the other model.
+    """
+
+    heads: dict[str, list[str]]
+    """place -> labels."""
+    metric: str
+    title: ClassVar[str] = "Cross-model patching"
+    unit: ClassVar[str] = "metric of the patched model"
+
+    def frame(self) -> pd.DataFrame:
+        """The table, best score first. Its cells are directions and groups, so there is no layer column."""
+        found = super().frame().drop(columns="layer")
+        first = ["direction", "group", *SHARED]
+        return found[[*first, *found.columns.difference(first, sort=False)]]
+
+    def figure(self) -> go.Figure:
+        """The patched model's metric for each group, beside random heads and the model alone."""
+        from workbench.figures.circuits import beside_random
+
+        return beside_random(
+            self.table, name="group", group="direction", floor="alone", y=self.metric, title="Heads of the other model"
+        )
+
+    def summary(self) -> str:
+        whole = self.table[self.table["group"] == WHOLE]
+        told = "; ".join(
+            f"{row.direction}: {row.alone:.3g} -> {row.score:.3g} (the other model {row.other:.3g})"
+            for row in whole.itertuples()
+        )
+        return f"{self.metric}, {told}; control: {self.control}"
+
+
+def cmap(pair: Any, prompts: Any, heads: Heads, metric: str = "accuracy", **options: Any) -> CrossPatching:
+    """Copy z of ``heads`` from the tuned model's run into the base's on the same prompts, and the reverse.
+
+    ``heads``: place -> labels, or labels at every position, as in :func:`probes.circuit`; each group is moved by
+    itself and all together. z is what a head says: where the output projection was tuned too, the writes differ
+    (``probes.patching(what="write")``). ``metric``: accuracy, prob or logit_diff. ``options``: see
+    :class:`CrossOptions`. Raises :class:`UserError` for a single model, unknown heads and prompts of several lengths.
+    """
+    chosen = read_options(CrossOptions, options)
+    if not (hasattr(pair, "base") and hasattr(pair, "tuned")):
+        raise UserError("Cross-model patching needs both models: give a pair (load_pair), not one model.")
+    rows = Prompts.of(prompts)
+    parts = parts_of(heads, pair.base)
+    groups = {WHOLE: parts, **(by_place(parts) if len(by_place(parts)) > 1 else {})}
+    ids = ids_of_one_length(rows, pair.base)
+    alone = {}
+    found, passes = [], 0.0
+    for target, source in (("base", "tuned"), ("tuned", "base")):
+        theirs = Same(getattr(pair, source), ids)
+        run = HeadRuns(getattr(pair, target), rows, theirs, metric, batch_size=chosen.batch_size,
+                       max_tokens=chosen.max_tokens, progress=chosen.progress)  # fmt: skip
+        random = {name: random_parts(some, pair.base, chosen.controls, chosen.seed) for name, some in groups.items()}
+        every = [[], *groups.values(), *(draw for draws in random.values() for draw in draws)]
+        alone[target] = values = run.scores([Kept(frozenset(some), everything_else=True) for some in every])
+        found.append((f"{source} into {target}", target, source, values))
+        passes += run.passes
+    table = pd.concat(
+        [
+            _table(direction, groups, values, alone[source][:, 0], rows.clusters, chosen)
+            for direction, _, source, values in found
+        ],
+        ignore_index=True,
+    )
+    return CrossPatching(
+        table=table.assign(q=q_values(table["p"].to_numpy())),
+        control=f"{chosen.controls} random groups with as many heads at each place, drawn without replacement",
+        provenance=Provenance.of(
+            "cmap", {"base": pair.base, "tuned": pair.tuned}, rows, seed=chosen.seed, device=str(pair.base.device),
+            forward_passes=math.ceil(passes), settings={"heads": named(parts), "what": "z", "metric": metric},
+        ),
+        heads=named(parts),
+        metric=metric,
+    )  # fmt: skip
+
+
+def _table(
+    direction: str,
+    groups: dict[str, list[Part]],
+    values: np.ndarray,
+    other: np.ndarray,
+    clusters: np.ndarray,
+    chosen: CrossOptions,
+) -> pd.DataFrame:
+    """``values`` [prompt, (nothing moved, groups, draws of each group)]."""
+    size, start = len(groups), values[:, 0]
+    moved = mean_intervals(values[:, 1 : 1 + size], clusters=clusters, draws=chosen.draws, seed=chosen.seed)
+    change = mean_intervals(
+        values[:, 1 : 1 + size] - start[:, None], clusters=clusters, draws=chosen.draws, seed=chosen.seed
+    )
+    drawn = values[:, 1 + size :].mean(0).reshape(size, chosen.controls)
+    low, high = interval(drawn.T)
+    way = other.mean() - start.mean()
+    towards = 1.0 if way >= 0 else -1.0
+    beside = [
+        against_controls(towards * score, towards * draws) for score, draws in zip(moved.estimate, drawn, strict=True)
+    ]
+    return pd.DataFrame({
+        "direction": direction, "group": list(groups), "score": moved.estimate, "low": moved.low, "high": moved.high,
+        "control": drawn.mean(1), "control_low": low, "control_high": high, "p": [one.p for one in beside],
+        "change": change.estimate, "change_low": change.low, "change_high": change.high,
+        "share": change.estimate / way if way else np.nan, "alone": start.mean(), "other": other.mean(),
+        "heads": [len(some) for some in groups.values()], "n": len(start),
+    })  # fmt: skip
