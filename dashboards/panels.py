@@ -143,8 +143,10 @@ def _experiment(name: str, experiment: Maker) -> None:
 
 
 def link() -> str:
-    """The address of this page with its query parameters."""
-    parameters = urlencode(st.query_params.to_dict(), doseq=True)
+    """The address of this page with its query parameters; run and pair are named even where they are the default, which
+    another run may be tomorrow."""
+    held = {name: st.session_state[name] for name in ("run", "pair") if st.session_state.get(name)}
+    parameters = urlencode({**held, **st.query_params.to_dict()}, doseq=True)
     place = str(st.context.url or "http://localhost:8501")
     return f"{place}?{parameters}" if parameters else place
 
