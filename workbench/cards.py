@@ -51,5 +51,11 @@ def columns(names: Sequence[str], sides: Mapping[str, Sequence[Any]]) -> pd.Data
 
 
 def _table(table: pd.DataFrame) -> str:
-    text = table.map(lambda value: printable(value) if isinstance(value, str | list | tuple | dict) else value)
+    text = table.map(_cell)
     return text.to_html(escape=True, index=False, border=0, na_rep="", float_format="{:.4g}".format)
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    return printable(value) if isinstance(value, str | list | tuple | dict) else value

@@ -90,7 +90,7 @@ class Recording:
             "models": " and ".join(self.roles),
             "sites": ", ".join(self.sites),
             "rows": f"{len(self)} of {self.n_prompts} prompts, {where}",
-            "positions": self.config.get("positions", ""),
+            "positions": _in_short(self.config.get("positions", "")),
         }
         return card("Recording", facts, None if self.index.empty else self.index.head(8))
 
@@ -121,6 +121,11 @@ class Sites(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Sites({', '.join(self._tensors)})"
+
+
+def _in_short(positions: Any) -> Any:
+    """The positions as they were given, where nothing but where they are was."""
+    return positions["at"] if isinstance(positions, dict) and set(positions) == {"at"} else positions
 
 
 def flagged_in(index: pd.DataFrame) -> tuple[tuple[str, str, int], ...]:
