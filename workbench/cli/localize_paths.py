@@ -1,4 +1,4 @@
-"""``tunescope localize paths | circuit | components``: how a behaviour flows from head to head."""
+"""``tunescope localize paths | circuit | cmap | components``: how a behaviour flows from head to head."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import typer
 from workbench.cli.localize import Base, Device, Json, Layers, Out, PromptFile, Seed, Tuned, finish, loaded
 from workbench.cli.localize import app as app
 
+Heads = Annotated[
+    str, typer.Option(help="Heads by commas, for every position; or by place: last=L9H3,L8H1;query_box=L4H0.")
+]
 Position = Annotated[
     str, typer.Option(help="Where: last, a number (-1 is the last token), or a column of the prompts.")
 ]
@@ -69,9 +72,7 @@ def circuit(  # noqa: PLR0913 (one parameter per option)
     base: Base,
     tuned: Tuned,
     prompts: PromptFile,
-    heads: Annotated[
-        str, typer.Option(help="Heads by commas, kept everywhere; or by place: last=L9H3,L8H1;query_box=L4H0.")
-    ],
+    heads: Heads,
     metric: Annotated[str, typer.Option(help="accuracy, prob or logit_diff.")] = "accuracy",
     reference: Annotated[
         Path | None, typer.Option(help="Prompts whose mean stands in for the other heads; default: the prompts.")
@@ -101,6 +102,33 @@ def circuit(  # noqa: PLR0913 (one parameter per option)
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "heads": heads, "metric": metric}
     more = {"reference": reference and str(reference), "minimality": minimality, "seed": seed}
     finish("circuit", {**asked, **more}, run, out, as_json)
+
+
+@app.command("cmap")
+def cmap(
+    base: Base,
+    tuned: Tuned,
+    prompts: PromptFile,
+    heads: Heads,
+    metric: Annotated[str, typer.Option(help="accuracy, prob or logit_diff.")] = "accuracy",
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """What these heads of the tuned model do in the base, and the reverse, beside random heads.
+
+    Example: tunescope localize cmap ./base ./tuned --prompts p.jsonl --heads "last=L9H3,L8H1;query_box=L4H0"
+    """
+    import probes
+
+    def run(bar: Any) -> Any:
+        groups = {_place(place): _parts(labels) for place, labels in _groups(heads)}
+        pair, rows = loaded(base, tuned, prompts, device)
+        return probes.cmap(pair, rows, groups, metric, seed=seed, progress=bar)
+
+    asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "heads": heads, "metric": metric, "seed": seed}
+    finish("cmap", asked, run, out, as_json)
 
 
 @app.command("components")

@@ -1,4 +1,4 @@
-"""``tunescope localize paths | circuit | components`` on the hand-built induction model, found on disk."""
+"""``tunescope localize paths | circuit | cmap | components`` on the hand-built induction model, found on disk."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def test_each_verb_finds_the_planted_heads(home: Path, tmp_path: Path) -> None:
     cases = {
         "paths": [*prompts, "--receivers", "L1H0", "--through", "k", "--position", "after", "--within", "base"],
         "circuit": [*prompts, "--heads", "after=L0H0;last=L1H0", "--reference", str(home / "p.jsonl")],
+        "cmap": [*prompts, "--heads", "L0H0,L0H1,L1H0,L1H1", "--metric", "logit_diff"],
         "components": ["--prompts", str(home / "value.jsonl"), "--penalties", "0.1", "--epochs", "6"],
     }
     for verb, more in cases.items():
@@ -56,6 +57,8 @@ def test_each_verb_finds_the_planted_heads(home: Path, tmp_path: Path) -> None:
         assert json.loads((tmp_path / verb / "figures" / "figure.json").read_text())["data"]
         if verb == "paths":
             assert kept.best(1) == ["L0H0"] and kept.frame().score[0] < -0.5
+        elif verb == "cmap":
+            assert kept.table.score.to_numpy() == pytest.approx(kept.table.other.to_numpy(), abs=0.01)
         elif verb == "circuit":
             assert (kept.table.score == 1).all() and set(kept.table.model) == {"base", "tuned"}
         else:
