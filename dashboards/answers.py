@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from dashboards import panels
-from dashboards.steering import Steered
+from dashboards.steering import Steered, Swept
 from workbench.behaviour.first_difference import Parted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _WRAP = "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;direction:ltr"
 _GRID = "display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:0.75rem;margin:0.35rem 0 1.1rem"
+_FLOW = _GRID.replace("repeat(3,minmax(0,1fr))", "repeat(auto-fill,minmax(9.5rem,1fr))")
 _CELL = "border:1px solid rgba(128,128,128,0.3);border-radius:0.5rem;padding:0.45rem 0.75rem 0.6rem"
 _TITLE = "font-size:0.8rem;opacity:0.65;margin-bottom:0.2rem"
 _TEXT = (
@@ -52,6 +57,31 @@ def side_by_side(result: Steered, side: str) -> None:
         head = f'<div style="{_PROMPT}">{number + 1}. {escape(panels.visible(prompt))}</div>'
         rows.append(f'{head}<div style="{_GRID}">{"".join(cells)}</div>')
     st.html("".join(rows))
+
+
+def by_strength(result: Swept) -> None:
+    """The answers to each prompt, one box per strength."""
+    rows = []
+    for number, prompt in enumerate(result.prompts):
+        head = f'<div style="{_PROMPT}">{number + 1}. {escape(panels.visible(prompt))}</div>'
+        cells = [
+            box(f"× {strength:g}", text) for strength, text in zip(result.strengths, result.texts[number], strict=True)
+        ]
+        rows.append(f'{head}<div style="{_FLOW}">{"".join(cells)}</div>')
+    st.html("".join(rows))
+
+
+def dose(result: Swept, beginning: str) -> pd.DataFrame:
+    """strength, estimate, low, high, n: the share of answers that begin with a text, with its 95 % interval."""
+    import pandas as pd
+
+    from workbench.stats.shares import share_interval
+
+    lines = []
+    for place, strength in enumerate(result.strengths):
+        hits = [float(texts[place].strip().startswith(beginning.strip())) for texts in result.texts]
+        lines.append({"strength": strength, **share_interval(hits)._asdict()})
+    return pd.DataFrame(lines).sort_values("strength", ignore_index=True)
 
 
 def counted(result: Steered, beginning: str, side: str) -> None:

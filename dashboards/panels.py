@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import streamlit as st
 
@@ -147,8 +147,8 @@ def link() -> str:
     another run may be tomorrow."""
     held = {name: st.session_state[name] for name in ("run", "pair") if st.session_state.get(name)}
     parameters = urlencode({**held, **st.query_params.to_dict()}, doseq=True)
-    place = str(st.context.url or "http://localhost:8501")
-    return f"{place}?{parameters}" if parameters else place
+    place = urlsplit(str(st.context.url or "http://localhost:8501"))
+    return urlunsplit(place._replace(path=place.path or "/", query=parameters))
 
 
 def _button(label: str, name: str, ending: str, make: Any, mime: str) -> None:

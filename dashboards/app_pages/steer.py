@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from html import escape
 from typing import Any
 
 import streamlit as st
@@ -21,7 +22,7 @@ from workbench.errors import UserError
 SHOWN = 6  # prompts that the page begins with; no docstring, Streamlit would show it
 _LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 _STEER = Work("steer", "Run", "Answering with base, tuned and steered model…", "Press Run: the answers appear here.")
-_SWEEP = Work("sweep", "Sweep", "Answering at every strength…", "Press Sweep: a table of answers appears here.")
+_SWEEP = Work("sweep", "Sweep", "Answering at every strength…", "Press Sweep: the answers appear here.")
 
 
 def show() -> None:
@@ -34,7 +35,7 @@ def show() -> None:
         if (done := on_button(_STEER, asked, _run)) is not None:
             _show_steered(*done, beginning)
     with sweep:
-        _show_sweep(asked)
+        _show_sweep(asked, beginning)
 
 
 def _ask(chosen: Selection) -> tuple[Asked, str]:
@@ -147,27 +148,36 @@ def _show_steered(asked: Asked, result: Steered, beginning: str) -> None:
         )  # fmt: skip
 
 
-def _show_sweep(asked: Asked) -> None:
+def _show_sweep(asked: Asked, beginning: str) -> None:
     given = st.text_input("Strengths, by commas", "-2, -1, 0, 1, 2", key="strengths", width=320, **_LINKED)
     with panels.told():
         swept = replace(asked, strength=1.0, strengths=_numbers(given))
         if not asked.has_strength:
             st.info("An expert is off or on: this recipe has no strength to sweep.", icon=":material/info:")
         elif (done := on_button(_SWEEP, swept, _sweep)) is not None:
-            _show_swept(*done)
+            _show_swept(*done, beginning)
 
 
-def _show_swept(asked: Asked, result: Swept) -> None:
-    st.caption(
-        f"{panels.words(asked.label())} on {asked.side}: {len(result.strengths)} strengths of "
-        f"{len(result.prompts)} prompts as one batch, {result.seconds:.1f} s on {panels.words(result.device)}"
+def _show_swept(asked: Asked, result: Swept, beginning: str) -> None:
+    st.markdown(
+        f"**{len(result.strengths)} strengths of {len(result.prompts)} prompts as one batch**: "
+        f"{panels.words(asked.label())} on {asked.side}, {result.seconds:.1f} s on {panels.words(result.device)}"
     )
-    table = result.frame().pivot_table(
-        index="prompt", columns="strength", values="answer", aggfunc="first", sort=False
-    ).reset_index()  # fmt: skip
-    table.columns = [str(name) if isinstance(name, str) else f"× {name:g}" for name in table.columns]
+    if beginning.strip():
+        from workbench.figures.behaviour_dose import dose_figure
+
+        table = answers.dose(result, beginning)
+        drawn = dose_figure(
+            table, metric=f"share that begins with “{escape(panels.visible(beginning.strip()))}”",
+            title=f"Dose and response, n = {len(result.prompts)} prompts, 95 % intervals",
+        )  # fmt: skip
+        panels.figure("dose", drawn, asked.python(), asked.provenance(), frame=table)
+    answers.by_strength(result)
     _restored(result)
-    panels.table("sweep", table, asked.python(), asked.provenance(), experiment=lambda: steer_experiment(asked))
+    panels.footer(
+        "sweep", asked.python(), frame=result.frame(), provenance=asked.provenance(),
+        experiment=lambda: steer_experiment(asked),
+    )  # fmt: skip
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -340,7 +340,8 @@ def test_steer_with_a_saved_recipe_and_a_sweep(home: Path, pair_folders: tuple[s
     assert done.strength == 2.0
     assert [row[0] for row in swept.texts] == list(steered.tuned)
     assert [row[1] for row in swept.texts] != list(steered.tuned)
-    assert list(app.dataframe[0].value.columns) == ["prompt", "× 0", "× 4"]
+    drawn = json.loads(app.get("plotly_chart")[0].proto.spec)
+    assert "share that begins with" in json.dumps(drawn, ensure_ascii=False)
 
 
 def test_steer_tells_mistakes_in_a_sentence(pair_folders: tuple[str, str]) -> None:

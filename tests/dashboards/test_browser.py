@@ -213,7 +213,7 @@ def test_a_steer_runs_its_slider_moves_and_the_old_answers_are_stale(page: Any, 
     page.get_by_text("at strength 1.25").wait_for()
     page.get_by_role("tab", name="Strength sweep").click()
     page.get_by_role("button", name="Sweep", exact=True).click()
-    page.get_by_text("strengths of 2 prompts as one batch").wait_for()
+    page.get_by_text("5 strengths of 2 prompts").wait_for()
     settled(page)
     no_errors(page)
     whole(page, "swept")
