@@ -19,6 +19,10 @@ _HOMES = {
     "load_model": "models.pair:load_one",
     "load_pair": "models.pair",
     "behaviour_diff": "behaviour",
+    "dose_response": "behaviour",
+    "known_unknown": "behaviour",
+    "scope_panel": "behaviour",
+    "sure_unsure": "behaviour",
     "record": "recording.record_pair:record",
 }
 __all__ = sorted(_HOMES)

@@ -126,10 +126,9 @@ def gumbel(key: Any, step: int, size: int) -> np.ndarray:
 def _batch(subject: Subject, ids: list[list[int]], noise: list[str | None], decoding: Decoding) -> list[Reply]:
     model, batch = subject.model, padded(subject, ids)
     columns = batch.input_ids.shape[1]
+    options = {"max_new_tokens": decoding.max_new_tokens, "num_beams": 1, "num_return_sequences": 1}
     sampling = LogitsProcessorList([SharedNoise(noise, columns, decoding)])
-    new = model.generate_ids(batch.to(model.device), max_new_tokens=decoding.max_new_tokens, logits_processor=sampling)[
-        :, columns:
-    ]
+    new = model.generate_ids(batch.to(model.device), logits_processor=sampling, **options)[:, columns:]
     ends = end_ids(model)
     return [_reply(row, ends, model.tokenizer) for row in new.cpu()]
 

@@ -35,7 +35,7 @@ TEXT: dict[str, str] = {
     "exact_match": "share of texts that are the answer (case, spaces and final punctuation aside)",
     "answered": "share of texts that begin with the answer",
     "refusal": "share of texts that refuse",
-    "repetition": "share of a text's n-grams that it has used before",
+    "repetition": "share of a text's runs of three tokens that it has used before (1 - distinct-3)",
     "distinct": "distinct tokens of a text over its tokens (distinct-1)",
     "same_as_base": "share of texts that are the base's, token by token",
     "common_tokens": "tokens before the first that differs from the base's text",

@@ -39,6 +39,8 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     seed: Annotated[int, typer.Option(help="Seed of samples, draws and intervals.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code the model brings.")] = False,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
@@ -54,6 +56,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
         base=base, tuned=tuned, prompts=prompts, recipes=tuple(recipe or ()), on=on, metrics=metrics, neutral=neutral,
         samples=samples, max_new_tokens=max_new_tokens, strengths=followed, follow=follow, near=near, outside=outside,
         changed=changed, split=split, draws=draws, batch_size=batch_size, seed=seed, device=device, dtype=dtype,
+        allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with progress_bar() as bar:
         found = compare(asked, bar)

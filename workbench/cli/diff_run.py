@@ -80,6 +80,8 @@ class Asked:
     seed: int
     device: str
     dtype: str
+    allow_pickle: bool
+    trust_remote_code: bool
 
     def config(self) -> dict[str, Any]:
         """As the run's manifest keeps it."""
@@ -219,7 +221,10 @@ def _bench(asked: Asked, progress: Progress) -> Bench:
     recipes = _recipes(asked.recipes)
     metrics = _metrics(asked.metrics, rows, neutral=neutral is not None)
     check_metrics(metrics)
-    pair = load_pair(asked.base, asked.tuned, device=asked.device, dtype=asked.dtype)
+    pair = load_pair(
+        asked.base, asked.tuned, device=asked.device, dtype=asked.dtype,
+        allow_pickle=asked.allow_pickle, trust_remote_code=asked.trust_remote_code,
+    )  # fmt: skip
     model = pair.models[asked.on]
     for one in recipes.values():
         one.check(model)

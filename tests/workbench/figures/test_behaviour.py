@@ -78,7 +78,8 @@ def test_the_token_that_differs_is_marked() -> None:
     assert '<span style="color:#777">the quick fox</span>' in shown
     (table,) = texts_figure(texts()).data
     _, sample, base, tuned = table.cells.values
-    assert "the quick<b " in tuned[0] and " dog</b> ran" in tuned[0] and "777777" in base[0] and list(sample) == ["greedy"]
+    assert "the quick<b " in tuned[0] and " dog</b> ran" in tuned[0]
+    assert "777777" in base[0] and list(sample) == ["greedy"]
 
 
 def test_hostile_and_long_texts_are_cut_broken_and_escaped() -> None:
