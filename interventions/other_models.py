@@ -78,18 +78,18 @@ class Reader:
         return past
 
     def _mirror(self, cache: Any, name: str) -> None:
-        """Whatever is done to ``cache`` is done to this model's."""
-        own: Callable[..., Any] | None = getattr(cache, name, None)
-        if own is None:
+        """Whatever is done to ``cache`` is done to this model's. Nothing here keeps ``cache`` alive."""
+        if not hasattr(cache, name):
             return
+        before: Callable[..., Any] | None = cache.__dict__.get(name)  # another reader's
         held, pasts = weakref.ref(cache), self._pasts
 
         def both(*args: Any, **kwargs: Any) -> Any:
             there = held()
-            past = None if there is None else pasts.get(there)
+            past = pasts.get(there)
             if past is not None:
                 getattr(past, name)(*args, **kwargs)
-            return own(*args, **kwargs)
+            return before(*args, **kwargs) if before else getattr(type(there), name)(there, *args, **kwargs)
 
         cache.__dict__[name] = both
 

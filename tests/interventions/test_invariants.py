@@ -33,6 +33,13 @@ def untouched(model: AdaptedModel) -> torch.Tensor:
 CELLS = [(family, name) for family in FAMILIES for name, case in CASES.items() if family in case.families]
 
 
+def test_every_intervention_takes_part() -> None:
+    every = {name for name in iv.__all__ if isinstance(getattr(iv, name), type)}
+    kinds = {name for name in every if issubclass(getattr(iv, name), iv.Intervention) and name != "Intervention"}
+    made = [case.make(case.model_of("mixtral"), [0, 1]).kind for case in CASES.values()]
+    assert kinds == set(made)
+
+
 @pytest.mark.parametrize(("family", "name"), CELLS)
 def test_invariants(family: str, name: str) -> None:
     case = CASES[name]
@@ -76,6 +83,12 @@ def leaves_nothing(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
             raise problem
         assert model.n_hooks == 0
     assert torch.equal(model.forward(ids()), untouched(model))
+    with recipe.applied(model):
+        outer = model.forward(ids())
+        with recipe.applied(model):
+            pass
+        assert torch.equal(model.forward(ids()), outer), "an inner context leaves the outer one as it was"
+    assert model.n_hooks == 0 and torch.equal(model.forward(ids()), untouched(model))
     assert {name: one.data_ptr() for name, one in base_parameters(model.hf).items()} == tensors
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,21 @@ def test_tokens_that_are_taken_back() -> None:
     prompt = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6]])
     guessed = written(big, shift, prompt, prompt_lookup_num_tokens=3, use_cache=True)
     assert torch.equal(guessed, written(big, shift, prompt))
+
+
+def test_caches_go_as_soon_as_the_running_models_goes() -> None:
+    big, (tuned, base) = model_of("llama"), small_pair("llama")
+    shift = iv.LogitShift(tuned, base)
+    gc.disable()
+    try:
+        with iv.Recipe([shift]).applied(big):
+            out = big.inner.generate(ids()[:1], max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+            cache = weakref.ref(out.past_key_values)
+            assert cache() is not None
+            del out
+            assert cache() is None, "no cycle holds the keys and values until the next collection"
+    finally:
+        gc.enable()
 
 
 def test_positions_count_as_everywhere_else() -> None:

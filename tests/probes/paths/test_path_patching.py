@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import load_pair
 from workbench.prompts import Prompts
 from workbench.prompts.encode import pad_left
 
@@ -251,6 +253,26 @@ def test_the_ratio_is_that_of_probabilities_and_batches_do_not_matter() -> None:
     some = path_patching(model, rows(), senders=["L2H1", "L0H3"], only_correct=False)
     assert some.effects == pytest.approx(whole.effects[:, [3, 9]], abs=1e-10)
     assert whole.clean[0] == pytest.approx(float(clean[token]), abs=0.05)
+
+
+def test_an_adapter_pair_on_one_copy_of_the_weights_equals_two_models(tmp_path: Path) -> None:
+    """Senders of one view, receivers of the other; the merged adapter as a second model must give the same scores."""
+    base = tiny_model("llama")
+    base.save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(tiny_model("llama"), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    pair = load_pair(str(tmp_path / "base"), str(tmp_path / "adapter"), device="cpu")
+    two = Pair(base, adapted.merge_and_unload())
+    assert pair.one_copy
+    for runs in ({"source": "tuned", "target": "base"}, {"source": "base", "target": "tuned"}, {}):
+        for receivers, through in (("logits", "q"), (["L2H1"], "v")):
+            one = path_patching(pair, rows(), receivers, through, only_correct=False, **runs)
+            other = path_patching(two, rows(), receivers, through, only_correct=False, **runs)
+            assert one.effects == pytest.approx(other.effects, abs=1e-4) and np.abs(one.effects).max() > 1e-2
+    assert pair.base.n_hooks == 0 and set(one.provenance.models) == {"tuned"}
 
 
 def test_files_figures_and_the_sign_for_comparisons(tmp_path: Path) -> None:
