@@ -92,7 +92,7 @@ def counted(result: Steered, beginning: str, side: str) -> None:
     sides: dict[str, Sequence[str]] = {"Base": result.base, "Tuned": result.tuned, f"Steered {side}": result.steered}
     for column, (name, texts) in zip(st.columns(3), sides.items(), strict=True):
         found = share_interval([float(text.strip().startswith(wanted)) for text in texts])
-        with column:
+        with column, st.container(border=True):
             hits = round(found.estimate * found.n)
-            st.metric(f"{name}: begins with “{panels.words(beginning)}”", f"{hits} of {found.n}", border=True)
+            st.metric(f"{name}: begins with “{panels.words(beginning)}”", f"{hits} of {found.n}")
             st.caption(f"{100 * found.estimate:.0f} %, 95 % interval [{100 * found.low:.0f}, {100 * found.high:.0f}]")

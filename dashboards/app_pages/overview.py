@@ -10,18 +10,21 @@ import streamlit as st
 from dashboards import panels, selection
 from dashboards.report.content import Content, Section, read_content
 from dashboards.selection import Selection, pairs_of, picks
+from dashboards.state import recipes_of
 from dashboards.story import cards
 from workbench.runs import Run
 from workbench.tables import with_intervals
 
 _PAGES = {
-    "tokens": ("Tokens that changed", "text_fields"),
-    "heads": ("Heads that carry it", "grid_on"),
-    "skills": ("Weights that hold it", "scatter_plot"),
-    "experts": ("Experts in use", "account_tree"),
-    "knobs": ("Knobs and concepts", "tune"),
-    "steer": ("Steer it", "play_circle"),
+    "tokens": ("Tokens", "text_fields"),
+    "heads": ("Heads", "grid_on"),
+    "skills": ("Skills", "scatter_plot"),
+    "experts": ("Experts", "account_tree"),
+    "knobs": ("Knobs", "tune"),
+    "steer": ("Steer", "play_circle"),
 }
+
+_SHOWN = 6
 
 
 def show() -> None:
@@ -44,6 +47,7 @@ def _show_run(chosen: Selection, run: Run) -> None:
         st.warning(f"This run is {manifest.state}, not complete. {panels.words(manifest.error or '')}")
     _show_cards(chosen, run)
     _show_links()
+    _show_recipes(run)
     _show_findings(chosen, run)
     if _has_tables(run):
         st.header("The whole run")
@@ -69,10 +73,35 @@ def _show_cards(chosen: Selection, run: Run) -> None:
 
 def _show_links() -> None:
     here = Path(__file__).parent
-    with st.container(horizontal=True, gap="medium"):
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        st.markdown("Look closer:")
         for name, (label, icon) in _PAGES.items():
             if (here / f"{name}.py").is_file():
                 st.page_link(f"app_pages/{name}.py", label=label, icon=f":material/{icon}:")
+
+
+def _show_recipes(run: Run) -> None:
+    """A button for each recipe that was made on a model of the run: it opens the page on which it acts."""
+    pairs = {model: name for name, pair in pairs_of(run.path).items() for model in (pair.base, pair.tuned) if model}
+    found = [(file, pairs[note.model]) for file, note in recipes_of(run.path).items() if note.model in pairs]
+    if not found:
+        return
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        st.markdown("Try it, live:")
+        for file, pair in found[:_SHOWN]:
+            recipe = Path(file).stem
+            pressed = st.button(
+                panels.words(f"{recipe} · {pair}" if len(set(pairs.values())) > 1 else recipe),
+                key=f"try-{file}", icon=":material/play_arrow:", on_click=_try_it, args=(pair, recipe),
+            )  # fmt: skip
+            if pressed:
+                st.switch_page("app_pages/steer.py")
+
+
+def _try_it(pair: str, recipe: str) -> None:
+    if "pair" in st.session_state:
+        st.session_state["pair"] = pair
+    st.session_state["recipe"] = recipe
 
 
 def _show_findings(chosen: Selection, run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboards import jobs, panels
+from dashboards.as_experiment import record_experiment
 from dashboards.pair_form import ENDINGS, POSITIONS, SITES, PairAsked, pasted, uploaded
 from dashboards.state import Opened, known_runs
 from workbench import runs
@@ -74,6 +75,14 @@ def _form() -> None:
             st.rerun()
     with st.expander("The same on the command line", icon=":material/terminal:"):
         st.code(asked.command(), language="bash", wrap_lines=True)
+    file_of = st.expander(
+        "The same as an experiment file", icon=":material/science:", on_change="rerun", key="pair-yaml"
+    )
+    if file_of.open:
+        with file_of, panels.told():
+            asked.check()
+            prompts = uploaded(file.name, file.getvalue()) if file is not None else pasted(text)
+            st.code(record_experiment(asked, prompts), language="yaml")
 
 
 def _begin(asked: PairAsked, prompts: Prompts) -> None:

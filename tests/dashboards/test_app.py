@@ -171,7 +171,7 @@ def test_overview_shows_the_table_and_figure_of_a_localize_run(home: Path) -> No
         run.write_table("table", pd.DataFrame({"module": ["q"], "change": [0.25]}))
         run.write_text("figures/figure.json", go.Figure(go.Bar(y=[0.25])).to_json())
     app = opened()
-    assert app.dataframe[0].value["change"][0] == 0.25
+    assert app.dataframe[0].value["change"][0] == "0.25"
     assert len(app.get("plotly_chart")) == 1
 
 
@@ -272,6 +272,17 @@ def test_two_clicks_from_a_run_to_a_steer(home: Path, pair_folders: tuple[str, s
     assert app.success[0].value == "Model restored: 0 hooks, logits identical"
     assert "of 6 answers changed" in " ".join(one.value for one in app.markdown)
     assert [one.label.split(":")[0] for one in app.metric] == ["Base", "Tuned", "Steered tuned"]
+    assert "95 % interval" in " ".join(one.value for one in app.caption)
+
+
+def test_a_recipe_is_one_click_from_the_overview(home: Path, pair_folders: tuple[str, str]) -> None:
+    lab_run(home, *pair_folders)
+    app = opened()
+    app.button(key="try-recipes/off.safetensors").click().run()
+    assert not app.exception and app.title[0].value == "Steer"
+    assert app.selectbox(key="recipe").value == "off"
+    app.button(key="go-steer").click().run()
+    assert not app.error and app.success, shown(app)
 
 
 def test_steer_answers_three_ways_and_proves_the_model_came_back(pair_folders: tuple[str, str]) -> None:
@@ -547,6 +558,8 @@ def test_a_panel_exports_plain_numbers(home: Path, pair_folders: tuple[str, str]
 def test_a_sweep_is_an_experiment_too(pair_folders: tuple[str, str]) -> None:
     steer = Asked(*pair_folders, (parts.Heads((("L0H1", 0.0),)),), 1.0, "tuned", ("a",), 4, strengths=(0.0, 1.0))
     assert Experiment.parse(as_experiment.steer_experiment(steer)).to_yaml()
+    recording = as_experiment.record_experiment(pair_asked(pair_folders), pasted("one\ntwo"))
+    assert list(Experiment.parse(recording).steps) == ["record"]
     knob = Asked(*pair_folders, (parts.KnobSet("x", "context"),), 1.0, "tuned", ("a",), 4)
     with pytest.raises(UserError, match="Use Python"):
         as_experiment.steer_experiment(knob)
