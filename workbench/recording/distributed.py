@@ -12,9 +12,9 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from workbench.errors import MissingExtra, NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.origin import Origin, fingerprint
 from workbench.progress import Silent
+from workbench.recording.plan import Plan, continued_window
 from workbench.recording.sinks import Sink
 
 AHEAD = 2
@@ -34,21 +35,36 @@ RESTARTS = 3
 class RecordingWorker:
     """One whole pair in a process of its own, on one GPU where there are GPUs."""
 
-    def __init__(self, origin: Origin, job: Any, expected: dict[str, str], device: str, threads: int) -> None:
+    def __init__(self, origin: Origin, expected: dict[str, str], device: str, threads: int) -> None:
         torch.set_num_threads(threads)
+        self._models: dict[str, AdaptedModel] = {}
         self._problem: UserError | None = None
+        self._fetched: dict[str, Any] = {}
         try:
-            self._job = replace(job, models=_loaded(origin, expected, device), progress=Silent())
+            self._models = _loaded(origin, expected, device)
         except UserError as error:  # raised here it would end the process, and Ray would start another
             self._problem = error
 
-    def record(self, window: list[int], part: Sink) -> Sink:
-        """``part``, an empty sink, with the rows of ``window``."""
+    def record(self, job: list[Any], window: list[int], part: Sink) -> Sink:
+        """``part``, an empty sink, with the rows of ``window``; ``job`` is a reference in a list."""
+        filled = copy.deepcopy(part)
+        self._own(job, lambda given: replace(given, models=self._models, progress=Silent())).record(window, filled)
+        return filled
+
+    def continued(self, before: list[Any], window: list[int], new_tokens: int, writer: str) -> dict[int, list[int]]:
+        """The prompts of ``window`` with their continuations, as the writing model gives them."""
+        return continued_window(self._own(before, lambda given: given), window, self._models[writer], new_tokens)
+
+    def _own(self, reference: list[Any], prepared: Callable[[Any], Any]) -> Any:
+        """What is referred to, fetched once: with the arguments of every call Ray would unpack it again."""
         if self._problem is not None:
             raise self._problem
-        filled = copy.deepcopy(part)
-        self._job.record(window, filled)
-        return filled
+        import ray
+
+        key = reference[0].hex()
+        if key not in self._fetched:
+            self._fetched[key] = prepared(ray.get(reference[0]))
+        return self._fetched[key]
 
 
 def _loaded(origin: Origin, expected: Mapping[str, str], device: str) -> dict[str, AdaptedModel]:
@@ -64,7 +80,7 @@ def _loaded(origin: Origin, expected: Mapping[str, str], device: str) -> dict[st
 
 @dataclass(frozen=True)
 class Team:
-    """Workers to be: what each of them loads, and how many there will be."""
+    """The workers of one recording; they are started when first needed."""
 
     ray: Any
     origin: Origin
@@ -72,23 +88,47 @@ class Team:
     """Role -> fingerprint of the weights in memory here."""
     has_gpu: bool
     most: int
+    actors: list[Any] = field(default_factory=list)
+
+    def continued(self, before: Plan, new_tokens: int, writer: str) -> list[list[int]]:
+        """The token ids of every prompt with its continuation; each window is one worker's."""
+        windows, shared = before.windows(), [self.ray.put(before)]
+        ids = list(before.ids)
+        for found in self._in_turn(
+            windows, lambda one, window: one.continued.remote(shared, window, new_tokens, writer)
+        ):
+            for prompt, row in found.items():
+                ids[prompt] = row
+        return ids
 
     def recorded(self, job: Any, windows: Sequence[list[int]], part: Sink) -> Iterator[Sink]:
         """``part``, an empty sink, filled with each window in turn."""
-        if not windows:
-            return
-        ray, device = self.ray, "cuda" if self.has_gpu else "cpu"
-        remote = ray.remote(
+        shared, empty = [self.ray.put(replace(job, models={}, progress=Silent()))], self.ray.put(part)
+        return self._in_turn(windows, lambda one, window: one.record.remote(shared, window, empty))
+
+    def dismiss(self) -> None:
+        """End the workers."""
+        while self.actors:
+            self.ray.kill(self.actors.pop())
+
+    def _in_turn(self, windows: Sequence[list[int]], ask: Callable[[Any, list[int]], Any]) -> Iterator[Any]:
+        """Answers in the order of the windows, a few windows ahead per worker."""
+        self._start(min(self.most, len(windows)))
+        under_way: deque[Any] = deque()
+        for number, window in enumerate(windows):
+            if len(under_way) >= AHEAD * len(self.actors):
+                yield _answer(self.ray, under_way.popleft())
+            under_way.append(ask(self.actors[number % len(self.actors)], window))
+        while under_way:
+            yield _answer(self.ray, under_way.popleft())
+
+    def _start(self, count: int) -> None:
+        remote = self.ray.remote(
             num_cpus=1, num_gpus=int(self.has_gpu), max_restarts=RESTARTS, max_task_retries=RESTARTS
         )(RecordingWorker)  # fmt: skip
-        shared, threads = ray.put(replace(job, models={}, progress=Silent())), torch.get_num_threads()
-        count = min(self.most, len(windows))
-        actors = [remote.remote(self.origin, shared, dict(self.marks), device, threads) for _ in range(count)]
-        try:
-            yield from _in_turn(ray, actors, windows, ray.put(part))
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+        device, threads = "cuda" if self.has_gpu else "cpu", torch.get_num_threads()
+        while len(self.actors) < count:
+            self.actors.append(remote.remote(self.origin, dict(self.marks), device, threads))
 
 
 @contextmanager
@@ -102,28 +142,16 @@ def team(models: dict[str, AdaptedModel], workers: int | None) -> Iterator[Team]
     origin = _origin(models)
     with _cluster(ray):
         has_gpu, most = _size(ray, workers)
-        yield Team(ray, origin, {role: fingerprint(model) for role, model in models.items()}, has_gpu, most)
+        made = Team(ray, origin, {role: fingerprint(model) for role, model in models.items()}, has_gpu, most)
+        try:
+            yield made
+        finally:
+            made.dismiss()
 
 
-def _in_turn(ray: Any, actors: list[Any], windows: Sequence[list[int]], part: Any) -> Iterator[Sink]:
-    """Results in the order of the windows, a few windows ahead per worker."""
-    waiting = iter(enumerate(windows))
-    under_way: deque[Any] = deque()
-    done = False
-    while under_way or not done:
-        while not done and len(under_way) < AHEAD * len(actors):
-            number, window = next(waiting, (0, None))
-            if window is None:
-                done = True
-            else:
-                under_way.append(actors[number % len(actors)].record.remote(window, part))
-        if under_way:
-            yield _result(ray, under_way.popleft())
-
-
-def _result(ray: Any, reference: Any) -> Sink:
+def _answer(ray: Any, reference: Any) -> Any:
     try:
-        filled: Sink = ray.get(reference)
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
@@ -133,7 +161,6 @@ def _result(ray: Any, reference: Any) -> Sink:
             f"A recording worker died and could not be replaced ({_reason(error)}): give it more memory or a smaller "
             "batch_size; a stored recording goes on from its last complete shard."
         ) from error
-    return filled
 
 
 def _reason(error: BaseException) -> str:

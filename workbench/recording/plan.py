@@ -3,7 +3,7 @@ config."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -67,9 +67,10 @@ def plan(
     batch_size: int | Literal["auto"],
     new_tokens: int,
     writer: str,
+    continued: Callable[[Plan, int, str], list[list[int]]] | None = None,
 ) -> Plan:
     """Encode the prompts once for all models; with ``new_tokens`` the ``writer`` continues them greedily
-    first."""
+    first (or ``continued`` lets it do so elsewhere)."""
     if batch_size != "auto" and batch_size < 1:
         raise UserError(f"The batch size is {batch_size}; give 1 or more, or 'auto'.")
     model = models[writer]
@@ -79,19 +80,25 @@ def plan(
     before = Plan(ids, [len(row) for row in ids], size, pad_id(model.tokenizer))
     if not new_tokens:
         return before
-    return Plan(_continued(model, before, new_tokens), before.prompt_lengths, size, before.pad)
-
-
-def _continued(model: AdaptedModel, before: Plan, new_tokens: int) -> list[list[int]]:
+    if continued is not None:
+        return Plan(continued(before, new_tokens, writer), before.prompt_lengths, size, before.pad)
     ids = list(before.ids)
+    for window in before.windows():
+        for prompt, row in continued_window(before, window, model, new_tokens).items():
+            ids[prompt] = row
+    return Plan(ids, before.prompt_lengths, size, before.pad)
+
+
+def continued_window(before: Plan, window: list[int], model: AdaptedModel, new_tokens: int) -> dict[int, list[int]]:
+    """Prompt -> its token ids and those ``model`` writes after it, to the first end token."""
     stops = model.inner.generation_config.eos_token_id
     ends = set(stops if isinstance(stops, list) else [stops])
-    for window in before.windows():
-        for batch in before.batches(window):
-            full = model.generate_ids(batch.encoded, max_new_tokens=new_tokens)
-            for prompt, row in zip(batch.prompts, full[:, batch.encoded.input_ids.shape[1] :].tolist(), strict=True):
-                end = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-                ids[prompt] = ids[prompt] + row[:end]
+    ids: dict[int, list[int]] = {}
+    for batch in before.batches(window):
+        full = model.generate_ids(batch.encoded, max_new_tokens=new_tokens)
+        for prompt, row in zip(batch.prompts, full[:, batch.encoded.input_ids.shape[1] :].tolist(), strict=True):
+            end = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
+            ids[prompt] = before.ids[prompt] + row[:end]
     return ids
 
 

@@ -70,7 +70,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     by traces) or "ndif" (traces run by the remote service; :mod:`workbench.recording.traced`).
     ``executor="ray"`` shares the prompts out over
     ``workers`` processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
-    :mod:`workbench.recording.distributed`. Continuations are still written by this process.
+    :mod:`workbench.recording.distributed`.
 
     Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, and a
     folder that holds another recording.
@@ -85,13 +85,14 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     make = _capturing(backend, models, tuple(chosen), new_tokens)
     options = _options(scope, dtype, logits, new_tokens)
     size = _stored_batch_size(store) if batch_size == "auto" else batch_size
-    plan_ = plan(models, rows, size or batch_size, new_tokens, _writer(models))
-    plan_ = sized_windows(plan_, models, chosen, scope, logits=logits)
-    names = [site.name for site in chosen] + (["logits"] if logits else [])
-    capture = make(tuple(chosen), scope, dtype, plan_.longest, logits)
-    job = _Job(models, rows, plan_, capture, progress or Silent())
-    config = store_config(models, rows, plan_, names, options)
     with _team(executor, workers, models) as team:
+        elsewhere = None if team is None else team.continued
+        plan_ = plan(models, rows, size or batch_size, new_tokens, _writer(models), elsewhere)
+        plan_ = sized_windows(plan_, models, chosen, scope, logits=logits)
+        names = [site.name for site in chosen] + (["logits"] if logits else [])
+        capture = make(tuple(chosen), scope, dtype, plan_.longest, logits)
+        job = _Job(models, rows, plan_, capture, progress or Silent())
+        config = store_config(models, rows, plan_, names, options)
         if store == "memory":
             return job.run(MemorySink(), config, team)
         if store is None:
