@@ -122,7 +122,8 @@ def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int =
 
 
 def _frame(given: Any) -> pd.DataFrame:
-    frame = given.frame() if isinstance(given, ProbeResult) else given
+    # where a lower score means more, a result says so by its importance
+    frame = getattr(given, "importance", given.frame)() if isinstance(given, ProbeResult) else given
     if not isinstance(frame, pd.DataFrame) or "score" not in frame:
         raise UserError("A map is a probe's result or a DataFrame with cell columns and 'score'.")
     return frame[frame["score"].notna()]

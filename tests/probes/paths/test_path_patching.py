@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import peft
 import pytest
 import torch
@@ -282,7 +283,9 @@ def test_files_figures_and_the_sign_for_comparisons(tmp_path: Path) -> None:
     assert found.provenance.settings["freeze_mlps"] is False and found.provenance.forward_passes > 0
     assert "logits" in found.figure().layout.title.text and "MLPs recomputed" in found.summary()
     assert list(found.importance().score) == sorted(-found.table.score, reverse=True)
-    assert probes.compare(found.importance(), found.importance(), ks=[1]).table.score[0] == 1
+    damaging = pd.DataFrame({"layer": [1, 0, 0, 1], "head": [0, 0, 1, 1], "score": [9.0, 0.2, 0.1, 0.0]})
+    assert probes.compare(found, damaging, ks=[1]).table.score[0] == 1, "the most negative head is the most important"
+    assert probes.compare(found, found).spearman == pytest.approx(1)
 
 
 def test_errors_say_what_to_do() -> None:
