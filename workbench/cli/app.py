@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from workbench.cli import dashboard, demo, diff, localize_paths, organism, recipe, record, report, runs, steer
+from workbench.cli import bench, dashboard, demo, diff, localize_paths, organism, recipe, record, report, runs, steer
 from workbench.cli.experiment import command as experiment
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("record")(record.record)
 app.command("report")(report.report)
 app.command("run")(experiment.run)
 app.command("steer")(steer.steer)
+app.add_typer(bench.app, name="bench", help="Measure the methods against known answers.")
 app.add_typer(localize_paths.app, name="localize", help="Find where the change lives; each verb writes a run.")
 app.add_typer(organism.app, name="organism", help="Small trained pairs with planted truth.")
 app.add_typer(recipe.app, name="recipe", help="Show, check and export recipes.")
