@@ -49,9 +49,10 @@ PAPERS = {
         "Offsets on selected heads beat offsets on random heads",
         "Yin, Ye & Durrett 2024, LoFiT: Localized Fine-tuning on LLM Representations",
         "Heads of the base are ranked by learned scalings, then offsets are trained on the first few, the model "
-        "frozen, for two tasks: answer from the context (context-knob), and a new instruction (planted-heads), which "
-        "is hard for this method, since an offset is one constant per head and the instruction asks for a look-up. "
-        "Control: the same training on random other heads.",
+        "frozen, for three tasks: answer in French (reachable-heads: by construction only three heads can bring it, "
+        "and a constant is enough), answer from the context (context-knob: many heads can), and a new instruction "
+        "(planted-heads), which no offset can teach: an offset is one constant per head, and the instruction asks for "
+        "a look-up, so a head would have to attend elsewhere. Control: the same training on random other heads.",
     ),
     "knob": (
         "The knob found in the tuned model works in the base",
@@ -130,7 +131,10 @@ def lofit(seed: int) -> list[dict[str, Any]]:
     context = organisms.build("context-knob", seed)
     train, test = ([row for row in context.splits[split] if row["intent"] == "context"] for split in ("train", "ood"))
     shelf = organisms.build("planted-heads", seed)
+    reach = organisms.build("reachable-heads", seed)
     return [
+        _offsets("reachable-heads", "answers in French, and right", reach.base, reach.splits["train"][:400],
+                 reach.splits["validation"], 3, seed, reach.truth.heads),
         _offsets("context-knob", "asked for context, answers from it", context.base, train[:200], test, 1, seed),
         _offsets("planted-heads", "third: answers right", shelf.base, shelf.splits["train"][:400],
                  shelf.splits["validation"], 3, seed),
@@ -138,10 +142,11 @@ def lofit(seed: int) -> list[dict[str, Any]]:
 
 
 def _offsets(
-    organism: str, measured: str, base: Path, train: list[dict], test: list[dict], count: int, seed: int
-) -> dict[str, Any]:
+    organism: str, measured: str, base: Path, train: list[dict], test: list[dict], count: int, seed: int,
+    planted: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     model, rows, held_out = load_one(base, device="cpu"), Prompts.of(train), Prompts.of(test)
-    ranking = probes.head_selection(model, rows, heads=count, epochs=4, resamples=1, seed=seed).chosen
+    ranking = probes.head_selection(model, rows, heads=count, epochs=4, resamples=0, end=False, seed=seed).chosen
     every = [f"L{layer}H{head}" for layer in range(model.n_layers) for head in range(model.n_heads)]
     others = [head for head in every if head not in ranking]
     rng = np.random.default_rng(seed)
@@ -151,11 +156,14 @@ def _offsets(
     ]
     chosen, *drawn = [right(model, held_out, recipe) for recipe in learned]
     shares = [float(one.mean()) for one in drawn]
+    ahead = mean_interval(chosen - np.mean(drawn, axis=0), clusters=held_out.clusters, seed=seed)
+    named = f" ({len({*ranking} & {*planted})} of the {len(planted)} planted)" if planted else ""
     return line(
         "lofit", organism, measured, float(right(model, held_out).mean()), interval(chosen, held_out),
         interval(np.mean(drawn, axis=0), held_out), n=len(held_out),
-        note=f"offsets on {', '.join(ranking)}; single draws of random heads lie between {min(shares):.0%} and "
-        f"{max(shares):.0%}",
+        note=f"offsets on {', '.join(ranking)}{named}; ahead of the mean of random heads by {ahead.estimate:.1%} "
+        f"[{ahead.low:.1%}, {ahead.high:.1%}] of the prompts (paired bootstrap); single draws of random heads lie "
+        f"between {min(shares):.0%} and {max(shares):.0%}",
     )  # fmt: skip
 
 
