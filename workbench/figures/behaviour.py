@@ -22,7 +22,7 @@ def behaviour_figure(table: pd.DataFrame, title: str = "Behaviour, with 95 % int
     models = list(dict.fromkeys(table["model"]))
     lines = math.ceil(len(metrics) / PER_LINE)
     figure = make_subplots(
-        rows=lines, cols=min(len(metrics), PER_LINE), subplot_titles=[escape(str(one)) for one in metrics],
+        rows=lines, cols=min(len(metrics), PER_LINE), subplot_titles=[escape(str(one), quote=False) for one in metrics],
         shared_yaxes=True, vertical_spacing=0.3 / lines,
     )  # fmt: skip
     for place, metric in enumerate(metrics):
@@ -42,7 +42,7 @@ def _dot(row: Any, model: str, metric: str, colour: str) -> go.Scatter:
         change = f"<br>against tuned {row['change']:+.3g} [{row['change_low']:+.3g}, {row['change_high']:+.3g}]"
     return go.Scatter(
         x=[row["estimate"]],
-        y=[escape(model)],
+        y=[escape(model, quote=False)],
         error_x={
             "type": "data",
             "symmetric": False,
@@ -53,7 +53,8 @@ def _dot(row: Any, model: str, metric: str, colour: str) -> go.Scatter:
         marker={"size": 10, "color": colour},
         showlegend=False,
         hovertemplate=(
-            f"{escape(model)}<br>{escape(metric)} %{{x:.3g}}<br>95 % [{row['low']:.3g}, {row['high']:.3g}]"
+            f"{escape(model, quote=False)}<br>{escape(metric, quote=False)} %{{x:.3g}}"
+            f"<br>95 % [{row['low']:.3g}, {row['high']:.3g}]"
             f"{change}<br>n = {int(row['n'])}<extra></extra>"
         ),
     )

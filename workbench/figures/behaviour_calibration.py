@@ -35,7 +35,7 @@ def calibration_figure(curve: pd.DataFrame, title: str = "Calibration: share rig
             mode="lines+markers",
             line={"color": COLOURS[number % len(COLOURS)]},
             marker={"size": [6 + 10 * (n / most) ** 0.5 for n in rows["n"]]},
-            name=escape(str(model)),
+            name=escape(str(model), quote=False),
             customdata=rows[["low", "high", "n"]].to_numpy().tolist(),
             hovertemplate=(
                 "confidence %{x:.2f}: right %{y:.0%} [%{customdata[0]:.0%}, %{customdata[1]:.0%}], "

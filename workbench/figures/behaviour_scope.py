@@ -20,9 +20,9 @@ def scope_figure(table: pd.DataFrame, *, changed: str = "", title: str = "") -> 
     for number, (recipe, rows) in enumerate(table.groupby("recipe", sort=False)):
         pale = [0.35 if _inside(row) else 0.95 for _, row in rows.iterrows()]
         figure.add_bar(
-            x=[f"{escape(scope)}<br>({escape(rate)})" for scope, rate in zip(rows["scope"], rows["rate"], strict=True)],
+            x=_places(rows),
             y=rows["estimate"].tolist(),
-            name=escape(str(recipe)),
+            name=escape(str(recipe), quote=False),
             marker={"color": COLOURS[1 + number % (len(COLOURS) - 1)], "opacity": pale},
             error_y={
                 "type": "data", "symmetric": False,
@@ -39,8 +39,8 @@ def scope_figure(table: pd.DataFrame, *, changed: str = "", title: str = "") -> 
             _control(figure, rows, number)
     figure.update_layout(
         title={"text": title or "Share of prompts whose behaviour changed", "font": {"size": 14}},
-        yaxis={"title": f"share changed ({escape(changed)})" if changed else "share changed", "range": [-0.03, 1.05],
-               "tickformat": ".0%"},
+        yaxis={"title": f"share changed ({escape(changed, quote=False)})" if changed else "share changed",
+               "range": [-0.03, 1.05], "tickformat": ".0%"},
         height=440, template="plotly_white", barmode="group", legend={"orientation": "h", "y": -0.2},
     )  # fmt: skip
     return figure
@@ -49,7 +49,7 @@ def scope_figure(table: pd.DataFrame, *, changed: str = "", title: str = "") -> 
 def _control(figure: go.Figure, rows: pd.DataFrame, number: int) -> None:
     """The random recipes beside the bar they belong to: as a bar without filling, so that plotly places it."""
     figure.add_bar(
-        x=[f"{escape(scope)}<br>({escape(rate)})" for scope, rate in zip(rows["scope"], rows["rate"], strict=True)],
+        x=_places(rows),
         y=rows["control"].tolist(),
         name="random recipes, 95 % range",
         showlegend=number == 0,
@@ -62,6 +62,10 @@ def _control(figure: go.Figure, rows: pd.DataFrame, number: int) -> None:
         offsetgroup=f"{number} control",
         hovertemplate="random recipes: %{y:.1%}<extra></extra>",
     )  # fmt: skip
+
+
+def _places(rows: pd.DataFrame) -> list[str]:
+    return [f"{escape(scope)}<br>({escape(rate)})" for scope, rate in zip(rows["scope"], rows["rate"], strict=True)]
 
 
 def _inside(row: pd.Series) -> bool:

@@ -13,9 +13,10 @@ ROWS = 20
 """Longer tables are cut, and say so."""
 LONGEST = 600
 """Signs of a text that are shown."""
-WIDTH = 96
+WIDTH = 120
 """Signs that fit beside each other in a figure, over all columns; longer words are broken."""
 _MARK = "#D55E00"
+_NARROW = '<td style="white-space:nowrap">'
 
 
 def shown(text: str) -> str:
@@ -41,12 +42,13 @@ def texts_html(texts: pd.DataFrame, *, against: str = "base", rows: int = ROWS) 
         by_model = group.set_index("model")
         cells = [escape(shown(str(group["asked"].iloc[0]))), "greedy" if sample == 0 else str(sample)]
         cells += [_marked(by_model.loc[model], against) for model in models]
-        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        prompt, sample_cell, *others = (f"<td>{cell}</td>" for cell in cells)
+        body.append(f"<tr>{prompt}{sample_cell.replace('<td>', _NARROW)}{''.join(others)}</tr>")
     more = f"<p>The first {rows} of {len(groups)}.</p>" if len(groups) > rows else ""
-    style = "white-space:pre-wrap;overflow-wrap:anywhere;text-align:left;vertical-align:top"
+    style = "white-space:pre-wrap;overflow-wrap:break-word;text-align:left;vertical-align:top"
     return (
         f'<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>{more}'
-        f"<p>Marked: the first token that differs from the text of {escape(against)}; grey: the same text.</p>"
+        f"<p>Marked: the word at which a text leaves that of {escape(against)}; grey: the same text.</p>"
     )
 
 
@@ -87,8 +89,8 @@ def texts_figure(
         columns[1].append("greedy" if sample == 0 else str(sample))
         for column, model in zip(columns[2:], models, strict=True):
             column.append(_cell(by_model.loc[model], against, width))
-    names = ["<b>prompt</b>", "<b>sample</b>", *(f"<b>{escape(shown(str(name)))}</b>" for name in models)]
-    tall = sum(10 + 16 * max(cell.count("<br>") + 1 for cell in row) for row in zip(*columns, strict=True))
+    names = ["<b>prompt</b>", "<b>sample</b>", *(f"<b>{_plotly(shown(str(name)))}</b>" for name in models)]
+    tall = sum(16 + 16 * max(cell.count("<br>") + 1 for cell in row) for row in zip(*columns, strict=True))
     figure = go.Figure(
         go.Table(
             header={"values": names, "align": "left", "fill_color": "#eeeeee"},
@@ -97,7 +99,7 @@ def texts_figure(
         )
     )
     cut = f" (the first {rows} of {len(groups)})" if len(groups) > rows else ""
-    told = f"{title}{cut}; coloured: where a text leaves that of {escape(against)}; grey: the same text"
+    told = f"{title}{cut}; coloured: the word at which a text leaves that of {_plotly(against)}; grey: the same text"
     figure.update_layout(
         title={"text": told, "font": {"size": 13}}, height=min(130 + tall, 1600), margin={"l": 10, "r": 10, "b": 10}
     )
@@ -109,22 +111,38 @@ def _cell(row: Any, against: str, width: int) -> str:
     if not differs:
         return f'<span style="color:#777777">{_wrapped(before, width)}</span>'
     first, rest = _first_word(after)
-    mark = f'<b style="color:{_MARK}">{_wrapped(first, width) or "∎"}</b>'
-    return f"{_wrapped(before, width)}{mark}{_wrapped(rest, width)}"
+    parts = [shown(before), shown(first) or "∎", shown(rest)]
+    start, end = len(parts[0]), len(parts[0]) + len(parts[1])
+    signs = _lines("".join(parts), width)
+    mark = f'<b style="color:{_MARK}">{"".join(signs[start:end])}</b>'
+    return f"{''.join(signs[:start])}{mark}{''.join(signs[end:])}"
 
 
 def _wrapped(text: str, width: int) -> str:
-    """Escaped, with a line break every few words; plotly's tables do not break long words."""
-    lines: list[str] = []
-    for part in shown(text).split("\n"):
-        line = ""
-        for place, word in enumerate(part.split(" ")):
-            pieces = [word[at : at + width] for at in range(0, len(word), width)] or [""]
-            for number, piece in enumerate(pieces):
-                joint = " " if number == 0 and place else ""
-                if line.strip() and len(line) + len(joint) + len(piece) > width:
-                    lines.append(line)
-                    line, joint = "", ""
-                line += joint + piece
-        lines.append(line)
-    return "<br>".join(escape(line) for line in lines)
+    return "".join(_lines(shown(text), width))
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Each sign of ``text`` escaped, a line break in place of some spaces and inside words that are too long.
+
+    Plotly's tables wrap at spaces but neither break words nor make room for what they wrapped.
+    """
+    signs, column, space = [_plotly(sign) for sign in text], 0, -1
+    for place, sign in enumerate(text):
+        column += 1
+        if sign == "\n":
+            signs[place], column, space = "<br>", 0, -1
+        elif column > width and sign == " ":
+            signs[place], column, space = "<br>", 0, -1
+        elif column > width and space >= 0:
+            signs[space], column, space = "<br>", place - space, -1
+        elif column > width:
+            signs[place], column = f"<br>{signs[place]}", 1
+        elif sign == " ":
+            space = place
+    return signs
+
+
+def _plotly(text: str) -> str:
+    """Escaped for plotly, which obeys tags and knows no ``&quot;``."""
+    return escape(text, quote=False)
