@@ -125,7 +125,16 @@ def _localized(step: Any, bench: Bench) -> Any:
             )  # fmt: skip
         case steps.Concepts():
             return _concepts(step, bench)
+        case steps.Probe():
+            return _other(step, bench)
     return _retrieval(step, bench)
+
+
+def _other(step: steps.Probe, bench: Bench) -> Any:
+    """A probe by name; its options were checked when the experiment was read."""
+    subject = bench.pair if step.within == "pair" else bench.pair.models[step.within]
+    call = getattr(probes, step.call)
+    return call(subject, bench.rows(step.prompts), seed=bench.seed, progress=bench.progress, **step.options)
 
 
 def _concepts(step: steps.Concepts, bench: Bench) -> Any:
@@ -175,11 +184,14 @@ def _best(result: Any) -> pd.DataFrame:
 
 def cell_label(row: Any) -> str:
     """What a row of a probe's table is about, as people write it: L1H0, L1E4, direction 2."""
-    number = {name: int(row[name]) for name in ("layer", "head", "expert", "position") if _given(row, name)}
+    places = [name for name in ("layer", "head", "expert", "position") if _given(row, name)]
+    number = {name: int(row[name]) for name in places if not isinstance(row[name], str)}
     layer = f"L{number['layer']}" if "layer" in number else ""
     parts = [layer + next((f"{name[0].upper()}{number[name]}" for name in ("head", "expert") if name in number), "")]
-    parts += [str(row[name]) for name in ("site", "module", "phase") if _given(row, name)]
-    parts += [f"direction {int(row['direction'])}"] if _given(row, "direction") else []
+    parts += [str(row[name]) for name in ("site", "module", "phase", "group") if _given(row, name)]
+    parts += [row[name] for name in places if name not in number]
+    if _given(row, "direction"):
+        parts.append(row["direction"] if isinstance(row["direction"], str) else f"direction {int(row['direction'])}")
     parts += [f"position {number['position']}"] if "position" in number else []
     return " ".join(part for part in parts if part) or "all"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -124,6 +125,9 @@ def _check_metrics(step: Any, place: tuple[Any, ...]) -> None:
 
 
 def _check_options(step: Any, place: tuple[Any, ...]) -> None:
+    if isinstance(step, steps.Probe):
+        _check_call(step, place)
+        return
     if not getattr(step, "options", None):
         return
     taken = {"seed", "progress", "responses", "refusal", "controls_on", *type(step).model_fields}
@@ -131,6 +135,22 @@ def _check_options(step: Any, place: tuple[Any, ...]) -> None:
     for key in step.options:
         if key not in known:
             raise refusal(unknown(f"option {key!r}", key, known), *place, "options", key)
+
+
+def _check_call(step: steps.Probe, place: tuple[Any, ...]) -> None:
+    """The options of a probe called by name; those that it passes on are checked by itself."""
+    import probes
+
+    first, _, *own = inspect.signature(getattr(probes, step.call)).parameters.values()
+    if first.name == "pair" and step.within != "pair":
+        raise refusal(f"{step.call} compares both models; leave within out.", *place, "within")
+    known = [one.name for one in own if one.kind is not one.VAR_KEYWORD and one.name not in ("seed", "progress")]
+    for key in step.options:
+        if key not in known and len(known) == len([one for one in own if one.name not in ("seed", "progress")]):
+            raise refusal(unknown(f"option {key!r}", key, known), *place, "options", key)
+    for one in own:
+        if one.default is one.empty and one.kind is not one.VAR_KEYWORD and one.name not in step.options:
+            raise refusal(f"{step.call} needs {one.name}; give it under options.", *place)
 
 
 def _options_of(step: Any) -> Any:

@@ -128,6 +128,16 @@ class Retrieval(Step):
     lengths: list[int] = Field(default=[256, 512, 1024])
 
 
+class Probe(Step):
+    """Any other probe of (models, prompts), by its name in Python; ``options`` are its keyword arguments."""
+
+    do: Literal["probe"] = "probe"
+    call: Literal["circuit", "cmap", "head_selection", "logit_lens", "path_patching", "token_shift"]
+    within: Literal["pair", "base", "tuned"] = "pair"
+    """What the probe is given: both models, or one."""
+    options: dict[str, Any] = Field(default={})
+
+
 class Compared(Step):
     """What steps share that measure behaviour."""
 
@@ -186,6 +196,7 @@ AnyStep = Annotated[
     | Knob
     | Concepts
     | Retrieval
+    | Probe
     | Generate
     | Diff
     | Dose,

@@ -85,8 +85,15 @@ class _MLflow:
 
     @contextmanager
     def opened(self, name: str, run: Run) -> Iterator[Log]:
-        self._mlflow.set_experiment(f"{PROJECT} {name}")
-        with self._mlflow.start_run(run_name=run.name):
+        try:
+            self._mlflow.set_experiment(f"{PROJECT} {name}")
+            started = self._mlflow.start_run(run_name=run.name)
+        except self._mlflow.exceptions.MlflowException as error:
+            raise UserError(
+                f"mlflow refused ({str(error).splitlines()[0]}); the results are in {run.path}. Set "
+                "MLFLOW_TRACKING_URI, and run the same command again."
+            ) from error
+        with started:
             self._mlflow.log_dict(run.config, "config.json")
             yield self
 

@@ -374,6 +374,34 @@ def test_strengths_and_seeds_on_an_organism_are_the_numbers_of_python(tmp_path: 
     assert (off[off["recipes.planted.strength"] == 0]["change"] == 0).all()
 
 
+def test_other_probes_by_name(home: Path, tmp_path: Path) -> None:
+    text = """
+    name: others
+    pair: {base: llama-base, tuned: llama-tuned, device: cpu}
+    prompts: {some: {file: p.jsonl, limit: 8}, alike: {file: p.jsonl, where: {prompt: the quick}}}
+    steps:
+      tokens: {do: probe, call: token_shift, options: {max_new_tokens: 4}}
+      lens: {do: probe, call: logit_lens, options: {top: 2, positions: last}}
+      heads: {do: probe, call: cmap, prompts: alike, options: {heads: [L0H0, L1H1], metric: accuracy}}
+    """
+    done = run_experiment(Experiment.parse(text), tmp_path / "run", folder=home)
+    pair = wb.load_pair(home / "llama-base", home / "llama-tuned", device="cpu")
+    want = probes.token_shift(pair, Prompts.load(home / "p.jsonl")[:8], max_new_tokens=4)
+    assert done.metrics[done.metrics["step"] == "tokens"]["estimate"].iloc[0] == want.frame()["score"].iloc[0]
+    assert set(done.metrics["step"]) == {"tokens", "lens", "heads"}
+    write_report(done.run.path, tmp_path / "r.html")
+    with pytest.raises(UserError, match=r"steps.lens.options.tpo: unknown option 'tpo'. Did you mean 'top'"):
+        Experiment.parse(text.replace("top: 2", "tpo: 2"))
+    with pytest.raises(UserError, match=r"steps.lens: circuit needs heads; give it under options"):
+        Experiment.parse(text.replace("logit_lens, options: {top: 2, positions: last}", "circuit"))
+    with pytest.raises(UserError, match=r"steps.tokens.within: token_shift compares both models"):
+        Experiment.parse(text.replace("call: token_shift", "call: token_shift, within: base"))
+    with pytest.raises(UserError, match=r"step heads: Unknown option 'hads'"):
+        run_experiment(
+            Experiment.parse(text.replace("metric: acc", "hads: 3, metric: acc")), tmp_path / "b", folder=home
+        )
+
+
 def test_a_second_process_in_the_same_folder_is_refused(home: Path, tmp_path: Path) -> None:
     from workbench.recording.lock import FolderLock
 

@@ -99,6 +99,7 @@ steps:
   skills: {do: localize skills, level: heads, sparsity: 1e-2, options: {epochs: 2}}
   knob: {do: localize knob, layers: [1, 2], steps: 10}
   concepts: {do: localize concepts, record: rec, layer: 1, method: pca}
+  lens: {do: probe, call: logit_lens, options: {top: 3, layers: [0]}}
   needles: {do: localize retrieval, haystack: h.txt, needles: [{question: q, text: t}], lengths: [64]}
   texts: {do: generate, recipes: [many], strengths: [0, 1], on: tuned}
   slope: {do: dose, recipe: saved, strengths: [-1, 0, 1.5], metrics: [prob], on: base, controls: 0}
