@@ -131,11 +131,23 @@ def errors(app: AppTest) -> str:
     return " ".join(one.value for one in app.error)
 
 
+_DRAWN = {"text", "hovertemplate", "hovertext", "name", "ticktext", "label"}
+
+
+def drawn_texts(part: Any, key: str = "") -> list[str]:
+    """Every text of a figure that is drawn, wherever it stands; values of axes are data."""
+    if isinstance(part, str):
+        return [part] if key in _DRAWN else []
+    if isinstance(part, dict):
+        return [text for name, value in part.items() for text in drawn_texts(value, name)]
+    return [text for value in part for text in drawn_texts(value, key)] if isinstance(part, list) else []
+
+
 def obeyed(app: AppTest) -> list[str]:
     """Where on the page a text stands that a browser or a terminal would obey."""
     pieces = {
         "html": [one.proto.body for one in app.get("html")],
-        "figure": [one.proto.spec for one in app.get("plotly_chart")],
+        "figure": [text for one in figures(app) for text in drawn_texts(one)],
         "markdown": [one.value for one in (*app.markdown, *app.caption, *app.info, *app.warning)],
         "code": [one.value for one in app.code],
         "table": [one.value.to_csv() for one in app.dataframe],

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.cells import COLOURS, bar_title
-from workbench.figures.tokens import shortened, visible
+from workbench.figures.tokens import safe, shortened, visible
 
 LETTERS = 10
 MOST_LABELLED = 48
@@ -37,7 +37,7 @@ def attention_panels(
     ]  # fmt: skip
     figure = make_subplots(
         cols=3, shared_yaxes=True, horizontal_spacing=0.03, column_widths=[1, 1, 1],
-        subplot_titles=[html.escape(name) for name, *_ in panels],
+        subplot_titles=[safe(name) for name, *_ in panels],
     )  # fmt: skip
     told = _told(base, tuned, tokens, names)
     for place, (_, values, colours, low, high) in enumerate(panels, start=1):
@@ -51,7 +51,7 @@ def attention_panels(
     _axes(figure, tokens)
     height = 230 + min(620, max(180, 20 * len(tokens)))
     figure.update_layout(
-        title={"text": html.escape(title), "font": {"size": 15}}, template="plotly_white", height=height,
+        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=height,
         margin={"l": 80, "r": 20, "t": 80, "b": 90},
     )  # fmt: skip
     return figure
@@ -64,7 +64,7 @@ def _told(
     names: tuple[str, str],
 ) -> list[list[str]]:
     shown = [html.escape(visible(token)) for token in tokens]
-    one, other = (html.escape(name) for name in names)
+    one, other = (safe(name) for name in names)
     return [
         [
             f"from {row} {shown[row]} to {column} {shown[column]}<br>{one} {base[row, column]:.3f}, "

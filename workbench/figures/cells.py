@@ -3,7 +3,6 @@ clickable, interval and control under the pointer."""
 
 from __future__ import annotations
 
-import html
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +12,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.tokens import safe, visible_line
+
 COLOURS = "RdBu_r"
 GREY = "rgb(160, 160, 160)"
 GREY_OPACITY = 0.6
 """How much of a greyed cell's colour is covered: it stays to be seen."""
+LONGEST_NAME = 32
+"""Letters of a name on an axis; the pointer shows all of it."""
 _TEMPLATE = "%{text}<extra></extra>"
 BAR_LINE = 24
 """Letters to a line of a colour bar's title, which stands beside the bar."""
@@ -63,7 +66,7 @@ def cell_heatmap(table: pd.DataFrame, axes: Axes, *, title: str = "", limit: flo
     height = int(np.clip(28 * rows + 140, 340, 900))
     figure = go.Figure(cell_traces(table, axes, limit or bound_of(table), height))
     figure.update_layout(
-        title=dict(text=html.escape(title), font=dict(size=15)), height=height, template="plotly_white",
+        title=dict(text=safe(title), font=dict(size=15)), height=height, template="plotly_white",
         showlegend=False,
         xaxis=dict(title=dict(text=axes.column), dtick=None if columns > 40 else 1, automargin=True),
         yaxis=dict(title=dict(text=axes.row), dtick=None if rows > 40 else 1, automargin=True, zeroline=False),
@@ -72,7 +75,16 @@ def cell_heatmap(table: pd.DataFrame, axes: Axes, *, title: str = "", limit: flo
     for name, update in ((axes.row, figure.update_yaxes), (axes.column, figure.update_xaxes)):
         if pd.api.types.is_numeric_dtype(table[name]) and len(table):
             update(range=[table[name].min() - 0.5, table[name].max() + 0.5])
+        else:
+            names = sorted(table[name].unique())
+            update(tickmode="array", tickvals=names, ticktext=[safe(short_name(str(one))) for one in names])
     return figure
+
+
+def short_name(text: str) -> str:
+    """A name for an axis: its beginning and its end where it is long, nothing in it invisible."""
+    shown = visible_line(text)
+    return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME // 2]}…{shown[1 - LONGEST_NAME // 2 :]}"
 
 
 def mark_cell(figure: go.Figure, row: int | float, column: int | float | str) -> go.Figure:
@@ -88,7 +100,7 @@ def mark_cell(figure: go.Figure, row: int | float, column: int | float | str) ->
 def bar_title(text: str) -> dict[str, Any]:
     """A colour bar's title, broken into lines that fit beside a short bar."""
     lines = textwrap.wrap(text, BAR_LINE, break_long_words=False)
-    return dict(text="<br>".join(html.escape(line) for line in lines), side="right", font=dict(size=12))
+    return dict(text="<br>".join(safe(line) for line in lines), side="right", font=dict(size=12))
 
 
 def cell_traces(
@@ -133,7 +145,7 @@ def _told(row: Mapping[Any, Any], axes: Axes, *, grey: bool) -> str:
         return all(name in row and not pd.isna(row[name]) for name in names)
 
     name = axes.label.format(row=row[axes.row], column=row[axes.column])
-    lines = [f"<b>{html.escape(name)}</b>", f"{html.escape(axes.score)}: {row['score']:+.3g}"]
+    lines = [f"<b>{safe(name)}</b>", f"{safe(axes.score)}: {row['score']:+.3g}"]
     if has("low", "high"):
         lines.append(f"95 % interval {row['low']:+.3g} to {row['high']:+.3g}")
     if has("control"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
-
 import pandas as pd
 import plotly.graph_objects as go
+
+from workbench.figures.tokens import safe
 
 
 def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -18,7 +18,7 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     told = [
         f"95 % interval {row['low']:.2%} to {row['high']:.2%}<br>"
         f"random directions {row['control']:.2%}, q = {row['q']:.2g}"
-        f"<br>raises {html.escape(row['up'])}<br>lowers {html.escape(row['down'])}"
+        f"<br>raises {safe(row['up'])}<br>lowers {safe(row['down'])}"
         for row in rows.to_dict("records")
     ]
     figure = go.Figure()
@@ -47,7 +47,7 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     )
     figure.update_layout(
         template="plotly_white",
-        title={"text": html.escape(title), "font": {"size": 15}},
+        title={"text": safe(title), "font": {"size": 15}},
         height=400,
         hovermode="x",
         xaxis={"title": "latent" if "latent" in rows else "direction", "type": "category"},

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
-
 import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.cells import Axes, cell_heatmap
+from workbench.figures.tokens import safe
 
 SCORE = "mean shift / base length"
 
@@ -60,7 +59,7 @@ def _along_layers(rows: pd.DataFrame, title: str) -> go.Figure:
     )
     figure.update_layout(
         template="plotly_white",
-        title={"text": html.escape(title), "font": {"size": 15}},
+        title={"text": safe(title), "font": {"size": 15}},
         height=400,
         xaxis={"title": "layer", "dtick": 1 if len(x) <= 40 else None},
         yaxis={"title": SCORE, "rangemode": "tozero"},

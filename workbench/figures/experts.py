@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
-
 import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.cells import Axes, cell_heatmap
+from workbench.figures.tokens import safe
 
 
 def expert_heatmap(table: pd.DataFrame, *, title: str = "Experts", limit: float | None = None) -> go.Figure:
@@ -48,8 +47,8 @@ def count_lines(table: pd.DataFrame, *, title: str, x: str, y: str, control: str
         "control %{customdata[2]:.3g} (%{customdata[3]:.3g} to %{customdata[4]:.3g})<extra></extra>",
     )  # fmt: skip
     figure.update_layout(
-        title=dict(text=html.escape(title), font=dict(size=15)), template="plotly_white", height=420,
+        title=dict(text=safe(title), font=dict(size=15)), template="plotly_white", height=420,
         xaxis=dict(title=dict(text=x), rangemode="tozero", dtick=1 if shown["count"].max() <= 20 else None),
-        yaxis=dict(title=dict(text=html.escape(y)), rangemode="tozero"), legend=dict(orientation="h", y=-0.25),
+        yaxis=dict(title=dict(text=safe(y)), rangemode="tozero"), legend=dict(orientation="h", y=-0.25),
     )  # fmt: skip
     return figure

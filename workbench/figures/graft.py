@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.cells import short_name
 from workbench.figures.knob import COLOURS, GREY
+from workbench.figures.tokens import safe
 
 
 def sparsity_curve(
@@ -42,7 +43,7 @@ def sparsity_curve(
     if chosen is not None and chosen > 0:
         figure.add_vline(x=chosen, line=dict(dash="dot", width=1))
     figure.update_layout(
-        title=dict(text=html.escape(title), font=dict(size=15)), template="plotly_white", height=420,
+        title=dict(text=safe(title), font=dict(size=15)), template="plotly_white", height=420,
         legend=dict(orientation="h", y=-0.25),
         xaxis=dict(
             title=dict(text="share of the eligible weights grafted (logarithmic)"), type="log", tickformat=".2~%",
@@ -78,23 +79,24 @@ def variants_figure(models: pd.DataFrame, *, metric: str = "accuracy", title: st
     ``models``: model, ``metric``, low, high, entries (weights that come from the tuned model), n.
     """
     rows = models[models[metric].notna()].reset_index(drop=True)
-    names = [html.escape(str(name)) for name in rows["model"]]
+    names = [safe(short_name(str(name))) for name in rows["model"]]
     error = {}
     if metric == "accuracy":
         error = {"error_x": {"type": "data", "symmetric": False, "array": (rows["high"] - rows[metric]).tolist(),
                              "arrayminus": (rows[metric] - rows["low"]).tolist(), "thickness": 1.5}}  # fmt: skip
     figure = go.Figure(go.Scatter(
-        x=rows[metric].tolist(), y=names, mode="markers",
+        x=rows[metric].tolist(), y=rows.index.tolist(), mode="markers",
         marker={"size": 11, "color": [_LOOKS.get(str(name), (GREY, "x"))[0] for name in rows["model"]],
                 "symbol": [_LOOKS.get(str(name), (GREY, "x"))[1] for name in rows["model"]]},
         customdata=[[_variant(row, metric)] for row in rows.to_dict("records")],
         hovertemplate="%{customdata[0]}<extra></extra>", **error,
     ))  # fmt: skip
     figure.update_layout(
-        title={"text": html.escape(title), "font": {"size": 15}}, template="plotly_white",
+        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white",
         height=150 + 34 * len(rows), margin={"l": 140, "r": 20, "t": 60, "b": 60},
         xaxis={"title": f"{metric.replace('_', ' ')}, 95 % interval over prompts (random: range of the draws)"},
-        yaxis={"autorange": "reversed"},
+        yaxis={"autorange": "reversed", "tickmode": "array", "tickvals": rows.index.tolist(), "ticktext": names,
+               "automargin": True},
     )  # fmt: skip
     return figure
 
@@ -107,7 +109,7 @@ _LOOKS = {
 
 
 def _variant(row: dict[Any, Any], metric: str) -> str:
-    text = f"<b>{html.escape(str(row['model']))}</b><br>{row['entries']:.0f} weights from the tuned model"
+    text = f"<b>{safe(str(row['model']))}</b><br>{row['entries']:.0f} weights from the tuned model"
     text += f"<br>{metric} {row[metric]:.3f}"
     if metric == "accuracy":
         text += f", {row['low']:.3f} to {row['high']:.3f}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
-
 import pandas as pd
 import plotly.graph_objects as go
+
+from workbench.figures.tokens import safe
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito: told apart by colour-blind readers too."""
@@ -39,9 +39,9 @@ def knob_slope(
     if natural is not None:
         _marks(figure, natural[natural["model"] == models[0]])
     figure.update_layout(
-        title={"text": html.escape(title), "font": {"size": 15}},
+        title={"text": safe(title), "font": {"size": 15}},
         xaxis={"title": "set value of the knob (the model's own units)", "zeroline": False},
-        yaxis={"title": html.escape(f"share of '{shown}' answers"), "range": [-0.12, 1.05], "tickformat": ".0%"},
+        yaxis={"title": safe(f"share of '{shown}' answers"), "range": [-0.12, 1.05], "tickformat": ".0%"},
         template="plotly_white",
         height=460,
         legend={"orientation": "h", "y": -0.25},
@@ -89,8 +89,8 @@ def _marks(figure: go.Figure, natural: pd.DataFrame) -> None:
             y=[-0.04 - 0.04 * number] * len(rows),
             mode="markers",
             marker={"symbol": "line-ns-open", "size": 9, "color": COLOURS[-1 - number]},
-            name=html.escape(f"natural, '{intent}'"),
-            hovertemplate="natural coordinate %{x:.3g}<extra>" + html.escape(str(intent)) + "</extra>",
+            name=safe(f"natural, '{intent}'"),
+            hovertemplate="natural coordinate %{x:.3g}<extra>" + safe(str(intent)) + "</extra>",
         )
 
 
@@ -103,13 +103,13 @@ def natural_spread(natural: pd.DataFrame, *, title: str = "") -> go.Figure:
     for number, (intent, rows) in enumerate(natural.groupby("intent", sort=False)):
         figure.add_violin(
             x=rows["value"].tolist(), y=rows["model"].astype(str).tolist(), orientation="h", points="all", jitter=0.4,
-            pointpos=0, box={"visible": False}, meanline={"visible": True}, name=html.escape(f"asked for '{intent}'"),
+            pointpos=0, box={"visible": False}, meanline={"visible": True}, name=safe(f"asked for '{intent}'"),
             line={"color": COLOURS[number % len(COLOURS)]},
             marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 5},
             hoveron="points", hovertemplate="%{y}: %{x:.3g}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     figure.update_layout(
-        title={"text": html.escape(title), "font": {"size": 15}}, template="plotly_white", violinmode="overlay",
+        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", violinmode="overlay",
         height=180 + 110 * natural["model"].nunique(), legend={"orientation": "h", "y": -0.3},
         xaxis={"title": "natural coordinate at the last prompt token (the model's own units)"},
         yaxis={"title": "", "categoryorder": "array", "categoryarray": list(natural["model"].unique())[::-1]},

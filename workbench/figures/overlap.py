@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
-
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.cells import short_name
 from workbench.figures.knob import COLOURS, GREY
+from workbench.figures.tokens import safe
 
 
 def overlap_curve(table: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -22,7 +22,7 @@ def overlap_curve(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     figure.add_scatter(x=x, y=rows["control"].tolist(), name="chance (95 % range)", line=dict(color=GREY))
     figure.add_scatter(x=x, y=rows["score"].tolist(), name="shared", mode="lines+markers", line=dict(color=COLOURS[0]))
     figure.update_layout(
-        title=dict(text=html.escape(title), font=dict(size=15)), template="plotly_white",
+        title=dict(text=safe(title), font=dict(size=15)), template="plotly_white",
         height=380, legend=dict(orientation="h", y=-0.25),
         xaxis=dict(title=dict(text="k best cells of each map"), type="log"),
         yaxis=dict(title=dict(text="share of the k in both"), range=[0, 1.05]),
@@ -35,7 +35,7 @@ def shared_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
 
     ``table``: first, second, shared, expected, low, high (95 % range of chance), p.
     """
-    names = [html.escape(f"{row['first']} and {row['second']}") for row in table.to_dict("records")]
+    names = [safe(f"{short_name(row['first'])} and {short_name(row['second'])}") for row in table.to_dict("records")]
     figure = go.Figure()
     figure.add_bar(
         x=table["shared"].tolist(), y=names, orientation="h", name="shared weights", marker={"color": COLOURS[0]},
@@ -50,9 +50,9 @@ def shared_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
                  "arrayminus": (table["expected"] - table["low"]).tolist(), "color": COLOURS[5]},
     )  # fmt: skip
     figure.update_layout(
-        title={"text": html.escape(title), "font": {"size": 15}}, template="plotly_white", height=200 + 44 * len(table),
+        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=200 + 44 * len(table),
         xaxis={"title": "number of weights in both regions", "rangemode": "tozero"},
         legend={"orientation": "h", "y": -0.5}, margin={"l": 60, "r": 20, "t": 60, "b": 60},
     )  # fmt: skip
-    figure.update_yaxes(automargin=True)
+    figure.update_yaxes(automargin=True, ticksuffix="  ")
     return figure

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from workbench.errors import UserError
 from workbench.figures.cells import Axes, bound_of, cell_heatmap, cell_traces
 from workbench.figures.heads import head_heatmap
-from workbench.figures.tokens import visible
+from workbench.figures.tokens import safe, visible
 
 
 def patch_heatmap(
@@ -49,7 +49,7 @@ def _by_position(
     figure.update_xaxes(title=dict(text="position"))
     figure.update_yaxes(title=dict(text="layer"), col=1, dtick=1 if table["layer"].nunique() <= 40 else None)
     figure.update_layout(
-        title=dict(text=html.escape(title), font=dict(size=15)), height=height, template="plotly_white",
+        title=dict(text=safe(title), font=dict(size=15)), height=height, template="plotly_white",
         showlegend=False, margin=dict(l=60, r=20, t=90, b=80), hovermode="closest", hoverdistance=-1,
     )  # fmt: skip
     return figure

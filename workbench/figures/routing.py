@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.cells import COLOURS, bar_title
-from workbench.figures.tokens import shortened, visible
+from workbench.figures.tokens import safe, shortened, visible
 
 LETTERS = 10
 MOST_LABELLED = 40
@@ -50,7 +50,7 @@ def routing_map(cells: pd.DataFrame, tokens: Sequence[str], *, title: str = "") 
         )  # fmt: skip
     _axes(figure, places, tokens)
     figure.update_layout(
-        title={"text": html.escape(title), "font": {"size": 15}}, template="plotly_white",
+        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white",
         height=200 + min(1400, max(160, 17 * len(places))), margin={"l": 80, "r": 20, "t": 80, "b": 90},
     )  # fmt: skip
     return figure
@@ -92,7 +92,7 @@ def routing_flow(cells: pd.DataFrame, *, title: str = "") -> go.Figure:
         },
     ))  # fmt: skip
     figure.update_layout(
-        title={"text": html.escape(title), "font": {"size": 15}}, template="plotly_white",
+        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white",
         height=200 + 34 * max((sum(step == one for step, _ in names) for one in range(len(layers))), default=1),
         margin={"l": 20, "r": 60, "t": 90, "b": 40},
     )  # fmt: skip

@@ -88,6 +88,11 @@ def token_lines_html(
     return f"{legend}{box}"
 
 
+def safe(text: str) -> str:
+    """A text for a figure: nothing in it is markup, and nothing is invisible."""
+    return html.escape(visible_line(text))
+
+
 def visible_line(text: str) -> str:
     """A text on one line: line breaks and control characters made visible, spaces left as they are."""
     return visible(text).replace("·", " ")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.cells import GREY, Axes, cell_heatmap
+from workbench.figures.tokens import safe
 
 _LABELS = {"module": "L{row:.0f} {column}", "head": "L{row:.0f}H{column:.0f}", "expert": "L{row:.0f}E{column:.0f}"}
 
@@ -38,7 +37,7 @@ def layer_bars(table: pd.DataFrame, *, title: str = "", unit: str = "score") -> 
         line=dict(color=GREY, dash="dash"), hovertemplate="control %{y:.3g}<extra></extra>",
     )  # fmt: skip
     figure.update_layout(
-        title=dict(text=html.escape(title), font=dict(size=15)), template="plotly_white", height=360,
+        title=dict(text=safe(title), font=dict(size=15)), template="plotly_white", height=360,
         margin=dict(l=60, r=20, t=60, b=60), legend=dict(orientation="h", y=-0.3),
         xaxis=dict(title=dict(text="layer"), dtick=None if len(layers) > 40 else 1), yaxis=dict(title=dict(text=unit)),
     )  # fmt: skip

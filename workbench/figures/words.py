@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from workbench.figures.tokens import shortened, visible
+from workbench.figures.tokens import safe, shortened, visible
 
 RAISED, LOWERED, GREY = "#B2182B", "#2166AC", "#bbbbbb"
 LETTERS = 16
@@ -22,7 +22,7 @@ def word_bars(table: pd.DataFrame, *, title: str = "", unit: str = "change of th
     """
     models = list(dict.fromkeys(table["model"]))
     figure = make_subplots(
-        cols=len(models), shared_xaxes="all", horizontal_spacing=0.18, subplot_titles=[html.escape(m) for m in models]
+        cols=len(models), shared_xaxes="all", horizontal_spacing=0.18, subplot_titles=[safe(m) for m in models]
     )
     longest = 1
     for column, model in enumerate(models, start=1):
@@ -50,7 +50,7 @@ def word_bars(table: pd.DataFrame, *, title: str = "", unit: str = "change of th
         figure.update_yaxes(tickmode="array", tickvals=rows.index.tolist(), ticktext=words, row=1, col=column)
     figure.update_xaxes(title_text=unit, zeroline=True, zerolinecolor="#888888")
     figure.update_layout(
-        title={"text": html.escape(title), "font": {"size": 15}}, template="plotly_white",
+        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white",
         height=190 + 21 * longest, margin={"l": 120, "r": 20, "t": 80, "b": 60},
         legend={"orientation": "h", "y": -0.2},
     )  # fmt: skip
