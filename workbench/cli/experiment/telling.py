@@ -44,11 +44,11 @@ def _overview(experiment: Experiment, grid: Sequence[Cell]) -> dict[str, Any]:
     swept = f" over {', '.join(experiment.sweep)}" if experiment.sweep else ""
     text = (
         f"{cells}{swept}; {len(experiment.steps)} steps. Effects of recipes first: control is what random stand-ins "
-        "came to on average, change is against the same model without the recipe. Then every number of every step."
+        "came to on average, change is against the same model without the recipe. All numbers: tables/metrics.parquet."
     )
     text = f"{experiment.about}\n\n{text}" if experiment.about else text
     recipes = any(isinstance(step, _STEERING) for step in experiment.steps.values())
-    tables = (["cells"] if len(grid) > 1 else []) + (["effects"] if recipes else []) + ["metrics"]
+    tables = (["cells"] if len(grid) > 1 else []) + ["effects" if recipes else "metrics"]
     return {"title": experiment.name, "text": text, "tables": tables, "figures": []}
 
 
@@ -79,8 +79,9 @@ def _step_table(grid: Sequence[Cell], own: Sequence[Kept]) -> pd.DataFrame:
 def _told(grid: Sequence[Cell], own: Sequence[Kept]) -> str:
     first = _distinct(grid, own)
     shared = len(grid) - len(first)
-    lines = [f"{cell.label}: {one.summary}" if len(first) > 1 else one.summary for cell, one in first[:DRAWN]]
-    if len(first) > DRAWN:
+    alike = len({one.summary for _, one in first}) == 1
+    lines = [one.summary if alike else f"{cell.label}: {one.summary}" for cell, one in first[: 1 if alike else DRAWN]]
+    if len(first) > DRAWN and not alike:
         lines.append(f"... and {len(first) - DRAWN} more, in the tables.")
     if shared:
         lines.append(f"Nothing that this step reads differs in {shared} further cells, which share these results.")
