@@ -94,17 +94,19 @@ class ExpertSwitch(SiteIntervention):
     def _at(self, model: AdaptedModel, layer: int, off: list[int], on: list[int]) -> tuple[Site, Change]:
         site = Site("router", layer)
         router = model.hub.module(site)
-        orders = Orders.of(off, on, self.mode, self.weight, model.n_experts)
+        orders = Orders.of(off, on, self.mode, self.weight, model.n_experts, router)
         scope = Scope(self.positions)
         there: dict[torch.device, Orders] = {}
 
         def change(value: Routing, ctx: ForwardContext) -> Routing | None:
             device = value.logits.device
-            if device not in there:
-                there[device] = orders.to(device)
+            given = there.get(device)
+            if given is None:
+                given = there[device] = orders.to(device)
             tokens = self._tokens(scope(ctx), ctx)
-            given = there[device] if tokens is None else there[device].only(tokens.to(device).view(-1, 1))
-            routed = obey(value, given, router, site, ctx)
+            if tokens is not None:
+                given = given.only(tokens.to(device).view(-1, 1))
+            routed = obey(value, given, router, ctx)
             return None if routed is value else routed
 
         return site, change

@@ -10,10 +10,11 @@ from torch import nn
 
 from interventions.strength import Number
 from workbench.engine.context import ForwardContext
-from workbench.engine.routing import Routing, core_router, gate_scores, reroute, weigh
-from workbench.engine.sites import Site
-from workbench.typing import Bool, Float, Tensor
+from workbench.engine.routing import Routing, core_router, corrected, gate_scores, reroute, weigh
+from workbench.typing import Bool, Float, Int, Tensor
 
+_FEW = 256
+"""Up to so many numbers Python looks through as fast as torch."""
 _FIRST = 1e4
 """Added to the selection score of a forced expert; far above every probability, sigmoid and logit."""
 
@@ -32,13 +33,19 @@ class Orders:
     """Always selected."""
     score: Float[Tensor, "... expert"] | None = None
     """Gate score of forced experts; NaN: the router's own; infinity: the highest of the token's."""
+    only_if: frozenset[int] | None = None
+    """Nothing changes unless one of these experts is selected; None: it may."""
 
     @classmethod
-    def of(cls, off: list[int], on: list[int], mode: str, weight: Number | str, n_experts: int) -> Orders:
+    def of(
+        cls, off: list[int], on: list[int], mode: str, weight: Number | str, n_experts: int, router: nn.Module
+    ) -> Orders:
         """Orders for every token of a layer."""
         named = _members(off, n_experts)
         field = {"replace": "excluded", "drop": "dropped", "drop_renorm": "passed_on"}.get(mode, "excluded")
-        orders = cls() if named is None else cls(**{field: named})
+        # Routers that first select groups: an excluded expert changes that choice even where it was not selected.
+        only_if = None if on or (field == "excluded" and corrected(core_router(router))) else frozenset(off)
+        orders = cls(only_if=only_if) if named is None else cls(**{field: named}, only_if=only_if)
         forced = _members(on, n_experts)
         if forced is None or weight == "own":
             return replace(orders, forced=forced)
@@ -48,14 +55,14 @@ class Orders:
 
     def to(self, device: torch.device) -> Orders:
         """The same on ``device``."""
-        there = {name: None if one is None else one.to(device) for name, one in vars(self).items()}
+        there = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in vars(self).items()}
         return Orders(**there)
 
     def only(self, tokens: Bool[Tensor, "token 1"]) -> Orders:
         """The same, for the chosen tokens alone."""
         marks = {name: None if one is None else one & tokens for name, one in self._marks().items()}
         score = None if self.score is None else torch.where(tokens, self.score, math.nan)
-        return Orders(**marks, score=score)
+        return Orders(**marks, score=score, only_if=self.only_if)
 
     def joined(self, other: Orders) -> Orders:
         """Both at once; the later score counts."""
@@ -64,10 +71,11 @@ class Orders:
         score = self.score if other.score is None else other.score
         if self.score is not None and other.score is not None:
             score = torch.where(other.score.isnan(), self.score, other.score)
-        return Orders(**marks, score=score)
+        only_if = None if self.only_if is None or other.only_if is None else self.only_if | other.only_if
+        return Orders(**marks, score=score, only_if=only_if)
 
     def _marks(self) -> dict[str, Tensor | None]:
-        return {name: one for name, one in vars(self).items() if name != "score"}
+        return {name: one for name, one in vars(self).items() if name not in ("score", "only_if")}
 
 
 @dataclass
@@ -78,23 +86,24 @@ class _Standing:
     orders: Orders
 
 
-def obey(value: Routing, orders: Orders, router: nn.Module, site: Site, ctx: ForwardContext) -> Routing:
+def obey(value: Routing, orders: Orders, router: nn.Module, ctx: ForwardContext) -> Routing:
     """The routing under ``orders`` and under all that were given before at this layer in this forward pass."""
-    before: _Standing | None = ctx.scratch.get(("orders", site))
+    key = "orders", router
+    before: _Standing | None = ctx.scratch.get(key)
     # A recomputation (gradient checkpointing) routes anew; the logits tell, since no order changes them.
     if before is not None and before.routing.logits.data_ptr() == value.logits.data_ptr():
         standing = _Standing(before.routing, before.orders.joined(orders))
     else:
         standing = _Standing(value, orders)
-    ctx.scratch["orders", site] = standing
+    ctx.scratch[key] = standing
     return decide(standing.routing, standing.orders, router)
 
 
 def decide(own: Routing, orders: Orders, router: nn.Module) -> Routing:
     """``own`` [batch, pos, ...], the router's decision, changed as the orders say."""
-    weights, experts = own.weights.flatten(0, 1), own.experts.flatten(0, 1)
-    if _stands(experts, orders, router):
+    if _stands(own.experts, orders):
         return own
+    weights, experts = own.weights.flatten(0, 1), own.experts.flatten(0, 1)
     if orders.excluded is not None or orders.forced is not None:
         logits = own.logits.flatten(0, 1)
         preferred = None if orders.forced is None else orders.forced * _FIRST
@@ -105,16 +114,16 @@ def decide(own: Routing, orders: Orders, router: nn.Module) -> Routing:
     return Routing(own.logits, weights.view_as(own.weights).to(own.weights.dtype), experts.view_as(own.experts))
 
 
-def _stands(experts: Tensor, orders: Orders, router: nn.Module) -> bool:
-    """Whether experts are only excluded and no token selected one: the router's own decision is the answer.
+def _stands(experts: Int[Tensor, "batch pos k"], orders: Orders) -> bool:
+    """Whether no token selected an expert that the orders name, so that the router's own decision is the answer.
 
-    Asked on the CPU only, where the answer costs less than routing anew; and not of routers that first select
-    groups, whose choice of groups an excluded expert changes even where it was not selected.
+    Asked on the CPU only, where the answer costs less than routing anew.
     """
-    others = (orders.forced, orders.dropped, orders.passed_on)
-    if orders.excluded is None or any(one is not None for one in others) or experts.device.type != "cpu":
+    if orders.only_if is None or experts.device.type != "cpu":
         return False
-    return not hasattr(core_router(router), "e_score_correction_bias") and not bool(_at(orders.excluded, experts).any())
+    if experts.numel() <= _FEW:
+        return orders.only_if.isdisjoint(experts.reshape(-1).tolist())
+    return not bool(torch.isin(experts, torch.tensor(list(orders.only_if), dtype=experts.dtype)).any())
 
 
 def _with_scores(logits: Tensor, experts: Tensor, score: Tensor, router: nn.Module) -> Tensor:

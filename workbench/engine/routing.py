@@ -28,7 +28,7 @@ class Routing(NamedTuple):
 def core_router(router: nn.Module) -> Any:
     """The router itself, below PEFT wrappers."""
     core: Any = router
-    while hasattr(core, "get_base_layer") and core.get_base_layer() is not core:
+    while hasattr(type(core), "get_base_layer") and core.get_base_layer() is not core:
         core = core.get_base_layer()
     return core
 
@@ -65,19 +65,22 @@ def reroute(
     with a correction bias and group-limited selection (DeepSeek-V3).
     """
     core = core_router(router)
-    if hasattr(core, "e_score_correction_bias"):
+    if corrected(core):
         return _sigmoid_routing(core, logits, excluded, preferred)
-    scores = gate_scores(core, logits)
+    scores = _softmax_scores(core, logits)
     experts = _select_on(scores, excluded, preferred).topk(core.top_k, dim=-1)[1]
-    return weigh(core, scores.gather(1, experts), logits.dtype), experts
+    return _softmax_weights(core, scores.gather(1, experts), logits.dtype), experts
+
+
+def corrected(core: Any) -> bool:
+    """Whether sigmoid scores are corrected by a bias, and experts selected from the best groups (DeepSeek-V3)."""
+    return hasattr(core, "e_score_correction_bias")
 
 
 def gate_scores(router: nn.Module, logits: Float[Tensor, "token expert"]) -> Float[Tensor, "token expert"]:
     """What weights are made from: softmax probabilities, sigmoids (DeepSeek-V3), or the logits (GPT-OSS)."""
     core = core_router(router)
-    if hasattr(core, "e_score_correction_bias"):
-        return logits.sigmoid()
-    return logits if type(core).__name__.startswith("GptOss") else torch.softmax(logits.float(), dim=-1)
+    return logits.sigmoid() if corrected(core) else _softmax_scores(core, logits)
 
 
 def weigh(router: nn.Module, chosen: Float[Tensor, "token k"], dtype: torch.dtype) -> Float[Tensor, "token k"]:
@@ -86,10 +89,18 @@ def weigh(router: nn.Module, chosen: Float[Tensor, "token k"], dtype: torch.dtyp
     ``dtype``: that of the logits, which most families return their weights in.
     """
     core = core_router(router)
-    if hasattr(core, "e_score_correction_bias"):
-        if core.norm_topk_prob:
-            chosen = chosen / (chosen.sum(dim=-1, keepdim=True) + 1e-20)
-        return chosen * core.routed_scaling_factor
+    if not corrected(core):
+        return _softmax_weights(core, chosen, dtype)
+    if core.norm_topk_prob:
+        chosen = chosen / (chosen.sum(dim=-1, keepdim=True) + 1e-20)
+    return chosen * core.routed_scaling_factor
+
+
+def _softmax_scores(core: Any, logits: Tensor) -> Tensor:
+    return logits if type(core).__name__.startswith("GptOss") else torch.softmax(logits.float(), dim=-1)
+
+
+def _softmax_weights(core: Any, chosen: Tensor, dtype: torch.dtype) -> Tensor:
     if type(core).__name__.startswith("GptOss"):
         return torch.softmax(chosen, dim=1, dtype=chosen.dtype)
     if normalises(core):
