@@ -214,16 +214,16 @@ def _show_words(asked: Asked) -> None:
         return
     of, result = done
     layer, head = of.what
-    call = f"result = head_words(pair, prompts[:{MOST_PROMPTS}], {layer}, {head})\n"
-    source = Source("words", result, f"{of.python()}from probes.head_writes import head_words\n\n{call}", made(result))
+    call = f"result = probes.head_words(pair, prompts[:{MOST_PROMPTS}], {layer}, {head})\n"
+    source = Source("words", result, f"{of.python()}import probes\n\n{call}", made(result))
     drawn = result.figure()
     panels.figure("words", drawn, f"{source.python}result.figure().show()\n", source.provenance, frame=result.frame())
 
 
 def _read_words(asked: Asked) -> Any:
-    from probes.head_writes import head_words
+    import probes
 
-    return head_words(asked.pair(), asked.prompts[:MOST_PROMPTS], *asked.what)
+    return probes.head_words(asked.pair(), asked.prompts[:MOST_PROMPTS], *asked.what)
 
 
 show()

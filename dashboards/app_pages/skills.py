@@ -57,10 +57,10 @@ def _show_graft(source: Source) -> None:
     left, right = st.columns(2)
     with left, st.container(border=True):
         st.metric("Of the tuned model's gain, the graft brings", f"{result.recovered:.0%}")
-        st.caption(panels.words(
-            f"accuracy {result.of('base'):.2f} (base) to {result.of('graft'):.2f} (graft), tuned "
-            f"{result.of('tuned'):.2f}; n = {result.of('graft', 'n'):.0f} held-out prompts"
-        ))  # fmt: skip
+        shown = {row["model"]: row for row in result.models.to_dict("records")}
+        told = (f"{name} {shown[name]['accuracy']:.2f} [{shown[name]['low']:.2f}, {shown[name]['high']:.2f}]"
+                for name in ("base", "graft", "tuned"))  # fmt: skip
+        st.caption(panels.words(f"accuracy: {', '.join(told)}; n = {result.of('graft', 'n'):.0f} held-out prompts"))
     with right, st.container(border=True):
         st.metric("Weights in the graft", f"{result.sparsity:.2%}")
         st.caption(f"{result.entries:,} of {result.eligible:,} weights inside the layers, chosen by {result.level}")
