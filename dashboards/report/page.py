@@ -68,7 +68,7 @@ def _top(content: Content) -> str:
         state = f'<p class="state">This run is {manifest.state}, not complete{reason}</p>'
     return (
         f"<header><h1>{escape(content.name)}</h1>"
-        f'<p class="note">Report of a run ({escape(manifest.kind)}), written by Tunescope. Brackets hold 95 % intervals.'
+        f'<p class="note">Report of a run ({escape(manifest.kind)}), by Tunescope. Brackets hold 95 % intervals.'
         f"</p>{state}</header>\n"
         f'<nav aria-label="Contents"><ol>{links}<li><a href="#provenance">Provenance</a></li></ol></nav>'
     )

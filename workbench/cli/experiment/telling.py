@@ -42,12 +42,13 @@ def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], kept: Sequence[
 def _overview(experiment: Experiment, grid: Sequence[Cell]) -> dict[str, Any]:
     cells = "One cell" if len(grid) == 1 else f"{len(grid)} cells"
     swept = f" over {', '.join(experiment.sweep)}" if experiment.sweep else ""
-    text = (
-        f"{cells}{swept}; {len(experiment.steps)} steps. Effects of recipes first: control is what random stand-ins "
-        "came to on average, change is against the same model without the recipe. All numbers: tables/metrics.parquet."
-    )
-    text = f"{experiment.about}\n\n{text}" if experiment.about else text
     recipes = any(isinstance(step, _STEERING) for step in experiment.steps.values())
+    told = (
+        "Control is what random stand-ins of a recipe came to on average, change is against the same model without the "
+        "recipe. All numbers of all steps are in tables/metrics.parquet."
+    )
+    text = f"{cells}{swept}; {len(experiment.steps)} steps." + (f" {told}" if recipes else "")
+    text = f"{experiment.about}\n\n{text}" if experiment.about else text
     tables = (["cells"] if len(grid) > 1 else []) + ["effects" if recipes else "metrics"]
     return {"title": experiment.name, "text": text, "tables": tables, "figures": []}
 
