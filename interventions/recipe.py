@@ -150,7 +150,7 @@ def per_row(recipes: Iterable[Recipe | Intervention | None]) -> Recipe:
     """One recipe that gives every prompt of a batch its own: entry i acts on row i alone, None leaves it alone.
 
     Rows with equal recipes share one application. Raises :class:`NotSupported` for
-    weight-space interventions, which rows cannot tell apart.
+    interventions on weights and logits, which rows cannot tell apart.
     """
     given = [Recipe([one]) if isinstance(one, Intervention) else one for one in recipes]
     limited: list[Intervention] = []
@@ -158,6 +158,6 @@ def per_row(recipes: Iterable[Recipe | Intervention | None]) -> Recipe:
         rows = tuple(one == recipe for one in given)
         for one in recipe:
             if not isinstance(one, SiteIntervention):
-                raise NotSupported(f"{one.kind} changes weights, which all rows of a batch share: apply it by itself.")
+                raise NotSupported(f"{one.kind} acts at no site, so all rows of a batch share it: apply it by itself.")
             limited.append(one.limited_to(rows))
     return Recipe(limited)
