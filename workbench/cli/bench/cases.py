@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ _READ = "which direction carries it"
 _NOT_PLANTED = "heads that are handed the change count too, so the planted heads are not its whole answer"
 
 
+_OPPOSITE = "a mean shift misses what moves some prompts one way and others the opposite way"
+_USED = "later routers turn to experts that were not tuned, and a tuned expert may be used no more than before"
+_READ_OFF = "an adapter holds this one tensor alone, so it is read off rather than found"
+
+
 def cases_of(ground: Ground) -> list[Case]:
     """All cases of an organism, in the order of the table."""
     return [*_of_any(ground), *_BY_NAME[ground.organism.name](ground)]
@@ -33,6 +39,8 @@ def not_asked() -> dict[str, str]:
         "token_shift": "asks which tokens tuning changed, not where in the model: only its false alarms are counted",
         "head_probe": "asks where a label can be read, and no organism plants one in named heads alone; its known "
         "answer is a test",
+        "path_patching, circuit, component_masking": "ask by which way, and in which heads, a variable travels, and no "
+        "organism plants a way; their known answers are tests",
         "retrieval_heads": "asks which heads copy a needle, and no organism was trained to; its known answer is a test",
     }
 
@@ -43,17 +51,20 @@ def _of_any(ground: Ground) -> list[Case]:
     first = f"first layer that tuning moved (planted: {ground.first_layer})"
 
     def moved(pair: Any) -> Any:
-        return probes.activation_delta(record(pair, rows, ["resid_post"], positions="last"), seed=ground.seed)
+        return probes.activation_delta(record(pair, rows, ["resid_post"], positions="all"), seed=ground.seed)
 
     def found(result: Any) -> list[Verdict]:
         told = result.table.loc[result.table["q"] <= 0.05, "layer"]
-        right = len(told) > 0 and int(told.min()) == ground.first_layer
-        return [Verdict("1 if found", float(right), 1 / len(result.table))]
+        first = int(told.min()) if len(told) else None
+        note = "" if first == ground.first_layer else f"named {'no layer' if first is None else f'layer {first}'}"
+        signs = np.sign([*ground.truth.values.values()])
+        note += f": {_OPPOSITE}" if note and len({*signs}) > 1 else ""
+        return [Verdict("1 if found", float(first == ground.first_layer), 1 / len(result.table), note=note)]
 
     return [
         Case("activation_delta", first, moved, found),
         Case("logit_lens", first,
-             lambda pair: probes.logit_lens(pair, rows, positions="last", seed=ground.seed), found),
+             lambda pair: probes.logit_lens(pair, rows, positions="all", seed=ground.seed), found),
         Case("token_shift", "which tokens changed",
              lambda pair: probes.token_shift(pair, rows[:16], max_new_tokens=1, seed=ground.seed),
              lambda result: [Verdict("shifted tokens, share", float(result.frame()["score"].iloc[0]))], own=False),
@@ -78,10 +89,12 @@ def _heads_by_weight(ground: Ground, variant: str = "") -> Case:
 def _modules_by_weight(ground: Ground, names: Sequence[str]) -> Case:
     """The tensors that tuning changed, by their last names, in the planted modules."""
     planted = [(layer, name) for layer in _layers(ground) for name in names]
-    return Case(
-        "weight_delta", f"{WHERE}: tensors", probes.weight_delta,
-        lambda result: [precision(result.frame(), planted, ("layer", "module"), 1.0)],
-    )  # fmt: skip
+
+    def judge(result: Any) -> list[Verdict]:
+        found = precision(result.frame(), planted, ("layer", "module"), 1.0)
+        return [replace(found, note=_READ_OFF) if ground.organism.is_adapter else found]
+
+    return Case("weight_delta", f"{WHERE}: tensors", probes.weight_delta, judge)
 
 
 def _layers(ground: Ground) -> list[int]:
@@ -99,7 +112,7 @@ def _patched(
 
     def judge(result: Any) -> list[Verdict]:
         found = precision(result.frame(), planted, ("layer", "head"), 1.0 if own else np.nan)
-        return [found if own else Verdict(found.measure, found.value, found.chance, note=_NOT_PLANTED)]
+        return [found if own else replace(found, note=_NOT_PLANTED)]
 
     return Case(probe, f"{WHERE}: heads" if own else "which heads carry the change", run, judge, own, variant=variant)
 
@@ -145,7 +158,7 @@ def _selection(ground: Ground, rows: Prompts, own: bool) -> Case:
     def judge(result: Any) -> list[Verdict]:
         found = precision(result.frame(), planted, ("layer", "head"), 1.0 if own else np.nan)
         note = "" if own else "the base's heads that could carry the task need not be those that tuning changed"
-        return [Verdict(found.measure, found.value, found.chance, found.at_least, note=note)]
+        return [replace(found, note=note)]
 
     return Case("head_selection", f"{CAN}: heads of the base", run, judge, own, null="")
 
@@ -214,8 +227,8 @@ def _refusal_moe(ground: Ground) -> list[Case]:
         Case("weight_delta", f"{WHERE}: experts", probes.weight_delta,
              lambda result: [precision(result.frame("expert"), planted, by_expert, 1.0)],
              cells=lambda result: result.frame("expert")),
-        Case("expert_map", "which experts the refusal uses", mapped,
-             lambda result: [precision(result.frame(), planted, by_expert, 1.0)]),
+        Case("expert_map", "which experts the refusal uses more than in the base", mapped,
+             lambda result: [replace(precision(result.frame(), planted, by_expert), note=_USED)], own=False),
         _patched_modules(ground, _rows(ground, 40), "mlp_out"),
         _switching(ground, mapped),
         _graft(ground, Prompts.of(everything), "refusal", bars=False),
