@@ -20,19 +20,24 @@ PAGES = {
     "runs": ("Runs", "folder"),
 }
 HERE = Path(__file__).parent / "app_pages"
-LOGO = """<svg xmlns="http://www.w3.org/2000/svg" width="188" height="32" viewBox="0 0 188 32">
-<g stroke="#0b6e8f" stroke-width="3" stroke-linecap="round"><path d="M5 5v22M14 5v22M23 5v22" opacity=".35"/></g>
-<g fill="#0b6e8f"><circle cx="5" cy="20" r="4"/><circle cx="14" cy="10" r="4"/><circle cx="23" cy="16" r="4"/></g>
-<text x="38" y="23" font-family="Source Sans, Source Sans Pro, Helvetica, Arial, sans-serif" font-size="21"
- font-weight="600" fill="#1f2a30">Tunescope</text></svg>"""
+_SHAPES = """<g stroke="#0b6e8f" stroke-width="3" stroke-linecap="round"><path d="M5 5v22M14 5v22M23 5v22"
+ opacity=".35"/></g><g fill="#0b6e8f"><circle cx="5" cy="20" r="4"/><circle cx="14" cy="10" r="4"/>
+<circle cx="23" cy="16" r="4"/></g>"""
+_SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{0}" height="32" viewBox="0 0 {0} 32">{1}</svg>'
+MARK = _SVG.format(28, _SHAPES)
+LOGO = _SVG.format(
+    188,
+    f"""{_SHAPES}<text x="38" y="23" font-family="Source Sans, Source Sans Pro, Helvetica, Arial, sans-serif"
+ font-size="21" font-weight="600" fill="#1f2a30">Tunescope</text>""",
+)
 
-st.set_page_config(page_title="Tunescope", page_icon=":material/tune:", layout="wide")
+st.set_page_config(page_title="Tunescope", page_icon=MARK, layout="wide")
 page = st.navigation([
     st.Page(f"app_pages/{name}.py", title=title, icon=f":material/{icon}:", url_path=name, default=name == "overview")
     for name, (title, icon) in PAGES.items()
     if (HERE / f"{name}.py").is_file()
 ])  # fmt: skip
 st.logo(LOGO, size="large")
-selection.sidebar()
+selection.sidebar(page.url_path)
 page.run()
 models.warm()

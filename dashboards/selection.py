@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 CELLS = ("layer", "head", "expert", "prompt")
-_HELD = "_selection"
+_HELD, _PAGE, _KINDS = "_selection", "_page", "_kinds"
 _UNNAMED = "pair"
 
 
@@ -110,13 +110,43 @@ def picks(*names: str) -> Callable[[list[Any]], None]:
     return pick
 
 
-def sidebar() -> Selection:
+def sidebar(page: str) -> Selection:
     """Draw the selection's widgets; the entry file calls this before the page."""
     _drop_infinite()
+    _follow_link(page)
     with st.sidebar:
         chosen = _choose()
     st.session_state[_HELD] = chosen
     return chosen
+
+
+def _follow_link(page: str) -> None:
+    """A link from one page of the app to another sets what it names, also where this tab has another value already;
+    widgets by themselves read the address only when they are new."""
+    state = st.session_state
+    came_from, state[_PAGE] = state.get(_PAGE), page
+    kinds: dict[str, type] = state.setdefault(_KINDS, {})
+    kinds.update({str(name): type(value) for name, value in state.items() if not str(name).startswith("_")})
+    if came_from in (None, page):
+        return
+    for name, given in st.query_params.to_dict().items():
+        value = _as(kinds.get(name), given)
+        if value is not None and state.get(name) != value:
+            state[name] = value
+
+
+def _as(kind: type | None, given: str) -> object:
+    """``given`` as a value of the kind that the tab had; None where it had none, or it is no such value."""
+    try:
+        if kind is bool:
+            return given.lower() == "true"
+        if kind is int:
+            return max(0, int(given))
+        if kind is float:
+            return float(given)
+    except ValueError:
+        return None
+    return given if kind in (str, type(None)) else None
 
 
 def _drop_infinite() -> None:
@@ -141,6 +171,7 @@ def _choose() -> Selection:
         st.caption("No run yet.")
         return Selection()
     asked = st.query_params.get("run")
+    _forget_unless("run", known)
     name = st.selectbox("Run", list(known), key="run", bind="query-params", format_func=panels.visible)
     if asked is not None and asked not in known:
         st.warning(f"There is no run {panels.words(asked)} here; shown is {panels.words(name)}.")
@@ -156,6 +187,7 @@ def _inside(name: str, folder: Path) -> Selection:
     if pair == _UNNAMED:
         pair = ""
     if len(pairs) > 1:
+        _forget_unless("pair", pairs)
         pair = st.selectbox("Pair", list(pairs), key="pair", bind="query-params", format_func=panels.visible)
         about = pairs[pair]
     sizes = _sizes(_results(folder, pair, about))
@@ -175,6 +207,12 @@ def _inside(name: str, folder: Path) -> Selection:
                 f"There is no {one} {value} here: {one}s go from 0 to {sizes[one] - 1}; shown is {sizes[one] - 1}."
             )
     return Selection(name, folder, pair, about.base, about.tuned, **numbers, sizes=sizes, about=about)
+
+
+def _forget_unless(name: str, options: dict[str, Any]) -> None:
+    """A value that is no longer an option, after a link or a change of the run, gives way to the first."""
+    if name in st.session_state and st.session_state[name] not in options:
+        del st.session_state[name]
 
 
 def _number(name: str) -> int:

@@ -90,18 +90,12 @@ def _show_recipes(run: Run) -> None:
         st.markdown("Try it, live:")
         for file, pair in found[:_SHOWN]:
             recipe = Path(file).stem
-            pressed = st.button(
-                panels.words(f"{recipe} · {pair}" if len(set(pairs.values())) > 1 else recipe),
-                key=f"try-{file}", icon=":material/play_arrow:", on_click=_try_it, args=(pair, recipe),
+            several = len(set(pairs.values())) > 1
+            st.page_link(
+                "app_pages/steer.py", label=panels.words(f"{recipe} · {pair}" if several else recipe),
+                icon=":material/play_arrow:",
+                query_params={"run": run.name, "recipe": recipe, **({"pair": pair} if several else {})},
             )  # fmt: skip
-            if pressed:
-                st.switch_page("app_pages/steer.py")
-
-
-def _try_it(pair: str, recipe: str) -> None:
-    if "pair" in st.session_state:
-        st.session_state["pair"] = pair
-    st.session_state["recipe"] = recipe
 
 
 def _show_findings(chosen: Selection, run: Run) -> None:

@@ -111,16 +111,10 @@ def _ended(job: jobs.Job) -> None:
     if job.state == "done":
         _, name = job.result
         st.success(f"{panels.words(job.name)}: done.", icon=":material/check:")
-
-        def choose() -> None:
-            st.session_state["run"] = name
-
-        pressed = name in known_runs() and st.button(
-            "Open it", key="open-record", icon=":material/dashboard:", on_click=choose
-        )
-        if pressed:
-            jobs.desk().clear()
-            st.switch_page("app_pages/overview.py")
+        if name in known_runs():
+            st.page_link(
+                "app_pages/overview.py", label="Open it", icon=":material/dashboard:", query_params={"run": name}
+            )
     elif job.state == "stopped":
         st.warning(f"{panels.words(job.name)}: {panels.words(job.said)}.", icon=":material/stop:")
     else:

@@ -76,5 +76,5 @@ def lab_run(home: Path, base: str, tuned: str, name: str = "lab") -> Path:
         switch = iv.Recipe([iv.ExpertSwitch(off=["L0E1", "L1E3"])])
         switch.save(run.file("recipes/off.safetensors"), model=load_pair(base, tuned, device="cpu").tuned)
         offset = iv.Recipe([iv.Offset(layer=1, vector=torch.arange(3.0).repeat(22)[:64])])
-        offset.save(run.file("recipes/offset.safetensors"))
+        offset.save(run.file("recipes/offset.safetensors"), model=load_pair(base, tuned, device="cpu").tuned)
     return run.path

@@ -96,6 +96,19 @@ def test_a_link_beyond_the_model_is_told_and_the_last_cell_shown(home: Path, pai
     assert app.text_area(key="prompts").value == WORDS[-1]
 
 
+def test_a_link_inside_the_app_sets_what_the_tab_had_otherwise(home: Path, pair_folders: tuple[str, str]) -> None:
+    lab_run(home, *pair_folders)
+    told_run(home, "other")
+    app = opened("steer", run="lab", layer="1")
+    for name, value in {"run": "other", "layer": "2", "head": "x", "strength": "x"}.items():
+        app.query_params[name] = value
+    app.switch_page("app_pages/overview.py").run()
+    assert not app.exception and app.selectbox(key="run").value == "other"
+    app.query_params["run"] = "lab"
+    app.switch_page("app_pages/steer.py").run()
+    assert (app.selectbox(key="run").value, app.number_input(key="layer").value) == ("lab", 2)
+
+
 @pytest.mark.parametrize("value", ["-3", "x", "1e9999", "<script>", "2; drop"])
 def test_a_link_with_nonsense_falls_back(home: Path, pair_folders: tuple[str, str], value: str) -> None:
     lab_run(home, *pair_folders)
@@ -275,16 +288,6 @@ def test_two_clicks_from_a_run_to_a_steer(home: Path, pair_folders: tuple[str, s
     assert "95 % interval" in " ".join(one.value for one in app.caption)
 
 
-def test_a_recipe_is_one_click_from_the_overview(home: Path, pair_folders: tuple[str, str]) -> None:
-    lab_run(home, *pair_folders)
-    app = opened()
-    app.button(key="try-recipes/off.safetensors").click().run()
-    assert not app.exception and app.title[0].value == "Steer"
-    assert app.selectbox(key="recipe").value == "off"
-    app.button(key="go-steer").click().run()
-    assert not app.error and app.success, shown(app)
-
-
 def test_steer_answers_three_ways_and_proves_the_model_came_back(pair_folders: tuple[str, str]) -> None:
     app = asked(pair_folders, off="L0E1, L1E3")
     app.button(key="go-steer").click().run()
@@ -449,9 +452,9 @@ def test_a_pair_is_recorded_from_the_page_and_shows_at_once(home: Path, pair_fol
     wait_for(jobs.desk().job)
     app.run()
     assert app.success[0].value == "Recording my\\-pair: done."
-    app.button(key="open-record").click().run()
-    assert not app.exception and app.title[0].value == "What changed"
-    assert app.selectbox(key="run").value == "my-pair"
+    assert "Open it" in str(app.get("page_link")[0].proto)
+    app.switch_page("app_pages/overview.py").run()
+    assert not app.exception and app.selectbox(key="run").value == "my-pair"
     assert "resid_post" in app.metric[0].label.replace("\\", "") or "hook" in app.metric[0].label
     assert runs.verify(home / "my-pair").ok
     assert pairs_of(home / "my-pair")["pair"].base == pair_folders[0]

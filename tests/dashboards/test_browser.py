@@ -166,6 +166,29 @@ def test_a_link_sets_the_selection_and_pages_keep_it(page: Any, address: str) ->
     page.get_by_text("There is no layer 77 here").wait_for()
 
 
+def test_a_recipe_is_two_clicks_away_from_the_overview(page: Any, address: str) -> None:
+    """A link inside the app also sets what this tab had otherwise: the run and the recipe."""
+    opened(page, address, "steer", "run=lab&recipe=off")
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Overview").click()
+    page.get_by_role("link", name="offset").click()
+    page.get_by_role("heading", name="Steer", exact=True).wait_for()
+    page.get_by_text("In effect: offset (Offset)").wait_for()
+    settled(page)
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Model restored: 0 hooks, logits identical").wait_for(timeout=120_000)
+    no_errors(page)
+
+
+def test_nothing_is_fetched_from_elsewhere(page: Any, address: str) -> None:
+    fetched: list[str] = []
+    page.on("request", lambda request: fetched.append(request.url))
+    opened(page, address)
+    opened(page, address, "steer")
+    assert not [
+        url for url in fetched if not url.startswith((address, address.replace("http", "ws"), "data:", "blob:"))
+    ]
+
+
 def test_a_click_on_a_map_moves_the_selection(page: Any, address: str) -> None:
     opened(page, address)
     click_cell(page, "chart-weights", "mlp.gate", 2)
@@ -231,9 +254,9 @@ def test_a_pair_is_recorded_from_a_file_and_opens(page: Any, address: str, place
     page.locator("input[type=file]").set_input_files(file)
     settled(page)
     page.get_by_role("button", name="Record", exact=True).click()
-    page.get_by_role("button", name="Open it").wait_for()
+    page.get_by_role("link", name="Open it").wait_for()
     whole(page, "recorded")
-    page.get_by_role("button", name="Open it").click()
+    page.get_by_role("link", name="Open it").click()
     page.get_by_role("heading", name="What changed").wait_for()
     settled(page)
     page.get_by_text("A record run, complete").wait_for()
