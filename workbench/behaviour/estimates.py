@@ -11,8 +11,8 @@ import pandas as pd
 from workbench.behaviour.calibration import BINS, calibration_error, reliability
 from workbench.behaviour.measuring import Measured
 from workbench.behaviour.metrics import WHOLE
-from workbench.stats.bootstrap import difference_interval, mean_interval, statistic_interval
-from workbench.stats.intervals import Interval
+from workbench.stats.bootstrap import mean_intervals, statistic_interval
+from workbench.stats.intervals import Interval, Intervals
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Weights [draw, prompt] -> [draw]."""
@@ -26,27 +26,22 @@ class Estimator:
     ) -> None:
         self.clusters, self.neutral_clusters, self.seed, self.bins = clusters, neutral_clusters, seed, bins
 
-    def line(self, metric: str, own: Measured, others: Mapping[str, Measured]) -> dict[str, Any]:
-        """estimate, low, high, n; and for each of ``others`` (``change``: the tuned model, ``from_base``) the paired
-        difference with its interval."""
-        found = self._estimate(metric, own)
-        line: dict[str, Any] = {"estimate": found.estimate, "low": found.low, "high": found.high, "n": found.n}
-        for name, other in others.items():
-            difference = self._difference(metric, own, other)
-            line |= {name: difference.estimate, f"{name}_low": difference.low, f"{name}_high": difference.high}
-        return line
+    def means(self, measured: Mapping[str, Measured], metrics: Sequence[str]) -> Intervals:
+        """Intervals [model, (itself, less the tuned model, less the base), metric] of means over prompts, all from the
+        same draws."""
+        values = np.stack([one.mean()[list(metrics)].to_numpy(np.float64) for one in measured.values()])
+        names = list(measured)
+        against = [np.zeros_like(values[0]), values[names.index("tuned")], values[names.index("base")]]
+        cells = np.stack([values - other for other in against], axis=1)
+        return mean_intervals(np.moveaxis(cells, 2, 0), clusters=self.clusters, seed=self.seed)
 
-    def _estimate(self, metric: str, own: Measured) -> Interval:
-        if metric not in WHOLE:
-            return mean_interval(own.mean()[metric].to_numpy(), clusters=self.clusters, seed=self.seed)
-        return self._whole(metric, self._statistic(metric, own), own)
-
-    def _difference(self, metric: str, own: Measured, other: Measured) -> Interval:
-        if metric not in WHOLE:
-            values, theirs = own.mean()[metric].to_numpy(), other.mean()[metric].to_numpy()
-            return difference_interval(values, theirs, paired=True, clusters=self.clusters, seed=self.seed)
-        ours, theirs_ = self._statistic(metric, own), self._statistic(metric, other)
-        return self._whole(metric, lambda weights: ours(weights) - theirs_(weights), own)
+    def whole(self, metric: str, own: Measured, other: Measured | None = None) -> Interval:
+        """The interval of a metric that is one number for all prompts, or of its difference from another model's."""
+        ours = self._statistic(metric, own)
+        if other is None:
+            return self._whole(metric, ours, own)
+        theirs = self._statistic(metric, other)
+        return self._whole(metric, lambda weights: ours(weights) - theirs(weights), own)
 
     def _whole(self, metric: str, statistic: Statistic, own: Measured) -> Interval:
         if metric == "perplexity":
@@ -80,10 +75,24 @@ class Estimator:
 
 
 def estimates(measured: Mapping[str, Measured], metrics: Sequence[str], estimator: Estimator) -> pd.DataFrame:
-    """One line per model and metric, with the paired change against the tuned model and against the base."""
+    """One line per model and metric: estimate, low, high, n; ``change`` from the tuned model and ``from_base``, paired
+    by prompt, each with its interval."""
+    by_prompt = [metric for metric in metrics if metric not in WHOLE]
+    means = estimator.means(measured, by_prompt) if by_prompt else None
     lines = []
-    for model, own in measured.items():
+    for place, (model, own) in enumerate(measured.items()):
         for metric in metrics:
-            others = {"change": measured["tuned"], "from_base": measured["base"]}
-            lines.append({"model": model, "metric": metric, **estimator.line(metric, own, others)})
+            if means is not None and metric not in WHOLE:
+                found, change, from_base = (means.cell(place, kind, by_prompt.index(metric)) for kind in range(3))
+            else:
+                others = (None, measured["tuned"], measured["base"])
+                found, change, from_base = (estimator.whole(metric, own, other) for other in others)
+            lines.append(
+                {"model": model, "metric": metric, "estimate": found.estimate, "low": found.low, "high": found.high,
+                 "n": found.n, **_named("change", change), **_named("from_base", from_base)}
+            )  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def _named(name: str, found: Interval) -> dict[str, Any]:
+    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
