@@ -179,7 +179,9 @@ def _graft(ground: Ground, rows: Prompts, skill: str, bars: bool, kept: dict[str
         random = result.of(f"random ({DRAWS} draws)") / result.of("tuned")
         floor, ceiling = (0.95, 0.02) if bars else (np.nan, np.nan)
         yield Verdict(f"{skill}: tuned accuracy recovered", recovered, random, at_least=floor)
-        yield Verdict(f"{skill}: share of eligible weights", result.sparsity, at_most=ceiling)
+        within = sum(one.numel() for name, one in ground.pair.base.hf.named_parameters() if ".layers." in name)
+        note = f"{result.entries} entries, {result.sparsity:.1%} of the tensors that changed"
+        yield Verdict(f"{skill}: share of the layers' weights", result.entries / within, at_most=ceiling, note=note)
         yield Verdict(f"{skill}: graft inside the planted region", inside(result.mask, planted), size / result.eligible)
 
     return Case("graft", f"which weights carry {skill}", run, judge)
