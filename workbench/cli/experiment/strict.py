@@ -15,7 +15,7 @@ from workbench.errors import UserError
 class Strict(BaseModel):
     """A mapping in an experiment: frozen, with no unknown key."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     tags: ClassVar[tuple[str, ...]] = ()
     """Keys that say which schema this is; they are written first, and always."""

@@ -14,6 +14,7 @@ from workbench.cli.experiment.references import recipes_of
 from workbench.cli.experiment.steps import AnyStep
 from workbench.cli.experiment.sweeping import cells
 from workbench.cli.experiment.yaml_text import read_yaml
+from workbench.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[4]
 DOCS = ROOT / "docs" / "experiments.md"
@@ -45,7 +46,7 @@ def test_the_page_names_every_step_and_intervention() -> None:
 
 
 def test_the_sentence_about_a_typo_is_the_real_one() -> None:
-    with pytest.raises(Exception) as told:
+    with pytest.raises(UserError) as told:
         Experiment.parse(FIRST.replace("effect: {do: diff, ", "effect: {do: diff, metrcs: [kl], "), "experiment.yaml")
     said = str(told.value).partition(" Known:")[0]
     assert said in DOCS.read_text(encoding="utf-8")

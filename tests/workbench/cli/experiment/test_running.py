@@ -416,8 +416,7 @@ def test_a_second_process_in_the_same_folder_is_refused(home: Path, tmp_path: Pa
 
 def test_everything_in_a_run_is_plain_data(finished: Any) -> None:
     endings = {path.suffix for path in finished.run.path.rglob("*") if path.is_file()}
-    assert endings <= {".json", ".parquet", ".safetensors", ".yaml"}
+    assert endings == {".json", ".parquet", ".safetensors", ".yaml"}
     assert json.loads(finished.run.file("sections.json").read_text())[0]["title"] == "small"
-    assert torch.is_tensor(next(iter(finished.run.read_tensors(
-        next(path.relative_to(finished.run.path).as_posix() for path in finished.run.path.rglob("result.safetensors"))
-    ).values()), torch.zeros(1)))  # fmt: skip
+    made = finished.run.manifest.provenance
+    assert made["versions"]["torch"] == torch.__version__ and set(made["models"][0]) == {"base", "tuned"}

@@ -151,6 +151,7 @@ MISTAKES = [
     ("metrics: [accuracy,", "neutral: trian, metrics: [accuracy,", "steps.effect.neutral: unknown set of prompts"),
     ("  planted:", "  tuned:", "recipes.tuned: a recipe cannot be called 'tuned'"),
     ("seed: [0, 1]", f"seed: {[*range(5001)]}", "sweep: spans 10002 cells"),
+    ("[L1E4, L2E1, L3E0]}", "[L1E4], strength: inf}", "recipes.planted.0.strength: 'inf'"),
     ("name: refusal-experts", "name: ../../x", "name: '../../x' is no plain name"),
     ("name: refusal-experts", "nam: x", "nam: unknown key 'nam'. Did you mean 'name'?"),
     ("name: refusal-experts", "", "name: is missing"),
