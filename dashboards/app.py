@@ -39,5 +39,5 @@ page = st.navigation([
 ])  # fmt: skip
 st.logo(LOGO, size="large")
 selection.sidebar(page.url_path)
-page.run()
 models.warm()
+page.run()

@@ -12,18 +12,21 @@ import streamlit as st
 from dashboards.state import WARM
 from workbench.errors import UserError
 
-_NEEDED = (
-    "workbench.results", "probes.headlines", "interventions.recipe", "interventions.sweep", "workbench.models.pair",
-    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "transformers.generation",
-    "peft", "scipy.stats",
-)  # fmt: skip
-"""What the first steer imports."""
+_STAGES = {
+    "results": ("workbench.results", "probes.headlines"),
+    "models": (
+        "interventions.recipe", "interventions.sweep", "workbench.models.pair", "transformers.generation",
+        "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "peft", "scipy.stats",
+    ),
+}  # fmt: skip
+"""What reading a result, and then the first steer, import."""
 
 if TYPE_CHECKING:
     from workbench.models.pair import ModelPair
 
 
 def _load(base: str, tuned: str, device: str) -> ModelPair:
+    warm().wait("models")
     from workbench.models.pair import load_pair
 
     return load_pair(base, tuned, device=device)
@@ -55,6 +58,7 @@ def places(base: str, tuned: str) -> tuple[str, str]:
         raise UserError("Give a base model: a folder, a hub id, or the name of an organism such as refusal-moe.")
     if tuned:
         return base, tuned
+    warm().wait("models")
     from workbench import organisms
 
     if base not in organisms.names():
@@ -66,18 +70,36 @@ def places(base: str, tuned: str) -> tuple[str, str]:
     return str(grown.base), str(grown.tuned)
 
 
-def _start_warming() -> threading.Thread | None:
-    """Import what the first steer needs, beside the first page; nothing is loaded."""
-    if not os.environ.get(WARM):
-        return None
+class Warm:
+    """Imports of model code in a thread, beside the first page; nothing is loaded.
 
-    def imports() -> None:
-        for name in _NEEDED:
-            import_module(name)
+    Others wait for it before they import the same: two threads at once inside a library that imports lazily can each
+    find it half there.
+    """
 
-    thread = threading.Thread(target=imports, name="warm", daemon=True)
-    thread.start()
-    return thread
+    def __init__(self) -> None:
+        self._done = {stage: threading.Event() for stage in _STAGES}
+        if os.environ.get(WARM):
+            threading.Thread(target=self._import, name="warm", daemon=True).start()
+        else:
+            self._finish()
+
+    def wait(self, stage: str) -> None:
+        """Return when the imports of ``stage`` are over."""
+        self._done[stage].wait()
+
+    def _import(self) -> None:
+        try:
+            for stage, names in _STAGES.items():
+                for name in names:
+                    import_module(name)
+                self._done[stage].set()
+        finally:
+            self._finish()  # whoever waits meets the same error with its own traceback
+
+    def _finish(self) -> None:
+        for event in self._done.values():
+            event.set()
 
 
-warm = st.cache_resource(show_spinner=False)(_start_warming)
+warm = st.cache_resource(show_spinner=False)(Warm)

@@ -45,6 +45,7 @@ class PairAsked:
 
     def record(self, prompts: Prompts, progress: Progress) -> Path:
         """Load both models, record them, write the run; returns its folder."""
+        models.warm().wait("models")
         from workbench.recording.job import record_run
 
         base, tuned = models.places(self.base, self.tuned)

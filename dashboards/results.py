@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboards import panels
+from dashboards import models, panels
 from workbench import runs
 from workbench.errors import UserError
 from workbench.result_glance import Glance, glance
@@ -79,6 +79,7 @@ def _glance(path: str, sha256: str, changed: int) -> Glance | None:  # noqa: ARG
 
 
 def _load(path: str, sha256: str) -> Any:
+    models.warm().wait("results")
     from workbench.results import Result
 
     if hash_file(Path(path)).sha256 != sha256:

@@ -103,8 +103,6 @@ def _show_findings(chosen: Selection, run: Run) -> None:
     found = chosen.results()
     if not found:
         return
-    from probes.headlines import headlines
-
     results: dict[str, Any] = {}
     for one in found:
         with panels.told():
@@ -119,6 +117,8 @@ def _show_findings(chosen: Selection, run: Run) -> None:
             )  # fmt: skip
             break
     st.subheader("What the probes found")
+    from probes.headlines import headlines
+
     table = headlines(results)
     code = "from probes.headlines import headlines\nfrom workbench.results import Result\n\nheadlines({\n"
     code += "".join(f"    {one.name!r}: Result.load({str(one.path)!r}),\n" for one in found) + "})\n"
