@@ -82,7 +82,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def workers_of_this_test() -> list[Any]:
-    psutil = pytest.importorskip("psutil", reason="needs tunescope[bench]")
+    import psutil
+
     found = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # a zombie too
