@@ -138,7 +138,7 @@ def needles_that_are_none(seed: int) -> pd.DataFrame:
 
 def heads_that_are_all_alike(seed: int) -> pd.DataFrame:
     """One layer of eight identical heads and answers by the toss of a coin: none stands out but by its random start."""
-    model, width = tiny_model("llama", seed, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=8), 8
+    model, width = tiny_model("llama", seed, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=8), 16
     attention = model.model.layers[0].self_attn
     with torch.no_grad():
         for name in ("q_proj", "k_proj", "v_proj"):
