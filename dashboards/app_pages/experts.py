@@ -102,9 +102,10 @@ def _show_scores(chosen: Selection, maps: list[Found], weights: list[Found]) -> 
     from workbench.tables import with_intervals
 
     table = pd.DataFrame(rows)
-    listed = "".join(f"    Result.load({str(one.path)!r}),\n" for one in maps)
-    code = f"from workbench.results import Result\n\nresults = [\n{listed}]\n"
-    code += f"[one.frame().query('layer == {chosen.layer} and expert == {chosen.expert}') for one in results]\n"
+    tables = [(one, "'expert'" if one.kind == "WeightDelta" else "") for one in (*maps, *weights)]
+    listed = "".join(f"    Result.load({str(one.path)!r}).frame({level}),\n" for one, level in tables)
+    code = f"from workbench.results import Result\n\ntables = [\n{listed}]\n"
+    code += f"[table.query('layer == {chosen.layer} and expert == {chosen.expert}') for table in tables]\n"
     provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in (*maps, *weights)}}
     panels.table("expert-scores", table, code, provenance, shown=with_intervals(table))
 

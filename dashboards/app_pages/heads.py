@@ -152,9 +152,10 @@ def _show_scores(chosen: Selection, found: list[Found]) -> None:
         st.caption("No result of this run scores this head.")
         return
     table = pd.DataFrame(rows)
-    listed = "".join(f"    Result.load({str(one.path)!r}),\n" for one in found)
-    code = f"from workbench.results import Result\n\nresults = [\n{listed}]\n"
-    code += f"[one.frame().query('layer == {chosen.layer} and head == {chosen.head}') for one in results]\n"
+    tables = [(one, "'head'" if one.kind == "WeightDelta" else "") for one in found if _map_of(one.load()) is not None]
+    listed = "".join(f"    Result.load({str(one.path)!r}).frame({level}),\n" for one, level in tables)
+    code = f"from workbench.results import Result\n\ntables = [\n{listed}]\n"
+    code += f"[table.query('layer == {chosen.layer} and head == {chosen.head}') for table in tables]\n"
     provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
     from workbench.tables import with_intervals
 

@@ -113,9 +113,14 @@ def _show_overlap(chosen: Selection, found: list[Found]) -> None:
     from workbench.figures.overlap import shared_bars
 
     st.caption("Weights that are in both regions, beside what two random regions of these sizes share.")
-    code = "import probes\nfrom workbench.results import Result\n\ngrafts = [\n"
-    code += "".join(f"    Result.load({str(one.path)!r}),\n" for one in found)
-    code += "]\nprobes.mask_overlap(grafts[0], grafts[1])\n"
+    code = "from itertools import combinations\n\nimport pandas as pd\nimport probes\n"
+    code += "from workbench.figures.overlap import shared_bars\nfrom workbench.results import Result\n\ngrafts = {\n"
+    code += "".join(f"    {one.name!r}: Result.load({str(one.path)!r}),\n" for one in found)
+    code += (
+        "}\ntable = pd.DataFrame([\n"
+        "    {'first': one, 'second': other, **probes.mask_overlap(grafts[one], grafts[other])._asdict()}\n"
+        "    for one, other in combinations(grafts, 2)\n])\nshared_bars(table).show()\n"
+    )
     provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
     panels.figure(
         "graft-overlap", shared_bars(table, title="Shared weights beside chance"), code, provenance, frame=table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import plotly.graph_objects as go
 import pytest
 
 from dashboards.state import RUN
@@ -97,3 +98,27 @@ def test_the_knob_and_its_transfer(story: Path) -> None:
     assert any("set-knob=true" in str(one.proto) for one in app.get("page_link"))
     app.number_input(key="direction").set_value(2).run()
     assert any("Direction 2 of layer" in one.value for one in app.markdown)
+
+
+@pytest.mark.parametrize(
+    ("page", "pair", "buttons"),
+    [("tokens", "context-knob", ()), ("heads", "context-knob", ("attention", "words")),
+     ("skills", "refusal-moe", ("graft",)), ("experts", "refusal-moe", ("routes",)), ("knobs", "context-knob", ())],
+)  # fmt: skip
+def test_the_python_of_every_panel_runs(
+    page: str, pair: str, buttons: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[go.Figure] = []
+    monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
+    monkeypatch.chdir(tmp_path)
+    app = opened(page, pair=pair, layer="1", head="1", expert="1", prompt="1")
+    for button in buttons:
+        app.button(key=f"go-{button}").click().run()
+    snippets = [one.value for one in app.code if one.language == "python"]
+    assert len(snippets) >= 4
+    for code in snippets:
+        exec(compile(code, f"<{page}>", "exec"), {})
+    assert len(shown) == len(figures(app))
+    drawn = {figure.layout.title.text for figure in shown}
+    stored = [text for text in titles(app).split(" | ") if text in drawn]
+    assert stored, "figures of stored results are the page's own"
