@@ -105,8 +105,8 @@ def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int =
     if bad := [k for k in sizes if not 1 <= k <= n]:
         raise UserError(f"k = {bad[0]} is out of range: the maps share {n} cells.")
     generator = np.random.default_rng(seed)
-    orders = [_ranked(one, generator) for one in (left, right)]
-    rows = [_row(*orders, k) for k in sizes]
+    first_best, second_best = _ranked(left, generator), _ranked(right, generator)
+    rows = [_row(first_best, second_best, k) for k in sizes]
     table = pd.DataFrame(rows)
     from workbench.stats import q_values
 

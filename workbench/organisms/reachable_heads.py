@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -131,7 +131,7 @@ def _lay_axis(model: LlamaForCausalLM, heads: Heads) -> None:
         attention.o_proj.weight[AXIS, own] = MARGIN * AXIS_START / (len(heads) * width * most)
 
 
-def _inputs(layer: torch.nn.Module) -> list[torch.nn.Linear]:
+def _inputs(layer: Any) -> list[torch.nn.Linear]:
     attention = layer.self_attn
     return [attention.q_proj, attention.k_proj, attention.v_proj]
 

@@ -250,10 +250,10 @@ def _switching(ground: Ground, mapped: Callable[[Any], Any]) -> Case:
         by_count = result.table.set_index("count")
         before, after = (float(by_count.loc[n, "score"]) for n in (0, count))
         random = float(by_count.loc[count, "control"])
-        kept = [_answers(ground, others, off) for off in ([], result.ranked)]
+        lost = _answers(ground, others, []) - _answers(ground, others, result.ranked)
         yield Verdict(f"refusals lost with {count} experts off, relative", 1 - after / before, 1 - random / before, 0.5)
         yield Verdict("refusals lost with random experts off, relative", 1 - random / before, at_most=0.1)
-        yield Verdict("other answers lost, points", 100 * (kept[0] - kept[1]), at_most=2.0)
+        yield Verdict("other answers lost, points", 100 * lost, at_most=2.0)
 
     return Case("switching_curve", "which experts the refusal needs", run, judge)
 
@@ -317,9 +317,10 @@ def _two_skills(ground: Ground) -> list[Case]:
         return [Verdict("share of one graft that is in the other", found.recall_of_first, share, note=note)]
 
     def both(pair: Any) -> Any:
-        for case in per_skill:
-            last = kept[case.question.rsplit(" ", 1)[1]] if len(kept) == len(per_skill) else case.run(pair)
-        return last
+        if len(kept) < len(per_skill):
+            for case in per_skill:
+                case.run(pair)
+        return next(iter(kept.values()))
 
     return [
         _modules_by_weight(ground, parts), _patched_modules(ground, _rows(ground, 40), "mlp_out"), *per_skill,
