@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Maker = Callable[[], str]
 Pick = Callable[[list[Any]], None]
+_WHOLE = 20
+"""Tables of so many rows are shown whole; longer ones scroll."""
 _MARKS = re.compile(r"([\\`*_{}\[\]()<>#+.!|$~:&-])")
 
 
@@ -68,7 +70,8 @@ def table(
 ) -> None:
     """A table with its footer; ``shown`` is the same table for reading, ``frame`` the one that is exported."""
     plain = (frame if shown is None else shown).map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
-    st.dataframe(plain, width="stretch", hide_index=True, alt=name)
+    height = "content" if len(plain) <= _WHOLE else "auto"
+    st.dataframe(plain, width="stretch", height=height, hide_index=True, alt=name)
     footer(name, python, frame=frame, provenance=provenance, experiment=experiment)
 
 
