@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.behaviour.dosing import Dose, Followed, next_token_scores, over_strengths, text_scores
+from workbench.behaviour.metrics import SHARES
 from workbench.behaviour.options import read_options
 from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import Subject, Work
@@ -24,6 +25,7 @@ from workbench.results import Provenance, Result
 from workbench.stats.bootstrap import mean_interval, statistic_interval
 from workbench.stats.controls import MIN_DRAWS
 from workbench.stats.intervals import Interval
+from workbench.stats.shares import share_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -115,7 +117,7 @@ def dose_response(
     )  # fmt: skip
     start, values = followed.plain(), followed.values(Dose.of(dose))
     drawn = np.stack([followed.values(one) for one in random]) if random else np.zeros((0, *values.shape))
-    table = _table(steps, start, values, drawn, rows.clusters, seed)
+    table = _table(steps, start, values, drawn, share_interval if metric in SHARES else mean_interval, rows, seed)
     side, more = _side_effect(model, Dose.of(dose), random, steps, chosen, work, seed)
     return DoseResponse(
         table=pd.concat([table, more], axis=1),
@@ -151,12 +153,13 @@ def _table(
     start: np.ndarray,
     values: np.ndarray,
     drawn: np.ndarray,
-    clusters: np.ndarray,
+    interval: Callable[..., Interval],
+    prompts: Prompts,
     seed: int,
 ) -> pd.DataFrame:
-    lines = []
+    lines, clusters = [], prompts.clusters
     for place, strength in enumerate(strengths):
-        found = mean_interval(values[place], clusters=clusters, seed=seed)
+        found = interval(values[place], clusters=clusters, seed=seed)
         moved = np.where(np.abs(values[place] - start) <= ROUNDING * (1 + np.abs(start)), 0.0, values[place] - start)
         change = mean_interval(moved, clusters=clusters, seed=seed)
         line = {"strength": strength, "estimate": found.estimate, "low": found.low, "high": found.high, "n": found.n}

@@ -10,9 +10,10 @@ import pandas as pd
 
 from workbench.behaviour.calibration import BINS, calibration_error, reliability
 from workbench.behaviour.measuring import Measured
-from workbench.behaviour.metrics import WHOLE
+from workbench.behaviour.metrics import SHARES, WHOLE
 from workbench.stats.bootstrap import mean_intervals, statistic_interval
 from workbench.stats.intervals import Interval, Intervals
+from workbench.stats.shares import share_intervals
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Weights [draw, prompt] -> [draw]."""
@@ -32,8 +33,12 @@ class Estimator:
         values = np.stack([one.mean()[list(metrics)].to_numpy(np.float64) for one in measured.values()])
         names = list(measured)
         against = [np.zeros_like(values[0]), values[names.index("tuned")], values[names.index("base")]]
-        cells = np.stack([values - other for other in against], axis=1)
-        return mean_intervals(np.moveaxis(cells, 2, 0), clusters=self.clusters, seed=self.seed)
+        cells = np.moveaxis(np.stack([values - other for other in against], axis=1), 2, 0)
+        found = mean_intervals(cells, clusters=self.clusters, seed=self.seed)
+        if counted := [place for place, metric in enumerate(metrics) if metric in SHARES]:
+            shares = share_intervals(cells[:, :, 0, counted], clusters=self.clusters, seed=self.seed)
+            found.low[:, 0, counted], found.high[:, 0, counted] = shares.low, shares.high
+        return found
 
     def whole(self, metric: str, own: Measured, other: Measured | None = None) -> Interval:
         """The interval of a metric that is one number for all prompts, or of its difference from another model's."""

@@ -49,6 +49,9 @@ WHOLE: dict[str, str] = {
 }
 """Not a mean over prompts; their intervals draw prompts (texts) again and compute the number anew."""
 
+SHARES = frozenset({"accuracy", "distracted", "exact_match", "answered", "refusal", "same_as_base"})
+"""Metrics that count prompts: where all agree their interval is the exact binomial one."""
+
 METRICS: dict[str, str] = {**NEXT_TOKEN, **ANSWER, **CONTINUATION, **TEXT, **WHOLE}
 """Name -> what it measures."""
 

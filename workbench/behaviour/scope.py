@@ -20,8 +20,9 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.results import Provenance, Result
-from workbench.stats.bootstrap import difference_interval, mean_interval
+from workbench.stats.bootstrap import difference_interval
 from workbench.stats.controls import MIN_DRAWS
+from workbench.stats.shares import share_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -164,7 +165,7 @@ def _behaviour(
 def _line(
     recipe: str, scope: str, values: np.ndarray, drawn: np.ndarray, clusters: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    found = mean_interval(values.astype(np.float64), clusters=clusters, seed=seed)
+    found = share_interval(values, clusters=clusters, seed=seed)
     rate = "applied" if scope == SCOPES[0] else "over-generalisation"
     line = {"recipe": recipe, "scope": scope, "rate": rate, "estimate": found.estimate, "low": found.low}
     line |= {"high": found.high, "n": found.n}

@@ -76,6 +76,13 @@ def test_a_pair_that_differs_is_told_from_the_base_with_paired_intervals() -> No
     assert len(diff.neutral) == 2 * len(NEUTRAL) and set(diff.calibration["model"]) == {"base", "tuned"}
 
 
+def test_a_share_on_which_all_prompts_agree_has_the_exact_interval() -> None:
+    fox = tokenizer()("a fox", add_special_tokens=False)["input_ids"][1]
+    diff = behaviour_diff(pair_of(0.05), ROWS, {"pushed": Push(fox)}, metrics=["accuracy"])
+    line = diff.table[diff.table["model"] == "pushed"].iloc[0]
+    assert line["estimate"] == line["high"] == 1.0 and line["low"] == pytest.approx(0.025 ** (1 / 12))
+
+
 def test_groups_are_drawn_together() -> None:
     pair = pair_of(0.05)
     twice = [{**row, "group": str(number // 2)} for number, row in enumerate([one for one in ROWS for _ in range(2)])]
