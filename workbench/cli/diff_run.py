@@ -263,8 +263,8 @@ def _behaviour(found: BehaviourDiff, bench: Bench) -> list[Chapter]:
     lacking = [name for name, draws in bench.random.items() if not draws]
     text = (
         "Each number is a mean over prompts (perplexity and calibration error: one number for all) beside its 95 % "
-        "interval, a bootstrap over prompts, or over groups where prompts have them (where all prompts agree on a share, "
-        "the exact binomial interval)."
+        "interval, a bootstrap over prompts, or over groups where prompts have them (where all prompts agree on a "
+        "share, the exact binomial interval)."
     )
     if any(bench.random.values()):
         draws = max(len(one) for one in bench.random.values())
