@@ -16,7 +16,7 @@ from workbench.figures.tokens import safe, visible_line
 
 COLOURS = "RdBu_r"
 GREY = "rgb(160, 160, 160)"
-GREY_OPACITY = 0.6
+GREY_OPACITY = 0.75
 """How much of a greyed cell's colour is covered: it stays to be seen."""
 LONGEST_NAME = 32
 """Letters of a name on an axis; the pointer shows all of it."""
