@@ -123,7 +123,7 @@ class Result:
         return f"{len(self.table)} lines"
 
     def _plain(self, table: pd.DataFrame) -> dict[str, Any]:
-        rows = json.loads(table.to_json(orient="records"))
+        rows = json.loads(table.to_json(orient="records", double_precision=15))
         return {"provenance": dataclasses.asdict(self.provenance), "rows": rows}
 
     def __init_subclass__(cls, **given: Any) -> None:

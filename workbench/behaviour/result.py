@@ -79,7 +79,10 @@ class BehaviourDiff(Result):
 
     def to_json(self) -> str:
         """Table, texts, calibration and provenance as JSON with plain lists (NaN becomes null)."""
-        more = {name: json.loads(getattr(self, name).to_json(orient="records")) for name in ("texts", "calibration")}
+        more = {
+            name: json.loads(getattr(self, name).to_json(orient="records", double_precision=15))
+            for name in ("texts", "calibration")
+        }
         return json.dumps({"result": self.title, **self._plain(self.table), **more}, default=str)
 
     def summary(self) -> str:
