@@ -55,8 +55,8 @@ class Orders:
 
     def to(self, device: torch.device) -> Orders:
         """The same on ``device``."""
-        there = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in vars(self).items()}
-        return Orders(**there)
+        marks = {name: None if one is None else one.to(device) for name, one in self._marks().items()}
+        return Orders(**marks, score=None if self.score is None else self.score.to(device), only_if=self.only_if)
 
     def only(self, tokens: Bool[Tensor, "token 1"]) -> Orders:
         """The same, for the chosen tokens alone."""

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
 import torch
 
 from workbench.engine.positions import PositionSpec, Where, where
@@ -23,7 +22,7 @@ from workbench.prompts.collection import Prompts
 from workbench.recording.capture import Capture, Captured
 from workbench.recording.plan import Batch, Plan, plan, sized_windows, store_config
 from workbench.recording.recording import NonFiniteWarning, Recording
-from workbench.recording.row_index import RowIndex
+from workbench.recording.row_index import RowIndex, Rows
 from workbench.recording.row_order import in_order, row_order
 from workbench.recording.sinks import MemorySink, Sink, StatisticsSink, StoreSink
 from workbench.recording.store import SHARD_BYTES
@@ -222,14 +221,14 @@ class _Job:
         self.progress.advance(len(batch.prompts))
         return _Pass(tensors, torch.tensor(batch.prompts)[row], position)
 
-    def _joined(self, passes: list[_Pass]) -> tuple[dict[str, Tensor], pa.Table]:
-        """The rows of some batches, in the order of the prompts, and their index."""
+    def _joined(self, passes: list[_Pass]) -> tuple[dict[str, Tensor], Rows]:
+        """The rows of some batches, in the order of the prompts."""
         of, at = torch.cat([one.prompt for one in passes]), torch.cat([one.position for one in passes])
         order = row_order(of, at)
         names = list(passes[0].tensors)
         tensors = {name: in_order([one.tensors.pop(name) for one in passes], order) for name in names}
         of, at = (of, at) if order is None else (of[order], at[order])
-        return tensors, self.index.table(of, at, tensors)
+        return tensors, self.index.rows(of, at, tensors)
 
 
 def _warn_of_nonfinite(recording: Recording) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,8 @@ class Recording:
     base.
     """
 
-    index: pd.DataFrame
-    """One line per row: prompt, position, token_id, token, phase (prompt | generated), group, label, and
-    nonfinite: the ``role/site`` names whose value is NaN or infinite there, joined by ``;``. Empty without a
-    store."""
+    _index: pd.DataFrame | Callable[[], pd.DataFrame]
+    """:attr:`index`, or what makes it when it is first asked for."""
     config: dict[str, Any]
     tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     moments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -41,13 +40,21 @@ class Recording:
     """role -> site -> the rows of largest norm, streamed (``store=None`` and ``top=k``)."""
     folder: Path | None = None
     n_rows: int | None = None
-    """How many rows went into the statistics, where none were kept."""
-    streamed_nonfinite: tuple[tuple[str, str, int], ...] = ()
+    """How many rows there are, where it is known without the index."""
+    known_nonfinite: tuple[tuple[str, str, int], ...] | None = None
+    """What :attr:`nonfinite` says, where it is known without the index."""
+
+    @cached_property
+    def index(self) -> pd.DataFrame:
+        """One line per row: prompt, position, token_id, token, phase (prompt | generated), group, label, and
+        nonfinite: the ``role/site`` names whose value is NaN or infinite there, joined by ``;``. Empty without a
+        store."""
+        return self._index() if callable(self._index) else self._index
 
     @property
     def nonfinite(self) -> tuple[tuple[str, str, int], ...]:
         """(role, site, prompt) of every NaN or infinite value. They are left out of streamed statistics."""
-        return self.streamed_nonfinite or flagged_in(self.index)
+        return flagged_in(self.index) if self.known_nonfinite is None else self.known_nonfinite
 
     @property
     def roles(self) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -18,6 +20,34 @@ from workbench.typing import Int, Tensor
 _PHASES = ("prompt", "generated")
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Where some rows come from. Their index, with the text of every token, is made when asked for."""
+
+    prompt: np.ndarray
+    """[row]"""
+    position: np.ndarray
+    """[row]"""
+    nonfinite: pa.Array
+    """[row] names of the tensors that are NaN or infinite there, joined by ``;``; null: none."""
+    table: Callable[[], pa.Table]
+    """The index."""
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Rows:
+        """Rows whose index is made already."""
+        flags = table["nonfinite"].combine_chunks()
+        return cls(table["prompt"].to_numpy(), table["position"].to_numpy(), flags, lambda: table)
+
+    @property
+    def finite(self) -> bool:
+        """Whether no row holds a NaN or an infinite value."""
+        return self.nonfinite.null_count == len(self)
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
 class RowIndex:
     """Makes the index of any rows of one recording, column by column."""
 
@@ -26,11 +56,13 @@ class RowIndex:
         self._rows = prompts.rows
         self._tokenizer = tokenizer
 
-    def table(
-        self, prompts: Int[Tensor, " row"], positions: Int[Tensor, " row"], tensors: dict[str, Tensor]
-    ) -> pa.Table:
-        """The index of rows at ``positions`` of ``prompts``; ``tensors`` [row, ...] say which are not finite."""
+    def rows(self, prompts: Int[Tensor, " row"], positions: Int[Tensor, " row"], tensors: dict[str, Tensor]) -> Rows:
+        """The rows at ``positions`` of ``prompts``; ``tensors`` [row, ...] say which are not finite."""
         prompt, position = prompts.numpy(), positions.numpy()
+        flags = _flags(tensors, len(prompt))
+        return Rows(prompt, position, flags, partial(self._table, prompt, position, flags))
+
+    def _table(self, prompt: np.ndarray, position: np.ndarray, flags: pa.Array) -> pa.Table:
         ids = self._ids[self._starts[prompt] + position]
         distinct, place = np.unique(ids, return_inverse=True)
         texts = token_texts(distinct.tolist(), self._tokenizer)
@@ -41,7 +73,7 @@ class RowIndex:
             "phase": pa.array(_PHASES).take(pa.array(generated)),
             "group": self._groups.take(pa.array(prompt)),
             "label": self._labels.take(pa.array(prompt)),
-            "nonfinite": _flags(tensors, len(prompt)),
+            "nonfinite": flags,
         })  # fmt: skip
 
     @cached_property
@@ -69,7 +101,6 @@ class RowIndex:
 
 
 def _flags(tensors: dict[str, Tensor], rows: int) -> pa.Array:
-    """Per row, the names of the tensors that are NaN or infinite there, joined by ``;``."""
     bad = nonfinite_rows(tensors)
     if not bad:
         return pa.nulls(rows)

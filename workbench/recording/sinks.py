@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
 
 from workbench.recording.capture import nonfinite_rows
 from workbench.recording.recording import Recording, flagged_in
+from workbench.recording.row_index import Rows
 from workbench.recording.row_order import in_order, row_order
 from workbench.recording.statistics import StreamingMoments, TopActivating
 from workbench.recording.store import ShardWriter
@@ -37,8 +40,8 @@ class Sink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def add(self, tensors: dict[str, Tensor], index: pa.Table) -> None:
-        """Some prompts: tensors [row, ...] keyed ``role/site``, and the index of these rows."""
+    def add(self, tensors: dict[str, Tensor], rows: Rows) -> None:
+        """Some prompts: tensors [row, ...] keyed ``role/site``, and where these rows come from."""
         raise NotImplementedError
 
     def recording(self, config: dict[str, Any]) -> Recording:
@@ -53,7 +56,7 @@ class Sink:
         """Take in what such a part was given, as if it had come here."""
         assert isinstance(part, Gathered)
         for tensors, index in part.added:
-            self.add(tensors, index)
+            self.add(tensors, Rows.of(index))
 
     def discard(self) -> None:
         """Leave nothing behind of a recording that selected no row."""
@@ -66,31 +69,39 @@ class Gathered(Sink):
         self.in_order = in_order
         self.added: list[tuple[dict[str, Tensor], pa.Table]] = []
 
-    def add(self, tensors: dict[str, Tensor], index: pa.Table) -> None:
-        self.added.append(({name: rows.cpu() for name, rows in tensors.items()}, index))
+    def add(self, tensors: dict[str, Tensor], rows: Rows) -> None:
+        self.added.append(({name: values.cpu() for name, values in tensors.items()}, rows.table()))
 
 
 class MemorySink(Sink):
     """Keeps every row in main memory; they are put into the order of the prompts at the end, in one copy."""
 
     def __init__(self) -> None:
-        self._index: list[pa.Table] = []
+        self._rows: list[Rows] = []
         self._pieces: dict[str, list[Tensor]] = {}
 
-    def add(self, tensors: dict[str, Tensor], index: pa.Table) -> None:
-        for name, rows in tensors.items():
-            self._pieces.setdefault(name, []).append(rows.cpu())
-        self._index.append(index)
+    def add(self, tensors: dict[str, Tensor], rows: Rows) -> None:
+        for name, values in tensors.items():
+            self._pieces.setdefault(name, []).append(values.cpu())
+        self._rows.append(rows)
 
     def recording(self, config: dict[str, Any]) -> Recording:
-        index = pa.concat_tables(self._index, promote_options="permissive")
-        order = row_order(torch.tensor(index["prompt"].to_numpy()), torch.tensor(index["position"].to_numpy()))
-        index = index if order is None else index.take(pa.array(order.numpy()))
+        prompt, position = (np.concatenate([getattr(one, at) for one in self._rows]) for at in ("prompt", "position"))
+        order = row_order(torch.from_numpy(prompt), torch.from_numpy(position))
         tensors: dict[str, dict[str, Tensor]] = {}
         for name in list(self._pieces):
             role, _, site = name.partition("/")
             tensors.setdefault(role, {})[site] = in_order(self._pieces.pop(name), order)
-        return Recording(index.to_pandas(use_threads=False), config, tensors)
+        return Recording(
+            partial(_index, self._rows, order), config, tensors, n_rows=len(prompt),
+            known_nonfinite=() if all(one.finite for one in self._rows) else None,
+        )  # fmt: skip
+
+
+def _index(rows: list[Rows], order: Tensor | None) -> pd.DataFrame:
+    table = pa.concat_tables([one.table() for one in rows], promote_options="permissive")
+    table = table if order is None else table.take(pa.array(order.numpy()))
+    return table.to_pandas(use_threads=False)
 
 
 class StoreSink(Sink):
@@ -103,8 +114,8 @@ class StoreSink(Sink):
         self._writer = ShardWriter(folder, config, shard_bytes=shard_bytes)
         self.steps_done = self._writer.steps_done
 
-    def add(self, tensors: dict[str, Tensor], index: pa.Table) -> None:
-        self._writer.append(tensors, index)
+    def add(self, tensors: dict[str, Tensor], rows: Rows) -> None:
+        self._writer.append(tensors, rows.table())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -128,19 +139,19 @@ class StatisticsSink(Sink):
         self._tops: dict[str, dict[str, Any]] = {}
         self._nonfinite: list[tuple[str, str, int]] = []
 
-    def add(self, tensors: dict[str, Tensor], index: pa.Table) -> None:
-        frame = index.to_pandas(use_threads=False)
+    def add(self, tensors: dict[str, Tensor], rows: Rows) -> None:
+        frame = rows.table().to_pandas(use_threads=False)
         self._nonfinite += flagged_in(frame)
-        for role, site, rows in self._with_difference(tensors):
-            if not rows.is_floating_point():
+        for role, site, values in self._with_difference(tensors):
+            if not values.is_floating_point():
                 continue
-            if (bad := nonfinite_rows({site: rows}).get(site)) is not None:
-                rows, frame_ = rows[~bad.to(rows.device)], frame[~bad.numpy()]
+            if (bad := nonfinite_rows({site: values}).get(site)) is not None:
+                values, frame_ = values[~bad.to(values.device)], frame[~bad.numpy()]
             else:
                 frame_ = frame
-            self._moments_of(role, site, rows).update(rows)
+            self._moments_of(role, site, values).update(values)
             if self._top:
-                self._keep_top(role, site, rows, frame_)
+                self._keep_top(role, site, values, frame_)
         self._rows += len(frame)
 
     def part(self) -> StatisticsSink:
@@ -162,7 +173,7 @@ class StatisticsSink(Sink):
     def recording(self, config: dict[str, Any]) -> Recording:
         return Recording(
             pd.DataFrame({"prompt": [], "position": []}), config, moments=self._moments, top=self._tops,
-            n_rows=self._rows, streamed_nonfinite=tuple(sorted(set(self._nonfinite))),
+            n_rows=self._rows, known_nonfinite=tuple(sorted(set(self._nonfinite))),
         )  # fmt: skip
 
     def _with_difference(self, tensors: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:

@@ -40,6 +40,20 @@ def test_plain_text_has_the_tokenizers_own_bos_once() -> None:
     assert plain.count(tok.bos_token_id) == 1
 
 
+def test_a_batch_of_texts_equals_the_tokenizers_own_call_of_each() -> None:
+    tok = tokenizer()
+    texts = ["the fox", "a", "jumps over <eos> the\nlazy dog", "ÿ 漢字 🦊", "the fox " * 40]
+    tok(texts, padding=True, truncation=True, max_length=3)  # leaves the backend padding and truncating
+    assert encode(texts, tok) == [tok(text)["input_ids"] for text in texts]
+
+    class Upper(type(tok)):  # type: ignore[misc]
+        def _encode_plus(self, text: Any, **options: Any) -> Any:
+            return super()._encode_plus([one.upper() for one in text], **options)
+
+    upper = Upper(tokenizer_object=tok.backend_tokenizer, **tok.special_tokens_map)
+    assert encode(["the fox"], upper) == [tok("THE FOX")["input_ids"]]
+
+
 def test_chat_template_is_applied_once(chat_tokenizer: Any) -> None:
     row = Prompts.of([chat(("user", "the fox"))])[0]
     assert render(row, chat_tokenizer) == "<bos>[user] the fox\n[assistant] "
