@@ -1,6 +1,6 @@
 """Steered against unsteered generation, and against other libraries making the same edit.
 
-    python benchmarks/steer.py [--quick] [--json] [--repeats N] [--width N]
+    python benchmarks/steer.py [--quick] [--json] [--repeats N] [--width N] [--memory]
 
 One process. Every repeat runs each contestant once, in an order that rotates; the figure is the median over repeats
 of its time divided by the time of plain ``generate`` in the same repeat, with the quartiles: wall-clock time, and the
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from benchmarks import steer_peers
+from benchmarks import steer_memory, steer_peers
 from interventions.expert_switch import ExpertSwitch
 from interventions.offset import Offset
 from interventions.recipe import Recipe
@@ -191,10 +191,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small models, few repeats: does it run?")
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
     parser.add_argument("--repeats", type=int)
+    parser.add_argument("--memory", action="store_true", help="peak memory against new tokens, instead of seconds")
     parser.add_argument("--width", type=int, default=Size.width, help="of the model; a small one shows the overhead")
     chosen = parser.parse_args()
     size = Size(layers=3, width=128, tokens=8, repeats=3) if chosen.quick else Size(width=chosen.width)
     warnings.simplefilter("ignore")
+    if chosen.memory:
+        print(json.dumps(steer_memory.growth(width=size.width, repeats=1 if chosen.quick else 3)))
+        return
     reports = []
     for make in rows(size):
         reports.append(measure(make(), chosen.repeats or size.repeats))
