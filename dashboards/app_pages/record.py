@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from dashboards import jobs, panels
@@ -28,61 +30,71 @@ def show() -> None:
 
 
 def _form() -> None:
-    opened = Opened.from_environment()
     left, right = st.columns(2, gap="large")
     with left:
-        st.subheader("Models")
-        base = st.text_input(
-            "Base model", opened.base, key="pair-base", placeholder="folder, hub id, or refusal-moe",
-            persist_state="session",
-            help="An organism's name (refusal-moe, context-knob) stands for a small trained pair.",
-        )  # fmt: skip
-        tuned = st.text_input(
-            "Tuned model or PEFT adapter", opened.tuned, key="pair-tuned", persist_state="session",
-            placeholder="folder or hub id; empty for an organism",
-        )  # fmt: skip
-        st.subheader("What to keep")
-        sites = st.multiselect(
-            "Sites", SITES, ["resid_post", "z"], key="pair-sites", accept_new_options=True, persist_state="session",
-            help="resid_post: the residual stream after a layer. z: what each head puts out. router: its logits.",
-        )  # fmt: skip
-        positions = st.selectbox(
-            "Tokens", POSITIONS, key="pair-positions", accept_new_options=True, persist_state="session",
-            help="last: the last token of the prompt. all: every token. Or -1, prompt[-3:], …",
-        )  # fmt: skip
-        device = st.segmented_control(
-            "Device", ["auto", "cpu", "cuda"], key="pair-device", default="auto", required=True,
-            help="auto takes a GPU when there is one.",
-        )  # fmt: skip
+        base, tuned, sites, positions, device = _ask_pair()
     with right:
-        st.subheader("Prompts")
-        kind = st.segmented_control(
-            "From", ["paste", "file"], key="pair-from", default="paste", required=True, label_visibility="collapsed"
-        )
-        file = st.file_uploader(f"A file: {', '.join(ENDINGS)}", ENDINGS, key="pair-file") if kind == "file" else None
-        text = "" if kind == "file" else st.text_area(
-            "One a line, or rows of JSON with prompt, answer, distractor, …", key="pair-prompts", height=236,
-            persist_state="session",
-        )  # fmt: skip
+        read = _ask_prompts()
         name = st.text_input("Name of the run", "my-pair", key="pair-name", persist_state="session")
         st.caption(f"Goes to {panels.words(runs.default_home().resolve())}")
-    asked = PairAsked(base.strip(), tuned.strip(), tuple(sites), str(positions), name.strip(), str(device))
+    asked = PairAsked(base.strip(), tuned.strip(), tuple(sites), positions, name.strip(), device)
     if st.button("Record", type="primary", icon=":material/fiber_manual_record:", key="go-record"):
         with panels.told():
             asked.check()
-            prompts = uploaded(file.name, file.getvalue()) if file is not None else pasted(text)
-            _begin(asked, prompts)
+            _begin(asked, read())
             st.rerun()
     with st.expander("The same on the command line", icon=":material/terminal:"):
         st.code(asked.command(), language="bash", wrap_lines=True)
-    file_of = st.expander(
+    as_file = st.expander(
         "The same as an experiment file", icon=":material/science:", on_change="rerun", key="pair-yaml"
     )
-    if file_of.open:
-        with file_of, panels.told():
+    if as_file.open:
+        with as_file, panels.told():
             asked.check()
-            prompts = uploaded(file.name, file.getvalue()) if file is not None else pasted(text)
-            st.code(record_experiment(asked, prompts), language="yaml")
+            st.code(record_experiment(asked, read()), language="yaml")
+
+
+def _ask_pair() -> tuple[str, str, list[str], str, str]:
+    """Models, and what to keep of them."""
+    opened = Opened.from_environment()
+    st.subheader("Models")
+    base = st.text_input(
+        "Base model", opened.base, key="pair-base", placeholder="folder, hub id, or refusal-moe",
+        persist_state="session",
+        help="An organism's name (refusal-moe, context-knob) stands for a small trained pair.",
+    )  # fmt: skip
+    tuned = st.text_input(
+        "Tuned model or PEFT adapter", opened.tuned, key="pair-tuned", persist_state="session",
+        placeholder="folder or hub id; empty for an organism",
+    )  # fmt: skip
+    st.subheader("What to keep")
+    sites = st.multiselect(
+        "Sites", SITES, ["resid_post", "z"], key="pair-sites", accept_new_options=True, persist_state="session",
+        help="resid_post: the residual stream after a layer. z: what each head puts out. router: its logits.",
+    )  # fmt: skip
+    positions = st.selectbox(
+        "Tokens", POSITIONS, key="pair-positions", accept_new_options=True, persist_state="session",
+        help="last: the last token of the prompt. all: every token. Or -1, prompt[-3:], …",
+    )  # fmt: skip
+    device = st.segmented_control(
+        "Device", ["auto", "cpu", "cuda"], key="pair-device", default="auto", required=True,
+        help="auto takes a GPU when there is one.",
+    )  # fmt: skip
+    return base, tuned, sites, str(positions), str(device)
+
+
+def _ask_prompts() -> Callable[[], Prompts]:
+    """Where the prompts come from; what is returned reads them."""
+    st.subheader("Prompts")
+    kind = st.segmented_control(
+        "From", ["paste", "file"], key="pair-from", default="paste", required=True, label_visibility="collapsed"
+    )
+    file = st.file_uploader(f"A file: {', '.join(ENDINGS)}", ENDINGS, key="pair-file") if kind == "file" else None
+    text = "" if kind == "file" else st.text_area(
+        "One a line, or rows of JSON with prompt, answer, distractor, …", key="pair-prompts", height=236,
+        persist_state="session",
+    )  # fmt: skip
+    return lambda: uploaded(file.name, file.getvalue()) if file is not None else pasted(text)
 
 
 def _begin(asked: PairAsked, prompts: Prompts) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from streamlit.testing.v1 import AppTest
 
+import dashboards
 import interventions as iv
 import probes
 from tests.tiny import tiny_model, tokenizer, tuned_copy
@@ -78,3 +80,28 @@ def lab_run(home: Path, base: str, tuned: str, name: str = "lab") -> Path:
         offset = iv.Recipe([iv.Offset(layer=1, vector=torch.arange(3.0).repeat(22)[:64])])
         offset.save(run.file("recipes/offset.safetensors"), model=load_pair(base, tuned, device="cpu").tuned)
     return run.path
+
+
+APP = str(Path(dashboards.__file__).with_name("app.py"))
+
+
+def opened(page: str = "overview", **query: str) -> AppTest:
+    """The app on a page, as a link with these query parameters opens it."""
+    app = AppTest.from_file(APP, default_timeout=60)
+    for name, value in query.items():
+        app.query_params[name] = value
+    app.run()
+    if page != "overview":
+        app.switch_page(f"app_pages/{page}.py").run()
+    assert not app.exception, app.exception
+    return app
+
+
+def shown(app: AppTest) -> str:
+    """The errors on the page."""
+    return " ".join(one.value for one in app.error)
+
+
+def warned(app: AppTest) -> str:
+    """The warnings on the page."""
+    return " ".join(one.value for one in app.warning)
