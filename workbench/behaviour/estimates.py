@@ -13,7 +13,7 @@ from workbench.behaviour.measuring import Measured
 from workbench.behaviour.metrics import SHARES, WHOLE
 from workbench.stats.bootstrap import mean_intervals, statistic_interval
 from workbench.stats.intervals import Interval, Intervals
-from workbench.stats.shares import share_intervals
+from workbench.stats.shares import share_intervals, with_exact_change
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Weights [draw, prompt] -> [draw]."""
@@ -38,6 +38,9 @@ class Estimator:
         if counted := [place for place, metric in enumerate(metrics) if metric in SHARES]:
             shares = share_intervals(cells[:, :, 0, counted], clusters=self.clusters, seed=self.seed)
             found.low[:, 0, counted], found.high[:, 0, counted] = shares.low, shares.high
+            changes = Intervals(*(part[:, 1:, counted] for part in found[:3]), found.n)
+            changes = with_exact_change(changes, cells, self.clusters)
+            found.low[:, 1:, counted], found.high[:, 1:, counted] = changes.low, changes.high
         return found
 
     def whole(self, metric: str, own: Measured, other: Measured | None = None) -> Interval:

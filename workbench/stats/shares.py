@@ -1,7 +1,9 @@
 """Intervals of shares of prompts, which stay honest where every prompt agrees.
 
 A bootstrap of 21 hits out of 21 says [1, 1], because no resample holds a miss. There the exact binomial interval
-(Clopper & Pearson 1934) stands instead, with one trial per prompt, or per cluster where prompts come in clusters.
+(Clopper & Pearson 1934) stands instead, with one trial per prompt, or per cluster where prompts come in clusters. The
+same for a paired change of a share that is -1 or 1: every prompt turned. A change of exactly 0 on every prompt stays
+[0, 0], so that a model against itself is a plain null.
 """
 
 from __future__ import annotations
@@ -42,9 +44,25 @@ def share_intervals(
     """
     values = np.asarray(hits, dtype=np.float64)
     found = mean_intervals(values, clusters=clusters, level=level, draws=draws, seed=seed)
-    trials = len(values) if clusters is None else len(np.unique(clusters))
+    return _exact(found, (0, 1), _trials(values, clusters), level)
+
+
+def with_exact_change(found: Intervals, values: np.ndarray, clusters: np.ndarray | None = None) -> Intervals:
+    """``found``, the intervals of paired changes of shares ``[prompt, *cell]``, with an exact end where every prompt
+    turned the same way. A share of turns p with no turn back is the change itself, which lies between its exact lower
+    bound and 1."""
+    return _exact(found, (-1, 1), _trials(values, clusters), LEVEL)
+
+
+def _trials(values: np.ndarray, clusters: np.ndarray | None) -> int:
+    return len(values) if clusters is None else len(np.unique(clusters))
+
+
+def _exact(found: Intervals, ends: tuple[int, ...], trials: int, level: float) -> Intervals:
+    """The exact interval of ``trials`` trials in the cells whose estimate is one of ``ends`` (-1, 0 or 1)."""
     low, high = found.low.copy(), found.high.copy()
-    for share in (0, 1):
-        exact = binomtest(share * trials, trials).proportion_ci(level, method="exact")
-        low[found.estimate == share], high[found.estimate == share] = exact.low, exact.high
+    for end in ends:
+        exact = binomtest(abs(end) * trials, trials).proportion_ci(level, method="exact")
+        edges = (exact.low, exact.high) if end >= 0 else (-exact.high, -exact.low)
+        low[found.estimate == end], high[found.estimate == end] = edges
     return found._replace(low=low, high=high)

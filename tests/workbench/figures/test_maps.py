@@ -10,7 +10,6 @@ import plotly.graph_objects as go
 
 from workbench.figures.attention import attention_panels
 from workbench.figures.cells import mark_cell
-from workbench.figures.generations import first_difference, side_by_side_html
 from workbench.figures.graft import variants_figure
 from workbench.figures.heads import head_heatmap
 from workbench.figures.knob import natural_spread
@@ -100,15 +99,6 @@ def test_routing_flow_keeps_the_number_of_tokens_of_each_model() -> None:
     width = pd.DataFrame({"who": flow.link.label, "width": flow.link.value}).groupby("who")["width"].sum()
     assert width["both"] + width["base only"] == 2 and width["both"] + width["tuned only"] == 2
     assert set(flow.node.label) == {"L1E0", "L1E2", "L3E1", "L3E5"}
-
-
-def test_generations_mark_the_first_token_that_differs() -> None:
-    assert first_difference(["a", "b"], ["a", "c"]) == 1
-    assert first_difference(["a"], ["a"]) is None and first_difference(["a", "b"], ["a"]) == 1
-    answers = {"base": ["a", "b\n"], "tuned": ["a", EVIL], "x": ["a"]}
-    shown = side_by_side_html(answers, log_probs={"base": [-0.1, -1.0]})
-    assert shown.count("outline") == 2 and "differs from token 2" in shown and "b↵" in shown
-    assert "<script>" not in shown and "probability 0.368" in shown
 
 
 def test_the_lens_keeps_repeated_tokens_apart_and_says_what_is_shortened() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from workbench.stats import mean_intervals, share_interval, share_intervals
+from workbench.stats.shares import with_exact_change
 
 
 def test_no_miss_among_21_prompts_is_not_certainty() -> None:
@@ -26,6 +27,13 @@ def test_between_the_ends_it_is_the_bootstrap() -> None:
     assert not set(hits.mean(0)) & {0.0, 1.0}
     ours, plain = share_intervals(hits, seed=2), mean_intervals(hits, seed=2)
     assert np.array_equal(ours.low, plain.low) and np.array_equal(ours.high, plain.high)
+
+
+def test_a_change_of_every_prompt_is_not_certain_and_no_change_is_plain() -> None:
+    changes = np.stack([np.full(9, -1.0), np.full(9, 1.0), np.zeros(9)], axis=1)
+    found = with_exact_change(mean_intervals(changes), changes)
+    edge = share_interval(np.ones(9)).low
+    assert found.low == pytest.approx([-1.0, edge, 0.0]) and found.high == pytest.approx([-edge, 1.0, 0.0])
 
 
 def test_coverage_near_the_end() -> None:
