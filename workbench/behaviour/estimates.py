@@ -38,8 +38,8 @@ class Estimator:
         if counted := [place for place, metric in enumerate(metrics) if metric in SHARES]:
             shares = share_intervals(cells[:, :, 0, counted], clusters=self.clusters, seed=self.seed)
             found.low[:, 0, counted], found.high[:, 0, counted] = shares.low, shares.high
-            changes = Intervals(*(part[:, 1:, counted] for part in found[:3]), found.n)
-            changes = with_exact_change(changes, cells, self.clusters)
+            estimate, low, high = (part[:, 1:, counted] for part in found[:3])
+            changes = with_exact_change(Intervals(estimate, low, high, found.n), cells, self.clusters)
             found.low[:, 1:, counted], found.high[:, 1:, counted] = changes.low, changes.high
         return found
 
