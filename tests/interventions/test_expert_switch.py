@@ -32,6 +32,21 @@ def routing(model: AdaptedModel, recipe: iv.Recipe) -> tuple[torch.Tensor, torch
     return seen[0]
 
 
+@pytest.mark.parametrize("mode", ["replace", "drop", "drop_renorm"])
+@pytest.mark.parametrize("family", ["qwen3moe", "mixtral", "gptoss"])
+def test_an_expert_that_nobody_selected_changes_nothing(family: str, mode: Any) -> None:
+    model, token = model_of(family), ids()[:1, :1]
+    seen: list[int] = []
+    reader = SiteHook(Site("router", LAYER), lambda value, _ctx: seen.extend(value.experts.flatten().tolist()))
+    with model.hooked([reader]):
+        bare = model.forward(token)
+    unused, used = (min(set(range(8)) - set(seen)), seen[0])
+    for expert, calls in ((unused, 0), (used, 1)):
+        with iv.Recipe([iv.ExpertSwitch(off=[(LAYER, expert)], mode=mode)]).applied(model, trace=True) as log:
+            same = torch.equal(model.forward(token), bare)
+        assert (len(log), same) == (calls, not calls)
+
+
 @pytest.mark.parametrize("family", MOE_FAMILIES)
 def test_replaced_expert_is_never_selected(family: str) -> None:
     model = model_of(family)

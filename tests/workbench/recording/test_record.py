@@ -64,6 +64,13 @@ def test_every_position_with_its_token(pair: ModelPair) -> None:
     assert torch.equal(rec["base"]["resid_pre", 0], embedded.detach())
 
 
+def test_the_index_is_made_when_it_is_asked_for(pair: ModelPair) -> None:
+    rec = record(pair, PROMPTS[:9], "resid_pre", layers=0, positions="all", batch_size=4)
+    assert rec.nonfinite == () and len(rec) == len(rec["base"]["blocks.0.hook_resid_pre"])
+    assert "index" not in vars(rec)  # neither needs it
+    assert len(rec.index) == len(rec) and rec.index is rec.index
+
+
 def test_base_against_itself_is_null() -> None:
     base = tiny_model("gpt2")
     rec = record(load_pair(base, base, tokenizer=tokenizer()), PROMPTS, ["resid_post", "z"], positions="all")
