@@ -31,6 +31,7 @@ from workbench.progress import Silent
 from workbench.prompts import Prompts
 from workbench.recording.record_pair import record
 from workbench.stats.bootstrap import mean_interval
+from workbench.stats.shares import share_interval
 from workbench.tables import with_intervals
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "replications.md"
@@ -101,7 +102,7 @@ def right(model: Any, rows: Prompts, recipe: Any = None) -> np.ndarray:
 
 
 def interval(values: np.ndarray, rows: Prompts) -> tuple[float, float, float]:
-    found = mean_interval(values, clusters=rows.clusters)
+    found = share_interval(values, clusters=rows.clusters)
     return found.estimate, found.low, found.high
 
 
