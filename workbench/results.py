@@ -19,6 +19,7 @@ import pandas as pd
 from workbench import result_file
 from workbench.cards import visible
 from workbench.errors import UserError
+from workbench.jsonable import jsonable
 
 Kept = TypeVar("Kept", bound="Result")
 _PACKAGES = ("tunescope", "torch", "transformers", "peft", "numpy", "scipy")
@@ -123,8 +124,7 @@ class Result:
         return f"{len(self.table)} lines"
 
     def _plain(self, table: pd.DataFrame) -> dict[str, Any]:
-        rows = json.loads(table.to_json(orient="records", double_precision=15))
-        return {"provenance": dataclasses.asdict(self.provenance), "rows": rows}
+        return {"provenance": dataclasses.asdict(self.provenance), "rows": jsonable(table)}
 
     def __init_subclass__(cls, **given: Any) -> None:
         """A dataclass would make a repr of its own, which prints every table and tensor; keep ours."""

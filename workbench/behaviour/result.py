@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from workbench.errors import UserError
+from workbench.jsonable import jsonable
 from workbench.results import Result
 from workbench.tables import with_intervals
 
@@ -79,10 +80,7 @@ class BehaviourDiff(Result):
 
     def to_json(self) -> str:
         """Table, texts, calibration and provenance as JSON with plain lists (NaN becomes null)."""
-        more = {
-            name: json.loads(getattr(self, name).to_json(orient="records", double_precision=15))
-            for name in ("texts", "calibration")
-        }
+        more = {name: jsonable(getattr(self, name)) for name in ("texts", "calibration")}
         return json.dumps({"result": self.title, **self._plain(self.table), **more}, default=str)
 
     def summary(self) -> str:
