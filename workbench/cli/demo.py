@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +58,7 @@ def _print_json(story: Story, report: Path) -> None:
 
 
 def _print_story(story: Story, report: Path) -> None:
-    from workbench.cli.output import emit
+    from workbench.cli.output import command_name, emit
     from workbench.cli.story.comparing import for_people
 
     title = "Share of held-out prompts, % [95 % interval]: base, tuned, and with the recipe beside random stand-ins"
@@ -70,9 +69,9 @@ def _print_story(story: Story, report: Path) -> None:
     typer.echo("")
     emit(None, False, story.truth, title="Found against planted")
     _say(f"done in {story.seconds:.0f} s ({story.cpu_seconds:.0f} s of processor time)")
-    typer.echo(f"Run:     {story.run.path}\nReport:  {report}\n\nOpen it:  tunescope report {story.run.path} --open")
-    if find_spec("workbench.cli.dashboard") is not None:
-        typer.echo(f"Explore:  tunescope dashboard {story.run.path}")
+    typer.echo(f"Run:     {story.run.path}\nReport:  {report}\n")
+    typer.echo(f"Open it:  {command_name()} report {story.run.path} --open")
+    typer.echo(f"Explore:  {command_name()} dashboard {story.run.path}")
 
 
 def _say(text: str) -> None:

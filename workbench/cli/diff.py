@@ -50,7 +50,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     if (near or outside or strengths) and not recipe:
         raise typer.BadParameter("this looks at recipes: give --recipe.", param_hint="--strengths, --near, --outside")
     from workbench.cli.diff_run import Asked, compare
-    from workbench.cli.output import emit, progress_bar
+    from workbench.cli.output import command_name, emit, progress_bar
 
     asked = Asked(
         base=base, tuned=tuned, prompts=prompts, recipes=tuple(recipe or ()), on=on, metrics=metrics, neutral=neutral,
@@ -66,7 +66,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
         return
     for title, table in found.printed():
         emit(None, False, table, title=title)
-    typer.echo(f"{found.title()}\nOpen it:  tunescope report {run.path} --open")
+    typer.echo(f"{found.title()}\nOpen it:  {command_name()} report {run.path} --open")
 
 
 diff.__doc__ = f"{diff.__doc__}\n\n\b{EXAMPLE}"

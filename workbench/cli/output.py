@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -32,6 +35,16 @@ def emit(payload: Any, as_json: bool, table: Any = None, *, title: str | None = 
         return
     rows = _rows(table if table is not None else _as_lines(payload))
     _print_table(rows, title, header=table is not None)
+
+
+def command_name() -> str:
+    """How this person calls ``tunescope``: by name where the shell finds it, else by the path of this very program, as
+    after ``make demo``, whose environment nobody has activated."""
+    own = Path(sys.argv[0])
+    if shutil.which("tunescope") is not None or own.name != "tunescope":
+        return "tunescope"
+    relative = os.path.relpath(own)
+    return str(own) if relative.startswith("..") else relative
 
 
 def plain(text: str) -> str:
