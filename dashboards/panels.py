@@ -56,7 +56,7 @@ def told() -> Iterator[None]:
 def empty(what: str, command: str) -> None:
     """An empty state: what is missing, and the exact command that brings it."""
     st.info(what, icon=":material/info:")
-    st.code(command, language="bash")
+    st.code(command, language="bash", wrap_lines=True)
 
 
 def table(

@@ -32,7 +32,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class Opened:
-    """Key -> readers of the base's and the tuned tensor; ``factors`` where the change is known as factors."""
+    """Key -> readers of the base's and the tuned tensor; ``factors`` where the change is known as factors.
+
+    An adapter names only what it changes; of the other weights of the layers, ``tuned`` reads the base's own.
+    """
 
     layout: Layout
     base: dict[str, Read]
@@ -67,6 +70,9 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
     found = set(after) | set(factors)
     partly = above.is_adapter  # an adapter names only what it changes
     shared = found & set(before)
+    if partly:
+        same = {name for name in set(before) - found if place_of(name).layer is not None}
+        after = after | {name: before[name] for name in same}
     if len(shared) * 2 < len(found if partly else before):
         raise UserError(
             f"{below.name} and {above.name} share only {len(shared)} tensor names ("

@@ -166,12 +166,24 @@ def test_a_lora_gives_what_its_merged_model_gives(changes: dict[str, Any], tmp_p
             truth = expected.loc[row.name]
             assert row.score == pytest.approx(truth["score"], rel=1e-3), (how, row.name)
             assert row.cosine == pytest.approx(truth["cosine"], abs=1e-5)
-            assert row.stable_rank == pytest.approx(truth["stable_rank"], rel=1e-2)
+            assert row.stable_rank == pytest.approx(truth["stable_rank"], rel=1e-2, nan_ok=True)
+            assert row.control == pytest.approx(truth["control"], rel=1e-3)
         keys = ["layer", "head", "module"]
         one, other = (r.head_parts.set_index(keys) for r in (result, dense))
         other = other.loc[one.index]
         for column, tolerance in (("score", 1e-3), ("cosine", 1e-4), ("sigma_1", 1e-3), ("stable_rank", 1e-2)):
             np.testing.assert_allclose(one[column], other[column], rtol=tolerance, err_msg=f"{how} {column}")
+
+
+def test_what_an_adapter_leaves_alone_stands_in_the_table_unchanged(tmp_path: Path) -> None:
+    """A LoRA on one output projection: it is what changed, and all else in the layers is exactly the base's."""
+    base, tuned = tiny_model("llama"), lora(tiny_model("llama"), target_modules=["layers.1.self_attn.o_proj"])
+    tuned.save_pretrained(tmp_path)
+    for found in (probes.weight_delta(base, tmp_path), probes.weight_delta(tuned.get_base_model(), tuned)):
+        first, *others = found.frame().itertuples()
+        assert (first.layer, first.module, first.q) == (1, "self_attn.o_proj", 0.0) and first.score > 2 * first.control
+        assert len(others) > 20 and all(row.score == 0.0 and row.q == 1.0 for row in others)
+        assert set(found.layers.query("score > 0")["layer"]) == {1}
 
 
 def test_a_pissa_pair_is_read_against_the_true_base() -> None:
@@ -218,7 +230,7 @@ def test_lora_factors_show_their_asymmetry() -> None:
         if "lora_B" in name:
             torch.nn.init.zeros_(parameter)
     zero = probes.weight_delta(tuned.get_base_model(), tuned)
-    assert (zero.table["score"] == 0).all() and (zero.table["stable_rank"] == 0).all()
+    assert (zero.table["score"] == 0).all() and (zero.table["stable_rank"].dropna() == 0).all()
     assert (zero.factors["b_effective_rank"] == 0).all()
 
 

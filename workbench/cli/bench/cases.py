@@ -25,7 +25,7 @@ _NOT_PLANTED = "heads that are handed the change count too, so the planted heads
 
 _OPPOSITE = "a mean shift misses what moves some prompts one way and others the opposite way"
 _USED = "later routers turn to experts that were not tuned, and a tuned expert may be used no more than before"
-_READ_OFF = "an adapter holds this one tensor alone, so it is read off rather than found"
+_READ_OFF = "an adapter names the one tensor it changes, so it is read off rather than found"
 
 
 def cases_of(ground: Ground) -> list[Case]:
