@@ -26,8 +26,9 @@ def weight_delta(
 
     ``base`` is a pair, or a model given as a folder, hub id or loaded model, and ``tuned`` likewise (an adapter
     too). Folders are read tensor by tensor and neither model is loaded; a LoRA is read in its factors and its
-    product never formed; the weights of the layers that it leaves alone stand in the tables with 0. ``k`` leading singular values are kept per matrix. ``exact=True`` computes the whole
-    spectrum of every matrix; by default larger ones are estimated, with an interval.
+    product never formed; the weights of the layers that it leaves alone stand in the tables with 0. ``k`` leading
+    singular values are kept per matrix. ``exact=True`` computes the whole spectrum of every matrix; by default larger
+    ones are estimated, with an interval.
 
     Raises :class:`workbench.errors.UserError` for what is no model or shares no tensor, and
     :class:`workbench.errors.NotSupported` for adapters whose change depends on the input.
