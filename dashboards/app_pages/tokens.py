@@ -98,7 +98,7 @@ def _show_lens(source: Source, chosen: Selection) -> None:
 def _show_shift(source: Source, chosen: Selection, asked: Asked | None) -> None:
     result = source.result
     st.caption(panels.words(f"n = {result.provenance.n_prompts} prompts. {result.summary()}."))
-    left, right = st.columns([1, 2])
+    left, right = st.columns([3, 2])
     writers = list(dict.fromkeys(result.tokens["direction"]))
     writer = left.segmented_control("Who writes", writers, key="writer", required=True, default=writers[0], **LINKED)
     measure = right.segmented_control("Colour", [KL, RANK], key="colour", required=True, default=KL, **LINKED)
