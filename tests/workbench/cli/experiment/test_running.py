@@ -168,7 +168,9 @@ sweep: {seed: [0, 1], recipes.push.strength: [0.5, 1, 2, 4]}
 
 def tunescope(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     root = Path(__file__).resolve().parents[4]
-    script = "from workbench.cli import main; main()"
+    # A shell's background job ignores Ctrl-C, and so do its children: a person's terminal does not.
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += "from workbench.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
