@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.cells import COLOURS, bar_title
-from workbench.figures.tokens import safe, shortened, visible
+from workbench.figures.tokens import escaped, safe, shortened, visible
 
 LETTERS = 10
 MOST_LABELLED = 48
@@ -63,7 +62,7 @@ def _told(
     tokens: Sequence[str],
     names: tuple[str, str],
 ) -> list[list[str]]:
-    shown = [html.escape(visible(token)) for token in tokens]
+    shown = [escaped(visible(token)) for token in tokens]
     one, other = (safe(name) for name in names)
     return [
         [
@@ -78,7 +77,7 @@ def _told(
 def _axes(figure: go.Figure, tokens: Sequence[str]) -> None:
     """Tokens by place, so that repeated ones stay apart; queries read downwards."""
     if len(tokens) <= MOST_LABELLED:
-        words = [html.escape(shortened(visible(token), LETTERS)) for token in tokens]
+        words = [escaped(shortened(visible(token), LETTERS)) for token in tokens]
         ticks = {"tickmode": "array", "tickvals": list(range(len(tokens))), "ticktext": words}
         figure.update_xaxes(**ticks, tickangle=-60)
         figure.update_yaxes(**ticks)

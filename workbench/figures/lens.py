@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import html
-
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.cells import bar_title
-from workbench.figures.tokens import shortened, visible, visible_line
+from workbench.figures.tokens import escaped, shortened, visible, visible_line
 
 LETTERS = 12
 """Of a token on the axis; the pointer shows all of it."""
@@ -44,14 +42,14 @@ def lens_grid(cells: pd.DataFrame, *, title: str = "") -> go.Figure:
     figure.update_xaxes(
         tickmode="array",
         tickvals=columns["position"].tolist(),
-        ticktext=[html.escape(shortened(visible(token), LETTERS)) for token in columns["token"]],
+        ticktext=[escaped(shortened(visible(token), LETTERS)) for token in columns["token"]],
         tickangle=-60,
     )
     layers = sorted(cells["layer"].unique().tolist())
     figure.update_yaxes(title_text="layer", tickmode="array", tickvals=layers)
     figure.update_layout(
         template="plotly_white",
-        title={"text": html.escape(title), "font": {"size": 15}},
+        title={"text": escaped(title), "font": {"size": 15}},
         height=160 + (len(models) + 1) * max(140, 22 * len(layers)),
         margin={"l": 60, "r": 30, "t": 70, "b": 80},
     )
@@ -71,12 +69,12 @@ def _grid(
     wide = part.pivot(index="layer", columns="position", values=value)
     letters = max(3, LINE // max(1, wide.shape[1]))
     words = part.pivot(index="layer", columns="position", values="says").map(
-        lambda text: html.escape(shortened(visible(text), letters))
+        lambda text: escaped(shortened(visible(text), letters))
     )
     told = part.assign(
         told=[
-            f"after layer {line['layer']}, token {line['position']} {html.escape(visible(line['token']))}<br>"
-            f"{html.escape(visible_line(line['top']))}<br>entropy {line['entropy']:.2f} nats, KL {line['kl']:.3g} nats"
+            f"after layer {line['layer']}, token {line['position']} {escaped(visible(line['token']))}<br>"
+            f"{escaped(visible_line(line['top']))}<br>entropy {line['entropy']:.2f} nats, KL {line['kl']:.3g} nats"
             for line in part.to_dict("records")
         ]
     ).pivot(index="layer", columns="position", values="told")

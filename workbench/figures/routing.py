@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -12,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.cells import COLOURS, bar_title
-from workbench.figures.tokens import safe, shortened, visible
+from workbench.figures.tokens import escaped, safe, shortened, visible
 
 LETTERS = 10
 MOST_LABELLED = 40
@@ -120,7 +119,7 @@ def _flows(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _told(base: np.ndarray, tuned: np.ndarray, places: Sequence[tuple[int, int]], tokens: Sequence[str]) -> list:
-    shown = [html.escape(visible(token)) for token in tokens]
+    shown = [escaped(visible(token)) for token in tokens]
     return [
         [
             f"L{layer}E{expert}, token {position} {shown[position]}<br>base {base[row, position]:.3f}, "
@@ -137,7 +136,7 @@ def _axes(figure: go.Figure, places: Sequence[tuple[int, int]], tokens: Sequence
     figure.update_yaxes(tickmode="array", tickvals=list(range(len(places))), ticktext=labels, autorange="reversed")
     figure.update_yaxes(title_text="expert", col=1)
     if len(tokens) <= MOST_LABELLED:
-        words = [html.escape(shortened(visible(token), LETTERS)) for token in tokens]
+        words = [escaped(shortened(visible(token), LETTERS)) for token in tokens]
         figure.update_xaxes(tickmode="array", tickvals=list(range(len(tokens))), ticktext=words, tickangle=-60)
     figure.update_xaxes(title_text="token of the prompt")
     for row, (before, after) in enumerate(pairwise(places)):

@@ -88,9 +88,14 @@ def token_lines_html(
     return f"{legend}{box}"
 
 
+def escaped(text: str) -> str:
+    """``text`` without markup for plotly, which reads ``&lt;`` and ``&amp;`` but shows ``&quot;`` letter by letter."""
+    return html.escape(text, quote=False)
+
+
 def safe(text: str) -> str:
     """A text for a figure: nothing in it is markup, and nothing is invisible."""
-    return html.escape(visible_line(text))
+    return escaped(visible_line(text))
 
 
 def visible_line(text: str) -> str:
@@ -119,7 +124,7 @@ def token_figure(
     lines = math.ceil(len(tokens) / width)
     pad = lines * width - len(tokens)
     cells = [*(float(value) for value in values), *[math.nan] * pad]
-    texts = [*(html.escape(visible(token)) for token in tokens), *[""] * pad]
+    texts = [*(escaped(visible(token)) for token in tokens), *[""] * pad]
     bound = limit or max((abs(value) for value in cells if math.isfinite(value)), default=1.0) or 1.0
     signed = any(value < 0 for value in cells)
 
@@ -132,11 +137,11 @@ def token_figure(
         text=rows(texts),
         texttemplate="%{text}",
         customdata=rows([[number] for number in range(lines * width)]),
-        hovertemplate="token %{customdata[0]}: %{text}<br>" + html.escape(unit) + " %{z:.3g}<extra></extra>",
+        hovertemplate="token %{customdata[0]}: %{text}<br>" + escaped(unit) + " %{z:.3g}<extra></extra>",
         colorscale="RdBu_r" if signed else "Oranges",
         zmin=-bound if signed else 0,
         zmax=bound,
-        colorbar={"title": {"text": html.escape(unit), "side": "right"}},
+        colorbar={"title": {"text": escaped(unit), "side": "right"}},
         xgap=2,
         ygap=2,
     )

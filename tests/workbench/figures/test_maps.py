@@ -16,6 +16,7 @@ from workbench.figures.knob import natural_spread
 from workbench.figures.lens import lens_grid
 from workbench.figures.overlap import shared_bars
 from workbench.figures.routing import routing_flow, routing_map
+from workbench.figures.tokens import safe, token_figure
 from workbench.figures.weights import cell_map
 from workbench.figures.words import GREY, word_bars
 
@@ -146,3 +147,9 @@ def test_words_inside_the_control_are_grey_and_same_words_stay_apart() -> None:
     figure = word_bars(table)
     assert list(figure.data[0].marker.color)[1] == GREY and len(set(figure.data[0].marker.color)) == 3
     assert list(figure.data[0].y) == [0, 1, 2] and "<script>" not in figure.to_json()
+
+
+def test_quotes_stay_quotes_in_a_figure() -> None:
+    assert safe('say "a" & <b>') == 'say "a" &amp; &lt;b&gt;'
+    figure = token_figure(['"'], [1.0], unit="nats")
+    assert "&quot;" not in figure.to_json()
