@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +14,7 @@ import interventions as iv
 import probes
 import workbench as wb
 from dashboards.report import write_report
+from tests.workbench.cli.experiment.small import SMALL, tree
 from workbench import organisms, runs
 from workbench.behaviour import behaviour_diff
 from workbench.cli.experiment import Experiment, run_experiment
@@ -44,15 +39,6 @@ sweep:
   seed: [0, 1]
   recipes.found.strength: [0, 1]
 """
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Path -> sha256 of everything in a run."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -151,71 +137,6 @@ def test_a_finished_run_is_read_again_and_another_experiment_is_refused(finished
     with pytest.raises(UserError, match=r"holds results of another configuration: 'experiment.seed'"):
         run_experiment(Experiment.parse(f"seed: 3\n{MOE}"), finished.run.path, folder=home)
     assert tree(finished.run.path) == before
-
-
-SMALL = """
-name: killed
-pair: {base: llama-base, tuned: llama-tuned, device: cpu}
-prompts: {file: p.jsonl}
-recipes: {push: [{kind: Offset, layer: 1, vector: {from: rec, layer: 1}}]}
-steps:
-  rec: {do: record}
-  heads: {do: localize heads, metric: prob}
-  effect: {do: diff, recipes: [push], metrics: [accuracy, prob]}
-sweep: {seed: [0, 1], recipes.push.strength: [0.5, 1, 2, 4]}
-"""
-
-
-def tunescope(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    root = Path(__file__).resolve().parents[4]
-    # A shell's background job ignores Ctrl-C, and so do its children: a person's terminal does not.
-    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    script += "from workbench.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
-    )  # fmt: skip
-
-
-def stopped(file: Path, out: Path, how: signal.Signals, cells: int = 2) -> tuple[int, str]:
-    """The experiment, sent ``how`` once it has finished some cells: its exit code and what it said on stderr."""
-    process = tunescope("run", str(file), "--out", str(out))
-    deadline = time.monotonic() + 240
-    while len(list(out.glob("cells/*/cell.json"))) < cells:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.002)
-    process.send_signal(how)
-    _, error = process.communicate()
-    return process.returncode, error
-
-
-@pytest.mark.slow
-def test_kill_minus_nine_then_resume_to_the_same_bytes(home: Path, tmp_path: Path) -> None:
-    file = home / "killed.yaml"
-    file.write_text(SMALL)
-    code, _ = stopped(file, tmp_path / "killed", signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    left = tree(tmp_path / "killed")
-    assert runs.open(tmp_path / "killed").state == "running" and "tables/metrics.parquet" not in left
-    assert 2 <= len([name for name in left if name.endswith("cell.json")]) < 8
-    for name in ("killed", "whole"):
-        ended = tunescope("run", str(file), "--out", str(tmp_path / name))
-        _, error = ended.communicate()
-        assert ended.returncode == 0, error
-    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
-    assert runs.verify(tmp_path / "killed").ok
-
-
-@pytest.mark.slow
-def test_control_c_is_130_and_keeps_what_is_done(home: Path, tmp_path: Path) -> None:
-    file = home / "interrupted.yaml"
-    file.write_text(SMALL)
-    code, error = stopped(file, tmp_path / "run", signal.SIGINT)
-    assert code == 130 and "Traceback" not in error
-    done = {name: made for name, made in tree(tmp_path / "run").items() if name.startswith("steps/")}
-    run_experiment(Experiment.load(file), tmp_path / "run", folder=home)
-    now = tree(tmp_path / "run")
-    assert done and all(now[name] == made for name, made in done.items() if ".partial-" not in name)
 
 
 def test_a_resumed_run_does_no_finished_step_again(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
