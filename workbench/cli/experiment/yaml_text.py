@@ -14,6 +14,9 @@ from workbench.errors import UserError
 _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$")
 
 
+_BREAKS = frozenset("\x85\u2028\u2029")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's idea of booleans and numbers: ``off`` is a word, ``1e-3`` a number."""
 
@@ -24,6 +27,19 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         """Nothing is written as a reference to another place."""
         return True
+
+    def analyze_scalar(self, scalar: str) -> Any:
+        """Breaks that YAML would turn into spaces are escaped: PyYAML writes U+0085, U+2028 and U+2029 as they are."""
+        found = super().analyze_scalar(scalar)
+        if not _BREAKS.isdisjoint(scalar):
+            found.allow_flow_plain = found.allow_block_plain = found.allow_single_quoted = found.allow_block = False
+        return found
+
+    def write_double_quoted(self, text: str, split: bool = True) -> None:
+        """The same signs as escapes."""
+        unicode, self.allow_unicode = self.allow_unicode, self.allow_unicode and _BREAKS.isdisjoint(text)
+        super().write_double_quoted(text, split)
+        self.allow_unicode = unicode
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:

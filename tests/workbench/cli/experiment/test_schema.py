@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from workbench.cli.experiment import Experiment, PairSpec, PromptSet, RecipeSpec, steps
@@ -208,6 +208,7 @@ PLAIN = st.recursive(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(PLAIN)
+@example({"\x85": None, "a\u2028b": ["\x85", "é\x85", "\u2029 \n", "\r", "\ufeff"]})
 def test_any_plain_value_is_written_and_read_back(value: Any) -> None:
     assert read_yaml(write_yaml(value), "x") == value
 
