@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SHOWN = 8
 """How many rows a notebook shows."""
+_AS_GIVEN = json.JSONEncoder(ensure_ascii=False)
+_SORTED = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 
 
 class Prompts(Sequence[Prompt]):
@@ -123,7 +125,7 @@ class Prompts(Sequence[Prompt]):
         """sha256 of the content of all rows in order; no file name or column order enters."""
         digest = hashlib.sha256(b"tunescope prompts 1\n")
         for row in self._rows:
-            digest.update(_line(row, sort=True).encode("utf-8"))
+            digest.update(_SORTED.encode(row.as_dict()).encode("utf-8") + b"\n")
         return digest.hexdigest()
 
     def frame(self) -> pd.DataFrame:
@@ -140,7 +142,7 @@ class Prompts(Sequence[Prompt]):
         target = Path(path)
         if target.suffix.lower() != ".jsonl":
             raise UserError(f"Prompts are saved as .jsonl; {target.name} has another ending.")
-        write_text(target, "".join(_line(row, sort=False) for row in self._rows))
+        write_text(target, "".join(_AS_GIVEN.encode(row.as_dict()) + "\n" for row in self._rows))
         return target
 
     def __repr__(self) -> str:
@@ -153,7 +155,3 @@ class Prompts(Sequence[Prompt]):
     def _repr_html_(self) -> str:
         more = [f"The first {SHOWN}:"] if len(self) > SHOWN else []
         return card(f"{len(self)} prompts", table=self[:SHOWN].frame(), notes=more)
-
-
-def _line(row: Prompt, *, sort: bool) -> str:
-    return json.dumps(row.as_dict(), ensure_ascii=False, sort_keys=sort) + "\n"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 
@@ -151,10 +153,11 @@ def _rendered(row: Prompt, number: int, tokenizer: Any) -> str:
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> Encoded:
     """One batch of rows padded in front to the longest, so that the last column is every row's last token."""
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long)
-    padding = torch.tensor([longest - len(row) for row in rows])
-    return Encoded(ids, (torch.arange(longest) >= padding[:, None]).long())
+    lengths = np.array([len(row) for row in rows])
+    real = np.arange(lengths.max()) >= lengths.max() - lengths[:, None]
+    ids = np.full(real.shape, pad_id, dtype=np.int64)
+    ids[real] = np.fromiter(chain.from_iterable(rows), dtype=np.int64)
+    return Encoded(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)))
 
 
 def batches(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:

@@ -10,7 +10,7 @@ import torch
 
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
-from workbench.engine.positions import PositionSpec, Where, select
+from workbench.engine.positions import PositionSpec, Selection, Where, select
 from workbench.engine.routing import Routing
 from workbench.engine.sites import Site
 from workbench.models.adapted import AdaptedModel
@@ -29,6 +29,13 @@ class Captured:
     """[row] which prompt of the batch."""
     position: Tensor | None = None
     """[row] position in the prompt, from its first real token."""
+    sums: list[Tensor] = field(default_factory=list)
+    """Of each tensor of floating numbers, taken while it is in the processor's cache."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value can be NaN or infinite; on a GPU, asking waits for the device."""
+        return _all_finite(self.sums)
 
 
 @dataclass(frozen=True)
@@ -93,20 +100,27 @@ class Capture:
 
     def _locate(self, ctx: ForwardContext, taken: Captured) -> _Kept:
         if (kept := ctx.scratch.get("capture")) is None:
-            chosen = select(self.positions, ctx)
-            mask = chosen.mask if chosen.mask is not None else ctx.real & (not chosen.nothing)
-            row, column = mask.nonzero(as_tuple=True)
-            kept = _Kept(row, column, everything=bool(mask.all()))
-            ctx.scratch["capture"] = kept
+            kept = ctx.scratch["capture"] = _kept(select(self.positions, ctx), ctx)
             taken.batch_row = kept.batch_row.cpu()
-            taken.position = ctx.index[mask].cpu()
+            taken.position = ctx.index[kept.batch_row, kept.column].cpu()
         return kept
 
     def _store(self, taken: Captured, name: str, value: Tensor, kept: _Kept) -> None:
         """Keep a copy: an alias would hold the whole activation, and change with what is written into it later."""
         rows = kept.of(value.detach())
         dtype = self.dtype if self.dtype is not None and rows.is_floating_point() else rows.dtype
-        taken.rows[name] = rows.to(dtype, copy=kept.everything)
+        taken.rows[name] = rows = rows.to(dtype, copy=kept.everything)
+        if rows.is_floating_point():
+            taken.sums.append(_sum(rows))
+
+
+def _kept(chosen: Selection, ctx: ForwardContext) -> _Kept:
+    if chosen.everything and not ctx.padded:
+        cells = torch.arange(ctx.batch * ctx.length, device=ctx.device)
+        return _Kept(cells // ctx.length, cells % ctx.length, everything=True)
+    mask = chosen.mask if chosen.mask is not None else ctx.real & (not chosen.nothing)
+    row, column = mask.nonzero(as_tuple=True)
+    return _Kept(row, column, everything=bool(mask.all()))
 
 
 def _columns(batch: Encoded, taken: Captured) -> Tensor:
@@ -136,10 +150,14 @@ def nonfinite_rows(tensors: Mapping[str, Tensor]) -> dict[str, Bool[Tensor, " ro
     GPU every look waits for the device.
     """
     sums = {name: _sum(rows) for name, rows in tensors.items() if rows.is_floating_point()}
-    if not sums or bool(torch.isfinite(torch.stack(list(sums.values()))).all()):
+    if _all_finite(list(sums.values())):
         return {}
     marked = {name: (~torch.isfinite(tensors[name])).flatten(1).any(1).cpu() for name in sums}
     return {name: rows for name, rows in marked.items() if bool(rows.any())}
+
+
+def _all_finite(sums: list[Tensor]) -> bool:
+    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
 
 
 def _sum(rows: Tensor) -> Tensor:

@@ -107,8 +107,9 @@ def sized_windows(
 ) -> Plan:
     """The same plan with as many batches to a window as :data:`WINDOW_BYTES` allows, by the sizes of the sites."""
     model = next(iter(models.values()))
-    numbers = sum(_row_size(model, site, plan_.longest) for site in sites) + logits * model.vocab_size
-    rows = 1 if scope.at in ("first", "last") or isinstance(scope.at, int) else plan_.longest
+    longest = plan_.longest
+    numbers = sum(_row_size(model, site, longest) for site in sites) + logits * model.vocab_size
+    rows = 1 if scope.at in ("first", "last") or isinstance(scope.at, int) else longest
     batch_bytes = numbers * model.dtype.itemsize * len(models) * rows * plan_.batch_size
     fitting = WINDOW_BYTES // max(1, batch_bytes)
     return replace(plan_, batches_per_window=max(1, min(BATCHES_PER_WINDOW, fitting)))
