@@ -79,7 +79,7 @@ def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -
         if name is not None and not materials.path(name).exists():
             raise UserError(f"There is no file {materials.path(name)}, which {file} names: check the path.")
     steps: list[dict[str, Any]] = [
-        {"step": name, "does": step.do, "prompts": step.prompts or next(iter(experiment.prompts)),
+        {"step": name, "does": step.do, "prompts": step.prompts or next(iter(experiment.prompts), ""),
          "recipes": ", ".join(recipes_of(step)), "reads": ", ".join(needs(experiment, name))}
         for name, step in experiment.steps.items()
     ]  # fmt: skip

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 import probes
-from workbench.cli.experiment import steps
+from workbench.cli.experiment import inline, steps
 from workbench.cli.experiment.kept import ACTIVATIONS, Outcome, metric_rows
 from workbench.cli.experiment.materials import Materials
-from workbench.cli.experiment.recipes import RecipeBuilder, Results
+from workbench.cli.experiment.recipes import RecipeBuilder, Results, found_in
 from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress
 from workbench.prompts import Prompts
@@ -81,10 +82,13 @@ def _record(step: steps.Record, bench: Bench) -> Outcome:
 
 def _localized(step: Any, bench: Bench) -> Any:
     pair, seed, bar = bench.pair, bench.seed, bench.progress
-    rows = bench.rows(step.prompts)
     match step:
         case steps.Weights():
             return probes.weight_delta(pair, k=step.k, progress=bar)
+        case steps.Retrieval():
+            return _retrieval(step, bench)
+    rows = bench.rows(step.prompts)
+    match step:
         case steps.Activations():
             recording = _recording(step, bench, step.sites, positions=step.positions)
             return probes.activation_delta(
@@ -105,7 +109,8 @@ def _localized(step: Any, bench: Bench) -> Any:
             )
         case steps.HeadProbes():
             recording = _recording(step, bench, ["z"], positions=step.positions)
-            return probes.head_probe(recording, role=step.role, folds=step.folds, seed=seed, progress=bar)
+            labels = None if step.label is None else _column(_recorded_rows(step, bench), step.label)
+            return probes.head_probe(recording, labels, role=step.role, folds=step.folds, seed=seed, progress=bar)
         case steps.Skills():
             ood = None if step.ood is None else bench.rows(step.ood)
             return probes.graft(
@@ -113,28 +118,56 @@ def _localized(step: Any, bench: Bench) -> Any:
                 progress=bar, **step.options,
             )  # fmt: skip
         case steps.Experts():
-            labels = None if step.label is None else _column(rows, step.label)
-            return probes.expert_map(
-                pair, rows, labels, target=step.target, seed=seed, progress=bar, **step.options
-            )  # fmt: skip
+            return _experts(step, bench)
+        case steps.Switching():
+            return _switching(step, bench)
         case steps.Knob():
             return probes.find_knob(
                 pair, rows, layers=step.layers, seed=seed, progress=bar,
                 training=probes.KnobTraining(rank=step.rank, steps=step.steps),
-                setup=probes.KnobSetup(search_pairs=step.search_pairs),
+                setup=probes.KnobSetup(search_pairs=step.search_pairs, **step.options),
             )  # fmt: skip
         case steps.Concepts():
             return _concepts(step, bench)
-        case steps.Probe():
-            return _other(step, bench)
-    return _retrieval(step, bench)
+    return _other(step, bench)
 
 
 def _other(step: steps.Probe, bench: Bench) -> Any:
     """A probe by name; its options were checked when the experiment was read."""
-    subject = bench.pair if step.within == "pair" else bench.pair.models[step.within]
     call = getattr(probes, step.call)
-    return call(subject, bench.rows(step.prompts), seed=bench.seed, progress=bench.progress, **step.options)
+    watched = {} if step.call in steps.QUICK else {"progress": bench.progress}
+    return call(_within(step, bench), bench.rows(step.prompts), seed=bench.seed, **watched, **step.options)
+
+
+def _within(step: Any, bench: Bench) -> Any:
+    """Both models, or the one that the step asks for."""
+    return bench.pair if step.within == "pair" else bench.pair.models[step.within]
+
+
+def _experts(step: steps.Experts, bench: Bench) -> Any:
+    rows = bench.rows(step.prompts)
+    labels = None if step.label is None else _column(rows, step.label)
+    tokens = {"exclude": _all_but_last} if step.positions == "last" else {}
+    return probes.expert_map(
+        _within(step, bench), rows, labels, target=step.target, seed=bench.seed, progress=bench.progress,
+        **tokens, **step.options,
+    )  # fmt: skip
+
+
+def _all_but_last(ids: torch.Tensor) -> torch.Tensor:
+    """True [pos] for the tokens that do not count."""
+    return torch.arange(len(ids)) < len(ids) - 1
+
+
+def _switching(step: steps.Switching, bench: Bench) -> Any:
+    ranking = step.ranking
+    if isinstance(ranking, inline.FirstOf):
+        ranking = found_in(ranking, ("ExpertMap",), bench.materials, bench.results).ranking(ranking.first)
+    first = step.begins.split()
+    return probes.switching_curve(
+        bench.pair, bench.rows(step.prompts), lambda response, _: response.split()[: len(first)] == first, ranking,
+        step.counts, step.mode, seed=bench.seed, progress=bench.progress, **step.options,
+    )  # fmt: skip
 
 
 def _concepts(step: steps.Concepts, bench: Bench) -> Any:
@@ -165,6 +198,12 @@ def _recording(step: Any, bench: Bench, sites: list[str], **options: Any) -> Any
     return record(bench.pair, bench.rows(step.prompts), sites, progress=bench.progress, **options)
 
 
+def _recorded_rows(step: Any, bench: Bench) -> Prompts:
+    """The prompts behind the recording that a step reads."""
+    recorded: Any = step if step.record is None else bench.experiment.steps[step.record]
+    return bench.rows(recorded.prompts)
+
+
 def _column(rows: Prompts, name: str) -> list[Any]:
     known = {column for row in rows for column in row.as_dict()}
     if name not in known:
@@ -188,11 +227,12 @@ def cell_label(row: Any) -> str:
     number = {name: int(row[name]) for name in places if not isinstance(row[name], str)}
     layer = f"L{number['layer']}" if "layer" in number else ""
     parts = [layer + next((f"{name[0].upper()}{number[name]}" for name in ("head", "expert") if name in number), "")]
-    parts += [str(row[name]) for name in ("site", "module", "phase", "group") if _given(row, name)]
+    parts += [str(row[name]) for name in ("site", "module", "phase", "group", "model", "token") if _given(row, name)]
     parts += [row[name] for name in places if name not in number]
     if _given(row, "direction"):
         parts.append(row["direction"] if isinstance(row["direction"], str) else f"direction {int(row['direction'])}")
     parts += [f"position {number['position']}"] if "position" in number else []
+    parts += [f"first {int(row['count'])}"] if not places and _given(row, "count") else []
     return " ".join(part for part in parts if part) or "all"
 
 

@@ -51,54 +51,61 @@ TensorSource = Annotated[
 """Numbers written out, or a :class:`TensorRef`."""
 
 
-class FirstOf(Strict):
-    """The first cells of an earlier step's table: experts of an experts map, heads of patching."""
+class FoundRef(Strict):
+    """Something that a probe found: in an earlier step, or in the result that a run keeps (a .safetensors file)."""
 
-    from_step: str = Field(alias="from")
+    from_step: str | None = Field(default=None, alias="from")
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> FoundRef:
+        if (self.from_step is None) == (self.file is None):
+            raise refusal("give from (an earlier step), or file (a result that a run keeps).")
+        return self
+
+
+class FirstOf(FoundRef):
+    """The first cells of a table: experts of an experts map, heads of patching."""
+
     first: int = Field(default=1, ge=1)
 
 
-class KnobRef(Strict):
-    """The knob that a step found, set to an intent's value or to a number."""
+class KnobRef(FoundRef):
+    """A knob that was found, set to an intent's value or to a number."""
 
-    from_step: str = Field(alias="from")
     to: str | float
 
 
-class ConceptsRef(Strict):
+class ConceptsRef(FoundRef):
     """Directions that a concepts step found, by number."""
 
-    from_step: str = Field(alias="from")
     directions: list[int] = Field(default=[0])
     to: Literal["zero", "mean"] = "zero"
 
 
-class ProbedHeads(Strict):
+class ProbedHeads(FoundRef):
     """The ``first`` heads of a head probe, each along its direction, in standard deviations of its rows."""
 
-    from_step: str = Field(alias="from")
     first: int = Field(default=48, ge=1)
     direction: Literal["mass_mean", "weight"] = "mass_mean"
 
 
-class SkillRef(Strict):
+class SkillRef(FoundRef):
     """The region that a skills step found."""
-
-    from_step: str = Field(alias="from")
 
 
 def _labels(given: Any) -> str:
-    return "list" if isinstance(given, list | tuple) else "first"
+    return "labels" if isinstance(given, list | tuple) else "map"
 
 
-Labels = Annotated[Annotated[list[str], Tag("list")] | Annotated[FirstOf, Tag("first")], Discriminator(_labels)]
-"""Labels such as L1E4, or the first of an earlier step."""
+Labels = Annotated[Annotated[list[str], Tag("labels")] | Annotated[FirstOf, Tag("map")], Discriminator(_labels)]
+"""Labels such as L1E4, or the first of a map."""
 
 
 def _heads(given: Any) -> str:
     if isinstance(given, Strict):
         return "step"
-    return "step" if isinstance(given, dict) and "from" in given else "heads"
+    return "step" if isinstance(given, dict) and not {"from", "file"}.isdisjoint(given) else "heads"
 
 
 class Inline(Strict):

@@ -46,16 +46,27 @@ class PairSpec(Strict):
 
 
 class PromptSet(Strict):
-    """Rows from a file, written out here, or a split of the organism; then those that match ``where``, up to
+    """Rows from a file, written out here, or splits of the organism; then those that match ``where``, up to
     ``limit``."""
 
     file: str | None = None
     rows: list[str | dict[str, Any]] | None = None
-    split: str | None = None
+    split: str | list[str] | None = None
+    """A split, or several, one behind the other."""
     where: dict[str, Scalar | list[Scalar]] = Field(default={})
     """Column -> the value, or the values, that a row must have there."""
     skip: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
+    answer: str | None = None
+    """A column whose values are taken as the answers; the distractors, which belong to others, are left out."""
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        names = given if isinstance(given, list) and given else [given]
+        if given is not None and not all(isinstance(name, str) for name in names):
+            raise refusal(f"{given!r} is no split; give a name, or a list of names.")
+        return given
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptSet:

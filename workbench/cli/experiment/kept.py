@@ -111,7 +111,8 @@ def step_keys(experiment: Experiment, pair: ModelPair, materials: Materials) -> 
     keys: dict[str, str] = {}
     for name, step in experiment.steps.items():
         recipes = {one: experiment.recipes[one].plain() for one in references.recipes_of(step)}
-        prompts = [materials.prompts(experiment, step.prompts).hash]
+        reads = not isinstance(step, steps.WITHOUT_PROMPTS)
+        prompts = [materials.prompts(experiment, step.prompts).hash] if reads else []
         for other in references.other_prompts(step):
             prompts.append(materials.prompts(experiment, other).hash)
         seed = None if isinstance(step, _NO_CHANCE) else seed_of(experiment, name)

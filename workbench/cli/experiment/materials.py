@@ -33,6 +33,7 @@ class Materials:
         self._pair: tuple[PairSpec, ModelPair] | None = None
         self._organisms: dict[tuple[str, int], organisms.Organism] = {}
         self._prompts: dict[str, Prompts] = {}
+        self._results: dict[str, Any] = {}
 
     def path(self, given: str) -> Path:
         """A path of the YAML file."""
@@ -60,6 +61,14 @@ class Materials:
                 raise UserError(f"prompts.{known}: {error}") from error
         return self._prompts[key]
 
+    def result(self, file: str) -> Any:
+        """The result that a run keeps in ``file``."""
+        from probes import ProbeResult
+
+        if file not in self._results:
+            self._results[file] = ProbeResult.load(self.path(file))
+        return self._results[file]
+
     def _sides(self, spec: PairSpec) -> tuple[Any, Any]:
         if spec.organism is None:
             return self._model(str(spec.base)), self._model(str(spec.tuned))
@@ -86,23 +95,34 @@ class Materials:
             return Prompts.load(self.path(spec.file))
         if spec.rows is not None:
             return Prompts.of(spec.rows)
-        splits = self._organism(pair).splits
-        if spec.split not in splits:
-            raise unknown_name("split", str(spec.split), splits)
-        return Prompts.of(splits[str(spec.split)])
+        splits, wanted = self._organism(pair).splits, spec.split
+        names = [wanted] if isinstance(wanted, str) else list(wanted or ())
+        for name in names:
+            if name not in splits:
+                raise unknown_name("split", name, splits)
+        return Prompts.of([row for name in names for row in splits[name]])
 
 
 def chosen_rows(rows: Prompts, spec: PromptSet) -> Prompts:
-    """The rows that match ``where``, from ``skip`` on, at most ``limit``."""
+    """The rows that match ``where``, from ``skip`` on, at most ``limit``, with another column as the answer."""
     columns = {name for row in rows for name in row.as_dict()}
-    for column in spec.where:
+    for column in (*spec.where, *([] if spec.answer is None else [spec.answer])):
         if column not in columns:
             raise unknown_name("column", column, columns)
     kept = rows.filter(lambda row: _matches(row, spec.where))[spec.skip :]
     kept = kept if spec.limit is None else kept[: spec.limit]
     if not len(kept):
         raise UserError(f"none of {len(rows)} rows is left by where, skip and limit; loosen them.")
-    return kept
+    return kept if spec.answer is None else _answered(kept, spec.answer)
+
+
+def _answered(rows: Prompts, column: str) -> Prompts:
+    """The same rows with ``column`` as the answer and without the old answer's distractor."""
+    given = [{name: value for name, value in row.as_dict().items() if name != "distractor"} for row in rows]
+    for number, row in enumerate(given):
+        if not isinstance(row.get(column), str):
+            raise UserError(f"row {number} has no text in column {column!r} to be its answer; choose rows with where.")
+    return Prompts.of([{**row, "answer": row[column]} for row in given])
 
 
 def _matches(row: Prompt, where: Mapping[str, Any]) -> bool:
@@ -128,8 +148,11 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+_NAMING_FILES = inline.RecipeSpec | inline.SavedSpec | inline.TensorRef | inline.FoundRef
+
+
 def _files(value: Any) -> Iterator[str]:
-    if isinstance(value, inline.RecipeSpec | inline.SavedSpec | inline.TensorRef) and value.file is not None:
+    if isinstance(value, _NAMING_FILES) and value.file is not None:
         yield value.file
     if isinstance(value, steps.Concepts) and value.dictionary is not None:
         yield value.dictionary

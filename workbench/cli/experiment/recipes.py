@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +61,12 @@ class RecipeBuilder:
             case inline.LayerScaleSpec():
                 return [replace(iv.LayerScale.from_pair(self._pair, spec.a, spec.b), strength=spec.strength)]
             case inline.GraftSpec():
-                found = self._results(spec.skill.from_step)
+                found = self._found(spec.skill, "GraftResult")
                 return [replace(found.intervention(self._pair), strength=spec.strength)]
         return [self._plainly(spec)]
+
+    def _found(self, ref: inline.FoundRef, *kinds: str) -> Any:
+        return found_in(ref, kinds, self._materials, self._results)
 
     def _saved(self, file: str) -> iv.Recipe:
         from workbench.cli.recipe import load_recipe
@@ -78,19 +81,22 @@ class RecipeBuilder:
     def _head_offsets(self, spec: inline.HeadOffsetSpec) -> list[Any]:
         if not isinstance(spec.vectors, inline.ProbedHeads):
             return [self._plainly(spec, vectors={head: self._tensor(one) for head, one in spec.vectors.items()})]
-        probe = self._results(spec.vectors.from_step)
+        probe = self._found(spec.vectors, "HeadProbe")
         found = probe.recipe(spec.vectors.first, 1.0, spec.vectors.direction)
         return [replace(one, strength=spec.strength, positions=spec.positions) for one in found]
 
     def _scales(self, given: Any) -> dict[str, Any]:
         if not isinstance(given, inline.ScaledHeads):
             return {head: torch.tensor(scale) for head, scale in given.items()}
-        best = self._results(given.from_step).frame().dropna(subset="head").head(given.first)
+        best = self._found(given, "Patching", "HeadProbe").frame()
+        if "head" not in best:
+            raise UserError(f"{given.file or given.from_step} is no map of heads: give one that has a score for each.")
+        best = best.dropna(subset="head").head(given.first)
         pairs = zip(best["layer"], best["head"], strict=True)
         return {f"L{int(layer)}H{int(head)}": torch.tensor(given.scale) for layer, head in pairs}
 
     def _experts(self, given: Any) -> list[str]:
-        return self._results(given.from_step).ranking(given.first) if isinstance(given, inline.FirstOf) else given
+        return self._found(given, "ExpertMap").ranking(given.first) if isinstance(given, inline.FirstOf) else given
 
     def _knobs(self, spec: inline.SubspaceKnobSpec) -> list[Any]:
         if spec.knob is None:
@@ -99,7 +105,7 @@ class RecipeBuilder:
                 strength=spec.strength, positions=spec.positions,
             )  # fmt: skip
             return [made]
-        found = self._results(spec.knob.from_step).recipe(spec.knob.to)
+        found = self._found(spec.knob, "Knob").recipe(spec.knob.to)
         return [replace(one, strength=spec.strength, positions=spec.positions) for one in found]
 
     def _ablations(self, spec: inline.ConceptAblationSpec) -> list[Any]:
@@ -111,7 +117,7 @@ class RecipeBuilder:
                     strength=spec.strength, positions=spec.positions,
                 )
             ]  # fmt: skip
-        concepts = self._results(spec.concepts.from_step)
+        concepts = self._found(spec.concepts, "ConceptDirections")
         return list(
             concepts.recipe(spec.concepts.directions, spec.concepts.to, spec.strength, positions=spec.positions)
         )
@@ -122,6 +128,17 @@ class RecipeBuilder:
         if given.file is not None:
             return _from_file(self._materials.path(given.file), given.tensor)
         return _from_result(self._results(str(given.from_step)), given)
+
+
+def found_in(ref: inline.FoundRef, kinds: Sequence[str], materials: Materials, results: Results) -> Any:
+    """What ``ref`` names: an earlier step's result, or one from a file, which must be one of ``kinds`` (classes)."""
+    if ref.file is None:
+        return results(str(ref.from_step))
+    found = materials.result(ref.file)
+    if type(found).__name__ not in kinds:
+        wanted = " or ".join(kinds)
+        raise UserError(f"{materials.path(ref.file)} holds a {type(found).__name__}; this needs a {wanted}.")
+    return found
 
 
 def _from_file(path: Any, name: str | None) -> Tensor:

@@ -57,6 +57,7 @@ def needs(experiment: Experiment, name: str) -> list[str]:
     """The steps that step ``name`` reads, directly or through its recipes, each once."""
     step: Any = experiment.steps[name]
     found = [step.record] if getattr(step, "record", None) else []
+    found += [use.step for use in _walk(step, ())]
     for recipe in recipes_of(step):
         found += [use.step for use in uses_of_recipe(experiment.recipes[recipe])]
     return list(dict.fromkeys(found))
@@ -80,6 +81,8 @@ def check_references(experiment: Experiment) -> None:
 
 def _check_step(experiment: Experiment, name: str, step: Any, earlier: list[str]) -> None:
     place = ("steps", name)
+    if not experiment.prompts and not isinstance(step, steps.WITHOUT_PROMPTS):
+        raise refusal("needs prompts; add a set of them under prompts.", *place)
     for key in ("prompts", "ood", "neutral"):
         wanted = getattr(step, key, None)
         if wanted is not None and wanted not in experiment.prompts:
@@ -97,6 +100,8 @@ def _check_step(experiment: Experiment, name: str, step: Any, earlier: list[str]
                 raise refusal(
                     f"recipe {recipe!r} reads step {use.step!r}, which comes later; move that step up.", *place, *named
                 )
+    for use in _walk(step, ()):
+        _check_use(experiment, use, place, earlier)
     _check_metrics(step, place)
     _check_options(step, place)
 
@@ -130,7 +135,7 @@ def _check_options(step: Any, place: tuple[Any, ...]) -> None:
         return
     if not getattr(step, "options", None):
         return
-    taken = {"seed", "progress", "responses", "refusal", "controls_on", *type(step).model_fields}
+    taken = {"seed", "progress", "responses", "refusal", "controls_on", "thresholds", *type(step).model_fields}
     known = [field.name for field in dataclasses.fields(_options_of(step)) if field.name not in taken]
     for key in step.options:
         if key not in known:
@@ -163,6 +168,14 @@ def _options_of(step: Any) -> Any:
         from probes.experts.mapping import MapOptions
 
         return MapOptions
+    if isinstance(step, steps.Switching):
+        from probes.experts.switching import SwitchOptions
+
+        return SwitchOptions
+    if isinstance(step, steps.Knob):
+        from probes import KnobSetup
+
+        return KnobSetup
     if isinstance(step, steps.Heads):
         from probes.patches.patching import PatchOptions
 

@@ -32,7 +32,7 @@ class Experiment(Strict):
     seed: int = 0
     """Of splits, draws and intervals; a step may have its own."""
     pair: PairSpec
-    prompts: dict[str, PromptSet] = Field(min_length=1)
+    prompts: dict[str, PromptSet] = Field(default={})
     """Named sets. In YAML a single set may stand here without a name; it is then called ``prompts``."""
     recipes: dict[str, RecipeSpec] = Field(default={})
     steps: dict[str, AnyStep] = Field(min_length=1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from workbench.cli.experiment.inline import Layer, Positions
+from workbench.cli.experiment.inline import Labels, Layer, Positions
 from workbench.cli.experiment.strict import Strict, refusal
 
 MIN_DRAWS = 10
+QUICK = ("head_words",)
+"""Probes that take no progress bar."""
 
 
 class Step(Strict):
@@ -66,6 +68,8 @@ class HeadProbes(Step):
 
     do: Literal["localize head-probe"] = "localize head-probe"
     record: str | None = None
+    label: str | None = None
+    """The column that holds the class; left out: ``label``."""
     role: Literal["base", "tuned"] = "tuned"
     folds: int = Field(default=5, ge=2)
     positions: Positions = "last"
@@ -91,8 +95,39 @@ class Experts(Step):
     target: str | int | bool | None = None
     label: str | None = None
     """The column that holds the class; left out: ``label``."""
+    within: Literal["pair", "base", "tuned"] = "pair"
+    """Both models (the tuned one's use minus the base's), or one alone."""
+    positions: Literal["all", "last"] = "all"
+    """The prompt tokens that count."""
     options: dict[str, Any] = Field(default={})
     """Further options of ``probes.expert_map``: phase, reference, exclude, …"""
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Experts:
+        if self.positions == "last" and "exclude" in self.options:
+            raise refusal("positions and options.exclude both choose the tokens that count; give one of them.")
+        return self
+
+
+class Switching(Step):
+    """How often the tuned model's responses begin with ``begins`` when the first experts of a ranking are switched."""
+
+    do: Literal["localize switching"] = "localize switching"
+    begins: str
+    """A word or several, as in ``sorry``."""
+    ranking: Labels
+    """Labels, the first to be switched first; or the first of an experts map."""
+    counts: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 2, 4, 8], min_length=1)
+    mode: Literal["replace", "drop", "drop_renorm", "force"] = "replace"
+    options: dict[str, Any] = Field(default={})
+    """Further options of ``probes.switching_curve``: max_new_tokens, controls, draws, …"""
+
+    @field_validator("begins")
+    @classmethod
+    def _a_word(cls, begins: str) -> str:
+        if not begins.strip():
+            raise refusal("is empty; give the word that the responses begin with, as in sorry.")
+        return begins
 
 
 class Knob(Step):
@@ -104,6 +139,8 @@ class Knob(Step):
     steps: int = Field(default=300, ge=1)
     """Training steps of the direction, per candidate layer."""
     search_pairs: int = Field(default=64, ge=2)
+    options: dict[str, Any] = Field(default={})
+    """Further options of ``probes.KnobSetup``: draws, held_out, keep_together, …"""
 
 
 class Concepts(Step):
@@ -132,7 +169,7 @@ class Probe(Step):
     """Any other probe of (models, prompts), by its name in Python; ``options`` are its keyword arguments."""
 
     do: Literal["probe"] = "probe"
-    call: Literal["circuit", "cmap", "head_selection", "logit_lens", "path_patching", "token_shift"]
+    call: Literal["circuit", "cmap", "head_selection", "head_words", "logit_lens", "path_patching", "token_shift"]
     within: Literal["pair", "base", "tuned"] = "pair"
     """What the probe is given: both models, or one."""
     options: dict[str, Any] = Field(default={})
@@ -185,6 +222,8 @@ class Dose(Compared):
     on: Literal["base", "tuned"] = "tuned"
 
 
+WITHOUT_PROMPTS = (Weights, Retrieval)
+"""Steps that read no prompts."""
 AnyStep = Annotated[
     Record
     | Weights
@@ -193,6 +232,7 @@ AnyStep = Annotated[
     | HeadProbes
     | Skills
     | Experts
+    | Switching
     | Knob
     | Concepts
     | Retrieval

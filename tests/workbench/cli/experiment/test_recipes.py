@@ -14,7 +14,7 @@ import probes
 import workbench as wb
 from workbench.cli.experiment import Experiment, RecipeSpec, recipe_spec
 from workbench.cli.experiment.controls import expert_use, stand_ins
-from workbench.cli.experiment.materials import Materials
+from workbench.cli.experiment.materials import Materials, files_named
 from workbench.cli.experiment.recipes import RecipeBuilder
 from workbench.cli.experiment.yaml_text import read_yaml
 from workbench.errors import NotSupported, UserError
@@ -82,6 +82,39 @@ def test_a_saved_recipe_alone_and_among_others(pair: ModelPair, tmp_path: Path) 
         "[{kind: Recipe, file: r.safetensors, strength: 2}, {kind: HeadScale, scales: {L1H0: 0}}]", pair, tmp_path
     )
     assert more == saved * 2 + iv.HeadScale({"L1H0": 0.0})
+
+
+def test_what_a_run_keeps_is_used_by_its_file(pair: ModelPair, rows: Prompts, tmp_path: Path) -> None:
+    recording = wb.record(pair, rows, ["resid_post", "z"], positions="last")
+    probe = probes.head_probe(recording, folds=2)
+    probe.save(tmp_path / "probe.safetensors")
+    probes.concept_directions(recording, "mean", layer=1).save(tmp_path / "concepts.safetensors")
+    probes.activation_delta(recording).save(tmp_path / "moved.safetensors")
+    found = built(
+        """
+        - {kind: HeadOffset, vectors: {file: probe.safetensors, first: 2}, strength: 3, positions: last+generated}
+        - {kind: HeadScale, scales: {file: probe.safetensors, first: 1}}
+        - {kind: ConceptAblation, concepts: {file: concepts.safetensors}, positions: last}
+        """,
+        pair,
+        tmp_path,
+    )
+    (layer, head), *_ = probe.top(1)
+    concepts = probes.ConceptDirections.load(tmp_path / "concepts.safetensors")
+    assert list(found) == [
+        *probe.recipe(2, 3.0), iv.HeadScale({f"L{layer}H{head}": 0.0}), *concepts.recipe([0], positions="last")
+    ]  # fmt: skip
+    wrong = "[{kind: HeadOffset, vectors: {file: concepts.safetensors}}]"
+    with pytest.raises(UserError, match=r"concepts.safetensors holds a ConceptDirections; this needs a HeadProbe\."):
+        built(wrong, pair, tmp_path)
+    with pytest.raises(UserError, match=r"There is no result at .*none\.safetensors"):
+        built(wrong.replace("concepts", "none"), pair, tmp_path)
+    with pytest.raises(UserError, match="holds a ActivationDelta; this needs a Knob"):
+        built("[{kind: SubspaceKnob, knob: {file: moved.safetensors, to: a}}]", pair, tmp_path)
+    spec = Experiment.parse(
+        f"name: f\npair: {{base: a, tuned: b}}\nrecipes: {{r: {wrong}}}\nsteps: {{s: {{do: localize weights}}}}"
+    )
+    assert files_named([spec]) == ["concepts.safetensors"], "its content decides which run it is"
 
 
 def test_weights_come_from_the_pair(pair: ModelPair, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.workbench.cli.experiment.small import SMALL, tree
 from workbench import organisms, runs
 from workbench.behaviour import behaviour_diff
 from workbench.cli.experiment import Experiment, run_experiment
+from workbench.cli.experiment.references import needs
 from workbench.errors import UserError
 from workbench.prompts import Prompts
 
@@ -233,6 +234,8 @@ def test_a_step_that_is_refused_names_its_cell_and_leaves_nothing_where_nothing_
         ("{file: p.jsonl, where: {lable: a}}", "prompts.prompts: Unknown column 'lable'. Did you mean 'label'"),
         ("{file: p.jsonl, where: {label: c}}", "none of 16 rows is left"),
         ("{file: p.jsonl, skip: 16}", "none of 16 rows is left"),
+        ("{file: p.jsonl, answer: anwser}", "prompts.prompts: Unknown column 'anwser'. Did you mean 'answer'"),
+        ("{rows: [{prompt: a fox, answer: ' dog', other: 3}], answer: other}", "row 0 has no text in column 'other'"),
     ],
 )
 def test_prompts_that_are_not_there_are_a_sentence(home: Path, tmp_path: Path, prompts: str, phrase: str) -> None:
@@ -323,6 +326,47 @@ def test_other_probes_by_name(home: Path, tmp_path: Path) -> None:
         run_experiment(
             Experiment.parse(text.replace("metric: acc", "hads: 3, metric: acc")), tmp_path / "b", folder=home
         )
+
+
+def test_experts_and_their_switching_by_step(home: Path, tmp_path: Path) -> None:
+    text = """
+    name: experts
+    pair: {base: mixtral-base, tuned: mixtral-tuned, device: cpu}
+    prompts: {file: p.jsonl}
+    steps:
+      both: {do: localize experts, target: a}
+      last: {do: localize experts, target: a, within: base, positions: last}
+      off: {do: localize switching, begins: FIRST, ranking: {from: both, first: 3}, counts: [1, 3],
+            options: {max_new_tokens: 2}}
+      on: {do: localize switching, begins: BOTH, ranking: [L0E1], counts: [1], mode: force,
+           options: {max_new_tokens: 2}}
+    """
+    pair = wb.load_pair(home / "mixtral-base", home / "mixtral-tuned", device="cpu")
+    rows = Prompts.load(home / "p.jsonl")
+    said = pair.tuned.generate(rows, max_new_tokens=2)[0].split()
+    text = text.replace("FIRST", said[0]).replace("BOTH", f"{said[0]} nothing")
+    done = run_experiment(Experiment.parse(text), tmp_path / "run", folder=home)
+    found = {path.parent.name.split("-")[0]: probes.ProbeResult.load(path)
+             for path in done.run.path.glob("steps/*/result.safetensors")}  # fmt: skip
+    both = probes.expert_map(pair, rows, target="a")
+    last = probes.expert_map(pair.base, rows, target="a", exclude=lambda ids: torch.arange(len(ids)) < len(ids) - 1)
+    off = probes.switching_curve(
+        pair, rows, lambda text, _: text.split()[:1] == said[:1], both.ranking(3), (1, 3), max_new_tokens=2
+    )
+    for name, want in {"both": both, "last": last, "off": off}.items():
+        pd.testing.assert_frame_equal(found[name].frame(), want.frame())
+    assert off.values.any() and not found["on"].values.any(), "two words must both be there"
+    labels = set(done.metrics[done.metrics["step"] == "off"]["of"])
+    assert labels == {"first 0", "first 1", "first 3"}
+    assert needs(Experiment.parse(text), "off") == ["both"]
+
+
+def test_weights_need_no_prompts(home: Path, tmp_path: Path) -> None:
+    pair = "pair: {base: llama-base, tuned: llama-tuned, device: cpu}"
+    done = run_experiment(
+        Experiment.parse(f"name: w\n{pair}\nsteps: {{w: {{do: localize weights}}}}"), tmp_path / "run", folder=home
+    )
+    assert set(done.metrics["step"]) == {"w"}
 
 
 def test_a_second_process_in_the_same_folder_is_refused(home: Path, tmp_path: Path) -> None:

@@ -90,14 +90,18 @@ recipes:
     - {kind: AdapterScale, scale: 0.5, layers: {0: 1, 1: 0}, modules: {mlp: 0.5}}
     - {kind: LayerScale, a: 0.5, b: 0.5}
     - {kind: Graft, skill: {from: skills}}
+    - {kind: SubspaceKnob, knob: {file: runs/a/results/knob.safetensors, to: 1.5}}
+    - {kind: HeadOffset, vectors: {file: probe.safetensors, first: 2}, strength: 15, positions: last+generated}
 steps:
   rec: {do: record, sites: [resid_post, z], layers: [0, 0.5], positions: last}
   weights: {do: localize weights}
   moved: {do: localize activations, record: rec}
   heads: {do: localize heads, what: z, layers: [1], options: {method: attribution}}
-  probe: {do: localize head-probe, record: rec}
+  probe: {do: localize head-probe, record: rec, label: topic}
   skills: {do: localize skills, level: heads, sparsity: 1e-2, options: {epochs: 2}}
-  knob: {do: localize knob, layers: [1, 2], steps: 10}
+  knob: {do: localize knob, layers: [1, 2], steps: 10, options: {draws: 20}}
+  experts: {do: localize experts, within: base, positions: last}
+  curve: {do: localize switching, begins: sorry, ranking: {from: experts, first: 4}, counts: [1, 4], mode: drop}
   concepts: {do: localize concepts, record: rec, layer: 1, method: pca}
   lens: {do: probe, call: logit_lens, options: {top: 3, layers: [0]}}
   needles: {do: localize retrieval, haystack: h.txt, needles: [{question: q, text: t}], lengths: [64]}
@@ -148,6 +152,45 @@ MISTAKES = [
     ("metrics: [accuracy,", "controls: 3, metrics: [accuracy,", "steps.effect.controls: a control needs at least 10"),
     ("metrics: [accuracy,", "metrics: [perplexity,", "steps.effect.metrics: perplexity needs neutral"),
     ("metrics: [accuracy,", "options: {smaples: 2}, metrics: [accuracy,", "Did you mean 'samples'?"),
+    ("from: experts, first: 3", "first: 3", "recipes.found.0.off: give from (an earlier step), or file (a result"),
+    ("from: experts, first: 3", "from: experts, file: x", "recipes.found.0.off: give from (an earlier step), or file"),
+    ("{split: train}", "{split: [train, 3]}", "prompts.train.split: ['train', 3] is no split; give a name,"),
+    ("{split: train}", "{split: train, answer: [a]}", "prompts.train.answer: ['a']"),
+    ("label: topic,", "within: tuend, label: topic,", "steps.experts.within: 'tuend' is none of"),
+    ("label: topic,", "positions: first, label: topic,", "steps.experts.positions: 'first' is none of"),
+    ("label: topic,", "positions: last, options: {exclude: special},", "steps.experts: positions and options.exclude"),
+    ("  effect:", "  off: {do: localize switching, ranking: [L0E1]}\n  effect:", "steps.off.begins: is missing"),
+    ("  effect:", "  off: {do: localize switching, begins: ' ', ranking: []}\n  effect:", "steps.off.begins: is empty"),
+    (
+        "  effect:",
+        "  off: {do: localize switching, begins: a, ranking: {from: efect}}\n  effect:",
+        "steps.off.ranking.from: unknown step 'efect'. Did you mean 'effect'?",
+    ),
+    (
+        "  effect:",
+        "  off: {do: localize switching, begins: a, ranking: {from: effect}}\n  effect:",
+        "steps.off.ranking.from: step 'effect' comes later; move it up.",
+    ),
+    (
+        "  effect:",
+        "  off: {do: localize switching, begins: a, ranking: [L0E1], counts: [0]}\n  effect:",
+        "steps.off.counts.0: 0: input should be greater than or equal to 1.",
+    ),
+    (
+        "  effect:",
+        "  off: {do: localize switching, begins: a, ranking: [L0E1], options: {contrls: 3}}\n  effect:",
+        "unknown option 'contrls'. Did you mean 'controls'?",
+    ),
+    (
+        "  effect:",
+        "  knob: {do: localize knob, options: {drows: 3}}\n  effect:",
+        "steps.knob.options.drows: unknown option 'drows'. Did you mean 'draws'?",
+    ),
+    (
+        "  train: {split: train}\n  topic: {split: validation, where: {topic: topic}, limit: 12}",
+        "  {}",
+        "steps.experts: needs prompts; add a set of them under prompts.",
+    ),
     ("metrics: [accuracy,", "neutral: trian, metrics: [accuracy,", "steps.effect.neutral: unknown set of prompts"),
     ("  planted:", "  tuned:", "recipes.tuned: a recipe cannot be called 'tuned'"),
     ("seed: [0, 1]", f"seed: {[*range(5001)]}", "sweep: spans 10002 cells"),

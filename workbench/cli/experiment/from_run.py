@@ -1,0 +1,127 @@
+"""A run as the experiment that makes its results again, as far as the run says what they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.cli.experiment.from_localize import localize_step
+from workbench.cli.experiment.references import needs, other_prompts, recipes_of
+from workbench.cli.experiment.schema import Experiment
+from workbench.errors import NotSupported, UserError, unknown_name
+from workbench.runs import Run
+
+RECORD = "experiments"
+"""Where a run's provenance keeps experiments by pair, in plain values; paths in them start at the run's folder."""
+PROMPTS = "prompts/prompts.jsonl"
+
+
+def experiment_of_run(run: Run, pair: str = "") -> Experiment:
+    """The experiment whose steps make the run's results again, one step per result and named as it is.
+
+    ``pair``: which pair of models, where the run is about several. Raises :class:`NotSupported` where the run does not
+    say how its results were made, and :class:`UserError` for a record that is no experiment.
+    """
+    kept, config, verb = run.manifest.provenance.get(RECORD), run.config, str(run.config.get("verb", ""))
+    if isinstance(kept, Mapping) and kept:
+        name = pair or next(iter(kept))
+        if name not in kept:
+            raise unknown_name(f"pair in {run.path}", name, kept)
+        return _absolute(Experiment.of(kept[name], f"{run.path}, provenance.{RECORD}.{name}"), run.path)
+    if run.manifest.kind == "experiment" and "experiment" in config:
+        return Experiment.of(config["experiment"], f"{run.path}, its experiment")
+    if verb.startswith("localize "):
+        prompts, step = localize_step(verb, config)
+        sets = {} if prompts is None else {"prompts": _prompts(run, prompts)}
+        return _of_one_step(run, run.manifest.kind, step, sets)
+    if run.manifest.kind == "record" and {"sites", "positions"} <= set(config):
+        keys = ("sites", "layers", "positions", "new_tokens")
+        step = {"do": "record", **{key: config[key] for key in keys if config.get(key) is not None}}
+        return _of_one_step(run, "record", step, {"prompts": _prompts(run, "")})
+    raise NotSupported(
+        f"{run.path} does not say how its results were made, so no experiment file makes them again; use the Python "
+        "beside them."
+    )
+
+
+def only(experiment: Experiment, names: Iterable[str]) -> Experiment:
+    """The experiment with these steps alone, and what they read: steps, recipes, prompts.
+
+    Raises :class:`NotSupported` for a step that is not there.
+    """
+    wanted = list(names)
+    for name in wanted:
+        if name not in experiment.steps:
+            raise NotSupported(
+                f"The run does not say how {name!r} was made, so no experiment file makes it again; use its Python."
+            )
+    for name in wanted:
+        wanted += [one for one in needs(experiment, name) if one not in wanted]
+    kept = {name: step for name, step in experiment.steps.items() if name in wanted}
+    recipes = {one for step in kept.values() for one in recipes_of(step)}
+    first = next(iter(experiment.prompts), None)
+    sets = {one for step in kept.values() for one in (step.prompts or first, *other_prompts(step))}
+    return Experiment.of({
+        **experiment.plain(),
+        "steps": {name: step.plain() for name, step in kept.items()},
+        "recipes": {name: one.plain() for name, one in experiment.recipes.items() if name in recipes},
+        "prompts": {name: one.plain() for name, one in experiment.prompts.items() if name in sets},
+        "sweep": {path: values for path, values in experiment.sweep.items() if _still_there(path, kept, recipes)},
+    })  # fmt: skip
+
+
+def _still_there(path: str, kept: Mapping[str, Any], recipes: set[str]) -> bool:
+    first, _, rest = path.partition(".")
+    name = rest.partition(".")[0]
+    return first not in ("steps", "recipes", "prompts") or name in {"steps": kept, "recipes": recipes}.get(first, ())
+
+
+def _of_one_step(run: Run, name: str, step: dict[str, Any], prompts: dict[str, Any]) -> Experiment:
+    return Experiment.of({"name": name, "pair": _pair(run), "prompts": prompts, "steps": {name: step}}, str(run.path))
+
+
+def _pair(run: Run) -> dict[str, Any]:
+    """The two models as the run names them; folders as whole paths."""
+    pairs = run.manifest.provenance.get("pairs")
+    named = next(iter(pairs.values())) if isinstance(pairs, Mapping) and pairs else run.config
+    found = {}
+    for role in ("base", "tuned"):
+        one = named.get(role)
+        name = one.get("name") if isinstance(one, Mapping) else one
+        if not isinstance(name, str) or not name:
+            raise NotSupported(f"{run.path} does not name its {role} model, so no experiment file can load it.")
+        found[role] = whole(name)
+    return found
+
+
+def whole(name: str) -> str:
+    """A folder that is there as its whole path, which holds wherever the experiment file is kept; else as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def _prompts(run: Run, given: str) -> dict[str, Any]:
+    """The prompts that the run keeps, else the file that it was given."""
+    if PROMPTS in run.manifest.files:
+        return {"file": str(run.file(PROMPTS).resolve())}
+    if not given or not Path(given).is_file():
+        raise UserError(
+            f"{run.path} keeps no prompts, and {given or 'no file of them'!r} is not here: run it again, or write the "
+            "experiment with your own."
+        )
+    return {"file": whole(given)}
+
+
+def _absolute(experiment: Experiment, folder: Path) -> Experiment:
+    """Files of the run by their whole paths."""
+    return Experiment.of(_placed(experiment.plain(), folder.resolve()), str(folder))
+
+
+def _placed(value: Any, folder: Path) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: str(folder / one) if key == "file" and isinstance(one, str) else _placed(one, folder)
+            for key, one in value.items()
+        }
+    return [_placed(one, folder) for one in value] if isinstance(value, list) else value
