@@ -53,6 +53,8 @@ class Chapter:
     """Name -> probe result, each kept whole in the run."""
     prompts: list[dict[str, Any]] = field(default_factory=list)
     """Rows that the run keeps, for looking at one at a time."""
+    experiment: dict[str, Any] = field(default_factory=dict)
+    """What makes the results again: see :mod:`workbench.cli.story.as_experiment`."""
 
 
 def titled(figure: Any, title: str, y: str | None = None) -> Any:

@@ -10,6 +10,7 @@ import torch
 import interventions as iv
 import probes
 from probes import Knob
+from workbench.cli.story.as_experiment import context_experiment, looked_steps
 from workbench.cli.story.chapter import Chapter, Section, Settings, titled, verdict
 from workbench.cli.story.comparing import Behaviour, Tried, compared
 from workbench.cli.story.looking import looked, shown_rows
@@ -60,6 +61,7 @@ def tell_context(organism: Organism, settings: Settings, progress: Progress) -> 
         {"knob-context": (tries.knob_to("context").recipe, pair.tuned), "offset-context": (offset.recipe, pair.tuned),
          "ablate-knob": (ablation.recipe, pair.tuned)},
         {"weights": weights, "heads-write": heads, "heads-z": handed, "knob": knob, **looks}, kept,
+        context_experiment(settings, looked_steps("intent", knob.layer, len(kept))),
     )  # fmt: skip
 
 

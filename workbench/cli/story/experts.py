@@ -13,6 +13,7 @@ import interventions as iv
 import probes
 from probes import ExpertMap
 from probes.matching import matched_cells
+from workbench.cli.story.as_experiment import experts_experiment, looked_steps
 from workbench.cli.story.chapter import Chapter, Section, Settings, titled, verdict
 from workbench.cli.story.comparing import Behaviour, Tried, compared
 from workbench.cli.story.looking import looked, shown_rows
@@ -30,6 +31,8 @@ from workbench.typing import Bool, Tensor
 NAME = "refusal-moe"
 COUNTS = (1, 2, 3, 4)
 """How many experts are switched off together."""
+SIZE, SIZES = 0.02, (1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+"""Share of the weights that the graft begins with, and those of its curve."""
 _REFUSAL = "sorry"
 _WEIGHTS = ["layer", "expert", "score", "control", "q", "effective_rank", "n"]
 _OFF = "random experts of the same layers, about as often used"
@@ -70,20 +73,32 @@ def tell_experts(organism: Organism, settings: Settings, progress: Progress) -> 
         compared(pair, NAME, _questions(held_out, tried), settings.seed), _truth(organism, maps, moved, chosen["use"]),
         {"experts-off": (switches["weights"].recipe, pair.tuned), "refusal-ablated": (ablation.recipe, pair.tuned)},
         _results(weights, maps, curves, grafts) | {"experts": gained} | looks, kept,
+        experts_experiment(
+            settings, {name: curve.ranked for name, curve in curves.items()}, COUNTS, chosen, _asked(grafts, settings),
+            looked_steps("topic", layer, len(kept)),
+        ),
     )  # fmt: skip
 
 
 def _grafts(pair: Any, rows: list[dict[str, Any]], settings: Settings, progress: Progress) -> dict[str, Any]:
     """The skill's region as it is searched for, and the weights that moved most, as many: do they overlap?"""
-    common: dict[str, Any] = {"sparsity": 0.02, "seed": settings.seed, "progress": progress}
-    sizes = (1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+    common: dict[str, Any] = {"sparsity": SIZE, "seed": settings.seed, "progress": progress}
     prompts = Prompts.of(rows)
-    searched = probes.graft(pair, prompts, epochs=settings.epochs, sparsities=sizes, draws=settings.draws, **common)
+    searched = probes.graft(pair, prompts, epochs=settings.epochs, sparsities=SIZES, draws=settings.draws, **common)
     moved = probes.graft(
         pair, prompts, method="movement", sparsities=(searched.sparsity,), draws=settings.draws,
         **{**common, "sparsity": searched.sparsity},
     )  # fmt: skip
     return {"optimised": searched, "movement": moved}
+
+
+def _asked(grafts: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """What both grafts were asked for, by method."""
+    size, draws = grafts["optimised"].sparsity, {"draws": settings.draws}
+    return {
+        "optimised": {"sparsity": SIZE, "options": {"epochs": settings.epochs, "sparsities": [*SIZES], **draws}},
+        "movement": {"sparsity": size, "options": {"sparsities": [size], **draws}},
+    }
 
 
 def _results(weights: Any, maps: _Maps, curves: dict[str, Any], grafts: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from workbench.recording.record_pair import record
 
 SHOWN = 32
 """Prompts that the run keeps."""
-_NEW_TOKENS = 4
-_DIRECTIONS = 6
+NEW_TOKENS = 4
+"""Of every answer."""
+DIRECTIONS = 6
+"""That are looked for."""
 
 
 def shown_rows(rows: list[dict[str, Any]], column: str, count: int = SHOWN) -> list[dict[str, Any]]:
@@ -33,10 +35,10 @@ def looked(
     z = record(pair, prompts, "z", positions="last", progress=progress)
     residual = record(pair, prompts, "resid_post", layers=[layer], positions="all", progress=progress)
     return {
-        "tokens": probes.token_shift(pair, prompts, max_new_tokens=_NEW_TOKENS, seed=seed, progress=progress),
+        "tokens": probes.token_shift(pair, prompts, max_new_tokens=NEW_TOKENS, seed=seed, progress=progress),
         "lens": probes.logit_lens(pair, prompts, shown=len(prompts), seed=seed, progress=progress),
         "head-probe": probes.head_probe(z, labels, seed=seed, progress=progress),
         "concepts": probes.concept_directions(
-            residual, "pca-uncentred", layer=layer, k=_DIRECTIONS, model=pair.tuned, seed=seed
+            residual, "pca-uncentred", layer=layer, k=DIRECTIONS, model=pair.tuned, seed=seed
         ),
     }

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from workbench import organisms, runs
+from workbench.cli.experiment.from_run import RECORD
 from workbench.cli.story.chapter import Chapter, Section, Settings
 from workbench.figures.demo import story_figure
 from workbench.organisms import Organism
@@ -115,8 +116,8 @@ def _written(
 
 
 def _made(chapters: list[tuple[Organism, Chapter]]) -> dict[str, Any]:
-    """What the run was made from: the organisms, and for each pair of models where it lies, the prompts kept and the
-    results that are about it."""
+    """What the run was made from: the organisms, and for each pair of models where it lies, the prompts kept, the
+    results that are about it, and the experiment that makes them again."""
     organisms_ = {
         one.name: {"folder": str(one.folder), **{k: v for k, v in one.made_with.items() if k != "settings"}}
         for one, _ in chapters
@@ -129,7 +130,8 @@ def _made(chapters: list[tuple[Organism, Chapter]]) -> dict[str, Any]:
         }
         for one, chapter in chapters
     }  # fmt: skip
-    return {"organisms": organisms_, "pairs": pairs}
+    experiments = {one.name: chapter.experiment for one, chapter in chapters}
+    return {"organisms": organisms_, "pairs": pairs, RECORD: experiments}
 
 
 def _result(chapter: Chapter, name: str) -> str:
