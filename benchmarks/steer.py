@@ -1,10 +1,11 @@
 """Steered against unsteered generation, and against other libraries making the same edit.
 
-    python benchmarks/steer.py [--quick] [--json] [--repeats N] [--width N] [--memory]
+    python benchmarks/steer.py [--quick] [--json] [--repeats N] [--width N] [--rows 1,3] [--peers repeng] [--memory]
 
 One process. Every repeat runs each contestant once, in an order that rotates; the figure is the median over repeats
 of its time divided by the time of plain ``generate`` in the same repeat, with the quartiles: wall-clock time, and the
-processor time of the process, which other programs on the machine disturb less. Each contestant's tokens are compared
+processor time of the process, which other programs on the machine disturb less. Who is faster is told by the peer's
+time over ours in the same repeat, with the 95 % interval of that median. Each contestant's tokens are compared
 with ours first. Peers that are not installed are reported as skipped; put them on PYTHONPATH, for example after
 ``pip install --no-deps --target peers pyvene steering-vectors repeng matplotlib``.
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import binom
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -93,7 +95,7 @@ def generator(hf: Any, batch: int, tokens: int) -> Callable[..., torch.Tensor]:
     return run
 
 
-def offset_row(name: str, size: Size, layers: list[int], strengths: list[float] | None = None) -> Row:
+def offset_row(name: str, size: Size, peers: list[str], layers: list[int], strengths: list[float] | None = None) -> Row:
     hf = llama(size)
     directions = torch.randn(size.layers, size.width, generator=torch.Generator().manual_seed(2))
     vectors = {layer: directions[layer] * 0.5 for layer in layers}
@@ -106,15 +108,15 @@ def offset_row(name: str, size: Size, layers: list[int], strengths: list[float] 
             return run()
 
     row = Row(name, run, ours)
-    for peer, make in steer_peers.OFFSETS.items():
+    for peer in peers:
         try:
-            row.peers[peer] = make(copy.deepcopy(hf), vectors, strengths, run)
+            row.peers[peer] = steer_peers.OFFSETS[peer](copy.deepcopy(hf), vectors, strengths, run)
         except (ImportError, NotImplementedError) as error:
             row.skipped[peer] = str(error)
     return row
 
 
-def switch_row(size: Size) -> Row:
+def switch_row(size: Size, peers: list[str]) -> Row:
     hf = mixture(size)
     model = AdaptedModel(hf, None)
     recipe = Recipe([ExpertSwitch(off=[f"L{layer}E{layer % 16}" for layer in range(size.layers)], mode="replace")])
@@ -125,17 +127,17 @@ def switch_row(size: Size) -> Row:
             return run()
 
     reason = "has no switch for experts that takes effect on transformers 5"
-    return Row("ExpertSwitch on every layer", run, ours, skipped=dict.fromkeys(steer_peers.OFFSETS, reason))
+    return Row("ExpertSwitch on every layer", run, ours, skipped=dict.fromkeys(peers, reason))
 
 
-def rows(size: Size) -> list[Callable[[], Row]]:
+def rows(size: Size, peers: list[str]) -> list[Callable[[], Row]]:
     strengths = [round(-2 + 4 * step / 15, 3) for step in range(16)]
     middle, every = [size.layers // 2], list(range(size.layers))
     return [
-        lambda: offset_row("one offset", size, middle),
-        lambda: offset_row("an offset on every layer", size, every),
-        lambda: offset_row("16 strengths as one batch (against a plain batch of 16)", size, middle, strengths),
-        lambda: switch_row(size),
+        lambda: offset_row("one offset", size, peers, middle),
+        lambda: offset_row("an offset on every layer", size, peers, every),
+        lambda: offset_row("16 strengths as one batch (against a plain batch of 16)", size, peers, middle, strengths),
+        lambda: switch_row(size, peers),
     ]
 
 
@@ -162,6 +164,7 @@ def measure(row: Row, repeats: int) -> dict[str, Any]:
     report: dict[str, Any] = {"row": row.name, "plain_seconds": round(plain_seconds, 4)}
     report["edit_changes_the_tokens"] = differs
     report["ratios"] = {name: ratios(times[name], times["plain"]) for name in names if name != "plain"}
+    report["over_ours"] = {name: over(times[name], times["ours"]) for name in row.peers if name in names}
     return {**report, "same_tokens_as_ours": same, "skipped": row.skipped}
 
 
@@ -174,6 +177,18 @@ def ratios(times: list[tuple[float, float]], plain: list[tuple[float, float]]) -
     return found
 
 
+def over(times: list[tuple[float, float]], ours: list[tuple[float, float]]) -> dict[str, list[float]]:
+    """{"wall": [low, median, high], "processor": the same}: paired ratios; the interval of the median is exact (order
+    statistics, 95 %)."""
+    found = {}
+    for place, clock in enumerate(("wall", "processor")):
+        paired = sorted(one[place] / mine[place] for one, mine in zip(times, ours, strict=True))
+        beyond = max(0, int(binom.ppf(0.025, len(paired), 0.5)) - 1)
+        ends = paired[beyond], statistics.median(paired), paired[-1 - beyond]
+        found[clock] = [round(value, 4) for value in ends]
+    return found
+
+
 def shown(report: dict[str, Any]) -> str:
     lines = [f"{report['row']}  (plain: {report['plain_seconds']} s)"]
     for name, ratio in report["ratios"].items():
@@ -182,6 +197,12 @@ def shown(report: dict[str, Any]) -> str:
         lines.append(
             f"  {name:18} wall {wall[1]:.3f}x [{wall[0]:.3f}, {wall[2]:.3f}]  "
             f"processor {busy[1]:.3f}x [{busy[0]:.3f}, {busy[2]:.3f}]  {tokens}"
+        )
+    for name, ratio in report["over_ours"].items():
+        (low, middle, high), busy = ratio["wall"], ratio["processor"]
+        lines.append(
+            f"  {name:18} over ours: wall {middle:.4f} [{low:.4f}, {high:.4f}]  "
+            f"processor {busy[1]:.4f} [{busy[0]:.4f}, {busy[2]:.4f}]"
         )
     return "\n".join(lines + [f"  {name:18} skipped: {why}" for name, why in report["skipped"].items()])
 
@@ -193,14 +214,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--memory", action="store_true", help="peak memory against new tokens, instead of seconds")
     parser.add_argument("--width", type=int, default=Size.width, help="of the model; a small one shows the overhead")
+    parser.add_argument("--rows", default="1,2,3,4", help="which lines of the table, by commas")
+    parser.add_argument("--peers", default=",".join(steer_peers.OFFSETS), help="by commas")
     chosen = parser.parse_args()
+    wanted = [int(one) for one in chosen.rows.split(",")]
     size = Size(layers=3, width=128, tokens=8, repeats=3) if chosen.quick else Size(width=chosen.width)
     warnings.simplefilter("ignore")
     if chosen.memory:
         print(json.dumps(steer_memory.growth(width=size.width, repeats=1 if chosen.quick else 3)))
         return
     reports = []
-    for make in rows(size):
+    for make in [rows(size, chosen.peers.split(","))[number - 1] for number in wanted]:
         reports.append(measure(make(), chosen.repeats or size.repeats))
         if not chosen.json:
             print(shown(reports[-1]), flush=True)
