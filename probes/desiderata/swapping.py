@@ -95,9 +95,7 @@ class Swaps:
         layers = torch.nonzero(taken).flatten().tolist()
         hooks = [SiteHook(Site("z", layer), self._edit(rows, layer, keep[:, layer]), edit=True) for layer in layers]
         start = min(layers, default=self.model.n_layers - 1)
-        return run.replay(
-            len(keep), hooks, start, last_only=self._last, known_z=True, last_mlp_free=True, grad=grad
-        )  # fmt: skip
+        return run.replay(len(keep), hooks, start, last_only=self._last, known_z=True, grad=grad)
 
     def _edit(
         self, rows: list[int], layer: int, keep: Float[Tensor, "mask head"]

@@ -1,8 +1,8 @@
 """One batch of prompts patched many ways: the source run recorded once, the target run replayed from the patched layer.
 
 Patches of the same layer run as copies along the batch axis. Layers before it are skipped, and so is that layer's
-attention (its input is the same in every copy, so z is known); the last MLP and the vocabulary projection run for the
-last position alone, and patches of the last position run only that token on the cached keys and values.
+attention (its input is the same in every copy, so z is known); the last layer's output projection and MLP and the
+vocabulary projection run for the last position alone, and patches of the last position run only that token on the cached keys and values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from probes.replay import layers_skipped
 from workbench.engine.context import ForwardContext
 from workbench.engine.families import submodule
 from workbench.engine.hub import SiteHook
-from workbench.engine.sites import Site
+from workbench.engine.sites import ORDER, Site
 from workbench.errors import NotSupported
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.encode import Encoded
@@ -113,6 +113,7 @@ class TargetRun:
         self.passes = 1.0
         """Forward passes of this batch spent, replayed parts as the fraction of the layers that ran."""
         self._past: Any = None
+        self._equals: dict[Site, Tensor] = {}
 
     def patched(self, patches: Sequence[Patch], *, grad: bool = False) -> Float[Tensor, "prompt copy vocab"]:
         """Logits of the last position with each of ``patches``, run together as copies."""
@@ -125,7 +126,6 @@ class TargetRun:
             start,
             last_only=last_only,
             known_z=("resid_pre", start) not in touched,
-            last_mlp_free=("mlp_out", self.model.n_layers - 1) not in touched,
             grad=grad,
         )
 
@@ -133,15 +133,19 @@ class TargetRun:
         """Prompts in which every value that ``patch`` puts in is the one that is there already."""
         same = torch.ones(len(self.batch.input_ids), dtype=torch.bool, device=self.logits.device)
         for cell in patch:
-            site = Site("z", cell.layer) if cell.kind in HEADS else cell.site
-            theirs, ours = (values[site][:, cell.columns] for values in (self.source, self.values))
-            if cell.kind in HEADS:
-                theirs, ours = theirs[:, :, cell.head], ours[:, :, cell.head]
-            same &= (theirs.to(ours) == ours).flatten(1).all(1).to(same.device)
+            equal = self._equal(cell.site)[:, cell.columns]
+            same &= (equal[..., cell.head] if cell.kind in HEADS else equal).all(1).to(same.device)
             if cell.kind == "write":
                 by_theirs, by_ours = self.matrices_of(cell.layer)
                 same &= bool(torch.equal(by_theirs[cell.head], by_ours[cell.head]))
         return same
+
+    def _equal(self, site: Site) -> Bool[Tensor, "prompt pos *head"]:
+        """Where source and target have the same value at ``site``; compared once."""
+        if site not in self._equals:
+            ours = self.values[site]
+            self._equals[site] = (self.source[site].to(ours) == ours).all(-1)
+        return self._equals[site]
 
     def replay(
         self,
@@ -151,13 +155,12 @@ class TargetRun:
         *,
         last_only: bool = False,
         known_z: bool = False,
-        last_mlp_free: bool = False,
         grad: bool = False,
     ) -> Float[Tensor, "prompt copy vocab"]:
         """Run ``copies`` copies of the batch (those of a prompt side by side) from layer ``start`` with ``edits``.
 
         ``known_z``: no edit changes what the attention of layer ``start`` reads, so its z is taken from the first run.
-        ``last_mlp_free``: no edit acts in the last layer's MLP, so it runs for the last position alone.
+        What comes after the edits in the last layer runs for the last position alone.
         """
         start = start if self.shortcuts else 0
         last_only = last_only and self.shortcuts and self.batch.input_ids.shape[1] > 1
@@ -166,15 +169,15 @@ class TargetRun:
         )  # fmt: skip
         hooks = [*self._supply(start, copies, last_only=last_only), *edits]
         past = self._cached(start, copies) if last_only else None
-        others = self.model.n_hooks  # somebody else's hooks expect every position in every MLP
+        others = self.model.n_hooks  # somebody else's hooks expect every position everywhere
         with ExitStack() as stack:
             # first, because it may run the model once to look at it, and that run must not meet our hooks
             stack.enter_context(layers_skipped(self.model, start - 1))
             stack.enter_context(self.model.hooked(hooks))
             if known_z and self.shortcuts:
                 stack.enter_context(self._attention_given(start, copies, last_only=last_only))
-            if last_mlp_free and self.shortcuts and not others:
-                stack.enter_context(_last_position_alone(_part(self.model, self.model.n_layers - 1, "mlp")))
+            for module in self._unedited_end(edits) if self.shortcuts and not others else ():
+                stack.enter_context(_last_position_alone(module))
             stack.enter_context(torch.set_grad_enabled(grad))
             logits = self._last_token(copies, past) if last_only else self._whole(copies, grad=grad)
         return logits.unflatten(0, (-1, copies))
@@ -186,12 +189,21 @@ class TargetRun:
 
     def exact(self, last_only: bool) -> bool:
         """Whether replaying the unpatched run from the middle gives its own logits back."""
-        again = self.replay(1, [], self.model.n_layers // 2, last_only=last_only, known_z=True, last_mlp_free=True)[
-            :, 0
-        ]
+        again = self.replay(1, [], self.model.n_layers // 2, last_only=last_only, known_z=True)[:, 0]
         scale = max(1.0, self.logits.abs().max().item())
         apart = (again - self.logits).abs().max().item()
         return apart <= max(1e-5, 100 * torch.finfo(self.logits.dtype).eps) * scale
+
+    def _unedited_end(self, edits: Sequence[SiteHook]) -> list[nn.Module]:
+        """The output projection and the MLP of the last layer, unless an edit (or reader) there comes after them."""
+        last = self.model.n_layers - 1
+        latest = max((ORDER[hook.site.kind] for hook in edits if hook.site.layer == last), default=-1)
+        found = []
+        if latest <= ORDER["z"]:
+            found.append(self.model.hub.module(Site("z", last)))
+        if latest <= ORDER["resid_mid"]:
+            found.append(_part(self.model, last, "mlp"))
+        return found
 
     def _whole(self, copies: int, *, grad: bool) -> Float[Tensor, "row vocab"]:
         batch = Encoded(_repeat(self.batch.input_ids, copies), _repeat(self.batch.attention_mask, copies))
