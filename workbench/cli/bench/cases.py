@@ -13,6 +13,8 @@ import interventions as iv
 import probes
 from workbench.behaviour.scores import next_token_logits, score_answers
 from workbench.cli.bench.ground import CAN, WHERE, Case, Ground, Verdict, inside, labels_of, precision
+from workbench.cli.bench.reading import reading_of
+from workbench.cli.bench.ways import ways_of
 from workbench.prompts import Prompt, Prompts
 from workbench.recording.record_pair import record
 from workbench.typing import Bool, Tensor
@@ -30,19 +32,7 @@ _READ_OFF = "an adapter names the one tensor it changes, so it is read off rathe
 
 def cases_of(ground: Ground) -> list[Case]:
     """All cases of an organism, in the order of the table."""
-    return [*_of_any(ground), *_BY_NAME[ground.organism.name](ground)]
-
-
-def not_asked() -> dict[str, str]:
-    """Probe -> why no organism has a planted answer to its question."""
-    return {
-        "token_shift": "asks which tokens tuning changed, not where in the model: only its false alarms are counted",
-        "head_probe": "asks where a label can be read, and no organism plants one in named heads alone; its known "
-        "answer is a test",
-        "path_patching, circuit, component_masking": "ask by which way, and in which heads, a variable travels, and no "
-        "organism plants a way; their known answers are tests",
-        "retrieval_heads": "asks which heads copy a needle, and no organism was trained to; its known answer is a test",
-    }
+    return [*_of_any(ground), *_BY_NAME[ground.organism.name](ground), *reading_of(ground), *ways_of(ground)]
 
 
 def _of_any(ground: Ground) -> list[Case]:

@@ -17,6 +17,7 @@ from workbench.organisms import Organism
 
 WHERE = "where tuning happened"
 CAN = "what can carry the task"
+BASE_TWICE = "base against base"
 ALARM = 0.05
 """A cell with a q-value up to this is reported."""
 
@@ -47,9 +48,30 @@ class Case:
     judge: Callable[[Any], Iterable[Verdict]]
     own: bool = True
     cells: Callable[[Any], pd.DataFrame] = field(default=lambda result: result.frame())
-    null: str = "base against base"
+    null: str = BASE_TWICE
     """What stands in for "nothing to find"; empty where the probe reads one model and no difference."""
+    nothing: Callable[[], Any] | None = None
+    """Runs the probe where nothing is to be found, if ``null`` is not the base beside itself."""
     variant: str = ""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A probe's own words that there is nothing it could measure, where that may be the right answer."""
+
+    words: str
+
+
+def or_refused(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``run``, with a refusal as a result."""
+
+    def tried(pair: Any) -> Any:
+        try:
+            return run(pair)
+        except UserError as error:
+            return Refused(str(error))
+
+    return tried
 
 
 class Ground:
@@ -88,24 +110,27 @@ class Ground:
         started = time.perf_counter()
         result = case.run(pair)
         seconds = time.perf_counter() - started
-        cost = result.provenance
+        forward, backward = (
+            (np.nan, np.nan)
+            if isinstance(result, Refused)
+            else (result.provenance.forward_passes, result.provenance.backward_passes)
+        )
         shared = {
             "organism": self.organism.name + (f" ({case.variant})" if case.variant else ""), "seed": self.seed,
             "probe": case.probe, "question": case.question, "own": case.own,
         }  # fmt: skip
         spent = {
-            "forward": cost.forward_passes, "backward": cost.backward_passes, "seconds": round(seconds, 2),
-            **self._alarms(case),
+            "forward": forward, "backward": backward, "seconds": round(seconds, 2), **self._alarms(case),
         }  # fmt: skip
         return [{**shared, **_line(verdict), **spent} for verdict in case.judge(result)]
 
     def _alarms(self, case: Case) -> dict[str, Any]:
         if not case.null:
             return {"null": "", "null_cells": 0, "null_alarms": 0}
-        try:
-            cells = case.cells(case.run(self.null))
-        except UserError:
-            return {"null": f"{case.null}: refused, nothing to localize", "null_cells": 0, "null_alarms": 0}
+        result = or_refused(lambda null: case.run(null) if case.nothing is None else case.nothing())(self.null)
+        if isinstance(result, Refused):
+            return {"null": f"{case.null}: refused", "null_cells": 0, "null_alarms": 0}
+        cells = case.cells(result)
         q = cells["q"].to_numpy(np.float64)
         return {
             "null": case.null,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.cli.bench.cases import not_asked
+from workbench.cli.bench.ground import BASE_TWICE
 from workbench.runs import Run
 
 HEAD = """# Localization benchmark
@@ -17,14 +17,17 @@ Written by `tunescope bench localization --seeds {seeds} --markdown benchmarks/l
 
 Every probe on every organism (small models whose tuning is known by construction), scored on the question it asks:
 `weight_delta` and cross-model patching ask where tuning happened, `head_selection` asks which heads can carry a task,
-and so on. Precision at k takes k = the number of planted cells; ties at the k-th place count by their share. *Chance*
-is what a blind guess (for grafts, switches and knobs: the random control) scores. Rows marked *other question* show
-what a probe names where the truth is about something it does not ask; they have no bar. Patching on the *same inputs*
-puts into the base what the tuned weights compute from the base's residual stream; *as it runs*, what the tuned run
-computed, upstream changes included. Cost is of the probe with its control, in forward and backward passes of a batch;
-seconds are wall time on {hardware}, and indicative only. *False alarms* counts cells with q <= .05 when the base
-stands in for the tuned model; "refused" means that the probe said there is nothing to localize. Seeds: {seeds}
-(organisms are trained anew for each); values are means, with [least, most] where seeds differ.
+`path_patching`, `circuit` and `component_masking` ask which heads a variable needs, and so on. Precision at k takes
+k = the number of planted cells; ties at the k-th place count by their share. *Chance* is what a blind guess (for
+grafts, switches, knobs, circuits and masks: the random control) scores. Rows marked *other question* show what a probe
+names where the truth is about something it does not ask; they have no bar. Patching on the *same inputs* puts into the
+base what the tuned weights compute from the base's residual stream; *as it runs*, what the tuned run computed,
+upstream changes included. Cost is of the probe with its control, in forward and backward passes of a batch; seconds
+are wall time on {hardware}, and indicative only. *False alarms* counts cells with q <= .05 when the base stands in for
+the tuned model, or, for probes that ask about one model, when what is named beside the count leaves nothing to find;
+"refused" means that the probe said there is nothing to localize or to measure. Seeds: {seeds} (organisms are trained
+anew for each); values are means, with [least, most] where seeds differ; heads and counts in a note are those of the
+first seed.
 
 {verdict}
 """
@@ -42,8 +45,6 @@ def write_markdown(run: Run, path: Path, hardware: str) -> None:
     for organism, rows in table.groupby("organism", sort=False):
         parts += [f"## {organism}", "", *_details(rows), ""]
     parts += ["## False alarms and cost", "", *_costs(table), ""]
-    parts += ["## Questions without planted truth", ""]
-    parts += [f"- `{probe}`: {why}." for probe, why in not_asked().items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
@@ -76,8 +77,9 @@ def _costs(table: pd.DataFrame) -> list[str]:
         row = some.iloc[0]
         refused = row["null_cells"] == 0
         alarms = (row["null"] or "-") if refused else f"{row['null_alarms']} of {row['null_cells']} cells"
-        lines.append([organism, f"`{probe}`", f"{row['forward']:.0f}", f"{row['backward']:.0f}",
-                      f"{row['seconds']:.1f}", alarms])  # fmt: skip
+        alarms += "" if refused or row["null"] == BASE_TWICE else f", {row['null']}"
+        passes = ["-" if pd.isna(row[name]) else f"{row[name]:.0f}" for name in ("forward", "backward")]
+        lines.append([organism, f"`{probe}`", *passes, f"{row['seconds']:.1f}", alarms])
     return _grid(["organism", "probe", "forward", "backward", "seconds", "false alarms"], lines)
 
 
