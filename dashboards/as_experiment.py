@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dashboards import models
 from dashboards.asked import Asked
 from dashboards.pair_form import PairAsked
-from dashboards.parts import ADAPTER, LAYERS, Experts, Heads, Part, Saved, Weights
-from workbench.errors import UserError
+from dashboards.parts import ADAPTER, LAYERS, Experts, HeadDirections, Heads, KnobSet, Part, Saved, Weights
 
 if TYPE_CHECKING:
+    from dashboards.selection import Selection
+    from workbench.cli.experiment.schema import Experiment
     from workbench.prompts import Prompts
+
+_AFTER = "last+generated"
+"""Where the page Steer moves heads: :meth:`probes.HeadProbe.recipe`'s own."""
 
 
 def steer_experiment(asked: Asked) -> str:
-    """The YAML of a steer or a sweep: its answers, one step.
-
-    Raises :class:`UserError` for a recipe that the file cannot hold as it is.
-    """
+    """The YAML of a steer or a sweep: its answers, one step."""
     strengths = list(asked.strengths) or [asked.strength if asked.has_strength else 1.0]
     generate = {
         "do": "generate", "recipes": ["steered"], "strengths": strengths, "on": asked.side,
@@ -34,9 +37,45 @@ def record_experiment(asked: PairAsked, prompts: Prompts) -> str:
     """The YAML of a recording."""
     step = {"do": "record", "sites": [*asked.sites], "positions": asked.positions, "new_tokens": asked.new_tokens}
     return _yaml(
-        {"name": "recording", "pair": _pair(asked.base, asked.tuned, asked.device),
-         "prompts": {"rows": [row.as_dict() for row in prompts]}, "steps": {"record": step}}
+        {"name": "recording", "pair": _pair(asked.base, asked.tuned, asked.device), "prompts": written_out(prompts),
+         "steps": {"record": step}}
     )  # fmt: skip
+
+
+def computed_experiment(
+    models_: tuple[str, str], prompts: dict[str, Any], name: str, step: dict[str, Any], recipe: Any = None
+) -> str:
+    """The YAML of what a page computed itself: one step, with at most one recipe, which is called ``name`` too."""
+    recipes = {} if recipe is None else {name: recipe}
+    return _yaml(
+        {"name": name, "pair": _pair(*models_, "auto"), "prompts": prompts, "recipes": recipes, "steps": {name: step}}
+    )
+
+
+def stored_experiment(chosen: Selection, names: Sequence[str] | None = None) -> str:
+    """The YAML that makes these results of the selected run again; without names all that the run has.
+
+    Raises :class:`workbench.errors.NotSupported` where the run does not say how a result was made.
+    """
+    from workbench.cli.experiment.from_run import experiment_of_run, only
+
+    experiment = experiment_of_run(chosen.opened(), chosen.pair)
+    if names is not None:
+        experiment = only(experiment, names)
+    return _where_it_was_made(experiment, chosen).to_yaml()
+
+
+def written_out(prompts: Prompts) -> dict[str, Any]:
+    """A set of prompts with every row in the file."""
+    return {"rows": [row.as_dict() for row in prompts]}
+
+
+def _where_it_was_made(experiment: Experiment, chosen: Selection) -> Experiment:
+    """On the processor, where the run's results say that they were computed on it: other numbers are not the same."""
+    devices = {one.load().provenance.device for one in chosen.results() if one.kind != "WeightDelta"}
+    if experiment.pair.device != "auto" or devices != {"cpu"}:
+        return experiment
+    return experiment.model_copy(update={"pair": experiment.pair.model_copy(update={"device": "cpu"})})
 
 
 def _yaml(values: dict[str, Any]) -> str:
@@ -46,27 +85,42 @@ def _yaml(values: dict[str, Any]) -> str:
 
 
 def _pair(base: str, tuned: str, device: str) -> dict[str, Any]:
+    from workbench.cli.experiment.from_run import whole
+
     from_, to = models.places(base.strip(), tuned.strip())
-    return {"base": from_, "tuned": to, "device": device}
+    return {"base": whole(from_), "tuned": whole(to), "device": device}
 
 
 def _recipe(parts: tuple[Part, ...]) -> Any:
+    from workbench.cli.experiment.from_run import whole
+
     if len(parts) == 1 and isinstance(parts[0], Saved):
-        return {"file": parts[0].path}
-    return [_inline(part) for part in parts]
+        return {"file": whole(parts[0].path)}
+    return [_inline(_placed(part)) for part in parts]
+
+
+def _placed(part: Any) -> Any:
+    """The part with its file by its whole path."""
+    from workbench.cli.experiment.from_run import whole
+
+    return replace(part, path=whole(part.path)) if hasattr(part, "path") else part
 
 
 def _inline(part: Part) -> dict[str, Any]:
     match part:
+        case Saved():
+            return {"kind": "Recipe", "file": part.path}
         case Experts():
             return {"kind": "ExpertSwitch", "off": [*part.off], "on": [*part.on], "mode": part.switch_mode}
         case Heads():
             return {"kind": "HeadScale", "scales": dict(part.scales)}
+        case HeadDirections():
+            probe = {"file": part.path, "first": part.count}
+            return {"kind": "HeadOffset", "vectors": probe, "strength": part.sigmas, "positions": _AFTER}
+        case KnobSet():
+            return {"kind": "SubspaceKnob", "knob": {"file": part.path, "to": part.value}}
         case Weights(kind=str(kind)) if kind == ADAPTER:
             return {"kind": ADAPTER, "scale": part.a}
         case Weights():
             return {"kind": LAYERS, "a": part.a, "b": part.b}
-    raise UserError(
-        "An experiment file names one saved recipe, or experts, heads and weights written out; this recipe is more. "
-        "Use Python for it."
-    )
+    raise TypeError(f"no experiment file holds a {type(part).__name__}")

@@ -23,6 +23,8 @@ Maker = Callable[[], str]
 Pick = Callable[[list[Any]], None]
 _WHOLE = 20
 """Tables of so many rows are shown whole; longer ones scroll."""
+_TALLEST = 480
+"""Pixels of a file that is shown; a longer one scrolls."""
 _MARKS = re.compile(r"([\\`*_{}\[\]()<>#+.!|$~:&-])")
 
 
@@ -140,9 +142,14 @@ def _experiment(name: str, experiment: Maker) -> None:
     )
     if shown.open:
         with shown:
-            st.caption("Save as experiment.yaml, then:  tunescope run experiment.yaml")
+            st.caption("Makes these results again:  tunescope run experiment.yaml")
             with told():
-                st.code(experiment(), language="yaml")
+                text = experiment()
+                st.download_button(
+                    "experiment.yaml", text, file_name="experiment.yaml", mime="application/yaml", key=f"yaml-{name}",
+                    on_click="ignore", icon=":material/download:",
+                )  # fmt: skip
+                st.code(text, language="yaml", height=min(_TALLEST, 60 + 21 * text.count("\n")), wrap_lines=True)
 
 
 def link() -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboards import panels
+from dashboards.as_experiment import written_out
 from dashboards.kept import Work, on_button
 from dashboards.results import Found
 from dashboards.selection import Selection, picks
@@ -17,6 +18,7 @@ from dashboards.views.source import (
     Source,
     asked_of,
     command,
+    experiment_of,
     one_of,
     opened,
     prompt_of,
@@ -25,6 +27,7 @@ from dashboards.views.source import (
     steer_link,
 )
 
+_STEP = {"do": "record", "sites": ["router"], "positions": "all"}
 _ROUTES = Work(
     "routes", "Follow the tokens", "Reading the routers of both models…",
     "Press Follow the tokens: the experts that each token of the selected prompt is sent to appear here.",
@@ -64,7 +67,7 @@ def _show_map(chosen: Selection, maps: list[Found], weights: list[Found]) -> Non
         return
     from workbench.figures.cells import bound_of, mark_cell
 
-    source = Source.stored(one)
+    source = Source.stored(one, chosen)
     result = source.result
     if one.kind == "WeightDelta":
         drawn, frame, call = result.figure("expert"), result.frame("expert"), "result.figure('expert')"
@@ -76,7 +79,7 @@ def _show_map(chosen: Selection, maps: list[Found], weights: list[Found]) -> Non
     st.caption(panels.words(result.summary()))
     panels.figure(
         "experts", drawn, f"{source.python}{call}.show()\n", source.provenance, frame=frame,
-        on_pick=picks("layer", "expert"),
+        on_pick=picks("layer", "expert"), experiment=source.experiment,
     )  # fmt: skip
     with st.expander("As a table", icon=":material/table:"):
         result_table("experts-table", source, frame, call.replace("figure", "frame"))
@@ -107,7 +110,8 @@ def _show_scores(chosen: Selection, maps: list[Found], weights: list[Found]) -> 
     code = f"from workbench.results import Result\n\ntables = [\n{listed}]\n"
     code += f"[table.query('layer == {chosen.layer} and expert == {chosen.expert}') for table in tables]\n"
     provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in (*maps, *weights)}}
-    panels.table("expert-scores", table, code, provenance, shown=with_intervals(table))
+    again = experiment_of(chosen, [*maps, *weights])
+    panels.table("expert-scores", table, code, provenance, shown=with_intervals(table), experiment=again)
 
 
 def _show_switching(chosen: Selection, has_maps: bool) -> None:
@@ -119,12 +123,12 @@ def _show_switching(chosen: Selection, has_maps: bool) -> None:
     if one is None:
         panels.empty("This run holds no switching curve. The demo measures two:", "tunescope demo")
         return
-    source = Source.stored(one)
+    source = Source.stored(one, chosen)
     result = source.result
     st.caption(panels.words(f"In this order: {', '.join(result.ranked)}. {result.summary()}."))
     panels.figure(
         "switching", result.figure(), f"{source.python}result.figure().show()\n", source.provenance,
-        frame=result.frame(),
+        frame=result.frame(), experiment=source.experiment,
     )  # fmt: skip
     result_table("switching-table", source, result.frame(), "result.frame()")
 
@@ -153,15 +157,22 @@ def _show_routes(chosen: Selection, is_mixture: bool) -> None:
         f"{of.python()}\nseen = read_routes(pair, prompts[{number}])\n"
     )
     drawn = routing_map(seen.cells, seen.tokens, title=f"Router weights of {count}")
+
+    def again() -> str:
+        return of.experiment("routes", _STEP, written_out(of.prompts[number : number + 1]))
+
     panels.figure(
-        "routes", drawn, f"{code}routing_map(seen.cells, seen.tokens).show()\n", of.provenance(), frame=seen.cells
-    )
+        "routes", drawn, f"{code}routing_map(seen.cells, seen.tokens).show()\n", of.provenance(), frame=seen.cells,
+        experiment=again,
+    )  # fmt: skip
     st.caption(
         "As a flow: the width between two experts is the number of tokens that took both, each counted by the product "
         "of its two router weights."
     )
     flow = routing_flow(seen.cells, title=f"Flow of {count} from layer to layer")
-    panels.figure("flow", flow, f"{code}routing_flow(seen.cells).show()\n", of.provenance(), frame=seen.cells)
+    panels.figure(
+        "flow", flow, f"{code}routing_flow(seen.cells).show()\n", of.provenance(), frame=seen.cells, experiment=again
+    )
 
 
 def _read_routes(asked: Asked) -> Any:

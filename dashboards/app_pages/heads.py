@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from dashboards import panels
+from dashboards.as_experiment import written_out
 from dashboards.kept import Work, on_button
 from dashboards.results import Found
 from dashboards.selection import Selection, picks
@@ -19,6 +20,7 @@ from dashboards.views.source import (
     Source,
     asked_of,
     command,
+    experiment_of,
     made,
     one_of,
     opened,
@@ -90,7 +92,7 @@ def _show_map(chosen: Selection, found: list[Found]) -> None:
             command(chosen, "localize heads", "--prompts"),
         )
         return
-    source, drawn = Source.stored(one), _map_of(one.load())
+    source, drawn = Source.stored(one, chosen), _map_of(one.load())
     assert drawn is not None
     _shared_scale(drawn, one, found)
     from workbench.figures.cells import mark_cell
@@ -98,7 +100,10 @@ def _show_map(chosen: Selection, found: list[Found]) -> None:
     mark_cell(drawn.figure, chosen.layer, chosen.head)
     st.caption(panels.words(source.result.summary()))
     code = f"{source.python}{drawn.call}.show()\n"
-    panels.figure("heads", drawn.figure, code, source.provenance, frame=drawn.table, on_pick=picks("layer", "head"))
+    panels.figure(
+        "heads", drawn.figure, code, source.provenance, frame=drawn.table, on_pick=picks("layer", "head"),
+        experiment=source.experiment,
+    )  # fmt: skip
 
 
 def _map_of(result: Any) -> HeadMap | None:
@@ -147,19 +152,21 @@ def _show_scores(chosen: Selection, found: list[Found]) -> None:
             for row in here.to_dict("records")
         ]  # fmt: skip
         if one.kind == "WeightDelta":
-            parts.append((Source.stored(one), _at(result.head_parts, chosen)))
+            parts.append((Source.stored(one, chosen), _at(result.head_parts, chosen)))
     if not rows:
         st.caption("No result of this run scores this head.")
         return
     table = pd.DataFrame(rows)
-    tables = [(one, "'head'" if one.kind == "WeightDelta" else "") for one in found if _map_of(one.load()) is not None]
+    maps = [one for one in found if _map_of(one.load()) is not None]
+    tables = [(one, "'head'" if one.kind == "WeightDelta" else "") for one in maps]
     listed = "".join(f"    Result.load({str(one.path)!r}).frame({level}),\n" for one, level in tables)
     code = f"from workbench.results import Result\n\ntables = [\n{listed}]\n"
     code += f"[table.query('layer == {chosen.layer} and head == {chosen.head}') for table in tables]\n"
     provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
     from workbench.tables import with_intervals
 
-    panels.table("head-scores", table, code, provenance, shown=with_intervals(table))
+    again = experiment_of(chosen, maps)
+    panels.table("head-scores", table, code, provenance, shown=with_intervals(table), experiment=again)
     for source, frame in parts:
         if frame.empty:
             continue
@@ -196,7 +203,11 @@ def _show_attention(chosen: Selection, asked: Asked) -> None:
         "attention_panels(base, tuned, list(rec.index['token'])).show()\n"
     )
     drawn = attention_panels(seen.base, seen.tuned, seen.tokens, title=title)
-    panels.figure("attention", drawn, code, of.provenance(), frame=seen.frame())
+    step = {"do": "record", "sites": ["pattern"], "layers": [layer], "positions": "all"}
+    panels.figure(
+        "attention", drawn, code, of.provenance(), frame=seen.frame(),
+        experiment=lambda: of.experiment("attention", step, written_out(of.prompts[number : number + 1])),
+    )  # fmt: skip
 
 
 def _read_attention(asked: Asked) -> live.Patterns:
@@ -216,9 +227,16 @@ def _show_words(asked: Asked) -> None:
     of, result = done
     layer, head = of.what
     call = f"result = probes.head_words(pair, prompts[:{MOST_PROMPTS}], {layer}, {head})\n"
-    source = Source("words", result, f"{of.python()}import probes\n\n{call}", made(result))
+    step = {"do": "probe", "call": "head_words", "options": {"layer": layer, "head": head}}
+    source = Source(
+        "words", result, f"{of.python()}import probes\n\n{call}", made(result),
+        lambda: of.experiment("words", step, of.rows(limit=MOST_PROMPTS)),
+    )  # fmt: skip
     drawn = result.figure()
-    panels.figure("words", drawn, f"{source.python}result.figure().show()\n", source.provenance, frame=result.frame())
+    panels.figure(
+        "words", drawn, f"{source.python}result.figure().show()\n", source.provenance, frame=result.frame(),
+        experiment=source.experiment,
+    )  # fmt: skip
 
 
 def _read_words(asked: Asked) -> Any:

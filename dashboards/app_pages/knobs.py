@@ -11,6 +11,7 @@ from dashboards.kept import Work
 from dashboards.selection import picks
 from dashboards.views.source import (
     LINKED,
+    Asked,
     Probe,
     Source,
     asked_of,
@@ -47,27 +48,34 @@ def show() -> None:
                 command(chosen, "localize knob", "--prompts"),
             )
         else:
-            _show_knob(Source.stored(found))
+            _show_knob(Source.stored(found, chosen))
     st.header("Concept directions")
     with panels.told():
         asked = asked_of(chosen, chosen.layer) if not chosen.results("ConceptDirections") else None
-        probe = Probe(
-            "probes.concept_directions(\n    wb.record(pair, prompts, 'resid_post', "
-            f"layers=[{chosen.layer}], positions='all'),\n    {METHOD!r}, layer={chosen.layer}, k={DIRECTIONS}, "
-            "model=pair.tuned,\n)",
-            lambda pair, prompts: _find(pair, prompts, chosen.layer),
-        )
-        source = stored_or_computed(chosen, asked, "ConceptDirections", probe, _CONCEPTS)
+        source = stored_or_computed(chosen, asked, "ConceptDirections", Probe(_call, _find, _step), _CONCEPTS)
         if source is not None:
             _show_concepts(source)
 
 
-def _find(pair: Any, prompts: Any, layer: int) -> Any:
+def _find(asked: Asked) -> Any:
     import probes
     from workbench.recording.record_pair import record
 
-    recording = record(pair, prompts, "resid_post", layers=[layer], positions="all")
+    (layer,), pair = asked.what, asked.pair()
+    recording = record(pair, asked.prompts, "resid_post", layers=[layer], positions="all")
     return probes.concept_directions(recording, METHOD, layer=layer, k=DIRECTIONS, model=pair.tuned)
+
+
+def _call(asked: Asked) -> str:
+    (layer,) = asked.what
+    return (
+        f"probes.concept_directions(\n    wb.record(pair, prompts, 'resid_post', layers=[{layer}], positions='all'),\n"
+        f"    {METHOD!r}, layer={layer}, k={DIRECTIONS}, model=pair.tuned,\n)"
+    )
+
+
+def _step(asked: Asked) -> dict[str, Any]:
+    return {"do": "localize concepts", "layer": asked.what[0], "method": METHOD, "k": DIRECTIONS}
 
 
 def _show_knob(source: Source) -> None:
@@ -89,7 +97,7 @@ def _show_knob(source: Source) -> None:
         f"{source.python}from workbench.figures.knob import knob_slope, natural_spread\n\n"
         f"knob_slope(result.sweep, result.natural, intent={intent!r}).show()\n"
     )
-    panels.figure("knob-slope", drawn, code, source.provenance, frame=knob.sweep)
+    panels.figure("knob-slope", drawn, code, source.provenance, frame=knob.sweep, experiment=source.experiment)
     for column, name in zip(st.columns(len(knob.settings)), knob.settings, strict=True):
         with column:
             steer_link(f"Steer with the knob set to {panels.words(name)}", **{"set-knob": "true", "intent": name})
@@ -99,7 +107,7 @@ def _show_knob(source: Source) -> None:
     code = (
         f"{source.python}from workbench.figures.knob import natural_spread\n\nnatural_spread(result.natural).show()\n"
     )
-    panels.figure("knob-natural", spread, code, source.provenance, frame=knob.natural)
+    panels.figure("knob-natural", spread, code, source.provenance, frame=knob.natural, experiment=source.experiment)
     _show_transfer(source)
 
 
@@ -124,7 +132,7 @@ def _show_concepts(source: Source) -> None:
     st.caption(panels.words(f"{result.summary()}. Control: {result.control}. Click a bar to read a direction."))
     panels.figure(
         "concepts", result.figure(), f"{source.python}result.figure().show()\n", source.provenance,
-        frame=result.frame(), on_pick=picks("direction"),
+        frame=result.frame(), on_pick=picks("direction"), experiment=source.experiment,
     )  # fmt: skip
     last = int(result.table["direction"].max())
     if st.session_state.get("direction", 0) > last:
@@ -145,7 +153,7 @@ def _show_concepts(source: Source) -> None:
     contexts = result.contexts[result.contexts["direction"] == number].drop(columns="direction")
     panels.table(
         "contexts", contexts, f"{source.python}result.contexts.query('direction == {number}')\n", source.provenance,
-        shown=contexts[["end", "value", "context", "prompt", "position"]].round(3),
+        shown=contexts[["end", "value", "context", "prompt", "position"]].round(3), experiment=source.experiment,
     )  # fmt: skip
     with st.expander("All directions", icon=":material/table:"):
         result_table("directions", source, result.frame(), "result.frame()")

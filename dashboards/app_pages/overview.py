@@ -8,10 +8,12 @@ from typing import Any
 import streamlit as st
 
 from dashboards import panels, selection
+from dashboards.as_experiment import stored_experiment
 from dashboards.report.content import Content, Section, read_content
 from dashboards.selection import Selection, pairs_of, picks
 from dashboards.state import recipes_of
 from dashboards.story import cards
+from dashboards.views.source import experiment_of
 from workbench.runs import Run
 from workbench.tables import with_intervals
 
@@ -55,7 +57,7 @@ def _show_run(chosen: Selection, run: Run) -> None:
         others = tuple(f"{name}:" for name in pairs_of(run.path) if name != chosen.pair)
         for number, section in enumerate(content.sections):
             if not section.title.startswith(others):
-                _show_section(content, section, f"{number}", run.path)
+                _show_section(content, section, f"{number}", chosen)
     elif not chosen.results():
         panels.empty("This run holds no table. This makes one of a pair:", "tunescope localize weights BASE TUNED")
     with st.expander("What made this run", icon=":material/receipt_long:"):
@@ -113,7 +115,7 @@ def _show_findings(chosen: Selection, run: Run) -> None:
             drawn.update_xaxes(automargin=True, tickangle=-30)
             panels.figure(
                 "weights", drawn, one.python + "result.figure().show()\n", one.provenance(),
-                frame=results[one.name].frame(), on_pick=picks("layer"),
+                frame=results[one.name].frame(), on_pick=picks("layer"), experiment=experiment_of(chosen, [one]),
             )  # fmt: skip
             break
     st.subheader("What the probes found")
@@ -123,7 +125,7 @@ def _show_findings(chosen: Selection, run: Run) -> None:
     code = "from probes.headlines import headlines\nfrom workbench.results import Result\n\nheadlines({\n"
     code += "".join(f"    {one.name!r}: Result.load({str(one.path)!r}),\n" for one in found) + "})\n"
     made = {"run": run.name, "results": {one.file: one.sha256 for one in found}}
-    panels.table("findings", table, code, made, shown=with_intervals(table))
+    panels.table("findings", table, code, made, shown=with_intervals(table), experiment=experiment_of(chosen, found))
 
 
 def _has_tables(run: Run) -> bool:
@@ -131,11 +133,15 @@ def _has_tables(run: Run) -> bool:
     return "sections.json" in files or any(name.endswith(".parquet") and "/" not in name for name in files)
 
 
-def _show_section(content: Content, section: Section, place: str, folder: Path) -> None:
+def _show_section(content: Content, section: Section, place: str, chosen: Selection) -> None:
     """Closed sections are not drawn: a run may hold many figures."""
     opened = st.expander(panels.words(section.title), expanded=place == "0", on_change="rerun", key=f"section-{place}")
     if not opened.open:
         return
+
+    def again() -> str:
+        return stored_experiment(chosen)  # a section may show several results: the whole run
+
     with opened:
         for paragraph in section.paragraphs:
             st.text(panels.visible(paragraph))
@@ -144,13 +150,15 @@ def _show_section(content: Content, section: Section, place: str, folder: Path) 
             **content.manifest.model_dump(by_alias=True, include={"kind", "config", "provenance"}),
         }
         start = "from dashboards.report.content import read_content\n\n"
-        start += f"section = read_content({str(folder)!r}).sections[{place}]\n"
+        start += f"section = read_content({str(chosen.folder)!r}).sections[{place}]\n"
         for name, drawn in section.figures.items():
-            panels.figure(f"figure-{place}-{name}", drawn, f"{start}section.figures[{name!r}].show()", provenance)
+            code = f"{start}section.figures[{name!r}].show()"
+            panels.figure(f"figure-{place}-{name}", drawn, code, provenance, experiment=again)
         for name, frame in section.tables.items():
             st.markdown(f"**{panels.words(name.replace('_', ' '))}**")
             code = f"{start}section.tables[{name!r}]"
-            panels.table(f"table-{place}-{name}", frame, code, provenance, shown=with_intervals(frame))
+            shown = with_intervals(frame)
+            panels.table(f"table-{place}-{name}", frame, code, provenance, shown=shown, experiment=again)
 
 
 show()

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from dashboards import answers, panels
+from dashboards.as_experiment import written_out
 from dashboards.kept import Work, on_button, prefilled
 from dashboards.results import Found
 from dashboards.selection import Selection, picks
 from dashboards.steering import Steered, run_steer
-from dashboards.views.source import LINKED, Asked, Source, asked_of, command, one_of, opened, prompt_of, result_table
+from dashboards.views.source import (
+    LINKED,
+    Asked,
+    Source,
+    asked_of,
+    command,
+    experiment_of,
+    one_of,
+    opened,
+    prompt_of,
+    result_table,
+)
 from workbench.errors import UserError
 
 MOST_PROMPTS = 12  # that are answered; no docstring, Streamlit would show it
@@ -41,7 +54,7 @@ def show() -> None:
         )
         return
     with panels.told():
-        source = Source.stored(one)
+        source = Source.stored(one, chosen)
         _show_graft(source)
         _show_regions(source)
     st.header("Do two skills share weights?")
@@ -67,16 +80,18 @@ def _show_graft(source: Source) -> None:
     st.caption(panels.words(result.summary()))
     python = source.python
     panels.figure(
-        "graft-curve", result.figure(), f"{python}result.figure().show()\n", source.provenance, frame=result.curve
-    )
+        "graft-curve", result.figure(), f"{python}result.figure().show()\n", source.provenance, frame=result.curve,
+        experiment=source.experiment,
+    )  # fmt: skip
     st.subheader("The graft, and the rest without it")
     from workbench.figures.graft import variants_figure
 
     title = f"At {result.sparsity:.2%} of the weights (n = {result.of('graft', 'n'):.0f} held-out prompts)"
     code = f"{python}from workbench.figures.graft import variants_figure\n\nvariants_figure(result.models).show()\n"
     panels.figure(
-        "graft-models", variants_figure(result.models, title=title), code, source.provenance, frame=result.models
-    )
+        "graft-models", variants_figure(result.models, title=title), code, source.provenance, frame=result.models,
+        experiment=source.experiment,
+    )  # fmt: skip
 
 
 def _show_regions(source: Source) -> None:
@@ -98,7 +113,10 @@ def _show_regions(source: Source) -> None:
         "shift = {name: table[name] - table['control'] for name in ('score', 'low', 'high')}\n"
         "cell_map(table.assign(**shift, control=0.0), 'module').show()\n"
     )
-    panels.figure("graft-regions", drawn, code, source.provenance, frame=frame, on_pick=picks("layer"))
+    panels.figure(
+        "graft-regions", drawn, code, source.provenance, frame=frame, on_pick=picks("layer"),
+        experiment=source.experiment,
+    )  # fmt: skip
     result_table("graft-tensors", source, frame, "result.frame()")
 
 
@@ -123,8 +141,9 @@ def _show_overlap(chosen: Selection, found: list[Found]) -> None:
     )
     provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
     panels.figure(
-        "graft-overlap", shared_bars(table, title="Shared weights beside chance"), code, provenance, frame=table
-    )
+        "graft-overlap", shared_bars(table, title="Shared weights beside chance"), code, provenance, frame=table,
+        experiment=experiment_of(chosen, found),
+    )  # fmt: skip
 
 
 def _overlaps(found: list[Found]) -> pd.DataFrame:
@@ -175,7 +194,12 @@ def _show_switch(chosen: Selection, source: Source) -> None:
         "with iv.Recipe([result.intervention(pair)]).applied(pair.base):\n"
         f"    texts = pair.base.generate(prompts, max_new_tokens={NEW_TOKENS})\n"
     )
-    panels.footer("graft-answers", code, frame=result.frame(), provenance=of.provenance())
+    step = {"do": "generate", "recipes": ["answers"], "on": "base", "max_new_tokens": NEW_TOKENS}
+    graft = [{"kind": "Graft", "skill": {"file": str(Path(of.what[0]).resolve())}}]
+    panels.footer(
+        "graft-answers", code, frame=result.frame(), provenance=of.provenance(),
+        experiment=lambda: of.experiment("answers", step, written_out(of.prompts), graft),
+    )  # fmt: skip
 
 
 def _switch(asked: Asked, graft: Any) -> Steered:

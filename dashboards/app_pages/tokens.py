@@ -55,26 +55,32 @@ def show() -> None:
             show_prompt(asked, chosen.prompt)
     st.header("The selected prompt, layer by layer")
     with panels.told():
-        lens = Probe("probes.logit_lens(pair, prompts, shown=len(prompts))", _run_lens)
+        lens = Probe(
+            lambda _: "probes.logit_lens(pair, prompts, shown=len(prompts))", _run_lens,
+            lambda one: {"do": "probe", "call": "logit_lens", "options": {"shown": len(one.prompts)}},
+        )  # fmt: skip
         if (source := stored_or_computed(chosen, asked, "LogitLens", lens, _LENS)) is not None:
             _show_lens(source, chosen)
     st.header("What each model writes")
     with panels.told():
-        shift = Probe(f"probes.token_shift(pair, prompts, max_new_tokens={NEW_TOKENS})", _run_shift)
+        shift = Probe(
+            lambda _: f"probes.token_shift(pair, prompts, max_new_tokens={NEW_TOKENS})", _run_shift,
+            lambda _: {"do": "probe", "call": "token_shift", "options": {"max_new_tokens": NEW_TOKENS}},
+        )  # fmt: skip
         if (source := stored_or_computed(chosen, asked, "TokenShift", shift, _SHIFT)) is not None:
             _show_shift(source, chosen, asked)
 
 
-def _run_lens(pair: Any, prompts: Any) -> Any:
+def _run_lens(asked: Asked) -> Any:
     import probes
 
-    return probes.logit_lens(pair, prompts, shown=len(prompts))
+    return probes.logit_lens(asked.pair(), asked.prompts, shown=len(asked.prompts))
 
 
-def _run_shift(pair: Any, prompts: Any) -> Any:
+def _run_shift(asked: Asked) -> Any:
     import probes
 
-    return probes.token_shift(pair, prompts, max_new_tokens=NEW_TOKENS)
+    return probes.token_shift(asked.pair(), asked.prompts, max_new_tokens=NEW_TOKENS)
 
 
 def _show_lens(source: Source, chosen: Selection) -> None:
@@ -90,7 +96,10 @@ def _show_lens(source: Source, chosen: Selection) -> None:
     limit = float(result.cells["kl"].max())
     _coloured(last["token"], last["kl"], "KL of tuned from base (nats) after this token", limit, list(last["top"]))
     call = f"result.figure({chosen.prompt}).show()\n"
-    panels.figure("lens", result.figure(chosen.prompt), source.python + call, source.provenance, frame=cells)
+    panels.figure(
+        "lens", result.figure(chosen.prompt), source.python + call, source.provenance, frame=cells,
+        experiment=source.experiment,
+    )  # fmt: skip
     st.caption(panels.words(f"Over all prompts (n = {result.provenance.n_prompts}): {result.summary()}."))
     result_table("lens-layers", source, result.frame(), "result.frame()")
 
@@ -106,10 +115,11 @@ def _show_shift(source: Source, chosen: Selection, asked: Asked | None) -> None:
     known = asked is not None and result.provenance.prompts == asked.prompts.hash
     _answers(chosen, rows, str(measure), [str(row) for row in asked.prompts] if asked is not None and known else [])
     code = source.python + f"result.tokens[result.tokens['direction'] == {writer!r}]\n"
-    panels.footer("answers", code, provenance=source.provenance, frame=rows)
+    panels.footer("answers", code, provenance=source.provenance, frame=rows, experiment=source.experiment)
     panels.figure(
-        "shift", result.figure(), source.python + "result.figure().show()\n", source.provenance, frame=result.shares
-    )
+        "shift", result.figure(), source.python + "result.figure().show()\n", source.provenance, frame=result.shares,
+        experiment=source.experiment,
+    )  # fmt: skip
     result_table("shift-positions", source, result.frame(), "result.frame()")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from dashboards import models, panels
+from dashboards.as_experiment import computed_experiment, stored_experiment, written_out
 from dashboards.kept import Work, on_button
 from dashboards.results import Found
 from dashboards.selection import Selection, current
@@ -33,11 +35,14 @@ class Source:
     result: Any
     python: str
     provenance: dict[str, Any]
+    experiment: panels.Maker
+    """Makes the experiment file that gives the result."""
 
     @classmethod
-    def stored(cls, found: Found) -> Source:
+    def stored(cls, found: Found, chosen: Selection) -> Source:
         """Read from the run."""
-        return cls(found.name, found.load(), found.python, found.provenance())
+        again = experiment_of(chosen, [found])
+        return cls(found.name, found.load(), found.python, found.provenance(), again)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,18 @@ class Asked:
             f"pair = wb.load_pair({self.base!r}, {self.tuned!r})\nprompts = {rows}{chosen}\n"
         )
 
+    def experiment(
+        self, name: str, step: dict[str, Any], prompts: dict[str, Any] | None = None, recipe: Any = None
+    ) -> str:
+        """The experiment file of one step on the pair; without ``prompts`` on all of these."""
+        rows = self.rows() if prompts is None else prompts
+        return computed_experiment((self.base, self.tuned), rows, name, step, recipe)
+
+    def rows(self, **limits: int) -> dict[str, Any]:
+        """All prompts (or ``limit`` of them) as an experiment file names them."""
+        named = {"file": str(Path(self.file).resolve())} if self.file else written_out(self.prompts)
+        return {**named, **limits}
+
     def provenance(self) -> dict[str, Any]:
         """For the export of what no result file holds."""
         return {"base": self.base, "tuned": self.tuned, "prompts": self.prompts.hash, "asked": list(self.what)}
@@ -77,9 +94,11 @@ class Asked:
 class Probe:
     """How to compute a result that the run lacks."""
 
-    call: str
+    call: Callable[[Asked], str]
     """The expression in Python, with ``pair`` and ``prompts``."""
-    run: Callable[[Any, Any], Any]
+    run: Callable[[Asked], Any]
+    step: Callable[[Asked], dict[str, Any]]
+    """The same as the step of an experiment."""
 
 
 def opened() -> Selection | None:
@@ -131,15 +150,21 @@ def stored_or_computed(chosen: Selection, asked: Asked | None, kind: str, probe:
     found = one_of(chosen.results(kind), "Result", key)
     if found is not None:
         with panels.told():
-            return Source.stored(found)
+            return Source.stored(found, chosen)
         return None
     if asked is None:
         return None
-    done = on_button(work, asked, lambda one: probe.run(one.pair(), one.prompts))
+    done = on_button(work, asked, probe.run)
     if done is None:
         return None
     of, result = done
-    return Source(work.name, result, f"import probes\n{of.python()}result = {probe.call}\n", made(result))
+    python = f"import probes\n{of.python()}result = {probe.call(of)}\n"
+    return Source(work.name, result, python, made(result), lambda: of.experiment(work.name, probe.step(of)))
+
+
+def experiment_of(chosen: Selection, found: Sequence[Found]) -> panels.Maker:
+    """Makes the experiment file that gives these results of the run."""
+    return lambda: stored_experiment(chosen, [one.name for one in found])
 
 
 def result_table(name: str, source: Source, frame: pd.DataFrame, call: str) -> None:
@@ -147,7 +172,8 @@ def result_table(name: str, source: Source, frame: pd.DataFrame, call: str) -> N
     from workbench.tables import with_intervals
 
     shown = with_intervals(frame.dropna(axis=1, how="all"))
-    panels.table(name, frame, f"{source.python}{call}\n", source.provenance, shown=shown)
+    code = f"{source.python}{call}\n"
+    panels.table(name, frame, code, source.provenance, shown=shown, experiment=source.experiment)
 
 
 def made(result: Any) -> dict[str, Any]:

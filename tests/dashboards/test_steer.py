@@ -7,19 +7,25 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from streamlit.testing.v1 import AppTest
+from typer.testing import CliRunner
 
 import interventions as iv
+import probes
 from dashboards import as_experiment, jobs, models, parts
 from dashboards.asked import Asked
 from dashboards.state import RUN
 from dashboards.steering import run_steer, run_sweep
-from tests.dashboards.made import HOSTILE, WORDS, lab_run, opened, save_pair, shown, warned
+from tests.dashboards.made import HOSTILE, WORDS, lab_run, opened, prompts, save_pair, shown, warned
+from tests.dashboards.pages import a_knob
+from workbench.cli.app import app as command_line
 from workbench.cli.experiment.schema import Experiment
 from workbench.errors import ModelBusy, UserError
 from workbench.models.pair import load_pair
+from workbench.recording.record_pair import record
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +211,35 @@ def test_one_model_alone_is_no_pair() -> None:
 def test_a_sweep_is_an_experiment_too(pair_folders: tuple[str, str]) -> None:
     steer = Asked(*pair_folders, (parts.Heads((("L0H1", 0.0),)),), 1.0, "tuned", ("a",), 4, strengths=(0.0, 1.0))
     assert Experiment.parse(as_experiment.steer_experiment(steer)).to_yaml()
-    knob = Asked(*pair_folders, (parts.KnobSet("x", "context"),), 1.0, "tuned", ("a",), 4)
-    with pytest.raises(UserError, match="Use Python"):
-        as_experiment.steer_experiment(knob)
+
+
+def test_a_mixed_recipe_is_an_experiment_that_gives_the_same_answers(
+    home: Path, pair_folders: tuple[str, str], tmp_path: Path
+) -> None:
+    """A saved recipe, experts, heads, probed heads, a found knob and weights, all at once."""
+    folder, pair = lab_run(home, *pair_folders), load_pair(*pair_folders)
+    probe = probes.head_probe(record(pair, prompts(), "z", positions="last"), folds=2)
+    probe.save(tmp_path / "probe.safetensors")
+    a_knob(pair.base.d_model).save(tmp_path / "knob.safetensors")
+    mixed = (
+        parts.Saved(str(folder / "recipes" / "offset.safetensors"), ("Offset",)),
+        parts.Heads((("L1H2", 0.5),)),
+        parts.HeadDirections(str(tmp_path / "probe.safetensors"), 3, 25.0),
+        parts.KnobSet(str(tmp_path / "knob.safetensors"), "context"),
+        parts.Weights(parts.LAYERS, 0.5, 0.25),
+    )
+    to_a_number = parts.KnobSet(str(tmp_path / "knob.safetensors"), 12.5)
+    with_experts = (*mixed[:2], parts.Experts(off=("L0E1",), mode="drop"), to_a_number)
+    for number, (given, strengths) in enumerate(((mixed, (0.5, 2.0)), (with_experts, ()))):
+        asked = Asked(*pair_folders, given, 1.0, "base", WORDS[:3], 4, strengths=strengths)
+        (tmp_path / "e.yaml").write_text(as_experiment.steer_experiment(asked), encoding="utf-8")
+        out = tmp_path / f"out-{number}"
+        told = CliRunner().invoke(command_line, ["run", str(tmp_path / "e.yaml"), "--out", str(out)])
+        assert told.exit_code == 0, told.output
+        (table,) = (pd.read_parquet(path) for path in out.glob("steps/*/table.parquet"))
+        steered = table[table["model"] == "steered, in the base"]
+        recipe = parts.built(given, pair)
+        for strength in strengths or (1.0,):
+            want = run_steer(pair, recipe, WORDS[:3], strength=strength, side="base", max_new_tokens=4)
+            assert steered[steered["strength"] == strength]["text"].tolist() == list(want.steered)
+            assert want.steered != want.base

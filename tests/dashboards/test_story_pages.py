@@ -11,18 +11,8 @@ from dashboards.state import RUN
 from probes import ProbeResult
 from tests.dashboards.pages import errors, figures, obeyed, opened, titles
 from workbench import runs
-from workbench.cli.story.chapter import Settings
-from workbench.cli.story.tell import tell
-from workbench.progress import Silent
 
 pytestmark = pytest.mark.slow
-SMALL = Settings(pairs=40, steps=80, heads=16, epochs=3)
-
-
-@pytest.fixture(scope="session")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small demo's run."""
-    return tell(SMALL, tmp_path_factory.mktemp("story"), Silent(), lambda _text: None).run.path
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,19 @@
+"""The demo's run, once for all tests of the app that need real results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workbench.cli.story.chapter import Settings
+from workbench.cli.story.tell import tell
+from workbench.progress import Silent
+
+SMALL = Settings(pairs=40, steps=80, heads=16, epochs=3)
+
+
+@pytest.fixture(scope="session")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small demo's run."""
+    return tell(SMALL, tmp_path_factory.mktemp("story"), Silent(), lambda _text: None).run.path
