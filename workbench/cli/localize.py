@@ -18,6 +18,8 @@ Out = Annotated[Path | None, typer.Option(help="The run's folder; default: a new
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, draws and intervals.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+KEPT_PROMPTS = "prompts/prompts.jsonl"
+"""Inside the run."""
 
 
 @app.command("weights")
@@ -218,6 +220,13 @@ def retrieval(
     haystack: Annotated[Path, typer.Option(help="A text file to hide the needles in.")],
     needles: Annotated[Path, typer.Option(help="JSONL rows with question and text.")],
     lengths: Annotated[str, typer.Option(help="Tokens of haystack, by commas.")] = "256,512,1024",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help=r"The text after the haystack, with {question} where the question goes and \n for a line break; "
+            "default: Based on the content of the text, Question: {question} Answer:"
+        ),
+    ] = None,
     device: Device = "auto",
     seed: Seed = 0,
     out: Out = None,
@@ -229,18 +238,22 @@ def retrieval(
     """
     import probes
 
-    def run(_bar: Any) -> Any:
+    sizes = _counts(lengths)
+    asked = {"base": base, "tuned": tuned, "haystack": str(haystack), "needles": str(needles), "lengths": lengths}
+    behind = {} if template is None else {"template": template.replace("\\n", "\n")}
+
+    def run(bar: Any) -> Any:
+        from probes.needles.trials import check_template
         from workbench.models.pair import load_pair
 
-        hidden = _needles(needles)
-        text = haystack.read_text(encoding="utf-8") if haystack.is_file() else _no_file(haystack)
+        if behind:
+            check_template(behind["template"])
+        hidden, text = _needles(needles), _text(haystack)
         pair = load_pair(base, tuned, device=device)
-        sizes = [int(_layer(part)) for part in lengths.split(",")]
-        trials = probes.needle_trials(text, hidden, pair.tokenizer, lengths=sizes)
-        return probes.retrieval_heads(pair, trials, seed=seed)
+        trials = probes.needle_trials(text, hidden, pair.tokenizer, lengths=sizes, **behind)
+        return probes.retrieval_heads(pair, trials, seed=seed, progress=bar)
 
-    asked = {"base": base, "tuned": tuned, "haystack": str(haystack), "needles": str(needles), "lengths": lengths}
-    finish("retrieval", {**asked, "seed": seed}, run, out, as_json)
+    finish("retrieval", {**asked, **behind, "seed": seed}, run, out, as_json)
 
 
 def _needles(path: Path) -> list[Any]:
@@ -249,22 +262,42 @@ def _needles(path: Path) -> list[Any]:
     import probes
     from workbench.errors import UserError
 
-    if not path.is_file():
-        _no_file(path)
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            found.append(probes.Needle(question=row["question"], text=row["text"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number} is no needle: give an object with question and text.") from error
+            question, text = row["question"], row["text"]
+        except (ValueError, KeyError, TypeError):
+            question = text = None
+        if not (isinstance(question, str) and isinstance(text, str)):
+            raise UserError(f"{path}, line {number} is no needle: give an object with question and text.")
+        found.append(probes.Needle(question=question, text=text))
+    if not found:
+        raise UserError(f"{path} holds no needles: give one object with question and text per line.")
     return found
 
 
-def _no_file(path: Path) -> Any:
+def _text(path: Path) -> str:
     from workbench.errors import UserError
 
-    raise UserError(f"There is no file {path}: check the path.")
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: check the path.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers, such as 256,512.", param_hint="--lengths")
+    return found
 
 
 def _layer(text: str) -> int | float:
@@ -299,12 +332,25 @@ def finish(verb: str, asked: dict[str, Any], run: Callable[[Any], Any], out: Pat
     if folder.is_complete:
         folder.reopen()
     with folder:
+        _keep_prompts(folder, asked)
         result.save(folder.file("result.safetensors"))
         table = result.frame()
         folder.write_table("table", table)
         folder.write_text("figures/figure.json", result.figure().to_json())
     payload = {"run": str(folder.path), **_plain(result)}
     emit(payload, as_json, table.head(20), title=f"{folder.path}: {result.summary()}")
+
+
+def _keep_prompts(folder: Any, asked: dict[str, Any]) -> None:
+    """The prompts and whose they are, so that the run can be looked at, steered from and made again."""
+    from workbench.prompts import Prompts
+
+    file = asked.get("prompts")
+    if not isinstance(file, str):
+        return
+    folder.file("prompts").mkdir(exist_ok=True)
+    Prompts.load(file).save(folder.file(KEPT_PROMPTS))
+    folder.note(pairs={"pair": {"base": asked["base"], "tuned": asked["tuned"], "prompts": KEPT_PROMPTS}})
 
 
 def _plain(result: Any) -> dict[str, Any]:
