@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from workbench.errors import UserError
 from workbench.result_glance import Glance, glance
 from workbench.runs.manifest import hash_file
 
-PATTERNS = ("result.safetensors", "results/*.safetensors")
+PATTERNS = ("result.safetensors", "results/*.safetensors", "steps/*/result.safetensors")
+"""Of one probe, of several, of the steps of an experiment."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,15 @@ class Found:
     """One result of a run; :meth:`load` reads it."""
 
     name: str
-    """``heads`` for ``results/heads.safetensors``; the run's kind for its only result."""
+    """``heads`` for ``results/heads.safetensors``; the run's kind for its only result; the step's name, with its key
+    where the step was done several times."""
     file: str
     """Its path inside the run."""
     path: Path
     sha256: str
     glance: Glance
+    step: str = ""
+    """The step of the experiment that made it, where that is not its name."""
 
     @property
     def kind(self) -> str:
@@ -69,7 +74,19 @@ def results_in(folder: Path, *kinds: str) -> list[Found]:
             if seen is not None and (not kinds or seen.kind in kinds):
                 name = run.manifest.kind if "/" not in file else path.stem.replace("_", " ")
                 found.append(Found(name, file, path, entry.sha256, seen))
-    return found
+    return _by_step(found)
+
+
+def _by_step(found: list[Found]) -> list[Found]:
+    """Results of an experiment are called as their steps are: ``steps/heads-0123456789`` is ``heads``."""
+    steps = {one.file: one.path.parent.name.rpartition("-")[0] for one in found if one.file.startswith("steps/")}
+    counts = Counter(steps.values())
+    return [
+        one if one.file not in steps else replace(
+            one, step=steps[one.file], name=steps[one.file] if counts[steps[one.file]] == 1 else one.path.parent.name
+        )
+        for one in found
+    ]  # fmt: skip
 
 
 def _glance(path: str, sha256: str, changed: int) -> Glance | None:  # noqa: ARG001 (part of the cache's key)

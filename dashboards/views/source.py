@@ -164,7 +164,7 @@ def stored_or_computed(chosen: Selection, asked: Asked | None, kind: str, probe:
 
 def experiment_of(chosen: Selection, found: Sequence[Found]) -> panels.Maker:
     """Makes the experiment file that gives these results of the run."""
-    return lambda: stored_experiment(chosen, [one.name for one in found])
+    return lambda: stored_experiment(chosen, list(dict.fromkeys(one.step or one.name for one in found)))
 
 
 def result_table(name: str, source: Source, frame: pd.DataFrame, call: str) -> None:

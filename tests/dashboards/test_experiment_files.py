@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from dashboards.state import RUN
 from probes import ProbeResult
-from tests.dashboards.made import save_pair
+from tests.dashboards.made import prompts, save_pair
 from tests.dashboards.pages import errors, full_run, opened
 from workbench import runs
 from workbench.cli.app import app as command_line
-from workbench.cli.experiment import Experiment
+from workbench.cli.experiment import Experiment, run_experiment
 from workbench.recording.recording import Recording
 
 BEGINS = "experiment-"
@@ -217,3 +217,28 @@ def test_a_run_that_does_not_say_how_it_was_made_is_told(
     app.session_state[f"{BEGINS}heads"] = True
     app.run()
     assert not app.exception and "does not say how its results were made" in errors(app)
+
+
+def test_the_results_of_an_experiment_are_on_the_pages_with_their_file(
+    pair_folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESCOPE_RUNS", str(tmp_path / "runs"))
+    rows = tmp_path / "p.jsonl"
+    prompts().save(rows)
+    options = {"normalise": False}
+    heads = {"do": "localize heads", "metric": "kl", "options": options}
+    experiment = Experiment.of(
+        {"name": "x", "pair": dict(zip(("base", "tuned"), pair_folders, strict=True)), "prompts": {"file": "p.jsonl"},
+         "steps": {"heads": heads, "z": {**heads, "what": "z"}}, "sweep": {"steps.z.options.controls": [10, 12]}}
+    )  # fmt: skip
+    done = run_experiment(experiment, tmp_path / "runs" / "x", folder=tmp_path)
+    app = opened("heads", run="x")
+    maps = app.selectbox(key="head-map").options
+    assert "heads" in maps and sum(one.startswith("z-") for one in maps) == 2
+    found = files(app)
+    (folder,) = done.run.path.glob("steps/heads-*")
+    for name, again in ran(found["heads"], tmp_path / "one").items():
+        assert name == "heads"
+        before, after = (ProbeResult.load(one / "result.safetensors") for one in (folder, again))
+        assert same(before, after)
+    assert Experiment.parse(found["head-scores"]).sweep == experiment.sweep

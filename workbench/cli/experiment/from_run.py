@@ -15,6 +15,8 @@ from workbench.runs import Run
 RECORD = "experiments"
 """Where a run's provenance keeps experiments by pair, in plain values; paths in them start at the run's folder."""
 PROMPTS = "prompts/prompts.jsonl"
+_FILES = ("file", "haystack", "dictionary")
+"""Keys whose value is a path."""
 
 
 def experiment_of_run(run: Run, pair: str = "") -> Experiment:
@@ -30,7 +32,8 @@ def experiment_of_run(run: Run, pair: str = "") -> Experiment:
             raise unknown_name(f"pair in {run.path}", name, kept)
         return _absolute(Experiment.of(kept[name], f"{run.path}, provenance.{RECORD}.{name}"), run.path)
     if run.manifest.kind == "experiment" and "experiment" in config:
-        return Experiment.of(config["experiment"], f"{run.path}, its experiment")
+        made = Experiment.of(config["experiment"], f"{run.path}, its experiment")
+        return _absolute(made, Path(str(run.manifest.provenance.get("folder", "."))))
     if verb.startswith("localize "):
         prompts, step = localize_step(verb, config)
         sets = {} if prompts is None else {"prompts": _prompts(run, prompts)}
@@ -114,14 +117,19 @@ def _prompts(run: Run, given: str) -> dict[str, Any]:
 
 
 def _absolute(experiment: Experiment, folder: Path) -> Experiment:
-    """Files of the run by their whole paths."""
+    """Files by their whole paths, which hold wherever the experiment file is kept; ``folder`` is where paths start."""
     return Experiment.of(_placed(experiment.plain(), folder.resolve()), str(folder))
 
 
 def _placed(value: Any, folder: Path) -> Any:
     if isinstance(value, Mapping):
-        return {
-            key: str(folder / one) if key == "file" and isinstance(one, str) else _placed(one, folder)
-            for key, one in value.items()
-        }
+        return {key: _in_place(key, one, folder) for key, one in value.items()}
     return [_placed(one, folder) for one in value] if isinstance(value, list) else value
+
+
+def _in_place(key: str, value: Any, folder: Path) -> Any:
+    if key in _FILES and isinstance(value, str):
+        return str(folder / value)
+    if key in ("base", "tuned") and isinstance(value, str):  # a folder, or a hub id
+        return str(folder / value) if (folder / value).exists() else value
+    return _placed(value, folder)

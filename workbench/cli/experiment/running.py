@@ -111,7 +111,9 @@ def _all_cells(run: Run, experiment: Experiment, grid: Sequence[Cell], materials
     bar.finish()
     tell(run, experiment, grid, [done[cell.number] for cell in grid])
     models = [run.read_json(f"models/{path.stem}") for path in sorted(run.file("models").glob("*.json"))]
-    run.note(models=models, versions=Provenance(probe=KIND, models={}).versions)
+    # where its paths start: from here a run can be made again
+    folder = str(materials.folder.resolve())
+    run.note(models=models, versions=Provenance(probe=KIND, models={}).versions, folder=folder)
 
 
 def _by_pair(grid: Sequence[Cell]) -> list[Cell]:

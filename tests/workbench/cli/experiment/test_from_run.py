@@ -1,0 +1,122 @@
+"""Runs as experiments: what a command made is made again, with the same numbers, by ``tunescope run``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from probes import ProbeResult
+from tests.workbench.cli.experiment.small import SMALL
+from workbench import runs
+from workbench.cli.app import app
+from workbench.cli.experiment import Experiment, run_experiment
+from workbench.cli.experiment.from_run import experiment_of_run, only
+from workbench.errors import NotSupported, UserError
+from workbench.runs import Run
+
+
+def made(home: Path, out: Path, *arguments: str) -> Run:
+    """The run of a command whose paths start at ``home``."""
+    given = [str(home / one) if one.endswith((".jsonl", ".txt", "-base", "-tuned")) else one for one in arguments]
+    told = CliRunner().invoke(app, [*given, "--out", str(out)])
+    assert told.exit_code == 0, told.output
+    return runs.open(out)
+
+
+@pytest.mark.parametrize(
+    ("verb", "family", "more"),
+    [
+        ("weights", "llama", ""),
+        ("activations", "llama", "--prompts p.jsonl --sites z,resid_post --positions prompt --seed 2"),
+        ("heads", "llama", "--prompts p.jsonl --layers 0,1 --metric prob --what z --seed 1"),
+        ("experts", "mixtral", "--prompts p.jsonl --target a"),
+        ("concepts", "llama", "--prompts p.jsonl --layer 0.5 --method mean"),
+        ("skills", "llama", "--prompts many.jsonl --level modules --method movement --sparsity 0.5"),
+    ],
+)
+def test_what_localize_found_is_found_again(home: Path, tmp_path: Path, verb: str, family: str, more: str) -> None:
+    (home / "many.jsonl").write_text("\n".join([(home / "p.jsonl").read_text()] * 3))
+    pair = (f"{family}-base", f"{family}-tuned")
+    given = ["localize", verb, *pair, *more.split(), *([] if verb == "weights" else ["--device", "cpu"])]
+    run = made(home, tmp_path / "run", *given)
+    experiment = Experiment.parse(experiment_of_run(run).to_yaml())
+    done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
+    (found,) = done.run.path.glob("steps/*/result.safetensors")
+    before, after = ProbeResult.load(run.file("result.safetensors")), ProbeResult.load(found)
+    pd.testing.assert_frame_equal(after.frame(), before.frame())
+    assert _settings(after) == _settings(before)
+
+
+def test_the_needles_of_a_file_are_written_out(tmp_path: Path) -> None:
+    needles, haystack = tmp_path / "n.jsonl", tmp_path / "h.txt"
+    needles.write_text(json.dumps({"question": "q", "text": "t", "more": 1}) + "\n\n")
+    config = {"base": "a", "tuned": "b", "haystack": str(haystack), "needles": str(needles), "lengths": "64, 128"}
+    with runs.create(tmp_path, "r", kind="retrieval", config={"verb": "localize retrieval", **config}) as run:
+        run.write_json("x", {})
+    step = experiment_of_run(run).steps["retrieval"]
+    assert step.plain() == {
+        "do": "localize retrieval", "haystack": str(haystack), "needles": [{"question": "q", "text": "t"}],
+        "lengths": [64, 128],
+    }  # fmt: skip
+    needles.write_text("{}")
+    with pytest.raises(UserError, match="no longer holds the needles"):
+        experiment_of_run(run)
+
+
+def _settings(result: Any) -> dict[str, Any]:
+    kept = dataclasses.asdict(result.provenance)
+    return {key: kept[key] for key in ("probe", "prompts", "n_prompts", "seed", "settings")}
+
+
+def test_a_recording_is_made_again_also_when_its_prompts_are_gone(home: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "mine.jsonl"
+    rows.write_text((home / "p.jsonl").read_text())
+    asked = ["--prompts", str(rows), "--sites", "z", "--layers", "1", "--new-tokens", "2", "--positions", "all"]
+    run = made(home, tmp_path / "run", "record", "llama-base", "llama-tuned", *asked)
+    rows.unlink()
+    done = run_experiment(experiment_of_run(run), tmp_path / "again", folder=tmp_path)
+    (table,) = (pd.read_parquet(path) for path in done.run.path.glob("steps/*/table.parquet"))
+    pd.testing.assert_frame_equal(table, run.read_table("difference"))
+
+
+def test_an_experiment_is_its_own_file_wherever_that_is_kept(home: Path, tmp_path: Path) -> None:
+    done = run_experiment(Experiment.parse(SMALL), tmp_path / "run", folder=home)
+    again = experiment_of_run(done.run)
+    assert again.pair.base == str(home / "llama-base") and again.prompts["prompts"].file == str(home / "p.jsonl")
+    heads = only(again, ["heads"])
+    assert list(heads.steps) == ["heads"] and not heads.recipes and list(heads.sweep) == ["seed"]
+    effect = only(again, ["effect"])
+    assert list(effect.steps) == ["rec", "effect"] and set(effect.sweep) == {"seed", "recipes.push.strength"}
+    other = run_experiment(heads, tmp_path / "again", folder=tmp_path).metrics
+    kept = done.metrics[(done.metrics["step"] == "heads") & (done.metrics["recipes.push.strength"] == 0.5)]
+    assert other["estimate"].tolist() == kept["estimate"].tolist()
+    with pytest.raises(NotSupported, match="does not say how 'hands' was made"):
+        only(again, ["hands"])
+
+
+def test_what_cannot_be_made_again_is_a_sentence(home: Path, tmp_path: Path) -> None:
+    with runs.create(tmp_path, "a", kind="notes", config={"x": 1}) as odd:
+        odd.write_json("x", {})
+    with pytest.raises(NotSupported, match="does not say how its results were made"):
+        experiment_of_run(odd)
+    with runs.create(tmp_path, "b", kind="components", config={"verb": "localize components"}) as later:
+        later.write_json("x", {})
+    with pytest.raises(NotSupported, match="No step of an experiment file repeats 'localize components'"):
+        experiment_of_run(later)
+    config = {"verb": "localize heads", "base": "a", "tuned": "b", "prompts": "gone.jsonl"}
+    with runs.create(tmp_path, "c", kind="heads", config=config) as older:
+        older.write_json("x", {})
+    with pytest.raises(UserError, match=r"keeps no prompts, and 'gone.jsonl' is not here"):
+        experiment_of_run(older)
+    with runs.create(tmp_path, "d", kind="demo", config={}) as strange:
+        strange.note(experiments={"p": {"name": "x", "stps": {}}})
+    with pytest.raises(UserError, match=r"provenance.experiments.p: stps: unknown key 'stps'"):
+        experiment_of_run(strange, "p")
+    with pytest.raises(UserError, match=r"Unknown pair in .* 'q'"):
+        experiment_of_run(strange, "q")
