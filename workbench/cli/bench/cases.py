@@ -155,7 +155,7 @@ def _selection(ground: Ground, rows: Prompts, own: bool) -> Case:
 
 def _graft(ground: Ground, rows: Prompts, skill: str, bars: bool, kept: dict[str, Any] | None = None) -> Case:
     """``kept`` is given the result, for cases that compare grafts."""
-    planted = ground.truth.entries[skill]
+    planted = ground.truth.entries.get(skill, {})
     size = sum(int(mask.sum()) for mask in planted.values())
 
     def run(pair: Any) -> Any:
@@ -172,7 +172,9 @@ def _graft(ground: Ground, rows: Prompts, skill: str, bars: bool, kept: dict[str
         within = sum(one.numel() for name, one in ground.pair.base.hf.named_parameters() if ".layers." in name)
         note = f"{result.entries} entries, {result.sparsity:.1%} of the tensors that changed"
         yield Verdict(f"{skill}: share of the layers' weights", result.entries / within, at_most=ceiling, note=note)
-        yield Verdict(f"{skill}: graft inside the planted region", inside(result.mask, planted), size / result.eligible)
+        if planted:  # else all entries of the tensors that changed
+            within_region = inside(result.mask, planted)
+            yield Verdict(f"{skill}: graft inside the planted region", within_region, size / result.eligible)
 
     return Case("graft", f"which weights carry {skill}", run, judge)
 
@@ -203,6 +205,7 @@ def _context_knob(ground: Ground) -> list[Case]:
         _patched(ground, rows[:40], heads, "write", "target"),
         Case("find_knob", _READ, knob, judge),
         _concept(ground, rows, [row.columns["intent"] for row in rows], layer),
+        _graft(ground, Prompts.of(ground.rows(160)), "the intents", bars=False),
     ]
 
 
@@ -326,6 +329,7 @@ def _confounded(ground: Ground) -> list[Case]:
         _modules_by_weight(ground, parts),
         _patched_modules(ground, _rows(ground, 40), "mlp_out"),
         _concept(ground, rows, [row.columns["cue"] for row in rows], layer),
+        _graft(ground, Prompts.of(ground.rows(160)), "the cue", bars=False),
     ]
 
 
@@ -335,6 +339,7 @@ def _reachable_heads(ground: Ground) -> list[Case]:
         _heads_by_weight(ground),
         _patched(ground, Prompts.of(ground.rows(48)), planted, "write", "target"),
         _selection(ground, Prompts.of(ground.rows(300)), own=True),
+        _graft(ground, Prompts.of(ground.rows(160)), "french", bars=False),
     ]
 
 
