@@ -14,6 +14,7 @@ from probes.needles.trials import Trial
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
+from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Float, Int, Tensor
 
@@ -60,6 +61,16 @@ def answer(
     if watch:
         attended = torch.stack([torch.stack([one[layer] for layer in range(model.n_layers)]) for one in looked]).numpy()
     return Answer(read, written, attended, 1 + len(written))
+
+
+def check_room(model: AdaptedModel, trials: Sequence[Trial], max_new_tokens: int) -> None:
+    """Raises :class:`UserError` when the longest trial and its answer do not fit into the model's positions."""
+    longest, limit = max((len(trial.ids) for trial in trials), default=0), model.max_positions
+    if limit is not None and longest + max_new_tokens - 1 > limit:
+        raise UserError(
+            f"The longest trial has {longest} tokens and an answer of {max_new_tokens} would pass the {limit} "
+            f"positions of the {model.role} model: ask for shorter lengths, or for fewer new tokens."
+        )
 
 
 def _look(looked: list[dict[int, Tensor]], layer: int) -> Callable[[Tensor, ForwardContext], None]:

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import spearmanr
 
-from probes.needles.decoding import answer, copy_scores, recall
+from probes.needles.decoding import answer, check_room, copy_scores, recall
 from probes.needles.trials import Trial
 from probes.options import read_options
 from probes.resampling import cluster_means
@@ -116,6 +116,7 @@ class _Scored:
 
 def _scored(model: AdaptedModel, trials: Sequence[Trial], chosen: RetrievalOptions) -> _Scored:
     """Scores of the trials that the model answers."""
+    check_room(model, trials, chosen.max_new_tokens)
     report, rng = chosen.progress or Silent(), np.random.default_rng(chosen.seed)
     scores, decoys, rows, passes = [], [], [], 0
     report.start(f"Needles in the {model.role} model", len(trials))

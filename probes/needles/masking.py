@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.matching import Place, matched_cells
-from probes.needles.decoding import answer, recall
+from probes.needles.decoding import answer, check_room, recall
 from probes.needles.heads import RetrievalHeads
 from probes.needles.trials import Trial
 from probes.options import read_options
@@ -90,6 +90,7 @@ def mask_heads(
     best: list[Place] = [(layer, int(head or 0)) for layer, head in ranked]
     everything = {(layer, head): 0.0 for layer in range(model.n_layers) for head in range(model.n_heads)}
     random = matched_cells(best, everything, chosen.controls, chosen.seed, nearest=len(everything))
+    check_room(model, trials, chosen.max_new_tokens)
     trial = _Trial(model, trials, chosen)
     values = np.stack([trial.recalls(best[:n]) for n in steps])
     drawn = np.stack([np.stack([values[0], *(trial.recalls(draw[:n]) for n in steps[1:])]) for draw in random])

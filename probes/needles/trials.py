@@ -10,6 +10,8 @@ from typing import Any
 from workbench.errors import UserError
 
 QUESTION = "\nBased on the content of the text, Question: {question}\nAnswer:"
+"""What stands behind the haystack by default."""
+_ASKED = "{question}"
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 
@@ -49,29 +51,42 @@ def needle_trials(
 ) -> list[Trial]:
     """One trial per needle, length (tokens of haystack) and depth (0 = beginning, 1 = end).
 
+    ``template`` is what stands behind the haystack, with {question} where the question goes.
+
     A needle goes behind the sentence end nearest to its depth. Its tokens are found by the tokenizer's offsets, so the
-    span is exact. Raises :class:`UserError` when the haystack is too short or holds a needle already.
+    span is exact. Raises :class:`UserError` when the haystack is too short or holds a needle already, a needle is
+    empty, or the template has no place for the question.
     """
+    check_template(template)
     offsets = _offsets(tokenizer, haystack)
     trials = []
     for number, needle in enumerate(needles):
+        if not needle.text.strip():
+            raise UserError(f"Needle {number} is empty: give the sentence that is to be hidden.")
         if needle.text in haystack:
             raise UserError(f"The haystack already holds the needle {needle.text!r}: choose another text.")
         for length in lengths:
-            if length > len(offsets):
+            if not 1 <= length <= len(offsets):
                 raise UserError(
-                    f"The haystack has {len(offsets)} tokens, but a trial asks for {length}: give more text."
+                    f"The haystack has {len(offsets)} tokens, but a trial asks for {length}: "
+                    + ("give more text." if length > 0 else "ask for 1 or more.")
                 )
             cut = haystack[: offsets[length - 1][1]]
             trials += [_trial(cut, needle, depth, number, tokenizer, template) for depth in depths]
     return trials
 
 
+def check_template(template: str) -> None:
+    """Raises :class:`UserError` when there is no place for the question in ``template``."""
+    if _ASKED not in template:
+        raise UserError(f"The template {template!r} has no place for the question: write {_ASKED} where it goes.")
+
+
 def _trial(text: str, needle: Needle, depth: float, number: int, tokenizer: Any, template: str) -> Trial:
     ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
     place = min(ends, key=lambda end: abs(end - depth * len(text)))
     before = text[:place].rstrip() + (" " if place else "")
-    prompt = f"{before}{needle.text} {text[place:].lstrip()}" + template.format(question=needle.question)
+    prompt = f"{before}{needle.text} {text[place:].lstrip()}" + template.replace(_ASKED, needle.question)
     ids = tokenizer(prompt)["input_ids"]
     first, last = len(before), len(before) + len(needle.text)
     inside = [

@@ -5,52 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import transformers as tf
 
 from probes.needles.decoding import answer, copy_scores
 from probes.needles.heads import RetrievalHeads, retrieval_heads
 from probes.needles.masking import MaskTest, mask_heads, mask_hooks
-from probes.needles.trials import Needle, Trial, needle_trials
+from probes.needles.trials import QUESTION, Needle, Trial, needle_trials
+from tests.probes.copier import copier
 from tests.tiny import tiny_model, tokenizer
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 
-WORDS, PLACES = 24, 32
 COPIER = (1, 0)
-
-
-def induction_model() -> AdaptedModel:
-    """Layer 0 head 0 carries each token to the next position; layer 1 head 0 finds where the present token came
-    before and copies what followed. The residual is [token | position | previous token | output], all one-hot."""
-    width = 3 * WORDS + PLACES
-    token, place = slice(0, WORDS), slice(WORDS, WORDS + PLACES)
-    before, out = slice(WORDS + PLACES, 2 * WORDS + PLACES), slice(2 * WORDS + PLACES, width)
-    config = tf.GPT2Config(
-        vocab_size=WORDS, n_embd=width, n_layer=2, n_head=2, n_positions=PLACES, tie_word_embeddings=False,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    hf = tf.GPT2LMHeadModel(config).eval()
-    d_head = width // 2
-    with torch.no_grad():
-        for name, parameter in hf.named_parameters():
-            parameter.fill_(1.0 if "ln" in name and "weight" in name else 0.0)
-        hf.transformer.wte.weight[:, token] = torch.eye(WORDS)
-        hf.transformer.wpe.weight[:, place] = torch.eye(PLACES)
-        hf.lm_head.weight[:, out] = torch.eye(WORDS)
-        first, second = (block.attn for block in hf.transformer.h)
-        qkv = first.c_attn.weight.view(width, 3, 2, d_head)  # Conv1D: [in, out]
-        qkv[place, 0, 0, :PLACES] = 30 * torch.eye(PLACES).roll(-1, 1)  # the query of position p is p - 1
-        qkv[place, 1, 0, :PLACES] = torch.eye(PLACES)
-        qkv[token, 2, 0, :WORDS] = torch.eye(WORDS)
-        first.c_proj.weight[:WORDS, before] = torch.eye(WORDS)
-        qkv = second.c_attn.weight.view(width, 3, 2, d_head)
-        qkv[token, 0, 0, :WORDS] = 30 * torch.eye(WORDS)
-        qkv[before, 1, 0, :WORDS] = torch.eye(WORDS)
-        qkv[token, 2, 0, :WORDS] = torch.eye(WORDS)
-        second.c_proj.weight[:WORDS, out] = torch.eye(WORDS)
-    return AdaptedModel(hf, None, role="model", name="induction")
 
 
 def trials(n: int = 8) -> list[Trial]:
@@ -64,7 +31,7 @@ def trials(n: int = 8) -> list[Trial]:
 
 
 def test_the_copier_scores_one_and_the_others_zero() -> None:
-    found = retrieval_heads(induction_model(), trials(), max_new_tokens=5)
+    found = retrieval_heads(copier(), trials(), max_new_tokens=5)
     best = found.frame().iloc[0]
     assert (best.layer, best["head"], best.score, best.active) == (*COPIER, 1.0, 1.0) and found.heads() == ["L1H0"]
     assert best.q < 0.05 and best.control < 0.2 and found.kept == {"model": (8, 8)}
@@ -73,7 +40,7 @@ def test_the_copier_scores_one_and_the_others_zero() -> None:
 
 def test_scoring_against_the_input_token_breaks() -> None:
     """The copier looks at the token it is about to write, not at the one it has just read."""
-    model, trial = induction_model(), trials(1)[0]
+    model, trial = copier(), trials(1)[0]
     found = answer(model, trial, 5)
     assert found.outputs == [11, 12, 13, 14, 15]
     right = copy_scores(found.attended, found.outputs, trial.ids, trial.start, trial.end)
@@ -88,7 +55,7 @@ def test_a_stuck_head_counts_each_position_once() -> None:
 
 
 def test_masking_the_copier_breaks_copying_and_the_idle_heads_do_not(tmp_path: object) -> None:
-    model = induction_model()
+    model = copier()
     found = mask_heads(model, trials(), ["L1H0"], counts=[1], max_new_tokens=5, controls=10)
     start, masked = found.table.sort_values("count").itertuples()
     assert start.score == 1.0 and masked.score < 0.3 and masked.control == 1.0 and masked.q < 0.05
@@ -126,13 +93,23 @@ def test_masks_are_what_they_say() -> None:
 
 def test_both_models_of_a_pair_are_compared(tmp_path: object) -> None:
     class Pair:
-        base, tuned = induction_model(), induction_model()
+        base, tuned = copier(), copier()
 
     found = retrieval_heads(Pair(), trials(), max_new_tokens=5)
     assert found.agreement == {"spearman": pytest.approx(1.0), "jaccard": 1.0} and (found.table.change == 0).all()
     back = RetrievalHeads.load(found.save(f"{tmp_path}/retrieval"))
     assert back.kept == found.kept and back.frame().equals(found.frame())
     assert "tuned 8 of 8" in found.figure().layout.title.text
+
+
+def test_an_answer_beyond_the_model_s_positions_is_refused_before_the_first_trial() -> None:
+    long = Trial((*range(10, 16), *range(1, 9), *range(1, 9), 10), 1, 6)
+    fitting = retrieval_heads(copier(), [*trials(), long], max_new_tokens=10)  # 23 + 10 tokens, the last is not read
+    assert fitting.kept == {"model": (9, 9)}
+    with pytest.raises(UserError, match="longest trial has 23 tokens and an answer of 11 would pass the 32 positions"):
+        retrieval_heads(copier(), [*trials(), long], max_new_tokens=11)
+    with pytest.raises(UserError, match="would pass the 32 positions of the model model"):
+        mask_heads(copier(), [long], ["L1H0"], counts=[1])
 
 
 def test_no_trial_kept_is_not_measurable_rather_than_zero() -> None:
@@ -156,5 +133,19 @@ def test_needles_are_hidden_behind_sentences_and_located_exactly() -> None:
     assert made[0].start < made[1].start < made[2].start
     with pytest.raises(UserError, match="asks for 5000"):
         needle_trials(hay, [needle], tokenizer(), lengths=[5000])
+    with pytest.raises(UserError, match="asks for 0: ask for 1 or more"):
+        needle_trials(hay, [needle], tokenizer(), lengths=[0])
     with pytest.raises(UserError, match="already holds"):
         needle_trials(hay + needle.text, [needle], tokenizer(), lengths=[60])
+    with pytest.raises(UserError, match="Needle 1 is empty"):
+        needle_trials(hay, [needle, Needle("What?", " ")], tokenizer(), lengths=[60])
+
+
+def test_the_template_ends_the_prompt_and_needs_a_place_for_the_question() -> None:
+    hay, needle = "The quick dog jumps. The lazy fox runs. " * 6, Needle("What {now}?", "The code is zebra.")
+    for template in (" Q: {question} A: {", QUESTION):
+        (trial,) = needle_trials(hay, [needle], tokenizer(), lengths=[40], depths=[0.0], template=template)
+        text = tokenizer().decode(trial.ids, skip_special_tokens=True)
+        assert text.endswith(template.replace("{question}", "What {now}?"))
+    with pytest.raises(UserError, match=r"The template ' Answer:' has no place for the question: write \{question\}"):
+        needle_trials(hay, [needle], tokenizer(), lengths=[40], template=" Answer:")

@@ -214,7 +214,7 @@ def concepts(  # noqa: PLR0913 (one parameter per option)
 
 
 @app.command("retrieval")
-def retrieval(
+def retrieval(  # noqa: PLR0913 (one parameter per option)
     base: Base,
     tuned: Tuned,
     haystack: Annotated[Path, typer.Option(help="A text file to hide the needles in.")],
@@ -263,7 +263,7 @@ def _needles(path: Path) -> list[Any]:
     from workbench.errors import UserError
 
     found = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
