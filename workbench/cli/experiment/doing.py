@@ -187,8 +187,9 @@ def _retrieval(step: steps.Retrieval, bench: Bench) -> Any:
         raise UserError(f"There is no file {path}: check haystack.")
     needles = [probes.Needle(question=one["question"], text=one["text"]) for one in step.needles]
     text = path.read_text(encoding="utf-8")
-    trials = probes.needle_trials(text, needles, bench.pair.tokenizer, lengths=step.lengths)
-    return probes.retrieval_heads(bench.pair, trials, seed=bench.seed)
+    behind = {} if step.template is None else {"template": step.template}
+    trials = probes.needle_trials(text, needles, bench.pair.tokenizer, lengths=step.lengths, **behind)
+    return probes.retrieval_heads(bench.pair, trials, seed=bench.seed, progress=bench.progress)
 
 
 def _recording(step: Any, bench: Bench, sites: list[str], **options: Any) -> Any:

@@ -55,7 +55,8 @@ def _retrieval(config: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} no longer holds the needles ({type(error).__name__}): put the file back.") from error
     lengths = [int(part) for part in _parts(config["lengths"])]
-    return {"haystack": str(Path(config["haystack"]).resolve()), "needles": needles, "lengths": lengths}
+    haystack = str(Path(config["haystack"]).resolve())
+    return {"haystack": haystack, "needles": needles, "lengths": lengths, **_given(config, "template")}
 
 
 def _parts(text: str) -> list[str]:

@@ -163,6 +163,8 @@ class Retrieval(Step):
     """A text file."""
     needles: list[dict[Literal["question", "text"], str]] = Field(min_length=1)
     lengths: list[int] = Field(default=[256, 512, 1024])
+    template: str | None = None
+    """What stands behind the haystack, with {question} where the question goes."""
 
 
 class Probe(Step):

@@ -12,12 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from probes import ProbeResult
+from tests.probes.copier import copier
 from tests.workbench.cli.experiment.small import SMALL
 from workbench import runs
 from workbench.cli.app import app
 from workbench.cli.experiment import Experiment, run_experiment
 from workbench.cli.experiment.from_run import experiment_of_run, only
 from workbench.errors import NotSupported, UserError
+from workbench.organisms.vocabulary import word_tokenizer
 from workbench.runs import Run
 
 
@@ -51,6 +53,27 @@ def test_what_localize_found_is_found_again(home: Path, tmp_path: Path, verb: st
     before, after = ProbeResult.load(run.file("result.safetensors")), ProbeResult.load(found)
     pd.testing.assert_frame_equal(after.frame(), before.frame())
     assert _settings(after) == _settings(before)
+
+
+def test_what_copies_a_needle_is_found_again(tmp_path: Path) -> None:
+    """Two hand-built copiers: the base copies with L1H1, the tuned model with L1H0."""
+    haystack, needles = "ant bee . cat dog . eel fox . gnu hen . " * 4, ["answer zebra hides here ."]
+    words = word_tokenizer([haystack, *needles, " question : answer what ?"])
+    words.eos_token = "."
+    for name, head in (("base", 1), ("tuned", 0)):
+        copier(len(words), 96, head).hf.save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+    (tmp_path / "h.txt").write_text(haystack)
+    (tmp_path / "n.jsonl").write_text("\n".join(json.dumps({"question": "what ?", "text": one}) for one in needles))
+    files = ["--haystack", str(tmp_path / "h.txt"), "--needles", str(tmp_path / "n.jsonl"), "--device", "cpu"]
+    asked = [*files, "--lengths", "16,32", "--template", " question : {question} answer"]
+    models = [str(tmp_path / "base"), str(tmp_path / "tuned")]
+    run = made(tmp_path, tmp_path / "run", "localize", "retrieval", *models, *asked)
+    done = run_experiment(experiment_of_run(run), tmp_path / "again", folder=tmp_path)
+    (found,) = done.run.path.glob("steps/*/result.safetensors")
+    before, after = ProbeResult.load(run.file("result.safetensors")), ProbeResult.load(found)
+    pd.testing.assert_frame_equal(after.frame(), before.frame())
+    assert _settings(after) == _settings(before) and before.frame()["score"].max() > 0.5
 
 
 def test_the_needles_of_a_file_are_written_out(tmp_path: Path) -> None:
