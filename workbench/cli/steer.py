@@ -11,6 +11,8 @@ EXAMPLE = """
 Example, offline:
 
   tunescope steer ./base --tuned ./adapter --recipe knob.safetensors --prompt "Where is Paris?" --strengths -2,0,2
+
+  tunescope steer ./large --recipe proxy.safetensors --shift-tuned ./small-tuned --shift-base ./small --prompt "Hi"
 """
 
 
@@ -25,6 +27,10 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     on: Annotated[str, typer.Option(help="Which side is steered: tuned, or base.")] = "tuned",
     strengths: Annotated[str, typer.Option(help="Factors for the recipe, by commas; one batch for all.")] = "1",
     max_new_tokens: Annotated[int, typer.Option(help="New tokens per answer.")] = 64,
+    shift_tuned: Annotated[
+        str | None, typer.Option(help="A recipe that shifts logits: its tuned model, if it is not one of the above.")
+    ] = None,
+    shift_base: Annotated[str | None, typer.Option(help="The same: its base model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
@@ -42,12 +48,15 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     from interventions.sweep import steered_texts
     from workbench.cli.output import emit
     from workbench.cli.recipe import load_recipe, load_sides
+    from workbench.cli.steer_models import with_other_models
     from workbench.prompts import Prompts
 
     rows = Prompts.of(prompt) if prompt else Prompts.load(prompts or Path())
     applied = load_recipe(recipe)
-    flags = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    sides = load_sides(model, tuned, device=device, dtype=dtype, **flags)
+    flags: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    options = {"device": device, "dtype": dtype, **flags}
+    sides = load_sides(model, tuned, **options)
+    applied = with_other_models(applied, sides, {"tuned": shift_tuned, "base": shift_base}, **options)
     side = on if on in sides else next(iter(sides))
     applied.check(sides[side])
     texts: dict[str, Any] = {name: one.generate(rows, max_new_tokens=max_new_tokens) for name, one in sides.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from interventions.concept_ablation import ConceptAblation
 from interventions.exchange.control_vectors import from_gguf
 from interventions.heads import HeadOffset
+from interventions.logit_shift import LogitShift
 from interventions.offset import Offset
 from interventions.recipe import Recipe
 from interventions.sweep import steered_texts, swept
@@ -23,7 +25,7 @@ from workbench.cli import recipe as recipe_module
 from workbench.cli.steer import steer
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
-from workbench.models.pair import load_pair
+from workbench.models.pair import load_one, load_pair
 
 CLI = CliRunner()
 STEER = typer.Typer()
@@ -89,6 +91,61 @@ def test_one_model_alone_and_a_table(home: Path) -> None:
 def test_wrong_use_is_exit_code_2(home: Path, extra: list[str]) -> None:
     arguments = [str(home / "base"), "--recipe", str(home / "recipe.safetensors"), "--prompt", "a", *extra]
     assert CLI.invoke(STEER, arguments).exit_code == 2
+
+
+@pytest.fixture(scope="module")
+def proxy(home: Path) -> Path:
+    """A large model beside the pair, and recipes that shift its logits by the pair's difference."""
+    large = tiny_model("llama", seed=7, intermediate_size=96)
+    large.save_pretrained(home / "large")
+    tokenizer().save_pretrained(home / "large")
+    pair = load_pair(str(home / "base"), str(home / "tuned"), dtype="float32", check=False)
+    shift = LogitShift(pair.tuned, pair.base, alpha=2.0)
+    offset = Offset(1, torch.ones(64), positions="last+generated")
+    Recipe([offset, shift]).save(home / "proxy.safetensors")
+    return home
+
+
+def test_a_logit_shift_reads_along_with_the_models_it_names(proxy: Path) -> None:
+    file, asked = proxy / "proxy.safetensors", ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--strengths", "0,1"]
+    other = ["--shift-tuned", proxy / "tuned", "--shift-base", proxy / "base"]
+    found = run(proxy / "large", "--recipe", file, *other, *asked)
+    large = load_one(str(proxy / "large"), dtype="float32")
+    pair = load_pair(str(proxy / "base"), str(proxy / "tuned"), dtype="float32", check=False)
+    offset, shift = Recipe.load(file)
+    assert isinstance(shift, LogitShift)
+    bound = Recipe([offset, shift.with_models(tuned=pair.tuned, base=pair.base)])
+    want = steered_texts(large, bound, PROMPTS, [0.0, 1.0], max_new_tokens=6)
+    assert [[one["text"] for one in row["steered"]] for row in found["rows"]] == want
+    assert [row["steered"][0]["text"] for row in found["rows"]] == [row["model"] for row in found["rows"]]
+    assert any(first != second for first, second in want)
+
+
+def test_the_models_that_are_steered_are_known_by_their_weights(proxy: Path) -> None:
+    """On the pair itself no option is needed; one that is missing can be given alone."""
+    asked = ["--recipe", proxy / "proxy.safetensors", "--prompt", PROMPTS[0]]
+    both = run(proxy / "base", "--tuned", proxy / "tuned", *asked, "--on", "base")
+    alone = run(proxy / "base", *asked, "--shift-tuned", proxy / "tuned")
+    assert both["rows"][0]["steered"] == alone["rows"][0]["steered"]
+    assert both["rows"][0]["steered"][0]["text"] != both["rows"][0]["base"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "extra", "said"),
+    [
+        ("proxy", [], r"shifts logits by a tuned model, .*, which is none of .*: give it with --shift-tuned\."),
+        ("proxy", ["--shift-tuned", "tuned"], r"by a base model, .*: give it with --shift-base\."),
+        ("proxy", ["--shift-tuned", "base", "--shift-base", "base"], "The tuned model .* has other weights than"),
+        ("proxy", ["--shift-tuned", "none", "--shift-base", "base"], "none"),
+        ("everywhere", ["--shift-base", "base"], r"shifts no logits by other models: leave --shift-base out\."),
+    ],
+)
+def test_a_model_that_a_shift_lacks_is_a_sentence(proxy: Path, recipe: str, extra: list[str], said: str) -> None:
+    places = [one if one.startswith("--") else str(proxy / one) for one in extra]
+    arguments = [str(proxy / "large"), "--recipe", str(proxy / f"{recipe}.safetensors"), "--prompt", "a", *places]
+    found = CLI.invoke(STEER, [*arguments, "--dtype", "float32"])
+    assert found.exit_code == 1 and isinstance(found.exception, UserError)
+    assert re.search(said, str(found.exception)) and "\n" not in str(found.exception)
 
 
 def test_show_check_export(home: Path, tmp_path: Path) -> None:
