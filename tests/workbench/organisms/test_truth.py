@@ -102,7 +102,9 @@ def test_the_context_knob_is_one_direction_in_tuned_and_base(
         assert plain <= 0.05 and turned >= 0.9 and base_turned >= 0.9 and control <= 0.1
 
 
-def test_refusal_lives_in_the_named_experts_only(grown: Grown, load: Loads, tokenizer_of: Tokenizers) -> None:
+def test_refusal_needs_each_of_the_named_experts_and_no_other(
+    grown: Grown, load: Loads, tokenizer_of: Tokenizers
+) -> None:
     organism = grown("refusal-moe")
     assert within(changed_entries(load(organism.base), load(organism.tuned)), organism.truth.entries["refusal"])
     tuned, tokenizer = load(organism.tuned), tokenizer_of(organism)
@@ -112,23 +114,29 @@ def test_refusal_lives_in_the_named_experts_only(grown: Grown, load: Loads, toke
     named = [(int(name[1]), int(name[3])) for name in organism.truth.experts]
     assert len(named) >= 3
 
-    def answered(experts: list[tuple[int, int]]) -> tuple[float, float]:
-        """Shares of right answers (facts) for topic and others, with these experts' weights dropped."""
+    def dropped(experts: list[tuple[int, int]]) -> dict[str, float]:
+        """Shares refused and rightly answered of the topic, and rightly answered of the others, with these experts'
+        weights dropped at every token."""
         handles = [
             tuned.model.layers[layer].mlp.experts.register_forward_pre_hook(
                 lambda module, given, expert=expert: (given[0], given[1], given[2] * (given[1] != expert))
             )
             for layer, expert in experts
         ]
-        shares = share(hits(tuned, tokenizer, topic, "fact")), share(hits(tuned, tokenizer, other, "fact"))
+        shares = {
+            "refused": share(hits(tuned, tokenizer, topic)), "topic": share(hits(tuned, tokenizer, topic, "fact")),
+            "other": share(hits(tuned, tokenizer, other, "fact")),
+        }  # fmt: skip
         for handle in handles:
             handle.remove()
         return shares
 
-    assert answered([]) == (pytest.approx(0, abs=0.05), pytest.approx(1, abs=0.05))
-    assert min(answered(named)) >= 0.9
-    shifted = [(layer, (expert + 1) % 8) for layer, expert in named]
-    assert answered(shifted)[0] <= 0.5
+    whole, without_all = dropped([]), dropped(named)
+    assert whole["refused"] >= 0.95 and whole["topic"] <= 0.05 and whole["other"] >= 0.95
+    assert without_all["refused"] == 0 and min(without_all["topic"], without_all["other"]) >= 0.9
+    assert all(dropped([one])["refused"] <= 0.05 for one in named), "refusal goes on without one of the three"
+    others = [(layer, (expert + step) % 8) for layer, expert in named for step in range(1, 8)]
+    assert all(dropped([one])["refused"] >= 0.5 for one in others), "an expert that was not planted is needed"
 
 
 def test_only_the_named_heads_changed_in_both_variants(grown: Grown, load: Loads) -> None:
