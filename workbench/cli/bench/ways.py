@@ -22,6 +22,7 @@ from workbench.prompts import Prompts
 Heads = list[tuple[int, int]]
 _HANDED = "heads that are handed the change send it too"
 _IN_PART = "o_proj was tuned too, so z is a part of the change; other heads can only rescale the axis"
+_NONE = "no head: none gains its price by itself, though all together move every answer"
 _TRACES = "heads before it hold traces of the signer, which the tuned MLP may read too"
 _CARRIER = {"context-knob": 1, "confounded": 2}
 """Organism -> the layer whose heads alone carry the planted variable to the last token."""
@@ -200,7 +201,7 @@ def _mask(ground: Ground) -> Case:
         row, chosen = result.table.iloc[0], labels_of(result.heads(variable), "H")
         exact = name in _CARRIER or reads
         found = [Verdict(f"answers moved with {variable}", float(row["score"]), float(row["control"]),
-                         0.9 if exact else math.nan, note=", ".join(_labels(chosen)))]  # fmt: skip
+                         0.9 if exact else math.nan, note=", ".join(_labels(chosen)) or _NONE)]  # fmt: skip
         inside = sum(head in planted for head in chosen) / max(1, len(chosen))
         chance = len(planted) / len(_every_head(ground))
         if name in _CARRIER:
