@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,15 +13,7 @@ import torch
 from scipy import stats
 
 from probes.linear.folds import folds_of_shuffled, make_folds, numbered, shuffled_labels, two_classes
-from probes.linear.logistic import (
-    TOLERANCE,
-    cell_chunks,
-    newton,
-    penalty,
-    quarter_factor,
-    refine,
-    with_ones,
-)
+from probes.linear.logistic import Features, cell_chunks, solve
 from probes.results import ProbeResult, Provenance
 from workbench.engine.sites import Site
 from workbench.errors import UserError
@@ -29,14 +21,16 @@ from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
 from workbench.stats.fdr import q_values
 from workbench.stats.shares import share_intervals
-from workbench.typing import Bool, Float, Tensor
+from workbench.typing import Bool, Float, Int, Tensor
 
 if TYPE_CHECKING:
     from interventions import Recipe
 
-BUDGET = 2**21
+BUDGET = 2**20
 """Numbers of features worked on at once: a few heads, so that they stay in the processor's cache."""
 GPU_BUDGET = 2**28
+NULL_TOLERANCE = 0.1
+"""Nats that a fit to shuffled labels may still have to go: of these fits the held-out accuracy alone is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,55 +197,77 @@ class _Layer:
     sigma: Float[Tensor, " head"]
 
 
+class _Fits(NamedTuple):
+    """Labels, rows and held-out rows of every fit to a head, as :func:`solve` takes them."""
+
+    targets: Float[Tensor, "fit row"]
+    rows: Float[Tensor, "fit row"]
+    out: Bool[Tensor, "fit row"]
+
+    @classmethod
+    def of(cls, labels: Bool[np.ndarray, "row draw"], folds: Int[np.ndarray, "row draw"], like: Tensor) -> _Fits:
+        """One fit for each fold of each draw, fold by fold."""
+        numbers = np.arange(folds.max() + 1)
+        out = torch.from_numpy((folds.T[:, None] == numbers[:, None]).reshape(-1, len(folds))).to(like.device)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        targets = torch.from_numpy(labels.T).to(like.device, dtype).repeat_interleave(len(numbers), 0)
+        return cls(targets, (~out).to(dtype), out)
+
+    def and_all_rows(self) -> _Fits:
+        """A fit to all rows before the others, with the labels of the first."""
+        return _Fits(
+            torch.cat([self.targets[:1], self.targets]),
+            torch.cat([torch.ones_like(self.rows[:1]), self.rows]),
+            torch.cat([torch.zeros_like(self.out[:1]), self.out]),
+        )
+
+
 def _probe_layer(z: Float[Tensor, "row head d_head"], data: _Rows, ridge: float) -> _Layer:
-    budget = GPU_BUDGET if z.is_cuda else BUDGET
-    parts = [_probe_heads(z[:, heads], data, ridge) for heads in cell_chunks(z.shape[1], len(z), z.shape[2], budget)]
+    true = _Fits.of(data.y[:, None], data.folds[:, None], z).and_all_rows()
+    shuffled = _Fits.of(data.shuffled, data.shuffled_folds, z)
+    draws = data.shuffled.shape[1]
+    parts = []
+    for heads in cell_chunks(z.shape[1], len(z), z.shape[2], _budget(z)):
+        features = Features.of(z[:, heads], ridge, standard=True)
+        parts.append(_probe_heads(features, true, _told_right(features, shuffled, draws)))
     return _Layer(*(torch.cat([getattr(part, name) for part in parts]) for name in _Layer.__annotations__))
 
 
-def _probe_heads(z: Float[Tensor, "row head d_head"], data: _Rows, ridge: float) -> _Layer:
-    rows = z.transpose(0, 1).to(torch.promote_types(z.dtype, torch.float32)).contiguous()
-    scale = rows.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
-    x = with_ones(rows / scale)
-    y = torch.from_numpy(data.y).to(x.device)
-    pen = penalty(x.shape[-1], ridge, x)
-    weights, factor = newton(x, y, pen)
-    right, null = _held_out(x, data, weights, factor, pen)
-    mean = rows[:, y].mean(1) - rows[:, ~y].mean(1)
-    mass_mean = torch.nn.functional.normalize(mean, dim=-1)
+def _budget(z: Tensor) -> int:
+    return GPU_BUDGET if z.is_cuda else BUDGET
+
+
+def _probe_heads(features: Features, true: _Fits, null: Float[Tensor, "head draw"]) -> _Layer:
+    found = solve(features, true.targets, true.rows)
+    right = ((found.logits > 0) == true.targets.bool()) & true.out
+    mass_mean = _mass_mean(features.x, true.targets[0])
+    along = torch.bmm(mass_mean[:, None], features.x[..., :-1].mT)[:, 0]  # [head, row]
     return _Layer(
-        right=right.cpu(),
+        right=right.any(1).cpu(),
         null=null.cpu(),
-        weight=(weights[:, :-1] / scale[:, 0]).cpu(),
-        bias=weights[:, -1].cpu(),
+        weight=found.weights[:, 0, :-1].cpu(),
+        bias=found.weights[:, 0, -1].cpu(),
         mass_mean=mass_mean.cpu(),
-        sigma=torch.bmm(rows, mass_mean[..., None])[..., 0].std(1).cpu(),
+        sigma=along.std(1).cpu(),
     )
 
 
-def _held_out(
-    x: Float[Tensor, "head row d"], data: _Rows, weights: Tensor, factor: Tensor, pen: Tensor
-) -> tuple[Bool[Tensor, "head row"], Float[Tensor, "head draw"]]:
-    """Held-out answers for the labels, and held-out accuracies for each draw of shuffled ones."""
-    out = torch.from_numpy(data.folds[:, None] == np.arange(data.folds.max() + 1)).to(x.device)  # [row, fold]
-    train = (~out).to(x.dtype)
-    y = torch.from_numpy(data.y).to(x.device)
-    n_folds = out.shape[1]
-    fitted, done = refine(
-        x, y[:, None].to(x.dtype).expand_as(train), train, weights[..., None].repeat(1, 1, n_folds), factor, pen
-    )
-    for fold in torch.nonzero(~done.all(0))[:, 0].tolist():  # a minimum too far from that of all rows
-        fitted[:, :, fold], _ = newton(x[:, ~out[:, fold]], y[~out[:, fold]], pen)
-    right = ((torch.bmm(x, fitted) > 0) == y[:, None]) & out
-    labels = torch.from_numpy(data.shuffled).to(x.device)  # [row, draw]
-    targets = labels.repeat_interleave(n_folds, 1).to(x.dtype)
-    start = x.new_zeros(len(x), x.shape[-1], targets.shape[1])
-    folds = torch.from_numpy(data.shuffled_folds).to(x.device)  # [row, draw]
-    null_out = (folds[..., None] == torch.arange(n_folds, device=x.device)).flatten(1)  # [row, draw * fold]
-    null, _ = refine(x, targets, (~null_out).to(x.dtype), start, quarter_factor(x, pen), pen, 30 * TOLERANCE)
-    hits = ((torch.bmm(x, null) > 0) == targets.bool()) & null_out
-    per_draw = hits.sum(1).view(len(x), labels.shape[1], n_folds).sum(-1) / len(y)
-    return right.any(-1), per_draw.to(torch.float32)
+def _mass_mean(x: Float[Tensor, "head row d_and_1"], y: Float[Tensor, " row"]) -> Float[Tensor, "head d"]:
+    contrast = y / y.sum() - (1 - y) / (1 - y).sum()
+    apart = torch.bmm(contrast.expand(len(x), 1, -1), x)[:, 0, :-1]
+    return torch.nn.functional.normalize(apart, dim=-1)
+
+
+def _told_right(features: Features, shuffled: _Fits, draws: int) -> Float[Tensor, "head draw"]:
+    """Held-out accuracy for each draw of shuffled labels."""
+    x, (targets, rows, out) = features.x, shuffled
+    # right = said no to a negative + said yes to a positive - said yes to a negative
+    gained, noes = (2 * targets - 1) * out, (out * (1 - targets)).sum(-1)
+    right = []
+    for heads in cell_chunks(len(x), x.shape[1], len(out), _budget(x)):
+        logits = solve(features.part(heads), targets, rows, NULL_TOLERANCE).logits
+        right.append(noes + logits.gt_(0).mul_(gained).sum(-1))
+    return torch.cat(right).unflatten(1, (draws, -1)).sum(-1).to(torch.float32) / x.shape[1]
 
 
 def _table(found: Sequence[_Layer], layers: Sequence[int], data: _Rows, seed: int) -> pd.DataFrame:

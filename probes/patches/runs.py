@@ -1,8 +1,9 @@
 """One batch of prompts patched many ways: the source run recorded once, the target run replayed from the patched layer.
 
 Patches of the same layer run as copies along the batch axis. Layers before it are skipped, and so is that layer's
-attention (its input is the same in every copy, so z is known); the last layer's output projection and MLP and the
-vocabulary projection run for the last position alone, and patches of the last position run only that token on the cached keys and values.
+attention (its input is the same in every copy, so z is known). The last layer's output projection and MLP and the
+vocabulary projection run for the last position alone, and patches of the last position run only that token on the
+cached keys and values.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from sklearn.model_selection import cross_val_predict
 
 from probes.linear.folds import make_folds, shuffled_labels
 from probes.linear.heads import HeadProbe, head_probe
-from probes.linear.logistic import fit
+from probes.linear.logistic import Features, fit, solve
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
@@ -54,6 +54,57 @@ def test_the_solution_is_scikit_learns() -> None:
         peer = LogisticRegression(C=2.0, tol=1e-10, max_iter=1000).fit(x[cell].numpy(), y.numpy())
         assert found.weight[cell].numpy() == pytest.approx(peer.coef_[0], abs=2e-2)
         assert found.bias[cell].item() == pytest.approx(peer.intercept_[0], abs=2e-2)
+
+
+@pytest.mark.parametrize("shape", ["heavy tails", "far from zero", "nearly dependent", "few of one class"])
+def test_unfriendly_features_give_scikit_learns_answers(shape: str) -> None:
+    random = torch.Generator().manual_seed(2)
+    y = torch.rand(400, generator=random) < (0.1 if shape == "few of one class" else 0.5)
+    x = torch.randn(3, 400, 24, generator=random)
+    x[:, :, 0] += 0.8 * (2.0 * y - 1)
+    if shape == "heavy tails":
+        x *= torch.randn(1, 400, 1, generator=random).exp()
+    if shape == "far from zero":
+        x += 30 * torch.randn(3, 1, 24, generator=random)
+    if shape == "nearly dependent":
+        x = (x * torch.logspace(0, -3, 24)) @ torch.randn(24, 24, generator=random)
+    found = fit(x, y).logits(x) > 0
+    for cell in range(3):
+        rows = x[cell].double().numpy()
+        peer = LogisticRegression(tol=1e-8, max_iter=20_000).fit(rows, y.numpy()).predict(rows)
+        assert (found[cell].numpy() == peer).mean() >= 0.99
+
+
+def test_fits_together_are_the_fits_one_by_one_and_never_see_what_they_hold_out() -> None:
+    random = torch.Generator().manual_seed(3)
+    features = Features.of(torch.randn(90, 2, 6, generator=random, dtype=torch.float64), 1.0)
+    targets = (torch.rand(4, 90, generator=random) < 0.5).double()
+    rows = torch.ones_like(targets)
+    rows[1, :30] = rows[3, 60:] = 0
+    together = solve(features, targets, rows, 1e-10)
+    for number in range(4):
+        alone = solve(features, targets[[number]], rows[[number]], 1e-10)
+        assert torch.allclose(together.weights[:, number], alone.weights[:, 0], atol=1e-4)
+    assert torch.allclose(together.logits, together.weights @ features.x.mT)
+    other = torch.where(rows == 0, 1 - targets, targets)
+    assert torch.equal(solve(features, other, rows, 1e-10).weights, together.weights)
+
+
+def test_standard_features_do_not_depend_on_their_unit() -> None:
+    random = torch.Generator().manual_seed(4)
+    z, y = torch.randn(80, 2, 5, generator=random), (torch.arange(80) % 2 == 0)[None].float()
+    units = torch.tensor([[1e-3], [1e3]])
+    plain, scaled = (solve(Features.of(one, 1.0, standard=True), y, torch.ones_like(y)) for one in (z, z * units))
+    assert torch.allclose(plain.logits, scaled.logits, atol=1e-4)
+    assert torch.allclose(plain.weights[:, 0, :-1], scaled.weights[:, 0, :-1] * units, atol=1e-4)
+
+
+def test_heads_without_any_activity_are_told_by_chance() -> None:
+    rec, _ = recording()
+    tensors = {"tuned": {site: z * (torch.arange(HEADS) > 0)[:, None] for site, z in rec.tensors["tuned"].items()}}
+    found = head_probe(Recording(rec.index, rec.config, tensors)).table
+    dead = found[found["head"] == 0]
+    assert (dead["score"] == 0.5).all() and (dead["control"] == 0.5).all() and (dead["q"] > 0.05).all()
 
 
 def test_separable_cells_are_solved_too() -> None:
