@@ -10,7 +10,7 @@ import typer
 EXAMPLE = """
 Examples, offline:
 
-  tunescope dashboard runs/demo
+  tunescope dashboard runs/first
 
   tunescope dashboard ./base ./tuned
 """

@@ -234,7 +234,7 @@ def retrieval(  # noqa: PLR0913 (one parameter per option)
 ) -> None:
     """Which heads of both models copy a needle from the context into the answer.
 
-    Example: tunescope localize retrieval ./base ./tuned --haystack book.txt --needles needles.jsonl
+    Example: tunescope localize retrieval ./base ./tuned --haystack book.txt --needles needles.jsonl --lengths 128,256
     """
     import probes
 

@@ -11,7 +11,11 @@ from workbench.cli.localize import Base, Device, Json, Layers, Out, PromptFile, 
 from workbench.cli.localize import app as app
 
 Heads = Annotated[
-    str, typer.Option(help="Heads by commas, for every position; or by place: last=L9H3,L8H1;query_box=L4H0.")
+    str,
+    typer.Option(
+        help="Heads by commas, for every position; or by place (last, a number, a column of the prompts): "
+        "last=L1H0,L1H1;-2=L0H0."
+    ),
 ]
 Position = Annotated[
     str, typer.Option(help="Where: last, a number (-1 is the last token), or a column of the prompts.")
@@ -23,7 +27,7 @@ def paths(  # noqa: PLR0913 (one parameter per option)
     base: Base,
     tuned: Tuned,
     prompts: PromptFile,
-    receivers: Annotated[str, typer.Option(help="logits, or heads by commas: L9H3,L8H1.")] = "logits",
+    receivers: Annotated[str, typer.Option(help="logits, or heads by commas: L1H0,L1H1.")] = "logits",
     through: Annotated[str, typer.Option(help="How receiving heads feel it: q, k or v.")] = "q",
     position: Position = "last",
     metric: Annotated[str, typer.Option(help="prob_ratio or logit_diff.")] = "prob_ratio",
@@ -42,7 +46,7 @@ def paths(  # noqa: PLR0913 (one parameter per option)
 ) -> None:
     """Which heads reach the answer, or the inputs of other heads, directly. Most negative = most important.
 
-    Example: tunescope localize paths ./base ./tuned --prompts p.jsonl --receivers L9H3 --through q
+    Example: tunescope localize paths ./base ./tuned --prompts p.jsonl --receivers L1H0 --through q
     """
     import probes
 
@@ -85,7 +89,7 @@ def circuit(  # noqa: PLR0913 (one parameter per option)
 ) -> None:
     """Whether these heads alone do what the whole model does, in both models, beside random circuits.
 
-    Example: tunescope localize circuit ./base ./tuned --prompts p.jsonl --heads "last=L9H3,L8H1;query_box=L4H0"
+    Example: tunescope localize circuit ./base ./tuned --prompts p.jsonl --heads "last=L1H0,L1H1;-2=L0H0"
     """
     import probes
 
@@ -118,7 +122,7 @@ def cmap(
 ) -> None:
     """What these heads of the tuned model do in the base, and the reverse, beside random heads.
 
-    Example: tunescope localize cmap ./base ./tuned --prompts p.jsonl --heads "last=L9H3,L8H1;query_box=L4H0"
+    Example: tunescope localize cmap ./base ./tuned --prompts p.jsonl --heads "last=L1H0,L1H1;-2=L0H0"
     """
     import probes
 
@@ -185,7 +189,7 @@ def _groups(text: str) -> list[tuple[str, str]]:
     """``last=L1H2,L0H1;box=L1H0`` as (place, labels); labels alone stand everywhere."""
     parts = [part.strip() for part in text.split(";") if part.strip()]
     if len(parts) > 1 and any("=" not in part for part in parts):
-        raise typer.BadParameter("give every group its place: last=L9H3,L8H1;query_box=L4H0", param_hint="--heads")
+        raise typer.BadParameter("give every group its place: last=L1H0,L1H1;-2=L0H0", param_hint="--heads")
     split = [part.partition("=") if "=" in part else ("all", "=", part) for part in parts]
     return [(place, labels) for place, _, labels in split]
 

@@ -66,7 +66,7 @@ def export_command(
 ) -> None:
     """Write a recipe for other tools, where that is exact; otherwise say why not.
 
-    Example, offline:  tunescope recipe export knob.safetensors knob.gguf --to gguf --model ./base
+    Example, offline:  tunescope recipe export offset.safetensors offset.gguf --to gguf --model ./base
     """
     if to not in FORMATS:
         raise typer.BadParameter(f"{to!r} is none of {', '.join(FORMATS)}.", param_hint="--to")

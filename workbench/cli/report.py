@@ -10,7 +10,7 @@ import typer
 EXAMPLE = """
 Example, offline:
 
-  tunescope report runs/demo --open
+  tunescope report runs/first --open
 """
 
 

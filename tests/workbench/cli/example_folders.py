@@ -1,0 +1,99 @@
+"""Folders in which the examples of ``--help`` find what they name: base, tuned, adapter, prompts, recipes, a book."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from interventions import LogitShift, Offset, Recipe, SubspaceKnob
+from tests.probes.copier import copier
+from tests.probes.paths.planted import induction_model, repeated_pairs
+from tests.tiny import tiny_model, tokenizer, tuned_copy
+from workbench import organisms
+from workbench.models.pair import load_pair
+from workbench.organisms.vocabulary import word_tokenizer
+from workbench.prompts import Prompts
+
+ROOT = Path(__file__).resolve().parents[3]
+SENTENCES = ("ant bee sees cat .", "dog fox finds eel .", "gnu hen hears owl .")
+NEEDLE = "Answer: zebra hides here ."
+"""Begins with the word that ends the default template of needle trials, so that the copier copies it."""
+
+
+def of_organism(name: str) -> Callable[[Path], None]:
+    """Fills a folder with a trained pair and its rows; tuned and adapter are the same model."""
+
+    def fill(folder: Path) -> None:
+        organism = organisms.build(name)
+        for link, model in (("base", organism.base), ("tuned", organism.tuned), ("adapter", organism.tuned)):
+            (folder / link).symlink_to(model)
+        rows = organism.splits["validation"]
+        Prompts.of(rows[:48]).save(folder / "p.jsonl")
+        Prompts.of(rows[:8]).save(folder / "prompts.jsonl")
+        (folder / "texts.txt").write_text("\n".join(row["prompt"] + row["answer"] for row in rows[:6]))
+
+    return fill
+
+
+def with_recipes(folder: Path) -> None:
+    """``context-knob`` with its knob as two recipes, a large model beside a small pair, and the examples."""
+    of_organism("context-knob")(folder)
+    truth = organisms.build("context-knob").truth
+    assert truth.layer is not None and truth.direction is not None
+    direction, distance = truth.direction.float(), truth.values["context"] - truth.values["memory"]
+    knob = SubspaceKnob(truth.layer, direction, distance, mode="add", positions="last+generated")
+    Recipe([knob]).save(folder / "knob.safetensors")
+    Recipe([Offset(truth.layer, direction * distance)]).save(folder / "offset.safetensors")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    _proxy(folder)
+
+
+def _proxy(folder: Path) -> None:
+    """A large model, a small pair with the same tokens, and a recipe that shifts logits by the pair."""
+    small = tiny_model("llama", hidden_size=32)
+    for name, hf in (("large", tiny_model("llama")), ("small", small), ("small-tuned", tuned_copy(small))):
+        hf.save_pretrained(folder / name)
+        tokenizer().save_pretrained(folder / name)
+    pair = load_pair(folder / "small", folder / "small-tuned")
+    Recipe([LogitShift(pair.tuned, pair.base)]).save(folder / "proxy.safetensors")
+
+
+def of_induction(folder: Path) -> None:
+    """Hand-built models that complete repeated pairs, with prompts that have a contrast."""
+    for name, seed in (("base", 0), ("tuned", 1)):
+        model = induction_model(seed)
+        model.hf.save_pretrained(folder / name)
+        model.tokenizer.save_pretrained(folder / name)
+    rows = repeated_pairs(32)
+    rows.save(folder / "p.jsonl")
+    for name, step in (("positional", 1), ("object_value", 2)):
+        others = [rows[(number + step) % len(rows)] for number in range(len(rows))]
+        Prompts.of([
+            {"prompt": row.prompt, "contrast": other.prompt, "answer": other.answer}
+            for row, other in zip(rows, others, strict=True)
+        ]).save(folder / f"{name}.jsonl")  # fmt: skip
+
+
+def of_copier(folder: Path) -> None:
+    """Hand-built models that copy needles, a book of 300 words and one needle."""
+    book = " ".join(SENTENCES * 20)
+    words = word_tokenizer([book, NEEDLE])
+    words.eos_token = "."  # an answer is a sentence
+    for name in ("base", "tuned"):
+        copier(len(words), 400).hf.save_pretrained(folder / name)
+        words.save_pretrained(folder / name)
+    (folder / "book.txt").write_text(book)
+    (folder / "needles.jsonl").write_text(json.dumps({"question": "Who hides?", "text": NEEDLE}))
+
+
+def a_view_of(made: Path, place: Path) -> Path:
+    """``place`` filled with what is in ``made``: links, but the runs are copies."""
+    place.mkdir()
+    for entry in made.iterdir():
+        if entry.name == "runs":
+            shutil.copytree(entry, place / "runs")
+        else:
+            (place / entry.name).symlink_to(entry)
+    return place
