@@ -17,6 +17,7 @@ import pytest
 from dashboards.launch import command
 from tests.dashboards.made import save_pair
 from tests.dashboards.pages import full_run
+from workbench.cli.experiment import Experiment
 
 CHROMIUM = os.environ.get("TUNESCOPE_CHROMIUM") or shutil.which("chromium")
 pytestmark = [
@@ -62,6 +63,20 @@ def page() -> Iterator[Any]:
         shown.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
         yield shown
         browser.close()
+
+
+def test_an_experiment_file_is_downloaded(page: Any, address: str) -> None:
+    """What a page computed, opened below its panel and saved as a file that can be read."""
+    page.goto(f"{address}/heads?layer=1&head=2")
+    page.get_by_role("button", name="Read what it writes").click()
+    page.locator(".st-key-experiment-words button").first.click()
+    shown = page.get_by_text("Makes these results again")
+    shown.wait_for()
+    with page.expect_download() as given:
+        page.locator(".st-key-yaml-words button").first.click()
+    assert given.value.suggested_filename == "experiment.yaml"
+    (step,) = Experiment.load(given.value.path()).steps.values()
+    assert step.plain()["options"] == {"layer": 1, "head": 2}
 
 
 def still(page: Any) -> None:

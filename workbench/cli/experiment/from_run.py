@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.cli.experiment.from_diff import diff_parts
 from workbench.cli.experiment.from_localize import localize_step
 from workbench.cli.experiment.references import needs, other_prompts, recipes_of
 from workbench.cli.experiment.schema import Experiment
@@ -38,6 +39,8 @@ def experiment_of_run(run: Run, pair: str = "") -> Experiment:
         prompts, step = localize_step(verb, config)
         sets = {} if prompts is None else {"prompts": _prompts(run, prompts)}
         return _of_one_step(run, run.manifest.kind, step, sets)
+    if verb == "diff":
+        return _of_comparison(run, diff_parts(run))
     if run.manifest.kind == "record" and {"sites", "positions"} <= set(config):
         keys = ("sites", "layers", "positions", "new_tokens")
         step = {"do": "record", **{key: config[key] for key in keys if config.get(key) is not None}}
@@ -82,6 +85,12 @@ def _still_there(path: str, kept: Mapping[str, Any], recipes: set[str]) -> bool:
 
 def _of_one_step(run: Run, name: str, step: dict[str, Any], prompts: dict[str, Any]) -> Experiment:
     return Experiment.of({"name": name, "pair": _pair(run), "prompts": prompts, "steps": {name: step}}, str(run.path))
+
+
+def _of_comparison(run: Run, parts: dict[str, Any]) -> Experiment:
+    prompts = {"prompts": _prompts(run, str(run.config["prompts"])), **parts["prompts"]}
+    pair = {**_pair(run), **parts["pair"]}
+    return Experiment.of({"name": "diff", **parts, "pair": pair, "prompts": prompts}, str(run.path))
 
 
 def _pair(run: Run) -> dict[str, Any]:

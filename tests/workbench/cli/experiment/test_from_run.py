@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import interventions as iv
 from probes import ProbeResult
 from tests.probes.copier import copier
 from tests.workbench.cli.experiment.small import SMALL
@@ -106,6 +108,43 @@ def test_a_recording_is_made_again_also_when_its_prompts_are_gone(home: Path, tm
     done = run_experiment(experiment_of_run(run), tmp_path / "again", folder=tmp_path)
     (table,) = (pd.read_parquet(path) for path in done.run.path.glob("steps/*/table.parquet"))
     pd.testing.assert_frame_equal(table, run.read_table("difference"))
+
+
+@pytest.mark.parametrize("on", ["tuned", "base"])
+def test_a_comparison_is_made_again_with_its_doses(home: Path, tmp_path: Path, on: str) -> None:
+    push = tmp_path / "a push.safetensors"
+    iv.Recipe([iv.Offset(1, torch.linspace(-1, 1, 64) * 4, positions="last+generated")]).save(push)
+    (tmp_path / "neutral.txt").write_text("the lazy dog jumps over\nthe quick brown fox\n")
+    asked = ["--prompts", "p.jsonl", "--recipe", str(push), "--on", on, "--strengths", "0,1,2", "--follow", "prob"]
+    asked += ["--metrics", "accuracy,prob,kl,perplexity,repetition", "--neutral", str(tmp_path / "neutral.txt")]
+    asked += ["--max-new-tokens", "3", "--samples", "2", "--device", "cpu", "--seed", "3"]
+    run = made(home, tmp_path / "run", "diff", "llama-base", "llama-tuned", *asked)
+    experiment = experiment_of_run(run)
+    assert list(experiment.steps) == ["behaviour", "dose-a-push"] and not experiment.about
+    with runs.create(
+        tmp_path, "wider", kind="diff", config={**run.config, "outside": "o.txt", "split": "known"}
+    ) as wider:
+        wider.write_table("tables/behaviour", run.read_table("tables/behaviour"))
+        wider.note(**{"pairs": run.manifest.provenance["pairs"]})
+        wider.file("prompts").mkdir()
+        wider.write_text("prompts/prompts.jsonl", run.file("prompts/prompts.jsonl").read_text())
+    assert experiment_of_run(wider).about.startswith("Without the scope panel and the division of the prompts:")
+    done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
+    kept = {path.parent.name.rpartition("-")[0]: path for path in done.run.path.glob("steps/*/table.parquet")}
+    found, dose = pd.read_parquet(kept["behaviour"]), pd.read_parquet(kept["dose-a-push"])
+    named = "a-push" if on == "tuned" else "a-push, in the base"
+    wanted = run.read_table("tables/behaviour")
+    before = ["base", "tuned", *(name for name in dict.fromkeys(wanted["model"]) if name not in ("base", "tuned"))]
+    for ours, theirs in zip(["base", "tuned", named, f"random {named}"], before, strict=True):
+        mine, its = found[found["model"] == ours], wanted[wanted["model"] == theirs]
+        numbers = ["metric", "estimate", "low", "high", "n"]
+        pd.testing.assert_frame_equal(
+            mine[numbers].reset_index(drop=True), its[numbers].reset_index(drop=True), check_dtype=False
+        )
+    followed = run.read_table("tables/dose-1").sort_values("strength")
+    for metric, column in (("prob", "estimate"), ("perplexity", "side")):
+        mine = dose[(dose["model"] == named) & (dose["metric"] == metric)].sort_values("strength")
+        assert mine["estimate"].tolist() == pytest.approx(followed[column].tolist())
 
 
 def test_an_experiment_is_its_own_file_wherever_that_is_kept(home: Path, tmp_path: Path) -> None:
