@@ -48,7 +48,7 @@ def attributions(
                     for index in by_place[place]:
                         found[one.members, index] = _of_cell(products, cells[index])
                 backward += 1
-        passes += one.run.passes + (3 if task.on_target_inputs else 1)
+        passes += one.run.passes + one.recorded
     return found, passes, backward
 
 

@@ -51,17 +51,26 @@ def record(
 
 
 def record_on_inputs(
-    model: AdaptedModel, batch: Encoded, sites: Iterable[Site], inputs: Values
-) -> tuple[Values, Float[Tensor, "prompt vocab"]]:
-    """What every layer of ``model`` computes when it reads another run's residual stream, in one forward pass.
+    model: AdaptedModel, batch: Encoded, sites: Sequence[Site], inputs: Values
+) -> tuple[Values, float]:
+    """What every layer of ``model`` computes when it reads another run's residual stream, and the passes spent.
 
-    ``inputs``: that run's values at the sites to replace: resid_pre, and resid_mid where the model has it.
+    ``inputs``: that run's values at the sites to replace: resid_pre, and resid_mid where the model has it. resid_mid is
+    put in where the attention's output is added, which then says what leads to it: attn_out is read in a pass without.
     """
 
     def put(site: Site) -> SiteHook:
         return SiteHook(site, lambda value, _ctx: inputs[site].to(value), edit=True)
 
-    return record(model, batch, sites, [put(site) for site in inputs])
+    middle = any(site.kind == "resid_mid" for site in inputs)
+    attention = [site for site in sites if middle and site.kind == "attn_out"]
+    rest = [site for site in sites if site not in attention]
+    values: Values = {}
+    if attention:
+        values, _ = record(model, batch, attention, [put(site) for site in inputs if site.kind == "resid_pre"])
+    if rest:
+        values |= record(model, batch, rest, [put(site) for site in inputs])[0]
+    return values, float(bool(attention) + bool(rest))
 
 
 def stream_sites(model: AdaptedModel, *, middle: bool) -> list[Site]:

@@ -44,10 +44,12 @@ class Prepared:
     metric: Metric
     source: Float[Tensor, " prompt"]
     target: Float[Tensor, " prompt"]
+    recorded: float
+    """Forward passes spent on what is patched in."""
 
 
 def prepared(task: Task, patches: Sequence[Patch], metric: str, batch_size: int) -> Iterator[Prepared]:
-    """Each batch with the source recorded and the target run; two forward passes (four on the target's inputs)."""
+    """Each batch with the source recorded and the target run; two forward passes (or five on the target's inputs)."""
     cells = [cell for patch in patches for cell in patch]
     sites = sorted({cell.site for cell in cells}, key=lambda site: site.order)
     matrices = {
@@ -56,10 +58,12 @@ def prepared(task: Task, patches: Sequence[Patch], metric: str, batch_size: int)
     for members in batches(task.lengths, batch_size):
         source_batch, target_batch = task.batch(members)
         values, source_logits = record(task.source, source_batch, [] if task.on_target_inputs else sites)
+        recorded = 1.0
         if task.on_target_inputs:
             streams = stream_sites(task.target, middle="mlp_out" in {cell.kind for cell in cells})
             inputs, _ = record(task.target, target_batch, streams)
-            values, _ = record_on_inputs(task.source, source_batch, sites, inputs)
+            values, more = record_on_inputs(task.source, source_batch, sites, inputs)
+            recorded += 1 + more
         run = TargetRun(task.target, target_batch, {s: v.to(run_device(task)) for s, v in values.items()}, matrices)
         clean = source_logits.to(run.logits.device) if task.clean_is_source else run.logits
         judge = Metric(
@@ -69,7 +73,7 @@ def prepared(task: Task, patches: Sequence[Patch], metric: str, batch_size: int)
             (clean if clean.dtype == torch.float64 else clean.float()).log_softmax(-1),
         )
         source = judge(source_logits.to(run.logits.device)[:, None])[:, 0]
-        yield Prepared(members, run, judge, source, judge(run.logits[:, None])[:, 0])
+        yield Prepared(members, run, judge, source, judge(run.logits[:, None])[:, 0], recorded)
 
 
 def run_device(task: Task) -> torch.device:
@@ -112,7 +116,7 @@ def sweep(
                 (one.metric(logits) - one.target[:, None]).masked_fill(unmoved, 0.0)
             )
             report.advance(len(group))
-        passes += one.run.passes + (3 if task.on_target_inputs else 1)
+        passes += one.run.passes + one.recorded
     report.finish()
     return Sweep(effects, source, target, passes, exact)
 

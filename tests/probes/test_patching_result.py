@@ -60,6 +60,19 @@ def test_on_the_targets_inputs_exactly_the_tuned_heads_score(part: str, what: st
     assert (changed.q < 0.05).sum() >= 2 and (cells[cells.effect.abs() <= 1e-5].score.abs() < 1e-3).all()
 
 
+@pytest.mark.parametrize("part", ["q", "o"])
+def test_on_the_targets_inputs_attention_is_seen_beside_mlps(part: str) -> None:
+    """Supplying what the MLPs read is done at the attention's output, which must not hide what the attention says."""
+    pair = pair_with_tuned_heads(part)
+    options = {"inputs": "target", "metric": "kl", "positions": "last", "normalise": False}
+    alone = patching(pair, rows(8), ["attn_out"], **options).table
+    both = patching(pair, rows(8), ["attn_out", "mlp_out"], **options).table
+    attention, mlps = both[both.module == "attn_out"], both[both.module == "mlp_out"]
+    assert attention.effect.to_numpy() == pytest.approx(alone.effect.to_numpy(), abs=1e-7)
+    tuned = sorted({layer for layer, _ in TUNED})
+    assert sorted(attention[attention.effect.abs() > 1e-5].layer) == tuned and (mlps.effect.abs() < 1e-5).all()
+
+
 def test_z_cannot_see_a_tuned_output_projection() -> None:
     pair = pair_with_tuned_heads("o")
     found = patching(pair, rows(8), what="z", inputs="target", metric="prob", normalise=False, together=0)
