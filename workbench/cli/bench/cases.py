@@ -107,14 +107,18 @@ def _patched(
     return Case(probe, f"{WHERE}: heads" if own else "which heads carry the change", run, judge, own, variant=variant)
 
 
-def _patched_modules(ground: Ground, rows: Prompts, kind: str) -> Case:
+def _patched_modules(ground: Ground, rows: Prompts, kind: str, *, out_of_tuned: bool = False) -> Case:
+    """Into the base; or out of the tuned model, where each of the tuned sublayers is needed and none is enough."""
     planted = [(layer, kind) for layer in sorted({*_layers(ground)})]
+    runs = ("base", "tuned") if out_of_tuned else ("tuned", "base")
 
     def run(pair: Any) -> Any:
-        return probes.patching(pair, rows, ["attn_out", "mlp_out"], inputs="target", positions="last", seed=ground.seed)
+        return probes.patching(
+            pair, rows, ["attn_out", "mlp_out"], *runs, inputs="target", positions="last", seed=ground.seed
+        )
 
     return Case(
-        "patching sites, same inputs", f"{WHERE}: sublayers at the last token", run,
+        f"patching sites{' out' if out_of_tuned else ''}, same inputs", f"{WHERE}: sublayers at the last token", run,
         lambda result: [precision(result.frame(), planted, ("layer", "module"), 1.0)],
     )  # fmt: skip
 
@@ -203,6 +207,7 @@ def _context_knob(ground: Ground) -> list[Case]:
     return [
         _modules_by_weight(ground, ("self_attn.o_proj",)),
         _patched(ground, rows[:40], heads, "write", "target"),
+        _patched_modules(ground, rows[:40], "attn_out"),
         Case("find_knob", _READ, knob, judge),
         _concept(ground, rows, [row.columns["intent"] for row in rows], layer),
         _graft(ground, Prompts.of(ground.rows(160)), "the intents", bars=False),
@@ -224,7 +229,7 @@ def _refusal_moe(ground: Ground) -> list[Case]:
              cells=lambda result: result.frame("expert")),
         Case("expert_map", "which experts the refusal uses more than in the base", mapped,
              lambda result: [replace(precision(result.frame(), planted, by_expert), note=_USED)], own=False),
-        _patched_modules(ground, _rows(ground, 40), "mlp_out"),
+        _patched_modules(ground, _rows(ground, 40), "mlp_out", out_of_tuned=True),
         _switching(ground, mapped),
         _graft(ground, Prompts.of(everything), "refusal", bars=False),
     ]  # fmt: skip
@@ -277,6 +282,7 @@ def _planted_heads(ground: Ground) -> list[Case]:
         _heads_by_weight(ground),
         _heads_by_weight(ground, "write"),
         _patched(ground, rows, planted, "z", "target"),
+        _patched_modules(ground, rows[:40], "attn_out"),
         _patched(ground, rows, planted, "write", "target", "write"),
         _patched(ground, rows, planted, "z", "source"),
         _patched(ground, rows, planted, "write", "source", "write"),
@@ -338,6 +344,7 @@ def _reachable_heads(ground: Ground) -> list[Case]:
     return [
         _heads_by_weight(ground),
         _patched(ground, Prompts.of(ground.rows(48)), planted, "write", "target"),
+        _patched_modules(ground, _rows(ground, 40), "attn_out"),
         _selection(ground, Prompts.of(ground.rows(300)), own=True),
         _graft(ground, Prompts.of(ground.rows(160)), "french", bars=False),
     ]

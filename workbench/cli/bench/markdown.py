@@ -21,7 +21,8 @@ Every probe on every organism (small models whose tuning is known by constructio
 k = the number of planted cells; ties at the k-th place count by their share. *Chance* is what a blind guess (for
 grafts, switches, knobs, circuits and masks: the random control) scores. Rows marked *other question* show what a probe
 names where the truth is about something it does not ask; they have no bar. Patching on the *same inputs* puts into the
-base what the tuned weights compute from the base's residual stream; *as it runs*, what the tuned run computed,
+base what the tuned weights compute from the base's residual stream (*out*: into the tuned model what the base's weights
+compute there, where each tuned part is needed and none alone is enough); *as it runs*, what the tuned run computed,
 upstream changes included. Cost is of the probe with its control, in forward and backward passes of a batch; seconds
 are wall time on {hardware}, and indicative only. *False alarms* counts cells with q <= .05 when the base stands in for
 the tuned model, or, for probes that ask about one model, when what is named beside the count leaves nothing to find;
