@@ -176,7 +176,8 @@ def _switched(pair: Any, experts: list[str], used: ExpertMap, by: str, settings:
     ]
     for one in recipes:
         one.check(pair.tuned)
-    return Tried(f"{len(experts)} experts off, by {by}", recipes[0], recipes[1:], _OFF)
+    name = "1 expert" if len(experts) == 1 else f"{len(experts)} experts"
+    return Tried(f"{name} off, by {by}", recipes[0], recipes[1:], _OFF)
 
 
 def _ablation(recording: Any, pair: Any, settings: Settings) -> Tried:
