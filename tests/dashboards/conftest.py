@@ -10,7 +10,7 @@ from workbench.cli.story.chapter import Settings
 from workbench.cli.story.tell import tell
 from workbench.progress import Silent
 
-SMALL = Settings(pairs=40, steps=80, heads=16, epochs=3)
+SMALL = Settings(pairs=40, steps=80, heads=16)
 
 
 @pytest.fixture(scope="session")
