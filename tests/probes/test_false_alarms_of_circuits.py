@@ -138,9 +138,9 @@ CHANCE: dict[str, Callable[[int], pd.DataFrame]] = {
 }
 
 
-MORE_SEEDS = {"path_patching to heads, sides by a coin": 200, "circuit, of random heads": 200}
+MORE_SEEDS = {"path_patching to heads, sides by a coin": 100, "circuit, of random heads": 100}
 """Where alarms are nearly as frequent as allowed (a circuit's p-value is its rank among 20 random ones, so 1 in 21 by
-construction), 20 runs have two of them once in four times; 200 tell 5 % from more."""
+construction), 20 runs have two of them once in four times; 100 tell 5 % better from more."""
 
 
 @pytest.mark.parametrize("name", CHANCE)
