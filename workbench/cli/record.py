@@ -47,7 +47,7 @@ def record(  # noqa: PLR0913 (one parameter per option)
             base, tuned, prompts,
             sites=[name.strip() for name in sites.split(",") if name.strip()],
             layers=None if layers is None else [part.strip() for part in layers.split(",")],
-            positions=_positions(positions), out=out, statistics=statistics, new_tokens=new_tokens,
+            positions=positions, out=out, statistics=statistics, new_tokens=new_tokens,
             batch_size=size, device=device, dtype=dtype, progress=progress,
             flags={"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code},
             where={"backend": backend} | ({} if workers is None else {"executor": "ray", "workers": workers}),
@@ -60,14 +60,6 @@ def record(  # noqa: PLR0913 (one parameter per option)
 
 
 record.__doc__ = f"{record.__doc__}\n\n\b{EXAMPLE}"
-
-
-def _positions(text: str) -> Any:
-    """A number stays a number; everything else is the language of positions."""
-    try:
-        return int(text)
-    except ValueError:
-        return text
 
 
 def _number(text: str, option: str) -> int:

@@ -9,7 +9,7 @@
 ``"last+generated"``   what steering usually means; terms join with ``+``
 ``"all - first"``      terms after `` - `` are taken away
 ``"prompt[2:5]"``      a window of the prompt, negatives count from its end; ``"generated[0:8]"`` of the new tokens
-``3``, ``-1``          one position: from the row's first real token, or back from the prompt's end
+``3``, ``-1``          one position: from the row's first real token, or back from the prompt's end; ``"-1"`` too
 ``slice(2, -1)``       half-open; a negative bound counts from the prompt's end; no stop: to the very end
 ``[0, 3, -1]``         their union
 a function             token ids [batch, pos] -> bool [batch, pos]; must look at each token on its own
@@ -37,6 +37,7 @@ TokenRule = Callable[[Tensor], Tensor]
 PositionSpec = str | int | slice | Sequence[int] | TokenRule
 
 _NAMED = ("all", "first", "last", "prompt", "generated")
+_NUMBER = re.compile(r"-?\d+")
 _WINDOW = re.compile(r"(prompt|generated)\[(-?\d*)(:)?(-?\d*)\]")
 
 
@@ -111,7 +112,7 @@ def check_positions(spec: Any) -> None:
     """Raise :class:`UserError` when ``spec`` is not in the language."""
     if isinstance(spec, str):
         for term in _terms(spec)[0] + _terms(spec)[1]:
-            if term not in _NAMED and not _WINDOW.fullmatch(term):
+            if term not in _NAMED and not _WINDOW.fullmatch(term) and not _NUMBER.fullmatch(term):
                 close = difflib.get_close_matches(term, (*_NAMED, "last+generated"), n=1, cutoff=0.5)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise UserError(
@@ -173,7 +174,9 @@ def _while_decoding(spec: str) -> Selection | None:
 
 def _generated(term: str) -> bool | None:
     """Whether a term covers generated tokens; None: some of them."""
-    return None if term.startswith("generated[") else term in ("all", "generated")
+    if term.startswith("generated[") or term.isdecimal():
+        return None
+    return term in ("all", "generated")
 
 
 def _mask(spec: PositionSpec, ctx: ForwardContext) -> Tensor:
@@ -202,6 +205,8 @@ def _term_mask(term: str, ctx: ForwardContext) -> Tensor:
     length = ctx.prompt_lengths[:, None]
     if window := _WINDOW.fullmatch(term):
         return _named_window(window, ctx)
+    if _NUMBER.fullmatch(term):
+        return ctx.index == _from_prompt_end(int(term), ctx)
     return {
         "all": lambda: ctx.real,
         "first": lambda: ctx.index == 0,
