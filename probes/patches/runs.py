@@ -1,9 +1,9 @@
 """One batch of prompts patched many ways: the source run recorded once, the target run replayed from the patched layer.
 
 Patches of the same layer run as copies along the batch axis. Layers before it are skipped, and so is that layer's
-attention (its input is the same in every copy, so z is known). The last layer's output projection and MLP and the
-vocabulary projection run for the last position alone, and patches of the last position run only that token on the
-cached keys and values.
+attention (its input is the same in every copy, so z is known). The last layer's output projection and MLP run for the
+last position alone, the unembedding for the tokens that are read, and patches of the last position run only that token
+on the cached keys and values.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from probes.patches.cells import HEADS, Cell, Patch
+from probes.patches.vocabulary import only_tokens
 from probes.replay import layers_skipped
 from workbench.engine.context import ForwardContext
 from workbench.engine.families import submodule
@@ -25,16 +26,21 @@ from workbench.engine.sites import ORDER, Site
 from workbench.errors import NotSupported
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.encode import Encoded
-from workbench.typing import Bool, Float, Tensor
+from workbench.typing import Bool, Float, Int, Tensor
 
 LAST = ((-1,),)
 Values = dict[Site, Tensor]
 
 
 def record(
-    model: AdaptedModel, batch: Encoded, sites: Iterable[Site], edits: Sequence[SiteHook] = ()
+    model: AdaptedModel,
+    batch: Encoded,
+    sites: Iterable[Site],
+    edits: Sequence[SiteHook] = (),
+    tokens: Int[Tensor, "prompt token"] | None = None,
 ) -> tuple[Values, Float[Tensor, "prompt vocab"]]:
-    """Activations [prompt, pos, ...] at ``sites`` and the logits of the last position, in one forward pass."""
+    """Activations [prompt, pos, ...] at ``sites`` and the logits of the last position (of ``tokens``), in one forward
+    pass."""
     kept: Values = {}
 
     def keep(site: Site) -> Callable[[Tensor, ForwardContext], None]:
@@ -44,7 +50,7 @@ def record(
         return reader
 
     readers = [SiteHook(site, keep(site)) for site in dict.fromkeys(sites)]
-    with model.hooked([*edits, *readers]), torch.no_grad():
+    with model.hooked([*edits, *readers]), only_tokens(model, tokens), torch.no_grad():
         logits = model.forward(batch, logits="last")
     assert logits is not None
     return kept, logits[:, -1]
@@ -109,14 +115,16 @@ class TargetRun:
         batch: Encoded,
         source: Values,
         source_matrices: dict[int, Tensor] | None = None,
+        tokens: Int[Tensor, "prompt token"] | None = None,
     ) -> None:
-        self.model, self.batch, self.source = model, batch, source
+        """``tokens``: those whose logits each prompt needs, all by default."""
+        self.model, self.batch, self.source, self.tokens = model, batch, source, tokens
         self.source_matrices = source_matrices or {}
         self._matrices = {layer: output_matrix(model, layer) for layer in self.source_matrices}
         known = [Site("resid_post", layer) for layer in range(model.n_layers - 1)]
         known += [Site("z", layer) for layer in range(model.n_layers)]
         with returns_of(_part(model, 0, "attention")) as seen:
-            self.values, self.logits = record(model, batch, [*known, *source])
+            self.values, self.logits = record(model, batch, [*known, *source], tokens=tokens)
         self._attention_returns = seen[0]
         self.shortcuts = True
         """Whether replays skip what they can; off, every patch is a whole forward pass."""
@@ -189,6 +197,7 @@ class TargetRun:
             for module in self._unedited_end(edits) if self.shortcuts and not others else ():
                 stack.enter_context(_last_position_alone(module))
             stack.enter_context(torch.set_grad_enabled(grad))
+            stack.enter_context(only_tokens(self.model, self.tokens))
             logits = self._last_token(copies, past) if last_only else self._whole(copies, grad=grad)
         return logits.unflatten(0, (-1, copies))
 

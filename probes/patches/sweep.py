@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from probes.patches.cells import Patch
 from probes.patches.metrics import Metric
 from probes.patches.runs import TargetRun, output_matrix, record, record_on_inputs, stream_sites
 from probes.patches.task import Task
+from probes.patches.vocabulary import can_narrow
 from workbench.progress import Progress, Silent
 from workbench.prompts.encode import batches
-from workbench.typing import Float, Tensor
+from workbench.typing import Float, Int, Tensor
 
 MAX_ROWS = 512
 """Rows run together when each is a single token; their logits are held at once."""
@@ -57,23 +58,33 @@ def prepared(task: Task, patches: Sequence[Patch], metric: str, batch_size: int)
     }
     for members in batches(task.lengths, batch_size):
         source_batch, target_batch = task.batch(members)
-        values, source_logits = record(task.source, source_batch, [] if task.on_target_inputs else sites)
+        judge, tokens = _judge(task, members, metric)
+        own = [] if task.on_target_inputs else sites
+        values, source_logits = record(task.source, source_batch, own, tokens=tokens)
         recorded = 1.0
         if task.on_target_inputs:
             streams = stream_sites(task.target, middle="mlp_out" in {cell.kind for cell in cells})
             inputs, _ = record(task.target, target_batch, streams)
             values, more = record_on_inputs(task.source, source_batch, sites, inputs)
             recorded += 1 + more
-        run = TargetRun(task.target, target_batch, {s: v.to(run_device(task)) for s, v in values.items()}, matrices)
-        clean = source_logits.to(run.logits.device) if task.clean_is_source else run.logits
-        judge = Metric(
-            metric,
-            None if task.answers is None else task.answers[members],
-            None if task.distractors is None else task.distractors[members],
-            (clean if clean.dtype == torch.float64 else clean.float()).log_softmax(-1),
-        )
+        values = {site: value.to(run_device(task)) for site, value in values.items()}
+        run = TargetRun(task.target, target_batch, values, matrices, tokens)
+        if tokens is None:
+            clean = source_logits.to(run.logits.device) if task.clean_is_source else run.logits
+            judge = replace(judge, clean=(clean if clean.dtype == torch.float64 else clean.float()).log_softmax(-1))
         source = judge(source_logits.to(run.logits.device)[:, None])[:, 0]
         yield Prepared(members, run, judge, source, judge(run.logits[:, None])[:, 0], recorded)
+
+
+def _judge(task: Task, members: list[int], metric: str) -> tuple[Metric, Int[Tensor, "prompt token"] | None]:
+    """The metric of a batch, and the two tokens of each prompt that it reads, if it reads two alone."""
+    answers = None if task.answers is None else task.answers[members]
+    distractors = None if task.distractors is None else task.distractors[members]
+    narrow = metric == "logit_diff" and can_narrow(task.source) and can_narrow(task.target)
+    if not narrow or answers is None or distractors is None:
+        return Metric(metric, answers, distractors), None
+    first = torch.zeros_like(answers)
+    return Metric(metric, first, first + 1), torch.stack([answers, distractors], dim=1)
 
 
 def run_device(task: Task) -> torch.device:
