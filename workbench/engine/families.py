@@ -129,7 +129,8 @@ def submodule(root: nn.Module, path: str) -> Any:
     """The module at a dotted path, or None. Works through PEFT layers, which pass attributes on."""
     module: Any = root
     for part in path.split("."):
-        module = module[int(part)] if part.isdigit() else getattr(module, part, None)
+        children = module.__dict__.get("_modules", {})  # several times faster than the attribute
+        module = children[part] if part in children else getattr(module, part, None)
         if module is None:
             return None
     return module
