@@ -52,6 +52,7 @@ _HOME = {
     "patching": "patches.patching",
     "path_patching": "paths.finding",
     "retrieval_heads": "needles.heads",
+    "stand_ins": "random_recipes",
     "switching_curve": "experts.switching",
     "token_shift": "token_ranks",
     "weight_delta": "weights",

@@ -244,7 +244,7 @@ def _recipes(paths: Sequence[Path]) -> dict[str, Recipe]:
 
 
 def _random(recipe: Recipe, model: AdaptedModel, rows: Prompts, asked: Asked) -> list[Recipe]:
-    from workbench.cli.experiment.controls import stand_ins
+    from probes.random_recipes import stand_ins
 
     return stand_ins(recipe, model, rows, asked.draws, asked.seed) if asked.draws else []
 

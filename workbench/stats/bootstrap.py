@@ -74,7 +74,7 @@ def ratio_intervals(
     ``above`` is ``[prompt, *cell]``; ``below`` is the same or ``[prompt]``. Both are resampled together.
     """
     top, cells = _flat(above)
-    bottom = np.broadcast_to(_flat(below)[0], top.shape)
+    bottom, _ = _flat(below)
     n = len(top)
     top, bottom = _cluster_sums(top, clusters), _cluster_sums(bottom, clusters)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -84,7 +84,8 @@ def ratio_intervals(
         if len(top) > 1:
             counts = _counts(len(top), draws, (seed,))
             for part in _blocks(len(estimate), draws):
-                resampled = (counts @ top[:, part]) / (counts @ bottom[:, part])
+                own = bottom if bottom.shape[1] == 1 else bottom[:, part]
+                resampled = (counts @ top[:, part]) / (counts @ own)
                 edges = _edges(estimate[part], resampled, [left_out[:, part]], level, method)
                 low[part], high[part] = edges
     return Intervals(estimate.reshape(cells), low.reshape(cells), high.reshape(cells), n)

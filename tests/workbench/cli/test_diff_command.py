@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 import interventions as iv
 from dashboards.report import write_report
+from probes.random_recipes import stand_ins
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from tests.workbench.behaviour.pushed import ROWS, token
 from workbench import runs
 from workbench.behaviour import BehaviourDiff, behaviour_diff, dose_response, scope_panel
 from workbench.cli.diff import diff
-from workbench.cli.experiment.controls import stand_ins
 from workbench.errors import UserError
 from workbench.models.pair import load_pair
 from workbench.prompts import Prompts

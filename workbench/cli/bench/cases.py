@@ -26,7 +26,6 @@ _NOT_PLANTED = "heads that are handed the change count too, so the planted heads
 
 
 _OPPOSITE = "a mean shift misses what moves some prompts one way and others the opposite way"
-_USED = "later routers turn to experts that were not tuned, and a tuned expert may be used no more than before"
 _READ_OFF = "an adapter names the one tensor it changes, so it is read off rather than found"
 
 
@@ -228,7 +227,7 @@ def _refusal_moe(ground: Ground) -> list[Case]:
              lambda result: [precision(result.frame("expert"), planted, by_expert, 1.0)],
              cells=lambda result: result.frame("expert")),
         Case("expert_map", "which experts the refusal uses more than in the base", mapped,
-             lambda result: [replace(precision(result.frame(), planted, by_expert), note=_USED)], own=False),
+             lambda result: [precision(result.frame(), planted, by_expert, 1.0)]),
         _patched_modules(ground, _rows(ground, 40), "mlp_out", out_of_tuned=True),
         _switching(ground, mapped),
         _graft(ground, Prompts.of(everything), "refusal", bars=False),

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from interventions.sweep import steered_texts
+from probes.random_recipes import stand_ins
 from workbench.behaviour import behaviour_diff
 from workbench.cli.experiment import steps
-from workbench.cli.experiment.controls import stand_ins
 from workbench.cli.experiment.kept import Outcome, metric_rows
 from workbench.stats.bootstrap import mean_interval
 

@@ -13,7 +13,6 @@ import interventions as iv
 import probes
 import workbench as wb
 from workbench.cli.experiment import Experiment, RecipeSpec, recipe_spec
-from workbench.cli.experiment.controls import expert_use, stand_ins
 from workbench.cli.experiment.materials import Materials, files_named
 from workbench.cli.experiment.recipes import RecipeBuilder
 from workbench.cli.experiment.yaml_text import read_yaml
@@ -211,37 +210,3 @@ def test_what_the_file_cannot_say_is_refused() -> None:
         recipe_spec(iv.Recipe([iv.Offset(0, torch.ones(4), positions=iv.Where(tokens=(3,)))]))
     with pytest.raises(NotSupported, match="Patch cannot be written out"):
         recipe_spec(iv.Recipe([iv.Patch(0, torch.ones(4))]))
-
-
-@pytest.mark.parametrize("recipe", RECIPES[:6], ids=lambda recipe: recipe.interventions[0].kind)
-def test_stand_ins_are_matched_in_count_layer_and_norm(
-    recipe: iv.Recipe, pair: ModelPair, moe: ModelPair, rows: Prompts
-) -> None:
-    model = moe.tuned if isinstance(recipe.interventions[0], iv.ExpertSwitch) else pair.tuned
-    drawn = stand_ins(recipe, model, rows, 10, seed=0)
-    assert len(drawn) == 10 and len({one.content for one in drawn}) > 1
-    assert drawn == stand_ins(recipe, model, rows, 10, seed=0)
-    for one in drawn:
-        assert one != recipe
-        for before, now in zip(recipe, one, strict=True):
-            old, new = before.to_tensors(), now.to_tensors()
-            assert [tensor.shape for tensor in old[1].values()] == [tensor.shape for tensor in new[1].values()]
-            for mine, theirs in zip(old[1].values(), new[1].values(), strict=True):
-                if not isinstance(before, iv.SubspaceKnob):
-                    torch.testing.assert_close(theirs.norm(), mine.norm())
-            assert getattr(now, "strength", None) == getattr(before, "strength", None)
-            for name in ("off", "on", "scales", "vectors"):
-                labels = [label[:2] for label in getattr(before, name, ())]
-                assert sorted(label[:2] for label in getattr(now, name, ())) == sorted(labels)
-    assert stand_ins(recipe, model, rows, 0, seed=0) == []
-
-
-def test_what_has_no_stand_in_has_no_control(pair: ModelPair, rows: Prompts) -> None:
-    assert stand_ins(iv.Recipe([iv.LayerScale.from_pair(pair, 1.0, 0.0)]), pair.tuned, rows, 10, 0) == []
-    assert stand_ins(RECIPES[0] + iv.AttentionScale(2.0), pair.tuned, rows, 10, 0) == []
-
-
-def test_use_of_experts_is_what_the_routers_select(moe: ModelPair, rows: Prompts) -> None:
-    use = expert_use(moe.tuned, rows)
-    per_layer = [sum(share for (layer, _), share in use.items() if layer == one) for one in range(3)]
-    assert per_layer == pytest.approx([moe.tuned.top_k] * 3)

@@ -1,24 +1,32 @@
-"""Random stand-ins for a recipe: as many heads, experts or dimensions, in the same layers, of the same norms."""
+"""The control of a recipe: random stand-ins with as many heads, experts or dimensions, in the same layers, of the same
+norms."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 import interventions as iv
+from probes.experts.counting import count_experts
+from probes.matching import matched_cells
 from workbench.engine.sites import parse_label
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts import Prompts
-from workbench.stats.controls import random_directions, random_subspaces, random_units
+from workbench.prompts.encode import encode
+from workbench.stats.controls import MIN_DRAWS, random_directions, random_subspaces, random_units
 
 Place = tuple[int, int]
 
 
-def stand_ins(recipe: iv.Recipe, model: AdaptedModel, prompts: Prompts, draws: int, seed: int) -> list[iv.Recipe]:
-    """``draws`` recipes that differ from ``recipe`` in what was chosen and in nothing else.
+def stand_ins(
+    recipe: iv.Recipe, model: AdaptedModel, prompts: Any, draws: int = MIN_DRAWS, seed: int = 0
+) -> list[iv.Recipe]:
+    """``draws`` recipes that differ from ``recipe`` in what was chosen and in nothing else, as the control of
+    ``wb.behaviour_diff(..., controls={name: probes.stand_ins(...)})``.
 
     Directions become random ones of the same norm (a subspace one of the same rank, set to the same coordinates);
     heads other heads of their layers, experts other experts of their layers, those nearest in how often ``prompts``
@@ -27,9 +35,9 @@ def stand_ins(recipe: iv.Recipe, model: AdaptedModel, prompts: Prompts, draws: i
     """
     if not draws:
         return []
-    columns: list[list[Any]] = []
+    rows, columns = Prompts.of(prompts), []
     for number, one in enumerate(recipe):
-        found = _drawn(one, model, prompts, draws, seed + number)
+        found = _drawn(one, model, rows, draws, seed + number)
         if found is None:
             return []
         columns.append(found)
@@ -82,8 +90,6 @@ def _random_offsets(one: iv.HeadOffset, model: AdaptedModel, draws: int, seed: i
 
 def _other_experts(one: iv.ExpertSwitch, model: AdaptedModel, prompts: Prompts, draws: int, seed: int) -> list[Any]:
     """Off and on are drawn together, so that no expert is both."""
-    from probes.matching import matched_cells
-
     off, on = [[_place(label) for label in given] for given in (one.off, one.on)]
     use = expert_use(model, prompts)
     if 2 * (len(off) + len(on)) > len(use):
@@ -102,11 +108,6 @@ def _other_experts(one: iv.ExpertSwitch, model: AdaptedModel, prompts: Prompts, 
 @torch.no_grad()
 def expert_use(model: AdaptedModel, prompts: Prompts) -> dict[Place, float]:
     """(layer, expert) -> share of the prompts' tokens that select it."""
-    import numpy as np
-
-    from probes.experts.counting import count_experts
-    from workbench.prompts.encode import encode
-
     rows = encode(prompts, model.tokenizer, model.max_positions)
     (counts,) = count_experts(model, rows, [[np.ones(len(row), dtype=bool) for row in rows]])
     shares = counts.counts.sum(0) / counts.tokens.sum()
