@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.principal import Principal, direction_readings, principal, shown
+from probes.resampling import row_clusters, units_of
 from probes.results import ProbeResult, Provenance
 from probes.shift import mean_shift
 from workbench.engine.sites import Site
@@ -42,6 +43,8 @@ class ActivationDelta(ProbeResult):
     vectors: dict[str, Tensor]
     """``site/kind`` -> [k, d]: the directions themselves."""
     streamed: bool
+    resampled: str = "prompts"
+    """What intervals and tests draw, and how many there are: prompts, or groups of prompts."""
 
     title: ClassVar[str] = "Activation difference"
     unit: ClassVar[str] = "mean shift relative to the base's length"
@@ -60,7 +63,7 @@ class ActivationDelta(ProbeResult):
         told = int((self.table["q"] < 0.05).sum())
         return (
             f"{told} of {len(self.table)} cells moved (q < 0.05); most: {place}, {best['score']:.3g} "
-            f"[{best['low']:.3g}, {best['high']:.3g}]; control: {self.control}"
+            f"[{best['low']:.3g}, {best['high']:.3g}], over {self.resampled}; control: {self.control}"
         )
 
 
@@ -75,11 +78,12 @@ def activation_delta(
 ) -> ActivationDelta:
     """Compare the activations of base and tuned on the same tokens, as recorded.
 
-    Prompts are the units: a prompt's rows are averaged first. ``by_position``: one cell per position counted from
-    the prompt's start, instead of one for all. ``components``: principal directions of the row-by-row differences,
-    centred and uncentred (0: none); with ``model`` they and the mean are read through its unembedding. A recording of
-    statistics only (``store=None``) gives shifts and norms without intervals, cosines or directions. No forward
-    passes: the recording is read. Raises :class:`UserError` unless both models were recorded on two or more prompts.
+    Prompts are the units, or their groups where they have some; a prompt's rows are averaged first. ``by_position``:
+    one cell per position counted from the prompt's start, instead of one for all. ``components``: principal directions
+    of the row-by-row differences, centred and uncentred (0: none); with ``model`` they and the mean are read through
+    its unembedding. A recording of statistics only (``store=None``) gives shifts and norms without intervals, cosines
+    or directions. No forward passes: the recording is read. Raises :class:`UserError` unless both models were recorded
+    on two or more prompts, of two or more groups.
     """
     if not {"base", "tuned"} <= set(recording.roles):
         raise UserError(
@@ -100,13 +104,19 @@ def activation_delta(
         return ActivationDelta(table=table, directions=_no_directions(), vectors={}, streamed=True, **common)
     if recording.n_prompts < 2:
         raise UserError("One prompt has no spread to judge a shift by: record at least two.")
+    clusters = row_clusters(recording.index)
+    if clusters.max() < 1:
+        raise UserError(
+            f"All {recording.n_prompts} prompts are of one group, which has no spread to judge a shift by: record "
+            "prompts of at least two groups, or without groups if they do not depend on each other."
+        )
     bar = progress or Silent()
     sites = [site for site in map(Site.parse, _plain_sites(recording)) if site.kind in (*HEADED, *WIDE, "mlp_post")]
     bar.start("activation differences", len(sites))
     parts, directions = [], []
     vectors: dict[str, Tensor] = {}
     for site in sites:
-        rows = _SiteRows.of(recording, site)
+        rows = _SiteRows.of(recording, site, clusters)
         parts += [rows.measured(chosen, seed).assign(**cell) for cell, chosen in rows.cells(by_position)]
         if components and site.kind not in HEADED:
             found = rows.directions(components, model)
@@ -120,6 +130,7 @@ def activation_delta(
         directions=pd.DataFrame(directions) if directions else _no_directions(),
         vectors=vectors,
         streamed=False,
+        resampled=units_of(clusters[np.unique(recording.index["prompt"], return_index=True)[1]]),
         **common,
     )
 
@@ -133,30 +144,33 @@ class _SiteRows:
     tuned: Float[Tensor, "row part d"]
     prompt: Int[Tensor, " row"]
     position: Int[Tensor, " row"]
+    cluster: Int[Tensor, " row"]
 
     @classmethod
-    def of(cls, recording: Recording, site: Site) -> _SiteRows:
+    def of(cls, recording: Recording, site: Site, clusters: Int[np.ndarray, " row"]) -> _SiteRows:
         sides = [recording[role][site.name][:].float() for role in ("base", "tuned")]
         base, tuned = (side if side.ndim == 3 else side[:, None] for side in sides)
         index = recording.index
         finite = (base.isfinite() & tuned.isfinite()).flatten(1).all(1)
         prompt, position = (torch.tensor(index[name].to_numpy()) for name in ("prompt", "position"))
-        return cls(site, base[finite], tuned[finite], prompt[finite], position[finite])
+        cluster = torch.from_numpy(clusters)
+        return cls(site, base[finite], tuned[finite], prompt[finite], position[finite], cluster[finite])
 
     def cells(self, by_position: bool) -> list[tuple[dict[str, int], Tensor]]:
-        """Which rows make each cell; positions that fewer than two prompts have are left out."""
+        """Which rows make each cell; positions that fewer than two units have are left out."""
         if not by_position:
             return [({}, torch.ones_like(self.prompt, dtype=torch.bool))]
         found = []
         for position in self.position.unique().tolist():
             rows = self.position == position
-            if len(self.prompt[rows].unique()) > 1:
+            if len(self.cluster[rows].unique()) > 1:
                 found.append(({"position": position}, rows))
         return found
 
     def measured(self, rows: Tensor, seed: int) -> pd.DataFrame:
         base, tuned = self.base[rows], self.tuned[rows]
-        shift = mean_shift(_per_prompt(tuned - base, self.prompt[rows]), seed)
+        means, clusters = _per_prompt(tuned - base, self.prompt[rows], self.cluster[rows])
+        shift = mean_shift(means, seed, clusters)
         length = base.square().sum(-1).mean(0).sqrt().clamp_min(1e-12).numpy()
         n_parts = base.shape[1]
         table = {
@@ -172,7 +186,7 @@ class _SiteRows:
             "norm_ratio": (tuned.norm(dim=-1).mean(0) / base.norm(dim=-1).mean(0).clamp_min(1e-12)).numpy(),
             "cosine": torch.nn.functional.cosine_similarity(base, tuned, dim=-1).mean(0).numpy(),
             "cka": linear_cka(base.transpose(0, 1), tuned.transpose(0, 1)).numpy(),
-            "n": len(self.prompt[rows].unique()),
+            "n": len(clusters),
         }
         if self.site.kind in HEADED:
             table["head"] = np.arange(n_parts)
@@ -216,11 +230,14 @@ def linear_cka(x: Float[Tensor, "cell row d"], y: Float[Tensor, "cell row d"]) -
     return (cross / (own_x * own_y).sqrt()).float()
 
 
-def _per_prompt(rows: Float[Tensor, "row part d"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "unit part d"]:
-    """The mean of each prompt's rows."""
+def _per_prompt(
+    rows: Float[Tensor, "row part d"], prompt: Int[Tensor, " row"], cluster: Int[Tensor, " row"]
+) -> tuple[Float[Tensor, "prompt part d"], Int[np.ndarray, " prompt"]]:
+    """The mean of each prompt's rows, and the prompts' clusters."""
     _, number = prompt.unique(return_inverse=True)
     sums = rows.new_zeros(int(number.max()) + 1, *rows.shape[1:]).index_add_(0, number, rows)
-    return sums / torch.bincount(number)[:, None, None]
+    counts = torch.bincount(number)
+    return sums / counts[:, None, None], cluster.new_zeros(len(counts)).scatter_(0, number, cluster).numpy()
 
 
 def _streamed(moments: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.replay import counted, read_out
+from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from workbench.engine.positions import PositionSpec, Where
@@ -23,7 +24,7 @@ from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
 from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
-from workbench.typing import Float, Tensor
+from workbench.typing import Float, Int, Tensor
 
 CHUNK = 256
 """Residuals read out at once; each costs one row of the vocabulary."""
@@ -40,6 +41,8 @@ class LogitLens(ProbeResult):
 
     cells: pd.DataFrame
     """For the prompts shown: model, prompt, position, token, layer, says, top, probability, entropy, kl."""
+    resampled: str = "prompts"
+    """What intervals and tests draw, and how many there are: prompts, or groups of prompts."""
 
     title: ClassVar[str] = "Logit lens"
     unit: ClassVar[str] = "KL of tuned from base (nats)"
@@ -55,7 +58,8 @@ class LogitLens(ProbeResult):
         top = self.frame().iloc[0]
         return (
             f"Readings differ most after layer {top['layer']:.0f}: {top['score']:.3g} nats [{top['low']:.3g}, "
-            f"{top['high']:.3g}], control {top['control']:.3g} ({self.control}), q = {top['q']:.2g}"
+            f"{top['high']:.3g}] over {self.resampled}, control {top['control']:.3g} ({self.control}), "
+            f"q = {top['q']:.2g}"
         )
 
 
@@ -73,7 +77,8 @@ def logit_lens(
     """Read every layer's residual through the model's own final norm, unembedding and soft-caps.
 
     ``positions``: which tokens enter the means and the grids; ``shown``: how many prompts keep their grid, with the
-    ``top`` tokens of each cell. Cost: one forward pass of each model per batch, and three readings per residual.
+    ``top`` tokens of each cell. Intervals and tests are over prompts, or over their groups where they have some. Cost:
+    one forward pass of each model per batch, and three readings per residual.
     """
     rows = Prompts.of(prompts)
     with counted(pair.base, pair.tuned) as passes:
@@ -91,7 +96,7 @@ def logit_lens(
         bar.advance(len(chunk.index))
     bar.finish()
     return LogitLens(
-        table=_table(pd.concat(measured, ignore_index=True), seed),
+        table=_table(pd.concat(measured, ignore_index=True), rows.clusters, seed),
         control="the base residual moved as far in a random direction, another one for every token",
         provenance=Provenance.of(
             "logit_lens",
@@ -103,6 +108,7 @@ def logit_lens(
             settings={"positions": recording.config["positions"], "layers": numbers, "top": top},
         ),
         cells=pd.DataFrame(cells),
+        resampled=units_of(rows.clusters),
     )
 
 
@@ -186,12 +192,16 @@ def _says(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "
     return read_out(model, residual).float().log_softmax(-1).cpu()
 
 
-def _table(measured: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """One row per layer: means over prompts of the mean over a prompt's rows."""
+def _table(measured: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: int) -> pd.DataFrame:
+    """One row per layer: means over prompts of the mean over a prompt's rows; whole clusters are drawn."""
     per_prompt = measured.groupby(["layer", "prompt"]).mean()
     rows, p = [], []
     for layer, part in per_prompt.groupby("layer"):
-        p.append(float(paired_permutation((part["kl"] - part["control"]).to_numpy(), seed=seed).p))
+        units = clusters[part.index.get_level_values("prompt")]
+        beyond = cluster_means((part["kl"] - part["control"]).to_numpy()[:, None], units)
+        p.append(float(paired_permutation(beyond, seed=seed).p[0]))
         means = {name: part[name].mean() for name in ("control", "to_final_base", "to_final_tuned")}
-        rows.append({"layer": layer, **scored(part["kl"].to_numpy(), seed=seed), **means, "n": len(part)})
+        rows.append(
+            {"layer": layer, **scored(part["kl"].to_numpy(), seed=seed, clusters=units), **means, "n": len(part)}
+        )
     return pd.DataFrame(rows).assign(q=q_values(np.array(p)))

@@ -8,6 +8,7 @@ together.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from workbench.typing import Float, Int
 
@@ -58,6 +59,27 @@ def permutation_p(
     """Two-sided p-values; the observed arrangement counts as one of the draws, so none is 0."""
     reached = (np.abs(null) >= np.abs(observed) * (1 - 1e-12)).sum(0)
     return (1 + reached) / (1 + len(null))
+
+
+def row_clusters(index: pd.DataFrame) -> Int[np.ndarray, " row"]:
+    """Numbers of the rows of a recording's index, equal within a group; the rows of a prompt without a group stand
+    together. Like :attr:`workbench.prompts.collection.Prompts.clusters`, row by row."""
+    prompt = index["prompt"].to_numpy()
+    if "group" not in index:
+        return np.unique(prompt, return_inverse=True)[1]
+    _, first, number = np.unique(prompt, return_index=True, return_inverse=True)
+    numbers: dict[tuple[str, object], int] = {}
+    keys = [
+        ("prompt", place) if pd.isna(group) else ("group", group)
+        for place, group in enumerate(index["group"].to_numpy()[first])
+    ]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)[number]
+
+
+def units_of(clusters: Int[np.ndarray, " prompt"]) -> str:
+    """What is drawn and how many there are, for people: ``30 prompts``, or ``12 groups of prompts (30 in all)``."""
+    groups = len(np.unique(clusters))
+    return f"{groups} prompts" if groups == len(clusters) else f"{groups} groups of prompts ({len(clusters)} in all)"
 
 
 def cluster_means(

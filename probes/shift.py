@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from workbench.typing import Float, Tensor
+from workbench.typing import Float, Int, Tensor
 
 DRAWS = 1000
 FLIPS = 2000
@@ -26,37 +26,51 @@ class Shift(NamedTuple):
     p: np.ndarray
 
 
-def mean_shift(differences: Float[Tensor, "unit cell d"], seed: int = 0) -> Shift:
-    """The length of the mean over units (prompts) of each cell's difference.
+def mean_shift(
+    differences: Float[Tensor, "prompt cell d"], seed: int = 0, clusters: Int[np.ndarray, " prompt"] | None = None
+) -> Shift:
+    """The length of the mean over prompts of each cell's difference.
 
-    |mean|² is estimated by the mean of the inner products of different units, which noise leaves at 0 (the plain
-    |mean|² would grow with the noise). Interval: bootstrap over units; pairs of one unit with itself never count.
-    p-value: the units' signs flipped at random, one-sided, the observed signs counted in.
+    Units are the prompts, or what ``clusters`` numbers alike. |mean|² is estimated by the mean of the inner products
+    of prompts of different units, which noise leaves at 0 (the plain |mean|² would grow with the noise). Interval:
+    bootstrap over units; pairs inside one unit never count. p-value: the units' signs flipped at random, one-sided,
+    the observed signs counted in.
     """
-    units = len(differences)
+    sums, sizes = _summed(differences, clusters)
+    units = len(sums)
     if units < 2:
         raise ValueError("a shift needs at least two units")
     counts = _counts(units, seed).to(differences.device)
     signs = _signs(units, seed).to(differences.device)
     parts = []
-    for part in differences.split(max(1, _BLOCK // max(units * units, units * len(signs))), dim=1):
-        parts.append(_of_cells(part, counts, signs))
+    for part in sums.split(max(1, _BLOCK // max(units * units, units * len(signs))), dim=1):
+        parts.append(_of_cells(part, sizes, counts, signs))
     return Shift(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _of_cells(part: Tensor, counts: Tensor, signs: Tensor) -> tuple[np.ndarray, ...]:
+def _summed(differences: Tensor, clusters: np.ndarray | None) -> tuple[Tensor, Tensor]:
+    """The sum of each unit's differences [unit, cell, d], and how many prompts it holds [unit]."""
+    if clusters is None:
+        return differences, torch.ones(len(differences), dtype=torch.float64, device=differences.device)
+    _, numbers, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    sums = differences.new_zeros(len(sizes), *differences.shape[1:])
+    sums.index_add_(0, torch.from_numpy(numbers).to(differences.device), differences)
+    return sums, torch.from_numpy(sizes).double().to(differences.device)
+
+
+def _of_cells(part: Tensor, sizes: Tensor, counts: Tensor, signs: Tensor) -> tuple[np.ndarray, ...]:
     rows = part.transpose(0, 1).double()
     gram = torch.bmm(rows, rows.mT)  # [cell, unit, unit]
     own = gram.diagonal(dim1=-2, dim2=-1).clone()
     gram.diagonal(dim1=-2, dim2=-1).zero_()
-    units = gram.shape[-1]
-    pairs = units * (units - 1)
+    pairs = sizes.sum() ** 2 - sizes.square().sum()
     size = gram.sum((1, 2)) / pairs
     weights = counts.double()
+    drawn = weights * sizes
     products = torch.matmul(weights, gram)  # [cell, draw, unit]
-    resampled = (products * weights).sum(-1) / (units**2 - weights.square().sum(-1))
+    resampled = (products * weights).sum(-1) / (drawn.sum(-1) ** 2 - drawn.square().sum(-1))
     flipped = (torch.matmul(signs.double(), gram) * signs).sum(-1) / pairs
-    slack = 1e-9 * own.mean(1, keepdim=True)
+    slack = 1e-9 * own.mean(1, keepdim=True) / sizes.mean() ** 2
     p = (1 + (flipped >= size[:, None] - slack).sum(1)) / (1 + flipped.shape[1])
     edges = torch.tensor([0.025, 0.975], dtype=torch.float64, device=part.device)
     low, high = resampled.quantile(edges, dim=1)

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.replay import counted
+from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from workbench.errors import UserError
@@ -40,7 +41,9 @@ class TokenShift(ProbeResult):
     """direction, prompt, position (in the response), token_id, token, rank, probability, kl (nats, writer from
     judge), kind, special (counted in no share)."""
     shares: pd.DataFrame
-    """direction, kind, share of the response's tokens, low, high: interval over prompts."""
+    """direction, kind, share of the response's tokens, low, high: interval over prompts or their groups."""
+    resampled: str = "prompts"
+    """What intervals and tests draw, and how many there are: prompts, or groups of prompts."""
 
     title: ClassVar[str] = "Token shift"
     unit: ClassVar[str] = "share of shifted tokens"
@@ -56,7 +59,7 @@ class TokenShift(ProbeResult):
         for direction, rows in self.shares.groupby("direction", sort=False):
             parts = (f"{row.share:.1%} {row.kind} [{row.low:.1%}, {row.high:.1%}]" for row in rows.itertuples())
             said.append(f"{direction}: {', '.join(parts)}")
-        return f"{'; '.join(said)}; control: {self.control}"
+        return f"{'; '.join(said)}; intervals over {self.resampled}; control: {self.control}"
 
 
 def token_shift(
@@ -73,8 +76,9 @@ def token_shift(
 
     ``base_prompts``: what the base reads instead (a plain version of a chat), row by row; only response tokens are
     compared, as token ids. Ranks break ties by id. Token ids that only one vocabulary has are left out of the
-    distributions; end-of-text and other special tokens enter no share. Cost per batch and direction: one
-    generation and two forward passes. Raises :class:`UserError` when nothing but special tokens is written.
+    distributions; end-of-text and other special tokens enter no share. Intervals and tests are over prompts, or over
+    their groups where ``prompts`` have some. Cost per batch and direction: one generation and two forward passes.
+    Raises :class:`UserError` when nothing but special tokens is written.
     """
     rows = Prompts.of(prompts)
     other = rows if base_prompts is None else Prompts.of(base_prompts)
@@ -94,7 +98,7 @@ def token_shift(
     bar.finish()
     tokens = pd.concat(found, ignore_index=True)
     return TokenShift(
-        table=_by_position(tokens[tokens["direction"] == TUNED_WRITES], seed),
+        table=_by_position(tokens[tokens["direction"] == TUNED_WRITES], rows.clusters, seed),
         control="the writer judging itself (numerical noise floor)",
         provenance=Provenance.of(
             "token_shift",
@@ -106,7 +110,8 @@ def token_shift(
             settings={"max_new_tokens": max_new_tokens, "batch_size": batch_size},
         ),
         tokens=tokens.drop(columns="own_rank"),
-        shares=_shares(tokens, seed),
+        shares=_shares(tokens, rows.clusters, seed),
+        resampled=units_of(rows.clusters),
     )
 
 
@@ -185,30 +190,34 @@ def _outside(tokens: Int[Tensor, " pos"], special: Int[Tensor, " special"], know
     return torch.isin(tokens, special) | ~known
 
 
-def _shares(tokens: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Shares per direction, weighted by prompt, with an interval over prompts."""
+def _shares(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: int) -> pd.DataFrame:
+    """Shares per direction, weighted by prompt, with an interval over clusters of prompts."""
     counted = tokens[~tokens["special"]]
     if counted.empty:
         raise UserError("Both models answered with special tokens only, so there is nothing to compare.")
     rows = []
     for direction, part in counted.groupby("direction", sort=False):
         for kind in KINDS:
-            per_prompt = (part["kind"] == kind).groupby(part["prompt"]).mean().to_numpy(float)
-            rows.append({"direction": direction, "kind": kind, **scored_share(per_prompt, name="share", seed=seed)})
+            per_prompt = (part["kind"] == kind).groupby(part["prompt"]).mean()
+            units = clusters[per_prompt.index.to_numpy()]
+            found = scored_share(per_prompt.to_numpy(float), name="share", seed=seed, clusters=units)
+            rows.append({"direction": direction, "kind": kind, **found})
     return pd.DataFrame(rows)
 
 
-def _by_position(tokens: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _by_position(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: int) -> pd.DataFrame:
     """Share of shifted tokens at each position of the response, against the writer judging itself."""
     counted = tokens[~tokens["special"]]
     rows, p = [], []
     for position, part in counted.groupby("position"):
         shifted, own = part["rank"].to_numpy() > 3, part["own_rank"].to_numpy() > 3
-        p.append(float(paired_permutation(shifted.astype(float) - own, seed=seed).p))
+        units = clusters[part["prompt"].to_numpy()]
+        beyond = cluster_means((shifted.astype(float) - own)[:, None], units)
+        p.append(float(paired_permutation(beyond, seed=seed).p[0]))
         rows.append(
             {
                 "position": position,
-                **scored_share(shifted, seed=seed),
+                **scored_share(shifted, seed=seed, clusters=units),
                 "control": own.mean(),
                 "kl": part["kl"].mean(),
                 "n": len(part),
