@@ -29,13 +29,6 @@ class Captured:
     """[row] which prompt of the batch."""
     position: Tensor | None = None
     """[row] position in the prompt, from its first real token."""
-    sums: list[Tensor] = field(default_factory=list)
-    """Of each tensor of floating numbers, taken while it is in the processor's cache."""
-
-    @property
-    def finite(self) -> bool:
-        """Whether no value can be NaN or infinite; on a GPU, asking waits for the device."""
-        return _all_finite(self.sums)
 
 
 @dataclass(frozen=True)
@@ -109,9 +102,7 @@ class Capture:
         """Keep a copy: an alias would hold the whole activation, and change with what is written into it later."""
         rows = kept.of(value.detach())
         dtype = self.dtype if self.dtype is not None and rows.is_floating_point() else rows.dtype
-        taken.rows[name] = rows = rows.to(dtype, copy=kept.everything)
-        if rows.is_floating_point():
-            taken.sums.append(_sum(rows))
+        taken.rows[name] = rows.to(dtype, copy=kept.everything)
 
 
 def _kept(chosen: Selection, ctx: ForwardContext) -> _Kept:
@@ -150,14 +141,10 @@ def nonfinite_rows(tensors: Mapping[str, Tensor]) -> dict[str, Bool[Tensor, " ro
     GPU every look waits for the device.
     """
     sums = {name: _sum(rows) for name, rows in tensors.items() if rows.is_floating_point()}
-    if _all_finite(list(sums.values())):
+    if not sums or bool(torch.isfinite(torch.stack(list(sums.values()))).all()):
         return {}
     marked = {name: (~torch.isfinite(tensors[name])).flatten(1).any(1).cpu() for name in sums}
     return {name: rows for name, rows in marked.items() if bool(rows.any())}
-
-
-def _all_finite(sums: list[Tensor]) -> bool:
-    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
 
 
 def _sum(rows: Tensor) -> Tensor:

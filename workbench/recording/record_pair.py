@@ -158,7 +158,6 @@ class _Pass:
     tensors: dict[str, Tensor]
     prompt: Tensor
     position: Tensor
-    finite: bool
 
 
 @dataclass
@@ -208,7 +207,7 @@ class _Job:
             sink.add(*self._joined(list(passes)))
         else:
             for one in passes:
-                sink.add(one.tensors, self._rows(one.prompt, one.position, one.tensors, finite=one.finite))
+                sink.add(one.tensors, self.index.rows(one.prompt, one.position, one.tensors))
 
     def _pass(self, batch: Batch) -> _Pass:
         """Every model on one batch."""
@@ -220,7 +219,7 @@ class _Job:
         row, position = places[0].batch_row, places[0].position
         assert row is not None and position is not None
         self.progress.advance(len(batch.prompts))
-        return _Pass(tensors, torch.tensor(batch.prompts)[row], position, all(one.finite for one in places))
+        return _Pass(tensors, torch.tensor(batch.prompts)[row], position)
 
     def _joined(self, passes: list[_Pass]) -> tuple[dict[str, Tensor], Rows]:
         """The rows of some batches, in the order of the prompts."""
@@ -229,11 +228,7 @@ class _Job:
         names = list(passes[0].tensors)
         tensors = {name: in_order([one.tensors.pop(name) for one in passes], order) for name in names}
         of, at = (of, at) if order is None else (of[order], at[order])
-        return tensors, self._rows(of, at, tensors, finite=all(one.finite for one in passes))
-
-    def _rows(self, of: Tensor, at: Tensor, tensors: dict[str, Tensor], *, finite: bool) -> Rows:
-        """Where the rows come from; only where a value may be NaN or infinite are the values looked at again."""
-        return self.index.rows(of, at, {} if finite else tensors)
+        return tensors, self.index.rows(of, at, tensors)
 
 
 def _warn_of_nonfinite(recording: Recording) -> None:
