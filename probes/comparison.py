@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import hypergeom, spearmanr
 
+from probes.asked import asked
 from probes.results import CELL, ProbeResult, Provenance
 from workbench.errors import UserError
 from workbench.figures.overlap import overlap_curve
@@ -113,12 +114,15 @@ def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int =
     return Comparison(
         table=table.assign(q=q_values(table["p"].to_numpy())),
         control=f"two random choices of k of the {n} cells (hypergeometric)",
-        provenance=Provenance.of("compare", _models(first, second), settings={"cells": list(cells)}, seed=seed),
+        provenance=Provenance.of(
+            "compare", _models(first, second), seed=seed,
+            settings=asked(None, first=first, second=second, ks=ks, cells=cells),
+        ),
         spearman=float(correlation.statistic) if correlation is not None else float("nan"),
         spearman_p=float(correlation.pvalue) if correlation is not None else float("nan"),
         n_cells=n,
         own=_own(left, right),
-    )
+    )  # fmt: skip
 
 
 def _frame(given: Any) -> pd.DataFrame:

@@ -11,9 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from probes.asked import asked, of_recording
 from probes.principal import Principal, direction_readings, principal, shown
 from probes.resampling import row_clusters, units_of
-from probes.results import ProbeResult, Provenance
+from probes.results import ProbeResult
 from probes.shift import mean_shift
 from workbench.engine.sites import Site
 from workbench.errors import UserError
@@ -91,14 +92,11 @@ def activation_delta(
         )
     common: dict[str, Any] = {
         "control": "the prompts' signs flipped at random",
-        "provenance": Provenance(
-            probe="activation_delta",
-            models={role: str(recording.config.get("models", {}).get(role, role)) for role in ("base", "tuned")},
-            n_prompts=recording.n_prompts,
-            seed=seed,
-            settings={"by_position": by_position, "components": components, "sites": recording.sites},
+        "provenance": of_recording(
+            "activation_delta", recording, ("base", "tuned"),
+            asked(None, by_position=by_position, components=components, model=model), seed,
         ),
-    }
+    }  # fmt: skip
     if recording.moments:
         table = _streamed(recording.moments)
         return ActivationDelta(table=table, directions=_no_directions(), vectors={}, streamed=True, **common)

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from probes.asked import asked
 from probes.replay import counted, read_out
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -105,7 +106,7 @@ def logit_lens(
             seed=seed,
             device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings={"positions": recording.config["positions"], "layers": numbers, "top": top},
+            settings=asked(None, layers=numbers, positions=positions, top=top, shown=shown),
         ),
         cells=pd.DataFrame(cells),
         resampled=units_of(rows.clusters),

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from probes.asked import asked
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -107,7 +108,12 @@ def token_shift(
             seed=seed,
             device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings={"max_new_tokens": max_new_tokens, "batch_size": batch_size},
+            settings=asked(
+                None,
+                base_prompts=None if base_prompts is None else other,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+            ),
         ),
         tokens=tokens.drop(columns="own_rank"),
         shares=_shares(tokens, rows.clusters, seed),

@@ -5,6 +5,7 @@ The package itself would pull TransformerLens back to an older version.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,16 @@ class Dictionary:
     def decoder(self) -> Float[Tensor, "latent d_in"]:
         """The directions."""
         return self.weights["W_dec"]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Its folder, and a hash of its weights and of how they are used."""
+        how = (self.architecture, self.k, self.subtract_bias, self.normalize, self.by_decoder_norm)
+        digest = hashlib.sha256(repr(how).encode())
+        for name in sorted(self.weights):
+            digest.update(name.encode())
+            digest.update(self.weights[name].cpu().contiguous().numpy().data)
+        return {"folder": self.folder, "hash": digest.hexdigest()}
 
     def encode(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row latent"]:
         """The activation of every latent."""

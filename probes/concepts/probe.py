@@ -12,11 +12,12 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from probes.asked import asked, of_recording
 from probes.concepts.contexts import extreme_contexts
 from probes.concepts.dictionary import Dictionary
 from probes.concepts.finding import Found, Rows, find
 from probes.principal import direction_readings, shown
-from probes.results import ProbeResult, Provenance
+from probes.results import ProbeResult
 from probes.scored import scored
 from workbench.engine.sites import Site
 from workbench.errors import UserError
@@ -128,12 +129,11 @@ def concept_directions(
     return ConceptDirections(
         table=table.assign(layer=site.layer, up=[up for up, _ in words], down=[down for _, down in words]),
         control="random directions (10 draws)",
-        provenance=Provenance(
-            probe="concept_directions",
-            models={role: str(recording.config.get("models", {}).get(role, role)) for role in recording.roles},
-            n_prompts=recording.n_prompts,
-            seed=seed,
-            settings={"method": method, "k": k, "dictionary": None if read is None else read.folder},
+        provenance=of_recording(
+            "concept_directions", recording, tuple(recording.roles),
+            asked(None, method=method, layer=int(site.layer or 0), k=k, labels=labels,
+                  dictionary=read, model=model, examples=examples),
+            seed,
         ),
         method=method,
         site=site.kind,
@@ -142,7 +142,7 @@ def concept_directions(
         mean=base.mean(0),
         contexts=extreme_contexts(values, recording.index, examples),
         latents=found.latents,
-    )
+    )  # fmt: skip
 
 
 def _one_site(recording: Recording, layer: int | None) -> Site:

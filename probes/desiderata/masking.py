@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from probes.asked import asked
 from probes.desiderata.result import ComponentMasking
 from probes.desiderata.swapping import Swaps
 from probes.desiderata.training import Schedule, Trained, train_masks
@@ -87,9 +88,7 @@ def component_masking(subject: Any, desiderata: Any, position: Place = "last", *
             "component_masking", models, None, seed=chosen.seed, device=str(first.device),
             forward_passes=math.ceil(sum(one.swaps.passes for one in found)),
             backward_passes=sum(one.swaps.backward for one in found),
-            settings={"prompts": {title: rows.hash for title, rows in named.items()},
-                      "position": str(position), "penalties": [float(p) for p in chosen.penalties],
-                      "epochs": chosen.epochs, "learning_rate": chosen.learning_rate, "candidates": len(heads),
+            settings={**asked(chosen, desiderata=named, position=position), "candidates": len(heads),
                       "split": "50 / 25 / 25 by group", "mixed with": "the running base output"},
         ),
         masks=pd.concat([one.mask() for one in found], ignore_index=True),

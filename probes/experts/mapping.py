@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from scipy.stats import rankdata
 
 from probes import resampling
+from probes.asked import asked
 from probes.experts.counting import (
     Excluded,
     ExpertCounts,
@@ -163,7 +164,7 @@ def expert_map(
             seed=chosen.seed,
             device=str(model.device),
             forward_passes=passes + counts[0].passes + (0 if before is None else before[0].passes),
-            settings=_settings(chosen, len(rows) - len(classes.rows)),
+            settings={**asked(chosen, labels=labels, target=target), "unlabelled": len(rows) - len(classes.rows)},
         ),
         target=classes.target,
         others=classes.others,
@@ -174,12 +175,6 @@ def expert_map(
         stability=stability,
         responses=texts,
     )
-
-
-def _settings(chosen: MapOptions, unlabelled: int) -> dict[str, Any]:
-    names = ("phase", "score", "test", "draws", "max_new_tokens")
-    exclude = chosen.exclude if isinstance(chosen.exclude, str) else "custom"
-    return {**{name: getattr(chosen, name) for name in names}, "exclude": exclude, "unlabelled": unlabelled}
 
 
 def _responses(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from probes.asked import asked
 from probes.experts.counting import content, count_experts, require_experts
 from probes.experts.labels import respond
 from probes.experts.mapping import ExpertMap
@@ -119,7 +120,7 @@ def switching_curve(
             seed=chosen.seed,
             device=str(model.device),
             forward_passes=counted + trial.passes,
-            settings={"mode": mode, "max_new_tokens": chosen.max_new_tokens, "counts": steps},
+            settings=asked(chosen, behaviour=behaviour, ranking=ranking, counts=counts, mode=mode),
         ),
         ranked=_labels(ranked),
         random=[_labels(draw) for draw in random],

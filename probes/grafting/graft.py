@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
 
+from probes.asked import asked
 from probes.grafting.blend import Blender
 from probes.grafting.curve import Judge, sparsity_curve, variants
 from probes.grafting.cutting import pair_region
@@ -77,7 +77,7 @@ def graft(
         device=str(pair.base.device),
         forward_passes=found.forward_passes + judge.forward_passes,
         backward_passes=found.backward_passes,
-        settings={"method": method, "level": level, **asdict(settings)},
+        settings=asked(settings, method=method, level=level, ood=None if ood is None else Prompts.of(ood)),
     )
     return GraftResult(
         table=density_table(blender.region, found.mask), control=CONTROL, provenance=made,

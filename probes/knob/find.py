@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
+from probes.asked import asked
 from probes.knob.intents import IntentPairs, both, intent_pairs
 from probes.knob.layers import LayerSearch, PatchedHeads, Thresholds, search_layers
 from probes.knob.result import Knob
@@ -75,7 +76,8 @@ def find_knob(
     localize") or too few pairs are left.
     """
     training, setup, progress = training or Training(), setup or Setup(), progress or Silent()
-    pairs = intent_pairs(Prompts.of(prompts), pair.tuned)
+    rows = Prompts.of(prompts)
+    pairs = intent_pairs(rows, pair.tuned)
     known, skill = _known_pairs(pair, pairs, setup)
     train_numbers, test_numbers = _split(known, setup, seed)
     train = Trial.of("tuned", pair.tuned, known.choose(train_numbers), setup.batch_size)
@@ -100,7 +102,7 @@ def find_knob(
             device=str(pair.tuned.device),
             forward_passes=passes + skill.pop("passes"),
             backward_passes=training.steps * len(candidates),
-            settings={"training": asdict(training), "setup": asdict(setup), "layers": str(layers)},
+            settings=asked(None, prompts=rows, layers=layers, training=training, setup=setup, others=others),
         ),
         layer=best.layer,
         intents=known.intents,

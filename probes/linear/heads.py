@@ -12,9 +12,10 @@ import plotly.graph_objects as go
 import torch
 from scipy import stats
 
+from probes.asked import asked, of_recording
 from probes.linear.folds import folds_of_shuffled, make_folds, numbered, shuffled_labels, two_classes
 from probes.linear.logistic import Features, cell_chunks, solve
-from probes.results import ProbeResult, Provenance
+from probes.results import ProbeResult
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.progress import Progress, Silent
@@ -134,12 +135,12 @@ def head_probe(
     return HeadProbe(
         table=table,
         control=f"the same probes on shuffled labels ({draws} draws)",
-        provenance=Provenance(
-            probe="head_probe",
-            models={role: _identity(recording, role)},
-            n_prompts=recording.n_prompts,
-            seed=seed,
-            settings={"role": role, "ridge": ridge, "folds": int(data.folds.max()) + 1, "draws": draws},
+        provenance=of_recording(
+            "head_probe",
+            recording,
+            (role,),
+            asked(None, labels=labels, role=role, groups=groups, folds=folds, ridge=ridge, draws=draws),
+            seed,
         ),
         classes=data.classes,
         weight=torch.stack([one.weight for one in found]),
@@ -294,8 +295,3 @@ def _table(found: Sequence[_Layer], layers: Sequence[int], data: _Rows, seed: in
             ).numpy(),
         }
     )
-
-
-def _identity(recording: Recording, role: str) -> str:
-    """The model's identity as the recording keeps it; empty where it keeps none."""
-    return str(recording.config.get("models", {}).get(role, ""))

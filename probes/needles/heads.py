@@ -11,8 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import spearmanr
 
+from probes.asked import asked
 from probes.needles.decoding import answer, check_room, copy_scores, recall
-from probes.needles.trials import Trial
+from probes.needles.trials import Trial, contents
 from probes.options import read_options
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
@@ -96,9 +97,9 @@ def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> Re
         table=table,
         control=f"{chosen.decoys} random spans of the needle's length elsewhere in each prompt",
         provenance=Provenance.of(
-            "retrieval_heads", models, [trial.ids for trial in trials], seed=chosen.seed,
+            "retrieval_heads", models, contents(trials), seed=chosen.seed,
             device=str(models[role].device), forward_passes=sum(one.passes for one in scored.values()),
-            settings={"max_new_tokens": chosen.max_new_tokens, "keep_above": chosen.keep_above},
+            settings=asked(chosen),
         ),
         kept={name: (len(one.rows), len(trials)) for name, one in scored.items()},
         threshold=chosen.threshold,

@@ -11,10 +11,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from probes.asked import asked
 from probes.matching import Place, matched_cells
 from probes.needles.decoding import answer, check_room, recall
 from probes.needles.heads import RetrievalHeads
-from probes.needles.trials import Trial
+from probes.needles.trials import Trial, contents
 from probes.options import read_options
 from probes.resampling import cluster_means, interval
 from probes.results import SHARED, ProbeResult, Provenance
@@ -98,8 +99,8 @@ def mask_heads(
         table=_table(steps, values, drawn, np.array([one.group for one in trials]), chosen),
         control=f"{chosen.controls} draws of as many random heads of the same layers",
         provenance=Provenance.of(
-            "mask_heads", {model.role: model}, [one.ids for one in trials], seed=chosen.seed,
-            device=str(model.device), forward_passes=trial.passes, settings={"how": chosen.how, "counts": steps},
+            "mask_heads", {model.role: model}, contents(trials), seed=chosen.seed, device=str(model.device),
+            forward_passes=trial.passes, settings=asked(chosen, heads=names[: steps[-1]], counts=counts),
         ),
         heads=names[: steps[-1]],
         how=chosen.how,

@@ -40,6 +40,11 @@ class Trial:
             )
 
 
+def contents(trials: Sequence[Trial]) -> list[list[Any]]:
+    """Everything that tells trials apart, to be hashed: tokens, where the needle is, and its group."""
+    return [[list(one.ids), one.start, one.end, one.group] for one in trials]
+
+
 def needle_trials(
     haystack: str,
     needles: Sequence[Needle],

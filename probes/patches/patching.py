@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from probes.asked import asked
 from probes.matching import matched_cells
 from probes.options import read_options
 from probes.patches.attribution import attributions
@@ -27,6 +28,7 @@ from probes.results import Provenance
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress
+from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_interval, mean_intervals, ratio_intervals
 from workbench.stats.fdr import q_values
 from workbench.stats.intervals import Intervals
@@ -103,7 +105,10 @@ def patching(
         table=table,
         control=f"the mean of {chosen.controls} random other cells of the map"
         + ("" if together is None else "; together: as many random heads of the same layers"),
-        provenance=_provenance(task, search, kinds, metric),
+        provenance=_provenance(
+            search,
+            asked(chosen, prompts=Prompts.of(prompts), sites=sites, what=what, metric=metric, positions=positions),
+        ),
         source=task.names[0],
         target=task.names[1],
         metric=metric,
@@ -304,8 +309,8 @@ def _tokens(task: Task) -> list[str] | None:
     return [task.target.tokenizer.decode([token]) for token in task.target_ids[0]]
 
 
-def _provenance(task: Task, search: _Search, kinds: Sequence[str], metric: str) -> Provenance:
-    chosen = search.chosen
+def _provenance(search: _Search, settings: dict[str, Any]) -> Provenance:
+    chosen, task = search.chosen, search.task
     return Provenance.of(
         "patching",
         task.models,
@@ -315,9 +320,7 @@ def _provenance(task: Task, search: _Search, kinds: Sequence[str], metric: str) 
         forward_passes=math.ceil(search.passes),
         backward_passes=search.backward,
         settings={
-            "source": task.names[0], "target": task.names[1], "kinds": list(kinds), "metric": metric,
-            "positions": str(chosen.positions), "inputs": chosen.inputs,
-            "method": chosen.method, "frozen": "nothing: later layers recompute",
+            **settings, "source": task.names[0], "target": task.names[1], "frozen": "nothing: later layers recompute",
             "clashing_answers_dropped": task.dropped, "incorrect_dropped": int((~search.kept).sum()),
             "whole_forward_passes": not search.shortcuts,
         },

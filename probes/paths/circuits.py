@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from probes.asked import asked
 from probes.options import read_options
 from probes.paths.ablation import HeadRuns, Kept, Part, mean_ablation
 from probes.paths.circuit_result import CircuitTest
@@ -87,8 +88,9 @@ def circuit(subject: Any, prompts: Any, heads: Heads, metric: str = "accuracy", 
         provenance=Provenance.of(
             "circuit", models, rows, seed=chosen.seed, device=str(next(iter(models.values())).device),
             forward_passes=math.ceil(passes),
-            settings={"heads": named(parts), "ablation": "mean by position", "reference": len(reference),
-                      "reference_is_the_prompts": chosen.reference is None, "metric": metric, "mlps": "intact"},
+            settings={**asked(chosen, heads=named(parts), metric=metric, reference=reference),
+                      "reference_is_the_prompts": chosen.reference is None, "ablation": "mean by position",
+                      "mlps": "intact"},
         ),
         heads=named(parts),
         random=[named(one) for one in random],

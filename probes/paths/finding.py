@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from probes.asked import asked
 from probes.options import read_options
 from probes.patches.metrics import Metric, check_metric
 from probes.patches.runs import record
@@ -27,6 +28,7 @@ from probes.results import Provenance
 from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress, Silent
+from workbench.prompts import Prompts
 from workbench.prompts.encode import batches
 from workbench.stats.bootstrap import mean_interval, mean_intervals
 from workbench.stats.fdr import q_values
@@ -98,8 +100,8 @@ def path_patching(
             "path_patching", task.models, task.prompts, seed=chosen.seed, device=str(task.target.device),
             forward_passes=math.ceil(sweep.passes),
             settings={
-                "source": task.names[0], "target": task.names[1], "receivers": _labels(receivers), "through": through,
-                "position": str(position), "metric": metric, "freeze_mlps": chosen.freeze_mlps,
+                **asked(chosen, prompts=Prompts.of(prompts), receivers=_labels(receivers), through=through,
+                        position=position, metric=metric, source=task.names[0], target=task.names[1]),
                 "frozen": "z of every head at the position and after it", "incorrect_dropped": int((~sweep.kept).sum()),
                 "clashing_answers_dropped": task.dropped,
             },
