@@ -17,6 +17,7 @@ import torch
 
 from probes.patches.runs import output_matrix
 from probes.replay import counted, read_out
+from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
@@ -143,7 +144,7 @@ def _table(
         "token_id": ids.tolist(), "token": [model.tokenizer.decode([one]) for one in ids.tolist()],
         "score": found.estimate, "low": found.low, "high": found.high, "control": control.mean(0),
         "control_low": low, "control_high": high, "n": len(values),
-        "p": paired_permutation(values - control.mean(0), seed=seed).p,
+        "p": paired_permutation(cluster_means(values - control.mean(0), clusters), seed=seed).p,
     })  # fmt: skip
 
 

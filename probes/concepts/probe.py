@@ -17,6 +17,7 @@ from probes.concepts.contexts import extreme_contexts
 from probes.concepts.dictionary import Dictionary
 from probes.concepts.finding import Found, Rows, find
 from probes.principal import direction_readings, shown
+from probes.resampling import cluster_means, row_clusters, units_of
 from probes.results import ProbeResult
 from probes.scored import scored
 from workbench.engine.sites import Site
@@ -26,7 +27,7 @@ from workbench.recording.recording import Recording
 from workbench.stats.controls import random_directions
 from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
-from workbench.typing import Float, Tensor
+from workbench.typing import Bool, Float, Int, Tensor
 
 if TYPE_CHECKING:
     from interventions import Recipe
@@ -50,6 +51,8 @@ class ConceptDirections(ProbeResult):
     contexts: pd.DataFrame
     """direction, end (highest, lowest), value, prompt, position, context: the token stands between » and «."""
     latents: list[int] | None
+    resampled: str = "prompts"
+    """What intervals and tests draw of the prompts that are scored on: prompts, or groups of prompts."""
 
     title: ClassVar[str] = "Concept directions"
     unit: ClassVar[str] = "share of tuning's change along the direction"
@@ -82,7 +85,7 @@ class ConceptDirections(ProbeResult):
         return (
             f"{len(self.table)} directions by {self.method} at {self.site} of layer {self.layer}; direction "
             f"{best['direction']:.0f} holds {best['score']:.1%} [{best['low']:.1%}, {best['high']:.1%}] of the change "
-            f"on other prompts, random directions {best['control']:.1%}"
+            f"on other prompts ({self.resampled}), random directions {best['control']:.1%}"
         )
 
     def figure(self) -> go.Figure:
@@ -109,21 +112,21 @@ def concept_directions(
 
     ``method``: "mean" (of tuned - base), "pca" (of tuned - base, centred: the mean, often the strongest direction, is
     taken out), "pca-uncentred", "labels-mean" and "labels-probe" (of the tuned model's rows), "sae" (the latents of
-    a SAELens ``dictionary`` whose mean activation changed most). Directions are found on two thirds of the prompts and
-    scored on the rest. ``layer``: which of the recorded ones; by default the middle one of them. With
-    ``model`` each direction is read through its unembedding. ``examples``: contexts kept at each end; record with
-    ``positions="all"`` for whole contexts. No forward passes: the recording is read.
+    a SAELens ``dictionary`` whose mean activation changed most). Directions are found on two thirds of the prompts
+    (whole groups, where they have some) and scored on the rest. ``layer``: which of the recorded ones; by default the
+    middle one of them. With ``model`` each direction is read through its unembedding. ``examples``: contexts kept at
+    each end; record with ``positions="all"`` for whole contexts. No forward passes: the recording is read.
     """
     site = _one_site(recording, layer)
     base, tuned = (recording[role][site.name][:].float() for role in ("base", "tuned"))
-    prompt = recording.index["prompt"].to_numpy()
+    prompt, clusters = recording.index["prompt"].to_numpy(), row_clusters(recording.index)
     given = recording.index["label"].tolist() if labels is None and "label" in recording.index else None
     given = given if labels is None else [labels[number] for number in prompt]
-    train = _training_rows(prompt, seed)
+    train = _training_rows(clusters, seed)
     read = Dictionary.load(dictionary) if isinstance(dictionary, (str, Path)) else dictionary
     chosen = None if given is None else [label for label, kept in zip(given, train, strict=True) if kept]
     found = find(method, Rows(base[train], tuned[train], chosen), k, read)
-    table = _scores(found, (tuned - base)[~train], prompt[~train], seed)
+    table = _scores(found, (tuned - base)[~train], prompt[~train], clusters[~train], seed)
     values = _activations(found, tuned, base.mean(0), read)
     words = _words(found, model, base)
     return ConceptDirections(
@@ -142,6 +145,7 @@ def concept_directions(
         mean=base.mean(0),
         contexts=extreme_contexts(values, recording.index, examples),
         latents=found.latents,
+        resampled=units_of(clusters[~train][np.unique(prompt[~train], return_index=True)[1]]),
     )  # fmt: skip
 
 
@@ -163,33 +167,46 @@ def _one_site(recording: Recording, layer: int | None) -> Site:
     return sites[len(sites) // 2]
 
 
-def _training_rows(prompt: np.ndarray, seed: int) -> np.ndarray:
-    """[row] True on two thirds of the prompts."""
-    names = np.unique(prompt)
+def _training_rows(clusters: Int[np.ndarray, " row"], seed: int) -> Bool[np.ndarray, " row"]:
+    """True on two thirds of the prompts, whole groups."""
+    names = np.unique(clusters)
+    if len(names) < 3:
+        raise UserError(
+            f"The prompts are of {len(names)} group(s), which cannot be parted to find and to score: record at least "
+            "three, or prompts without groups if they do not depend on each other."
+        )
     held_out = np.random.default_rng(seed).permutation(names)[: max(1, len(names) // 3)]
-    return ~np.isin(prompt, held_out)
+    return ~np.isin(clusters, held_out)
 
 
-def _scores(found: Found, change: Float[Tensor, "row d"], prompt: np.ndarray, seed: int) -> pd.DataFrame:
-    """Share of the held-out change along each direction, its interval over prompts, and q against random ones."""
-    names, number = np.unique(prompt, return_inverse=True)
+def _scores(
+    found: Found,
+    change: Float[Tensor, "row d"],
+    prompt: Int[np.ndarray, " row"],
+    clusters: Int[np.ndarray, " row"],
+    seed: int,
+) -> pd.DataFrame:
+    """Share of the held-out change along each direction, its interval over prompts or their groups, and q against
+    random ones."""
+    names, first, number = np.unique(prompt, return_index=True, return_inverse=True)
     random = random_directions(torch.ones(change.shape[1]), seed=seed)
     along = change @ torch.nn.functional.normalize(torch.cat([found.directions, random]), dim=-1).T
     share = (along.square() / change.square().sum(-1, keepdim=True).clamp_min(1e-30)).numpy()
     per_prompt = np.stack([share[number == one].mean(0) for one in range(len(names))])
     k = len(found.directions)
-    control = per_prompt[:, k:].mean(1)
+    control, units = per_prompt[:, k:].mean(1), clusters[first]
     rows = [
         {
             "direction": place,
-            **scored(per_prompt[:, place], seed=seed),
+            **scored(per_prompt[:, place], seed=seed, clusters=units),
             "control": float(control.mean()),
             "shift": float(along[:, place].mean()),
             **({} if found.latents is None else {"latent": found.latents[place]}),
         }
         for place in range(k)
     ]
-    tested = paired_permutation(per_prompt[:, :k] - control[:, None], seed=seed, alternative="greater")
+    beyond = cluster_means(per_prompt[:, :k] - control[:, None], units)
+    tested = paired_permutation(beyond, seed=seed, alternative="greater")
     return pd.DataFrame(rows).assign(q=q_values(tested.p))
 
 

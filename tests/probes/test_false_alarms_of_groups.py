@@ -42,22 +42,31 @@ def near_copies(seed: int, grouped: bool) -> Prompts:
     return Prompts.of(found)
 
 
-def moved_group_by_group(seed: int, grouped: bool) -> pd.DataFrame:
+def moved_group_by_group(seed: int, grouped: bool, groups: int = GROUPS) -> Recording:
     """Each group moves its own way, and on average nowhere."""
     random = torch.Generator().manual_seed(seed)
     shapes = {"blocks.0.hook_resid_post": (16,), "blocks.1.hook_mlp_out": (16,), "blocks.1.attn.hook_z": (4, 16)}
-    group = torch.arange(GROUPS).repeat_interleave(COPIES)
+    group = torch.arange(groups).repeat_interleave(COPIES)
     base = {name: torch.randn(len(group), *shape, generator=random) for name, shape in shapes.items()}
     tuned = {
         name: value
-        + torch.randn(GROUPS, *shapes[name], generator=random)[group]
+        + torch.randn(groups, *shapes[name], generator=random)[group]
         + 0.1 * torch.randn(value.shape, generator=random)
         for name, value in base.items()
     }
     index = pd.DataFrame({"prompt": np.arange(len(group)), "position": 0, "token": "x"})
     index = index.assign(group=[f"g{one}" for one in group.tolist()]) if grouped else index
     config = {"roles": ["base", "tuned"], "sites": list(shapes), "n_prompts": len(group)}
-    return probes.activation_delta(Recording(index, config, {"base": base, "tuned": tuned}), components=0).table
+    return Recording(index, config, {"base": base, "tuned": tuned})
+
+
+def shifts(seed: int, grouped: bool) -> pd.DataFrame:
+    return probes.activation_delta(moved_group_by_group(seed, grouped), components=0).table
+
+
+def directions(seed: int, grouped: bool) -> pd.DataFrame:
+    """Taken one by one, copies of what the directions are found on are also what they are scored on."""
+    return probes.concept_directions(moved_group_by_group(seed, grouped, 36), "pca", k=4, seed=seed).table
 
 
 def embeddings_moved_at_random(seed: int, grouped: bool) -> pd.DataFrame:
@@ -96,7 +105,8 @@ def one_odd_group(seed: int, grouped: bool) -> pd.DataFrame:
 
 
 NULLS: dict[str, Null] = {
-    "activation_delta": moved_group_by_group,
+    "activation_delta": shifts,
+    "concept_directions": directions,
     "logit_lens": embeddings_moved_at_random,
     "token_shift": one_odd_group,
 }

@@ -78,6 +78,31 @@ def test_copies_in_one_group_give_the_interval_of_the_originals(probe: Any) -> N
     assert grouped.resampled == "8 groups of prompts (40 in all)" and grouped.resampled in grouped.summary()
 
 
+def test_copies_are_never_on_both_sides_of_concept_directions() -> None:
+    """Directions of copies are those of the originals, to the scores and intervals on the groups held out."""
+    tables, drawn = [], []
+    for prompts in (rows(1, grouped=False), rows(COPIES, grouped=True)):
+        recorded = record(tiny_pair(), prompts, ["resid_post"], positions="last", layers=[1])
+        found = probes.concept_directions(recorded, "pca", k=2)
+        tables.append(found.table[["score", "low", "high", "control", "shift", "q"]].to_numpy())
+        drawn.append(found.resampled)
+        assert found.resampled in found.summary()
+    assert tables[1] == pytest.approx(tables[0], rel=1e-3, abs=1e-4, nan_ok=True)
+    assert drawn == ["2 prompts", "2 groups of prompts (10 in all)"]
+    two = Prompts.of([{"prompt": text, "group": str(place % 2)} for place, text in enumerate(TEXTS)])
+    with pytest.raises(UserError, match="at least three"):
+        probes.concept_directions(record(tiny_pair(), two, ["resid_post"], positions="last", layers=[1]))
+
+
+def test_copies_in_one_group_are_no_further_evidence_of_what_a_head_writes() -> None:
+    tables = [
+        probes.head_words(tiny_pair(), prompts, 1, 2).table
+        for prompts in (rows(6, grouped=True), rows(6, grouped=False))
+    ]
+    assert tables[0]["token_id"].tolist() == tables[1]["token_id"].tolist()
+    assert (tables[0]["q"] >= 2 / 2 ** len(TEXTS)).all() and (tables[1]["q"] < 2 / 2 ** len(TEXTS)).any()
+
+
 @pytest.mark.parametrize("probe", [delta, delta_by_position, shares_by_position])
 def test_copies_in_one_group_are_no_further_evidence(probe: Any) -> None:
     """The tests, too. (The lens draws its control anew for every token, so its copies do differ.)"""
