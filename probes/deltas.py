@@ -100,14 +100,7 @@ def activation_delta(
     if recording.moments:
         table = _streamed(recording.moments)
         return ActivationDelta(table=table, directions=_no_directions(), vectors={}, streamed=True, **common)
-    if recording.n_prompts < 2:
-        raise UserError("One prompt has no spread to judge a shift by: record at least two.")
-    clusters = row_clusters(recording.index)
-    if clusters.max() < 1:
-        raise UserError(
-            f"All {recording.n_prompts} prompts are of one group, which has no spread to judge a shift by: record "
-            "prompts of at least two groups, or without groups if they do not depend on each other."
-        )
+    clusters = _units(recording)
     bar = progress or Silent()
     sites = [site for site in map(Site.parse, _plain_sites(recording)) if site.kind in (*HEADED, *WIDE, "mlp_post")]
     bar.start("activation differences", len(sites))
@@ -131,6 +124,19 @@ def activation_delta(
         resampled=units_of(clusters[np.unique(recording.index["prompt"], return_index=True)[1]]),
         **common,
     )
+
+
+def _units(recording: Recording) -> Int[np.ndarray, " row"]:
+    """What each row is drawn with; at least two of them."""
+    if recording.n_prompts < 2:
+        raise UserError("One prompt has no spread to judge a shift by: record at least two.")
+    clusters = row_clusters(recording.index)
+    if clusters.max() < 1:
+        raise UserError(
+            f"All {recording.n_prompts} prompts are of one group, which has no spread to judge a shift by: record "
+            "prompts of at least two groups, or without groups if they do not depend on each other."
+        )
+    return clusters
 
 
 @dataclass(frozen=True)
