@@ -175,7 +175,7 @@ def knob(seed: int) -> list[dict[str, Any]]:
 
 def experts(seed: int) -> list[dict[str, Any]]:
     chapter = tell_experts(organisms.build("refusal-moe", seed), Settings(seed=seed, draws=DRAWS), Silent())
-    return _told(chapter, "experts", "experts off", "tuned")
+    return _told(chapter, "experts", " off, by ", "tuned")
 
 
 def _told(chapter: Chapter, effect: str, recipe: str, without: str) -> list[dict[str, Any]]:
