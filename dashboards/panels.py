@@ -61,6 +61,13 @@ def empty(what: str, command: str) -> None:
     st.code(command, language="bash", wrap_lines=True)
 
 
+def meanings(frame: pd.DataFrame) -> None:
+    """Below a table of scores what each line measures and beside what, which is too long for a column."""
+    for line in frame.drop_duplicates("result").to_dict("records"):
+        control = f"; control: {line['control is']}" if line.get("control is") else ""
+        st.caption(words(f"{line['result']}: {line['score is']}{control}"))
+
+
 def table(
     name: str,
     frame: pd.DataFrame,

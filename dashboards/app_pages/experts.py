@@ -95,8 +95,8 @@ def _show_scores(chosen: Selection, maps: list[Found], weights: list[Found]) -> 
         keep = ("phase", "score", "low", "high", "control", "control_low", "control_high", "q", "target_share",
                 "other_share")  # fmt: skip
         rows += [
-            {"result": one.name, **{name: row[name] for name in keep if name in row}, "score is": result.unit,
-             "n prompts": result.provenance.n_prompts or None}
+            {"result": one.name, **{name: row[name] for name in keep if name in row},
+             "n prompts": result.provenance.n_prompts or None, "score is": result.unit, "control is": result.control}
             for row in here.to_dict("records")
         ]  # fmt: skip
     if not rows:
@@ -111,7 +111,9 @@ def _show_scores(chosen: Selection, maps: list[Found], weights: list[Found]) -> 
     code += f"[table.query('layer == {chosen.layer} and expert == {chosen.expert}') for table in tables]\n"
     provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in (*maps, *weights)}}
     again = experiment_of(chosen, [*maps, *weights])
-    panels.table("expert-scores", table, code, provenance, shown=with_intervals(table), experiment=again)
+    shown = with_intervals(table).drop(columns=["score is", "control is"])
+    panels.table("expert-scores", table, code, provenance, shown=shown, experiment=again)
+    panels.meanings(table)
 
 
 def _show_switching(chosen: Selection, has_maps: bool) -> None:

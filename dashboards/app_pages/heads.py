@@ -166,7 +166,9 @@ def _show_scores(chosen: Selection, found: list[Found]) -> None:
     from workbench.tables import with_intervals
 
     again = experiment_of(chosen, maps)
-    panels.table("head-scores", table, code, provenance, shown=with_intervals(table), experiment=again)
+    shown = with_intervals(table).drop(columns=["score is", "control is"])
+    panels.table("head-scores", table, code, provenance, shown=shown, experiment=again)
+    panels.meanings(table)
     for source, frame in parts:
         if frame.empty:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,23 @@ import streamlit as st
 
 from dashboards import panels
 from dashboards.results import results_in
+from dashboards.selection import pairs_of
 from dashboards.state import known_runs
 from workbench import runs
 from workbench.errors import UserError
 from workbench.tables import with_intervals
 
 _HASH = re.compile(r"[0-9a-f]{40,64}")
+
+
+def _another(folder: Path) -> str:
+    """A command that makes a second run, of the models of the first where it can be read."""
+    try:
+        named = [pair for pair in pairs_of(folder).values() if pair.base and pair.tuned]
+    except UserError:
+        named = []
+    models = [named[0].base, named[0].tuned] if named else ["BASE", "TUNED"]
+    return panels.visible(shlex.join(["tunescope", "localize", "weights", *models]))
 
 
 def show() -> None:
@@ -31,7 +43,7 @@ def show() -> None:
     )
     st.header("Compare two")
     if len(known) < 2:
-        panels.empty("There is only one run. This makes another:", "tunescope localize weights BASE TUNED")
+        panels.empty("There is only one run. This makes another:", _another(next(iter(known.values()))))
         return
     names = list(known)
     left, right = st.columns(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,6 +195,12 @@ def test_path_tricks_inside_a_manifest_are_refused(home: Path, tmp_path: Path) -
 
 
 # runs
+
+
+def test_beside_a_single_run_stands_the_command_that_makes_another(home: Path, pair_folders: tuple[str, str]) -> None:
+    lab_run(home, *pair_folders)
+    command = opened("runs").code[0].value
+    assert shlex.split(command) == ["tunescope", "localize", "weights", *pair_folders]
 
 
 def test_runs_are_compared_by_what_differs(home: Path) -> None:
