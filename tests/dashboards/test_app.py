@@ -199,7 +199,7 @@ def test_path_tricks_inside_a_manifest_are_refused(home: Path, tmp_path: Path) -
 
 def test_beside_a_single_run_stands_the_command_that_makes_another(home: Path, pair_folders: tuple[str, str]) -> None:
     lab_run(home, *pair_folders)
-    command = opened("runs").code[0].value
+    (command,) = [one.value for one in opened("runs").code if one.value.startswith("tunescope")]
     assert shlex.split(command) == ["tunescope", "localize", "weights", *pair_folders]
 
 
