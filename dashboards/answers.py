@@ -94,5 +94,5 @@ def counted(result: Steered, beginning: str, side: str) -> None:
         found = share_interval([float(text.strip().startswith(wanted)) for text in texts])
         with column, st.container(border=True):
             hits = round(found.estimate * found.n)
-            st.metric(f"{name}: begins with “{panels.words(beginning)}”", f"{hits} of {found.n}")
+            st.metric(f"{name}: “{panels.words(beginning)} …”", f"{hits} of {found.n}")
             st.caption(f"{100 * found.estimate:.0f} %, 95 % interval [{100 * found.low:.0f}, {100 * found.high:.0f}]")
