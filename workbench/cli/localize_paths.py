@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.cli.head_groups import heads_by_place, parts, place
 from workbench.cli.localize import Base, Device, Json, Layers, Out, PromptFile, Seed, Tuned, finish, loaded
 from workbench.cli.localize import app as app
 
@@ -63,9 +64,9 @@ def paths(  # noqa: PLR0913 (one parameter per option)
         runs = {"source": "tuned", "target": "base"} if within == "across" else {}
         return probes.path_patching(
             pair.base if within == "base" else pair, rows,
-            receivers if receivers == "logits" else _parts(receivers), through, _place(position),
+            receivers if receivers == "logits" else parts(receivers), through, place(position),
             metric=metric, freeze_mlps=freeze_mlps, only_correct=not all_prompts,
-            layers=None if layers is None else _parts(layers), seed=seed, progress=bar, **runs,
+            layers=None if layers is None else parts(layers), seed=seed, progress=bar, **runs,
         )  # fmt: skip
 
     finish("paths", asked, run, out, as_json)
@@ -96,7 +97,7 @@ def circuit(  # noqa: PLR0913 (one parameter per option)
     def run(bar: Any) -> Any:
         from workbench.prompts import Prompts
 
-        groups = {_place(place): _parts(labels) for place, labels in _groups(heads)}
+        groups = heads_by_place(heads)
         means = None if reference is None else Prompts.load(reference)
         pair, rows = loaded(base, tuned, prompts, device)
         return probes.circuit(
@@ -127,7 +128,7 @@ def cmap(
     import probes
 
     def run(bar: Any) -> Any:
-        groups = {_place(place): _parts(labels) for place, labels in _groups(heads)}
+        groups = heads_by_place(heads)
         pair, rows = loaded(base, tuned, prompts, device)
         return probes.cmap(pair, rows, groups, metric, seed=seed, progress=bar)
 
@@ -164,34 +165,13 @@ def components(  # noqa: PLR0913 (one parameter per option)
         desiderata = {path.stem: Prompts.load(path) for path in prompts}
         pair = load_pair(base, tuned, device=device)
         return probes.component_masking(
-            pair, desiderata, _place(position), heads=None if heads is None else _parts(heads),
-            penalties=[_number(part) for part in _parts(penalties)], epochs=epochs, seed=seed, progress=bar,
+            pair, desiderata, place(position), heads=None if heads is None else parts(heads),
+            penalties=[_number(part) for part in parts(penalties)], epochs=epochs, seed=seed, progress=bar,
         )  # fmt: skip
 
     asked = {"base": base, "tuned": tuned, "prompts": [str(path) for path in prompts], "position": position}
     more = {"heads": heads, "penalties": penalties, "epochs": epochs, "seed": seed}
     finish("components", {**asked, **more}, run, out, as_json)
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _place(text: str) -> int | str:
-    """A number, or a name."""
-    try:
-        return int(text)
-    except ValueError:
-        return text.strip()
-
-
-def _groups(text: str) -> list[tuple[str, str]]:
-    """``last=L1H2,L0H1;box=L1H0`` as (place, labels); labels alone stand everywhere."""
-    parts = [part.strip() for part in text.split(";") if part.strip()]
-    if len(parts) > 1 and any("=" not in part for part in parts):
-        raise typer.BadParameter("give every group its place: last=L1H0,L1H1;-2=L0H0", param_hint="--heads")
-    split = [part.partition("=") if "=" in part else ("all", "=", part) for part in parts]
-    return [(place, labels) for place, _, labels in split]
 
 
 def _number(text: str) -> float:

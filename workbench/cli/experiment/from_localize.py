@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.cli.head_groups import heads_by_place, parts, place
 from workbench.errors import NotSupported, UserError
 
 
@@ -29,17 +30,17 @@ def _given(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _activations(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"sites": _parts(config["sites"]), "positions": config["positions"]}
+    return {"sites": parts(config["sites"]), "positions": config["positions"]}
 
 
 def _heads(config: Mapping[str, Any]) -> dict[str, Any]:
-    layers = {} if config.get("layers") is None else {"layers": _parts(config["layers"])}
+    layers = {} if config.get("layers") is None else {"layers": parts(config["layers"])}
     return {**_given(config, "what", "metric"), **layers}
 
 
 def _knob(config: Mapping[str, Any]) -> dict[str, Any]:
     layers = config["layers"]
-    return {"layers": layers if layers in ("search", "all") else [_number(part) for part in _parts(layers)]}
+    return {"layers": layers if layers in ("search", "all") else [_number(part) for part in parts(layers)]}
 
 
 def _concepts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,13 +55,36 @@ def _retrieval(config: Mapping[str, Any]) -> dict[str, Any]:
         needles = [{key: row[key] for key in ("question", "text")} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} no longer holds the needles ({type(error).__name__}): put the file back.") from error
-    lengths = [int(part) for part in _parts(config["lengths"])]
+    lengths = [int(part) for part in parts(config["lengths"])]
     haystack = str(Path(config["haystack"]).resolve())
     return {"haystack": haystack, "needles": needles, "lengths": lengths, **_given(config, "template")}
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in str(text).split(",") if part.strip()]
+def _paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``within`` the tuned model is what both models are asked for; across them, its heads in the base."""
+    receivers = config["receivers"]
+    layers = {} if config.get("layers") is None else {"layers": parts(config["layers"])}
+    across = {"source": "tuned", "target": "base"} if config["within"] == "across" else {}
+    return {
+        "do": "probe", "call": "path_patching", "within": "base" if config["within"] == "base" else "pair",
+        "options": {
+            "receivers": receivers if receivers == "logits" else parts(receivers),
+            "position": place(config["position"]), "only_correct": not config["all_prompts"],
+            **_given(config, "through", "metric", "freeze_mlps"), **layers, **across,
+        },
+    }  # fmt: skip
+
+
+def _circuit(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("reference"):
+        raise NotSupported("No experiment file holds the reference prompts of a circuit; run the command again.")
+    options = {"heads": heads_by_place(config["heads"]), **_given(config, "metric", "minimality")}
+    return {"do": "probe", "call": "circuit", "options": options}
+
+
+def _cmap(config: Mapping[str, Any]) -> dict[str, Any]:
+    options = {"heads": heads_by_place(config["heads"]), **_given(config, "metric")}
+    return {"do": "probe", "call": "cmap", "options": options}
 
 
 def _number(text: Any) -> int | float:
@@ -72,6 +96,9 @@ _WITHOUT_PROMPTS = ("localize weights", "localize retrieval")
 _STEPS: dict[str, Any] = {
     "localize weights": lambda _config: {},
     "localize activations": _activations,
+    "localize paths": _paths,
+    "localize circuit": _circuit,
+    "localize cmap": _cmap,
     "localize heads": _heads,
     "localize skills": lambda config: _given(config, "method", "level", "sparsity"),
     "localize experts": lambda config: _given(config, "target"),

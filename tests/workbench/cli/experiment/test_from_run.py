@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import interventions as iv
 from probes import ProbeResult
 from tests.probes.copier import copier
+from tests.probes.paths.planted import induction_model, repeated_pairs
 from tests.workbench.cli.experiment.small import SMALL
 from workbench import runs
 from workbench.cli.app import app
@@ -55,6 +56,51 @@ def test_what_localize_found_is_found_again(home: Path, tmp_path: Path, verb: st
     before, after = ProbeResult.load(run.file("result.safetensors")), ProbeResult.load(found)
     pd.testing.assert_frame_equal(after.frame(), before.frame())
     assert _settings(after) == _settings(before)
+
+
+@pytest.fixture(scope="module")
+def repeater(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hand-built induction models and the pairs that they complete."""
+    folder = tmp_path_factory.mktemp("copier")
+    for name, seed in (("model-base", 0), ("model-tuned", 1)):
+        model = induction_model(seed)
+        model.hf.save_pretrained(folder / name)
+        model.tokenizer.save_pretrained(folder / name)
+    repeated_pairs(24).save(folder / "p.jsonl")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "paths --receivers L1H0 --through k --position after --within base",
+        "paths --within across --metric logit_diff --layers 0,1 --all-prompts --seed 2",
+        "circuit --heads after=L0H0;last=L1H0 --minimality",
+        "cmap --heads L0H0,L1H0 --metric logit_diff",
+    ],
+)
+def test_ways_and_circuits_are_found_again(repeater: Path, tmp_path: Path, asked: str) -> None:
+    verb, *more = asked.split()
+    run = made(
+        repeater, tmp_path / "run", "localize", verb, "model-base", "model-tuned", "--prompts", "p.jsonl", *more,
+        "--device", "cpu",
+    )  # fmt: skip
+    experiment = Experiment.parse(experiment_of_run(run).to_yaml())
+    done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
+    (found,) = done.run.path.glob("steps/*/result.safetensors")
+    before, after = ProbeResult.load(run.file("result.safetensors")), ProbeResult.load(found)
+    pd.testing.assert_frame_equal(after.frame(), before.frame())
+    assert _settings(after) == _settings(before)
+
+
+def test_the_reference_of_a_circuit_cannot_be_written_out(repeater: Path, tmp_path: Path) -> None:
+    prompts = ("--prompts", "p.jsonl", "--reference", "p.jsonl")
+    run = made(
+        repeater, tmp_path / "run", "localize", "circuit", "model-base", "model-tuned", *prompts, "--heads", "L1H0",
+        "--device", "cpu",
+    )  # fmt: skip
+    with pytest.raises(NotSupported, match="reference prompts"):
+        experiment_of_run(run)
 
 
 def test_what_copies_a_needle_is_found_again(tmp_path: Path) -> None:
