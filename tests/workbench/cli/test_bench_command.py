@@ -57,8 +57,8 @@ def test_every_organism_has_cases_and_a_first_layer() -> None:
 def test_every_probe_is_asked_on_every_organism_where_it_can_run() -> None:
     asked = {name: {case.probe.replace(",", " ").split()[0] for case in cases_of(Ground(organisms.build(name)))}
              for name in organisms.names()}  # fmt: skip
-    makes_prompts = {"box_desiderata", "box_prompts", "needle_trials"}
-    every = {name for name in probes.__all__ if name[0].islower()} - makes_prompts
+    helpers = {"box_desiderata", "box_prompts", "needle_trials", "stand_ins"}  # make prompts, or controls
+    every = {name for name in probes.__all__ if name[0].islower()} - helpers
     assert set().union(*asked.values()) == every
     everywhere = {"head_probe", "retrieval_heads", "path_patching", "circuit", "component_masking", "weight_delta"}
     assert all(everywhere <= words for words in asked.values())
