@@ -34,6 +34,16 @@ def made(home: Path, out: Path, *arguments: str) -> Run:
     return runs.open(out)
 
 
+def _assert_found_again(run: Run, folder: Path) -> None:
+    """The run's experiment file gives its result once more."""
+    experiment = Experiment.parse(experiment_of_run(run).to_yaml())
+    done = run_experiment(experiment, folder / "again", folder=folder)
+    (found,) = done.run.path.glob("steps/*/result.safetensors")
+    before, after = ProbeResult.load(run.file("result.safetensors")), ProbeResult.load(found)
+    pd.testing.assert_frame_equal(after.frame(), before.frame())
+    assert _settings(after) == _settings(before)
+
+
 @pytest.mark.parametrize(
     ("verb", "family", "more"),
     [
@@ -50,12 +60,7 @@ def test_what_localize_found_is_found_again(home: Path, tmp_path: Path, verb: st
     pair = (f"{family}-base", f"{family}-tuned")
     given = ["localize", verb, *pair, *more.split(), *([] if verb == "weights" else ["--device", "cpu"])]
     run = made(home, tmp_path / "run", *given)
-    experiment = Experiment.parse(experiment_of_run(run).to_yaml())
-    done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
-    (found,) = done.run.path.glob("steps/*/result.safetensors")
-    before, after = ProbeResult.load(run.file("result.safetensors")), ProbeResult.load(found)
-    pd.testing.assert_frame_equal(after.frame(), before.frame())
-    assert _settings(after) == _settings(before)
+    _assert_found_again(run, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +90,7 @@ def test_ways_and_circuits_are_found_again(repeater: Path, tmp_path: Path, asked
         repeater, tmp_path / "run", "localize", verb, "model-base", "model-tuned", "--prompts", "p.jsonl", *more,
         "--device", "cpu",
     )  # fmt: skip
-    experiment = Experiment.parse(experiment_of_run(run).to_yaml())
-    done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
-    (found,) = done.run.path.glob("steps/*/result.safetensors")
-    before, after = ProbeResult.load(run.file("result.safetensors")), ProbeResult.load(found)
-    pd.testing.assert_frame_equal(after.frame(), before.frame())
-    assert _settings(after) == _settings(before)
+    _assert_found_again(run, tmp_path)
 
 
 def test_the_reference_of_a_circuit_cannot_be_written_out(repeater: Path, tmp_path: Path) -> None:
