@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from threadpoolctl import threadpool_limits
 
 from probes.linear.folds import make_folds
 from probes.linear.heads import BUDGET, GPU_BUDGET, HeadProbe, head_probe
@@ -26,7 +27,7 @@ from workbench.recording.recording import Recording
 
 LAYERS, HEADS, WIDTH, ROWS, TRAIN = 32, 32, 64, 2000, 1600
 THREADS, CALLS = 2, 5
-Found = TypeVar("Found", np.ndarray, HeadProbe)
+Found = TypeVar("Found")
 
 
 def labels() -> torch.Tensor:
@@ -52,9 +53,9 @@ def recording_of(layers: list[torch.Tensor], y: torch.Tensor) -> Recording:
 
 
 def ours(z: torch.Tensor, y: torch.Tensor) -> np.ndarray:
-    """Held-out accuracy of every head, from one fit."""
+    """Held-out accuracy of every head, from one fit. z [row, head, d_head] of any number of heads."""
     found = []
-    for part in cell_chunks(HEADS, ROWS, WIDTH, GPU_BUDGET if z.is_cuda else BUDGET):
+    for part in cell_chunks(z.shape[1], ROWS, WIDTH, GPU_BUDGET if z.is_cuda else BUDGET):
         x = z[:, part].transpose(0, 1)
         probes = fit(x[:, :TRAIN], y[:TRAIN])
         found.append(((probes.logits(x[:, TRAIN:]) > 0) == y[TRAIN:]).float().mean(1))
@@ -83,43 +84,69 @@ def theirs_by_folds(z: torch.Tensor, y: torch.Tensor) -> np.ndarray:
     return np.array(found)
 
 
-def measure() -> dict[str, Any]:
+def measure(device: str = "cpu") -> dict[str, Any]:
     """Seconds for all heads; both sides take turns, so that a busy machine slows both alike."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     y = labels()
     layers = [heads_of(layer, y) for layer in range(LAYERS)]
-    found = {
-        "heads": f"{LAYERS} x {HEADS} of {WIDTH}, {ROWS} prompts",
-        "threads": THREADS,
-        "one_fit": _one_fit(layers, y),
-        "head_probe": _whole_call(layers, y),
-    }
+    found: dict[str, Any] = {"heads": f"{LAYERS} x {HEADS} of {WIDTH}, {ROWS} prompts", "threads": THREADS}
+    with threadpool_limits(THREADS):
+        if device == "cpu":
+            found |= {"one_fit": _one_fit(layers, y), "head_probe": _whole_call(layers, y)}
+        else:
+            found |= {"gpu": torch.cuda.get_device_name(), **_on_gpu(layers, y, device)}
     torch.set_num_threads(before)
     return found
 
 
 def _one_fit(layers: list[torch.Tensor], y: torch.Tensor) -> dict[str, Any]:
     ours(layers[0], y), theirs(layers[0], y)  # the first call pays for start-up
-    seconds: dict[str, list[float]] = {"tunescope": [], "scikit-learn": [], "tunescope, cuda": []}
+    seconds: dict[str, list[float]] = {"tunescope": [], "scikit-learn": []}
     apart = []
     for z in layers:
         mine = _timed(lambda: ours(z, y), seconds["tunescope"])  # noqa: B023
         peer = _timed(lambda: theirs(z, y), seconds["scikit-learn"])  # noqa: B023
         apart.append(np.abs(mine - peer).max())
-        if torch.cuda.is_available():
-            _timed(lambda: ours(z.cuda(), y.cuda()), seconds["tunescope, cuda"])  # noqa: B023
-    result: dict[str, Any] = {
-        "seconds": {name: round(sum(times), 3) for name, times in seconds.items() if times},
+    return {
+        "seconds": {name: round(sum(times), 3) for name, times in seconds.items()},
         "times_faster": _median_ratio(seconds["scikit-learn"], seconds["tunescope"]),
         "largest_difference_in_accuracy": round(float(max(apart)), 4),
     }
-    if cuda := seconds["tunescope, cuda"]:
-        result |= {
-            "gpu": torch.cuda.get_device_name(),
-            "times_faster_on_gpu": _median_ratio(seconds["scikit-learn"][1:], cuda[1:]),
-        }
-    return result
+
+
+def _on_gpu(layers: list[torch.Tensor], y: torch.Tensor, device: str) -> dict[str, Any]:
+    """All heads at once on the GPU, from features that are there and from the processor's memory; a whole call."""
+    seconds: dict[str, list[float]] = {}
+    there, said = torch.cat(layers, 1).to(device), y.to(device)
+    recording = recording_of(layers, y)
+    variants: dict[str, Callable[[], Any]] = {
+        "tunescope, features on the GPU": lambda: ours(there, said),
+        "tunescope, features in the processor's memory": lambda: np.concatenate(
+            [ours(z.to(device), said) for z in layers]
+        ),
+        "tunescope, head_probe(device)": lambda: head_probe(recording, device=device),
+        "scikit-learn, one fit": lambda: np.concatenate([theirs(z, y) for z in layers]),
+        "scikit-learn, folds and all rows": lambda: np.concatenate([theirs_by_folds(z, y) for z in layers]),
+    }
+    found: dict[str, Any] = {}
+    for name, run in variants.items():
+        seconds[name] = []
+        for _ in range(1 if "folds" in name else CALLS):
+            if not seconds[name] and "tunescope" in name:
+                run()  # the first call pays for start-up
+            found[name] = _timed(run, seconds[name])
+    took = {name: statistics.median(times) for name, times in seconds.items()}
+    here, copied, whole, one, folds = variants
+    scores = found[whole].table["score"]
+    return {
+        "seconds": {name: round(value, 4) for name, value in took.items()},
+        "times_faster": round(took[one] / took[here], 1),
+        "times_faster_with_the_copy": round(took[one] / took[copied], 1),
+        "times_faster_head_probe_than_the_same_folds": round(took[folds] / took[whole], 1),
+        "largest_difference_in_accuracy": round(float(np.abs(found[here] - found[one]).max()), 4),
+        "largest_difference_in_accuracy_of_head_probe": round(float(np.abs(scores - found[folds]).max()), 4),
+    }
 
 
 def _whole_call(layers: list[torch.Tensor], y: torch.Tensor) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Speed and memory of the probes against named peers:  python benchmarks/localize.py [--only weight_delta] [--json]"""
+"""Speed and memory of the probes against named peers.
+
+python benchmarks/localize.py [--only weight_delta] [--device cuda] [--json]
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# name -> module with measure() -> dict
+# name -> module with measure() -> dict, or measure(device)
 PARTS = {
     "expert_map": "benchmarks.expert_map",
     "head_probe": "benchmarks.head_probe",
     "patching": "benchmarks.patching",
     "weight_delta": "benchmarks.weight_delta",
 }
+ON_GPU = ("head_probe", "patching")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=sorted(PARTS), help="run one part")
+    parser.add_argument("--device", default="cpu", help="of head_probe and patching, the parts that a GPU can run")
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
     chosen = parser.parse_args()
     results: dict[str, Any] = {}
-    for name in [chosen.only] if chosen.only else sorted(PARTS):
-        results[name] = importlib.import_module(PARTS[name]).measure()
+    for name in [chosen.only] if chosen.only else sorted(PARTS if chosen.device == "cpu" else ON_GPU):
+        given = {"device": chosen.device} if name in ON_GPU else {}
+        results[name] = importlib.import_module(PARTS[name]).measure(**given)
         if not chosen.json:
             print(f"{name}\n{json.dumps(results[name], indent=2)}")
     if chosen.json:

@@ -1,6 +1,7 @@
 """Steered against unsteered generation, and against other libraries making the same edit.
 
-    python benchmarks/steer.py [--quick] [--json] [--repeats N] [--width N] [--rows 1,3] [--peers repeng] [--memory]
+    python benchmarks/steer.py [--quick] [--json] [--repeats N] [--width N] [--device cuda] [--rows 1,3] [--peers repeng]
+                               [--memory]
 
 One process. Every repeat runs each contestant once, in an order that rotates; the figure is the median over repeats
 of its time divided by the time of plain ``generate`` in the same repeat, with the quartiles: wall-clock time, and the
@@ -21,7 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class Size:
     width: int = 512
     tokens: int = 64
     repeats: int = 15
+    device: str = "cpu"
 
 
 def llama(size: Size) -> Any:
@@ -69,7 +71,7 @@ def llama(size: Size) -> Any:
         num_attention_heads=8, num_key_value_heads=4, pad_token_id=0, eos_token_id=None, bos_token_id=1,
     )  # fmt: skip
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval().to(size.device)
 
 
 def mixture(size: Size) -> Any:
@@ -79,17 +81,20 @@ def mixture(size: Size) -> Any:
         num_experts_per_tok=4, norm_topk_prob=True, head_dim=32, pad_token_id=0, eos_token_id=None, bos_token_id=1,
     )  # fmt: skip
     torch.manual_seed(0)
-    return Qwen3MoeForCausalLM(config).eval()
+    return Qwen3MoeForCausalLM(config).eval().to(size.device)
 
 
 def generator(hf: Any, batch: int, tokens: int) -> Callable[..., torch.Tensor]:
     """Greedy generation of exactly ``tokens`` tokens with the key/value cache, with whichever ``generate`` is given."""
-    ids = torch.randint(2, hf.config.vocab_size, (1, 16), generator=torch.Generator().manual_seed(1)).expand(batch, -1)
+    ids = torch.randint(2, hf.config.vocab_size, (1, 16), generator=torch.Generator().manual_seed(1))
+    ids = ids.to(hf.device).expand(batch, -1)
     options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
 
     def run(generate: Callable[..., Any] | None = None) -> torch.Tensor:
         with torch.no_grad():
             found = (generate or hf.generate)(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        if ids.is_cuda:
+            torch.cuda.synchronize()
         return found if isinstance(found, torch.Tensor) else found[0]
 
     return run
@@ -97,7 +102,7 @@ def generator(hf: Any, batch: int, tokens: int) -> Callable[..., torch.Tensor]:
 
 def offset_row(name: str, size: Size, peers: list[str], layers: list[int], strengths: list[float] | None = None) -> Row:
     hf = llama(size)
-    directions = torch.randn(size.layers, size.width, generator=torch.Generator().manual_seed(2))
+    directions = torch.randn(size.layers, size.width, generator=torch.Generator().manual_seed(2)).to(size.device)
     vectors = {layer: directions[layer] * 0.5 for layer in layers}
     recipe = Recipe([Offset(layer, vector) for layer, vector in vectors.items()])
     recipe = recipe if strengths is None else swept(recipe, strengths)
@@ -214,11 +219,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--memory", action="store_true", help="peak memory against new tokens, instead of seconds")
     parser.add_argument("--width", type=int, default=Size.width, help="of the model; a small one shows the overhead")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", default="1,2,3,4", help="which lines of the table, by commas")
     parser.add_argument("--peers", default=",".join(steer_peers.OFFSETS), help="by commas")
     chosen = parser.parse_args()
     wanted = [int(one) for one in chosen.rows.split(",")]
     size = Size(layers=3, width=128, tokens=8, repeats=3) if chosen.quick else Size(width=chosen.width)
+    size = replace(size, device=chosen.device)
     warnings.simplefilter("ignore")
     if chosen.memory:
         print(json.dumps(steer_memory.growth(width=size.width, repeats=1 if chosen.quick else 3)))

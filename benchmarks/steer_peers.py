@@ -23,7 +23,7 @@ def repeng(hf: Any, vectors: Vectors, strengths: Strengths, run: Generate) -> Ru
     from repeng import ControlModel
 
     model = ControlModel(hf, list(vectors))
-    factors = torch.tensor(strengths or [1.0])[:, None, None]
+    factors = _factors(strengths, vectors)
     controls = {layer: factors * vector for layer, vector in vectors.items()}
 
     def steered() -> torch.Tensor:
@@ -63,7 +63,7 @@ def pyvene(hf: Any, vectors: Vectors, strengths: Strengths, run: Generate) -> Ru
         for layer, vector in vectors.items()
     ]  # fmt: skip
     model = pv.IntervenableModel(pv.IntervenableConfig(parts), hf)
-    model.set_device("cpu")
+    model.set_device(str(hf.device))
 
     def generate(input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
         base = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -77,7 +77,7 @@ def transformer_lens(hf: Any, vectors: Vectors, strengths: Strengths, run: Gener
     from workbench.models.adapted import AdaptedModel
 
     bridge = AdaptedModel(hf, tokenizer()).to_transformer_bridge()
-    factors = torch.tensor(strengths or [1.0])[:, None, None]
+    factors = _factors(strengths, vectors)
     hooks = [(f"blocks.{layer}.hook_resid_post", _adding(factors * vector)) for layer, vector in vectors.items()]
 
     def steered() -> torch.Tensor:
@@ -85,6 +85,12 @@ def transformer_lens(hf: Any, vectors: Vectors, strengths: Strengths, run: Gener
             return run(bridge.original_model.generate)
 
     return steered
+
+
+def _factors(strengths: Strengths, vectors: Vectors) -> torch.Tensor:
+    """One for each row of the batch, where the vectors are: [row, 1, 1]"""
+    device = next(iter(vectors.values())).device
+    return torch.tensor(strengths or [1.0], device=device)[:, None, None]
 
 
 def _adding(step: torch.Tensor) -> Callable[..., torch.Tensor]:
@@ -97,7 +103,7 @@ def nnsight(hf: Any, vectors: Vectors, strengths: Strengths, run: Generate) -> R
     from tests.tiny import tokenizer
 
     model = TransformersModel(hf, tokenizer=tokenizer())
-    factors = torch.tensor(strengths or [1.0])[:, None, None]
+    factors = _factors(strengths, vectors)
     added = {layer: factors * vector for layer, vector in vectors.items()}
 
     def generate(input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:

@@ -110,6 +110,7 @@ def head_probe(
     ridge: float = 1.0,
     draws: int = 10,
     seed: int = 0,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> HeadProbe:
     """Fit one linear probe per recorded head (sites ``z``) and test it on held-out groups (Li et al. 2023).
@@ -118,6 +119,7 @@ def head_probe(
     own. ``folds``: a number, or the fold of every prompt; a group split over folds is refused. Each head's features
     are divided by their root mean square, then fitted with scikit-learn's objective (C = 1 / ridge). q-values come
     from the shuffled labels' scores of all heads, taken as normal. No forward passes: the recording is read.
+    ``device``: where the fits run ("cuda" for large recordings); the result is on the CPU.
     """
     sites = [site for site in map(Site.parse, recording.sites) if site.kind == "z"]
     if not sites:
@@ -127,7 +129,7 @@ def head_probe(
     bar.start("head probe", len(sites))
     found = []
     for site in sites:
-        found.append(_probe_layer(recording[role][site.name][:], data, ridge))
+        found.append(_probe_layer(recording[role][site.name][:].to(device), data, ridge))
         bar.advance()
     bar.finish()
     layers = tuple(int(site.layer or 0) for site in sites)

@@ -77,7 +77,7 @@ class Calls:
                 continue
             assert self.options is not None, f"say what the {one.name} of {probe.__name__} are read into"
             found |= {field.name: field.default for field in dataclasses.fields(self.options)}
-        return {name: default for name, default in found.items() if name != "progress"}
+        return {name: default for name, default in found.items() if name not in ("progress", "device")}
 
 
 def pair(family: str = "llama") -> ModelPair:
