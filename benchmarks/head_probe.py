@@ -21,7 +21,7 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from threadpoolctl import threadpool_limits
 
 from probes.linear.folds import make_folds
-from probes.linear.heads import BUDGET, GPU_BUDGET, HeadProbe, head_probe
+from probes.linear.heads import BUDGET, GPU_BUDGET, head_probe
 from probes.linear.logistic import cell_chunks, fit
 from workbench.recording.recording import Recording
 

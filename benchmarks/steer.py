@@ -1,7 +1,7 @@
 """Steered against unsteered generation, and against other libraries making the same edit.
 
-    python benchmarks/steer.py [--quick] [--json] [--repeats N] [--width N] [--device cuda] [--rows 1,3] [--peers repeng]
-                               [--memory]
+    python benchmarks/steer.py [--quick] [--json] [--repeats N] [--width N] [--device cuda] [--rows 1,3]
+                               [--peers repeng] [--memory]
 
 One process. Every repeat runs each contestant once, in an order that rotates; the figure is the median over repeats
 of its time divided by the time of plain ``generate`` in the same repeat, with the quartiles: wall-clock time, and the

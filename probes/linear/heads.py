@@ -100,7 +100,7 @@ class HeadProbe(ProbeResult):
         return head_heatmap(table, title=title, score="accuracy above shuffled labels")
 
 
-def head_probe(
+def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)
     recording: Recording,
     labels: Sequence[Any] | None = None,
     *,
