@@ -44,8 +44,8 @@ def task(first: str, answers: tuple[str, str], rows: int = 60, seed: int = 0) ->
 def train(model: Any, data: Prompts, steps: int, lr: float) -> Any:
     adapted = load_pair(tiny_model("llama"), tiny_model("llama"), device="cpu", tokenizer=tokenizer()).base
     rows = answer_rows(data, adapted)
-    encoded = adapted.encode(data)
-    target = rows.candidates[:, 0]
+    encoded = adapted.encode(data).to(model.device)
+    target = rows.candidates[:, 0].to(model.device)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     for _ in range(steps):
         optimiser.zero_grad()
