@@ -88,7 +88,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"There is no recipe at {path}: give the .safetensors file that Recipe.save wrote.")
     with path.open("rb") as file:
         start = file.read(9)
-    if start[:1] == b"\x80" or start[:2] == b"PK":
+    # a safetensors file begins with the length of its header, whose first byte may be any multiple of 8
+    if start[8:] != b"{" and (start[:1] == b"\x80" or start[:2] == b"PK"):
         raise UserError(f"{path} is a pickle, which could run code when read: recipes are .safetensors files.")
     try:
         with safe_open(path, framework="pt") as opened:

@@ -151,6 +151,18 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         iv.Recipe.load(tmp_path / "absent.safetensors")
 
 
+def test_no_length_of_the_header_is_taken_for_a_pickle(tmp_path: Path) -> None:
+    """A safetensors file begins with that length, and a pickle with 0x80; a longer note makes every first byte."""
+    recipe, path = iv.Recipe([iv.Offset(1, torch.arange(64.0))]), tmp_path / "recipe.safetensors"
+    recipe.save(path)
+    first = set()
+    for more in range(0, 264, 8):
+        longer = rewritten(path, lambda note, more=more: note["made_with"].update(more="x" * more))
+        first.add(longer.read_bytes()[0])
+        assert iv.Recipe.load(longer) == recipe
+    assert 0x80 in first
+
+
 def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
     path = iv.Recipe([iv.Offset(1, noise(64))]).save(tmp_path / "r.safetensors")
     broken = rewritten(path, lambda note: None, {"0.vector": torch.full((64,), float("nan"))})
