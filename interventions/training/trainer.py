@@ -80,12 +80,12 @@ class OnFrozen(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, reference: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The loss of a batch, under the key that Trainer looks for."""
+        """The loss of a batch, under the key that Trainer looks for and on its device (the model may be elsewhere)."""
         logits = answer_logits(self._frozen[0], input_ids, attention_mask)
         batch = {"labels": labels.to(logits.device)}
         if reference is not None:
             batch["reference"] = reference.to(logits.device)
-        return {"loss": self._objective(logits, **batch)}
+        return {"loss": self._objective(logits, **batch).to(input_ids.device)}
 
     def train(self, mode: bool = True) -> OnFrozen:
         """Training mode for the frozen model too: gradient checkpointing and dropout look at it."""

@@ -20,6 +20,8 @@ from workbench.models.pair import ModelPair, load_pair
 
 DEVICE = torch.device(os.environ.get("TUNESCOPE_TEST_DEVICE", "cuda"))
 """The device under test. ``TUNESCOPE_TEST_DEVICE=cpu`` runs the room without one, to check its own code."""
+HERE: Any = str(DEVICE) if DEVICE.type == "cpu" else 0 if DEVICE.type == "cuda" else DEVICE
+"""The device as accelerate's device maps name it."""
 PRESENT = DEVICE.type != "cuda" or torch.cuda.is_available()
 
 

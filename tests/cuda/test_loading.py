@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import interventions as iv
-from tests.cuda.place import DEVICE, close
+from tests.cuda.place import DEVICE, HERE, close
 from tests.tiny import tiny_model, token_batch, tokenizer, tuned_copy
 from workbench.models.pair import load_pair
 from workbench.prompts import Prompts
@@ -20,7 +20,6 @@ from workbench.recording.record_pair import record
 
 IDS = token_batch()
 WORDS = ["the quick brown", "fox jumps", "over the lazy dog"]
-HERE: Any = str(DEVICE) if DEVICE.type == "cpu" else 0 if DEVICE.type == "cuda" else DEVICE
 SPREAD = {
     "model.embed_tokens": HERE, "model.rotary_emb": HERE, "model.layers.0": HERE, "model.layers.1": "cpu",
     "model.layers.2": HERE, "model.norm": HERE, "lm_head": HERE,

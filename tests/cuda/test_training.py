@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 import interventions as iv
-from tests.cuda.place import DEVICE, close, tensors_of
+from tests.cuda.place import DEVICE, HERE, close, tensors_of
 from tests.tiny import tiny_model, tokenizer
 from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import load_one
 
 ROWS = [
     {"prompt": "the quick brown", "answer": "fox", "distractor": "dog"},
@@ -80,4 +82,15 @@ def test_random_directions_for_caft() -> None:
     with iv.ablated_training(model, found), iv.ablated_training(own, wanted):
         ids = own.encode(["the quick brown"])
         close(model.forward(ids), own.forward(ids), atol=2e-3)
+    assert model.n_hooks == 0
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_a_model_spread_over_two_devices(family: str, home: Path) -> None:
+    """The loss arises where the vocabulary projection is, not where the trainer is."""
+    split = {"model": HERE, "lm_head": "cpu"}
+    model = load_one(home / f"{family}-base", device_map=split)
+    own = load_one(home / f"{family}-base", device="cpu")
+    as_on_the_cpu(*(iv.train_offsets(one, ROWS, ["L1H2"], schedule=SHORT) for one in (model, own)))
+    as_on_the_cpu(*(iv.train_head_scales(one, ROWS, penalty=1e-3, schedule=SHORT) for one in (model, own)))
     assert model.n_hooks == 0
