@@ -116,7 +116,7 @@ def load_one(
         raise UserError(f"{source.name} is an adapter: load it with its base, as load_pair(base, adapter).")
     hf = load_model(source, device=device, dtype=dtype, device_map=device_map)
     words, _ = load_tokenizer(source, tokenizer=tokenizer)
-    loaded = AdaptedModel(hf, words, name=source.name, identify=_identifier(hf, words, source, adapter=False))
+    loaded = AdaptedModel(hf, words, name=source.name, identify=_identifier(hf, words, source, source, adapter=False))
     loaded.origin = None if device_map is not None else origin_of([source], dtype=dtype, tokenizer=tokenizer)
     if not loaded.weightless:
         self_check(loaded.hub)
@@ -216,7 +216,7 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, tokenizer: Any) -> Mod
         return AdaptedModel(
             hf, words, name=source.name, role=role,
             switch=switch if hf is parts.adapter else None,
-            identify=_identifier(hf, words, source, adapter=role == "tuned"),
+            identify=_identifier(hf, words, source, base if source.is_adapter else source, adapter=role == "tuned"),
         )  # fmt: skip
 
     return ModelPair(
@@ -233,6 +233,9 @@ def _own_tokenizer(base: Source, fallback: Any) -> Any:
     return load_tokenizer(base)[0] if brings_tokenizer(base) else fallback
 
 
-def _identifier(hf: Any, tokenizer: Any, source: Source, *, adapter: bool) -> Callable[[], ModelIdentity]:
-    folder: Path | None = source.folder if source.kind is Kind.MODEL else None
+def _identifier(
+    hf: Any, tokenizer: Any, source: Source, weights: Source, *, adapter: bool
+) -> Callable[[], ModelIdentity]:
+    """``weights``: where the full weights are, which of an adapter are its base's."""
+    folder: Path | None = weights.folder if weights.kind is Kind.MODEL else None
     return lambda: identify(hf, tokenizer, name=source.name, revision=source.revision, adapter=adapter, folder=folder)

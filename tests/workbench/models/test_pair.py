@@ -229,3 +229,13 @@ def test_a_model_spread_over_cpu_and_disk_gives_the_same_activations(base_folder
         assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
     assert torch.equal(pair.tuned.forward(IDS), plain.tuned.forward(IDS))
     assert pair.base.identity.hash == plain.base.identity.hash
+
+
+def test_an_adapter_on_an_offloaded_base_has_the_identity_of_one_in_memory(adapter_pair: ModelPair) -> None:
+    """Weights that are not in memory are hashed in the base's folder, also for the tuned side."""
+    parts = ("embed_tokens", "layers.0", "layers.1", "layers.2", "norm", "rotary_emb")
+    spread = {"lm_head": "cpu", **{f"model.{part}": "cpu" for part in parts}, "model.layers.1": "disk"}
+    pair = load_pair(adapter_pair.base.name, adapter_pair.tuned.name, device_map=spread)
+    assert pair.base.inner.model.layers[1].mlp.up_proj.weight.device.type == "meta"
+    for role, model in pair.models.items():
+        assert model.identity.hash == adapter_pair.models[role].identity.hash
