@@ -37,12 +37,14 @@ def pair_on(device: torch.device | str, family: str = "llama", dtype: torch.dtyp
 
 
 @contextmanager
-def models_moved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Inside, a model goes to the device when an ``AdaptedModel`` is made of it: for the fixtures of other rooms."""
+def models_moved(monkeypatch: pytest.MonkeyPatch, *, base: bool = True) -> Iterator[None]:
+    """Inside, a model goes to the device when an ``AdaptedModel`` is made of it, for the fixtures of other rooms;
+    without ``base`` the base of a pair stays on the CPU."""
     before = AdaptedModel.__init__
 
     def moved(self: AdaptedModel, hf: Any, *given: Any, **options: Any) -> None:
-        before(self, hf.to(DEVICE), *given, **options)
+        stays = options.get("role") == "base" and not base
+        before(self, hf if stays else hf.to(DEVICE), *given, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(AdaptedModel, "__init__", moved)

@@ -49,6 +49,14 @@ def test_dose_and_response(both: tuple[Any, Any], recipe: iv.Recipe) -> None:
     same_frames(found.table, wanted.table)
 
 
+def test_base_and_tuned_on_different_devices(recipe: iv.Recipe) -> None:
+    own = pair_on("cpu")
+    options: dict[str, Any] = {"metrics": list(METRICS), "neutral": NEUTRAL, "samples": 2, "max_new_tokens": 4}
+    wanted = behaviour_diff(own, ROWS, {"fox": recipe}, **options)
+    own.tuned.hf.to(DEVICE)
+    same_frames(behaviour_diff(own, ROWS, {"fox": recipe}, **options).table, wanted.table)
+
+
 def test_scope(both: tuple[Any, Any], recipe: iv.Recipe) -> None:
     controls = {"fox": stand_ins(recipe, both[1].tuned, ROWS, 10, 0)}
     found, wanted = (scope_panel(pair, {"fox": recipe}, ROWS, NEUTRAL, NEUTRAL, controls=controls) for pair in both)

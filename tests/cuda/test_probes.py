@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,21 @@ from workbench.models.pair import load_pair
 NAMES = [name for name in probes.__all__ if calls.returns_a_result(name)]
 
 
+@cache
+def expected(name: str) -> list[Any]:
+    return results(name)
+
+
 def results(name: str) -> list[Any]:
     return [getattr(probes, name)(**given) for given in getattr(calls, f"of_{name}")().given]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+@pytest.mark.parametrize("base", [True, False], ids=["both", "tuned-alone"])
 @pytest.mark.parametrize("name", NAMES)
-def test_as_on_the_cpu(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = results(name)
-    with models_moved(monkeypatch):
+def test_as_on_the_cpu(name: str, base: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = expected(name)
+    with models_moved(monkeypatch, base=base):
         found = results(name)
     assert len(found) == len(wanted) > 0
     for one, other in zip(found, wanted, strict=True):
