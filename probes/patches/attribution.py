@@ -8,48 +8,50 @@ heads sum to the exact effect of patching them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from probes.patches.cells import HEADS, Cell
+from probes.patches.cells import Cell
+from probes.patches.gradients import Leaves, Move, Place, site_of
+from probes.patches.recorded import Prepared, Recorded
 from probes.patches.runs import TargetRun
-from probes.patches.sweep import Prepared, prepared
 from probes.patches.task import Task
 from probes.replay import frozen
-from workbench.engine.context import ForwardContext
-from workbench.engine.hub import SiteHook
-from workbench.engine.sites import Site
 from workbench.typing import Float, Tensor
-
-Place = tuple[str, int]
-"""(kind, layer)"""
 
 
 def attributions(
-    task: Task, cells: Sequence[Cell], metric: str, *, steps: int = 0, batch_size: int = 16
-) -> tuple[Float[np.ndarray, "prompt cell"], float, int]:
+    task: Task,
+    cells: Sequence[Cell],
+    metric: str,
+    *,
+    steps: int = 0,
+    batch_size: int = 16,
+    runs: Recorded | None = None,
+) -> tuple[Float[np.ndarray, "prompt cell"], float, float]:
     """Estimated effect of patching each cell by itself, and the forward and backward passes spent.
 
     ``steps`` 0: attribution patching; otherwise integrated gradients with that many points per site and layer.
+    ``runs``: where sweeps of this task that follow find what is recorded here.
     """
+    runs = Recorded(task, cells, metric, batch_size, keep=0) if runs is None else runs
+    forward, backward = runs.passes, runs.backward
     found = np.zeros((len(task.target_ids), len(cells)))
-    passes, backward = 0.0, 0
     by_place: dict[Place, list[int]] = {}
     for index, cell in enumerate(cells):
         by_place.setdefault((cell.kind, cell.layer), []).append(index)
-    groups = [[place] for place in by_place] if steps else [list(by_place)]
-    for one in prepared(task, [(cell,) for cell in cells], metric, batch_size):
-        with frozen(task.target.hf):
-            for places in groups:
-                path = _Path(one.run, steps, {place: [cells[index] for index in by_place[place]] for place in places})
-                for place, products in path.products(one).items():
-                    for index in by_place[place]:
-                        found[one.members, index] = _of_cell(products, cells[index])
-                backward += 1
-        passes += one.run.passes + one.recorded
-    return found, passes, backward
+    for one in runs.batches(() if steps else list(by_place)):
+        for place, members in by_place.items():
+            if steps:
+                gradient = _mean_gradient(runs, one, place, [cells[index] for index in members], steps)
+            else:
+                gradient = one.gradients.pop(place)
+            products = _products(one.run, place, gradient)
+            for index in members:
+                found[one.members, index] = _of_cell(products, cells[index])
+    return found, runs.passes - forward, runs.backward - backward
 
 
 def _of_cell(products: Tensor, cell: Cell) -> np.ndarray:
@@ -59,86 +61,61 @@ def _of_cell(products: Tensor, cell: Cell) -> np.ndarray:
     return chosen.sum(1).double().cpu().numpy()
 
 
-class _Path:
-    """A target run whose values at some sites carry gradients, at points between target and source."""
+def _products(run: TargetRun, place: Place, gradient: Float[Tensor, "prompt pos *rest"]) -> Tensor:
+    """(source - target) . gradient at every position (and head) that ``gradient`` has; the last ones."""
+    source, own = _values(run, place, gradient.shape[1])
+    if place[0] != "write":
+        return ((source - own) * gradient).sum(-1)
+    theirs, ours = run.matrices_of(place[1])
+    by_theirs = torch.einsum("bpd,hkd->bphk", gradient, theirs)
+    by_ours = torch.einsum("bpd,hkd->bphk", gradient, ours)
+    return (source * by_theirs - own * by_ours).sum(-1)
 
-    def __init__(self, run: TargetRun, steps: int, cells: dict[Place, list[Cell]]) -> None:
-        self.run, self.steps, self.cells = run, steps, cells
-        self.copies = max(1, steps)
-        self.leaves: dict[Place, Tensor] = {}
-        self.own: dict[Place, Tensor] = {}
-        """The target's value of each patched site (z for heads), [prompt, pos, ...]."""
 
-    def products(self, one: Prepared) -> dict[Place, Tensor]:
-        """(source - target) . gradient at every position (and head) of every site, averaged over the path."""
-        hooks = [hook for place in self.cells for hook in self._hooks(place)]
-        start = min(layer for _, layer in self.cells)
-        logits = self.run.replay(self.copies, hooks, start, grad=True)
-        places = list(self.leaves)
+def _values(run: TargetRun, place: Place, width: int) -> tuple[Tensor, Tensor]:
+    """The source's and the target's value (z for heads) at the last ``width`` positions."""
+    own = run.values[site_of(place)][:, -width:]
+    return run.source[site_of(place)][:, -width:].to(own), own
+
+
+def _mean_gradient(
+    runs: Recorded, one: Prepared, place: Place, cells: Sequence[Cell], steps: int
+) -> Float[Tensor, "prompt pos *rest"]:
+    """The gradient at one place, averaged over points between target and source; the points run as copies."""
+    run, (kind, layer) = one.run, place
+    last_only = all(cell.positions == (-1,) for cell in cells)
+    run.shortcuts = runs.exact(run, last_only=last_only)
+    leaves = Leaves([place], _between(run, place, cells, steps))
+    with frozen(run.model.hf):
+        logits = run.replay(
+            steps, leaves.hooks, layer, last_only=last_only, known_z=kind != "resid_pre", grad=True
+        )  # fmt: skip
         # The copies of a prompt do not touch each other, so one backward pass of the sum serves them all.
-        total = one.metric(logits).sum()
-        gradients = torch.autograd.grad(total, [self.leaves[place] for place in places])
-        return {
-            place: self._product(place, gradient.unflatten(0, (-1, self.copies)).mean(1).detach())
-            for place, gradient in zip(places, gradients, strict=True)
-        }
+        gradient = leaves.gradients(one.metric(logits).sum())[place]
+    run.backward += run.share(steps, layer, last_only=last_only)
+    return gradient.unflatten(0, (-1, steps)).mean(1)
 
-    def _hooks(self, place: Place) -> list[SiteHook]:
-        kind, layer = place
-        if kind == "write":
-            return [
-                SiteHook(Site("z", layer), self._note(place)),
-                SiteHook(Site("attn_out", layer), self._leaf(place), edit=True),
-            ]
-        return [SiteHook(Site("z" if kind in HEADS else kind, layer), self._leaf(place), edit=True)]
 
-    def _note(self, place: Place) -> Callable[[Tensor, ForwardContext], None]:
-        def note(value: Tensor, _ctx: ForwardContext) -> None:
-            self.own[place] = value.detach().unflatten(0, (-1, self.copies))[:, 0]
+def _between(run: TargetRun, place: Place, cells: Sequence[Cell], steps: int) -> Move:
+    """Each copy a point of the way to the source, at the patched positions."""
 
-        return note
-
-    def _leaf(self, place: Place) -> Callable[[Tensor, ForwardContext], Tensor]:
-        def edit(value: Tensor, _ctx: ForwardContext) -> Tensor:
-            if place[0] != "write":
-                self.own[place] = value.detach().unflatten(0, (-1, self.copies))[:, 0]
-            if self.steps:
-                value = self._between(place, value.detach())
-            if not value.requires_grad:
-                value = value.detach().requires_grad_()
-            self.leaves[place] = value
-            return value
-
-        return edit
-
-    def _between(self, place: Place, value: Tensor) -> Tensor:
-        """Each copy a point of the way to the source, at the patched positions."""
-        points = (torch.arange(self.steps, device=value.device, dtype=value.dtype) + 0.5) / self.steps
-        shift = self._shift(place)
-        reached = torch.zeros(shift.shape[1], device=value.device, dtype=value.dtype)
-        for cell in self.cells[place]:
+    def move(value: Tensor) -> Tensor:
+        shift = _shift(run, place, value.shape[1])
+        points = (torch.arange(steps, device=value.device, dtype=value.dtype) + 0.5) / steps
+        reached = torch.zeros(value.shape[1], device=value.device, dtype=value.dtype)
+        for cell in cells:
             reached[cell.columns] = 1
         shift = shift * reached.view(-1, *[1] * (shift.ndim - 2))
-        way = points.view(-1, *[1] * (shift.ndim - 1)) * shift[:, None]
-        return (value.unflatten(0, (-1, self.copies)) + way).flatten(0, 1)
+        way = points.view(-1, *[1] * (shift.ndim - 1)) * shift[:, None].to(value)
+        return (value.unflatten(0, (-1, steps)) + way).flatten(0, 1)
 
-    def _shift(self, place: Place) -> Tensor:
-        """Source minus target at the site; for writes, summed over the heads."""
-        kind, layer = place
-        source = self.run.source[Site("z" if kind in HEADS else kind, layer)]
-        if kind != "write":
-            return source.to(self.own[place]) - self.own[place]
-        theirs, ours = self.run.matrices_of(layer)
-        own = self.own[place]
-        return torch.einsum("bphk,hkd->bpd", source.to(own), theirs) - torch.einsum("bphk,hkd->bpd", own, ours)
+    return move
 
-    def _product(self, place: Place, gradient: Tensor) -> Tensor:
-        kind, layer = place
-        own = self.own[place]
-        source = self.run.source[Site("z" if kind in HEADS else kind, layer)].to(own)
-        if kind != "write":
-            return ((source - own) * gradient).sum(-1)
-        theirs, ours = self.run.matrices_of(layer)
-        by_theirs = torch.einsum("bpd,hkd->bphk", gradient, theirs)
-        by_ours = torch.einsum("bpd,hkd->bphk", gradient, ours)
-        return (source * by_theirs - own * by_ours).sum(-1)
+
+def _shift(run: TargetRun, place: Place, width: int) -> Tensor:
+    """Source minus target at the site; for writes, summed over the heads."""
+    source, own = _values(run, place, width)
+    if place[0] != "write":
+        return source - own
+    theirs, ours = run.matrices_of(place[1])
+    return torch.einsum("bphk,hkd->bpd", source, theirs) - torch.einsum("bphk,hkd->bpd", own, ours)

@@ -20,8 +20,9 @@ from probes.options import read_options
 from probes.patches.attribution import attributions
 from probes.patches.cells import HEADS, Cell, Patch, all_cells, kinds_of, places_of
 from probes.patches.metrics import check_metric
+from probes.patches.recorded import Recorded
 from probes.patches.result import Patching
-from probes.patches.sweep import Sweep, sweep
+from probes.patches.sweep import sweep
 from probes.patches.task import Task, check_lengths, make_task
 from probes.resampling import cluster_means, interval
 from probes.results import Provenance
@@ -95,12 +96,12 @@ def patching(
     shortest = [min(len(one), len(other)) for one, other in zip(task.source_ids, task.target_ids, strict=True)]
     places = places_of(positions, shortest)
     cells = all_cells(task.target, kinds, resolve_layers(chosen.layers, task.target.n_layers), places)
-    search = _Search(task, metric, chosen)
-    estimate, tested, effects = search.run(cells)
+    search = _Search(task, cells, metric, chosen)
+    estimate, tested, effects = search.run()
     gap = search.gap()
     score = _Scorer(effects, gap, search.clusters, chosen)
     table = _table(cells, score, estimate, tested, task)
-    together = search.together(cells, table, score) if kinds[0] in HEADS and places == [None] else None
+    together = search.together(table, score) if kinds[0] in HEADS and places == [None] else None
     return Patching(
         table=table,
         control=f"the mean of {chosen.controls} random other cells of the map"
@@ -133,64 +134,59 @@ def _with_inputs(task: Task, chosen: PatchOptions) -> Task:
 
 
 class _Search:
-    """The sweeps of one call, and what they cost."""
+    """The sweeps of one call, over runs that are recorded once."""
 
-    def __init__(self, task: Task, metric: str, chosen: PatchOptions) -> None:
-        self.task, self.metric, self.chosen = task, metric, chosen
-        self.passes, self.backward = 0.0, 0
+    def __init__(self, task: Task, cells: Sequence[Cell], metric: str, chosen: PatchOptions) -> None:
+        self.task, self.cells, self.metric, self.chosen = task, cells, metric, chosen
+        self.runs = Recorded(task, cells, metric, chosen.batch_size)
         self.kept = np.ones(len(task.target_ids), dtype=bool)
-        self.all_source = self.all_target = np.zeros(0)
         self.shortcuts = True
 
     @property
     def source(self) -> np.ndarray:
-        return self.all_source[self.kept]
+        return self.runs.source[self.kept]
 
     @property
     def target(self) -> np.ndarray:
-        return self.all_target[self.kept]
+        return self.runs.target[self.kept]
 
     @property
     def clusters(self) -> np.ndarray:
         return self.task.prompts.clusters[self.kept]
 
-    def run(self, cells: Sequence[Cell]) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    def run(self) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
         """(mean estimate per cell or None, which cells are exact, effects [prompt, cell])."""
-        tested = np.ones(len(cells), dtype=bool)
-        estimate = None
-        if self.chosen.method != "exact":
-            steps = self.chosen.ig_steps if self.chosen.method == "ig" else 0
-            estimate, passes, self.backward = attributions(
-                self.task, cells, self.metric, steps=steps, batch_size=self.chosen.batch_size
-            )
-            self.passes += passes
-            leading = np.argsort(-np.abs(estimate.mean(0)), kind="stable")
-            tested = np.zeros(len(cells), dtype=bool)
-            tested[leading[: math.ceil(self.chosen.confirm * len(cells))]] = True
-        found = self.sweep([(cell,) for cell, exact in zip(cells, tested, strict=True) if exact])
-        self.all_source, self.all_target = found.source, found.target
+        cells, method = self.cells, self.chosen.method
+        if method == "exact":
+            effects = self.sweep([(cell,) for cell in cells])
+            self._keep_correct()
+            return None, np.ones(len(cells), dtype=bool), effects[self.kept]
+        steps = self.chosen.ig_steps if method == "ig" else 0
+        estimate, _, _ = attributions(self.task, cells, self.metric, steps=steps, runs=self.runs)
         self._keep_correct()
-        effects = found.effects if estimate is None else estimate.copy()
-        effects[:, tested] = found.effects
-        return None if estimate is None else estimate[self.kept].mean(0), tested, effects[self.kept]
+        leading = np.argsort(-np.abs(estimate.mean(0)), kind="stable")[: math.ceil(self.chosen.confirm * len(cells))]
+        tested = np.isin(np.arange(len(cells)), leading)
+        effects = estimate.copy()
+        effects[:, tested] = self.sweep([(cell,) for cell, exact in zip(cells, tested, strict=True) if exact])
+        return estimate[self.kept].mean(0), tested, effects[self.kept]
 
-    def sweep(self, patches: Sequence[Patch]) -> Sweep:
-        """Patch exactly, and count what it cost."""
+    def sweep(self, patches: Sequence[Patch]) -> Float[np.ndarray, "prompt patch"]:
+        """Patch exactly; without patches nothing runs."""
+        if not patches:
+            return np.zeros((len(self.kept), 0))
         chosen = self.chosen
         found = sweep(
-            self.task, patches, self.metric,
-            batch_size=chosen.batch_size, max_tokens=chosen.max_tokens, progress=chosen.progress,
+            self.task, patches, self.metric, max_tokens=chosen.max_tokens, progress=chosen.progress, runs=self.runs
         )  # fmt: skip
-        self.passes += found.passes
         self.shortcuts = self.shortcuts and found.exact_shortcuts
-        return found
+        return found.effects
 
     def _keep_correct(self) -> None:
         if not self.chosen.only_correct:
             return
         if self.metric != "logit_diff":
             raise UserError("only_correct=True needs metric='logit_diff', which says whether the answer is favoured.")
-        clean = self.all_source if self.task.clean_is_source else self.all_target
+        clean = self.runs.source if self.task.clean_is_source else self.runs.target
         self.kept = clean > 0
         if not self.kept.any():
             raise UserError(
@@ -213,8 +209,9 @@ class _Search:
             )
         return difference
 
-    def together(self, cells: Sequence[Cell], table: pd.DataFrame, score: _Scorer) -> pd.DataFrame | None:
+    def together(self, table: pd.DataFrame, score: _Scorer) -> pd.DataFrame | None:
         """The best heads patched at once, beside random heads of the same layers."""
+        cells = self.cells
         count = self.chosen.together if self.chosen.together is not None else max(1, round(0.1 * len(cells)))
         count = min(count, len(cells) // 2)
         if count < 1:
@@ -227,7 +224,7 @@ class _Search:
         kind = best[0].kind
         patches = [tuple(best[:step]) for step in counts]
         patches += [tuple(Cell(kind, *place) for place in draw[:step]) for draw in random for step in counts]
-        effects = self.sweep(patches).effects[self.kept]
+        effects = self.sweep(patches)[self.kept]
         found = score.of(effects)
         drawn = found.estimate[len(counts) :].reshape(len(random), len(counts))
         control_low, control_high = interval(drawn)
@@ -309,6 +306,11 @@ def _tokens(task: Task) -> list[str] | None:
     return [task.target.tokenizer.decode([token]) for token in task.target_ids[0]]
 
 
+def _whole(passes: float) -> int:
+    """Parts of passes add up to a little more or less than what they are."""
+    return math.ceil(round(passes, 6))
+
+
 def _provenance(search: _Search, settings: dict[str, Any]) -> Provenance:
     chosen, task = search.chosen, search.task
     return Provenance.of(
@@ -317,8 +319,8 @@ def _provenance(search: _Search, settings: dict[str, Any]) -> Provenance:
         task.prompts,
         seed=chosen.seed,
         device=str(task.target.device),
-        forward_passes=math.ceil(search.passes),
-        backward_passes=search.backward,
+        forward_passes=_whole(search.runs.passes),
+        backward_passes=_whole(search.runs.backward),
         settings={
             **settings, "source": task.names[0], "target": task.names[1], "frozen": "nothing: later layers recompute",
             "clashing_answers_dropped": task.dropped, "incorrect_dropped": int((~search.kept).sum()),

@@ -38,9 +38,11 @@ def record(
     sites: Iterable[Site],
     edits: Sequence[SiteHook] = (),
     tokens: Int[Tensor, "prompt token"] | None = None,
+    *,
+    grad: bool = False,
 ) -> tuple[Values, Float[Tensor, "prompt vocab"]]:
     """Activations [prompt, pos, ...] at ``sites`` and the logits of the last position (of ``tokens``), in one forward
-    pass."""
+    pass; with ``grad`` the logits keep their graph."""
     kept: Values = {}
 
     def keep(site: Site) -> Callable[[Tensor, ForwardContext], None]:
@@ -50,41 +52,10 @@ def record(
         return reader
 
     readers = [SiteHook(site, keep(site)) for site in dict.fromkeys(sites)]
-    with model.hooked([*edits, *readers]), only_tokens(model, tokens), torch.no_grad():
-        logits = model.forward(batch, logits="last")
+    with model.hooked([*edits, *readers]), only_tokens(model, tokens), torch.set_grad_enabled(grad):
+        logits = model.forward(batch, logits="last", grad=grad)
     assert logits is not None
     return kept, logits[:, -1]
-
-
-def record_on_inputs(
-    model: AdaptedModel, batch: Encoded, sites: Sequence[Site], inputs: Values
-) -> tuple[Values, float]:
-    """What every layer of ``model`` computes when it reads another run's residual stream, and the passes spent.
-
-    ``inputs``: that run's values at the sites to replace: resid_pre, and resid_mid where the model has it. resid_mid is
-    put in where the attention's output is added, which then says what leads to it: attn_out is read in a pass without.
-    """
-
-    def put(site: Site) -> SiteHook:
-        return SiteHook(site, lambda value, _ctx: inputs[site].to(value), edit=True)
-
-    middle = any(site.kind == "resid_mid" for site in inputs)
-    attention = [site for site in sites if middle and site.kind == "attn_out"]
-    rest = [site for site in sites if site not in attention]
-    values: Values = {}
-    if attention:
-        values, _ = record(model, batch, attention, [put(site) for site in inputs if site.kind == "resid_pre"])
-    if rest:
-        values |= record(model, batch, rest, [put(site) for site in inputs])[0]
-    return values, float(bool(attention) + bool(rest))
-
-
-def stream_sites(model: AdaptedModel, *, middle: bool) -> list[Site]:
-    """The inputs of every attention (resid_pre) and, with ``middle``, of every MLP (resid_mid)."""
-    sites = [Site("resid_pre", layer) for layer in range(model.n_layers)]
-    if middle and model.hub.family.resid_mid is not None:
-        sites += [Site("resid_mid", layer) for layer in range(model.n_layers)]
-    return sites
 
 
 def output_matrix(model: AdaptedModel, layer: int) -> Float[Tensor, "head d_head d_model"]:
@@ -116,20 +87,29 @@ class TargetRun:
         source: Values,
         source_matrices: dict[int, Tensor] | None = None,
         tokens: Int[Tensor, "prompt token"] | None = None,
+        *,
+        also: Sequence[Site] = (),
+        leaves: Sequence[SiteHook] = (),
     ) -> None:
-        """``tokens``: those whose logits each prompt needs, all by default."""
+        """``tokens``: those whose logits each prompt needs, all by default. ``also``: further sites to keep.
+        ``leaves``: edits that change nothing and begin a graph, which ``graded`` is the end of."""
         self.model, self.batch, self.source, self.tokens = model, batch, source, tokens
         self.source_matrices = source_matrices or {}
         self._matrices = {layer: output_matrix(model, layer) for layer in self.source_matrices}
         known = [Site("resid_post", layer) for layer in range(model.n_layers - 1)]
         known += [Site("z", layer) for layer in range(model.n_layers)]
         with returns_of(_part(model, 0, "attention")) as seen:
-            self.values, self.logits = record(model, batch, [*known, *source], tokens=tokens)
+            kept = [*known, *source, *also]
+            self.values, logits = record(model, batch, kept, leaves, tokens, grad=bool(leaves))
+        self.logits = logits.detach()
+        self.graded = logits if leaves else None
         self._attention_returns = seen[0]
         self.shortcuts = True
         """Whether replays skip what they can; off, every patch is a whole forward pass."""
         self.passes = 1.0
         """Forward passes of this batch spent, replayed parts as the fraction of the layers that ran."""
+        self.backward = 0.0
+        """Backward passes, in the same unit."""
         self._past: Any = None
         self._equals: dict[Site, Tensor] = {}
 
@@ -180,11 +160,9 @@ class TargetRun:
         ``known_z``: no edit changes what the attention of layer ``start`` reads, so its z is taken from the first run.
         What comes after the edits in the last layer runs for the last position alone.
         """
+        self.passes += self.share(copies, start, last_only=last_only)
         start = start if self.shortcuts else 0
-        last_only = last_only and self.shortcuts and self.batch.input_ids.shape[1] > 1
-        self.passes += copies * (self.model.n_layers - start) / self.model.n_layers / (
-            self.batch.input_ids.shape[1] if last_only else 1
-        )  # fmt: skip
+        last_only = last_only and self._can_run_last_alone
         hooks = [*self._supply(start, copies, last_only=last_only), *edits]
         past = self._cached(start, copies) if last_only else None
         others = self.model.n_hooks  # somebody else's hooks expect every position everywhere
@@ -200,6 +178,24 @@ class TargetRun:
             stack.enter_context(only_tokens(self.model, self.tokens))
             logits = self._last_token(copies, past) if last_only else self._whole(copies, grad=grad)
         return logits.unflatten(0, (-1, copies))
+
+    def share(self, copies: int, start: int, *, last_only: bool = False) -> float:
+        """What a replay of ``copies`` from layer ``start`` costs, in forward passes of the whole batch."""
+        ran = self.model.n_layers - (start if self.shortcuts else 0)
+        alone = last_only and self._can_run_last_alone
+        return copies * ran / self.model.n_layers / (self.batch.input_ids.shape[1] if alone else 1)
+
+    @property
+    def _can_run_last_alone(self) -> bool:
+        return self.shortcuts and self.batch.input_ids.shape[1] > 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the activations that it holds; one that several sites share counts once."""
+        layers = [] if self._past is None else self._past.layers
+        cached = [one for layer in layers for one in (layer.keys, layer.values)]
+        held = [*self.values.values(), *self.source.values(), *cached]
+        return sum({one.data_ptr(): one.nbytes for one in held}.values())
 
     def matrices_of(self, layer: int) -> tuple[Tensor, Tensor]:
         """W_O [head, d_head, d_model] of the source's and of the target's ``layer``."""
@@ -282,7 +278,7 @@ class TargetRun:
                     position_ids=batch.position_ids[:, :-1],
                     use_cache=True,
                 ).past_key_values
-            self.passes += 1
+            self.passes += 1 - 1 / batch.input_ids.shape[1]
         twin = copy.copy(self._past)
         twin.layers = [copy.copy(layer) for layer in self._past.layers]
         for layer in twin.layers[start:]:

@@ -243,11 +243,12 @@ def test_integrated_gradients_of_a_layer_sum_to_its_exact_effect() -> None:
     for kind in ("z", "write"):
         cells = [Cell(kind, 1, head) for head in range(4)]
         together = sweep(task, [tuple(cells)], "logit_diff").effects[:, 0]
-        found, _, _ = attributions(task, cells, "logit_diff", steps=20)
+        found, replayed, walked = attributions(task, cells, "logit_diff", steps=20)
         rough, forward, backward = attributions(task, cells, "logit_diff")
         assert found.sum(1) == pytest.approx(together, abs=2e-3 * np.abs(together).max())
         assert np.abs(found.sum(1) - together).max() < np.abs(rough.sum(1) - together).max()
-        assert backward == 1 and forward < 3.01
+        assert (forward, backward) == (2, 1) and walked == pytest.approx(20 * 2 / 3)
+        assert replayed == pytest.approx(2 + 1 / 3 * 2 + 20 * 2 / 3, abs=0.4), "two runs, the check, the path"
     assert all(parameter.requires_grad for parameter in pair.base.hf.parameters())
 
 

@@ -1,0 +1,142 @@
+"""The batches of a patching call: source and target run once, and kept for what patches them next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from probes.patches.cells import Cell
+from probes.patches.gradients import Leaves, Place
+from probes.patches.inputs import record_on_inputs, stream_sites
+from probes.patches.metrics import Metric
+from probes.patches.runs import TargetRun, output_matrix, record
+from probes.patches.task import Task
+from probes.patches.vocabulary import can_narrow
+from probes.replay import frozen
+from workbench.engine.sites import Site
+from workbench.prompts.encode import Encoded, batches
+from workbench.typing import Float, Int, Tensor
+
+KEPT_BYTES = 2**29
+"""How much of what was recorded is held for the next sweep over the same prompts."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One batch, recorded and ready to be patched."""
+
+    members: list[int]
+    run: TargetRun
+    metric: Metric
+    target: Float[Tensor, " prompt"]
+    gradients: dict[Place, Tensor] = field(default_factory=dict)
+    """d metric / d value [prompt, pos, ...] of the target run, at the places that were asked for."""
+
+
+class Recorded:
+    """Every batch of ``task``, recorded when a sweep first comes to it; what fits in ``keep`` bytes is kept."""
+
+    def __init__(
+        self, task: Task, cells: Sequence[Cell], metric: str, batch_size: int, *, keep: int = KEPT_BYTES
+    ) -> None:
+        """``cells``: all that will be patched."""
+        self.task, self.metric = task, metric
+        self.passes, self.backward = 0.0, 0.0
+        """Forward and backward passes spent, in units of one batch through one whole model."""
+        self.source, self.target = np.zeros(len(task.target_ids)), np.zeros(len(task.target_ids))
+        """The metric of both runs, prompt by prompt, once a sweep has been through."""
+        self.members = batches(task.lengths, batch_size)
+        self._sites = sorted({cell.site for cell in cells}, key=lambda site: site.order)
+        with_mlps = "mlp_out" in {cell.kind for cell in cells}
+        self._streams = stream_sites(task.target, middle=with_mlps) if task.on_target_inputs else []
+        writes = sorted({cell.layer for cell in cells if cell.kind == "write"})
+        self._matrices = {layer: output_matrix(task.source, layer) for layer in writes}
+        self._room = keep
+        self._kept: dict[int, Prepared] = {}
+        self._exact: dict[bool, bool] = {}
+
+    def batches(self, places: Sequence[Place] = ()) -> Iterator[Prepared]:
+        """Each batch; recorded in two forward passes (three or four on the target's inputs), or taken from before.
+
+        ``places``: the target runs with gradients, and one backward pass gives those of the metric there.
+        """
+        for number, members in enumerate(self.members):
+            one, before = self._kept.get(number), (0.0, 0.0)
+            if one is None or places:
+                one = self._prepared(members, places)
+            else:
+                before = (one.run.passes, one.run.backward)
+            yield one
+            self.passes += one.run.passes - before[0]
+            self.backward += one.run.backward - before[1]
+            self._keep(number, one)
+
+    def exact(self, run: TargetRun, *, last_only: bool) -> bool:
+        """Whether replays from the middle are exact for this model; tried on the first batch that asks."""
+        if last_only not in self._exact:
+            run.shortcuts = True
+            self._exact[last_only] = run.exact(last_only)
+        return self._exact[last_only]
+
+    def _keep(self, number: int, one: Prepared) -> None:
+        if number not in self._kept and one.run.nbytes <= self._room:
+            self._kept[number] = one
+            self._room -= one.run.nbytes
+
+    def _prepared(self, members: list[int], places: Sequence[Place]) -> Prepared:
+        if not places:
+            return self._run(members, ())
+        # Both, because torch multiplies by weights that want gradients in another order, and the two runs' logits are
+        # compared.
+        with frozen(self.task.source.hf), frozen(self.task.target.hf):
+            return self._run(members, places)
+
+    def _run(self, members: list[int], places: Sequence[Place]) -> Prepared:
+        task = self.task
+        source_batch, target_batch = task.batch(members)
+        judge, tokens = _judge(task, members, self.metric)
+        values, source_logits = record(task.source, source_batch, [] if self._streams else self._sites, tokens=tokens)
+        values = {site: value.to(task.target.device) for site, value in values.items()}
+        leaves, also = Leaves(places), [*self._sites, *self._streams]
+        run = TargetRun(task.target, target_batch, values, self._matrices, tokens, also=also, leaves=leaves.hooks)
+        run.passes += 1
+        source_logits = source_logits.to(run.logits.device)
+        if tokens is None:
+            clean = source_logits if task.clean_is_source else run.logits
+            judge = replace(judge, clean=(clean if clean.dtype == torch.float64 else clean.float()).log_softmax(-1))
+        gradients = {}
+        if run.graded is not None:
+            # Prompts do not touch each other, so one backward pass of the sum serves them all.
+            gradients = leaves.gradients(judge(run.graded[:, None]).sum())
+            run.graded, run.backward = None, run.backward + 1
+        if self._streams:
+            run.source = self._on_the_targets_inputs(run, source_batch)
+        source, target = (judge(logits[:, None])[:, 0] for logits in (source_logits, run.logits))
+        self.source[members], self.target[members] = numbers(source), numbers(target)
+        return Prepared(members, run, judge, target, gradients)
+
+    def _on_the_targets_inputs(self, run: TargetRun, batch: Encoded) -> dict[Site, Tensor]:
+        inputs = {site: run.values[site] for site in self._streams}
+        run.values = {site: value for site, value in run.values.items() if site not in inputs or site in self._sites}
+        values, spent = record_on_inputs(self.task.source, batch, self._sites, inputs)
+        run.passes += spent
+        return {site: value.to(self.task.target.device) for site, value in values.items()}
+
+
+def _judge(task: Task, members: list[int], metric: str) -> tuple[Metric, Int[Tensor, "prompt token"] | None]:
+    """The metric of a batch, and the two tokens of each prompt that it reads, if it reads two alone."""
+    answers = None if task.answers is None else task.answers[members]
+    distractors = None if task.distractors is None else task.distractors[members]
+    narrow = metric == "logit_diff" and can_narrow(task.source) and can_narrow(task.target)
+    if not narrow or answers is None or distractors is None:
+        return Metric(metric, answers, distractors), None
+    first = torch.zeros_like(answers)
+    return Metric(metric, first, first + 1), torch.stack([answers, distractors], dim=1)
+
+
+def numbers(values: Tensor) -> np.ndarray:
+    """A tensor on the CPU in double precision."""
+    return values.detach().double().cpu().numpy()
