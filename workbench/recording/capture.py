@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from workbench.engine.routing import Routing
 from workbench.engine.sites import Site
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.encode import Encoded
+from workbench.recording.row_memory import RowMemory
 from workbench.typing import Bool, Int, Tensor
 
 LOGITS = "logits"
@@ -29,6 +31,8 @@ class Captured:
     """[row] which prompt of the batch."""
     position: Tensor | None = None
     """[row] position in the prompt, from its first real token."""
+    sums: list[Tensor] = field(default_factory=list)
+    """Of every tensor of floating point: a NaN or an infinite value among the rows spoils one."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Capture:
     width: int
     """Longest prompt of the whole recording: the width of stored attention rows."""
     logits: bool = False
+    memory: RowMemory = field(default_factory=RowMemory, init=False, compare=False, repr=False)
 
     def run(self, model: AdaptedModel, batch: Encoded, prompt_lengths: Int[Tensor, " row"] | None) -> Captured:
         """One forward pass of ``model``; it ends after the last site unless logits are kept."""
@@ -72,16 +77,16 @@ class Capture:
         return taken
 
     def _reader(self, site: Site, taken: Captured) -> Any:
+        name, pattern = site.name, site.kind == "pattern"
+
         def read(value: Any, ctx: ForwardContext) -> None:
             kept = self._locate(ctx, taken)
             if isinstance(value, Routing):
-                self._store(taken, site.name, value.logits, kept)
-                self._store(taken, f"{site.name}.weights", value.weights, kept)
-                self._store(taken, f"{site.name}.experts", value.experts, kept)
-            elif site.kind == "pattern":
-                self._store(taken, site.name, _aligned_pattern(value, ctx, self.width), kept)
+                self._store(taken, name, value.logits, kept)
+                self._store(taken, f"{name}.weights", value.weights, kept)
+                self._store(taken, f"{name}.experts", value.experts, kept)
             else:
-                self._store(taken, site.name, value, kept)
+                self._store(taken, name, _aligned_pattern(value, ctx, self.width) if pattern else value, kept)
 
         return read
 
@@ -102,7 +107,13 @@ class Capture:
         """Keep a copy: an alias would hold the whole activation, and change with what is written into it later."""
         rows = kept.of(value.detach())
         dtype = self.dtype if self.dtype is not None and rows.is_floating_point() else rows.dtype
-        taken.rows[name] = rows.to(dtype, copy=kept.everything)
+        if kept.everything and rows.device.type == "cpu":
+            rows = self.memory.empty(rows.shape, dtype).copy_(rows)
+        else:
+            rows = rows.to(dtype, copy=kept.everything)
+        taken.rows[name] = rows
+        if rows.is_floating_point():
+            taken.sums.append(_sum(rows))  # now, while the rows are in the processor's cache
 
 
 def _kept(chosen: Selection, ctx: ForwardContext) -> _Kept:
@@ -135,16 +146,19 @@ def _aligned_pattern(pattern: Tensor, ctx: ForwardContext, width: int) -> Tensor
 
 
 def nonfinite_rows(tensors: Mapping[str, Tensor]) -> dict[str, Bool[Tensor, " row"]]:
-    """The tensors [row, ...] that hold a NaN or an infinite value, and in which rows.
-
-    A sum that either would spoil decides the usual case; the sums of all tensors are looked at together, since on a
-    GPU every look waits for the device.
-    """
+    """The tensors [row, ...] that hold a NaN or an infinite value, and in which rows."""
     sums = {name: _sum(rows) for name, rows in tensors.items() if rows.is_floating_point()}
-    if not sums or bool(torch.isfinite(torch.stack(list(sums.values()))).all()):
+    if all_finite(list(sums.values())):
         return {}
     marked = {name: (~torch.isfinite(tensors[name])).flatten(1).any(1).cpu() for name in sums}
     return {name: rows for name, rows in marked.items() if bool(rows.any())}
+
+
+def all_finite(sums: list[Tensor]) -> bool:
+    """Looks at all of them together: on a GPU every look waits for the device."""
+    if len({one.device for one in sums}) > 1:
+        sums = [one.cpu() for one in sums]
+    return not sums or math.isfinite(torch.stack(sums).sum().item())
 
 
 def _sum(rows: Tensor) -> Tensor:

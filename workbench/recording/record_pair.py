@@ -19,7 +19,7 @@ from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.recording.capture import Capture, Captured
+from workbench.recording.capture import Capture, Captured, all_finite
 from workbench.recording.plan import Batch, Plan, plan, sized_windows, store_config
 from workbench.recording.recording import NonFiniteWarning, Recording
 from workbench.recording.row_index import RowIndex, Rows
@@ -158,6 +158,8 @@ class _Pass:
     tensors: dict[str, Tensor]
     prompt: Tensor
     position: Tensor
+    finite: bool
+    """Whether no tensor holds a NaN or an infinite value."""
 
 
 @dataclass
@@ -207,7 +209,8 @@ class _Job:
             sink.add(*self._joined(list(passes)))
         else:
             for one in passes:
-                sink.add(one.tensors, self.index.rows(one.prompt, one.position, one.tensors))
+                suspects = {} if one.finite else one.tensors
+                sink.add(one.tensors, self.index.rows(one.prompt, one.position, suspects))
 
     def _pass(self, batch: Batch) -> _Pass:
         """Every model on one batch."""
@@ -219,7 +222,8 @@ class _Job:
         row, position = places[0].batch_row, places[0].position
         assert row is not None and position is not None
         self.progress.advance(len(batch.prompts))
-        return _Pass(tensors, torch.tensor(batch.prompts)[row], position)
+        finite = all_finite([total for one in places for total in one.sums])
+        return _Pass(tensors, torch.tensor(batch.prompts)[row], position, finite)
 
     def _joined(self, passes: list[_Pass]) -> tuple[dict[str, Tensor], Rows]:
         """The rows of some batches, in the order of the prompts."""
@@ -228,7 +232,7 @@ class _Job:
         names = list(passes[0].tensors)
         tensors = {name: in_order([one.tensors.pop(name) for one in passes], order) for name in names}
         of, at = (of, at) if order is None else (of[order], at[order])
-        return tensors, self.index.rows(of, at, tensors)
+        return tensors, self.index.rows(of, at, {} if all(one.finite for one in passes) else tensors)
 
 
 def _warn_of_nonfinite(recording: Recording) -> None:

@@ -56,10 +56,10 @@ class RowIndex:
         self._rows = prompts.rows
         self._tokenizer = tokenizer
 
-    def rows(self, prompts: Int[Tensor, " row"], positions: Int[Tensor, " row"], tensors: dict[str, Tensor]) -> Rows:
-        """The rows at ``positions`` of ``prompts``; ``tensors`` [row, ...] say which are not finite."""
+    def rows(self, prompts: Int[Tensor, " row"], positions: Int[Tensor, " row"], suspects: dict[str, Tensor]) -> Rows:
+        """The rows at ``positions`` of ``prompts``; ``suspects`` [row, ...] are searched for what is not finite."""
         prompt, position = prompts.numpy(), positions.numpy()
-        flags = _flags(tensors, len(prompt))
+        flags = _flags(suspects, len(prompt))
         return Rows(prompt, position, flags, partial(self._table, prompt, position, flags))
 
     def _table(self, prompt: np.ndarray, position: np.ndarray, flags: pa.Array) -> pa.Table:

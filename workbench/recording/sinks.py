@@ -145,7 +145,8 @@ class StatisticsSink(Sink):
         for role, site, values in self._with_difference(tensors):
             if not values.is_floating_point():
                 continue
-            if (bad := nonfinite_rows({site: values}).get(site)) is not None:
+            bad = None if rows.finite else nonfinite_rows({site: values}).get(site)
+            if bad is not None:
                 values, frame_ = values[~bad.to(values.device)], frame[~bad.numpy()]
             else:
                 frame_ = frame
