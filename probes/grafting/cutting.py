@@ -24,8 +24,9 @@ def pair_region(pair: Any, level: Level) -> Region:
     names = [name for name in changed_names(pair) if place_of(name).layer is not None]
     if not names:
         raise UserError("The two models do not differ inside any layer: there is nothing to graft.")
-    known, tuned = base_parameters(pair.base.hf), tuned_values(pair, names)
+    known, values = base_parameters(pair.base.hf), tuned_values(pair, names)
     base = {name: known[name].data for name in names}
+    tuned = {name: value.to(base[name].device) for name, value in values.items()}
     layout = Layout.of(pair.base.inner.config.to_dict())
     if level == "entries":
         return region_of(base, tuned)

@@ -62,9 +62,10 @@ def _collect(opened: Opened, collector: Collector, watch: Progress) -> tuple[str
         watch.advance()
         before = opened.base[name]()
         if name in opened.factors:
-            collector.add_factors(name, before, opened.factors[name])
+            change = opened.factors[name]
+            collector.add_factors(name, before.to(change.up.device), change)
             continue
-        after = opened.tuned[name]()
+        after = opened.tuned[name]().to(before.device)
         if not before.is_floating_point():
             continue
         if before.shape == after.shape:

@@ -187,7 +187,7 @@ def _loaded_adapter(
 def _effective(model: Any, module: str, base: Any, read_base: Read, layout: Layout) -> Tensor:
     """The tuned weight in float64, laid out as the base's: rounding must not eat a small change."""
     weight = read_base()
-    delta = weight_changes.effective_delta(model, module, base=base).double()
+    delta = weight_changes.effective_delta(model, module, base=base).double().to(weight.device)
     return weight.double() + (delta.mT if layout.turned(place_of(module).module, weight.ndim) else delta)
 
 

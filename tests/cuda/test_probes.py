@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from probes.random_recipes import stand_ins
 from probes.results import ProbeResult
 from tests.cuda.place import DEVICE, close, models_moved, same_frames, tensors_of
 from tests.probes import test_provenance as calls
+from tests.tiny import tiny_model
 from workbench.models.pair import load_pair
 
 NAMES = [name for name in probes.__all__ if calls.returns_a_result(name)]
@@ -54,6 +56,17 @@ def test_weight_delta_of_loaded_models_is_that_of_their_files(exact: bool, home:
     pair = load_pair(*folders, device=str(DEVICE))
     found = probes.weight_delta(pair, exact=exact)
     same_frames(found.frame(), probes.weight_delta(*folders, exact=exact).frame())
+    assert all(value.device.type == "cpu" for _, value in tensors_of(found))
+
+
+def test_weight_delta_of_an_adapter_elsewhere_than_its_base(home: Path) -> None:
+    """The base from its folder, the adapter in a loaded model."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    tuned = peft.get_peft_model(tiny_model("llama"), config).eval()
+    wanted = probes.weight_delta(home / "llama-base", tuned)
+    found = probes.weight_delta(home / "llama-base", tuned.to(DEVICE))
+    same_frames(found.frame(), wanted.frame())
     assert all(value.device.type == "cpu" for _, value in tensors_of(found))
 
 
