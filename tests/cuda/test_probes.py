@@ -65,8 +65,11 @@ def test_weight_delta_of_an_adapter_elsewhere_than_its_base(home: Path) -> None:
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     tuned = peft.get_peft_model(tiny_model("llama"), config).eval()
     wanted = probes.weight_delta(home / "llama-base", tuned)
+    loaded = tiny_model("llama")
+    of_loaded = probes.weight_delta(loaded, tuned).frame()
     found = probes.weight_delta(home / "llama-base", tuned.to(DEVICE))
     same_frames(found.frame(), wanted.frame())
+    same_frames(probes.weight_delta(loaded, tuned).frame(), of_loaded)
     assert all(value.device.type == "cpu" for _, value in tensors_of(found))
 
 

@@ -73,7 +73,8 @@ def effective_delta(
     if parameter is not None:
         raise NotSupported(f"{module_name} is adapted in a parameter; compare it with the true base's directly.")
     before = base.get_submodule(module_name) if base is not None else module
-    return (_weight(module, name, module_name) - _weight(before, None, module_name)).float()
+    after = _weight(module, name, module_name)
+    return (after - _weight(before, None, module_name).to(after.device)).float()
 
 
 @torch.no_grad()
