@@ -22,9 +22,11 @@ from workbench.recording.record_pair import record
 
 if TYPE_CHECKING:
     import interventions as iv
+    from workbench.cli.experiment.inputs import PairSpec
     from workbench.cli.experiment.schema import Experiment
     from workbench.models.pair import ModelPair
 
+_NAMES = ("site", "module", "phase", "group", "desideratum", "model", "token")
 TOP = 10
 """Cells of a map that enter the long table; the step's own table has all."""
 
@@ -34,16 +36,21 @@ class Bench:
     """Everything a step may use."""
 
     experiment: Experiment
-    pair: ModelPair
+    spec: PairSpec
     materials: Materials
     results: Results
     folder: Path
     seed: int
     progress: Progress
 
+    @property
+    def pair(self) -> ModelPair:
+        """The step's models."""
+        return self.materials.pair(self.spec)
+
     def rows(self, name: str | None) -> Prompts:
         """A set of prompts."""
-        return self.materials.prompts(self.experiment, name)
+        return self.materials.prompts(self.experiment, name, self.spec)
 
     def recipe(self, name: str) -> iv.Recipe:
         """A recipe by name, built for this cell."""
@@ -56,7 +63,7 @@ class Bench:
 
 def execute(step: Any, bench: Bench) -> Outcome:
     """Do one step. Raises :class:`UserError` for what its probe or its recipes refuse."""
-    from workbench.cli.experiment import steering
+    from workbench.cli.experiment import comparing, scoping, steering
 
     match step:
         case steps.Record():
@@ -67,6 +74,12 @@ def execute(step: Any, bench: Bench) -> Outcome:
             return steering.diff(step, bench)
         case steps.Dose():
             return steering.dose(step, bench)
+        case steps.Scope():
+            return scoping.scope(step, bench)
+        case steps.Parts():
+            return scoping.parts(step, bench)
+        case steps.Compare():
+            return comparing.compare(step, bench)
     result = _localized(step, bench)
     return Outcome(result.summary(), result.frame(), _best(result), result)
 
@@ -87,6 +100,11 @@ def _localized(step: Any, bench: Bench) -> Any:
             return probes.weight_delta(pair, k=step.k, progress=bar)
         case steps.Retrieval():
             return _retrieval(step, bench)
+        case steps.Components():
+            return probes.component_masking(
+                pair, {title: bench.rows(name) for title, name in step.desiderata.items()}, step.position,
+                heads=step.heads, penalties=step.penalties, epochs=step.epochs, seed=seed, progress=bar, **step.options,
+            )  # fmt: skip
     rows = bench.rows(step.prompts)
     match step:
         case steps.Activations():
@@ -135,8 +153,9 @@ def _localized(step: Any, bench: Bench) -> Any:
 def _other(step: steps.Probe, bench: Bench) -> Any:
     """A probe by name; its options were checked when the experiment was read."""
     call = getattr(probes, step.call)
-    watched = {} if step.call in steps.QUICK else {"progress": bench.progress}
-    return call(_within(step, bench), bench.rows(step.prompts), seed=bench.seed, **watched, **step.options)
+    given: dict[str, Any] = {option: bench.rows(name) for option, name in step.sets.items()}
+    given |= {} if step.call in steps.QUICK else {"progress": bench.progress}
+    return call(_within(step, bench), bench.rows(step.prompts), seed=bench.seed, **given, **step.options)
 
 
 def _within(step: Any, bench: Bench) -> Any:
@@ -228,7 +247,7 @@ def cell_label(row: Any) -> str:
     number = {name: int(row[name]) for name in places if not isinstance(row[name], str)}
     layer = f"L{number['layer']}" if "layer" in number else ""
     parts = [layer + next((f"{name[0].upper()}{number[name]}" for name in ("head", "expert") if name in number), "")]
-    parts += [str(row[name]) for name in ("site", "module", "phase", "group", "model", "token") if _given(row, name)]
+    parts += [str(row[name]) for name in _NAMES if _given(row, name)]
     parts += [row[name] for name in places if name not in number]
     if _given(row, "direction"):
         parts.append(row["direction"] if isinstance(row["direction"], str) else f"direction {int(row['direction'])}")

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from workbench.cli.experiment.naming import plain_names
 from workbench.cli.head_groups import heads_by_place, parts, place
 from workbench.errors import NotSupported, UserError
 
 
-def localize_step(verb: str, config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """The file of prompts (None where the verb reads none) and the step; ``config`` is the run's.
+@dataclass(frozen=True)
+class Localized:
+    """A step, and the files of prompts that it reads besides the run's own, which are called ``prompts``."""
 
-    Raises :class:`NotSupported` for a verb that no step repeats, or an option that the file cannot hold.
+    step: dict[str, Any]
+    reads_prompts: bool = True
+    """Whether it reads the run's own."""
+    more: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    """Set of prompts -> its file as the run was given it, and where the settings of the result hold its hash."""
+
+
+def localize_step(verb: str, config: Mapping[str, Any]) -> Localized:
+    """What ``verb`` was asked; ``config`` is the run's.
+
+    Raises :class:`NotSupported` for a verb that no step repeats, and :class:`UserError` for needles that are gone.
     """
     make = _STEPS.get(verb)
     if make is None:
         raise NotSupported(f"No step of an experiment file repeats {verb!r}; run the command again.")
-    step = {"do": verb, **make(config)}
-    if config.get("seed"):
-        step["seed"] = config["seed"]
-    return (None if verb in _WITHOUT_PROMPTS else str(config.get("prompts", ""))), step
+    found = make(config)
+    found = found if isinstance(found, Localized) else Localized(found, verb not in _WITHOUT_PROMPTS)
+    seed = {"seed": config["seed"]} if config.get("seed") else {}
+    return replace(found, step={"do": verb, **found.step, **seed})
 
 
 def _given(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -75,11 +88,26 @@ def _paths(config: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _circuit(config: Mapping[str, Any]) -> dict[str, Any]:
-    if config.get("reference"):
-        raise NotSupported("No experiment file holds the reference prompts of a circuit; run the command again.")
+def _circuit(config: Mapping[str, Any]) -> Localized:
     options = {"heads": heads_by_place(config["heads"]), **_given(config, "metric", "minimality")}
-    return {"do": "probe", "call": "circuit", "options": options}
+    step = {"do": "probe", "call": "circuit", "options": options}
+    if not config.get("reference"):
+        return Localized(step)
+    return Localized(
+        {**step, "sets": {"reference": "reference"}}, more={"reference": (config["reference"], ["reference"])}
+    )
+
+
+def _components(config: Mapping[str, Any]) -> Localized:
+    """One set of prompts per file, called as the file is."""
+    files = {Path(file).stem: file for file in config["prompts"]}  # as the command names its desiderata
+    names = plain_names(files, otherwise="desideratum")
+    heads = {} if config.get("heads") is None else {"heads": parts(config["heads"])}
+    step = {
+        "desiderata": names, "position": place(config["position"]), **heads,
+        "penalties": [float(part) for part in parts(config["penalties"])], "epochs": config["epochs"],
+    }  # fmt: skip
+    return Localized(step, False, {names[title]: (file, ["desiderata", title]) for title, file in files.items()})
 
 
 def _cmap(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,6 +127,7 @@ _STEPS: dict[str, Any] = {
     "localize paths": _paths,
     "localize circuit": _circuit,
     "localize cmap": _cmap,
+    "localize components": _components,
     "localize heads": _heads,
     "localize skills": lambda config: _given(config, "method", "level", "sparsity"),
     "localize experts": lambda config: _given(config, "target"),

@@ -6,18 +6,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from typer import BadParameter
+
 from workbench.cli.experiment.from_diff import diff_parts
 from workbench.cli.experiment.from_localize import localize_step
-from workbench.cli.experiment.references import needs, other_prompts, recipes_of
+from workbench.cli.experiment.given_files import further_prompts, hash_in, own_prompts, settings_of, whole
+from workbench.cli.experiment.kept import RESULT
+from workbench.cli.experiment.references import needs, recipes_of, sets_of
 from workbench.cli.experiment.schema import Experiment
-from workbench.errors import NotSupported, UserError, unknown_name
+from workbench.errors import NotSupported, unknown_name
 from workbench.runs import Run
 
 RECORD = "experiments"
 """Where a run's provenance keeps experiments by pair, in plain values; paths in them start at the run's folder."""
-PROMPTS = "prompts/prompts.jsonl"
 _FILES = ("file", "haystack", "dictionary")
 """Keys whose value is a path."""
+_AS_THEY_ARE = ("rows", "where", "options", "desiderata", "sets")
+"""Keys whose values have keys of their own, which are columns, options or titles."""
 
 
 def experiment_of_run(run: Run, pair: str = "") -> Experiment:
@@ -35,16 +40,12 @@ def experiment_of_run(run: Run, pair: str = "") -> Experiment:
     if run.manifest.kind == "experiment" and "experiment" in config:
         made = Experiment.of(config["experiment"], f"{run.path}, its experiment")
         return _absolute(made, Path(str(run.manifest.provenance.get("folder", "."))))
-    if verb.startswith("localize "):
-        prompts, step = localize_step(verb, config)
-        sets = {} if prompts is None else {"prompts": _prompts(run, prompts)}
-        return _of_one_step(run, run.manifest.kind, step, sets)
-    if verb == "diff":
-        return _of_comparison(run, diff_parts(run))
+    if verb.startswith("localize ") or verb == "diff":
+        return _of_command(run, verb)
     if run.manifest.kind == "record" and {"sites", "positions"} <= set(config):
         keys = ("sites", "layers", "positions", "new_tokens")
         step = {"do": "record", **{key: config[key] for key in keys if config.get(key) is not None}}
-        return _of_one_step(run, "record", step, {"prompts": _prompts(run, "")})
+        return _of_one_step(run, "record", step, {"prompts": own_prompts(run, "")})
     raise NotSupported(
         f"{run.path} does not say how its results were made, so no experiment file makes them again; use the Python "
         "beside them."
@@ -66,8 +67,7 @@ def only(experiment: Experiment, names: Iterable[str]) -> Experiment:
         wanted += [one for one in needs(experiment, name) if one not in wanted]
     kept = {name: step for name, step in experiment.steps.items() if name in wanted}
     recipes = {one for step in kept.values() for one in recipes_of(step)}
-    first = next(iter(experiment.prompts), None)
-    sets = {one for step in kept.values() for one in (step.prompts or first, *other_prompts(step))}
+    sets = {one for name, step in kept.items() for one in (step.prompts, *sets_of(experiment, name))}
     return Experiment.of({
         **experiment.plain(),
         "steps": {name: step.plain() for name, step in kept.items()},
@@ -84,16 +84,38 @@ def _still_there(path: str, kept: Mapping[str, Any], recipes: set[str]) -> bool:
 
 
 def _of_one_step(run: Run, name: str, step: dict[str, Any], prompts: dict[str, Any]) -> Experiment:
-    return Experiment.of({"name": name, "pair": _pair(run), "prompts": prompts, "steps": {name: step}}, str(run.path))
+    return Experiment.of(
+        {"name": name, "pair": pair_of_run(run), "prompts": prompts, "steps": {name: step}}, str(run.path)
+    )
 
 
-def _of_comparison(run: Run, parts: dict[str, Any]) -> Experiment:
-    prompts = {"prompts": _prompts(run, str(run.config["prompts"])), **parts["prompts"]}
-    pair = {**_pair(run), **parts["pair"]}
-    return Experiment.of({"name": "diff", **parts, "pair": pair, "prompts": prompts}, str(run.path))
+def _of_command(run: Run, verb: str) -> Experiment:
+    try:
+        return _of_diff(run) if verb == "diff" else _of_localize(run, verb)
+    except (KeyError, TypeError, AttributeError, BadParameter) as error:
+        raise NotSupported(
+            f"{run.path} does not say all that {verb!r} was asked ({type(error).__name__}: {error}), so no experiment "
+            "file makes its results again; run the command again."
+        ) from error
 
 
-def _pair(run: Run) -> dict[str, Any]:
+def _of_localize(run: Run, verb: str) -> Experiment:
+    found = localize_step(verb, run.config)
+    sets = {"prompts": own_prompts(run, str(run.config.get("prompts", "")))} if found.reads_prompts else {}
+    settings = settings_of(run, RESULT) if found.more else {}
+    for name, (file, place) in found.more.items():
+        sets[name] = further_prompts(run, file, hash_in(settings, place))
+    return _of_one_step(run, run.manifest.kind, found.step, sets)
+
+
+def _of_diff(run: Run) -> Experiment:
+    parts = diff_parts(run)
+    prompts = {"prompts": own_prompts(run, str(run.config["prompts"])), **parts["prompts"]}
+    values = {"name": "diff", **parts, "pair": {**pair_of_run(run), **parts["pair"]}, "prompts": prompts}
+    return Experiment.of(values, str(run.path))
+
+
+def pair_of_run(run: Run) -> dict[str, Any]:
     """The two models as the run names them; folders as whole paths."""
     pairs = run.manifest.provenance.get("pairs")
     named = next(iter(pairs.values())) if isinstance(pairs, Mapping) and pairs else run.config
@@ -105,24 +127,6 @@ def _pair(run: Run) -> dict[str, Any]:
             raise NotSupported(f"{run.path} does not name its {role} model, so no experiment file can load it.")
         found[role] = whole(name)
     return found
-
-
-def whole(name: str) -> str:
-    """A folder that is there as its whole path, which holds wherever the experiment file is kept; else as it is."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
-
-
-def _prompts(run: Run, given: str) -> dict[str, Any]:
-    """The prompts that the run keeps, else the file that it was given."""
-    if PROMPTS in run.manifest.files:
-        return {"file": str(run.file(PROMPTS).resolve())}
-    if not given or not Path(given).is_file():
-        raise UserError(
-            f"{run.path} keeps no prompts, and {given or 'no file of them'!r} is not here: run it again, or write the "
-            "experiment with your own."
-        )
-    return {"file": whole(given)}
 
 
 def _absolute(experiment: Experiment, folder: Path) -> Experiment:
@@ -137,8 +141,13 @@ def _placed(value: Any, folder: Path) -> Any:
 
 
 def _in_place(key: str, value: Any, folder: Path) -> Any:
-    if key in _FILES and isinstance(value, str):
+    if key in _AS_THEY_ARE:
+        return value
+    last = key.rpartition(".")[2]  # of a swept path
+    if isinstance(value, list) and last != key:
+        return [_in_place(last, one, folder) for one in value]
+    if last in _FILES and isinstance(value, str):
         return str(folder / value)
-    if key in ("base", "tuned") and isinstance(value, str):  # a folder, or a hub id
+    if last in ("base", "tuned") and isinstance(value, str):  # a folder, or a hub id
         return str(folder / value) if (folder / value).exists() else value
     return _placed(value, folder)

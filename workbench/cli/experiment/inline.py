@@ -64,6 +64,10 @@ class FoundRef(Strict):
         return self
 
 
+class ResultRef(FoundRef):
+    """A result, whatever it is of."""
+
+
 class FirstOf(FoundRef):
     """The first cells of a table: experts of an experts map, heads of patching."""
 

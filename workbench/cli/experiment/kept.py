@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ from workbench.cli.experiment.materials import Materials
 
 if TYPE_CHECKING:
     from workbench.cli.experiment.schema import Experiment
-    from workbench.models.pair import ModelPair
     from workbench.runs import Run
 
 ACTIVATIONS = "activations"
@@ -38,7 +38,9 @@ class Outcome:
     table: pd.DataFrame
     metrics: pd.DataFrame
     result: Any = None
-    """A probe's result."""
+    """The result as Python has it, where there is one."""
+    more: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """Further tables by name."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,20 @@ class Kept:
             outcome.result.save(self.path / RESULT)
         self.run.write_table(f"{self.folder}/table", outcome.table)
         self.run.write_table(f"{self.folder}/metrics", outcome.metrics)
-        self.run.write_json(
-            f"{self.folder}/step", {"name": self.name, "do": do, "key": self.key, "summary": outcome.summary}
-        )
+        for name, table in outcome.more.items():
+            self.run.write_table(f"{self.folder}/{name}", table)
+        note = {"name": self.name, "do": do, "key": self.key, "summary": outcome.summary}
+        self.run.write_json(f"{self.folder}/step", {**note, "more": list(outcome.more)})
 
     @property
     def table(self) -> pd.DataFrame:
         return self.run.read_table(f"{self.folder}/table")
+
+    @property
+    def more(self) -> dict[str, pd.DataFrame]:
+        """Its further tables."""
+        names = self.run.read_json(f"{self.folder}/step").get("more", [])
+        return {name: self.run.read_table(f"{self.folder}/{name}") for name in names}
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -86,15 +95,15 @@ class Kept:
         return str(self.run.read_json(f"{self.folder}/step")["summary"])
 
     def result(self) -> Any:
-        """The recording, or the probe's result; None where the step leaves neither."""
+        """The recording, or the result; None where the step leaves neither."""
         if (self.path / ACTIVATIONS).is_dir():
             from workbench.recording.recording import Recording
 
             return Recording.load(self.path / ACTIVATIONS)
         if (self.path / RESULT).is_file():
-            from probes import ProbeResult
+            from workbench.results import Result
 
-            return ProbeResult.load(self.path / RESULT)
+            return Result.load(self.path / RESULT)
         return None
 
 
@@ -105,24 +114,21 @@ def metric_rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(_NUMBERS, "float64"))
 
 
-def step_keys(experiment: Experiment, pair: ModelPair, materials: Materials) -> dict[str, str]:
-    """Step -> hash of everything its numbers depend on: models, prompts, settings, recipes, and the steps it reads."""
-    models = {role: model.identity.hash for role, model in pair.models.items()}
-    keys: dict[str, str] = {}
-    for name, step in experiment.steps.items():
-        recipes = {one: experiment.recipes[one].plain() for one in references.recipes_of(step)}
-        reads = not isinstance(step, steps.WITHOUT_PROMPTS)
-        prompts = [materials.prompts(experiment, step.prompts).hash] if reads else []
-        for other in references.other_prompts(step):
-            prompts.append(materials.prompts(experiment, other).hash)
-        seed = None if isinstance(step, _NO_CHANCE) else seed_of(experiment, name)
-        content = {
-            "step": step.plain(), "seed": seed, "models": models, "prompts": prompts,
-            "recipes": recipes, "reads": {one: keys[one] for one in references.needs(experiment, name)},
-            "on": experiment.pair.plain(),
-        }  # fmt: skip
-        keys[name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return keys
+def step_key(
+    experiment: Experiment, name: str, models: Mapping[str, str], earlier: Mapping[str, str], materials: Materials
+) -> str:
+    """Hash of everything a step's numbers depend on: models (by role), prompts, settings, recipes, and the steps it
+    reads, whose keys are among ``earlier``."""
+    step, pair = experiment.steps[name], experiment.pair_of(name)
+    content = {
+        "step": step.plain(), "seed": None if isinstance(step, _NO_CHANCE) else seed_of(experiment, name),
+        "models": models,
+        "prompts": [materials.prompts(experiment, one, pair).hash for one in references.sets_of(experiment, name)],
+        "recipes": {one: experiment.recipes[one].plain() for one in references.recipes_of(step)},
+        "reads": {one: earlier[one] for one in references.needs(experiment, name)},
+        "on": pair.plain() if models else None,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def seed_of(experiment: Experiment, step: str) -> int:

@@ -49,24 +49,24 @@ class Materials:
             self._pair = (spec, load_pair(base, tuned, device=spec.device, dtype=spec.dtype))
         return self._pair[1]
 
-    def prompts(self, experiment: Experiment, name: str | None) -> Prompts:
-        """A set of prompts by name; None is the first."""
+    def prompts(self, experiment: Experiment, name: str | None, pair: PairSpec | None = None) -> Prompts:
+        """A set of prompts by name; None is the first. Splits are those of ``pair``, else of the experiment's."""
         known = next(iter(experiment.prompts)) if name is None else name
-        spec = experiment.prompts[known]
-        key = f"{spec.model_dump_json()} {experiment.pair.model_dump_json() if spec.split is not None else ''}"
+        spec, models = experiment.prompts[known], pair or experiment.pair
+        key = f"{spec.model_dump_json()} {models.model_dump_json() if spec.split is not None else ''}"
         if key not in self._prompts:
             try:
-                self._prompts[key] = chosen_rows(self._rows(spec, experiment.pair), spec)
+                self._prompts[key] = chosen_rows(self._rows(spec, models), spec)
             except UserError as error:
                 raise UserError(f"prompts.{known}: {error}") from error
         return self._prompts[key]
 
     def result(self, file: str) -> Any:
         """The result that a run keeps in ``file``."""
-        from probes import ProbeResult
+        from workbench.results import Result
 
         if file not in self._results:
-            self._results[file] = ProbeResult.load(self.path(file))
+            self._results[file] = Result.load(self.path(file))
         return self._results[file]
 
     def _sides(self, spec: PairSpec) -> tuple[Any, Any]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
 from workbench.cli.experiment import inline, steps
+from workbench.cli.experiment.step_options import check_options
 from workbench.cli.experiment.strict import refusal, unknown
 
 if TYPE_CHECKING:
+    from workbench.cli.experiment.inputs import PairSpec
     from workbench.cli.experiment.schema import Experiment
 
 _GIVES: dict[type, tuple[type[steps.Step], ...]] = {
@@ -22,9 +22,27 @@ _GIVES: dict[type, tuple[type[steps.Step], ...]] = {
     inline.SkillRef: (steps.Skills,),
     inline.ScaledHeads: (steps.Heads, steps.HeadProbes),
     inline.FirstOf: (steps.Experts,),
+    inline.ResultRef: (
+        steps.Weights,
+        steps.Activations,
+        steps.Heads,
+        steps.HeadProbes,
+        steps.Skills,
+        steps.Experts,
+        steps.Switching,
+        steps.Knob,
+        steps.Concepts,
+        steps.Retrieval,
+        steps.Components,
+        steps.Probe,
+    ),
     inline.TensorRef: (steps.Record, steps.Activations, steps.Concepts, steps.Knob),
 }
 """Reference -> the kinds of step it can read."""
+_SETS = ("ood", "neutral", "near", "outside")
+"""Keys that name a further set of prompts."""
+_TAKEN = ("cells", "effects", "metrics")
+"""Tables of every run, which no step's table may replace."""
 
 
 class Use(NamedTuple):
@@ -45,7 +63,24 @@ def recipes_of(step: Any) -> dict[str, tuple[Any, ...]]:
 
 def other_prompts(step: Any) -> list[str]:
     """Sets of prompts that a step reads besides its own."""
-    return [name for name in (getattr(step, "ood", None), getattr(step, "neutral", None)) if name is not None]
+    return [name for _, name in _named_sets(step)]
+
+
+def sets_of(experiment: Experiment, name: str) -> list[str]:
+    """The sets of prompts that step ``name`` reads, its own first."""
+    step: Any = experiment.steps[name]
+    own = [] if isinstance(step, steps.WITHOUT_PROMPTS) else [step.prompts or next(iter(experiment.prompts))]
+    return [*own, *other_prompts(step)]
+
+
+def _named_sets(step: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Where a further set of prompts is named, and which."""
+    for key in _SETS:
+        if getattr(step, key, None) is not None:
+            yield (key,), getattr(step, key)
+    for key in ("desiderata", "sets"):
+        for what, name in getattr(step, key, {}).items():
+            yield (key, what), name
 
 
 def uses_of_recipe(recipe: Any) -> Iterator[Use]:
@@ -65,9 +100,6 @@ def needs(experiment: Experiment, name: str) -> list[str]:
 
 def check_references(experiment: Experiment) -> None:
     """Raise an error with the place of the first name that leads nowhere."""
-    for name, rows in experiment.prompts.items():
-        if rows.split is not None and experiment.pair.organism is None:
-            raise refusal("only an organism has splits; give file or rows.", "prompts", name, "split")
     for name, recipe in experiment.recipes.items():
         if name in ("base", "tuned"):
             raise refusal(f"a recipe cannot be called {name!r}, as a model is; give another name.", "recipes", name)
@@ -77,16 +109,27 @@ def check_references(experiment: Experiment) -> None:
     for name, step in experiment.steps.items():
         _check_step(experiment, name, step, earlier)
         earlier.append(name)
+    for name, rows in experiment.prompts.items():
+        if rows.split is not None and any(pair.organism is None for pair in pairs_reading(experiment, name).values()):
+            raise refusal("only an organism has splits; give file or rows.", "prompts", name, "split")
+
+
+def pairs_reading(experiment: Experiment, name: str) -> dict[str, PairSpec]:
+    """The models for which a set of prompts is read, by a step that reads it; the experiment's where none does."""
+    readers = [step for step in experiment.steps if name in sets_of(experiment, step)]
+    return {step: experiment.pair_of(step) for step in readers} or {"": experiment.pair}
 
 
 def _check_step(experiment: Experiment, name: str, step: Any, earlier: list[str]) -> None:
     place = ("steps", name)
+    if name in _TAKEN:
+        raise refusal(f"a step cannot be called {name!r}, as a table of the run is; give another name.", *place)
     if not experiment.prompts and not isinstance(step, steps.WITHOUT_PROMPTS):
         raise refusal("needs prompts; add a set of them under prompts.", *place)
-    for key in ("prompts", "ood", "neutral"):
-        wanted = getattr(step, key, None)
-        if wanted is not None and wanted not in experiment.prompts:
-            raise refusal(unknown(f"set of prompts {wanted!r}", wanted, list(experiment.prompts)), *place, key)
+    own = [] if step.prompts is None else [(("prompts",), step.prompts)]
+    for path, wanted in [*own, *_named_sets(step)]:
+        if wanted not in experiment.prompts:
+            raise refusal(unknown(f"set of prompts {wanted!r}", wanted, list(experiment.prompts)), *place, *path)
     if getattr(step, "record", None) is not None:
         _check_use(experiment, Use(("record",), step.record, (steps.Record,)), place, earlier)
         for key in ("prompts", "sites", "positions"):
@@ -103,7 +146,7 @@ def _check_step(experiment: Experiment, name: str, step: Any, earlier: list[str]
     for use in _walk(step, ()):
         _check_use(experiment, use, place, earlier)
     _check_metrics(step, place)
-    _check_options(step, place)
+    check_options(step, place)
 
 
 def _check_use(experiment: Experiment, use: Use, place: tuple[Any, ...], earlier: list[str]) -> None:
@@ -119,70 +162,20 @@ def _check_use(experiment: Experiment, use: Use, place: tuple[Any, ...], earlier
 
 
 def _check_metrics(step: Any, place: tuple[Any, ...]) -> None:
-    if isinstance(step, steps.Compared):
-        from workbench.behaviour import METRICS
-
-        for number, metric in enumerate(step.metrics):
-            if metric not in METRICS:
-                raise refusal(unknown(f"metric {metric!r}", metric, list(METRICS)), *place, "metrics", number)
-        if "perplexity" in step.metrics and step.neutral is None:
-            raise refusal("perplexity needs neutral, a set of prompts with neutral texts.", *place, "metrics")
-
-
-def _check_options(step: Any, place: tuple[Any, ...]) -> None:
-    if isinstance(step, steps.Probe):
-        _check_call(step, place)
+    if not isinstance(step, steps.Compared | steps.Parts):
         return
-    if not getattr(step, "options", None):
+    from workbench.behaviour import METRICS
+
+    for number, metric in enumerate(step.metrics or ()):
+        if metric not in METRICS:
+            raise refusal(unknown(f"metric {metric!r}", metric, list(METRICS)), *place, "metrics", number)
+    if "perplexity" not in (step.metrics or ()):
         return
-    taken = {"seed", "progress", "responses", "refusal", "controls_on", "thresholds", *type(step).model_fields}
-    known = [field.name for field in dataclasses.fields(_options_of(step)) if field.name not in taken]
-    for key in step.options:
-        if key not in known:
-            raise refusal(unknown(f"option {key!r}", key, known), *place, "options", key)
-
-
-def _check_call(step: steps.Probe, place: tuple[Any, ...]) -> None:
-    """The options of a probe called by name; those that it passes on are checked by itself."""
-    import probes
-
-    first, _, *own = inspect.signature(getattr(probes, step.call)).parameters.values()
-    if first.name == "pair" and step.within != "pair":
-        raise refusal(f"{step.call} compares both models; leave within out.", *place, "within")
-    known = [one.name for one in own if one.kind is not one.VAR_KEYWORD and one.name not in ("seed", "progress")]
-    for key in step.options:
-        if key not in known and len(known) == len([one for one in own if one.name not in ("seed", "progress")]):
-            raise refusal(unknown(f"option {key!r}", key, known), *place, "options", key)
-    for one in own:
-        if one.default is one.empty and one.kind is not one.VAR_KEYWORD and one.name not in step.options:
-            raise refusal(f"{step.call} needs {one.name}; give it under options.", *place)
-
-
-def _options_of(step: Any) -> Any:
-    """The dataclass of the options that the step's function takes."""
-    if isinstance(step, steps.Skills):
-        from probes.grafting.search import Settings
-
-        return Settings
-    if isinstance(step, steps.Experts):
-        from probes.experts.mapping import MapOptions
-
-        return MapOptions
-    if isinstance(step, steps.Switching):
-        from probes.experts.switching import SwitchOptions
-
-        return SwitchOptions
-    if isinstance(step, steps.Knob):
-        from probes import KnobSetup
-
-        return KnobSetup
-    if isinstance(step, steps.Heads):
-        from probes.patches.patching import PatchOptions
-
-        return PatchOptions
-    from workbench.behaviour.options import DiffOptions
-
-    return DiffOptions
+    if isinstance(step, steps.Parts):
+        raise refusal("perplexity is of neutral texts, which these parts do not divide; leave it out.", *place,
+                      "metrics")  # fmt: skip
+    if step.neutral is None:
+        raise refusal("perplexity needs neutral, a set of prompts with neutral texts.", *place, "metrics")
 
 
 def _walk(value: Any, path: tuple[Any, ...]) -> Iterator[Use]:

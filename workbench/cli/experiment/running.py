@@ -12,9 +12,12 @@ import pandas as pd
 
 from workbench import __version__, runs
 from workbench.cli.experiment.doing import Bench, execute
-from workbench.cli.experiment.kept import Kept, seed_of, step_keys
+from workbench.cli.experiment.inputs import PairSpec
+from workbench.cli.experiment.kept import Kept, seed_of, step_key
 from workbench.cli.experiment.materials import Materials, file_hash, files_named
+from workbench.cli.experiment.references import pairs_reading
 from workbench.cli.experiment.schema import Experiment
+from workbench.cli.experiment.steps import WITHOUT_MODELS
 from workbench.cli.experiment.sweeping import Cell, cells, shown
 from workbench.cli.experiment.trackers import Tracker, untracked
 from workbench.errors import UserError
@@ -84,15 +87,31 @@ def place(experiment: Experiment, out: str | Path | None) -> Path:
 def run_config(experiment: Experiment, grid: Sequence[Cell], materials: Materials) -> dict[str, Any]:
     """What decides the results, as the run keeps it: the experiment, and its inputs by content."""
     prompts = {
-        name if cell.number == 0 else f"{name}, cell {cell.number}": materials.prompts(cell.experiment, name).hash
+        name if cell.number == 0 else f"{name}, cell {cell.number}": digest
         for cell in grid
-        if cell.number == 0 or any(path.split(".")[0] in ("pair", "prompts") for path in cell.settings)
-        for name in cell.experiment.prompts
+        if cell.number == 0 or any(_may_change_prompts(path) for path in cell.settings)
+        for name, digest in _prompt_hashes(cell.experiment, materials).items()
     }
     files = {name: file_hash(materials.path(name)) for name in files_named(cell.experiment for cell in grid)}
     return {
         "experiment": _described(experiment), "prompts": prompts, "files": files, "tunescope": __version__,
     }  # fmt: skip
+
+
+def _may_change_prompts(path: str) -> bool:
+    return "pair" in (path.split(".")[0], *path.split(".")[2:3]) or path.startswith("prompts.")
+
+
+def _prompt_hashes(experiment: Experiment, materials: Materials) -> dict[str, str]:
+    """Set of prompts -> its hash; where steps read it for several organisms, one for each further one."""
+    found: dict[str, str] = {}
+    for name in experiment.prompts:
+        reading = pairs_reading(experiment, name)
+        for step, pair in reading.items():
+            digest = materials.prompts(experiment, name, pair).hash
+            if found.setdefault(name, digest) != digest:
+                found[f"{name}, step {step}"] = digest
+    return found
 
 
 def _described(experiment: Experiment) -> dict[str, Any]:
@@ -123,11 +142,12 @@ def _by_pair(grid: Sequence[Cell]) -> list[Cell]:
 
 
 def _cell(run: Run, cell: Cell, materials: Materials, bar: Progress) -> dict[str, Kept]:
-    pair = materials.pair(cell.experiment.pair)
-    _same_models(run, cell.experiment, pair)
-    keys = step_keys(cell.experiment, pair, materials)
-    kept = {name: Kept(run, name, keys[name]) for name in cell.experiment.steps}
+    keys: dict[str, str] = {}
+    kept: dict[str, Kept] = {}
     for name in cell.experiment.steps:
+        models = _models(run, cell.experiment, name, materials)
+        keys[name] = step_key(cell.experiment, name, models, keys, materials)
+        kept[name] = Kept(run, name, keys[name])
         if not kept[name].is_whole:
             _step(cell, name, kept, materials, bar)
         bar.advance()
@@ -137,10 +157,20 @@ def _cell(run: Run, cell: Cell, materials: Materials, bar: Progress) -> dict[str
     return kept
 
 
+def _models(run: Run, experiment: Experiment, step: str, materials: Materials) -> dict[str, str]:
+    """Role -> hash of the models that a step uses; empty where it uses none."""
+    if isinstance(experiment.steps[step], WITHOUT_MODELS):
+        return {}
+    spec = experiment.pair_of(step)
+    pair = materials.pair(spec)
+    _same_models(run, spec, pair)
+    return {role: model.identity.hash for role, model in pair.models.items()}
+
+
 def _step(cell: Cell, name: str, kept: dict[str, Kept], materials: Materials, bar: Progress) -> None:
     experiment = cell.experiment
     bench = Bench(
-        experiment=experiment, pair=materials.pair(experiment.pair), materials=materials, results=_results(kept),
+        experiment=experiment, spec=experiment.pair_of(name), materials=materials, results=_results(kept),
         folder=kept[name].path, seed=seed_of(experiment, name), progress=bar,
     )  # fmt: skip
     try:
@@ -163,9 +193,9 @@ def _results(kept: dict[str, Kept]) -> Callable[[str], Any]:
     return result
 
 
-def _same_models(run: Run, experiment: Experiment, pair: Any) -> None:
+def _same_models(run: Run, spec: PairSpec, pair: Any) -> None:
     """Refuse to go on with other weights than those a killed run began with."""
-    name = f"models/{config_hash(experiment.pair.plain())[:10]}"
+    name = f"models/{config_hash(spec.plain())[:10]}"
     now = {role: model.identity.to_dict() for role, model in pair.models.items()}
     if not run.file(f"{name}.json").is_file():
         run.write_json(name, now)

@@ -96,6 +96,10 @@ class Experiment(Strict):
         except ValidationError as error:
             raise explained(error, values, name) from None
 
+    def pair_of(self, step: str) -> PairSpec:
+        """The models of a step: its own, else the experiment's."""
+        return self.steps[step].pair or self.pair
+
     def to_yaml(self) -> str:
         """The file's text; :meth:`parse` gives an equal experiment."""
         return write_yaml(self.plain())

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from workbench.cli.experiment.inline import Labels, Layer, Positions
+from workbench.cli.experiment.inline import Labels, Layer, Positions, ResultRef
+from workbench.cli.experiment.inputs import PairSpec
 from workbench.cli.experiment.strict import Strict, refusal
 
 MIN_DRAWS = 10
 QUICK = ("head_words",)
 """Probes that take no progress bar."""
+PROMPT_OPTIONS = {"circuit": ("reference",), "head_selection": ("other",), "token_shift": ("base_prompts",)}
+"""Probe -> its options that are prompts."""
+
+
+def _a_word(begins: str) -> str:
+    if not begins.strip():
+        raise refusal("is empty; give the word that the responses begin with, as in sorry.")
+    return begins
+
+
+Begins = Annotated[str, AfterValidator(_a_word)]
 
 
 class Step(Strict):
@@ -23,6 +35,8 @@ class Step(Strict):
     """The name of a set of prompts; left out: the first."""
     seed: int | None = None
     """Of splits, draws and intervals; left out: the experiment's."""
+    pair: PairSpec | None = None
+    """Other models for this step; left out: the experiment's. Splits are then those of this organism."""
 
 
 class Record(Step):
@@ -113,7 +127,7 @@ class Switching(Step):
     """How often the tuned model's responses begin with ``begins`` when the first experts of a ranking are switched."""
 
     do: Literal["localize switching"] = "localize switching"
-    begins: str
+    begins: Begins
     """A word or several, as in ``sorry``."""
     ranking: Labels
     """Labels, the first to be switched first; or the first of an experts map."""
@@ -121,13 +135,6 @@ class Switching(Step):
     mode: Literal["replace", "drop", "drop_renorm", "force"] = "replace"
     options: dict[str, Any] = Field(default={})
     """Further options of ``probes.switching_curve``: max_new_tokens, controls, draws, …"""
-
-    @field_validator("begins")
-    @classmethod
-    def _a_word(cls, begins: str) -> str:
-        if not begins.strip():
-            raise refusal("is empty; give the word that the responses begin with, as in sorry.")
-        return begins
 
 
 class Knob(Step):
@@ -167,6 +174,38 @@ class Retrieval(Step):
     """What stands behind the haystack, with {question} where the question goes."""
 
 
+class Components(Step):
+    """The heads that carry a variable, one mask per desideratum and model."""
+
+    do: Literal["localize components"] = "localize components"
+    desiderata: dict[str, str] = Field(min_length=1)
+    """Desideratum -> the name of its set of prompts (prompt, contrast, answer). A list names both alike."""
+    position: str | int = "last"
+    """Where heads are taken over: last, a number, or a column of the prompts."""
+    heads: list[str] | None = None
+    """Labels of the heads to choose from; left out: all."""
+    penalties: list[float] = Field(default=[0.001, 0.01, 0.1], min_length=1)
+    epochs: int = Field(default=2, ge=1)
+    options: dict[str, Any] = Field(default={})
+    """Further options of ``probes.component_masking``: learning_rate, batch_size, controls, draws, …"""
+
+    @field_validator("desiderata", mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        if isinstance(given, list) and all(isinstance(name, str) for name in given):
+            if len(set(given)) < len(given):
+                raise refusal("names a set twice; every desideratum needs its own.")
+            return {name: name for name in given}
+        return given
+
+    @field_validator("prompts")
+    @classmethod
+    def _several(cls, prompts: str | None) -> str | None:
+        if prompts is not None:
+            raise refusal("these are several sets: name them under desiderata.")
+        return prompts
+
+
 class Probe(Step):
     """Any other probe of (models, prompts), by its name in Python; ``options`` are its keyword arguments."""
 
@@ -175,6 +214,27 @@ class Probe(Step):
     within: Literal["pair", "base", "tuned"] = "pair"
     """What the probe is given: both models, or one."""
     options: dict[str, Any] = Field(default={})
+    sets: dict[str, str] = Field(default={})
+    """Options that are prompts (``reference`` of circuit, ``other`` of head_selection, ``base_prompts`` of
+    token_shift) -> the name of the set."""
+
+
+class Compare(Step):
+    """Two results of the same kind, cell by cell, and how far they agree; loads no model."""
+
+    do: Literal["compare"] = "compare"
+    first: ResultRef
+    second: ResultRef
+
+
+def _enough(draws: int) -> int:
+    if 0 < draws < MIN_DRAWS:
+        raise refusal(f"a control needs at least {MIN_DRAWS} random draws, or 0 for none; got {draws}.")
+    return draws
+
+
+Draws = Annotated[int, Field(ge=0), AfterValidator(_enough)]
+"""Random draws matched to every recipe; 0: none."""
 
 
 class Compared(Step):
@@ -184,17 +244,9 @@ class Compared(Step):
     """Names of ``workbench.behaviour.METRICS``."""
     neutral: str | None = None
     """A set of prompts whose texts perplexity is measured on."""
-    controls: int = Field(default=MIN_DRAWS, ge=0)
-    """Random draws matched to every recipe; 0: none."""
+    controls: Draws = MIN_DRAWS
     options: dict[str, Any] = Field(default={})
-    """Further options of ``behaviour_diff``: max_new_tokens, samples, temperature, continuation, …"""
-
-    @field_validator("controls")
-    @classmethod
-    def _enough(cls, draws: int) -> int:
-        if 0 < draws < MIN_DRAWS:
-            raise refusal(f"a control needs at least {MIN_DRAWS} random draws, or 0 for none; got {draws}.")
-        return draws
+    """Further options of ``behaviour_diff``: max_new_tokens, samples, temperature, continuation, batch_size, …"""
 
 
 class Generate(Step):
@@ -205,6 +257,8 @@ class Generate(Step):
     strengths: list[float] = Field(default=[1.0], min_length=1)
     on: Literal["base", "tuned"] = "tuned"
     max_new_tokens: int = Field(default=32, ge=1)
+    begins: Begins | None = None
+    """Also the share of answers that begin with this text, signs and spaces included."""
 
 
 class Diff(Compared):
@@ -222,10 +276,43 @@ class Dose(Compared):
     recipe: str
     strengths: list[float] = Field(min_length=1)
     on: Literal["base", "tuned"] = "tuned"
+    outside: str | None = None
+    """A set of prompts that should not change: how far the recipe moves them, as ``kl out of scope``."""
 
 
-WITHOUT_PROMPTS = (Weights, Retrieval)
-"""Steps that read no prompts."""
+class Scope(Step):
+    """How often recipes change behaviour in scope (``prompts``), near it and beyond it."""
+
+    do: Literal["scope"] = "scope"
+    recipes: list[str] = Field(min_length=1)
+    on: Literal["base", "tuned"] = "tuned"
+    near: str | None = None
+    """A set of prompts near the recipes' scope."""
+    outside: str
+    """A set of prompts out of scope."""
+    changed: Literal["next_token", "text", "refusal"] = "next_token"
+    """What a change is: another next token, another greedy text, or a refusal where there was none (or none now)."""
+    controls: Draws = MIN_DRAWS
+    max_new_tokens: int = Field(default=32, ge=1)
+
+
+class Parts(Step):
+    """Behaviour on what the base knows and does not, or on what the tuned model is sure of and is not."""
+
+    do: Literal["parts"] = "parts"
+    by: Literal["known", "sure"]
+    recipes: list[str] = Field(default=[])
+    """Applied to the tuned model."""
+    metrics: list[str] | None = Field(default=None, min_length=1)
+    """Names of ``workbench.behaviour.METRICS``; left out: those of ``known_unknown`` or ``sure_unsure``."""
+    options: dict[str, Any] = Field(default={})
+    """Further options of these two: knows (of known), threshold (of sure), max_new_tokens, batch_size, …"""
+
+
+WITHOUT_PROMPTS = (Weights, Retrieval, Components, Compare)
+"""Steps that read no prompts of their own."""
+WITHOUT_MODELS = (Compare,)
+"""Steps that load no model."""
 AnyStep = Annotated[
     Record
     | Weights
@@ -238,9 +325,13 @@ AnyStep = Annotated[
     | Knob
     | Concepts
     | Retrieval
+    | Components
     | Probe
     | Generate
     | Diff
-    | Dose,
+    | Dose
+    | Scope
+    | Parts
+    | Compare,
     Field(discriminator="do"),
 ]

@@ -15,6 +15,7 @@ from workbench.figures.experiment import RANDOM, dose_figure, grid_figure
 from workbench.runs import Run
 
 _STEERING = (steps.Generate, steps.Diff, steps.Dose)
+_OF_RECIPES = (*_STEERING, steps.Scope, steps.Parts)
 DRAWN = 4
 """Figures of one probe at most, one per different result."""
 
@@ -24,38 +25,39 @@ def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], kept: Sequence[
     metrics = pd.concat([run.read_table(f"{cell.folder}/metrics") for cell in grid], ignore_index=True)
     run.write_table("tables/metrics", metrics)
     run.write_table("tables/cells", _cells_table(grid))
-    run.write_table("tables/effects", _effects(experiment, metrics))
-    sections = [_overview(experiment, grid)]
+    effects = _effects(experiment, metrics)
+    run.write_table("tables/effects", effects)
+    sections = [_overview(experiment, grid, has_effects=bool(len(effects)))]
     for name, step in experiment.steps.items():
         own = [one[name] for one in kept]
-        table = _step_table(grid, own)
-        run.write_table(f"tables/{name}", table)
+        tables = _step_tables(name, grid, own)
+        for title, table in tables.items():
+            run.write_table(f"tables/{title}", table)
         drawn = _drawn(name, step, grid, own, metrics[metrics["step"] == name])
         for title, figure in drawn.items():
             run.write_text(f"figures/{title}.json", figure.to_json())
         sections.append({
-            "title": f"{name}: {step.do}", "text": _told(grid, own), "tables": [name], "figures": list(drawn),
+            "title": f"{name}: {step.do}", "text": _told(grid, own), "tables": [*tables], "figures": list(drawn),
         })  # fmt: skip
     run.write_json("sections", sections)
 
 
-def _overview(experiment: Experiment, grid: Sequence[Cell]) -> dict[str, Any]:
+def _overview(experiment: Experiment, grid: Sequence[Cell], *, has_effects: bool) -> dict[str, Any]:
     cells = "One cell" if len(grid) == 1 else f"{len(grid)} cells"
     swept = f" over {', '.join(experiment.sweep)}" if experiment.sweep else ""
-    recipes = any(isinstance(step, _STEERING) for step in experiment.steps.values())
     told = (
         "Control is what random stand-ins of a recipe came to on average, change is against the same model without the "
         "recipe. All numbers of all steps are in tables/metrics.parquet."
     )
-    text = f"{cells}{swept}; {len(experiment.steps)} steps." + (f" {told}" if recipes else "")
+    text = f"{cells}{swept}; {len(experiment.steps)} steps." + (f" {told}" if has_effects else "")
     text = f"{experiment.about}\n\n{text}" if experiment.about else text
-    tables = (["cells"] if len(grid) > 1 else []) + ["effects" if recipes else "metrics"]
+    tables = (["cells"] if len(grid) > 1 else []) + ["effects" if has_effects else "metrics"]
     return {"title": experiment.name, "text": text, "tables": tables, "figures": []}
 
 
 def _effects(experiment: Experiment, metrics: pd.DataFrame) -> pd.DataFrame:
     """The recipes' lines of the long table, without base, tuned and the stand-ins themselves."""
-    names = [name for name, step in experiment.steps.items() if isinstance(step, _STEERING)]
+    names = [name for name, step in experiment.steps.items() if isinstance(step, _OF_RECIPES)]
     recipe = ~metrics["of"].isin(["base", "tuned"]) & ~metrics["of"].str.startswith(RANDOM)
     return metrics[metrics["step"].isin(names) & recipe].drop(columns="q").reset_index(drop=True)
 
@@ -70,11 +72,14 @@ def _cells_table(grid: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _step_table(grid: Sequence[Cell], own: Sequence[Kept]) -> pd.DataFrame:
-    """The step's tables one below the other, with the first cell that each result belongs to."""
-    first = _distinct(grid, own)
-    table = pd.concat([one.table.assign(cell=cell.number) for cell, one in first], ignore_index=True)
-    return table[["cell", *(name for name in table if name != "cell")]]
+def _step_tables(name: str, grid: Sequence[Cell], own: Sequence[Kept]) -> dict[str, pd.DataFrame]:
+    """By title: the step's tables one below the other, with the first cell that each result belongs to."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for cell, one in _distinct(grid, own):
+        for title, table in {name: one.table, **{f"{name}.{more}": part for more, part in one.more.items()}}.items():
+            found.setdefault(title, []).append(table.assign(cell=cell.number))
+    whole = {title: pd.concat(tables, ignore_index=True) for title, tables in found.items()}
+    return {title: table[["cell", *(column for column in table if column != "cell")]] for title, table in whole.items()}
 
 
 def _told(grid: Sequence[Cell], own: Sequence[Kept]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ import torch
 from typer.testing import CliRunner
 
 import interventions as iv
+import workbench as wb
+from dashboards.report import write_report
 from probes import ProbeResult
 from tests.probes.copier import copier
 from tests.probes.paths.planted import induction_model, repeated_pairs
 from tests.workbench.cli.experiment.small import SMALL
 from workbench import runs
+from workbench.behaviour import PartedDiff, ScopePanel
 from workbench.cli.app import app
 from workbench.cli.experiment import Experiment, run_experiment
 from workbench.cli.experiment.from_run import experiment_of_run, only
 from workbench.errors import NotSupported, UserError
 from workbench.organisms.vocabulary import word_tokenizer
+from workbench.prompts import Prompts
 from workbench.runs import Run
 
 
@@ -39,7 +44,7 @@ def _assert_found_again(run: Run, folder: Path) -> None:
     experiment = Experiment.parse(experiment_of_run(run).to_yaml())
     done = run_experiment(experiment, folder / "again", folder=folder)
     (found,) = done.run.path.glob("steps/*/result.safetensors")
-    before, after = ProbeResult.load(run.file("result.safetensors")), ProbeResult.load(found)
+    before, after = load(run), ProbeResult.load(found)
     pd.testing.assert_frame_equal(after.frame(), before.frame())
     assert _settings(after) == _settings(before)
 
@@ -93,14 +98,48 @@ def test_ways_and_circuits_are_found_again(repeater: Path, tmp_path: Path, asked
     _assert_found_again(run, tmp_path)
 
 
-def test_the_reference_of_a_circuit_cannot_be_written_out(repeater: Path, tmp_path: Path) -> None:
-    prompts = ("--prompts", "p.jsonl", "--reference", "p.jsonl")
-    run = made(
-        repeater, tmp_path / "run", "localize", "circuit", "model-base", "model-tuned", *prompts, "--heads", "L1H0",
-        "--device", "cpu",
-    )  # fmt: skip
-    with pytest.raises(NotSupported, match="reference prompts"):
+def test_a_circuit_with_prompts_of_its_own_to_refer_to_is_found_again(repeater: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others.jsonl"
+    repeated_pairs(24, seed=7).save(others)
+    asked = ["localize", "circuit", "model-base", "model-tuned", "--heads", "L1H0", "--device", "cpu"]
+    run = made(repeater, tmp_path / "run", *asked, "--prompts", "p.jsonl", "--reference", str(others))
+    _assert_found_again(run, tmp_path)
+    alone = made(repeater, tmp_path / "alone", *asked, "--prompts", "p.jsonl")
+    assert _settings(load(alone))["settings"]["reference"] != _settings(load(run))["settings"]["reference"]
+    others.write_text(others.read_text().replace("answer", "distractor"))
+    with pytest.raises(UserError, match=r"others.jsonl holds other prompts than when .* was made"):
         experiment_of_run(run)
+    others.unlink()
+    with pytest.raises(UserError, match=r"made with the prompts in '.*others.jsonl', which is not here"):
+        experiment_of_run(run)
+
+
+@pytest.mark.parametrize("more", ["", "--heads L1H0,L0H1,L1H1 --penalties 0.01 --epochs 1 --position -1 --seed 3"])
+def test_components_are_found_again(repeater: Path, tmp_path: Path, more: str) -> None:
+    """Each desideratum is called as its file was, whatever signs that has."""
+    files = [tmp_path / name for name in ("its value.jsonl", "its-value.jsonl", ": #&x.jsonl")]
+    for number, file in enumerate(files):
+        moved(repeated_pairs(16, seed=number)).save(file)
+    given = [one for file in files for one in ("--prompts", str(file))]
+    asked = ["localize", "components", "model-base", "model-tuned", *more.split(), "--device", "cpu"]
+    run = made(repeater, tmp_path / "run", *asked, *given)
+    _assert_found_again(run, tmp_path)
+    again = experiment_of_run(run)
+    step = again.steps["components"].plain()
+    assert [*step["desiderata"]] == ["its value", "its-value", ": #&x"] and len(set(step["desiderata"].values())) == 3
+    assert [*load(run).masks["desideratum"].unique()] == ["its value", "its-value", ": #&x"]
+    files[1].unlink()
+    with pytest.raises(UserError, match=r"its-value.jsonl', which is not here"):
+        experiment_of_run(run)
+
+
+def moved(rows: Prompts) -> Prompts:
+    """As desiderata: the answer that the contrast asks for."""
+    return Prompts.of([{**row.as_dict(), "answer": row.distractor, "distractor": row.answer} for row in rows])
+
+
+def load(run: Run) -> Any:
+    return ProbeResult.load(run.file("result.safetensors"))
 
 
 def test_what_copies_a_needle_is_found_again(tmp_path: Path) -> None:
@@ -156,41 +195,145 @@ def test_a_recording_is_made_again_also_when_its_prompts_are_gone(home: Path, tm
     pd.testing.assert_frame_equal(table, run.read_table("difference"))
 
 
-@pytest.mark.parametrize("on", ["tuned", "base"])
-def test_a_comparison_is_made_again_with_its_doses(home: Path, tmp_path: Path, on: str) -> None:
+NUMBERS = ["metric", "estimate", "low", "high", "n"]
+
+
+def options(folder: Path, files: dict[str, str]) -> list[str]:
+    """As on the command line."""
+    return [one for name, file in files.items() for one in (f"--{name}", str(folder / file))]
+
+
+@pytest.fixture
+def push(home: Path, tmp_path: Path) -> Path:
+    """A recipe whose file's name is no plain one; a few prompts, neutral texts, prompts near its scope and beyond."""
+    Prompts.load(home / "p.jsonl")[:6].save(tmp_path / "few.jsonl")
     push = tmp_path / "a push.safetensors"
     iv.Recipe([iv.Offset(1, torch.linspace(-1, 1, 64) * 4, positions="last+generated")]).save(push)
     (tmp_path / "neutral.txt").write_text("the lazy dog jumps over\nthe quick brown fox\n")
-    asked = ["--prompts", "p.jsonl", "--recipe", str(push), "--on", on, "--strengths", "0,1,2", "--follow", "prob"]
-    asked += ["--metrics", "accuracy,prob,kl,perplexity,repetition", "--neutral", str(tmp_path / "neutral.txt")]
-    asked += ["--max-new-tokens", "3", "--samples", "2", "--device", "cpu", "--seed", "3"]
-    run = made(home, tmp_path / "run", "diff", "llama-base", "llama-tuned", *asked)
+    (tmp_path / "near.txt").write_text("the lazy dog\nover the lazy fox\nquick\n")
+    (tmp_path / "out.txt").write_text("dog dog dog\nbrown\nfox over the\njumps\n")
+    return push
+
+
+def found_in(done: Any) -> dict[str, Path]:
+    """Step -> its folder."""
+    return {path.name.rpartition("-")[0]: path for path in done.run.path.glob("steps/*")}
+
+
+def alike(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    """The same numbers, whatever the recipes are called and however whole numbers are kept."""
+    named = {"a push": "a-push", "random, as a push": "random a-push"}
+    theirs = theirs.replace({name: named for name in ("model", "recipe") if name in theirs})
+    pd.testing.assert_frame_equal(
+        ours.reset_index(drop=True), theirs[list(ours)].reset_index(drop=True), check_dtype=False
+    )
+
+
+def test_a_comparison_is_made_again_with_scope_and_parts(home: Path, tmp_path: Path, push: Path) -> None:
+    asked = "--strengths 0,2 --changed text --split sure --max-new-tokens 2 --metrics accuracy,confidence,kl,ece"
+    files = {"prompts": "few.jsonl", "recipe": push.name, "near": "near.txt", "outside": "out.txt"}
+    given = [*asked.split(), "--device", "cpu", "--seed", "4", "--batch-size", "5", *options(tmp_path, files)]
+    run = made(home, tmp_path / "run", "diff", "llama-base", "llama-tuned", *given)
     experiment = experiment_of_run(run)
-    assert list(experiment.steps) == ["behaviour", "dose-a-push"] and not experiment.about
-    with runs.create(
-        tmp_path, "wider", kind="diff", config={**run.config, "outside": "o.txt", "split": "known"}
-    ) as wider:
-        wider.write_table("tables/behaviour", run.read_table("tables/behaviour"))
-        wider.note(**{"pairs": run.manifest.provenance["pairs"]})
-        wider.file("prompts").mkdir()
-        wider.write_text("prompts/prompts.jsonl", run.file("prompts/prompts.jsonl").read_text())
-    assert experiment_of_run(wider).about.startswith("Without the scope panel and the division of the prompts:")
+    assert [*experiment.steps] == ["behaviour", "dose-1", "scope", "sure"] and not experiment.about
+    assert set(experiment.prompts) == {"prompts", "near", "outside"}
     done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
-    kept = {path.parent.name.rpartition("-")[0]: path for path in done.run.path.glob("steps/*/table.parquet")}
-    found, dose = pd.read_parquet(kept["behaviour"]), pd.read_parquet(kept["dose-a-push"])
+    steps = found_in(done)
+    scope = ScopePanel.load(steps["scope"] / "result.safetensors")
+    first = ScopePanel.load(run.file("results/scope.safetensors"))
+    for part in ("table", "selective", "rows"):
+        alike(getattr(scope, part), getattr(first, part))
+    assert scope.changed == first.changed and scope.table["estimate"].max() > 0 and scope.table["control"].notna().all()
+    alike(pd.read_parquet(steps["scope"] / "table.parquet"), first.table)
+    alike(pd.read_parquet(steps["scope"] / "selective.parquet"), first.selective)
+    parts, before = (PartedDiff.load(one) for one in (steps["sure"] / "result.safetensors", run.file("results/sure")))
+    for part in ("table", "rows", "calibration"):
+        alike(getattr(parts, part), getattr(before, part))
+    assert parts.by == before.by and set(parts.table["part"]) == {"sure", "unsure", "sure - unsure"}
+    alike(pd.read_parquet(steps["behaviour"] / "calibration.parquet"), run.read_table("tables/calibration"))
+    alike(pd.read_parquet(steps["behaviour"] / "texts.parquet"), run.read_table("tables/texts"))
+    dose = pd.read_parquet(steps["dose-1"] / "table.parquet")
+    beyond = dose[dose["metric"] == "kl out of scope"]
+    wanted = run.read_table("tables/dose-1").sort_values("strength")
+    for model, column in (("a-push", "side"), ("random a-push", "side_control")):
+        mine = beyond[beyond["model"] == model].sort_values("strength")
+        assert mine["estimate"].tolist() == pytest.approx(wanted[column].tolist(), abs=1e-6)
+    own = beyond[beyond["model"] == "a-push"]
+    assert own["low"].tolist() == pytest.approx(wanted["side_low"].tolist(), abs=1e-6) and own["estimate"].max() > 0
+    assert {"scope", "sure"} <= set(done.metrics["step"])
+    write_report(done.run.path, tmp_path / "r.html")
+
+
+def test_known_and_unknown_are_made_again_without_recipes_of_the_base(home: Path, tmp_path: Path, push: Path) -> None:
+    known = Prompts.load(tmp_path / "few.jsonl")
+    pair = wb.load_pair(home / "llama-base", home / "llama-tuned", device="cpu")
+    said = [pair.base.generate(known[:1], max_new_tokens=1)[0], " nothing of the kind"]
+    rows = [{**row.as_dict(), "answer": one} for row, one in zip(known, itertools.cycle(said), strict=False)]
+    Prompts.of(rows).save(tmp_path / "half.jsonl")
+    asked = "--on base --split known --draws 0 --metrics prob --max-new-tokens 2 --device cpu"
+    files = options(tmp_path, {"prompts": "half.jsonl", "recipe": push.name})
+    run = made(home, tmp_path / "run", "diff", "llama-base", "llama-tuned", *asked.split(), *files)
+    experiment = experiment_of_run(run)
+    assert experiment.steps["known"].plain()["metrics"] == ["refusal", "answered", "prob"]
+    done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
+    before, after = (
+        PartedDiff.load(one) for one in (run.file("results/known"), found_in(done)["known"] / "result.safetensors")
+    )
+    assert set(before.table["part"]) == {"known", "unknown", "known - unknown"}
+    for part in ("table", "rows"):
+        alike(getattr(after, part), getattr(before, part))
+    answered = done.metrics.query("step == 'known' and of == 'base' and metric == 'answered, known'")
+    assert answered["estimate"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("on", ["tuned", "base"])
+def test_a_comparison_is_made_again_with_its_doses(home: Path, tmp_path: Path, push: Path, on: str) -> None:
+    asked = f"--on {on} --strengths 0,1,2 --follow prob --metrics accuracy,prob,kl,perplexity,repetition"
+    files = options(tmp_path, {"prompts": "few.jsonl", "recipe": push.name, "neutral": "neutral.txt"})
+    more = "--max-new-tokens 3 --samples 2 --device cpu --seed 3"
+    run = made(home, tmp_path / "run", "diff", "llama-base", "llama-tuned", *asked.split(), *files, *more.split())
+    experiment = experiment_of_run(run)
+    assert list(experiment.steps) == ["behaviour", "dose-1"] and not experiment.about
+    done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
+    kept = found_in(done)
+    found, dose = (pd.read_parquet(kept[name] / "table.parquet") for name in ("behaviour", "dose-1"))
     named = "a-push" if on == "tuned" else "a-push, in the base"
     wanted = run.read_table("tables/behaviour")
     before = ["base", "tuned", *(name for name in dict.fromkeys(wanted["model"]) if name not in ("base", "tuned"))]
     for ours, theirs in zip(["base", "tuned", named, f"random {named}"], before, strict=True):
         mine, its = found[found["model"] == ours], wanted[wanted["model"] == theirs]
-        numbers = ["metric", "estimate", "low", "high", "n"]
         pd.testing.assert_frame_equal(
-            mine[numbers].reset_index(drop=True), its[numbers].reset_index(drop=True), check_dtype=False
+            mine[NUMBERS].reset_index(drop=True), its[NUMBERS].reset_index(drop=True), check_dtype=False
         )
+    texts, its = pd.read_parquet(kept["behaviour"] / "texts.parquet"), run.read_table("tables/texts")
+    for ours, theirs in zip(["base", "tuned", named, f"random {named}"], before, strict=True):
+        mine = texts[texts["model"] == ours]["text"].tolist()
+        assert mine == its[its["model"] == theirs]["text"].tolist() and (mine or ours.startswith("random"))
     followed = run.read_table("tables/dose-1").sort_values("strength")
     for metric, column in (("prob", "estimate"), ("perplexity", "side")):
         mine = dose[(dose["model"] == named) & (dose["metric"] == metric)].sort_values("strength")
         assert mine["estimate"].tolist() == pytest.approx(followed[column].tolist())
+
+
+def test_a_comparison_whose_files_are_gone_or_changed_is_a_sentence(home: Path, tmp_path: Path, push: Path) -> None:
+    files = {"prompts": "few.jsonl", "recipe": push.name, "outside": "out.txt", "neutral": "neutral.txt"}
+    asked = "--draws 0 --metrics prob,perplexity --max-new-tokens 1 --device cpu"
+    given = [*options(tmp_path, files), *asked.split()]
+    run = made(home, tmp_path / "run", "diff", "llama-base", "llama-tuned", *given)
+    assert experiment_of_run(run).steps["scope"].plain()["controls"] == 0
+    (tmp_path / "out.txt").write_text("another\n")
+    with pytest.raises(UserError, match=r"out.txt holds other prompts than when"):
+        experiment_of_run(run)
+    (tmp_path / "neutral.txt").write_text("another\n")
+    with pytest.raises(UserError, match=r"neutral.txt holds other prompts than when"):
+        experiment_of_run(run)
+    push.unlink()
+    with pytest.raises(UserError, match=r"made with the recipe in '.*a push.safetensors', which is not here"):
+        experiment_of_run(run)
+    with runs.create(tmp_path, "pickled", kind="diff", config={**run.config, "allow_pickle": True}) as risky:
+        risky.write_json("x", {})
+    with pytest.raises(NotSupported, match="loaded its models with --allow-pickle, which runs code"):
+        experiment_of_run(risky)
 
 
 def test_an_experiment_is_its_own_file_wherever_that_is_kept(home: Path, tmp_path: Path) -> None:
@@ -213,10 +356,15 @@ def test_what_cannot_be_made_again_is_a_sentence(home: Path, tmp_path: Path) -> 
         odd.write_json("x", {})
     with pytest.raises(NotSupported, match="does not say how its results were made"):
         experiment_of_run(odd)
-    with runs.create(tmp_path, "b", kind="components", config={"verb": "localize components"}) as later:
-        later.write_json("x", {})
-    with pytest.raises(NotSupported, match="No step of an experiment file repeats 'localize components'"):
-        experiment_of_run(later)
+    for name, verb, said in (
+        ("b", "localize circles", "No step of an experiment file repeats 'localize circles'"),
+        ("f", "localize components", "does not say all that 'localize components' was asked .KeyError: 'prompts'"),
+        ("g", "diff", "does not say all that 'diff' was asked"),
+    ):
+        with runs.create(tmp_path, name, kind="later", config={"verb": verb, "base": 3}) as later:
+            later.write_json("x", {})
+        with pytest.raises(NotSupported, match=said):
+            experiment_of_run(later)
     config = {"verb": "localize heads", "base": "a", "tuned": "b", "prompts": "gone.jsonl"}
     with runs.create(tmp_path, "c", kind="heads", config=config) as older:
         older.write_json("x", {})

@@ -1,0 +1,74 @@
+"""Files that a run was given, for an experiment that reads them again: they must be there, and be what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import UserError
+from workbench.prompts import Prompts
+from workbench.runs import Run
+
+PROMPTS = "prompts/prompts.jsonl"
+"""Where a run keeps its prompts."""
+
+
+def whole(name: str) -> str:
+    """A folder that is there as its whole path, which holds wherever the experiment file is kept; else as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def own_prompts(run: Run, given: str) -> dict[str, Any]:
+    """The prompts that the run keeps, else the file that it was given."""
+    if PROMPTS in run.manifest.files:
+        return {"file": str(run.file(PROMPTS).resolve())}
+    if not given or not Path(given).is_file():
+        raise UserError(
+            f"{run.path} keeps no prompts, and {given or 'no file of them'!r} is not here: run it again, or write the "
+            "experiment with your own."
+        )
+    return {"file": whole(given)}
+
+
+def further_prompts(run: Run, given: str, digest: str | None) -> dict[str, Any]:
+    """A file of prompts that the run was given besides its own, of which it keeps the hash alone.
+
+    Raises :class:`UserError` where the file is gone, or its rows are no longer those of ``digest``.
+    """
+    path = Path(given_file(run, given, "prompts"))
+    if digest is not None and Prompts.load(path).hash != digest:
+        raise UserError(
+            f"{path} holds other prompts than when {run.path} was made: put the old rows back, or run "
+            "the command again."
+        )
+    return {"file": str(path)}
+
+
+def given_file(run: Run, given: str, what: str) -> str:
+    """The whole path of a file that the run was given and keeps no copy of."""
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"{run.path} was made with the {what} in {given!r}, which is not here: start where the command was run, or "
+            "put the file back."
+        )
+    return str(path.resolve())
+
+
+def hash_in(settings: Mapping[str, Any], place: Sequence[str]) -> str | None:
+    """The hash that a result's settings hold at ``place``; None where they hold none."""
+    at: Any = settings
+    for key in place:
+        at = at.get(key) if isinstance(at, Mapping) else None
+    return at if isinstance(at, str) else None
+
+
+def settings_of(run: Run, file: str) -> Mapping[str, Any]:
+    """The settings of a result of the run; empty where it has none."""
+    if file not in run.manifest.files:
+        return {}
+    from workbench.results import Result
+
+    return Result.load(run.file(file)).provenance.settings
