@@ -13,6 +13,7 @@ from dashboards.steering import Steered, Swept
 from workbench.behaviour.first_difference import Parted
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 _WRAP = "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;direction:ltr"
@@ -84,14 +85,15 @@ def dose(result: Swept, beginning: str) -> pd.DataFrame:
     return pd.DataFrame(lines).sort_values("strength", ignore_index=True)
 
 
-def counted(result: Steered, beginning: str, side: str) -> None:
-    """How many answers begin with a text: base, tuned, steered, each with its 95 % interval."""
+def counted(result: Steered, beginning: str, side: str, clusters: np.ndarray | None = None) -> None:
+    """How many answers begin with a text: base, tuned, steered, each with its 95 % interval, over groups of prompts
+    where they come in groups (``clusters`` [prompt])."""
     from workbench.stats.shares import share_interval
 
     wanted = beginning.strip()
     sides: dict[str, Sequence[str]] = {"Base": result.base, "Tuned": result.tuned, f"Steered {side}": result.steered}
     for column, (name, texts) in zip(st.columns(3), sides.items(), strict=True):
-        found = share_interval([float(text.strip().startswith(wanted)) for text in texts])
+        found = share_interval([float(text.strip().startswith(wanted)) for text in texts], clusters=clusters)
         with column, st.container(border=True):
             hits = round(found.estimate * found.n)
             st.metric(f"{name}: “{panels.words(beginning)} …”", f"{hits} of {found.n}")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dashboards import models
 from dashboards.asked import Asked
 from dashboards.pair_form import PairAsked
 from dashboards.parts import ADAPTER, LAYERS, Experts, HeadDirections, Heads, KnobSet, Part, Saved, Weights
+from dashboards.results import Found, results_in
+from dashboards.selection import Selection, pair_of
+from workbench import runs
 
 if TYPE_CHECKING:
-    from dashboards.selection import Selection
+    from workbench.cli.experiment.from_runs import Chosen
     from workbench.cli.experiment.schema import Experiment
     from workbench.prompts import Prompts
 
@@ -20,12 +25,12 @@ _AFTER = "last+generated"
 """Where the page Steer moves heads: :meth:`probes.HeadProbe.recipe`'s own."""
 
 
-def steer_experiment(asked: Asked) -> str:
-    """The YAML of a steer or a sweep: its answers, one step."""
+def steer_experiment(asked: Asked, beginning: str = "") -> str:
+    """The YAML of a steer or a sweep: its answers, and the share that begins with a text, one step."""
     strengths = list(asked.strengths) or [asked.strength if asked.has_strength else 1.0]
     generate = {
         "do": "generate", "recipes": ["steered"], "strengths": strengths, "on": asked.side,
-        "max_new_tokens": asked.max_new_tokens,
+        "max_new_tokens": asked.max_new_tokens, **({"begins": beginning.strip()} if beginning.strip() else {}),
     }  # fmt: skip
     return _yaml(
         {"name": "steer", "pair": _pair(asked.base, asked.tuned, asked.device), "prompts": {"rows": [*asked.prompts]},
@@ -65,6 +70,42 @@ def stored_experiment(chosen: Selection, names: Sequence[str] | None = None) -> 
     return _where_it_was_made(experiment, chosen).to_yaml()
 
 
+def overlap_experiment(chosen: Selection, found: Sequence[Found]) -> str:
+    """The YAML that makes grafts of the selected run again, and compares every two of them."""
+    from workbench.cli.experiment.schema import Experiment
+
+    names = list(dict.fromkeys(one.step or one.name for one in found))
+    values = Experiment.parse(stored_experiment(chosen, names)).plain()
+    steps = {
+        f"overlap-{number}": {"do": "compare", "first": {"from": one}, "second": {"from": other}}
+        for number, (one, other) in enumerate(combinations(names, 2), 1)
+    }
+    return _yaml({**values, "steps": {**values["steps"], **steps}})
+
+
+def compared_experiment(first: tuple[Path, Found], second: tuple[Path, Found]) -> str:
+    """The YAML that makes a result of either run (its folder, and which) again and compares them."""
+    from workbench.cli.experiment.from_runs import comparison_of
+
+    return comparison_of(_chosen(*first), _chosen(*second)).to_yaml()
+
+
+def both_experiment(first: Path, second: Path) -> str:
+    """The YAML with all steps of two runs."""
+    from workbench.cli.experiment.from_runs import both_of
+
+    one, two = ((runs.open(folder), _device(results_in(folder))) for folder in (first, second))
+    return both_of(one, two).to_yaml()
+
+
+def _chosen(folder: Path, found: Found) -> Chosen:
+    from workbench.cli.experiment.from_runs import Chosen
+
+    pair = pair_of(folder, found)
+    step = found.step or found.called(pair).name
+    return Chosen(runs.open(folder), found.file, step, pair, _device([found]))
+
+
 def written_out(prompts: Prompts) -> dict[str, Any]:
     """A set of prompts with every row in the file."""
     return {"rows": [row.as_dict() for row in prompts]}
@@ -72,10 +113,16 @@ def written_out(prompts: Prompts) -> dict[str, Any]:
 
 def _where_it_was_made(experiment: Experiment, chosen: Selection) -> Experiment:
     """On the processor, where the run's results say that they were computed on it: other numbers are not the same."""
-    devices = {one.load().provenance.device for one in chosen.results() if one.kind != "WeightDelta"}
-    if experiment.pair.device != "auto" or devices != {"cpu"}:
+    device = _device(chosen.results())
+    if experiment.pair.device != "auto" or device == "auto":
         return experiment
-    return experiment.model_copy(update={"pair": experiment.pair.model_copy(update={"device": "cpu"})})
+    return experiment.model_copy(update={"pair": experiment.pair.model_copy(update={"device": device})})
+
+
+def _device(found: Sequence[Found]) -> str:
+    """cpu, where all results that a device decides were computed on it."""
+    devices = {one.load().provenance.device for one in found if one.kind != "WeightDelta"}
+    return "cpu" if devices == {"cpu"} else "auto"
 
 
 def _yaml(values: dict[str, Any]) -> str:
@@ -85,14 +132,14 @@ def _yaml(values: dict[str, Any]) -> str:
 
 
 def _pair(base: str, tuned: str, device: str) -> dict[str, Any]:
-    from workbench.cli.experiment.from_run import whole
+    from workbench.cli.experiment.given_files import whole
 
     from_, to = models.places(base.strip(), tuned.strip())
     return {"base": whole(from_), "tuned": whole(to), "device": device}
 
 
 def _recipe(parts: tuple[Part, ...]) -> Any:
-    from workbench.cli.experiment.from_run import whole
+    from workbench.cli.experiment.given_files import whole
 
     if len(parts) == 1 and isinstance(parts[0], Saved):
         return {"file": whole(parts[0].path)}
@@ -101,7 +148,7 @@ def _recipe(parts: tuple[Part, ...]) -> Any:
 
 def _placed(part: Any) -> Any:
     """The part with its file by its whole path."""
-    from workbench.cli.experiment.from_run import whole
+    from workbench.cli.experiment.given_files import whole
 
     return replace(part, path=whole(part.path)) if hasattr(part, "path") else part
 

@@ -252,6 +252,12 @@ def pairs_of(folder: Path) -> dict[str, PairOfRun]:
     return {}
 
 
+def pair_of(folder: Path, found: Found) -> str:
+    """Which pair of a run a result is about; empty where its pairs have no names."""
+    named = (name for name, about in pairs_of(folder).items() if found.file in about.results)
+    return next((name for name in named if name != _UNNAMED), "")
+
+
 def _load_prompts(path: str) -> Prompts:
     from workbench.prompts import Prompts
 

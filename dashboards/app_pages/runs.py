@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboards import panels
+from dashboards.as_experiment import both_experiment, compared_experiment
 from dashboards.results import results_in
 from dashboards.selection import pairs_of
 from dashboards.state import known_runs
@@ -64,7 +65,10 @@ def _show_settings(known: dict[str, Path], one: str, two: str) -> None:
         opened = [f"runs.open({str(known[name])!r}).config" for name in (one, two)]
         code = "\n".join(["from workbench import runs", "", *opened])
         short = frame.map(lambda cell: f"{cell[:12]}…" if _HASH.fullmatch(cell) else cell)
-        panels.table("differences", frame, code, {"first": one, "second": two}, shown=short)
+        panels.table(
+            "differences", frame, code, {"first": one, "second": two}, shown=short,
+            experiment=lambda: both_experiment(known[one], known[two]),
+        )  # fmt: skip
 
 
 def _show_results(known: dict[str, Path], one: str, two: str) -> None:
@@ -93,7 +97,10 @@ def _show_results(known: dict[str, Path], one: str, two: str) -> None:
         f"beside(Result.load({str(a.path)!r}), Result.load({str(b.path)!r}))\n"
     )
     made = {"first": {"run": one, "sha256": a.sha256}, "second": {"run": two, "sha256": b.sha256}}
-    panels.table("beside", frame, code, made, shown=with_intervals(frame))
+    panels.table(
+        "beside", frame, code, made, shown=with_intervals(frame),
+        experiment=lambda: compared_experiment((known[one], a), (known[two], b)),
+    )  # fmt: skip
 
 
 def listing(known: dict[str, Path]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboards import answers, panels
-from dashboards.as_experiment import written_out
+from dashboards.as_experiment import overlap_experiment, written_out
 from dashboards.kept import Work, on_button, prefilled
 from dashboards.results import Found
 from dashboards.selection import Selection, picks
@@ -22,7 +22,6 @@ from dashboards.views.source import (
     Source,
     asked_of,
     command,
-    experiment_of,
     one_of,
     opened,
     prompt_of,
@@ -142,7 +141,7 @@ def _show_overlap(chosen: Selection, found: list[Found]) -> None:
     provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
     panels.figure(
         "graft-overlap", shared_bars(table, title="Shared weights beside chance"), code, provenance, frame=table,
-        experiment=experiment_of(chosen, found),
+        experiment=lambda: overlap_experiment(chosen, [one for one in found if one.load().level != "ranks"]),
     )  # fmt: skip
 
 
@@ -182,7 +181,7 @@ def _show_switch(chosen: Selection, source: Source) -> None:
     changed = sum(one is not None for one in result.parted)
     st.markdown(f"**{changed} of {len(result.prompts)} answers of the base changed** by the graft")
     if beginning.strip():
-        answers.counted(result, beginning, "base")
+        answers.counted(result, beginning, "base", of.prompts.clusters)
     answers.side_by_side(result, "base")
     if result.restored:
         st.success("Model restored: 0 hooks, logits identical", icon=":material/verified:")
@@ -194,7 +193,8 @@ def _show_switch(chosen: Selection, source: Source) -> None:
         "with iv.Recipe([result.intervention(pair)]).applied(pair.base):\n"
         f"    texts = pair.base.generate(prompts, max_new_tokens={NEW_TOKENS})\n"
     )
-    step = {"do": "generate", "recipes": ["answers"], "on": "base", "max_new_tokens": NEW_TOKENS}
+    counted = {"begins": beginning.strip()} if beginning.strip() else {}
+    step = {"do": "generate", "recipes": ["answers"], "on": "base", "max_new_tokens": NEW_TOKENS, **counted}
     graft = [{"kind": "Graft", "skill": {"file": str(Path(of.what[0]).resolve())}}]
     panels.footer(
         "graft-answers", code, frame=result.frame(), provenance=of.provenance(),

@@ -144,7 +144,7 @@ def _show_steered(asked: Asked, result: Steered, beginning: str) -> None:
     with panels.told():
         panels.footer(
             "steered", asked.python(), frame=result.frame(), provenance=asked.provenance(),
-            experiment=lambda: steer_experiment(asked),
+            experiment=lambda: steer_experiment(asked, beginning),
         )  # fmt: skip
 
 
@@ -163,6 +163,10 @@ def _show_swept(asked: Asked, result: Swept, beginning: str) -> None:
         f"**{len(result.strengths)} strengths of {len(result.prompts)} prompts as one batch**: "
         f"{panels.words(asked.label())} on {asked.side}, {result.seconds:.1f} s on {panels.words(result.device)}"
     )
+
+    def again() -> str:
+        return steer_experiment(asked, beginning)
+
     if beginning.strip():
         from workbench.figures.behaviour_dose import dose_figure
 
@@ -171,12 +175,11 @@ def _show_swept(asked: Asked, result: Swept, beginning: str) -> None:
             table, metric=f"share that begins with “{escape(panels.visible(beginning.strip()))}”",
             title=f"Dose and response, n = {len(result.prompts)} prompts, 95 % intervals",
         )  # fmt: skip
-        panels.figure("dose", drawn, asked.python(), asked.provenance(), frame=table)
+        panels.figure("dose", drawn, asked.python(), asked.provenance(), frame=table, experiment=again)
     answers.by_strength(result)
     _restored(result)
     panels.footer(
-        "sweep", asked.python(), frame=result.frame(), provenance=asked.provenance(),
-        experiment=lambda: steer_experiment(asked),
+        "sweep", asked.python(), frame=result.frame(), provenance=asked.provenance(), experiment=again,
     )  # fmt: skip
 
 

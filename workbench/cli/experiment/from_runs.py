@@ -164,12 +164,13 @@ def _step(experiment: Experiment, name: str, names: dict[str, dict[str, str]], f
     """The step under its new names, with the seed and the models that it had."""
     step: Any = _renamed(experiment.steps[name], names)
     changes = {key: _named(getattr(step, key, None), names[kind]) for key, kind in _NAMES.items() if hasattr(step, key)}
-    if step.prompts is None and experiment.prompts and not isinstance(step, WITHOUT_PROMPTS):
-        changes["prompts"] = names["prompts"][next(iter(experiment.prompts))]
     if step.seed is None and experiment.seed != first.seed:
         changes["seed"] = experiment.seed
-    if step.pair is None and experiment.pair != first.pair:
-        changes["pair"] = experiment.pair
+    if getattr(step, "record", None) is None:  # else the recording decides them
+        if step.prompts is None and experiment.prompts and not isinstance(step, WITHOUT_PROMPTS):
+            changes["prompts"] = names["prompts"][next(iter(experiment.prompts))]
+        if step.pair is None and experiment.pair != first.pair:
+            changes["pair"] = experiment.pair
     changed: Step = step.model_copy(update=changes)
     return changed
 

@@ -132,7 +132,7 @@ def _check_step(experiment: Experiment, name: str, step: Any, earlier: list[str]
             raise refusal(unknown(f"set of prompts {wanted!r}", wanted, list(experiment.prompts)), *place, *path)
     if getattr(step, "record", None) is not None:
         _check_use(experiment, Use(("record",), step.record, (steps.Record,)), place, earlier)
-        for key in ("prompts", "sites", "positions"):
+        for key in ("prompts", "sites", "positions", "pair"):
             if key in step.model_fields_set:
                 raise refusal(f"step {step.record!r} decides the {key}; leave it out.", *place, key)
     for recipe, named in recipes_of(step).items():

@@ -97,8 +97,9 @@ class Experiment(Strict):
             raise explained(error, values, name) from None
 
     def pair_of(self, step: str) -> PairSpec:
-        """The models of a step: its own, else the experiment's."""
-        return self.steps[step].pair or self.pair
+        """The models of a step: those of the recording that it reads, else its own, else the experiment's."""
+        record = getattr(self.steps[step], "record", None)
+        return self.pair_of(record) if record is not None else self.steps[step].pair or self.pair
 
     def to_yaml(self) -> str:
         """The file's text; :meth:`parse` gives an equal experiment."""

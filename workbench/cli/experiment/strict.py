@@ -93,6 +93,8 @@ def _sentence(first: Any, context: Mapping[str, Any]) -> str:
             return f"{_shown(first['input'])} is no mapping; give keys with values."
         case "list_type":
             return f"{_shown(first['input'])} is no list; give one, as in [a, b]."
+        case "too_short":
+            return "is empty; give at least one."
         case "string_pattern_mismatch":
             return f"{_shown(first['input'])} is no plain name: letters, digits, - and _, at most 60."
     message = str(first["msg"])

@@ -105,8 +105,14 @@ steps:
   concepts: {do: localize concepts, record: rec, layer: 1, method: pca}
   lens: {do: probe, call: logit_lens, options: {top: 3, layers: [0]}}
   needles: {do: localize retrieval, haystack: h.txt, needles: [{question: q, text: t}], lengths: [64]}
-  texts: {do: generate, recipes: [many], strengths: [0, 1], on: tuned}
-  slope: {do: dose, recipe: saved, strengths: [-1, 0, 1.5], metrics: [prob], on: base, controls: 0}
+  texts: {do: generate, recipes: [many], strengths: [0, 1], on: tuned, begins: "#: sorry"}
+  parted: {do: localize components, desiderata: {": {x}": prompts, "on": prompts}, heads: [L0H0], position: -1}
+  whole: {do: probe, call: circuit, options: {heads: {last: [L0H0]}}, sets: {reference: prompts}}
+  elsewhere: {do: localize heads, pair: {base: ./c, tuned: ./d}}
+  beside: {do: compare, first: {from: heads}, second: {file: runs/x/result.safetensors}}
+  far: {do: scope, recipes: [saved], near: prompts, outside: prompts, changed: refusal, on: base}
+  sure: {do: parts, by: sure, recipes: [saved], metrics: [brier], options: {threshold: 0.5}}
+  slope: {do: dose, outside: prompts, recipe: saved, strengths: [-1, 0, 1.5], metrics: [prob], on: base, controls: 0}
   effect:
     {do: diff, recipes: [saved, many], base_recipes: [saved], seed: 3, metrics: [perplexity, refusal],
      neutral: prompts, options: {samples: 2, max_new_tokens: 4}}
@@ -191,6 +197,128 @@ MISTAKES = [
         "  {}",
         "steps.experts: needs prompts; add a set of them under prompts.",
     ),
+    (
+        "  effect:",
+        "  parted: {do: localize components, desiderata: [train, trian]}\n  effect:",
+        "steps.parted.desiderata: unknown set of prompts 'trian'. Did you mean 'train'?",
+    ),
+    (
+        "  effect:",
+        "  parted: {do: localize components, desiderata: [train, train]}\n  effect:",
+        "steps.parted.desiderata: names a set twice",
+    ),
+    (
+        "  effect:",
+        "  parted: {do: localize components, desiderata: []}\n  effect:",
+        "steps.parted.desiderata: is empty; give at least one.",
+    ),
+    ("  effect:", "  parted: {do: localize components}\n  effect:", "steps.parted.desiderata: is missing"),
+    (
+        "  effect:",
+        "  parted: {do: localize components, prompts: train, desiderata: [train]}\n  effect:",
+        "steps.parted.prompts: these are several sets: name them under desiderata.",
+    ),
+    (
+        "  effect:",
+        "  parted: {do: localize components, desiderata: [train], options: {drows: 3}}\n  effect:",
+        "unknown option 'drows'. Did you mean 'draws'?",
+    ),
+    (
+        "  effect:",
+        "  parted: {do: localize components, desiderata: [train], penalties: []}\n  effect:",
+        "steps.parted.penalties: is empty",
+    ),
+    (
+        "  effect:",
+        "  whole: {do: probe, call: circuit, options: {heads: [L0H0], reference: train}}\n  effect:",
+        "steps.whole.options.reference: reference is prompts: name a set of them under sets.",
+    ),
+    (
+        "  effect:",
+        "  whole: {do: probe, call: circuit, options: {heads: [L0H0]}, sets: {refrence: train}}\n  effect:",
+        "steps.whole.sets.refrence: 'refrence' is no option that is prompts; known: reference.",
+    ),
+    (
+        "  effect:",
+        "  whole: {do: probe, call: cmap, options: {heads: [L0H0]}, sets: {reference: train}}\n  effect:",
+        "cmap takes no further prompts.",
+    ),
+    (
+        "  effect:",
+        "  whole: {do: probe, call: circuit, options: {heads: [L0H0]}, sets: {reference: tpic}}\n  effect:",
+        "steps.whole.sets.reference: unknown set of prompts 'tpic'. Did you mean 'topic'?",
+    ),
+    ("  effect:", "  far: {do: scope, recipes: [planted]}\n  effect:", "steps.far.outside: is missing"),
+    ("  effect:", "  far: {do: scope, recipes: [], outside: train}\n  effect:", "steps.far.recipes: is empty"),
+    (
+        "  effect:",
+        "  far: {do: scope, recipes: [planted], outside: train, near: tran}\n  effect:",
+        "steps.far.near: unknown set of prompts",
+    ),
+    (
+        "  effect:",
+        "  far: {do: scope, recipes: [planted], outside: train, controls: 9}\n  effect:",
+        "steps.far.controls: a control needs at least 10",
+    ),
+    (
+        "  effect:",
+        "  far: {do: scope, recipes: [planted], outside: train, changed: txt}\n  effect:",
+        "steps.far.changed: 'txt' is none of",
+    ),
+    (
+        "  effect:",
+        "  far: {do: scope, recipes: [plnted], outside: train}\n  effect:",
+        "steps.far.recipes.0: unknown recipe 'plnted'. Did you mean 'planted'?",
+    ),
+    ("  effect:", "  known: {do: parts}\n  effect:", "steps.known.by: is missing"),
+    ("  effect:", "  known: {do: parts, by: knwon}\n  effect:", "steps.known.by: 'knwon' is none of"),
+    (
+        "  effect:",
+        "  known: {do: parts, by: known, metrics: [perplexity]}\n  effect:",
+        "steps.known.metrics: perplexity is of neutral texts",
+    ),
+    (
+        "  effect:",
+        "  known: {do: parts, by: known, metrics: [refusl]}\n  effect:",
+        "steps.known.metrics.0: unknown metric 'refusl'. Did you mean 'refusal'?",
+    ),
+    (
+        "  effect:",
+        "  known: {do: parts, by: known, options: {threshold: 1}}\n  effect:",
+        "steps.known.options.threshold: unknown option 'threshold'.",
+    ),
+    ("  effect:", "  alike: {do: compare, first: {from: experts}}\n  effect:", "steps.alike.second: is missing"),
+    (
+        "  effect:",
+        "  alike: {do: compare, first: {from: experts}, second: {from: exprts}}\n  effect:",
+        "steps.alike.second.from: unknown step 'exprts'. Did you mean 'experts'?",
+    ),
+    (
+        "  effect:",
+        "  alike: {do: compare, first: {from: experts}, second: {file: a, from: experts}}\n  effect:",
+        "steps.alike.second: give from (an earlier step), or file",
+    ),
+    (
+        "  effect:",
+        "  metrics: {do: localize experts}\n  effect:",
+        "steps.metrics: a step cannot be called 'metrics', as a table of the run is",
+    ),
+    (
+        "  effect:",
+        "  other: {do: localize experts, pair: {organism: refusal-mo}}\n  effect:",
+        "steps.other.pair.organism: unknown organism 'refusal-mo'.",
+    ),
+    (
+        "  effect:",
+        "  other: {do: localize experts, prompts: train, pair: {base: a, tuned: b}}\n  effect:",
+        "prompts.train.split: only an organism has splits",
+    ),
+    (
+        "  effect:",
+        "  rec: {do: record}\n  acts: {do: localize activations, record: rec, pair: {base: a, tuned: b}}\n  effect:",
+        "steps.acts.pair: step 'rec' decides the pair; leave it out.",
+    ),
+    ("  effect:", "  said: {do: generate, begins: ' '}\n  effect:", "steps.said.begins: is empty; give the word"),
     ("metrics: [accuracy,", "neutral: trian, metrics: [accuracy,", "steps.effect.neutral: unknown set of prompts"),
     ("  planted:", "  tuned:", "recipes.tuned: a recipe cannot be called 'tuned'"),
     ("seed: [0, 1]", f"seed: {[*range(5001)]}", "sweep: spans 10002 cells"),
