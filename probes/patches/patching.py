@@ -87,7 +87,7 @@ def patching(
     Raises :class:`UserError` when the two runs do not differ in the metric (nothing to localize; both numbers are
     given), for contrasts of another length, and for missing answers.
     """
-    chosen = read_options(PatchOptions, options)
+    chosen = _known(read_options(PatchOptions, options))
     kinds = kinds_of(sites, what)
     task = _with_inputs(make_task(subject, prompts, source, target), chosen)
     check_metric(metric, has_answers=task.answers is not None, has_distractors=task.distractors is not None)
@@ -120,6 +120,17 @@ def patching(
         together=together,
         tokens=_tokens(task),
     )
+
+
+def _known(chosen: PatchOptions) -> PatchOptions:
+    """The options, if method and its numbers mean something."""
+    if chosen.method not in ("exact", "attribution", "ig"):
+        raise unknown_name("method", chosen.method, ("exact", "attribution", "ig"))
+    if not 0 <= chosen.confirm <= 1:
+        raise UserError(f"confirm={chosen.confirm} is a share of the cells: give a number from 0 (none) to 1 (all).")
+    if chosen.ig_steps < 1:
+        raise UserError(f"ig_steps={chosen.ig_steps}: integrated gradients need at least one point on the way.")
+    return chosen
 
 
 def _with_inputs(task: Task, chosen: PatchOptions) -> Task:

@@ -174,6 +174,10 @@ def test_errors_say_what_to_do() -> None:
         patching(pair, rows(2), sites=["z"])
     with pytest.raises(UserError, match="Unknown metric 'logits'"):
         patching(pair, rows(2), metric="logits")
+    with pytest.raises(UserError, match=r"confirm=10.0 is a share of the cells"):
+        patching(pair, rows(2), method="attribution", confirm=10.0)
+    with pytest.raises(UserError, match="at least one point"):
+        patching(pair, rows(2), method="ig", ig_steps=0)
     with pytest.raises(UserError, match="outside the shortest prompt"):
         patching(pair, rows(2), positions=[-99])
 
