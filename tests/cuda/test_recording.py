@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from tests.cuda.place import DEVICE, close, pair_on
+from workbench.errors import UserError
 from workbench.models.pair import ModelPair
 from workbench.recording.plan import auto_batch_size
 from workbench.recording.record_pair import record
@@ -16,6 +19,7 @@ from workbench.recording.recording import Recording
 
 WORDS = "the quick brown fox jumps over lazy dog hello world this is a test".split()
 PROMPTS = [" ".join(WORDS[i % 7 : i % 7 + 1 + i % 9]) for i in range(24)]
+needs_cuda = pytest.mark.skipif(DEVICE.type != "cuda", reason="only CUDA has this error")
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3moe"])
@@ -92,22 +96,38 @@ def test_the_automatic_batch_fits_the_devices_memory(both: tuple[ModelPair, Mode
     assert 1 <= size <= 256 and size * 100 <= 8192
 
 
-def test_out_of_memory_is_told_and_leaves_the_model_usable(memory: None) -> None:
-    """There is no silent halving: the error passes, no hook stays, and the next call works."""
-    if DEVICE.type != "cuda":
-        pytest.skip("only CUDA has this error")
-    pair = pair_on(DEVICE)
-    wanted = record(pair, PROMPTS, "z", batch_size=4)
+@contextmanager
+def exhausted(pair: ModelPair, above: int) -> Iterator[None]:
+    """The second layer of the tuned model asks for more than the card has when a batch is larger."""
 
-    def full(*_: Any) -> None:
-        torch.empty(2**46, dtype=torch.uint8, device=DEVICE)
+    def fill(_module: Any, _args: Any, output: Any) -> None:
+        rows = (output if isinstance(output, torch.Tensor) else output[0]).shape[0]
+        if rows > above:
+            torch.empty(2**46, dtype=torch.uint8, device=DEVICE)
 
-    handle = pair.tuned.inner.model.layers[1].register_forward_hook(full)
+    handle = pair.tuned.inner.model.layers[1].register_forward_hook(fill)
     try:
-        with pytest.raises(torch.cuda.OutOfMemoryError):
-            record(pair, PROMPTS, "z", batch_size=4)
+        yield
     finally:
         handle.remove()
+
+
+@needs_cuda
+def test_out_of_memory_is_told_and_leaves_the_model_usable(memory: None) -> None:
+    pair = pair_on(DEVICE)
+    wanted = record(pair, PROMPTS, "z", batch_size=4)
+    with exhausted(pair, above=3), pytest.raises(UserError, match="memory ran out at 4 prompts"):
+        record(pair, PROMPTS, "z", batch_size=4)
     assert pair.tuned.n_hooks == 0 and pair.base.n_hooks == 0
     again = record(pair, PROMPTS, "z", batch_size=4)
     assert torch.equal(again["tuned"]["z", 1], wanted["tuned"]["z", 1])
+
+
+@needs_cuda
+def test_an_automatic_batch_is_halved_until_it_fits(tmp_path: Path, memory: None) -> None:
+    pair = pair_on(DEVICE)
+    with exhausted(pair, above=7):
+        found = record(pair, PROMPTS, "z", store=tmp_path / "a")
+    size = found.config["batch_size"]
+    assert 1 <= size <= 7
+    agree(found, record(pair_on("cpu"), PROMPTS, "z", batch_size=size))

@@ -29,6 +29,10 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         sys.stderr.write(f"Error: {plain(str(error))}\n")
         return 1
+    except _out_of_memory() as error:
+        said = plain(str(error)).partition(" GPU ")[0]
+        sys.stderr.write(f"Error: The GPU's memory ran out ({said}): give a smaller --batch-size, or --device cpu.\n")
+        return 1
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -41,6 +45,12 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 0
     return result if isinstance(result, int) else 0
+
+
+def _out_of_memory() -> tuple[type[Exception], ...]:
+    """The GPU's; looked for when something was raised, since importing torch takes seconds."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.OutOfMemoryError,)
 
 
 def _click_errors() -> Any:

@@ -108,7 +108,7 @@ class Capture:
         rows = kept.of(value.detach())
         dtype = self.dtype if self.dtype is not None and rows.is_floating_point() else rows.dtype
         if kept.everything and rows.device.type == "cpu":
-            rows = self.memory.empty(rows.shape, dtype).copy_(rows)
+            rows = self.memory.copy(rows, dtype)
         else:
             rows = rows.to(dtype, copy=kept.everything)
         taken.rows[name] = rows

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from workbench.errors import UserError
-from workbench.files import atomic
+from workbench.files import atomic, remove_partials
 
 SCHEMA = 1
 STORE = "store.json"
@@ -41,6 +41,15 @@ def shard_path(folder: Path, number: int) -> Path:
 def part_path(folder: Path, number: int) -> Path:
     """The index of one shard, until the parts are merged."""
     return folder / f"shard-{number:05d}.{INDEX}"
+
+
+def remove(folder: Path) -> None:
+    """Delete a store; files of others in its folder stay, and then the folder too."""
+    remove_partials(folder)
+    for path in (*folder.glob("shard-*.safetensors"), *folder.glob(f"shard-*.{INDEX}"), folder / INDEX, folder / STORE):
+        path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def read_store(folder: Path) -> dict[str, Any]:

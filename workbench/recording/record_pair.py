@@ -67,12 +67,13 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     models read prompt and continuation; ``index["phase"]`` tells them apart. ``shard_bytes``: size
     of a stored shard, and how much a killed run loses at most. ``backend``: "hooks", "nnsight" (the same sites read
     by traces) or "ndif" (traces run by the remote service; :mod:`workbench.recording.traced`).
+    ``batch_size="auto"`` is chosen from free memory, and halved where a GPU's runs out all the same.
     ``executor="ray"`` shares the prompts out over
     ``workers`` processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
     :mod:`workbench.recording.distributed`.
 
-    Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, and a
-    folder that holds another recording.
+    Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, a
+    folder that holds another recording, and a GPU whose memory runs out.
     """
     models: dict[str, AdaptedModel] = pair.models if isinstance(pair, ModelPair) else {pair.role: pair}
     rows = Prompts.of(prompts)
@@ -83,20 +84,40 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     scope = where(positions)
     make = _capturing(backend, models, tuple(chosen), new_tokens)
     options = _options(scope, dtype, logits, new_tokens)
-    size = _stored_batch_size(store) if batch_size == "auto" else batch_size
+    given = _stored_batch_size(store) if batch_size == "auto" else batch_size
+    size: int | Literal["auto"] = "auto" if given is None else given
+    names = [site.name for site in chosen] + (["logits"] if logits else [])
     with _team(executor, workers, models) as team:
         elsewhere = None if team is None else team.continued
-        plan_ = plan(models, rows, size or batch_size, new_tokens, _writer(models), elsewhere)
-        plan_ = sized_windows(plan_, models, chosen, scope, logits=logits)
-        names = [site.name for site in chosen] + (["logits"] if logits else [])
-        capture = make(tuple(chosen), scope, dtype, plan_.longest, logits)
-        job = _Job(models, rows, plan_, capture, progress or Silent())
-        config = store_config(models, rows, plan_, names, options)
-        if store == "memory":
-            return job.run(MemorySink(), config, team)
-        if store is None:
-            return job.run(StatisticsSink(covariance=covariance, top=top), config, team)
-        return job.run(StoreSink(Path(store), config, shard_bytes), config, team)
+        while True:
+            plan_ = plan(models, rows, size, new_tokens, _writer(models), elsewhere)
+            plan_ = sized_windows(plan_, models, chosen, scope, logits=logits)
+            capture = make(tuple(chosen), scope, dtype, plan_.longest, logits)
+            config = store_config(models, rows, plan_, names, options)
+            sink = _sink(store, config, shard_bytes, covariance=covariance, top=top)
+            try:
+                return _Job(models, rows, plan_, capture, progress or Silent()).run(sink, config, team)
+            except torch.OutOfMemoryError as error:
+                if given is not None or plan_.batch_size == 1:
+                    raise _out_of_memory(plan_, store) from error
+            sink.discard()  # outside of the handler, whose traceback holds what filled the memory
+            size = plan_.batch_size // 2
+
+
+def _sink(store: Store, config: dict[str, Any], shard_bytes: int, *, covariance: bool, top: int) -> Sink:
+    if store == "memory":
+        return MemorySink()
+    if store is None:
+        return StatisticsSink(covariance=covariance, top=top)
+    return StoreSink(Path(store), config, shard_bytes)
+
+
+def _out_of_memory(plan_: Plan, store: Store) -> UserError:
+    begun = "" if store in (None, "memory") else " and another folder (a recording keeps the one it began with)"
+    return UserError(
+        f"The GPU's memory ran out at {plan_.batch_size} prompts of up to {plan_.longest} tokens at once: "
+        f"give a smaller batch_size{begun}."
+    )
 
 
 def _team(executor: str, workers: int | None, models: dict[str, AdaptedModel]) -> AbstractContextManager[Team | None]:

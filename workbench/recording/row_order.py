@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from workbench.recording.row_memory import empty
 from workbench.typing import Int, Tensor
 
 
@@ -19,11 +20,15 @@ def row_order(prompts: Int[Tensor, " row"], positions: Int[Tensor, " row"]) -> I
 
 def in_order(pieces: list[Tensor], order: Int[Tensor, " row"] | None) -> Tensor:
     """Row ``order[i]`` of the joined pieces becomes row i; each row is copied at most once."""
+    first = pieces[0]
+    if order is None and len(pieces) == 1:
+        return first
+    shape = torch.Size((sum(map(len, pieces)), *first.shape[1:]))
+    joined = empty(shape, first.dtype) if first.device.type == "cpu" else first.new_empty(shape)
     if order is None:
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return torch.cat(pieces, out=joined)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    joined = pieces[0].new_empty((len(order), *pieces[0].shape[1:]))
     for piece, rows in zip(pieces, place.split([len(piece) for piece in pieces]), strict=True):
         joined.index_copy_(0, rows.to(joined.device), piece)
     return joined

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,11 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from workbench.recording import layout
 from workbench.recording.capture import nonfinite_rows
 from workbench.recording.recording import Recording, flagged_in
 from workbench.recording.row_index import Rows
+from workbench.recording.row_memory import RowMemory
 from workbench.recording.row_order import in_order, row_order
 from workbench.recording.statistics import StreamingMoments, TopActivating
 from workbench.recording.store import ShardWriter
@@ -59,7 +60,7 @@ class Sink:
             self.add(tensors, Rows.of(index))
 
     def discard(self) -> None:
-        """Leave nothing behind of a recording that selected no row."""
+        """Leave nothing behind of a recording that came to nothing."""
 
 
 class Gathered(Sink):
@@ -79,10 +80,12 @@ class MemorySink(Sink):
     def __init__(self) -> None:
         self._rows: list[Rows] = []
         self._pieces: dict[str, list[Tensor]] = {}
+        self._memory = RowMemory()
 
     def add(self, tensors: dict[str, Tensor], rows: Rows) -> None:
         for name, values in tensors.items():
-            self._pieces.setdefault(name, []).append(values.cpu())
+            there = values if values.device.type == "cpu" else self._memory.copy(values)
+            self._pieces.setdefault(name, []).append(there)
         self._rows.append(rows)
 
     def recording(self, config: dict[str, Any]) -> Recording:
@@ -126,7 +129,7 @@ class StoreSink(Sink):
         return Recording.load(self._folder)
 
     def discard(self) -> None:
-        shutil.rmtree(self._folder)
+        layout.remove(self._folder)
 
 
 class StatisticsSink(Sink):

@@ -17,6 +17,7 @@ from workbench.files import remove_partials, room_for, write_json
 from workbench.recording import layout
 from workbench.recording.lock import FolderLock
 from workbench.recording.reader import ShardReader
+from workbench.recording.row_memory import RowMemory
 from workbench.recording.stored import StoredTensor
 from workbench.runs.config import plain, same_config
 from workbench.tensor_files import write_safetensors
@@ -58,6 +59,7 @@ class ShardWriter:
         self._kinds = _kinds(done[0].path) if done else None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer")
         self._writing: Future[None] | None = None
+        self._memory = RowMemory()
         self._start_shard()
 
     def append(self, tensors: Mapping[str, torch.Tensor], index: Mapping[str, Sequence[Any]] | pa.Table) -> None:
@@ -74,7 +76,8 @@ class ShardWriter:
         rows = table.num_rows
         self._check(tensors, rows)
         for name, tensor in tensors.items():
-            self._pieces.setdefault(name, []).append(tensor.detach().to("cpu"))
+            there = tensor.detach() if tensor.device.type == "cpu" else self._memory.copy(tensor.detach())
+            self._pieces.setdefault(name, []).append(there)
         self._index.append(table)
         self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         self._rows += rows

@@ -187,3 +187,19 @@ def test_traces_record_what_hooks_do(home: Path, tmp_path: Path, monkeypatch: py
         assert run(arguments(out=str(tmp_path / backend), sites="z", backend=backend)) == 0
     hooks, traced = (Recording.load(tmp_path / name / "activations") for name in ("hooks", "nnsight"))
     assert torch.equal(hooks["tuned"]["z", 2][:], traced["tuned"]["z", 2][:])
+
+
+def test_a_full_gpu_is_one_sentence(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the allocator says it; tests/cuda has a real one."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of 4 GiB.")
+
+    monkeypatch.setattr("workbench.models.adapted.AdaptedModel.generate_ids", full)
+    pair, prompts = [str(home / "base"), str(home / "tuned")], ["--prompts", str(home / "p.jsonl")]
+    assert run(["diff", *pair, *prompts, "--out", str(home / "d")]) == 1
+    said = capsys.readouterr().err
+    assert "GPU's memory ran out (CUDA out of memory. Tried to allocate 2 GiB.): give a smaller --batch-size" in said
+    assert "Traceback" not in said and not (home / "d").exists()

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,46 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     with pytest.raises(UserError, match=says):
         record(pair, call.pop("prompts"), call.pop("sites"), **call)
     assert pair.base.n_hooks == 0 and pair.tuned.n_hooks == 0
+
+
+@contextmanager
+def exhausted(pair: ModelPair, above: int) -> Iterator[None]:
+    """As a GPU answers batches of more rows; tests/cuda has a real one."""
+
+    def fill(_module: Any, args: tuple[Any, ...]) -> None:
+        if args[0].shape[0] > above:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 4 GiB.")
+
+    handle = pair.tuned.inner.model.layers[1].register_forward_pre_hook(fill)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_an_automatic_batch_is_halved_where_memory_runs_out(pair: ModelPair, tmp_path: Path, stored: bool) -> None:
+    with exhausted(pair, above=11):
+        found = record(pair, PROMPTS, "z", positions="all", store=tmp_path / "s" if stored else "memory")
+    assert found.config["batch_size"] == 8
+    wanted = record(pair, PROMPTS, "z", positions="all", batch_size=8)
+    assert found.index.equals(wanted.index)
+    assert all(torch.equal(found[role]["z", 1][:], wanted[role]["z", 1]) for role in wanted.roles)
+
+
+def test_a_chosen_batch_is_not_halved(pair: ModelPair, tmp_path: Path) -> None:
+    with exhausted(pair, above=11), pytest.raises(UserError, match=r"ran out at 20 prompts .* and another folder"):
+        record(pair, PROMPTS, "z", batch_size=20, store=tmp_path / "s")
+    with exhausted(pair, above=0), pytest.raises(UserError, match="ran out at 1 prompts"):
+        record(pair, PROMPTS[:4], "z")
+    assert pair.tuned.n_hooks == 0
+
+
+def test_what_else_lies_in_the_folder_stays(pair: ModelPair, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="select no token"):
+        record(pair, PROMPTS, "z", positions=99, store=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_another_configuration_does_not_overwrite(pair: ModelPair, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from tests.tiny import tiny_model, tokenizer
 from workbench.models.adapted import AdaptedModel
 from workbench.recording import row_memory
 from workbench.recording.record_pair import record
-from workbench.recording.row_memory import LARGE, PIECE_BYTES, RowMemory
+from workbench.recording.row_memory import LARGE, PIECE_BYTES, SPARE_BYTES, RowMemory, Spare
 
 
 @pytest.fixture(autouse=True)
-def spare(monkeypatch: pytest.MonkeyPatch) -> row_memory._Spare:
-    made = row_memory._Spare()
-    monkeypatch.setattr(row_memory, "_SPARE", made)
+def spare(monkeypatch: pytest.MonkeyPatch) -> Spare:
+    made = Spare()
+    monkeypatch.setattr(row_memory, "SPARE", made)
     return made
 
 
@@ -39,34 +39,38 @@ def test_tensors_of_any_shape_and_dtype_lie_side_by_side() -> None:
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
-def test_a_tensor_keeps_its_values_while_later_rows_come_and_go(spare: row_memory._Spare) -> None:
+def test_a_tensor_keeps_its_values_while_later_rows_come_and_go(spare: Spare) -> None:
     kept = RowMemory().empty(torch.Size([1000]), torch.float32).fill_(1.0)
     for _ in range(20):
         memory = RowMemory()
         for _ in range(12):
             memory.empty(torch.Size([LARGE // 8]), torch.float32).fill_(2.0)
     assert bool((kept == 1.0).all())
-    assert spare._pieces, "the pieces of the rows that are gone wait for others"
+    assert spare.nbytes, "the pieces of the rows that are gone wait for others"
 
 
-def test_a_piece_is_used_again_only_when_the_last_tensor_in_it_is_gone(spare: row_memory._Spare) -> None:
+def test_a_piece_is_used_again_only_when_the_last_tensor_in_it_is_gone(spare: Spare) -> None:
     memory = RowMemory()
     first, second = (memory.empty(torch.Size([8]), torch.float32) for _ in range(2))
     place, view = first.data_ptr(), second[2:4]
     del memory, first, second
     gc.collect()
-    assert not spare._pieces
+    assert not spare.nbytes
     del view
     gc.collect()
-    assert len(spare._pieces) == 1
+    assert spare.nbytes == PIECE_BYTES
     assert RowMemory().empty(torch.Size([8]), torch.float32).data_ptr() == place
 
 
-def test_a_large_tensor_has_memory_of_its_own(spare: row_memory._Spare) -> None:
-    large = RowMemory().empty(torch.Size([LARGE]), torch.uint8)
+def test_a_large_tensor_has_a_piece_of_its_own(spare: Spare) -> None:
+    memory = RowMemory()
+    small, large = memory.empty(torch.Size([8]), torch.float32), memory.empty(torch.Size([LARGE + 1]), torch.uint8)
+    place = large.data_ptr()
     del large
     gc.collect()
-    assert not spare._pieces
+    assert LARGE < spare.nbytes < LARGE + 2 * row_memory.HUGE_PAGE
+    assert row_memory.empty(torch.Size([LARGE + 2]), torch.uint8).data_ptr() == place
+    assert small.data_ptr() != place
 
 
 def test_what_is_saved_of_one_tensor_is_that_tensor() -> None:
@@ -76,12 +80,13 @@ def test_what_is_saved_of_one_tensor_is_that_tensor() -> None:
     assert len(written) < PIECE_BYTES / 100 and torch.equal(pickle.loads(written), one)
 
 
-def test_no_more_pieces_wait_than_the_limit(spare: row_memory._Spare) -> None:
+def test_no_more_memory_waits_than_the_limit(spare: Spare) -> None:
     memory = RowMemory()
-    rows = [memory.empty(torch.Size([LARGE - 64]), torch.uint8) for _ in range(4 * row_memory.SPARE_PIECES)]
+    sizes = [LARGE - 64] * 20 + [LARGE] * 20 + [5 * LARGE] * 10
+    rows = [memory.empty(torch.Size([size]), torch.uint8) for size in sizes]
     del rows, memory
     gc.collect()
-    assert len(spare._pieces) == row_memory.SPARE_PIECES
+    assert SPARE_BYTES - 5 * LARGE < spare.nbytes <= SPARE_BYTES
 
 
 def test_a_recording_outlives_later_ones() -> None:
