@@ -195,7 +195,9 @@ def test_a_full_gpu_is_one_sentence(
     """As the allocator says it; tests/cuda has a real one."""
 
     def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of 4 GiB.")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of 4 GiB."
+        )
 
     monkeypatch.setattr("workbench.models.adapted.AdaptedModel.generate_ids", full)
     pair, prompts = [str(home / "base"), str(home / "tuned")], ["--prompts", str(home / "p.jsonl")]
