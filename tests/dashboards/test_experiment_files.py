@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,15 +19,17 @@ from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
 from dashboards.state import RUN
-from probes import ProbeResult
+from probes import ProbeResult, mask_overlap
 from tests.dashboards.made import prompts, save_pair
 from tests.dashboards.pages import errors, full_run, opened
-from workbench import runs
+from workbench import organisms, runs
 from workbench.cli.app import app as command_line
 from workbench.cli.experiment import Experiment, run_experiment
 from workbench.recording.recording import Recording
+from workbench.tables import with_intervals
 
 BEGINS = "experiment-"
+METHODS = ("optimised", "movement")
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +116,12 @@ def shown_again(name: str, folder: Path, story: Path, pair: str, app: AppTest) -
         table = pd.read_parquet(folder / "table.parquet")
         of = dict(list(table.groupby("model")["text"]))
         assert of["answers, in the base"].tolist() == list(seen.steered) and of["base"].tolist() == list(seen.base)
+        begun = pd.read_parquet(folder / "metrics.parquet").query("metric.str.startswith('begins with')")
+        hits = [f"{round(row.estimate * row.n)} of {row.n:.0f}" for row in begun.itertuples()]
+        assert hits == [one.value for one in app.metric][-3:] and len(begun) == 3
+    elif name == "overlap-1":
+        one, other = (ProbeResult.load(story / f"results/{pair}-graft-{way}.safetensors") for way in METHODS)
+        assert pd.read_parquet(folder / "overlap.parquet")["shared"].tolist() == [mask_overlap(one, other).shared]
     elif (folder / "result.safetensors").is_file():
         _, result = app.session_state[f"_kept-{name}"]
         assert same(ProbeResult.load(folder / "result.safetensors"), result), name
@@ -163,6 +172,7 @@ def test_the_file_of_every_panel_gives_its_numbers(
             continue
         again = ran(text, tmp_path / str(number))
         assert set(again) == set(experiment.steps)
+        assert "overlap-1" in again or not {"graft-overlap"} & {name for name, one in found.items() if one == text}
         for name, folder in again.items():
             shown_again(name, folder, home, pair, app)
         done.append(experiment)
@@ -242,3 +252,93 @@ def test_the_results_of_an_experiment_are_on_the_pages_with_their_file(
         before, after = (ProbeResult.load(one / "result.safetensors") for one in (folder, again))
         assert same(before, after)
     assert Experiment.parse(found["head-scores"]).sweep == experiment.sweep
+
+
+def asked_twice(home: Path, models: tuple[str, str], others: tuple[str, str]) -> None:
+    """How far heads moved, in two ways and perhaps of other models, in a home of runs."""
+    rows = home.parent / "p.jsonl"
+    prompts().save(rows)
+    for name, pair, more in (("one", models, ["--positions", "prompt", "--seed", "2"]), ("two", others, [])):
+        asked = ["localize", "activations", *pair, "--prompts", str(rows), "--sites", "z", "--device", "cpu"]
+        told = CliRunner().invoke(command_line, [*asked, *more, "--out", str(home / name)])
+        assert told.exit_code == 0, told.output
+
+
+def compared(app: AppTest) -> tuple[pd.DataFrame, str]:
+    """The page's table of both results, and what it says of their agreement."""
+    (frame,) = [one.value for one in app.dataframe if "difference" in one.value]
+    (told,) = [one.value for one in app.caption if one.value.startswith("Agreement of the scores: ")]
+    return frame, told.removeprefix("Agreement of the scores: ").removesuffix(".").replace("\\", "")
+
+
+def test_the_comparison_of_two_runs_is_made_and_compared_again(
+    pair_folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "runs"
+    monkeypatch.setenv("TUNESCOPE_RUNS", str(home))
+    asked_twice(home, pair_folders, (pair_folders[0], pair_folders[0]))
+    app = opened("runs", first="one", second="two")
+    found = files(app)
+    assert set(found) == {"differences", "beside"}
+    frame, said = compared(app)
+    again = ran(found["beside"], tmp_path / "again")
+    assert set(again) == {"first-activations", "second-activations", "compare"}
+    table = pd.read_parquet(again["compare"] / "table.parquet")
+    pd.testing.assert_frame_equal(with_intervals(table), frame, check_dtype=False)
+    assert len(frame) == 12 and frame["first"].ne(frame["second"]).any()
+    assert ProbeResult.load(again["compare"] / "result.safetensors").summary() == said
+    for name, run in (("first-activations", "one"), ("second-activations", "two")):
+        assert same(*(ProbeResult.load(one / "result.safetensors") for one in (again[name], home / run)))
+    assert set(ran(found["differences"], tmp_path / "both")) == {"first-activations", "second-activations"}
+    settings = Experiment.parse(found["differences"]).steps["first-activations"].plain()
+    assert settings["positions"] == "prompt" and settings["seed"] == 2
+
+
+def test_a_compared_run_that_does_not_say_how_it_was_made_is_read(
+    pair_folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its file, which the page says; the settings of such a run are told to be beyond any file."""
+    home = tmp_path / "runs"
+    monkeypatch.setenv("TUNESCOPE_RUNS", str(home))
+    asked_twice(home, pair_folders, pair_folders)
+    with runs.create(home, "full", kind="notes", config={}) as odd:
+        ProbeResult.load(home / "one" / "result.safetensors").save(odd.file("result.safetensors"))
+    app = opened("runs", first="two", second="full")
+    for key in ("differences", "beside"):
+        app.session_state[f"{BEGINS}{key}"] = True
+    app.run()
+    assert not app.exception and "does not say how its results were made" in errors(app)
+    (text,) = [one.value for one in app.code if one.language == "yaml"]
+    assert "The second result is read from its file." in Experiment.parse(text).about
+    frame, _ = compared(app)
+    again = ran(text, tmp_path / "again")
+    assert set(again) == {"first-activations", "compare"}
+    table = with_intervals(pd.read_parquet(again["compare"] / "table.parquet"))
+    pd.testing.assert_frame_equal(table, frame, check_dtype=False)
+
+
+@pytest.mark.slow
+def test_a_result_of_the_demo_is_compared_with_one_of_a_command(
+    story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo names its pairs and their splits; the command names folders and a file."""
+    home = tmp_path / "runs"
+    shutil.copytree(story, home / "demo")
+    monkeypatch.setenv("TUNESCOPE_RUNS", str(home))
+    toy = organisms.build("context-knob")
+    rows = home / "demo" / "prompts" / "context-knob.jsonl"
+    asked = ["localize", "heads", str(toy.base), str(toy.tuned), "--prompts", str(rows), "--device", "cpu"]
+    told = CliRunner().invoke(command_line, [*asked, "--out", str(home / "mine")])
+    assert told.exit_code == 0, told.output
+    app = opened("runs", first="demo", second="mine")
+    app.selectbox(key="first-result").set_value("context-knob-heads-write").run()
+    frame, said = compared(app)
+    found = files(app)
+    both = Experiment.parse(found["differences"])
+    assert {"first-context-knob-knob", "first-refusal-moe-experts", "second-heads"} <= set(both.steps)
+    assert both.pair_of("first-refusal-moe-experts").organism == "refusal-moe"
+    again = ran(found["beside"], tmp_path / "again")
+    assert set(again) == {"first-heads-write", "second-heads", "compare"}
+    table = with_intervals(pd.read_parquet(again["compare"] / "table.parquet"))
+    pd.testing.assert_frame_equal(table, frame, check_dtype=False)
+    assert ProbeResult.load(again["compare"] / "result.safetensors").summary() == said

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 import interventions as iv
 import probes
-from dashboards import as_experiment, jobs, models, parts
+from dashboards import answers, as_experiment, jobs, models, parts
 from dashboards.asked import Asked
 from dashboards.state import RUN
 from dashboards.steering import run_steer, run_sweep
 from tests.dashboards.made import HOSTILE, WORDS, lab_run, opened, prompts, save_pair, shown, warned
 from tests.dashboards.pages import a_knob
 from workbench.cli.app import app as command_line
-from workbench.cli.experiment.schema import Experiment
+from workbench.cli.experiment import Experiment, run_experiment
 from workbench.errors import ModelBusy, UserError
 from workbench.models.pair import load_pair
 from workbench.recording.record_pair import record
@@ -211,6 +211,25 @@ def test_one_model_alone_is_no_pair() -> None:
 def test_a_sweep_is_an_experiment_too(pair_folders: tuple[str, str]) -> None:
     steer = Asked(*pair_folders, (parts.Heads((("L0H1", 0.0),)),), 1.0, "tuned", ("a",), 4, strengths=(0.0, 1.0))
     assert Experiment.parse(as_experiment.steer_experiment(steer)).to_yaml()
+
+
+def test_the_shares_that_a_sweep_shows_are_made_again(pair_folders: tuple[str, str], tmp_path: Path) -> None:
+    """The file behind the curve of answers that begin with a text."""
+    app = asked(pair_folders, heads="L1H2=0, L0H1=4")
+    app.button(key="go-sweep").click().run()
+    _, swept = app.session_state["_kept-sweep"]
+    beginning = swept.texts[0][0].split()[0]
+    app.text_input(key="begins").set_value(f" {beginning}")
+    app.session_state["experiment-dose"] = True
+    app.run()
+    assert not app.exception and not app.error, shown(app)
+    (text,) = [one.value for one in app.code if one.language == "yaml"]
+    done = run_experiment(Experiment.parse(text), tmp_path / "out", folder=tmp_path)
+    mine = done.metrics[(done.metrics["of"] == "steered") & (done.metrics["metric"] == f"begins with {beginning}")]
+    wanted = answers.dose(swept, beginning)
+    for name in ("strength", "estimate", "low", "high", "n"):
+        assert mine.sort_values("strength")[name].tolist() == wanted[name].tolist()
+    assert wanted["estimate"].max() > 0
 
 
 def test_a_mixed_recipe_is_an_experiment_that_gives_the_same_answers(

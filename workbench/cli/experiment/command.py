@@ -67,7 +67,7 @@ def _print(finished: Finished, as_json: bool) -> None:
 def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -> None:
     """Cells and steps; files that the experiment reads must be there."""
     from workbench.cli.experiment.materials import Materials, files_named
-    from workbench.cli.experiment.references import needs, recipes_of
+    from workbench.cli.experiment.references import needs, recipes_of, sets_of
     from workbench.cli.experiment.running import place
     from workbench.cli.experiment.sweeping import cells
     from workbench.cli.output import emit
@@ -79,7 +79,7 @@ def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -
         if name is not None and not materials.path(name).exists():
             raise UserError(f"There is no file {materials.path(name)}, which {file} names: check the path.")
     steps: list[dict[str, Any]] = [
-        {"step": name, "does": step.do, "prompts": step.prompts or next(iter(experiment.prompts), ""),
+        {"step": name, "does": step.do, "prompts": ", ".join(sets_of(experiment, name)),
          "recipes": ", ".join(recipes_of(step)), "reads": ", ".join(needs(experiment, name))}
         for name, step in experiment.steps.items()
     ]  # fmt: skip

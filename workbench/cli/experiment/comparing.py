@@ -32,16 +32,22 @@ def compare(step: steps.Compare, bench: Bench) -> Outcome:
     if type(first) is not type(second):
         kinds = f"{type(first).__name__} and a {type(second).__name__}"
         raise UserError(f"These are a {kinds}: only two results of the same kind are compared.")
-    table = beside(first, second)
+    more = _shared_weights(first, second)
     agreement = _agreement(first, second, bench.seed)
+    try:
+        table = beside(first, second)
+    except UserError:
+        if not more:
+            raise
+        return Outcome("the weights that both share", more["overlap"], metric_rows([]))
     lines = [
         {"of": _cell(line), "metric": "difference", "estimate": line["difference"]}
         for line in table.head(TOP).to_dict("records")
     ]
     if agreement is None:
-        return Outcome(f"{len(table)} cells; {UNRANKED}", table, metric_rows(lines))
+        return Outcome(f"{len(table)} cells; {UNRANKED}", table, metric_rows(lines), more=more)
     lines.insert(0, {"of": "all", "metric": "spearman", "estimate": agreement.spearman, "n": float(agreement.n_cells)})
-    return Outcome(agreement.summary(), table, metric_rows(lines), agreement, {"agreement": agreement.frame()})
+    return Outcome(agreement.summary(), table, metric_rows(lines), agreement, {"agreement": agreement.frame(), **more})
 
 
 def _result(ref: inline.ResultRef, bench: Bench) -> ProbeResult:

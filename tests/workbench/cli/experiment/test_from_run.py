@@ -237,6 +237,8 @@ def test_a_comparison_is_made_again_with_scope_and_parts(home: Path, tmp_path: P
     experiment = experiment_of_run(run)
     assert [*experiment.steps] == ["behaviour", "dose-1", "scope", "sure"] and not experiment.about
     assert set(experiment.prompts) == {"prompts", "near", "outside"}
+    results = [path.stem for path in run.file("results").glob("*.safetensors")]
+    assert only(experiment, results) == experiment, "every result has its step"
     done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
     steps = found_in(done)
     scope = ScopePanel.load(steps["scope"] / "result.safetensors")
