@@ -42,12 +42,21 @@ class _Kept:
     batch_row: Tensor
     column: Tensor
     everything: bool
+    same_column: int | None = None
+    """The one column kept of every prompt, where that is all: the last, in a batch padded on the left."""
 
     def of(self, value: Tensor) -> Tensor:
-        """[row, ...] of ``value`` [batch, pos, ...]; a view where every position is kept."""
+        """[row, ...] of ``value`` [batch, pos, ...]; a view where whole columns are kept."""
         if self.everything:
             return value.flatten(0, 1)
+        if self.same_column is not None:
+            return value[:, self.same_column]
         return value[self.batch_row.to(value.device), self.column.to(value.device)]
+
+    @property
+    def is_view(self) -> bool:
+        """Whether :meth:`of` copies nothing."""
+        return self.everything or self.same_column is not None
 
 
 @dataclass(frozen=True)
@@ -107,10 +116,10 @@ class Capture:
         """Keep a copy: an alias would hold the whole activation, and change with what is written into it later."""
         rows = kept.of(value.detach())
         dtype = self.dtype if self.dtype is not None and rows.is_floating_point() else rows.dtype
-        if kept.everything and rows.device.type == "cpu":
+        if kept.is_view and rows.device.type == "cpu":
             rows = self.memory.copy(rows, dtype)
         else:
-            rows = rows.to(dtype, copy=kept.everything)
+            rows = rows.to(dtype, copy=kept.is_view)
         taken.rows[name] = rows
         if rows.is_floating_point():
             taken.sums.append(_sum(rows))  # now, while the rows are in the processor's cache
@@ -122,7 +131,17 @@ def _kept(chosen: Selection, ctx: ForwardContext) -> _Kept:
         return _Kept(cells // ctx.length, cells % ctx.length, everything=True)
     mask = chosen.mask if chosen.mask is not None else ctx.real & (not chosen.nothing)
     row, column = mask.nonzero(as_tuple=True)
-    return _Kept(row, column, everything=bool(mask.all()))
+    if len(row) == mask.numel():
+        return _Kept(row, column, everything=True)
+    return _Kept(row, column, everything=False, same_column=_same_column(row, column, ctx.batch))
+
+
+def _same_column(row: Tensor, column: Tensor, batch: int) -> int | None:
+    """The column where it is the same one of every prompt."""
+    if len(row) != batch or row.tolist() != list(range(batch)):
+        return None
+    columns = set(column.tolist())
+    return columns.pop() if len(columns) == 1 else None
 
 
 def _columns(batch: Encoded, taken: Captured) -> Tensor:

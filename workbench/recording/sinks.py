@@ -83,9 +83,8 @@ class MemorySink(Sink):
         self._memory = RowMemory()
 
     def add(self, tensors: dict[str, Tensor], rows: Rows) -> None:
-        for name, values in tensors.items():
-            there = values if values.device.type == "cpu" else self._memory.copy(values)
-            self._pieces.setdefault(name, []).append(there)
+        for name, values in self._memory.from_device(tensors).items():
+            self._pieces.setdefault(name, []).append(values)
         self._rows.append(rows)
 
     def recording(self, config: dict[str, Any]) -> Recording:

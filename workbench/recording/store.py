@@ -75,9 +75,8 @@ class ShardWriter:
         table = index if isinstance(index, pa.Table) else _table(index)
         rows = table.num_rows
         self._check(tensors, rows)
-        for name, tensor in tensors.items():
-            there = tensor.detach() if tensor.device.type == "cpu" else self._memory.copy(tensor.detach())
-            self._pieces.setdefault(name, []).append(there)
+        for name, tensor in self._memory.from_device(tensors).items():
+            self._pieces.setdefault(name, []).append(tensor.detach())
         self._index.append(table)
         self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         self._rows += rows
