@@ -23,6 +23,7 @@ from benchmarks.record_speed import speed, storing
 from benchmarks.timing import hardware
 
 PARTS = ("speed", "storing", "memory")
+STORED = ("llama-8x512", "stories260K")
 
 
 def main() -> None:
@@ -30,13 +31,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {"hardware": hardware(), "models": {}}
     loaded = {"llama-8x512": llama(device=options.device)}
+    if options.device != "cpu":
+        big = {"layers": 16, "width": 2048, "vocab": 32_000, "dtype": torch.bfloat16}
+        loaded["llama-16x2048-bf16"] = llama(device=options.device, **big)
     if options.stories is not None:
         loaded["stories260K"] = stories(options.stories, device=options.device)
     for name, model in loaded.items():
         found = result["models"][name] = {}
         if "speed" in options.part:
             found |= speed(model, rounds=3 if options.quick else options.rounds)
-        if "storing" in options.part:
+        if "storing" in options.part and name in STORED:
             count = 32 if options.quick else 64 if name.startswith("llama") else 512
             found |= storing(model, count, rounds=2 if options.quick else max(3, options.rounds // 2))
         _say(options, name, found)

@@ -17,14 +17,16 @@ from workbench.models.pair import ModelPair, load_pair
 BATCH, LENGTH = 16, 128
 
 
-def llama(*, layers: int = 8, width: int = 512, vocab: int = 1024, device: str = "cpu") -> AdaptedModel:
+def llama(
+    *, layers: int = 8, width: int = 512, vocab: int = 1024, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> AdaptedModel:
     """A random Llama. The vocabulary is small, so that skipping the vocabulary projection hides nothing."""
     torch.manual_seed(0)
     config = tf.LlamaConfig(
         hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64, vocab_size=vocab,
         num_key_value_heads=width // 64, intermediate_size=width * 8 // 3 // 32 * 32, max_position_embeddings=512,
     )  # fmt: skip
-    return AdaptedModel(tf.LlamaForCausalLM(config).eval().to(device), words(vocab), name="llama")
+    return AdaptedModel(tf.LlamaForCausalLM(config).eval().to(device, dtype), words(vocab), name="llama")
 
 
 def stories(folder: Path, device: str = "cpu") -> AdaptedModel:
