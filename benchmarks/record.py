@@ -75,11 +75,11 @@ def _say(options: argparse.Namespace, title: str, found: dict[str, Any]) -> None
         if isinstance(value, dict) and "wall_ratio" in value:
             spread = f"[{value['low']:.3f}, {value['high']:.3f}]"
             print(
-                f"  {name:42} {value['wall_ratio']:6.3f}x {spread:16}  cpu {value['cpu_ratio']:6.3f}x"
+                f"  {name:62} {value['wall_ratio']:6.3f}x {spread:16}  cpu {value['cpu_ratio']:6.3f}x"
                 f"  {value['wall_s'] * 1e3:9.1f} ms"
             )
         else:
-            print(f"  {name:42} {json.dumps(value)}")
+            print(f"  {name:62} {json.dumps(value)}")
 
 
 if __name__ == "__main__":

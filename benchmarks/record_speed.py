@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import record_peers
 from benchmarks.record_models import BATCH, LENGTH, pair_of, prompts_for
-from benchmarks.timing import interleaved, rounds_of
+from benchmarks.timing import rounds_of
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.models.adapted import AdaptedModel
@@ -24,6 +24,9 @@ from workbench.recording.recording import Recording
 
 KINDS = ("z", "resid_post")
 BARE = "bare HF forward"
+FROM_TEXT = "tokenizer and bare HF forward"
+"""What record() begins with too: it is given prompts, the other variants token ids."""
+RECORD = "tunescope record(), all tokens"
 TOLERANCE = {"cpu": 2e-5, "cuda": 1e-4}
 """Largest absolute difference allowed from a peer in float32, times the largest value of the site."""
 TOLERANCE_BF16 = 0.05
@@ -38,9 +41,10 @@ def speed(model: AdaptedModel, rounds: int) -> dict[str, Any]:
     ours = {
         BARE: lambda: bare(model, ids),
         f"{BARE}, again": lambda: bare(model, ids),
+        FROM_TEXT: lambda: bare_from_text(model, prompts),
         "tunescope hooks": lambda: hooked(model, ids, model.expand(KINDS)),
         f"tunescope hooks, layers 0-{half[-1]}": lambda: hooked(model, ids, model.expand(KINDS, half), stop=True),
-        "tunescope record(), all tokens": lambda: whole(model, prompts),
+        RECORD: lambda: whole(model, prompts),
         "tunescope record(), last token": lambda: whole(model, prompts, positions="last"),
         f"tunescope record(), layers 0-{half[-1]}": lambda: whole(model, prompts, layers=half),
     }
@@ -52,7 +56,9 @@ def speed(model: AdaptedModel, rounds: int) -> dict[str, Any]:
     }
     known = {name: call for name, call in peers.items() if call is not None}
     agreement = {name: agree(model, ids, prompts, call) for name, call in known.items()}
-    timings = interleaved({**ours, **known}, BARE, rounds=rounds)
+    measured = rounds_of({**ours, **known}, rounds=rounds)
+    timings = {name: measured.against(name, BARE) for name in (*ours, *known)}
+    timings[f"{RECORD} / {FROM_TEXT}"] = measured.against(RECORD, FROM_TEXT)
     return {**{name: timing.to_dict() for name, timing in timings.items()}, "largest difference": agreement}
 
 
@@ -60,6 +66,11 @@ def bare(model: AdaptedModel, ids: torch.Tensor) -> torch.Tensor:
     """What anybody would run."""
     with torch.no_grad():
         return model.hf(ids, use_cache=False).logits
+
+
+def bare_from_text(model: AdaptedModel, prompts: list[str]) -> torch.Tensor:
+    """What anybody would run on prompts (all of one length here)."""
+    return bare(model, model.tokenizer(prompts, return_tensors="pt").input_ids.to(model.device))
 
 
 def hooked(model: AdaptedModel, ids: torch.Tensor, sites: list[Site], *, stop: bool = False) -> dict[str, torch.Tensor]:

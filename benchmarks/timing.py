@@ -61,14 +61,6 @@ def rounds_of(variants: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up
     return Rounds(taken)
 
 
-def interleaved(
-    variants: Mapping[str, Callable[[], Any]], baseline: str, *, rounds: int, warm_up: int = 1
-) -> dict[str, Timing]:
-    """Every variant beside ``baseline``, which is one of them."""
-    measured = rounds_of(variants, rounds=rounds, warm_up=warm_up)
-    return {name: measured.against(name, baseline) for name in variants}
-
-
 def _seconds(call: Callable[[], Any]) -> tuple[float, float]:
     _wait_for_gpu()
     wall, cpu = time.perf_counter(), time.process_time()

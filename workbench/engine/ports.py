@@ -125,10 +125,11 @@ def _mlp_post(at: _Place) -> Port | None:
 
 
 def _z(at: _Place) -> Port | None:
+    heads = at.geometry.n_heads
     return Port(
         at.part(at.family.output),
         "in",
-        lambda raw, _ctx: raw.unflatten(-1, (at.geometry.n_heads, -1)),
+        lambda raw, _ctx: raw.view(*raw.shape[:-1], heads, -1),  # unflatten's, without its Python
         lambda _raw, value, _ctx: value.flatten(-2),
     )
 

@@ -97,7 +97,8 @@ class AdaptedModel:
     @property
     def weightless(self) -> bool:
         """Whether it was loaded as a shape alone (``device="meta"``), for a service that holds the weights."""
-        return not getattr(self.inner, "hf_device_map", None) and next(self.inner.parameters()).device.type == "meta"
+        embeddings = self.inner.get_input_embeddings().weight
+        return embeddings.device.type == "meta" and not getattr(self.inner, "hf_device_map", None)
 
     @property
     def dtype(self) -> torch.dtype:

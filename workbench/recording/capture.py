@@ -114,7 +114,7 @@ class Capture:
 
     def _store(self, taken: Captured, name: str, value: Tensor, kept: _Kept) -> None:
         """Keep a copy: an alias would hold the whole activation, and change with what is written into it later."""
-        rows = kept.of(value.detach())
+        rows = kept.of(value)
         dtype = self.dtype if self.dtype is not None and rows.is_floating_point() else rows.dtype
         if kept.is_view and rows.device.type == "cpu":
             rows = self.memory.copy(rows, dtype)

@@ -12,8 +12,7 @@ from workbench.typing import Int, Tensor
 def row_order(prompts: Int[Tensor, " row"], positions: Int[Tensor, " row"]) -> Int[Tensor, " row"] | None:
     """The order by prompt, then position; None when the rows are in it already."""
     of, at = prompts.numpy(), positions.numpy()
-    step = np.diff(of)
-    if bool(((step > 0) | ((step == 0) & (np.diff(at) > 0))).all()):
+    if bool(((of[1:] > of[:-1]) | ((of[1:] == of[:-1]) & (at[1:] > at[:-1]))).all()):
         return None
     return torch.from_numpy(np.lexsort((at, of)))
 

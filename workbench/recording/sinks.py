@@ -88,7 +88,10 @@ class MemorySink(Sink):
         self._rows.append(rows)
 
     def recording(self, config: dict[str, Any]) -> Recording:
-        prompt, position = (np.concatenate([getattr(one, at) for one in self._rows]) for at in ("prompt", "position"))
+        prompt, position = (
+            _together([one.prompt for one in self._rows]),
+            _together([one.position for one in self._rows]),
+        )
         order = row_order(torch.from_numpy(prompt), torch.from_numpy(position))
         tensors: dict[str, dict[str, Tensor]] = {}
         for name in list(self._pieces):
@@ -98,6 +101,10 @@ class MemorySink(Sink):
             partial(_index, self._rows, order), config, tensors, n_rows=len(prompt),
             known_nonfinite=() if all(one.finite for one in self._rows) else None,
         )  # fmt: skip
+
+
+def _together(pieces: list[np.ndarray]) -> np.ndarray:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _index(rows: list[Rows], order: Tensor | None) -> pd.DataFrame:
