@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -80,15 +81,20 @@ class Comparison(ProbeResult):
 
     def figure(self) -> go.Figure:
         """Overlap against k, with the range of chance."""
-        return overlap_curve(self.table, title=f"{self.title}: Spearman {self.spearman:.2f}")
+        return overlap_curve(self.table, title=f"{self.title}: {self._rank_agreement()}")
 
     def summary(self) -> str:
         """Rank agreement and the overlap at a few k."""
         best = self.table.iloc[min(len(self.table) - 1, 9)]
         return (
-            f"{self.n_cells} cells, Spearman {self.spearman:.3f} (p {self.spearman_p:.2g}); of the {int(best['k'])} "
+            f"{self.n_cells} cells, {self._rank_agreement()}; of the {int(best['k'])} "
             f"best, {int(best['shared'])} are shared ({best['expected']:.2g} by chance, q {best['q']:.2g})"
         )
+
+    def _rank_agreement(self) -> str:
+        if math.isnan(self.spearman):
+            return "no rank agreement (one map has the same score everywhere)"
+        return f"Spearman {self.spearman:.3f} (p {self.spearman_p:.2g})"
 
 
 def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int = 0) -> Comparison:

@@ -88,8 +88,10 @@ def counted(*models: AdaptedModel) -> Iterator[Passes]:
         passes.forward += 1
 
     with ExitStack() as stack:
-        for body in {id(model.inner): model.inner.base_model for model in models}.values():
-            stack.callback(body.register_forward_pre_hook(count).remove)
+        for model in {id(model.inner): model for model in models}.values():
+            # the module around the layers: OPT's head calls that, and not the body
+            decoder = submodule(model.inner, model.hub.family.layers.rpartition(".")[0])
+            stack.callback(decoder.register_forward_pre_hook(count).remove)
         yield passes
 
 

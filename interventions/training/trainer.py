@@ -43,7 +43,7 @@ class Schedule:
 
     def arguments(self, folder: str, device: torch.device) -> TrainingArguments:
         """The same as transformers' arguments; nothing is printed, saved or reported."""
-        return TrainingArguments(
+        made = TrainingArguments(
             output_dir=folder,
             num_train_epochs=self.epochs,
             per_device_train_batch_size=self.batch_size,
@@ -62,6 +62,8 @@ class Schedule:
             use_cpu=device.type == "cpu",
             seed=self.seed,
         )
+        made._n_gpu = min(made.n_gpu, 1)  # with several, Trainer would train copies of the model, which no hook is on
+        return made
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values."""

@@ -43,6 +43,12 @@ def test_a_map_against_itself_agrees_wholly(tmp_path: Path) -> None:
     assert isinstance(again, probes.Comparison) and again.spearman == found.spearman
 
 
+def test_a_map_without_ranks_is_said_to_have_none() -> None:
+    found = probes.compare(heads(np.zeros(20)), heads(np.arange(20.0)))
+    assert "no rank agreement (one map has the same score everywhere)" in found.summary()
+    assert "nan" not in found.summary() and "nan" not in found.figure().layout.title.text
+
+
 def test_disjoint_plants_share_nothing() -> None:
     first, second = np.zeros(100), np.zeros(100)
     first[:10], second[50:60] = 1, 1

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from probes.replay import LastToken, frozen, layers_skipped, read_out
+from probes.replay import LastToken, counted, frozen, layers_skipped, read_out
 from tests.tiny import FAMILIES, tiny_model, token_batch, tokenizer
+from tests.workbench.engine.test_foreign import foreign_model
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.models.adapted import AdaptedModel
@@ -30,6 +31,20 @@ def test_the_lens_at_the_last_layer_is_the_model_itself(family: str) -> None:
         logits = model.forward(ids)
     assert torch.allclose(read_out(model, kept[0]), logits[:, -1], atol=1e-5)
     assert torch.equal(model.forward(ids), logits) and model.n_hooks == 0
+
+
+@pytest.mark.parametrize(
+    "hf", [tiny_model("llama"), tiny_model("gpt2"), foreign_model("opt")], ids=["llama", "gpt2", "opt"]
+)
+def test_every_forward_pass_counts_once(hf: Any) -> None:
+    model = AdaptedModel(hf, tokenizer(), role="model")
+    with counted(model, model) as passes:
+        model.forward(token_batch(2, 6))
+        model.forward(token_batch(2, 6), logits=None)
+        model.hf.generate(token_batch(2, 6), max_new_tokens=3, min_new_tokens=3)
+    assert passes.forward == 5
+    model.forward(token_batch(2, 6))
+    assert passes.forward == 5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
