@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from workbench.errors import UserError
+from workbench.errors import UserError, full_gpu_told
 from workbench.progress import Progress, Stopped
 
 State = Literal["running", "done", "stopped", "failed"]
@@ -61,7 +61,8 @@ class Job:
         ended: State = "failed"
         self.said = "An error of the program; its traceback is in the terminal in which the dashboard runs."
         try:
-            self.result = task(self)
+            with full_gpu_told():
+                self.result = task(self)
             ended, self.said = "done", ""
         except Stopped as error:
             ended, self.said = "stopped", str(error)

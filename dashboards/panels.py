@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import streamlit as st
 
-from workbench.errors import UserError
+from workbench.errors import UserError, full_gpu_told
 from workbench.jsonable import jsonable
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def visible(text: str) -> str:
 def told() -> Iterator[None]:
     """A person's mistake inside ends as one sentence on the page."""
     try:
-        yield
+        with full_gpu_told():
+            yield
     except UserError as error:
         st.error(words(error), icon=":material/error:")
 

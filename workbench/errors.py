@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -32,3 +34,22 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> UserError:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     listed = ", ".join(names[:30]) + (f", … ({len(names)} in all)" if len(names) > 30 else "")
     return UserError(f"Unknown {what} {given!r}.{hint} Known: {listed}.")
+
+
+@contextmanager
+def full_gpu_told() -> Iterator[None]:
+    """A GPU whose memory runs out inside is a :class:`UserError` outside."""
+    try:
+        yield
+    except _out_of_memory() as error:
+        said = str(error).partition(" GPU ")[0]
+        raise UserError(
+            f"The GPU's memory ran out ({said}): use fewer or shorter prompts at once, a smaller batch size where one "
+            "can be given, or the CPU."
+        ) from error
+
+
+def _out_of_memory() -> tuple[type[Exception], ...]:
+    """Looked for only when something was raised: importing torch takes seconds."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.OutOfMemoryError,)

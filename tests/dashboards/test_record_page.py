@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dashboards import as_experiment, jobs
 from dashboards.pair_form import PairAsked, pasted, uploaded
@@ -85,6 +86,15 @@ def test_stop_really_stops_and_the_same_recording_goes_on(home: Path, pair_folde
     assert (again.state, whole.state) == ("done", "done")
     files = [runs.open(home / name).manifest.files for name in ("mine", "whole")]
     assert files[0] == files[1]
+
+
+def test_a_job_on_a_full_gpu_ends_with_a_sentence() -> None:
+    def full(_progress: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 4 GiB in all.")
+
+    job = jobs.Job("mine")
+    job.run(full)
+    assert job.state == "failed" and job.said.startswith("The GPU's memory ran out (CUDA out of memory. Tried")
 
 
 def test_only_one_recording_at_a_time() -> None:

@@ -147,6 +147,17 @@ def test_steer_tells_mistakes_in_a_sentence(pair_folders: tuple[str, str]) -> No
         assert len(app.error) == 1, (key, value, shown(app))
 
 
+def test_a_full_gpu_is_a_sentence(pair_folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 4 GiB in all.")
+
+    monkeypatch.setattr("workbench.models.adapted.AdaptedModel.generate_ids", full)
+    app = asked(pair_folders, off="L0E1")
+    app.button(key="go-steer").click().run()
+    assert not app.exception
+    assert len(app.error) == 1 and app.error[0].value.startswith("The GPU's memory ran out")
+
+
 def test_a_busy_pair_is_refused_and_steering_changes_the_answer(pair_folders: tuple[str, str]) -> None:
     pair = load_pair(*pair_folders)
     recipe = iv.Recipe([iv.Offset(layer=1, vector=_vector())])

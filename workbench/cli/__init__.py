@@ -21,17 +21,14 @@ def run(arguments: list[str]) -> int:
 
     from workbench.cli.app import app
     from workbench.cli.output import plain
-    from workbench.errors import UserError
+    from workbench.errors import UserError, full_gpu_told
 
     click = _click_errors()
     try:
-        result = app(arguments, standalone_mode=False)
+        with full_gpu_told():
+            result = app(arguments, standalone_mode=False)
     except UserError as error:
         sys.stderr.write(f"Error: {plain(str(error))}\n")
-        return 1
-    except _out_of_memory() as error:
-        said = plain(str(error)).partition(" GPU ")[0]
-        sys.stderr.write(f"Error: The GPU's memory ran out ({said}): give a smaller --batch-size, or --device cpu.\n")
         return 1
     except click.ClickException as error:
         error.show()
@@ -45,12 +42,6 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 0
     return result if isinstance(result, int) else 0
-
-
-def _out_of_memory() -> tuple[type[Exception], ...]:
-    """The GPU's; looked for when something was raised, since importing torch takes seconds."""
-    torch = sys.modules.get("torch")
-    return () if torch is None else (torch.OutOfMemoryError,)
 
 
 def _click_errors() -> Any:

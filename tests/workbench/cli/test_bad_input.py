@@ -203,5 +203,5 @@ def test_a_full_gpu_is_one_sentence(
     pair, prompts = [str(home / "base"), str(home / "tuned")], ["--prompts", str(home / "p.jsonl")]
     assert run(["diff", *pair, *prompts, "--out", str(home / "d")]) == 1
     said = capsys.readouterr().err
-    assert "GPU's memory ran out (CUDA out of memory. Tried to allocate 2 GiB.): give a smaller --batch-size" in said
+    assert "GPU's memory ran out (CUDA out of memory. Tried to allocate 2 GiB.): use fewer or shorter prompts" in said
     assert "Traceback" not in said and not (home / "d").exists()
