@@ -11,7 +11,6 @@ import mmap
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -24,8 +23,6 @@ LARGE = PIECE_BYTES // 2
 """A tensor of so many bytes has a piece of its own."""
 SPARE_BYTES = 128 * 2**20
 """What is held for later rows, at most."""
-TOGETHER = 2**18
-"""Tensors of fewer bytes are small to a transfer."""
 HUGE_PAGE = 2 * 2**20
 ALIGNMENT = 64
 
@@ -91,19 +88,6 @@ class RowMemory:
     def copy(self, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """A copy of ``rows``, from whatever device."""
         return self.empty(rows.shape, dtype or rows.dtype).copy_(rows)
-
-    def from_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``tensors`` in main memory; what is there already stays as it is. Small ones of a GPU come in one transfer,
-        since each costs as much as waiting for the device does."""
-        found = {name: one if one.device.type == "cpu" else None for name, one in tensors.items()}
-        there = {name: tensors[name] for name, one in found.items() if one is None}
-        small = [name for name, one in there.items() if one.nbytes < TOGETHER]
-        for kind in {(there[name].device, there[name].dtype) for name in small}:
-            alike = [name for name in small if (there[name].device, there[name].dtype) == kind]
-            sent = torch.cat([there[name].reshape(-1) for name in alike]).cpu()
-            parts = sent.split([there[name].numel() for name in alike])
-            found |= {name: self.copy(part.view(there[name].shape)) for name, part in zip(alike, parts, strict=True)}
-        return {name: self.copy(there[name]) if one is None else one for name, one in found.items()}
 
 
 def empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:

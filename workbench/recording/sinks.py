@@ -17,10 +17,10 @@ from workbench.recording import layout
 from workbench.recording.capture import nonfinite_rows
 from workbench.recording.recording import Recording, flagged_in
 from workbench.recording.row_index import Rows
-from workbench.recording.row_memory import RowMemory
 from workbench.recording.row_order import in_order, row_order
 from workbench.recording.statistics import StreamingMoments, TopActivating
 from workbench.recording.store import ShardWriter
+from workbench.recording.transfer import Transfer
 from workbench.typing import Tensor
 
 DIFFERENCE = "difference"
@@ -80,10 +80,17 @@ class MemorySink(Sink):
     def __init__(self) -> None:
         self._rows: list[Rows] = []
         self._pieces: dict[str, list[Tensor]] = {}
-        self._memory = RowMemory()
+        self._transfer = Transfer()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._transfer.close()
+        if kind is None:
+            self._transfer.finish()
 
     def add(self, tensors: dict[str, Tensor], rows: Rows) -> None:
-        for name, values in self._memory.from_device(tensors).items():
+        for name, values in self._transfer.begin(tensors).items():
             self._pieces.setdefault(name, []).append(values)
         self._rows.append(rows)
 

@@ -17,8 +17,8 @@ from workbench.files import remove_partials, room_for, write_json
 from workbench.recording import layout
 from workbench.recording.lock import FolderLock
 from workbench.recording.reader import ShardReader
-from workbench.recording.row_memory import RowMemory
 from workbench.recording.stored import StoredTensor
+from workbench.recording.transfer import Transfer
 from workbench.runs.config import plain, same_config
 from workbench.tensor_files import write_safetensors
 
@@ -59,7 +59,7 @@ class ShardWriter:
         self._kinds = _kinds(done[0].path) if done else None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer")
         self._writing: Future[None] | None = None
-        self._memory = RowMemory()
+        self._transfer = Transfer()
         self._start_shard()
 
     def append(self, tensors: Mapping[str, torch.Tensor], index: Mapping[str, Sequence[Any]] | pa.Table) -> None:
@@ -75,7 +75,7 @@ class ShardWriter:
         table = index if isinstance(index, pa.Table) else _table(index)
         rows = table.num_rows
         self._check(tensors, rows)
-        for name, tensor in self._memory.from_device(tensors).items():
+        for name, tensor in self._transfer.begin(tensors).items():
             self._pieces.setdefault(name, []).append(tensor.detach())
         self._index.append(table)
         self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -101,6 +101,7 @@ class ShardWriter:
     def abandon(self) -> None:
         """Let go of the folder without finishing: complete shards stay, rows of an unfinished shard are
         dropped."""
+        self._transfer.close()
         self._worker.shutdown(wait=True)
         self._start_shard()
         self._lock.release()
@@ -151,6 +152,7 @@ class ShardWriter:
 
     def _send_shard(self) -> None:
         """Hand the filled shard to the writing thread, once that is done with the one before."""
+        self._transfer.finish()
         self._wait()
         number, note = self._shards, {"rows": self._rows, "steps": self._steps}
         self._writing = self._worker.submit(self._write, number, self._pieces, self._index, note)
