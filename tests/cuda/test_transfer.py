@@ -10,6 +10,7 @@ import torch
 from tests.cuda.place import DEVICE, pair_on
 from workbench.engine.hub import SiteHook
 from workbench.models.adapted import AdaptedModel
+from workbench.recording import transfer
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
 from workbench.recording.transfer import BUFFER_BYTES, BUFFERS, SMALL, Transfer
@@ -25,28 +26,28 @@ def given(count: int, dtype: torch.dtype) -> torch.Tensor:
 
 def test_every_size_and_dtype_arrives_though_the_device_goes_on() -> None:
     """The device's memory is written over as soon as a tensor is dropped."""
-    transfer, wanted, found = Transfer(), [], []
+    moving, wanted, found = Transfer(), [], []
     sizes = [0, 1, SMALL // 8, SMALL, 3 * SMALL + 5, BUFFER_BYTES // 4 + 1, 2 * BUFFER_BYTES + 77]
     for turn in range(3 * BUFFERS):
         for size in sizes:
             one = given(size, DTYPES[(turn + size) % len(DTYPES)])
             wanted.append(one.cpu())
-            found.append(transfer.begin({"one": one})["one"])
+            found.append(moving.begin({"one": one})["one"])
             del one
             torch.full((max(1, size) * 8,), 7, dtype=torch.uint8, device=DEVICE)
-    transfer.finish()
-    transfer.close()
+    moving.finish()
+    moving.close()
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 def test_views_and_what_is_in_main_memory() -> None:
-    transfer, table = Transfer(), torch.randn(3000, 700, device=DEVICE)
+    moving, table = Transfer(), torch.randn(3000, 700, device=DEVICE)
     here = torch.ones(3)
-    found = transfer.begin({"columns": table.T, "part": table[::2, :300], "here": here})
-    transfer.finish()
+    found = moving.begin({"columns": table.T, "part": table[::2, :300], "here": here})
+    moving.finish()
     assert list(found) == ["columns", "part", "here"] and found["here"] is here
     assert torch.equal(found["columns"], table.T.cpu()) and torch.equal(found["part"], table[::2, :300].cpu())
-    transfer.close()
+    moving.close()
 
 
 def passed(model: AdaptedModel, batch_size: int) -> dict[str, torch.Tensor]:
@@ -63,7 +64,10 @@ def passed(model: AdaptedModel, batch_size: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("batch_size", [16, 80])
 @pytest.mark.parametrize("stored", [False, True])
-def test_large_recordings_are_what_the_models_computed(batch_size: int, stored: bool, tmp_path: Path) -> None:
+def test_large_recordings_are_what_the_models_computed(
+    batch_size: int, stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "LARGE", SMALL)
     pair = pair_on(DEVICE)
     store = tmp_path / "r" if stored else "memory"
     found = record(pair, PROMPTS, ["z", "resid_post"], positions="all", batch_size=batch_size, store=store)

@@ -18,6 +18,8 @@ from workbench.typing import Tensor
 
 SMALL = 2**18
 """Tensors of fewer bytes come in one transfer, since each costs as much as waiting for the device does."""
+LARGE = 2**22
+"""Smaller ones come by a plain copy: buffers and threads would cost more than they save."""
 BUFFER_BYTES = 16 * 2**20
 BUFFERS = 4
 """Their sum is how far the models may be ahead."""
@@ -69,7 +71,7 @@ class Transfer:
         return found
 
     def _send(self, rows: Tensor) -> Tensor:
-        if rows.device.type != "cuda":
+        if rows.device.type != "cuda" or rows.nbytes < LARGE:
             return self._memory.copy(rows)
         made = self._memory.empty(rows.shape, rows.dtype)
         given, taken = (one.reshape(-1).view(torch.uint8) for one in (rows, made))
