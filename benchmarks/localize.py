@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # name -> module with measure() -> dict, or measure(device)
 PARTS = {
     "expert_map": "benchmarks.expert_map",
+    "graft_memory": "benchmarks.graft_memory",
     "head_probe": "benchmarks.head_probe",
     "patching": "benchmarks.patching",
     "weight_delta": "benchmarks.weight_delta",

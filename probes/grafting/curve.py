@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from probes.grafting.blend import Blender
-from probes.grafting.search import Found, movement
+from probes.grafting.search import most_moved
 from probes.grafting.tasks import Outcome, Task, grafted_outcome
-from probes.grafting.units import Mask, complement, entries_in, everything, random_like
+from probes.grafting.units import Mask, Units, complement, entries_in, everything, random_like
 from workbench.progress import Progress
 from workbench.stats import share_interval
 from workbench.typing import Tensor
@@ -68,18 +68,17 @@ class Judge:
 
 
 def sparsity_curve(
-    judge: Judge, found: Found, sparsities: Sequence[float], draws: int, watch: Progress
+    judge: Judge, ranking: Units, sparsities: Sequence[float], draws: int, watch: Progress
 ) -> pd.DataFrame:
     """One row per size: the best-ranked entries, those that moved most, and random ones, as many each."""
     region = judge.blender.region
-    moved = movement(judge.blender)
     rows: list[dict[str, Any]] = []
     watch.start("sparsity curve", len(sparsities))
     for sparsity in sparsities:
         watch.advance()
         budget = max(1, round(sparsity * region.n_entries))
-        mask = found.ranking.top(budget)
-        by_movement = judge.run(moved.top(budget)).accuracy
+        by_movement = judge.run(most_moved(region, budget)).accuracy
+        mask = ranking.top(budget)
         entries = entries_in(region, mask)
         row = {"sparsity": entries / region.n_entries, "entries": entries, **judge.measures(mask)}
         rows.append({**row, "movement": by_movement, **judge.random(mask, draws)})
@@ -91,15 +90,15 @@ def variants(judge: Judge, mask: dict[str, Tensor], draws: int) -> pd.DataFrame:
     """Base, tuned model, the graft, its complement, everything eligible, movement and random masks of its size."""
     region = judge.blender.region
     entries = entries_in(region, mask)
-    nothing = {name: torch.zeros_like(one) for name, one in mask.items()}
-    masks: dict[str, Mask] = {
-        "base": nothing,
-        "graft": mask,
-        "complement": complement(region, mask),
-        "all eligible": everything(region),
-        "movement only": movement(judge.blender).top(max(entries, 1)),
+    # made one at a time: each is a quarter of the weights
+    masks: dict[str, Callable[[], Mask]] = {
+        "base": lambda: {name: torch.zeros_like(one) for name, one in mask.items()},
+        "graft": lambda: mask,
+        "complement": lambda: complement(region, mask),
+        "all eligible": lambda: everything(region),
+        "movement only": lambda: most_moved(region, max(entries, 1)),
     }
-    rows = [{"model": name, "entries": entries_in(region, one), **judge.measures(one)} for name, one in masks.items()]
+    rows = [_variant(judge, name, make()) for name, make in masks.items()]
     tuned: dict[str, Any] = {"model": "tuned", "entries": region.n_entries, **judge.described(judge.tuned, judge.tuned)}
     if judge.tuned_ood is not None:
         tuned["ood_accuracy"] = judge.tuned_ood.accuracy
@@ -115,3 +114,7 @@ def variants(judge: Judge, mask: dict[str, Tensor], draws: int) -> pd.DataFrame:
         }
     )
     return pd.DataFrame(rows)
+
+
+def _variant(judge: Judge, name: str, mask: Mask) -> dict[str, Any]:
+    return {"model": name, "entries": entries_in(judge.blender.region, mask), **judge.measures(mask)}

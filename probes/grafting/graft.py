@@ -67,7 +67,7 @@ def graft(
     blender = Blender(pair.base.hf, pair_region(pair, units))
     judge = _judge(pair, data, held_out, ood, blender, settings)
     found = search(blender, data.task(fit, pair.base, settings.batch_size), how, settings, watch)
-    curve = sparsity_curve(judge, found, settings.sparsities, settings.draws, watch)
+    curve = sparsity_curve(judge, found.pop_ranking(), settings.sparsities, settings.draws, watch)
     models = variants(judge, found.mask, settings.draws)
     made = Provenance.of(
         "graft",

@@ -11,6 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from probes.grafting.blend import Blender
+from probes.grafting.ranking import highest
+from probes.grafting.regions import Region
 from probes.grafting.tasks import Task, grafted_outcome
 from probes.grafting.units import Units
 from workbench.progress import Progress, Silent
@@ -56,13 +58,19 @@ class Found:
     history: tuple[tuple[float, int], ...] = ()
     """Per epoch: accuracy of the rounded mask on the task, and its number of entries."""
 
+    def pop_ranking(self) -> Units:
+        """Hand the ranking, which is as large as the weights, to the only one who still needs it."""
+        ranking = self.ranking
+        del self.ranking
+        return ranking
+
 
 def search(blender: Blender, task: Task, method: Method, settings: Settings, progress: Progress | None = None) -> Found:
     """Find the region with ``method``; the task is what the mask is fitted (and chosen) on."""
     watch = progress or Silent()
     budget = max(1, round(settings.sparsity * blender.region.n_entries))
     if method == "movement":
-        ranking = movement(blender)
+        ranking = movement(blender.region)
         return Found(ranking.top(budget), ranking)
     if method == "first_order":
         ranking = first_order(blender, task)
@@ -71,12 +79,19 @@ def search(blender: Blender, task: Task, method: Method, settings: Settings, pro
     return _optimise(blender, task, method == "adaptive", settings, budget, watch)
 
 
-def movement(blender: Blender) -> Units:
+def movement(region: Region) -> Units:
     """Squared change of every unit (the paper's base mask)."""
-    ranking = Units(blender.region)
-    for name, part in blender.region.parts.items():
+    ranking = Units(region)
+    for name, part in region.parts.items():
         ranking.add(name, part.movement())
     return ranking
+
+
+def most_moved(region: Region, entries: int) -> dict[str, Tensor]:
+    """The mask of the units that moved most; nothing as large as the weights is held for it."""
+    if region.sizes is None:
+        return highest(lambda name: region.parts[name].movement(), list(region.parts), entries)
+    return movement(region).top(entries)
 
 
 def first_order(blender: Blender, task: Task) -> Units:
@@ -152,8 +167,7 @@ def _mask_at(blender: Blender, places: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _start(blender: Blender, settings: Settings, budget: int) -> Units:
-    # ranked before the logits exist, so that there are never two such sets at once
-    selected = movement(blender).top(budget) if settings.start == "movement" else None
+    selected = most_moved(blender.region, budget) if settings.start == "movement" else None
     logits = Units(blender.region)
     generator = torch.Generator().manual_seed(settings.seed)
     if selected is not None:

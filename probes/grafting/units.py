@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from probes.grafting.ranking import highest
 from probes.grafting.regions import Region
 from workbench.typing import Tensor
 
@@ -53,10 +54,7 @@ class Units:
         return {name: self.at(name) > threshold for name in self.region.parts}
 
     def top(self, entries: int) -> dict[str, Tensor]:
-        """The mask of the highest units that together hold at most ``entries`` entries; ties by order.
-
-        Ranks all tensors together, holding no more than the candidates.
-        """
+        """The mask of the highest units that together hold at most ``entries`` entries; ties by order."""
         sizes = self.region.sizes
         if sizes is not None:
             first = int(self.region.reserved)
@@ -64,35 +62,17 @@ class Units:
             chosen = torch.zeros(len(sizes), dtype=torch.bool, device=order.device)
             chosen[order[: int((sizes.to(order.device)[order].cumsum(0) <= entries).sum())]] = True
             return {name: chosen[part.units] for name, part in self.region.parts.items() if part.units is not None}
-        starts, values, places = {}, torch.empty(0), torch.empty(0, dtype=torch.long)
-        end = 0
-        for key, flat in self.flat.items():
-            starts[key] = end
-            some, where = _best(flat.reshape(-1), entries)
-            values, kept = _best(torch.cat([values.to(some), some]), entries)
-            places = torch.cat([places.to(where), where + end])[kept]
-            end += flat.numel()
-        masks = {}
-        for key, flat in self.flat.items():
-            inside = (places >= starts[key]) & (places < starts[key] + flat.numel())
-            mask = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-            mask[places[inside].to(flat.device) - starts[key]] = True
-            masks[key] = mask.reshape(flat.shape)
-        return masks
-
-
-def _best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest values and their places."""
-    found = values.topk(min(count, len(values)))
-    return found.values, found.indices
+        return highest(self.flat.__getitem__, list(self.flat), entries)
 
 
 def everything(region: Region) -> dict[str, Tensor]:
     """The mask of all units."""
-    masks = Units(region, fill=1.0).above(0.0)
     if region.reserved:
-        return {name: one & (region.parts[name].units != 0) for name, one in masks.items()}
-    return masks
+        return {name: part.units != 0 for name, part in region.parts.items() if part.units is not None}
+    return {
+        name: torch.ones(part.unit_shape, dtype=torch.bool, device=part.base.device)
+        for name, part in region.parts.items()
+    }
 
 
 def entries_in(region: Region, mask: Mask) -> int:

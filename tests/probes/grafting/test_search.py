@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from probes.grafting.blend import Blender
 from probes.grafting.regions import Part, region_of
-from probes.grafting.search import Settings, first_order, movement, search
+from probes.grafting.search import Settings, first_order, most_moved, movement, search
 from probes.grafting.tasks import Outcome, Task, grafted_outcome, outcome
 from probes.grafting.units import Units, complement, entries_in, everything, random_like
 from tests.probes.grafting.planted import READOUT, Planted, planted
@@ -56,7 +58,7 @@ def test_the_optimised_mask_is_exactly_the_planted_entries(method: str, seed: in
 def test_dead_weights_of_the_base_mask_are_never_removed(net: Planted) -> None:
     """From a movement base of 4 dead weights: all 4 dead and all 4 planted (their gradient is zero)."""
     found = search(net.blender, net.train, "optimised", few(net))
-    dead = movement(net.blender).top(4)
+    dead = movement(net.blender.region).top(4)
     assert entries_in(net.region, found.mask) == 8
     assert all(bool((found.mask[name] | ~chosen).all()) for name, chosen in dead.items())
 
@@ -170,11 +172,25 @@ def test_equal_weights_leave_nothing_to_graft(net: Planted) -> None:
     assert outcome(net.train, net.model).accuracy < 0.6
 
 
+class Live(TorchDispatchMode):
+    """The most bytes of storage alive at once among what operations returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.most = 0
+
+    def __torch_dispatch__(self, func: object, types: object, args: object = (), kwargs: object = None) -> object:
+        out = func(*args, **(kwargs or {}))  # type: ignore[operator,misc]
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.storages[tensor.untyped_storage()] = tensor.untyped_storage().nbytes()
+        self.most = max(self.most, sum(self.storages.values()))
+        return out
+
+
 def test_no_fifth_copy_of_the_weights_is_made() -> None:
     """Beside base, tuned, logits and effects no more is ever allocated than a few tensors' worth."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils.weak import WeakIdKeyDictionary
-
     layers, width = 16, 64
     model = nn.Sequential(*[nn.Linear(width, width, bias=False) for _ in range(layers)])
     base = {name: value.clone() for name, value in model.state_dict().items()}
@@ -183,27 +199,20 @@ def test_no_fifth_copy_of_the_weights_is_made() -> None:
     task = Task(lambda net, batch: (net(batch[0]), batch[1]), batches)
     blender = Blender(model, region_of(base, tuned))
 
-    class Live(TorchDispatchMode):
-        """The most bytes of storage alive at once among what operations returned."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.storages: WeakIdKeyDictionary = WeakIdKeyDictionary()
-            self.most = 0
-
-        def __torch_dispatch__(self, func: object, types: object, args: object = (), kwargs: object = None) -> object:
-            out = func(*args, **(kwargs or {}))  # type: ignore[operator,misc]
-            for tensor in out if isinstance(out, tuple | list) else [out]:
-                if isinstance(tensor, torch.Tensor):
-                    self.storages[tensor.untyped_storage()] = tensor.untyped_storage().nbytes()
-            self.most = max(self.most, sum(self.storages.values()))
-            return out
-
     whole = sum(value.numel() * value.element_size() for value in base.values())
     with Live() as live:
         search(blender, task, "optimised", Settings(sparsity=0.01, epochs=3))
         search(blender, task, "adaptive", Settings(sparsity=0.01, epochs=3))
     assert live.most < 2.6 * whole  # logits, effects, and less than one copy of anything else
+    ranking, region = movement(blender.region), blender.region
+    for size in (0.01, 0.5, 1.0):
+        with Live() as live:
+            ranking.top(round(size * region.n_entries))
+        assert live.most < 1.9 * whole  # the ranking, and masks, which are a quarter
+        with Live() as live:
+            most_moved(region, round(size * region.n_entries))
+            complement(region, everything(region))
+        assert live.most < 0.9 * whole
 
 
 def test_disjoint_plants_do_not_overlap_and_the_same_plant_twice_does() -> None:
