@@ -46,8 +46,8 @@ def sparsity_curve(
         title=dict(text=safe(title), font=dict(size=15)), template="plotly_white", height=420,
         legend=dict(orientation="h", y=-0.25),
         xaxis=dict(
-            title=dict(text="share of the eligible weights grafted (logarithmic)"), type="log", tickformat=".2~%",
-            **({"tickvals": x} if len(x) <= 8 else {"dtick": 1}),
+            title=dict(text="share of the eligible weights grafted (logarithmic)"), type="log", tickformat=".1~p",
+            tickangle=0, **({"tickvals": x} if len(x) <= 8 else {"dtick": 1}),
         ),
         yaxis=dict(title=dict(text=metric.replace("_", " "))),
     )  # fmt: skip
