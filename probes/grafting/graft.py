@@ -50,7 +50,7 @@ def graft(
     "first_order" (one forward and backward). ``level``: "entries", "rows", "heads", "modules", "ranks" of a LoRA.
     ``sparsity``: the share to start from (optimised) or to take. ``options``: fields of
     :class:`probes.grafting.Settings` (epochs, start, offset, lr, penalty, sparsities, draws, batch_size). Memory while
-    optimising: base, tuned, logits and gradients, four copies of the weights at most.
+    optimising: base, tuned, logits and gradients, four copies of the weights, and masks of a quarter each.
 
     Raises :class:`UserError` when the tuned model is no better than the base, nothing differs, or prompts are
     too few.
