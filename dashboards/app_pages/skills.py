@@ -206,8 +206,8 @@ def _switch(asked: Asked, graft: Any) -> Steered:
     import interventions as iv
 
     pair = asked.pair()
-    if any(row.is_chat for row in asked.prompts):
-        raise UserError("These prompts are chats; steer them on the page Steer as plain text.")
+    if any(row.kind != "prompt" for row in asked.prompts):
+        raise UserError("These prompts are chats or token ids; steer them on the page Steer as plain text.")
     recipe = iv.Recipe([graft.intervention(pair)])
     texts = [str(row) for row in asked.prompts]
     return run_steer(pair, recipe, texts, strength=1.0, side="base", max_new_tokens=NEW_TOKENS)

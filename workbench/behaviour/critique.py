@@ -10,7 +10,7 @@ import numpy as np
 from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import Subject, Work
 from workbench.models.adapted import AdaptedModel
-from workbench.prompts.answers import answer_tokens
+from workbench.prompts.answers import answer_tokens, continuation_ids
 from workbench.prompts.collection import Prompts
 from workbench.prompts.row import Prompt
 from workbench.typing import Float
@@ -37,7 +37,9 @@ def self_critique(
     """
     rows = Prompts.of(prompts)
     said = answers if answers is not None else model.generate(rows, max_new_tokens=max_new_tokens)
-    asked = Prompts([_asked(row, text, question, yes, no) for row, text in zip(rows, said, strict=True)])
+    asked = Prompts(
+        [_asked(row, text, question, yes, no, model.tokenizer) for row, text in zip(rows, said, strict=True)]
+    )
     tokens = answer_tokens(asked, model.tokenizer)
     assert tokens.distractor is not None
     logits = logits_of(Subject("critique", model), asked, Work(batch_size))
@@ -45,7 +47,10 @@ def self_critique(
     return gap[:, 0].double().sigmoid().numpy()
 
 
-def _asked(row: Prompt, text: str, question: str, yes: str, no: str) -> Prompt:
+def _asked(row: Prompt, text: str, question: str, yes: str, no: str, tokenizer: Any) -> Prompt:
+    if row.input_ids is not None:
+        ids = (*row.input_ids, *continuation_ids(row, tokenizer, f"{text}{question}"))
+        return Prompt(input_ids=ids, answer=yes, distractor=no)
     if row.messages is None:
         joint = "" if text[:1].isspace() else " "
         return Prompt(prompt=f"{row.prompt}{joint}{text}{question}", answer=yes, distractor=no)

@@ -13,6 +13,7 @@ from workbench.behaviour.generation import Reply
 from workbench.behaviour.metrics import TEXT
 from workbench.errors import UserError
 from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import readable
 from workbench.prompts.row import Prompt
 
 TextRule = Callable[[str, Prompt], Any]
@@ -128,10 +129,11 @@ def texts_table(
     """
     lines = []
     for number, row in enumerate(prompts):
+        asked = readable(row, tokenizer)
         for sample in range(len(next(iter(replies.values()))[number])):
             texts = {model: found[number][sample] for model, found in replies.items()}
             for model, one in texts.items():
-                line = {"prompt": number, "asked": str(row), "answer": row.answer, "sample": sample, "model": model}
+                line = {"prompt": number, "asked": asked, "answer": row.answer, "sample": sample, "model": model}
                 line |= {"text": one.text, "new_tokens": len(one.content), "ended": one.ended}
                 line |= {"refused": bool(refusal(one.text, row)), "repetition": repetition(one.content)}
                 for side in ("base", "tuned"):

@@ -50,6 +50,7 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     from workbench.cli.recipe import load_recipe, load_sides
     from workbench.cli.steer_models import with_other_models
     from workbench.prompts import Prompts
+    from workbench.prompts.encode import readable
 
     rows = Prompts.of(prompt) if prompt else Prompts.load(prompts or Path())
     applied = load_recipe(recipe)
@@ -63,7 +64,7 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     steered = steered_texts(sides[side], applied, rows, factors, max_new_tokens=max_new_tokens)
     found = [
         {
-            "prompt": str(row),
+            "prompt": readable(row, sides[side].tokenizer),
             **{name: texts[name][number] for name in sides},
             "steered": [
                 {"strength": factor, "text": text} for factor, text in zip(factors, steered[number], strict=True)

@@ -62,8 +62,9 @@ def continuation_ids(row: Prompt, tokenizer: Any, answer: str | None = None) -> 
         raise UserError("The row has no answer; give one in the column 'answer'.")
     text = render(row, tokenizer)
     joint = " " if not row.is_chat and _needs_space(text, words) else ""
-    prompt_ids = token_ids(text, tokenizer, rendered_chat=row.is_chat)
-    both = token_ids(text + joint + words, tokenizer, rendered_chat=row.is_chat)
+    complete = row.kind != "prompt"  # with all its special tokens
+    prompt_ids = token_ids(text, tokenizer, rendered_chat=complete)
+    both = token_ids(text + joint + words, tokenizer, rendered_chat=complete)
     if both[: len(prompt_ids)] == prompt_ids and len(both) > len(prompt_ids):
         return both[len(prompt_ids) :]
     return _after_a_line_break(words.lstrip(), tokenizer)

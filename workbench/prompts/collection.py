@@ -27,6 +27,9 @@ _SORTED = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 class Prompts(Sequence[Prompt]):
     """Rows that do not change; every choice of rows is a new collection.
 
+    A row has a ``prompt`` (text), ``messages`` (a chat) or ``input_ids``; where a method asks for them an ``answer``, a
+    ``distractor``, a ``label``, a ``group`` (rows that are resampled together) and a ``contrast`` (its counterpart).
+
     An item is a :class:`Prompt`; a slice, a list of row numbers or a mask gives :class:`Prompts`.
     """
 
@@ -46,7 +49,9 @@ class Prompts(Sequence[Prompt]):
 
     @classmethod
     def of(cls, source: Any, rename: Mapping[str, str] | None = None) -> Prompts:
-        """Prompts from a list of texts, dicts or chats, a DataFrame or a Hugging Face data set."""
+        """Prompts from a list of texts, dicts, chats or token ids, a DataFrame, a Hugging Face data set, a tensor of
+        token ids [prompt, pos], or a tokenizer's own output (its mask says which of the ids are padding).
+        """
         if isinstance(source, Prompts):
             return source
         from workbench.prompts.reading import read_object

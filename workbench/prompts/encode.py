@@ -46,10 +46,12 @@ class Encoded:
 
 
 def render(row: Prompt, tokenizer: Any) -> str:
-    """The text the model reads: the prompt itself, or the chat put through the tokenizer's template.
+    """The text the model reads: the prompt itself, the chat put through the tokenizer's template, token ids decoded.
 
     A chat that ends with the assistant's own words is continued; any other gets the opening of its answer.
     """
+    if row.input_ids is not None:
+        return tokenizer.decode(list(row.input_ids))
     if row.messages is None:
         return row.prompt or ""
     if not tokenizer.chat_template:
@@ -67,6 +69,11 @@ def render(row: Prompt, tokenizer: Any) -> str:
         )
     except (TemplateError, ValueError) as error:
         raise UserError(f"The chat template refuses its messages: {error}") from error
+
+
+def readable(row: Prompt, tokenizer: Any) -> str:
+    """The row for a person: its text, its turns by role, or its token ids decoded."""
+    return str(row) if row.input_ids is None else render(row, tokenizer)
 
 
 def token_ids(text: str, tokenizer: Any, *, rendered_chat: bool) -> list[int]:
@@ -113,26 +120,38 @@ def _one_bos(ids: list[int], bos: int | None) -> list[int]:
 
 
 def encode(prompts: Prompts | Sequence[Any], tokenizer: Any, max_length: int | None = None) -> list[list[int]]:
-    """Token ids of every prompt, in order.
+    """Token ids of every prompt, in order; those of a row that has token ids already as they are.
 
-    Raises :class:`UserError` naming the prompt when one is empty, longer than ``max_length`` tokens, or a
-    chat the tokenizer has no template for.
+    Raises :class:`UserError` naming the prompt when one is empty, longer than ``max_length`` tokens, a
+    chat the tokenizer has no template for, or holds an id that this tokenizer does not know.
     """
     rows = Prompts.of(prompts)
     if not rows:
         raise UserError("There are no prompts to encode; give at least one.")
-    texts = [_rendered(row, number, tokenizer) for number, row in enumerate(rows)]
-    ids: list[list[int]] = [[]] * len(texts)
-    for is_chat in (False, True):
-        alike = [number for number, row in enumerate(rows) if row.is_chat == is_chat]
+    ids: list[list[int]] = [[] if row.input_ids is None else list(row.input_ids) for row in rows]
+    _check_known(ids, tokenizer)
+    for kind in ("prompt", "messages"):
+        alike = [number for number, row in enumerate(rows) if row.kind == kind]
         for start in range(0, len(alike), _AT_ONCE):
             numbers = alike[start : start + _AT_ONCE]
-            found = _batch_of_ids([texts[number] for number in numbers], tokenizer, rendered_chat=is_chat)
+            texts = [_rendered(rows[number], number, tokenizer) for number in numbers]
+            found = _batch_of_ids(texts, tokenizer, rendered_chat=kind == "messages")
             for number, one in zip(numbers, found, strict=True):
                 ids[number] = one
     for number, one in enumerate(ids):
         _check_length(one, number, max_length)
     return ids
+
+
+def _check_known(given: list[list[int]], tokenizer: Any) -> None:
+    """Token ids that were given belong to this tokenizer, as far as their numbers tell."""
+    size = 0
+    for number, ids in enumerate(given):
+        if ids and max(ids) >= (size := size or len(tokenizer)):
+            raise UserError(
+                f"Prompt {number} has the token id {max(ids)} and this tokenizer knows 0 to {size - 1}; "
+                "give ids that it made, or text."
+            )
 
 
 def _check_length(ids: list[int], number: int, max_length: int | None) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError, unknown_name
-from workbench.prompts.row import FIELDS, Prompt, is_message, row_from
+from workbench.prompts.given_ids import IDS, are_ids, rows_of_batch
+from workbench.prompts.row import FIELDS, KINDS, Prompt, is_message, row_from
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,21 +35,23 @@ def read_file(path: Path, rename: Rename) -> list[Prompt]:
 
 
 def read_object(source: Any, rename: Rename) -> list[Prompt]:
-    """The rows of a text, list, table or data set."""
+    """The rows of a text, list, table, data set or tokenized batch."""
     library = type(source).__module__.partition(".")[0]
     if library == "pandas":
         rows = _from_table(source, rename, "Row")
     elif library == "datasets":
         rows = _rows(_dataset_rows(source), rename, "Row")
+    elif (tokenized := rows_of_batch(_renamed(source, rename))) is not None:
+        rows = _rows(tokenized, {}, "Row")
     elif isinstance(source, str | Mapping):
         rows = _rows([source], rename, "Row")
     elif isinstance(source, Iterable):
-        items = list(source)
+        items = [source] if are_ids(source) else list(source)
         one_chat = bool(items) and all(is_message(item) for item in items)
         rows = _rows([items] if one_chat else items, rename, "Row")
     else:
         raise UserError(
-            f"Prompts cannot be made of {type(source).__name__}; give a list of texts, dicts or chats, "
+            f"Prompts cannot be made of {type(source).__name__}; give a list of texts, dicts, chats or token ids, "
             "a DataFrame, or a Hugging Face Dataset."
         )
     if not rows:
@@ -130,14 +133,16 @@ def _read_parquet(path: Path, rename: Rename) -> list[Prompt]:
 
 
 def _json_cell(name: str, value: Any, where: str) -> Any:
-    """A chat in a CSV cell is written as JSON."""
-    chat = name == "messages" or (name == "contrast" and isinstance(value, str) and value.startswith("[{"))
-    if not chat or not isinstance(value, str):
+    """Chats and token ids in a CSV cell are written as JSON."""
+    listed = name in ("messages", IDS) or (name == "contrast" and isinstance(value, str) and value.startswith("[{"))
+    if not listed or not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: {name!r} is not JSON ({error.msg}); expected a list of messages.") from error
+        raise UserError(
+            f"{where}: {name!r} is not JSON ({error.msg}); expected {KINDS[name if name in KINDS else 'messages']}."
+        ) from error
 
 
 def _from_table(

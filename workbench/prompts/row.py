@@ -1,4 +1,4 @@
-"""One prompt: plain text or chat messages, and what is known about it."""
+"""One prompt: plain text, chat messages or token ids, and what is known about it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from workbench.errors import UserError
 from workbench.jsonable import jsonable
+from workbench.prompts.given_ids import IDS, MASK, are_ids, ids_of
 
 Message = Mapping[str, Any]
 """One turn of a chat: ``role`` and ``content``, and whatever else the model's chat template reads."""
@@ -18,18 +19,23 @@ Message = Mapping[str, Any]
 Label = str | int | float | bool
 """What a row is an example of: a class, or a number to predict."""
 
-FIELDS = ("prompt", "messages", "answer", "distractor", "label", "group", "contrast")
+KINDS = {"prompt": "text", "messages": "a list of messages", IDS: "a list of token ids"}
+"""The fields that hold what the model reads, and what each of them is."""
+FIELDS = (*KINDS, "answer", "distractor", "label", "group", "contrast")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row. Exactly one of ``prompt`` and ``messages`` is given."""
+    """One row. Exactly one of ``prompt``, ``messages`` and ``input_ids`` is given."""
 
     prompt: str | None = None
     """Plain text, read by the model as it is."""
 
     messages: tuple[Message, ...] | None = None
     """Chat turns, put through the tokenizer's chat template once."""
+
+    input_ids: tuple[int, ...] | None = None
+    """Token ids, given to the model as they are: nothing is added, not even a BOS."""
 
     answer: str | None = None
     """The right continuation."""
@@ -41,7 +47,7 @@ class Prompt:
     group: str | None = None
     """Rows of one group are drawn together when an interval is bootstrapped."""
 
-    contrast: str | tuple[Message, ...] | None = None
+    contrast: str | tuple[Message, ...] | tuple[int, ...] | None = None
     """The counterpart (corrupted prompt, opposite persona), of the same kind as the prompt."""
 
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -52,14 +58,17 @@ class Prompt:
         return self.messages is not None
 
     @property
+    def kind(self) -> str:
+        """The field that is given: "prompt", "messages" or "input_ids"."""
+        return "messages" if self.messages is not None else "prompt" if self.input_ids is None else IDS
+
+    @property
     def counterpart(self) -> Prompt | None:
         """The contrast as a row of its own, answer and distractor exchanged; None where there is none."""
         if self.contrast is None:
             return None
-        is_text = isinstance(self.contrast, str)
         return Prompt(
-            prompt=self.contrast if isinstance(self.contrast, str) else None,
-            messages=None if is_text or isinstance(self.contrast, str) else self.contrast,
+            **{self.kind: self.contrast},  # type: ignore[arg-type]
             answer=self.distractor,
             distractor=self.answer,
             label=self.label,
@@ -70,16 +79,19 @@ class Prompt:
     def as_dict(self) -> dict[str, Any]:
         """The fields that are given, then the extra columns, as plain JSON values."""
         given = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
-        return jsonable({**given, **self.columns})
+        ids = {} if self.input_ids is None else {IDS: list(given.pop(IDS))}  # long, and plain already
+        return {**ids, **jsonable({**given, **self.columns})}
 
     def __str__(self) -> str:
         if self.prompt is not None:
             return self.prompt
+        if self.input_ids is not None:
+            return f"token ids {' '.join(map(str, self.input_ids))}"
         return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages or ())
 
 
 def row_from(item: Any, where: str) -> Prompt:
-    """The row that ``item`` describes: text, chat messages, a mapping of columns, or a :class:`Prompt`.
+    """The row that ``item`` describes: text, chat messages, token ids, a mapping of columns, or a :class:`Prompt`.
 
     ``where`` ("line 3", "row 7") starts the sentence of the :class:`UserError` raised for anything else.
     """
@@ -91,41 +103,47 @@ def row_from(item: Any, where: str) -> Prompt:
         return _from_mapping(item, where)
     if isinstance(item, Sequence) and item and all(is_message(turn) for turn in item):
         return _checked(Prompt(messages=_messages(item, where)), where)
+    if are_ids(item):
+        return Prompt(input_ids=ids_of(item, where))
     raise UserError(
         f"{where} is {type(item).__name__}; expected text, a list of chat messages with role and content, "
-        "or an object with 'prompt' or 'messages'."
+        "a list of token ids, or an object with 'prompt', 'messages' or 'input_ids'."
     )
 
 
 def is_message(item: Any) -> bool:
     """Whether ``item`` is one chat turn rather than a row of columns."""
-    return isinstance(item, Mapping) and {"role", "content"} <= set(item) and not {"prompt", "messages"} & set(item)
+    return isinstance(item, Mapping) and {"role", "content"} <= set(item) and not KINDS.keys() & set(item)
 
 
 def _from_mapping(item: Mapping[Any, Any], where: str) -> Prompt:
+    given_ids = (IDS, MASK) if item.get(IDS) is not None else ()  # long, and read as they are
     columns = {
-        str(name): plain for name, value in item.items() if (plain := _plain(value, str(name), where)) is not None
+        str(name): plain
+        for name, value in item.items()
+        if (plain := value if name in given_ids else _plain(value, str(name), where)) is not None
     }
-    text, turns = columns.pop("prompt", None), columns.pop("messages", None)
-    if text is None and turns is None:
+    given = [name for name in KINDS if name in columns]
+    if not given:
         names = ", ".join(repr(str(name)) for name in item) or "none"
         raise UserError(
-            f"{where} has neither 'prompt' nor 'messages' (its columns: {names}); "
+            f"{where} has none of 'prompt', 'messages' and 'input_ids' (its columns: {names}); "
             "rename the column that holds the text, as in rename={'question': 'prompt'}."
         )
-    if text is not None and turns is not None:
-        raise UserError(f"{where} has both 'prompt' and 'messages'; give one of them.")
+    if len(given) > 1:
+        raise UserError(f"{where} has both {given[0]!r} and {given[1]!r}; give one of them.")
+    kind = given[0]
+    what = _read(columns.pop(kind), kind, where, columns.pop(MASK, None) if kind == IDS else None)
     label, contrast = columns.pop("label", None), columns.pop("contrast", None)
     if not isinstance(label, Label | None):
         raise UserError(f"{where}: 'label' is {type(label).__name__}; expected text, a number, or true/false.")
     row = Prompt(
-        prompt=_text(text, "prompt", where),
-        messages=None if turns is None else _messages(turns, where),
+        **{kind: what},
         answer=_text(columns.pop("answer", None), "answer", where),
         distractor=_text(columns.pop("distractor", None), "distractor", where),
         label=label,
         group=_text(columns.pop("group", None), "group", where),
-        contrast=contrast if contrast is None or isinstance(contrast, str) else _messages(contrast, where),
+        contrast=None if contrast is None else _contrast(contrast, kind, where),
         columns=columns,
     )
     return _checked(row, where)
@@ -134,10 +152,21 @@ def _from_mapping(item: Mapping[Any, Any], where: str) -> Prompt:
 def _checked(row: Prompt, where: str) -> Prompt:
     if row.prompt == "":
         raise UserError(f"{where} is an empty prompt; remove the row or give it text.")
-    if row.contrast is not None and isinstance(row.contrast, str) == row.is_chat:
-        kind = "a list of messages" if row.is_chat else "text"
-        raise UserError(f"{where}: 'contrast' must be {kind}, like the prompt it belongs to.")
     return row
+
+
+def _read(value: Any, kind: str, where: str, mask: Any = None) -> Any:
+    """What a row gives the model, checked."""
+    if kind == IDS:
+        return ids_of(value, where, mask)
+    return _messages(value, where) if kind == "messages" else _text(value, "prompt", where)
+
+
+def _contrast(value: Any, kind: str, where: str) -> Any:
+    found = IDS if are_ids(value) else "prompt" if isinstance(value, str) else "messages"
+    if found != kind:
+        raise UserError(f"{where}: 'contrast' must be {KINDS[kind]}, like the prompt it belongs to.")
+    return _read(value, kind, f"{where}, 'contrast'")
 
 
 def _messages(turns: Any, where: str) -> tuple[Message, ...]:

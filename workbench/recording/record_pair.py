@@ -57,6 +57,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
 ) -> Recording:
     """Record activations of both models of a pair (or of one model) on the same token ids.
 
+    ``prompts``: texts, chats or token ids in any form that :meth:`workbench.prompts.Prompts.of` reads.
     ``sites``: names such as "resid_post", "z", "router", "blocks.3.attn.hook_z"; ``layers`` narrows names
     without a layer (indices or fractions of depth). ``positions``: see :mod:`workbench.engine.positions`.
     ``store``: "memory" keeps rows in memory; a folder writes shards that survive a kill and resume; None

@@ -116,7 +116,7 @@ def test_rename_and_numbers(tmp_path: Path) -> None:
     prompts = Prompts.of(table, rename={"question": "prompt", "gold": "answer"})
     assert [(row.prompt, row.answer, row.label) for row in prompts] == [("a", "42", 0.5), ("b", None, 1.5)]
     table.to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(UserError, match=r"Row 0 has neither 'prompt' nor 'messages'.*'question'.*rename="):
+    with pytest.raises(UserError, match=r"Row 0 has none of 'prompt', 'messages' and 'input_ids'.*'question'.*rename="):
         Prompts.of(table)
     with pytest.raises(UserError, match=r"Unknown column 'questoin'\. Did you mean 'question'"):
         Prompts.load(tmp_path / "t.csv", rename={"questoin": "prompt"})
@@ -134,7 +134,7 @@ def test_rename_and_numbers(tmp_path: Path) -> None:
         (['{"prompt": "a", "answer": 1.5}'], r"'answer' is float \(1.5\); write it as text"),
         (['{"prompt": "a", "label": {"x": 1}}'], "'label' is dict"),
         (['{"prompt": "a", "contrast": [{"role": "user", "content": "b"}]}'], "'contrast' must be text"),
-        (['{"question": "a"}'], "neither 'prompt' nor 'messages'"),
+        (['{"question": "a"}'], "none of 'prompt', 'messages' and 'input_ids'"),
         ([""], "holds no prompts"),
     ],
 )

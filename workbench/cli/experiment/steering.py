@@ -16,6 +16,7 @@ from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import Subject, Work
 from workbench.cli.experiment import steps
 from workbench.cli.experiment.kept import Outcome, metric_rows
+from workbench.prompts.encode import readable
 from workbench.stats.bootstrap import mean_interval
 from workbench.stats.shares import share_interval
 
@@ -39,14 +40,15 @@ def generate(step: steps.Generate, bench: Bench) -> Outcome:
     rows = bench.rows(step.prompts)
     length = step.max_new_tokens
     texts = {role: model.generate(rows, max_new_tokens=length) for role, model in bench.pair.models.items()}
-    lines = [_text_lines(role, None, rows, answers) for role, answers in texts.items()]
+    asked = [readable(row, bench.pair.tokenizer) for row in rows]
+    lines = [_text_lines(role, None, asked, answers) for role, answers in texts.items()]
     metrics = [_beginning(role, None, answers, step, bench) for role, answers in texts.items()]
     for name in step.recipes:
         side = bench.pair.models[step.on]
         steered = steered_texts(side, bench.recipe(name), rows, step.strengths, max_new_tokens=length)
         for place, strength in enumerate(step.strengths):
             answers = [one[place] for one in steered]
-            lines.append(_text_lines(_named(name, step.on), strength, rows, answers))
+            lines.append(_text_lines(_named(name, step.on), strength, asked, answers))
             moved = np.array([new != old for new, old in zip(answers, texts[step.on], strict=True)], dtype=float)
             found = mean_interval(moved, clusters=rows.clusters, seed=bench.seed)
             metrics.append(
@@ -183,9 +185,8 @@ def _named(recipe: str, on: str) -> str:
     return recipe if on == "tuned" else f"{recipe}, in the base"
 
 
-def _text_lines(model: str, strength: float | None, rows: Any, answers: Sequence[str]) -> pd.DataFrame:
-    prompts = [str(row) for row in rows]
-    return pd.DataFrame({"prompt": prompts, "model": model, "strength": strength, "text": list(answers)})
+def _text_lines(model: str, strength: float | None, asked: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame({"prompt": asked, "model": model, "strength": strength, "text": list(answers)})
 
 
 def _summary(table: pd.DataFrame, recipes: Sequence[str], draws: int) -> str:
