@@ -25,8 +25,9 @@ from workbench.recording.recording import Recording
 KINDS = ("z", "resid_post")
 BARE = "bare HF forward"
 FROM_TEXT = "tokenizer and bare HF forward"
-"""What record() begins with too: it is given prompts, the other variants token ids."""
-RECORD = "tunescope record(), all tokens"
+"""What record() begins with too where it is given text; everything else here is given token ids."""
+RECORD = "tunescope record(ids), all tokens"
+RECORD_TEXT = "tunescope record(text), all tokens"
 TOLERANCE = {"cpu": 2e-5, "cuda": 1e-4}
 """Largest absolute difference allowed from a peer in float32, times the largest value of the site."""
 TOLERANCE_BF16 = 0.05
@@ -44,9 +45,10 @@ def speed(model: AdaptedModel, rounds: int) -> dict[str, Any]:
         FROM_TEXT: lambda: bare_from_text(model, prompts),
         "tunescope hooks": lambda: hooked(model, ids, model.expand(KINDS)),
         f"tunescope hooks, layers 0-{half[-1]}": lambda: hooked(model, ids, model.expand(KINDS, half), stop=True),
-        RECORD: lambda: whole(model, prompts),
-        "tunescope record(), last token": lambda: whole(model, prompts, positions="last"),
-        f"tunescope record(), layers 0-{half[-1]}": lambda: whole(model, prompts, layers=half),
+        RECORD: lambda: whole(model, ids),
+        RECORD_TEXT: lambda: whole(model, prompts),
+        "tunescope record(ids), last token": lambda: whole(model, ids, positions="last"),
+        f"tunescope record(ids), layers 0-{half[-1]}": lambda: whole(model, ids, layers=half),
     }
     peers = {
         "plain torch hooks": record_peers.plain_hooks(model, ids),
@@ -58,7 +60,7 @@ def speed(model: AdaptedModel, rounds: int) -> dict[str, Any]:
     agreement = {name: agree(model, ids, prompts, call) for name, call in known.items()}
     measured = rounds_of({**ours, **known}, rounds=rounds)
     timings = {name: measured.against(name, BARE) for name in (*ours, *known)}
-    timings[f"{RECORD} / {FROM_TEXT}"] = measured.against(RECORD, FROM_TEXT)
+    timings[f"{RECORD_TEXT} / {FROM_TEXT}"] = measured.against(RECORD_TEXT, FROM_TEXT)
     return {**{name: timing.to_dict() for name, timing in timings.items()}, "largest difference": agreement}
 
 
@@ -85,8 +87,10 @@ def hooked(model: AdaptedModel, ids: torch.Tensor, sites: list[Site], *, stop: b
     return found
 
 
-def whole(model: AdaptedModel, prompts: list[str], positions: str = "all", layers: Any = None) -> Recording:
-    """The public call: encoding, batching, copies, the index, the search for NaN."""
+def whole(
+    model: AdaptedModel, prompts: list[str] | torch.Tensor, positions: str = "all", layers: Any = None
+) -> Recording:
+    """The public call: reading the prompts, encoding texts, batching, copies, the index, the search for NaN."""
     return record(model, prompts, list(KINDS), layers=layers, positions=positions, batch_size=BATCH)
 
 
@@ -94,7 +98,8 @@ def agree(
     model: AdaptedModel, ids: torch.Tensor, prompts: list[str], peer: Callable[[], dict[str, torch.Tensor]]
 ) -> float:
     """The largest difference of a peer's values from those of our hooks; record() must equal our hooks exactly."""
-    mine, theirs, rows = hooked(model, ids, model.expand(KINDS)), peer(), whole(model, prompts)[model.role]
+    mine, theirs, rows = hooked(model, ids, model.expand(KINDS)), peer(), whole(model, ids)[model.role]
+    assert all(torch.equal(value, rows[name]) for name, value in whole(model, prompts)[model.role].items())
     assert len(theirs) >= model.n_layers - 1
     worst = 0.0
     for name, value in theirs.items():
