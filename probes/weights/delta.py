@@ -42,7 +42,7 @@ def weight_delta(
     return WeightDelta(
         table=modules,
         control=CONTROL,
-        provenance=Provenance.of("weight_delta", opened.models, settings={"k": k, "exact": exact}),
+        provenance=Provenance.of("weight_delta", opened.identities(), settings={"k": k, "exact": exact}),
         layers=layer_table(collector.modules),
         heads=heads,
         head_parts=parts,
@@ -60,21 +60,26 @@ def _collect(opened: Opened, collector: Collector, watch: Progress) -> tuple[str
     watch.start("weights", len(names))
     for name in names:
         watch.advance()
-        before = opened.base[name]()
-        if name in opened.factors:
-            change = opened.factors[name]
-            collector.add_factors(name, before.to(change.up.device), change)
-            continue
-        after = opened.tuned[name]().to(before.device)
-        if not before.is_floating_point():
-            continue
-        if before.shape == after.shape:
-            collector.add(name, before, after)
-        elif before.shape[1:] == after.shape[1:]:
-            shared = min(len(before), len(after))  # a vocabulary that grew: the tokens both have
-            collector.add(name, before[:shared], after[:shared])
-            unmatched.append(f"{name}[{shared}:]")
-        else:
-            unmatched.append(name)
+        unmatched += _collect_one(opened, collector, name)
     watch.finish()
     return tuple(unmatched)
+
+
+def _collect_one(opened: Opened, collector: Collector, name: str) -> list[str]:
+    """One tensor, let go of before the next is read; returns its name where its shapes differ."""
+    before = opened.base[name]()
+    if name in opened.factors:
+        change = opened.factors[name]
+        collector.add_factors(name, before.to(change.up.device), change)
+        return []
+    after = opened.tuned[name]().to(before.device)
+    if not before.is_floating_point():
+        return []
+    if before.shape == after.shape:
+        collector.add(name, before, after)
+        return []
+    if before.shape[1:] == after.shape[1:]:
+        shared = min(len(before), len(after))  # a vocabulary that grew: the tokens both have
+        collector.add(name, before[:shared], after[:shared])
+        return [f"{name}[{shared}:]"]
+    return [name]

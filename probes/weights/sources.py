@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from probes.weights.identities import identities
 from probes.weights.naming import Layout, key_of, place_of
 from workbench.errors import NotSupported, UserError
 from workbench.models import weight_changes
 from workbench.models.adapters import base_tensors
 from workbench.models.checkpoints import StoredTensor, opened, stored_tensors
+from workbench.models.digests import FolderDigests
 from workbench.models.sources import Kind, Source, describe
 from workbench.typing import Float, Tensor
 
@@ -35,13 +36,15 @@ class Opened:
     """Key -> readers of the base's and the tuned tensor; ``factors`` where the change is known as factors.
 
     An adapter names only what it changes; of the other weights of the layers, ``tuned`` reads the base's own.
+    ``identities`` says what the two models are. It hashes what has been read of a folder and reads the rest, so it is
+    called last.
     """
 
     layout: Layout
     base: dict[str, Read]
     tuned: dict[str, Read]
     factors: dict[str, Factors]
-    models: dict[str, Any]
+    identities: Callable[[], dict[str, Any]]
     unmatched: tuple[str, ...] = field(default=())
 
 
@@ -57,7 +60,8 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
         given = {"base": base.base, "tuned": base.tuned}
     below, above = (describe(getattr(one, "hf", one)) for one in given.values())
     layout = Layout.of(_config(below))
-    before = _base_readers(below)
+    digests = {source: FolderDigests(source.local()) for source in (below, above) if source.kind is Kind.MODEL}
+    before = _base_readers(below, digests)
     factors: dict[str, Factors] = {}
     if above.kind is Kind.ADAPTER:
         factors, after = _stored_adapter(above)
@@ -66,7 +70,7 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
     elif above.model is not None:
         after = {key_of(name): partial(_same, tensor) for name, tensor in base_tensors(above.model)}
     else:
-        after = _stored(above.local())
+        after = _stored(digests[above])
     found = set(after) | set(factors)
     partly = above.is_adapter  # an adapter names only what it changes
     shared = found & set(before)
@@ -80,12 +84,8 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
             "give two versions of one architecture."
         )
     missing = sorted(found - set(before) if partly else found ^ set(before))
-    models = {role: _named(given[role], source) for role, source in zip(given, (below, above), strict=True)}
-    return Opened(layout, before, after, factors, models, tuple(missing))
-
-
-def _named(given: Any, source: Source) -> Any:
-    return given if hasattr(given, "identity") else f"{source.name}@{source.revision or 'local'}"
+    sources = dict(zip(given, (below, above), strict=True))
+    return Opened(layout, before, after, factors, partial(identities, given, sources, digests), tuple(missing))
 
 
 def _config(source: Source) -> Mapping[str, Any]:
@@ -95,20 +95,20 @@ def _config(source: Source) -> Mapping[str, Any]:
     return source.config
 
 
-def _base_readers(source: Source) -> dict[str, Read]:
+def _base_readers(source: Source, digests: Mapping[Source, FolderDigests]) -> dict[str, Read]:
     if source.kind is Kind.ADAPTER:
         raise UserError(f"{source.name} is an adapter; give the base model first and the adapter second.")
     if source.model is not None:
         return {key_of(name): partial(_same, tensor) for name, tensor in base_tensors(source.model)}
-    return _stored(source.local())
+    return _stored(digests[source])
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _stored(folder: Path) -> dict[str, Read]:
-    return {key_of(name): partial(_read_stored, t) for name, t in stored_tensors(folder).items()}
+def _stored(digests: FolderDigests) -> dict[str, Read]:
+    return {key_of(name): partial(digests.read, name) for name in digests.tensors}
 
 
 def _read_stored(stored: StoredTensor) -> Tensor:

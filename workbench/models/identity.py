@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from workbench.errors import NotSupported
+from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints
 from workbench.models.adapters import base_tensors
+from workbench.models.digests import FolderDigests, combined, digest, hash_text
+from workbench.models.sources import Source
+from workbench.models.stored_names import as_stored, loaded_names
 from workbench.typing import Tensor
 
 _WORKERS = 8
@@ -83,53 +87,49 @@ def identify(
     )
 
 
+def identify_stored(source: Source, weights: FolderDigests, tokenizer: Any = None) -> ModelIdentity:
+    """The identity that the model of ``source`` has once loaded in the dtype it is stored in, from its files alone.
+
+    ``weights``: the digests of its folder; what has been read for something else is not read again. See
+    :func:`weights_hash` for when files and a loaded model agree.
+    """
+    return ModelIdentity(
+        name=source.name,
+        revision=source.revision,
+        weights=_of_folder(weights),
+        adapter=None,
+        tokenizer=tokenizer_hash(tokenizer) if tokenizer is not None else None,
+        dtype=str(weights.dtype).removeprefix("torch."),
+    )
+
+
+def with_adapter(base: ModelIdentity, adapter: Source, tokenizer: Any = None) -> ModelIdentity:
+    """The identity of ``base`` with the stored ``adapter`` on it."""
+    words = tokenizer_hash(tokenizer) if tokenizer is not None else base.tokenizer
+    found = adapter_hash(adapter.local())
+    return replace(base, name=adapter.name, revision=adapter.revision, adapter=found, tokenizer=words)
+
+
 def weights_hash(model: Any) -> str:
     """Sha256 over name, dtype, shape and bytes of every weight, in the order of the names, tied weights once.
 
     ``model`` is a loaded model (adapters on it do not count) or a checkpoint folder, which is read tensor by
-    tensor. Both agree when the model is loaded in its stored dtype and transformers would save it in the
-    checkpoint's layout: experts fused while loading are hashed one by one, as stored. Raises NotSupported
-    when weights are offloaded.
+    tensor. Both agree when every weight is loaded in its stored dtype and transformers would save it in the
+    checkpoint's pieces: experts fused while loading are hashed one by one, as stored, and what loading does not
+    read (old buffers, a tied weight's second copy) does not count. Raises NotSupported when weights are offloaded.
     """
     if isinstance(model, str | Path):
-        return _combined(_stored_digests(Path(model)))
+        return _of_folder(FolderDigests(Path(model)))
     named = list(base_tensors(model))
     if absent := [name for name, tensor in named if tensor.device.type == "meta"]:
         raise NotSupported(f"{len(absent)} weights are offloaded ({absent[0]}); hash the checkpoint folder instead.")
     with ThreadPoolExecutor(_WORKERS) as pool:  # hashlib releases the interpreter's lock
-        return _combined(pool.map(lambda item: (item[0], _digest(item[1])), _as_stored(model, named)))
+        return combined(pool.map(lambda item: (item[0], digest(item[1])), as_stored(model, named)))
 
 
-def _as_stored(model: Any, named: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """Weights under the names and in the pieces in which ``save_pretrained`` writes them; mostly views."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return list(revert_weight_conversion(root, dict(named)).items())
-
-
-def _stored_digests(folder: Path) -> Iterable[tuple[str, str]]:
-    for path in checkpoints.weight_files(folder):
-        with checkpoints.opened(path) as file:
-            for name in file.keys():
-                yield name, _digest(file.get_tensor(name))
-
-
-def _digest(tensor: Tensor) -> str:
-    """Sha256 of one tensor's dtype, shape and bytes."""
-    there = tensor.detach().to("cpu").contiguous()
-    digest = hashlib.sha256(f"{there.dtype}{list(there.shape)}".encode())
-    if there.numel():
-        digest.update(there.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _combined(digests: Iterable[tuple[str, str]]) -> str:
-    return _hash_text("\n".join(f"{name} {digest}" for name, digest in sorted(digests)))
-
-
-def _hash_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _of_folder(digests: FolderDigests) -> str:
+    names = loaded_names(digests.folder, digests.tensors)
+    return combined((names[name], found) for name, found in digests.all() if name in names)
 
 
 def adapter_hash(adapter: Any, name: str | None = None) -> str:
@@ -139,9 +139,7 @@ def adapter_hash(adapter: Any, name: str | None = None) -> str:
     the adapter loaded from it agree. ``name`` picks one of several adapters, by default the active one.
     """
     if isinstance(adapter, str | Path):
-        folder = Path(adapter)
-        config = checkpoints.read_json(folder / "adapter_config.json")
-        return _adapter_hash(config, _stored_adapter(folder))
+        return _adapter_hash(_stored_settings(Path(adapter)), _stored_adapter(Path(adapter)))
     from peft.utils import get_peft_model_state_dict
 
     chosen = [name] if name is not None else list(adapter.active_adapters)
@@ -152,22 +150,36 @@ def adapter_hash(adapter: Any, name: str | None = None) -> str:
         )
         for one in chosen
     ]
-    return parts[0] if len(parts) == 1 else _hash_text("\n".join(parts))
+    return parts[0] if len(parts) == 1 else hash_text("\n".join(parts))
+
+
+def _stored_settings(folder: Path) -> dict[str, Any]:
+    """As PEFT reads them: what an older version did not save has its default."""
+    from peft import PeftConfig
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of settings of a newer version, which PEFT leaves out as it loads
+            return PeftConfig.from_pretrained(str(folder)).to_dict()
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"PEFT cannot read the settings in {folder / 'adapter_config.json'}: {error}") from error
 
 
 def _stored_adapter(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in checkpoints.weight_files(folder, adapter=True):
         with checkpoints.opened(path) as file:
-            tensors.update({name: file.get_tensor(name) for name in file.keys()})
+            # beside an adapted embedding PEFT saves the base's own weight
+            own = [name for name in file.keys() if ".base_layer." not in name]
+            tensors.update({name: file.get_tensor(name) for name in own})
     return tensors
 
 
 def _adapter_hash(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     settings = {key: _plain(value) for key, value in config.items() if key not in _INCIDENTAL and value is not None}
     half = (torch.float16, torch.bfloat16)
-    digests = [(key, _digest(t.float() if t.dtype in half else t)) for key, t in tensors.items()]
-    return _hash_text(json.dumps(settings, sort_keys=True) + _combined(digests))
+    digests = [(key, digest(t.float() if t.dtype in half else t)) for key, t in tensors.items()]
+    return hash_text(json.dumps(settings, sort_keys=True) + combined(digests))
 
 
 def _plain(value: Any) -> Any:
@@ -190,4 +202,4 @@ def tokenizer_hash(tokenizer: Any) -> str:
         rules = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if key != "pad_token"}
     content = [rules, special, getattr(tokenizer, "chat_template", None)]
-    return _hash_text(json.dumps(content, sort_keys=True))
+    return hash_text(json.dumps(content, sort_keys=True))

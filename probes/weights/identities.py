@@ -1,0 +1,41 @@
+"""What the two sides of a weight comparison are, by content: the same hashes that the loaded pair has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.errors import UserError
+from workbench.models.digests import FolderDigests
+from workbench.models.identity import ModelIdentity, identify, identify_stored, with_adapter
+from workbench.models.loading import load_tokenizer
+from workbench.models.sources import Kind, Source
+
+
+def identities(
+    given: Mapping[str, Any], sources: Mapping[str, Source], digests: Mapping[Source, FolderDigests]
+) -> dict[str, ModelIdentity]:
+    """By role. A side of a loaded pair keeps its own identity; a bare loaded model is hashed where it lies.
+
+    Both have the tokenizer that :func:`workbench.load_pair` would give them, the tuned model's before the base's.
+    """
+    words = _tokenizer(sources["tuned"], sources["base"])
+    found: dict[str, ModelIdentity] = {}
+    for role, source in sources.items():
+        if hasattr(given[role], "identity"):
+            found[role] = given[role].identity
+        elif source.kind is Kind.ADAPTER:
+            found[role] = with_adapter(found["base"], source, words)
+        elif source.kind is Kind.MODEL:
+            found[role] = identify_stored(source, digests[source], words)
+        else:
+            found[role] = identify(source.model, words, name=source.name, adapter=role == "tuned")
+    return found
+
+
+def _tokenizer(*sources: Source) -> Any:
+    """None where neither brings one that can be read; weights are compared without."""
+    try:
+        return load_tokenizer(*sources)[0]
+    except UserError:
+        return None
