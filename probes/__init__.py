@@ -21,6 +21,7 @@ _HOME = {
     "KnobSetup": "knob.find:Setup",
     "KnobTraining": "knob.subspace:Training",
     "LogitLens": "lens",
+    "MaskOverlap": "grafting.overlap",
     "MaskTest": "needles.masking",
     "Needle": "needles.trials",
     "PathPatching": "paths.result",

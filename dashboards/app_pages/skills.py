@@ -135,7 +135,7 @@ def _show_overlap(chosen: Selection, found: list[Found]) -> None:
     code += "".join(f"    {one.name!r}: Result.load({str(one.path)!r}),\n" for one in found)
     code += (
         "}\ntable = pd.DataFrame([\n"
-        "    {'first': one, 'second': other, **probes.mask_overlap(grafts[one], grafts[other])._asdict()}\n"
+        "    {'first': one, 'second': other, **probes.mask_overlap(grafts[one], grafts[other]).line()}\n"
         "    for one, other in combinations(grafts, 2)\n])\nshared_bars(table).show()\n"
     )
     provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
@@ -151,11 +151,9 @@ def _overlaps(found: list[Found]) -> pd.DataFrame:
 
     loaded = {one.name: one.load() for one in found}
     rows = [
-        {"first": one, "second": other, **shared._asdict(), "jaccard": shared.jaccard,
-         "expected jaccard": shared.expected_jaccard}
+        {"first": one, "second": other, **mask_overlap(loaded[one], loaded[other]).line()}
         for one, other in combinations([name for name, result in loaded.items() if result.level != "ranks"], 2)
-        for shared in [mask_overlap(loaded[one], loaded[other])]
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 

@@ -2,21 +2,110 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from probes.asked import asked
 from probes.comparison import Overlap, overlap
 from probes.grafting.result import GraftResult, flat_places
+from probes.results import ProbeResult, Provenance
 from workbench.errors import UserError
+from workbench.figures.overlap import shared_bars
+from workbench.models.digests import combined, digest
+from workbench.typing import Int, Tensor
 
 
-def mask_overlap(first: GraftResult, second: GraftResult) -> Overlap:
+@dataclass(frozen=True, kw_only=True)
+class MaskOverlap(ProbeResult):
+    """The weights that two grafts share, beside what two random regions of these sizes share.
+
+    ``table`` has one row: ``score`` weights in both, ``control`` by chance, ``low`` to ``high`` the 95 % range of
+    chance, ``q`` the chance of sharing as many or more (one test, so q is p), and :meth:`line`. The provenance names
+    both grafts by their own (models, prompts, method, level and all else they were asked) and the hashes of their
+    masks.
+    """
+
+    shared: int
+    of_first: int
+    of_second: int
+    total: int
+    """Eligible weights, of which chance chooses."""
+    expected: float
+    low: int
+    high: int
+    p: float
+
+    title: ClassVar[str] = "Weights that two skills share"
+    unit: ClassVar[str] = "weights in both regions"
+
+    @property
+    def overlap(self) -> Overlap:
+        """The numbers alone."""
+        return Overlap(*(getattr(self, name) for name in Overlap._fields))
+
+    @property
+    def jaccard(self) -> float:
+        return self.overlap.jaccard
+
+    @property
+    def recall_of_first(self) -> float:
+        """|A and B| / |A|: how much of the first is also in the second."""
+        return self.overlap.recall_of_first
+
+    @property
+    def recall_of_second(self) -> float:
+        return self.overlap.recall_of_second
+
+    def line(self) -> dict[str, Any]:
+        """The numbers by name, and both Jaccard indices."""
+        found = self.overlap
+        return {**found._asdict(), "jaccard": found.jaccard, "expected jaccard": found.expected_jaccard}
+
+    def figure(self) -> go.Figure:
+        """The shared weights as a bar, and the range of chance."""
+        named = pd.DataFrame([{"first": "first", "second": "second", **self.line()}])
+        return shared_bars(named, title=f"{self.title} (of {self.of_first} and {self.of_second})")
+
+    def summary(self) -> str:
+        """How many are shared, and how many by chance."""
+        return (
+            f"{self.shared} weights are in both regions ({self.recall_of_first:.1%} of the first, "
+            f"{self.recall_of_second:.1%} of the second); by chance {self.expected:.3g} [{self.low}, {self.high}], "
+            f"p {self.p:.2g}"
+        )
+
+
+def mask_overlap(first: GraftResult, second: GraftResult) -> MaskOverlap:
     """|A and B| of two grafts of one model with its chance level; ``recall_of_first`` is the paper's |A and B| / |A|.
 
-    Chance chooses as many entries at random from the eligible ones (of the larger region, where they differ).
+    Chance chooses as many entries at random from the eligible ones (of the larger region, where they differ). Raises
+    :class:`UserError` for grafts of ranks.
     """
     if "ranks" in (first.level, second.level):
         raise UserError("Grafts of ranks choose no entries; find both with level='entries' to compare them.")
     one, other = flat_places(first.mask), flat_places(second.mask)
     shared = sum(len(np.intersect1d(one[name].numpy(), other[name].numpy())) for name in one.keys() & other.keys())
     counts = [sum(len(places) for places in chosen.values()) for chosen in (one, other)]
-    return overlap(shared, counts[0], counts[1], max(first.eligible, second.eligible))
+    found = overlap(shared, counts[0], counts[1], max(first.eligible, second.eligible))
+    masks = {"first": _hash(one), "second": _hash(other)}
+    row = {"score": found.shared, "control": found.expected, "q": found.p, **found._asdict()}
+    return MaskOverlap(
+        table=pd.DataFrame([row]),
+        control="as many weights chosen at random from the eligible ones (hypergeometric)",
+        provenance=Provenance.of(
+            "mask_overlap",
+            {f"{side} {role}": model for side, graft in (("first", first), ("second", second))
+             for role, model in graft.provenance.models.items()},
+            settings={**asked(None, first=first, second=second), "masks": masks},
+        ),
+        **found._asdict(),
+    )  # fmt: skip
+
+
+def _hash(places: dict[str, Int[Tensor, " entry"]]) -> str:
+    """Of the chosen entries, in whichever form the mask was stored."""
+    return combined((name, digest(chosen)) for name, chosen in places.items())

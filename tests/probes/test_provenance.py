@@ -203,6 +203,15 @@ def of_mask_heads() -> Calls:
     return Calls([{"subject": copier(), "trials": trials(4), **given}], MaskOptions)
 
 
+def of_mask_overlap() -> Calls:
+    data = graft_task("quick", ANIMALS)
+    one, other = (
+        probes.graft(full_pair(data), data, method=how, sparsity=0.02, sparsities=[1.0], draws=10)
+        for how in ("movement", "first_order")
+    )
+    return Calls([{"first": one, "second": other}])
+
+
 def of_patching() -> Calls:
     models, common = {"subject": pair(), "prompts": rows()}, {"normalise": False, **RUN}
     sites = {

@@ -61,9 +61,7 @@ def _shared_weights(first: Any, second: Any) -> dict[str, pd.DataFrame]:
     """``overlap``: how many weights two grafts share, beside chance; nothing for other results."""
     if not isinstance(first, probes.GraftResult) or "ranks" in (first.level, second.level):
         return {}
-    found = probes.mask_overlap(first, second)
-    line = {**found._asdict(), "jaccard": found.jaccard, "expected jaccard": found.expected_jaccard}
-    return {"overlap": pd.DataFrame([line])}
+    return {"overlap": pd.DataFrame([probes.mask_overlap(first, second).line()])}
 
 
 def _agreement(first: ProbeResult, second: ProbeResult, seed: int) -> Comparison | None:
