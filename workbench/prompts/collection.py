@@ -50,7 +50,8 @@ class Prompts(Sequence[Prompt]):
     @classmethod
     def of(cls, source: Any, rename: Mapping[str, str] | None = None) -> Prompts:
         """Prompts from a list of texts, dicts, chats or token ids, a DataFrame, a Hugging Face data set, a tensor of
-        token ids [prompt, pos], or a tokenizer's own output (its mask says which of the ids are padding).
+        token ids [prompt, pos] without padding, a tokenizer's own output (its mask says which of the ids are padding),
+        a dict of columns with ``input_ids``, or the ``Path`` of a file.
         """
         if isinstance(source, Prompts):
             return source

@@ -38,20 +38,23 @@ def ids_of(item: Any, where: str, mask: Any = None) -> tuple[int, ...]:
 
 
 def rows_of_batch(source: Any) -> list[Any] | None:
-    """The rows of a tokenizer's own output or of an :class:`~workbench.prompts.encode.Encoded` batch; None for
-    anything else."""
+    """The rows of a tokenizer's own output, of an :class:`~workbench.prompts.encode.Encoded` batch, or of a dict of
+    columns (answers and all), one entry for each row of ids; None for anything else."""
     if not isinstance(source, Mapping) and hasattr(source, IDS) and hasattr(source, MASK):
         source = {IDS: source.input_ids, MASK: source.attention_mask}
     if not isinstance(source, Mapping) or IDS not in source:
         return None
-    ids, mask = _plain(source[IDS]), _plain(source.get(MASK))
+    ids = _plain(source[IDS])
     if not isinstance(ids, list | tuple) or not ids or not all(isinstance(_plain(one), list | tuple) for one in ids):
         return None
-    if mask is None:
-        return [{IDS: one} for one in ids]
-    if len(mask) != len(ids):
-        raise UserError(f"{MASK!r} has {len(mask)} rows and {IDS!r} has {len(ids)}; give one mask for each row.")
-    return [{IDS: one, MASK: real} for one, real in zip(ids, mask, strict=True)]
+    # A tokenizer adds offsets, lengths and the like, which say nothing about the row.
+    kept = source if isinstance(source, dict) else {name: source[name] for name in (IDS, MASK) if name in source}
+    columns = {name: _plain(column) for name, column in kept.items() if column is not None}
+    for name, column in columns.items():
+        if not isinstance(column, list | tuple) or len(column) != len(ids):
+            rows = f"{len(column)} rows" if isinstance(column, list | tuple) else "no rows"
+            raise UserError(f"{name!r} has {rows} and {IDS!r} has {len(ids)}; give one entry for each row.")
+    return [{name: column[row] for name, column in columns.items()} for row in range(len(ids))]
 
 
 def _plain(value: Any) -> Any:

@@ -35,8 +35,10 @@ def read_file(path: Path, rename: Rename) -> list[Prompt]:
 
 
 def read_object(source: Any, rename: Rename) -> list[Prompt]:
-    """The rows of a text, list, table, data set or tokenized batch."""
+    """The rows of a text, list, table, data set, tokenized batch or of the file at a ``Path``."""
     library = type(source).__module__.partition(".")[0]
+    if isinstance(source, Path):
+        return read_file(source, rename)
     if library == "pandas":
         rows = _from_table(source, rename, "Row")
     elif library == "datasets":
@@ -44,8 +46,9 @@ def read_object(source: Any, rename: Rename) -> list[Prompt]:
     elif (tokenized := rows_of_batch(_renamed(source, rename))) is not None:
         rows = _rows(tokenized, {}, "Row")
     elif isinstance(source, str | Mapping):
+        _check_no_file_name(source)
         rows = _rows([source], rename, "Row")
-    elif isinstance(source, Iterable):
+    elif isinstance(source, Iterable) and getattr(source, "shape", None) != ():
         items = [source] if are_ids(source) else list(source)
         one_chat = bool(items) and all(is_message(item) for item in items)
         rows = _rows([items] if one_chat else items, rename, "Row")
@@ -57,6 +60,15 @@ def read_object(source: Any, rename: Rename) -> list[Prompt]:
     if not rows:
         raise UserError("There are no prompts: the list or table is empty.")
     return rows
+
+
+def _check_no_file_name(source: Any) -> None:
+    """A text alone that is the name of a prompt file was meant as the file, not as what a model reads."""
+    if isinstance(source, str) and len(source.split()) == 1 and Path(source).suffix.lower() in _READERS:
+        raise UserError(
+            f"{source!r} is the name of a file, and text is read as a prompt: give Prompts.load({source!r}), "
+            f"or [{source!r}] if a model shall read these words."
+        )
 
 
 def _rows(items: Iterable[Any], rename: Rename, unit: str, first: int = 0) -> list[Prompt]:

@@ -98,17 +98,24 @@ def row_from(item: Any, where: str) -> Prompt:
     if isinstance(item, Prompt):
         return item
     if isinstance(item, str):
-        return _checked(Prompt(prompt=item), where)
+        return _checked(Prompt(prompt=str(item)), where)
     if isinstance(item, Mapping):
         return _from_mapping(item, where)
     if isinstance(item, Sequence) and item and all(is_message(turn) for turn in item):
         return _checked(Prompt(messages=_messages(item, where)), where)
     if are_ids(item):
         return Prompt(input_ids=ids_of(item, where))
+    if _is_empty(item):
+        raise UserError(f"{where} is empty; remove the row.")
     raise UserError(
         f"{where} is {type(item).__name__}; expected text, a list of chat messages with role and content, "
         "a list of token ids, or an object with 'prompt', 'messages' or 'input_ids'."
     )
+
+
+def _is_empty(item: Any) -> bool:
+    """Whether ``item`` is a row without entries: an empty list, array or tensor."""
+    return getattr(item, "shape", None) == (0,) or (isinstance(item, list | tuple) and not item)
 
 
 def is_message(item: Any) -> bool:

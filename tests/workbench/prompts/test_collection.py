@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from workbench.errors import UserError
 from workbench.prompts import Prompt, Prompts
@@ -156,10 +157,26 @@ def test_bad_sources_say_what_is_wrong(tmp_path: Path) -> None:
             Prompts.load(tmp_path / name)
     for source, message in [
         ([], "no prompts"), (3, "cannot be made of int"), ([["a"]], "Row 0 is list"),
+        (torch.tensor(3), "cannot be made of Tensor"), ([[], [5]], "Row 0 is empty; remove the row"),
         ([{"prompt": "a", "picture": object()}], "column 'picture' holds object"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             Prompts.of(source)
+
+
+def test_a_path_is_read_and_a_file_name_is_no_prompt(tmp_path: Path) -> None:
+    path = Prompts.of([{"prompt": "one", "answer": "x"}]).save(tmp_path / "rows.jsonl")
+    assert Prompts.of(path) == Prompts.load(path)
+    assert Prompts.of(path, rename={"prompt": "prompt"}) == Prompts.load(path)
+    for name in (str(path), "not-there.CSV"):
+        with pytest.raises(UserError, match=r"is the name of a file.*Prompts\.load"):
+            Prompts.of(name)
+        assert Prompts.of([name])[0].prompt == name
+    assert Prompts.of("See rows.jsonl")[0].prompt == "See rows.jsonl"
+
+
+def test_arrays_of_words_become_plain_text() -> None:
+    assert type(Prompts.of(np.array(["a", "b"]))[0].prompt) is str
 
 
 def test_data_set_with_splits_or_without_end_is_refused() -> None:

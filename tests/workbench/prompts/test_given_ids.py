@@ -71,6 +71,23 @@ def test_every_source_gives_the_same_rows(source: str) -> None:
     assert rows.hash == Prompts.of(ids_of_texts()).hash != Prompts.of(TEXTS).hash
 
 
+def test_a_dict_of_columns_keeps_its_answers() -> None:
+    rows = Prompts.of(
+        {"input_ids": [[5, 6], [7]], "answer": ["a", "b"], "label": np.array([0, 1]), "topic": ["x", "y"]}
+    )
+    assert [(row.input_ids, row.answer, row.label, row.columns) for row in rows] == [
+        ((5, 6), "a", 0, {"topic": "x"}),
+        ((7,), "b", 1, {"topic": "y"}),
+    ]
+    with pytest.raises(UserError, match="'answer' has 1 rows and 'input_ids' has 2; give one entry for each row"):
+        Prompts.of({"input_ids": [[5, 6], [7]], "answer": ["a"]})
+
+
+def test_what_a_tokenizer_adds_is_no_column() -> None:
+    rows = Prompts.of(tokenizer()(TEXTS, return_offsets_mapping=True, return_length=True))
+    assert rows == Prompts.of(ids_of_texts())
+
+
 def test_one_row_and_a_tensor_of_rows() -> None:
     assert Prompts.of([5, 6, 7]) == Prompts.of(torch.tensor([5, 6, 7])) == Prompts.of([[5, 6, 7]])
     assert Prompts.of(torch.tensor([[5, 6], [7, 8]])) == Prompts.of([[5, 6], [7, 8]])
@@ -110,7 +127,7 @@ def test_a_column_of_masks_belongs_to_ids_only() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([[1, 2], []], "Row 1 is list; expected text"),
+        ([[1, 2], []], "Row 1 is empty; remove the row"),
         ([{"input_ids": []}], "Row 0 has no token ids"),
         ([{"input_ids": [3, 4], "attention_mask": [0, 0]}], "Row 0 has no token ids"),
         ([{"input_ids": [3, 4], "attention_mask": [1]}], "a 0 or 1 for each of the 2 token ids"),
