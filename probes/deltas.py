@@ -18,6 +18,7 @@ from probes.results import ProbeResult
 from probes.shift import mean_shift
 from workbench.engine.sites import Site
 from workbench.errors import UserError
+from workbench.given import check_recording
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
@@ -86,6 +87,7 @@ def activation_delta(
     or directions. No forward passes: the recording is read. Raises :class:`UserError` unless both models were recorded
     on two or more prompts, of two or more groups.
     """
+    check_recording(recording)
     if not {"base", "tuned"} <= set(recording.roles):
         raise UserError(
             f"The recording holds {', '.join(recording.roles)}; a difference needs base and tuned: record a pair."

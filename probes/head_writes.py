@@ -20,6 +20,7 @@ from probes.replay import counted, read_out
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from workbench.errors import UserError
+from workbench.given import check_pair
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
@@ -77,6 +78,7 @@ def head_words(
     :class:`workbench.errors.NotSupported` where a norm stands between the heads and the residual stream. Cost: one
     forward pass of each model per batch, and twelve readings per prompt.
     """
+    check_pair(pair)
     rows = Prompts.of(prompts)
     _check(pair.tuned, layer, head)
     last = pair.tuned.n_layers - 1

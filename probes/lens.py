@@ -18,6 +18,7 @@ from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from workbench.engine.positions import PositionSpec, Where
 from workbench.engine.sites import Site
+from workbench.given import check_pair
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -81,6 +82,7 @@ def logit_lens(
     ``top`` tokens of each cell. Intervals and tests are over prompts, or over their groups where they have some. Cost:
     one forward pass of each model per batch, and three readings per residual.
     """
+    check_pair(pair)
     rows = Prompts.of(prompts)
     with counted(pair.base, pair.tuned) as passes:
         recording = record(pair, rows, "resid_post", layers=layers, positions=positions, progress=progress)

@@ -17,6 +17,7 @@ from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from workbench.errors import UserError
+from workbench.given import check_pair
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -81,6 +82,7 @@ def token_shift(
     their groups where ``prompts`` have some. Cost per batch and direction: one generation and two forward passes.
     Raises :class:`UserError` when nothing but special tokens is written.
     """
+    check_pair(pair)
     rows = Prompts.of(prompts)
     other = rows if base_prompts is None else Prompts.of(base_prompts)
     if len(other) != len(rows):

@@ -22,6 +22,7 @@ from probes.results import ProbeResult
 from probes.scored import scored
 from workbench.engine.sites import Site
 from workbench.errors import UserError
+from workbench.given import check_recording
 from workbench.models.adapted import AdaptedModel
 from workbench.recording.recording import Recording
 from workbench.stats.controls import random_directions
@@ -150,6 +151,7 @@ def concept_directions(
 
 
 def _one_site(recording: Recording, layer: int | None) -> Site:
+    check_recording(recording)
     if not {"base", "tuned"} <= set(recording.roles):
         raise UserError("Directions of tuning need base and tuned side by side: record a pair.")
     recorded = [site for site in map(Site.parse, recording.sites) if site.kind.startswith("resid")]

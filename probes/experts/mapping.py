@@ -29,6 +29,7 @@ from probes.experts.labels import Classes, Labeller, classes_of, respond
 from probes.options import read_options
 from probes.results import ProbeResult, Provenance
 from workbench.errors import UserError
+from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts import Prompts
@@ -136,6 +137,7 @@ def expert_map(
     :class:`MapOptions`.
     Raises :class:`UserError` on a dense model and for labels of one class.
     """
+    check_subject(subject)
     chosen = read_options(MapOptions, options)
     model: AdaptedModel = getattr(subject, "tuned", subject)
     base: AdaptedModel | None = getattr(subject, "base", None) if chosen.reference else None

@@ -23,6 +23,7 @@ from probes.resampling import cluster_means, interval
 from probes.results import SHARED, ProbeResult, Provenance
 from workbench.engine.sites import parse_label
 from workbench.errors import UserError
+from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts import Prompt, Prompts
@@ -98,6 +99,7 @@ def switching_curve(
     ``mode``: how an expert is switched off (see ``interventions.ExpertSwitch``), or ``force`` for on.
     ``options``: see :class:`SwitchOptions`. Counts above the length of the ranking are a :class:`UserError`.
     """
+    check_subject(subject)
     chosen = read_options(SwitchOptions, options)
     model: AdaptedModel = getattr(subject, "tuned", subject)
     require_experts(model)

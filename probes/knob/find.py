@@ -20,6 +20,7 @@ from probes.results import Provenance
 from probes.scored import scored_share
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
+from workbench.given import check_pair
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -75,6 +76,7 @@ def find_knob(
     Raises :class:`UserError` when the tuned model is no better at the pairs than the base ("nothing to
     localize") or too few pairs are left.
     """
+    check_pair(pair)
     training, setup, progress = training or Training(), setup or Setup(), progress or Silent()
     rows = Prompts.of(prompts)
     pairs = intent_pairs(rows, pair.tuned)

@@ -18,6 +18,7 @@ from probes.linear.logistic import Features, cell_chunks, solve
 from probes.results import ProbeResult
 from workbench.engine.sites import Site
 from workbench.errors import UserError
+from workbench.given import check_recording
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
 from workbench.stats.fdr import q_values
@@ -121,6 +122,7 @@ def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)
     from the shuffled labels' scores of all heads, taken as normal. No forward passes: the recording is read.
     ``device``: where the fits run ("cuda" for large recordings); the result is on the CPU.
     """
+    check_recording(recording)
     sites = [site for site in map(Site.parse, recording.sites) if site.kind == "z"]
     if not sites:
         raise UserError('The recording has no z (the heads\' outputs): record with sites="z" to probe heads.')

@@ -18,6 +18,7 @@ from probes.options import read_options
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from workbench.errors import UserError
+from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.stats.bootstrap import mean_intervals
@@ -78,6 +79,7 @@ def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> Re
     WRITTEN. ``options``: see :class:`RetrievalOptions`. Raises :class:`UserError` when a model answers no trial: its
     heads are then not measurable, which is not the same as zero.
     """
+    check_subject(subject)
     chosen = read_options(RetrievalOptions, options)
     if not trials:
         raise UserError("There are no needle trials: make some with needle_trials(haystack, needles, tokenizer).")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from workbench.errors import UserError
+from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.prompts import Prompts
 from workbench.prompts.answers import answer_token
@@ -61,6 +62,7 @@ def make_task(subject: Any, prompts: Any, source: str | None, target: str | None
     A pair is patched from ``tuned`` into ``base`` by default, or the other way; with ``clean`` / ``corrupted`` its
     tuned model is patched between each prompt and its ``contrast``, as a single model is.
     """
+    check_subject(subject)
     rows = Prompts.of(prompts)
     is_pair = hasattr(subject, "base") and hasattr(subject, "tuned")
     known = (MODELS + RUNS) if is_pair else RUNS

@@ -11,6 +11,7 @@ import numpy as np
 from probes.paths.ablation import EVERYWHERE, Part
 from probes.paths.places import Head, Place, head_of, label_of
 from workbench.errors import UserError
+from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel
 
 Heads = Sequence[str] | Mapping[Place, Sequence[str]]
@@ -19,6 +20,7 @@ Heads = Sequence[str] | Mapping[Place, Sequence[str]]
 
 def sides_of(subject: Any) -> dict[str, AdaptedModel]:
     """Both models of a pair, or the one model, by role."""
+    check_subject(subject)
     if hasattr(subject, "base") and hasattr(subject, "tuned"):
         return {"base": subject.base, "tuned": subject.tuned}
     return {subject.role: subject}

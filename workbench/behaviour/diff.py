@@ -16,6 +16,7 @@ from workbench.behaviour.result import BehaviourDiff
 from workbench.behaviour.subject import AppliedRecipe, Subject
 from workbench.behaviour.texts import texts_table
 from workbench.errors import UserError
+from workbench.given import check_pair
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.results import Provenance
@@ -43,6 +44,7 @@ def behaviour_diff(
     ``base_recipes``: recipes applied to the base instead. ``options``: see :class:`DiffOptions`. Intervals are 95 %
     bootstraps over prompts (over groups where prompts have them), seeded; sampled texts share their noise.
     """
+    check_pair(pair)
     rows, chosen = Prompts.of(prompts), read_options(DiffOptions, options)
     check_metrics(metrics)
     trial = Trial(rows, tuple(dict.fromkeys(metrics)), chosen, batch_size, seed)

@@ -17,6 +17,7 @@ from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import TextRule, is_refusal
 from workbench.errors import UserError, unknown_name
+from workbench.given import check_pair
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -105,6 +106,7 @@ def dose_response(
     ``dose``: see :meth:`Dose.of`; with ``interventions.dose(recipe)`` all strengths are one batch. ``controls``: at
     least ten random recipes matched to it, each a dose too. ``options``: see :class:`DoseOptions`; texts are greedy.
     """
+    check_pair(pair)
     rows, chosen = Prompts.of(prompts), read_options(DoseOptions, options)
     if on not in pair.models:
         raise unknown_name("side", on, pair.models)

@@ -15,6 +15,7 @@ from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import AppliedRecipe, Subject, Work
 from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
+from workbench.given import check_pair
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -92,6 +93,7 @@ def scope_panel(
     :func:`is_refusal`. ``controls``: at least ten random recipes matched to the recipe (by its name where there are
     several). Intervals: bootstrap over prompts, seeded. ``options``: see :class:`ScopeOptions`.
     """
+    check_pair(pair)
     if on not in pair.models:
         raise unknown_name("side", on, pair.models)
     chosen = read_options(ScopeOptions, options)

@@ -15,6 +15,7 @@ import torch
 from workbench.engine.positions import PositionSpec, Where, where
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
+from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
@@ -76,6 +77,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, a
     folder that holds another recording, and a GPU whose memory runs out.
     """
+    check_subject(pair)
     models: dict[str, AdaptedModel] = pair.models if isinstance(pair, ModelPair) else {pair.role: pair}
     rows = Prompts.of(prompts)
     first = next(iter(models.values()))

@@ -1,0 +1,46 @@
+"""What a function was given to work on, checked before it starts: a pair, a model of ours, or a recording."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workbench.errors import UserError
+
+
+def check_pair(given: Any) -> None:
+    """Raise :class:`UserError` unless ``given`` has both models side by side."""
+    if not _is_pair(given):
+        raise UserError(
+            f"Both models are needed side by side, and {_said(given)} was given: give what load_pair(base, tuned) "
+            "returns."
+        )
+
+
+def check_subject(given: Any) -> None:
+    """Raise :class:`UserError` unless ``given`` is a pair or one model of ours."""
+    from workbench.models.adapted import AdaptedModel
+
+    if not _is_pair(given) and not isinstance(given, AdaptedModel):
+        raise UserError(
+            f"A pair or a model is needed, and {_said(given)} was given: give what load_pair(base, tuned) or "
+            "load_model(model) returns."
+        )
+
+
+def check_recording(given: Any) -> None:
+    """Raise :class:`UserError` unless ``given`` is a recording."""
+    from workbench.recording.recording import Recording
+
+    if not isinstance(given, Recording):
+        raise UserError(
+            f"A recording is read here, and {_said(given)} was given: give what record(pair, prompts, sites) returns."
+        )
+
+
+def _is_pair(given: Any) -> bool:
+    return hasattr(given, "base") and hasattr(given, "tuned")
+
+
+def _said(given: Any) -> str:
+    name = type(given).__name__
+    return f"the text {given!r}" if isinstance(given, str) else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
