@@ -14,10 +14,10 @@ from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
+from workbench.recording.load_options import load_options, open_recording
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
-from workbench.runs.folder import Run, create_run, create_run_at
-from workbench.runs.places import default_home
+from workbench.runs.folder import Run
 
 ACTIVATIONS = "activations"
 _PROMPTS = "prompts/prompts.jsonl"
@@ -51,7 +51,8 @@ def record_run(  # noqa: PLR0913 (the options of the command)
 ) -> RecordedRun:
     """Load a pair, record it into a run at ``out`` (default: a new folder in the runs' home), and compare.
 
-    ``flags`` go to :func:`load_pair`; ``where`` (backend, executor, workers) to :func:`record`.
+    ``flags`` go to :func:`load_pair`; ``where`` (backend, executor, workers) to :func:`record`. The run keeps what
+    of ``device``, ``dtype``, ``flags`` and the backend is not the default.
 
     Killed in mid-way, the same call resumes. Raises :class:`UserError` before anything is written when the input is
     wrong, and when ``out`` holds another recording.
@@ -64,7 +65,8 @@ def record_run(  # noqa: PLR0913 (the options of the command)
         "sites": list(sites), "layers": layers, "positions": str(positions), "statistics": statistics,
         "new_tokens": new_tokens,
     }  # fmt: skip
-    run = _open(out, config)
+    options = load_options({"device": device, "dtype": dtype, **(flags or {}), **(where or {})})
+    run = open_recording(out, config, options)
     fresh = not run.file(ACTIVATIONS).exists()
     if run.is_complete:
         run.reopen()
@@ -94,12 +96,6 @@ def _keep_prompts(run: Run, rows: Prompts, pair: ModelPair) -> None:
     rows.save(run.file(_PROMPTS))
     names = {role: one.name for role, one in pair.models.items()}
     run.note(pairs={"pair": {**names, "prompts": _PROMPTS}})
-
-
-def _open(out: str | Path | None, config: dict[str, Any]) -> Run:
-    if out is None:
-        return create_run(default_home(), None, kind="record", config=config)
-    return create_run_at(Path(out), kind="record", config=config)
 
 
 def difference_table(recording: Recording) -> pd.DataFrame:

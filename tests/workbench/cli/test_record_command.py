@@ -107,6 +107,17 @@ def test_another_configuration_is_refused(folders: Path, tmp_path: Path) -> None
     assert other.returncode == 1 and "sites" in other.stderr
 
 
+def test_the_run_says_how_its_models_were_loaded(folders: Path, tmp_path: Path) -> None:
+    asked = [*record(folders, out=tmp_path / "run"), "--dtype", "bfloat16", "--device", "cpu"]
+    done = tunescope(*asked, cwd=folders)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert (config["dtype"], config["device"]) == ("bfloat16", "cpu") and "allow_pickle" not in config
+    assert tunescope(*asked, cwd=folders).returncode == 0
+    other = tunescope(*asked[:-1], "auto", cwd=folders)
+    assert other.returncode == 1 and "'device' is \"cpu\" there" in other.stderr
+
+
 def test_wrong_use_exits_with_two() -> None:
     assert tunescope("record").returncode == 2
     assert tunescope("recrd").returncode == 2

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.cli.experiment.from_loading import loading_of
 from workbench.cli.experiment.given_files import further_prompts, given_file, hash_in, settings_of
 from workbench.cli.experiment.naming import plain_names
-from workbench.errors import NotSupported
 from workbench.runs import Run
 
 BATCH = 32
 """Prompts per batch where nothing is said."""
-_FLAGS = {"allow_pickle": "--allow-pickle", "trust_remote_code": "--trust-remote-code"}
 _SCOPE = "results/scope.safetensors"
 _SETS = {"near": "near scope", "outside": "out of scope"}
 """Option -> what the scope panel calls its prompts."""
@@ -27,12 +26,7 @@ def diff_parts(run: Run) -> dict[str, Any]:
     for models that were loaded as no experiment loads them, and :class:`UserError` for files that are gone or changed.
     """
     config = run.config
-    for key, flag in _FLAGS.items():
-        if config.get(key):
-            raise NotSupported(
-                f"{run.path} loaded its models with {flag}, which runs code that they bring; an experiment file never "
-                "does, so run the command again."
-            )
+    loaded = loading_of(run)
     names = plain_names((Path(file).stem for file in config["recipes"]), taken=("base", "tuned"), otherwise="recipe")
     recipes = {names[Path(file).stem]: {"file": given_file(run, file, "recipe")} for file in config["recipes"]}
     prompts = _further_sets(run)
@@ -45,7 +39,6 @@ def diff_parts(run: Run) -> dict[str, Any]:
         steps["scope"] = {**shared, **_scope(config, [*recipes], prompts)}
     if config.get("split") is not None:
         steps[config["split"]] = {**shared, **_split(run, [*recipes])}
-    loaded = {key: config[key] for key in ("device", "dtype")}
     return {"recipes": recipes, "steps": steps, "prompts": prompts, "pair": loaded}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from typer import BadParameter
 
 from workbench.cli.experiment.from_diff import diff_parts
+from workbench.cli.experiment.from_loading import loading_of
 from workbench.cli.experiment.from_localize import localize_step
 from workbench.cli.experiment.given_files import further_prompts, hash_in, own_prompts, settings_of, whole
 from workbench.cli.experiment.kept import RESULT
@@ -45,7 +46,7 @@ def experiment_of_run(run: Run, pair: str = "") -> Experiment:
     if run.manifest.kind == "record" and {"sites", "positions"} <= set(config):
         keys = ("sites", "layers", "positions", "new_tokens")
         step = {"do": "record", **{key: config[key] for key in keys if config.get(key) is not None}}
-        return _of_one_step(run, "record", step, {"prompts": own_prompts(run, "")})
+        return _of_one_step(run, "record", step, {"prompts": own_prompts(run, "")}, loading_of(run))
     raise NotSupported(
         f"{run.path} does not say how its results were made, so no experiment file makes them again; use the Python "
         "beside them."
@@ -83,10 +84,12 @@ def _still_there(path: str, kept: Mapping[str, Any], recipes: set[str]) -> bool:
     return first not in ("steps", "recipes", "prompts") or name in {"steps": kept, "recipes": recipes}.get(first, ())
 
 
-def _of_one_step(run: Run, name: str, step: dict[str, Any], prompts: dict[str, Any]) -> Experiment:
-    return Experiment.of(
-        {"name": name, "pair": pair_of_run(run), "prompts": prompts, "steps": {name: step}}, str(run.path)
-    )
+def _of_one_step(
+    run: Run, name: str, step: dict[str, Any], prompts: dict[str, Any], loaded: Mapping[str, Any] | None = None
+) -> Experiment:
+    """``loaded``: how the models are, in the ``pair``."""
+    pair = {**pair_of_run(run), **(loaded or {})}
+    return Experiment.of({"name": name, "pair": pair, "prompts": prompts, "steps": {name: step}}, str(run.path))
 
 
 def _of_command(run: Run, verb: str) -> Experiment:
@@ -125,8 +128,14 @@ def pair_of_run(run: Run) -> dict[str, Any]:
         name = one.get("name") if isinstance(one, Mapping) else one
         if not isinstance(name, str) or not name:
             raise NotSupported(f"{run.path} does not name its {role} model, so no experiment file can load it.")
-        found[role] = whole(name)
+        found[role] = whole(_pinned(name, run.config.get(role)))
     return found
+
+
+def _pinned(name: str, identity: Any) -> str:
+    """A hub id at the revision that a recording says it had (``org/name@revision``)."""
+    revision = identity.get("revision") if isinstance(identity, Mapping) else None
+    return f"{name}@{revision}" if revision and "@" not in name and not Path(name).expanduser().exists() else name
 
 
 def _absolute(experiment: Experiment, folder: Path) -> Experiment:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from workbench.cli.experiment.strict import Strict, refusal, unknown
 
 Scalar = str | int | float | bool
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class PairSpec(Strict):
@@ -22,7 +23,7 @@ class PairSpec(Strict):
     variant: str | None = None
     """Another tuned model of the organism's base."""
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
 
     @model_validator(mode="after")
     def _one_way(self) -> PairSpec:
@@ -34,6 +35,11 @@ class PairSpec(Strict):
         elif self.base is not None or self.tuned is not None:
             raise refusal("an organism brings its own models: give organism, or base and tuned.")
         return self
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _in_full(cls, given: Any) -> Any:
+        return _SHORT.get(given, given) if isinstance(given, str) else given
 
     @field_validator("organism")
     @classmethod

@@ -195,6 +195,39 @@ def test_a_recording_is_made_again_also_when_its_prompts_are_gone(home: Path, tm
     pd.testing.assert_frame_equal(table, run.read_table("difference"))
 
 
+def test_a_recording_is_made_again_with_its_models_loaded_as_they_were(home: Path, tmp_path: Path) -> None:
+    asked = ["--prompts", "p.jsonl", "--sites", "z", "--dtype", "bf16", "--device", "cpu"]
+    run = made(home, tmp_path / "run", "record", "llama-base", "llama-tuned", *asked)
+    experiment = Experiment.parse(experiment_of_run(run).to_yaml())
+    assert (experiment.pair.device, experiment.pair.dtype) == ("cpu", "bfloat16")
+    done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
+    (table,) = (pd.read_parquet(path) for path in done.run.path.glob("steps/*/table.parquet"))
+    pd.testing.assert_frame_equal(table, run.read_table("difference"))
+    plain = made(
+        home, tmp_path / "plain", "record", "llama-base", "llama-tuned", "--prompts", "p.jsonl", "--sites", "z"
+    )
+    assert experiment_of_run(plain).pair.plain().keys() == {"base", "tuned"}
+    assert not plain.read_table("difference").equals(table), "another dtype, other numbers"
+
+
+def test_a_recording_whose_models_no_experiment_loads_is_a_sentence(home: Path, tmp_path: Path) -> None:
+    config = {"base": {"name": "org/base", "revision": "abc"}, "tuned": {"name": str(home / "llama-tuned")}}
+    config |= {"sites": ["z"], "positions": "last", "prompts": "hash"}
+
+    def recorded(name: str, **options: Any) -> Run:
+        with runs.create(tmp_path, name, kind="record", config={**config, **options}) as run:
+            run.file("prompts").mkdir()
+            Prompts.load(home / "p.jsonl").save(run.file("prompts/prompts.jsonl"))
+        return run
+
+    pinned = experiment_of_run(recorded("a", dtype="fp16")).pair
+    assert (pinned.base, pinned.tuned) == ("org/base@abc", str(home / "llama-tuned")) and pinned.dtype == "float16"
+    with pytest.raises(NotSupported, match="loaded its models with --trust-remote-code, which runs code"):
+        experiment_of_run(recorded("b", trust_remote_code=True))
+    with pytest.raises(NotSupported, match="made with backend 'nnsight', for which an experiment file has no key"):
+        experiment_of_run(recorded("c", backend="nnsight"))
+
+
 NUMBERS = ["metric", "estimate", "low", "high", "n"]
 
 
