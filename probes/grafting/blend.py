@@ -1,7 +1,8 @@
 """A model that computes with blended weights, made where they are needed and thrown away at once.
 
 A module's weights are blended just before it runs and released right after; the backward pass makes them again
-instead of keeping them. So grafting holds base, tuned, logits and gradients: four copies, never a fifth live one.
+instead of keeping them. So of what is as large as the weights grafting holds base, tuned, logits (float32) and slopes
+(float16), and a gradient of one tensor at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from probes.grafting.regions import Region
-from probes.grafting.units import Mask, Units
+from probes.grafting.units import Mask
 from workbench.errors import UserError
 from workbench.models.adapters import bare_module
 from workbench.typing import Tensor
@@ -52,15 +53,18 @@ class Blender:
             yield model
 
     @contextmanager
-    def soft(self, logits: Units, effects: Units) -> Iterator[nn.Module]:
-        """base + sigmoid(logits) * (tuned - base); backward adds to ``effects`` the loss's slope along each unit."""
+    def soft(self, gamma: Callable[[str], Tensor], add: Callable[[str, Tensor], object]) -> Iterator[nn.Module]:
+        """base + gamma * (tuned - base); backward calls ``add`` with the loss's slope along each unit of a part.
+
+        Both functions are given a part's name; ``gamma`` is asked twice, in the forward and the backward pass.
+        """
         parts = self.region.parts
 
         def value(name: str) -> Tensor:
-            return parts[name].mixed(torch.sigmoid(logits.at(name)))
+            return parts[name].mixed(gamma(name))
 
         def receive(name: str, gradient: Tensor) -> None:
-            effects.add(name, parts[name].effect(gradient))
+            add(name, parts[name].effect(gradient))
 
         with torch.enable_grad(), self._entered(value, receive) as model:
             yield model

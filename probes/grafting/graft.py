@@ -49,8 +49,10 @@ def graft(
     ``method``: "optimised" (the paper's mask), "adaptive" (bounded steps and a price per unit), "movement",
     "first_order" (one forward and backward). ``level``: "entries", "rows", "heads", "modules", "ranks" of a LoRA.
     ``sparsity``: the share to start from (optimised) or to take. ``options``: fields of
-    :class:`probes.grafting.Settings` (epochs, start, offset, lr, penalty, sparsities, draws, batch_size). Memory while
-    optimising: base, tuned, logits and gradients, four copies of the weights, and masks of a quarter each.
+    :class:`probes.grafting.Settings` (epochs, start, offset, lr, penalty, sparsities, draws, batch_size). Memory of
+    float32 weights grafted by entries: at most four copies at any time. They are base, tuned, the logits (float32)
+    and, while optimising, the slopes (float16), later masks (a quarter each). Logits and slopes take 6 bytes an entry
+    whatever the weights' type: with two bfloat16 models 10 bytes in all, which is five copies of 2.
 
     Raises :class:`UserError` when the tuned model is no better than the base, nothing differs, or prompts are
     too few.
@@ -68,7 +70,8 @@ def graft(
     judge = _judge(pair, data, held_out, ood, blender, settings)
     found = search(blender, data.task(fit, pair.base, settings.batch_size), how, settings, watch)
     curve = sparsity_curve(judge, found.pop_ranking(), settings.sparsities, settings.draws, watch)
-    models = variants(judge, found.mask, settings.draws)
+    mask = found.mask
+    models = variants(judge, mask, settings.draws)
     made = Provenance.of(
         "graft",
         {"base": pair.base, "tuned": pair.tuned},
@@ -80,9 +83,9 @@ def graft(
         settings=asked(settings, method=method, level=level, ood=None if ood is None else Prompts.of(ood)),
     )
     return GraftResult(
-        table=density_table(blender.region, found.mask), control=CONTROL, provenance=made,
-        mask=stored_mask(blender.region, found.mask, units), curve=curve, models=models, method=method, level=level,
-        entries=entries_in(blender.region, found.mask), eligible=blender.region.n_entries, dropped=data.dropped,
+        table=density_table(blender.region, mask), control=CONTROL, provenance=made,
+        mask=stored_mask(blender.region, mask, units), curve=curve, models=models, method=method, level=level,
+        entries=entries_in(blender.region, mask), eligible=blender.region.n_entries, dropped=data.dropped,
         history=[[accuracy, float(size)] for accuracy, size in found.history],
     )  # fmt: skip
 

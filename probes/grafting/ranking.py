@@ -20,15 +20,16 @@ def highest(values: Callable[[str], Tensor], names: Sequence[str], count: int) -
 
     ``values(name)`` is asked for four times, and must be the same each time; it is compared in float32.
     """
-    threshold, ties = 0, count
+    threshold, ties = -(2**31), count  # the lowest number that the digits found so far allow
     for first, bits in _DIGITS:
         counts = torch.zeros(2**bits, dtype=torch.long)
         for name in names:
             ordered = _ordered(values(name))
-            ordered = ordered[ordered >> (first + bits) == threshold]
-            counts += torch.bincount((ordered >> first) & (2**bits - 1), minlength=2**bits).cpu()
+            if first + bits < 32:
+                ordered = ordered[ordered >> (first + bits) == threshold >> (first + bits)]
+            counts += torch.bincount((ordered >> first).sub_(threshold >> first), minlength=2**bits).cpu()
         digit, above = _where_reached(counts, ties)
-        threshold, ties = (threshold << bits) + digit, ties - above
+        threshold, ties = threshold + (digit << first), ties - above
     masks = {}
     for name in names:
         given = values(name)
@@ -42,9 +43,9 @@ def highest(values: Callable[[str], Tensor], names: Sequence[str], count: int) -
 
 
 def _ordered(values: Tensor) -> Int[Tensor, " entry"]:
-    """Whole numbers from 0 to 2**32 - 1 in the order of the floats; -0 counts as 0."""
+    """Whole numbers of 32 bits in the order of the floats; -0 counts as 0."""
     bits = (values.reshape(-1).float() + 0.0).view(torch.int32)
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() + 2**31
+    return bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))
 
 
 def _where_reached(counts: Int[Tensor, " digit"], wanted: int) -> tuple[int, int]:

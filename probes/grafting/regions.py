@@ -12,6 +12,7 @@ from workbench.errors import UserError
 from workbench.typing import Bool, Float, Int, Tensor
 
 Level = Literal["entries", "rows", "heads", "modules", "ranks"]
+_ALL = ""
 LEVELS: tuple[Level, ...] = ("entries", "rows", "heads", "modules", "ranks")
 
 
@@ -43,12 +44,12 @@ class Part:
 
     def effect(self, gradient: Tensor) -> Float[Tensor, "*unit"]:
         """How the loss changes per unit of gamma: the sum of gradient * (tuned - base) over each unit."""
-        product = gradient.float() * (self.tuned.float() - self.base.float())
-        return _summed(product, self.unit_shape)
+        change = self.tuned.float() - self.base.float()
+        return _summed(change.mul_(gradient), self.unit_shape)
 
     def movement(self) -> Float[Tensor, "*unit"]:
         """Squared change of each unit."""
-        return _summed((self.tuned.float() - self.base.float()).square(), self.unit_shape)
+        return _summed((self.tuned.float() - self.base.float()).square_(), self.unit_shape)
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,20 @@ class Region:
         if self.sizes is not None:
             return int(self.sizes[int(self.reserved) :].sum())
         return sum(part.base.numel() for part in self.parts.values())
+
+    def key(self, name: str) -> str:
+        """Where the numbers of a part's units are held: by its name, or all together when units span parts."""
+        return name if self.parts[name].units is None else _ALL
+
+    def add_up(self, name: str, values: Float[Tensor, "*unit"], total: Float[Tensor, "*units"]) -> None:
+        """Add ``values``, shaped as the units of the part ``name``, to what is held at its key."""
+        units = self.parts[name].units
+        if units is None:
+            total += values
+            return
+        total.index_add_(0, units.reshape(-1), values.reshape(-1).to(total))
+        if self.reserved:
+            total[0] = 0.0
 
 
 def region_of(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,8 +10,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from probes.grafting.blend import Blender
+from probes.grafting.packing import Packed
 from probes.grafting.ranking import highest
 from probes.grafting.regions import Region
+from probes.grafting.slopes import Slopes
 from probes.grafting.tasks import Task, grafted_outcome
 from probes.grafting.units import Units
 from workbench.progress import Progress, Silent
@@ -49,14 +50,19 @@ class Settings:
 
 @dataclass
 class Found:
-    """``mask``: the region found. ``ranking``: a number per unit that orders all of them."""
+    """``packed``: the region found. ``ranking``: a number per unit that orders all of them."""
 
-    mask: dict[str, Tensor]
+    packed: dict[str, Packed]
     ranking: Units
     forward_passes: int = 0
     backward_passes: int = 0
     history: tuple[tuple[float, int], ...] = ()
     """Per epoch: accuracy of the rounded mask on the task, and its number of entries."""
+
+    @property
+    def mask(self) -> dict[str, Tensor]:
+        """The region found, made anew: a quarter of the weights."""
+        return {name: one.mask() for name, one in self.packed.items()}
 
     def pop_ranking(self) -> Units:
         """Hand the ranking, which is as large as the weights, to the only one who still needs it."""
@@ -71,11 +77,11 @@ def search(blender: Blender, task: Task, method: Method, settings: Settings, pro
     budget = max(1, round(settings.sparsity * blender.region.n_entries))
     if method == "movement":
         ranking = movement(blender.region)
-        return Found(ranking.top(budget), ranking)
+        return Found(_packed(blender.region, ranking.top(budget).__getitem__), ranking)
     if method == "first_order":
         ranking = first_order(blender, task)
-        count = len(task.batches)
-        return Found(ranking.top(budget), ranking, forward_passes=count, backward_passes=count)
+        count, mask = len(task.batches), ranking.top(budget)
+        return Found(_packed(blender.region, mask.__getitem__), ranking, forward_passes=count, backward_passes=count)
     return _optimise(blender, task, method == "adaptive", settings, budget, watch)
 
 
@@ -97,16 +103,16 @@ def most_moved(region: Region, entries: int) -> dict[str, Tensor]:
 def first_order(blender: Blender, task: Task) -> Units:
     """-dL/dgamma at the base: how much of the loss each unit would take away, to first order."""
     effects = Units(blender.region)
-    _accumulate(blender, task, Units(blender.region, fill=-math.inf), effects)
+    _accumulate(blender, task, lambda name: blender.region.parts[name].base.new_zeros(()), effects)
     for flat in effects.flat.values():
         flat.neg_()
     return effects
 
 
-def _accumulate(blender: Blender, task: Task, logits: Units, effects: Units) -> None:
-    """Add the mean over batches of dL/dgamma to ``effects``."""
+def _accumulate(blender: Blender, task: Task, gamma: Callable[[str], Tensor], slopes: Units | Slopes) -> None:
+    """Add the mean over batches of dL/dgamma to ``slopes``."""
     for batch in task.batches:
-        with blender.soft(logits, effects) as model:
+        with blender.soft(gamma, slopes.add) as model:
             predicted, label = task.classify(model, batch)
             blender.backward(cross_entropy(predicted.float(), label) / len(task.batches))
 
@@ -120,50 +126,27 @@ def _optimise(blender: Blender, task: Task, adaptive: bool, settings: Settings, 
     if settings.offset is None:
         settings = replace(settings, offset=3.0 if adaptive else 10.0)
     logits = _start(blender, settings, budget)
-    effects = Units(blender.region)
+    slopes = Slopes(logits)
     step = _Adaptive(settings) if adaptive else _Plain(settings)
-    best, best_key, history = _places(logits), (-1.0, 0), []
+    best, best_key, history = _packed(blender.region, logits.on), (-1.0, 0), []
     watch.start("graft", settings.epochs)
     for _ in range(settings.epochs):
         watch.advance()
-        step.before(effects)
-        _accumulate(blender, task, logits, effects)
-        step.take(logits, effects)
-        accuracy = grafted_outcome(task, blender, lambda name: logits.at(name) > 0).accuracy
-        places = _places(logits)
-        size = sum(_count(chosen) * blender.region.parts[name].entries_per_unit for name, chosen in places.items())
+        step.before(slopes)
+        _accumulate(blender, task, lambda name: torch.sigmoid(logits.at(name)), slopes)
+        step.take(logits, slopes)
+        accuracy = grafted_outcome(task, blender, logits.on).accuracy
+        size = sum(int(logits.on(name).sum()) * part.entries_per_unit for name, part in blender.region.parts.items())
         history.append((accuracy, size))
         if (accuracy, -size) > best_key:
-            best, best_key = places, (accuracy, -size)
+            best, best_key = _packed(blender.region, logits.on), (accuracy, -size)
     watch.finish()
     passes = settings.epochs * len(task.batches)
-    return Found(_mask_at(blender, best), logits, 2 * passes, passes, tuple(history))
+    return Found(best, logits, 2 * passes, passes, tuple(history))
 
 
-def _places(logits: Units) -> dict[str, Tensor]:
-    """Where the rounded mask is on: as flat coordinates when few are, which is far smaller than a mask."""
-    found = {}
-    for name in logits.region.parts:
-        on = logits.at(name) > 0
-        found[name] = on.reshape(-1).nonzero()[:, 0].clone() if int(on.sum()) * 16 < on.numel() else on
-    return found
-
-
-def _count(chosen: Tensor) -> int:
-    return len(chosen) if chosen.dtype == torch.int64 else int(chosen.sum())
-
-
-def _mask_at(blender: Blender, places: dict[str, Tensor]) -> dict[str, Tensor]:
-    masks = {}
-    for name, chosen in places.items():
-        shape = blender.region.parts[name].unit_shape
-        if chosen.dtype == torch.bool:
-            masks[name] = chosen
-            continue
-        flat = torch.zeros(shape.numel(), dtype=torch.bool, device=chosen.device)
-        flat[chosen] = True
-        masks[name] = flat.reshape(shape)
-    return masks
+def _packed(region: Region, mask: Callable[[str], Tensor]) -> dict[str, Packed]:
+    return {name: Packed.of(mask(name)) for name in region.parts}
 
 
 def _start(blender: Blender, settings: Settings, budget: int) -> Units:
@@ -174,8 +157,8 @@ def _start(blender: Blender, settings: Settings, budget: int) -> Units:
         for name, mask in selected.items():
             logits.add(name, mask.float())
     for flat in logits.flat.values():
-        sign = (flat > 0).float().mul_(2).sub_(1)
-        flat.copy_(torch.rand(flat.shape, generator=generator)).sub_(settings.offset or 0.0).mul_(-sign)
+        sign = (flat > 0).float().mul_(-2).add_(1)
+        flat.copy_(torch.rand(flat.shape, generator=generator)).sub_(settings.offset or 0.0).mul_(sign)
     return logits
 
 
@@ -185,28 +168,26 @@ class _Plain:
     def __init__(self, settings: Settings) -> None:
         self.lr, self.offset = settings.lr, settings.offset or 0.0
 
-    def before(self, effects: Units) -> None:
-        for flat in effects.flat.values():
-            flat.zero_()
+    def before(self, slopes: Slopes) -> None:
+        slopes.zero()
 
-    def take(self, logits: Units, effects: Units) -> None:
-        def slope(effect: Tensor, logit: Tensor) -> None:
-            gamma = torch.sigmoid(logit)
-            effect.mul_(gamma.mul_(1 - gamma))
+    def take(self, logits: Units, slopes: Slopes) -> None:
+        def along(key: str) -> Tensor:
+            gamma = torch.sigmoid(logits.flat[key])
+            return slopes.read(key).mul_(gamma.mul_(1 - gamma))
 
-        effects.each(slope, logits)
         if self.lr is None:
-            largest = max(float(flat.abs().max()) for flat in effects.flat.values())
+            largest = max(float(along(key).abs_().max()) for key in logits.flat)
             self.lr = _FIRST_STEP * self.offset / largest if largest > 0 else 0.0
-        rate = self.lr
-        logits.each(lambda logit, effect: logit.sub_(effect, alpha=rate), effects)
+        for key, logit in logits.flat.items():
+            logit.sub_(along(key), alpha=self.lr)
 
 
 class _Adaptive:
     """Bounded steps on the loss plus an explicit price for every unit that is on (a relaxed L0 penalty).
 
     The logits move by at most ``lr`` an epoch, -lr * tanh((m + price) / price) with m the momentum of dL/dgamma:
-    sign descent (Bernstein et al. 2018) softened around the price. Adam's second moment would need a fifth copy
+    sign descent (Bernstein et al. 2018) softened around the price. Adam's second moment would need a copy more
     of the weights and would lift units that do next to nothing to full speed. The price is ``penalty`` times the
     strongest unit's effect at the start.
     """
@@ -219,18 +200,17 @@ class _Adaptive:
         self.price = 0.0
         self.count = 0
 
-    def before(self, effects: Units) -> None:
-        for flat in effects.flat.values():
-            flat.mul_(self.momentum)
+    def before(self, slopes: Slopes) -> None:
+        slopes.fade(self.momentum)
 
-    def take(self, logits: Units, effects: Units) -> None:
+    def take(self, logits: Units, slopes: Slopes) -> None:
         self.count += 1
         # the momentum sums (1 - m^t) / (1 - m) gradients
         scale = (1 - self.momentum) / (1 - self.momentum**self.count)
         if self.count == 1:
-            self.price = self.penalty * max(float(-flat.min()) for flat in effects.flat.values())
+            self.price = self.penalty * max(float(-slopes.read(key).min()) for key in logits.flat)
         if self.price <= 0:
             return
         for key, logit in logits.flat.items():
-            logit.sub_((effects.flat[key] * (scale / self.price) + 1).tanh_(), alpha=self.lr)
+            logit.sub_(slopes.read(key).mul_(scale / self.price).add_(1).tanh_(), alpha=self.lr)
             logit.clamp_(-self.bound, self.bound)

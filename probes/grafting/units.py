@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -10,7 +10,6 @@ from probes.grafting.ranking import highest
 from probes.grafting.regions import Region
 from workbench.typing import Tensor
 
-_ALL = ""
 Mask = Mapping[str, Tensor]
 """Part name -> bool tensor, broadcastable to the part."""
 
@@ -18,47 +17,37 @@ Mask = Mapping[str, Tensor]
 class Units:
     """A number for every unit: one tensor per part, or one vector when units span parts."""
 
-    def __init__(self, region: Region, fill: float = 0.0) -> None:
+    def __init__(self, region: Region) -> None:
         self.region = region
-        if region.sizes is not None:
-            device = next(iter(region.parts.values())).base.device
-            self.flat = {_ALL: torch.full((len(region.sizes),), fill, device=device)}
-        else:
-            self.flat = {
-                name: torch.full(part.base.shape, fill, device=part.base.device, dtype=torch.float32)
-                for name, part in region.parts.items()
-            }
+        self.flat = {
+            region.key(name): torch.zeros(
+                part.base.shape if region.sizes is None else region.sizes.shape,
+                dtype=torch.float32,
+                device=part.base.device,
+            )
+            for name, part in region.parts.items()
+        }
 
     def at(self, name: str) -> Tensor:
         """The numbers of a part, broadcastable to its tensor."""
-        units = self.region.parts[name].units
-        return self.flat[name] if units is None else self.flat[_ALL][units]
+        units, flat = self.region.parts[name].units, self.flat[self.region.key(name)]
+        return flat if units is None else flat[units]
+
+    def on(self, name: str) -> Tensor:
+        """Where a part's numbers are above 0."""
+        return self.at(name) > 0
 
     def add(self, name: str, values: Tensor) -> None:
         """Add ``values``, shaped as the part's units."""
-        units = self.region.parts[name].units
-        if units is None:
-            self.flat[name] += values
-        else:
-            self.flat[_ALL].index_add_(0, units.reshape(-1), values.reshape(-1).to(self.flat[_ALL]))
-            if self.region.reserved:
-                self.flat[_ALL][0] = 0.0
-
-    def each(self, change: Callable[[Tensor, Tensor], object], other: Units) -> None:
-        """Call ``change(mine, theirs)`` on every tensor, in place."""
-        for key, mine in self.flat.items():
-            change(mine, other.flat[key])
-
-    def above(self, threshold: float) -> dict[str, Tensor]:
-        """The mask of units above the threshold."""
-        return {name: self.at(name) > threshold for name in self.region.parts}
+        self.region.add_up(name, values, self.flat[self.region.key(name)])
 
     def top(self, entries: int) -> dict[str, Tensor]:
         """The mask of the highest units that together hold at most ``entries`` entries; ties by order."""
         sizes = self.region.sizes
         if sizes is not None:
             first = int(self.region.reserved)
-            order = self.flat[_ALL][first:].argsort(descending=True, stable=True) + first
+            (flat,) = self.flat.values()
+            order = flat[first:].argsort(descending=True, stable=True) + first
             chosen = torch.zeros(len(sizes), dtype=torch.bool, device=order.device)
             chosen[order[: int((sizes.to(order.device)[order].cumsum(0) <= entries).sum())]] = True
             return {name: chosen[part.units] for name, part in self.region.parts.items() if part.units is not None}

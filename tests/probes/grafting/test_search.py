@@ -189,8 +189,8 @@ class Live(TorchDispatchMode):
         return out
 
 
-def test_no_fifth_copy_of_the_weights_is_made() -> None:
-    """Beside base, tuned, logits and effects no more is ever allocated than a few tensors' worth."""
+def test_no_more_than_two_copies_of_the_weights_are_made() -> None:
+    """Beside base and tuned: logits, slopes at half the size, and no more than a few tensors' worth."""
     layers, width = 16, 64
     model = nn.Sequential(*[nn.Linear(width, width, bias=False) for _ in range(layers)])
     base = {name: value.clone() for name, value in model.state_dict().items()}
@@ -200,10 +200,14 @@ def test_no_fifth_copy_of_the_weights_is_made() -> None:
     blender = Blender(model, region_of(base, tuned))
 
     whole = sum(value.numel() * value.element_size() for value in base.values())
+    for method in ("optimised", "adaptive"):
+        with Live() as live:
+            search(blender, task, method, Settings(sparsity=0.01, epochs=3))
+        # logits, slopes in half precision, packed masks, and a few tensors of a sixteenth
+        assert live.most < 1.85 * whole
     with Live() as live:
-        search(blender, task, "optimised", Settings(sparsity=0.01, epochs=3))
-        search(blender, task, "adaptive", Settings(sparsity=0.01, epochs=3))
-    assert live.most < 2.6 * whole  # logits, effects, and less than one copy of anything else
+        first_order(blender, task)
+    assert live.most < 1.6 * whole  # effects, and the mask of what ranks highest
     ranking, region = movement(blender.region), blender.region
     for size in (0.01, 0.5, 1.0):
         with Live() as live:
