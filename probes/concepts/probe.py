@@ -127,6 +127,13 @@ def concept_directions(
     read = Dictionary.load(dictionary) if isinstance(dictionary, (str, Path)) else dictionary
     chosen = None if given is None else [label for label, kept in zip(given, train, strict=True) if kept]
     found = find(method, Rows(base[train], tuned[train], chosen), k, read)
+    if not len(found.directions):
+        raise UserError(
+            f"Nothing to find: tuned - base at {site.kind} of layer {site.layer} "
+            + ("is the same on every row" if method == "pca" else "is 0 on every row")
+            + " that directions are looked for on"
+            + ("; method='mean' reads what is the same." if method == "pca" else ".")
+        )
     table = _scores(found, (tuned - base)[~train], prompt[~train], clusters[~train], seed)
     values = _activations(found, tuned, base.mean(0), read)
     words = _words(found, model, base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from workbench.errors import UserError
 
 def two_classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, str]]:
     """[row] bool, and the names of the negative and the positive class (in sorted order)."""
-    missing = [number for number, label in enumerate(labels) if label is None]
+    # A table has nan where a prompt has no label.
+    missing = [
+        number for number, label in enumerate(labels) if label is None or (isinstance(label, float) and isnan(label))
+    ]
     if missing:
         raise UserError(f"Row {missing[0]} has no label ({len(missing)} in all lack one); a probe needs every label.")
     names = sorted({str(label) for label in labels})

@@ -52,6 +52,20 @@ def cosine(found: ConceptDirections, place: int, direction: torch.Tensor) -> flo
     return abs(float(found.directions[place] @ direction))
 
 
+@pytest.mark.parametrize(
+    ("method", "shift", "message"),
+    [("pca", 0.0, "the same on every row"), ("pca", 3.0, "method='mean' reads"), ("pca-uncentred", 0.0, "0 on every")],
+)
+def test_a_change_without_directions_is_nothing_to_find(method: str, shift: float, message: str) -> None:
+    made = recording()
+    site = made.sites[0]
+    base = torch.zeros(PROMPTS * LENGTH, D)
+    one = Recording(made.index, made.config, {"base": {site: base}, "tuned": {site: base + shift * U}})
+    with pytest.raises(UserError, match=f"Nothing to find: .* of layer 1 .*{message}"):
+        concept_directions(one, method)
+    assert len(concept_directions(one, "mean").frame()) == 1
+
+
 def test_centring_takes_the_mean_direction_out() -> None:
     mean = concept_directions(recording(), "mean")
     assert cosine(mean, 0, U) > 0.99 and mean.table["q"][0] < 0.01 and mean.table["score"][0] > 0.5

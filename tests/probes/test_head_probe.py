@@ -168,6 +168,7 @@ def test_shuffling_respects_groups() -> None:
         ({"labels": ["a"] * ROWS}, "have 1"),
         ({"labels": ["a", "b"]}, "2 labels and 200 prompts"),
         ({"labels": [None] * ROWS}, "no label"),
+        ({"labels": ["a", "b"] * (ROWS // 2 - 1) + ["a", float("nan")]}, f"Row {ROWS - 1} has no label"),
         ({"folds": 1}, "1 folds"),
         ({"folds": [row % 3 for row in range(ROWS)]}, "split over several"),
         ({"role": "base"}, "base"),
