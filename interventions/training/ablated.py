@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from interventions.base import Intervention
 from interventions.concept_ablation import ConceptAblation
 from interventions.recipe import Recipe, as_adapted
 from interventions.training.examples import Collator, examples_of
@@ -21,8 +22,8 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.typing import Float, Tensor
 
-Ablation = Recipe | Mapping[int, Tensor]
-"""A recipe, or layer -> directions [k, d_model] taken out of the residual stream after that layer."""
+Ablation = Recipe | Intervention | Mapping[int, Tensor]
+"""A recipe, one intervention, or layer -> directions [k, d_model] taken out of the residual stream after that layer."""
 
 
 @contextmanager
@@ -47,6 +48,10 @@ def ablation_recipe(ablation: Ablation) -> Recipe:
     """``ablation`` as a recipe. Raises :class:`UserError` when there is nothing to ablate."""
     if isinstance(ablation, Recipe):
         return ablation
+    if isinstance(ablation, Intervention):
+        return Recipe([ablation])
+    if not isinstance(ablation, Mapping):
+        raise UserError(f"An ablation is a recipe, or layers with their directions; got {type(ablation).__name__}.")
     if not ablation:
         raise UserError("No directions were given: map layers to directions, as {8: tensor of [k, d_model]}.")
     return Recipe([ConceptAblation(layer, directions) for layer, directions in sorted(ablation.items())])

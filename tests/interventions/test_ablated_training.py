@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import jaxtyping
 import peft
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
+from interventions.concept_ablation import ConceptAblation
 from interventions.recipe import Recipe
-from interventions.training.ablated import ablated_training, caft_finetune, random_directions
+from interventions.training.ablated import ablated_training, ablation_recipe, caft_finetune, random_directions
 from interventions.training.trainer import Schedule
 from tests.tiny import tiny_model, token_batch, tokenizer
 from workbench.engine.hub import SiteHook
@@ -208,3 +210,14 @@ def test_nothing_to_ablate_or_to_train_is_said() -> None:
     model.hf.requires_grad_(False)
     with pytest.raises(UserError, match="trainable"):
         caft_finetune(model, ROWS, None)
+
+
+def test_one_intervention_is_an_ablation_and_a_tensor_is_none() -> None:
+    one = ConceptAblation(0, torch.eye(2, 64))
+    assert ablation_recipe(one) == Recipe([one])
+    jaxtyping.config.update("jaxtyping_disable", True)  # a user runs without the tests' check of annotations
+    try:
+        with pytest.raises(UserError, match="layers with their directions; got Tensor"):
+            ablation_recipe(torch.eye(2, 64))  # type: ignore[arg-type]
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

@@ -229,8 +229,10 @@ def _describe_loaded(given: Any) -> Source:
         check_adapter_type(config.peft_type, "The PeftModel")
         return Source(Kind.PEFT, _name_of(given.get_base_model()), config.to_dict(), model=given)
     if not isinstance(given, PreTrainedModel):
+        if isinstance(getattr(given, "_orig_mod", None), PreTrainedModel):
+            raise UserError("This model went through torch.compile; give the model from before (its _orig_mod).")
         raise UserError(
-            f"A model was expected (a folder, a hub id, a transformers model or a PeftModel), not a "
+            "A model was expected (a folder, a hub id, a transformers model or a PeftModel), and this is of the type "
             f"{type(given).__name__}."
         )
     if getattr(given, "_hf_peft_config_loaded", False):
