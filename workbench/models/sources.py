@@ -232,7 +232,7 @@ def _describe_loaded(given: Any) -> Source:
         if isinstance(getattr(given, "_orig_mod", None), PreTrainedModel):
             raise UserError("This model went through torch.compile; give the model from before (its _orig_mod).")
         raise UserError(
-            "A model was expected (a folder, a hub id, a transformers model or a PeftModel), and this is of the type "
+            f"A model was expected (a folder, a hub id, a transformers model or a PeftModel), not a "
             f"{type(given).__name__}."
         )
     if getattr(given, "_hf_peft_config_loaded", False):
