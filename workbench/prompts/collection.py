@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -106,10 +107,24 @@ class Prompts(Sequence[Prompt]):
 
     @property
     def clusters(self) -> np.ndarray:
-        """Numbers ``[prompt]``, equal within a group; a row without a group stands alone."""
+        """Numbers ``[prompt]`` of what is drawn together, equal where :attr:`cluster_names` are; others stand alone."""
         numbers: dict[str | int, int] = {}
-        keys = [row.group if row.group is not None else number for number, row in enumerate(self._rows)]
+        keys = [number if name is None else name for number, name in enumerate(self.cluster_names)]
         return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+    @property
+    def cluster_names(self) -> list[str | None]:
+        """What each row is drawn with: its group; without one, the rows that give the model the same to read; None: it
+        stands alone. A prompt that stands there twice says the same thing twice, which is no second observation.
+        """
+        first: dict[str, int] = {}
+        keys = [row.said if row.group is None else None for row in self._rows]
+        places = [None if key is None else first.setdefault(key, number) for number, key in enumerate(keys)]
+        often = Counter(places)
+        return [
+            row.group if place is None else f"repeats of prompt {place}" if often[place] > 1 else None
+            for row, place in zip(self._rows, places, strict=True)
+        ]
 
     @property
     def labels(self) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,11 @@ class Prompt:
             group=self.group,
             columns=self.columns,
         )
+
+    @property
+    def said(self) -> str:
+        """Text that is the same for two rows exactly where the model reads the same."""
+        return json.dumps([self.kind, getattr(self, self.kind)], default=str)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that are given, then the extra columns, as plain JSON values."""

@@ -53,7 +53,7 @@ class RowIndex:
 
     def __init__(self, plan: Plan, prompts: Prompts, tokenizer: Any) -> None:
         self._plan = plan
-        self._rows = prompts.rows
+        self._prompts = prompts
         self._tokenizer = tokenizer
 
     def rows(self, prompts: Int[Tensor, " row"], positions: Int[Tensor, " row"], suspects: dict[str, Tensor]) -> Rows:
@@ -93,11 +93,11 @@ class RowIndex:
 
     @cached_property
     def _groups(self) -> pa.Array:
-        return pa.array([row.group for row in self._rows])
+        return pa.array(self._prompts.cluster_names)
 
     @cached_property
     def _labels(self) -> pa.Array:
-        return pa.array([None if row.label is None else str(row.label) for row in self._rows])
+        return pa.array([None if row.label is None else str(row.label) for row in self._prompts])
 
 
 def _flags(tensors: dict[str, Tensor], rows: int) -> pa.Array:

@@ -187,3 +187,19 @@ def test_data_set_with_splits_or_without_end_is_refused() -> None:
         Prompts.of(datasets.DatasetDict({"train": data}))
     with pytest.raises(UserError, match="no end"):
         Prompts.of(data.to_iterable_dataset())
+
+
+def test_a_prompt_that_stands_there_twice_is_drawn_once() -> None:
+    chat = [{"role": "user", "content": "a"}]
+    rows: list[Any] = [
+        "a", {"prompt": "b", "answer": "x"}, {"prompt": "b", "answer": "y"}, {"messages": chat}, [1, 2], "a", "c",
+        {"prompt": "a", "group": "g"}, {"messages": chat}, [1, 2], {"prompt": "d", "group": "g"},
+    ]  # fmt: skip
+    prompts = Prompts.of(rows)
+    repeated = {place: f"repeats of prompt {place}" for place in (0, 1, 3, 4)}
+    assert prompts.cluster_names == [
+        repeated[0], repeated[1], repeated[1], repeated[3], repeated[4], repeated[0], None, "g", repeated[3],
+        repeated[4], "g",
+    ]  # fmt: skip
+    assert prompts.clusters.tolist() == [0, 1, 1, 2, 3, 0, 4, 5, 2, 3, 5]
+    assert list(prompts.groups) == ["g"]  # what was given, and no more
