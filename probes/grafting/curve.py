@@ -71,19 +71,23 @@ def sparsity_curve(
     judge: Judge, ranking: Units, sparsities: Sequence[float], draws: int, watch: Progress
 ) -> pd.DataFrame:
     """One row per size: the best-ranked entries, those that moved most, and random ones, as many each."""
-    region = judge.blender.region
-    rows: list[dict[str, Any]] = []
+    rows = []
     watch.start("sparsity curve", len(sparsities))
     for sparsity in sparsities:
         watch.advance()
-        budget = max(1, round(sparsity * region.n_entries))
-        by_movement = judge.run(most_moved(region, budget)).accuracy
-        mask = ranking.top(budget)
-        entries = entries_in(region, mask)
-        row = {"sparsity": entries / region.n_entries, "entries": entries, **judge.measures(mask)}
-        rows.append({**row, "movement": by_movement, **judge.random(mask, draws)})
+        rows.append(_curve_row(judge, ranking, sparsity, draws))
     watch.finish()
     return pd.DataFrame(rows).drop_duplicates("entries", ignore_index=True)
+
+
+def _curve_row(judge: Judge, ranking: Units, sparsity: float, draws: int) -> dict[str, Any]:
+    region = judge.blender.region
+    budget = max(1, round(sparsity * region.n_entries))
+    by_movement = judge.run(most_moved(region, budget)).accuracy
+    mask = ranking.top(budget)
+    entries = entries_in(region, mask)
+    row = {"sparsity": entries / region.n_entries, "entries": entries, **judge.measures(mask)}
+    return {**row, "movement": by_movement, **judge.random(mask, draws)}
 
 
 def variants(judge: Judge, mask: dict[str, Tensor], draws: int) -> pd.DataFrame:

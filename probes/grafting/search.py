@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,6 +17,7 @@ from probes.grafting.regions import Region
 from probes.grafting.slopes import Slopes
 from probes.grafting.tasks import Task, grafted_outcome
 from probes.grafting.units import Units
+from workbench.errors import UserError
 from workbench.progress import Progress, Silent
 from workbench.typing import Tensor
 
@@ -77,12 +79,23 @@ def search(blender: Blender, task: Task, method: Method, settings: Settings, pro
     budget = max(1, round(settings.sparsity * blender.region.n_entries))
     if method == "movement":
         ranking = movement(blender.region)
-        return Found(_packed(blender.region, ranking.top(budget).__getitem__), ranking)
+        return Found(_highest(ranking, budget), ranking)
     if method == "first_order":
         ranking = first_order(blender, task)
-        count, mask = len(task.batches), ranking.top(budget)
-        return Found(_packed(blender.region, mask.__getitem__), ranking, forward_passes=count, backward_passes=count)
+        count = len(task.batches)
+        return Found(_highest(ranking, budget), ranking, forward_passes=count, backward_passes=count)
     return _optimise(blender, task, method == "adaptive", settings, budget, watch)
+
+
+def _highest(ranking: Units, budget: int) -> dict[str, Packed]:
+    """The best-ranked units within the budget; raises :class:`UserError` where not even the first fits."""
+    size, total = ranking.first_size(), ranking.region.n_entries
+    if size > budget:
+        raise UserError(
+            f"The best unit holds {size} of {total} weights and the sparsity leaves room for {budget}: give a sparsity "
+            f"of {math.ceil(size / total * 1e4) / 1e4:g} or more, or a finer level."
+        )
+    return _packed(ranking.region, ranking.top(budget).__getitem__)
 
 
 def movement(region: Region) -> Units:

@@ -41,6 +41,14 @@ class Units:
         """Add ``values``, shaped as the part's units."""
         self.region.add_up(name, values, self.flat[self.region.key(name)])
 
+    def first_size(self) -> int:
+        """How many entries the highest unit holds."""
+        sizes, first = self.region.sizes, int(self.region.reserved)
+        if sizes is None:
+            return 1
+        (flat,) = self.flat.values()
+        return int(sizes[first + int(flat[first:].argmax())])
+
     def top(self, entries: int) -> dict[str, Tensor]:
         """The mask of the highest units that together hold at most ``entries`` entries; ties by order."""
         sizes = self.region.sizes

@@ -119,7 +119,7 @@ def _one_bos(ids: list[int], bos: int | None) -> list[int]:
     return ids
 
 
-def encode(prompts: Prompts | Sequence[Any], tokenizer: Any, max_length: int | None = None) -> list[list[int]]:
+def encode(prompts: Any, tokenizer: Any, max_length: int | None = None) -> list[list[int]]:
     """Token ids of every prompt, in order; those of a row that has token ids already as they are.
 
     Raises :class:`UserError` naming the prompt when one is empty, longer than ``max_length`` tokens, a
@@ -144,14 +144,26 @@ def encode(prompts: Prompts | Sequence[Any], tokenizer: Any, max_length: int | N
 
 
 def _check_known(given: list[list[int]], tokenizer: Any) -> None:
-    """Token ids that were given belong to this tokenizer, as far as their numbers tell."""
-    size = 0
+    """Token ids that were given belong to this tokenizer, as far as their numbers tell, and are not padded."""
+    size, pad = 0, _only_for_padding(tokenizer)
     for number, ids in enumerate(given):
+        if ids and pad is not None and pad in (ids[0], ids[-1]):
+            raise UserError(
+                f"Prompt {number} {'begins' if ids[0] == pad else 'ends'} with the padding token {pad}, which the "
+                "model would read: give the tokenizer's attention_mask with the ids, or rows without padding."
+            )
         if ids and max(ids) >= (size := size or len(tokenizer)):
             raise UserError(
                 f"Prompt {number} has the token id {max(ids)} and this tokenizer knows 0 to {size - 1}; "
                 "give ids that it made, or text."
             )
+
+
+def _only_for_padding(tokenizer: Any) -> int | None:
+    """The padding token's id, unless it means something else as well (the end of a text, mostly)."""
+    pad: int | None = tokenizer.pad_token_id
+    others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    return None if pad in others else pad
 
 
 def _check_length(ids: list[int], number: int, max_length: int | None) -> None:

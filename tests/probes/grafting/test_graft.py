@@ -191,6 +191,15 @@ def test_what_cannot_be_grafted_says_why(pair: ModelPair, data: Prompts) -> None
         probes.graft(swapped, data)
 
 
+@pytest.mark.parametrize("method", ["movement", "first_order"])
+def test_no_unit_within_the_sparsity_says_how_much_is_needed(pair: ModelPair, data: Prompts, method: Any) -> None:
+    with pytest.raises(UserError, match=r"holds \d+ of \d+ weights.*give a sparsity of [\d.]+ or more") as refused:
+        probes.graft(pair, data, method=method, level="modules", **FAST)
+    enough = float(str(refused.value).split("sparsity of ")[1].split()[0])
+    found = probes.graft(pair, data, method=method, level="modules", sparsity=enough, **FAST)
+    assert 0 < found.sparsity <= enough and len(found.mask) == 1
+
+
 def test_answers_that_begin_alike_are_dropped_and_counted(pair: ModelPair) -> None:
     rows = [{"prompt": f"the {i}", "answer": ("fox", "dog", "d")[i % 3]} for i in range(9)]
     kept = answer_rows(Prompts.of(rows), pair.base)

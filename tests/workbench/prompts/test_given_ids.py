@@ -156,6 +156,17 @@ def test_ids_of_another_tokenizer_and_too_long_rows_are_refused(pair: ModelPair)
         record(pair, [[5] * 300], ["resid_post"])
 
 
+def test_padding_without_its_mask_is_refused() -> None:
+    tok = tokenizer()
+    for side, how in (("left", "Prompt 0 begins"), ("right", "Prompt 0 ends")):
+        with pytest.raises(UserError, match=f"{how} with the padding token 0"):
+            encode(padded(side)["input_ids"], tok)
+        assert encode(padded(side), tok) == ids_of_texts()
+    assert encode([[1, 0, 5]], tok) == [[1, 0, 5]]  # inside, it is the user's affair
+    ending = tok.__class__(tokenizer_object=tok.backend_tokenizer, pad_token="<eos>", eos_token="<eos>")
+    assert encode([[5, ending.eos_token_id]], ending) == [[5, ending.eos_token_id]]
+
+
 def test_recording_ids_equals_recording_their_text(pair: ModelPair, tmp_path: Path) -> None:
     options: dict[str, Any] = {"sites": ["z", "resid_post"], "positions": "all"}
     texts, ids = record(pair, TEXTS, **options), record(pair, padded("right"), **options)
