@@ -1,8 +1,10 @@
 """Memory of a graft in copies of the tuned weights, each method in a fresh process (bar: 4 with both models).
 
-Measured is resident memory, with an allocator that returns what is freed at once (MALLOC_MMAP_THRESHOLD_). What a batch
-leaves for its backward pass is in it, and kept small: one prompt. The answers are the tuned model's own, so that it is
-right and its base is not; a few epochs are enough, since every epoch holds the same.
+Held are base, tuned, logits in float32 and slopes in float16: 3.5 copies of float32 weights, and a few tensors at a
+time. Measured is resident memory, with an allocator that returns what is freed at once (MALLOC_MMAP_THRESHOLD_); some
+10 MB of code and buffers that running any model brings in are counted too. What a batch leaves for its backward pass is
+in it, and kept small: one prompt. The answers are the tuned model's own, so that it is right and its base is not; a few
+epochs are enough, since every epoch holds the same.
 """
 
 from __future__ import annotations

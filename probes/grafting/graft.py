@@ -49,10 +49,12 @@ def graft(
     ``method``: "optimised" (the paper's mask), "adaptive" (bounded steps and a price per unit), "movement",
     "first_order" (one forward and backward). ``level``: "entries", "rows", "heads", "modules", "ranks" of a LoRA.
     ``sparsity``: the share to start from (optimised) or to take. ``options``: fields of
-    :class:`probes.grafting.Settings` (epochs, start, offset, lr, penalty, sparsities, draws, batch_size). Memory of
-    float32 weights grafted by entries: at most four copies at any time. They are base, tuned, the logits (float32)
-    and, while optimising, the slopes (float16), later masks (a quarter each). Logits and slopes take 6 bytes an entry
-    whatever the weights' type: with two bfloat16 models 10 bytes in all, which is five copies of 2.
+    :class:`probes.grafting.Settings` (epochs, start, offset, lr, penalty, sparsities, draws, batch_size).
+
+    Memory for float32 weights by entries, in copies of them: base, tuned, logits (float32) and, while optimising,
+    slopes (float16), later two masks (a quarter each). That is 3.5, and a few tensors at a time: below 4 where no
+    tensor is large beside the whole. Logits and slopes take 6 bytes an entry whatever the weights' type: with two
+    bfloat16 models 10 bytes in all, five copies of 2.
 
     Raises :class:`UserError` when the tuned model is no better than the base, nothing differs, or prompts are
     too few.
