@@ -122,7 +122,7 @@ def _unchanged(run: Run, name: str) -> Path:
     if not path.is_file():
         raise UserError(f"The run {run.path} has no {name}, which its report names; its state is {run.state}.")
     entry = run.manifest.files.get(name)
-    if run.state != "running" and (entry is None or hash_file(path) != entry):
+    if run.state in ("complete", "failed") and (entry is None or hash_file(path) != entry):
         raise UserError(
             f"{path} is not the file that the run ended with; see  tunescope runs verify {run.path}  and run again."
         )

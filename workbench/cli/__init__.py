@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code. A user's mistake prints one sentence, a bug its traceback."""
     import typer
 
-    from workbench.cli.app import app
+    from workbench.cli.app import Interrupted, app
     from workbench.cli.output import plain
     from workbench.errors import UserError, full_gpu_told
 
@@ -35,13 +35,19 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except typer.Exit as stop:
         return stop.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("Interrupted; complete work is kept.\n")
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
+        sys.stderr.write(f"Interrupted. {plain(_kept(error))}\n")
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     return result if isinstance(result, int) else 0
+
+
+def _kept(error: BaseException) -> str:
+    """What is kept and how to go on, as the run that was being written noted it on Ctrl-C."""
+    notes = getattr(error.__cause__, "__notes__", ())
+    return " ".join(notes) or "No run was being written; the same command begins again."
 
 
 def _click_errors() -> Any:

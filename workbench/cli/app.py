@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from workbench.cli import bench, dashboard, demo, diff, localize_paths, organism, recipe, record, report, runs, steer
 from workbench.cli.experiment import command as experiment
 
+
+class Interrupted(Exception):
+    """Ctrl-C, which is the cause. Typer would make a silent exit of a KeyboardInterrupt."""
+
+
+class _Verbs(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
+
+
 app = typer.Typer(
+    cls=_Verbs,
     name="tunescope",
     help="See what fine-tuning changed in a transformer, find where it lives, and turn it up, down or off.",
     no_args_is_help=True,

@@ -70,6 +70,7 @@ def record_run(  # noqa: PLR0913 (the options of the command)
     fresh = not run.file(ACTIVATIONS).exists()
     if run.is_complete:
         run.reopen()
+    run.hold()
     try:
         with run:
             recording = record(

@@ -41,6 +41,19 @@ class FolderLock:
         except FileNotFoundError:
             return False
 
+    @staticmethod
+    def is_left_behind(folder: Path) -> bool:
+        """True where a process that was killed left its lock: the file is there, and nobody holds it any more."""
+        path = folder / ".lock"
+        try:
+            with path.open("rb") as file:
+                if not file.read(1):  # made, and about to be locked
+                    return False
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # there is none, it is held, or it cannot be asked
+            return False
+        return path.exists()
+
     def release(self) -> None:
         """Delete the lock file and let go; doing so twice is no error."""
         if self._descriptor >= 0:

@@ -12,6 +12,7 @@ from workbench.cards import card
 from workbench.errors import UserError
 from workbench.files import atomic, remove_partials, room_for, write_json, write_text
 from workbench.jsonable import jsonable
+from workbench.recording.lock import FolderLock
 from workbench.runs.config import config_hash, plain, same_config
 from workbench.runs.manifest import (
     MANIFEST,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run's folder. As a context manager it ends complete, or failed with the error's sentence.
+    """A run's folder. As a context manager it has one writer, and ends complete, failed with the error's sentence, or
+    interrupted (Ctrl-C).
 
     Made by ``runs.create`` or ``runs.open``. Names of files are relative, ``/`` between folders; the ending
     is added.
@@ -37,6 +39,7 @@ class Run:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self._manifest = manifest
+        self._lock: FolderLock | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -122,16 +125,35 @@ class Run:
         """Mark an ended run as running, so that files can be added and it can be finished again."""
         self._replace(state="running", error=None, files={})
 
+    def hold(self) -> None:
+        """Be the run's only writer from here on; ``with run`` does so by itself. Another one is a
+        :class:`UserError`."""
+        if self._lock is None:
+            self._lock = FolderLock(self.path)
+
+    def let_go(self) -> None:
+        """Let another write; doing so twice is no error."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
     def __enter__(self) -> Run:
+        self.hold()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.finish()
-        elif isinstance(error, Exception):
-            self.fail(str(error) or type(error).__name__)
+        try:
+            if error is None:
+                self.finish()
+            elif isinstance(error, Exception):
+                self.fail(str(error) or type(error).__name__)
+            else:
+                self._replace(state="interrupted")
+                error.add_note(f"{self.path} keeps what is done, and the same command goes on from there.")
+        finally:
+            self.let_go()
 
     def __repr__(self) -> str:
         return f"Run({self.path}, {self._manifest.kind}, {self.state})"

@@ -21,7 +21,7 @@ class RunSummary:
     path: Path
     kind: str
     state: str
-    """running, complete, failed, or unreadable."""
+    """running, interrupted, complete, failed, or unreadable."""
     size: int
     """Bytes of all files in the manifest."""
     modified: datetime

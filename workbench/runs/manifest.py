@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.errors import UserError
 from workbench.files import PARTIAL, write_json
+from workbench.recording.lock import FolderLock
 
 SCHEMA = 1
 MANIFEST = "run.json"
-State = Literal["running", "complete", "failed"]
+State = Literal["running", "interrupted", "complete", "failed"]
 
 
 class FileEntry(BaseModel):
@@ -46,7 +47,10 @@ class Manifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the run in ``folder``; a missing, damaged or newer one is a :class:`UserError`."""
+    """The manifest of the run in ``folder``; a missing, damaged or newer one is a :class:`UserError`.
+
+    A run that a killed process left running is interrupted.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} is no run: it has no {MANIFEST}; give a folder that a Tunescope command wrote.")
@@ -61,12 +65,14 @@ def read_manifest(folder: Path) -> Manifest:
             "update with  pip install -U tunescope."
         )
     try:
-        return Manifest.model_validate(raw)
+        found = Manifest.model_validate(raw)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its top level"
         raise UserError(
             f"{path} is no valid manifest ({where}: {error.errors()[0]['msg']}); restore it or run again."
         ) from error
+    killed = found.state == "running" and FolderLock.is_left_behind(folder)
+    return found.model_copy(update={"state": "interrupted"}) if killed else found
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

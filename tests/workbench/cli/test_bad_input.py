@@ -205,3 +205,38 @@ def test_a_full_gpu_is_one_sentence(
     said = capsys.readouterr().err
     assert "GPU's memory ran out (CUDA out of memory. Tried to allocate 2 GiB.): use fewer or shorter prompts" in said
     assert "Traceback" not in said and not (home / "d").exists()
+
+
+def _stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_control_c_says_what_is_kept_and_how_to_go_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr("workbench.recording.job.difference_table", _stop)
+        assert run(arguments(out=str(out))) == 130
+    kept = f"Interrupted. {out} keeps what is done, and the same command goes on from there.\n"
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.endswith(kept)
+    assert run(["runs", "list", "--home", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["state"] == "interrupted"
+    assert run(arguments(out=str(out))) == 0 and run(["runs", "verify", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "where"),
+    [("localize experts", "workbench.cli.localize.loaded"), ("diff", "workbench.cli.diff_run.load_pair")],
+)
+def test_control_c_before_a_run_is_written(
+    verb: str, where: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(where, _stop)
+    assert run([*verb.split(), "base", "tuned", "--prompts", "p.jsonl", "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr() == ("", "Interrupted. No run was being written; the same command begins again.\n")
+    assert not list(tmp_path.iterdir())

@@ -106,7 +106,35 @@ def test_a_failed_run_says_why_and_can_be_taken_up(tmp_path: Path) -> None:
     assert runs.create(tmp_path, "x", kind="record", config=CONFIG).state == "running"
     with pytest.raises(KeyboardInterrupt), runs.create(tmp_path, "x", kind="record", config=CONFIG):
         raise KeyboardInterrupt
-    assert runs.open(tmp_path / "x").state == "running"
+    assert runs.open(tmp_path / "x").state == "interrupted"
+    assert runs.create(tmp_path, "x", kind="record", config=CONFIG).state == "running"
+
+
+def test_a_killed_run_is_not_called_running(tmp_path: Path) -> None:
+    """Told by the lock, which falls with its process; while that lives, it is the only writer."""
+    code = (
+        "import sys; from workbench import runs\n"
+        f"with runs.create({str(tmp_path)!r}, 'x', kind='record', config={{}}):\n"
+        "    print('in', flush=True); sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "in\n"
+        assert runs.open(tmp_path / "x").state == "running"
+        with (
+            pytest.raises(UserError, match=f"Another process .id {process.pid}. is writing"),
+            runs.create(tmp_path, "x", kind="record", config={}),
+        ):
+            pass
+        assert runs.list(tmp_path)[0].state == "running"
+        process.kill()
+    assert runs.list(tmp_path)[0].state == "interrupted"
+    assert "the run is interrupted, not complete" in str(runs.verify(tmp_path / "x"))
+    with runs.create(tmp_path, "x", kind="record", config={}) as again:
+        assert again.state == "running"
+    assert runs.verify(tmp_path / "x").ok and contents(tmp_path / "x").keys() == {"run.json"}
 
 
 def test_verify_names_every_missing_changed_and_foreign_file(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from workbench.cli.experiment.sweeping import Cell, cells, shown
 from workbench.cli.experiment.trackers import Tracker, untracked
 from workbench.errors import UserError
 from workbench.progress import Progress, Silent
-from workbench.recording.lock import FolderLock
 from workbench.results import Provenance
 from workbench.runs import Run
 from workbench.runs.config import config_hash
@@ -61,7 +60,7 @@ def run_experiment(
     target = place(experiment, out)
     fresh = not target.exists()
     run = runs.create_at(target, kind=KIND, config=config)
-    lock = FolderLock(run.path)
+    run.hold()
     try:
         if not run.is_complete:
             with run:
@@ -73,7 +72,7 @@ def run_experiment(
             shutil.rmtree(run.path)  # it never began; the folder would only be in the way of the next try
         raise
     finally:
-        lock.release()
+        run.let_go()
     return Finished(run, metrics)
 
 

@@ -47,7 +47,7 @@ def test_kill_minus_nine_then_resume_to_the_same_bytes(home: Path, tmp_path: Pat
     code, _ = stopped(file, tmp_path / "killed", signal.SIGKILL)
     assert code == -signal.SIGKILL
     left = tree(tmp_path / "killed")
-    assert runs.open(tmp_path / "killed").state == "running" and "tables/metrics.parquet" not in left
+    assert runs.open(tmp_path / "killed").state == "interrupted" and "tables/metrics.parquet" not in left
     assert 2 <= len([name for name in left if name.endswith("cell.json")]) < 8
     for name in ("killed", "whole"):
         ended = tunescope("run", str(file), "--out", str(tmp_path / name))
@@ -62,7 +62,9 @@ def test_control_c_is_130_and_keeps_what_is_done(home: Path, tmp_path: Path) -> 
     file = home / "interrupted.yaml"
     file.write_text(SMALL)
     code, error = stopped(file, tmp_path / "run", signal.SIGINT)
-    assert code == 130 and "Traceback" not in error
+    kept = f"{tmp_path / 'run'} keeps what is done, and the same command goes on from there."
+    assert code == 130 and error == f"Interrupted. {kept}\n"
+    assert runs.open(tmp_path / "run").state == "interrupted"
     done = {name: made for name, made in tree(tmp_path / "run").items() if name.startswith("steps/")}
     run_experiment(Experiment.load(file), tmp_path / "run", folder=home)
     now = tree(tmp_path / "run")
