@@ -48,6 +48,14 @@ class Opened:
     unmatched: tuple[str, ...] = field(default=())
 
 
+class NotInFiles(NotSupported):
+    """An adapter whose files alone do not tell how it changes the weights; loaded with its base, it may."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}: load the pair (workbench.load_pair) and give that.")
+        self.reason = reason
+
+
 def open_weights(base: Any, tuned: Any = None) -> Opened:
     """Open a pair, or two models given apart. Nothing is loaded until a reader is called.
 
@@ -121,10 +129,7 @@ def _stored_adapter(source: Source) -> tuple[dict[str, Factors], dict[str, Read]
     """Factors of a LoRA folder, and readers of the tensors it stores whole (modules_to_save, biases)."""
     config, folder = source.config, source.local()
     if why := _not_plain(config):
-        raise NotSupported(
-            f"{source.name} is {why}, whose change cannot be read from its files alone: load the pair "
-            "(workbench.load_pair) and give that."
-        )
+        raise NotInFiles(f"{source.name} is {why}, whose change cannot be read from its files alone")
     stored = stored_tensors(folder, adapter=True)
     whole: dict[str, Read] = {}
     halves: dict[str, dict[str, Tensor]] = {}

@@ -24,19 +24,23 @@ KEPT_PROMPTS = "prompts/prompts.jsonl"
 
 @app.command("weights")
 def weights(base: Base, tuned: Tuned, out: Out = None, as_json: Json = False) -> None:
-    """Where the weights changed: by module, layer, head and expert. Loads neither model.
+    """Where the weights changed: by module, layer, head and expert. Loads neither model where their files tell.
 
     Example: tunescope localize weights ./base ./tuned
     """
     import probes
+    from probes.weights.sources import NotInFiles
 
-    finish(
-        "weights",
-        {"base": base, "tuned": tuned},
-        lambda bar: probes.weight_delta(base, tuned, progress=bar),
-        out,
-        as_json,
-    )
+    def run(bar: Any) -> Any:
+        try:
+            return probes.weight_delta(base, tuned, progress=bar)
+        except NotInFiles as told:
+            from workbench.models.pair import load_pair
+
+            typer.echo(f"{told.reason}, so both models are loaded.", err=True)
+            return probes.weight_delta(load_pair(base, tuned, device="cpu"), progress=bar)
+
+    finish("weights", {"base": base, "tuned": tuned}, run, out, as_json)
 
 
 @app.command("activations")

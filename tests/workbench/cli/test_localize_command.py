@@ -17,6 +17,7 @@ from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench import runs
 from workbench.cli.localize import app
 from workbench.errors import UserError
+from workbench.models.pair import load_pair
 
 CLI = CliRunner()
 WORDS = "the quick brown fox jumps over lazy dog".split()
@@ -88,3 +89,20 @@ def test_a_refusal_writes_nothing(home: Path, tmp_path: Path) -> None:
     done = CLI.invoke(app, [*asked, "--out", str(tmp_path / "run")])
     assert isinstance(done.exception, UserError) and "dense" in str(done.exception)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_that_its_files_do_not_tell_is_loaded(home: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, init_lora_weights=False)
+    get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path / "dora")
+    given = [str(home / "llama-base"), str(tmp_path / "dora")]
+    done = CLI.invoke(app, ["weights", *given, "--out", str(tmp_path / "run"), "--json"])
+    assert done.exit_code == 0, done.exception
+    (line,) = [line for line in done.stderr.splitlines() if "loaded" in line]
+    why = "is a DoRA adapter, whose change cannot be read from its files alone"
+    assert line == f"{given[1]} {why}, so both models are loaded."
+    direct = probes.weight_delta(load_pair(*given, device="cpu")).frame()
+    table = pd.read_parquet(tmp_path / "run" / "table.parquet")
+    pd.testing.assert_frame_equal(table, direct, check_dtype=False)
+    assert set(table.loc[table["score"] > 0, "module"]) == {"self_attn.q_proj"}
