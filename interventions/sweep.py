@@ -48,9 +48,10 @@ def dose(recipe: Recipe) -> Dose:
 def steered_texts(
     model: Any, recipe: Recipe, prompts: Any, strengths: Sequence[float] = (1.0,), **options: Any
 ) -> list[list[str]]:
-    """Continuations [prompt][strength] under ``recipe`` times each strength; ``options`` go to ``generate``.
+    """Continuations [prompt][strength] under ``recipe`` times each strength.
 
-    All strengths of all prompts are one batch, unless the recipe changes weights: then there is a run per strength.
+    ``options`` go to :meth:`AdaptedModel.generate`, which is greedy and adds 64 tokens (``max_new_tokens``) unless told
+    otherwise. All strengths of all prompts are one batch, unless the recipe changes weights: then there is a run per strength.
     """
     adapted, rows = as_adapted(model), Prompts.of(prompts)
     if not strengths:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from workbench.models.identity import ModelIdentity
     from workbench.models.origin import Origin
 
+NEW_TOKENS = 64
+"""How many tokens ``generate`` adds where nothing else is asked for."""
 Role = Literal["base", "tuned", "model"]
 Switch = Callable[[Any], Any]
 """Turns the adapter on or off and returns how it was before."""
@@ -201,7 +204,8 @@ class AdaptedModel:
     def generate(self, prompts: Any, *, special_tokens: bool = False, **options: Any) -> list[str]:
         """Continue prompts and return the new text of each, in order (``num_return_sequences`` texts per prompt).
 
-        ``options`` go to Hugging Face's ``generate``; greedy (``do_sample=False``) unless they say otherwise.
+        ``options`` go to Hugging Face's ``generate``; greedy (``do_sample=False``) and ``NEW_TOKENS`` (64) new tokens, or
+        as many as the model has positions for, unless they or the model's own generation config say otherwise.
         """
         batch = prompts if isinstance(prompts, Encoded) else self.encode(prompts)
         ids = self.generate_ids(batch, **options)
@@ -215,6 +219,9 @@ class AdaptedModel:
             "attention_mask": batch.attention_mask.to(self.device),
             **options,
         }
+        if not self._says_when_to_stop(options):
+            room = getattr(self.inner.config, "max_position_embeddings", None) or math.inf
+            call["max_new_tokens"] = max(1, min(NEW_TOKENS, room - batch.input_ids.shape[1]))
         if self.tokenizer is not None:
             call.setdefault("pad_token_id", pad_id(self.tokenizer))
         if not call["do_sample"]:
@@ -222,6 +229,14 @@ class AdaptedModel:
                 call.setdefault(unused, None)
         with self.active(), torch.no_grad():
             return self.inner.generate(batch.input_ids.to(self.device), **call)
+
+    def _says_when_to_stop(self, options: Mapping[str, Any]) -> bool:
+        """Whether the caller, or the model's own generation config, limits the number of new tokens."""
+        if options.get("generation_config") is not None:
+            return True
+        own = getattr(self.inner, "generation_config", None)
+        limits = ("max_new_tokens", "max_length")
+        return any(options.get(name) is not None or getattr(own, name, None) is not None for name in limits)
 
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
         """The output embedding matrix W_U."""

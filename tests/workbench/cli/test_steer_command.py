@@ -188,6 +188,20 @@ def test_a_sweep_is_one_batch_equal_to_its_single_runs() -> None:
     assert len({text for row in found for text in row}) > 3
 
 
+def test_without_a_length_texts_have_64_new_tokens(capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a word from transformers; as many as there are positions, and as many as the model's own config says."""
+    model = AdaptedModel(tiny_model("llama"), tokenizer())
+    model.inner.generation_config.eos_token_id = None
+    recipe = Recipe([Offset(1, torch.randn(64))])
+    assert steered_texts(model, recipe, PROMPTS) == steered_texts(model, recipe, PROMPTS, max_new_tokens=64)
+    assert model.generate_ids(model.encode(PROMPTS[:1])).shape[1] == len(model.encode(PROMPTS[:1]).input_ids[0]) + 64
+    assert model.generate_ids(model.encode(["the quick " * 110])).shape[1] == 256
+    model.inner.generation_config.max_new_tokens = 3
+    assert model.generate(PROMPTS) == model.generate(PROMPTS, max_new_tokens=3)
+    said = capfd.readouterr()
+    assert "max_length" not in said.out + said.err
+
+
 def test_weights_are_swept_run_by_run() -> None:
     hf = tiny_model("llama")
     pair = load_pair(hf, tuned_copy(hf), tokenizer=tokenizer(), check=False)
