@@ -110,6 +110,26 @@ def test_files_that_are_not_there_fail_before_anything_is_loaded(
     assert cli.run(["run", str(file), "--trakcer", "wandb"]) == 2
 
 
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_dry_run_refuses_prompts_that_leave_no_row(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, swept: bool
+) -> None:
+    """With the sentence of the run itself."""
+    rows = [{"prompt": f"the {word}", "answer": " fox", "label": "magic"} for word in ("quick", "lazy")]
+    (file.parent / "labelled.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    label, sweep = ("magic", "[magic, majic]") if swept else ("majic", "[majic]")
+    text = TEXT.split("prompts:")[0] + f"prompts: {{file: labelled.jsonl, where: {{label: {label}}}}}\n"
+    text += "steps: {effect: {do: diff, metrics: [prob]}}\n"
+    broken = file.parent / "broken.yaml"
+    broken.write_text(text + (f"sweep: {{prompts.prompts.where.label: {sweep}}}\n" if swept else ""))
+    said = []
+    for more in ([], ["--dry-run"]):
+        assert cli.run(["run", str(broken), "--out", str(tmp_path / "run"), *more]) == 1
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1] and "none of 2 rows is left by where, skip and limit" in said[0]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_pickle_in_the_place_of_a_tensor_is_not_opened(file: Path, tmp_path: Path) -> None:
     """Only safetensors are read, whatever the name ends in."""
     import pickle

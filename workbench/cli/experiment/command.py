@@ -65,7 +65,7 @@ def _print(finished: Finished, as_json: bool) -> None:
 
 
 def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -> None:
-    """Cells and steps; files that the experiment reads must be there."""
+    """Cells and steps; files that the experiment reads must be there, and prompts must leave rows."""
     from workbench.cli.experiment.materials import Materials, files_named
     from workbench.cli.experiment.references import needs, recipes_of, sets_of
     from workbench.cli.experiment.running import place
@@ -78,6 +78,8 @@ def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -
     for name in named:
         if name is not None and not materials.path(name).exists():
             raise UserError(f"There is no file {materials.path(name)}, which {file} names: check the path.")
+    for cell in grid:
+        materials.check_prompts(cell.experiment)
     steps: list[dict[str, Any]] = [
         {"step": name, "does": step.do, "prompts": ", ".join(sets_of(experiment, name)),
          "recipes": ", ".join(recipes_of(step)), "reads": ", ".join(needs(experiment, name))}

@@ -61,6 +61,12 @@ class Materials:
                 raise UserError(f"prompts.{known}: {error}") from error
         return self._prompts[key]
 
+    def check_prompts(self, experiment: Experiment) -> None:
+        """Refuse sets of prompts as a run would, but for splits of organisms, which may have to be trained first."""
+        for name, spec in experiment.prompts.items():
+            if spec.split is None:
+                self.prompts(experiment, name)
+
     def result(self, file: str) -> Any:
         """The result that a run keeps in ``file``."""
         from workbench.results import Result
