@@ -51,7 +51,8 @@ def steered_texts(
     """Continuations [prompt][strength] under ``recipe`` times each strength.
 
     ``options`` go to :meth:`AdaptedModel.generate`, which is greedy and adds 64 tokens (``max_new_tokens``) unless told
-    otherwise. All strengths of all prompts are one batch, unless the recipe changes weights: then there is a run per strength.
+    otherwise. All strengths of all prompts are one batch, unless the recipe changes weights: then there is a run per
+    strength.
     """
     adapted, rows = as_adapted(model), Prompts.of(prompts)
     if not strengths:

@@ -204,8 +204,8 @@ class AdaptedModel:
     def generate(self, prompts: Any, *, special_tokens: bool = False, **options: Any) -> list[str]:
         """Continue prompts and return the new text of each, in order (``num_return_sequences`` texts per prompt).
 
-        ``options`` go to Hugging Face's ``generate``; greedy (``do_sample=False``) and ``NEW_TOKENS`` (64) new tokens, or
-        as many as the model has positions for, unless they or the model's own generation config say otherwise.
+        ``options`` go to Hugging Face's ``generate``; greedy (``do_sample=False``) and ``NEW_TOKENS`` (64) new tokens,
+        or as many as the model has positions for, unless they or the model's own generation config say otherwise.
         """
         batch = prompts if isinstance(prompts, Encoded) else self.encode(prompts)
         ids = self.generate_ids(batch, **options)
