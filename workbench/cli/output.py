@@ -77,16 +77,24 @@ def _print_table(rows: list[dict[str, Any]], title: str | None, *, header: bool)
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(title=None if title is None else Text(plain(title)), show_header=header, box=box.SIMPLE)
-    shown.title_justify = "left"
-    for name in rows[0] if rows else {}:
-        numeric = all(isinstance(row[name], int | float | None) for row in rows)
-        shown.add_column(Text(plain(name)), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(_cell(value)) for value in row.values()))
+    from workbench.cli.fitting import left_out
+
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
+    columns = {name: [plain(name), *(_cell(row[name]) for row in rows)] for name in (rows[0] if rows else {})}
+    without = left_out(columns, console.width) if header else None
+    kept = {name: cells for name, cells in columns.items() if name not in (without or ())}
+    shown = RichTable(title=None if title is None else Text(plain(title)), show_header=header, box=box.SIMPLE)
+    shown.title_justify = "left"
+    for place, (name, cells) in enumerate(kept.items()):
+        numeric = all(isinstance(row[name], int | float | None) for row in rows)
+        whole = without is not None and place > 0  # the first stays, even where it must be folded
+        shown.add_column(Text(cells[0]), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
+    for row in list(zip(*kept.values(), strict=True))[1:]:
+        shown.add_row(*map(Text, row))
     console.print(shown if rows else Text(plain(title or "Nothing to show.")))
+    if without:
+        console.print(Text(f"Beside these, with --json: {', '.join(map(plain, without))}"))
 
 
 def _cell(value: Any) -> str:
