@@ -56,6 +56,16 @@ def room_for(target: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def room_for_folder(folder: Path) -> Iterator[None]:
+    """As :func:`room_for`, for a folder that is looked for and made: whatever the system says against it."""
+    try:
+        with room_for(folder):
+            yield
+    except OSError as error:
+        raise UserError(f"Cannot write {folder}: {error.strerror or error}; choose another folder.") from error
+
+
 def write_text(target: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     with atomic(target) as partial:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from workbench.files import room_for_folder
 from workbench.models.loading import resolve_dtype
 from workbench.runs.folder import Run, create_run, create_run_at, open_run
 from workbench.runs.manifest import MANIFEST
@@ -52,4 +53,6 @@ def open_recording(out: str | Path | None, config: Mapping[str, Any], options: M
 
 
 def _keeps_none(path: Path) -> bool:
-    return (path / MANIFEST).exists() and not set(LOAD_OPTIONS) & set(open_run(path).config)
+    with room_for_folder(path):
+        there = (path / MANIFEST).exists()
+    return there and not set(LOAD_OPTIONS) & set(open_run(path).config)

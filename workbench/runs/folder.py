@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.cards import card
 from workbench.errors import UserError
-from workbench.files import atomic, remove_partials, room_for, write_json, write_text
+from workbench.files import atomic, remove_partials, room_for_folder, write_json, write_text
 from workbench.jsonable import jsonable
 from workbench.recording.lock import FolderLock
 from workbench.runs.config import config_hash, plain, same_config
@@ -209,10 +209,12 @@ def create_run(
     :class:`UserError`.
     """
     wanted = plain(config)
-    with room_for(Path(home)):
+    with room_for_folder(Path(home)):
         Path(home).mkdir(parents=True, exist_ok=True)
     path = inside(Path(home), name if name is not None else f"{kind}-{config_hash(wanted)[:10]}")
-    if (path / MANIFEST).exists():
+    with room_for_folder(path):
+        there = (path / MANIFEST).exists()
+    if there:
         run = open_run(path)
         same_config({"kind": run.manifest.kind, **run.config}, {"kind": kind, **wanted}, path)
         if not run.is_complete:
@@ -222,7 +224,7 @@ def create_run(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is no run; give a new or an empty folder.")
     made = Manifest(kind=kind, config=wanted, provenance=plain(provenance or {}))
-    with room_for(path):
+    with room_for_folder(path):
         path.mkdir(exist_ok=True, parents=True)
     write_manifest(path, made)
     return Run(path, made)

@@ -240,3 +240,20 @@ def test_control_c_before_a_run_is_written(
     assert run([*verb.split(), "base", "tuned", "--prompts", "p.jsonl", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr() == ("", "Interrupted. No run was being written; the same command begins again.\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that nobody can write to")
+@pytest.mark.parametrize("verb", ["record", "diff", "localize activations", "run"])
+@pytest.mark.parametrize("folder", ["/proc/x/run", "n" * 300])
+def test_a_folder_that_cannot_be_made_is_one_sentence(
+    verb: str, folder: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    given = ["base", "tuned", "--prompts", "p.jsonl"]
+    if verb == "run":
+        text = "name: x\npair: {base: base, tuned: tuned}\nprompts: {file: p.jsonl}\nsteps: {r: {do: record}}\n"
+        (home / "x.yaml").write_text(text)
+        given = ["x.yaml"]
+    assert run([*verb.split(), *given, "--out", folder]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
+    assert line.startswith("Error: Cannot write") and "; choose a" in line

@@ -21,6 +21,7 @@ from workbench.cli.experiment.steps import WITHOUT_MODELS
 from workbench.cli.experiment.sweeping import Cell, cells, shown
 from workbench.cli.experiment.trackers import Tracker, untracked
 from workbench.errors import UserError
+from workbench.files import room_for_folder
 from workbench.progress import Progress, Silent
 from workbench.results import Provenance
 from workbench.runs import Run
@@ -58,7 +59,8 @@ def run_experiment(
     materials = Materials(Path(folder), bar)
     config = run_config(experiment, grid, materials)
     target = place(experiment, out)
-    fresh = not target.exists()
+    with room_for_folder(target):
+        fresh = not target.exists()
     run = runs.create_at(target, kind=KIND, config=config)
     run.hold()
     try:
