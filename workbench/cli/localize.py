@@ -16,6 +16,7 @@ PromptFile = Annotated[Path, typer.Option("--prompts", help="Prompts: .jsonl, .j
 Layers = Annotated[str | None, typer.Option(help="Layers, by commas: indices or fractions of depth.")]
 Out = Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, draws and intervals.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 KEPT_PROMPTS = "prompts/prompts.jsonl"
@@ -44,13 +45,14 @@ def weights(base: Base, tuned: Tuned, out: Out = None, as_json: Json = False) ->
 
 
 @app.command("activations")
-def activations(
+def activations(  # noqa: PLR0913 (one parameter per option)
     base: Base,
     tuned: Tuned,
     prompts: PromptFile,
     sites: Annotated[str, typer.Option(help="Sites, by commas.")] = "resid_post,z",
     positions: Annotated[str, typer.Option(help="Which tokens: last, all, prompt, …")] = "last",
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -63,7 +65,7 @@ def activations(
     from workbench.recording.record_pair import record
 
     def run(bar: Any) -> Any:
-        pair, rows = loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device, dtype)
         rec = record(pair, rows, [name.strip() for name in sites.split(",")], positions=positions, progress=bar)
         return probes.activation_delta(rec, model=pair.tuned, seed=seed)
 
@@ -75,7 +77,7 @@ def activations(
         "positions": positions,
         "seed": seed,
     }
-    finish("activations", asked, run, out, as_json)
+    finish("activations", asked, run, out, as_json, device=device, dtype=dtype)
 
 
 @app.command("heads")
@@ -87,6 +89,7 @@ def heads(  # noqa: PLR0913 (one parameter per option)
     metric: Annotated[str, typer.Option(help="logit_diff, prob or kl.")] = "logit_diff",
     layers: Layers = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -99,13 +102,13 @@ def heads(  # noqa: PLR0913 (one parameter per option)
     import probes
 
     def run(bar: Any) -> Any:
-        pair, rows = loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device, dtype)
         chosen = None if layers is None else [part.strip() for part in layers.split(",")]
         options = {} if chosen is None else {"layers": chosen}
         return probes.patching(pair, rows, "heads", what=what, metric=metric, seed=seed, progress=bar, **options)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "what": what, "metric": metric, "seed": seed}
-    finish("heads", {**asked, "layers": layers}, run, out, as_json)
+    finish("heads", {**asked, "layers": layers}, run, out, as_json, device=device, dtype=dtype)
 
 
 @app.command("skills")
@@ -117,6 +120,7 @@ def skills(  # noqa: PLR0913 (one parameter per option)
     level: Annotated[str, typer.Option(help="entries, rows, heads, modules or ranks.")] = "entries",
     sparsity: Annotated[float, typer.Option(help="Share of weights to start from.")] = 1e-3,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -128,11 +132,11 @@ def skills(  # noqa: PLR0913 (one parameter per option)
     import probes
 
     def run(bar: Any) -> Any:
-        pair, rows = loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device, dtype)
         return probes.graft(pair, rows, method=method, level=level, sparsity=sparsity, seed=seed, progress=bar)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "method": method, "level": level}
-    finish("skills", {**asked, "sparsity": sparsity, "seed": seed}, run, out, as_json)
+    finish("skills", {**asked, "sparsity": sparsity, "seed": seed}, run, out, as_json, device=device, dtype=dtype)
 
 
 @app.command("experts")
@@ -142,6 +146,7 @@ def experts(
     prompts: PromptFile,
     target: Annotated[str | None, typer.Option(help="The label of the behaviour; prompts need a label.")] = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -153,11 +158,11 @@ def experts(
     import probes
 
     def run(bar: Any) -> Any:
-        pair, rows = loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device, dtype)
         return probes.expert_map(pair, rows, target=target, seed=seed, progress=bar)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "target": target, "seed": seed}
-    finish("experts", asked, run, out, as_json)
+    finish("experts", asked, run, out, as_json, device=device, dtype=dtype)
 
 
 @app.command("knob")
@@ -167,6 +172,7 @@ def knob(
     prompts: PromptFile,
     layers: Annotated[str, typer.Option(help="search, all, or layers by commas.")] = "search",
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -178,12 +184,12 @@ def knob(
     import probes
 
     def run(bar: Any) -> Any:
-        pair, rows = loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device, dtype)
         chosen: Any = layers if layers in ("search", "all") else [_layer(part) for part in layers.split(",")]
         return probes.find_knob(pair, rows, layers=chosen, seed=seed, progress=bar)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "layers": layers, "seed": seed}
-    finish("knob", asked, run, out, as_json)
+    finish("knob", asked, run, out, as_json, device=device, dtype=dtype)
 
 
 @app.command("concepts")
@@ -197,6 +203,7 @@ def concepts(  # noqa: PLR0913 (one parameter per option)
     ] = "pca-uncentred",
     dictionary: Annotated[Path | None, typer.Option(help="A SAELens folder, for sae.")] = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -209,12 +216,20 @@ def concepts(  # noqa: PLR0913 (one parameter per option)
     from workbench.recording.record_pair import record
 
     def run(bar: Any) -> Any:
-        pair, rows = loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device, dtype)
         rec = record(pair, rows, "resid_post", layers=[_layer(layer)], positions="all", progress=bar)
         return probes.concept_directions(rec, method, dictionary=dictionary, model=pair.tuned, seed=seed)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "layer": layer, "method": method, "seed": seed}
-    finish("concepts", {**asked, "dictionary": dictionary and str(dictionary)}, run, out, as_json)
+    finish(
+        "concepts",
+        {**asked, "dictionary": dictionary and str(dictionary)},
+        run,
+        out,
+        as_json,
+        device=device,
+        dtype=dtype,
+    )
 
 
 @app.command("retrieval")
@@ -232,6 +247,7 @@ def retrieval(  # noqa: PLR0913 (one parameter per option)
         ),
     ] = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -253,11 +269,11 @@ def retrieval(  # noqa: PLR0913 (one parameter per option)
         if behind:
             check_template(behind["template"])
         hidden, text = _needles(needles), _text(haystack)
-        pair = load_pair(base, tuned, device=device)
+        pair = load_pair(base, tuned, device=device, dtype=dtype)
         trials = probes.needle_trials(text, hidden, pair.tokenizer, lengths=sizes, **behind)
         return probes.retrieval_heads(pair, trials, seed=seed, progress=bar)
 
-    finish("retrieval", {**asked, **behind, "seed": seed}, run, out, as_json)
+    finish("retrieval", {**asked, **behind, "seed": seed}, run, out, as_json, device=device, dtype=dtype)
 
 
 def _needles(path: Path) -> list[Any]:
@@ -311,22 +327,28 @@ def _layer(text: str) -> int | float:
         raise typer.BadParameter(f"{text!r} is no layer.", param_hint="--layers") from None
 
 
-def loaded(base: str, tuned: str, prompts: Path, device: str) -> tuple[Any, Any]:
+def loaded(base: str, tuned: str, prompts: Path, device: str, dtype: str) -> tuple[Any, Any]:
     from workbench.models.pair import load_pair
     from workbench.prompts import Prompts
 
     rows = Prompts.load(prompts)  # the cheaper of the two to be wrong about
-    return load_pair(base, tuned, device=device), rows
+    return load_pair(base, tuned, device=device, dtype=dtype), rows
 
 
-def finish(verb: str, asked: dict[str, Any], run: Callable[[Any], Any], out: Path | None, as_json: bool) -> None:
-    """Run a probe, write its run, print its table. Nothing is written when the probe refuses."""
+def finish(
+    verb: str, asked: dict[str, Any], run: Callable[[Any], Any], out: Path | None, as_json: bool, **loading: str
+) -> None:
+    """Run a probe, write its run, print its table. Nothing is written when the probe refuses.
+
+    ``loading``: options of :func:`workbench.load_pair`; the run keeps those that are not the default.
+    """
     from workbench import runs
     from workbench.cli.output import emit, progress_bar
+    from workbench.recording.load_options import load_options
 
     with progress_bar() as bar:
         result = run(bar)
-    config = {"verb": f"localize {verb}", **asked}
+    config = {"verb": f"localize {verb}", **asked, **load_options(loading)}
     where = out.absolute() if out is not None else None
     folder = (
         runs.create_at(where, kind=verb, config=config)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli.head_groups import heads_by_place, parts, place
-from workbench.cli.localize import Base, Device, Json, Layers, Out, PromptFile, Seed, Tuned, finish, loaded
+from workbench.cli.localize import Base, Device, Dtype, Json, Layers, Out, PromptFile, Seed, Tuned, finish, loaded
 from workbench.cli.localize import app as app
 
 Heads = Annotated[
@@ -41,6 +41,7 @@ def paths(  # noqa: PLR0913 (one parameter per option)
     ] = False,
     layers: Layers = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -60,7 +61,7 @@ def paths(  # noqa: PLR0913 (one parameter per option)
         raise typer.BadParameter(f"{within!r} is not tuned, base or across.", param_hint="--within")
 
     def run(bar: Any) -> Any:
-        pair, rows = loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device, dtype)
         runs = {"source": "tuned", "target": "base"} if within == "across" else {}
         return probes.path_patching(
             pair.base if within == "base" else pair, rows,
@@ -69,7 +70,7 @@ def paths(  # noqa: PLR0913 (one parameter per option)
             layers=None if layers is None else parts(layers), seed=seed, progress=bar, **runs,
         )  # fmt: skip
 
-    finish("paths", asked, run, out, as_json)
+    finish("paths", asked, run, out, as_json, device=device, dtype=dtype)
 
 
 @app.command("circuit")
@@ -84,6 +85,7 @@ def circuit(  # noqa: PLR0913 (one parameter per option)
     ] = None,
     minimality: Annotated[bool, typer.Option("--minimality", help="Also test whether each head is needed.")] = False,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -99,24 +101,25 @@ def circuit(  # noqa: PLR0913 (one parameter per option)
 
         groups = heads_by_place(heads)
         means = None if reference is None else Prompts.load(reference)
-        pair, rows = loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device, dtype)
         return probes.circuit(
             pair, rows, groups, metric, reference=means, minimality=minimality, seed=seed, progress=bar
         )  # fmt: skip
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "heads": heads, "metric": metric}
     more = {"reference": reference and str(reference), "minimality": minimality, "seed": seed}
-    finish("circuit", {**asked, **more}, run, out, as_json)
+    finish("circuit", {**asked, **more}, run, out, as_json, device=device, dtype=dtype)
 
 
 @app.command("cmap")
-def cmap(
+def cmap(  # noqa: PLR0913 (one parameter per option)
     base: Base,
     tuned: Tuned,
     prompts: PromptFile,
     heads: Heads,
     metric: Annotated[str, typer.Option(help="accuracy, prob or logit_diff.")] = "accuracy",
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -129,11 +132,11 @@ def cmap(
 
     def run(bar: Any) -> Any:
         groups = heads_by_place(heads)
-        pair, rows = loaded(base, tuned, prompts, device)
+        pair, rows = loaded(base, tuned, prompts, device, dtype)
         return probes.cmap(pair, rows, groups, metric, seed=seed, progress=bar)
 
     asked = {"base": base, "tuned": tuned, "prompts": str(prompts), "heads": heads, "metric": metric, "seed": seed}
-    finish("cmap", asked, run, out, as_json)
+    finish("cmap", asked, run, out, as_json, device=device, dtype=dtype)
 
 
 @app.command("components")
@@ -148,6 +151,7 @@ def components(  # noqa: PLR0913 (one parameter per option)
     penalties: Annotated[str, typer.Option(help="Prices of a head, by commas.")] = "0.001,0.01,0.1",
     epochs: Annotated[int, typer.Option(help="Passes over the training half.")] = 2,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -163,7 +167,7 @@ def components(  # noqa: PLR0913 (one parameter per option)
         from workbench.prompts import Prompts
 
         desiderata = {path.stem: Prompts.load(path) for path in prompts}
-        pair = load_pair(base, tuned, device=device)
+        pair = load_pair(base, tuned, device=device, dtype=dtype)
         return probes.component_masking(
             pair, desiderata, place(position), heads=None if heads is None else parts(heads),
             penalties=[_number(part) for part in parts(penalties)], epochs=epochs, seed=seed, progress=bar,
@@ -171,7 +175,7 @@ def components(  # noqa: PLR0913 (one parameter per option)
 
     asked = {"base": base, "tuned": tuned, "prompts": [str(path) for path in prompts], "position": position}
     more = {"heads": heads, "penalties": penalties, "epochs": epochs, "seed": seed}
-    finish("components", {**asked, **more}, run, out, as_json)
+    finish("components", {**asked, **more}, run, out, as_json, device=device, dtype=dtype)
 
 
 def _number(text: str) -> float:

@@ -108,7 +108,7 @@ def _of_localize(run: Run, verb: str) -> Experiment:
     settings = settings_of(run, RESULT) if found.more else {}
     for name, (file, place) in found.more.items():
         sets[name] = further_prompts(run, file, hash_in(settings, place))
-    return _of_one_step(run, run.manifest.kind, found.step, sets)
+    return _of_one_step(run, run.manifest.kind, found.step, sets, loading_of(run))
 
 
 def _of_diff(run: Run) -> Experiment:

@@ -68,6 +68,29 @@ def test_what_localize_found_is_found_again(home: Path, tmp_path: Path, verb: st
     _assert_found_again(run, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("verb", "more"),
+    [
+        ("activations", "--sites z"),
+        ("heads", "--metric prob"),
+        ("experts", "--target a"),
+        ("concepts", "--method mean"),
+        ("skills", "--level modules --method movement --sparsity 0.5"),
+    ],
+)
+def test_what_localize_found_in_half_precision_is_found_again_in_it(
+    home: Path, tmp_path: Path, verb: str, more: str
+) -> None:
+    (home / "many.jsonl").write_text("\n".join([(home / "p.jsonl").read_text()] * 3))
+    family = "mixtral" if verb == "experts" else "llama"
+    given = [f"{family}-base", f"{family}-tuned", "--prompts", "many.jsonl" if verb == "skills" else "p.jsonl"]
+    run = made(home, tmp_path / "run", "localize", verb, *given, *more.split(), "--device", "cpu", "--dtype", "bf16")
+    pair = experiment_of_run(run).pair
+    assert (run.config["device"], run.config["dtype"]) == (pair.device, pair.dtype) == ("cpu", "bfloat16")
+    assert {one["dtype"] for one in load(run).provenance.models.values()} == {"bfloat16"}
+    _assert_found_again(run, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def repeater(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two hand-built induction models and the pairs that they complete."""
