@@ -12,7 +12,7 @@ from typing import Any
 from interventions.base import Intervention, SiteIntervention
 from interventions.strength import Number
 from interventions.trace import Trace
-from workbench.cards import card
+from workbench.cards import card, counted
 from workbench.engine.hub import SiteHook
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
@@ -134,7 +134,7 @@ class Recipe:
 
         lines = [{"": place, "intervention": one.kind, "settings": repr(one)} for place, one in enumerate(self)]
         made = {str(name): value for name, value in self.made_with.items()}
-        return card(f"Recipe of {len(self)} interventions", made, pd.DataFrame(lines))
+        return card(f"Recipe of {counted(len(self), 'intervention')}", made, pd.DataFrame(lines))
 
 
 def as_adapted(model: Any) -> AdaptedModel:

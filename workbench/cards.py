@@ -30,6 +30,11 @@ def card(
     return "".join(parts)
 
 
+def counted(number: int, what: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def printable(value: Any, longest: int = LONGEST) -> str:
     """``value`` as text on a line, cut after ``longest`` characters."""
     text = str(value)

@@ -14,6 +14,7 @@ from interventions.strength import Number, Strength
 from interventions.weightspace.masks import complement
 from interventions.weightspace.swapping import base_parameters, check_same_shape, find_parameter, one_strength, swapped
 from interventions.weightspace.tuned_values import changed_names, tuned_values
+from workbench.cards import counted
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Float, Tensor
@@ -97,7 +98,7 @@ class Graft(Intervention):
 
     def __repr__(self) -> str:
         part = "" if self._share == 1 else f", strength={self._share:g}"
-        return f"Graft({self.size} entries of {len(self.mask)} tensors{part})"
+        return f"Graft({self.size} entries of {counted(len(self.mask), 'tensor')}{part})"
 
     @torch.no_grad()
     def _weights(self, model: AdaptedModel) -> dict[torch.nn.Parameter, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.cards import counted
 from workbench.errors import UserError
 
 
@@ -40,7 +41,8 @@ def make_folds(folds: int | Sequence[int], groups: np.ndarray, y: np.ndarray, se
     n_groups = int(groups.max()) + 1
     if isinstance(folds, int):
         if not 2 <= folds <= n_groups:
-            raise UserError(f"{folds} folds cannot be made of {n_groups} groups: ask for 2 to {n_groups}.")
+            few = f"ask for 2 to {n_groups}" if n_groups > 2 else "ask for 2" if n_groups == 2 else "give rows of more"
+            raise UserError(f"{folds} folds cannot be made of {counted(n_groups, 'group')}: {few}.")
         chosen = _dealt(folds, groups, y, np.random.default_rng(seed))
     else:
         chosen = np.unique(np.asarray(folds), return_inverse=True)[1]

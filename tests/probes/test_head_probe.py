@@ -153,6 +153,8 @@ def test_groups_never_straddle_folds() -> None:
     assert all(len(set(folds[groups == group])) == 1 for group in range(20))
     with pytest.raises(UserError, match="split over several folds"):
         make_folds((np.arange(100) % 4).tolist(), groups, y, 0)
+    with pytest.raises(UserError, match=r"3 folds cannot be made of 2 groups: ask for 2\.$"):
+        make_folds(3, groups // 10, y, 0)
 
 
 def test_shuffling_respects_groups() -> None:

@@ -13,7 +13,7 @@ import interventions as iv
 import workbench as wb
 from probes.results import ProbeResult, Provenance
 from tests.tiny import tiny_model, tokenizer, tuned_copy
-from workbench.cards import card, printable
+from workbench.cards import card, counted, printable
 from workbench.models.identity import ModelIdentity
 from workbench.organisms import Bar, Organism, Truth
 from workbench.recording.statistics import StreamingMoments, TopActivating
@@ -129,3 +129,7 @@ def test_a_card_escapes_all_it_is_given() -> None:
     assert "<script" not in shown and shown.count("&lt;script&gt;") == 7
     assert printable("a\x1bb\nc") == "a\\x1bb\\nc"
     assert len(printable("x" * 10_000)) == 160
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "row") for number in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]

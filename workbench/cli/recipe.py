@@ -26,13 +26,14 @@ def show_command(file: File, as_json: AsJson = False) -> None:
 
     Example, offline:  tunescope recipe show knob.safetensors
     """
+    from workbench.cards import counted
     from workbench.cli.output import emit
 
     recipe = load_recipe(file)
     steps = [{"kind": one.kind, "does": repr(one), "content": one.content} for one in recipe]
     payload = {"recipe": str(file), "content": recipe.content, "made_with": recipe.made_with, "interventions": steps}
     made_for = (recipe.made_with.get("model") or {}).get("name")
-    title = f"{file}: {len(steps)} interventions" + (f", made for {made_for}" if made_for else "")
+    title = f"{file}: {counted(len(steps), 'intervention')}" + (f", made for {made_for}" if made_for else "")
     emit(payload, as_json, [{"kind": one["kind"], "does": one["does"]} for one in steps], title=title)
 
 

@@ -25,6 +25,7 @@ def list_command(home: Home = None, as_json: AsJson = False) -> None:
     Example, offline:  tunescope runs list --home ./runs
     """
     from workbench import runs
+    from workbench.cards import counted
     from workbench.cli.output import emit
 
     found = runs.list(home)
@@ -40,7 +41,7 @@ def list_command(home: Home = None, as_json: AsJson = False) -> None:
         for run in found
     ]
     place = home or runs.default_home()
-    emit({"home": str(place), "runs": found}, as_json, table, title=f"{len(found)} runs in {place}")
+    emit({"home": str(place), "runs": found}, as_json, table, title=f"{counted(len(found), 'run')} in {place}")
 
 
 @app.command("show")
@@ -100,11 +101,13 @@ def _record(found: Verification) -> dict[str, Any]:
 
 def _table(found: list[Verification]) -> list[dict[str, Any]]:
     """One line per file that is wrong, or one that says all is well."""
+    from workbench.cards import counted
+
     lines = []
     for one in found:
         wrong = [(what, name) for what in ("missing", "changed", "foreign") for name in getattr(one, what)]
         if one.state != "complete":
             wrong.insert(0, (one.state, "the run itself"))
-        fine = [("ok", f"{one.checked} files, as they were written")] if one.ok else []
+        fine = [("ok", f"{counted(one.checked, 'file')}, unchanged")] if one.ok else []
         lines += [{"run": str(one.path), "found": what, "file": name} for what, name in wrong + fine]
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.cards import counted
 from workbench.files import PARTIAL
 from workbench.runs.manifest import MANIFEST, State, file_names, hash_file, read_manifest
 from workbench.runs.places import inside
@@ -30,7 +31,7 @@ class Verification:
 
     def __str__(self) -> str:
         if self.ok:
-            return f"{self.path}: {self.checked} files, all as they were written."
+            return f"{self.path}: {counted(self.checked, 'file')}, unchanged."
         found = [
             f"{len(names)} {what} ({', '.join(names[:10])}{', …' if len(names) > 10 else ''})"
             for what, names in (("missing", self.missing), ("changed", self.changed), ("foreign", self.foreign))

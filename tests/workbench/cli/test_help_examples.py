@@ -189,7 +189,7 @@ def _planned(done: Done) -> None:
 
 
 def _shown_recipe(done: Done) -> None:
-    assert "SubspaceKnob" in done.said and "1 interventions" in done.said
+    assert "SubspaceKnob" in done.said and "1 intervention" in done.said and "1 interventions" not in done.said
 
 
 def _checked(done: Done) -> None:
@@ -202,7 +202,7 @@ def _exported(done: Done) -> None:
 
 
 def _listed(done: Done) -> None:
-    assert "1 runs in runs" in done.said and "first" in done.said
+    assert "1 run in runs" in done.said and "first" in done.said
 
 
 def _shown_run(done: Done) -> None:
@@ -210,7 +210,7 @@ def _shown_run(done: Done) -> None:
 
 
 def _verified(done: Done) -> None:
-    assert "files, as they were written" in done.said
+    assert "files, unchanged" in done.said
 
 
 def _reported(done: Done) -> None:

@@ -56,7 +56,7 @@ def test_verify_exits_1_when_anything_is_wrong(home: Path) -> None:
     fine = CLI.invoke(app, ["verify", str(home / "first"), "--json"])
     assert fine.exit_code == 0
     assert json.loads(fine.stdout)["runs"][0]["checked"] == 1
-    assert "1 files, as they were written" in CLI.invoke(app, ["verify", "first", "--home", str(home)]).stdout
+    assert "1 file, unchanged" in CLI.invoke(app, ["verify", "first", "--home", str(home)]).stdout
     (home / "first" / "notes.md").write_text("hellO")
     (home / "first" / "[red]x\x1b").write_text("")
     wrong = CLI.invoke(app, ["verify", "--home", str(home), "--json"])

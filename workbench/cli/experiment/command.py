@@ -66,6 +66,7 @@ def _print(finished: Finished, as_json: bool) -> None:
 
 def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -> None:
     """Cells and steps; files that the experiment reads must be there, and prompts must leave rows."""
+    from workbench.cards import counted
     from workbench.cli.experiment.materials import Materials, files_named
     from workbench.cli.experiment.references import needs, recipes_of, sets_of
     from workbench.cli.experiment.running import place
@@ -92,5 +93,6 @@ def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -
     if as_json:
         emit(payload, as_json)
         return
-    emit(None, False, steps, title=f"{experiment.name}: {len(steps)} steps in each of {len(grid)} cells")
+    where = "the only cell" if len(grid) == 1 else f"each of {len(grid)} cells"
+    emit(None, False, steps, title=f"{experiment.name}: {counted(len(steps), 'step')} in {where}")
     emit(None, False, [{"cell": cell.number, "settings": cell.label} for cell in grid], title=payload["run"])

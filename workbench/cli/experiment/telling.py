@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.cards import counted
 from workbench.cli.experiment import steps
 from workbench.cli.experiment.kept import Kept
 from workbench.cli.experiment.schema import Experiment
@@ -49,7 +50,7 @@ def _overview(experiment: Experiment, grid: Sequence[Cell], *, has_effects: bool
         "Control is what random stand-ins of a recipe came to on average, change is against the same model without the "
         "recipe. All numbers of all steps are in tables/metrics.parquet."
     )
-    text = f"{cells}{swept}; {len(experiment.steps)} steps." + (f" {told}" if has_effects else "")
+    text = f"{cells}{swept}; {counted(len(experiment.steps), 'step')}." + (f" {told}" if has_effects else "")
     text = f"{experiment.about}\n\n{text}" if experiment.about else text
     tables = (["cells"] if len(grid) > 1 else []) + ["effects" if has_effects else "metrics"]
     return {"title": experiment.name, "text": text, "tables": tables, "figures": []}
