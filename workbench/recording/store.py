@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 
 from workbench.files import remove_partials, room_for, write_json
+from workbench.folder_lock import FolderLock
 from workbench.recording import layout
-from workbench.recording.lock import FolderLock
 from workbench.recording.reader import ShardReader
 from workbench.recording.stored import StoredTensor
 from workbench.recording.transfer import Transfer

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.cards import card
 from workbench.errors import UserError
 from workbench.files import atomic, remove_partials, room_for_folder, write_json, write_text
+from workbench.folder_lock import FolderLock
 from workbench.jsonable import jsonable
-from workbench.recording.lock import FolderLock
 from workbench.runs.config import config_hash, plain, same_config
 from workbench.runs.manifest import (
     MANIFEST,
@@ -204,9 +204,9 @@ def create_run(
     same.
 
     One that was interrupted or failed is running again, and its files are kept for the caller to resume from;
-    a complete one is returned as it is (``is_complete``). Without a name, the configuration's hash gives one,
-    so asking twice finds the same run. Another configuration, or a folder with other things, is a
-    :class:`UserError`.
+    a complete one is returned as it is (``is_complete``); one that another process writes is refused. Without a
+    name, the configuration's hash gives one, so asking twice finds the same run. Another configuration, or a folder with
+    other things, is a :class:`UserError`.
     """
     wanted = plain(config)
     with room_for_folder(Path(home)):
@@ -218,8 +218,9 @@ def create_run(
         run = open_run(path)
         same_config({"kind": run.manifest.kind, **run.config}, {"kind": kind, **wanted}, path)
         if not run.is_complete:
-            remove_partials(path)
-            run.reopen()
+            with FolderLock(path):  # what another process is writing is not ours to clean up
+                remove_partials(path)
+                run.reopen()
         return run
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is no run; give a new or an empty folder.")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.errors import UserError
 from workbench.files import PARTIAL, write_json
-from workbench.recording.lock import FolderLock
+from workbench.folder_lock import FolderLock
 
 SCHEMA = 1
 MANIFEST = "run.json"

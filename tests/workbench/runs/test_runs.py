@@ -123,11 +123,11 @@ def test_a_killed_run_is_not_called_running(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "in\n"
         assert runs.open(tmp_path / "x").state == "running"
-        with (
-            pytest.raises(UserError, match=f"Another process .id {process.pid}. is writing"),
-            runs.create(tmp_path, "x", kind="record", config={}),
-        ):
-            pass
+        half = tmp_path / "x" / ".partial-of-the-writer"
+        half.write_text("half")
+        with pytest.raises(UserError, match=f"Another process .id {process.pid}. is writing"):
+            runs.create(tmp_path, "x", kind="record", config={})
+        assert half.read_text() == "half"
         assert runs.list(tmp_path)[0].state == "running"
         process.kill()
     assert runs.list(tmp_path)[0].state == "interrupted"

@@ -370,7 +370,7 @@ def test_weights_need_no_prompts(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_process_in_the_same_folder_is_refused(home: Path, tmp_path: Path) -> None:
-    from workbench.recording.lock import FolderLock
+    from workbench.folder_lock import FolderLock
 
     (tmp_path / "run").mkdir()
     text = SMALL.replace("sweep:", "#")

@@ -54,6 +54,12 @@ class FolderLock:
             return False
         return path.exists()
 
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
         """Delete the lock file and let go; doing so twice is no error."""
         if self._descriptor >= 0:
