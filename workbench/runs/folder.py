@@ -205,8 +205,8 @@ def create_run(
 
     One that was interrupted or failed is running again, and its files are kept for the caller to resume from;
     a complete one is returned as it is (``is_complete``); one that another process writes is refused. Without a
-    name, the configuration's hash gives one, so asking twice finds the same run. Another configuration, or a folder with
-    other things, is a :class:`UserError`.
+    name, the configuration's hash gives one, so asking twice finds the same run. Another configuration, or a folder
+    with other things, is a :class:`UserError`.
     """
     wanted = plain(config)
     with room_for_folder(Path(home)):
