@@ -50,8 +50,8 @@ def test_a_dry_run_lists_cells_and_steps_and_loads_no_model(
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("a dry run loaded a model")
 
-    monkeypatch.setattr("workbench.models.pair.load_pair", loaded)
-    monkeypatch.setattr("workbench.organisms.build", loaded)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", loaded)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", loaded)
     done = CLI.invoke(app, ["run", str(file), "--out", str(tmp_path / "run"), "--dry-run", "--json"])
     assert done.exit_code == 0, done.exception
     said = json.loads(done.stdout)
