@@ -106,7 +106,6 @@ EXACT: dict[str, Null] = {
     "expert_map": lambda seed: probes.expert_map(twins(seed, "qwen3moe"), prompts(seed), target=True).frame(),
     "switching_curve": switched,
     "concept_directions, mean": lambda seed: concepts(seed, "mean"),
-    "concept_directions, pca": lambda seed: concepts(seed, "pca"),
 }  # fmt: skip
 
 

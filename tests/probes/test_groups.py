@@ -27,10 +27,15 @@ TEXTS = ["the quick brown", "a lazy dog", "jumps over the", "fox and dog", "brow
 
 
 def rows(copies: int, grouped: bool) -> Prompts:
-    """Every text ``copies`` times, the copies of one in one group."""
+    """Every text ``copies`` times, the copies of one in one group, or without any."""
     return Prompts.of([
         {"prompt": text, **({"group": text} if grouped else {})} for text in TEXTS for _ in range(copies)
     ])  # fmt: skip
+
+
+def claimed(copies: int) -> Prompts:
+    """The same, each copy in a group of its own: what copies must not be taken for."""
+    return Prompts.of([{"prompt": text, "group": f"{text} {copy}"} for text in TEXTS for copy in range(copies)])
 
 
 def tiny_pair() -> ModelPair:
@@ -68,14 +73,19 @@ def shares_by_position(prompts: Prompts) -> tuple[Any, pd.DataFrame]:
 def test_copies_in_one_group_give_the_interval_of_the_originals(probe: Any) -> None:
     once, originals = probe(rows(1, grouped=False))
     grouped, copied = probe(rows(COPIES, grouped=True))
-    alone, narrow = probe(rows(COPIES, grouped=False))
+    alone, ungrouped = probe(rows(COPIES, grouped=False))
+    wrong, narrow = probe(claimed(COPIES))
     edges = ["score", "low", "high"]
+    pd.testing.assert_frame_equal(ungrouped, copied, check_exact=True)
     assert copied[edges].to_numpy() == pytest.approx(originals[edges].to_numpy(), rel=1e-3, abs=1e-4)
     assert (copied["n"] == COPIES * originals["n"]).all() if "n" in copied else True
     widths = [(table["high"] - table["low"]).mean() for table in (copied, narrow)]
     assert widths[1] < 0.75 * widths[0], "copies counted as prompts make the interval falsely narrow"
-    assert once.resampled == "8 prompts" and alone.resampled == "40 prompts"
-    assert grouped.resampled == "8 groups of prompts (40 in all)" and grouped.resampled in grouped.summary()
+    assert once.resampled == "8 prompts" and wrong.resampled == "40 prompts"
+    assert (
+        grouped.resampled == alone.resampled == "8 groups of prompts (40 in all)"
+        and grouped.resampled in grouped.summary()
+    )
 
 
 def test_copies_are_never_on_both_sides_of_concept_directions() -> None:
@@ -97,10 +107,11 @@ def test_copies_are_never_on_both_sides_of_concept_directions() -> None:
 def test_copies_in_one_group_are_no_further_evidence_of_what_a_head_writes() -> None:
     tables = [
         probes.head_words(tiny_pair(), prompts, 1, 2).table
-        for prompts in (rows(6, grouped=True), rows(6, grouped=False))
+        for prompts in (rows(6, grouped=True), rows(6, grouped=False), claimed(6))
     ]
-    assert tables[0]["token_id"].tolist() == tables[1]["token_id"].tolist()
-    assert (tables[0]["q"] >= 2 / 2 ** len(TEXTS)).all() and (tables[1]["q"] < 2 / 2 ** len(TEXTS)).any()
+    pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=True)
+    assert tables[0]["token_id"].tolist() == tables[2]["token_id"].tolist()
+    assert (tables[0]["q"] >= 2 / 2 ** len(TEXTS)).all() and (tables[2]["q"] < 2 / 2 ** len(TEXTS)).any()
 
 
 @pytest.mark.parametrize("probe", [delta, delta_by_position, shares_by_position])

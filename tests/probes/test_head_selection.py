@@ -78,7 +78,10 @@ def told_apart(n: int = 64) -> Prompts:
     """The answer follows the second word."""
     pairs = [("quick", " fox"), ("lazy", " dog")]
     return Prompts.of(
-        [{"prompt": f"the {pairs[i % 2][0]} {'xyzqabcd'[i % 8]}", "answer": pairs[i % 2][1]} for i in range(n)]
+        [
+            {"prompt": f"the {pairs[i % 2][0]} {'xyzqabcd'[i % 8]}", "answer": pairs[i % 2][1], "group": f"{i}"}
+            for i in range(n)
+        ]
     )
 
 
@@ -118,4 +121,4 @@ def test_too_few_prompts_are_said() -> None:
     with pytest.raises(UserError, match="at least 8 prompts"):
         head_selection(only_one_head_writes(), prompts(2))
     with pytest.raises(UserError, match="no answer"):
-        head_selection(only_one_head_writes(), Prompts.of(["the fox"] * 12))
+        head_selection(only_one_head_writes(), Prompts.of([f"the fox {number}" for number in range(12)]))
