@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from workbench.errors import UserError
+from workbench.files import room_for_folder
 
 
 class FolderLock:
@@ -19,7 +20,8 @@ class FolderLock:
 
     def _take(self, folder: Path) -> int:
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            with room_for_folder(folder):
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

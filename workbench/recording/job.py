@@ -68,9 +68,9 @@ def record_run(  # noqa: PLR0913 (the options of the command)
     options = load_options({"device": device, "dtype": dtype, **(flags or {}), **(where or {})})
     run = open_recording(out, config, options)
     fresh = not run.file(ACTIVATIONS).exists()
+    run.hold()
     if run.is_complete:
         run.reopen()
-    run.hold()
     try:
         with run:
             recording = record(

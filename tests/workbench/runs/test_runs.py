@@ -137,6 +137,14 @@ def test_a_killed_run_is_not_called_running(tmp_path: Path) -> None:
     assert runs.verify(tmp_path / "x").ok and contents(tmp_path / "x").keys() == {"run.json"}
 
 
+def test_a_lock_that_cannot_be_taken_is_a_sentence(tmp_path: Path) -> None:
+    from workbench.folder_lock import FolderLock
+
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="Cannot write"):
+        FolderLock(tmp_path / "file")
+
+
 def test_verify_names_every_missing_changed_and_foreign_file(tmp_path: Path) -> None:
     run = finished(tmp_path)
     assert runs.verify(run.path).ok and runs.verify(run.path).checked == 4
