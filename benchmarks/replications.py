@@ -19,13 +19,13 @@ from transformers.utils import logging
 import interventions as iv
 import probes
 from interventions.training.ablated import random_directions
+from tunescope.demo.chapter import Chapter, Settings
+from tunescope.demo.comparing import Behaviour
+from tunescope.demo.context import tell_context
+from tunescope.demo.experts import tell_experts
+from tunescope.demo.recorded import marked, mean_difference, rows_at
 from workbench import organisms, runs
 from workbench.behaviour.scores import next_token_logits, score_answers
-from workbench.cli.story.chapter import Chapter, Settings
-from workbench.cli.story.comparing import Behaviour
-from workbench.cli.story.context import tell_context
-from workbench.cli.story.experts import tell_experts
-from workbench.cli.story.recorded import marked, mean_difference, rows_at
 from workbench.models.pair import load_one, load_pair
 from workbench.progress import Silent
 from workbench.prompts import Prompts

@@ -17,8 +17,8 @@ from dashboards.selection import Selection, pair_of
 from workbench import runs
 
 if TYPE_CHECKING:
-    from workbench.cli.experiment.from_runs import Chosen
-    from workbench.cli.experiment.schema import Experiment
+    from tunescope.experiments.from_runs import Chosen
+    from tunescope.experiments.schema import Experiment
     from workbench.prompts import Prompts
 
 _AFTER = "last+generated"
@@ -62,7 +62,7 @@ def stored_experiment(chosen: Selection, names: Sequence[str] | None = None) -> 
 
     Raises :class:`workbench.errors.NotSupported` where the run does not say how a result was made.
     """
-    from workbench.cli.experiment.from_run import experiment_of_run, only
+    from tunescope.experiments.from_run import experiment_of_run, only
 
     experiment = experiment_of_run(chosen.opened(), chosen.pair)
     if names is not None:
@@ -72,7 +72,7 @@ def stored_experiment(chosen: Selection, names: Sequence[str] | None = None) -> 
 
 def overlap_experiment(chosen: Selection, found: Sequence[Found]) -> str:
     """The YAML that makes grafts of the selected run again, and compares every two of them."""
-    from workbench.cli.experiment.schema import Experiment
+    from tunescope.experiments.schema import Experiment
 
     names = list(dict.fromkeys(one.step or one.name for one in found))
     values = Experiment.parse(stored_experiment(chosen, names)).plain()
@@ -85,21 +85,21 @@ def overlap_experiment(chosen: Selection, found: Sequence[Found]) -> str:
 
 def compared_experiment(first: tuple[Path, Found], second: tuple[Path, Found]) -> str:
     """The YAML that makes a result of either run (its folder, and which) again and compares them."""
-    from workbench.cli.experiment.from_runs import comparison_of
+    from tunescope.experiments.from_runs import comparison_of
 
     return comparison_of(_chosen(*first), _chosen(*second)).to_yaml()
 
 
 def both_experiment(first: Path, second: Path) -> str:
     """The YAML with all steps of two runs."""
-    from workbench.cli.experiment.from_runs import both_of
+    from tunescope.experiments.from_runs import both_of
 
     one, two = ((runs.open(folder), _device(results_in(folder))) for folder in (first, second))
     return both_of(one, two).to_yaml()
 
 
 def _chosen(folder: Path, found: Found) -> Chosen:
-    from workbench.cli.experiment.from_runs import Chosen
+    from tunescope.experiments.from_runs import Chosen
 
     pair = pair_of(folder, found)
     step = found.step or found.called(pair).name
@@ -126,20 +126,20 @@ def _device(found: Sequence[Found]) -> str:
 
 
 def _yaml(values: dict[str, Any]) -> str:
-    from workbench.cli.experiment.schema import Experiment
+    from tunescope.experiments.schema import Experiment
 
     return Experiment.of(values).to_yaml()
 
 
 def _pair(base: str, tuned: str, device: str) -> dict[str, Any]:
-    from workbench.cli.experiment.given_files import whole
+    from tunescope.experiments.given_files import whole
 
     from_, to = models.places(base.strip(), tuned.strip())
     return {"base": whole(from_), "tuned": whole(to), "device": device}
 
 
 def _recipe(parts: tuple[Part, ...]) -> Any:
-    from workbench.cli.experiment.given_files import whole
+    from tunescope.experiments.given_files import whole
 
     if len(parts) == 1 and isinstance(parts[0], Saved):
         return {"file": whole(parts[0].path)}
@@ -148,7 +148,7 @@ def _recipe(parts: tuple[Part, ...]) -> Any:
 
 def _placed(part: Any) -> Any:
     """The part with its file by its whole path."""
-    from workbench.cli.experiment.given_files import whole
+    from tunescope.experiments.given_files import whole
 
     return replace(part, path=whole(part.path)) if hasattr(part, "path") else part
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import interventions as iv
 from probes.results import ProbeResult
 from tests.cuda.place import DEVICE, close, same_frames
+from tunescope.cli.app import app
 from workbench import runs
-from workbench.cli.app import app
 from workbench.recording.recording import Recording
 
 WORDS = "the quick brown fox jumps over lazy dog".split()

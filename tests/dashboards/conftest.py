@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.cli.story.chapter import Settings
-from workbench.cli.story.tell import tell
+from tunescope.demo.chapter import Settings
+from tunescope.demo.tell import tell
 from workbench.progress import Silent
 
 SMALL = Settings(pairs=40, steps=80, heads=16)

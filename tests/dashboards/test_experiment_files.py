@@ -22,9 +22,9 @@ from dashboards.state import RUN
 from probes import ProbeResult, mask_overlap
 from tests.dashboards.made import prompts, save_pair
 from tests.dashboards.pages import errors, full_run, opened
+from tunescope.cli.app import app as command_line
+from tunescope.experiments import Experiment, run_experiment
 from workbench import organisms, runs
-from workbench.cli.app import app as command_line
-from workbench.cli.experiment import Experiment, run_experiment
 from workbench.recording.recording import Recording
 from workbench.tables import with_intervals
 
@@ -183,7 +183,7 @@ def test_a_file_runs_in_a_terminal_of_its_own(home: Path, tmp_path: Path) -> Non
     """In another process and folder, as a person runs what they saved."""
     text = files(opened("heads", pair="context-knob"))["heads"]
     (tmp_path / "experiment.yaml").write_text(text, encoding="utf-8")
-    script = "from workbench.cli import main; main()"
+    script = "from tunescope.cli import main; main()"
     command = [sys.executable, "-c", script, "run", "experiment.yaml", "--out", "run"]
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}

@@ -17,7 +17,7 @@ from dashboards import panels
 from dashboards.report import write_report
 from dashboards.results import results_in
 from tests.dashboards.made import opened, prompts, save_pair
-from workbench.cli.app import app as command_line
+from tunescope.cli.app import app as command_line
 from workbench.models.pair import load_pair
 
 COLUMNS = ("layer", "head", "score", "low", "high", "control", "q")

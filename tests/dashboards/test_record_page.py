@@ -14,8 +14,8 @@ from dashboards.pair_form import PairAsked, pasted, uploaded
 from dashboards.selection import pairs_of
 from dashboards.state import RUN
 from tests.dashboards.made import WORDS, opened, save_pair, shown
+from tunescope.experiments.schema import Experiment
 from workbench import runs
-from workbench.cli.experiment.schema import Experiment
 from workbench.errors import UserError
 
 

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dashboards.report import write_report
+from tunescope.cli.app import app
 from workbench import runs
-from workbench.cli.app import app
 from workbench.errors import UserError
 from workbench.files import write_json
 from workbench.runs.folder import Run

@@ -17,7 +17,7 @@ import pytest
 from dashboards.launch import command
 from tests.dashboards.made import save_pair
 from tests.dashboards.pages import full_run
-from workbench.cli.experiment import Experiment
+from tunescope.experiments import Experiment
 
 CHROMIUM = os.environ.get("TUNESCOPE_CHROMIUM") or shutil.which("chromium")
 pytestmark = [

@@ -21,8 +21,8 @@ from dashboards.state import RUN
 from dashboards.steering import run_steer, run_sweep
 from tests.dashboards.made import HOSTILE, WORDS, lab_run, opened, prompts, save_pair, shown, warned
 from tests.dashboards.pages import a_knob
-from workbench.cli.app import app as command_line
-from workbench.cli.experiment import Experiment, run_experiment
+from tunescope.cli.app import app as command_line
+from tunescope.experiments import Experiment, run_experiment
 from workbench.errors import ModelBusy, UserError
 from workbench.models.pair import load_pair
 from workbench.recording.record_pair import record

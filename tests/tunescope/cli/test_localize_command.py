@@ -1,0 +1,108 @@
+"""``tunescope localize``: the run holds the result that Python gives; a refusal writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import probes
+from probes.results import ProbeResult
+from tests.tiny import tiny_model, tokenizer, tuned_copy
+from tunescope.cli.localize import app
+from workbench import runs
+from workbench.errors import UserError
+from workbench.models.pair import load_pair
+
+CLI = CliRunner()
+WORDS = "the quick brown fox jumps over lazy dog".split()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs whose tuned model puts more weight on "fox": a random step alone is no behaviour to localize."""
+    home = tmp_path_factory.mktemp("pairs")
+    fox = tokenizer()("a fox", add_special_tokens=False)["input_ids"][1]
+    for family in ("llama", "mixtral"):
+        base = tiny_model(family)
+        tuned = tuned_copy(base, size=0.02)
+        with torch.no_grad():
+            push = base.get_output_embeddings().weight[fox]
+            for layer in tuned.model.layers:
+                output = layer.self_attn.o_proj
+                output.weight += 0.05 * torch.outer(push, torch.ones(output.in_features))
+                layer.self_attn.v_proj.weight += 0.02
+        for name, model in (("base", base), ("tuned", tuned)):
+            model.save_pretrained(home / f"{family}-{name}")
+            tokenizer().save_pretrained(home / f"{family}-{name}")
+    rows = [
+        {"prompt": " ".join(WORDS[i % 5 : i % 5 + 2]), "answer": " fox", "distractor": " dog", "label": "ab"[i % 2]}
+        for i in range(16)
+    ]
+    (home / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return home
+
+
+def pair(home: Path, family: str) -> list[str]:
+    return [str(home / f"{family}-base"), str(home / f"{family}-tuned")]
+
+
+@pytest.mark.parametrize(
+    ("verb", "family", "more"),
+    [
+        ("weights", "llama", []),
+        ("activations", "llama", ["--prompts", "p.jsonl", "--sites", "z"]),
+        ("heads", "llama", ["--prompts", "p.jsonl", "--layers", "0,1"]),
+        ("concepts", "llama", ["--prompts", "p.jsonl", "--layer", "1"]),
+        ("experts", "mixtral", ["--prompts", "p.jsonl", "--target", "a"]),
+    ],
+)
+def test_each_verb_writes_a_run_that_says_the_same(
+    home: Path, tmp_path: Path, verb: str, family: str, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    done = CLI.invoke(app, [verb, *pair(home, family), *more, "--out", str(tmp_path / "run"), "--json"])
+    assert done.exit_code == 0, done.exception
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert runs.verify(tmp_path / "run").ok
+    kept = ProbeResult.load(tmp_path / "run" / "result.safetensors")
+    table = pd.read_parquet(tmp_path / "run" / "table.parquet")
+    assert len(said["rows"]) == len(table) == len(kept.frame()) > 0
+    assert said["rows"][0]["score"] == pytest.approx(table["score"][0], nan_ok=True)
+    assert {"layer", "score", "low", "high", "control", "q"} <= set(table)
+    assert json.loads((tmp_path / "run" / "figures" / "figure.json").read_text())["data"]
+
+
+def test_weights_from_the_command_line_are_those_from_python(home: Path, tmp_path: Path) -> None:
+    CLI.invoke(app, ["weights", *pair(home, "llama"), "--out", str(tmp_path / "run")])
+    direct = probes.weight_delta(*pair(home, "llama")).frame()
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "run" / "table.parquet"), direct, check_dtype=False)
+
+
+def test_a_refusal_writes_nothing(home: Path, tmp_path: Path) -> None:
+    asked = ["experts", *pair(home, "llama"), "--prompts", str(home / "p.jsonl"), "--target", "a"]
+    done = CLI.invoke(app, [*asked, "--out", str(tmp_path / "run")])
+    assert isinstance(done.exception, UserError) and "dense" in str(done.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_that_its_files_do_not_tell_is_loaded(home: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, init_lora_weights=False)
+    get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path / "dora")
+    given = [str(home / "llama-base"), str(tmp_path / "dora")]
+    done = CLI.invoke(app, ["weights", *given, "--out", str(tmp_path / "run"), "--json"])
+    assert done.exit_code == 0, done.exception
+    (line,) = [line for line in done.stderr.splitlines() if "loaded" in line]
+    why = "is a DoRA adapter, whose change cannot be read from its files alone"
+    assert line == f"{given[1]} {why}, so both models are loaded."
+    direct = probes.weight_delta(load_pair(*given, device="cpu")).frame()
+    table = pd.read_parquet(tmp_path / "run" / "table.parquet")
+    pd.testing.assert_frame_equal(table, direct, check_dtype=False)
+    assert set(table.loc[table["score"] > 0, "module"]) == {"self_attn.q_proj"}

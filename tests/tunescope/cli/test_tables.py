@@ -1,0 +1,45 @@
+"""Tables on a terminal: names and numbers whole, the first columns that fit, the others by name; texts in folds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tunescope.cli.fitting import left_out
+from tunescope.cli.output import emit
+
+ROW = {"layer": 0, "module": "self_attn.v_proj", "score": 0.1454321, "name": "layers.0.self_attn.v_proj.weight", "n": 7}
+
+
+def printed(rows: list[dict[str, Any]], width: int, monkeypatch: Any, capsys: Any) -> list[str]:
+    monkeypatch.setattr("tunescope.cli.output._PIPE_WIDTH", width)
+    emit(None, False, rows)
+    out: str = capsys.readouterr().out
+    lines = [line.rstrip() for line in out.splitlines() if line.strip()]
+    assert max(map(len, lines)) <= width
+    return lines
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_cut(monkeypatch: Any, capsys: Any) -> None:
+    wide = printed([ROW, ROW], 120, monkeypatch, capsys)
+    assert wide[0].split() == list(ROW) and len(wide) == 4
+    narrow = printed([ROW, ROW], 50, monkeypatch, capsys)
+    assert narrow[0].split() == ["layer", "module", "score", "n"]
+    assert narrow[2].split() == ["0", "self_attn.v_proj", "0.1454", "7"]
+    assert narrow[-1] == "Beside these, with --json: name"
+
+
+def test_texts_are_folded_and_no_column_is_left_out(monkeypatch: Any, capsys: Any) -> None:
+    row = {**ROW, "text": "once upon a time there was a girl who lived in the woods"}
+    lines = printed([row], 60, monkeypatch, capsys)
+    assert "text" in " ".join(lines) and "--json" not in " ".join(lines)
+    assert sum("girl" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("width", [1, 10, 30, 200])
+def test_the_first_column_stays_and_widths_are_counted_as_shown(width: int) -> None:
+    columns = {"a": ["a", "漢字漢字漢字"], "b": ["b", "x"], "a very long name without end": ["n", "1"]}
+    found = left_out(columns, width)
+    assert found is not None and "a" not in found
+    assert ("b" in found) == (width < 1 + 12 + 3 + 1 + 3)

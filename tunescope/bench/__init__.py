@@ -1,0 +1,1 @@
+"""Benches: what methods find, against what is known to be there."""

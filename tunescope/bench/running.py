@@ -1,0 +1,93 @@
+"""The benchmark: every case of the chosen organisms and seeds, kept in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tunescope.bench.cases import cases_of
+from tunescope.bench.ground import Ground
+from workbench import organisms, runs
+from workbench.errors import UserError, unknown_name
+from workbench.organisms.training import contained
+from workbench.runs import Run
+
+Say = Callable[[str], None]
+
+
+def measure(names: Sequence[str], probes: Sequence[str], seeds: int, say: Say) -> pd.DataFrame:
+    """One line per measure: organism, seed, probe, question, own, measure, value, chance, bar, reached, note, forward,
+    backward (passes), seconds, null, null_cells, null_alarms.
+
+    ``probes`` chooses by the first word of a probe's name (empty: all). Raises :class:`UserError` for unknown names.
+    """
+    for name in names:
+        if name not in organisms.names():
+            raise unknown_name("organism", name, organisms.names())
+    lines: list[dict[str, Any]] = []
+    known: set[str] = set()
+    for seed, name in product(range(seeds), names):
+        with contained(seed):
+            ground = Ground(organisms.build(name, seed))
+            cases = cases_of(ground)
+            known |= {_word(case.probe) for case in cases}
+            for case in cases:
+                if not probes or _word(case.probe) in probes:
+                    say(f"{name}, seed {seed}: {case.probe}")
+                    lines += ground.scored(case)
+    if unknown := [name for name in probes if name not in known]:
+        raise unknown_name("probe", unknown[0], sorted(known))
+    if not lines:
+        raise UserError("There is nothing to measure: choose organisms, probes and at least one seed.")
+    return pd.DataFrame(lines)
+
+
+def _word(probe: str) -> str:
+    return probe.replace(",", " ").split()[0]
+
+
+def summarised(lines: pd.DataFrame) -> pd.DataFrame:
+    """The same over seeds: mean value, its range (least, most), whether every seed reached the bar, sums of alarms."""
+    keys = ["organism", "probe", "question", "measure"]
+    of_seeds = lines.groupby(keys, sort=False, dropna=False)
+    table = of_seeds.agg(
+        own=("own", "first"), seeds=("seed", "nunique"), value=("value", "mean"), least=("value", "min"),
+        most=("value", "max"), chance=("chance", "mean"), bar=("bar", "first"), reached=("reached", _all_reached),
+        note=("note", "first"), forward=("forward", "mean"), backward=("backward", "mean"), seconds=("seconds", "mean"),
+        null=("null", "first"), null_cells=("null_cells", "sum"), null_alarms=("null_alarms", "sum"),
+    )  # fmt: skip
+    return table.reset_index()
+
+
+def _all_reached(reached: pd.Series) -> bool | None:
+    known = reached.dropna()
+    return bool(known.all()) if len(known) else None
+
+
+def written(lines: pd.DataFrame, config: dict[str, Any], out: Path | None) -> Run:
+    """The lines, their summary and the figure as a run (kind ``localization``)."""
+    from workbench.figures.localization import localization_dots
+
+    table = summarised(lines)
+    run = (
+        runs.create_at(out.absolute(), kind="localization", config=config)
+        if out is not None
+        else runs.create(runs.default_home(), kind="localization", config=config)
+    )
+    if run.is_complete:
+        run.reopen()
+    text = (
+        "Every probe on every organism, against what was planted there. Filled: the truth is about the question that "
+        "the probe asks; hollow: it is about another one. Crosses: what a blind guess scores."
+    )
+    with run:
+        run.write_table("tables/lines", lines)
+        run.write_table("tables/localization", table)
+        run.write_text("figures/localization.json", localization_dots(table).to_json())
+        section = {"title": "Localization", "text": text, "tables": ["localization"], "figures": ["localization"]}
+        run.write_json("sections", [section])
+    return run

@@ -1,0 +1,79 @@
+"""``tunescope demo``: the whole story on two small models that are trained here, with numbers measured here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tunescope.demo.tell import Story
+
+EXAMPLE = """
+Example, offline:
+
+  tunescope demo --open
+"""
+
+
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of organisms, splits, draws and intervals.")] = 0,
+    home: Annotated[
+        Path | None, typer.Option(help="The folder of the runs; default: $TUNESCOPE_RUNS or ./runs.")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Random draws of every control.", min=10)] = 10,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
+) -> None:
+    """Train two small models (once), see what tuning changed in them, find where, and turn it up, down or off."""
+    from dashboards.report import write_report
+    from tunescope.cli.output import progress_bar
+    from tunescope.demo.chapter import Settings
+    from tunescope.demo.tell import tell
+
+    with progress_bar() as bar:
+        story = tell(Settings(seed=seed, draws=draws), home, bar, _say)
+    report = write_report(story.run.path)
+    if as_json:
+        _print_json(story, report)
+    else:
+        _print_story(story, report)
+    if show:
+        typer.launch(report.resolve().as_uri())
+
+
+demo.__doc__ = f"{demo.__doc__}\n\n\b{EXAMPLE}"
+
+
+def _print_json(story: Story, report: Path) -> None:
+    from tunescope.cli.output import emit
+
+    payload: dict[str, Any] = {
+        "run": str(story.run.path), "report": str(report), "behaviour": story.behaviour, "truth": story.truth,
+        "seconds": round(story.seconds, 1), "cpu_seconds": round(story.cpu_seconds, 1),
+    }  # fmt: skip
+    emit(payload, as_json=True)
+
+
+def _print_story(story: Story, report: Path) -> None:
+    from tunescope.cli.output import command_name, emit
+    from tunescope.demo.comparing import for_people
+
+    title = "Share of held-out prompts, % [95 % interval]: base, tuned, and with the recipe beside random stand-ins"
+    emit(None, False, for_people(story.behaviour), title=title)
+    for kind, lines in story.behaviour.groupby("control is", sort=False):
+        recipes = ", ".join(dict.fromkeys(name.removesuffix(", in the base") for name in lines["recipe"]))
+        typer.echo(f"  control of {recipes}: {lines['draws'].iloc[0]} x {kind}")
+    typer.echo("")
+    emit(None, False, story.truth, title="Found against planted")
+    _say(f"done in {story.seconds:.0f} s ({story.cpu_seconds:.0f} s of processor time)")
+    typer.echo(f"Run:     {story.run.path}\nReport:  {report}\n")
+    typer.echo(f"Open it:  {command_name()} report {story.run.path} --open")
+    typer.echo(f"Explore:  {command_name()} dashboard {story.run.path}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

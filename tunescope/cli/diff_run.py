@@ -1,0 +1,332 @@
+"""What ``tunescope diff`` measures, in order, and the run that keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from workbench import runs
+from workbench.behaviour import (
+    METRICS,
+    BehaviourDiff,
+    behaviour_diff,
+    dose_response,
+    is_refusal,
+    known_unknown,
+    scope_panel,
+    sure_unsure,
+)
+from workbench.behaviour.dosing import DOSED
+from workbench.behaviour.metrics import check_metrics
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import ModelPair, load_pair
+from workbench.progress import Progress
+from workbench.prompts import Prompts
+from workbench.results import Result
+from workbench.tables import with_intervals
+
+if TYPE_CHECKING:
+    from interventions import Recipe
+
+NEED_DISTRACTOR = {"logit_diff", "distracted", "answer_diff"}
+NEED_ANSWER = {"accuracy", "prob", "brier", "ece", "answer_logprob", "answer_prob", "exact_match", "answered"}
+DEFAULT = {
+    "accuracy", "logit_diff", "kl", "brier", "answer_logprob", "kl_base_model", "answered", "refusal", "repetition",
+    "common_tokens", "ece", "perplexity",
+}  # fmt: skip
+"""What is measured when nothing is asked for, where the prompts allow it."""
+CHANGES = (
+    "change is the difference from the tuned model, from_base that from the base; both are paired by prompt, so their "
+    "intervals are those of the difference. An interval that holds 0 shows no change."
+)
+CALIBRATION = (
+    "Prompts in bins of confidence (the probability of the most likely next token), and the share of each bin whose "
+    "most likely next token begins the answer. A calibrated model lies on the diagonal."
+)
+TEXTS = (
+    "Sample 0 is greedy; the others are sampled with the same random numbers for every model, so that models which "
+    "agree write the same text."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The options of the command."""
+
+    base: str
+    tuned: str
+    prompts: Path
+    recipes: tuple[Path, ...]
+    on: str
+    metrics: str | None
+    neutral: Path | None
+    samples: int
+    max_new_tokens: int
+    strengths: tuple[float, ...] | None
+    follow: str | None
+    near: Path | None
+    outside: Path | None
+    changed: str
+    split: str | None
+    draws: int
+    batch_size: int
+    seed: int
+    device: str
+    dtype: str
+    allow_pickle: bool
+    trust_remote_code: bool
+
+    def config(self) -> dict[str, Any]:
+        """As the run's manifest keeps it."""
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        return {"verb": "diff", **plain, "recipes": [str(one) for one in self.recipes]}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One part of the run: a result, how it is called, and what a reader should know."""
+
+    name: str
+    title: str
+    text: str
+    result: Result | None
+    """None where it is part of an earlier chapter's."""
+    tables: dict[str, pd.DataFrame]
+    figures: dict[str, Any]
+    kept: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Tables that the run keeps and no report shows."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Everything that was measured."""
+
+    asked: Asked
+    rows: Prompts
+    behaviour: BehaviourDiff
+    chapters: list[Chapter] = field(default_factory=list)
+
+    def title(self) -> str:
+        return self.behaviour.summary()
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """Every result by the name of its chapter."""
+        return {one.name: one.result for one in self.chapters if one.result is not None}
+
+    def printed(self) -> list[tuple[str, pd.DataFrame]]:
+        """Title and table of each part as people read it."""
+        found = []
+        for chapter in self.chapters:
+            for name, table in chapter.tables.items():
+                found.append((chapter.title if len(chapter.tables) == 1 else f"{chapter.title}: {name}", table))
+        return [(title, with_intervals(table)) for title, table in found]
+
+    def payload(self) -> dict[str, Any]:
+        """Every result as its own JSON, by chapter."""
+        own = json.loads(self.behaviour.to_json())
+        return {**own, **{name: json.loads(one.to_json()) for name, one in self.results.items() if name != "behaviour"}}
+
+    def write(self, out: Path | None) -> runs.Run:
+        """The run: tables, figures, results whole, prompts, and the sections of a report."""
+        config = self.asked.config()
+        run = (
+            runs.create(runs.default_home(), kind="diff", config=config)
+            if out is None
+            else runs.create_at(out, kind="diff", config=config)
+        )
+        if run.is_complete:
+            run.reopen()
+        names = {"base": self.asked.base, "tuned": self.asked.tuned, "prompts": "prompts/prompts.jsonl"}
+        results = {f"results/{name}.safetensors": one for name, one in self.results.items()}
+        run.note(pairs={"pair": {**names, "results": list(results)}}, **dataclasses.asdict(self.behaviour.provenance))
+        with run:
+            run.file("prompts").mkdir(exist_ok=True)
+            self.rows.save(run.file("prompts/prompts.jsonl"))
+            for file, result in results.items():
+                result.save(run.file(file))
+            for chapter in self.chapters:
+                for name, table in {**chapter.tables, **chapter.kept}.items():
+                    run.write_table(f"tables/{name}", table)
+                for name, figure in chapter.figures.items():
+                    run.write_text(f"figures/{name}.json", figure.to_json())
+            run.write_json("sections", [
+                {"title": one.title, "text": one.text, "tables": list(one.tables), "figures": list(one.figures)}
+                for one in self.chapters
+            ])  # fmt: skip
+        return run
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the command has read: models, prompts and recipes, each with its random stand-ins."""
+
+    asked: Asked
+    pair: ModelPair
+    rows: Prompts
+    neutral: Prompts | None
+    near: Prompts | None
+    outside: Prompts | None
+    recipes: dict[str, Recipe]
+    random: dict[str, list[Recipe]]
+    metrics: list[str]
+    progress: Progress
+
+    @property
+    def on(self) -> str:
+        """The side the recipes are applied to."""
+        return self.asked.on
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Options that every call takes."""
+        asked = self.asked
+        return {"seed": asked.seed, "progress": self.progress, "max_new_tokens": asked.max_new_tokens}
+
+
+def compare(asked: Asked, progress: Progress) -> Compared:
+    """Measure all that was asked for. Files are read before models are loaded."""
+    bench = _bench(asked, progress)
+    side: dict[str, Any] = {"recipe": bench.recipes} if bench.on == "tuned" else {"base_recipes": bench.recipes}
+    behaviour = behaviour_diff(
+        bench.pair, bench.rows, metrics=bench.metrics,
+        controls={f"random, as {name}": draws for name, draws in bench.random.items() if draws},
+        controls_on=bench.on, neutral=bench.neutral, samples=asked.samples, texts=True, batch_size=asked.batch_size,
+        **side, **bench.shared,
+    )  # fmt: skip
+    chapters = _behaviour(behaviour, bench)
+    if asked.strengths is not None:
+        chapters += [_dose(bench, number, name) for number, name in enumerate(bench.recipes, 1)]
+    if bench.outside is not None and bench.recipes:
+        chapters.append(_scope(bench))
+    if asked.split is not None:
+        chapters.append(_split(bench))
+    return Compared(asked, bench.rows, behaviour, chapters)
+
+
+def _bench(asked: Asked, progress: Progress) -> Bench:
+    rows = Prompts.load(asked.prompts)
+    neutral, near, outside = (
+        None if path is None else Prompts.load(path) for path in (asked.neutral, asked.near, asked.outside)
+    )
+    if near is not None and outside is None:
+        raise UserError("A scope panel needs prompts out of scope: give --outside FILE.")
+    recipes = _recipes(asked.recipes)
+    metrics = _metrics(asked.metrics, rows, neutral=neutral is not None)
+    check_metrics(metrics)
+    pair = load_pair(
+        asked.base, asked.tuned, device=asked.device, dtype=asked.dtype,
+        allow_pickle=asked.allow_pickle, trust_remote_code=asked.trust_remote_code,
+    )  # fmt: skip
+    model = pair.models[asked.on]
+    for one in recipes.values():
+        one.check(model)
+    random = {name: _random(one, model, rows, asked) for name, one in recipes.items()}
+    return Bench(asked, pair, rows, neutral, near, outside, recipes, random, metrics, progress)
+
+
+def _recipes(paths: Sequence[Path]) -> dict[str, Recipe]:
+    from interventions.exchange.reading import load_recipe
+
+    found: dict[str, Recipe] = {}
+    for path in paths:
+        if path.stem in found:
+            raise UserError(f"Two recipes are called {path.stem!r}: rename one of the files.")
+        found[path.stem] = load_recipe(path)
+    return found
+
+
+def _random(recipe: Recipe, model: AdaptedModel, rows: Prompts, asked: Asked) -> list[Recipe]:
+    from probes.random_recipes import stand_ins
+
+    return stand_ins(recipe, model, rows, asked.draws, asked.seed) if asked.draws else []
+
+
+def _metrics(given: str | None, rows: Prompts, *, neutral: bool) -> list[str]:
+    """Those asked for; else those that the prompts allow."""
+    if given is not None and given != "all":
+        return [name.strip() for name in given.split(",") if name.strip()]
+    lacking = set() if all(row.answer for row in rows) else NEED_ANSWER | NEED_DISTRACTOR
+    lacking |= set() if all(row.answer and row.distractor for row in rows) else NEED_DISTRACTOR
+    lacking |= set() if neutral else {"perplexity"}
+    return [name for name in METRICS if name not in lacking and (given == "all" or name in DEFAULT)]
+
+
+def _behaviour(found: BehaviourDiff, bench: Bench) -> list[Chapter]:
+    lacking = [name for name, draws in bench.random.items() if not draws]
+    text = (
+        "Each number is a mean over prompts (perplexity and calibration error: one number for all) beside its 95 % "
+        "interval, a bootstrap over prompts, or over groups where prompts have them (where all prompts agree on a "
+        "share, the exact binomial interval)."
+    )
+    if any(bench.random.values()):
+        draws = max(len(one) for one in bench.random.values())
+        text += f" A line 'random, as …' is the mean over {draws} random recipes matched to the recipe."
+    if lacking:
+        text += f" There is no random counterpart, and so no control, for {', '.join(lacking)}."
+    meanings = "\n".join(f"{name}: {METRICS[name]}." for name in dict.fromkeys(found.table["metric"]))
+    figures = found.figures()
+    chapters = [
+        Chapter("behaviour", "Behaviour", f"{text}\n\n{meanings}", found, {"metrics": found.by_metric()},
+                {"behaviour": figures["behaviour"]}, {"behaviour": found.table, "rows": found.rows}),
+        Chapter("changes", "Changes, paired by prompt", CHANGES, None, {"changes": found.changes()}, {}),
+    ]  # fmt: skip
+    if len(found.calibration):
+        chapters.append(
+            Chapter("calibration", "Calibration", CALIBRATION, None, {"calibration": found.calibration},
+                    {"calibration": figures["calibration"]})
+        )  # fmt: skip
+    if len(found.texts):
+        chapters.append(
+            Chapter("texts", "Texts side by side", TEXTS, None, {}, {"texts": figures["texts"]}, {"texts": found.texts})
+        )
+    return chapters
+
+
+def _dose(bench: Bench, number: int, name: str) -> Chapter:
+    from interventions.sweep import dose
+
+    metric = bench.asked.follow or next((one for one in bench.metrics if one in DOSED), "kl")
+    found = dose_response(
+        bench.pair, bench.rows, dose(bench.recipes[name]), bench.asked.strengths or (), metric=metric,
+        controls=[dose(one) for one in bench.random[name]], on=bench.on, batch_size=bench.asked.batch_size,
+        neutral=bench.neutral, out_of_scope=bench.outside, **bench.shared,
+    )  # fmt: skip
+    text = f"{found.summary()}. At strength 1 the recipe is as it was saved; 0 leaves the model as it is."
+    if found.side:
+        text += f" The second panel shows a side effect at the same strengths: {found.side}."
+    key = f"dose-{number}"
+    return Chapter(key, f"Dose and response: {name}", text, found, {key: found.table}, {key: found.figure()})
+
+
+def _scope(bench: Bench) -> Chapter:
+    changed: Any = is_refusal if bench.asked.changed == "refusal" else bench.asked.changed
+    found = scope_panel(
+        bench.pair, bench.recipes, bench.rows, bench.near, bench.outside,
+        changed=changed, controls=bench.random, on=bench.on, **bench.shared,
+    )  # fmt: skip
+    text = f"{found.summary()}.\n\nselective: the share changed in scope minus that beyond, with its interval."
+    tables = {"scope": found.table, "selective": found.selective}
+    return Chapter("scope", "Where the recipe acts", text, found, tables, {"scope": found.figure()})
+
+
+def _split(bench: Bench) -> Chapter:
+    kept = [] if bench.asked.metrics is None else [one for one in bench.metrics if one != "perplexity"]
+    known = bench.asked.split == "known"
+    first = ["refusal", "answered"] if known else ["accuracy", "confidence", "brier", "ece"]
+    found = (known_unknown if known else sure_unsure)(
+        bench.pair, bench.rows, bench.recipes if bench.on == "tuned" else None,
+        metrics=list(dict.fromkeys([*first, *kept])), batch_size=bench.asked.batch_size, **bench.shared,
+    )  # fmt: skip
+    name, title = ("known", "Known and unknown questions") if known else ("sure", "Sure and unsure answers")
+    left_out = " Recipes on the base are left out here." if bench.on == "base" and bench.recipes else ""
+    text = f"Divided by {found.summary()}.{left_out}"
+    kept_whole = {f"{name}-long": found.table}
+    return Chapter(name, title, text, found, {name: found.by_metric()}, {name: found.figure()}, kept_whole)

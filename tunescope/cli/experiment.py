@@ -1,0 +1,98 @@
+"""``tunescope run``: a scripted experiment, from a YAML file into a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tunescope.experiments.running import Finished
+    from tunescope.experiments.schema import Experiment
+
+EXAMPLE = """
+Example, offline:
+
+  tunescope run examples/experiment.yaml --dry-run
+"""
+_LINES = 60
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="The experiment: a .yaml file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; default: one in ./runs, named for the experiment.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file and list its cells and steps; load no model.")
+    ] = False,
+    tracker: Annotated[str | None, typer.Option(help="Also log to mlflow or wandb; off by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
+) -> None:
+    """Run an experiment: pair, prompts, steps, recipes and a sweep over them. The same command resumes a killed run."""
+    from tunescope.experiments.schema import Experiment
+
+    experiment = Experiment.load(file)
+    if dry_run:
+        _list(experiment, file, out, as_json)
+        return
+    from tunescope.cli.output import progress_bar
+    from tunescope.experiments.running import run_experiment
+    from tunescope.experiments.trackers import tracker as named
+
+    chosen = named(tracker or experiment.tracker)
+    with progress_bar() as bar:
+        finished = run_experiment(experiment, out, folder=file.parent, tracker=chosen, progress=bar)
+    _print(finished, as_json)
+
+
+run.__doc__ = f"{run.__doc__}\n\n\b{EXAMPLE}"
+
+
+def _print(finished: Finished, as_json: bool) -> None:
+    from tunescope.cli.output import emit
+
+    payload = {"run": str(finished.run.path), "metrics": finished.metrics}
+    effects = finished.run.read_table("tables/effects")
+    table = effects if len(effects) else finished.metrics
+    table = table.drop(columns=[name for name in table if table[name].isna().all()])
+    more = f" (the first {_LINES} of {len(table)} lines)" if len(table) > _LINES else ""
+    emit(payload, as_json, table.head(_LINES), title=f"{finished.run.path}{more}")
+    if not as_json:
+        typer.echo(f"Everything: {finished.run.file('tables/metrics.parquet')}")
+        typer.echo(f"Report:     tunescope report {finished.run.path} --open")
+
+
+def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -> None:
+    """Cells and steps; files that the experiment reads must be there, and prompts must leave rows."""
+    from tunescope.cli.output import emit
+    from tunescope.experiments.materials import Materials, files_named
+    from tunescope.experiments.references import needs, recipes_of, sets_of
+    from tunescope.experiments.running import place
+    from tunescope.experiments.sweeping import cells
+    from workbench.cards import counted
+    from workbench.errors import UserError
+
+    grid, materials = cells(experiment), Materials(file.parent)
+    named = [*files_named(cell.experiment for cell in grid), *(one.file for one in experiment.prompts.values())]
+    for name in named:
+        if name is not None and not materials.path(name).exists():
+            raise UserError(f"There is no file {materials.path(name)}, which {file} names: check the path.")
+    for cell in grid:
+        materials.check_prompts(cell.experiment)
+    steps: list[dict[str, Any]] = [
+        {"step": name, "does": step.do, "prompts": ", ".join(sets_of(experiment, name)),
+         "recipes": ", ".join(recipes_of(step)), "reads": ", ".join(needs(experiment, name))}
+        for name, step in experiment.steps.items()
+    ]  # fmt: skip
+    payload: dict[str, Any] = {
+        "experiment": experiment.name, "run": str(place(experiment, out)), "steps": steps,
+        "cells": [{"cell": cell.number, "settings": dict(cell.settings)} for cell in grid],
+    }  # fmt: skip
+    if as_json:
+        emit(payload, as_json)
+        return
+    where = "the only cell" if len(grid) == 1 else f"each of {len(grid)} cells"
+    emit(None, False, steps, title=f"{experiment.name}: {counted(len(steps), 'step')} in {where}")
+    emit(None, False, [{"cell": cell.number, "settings": cell.label} for cell in grid], title=payload["run"])

@@ -1,0 +1,111 @@
+"""``tunescope recipe show|check|export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from interventions.recipe import Recipe
+    from workbench.models.adapted import AdaptedModel
+
+app = typer.Typer(no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(help="The recipe: a .safetensors file, or a .gguf control vector.")]
+Model = Annotated[str, typer.Argument(help="The model: a folder or a hub id. With --tuned, the base.")]
+Tuned = Annotated[str | None, typer.Option(help="The fine-tuned model or adapter; the recipe is then for it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+FORMATS = ("gguf", "model", "adapter", "recipe")
+
+
+@app.command("show")
+def show_command(file: File, as_json: AsJson = False) -> None:
+    """Show what a recipe does, in order, and what it was made with.
+
+    Example, offline:  tunescope recipe show knob.safetensors
+    """
+    from interventions.exchange.reading import load_recipe
+    from tunescope.cli.output import emit
+    from workbench.cards import counted
+
+    recipe = load_recipe(file)
+    steps = [{"kind": one.kind, "does": repr(one), "content": one.content} for one in recipe]
+    payload = {"recipe": str(file), "content": recipe.content, "made_with": recipe.made_with, "interventions": steps}
+    made_for = (recipe.made_with.get("model") or {}).get("name")
+    title = f"{file}: {counted(len(steps), 'intervention')}" + (f", made for {made_for}" if made_for else "")
+    emit(payload, as_json, [{"kind": one["kind"], "does": one["does"]} for one in steps], title=title)
+
+
+@app.command("check")
+def check_command(file: File, model: Model, tuned: Tuned = None, as_json: AsJson = False) -> None:
+    """Check that a recipe fits a model; exit code 1 and the reason when it does not.
+
+    Example, offline:  tunescope recipe check knob.safetensors ./base --tuned ./adapter
+    """
+    from interventions.exchange.reading import load_recipe
+    from tunescope.cli.output import emit
+
+    recipe = load_recipe(file)
+    side = _last(load_sides(model, tuned))
+    recipe.check(side)
+    made = (recipe.made_with.get("model") or {}).get("identity")
+    same = None if made is None else made == side.identity.hash
+    payload = {"recipe": str(file), "model": side.name, "fits": True, "made_on_these_weights": same}
+    emit(payload, as_json)
+
+
+@app.command("export")
+def export_command(
+    file: File,
+    out: Annotated[Path, typer.Argument(help="Where to write: a file for gguf and recipe, a folder for the others.")],
+    model: Annotated[
+        str, typer.Option(help="The model the recipe is for: a folder or a hub id. With --tuned, the base.")
+    ],
+    to: Annotated[str, typer.Option(help="gguf, model (weights with the recipe in them), adapter (PEFT) or recipe.")],
+    tuned: Tuned = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe for other tools, where that is exact; otherwise say why not.
+
+    Example, offline:  tunescope recipe export offset.safetensors offset.gguf --to gguf --model ./base
+    """
+    if to not in FORMATS:
+        raise typer.BadParameter(f"{to!r} is none of {', '.join(FORMATS)}.", param_hint="--to")
+    from interventions.exchange.reading import load_recipe
+    from tunescope.cli.output import emit
+
+    recipe, side = load_recipe(file), _last(load_sides(model, tuned))
+    written = _export(recipe, side, to, out)
+    emit({"recipe": str(file), "format": to, "written": str(written)}, as_json)
+
+
+def _export(recipe: Recipe, side: AdaptedModel, to: str, out: Path) -> Path:
+    if to == "gguf":
+        from interventions.exchange.control_vectors import to_gguf
+
+        return to_gguf(recipe, out, side)
+    if to == "model":
+        from interventions.exchange.bake import bake
+
+        return bake(side, recipe, out)
+    if to == "adapter":
+        from interventions.exchange.adapter import to_adapter
+
+        return to_adapter(side, recipe, out)
+    recipe.check(side)
+    return recipe.save(out, model=side)
+
+
+def load_sides(model: str, tuned: str | None, **options: Any) -> dict[str, AdaptedModel]:
+    """``{"base": ..., "tuned": ...}``, or ``{"model": ...}`` when there is one."""
+    from workbench.models.pair import load_one, load_pair
+
+    if tuned is None:
+        return {"model": load_one(model, **options)}
+    return load_pair(model, tuned, **options).models
+
+
+def _last(sides: dict[str, AdaptedModel]) -> AdaptedModel:
+    return list(sides.values())[-1]

@@ -1,0 +1,113 @@
+"""``tunescope runs list|show|verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from workbench.runs import Verification
+
+app = typer.Typer(no_args_is_help=True)
+
+Home = Annotated[
+    Path | None, typer.Option("--home", help="The folder of the runs; default: $TUNESCOPE_RUNS or ./runs.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+
+
+@app.command("list")
+def list_command(home: Home = None, as_json: AsJson = False) -> None:
+    """List the runs, the latest first.
+
+    Example, offline:  tunescope runs list --home ./runs
+    """
+    from tunescope.cli.output import emit
+    from workbench import runs
+    from workbench.cards import counted
+
+    found = runs.list(home)
+    table = [
+        {
+            "run": run.name,
+            "kind": run.kind,
+            "state": run.state,
+            "MB": run.size / 1e6,
+            "modified (UTC)": f"{run.modified:%Y-%m-%d %H:%M}",
+            "problem": run.problem,
+        }
+        for run in found
+    ]
+    place = home or runs.default_home()
+    emit({"home": str(place), "runs": found}, as_json, table, title=f"{counted(len(found), 'run')} in {place}")
+
+
+@app.command("show")
+def show_command(
+    run: Annotated[str, typer.Argument(help="A run's folder, or its name in the home.")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run is: its configuration, what made it, its files.
+
+    Example, offline:  tunescope runs show runs/first
+    """
+    from tunescope.cli.output import emit
+    from workbench import runs
+    from workbench.runs.places import place_of_run
+
+    found = runs.open(place_of_run(run, home))
+    manifest = found.manifest.model_dump(by_alias=True)
+    lines = {
+        "run": str(found.path),
+        **{name: manifest[name] for name in ("kind", "state", "error") if manifest[name] is not None},
+        **{f"config.{name}": value for name, value in manifest["config"].items()},
+        **{f"provenance.{name}": value for name, value in manifest["provenance"].items()},
+        **{name: f"{entry['size']} bytes" for name, entry in manifest["files"].items()},
+    }
+    if as_json:
+        emit({"path": str(found.path), **manifest}, as_json)
+    else:
+        emit(lines, as_json)
+
+
+@app.command("verify")
+def verify_command(
+    run: Annotated[list[str] | None, typer.Argument(help="Runs: folders, or names in the home; default: all.")] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hash every file again and name what is missing, changed or foreign. Exit code 1 when anything is.
+
+    Example, offline:  tunescope runs verify runs/first
+    """
+    from tunescope.cli.output import emit
+    from workbench import runs
+    from workbench.runs.places import place_of_run
+
+    places = [place_of_run(name, home) for name in run] if run else [found.path for found in runs.list(home)]
+    found = [runs.verify(place) for place in places]
+    emit({"ok": all(one.ok for one in found), "runs": [_record(one) for one in found]}, as_json, _table(found))
+    if not all(one.ok for one in found):
+        raise typer.Exit(1)
+
+
+def _record(found: Verification) -> dict[str, Any]:
+    lists = {name: list(getattr(found, name)) for name in ("missing", "changed", "foreign")}
+    return {"run": str(found.path), "ok": found.ok, "state": found.state, "checked": found.checked, **lists}
+
+
+def _table(found: list[Verification]) -> list[dict[str, Any]]:
+    """One line per file that is wrong, or one that says all is well."""
+    from workbench.cards import counted
+
+    lines = []
+    for one in found:
+        wrong = [(what, name) for what in ("missing", "changed", "foreign") for name in getattr(one, what)]
+        if one.state != "complete":
+            wrong.insert(0, (one.state, "the run itself"))
+        fine = [("ok", f"{counted(one.checked, 'file')}, unchanged")] if one.ok else []
+        lines += [{"run": str(one.path), "found": what, "file": name} for what, name in wrong + fine]
+    return lines

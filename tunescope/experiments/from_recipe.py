@@ -1,0 +1,61 @@
+"""A recipe as plain YAML: how the dashboard, or a script, puts what it has into an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, get_args
+
+from tunescope.experiments.inline import AnyInline, RecipeSpec
+from workbench.engine.positions import Where
+from workbench.errors import NotSupported
+from workbench.typing import Tensor
+
+if TYPE_CHECKING:
+    from interventions import Recipe
+
+LONGEST = 4096
+"""Numbers that a YAML file may hold of one recipe; more belong into a saved recipe."""
+_SPECS = {one.model_fields["kind"].default: one for one in get_args(get_args(AnyInline)[0])}
+
+
+def recipe_spec(recipe: Recipe) -> RecipeSpec:
+    """``recipe`` written out. Raises :class:`NotSupported` for what YAML should not hold: save it and give its file.
+
+    Reading it back gives an equal recipe, tensors bit for bit.
+    """
+    count = sum(tensor.numel() for one in recipe for tensor in one.to_tensors()[1].values())
+    if count > LONGEST:
+        raise NotSupported(
+            f"This recipe holds {count} numbers, too many to write out: save it with Recipe.save and name the file."
+        )
+    return RecipeSpec(interventions=[_written(one) for one in recipe])
+
+
+def _written(one: Any) -> Any:
+    spec = _SPECS.get(one.kind)
+    held = {field.name: (getattr(one, field.name), field.default) for field in fields(one)}
+    given = {name: _plain(value, one.kind) for name, (value, _) in held.items() if value is not None}
+    given = {name: value for name, value in given.items() if value not in ({}, [])}
+    known = set() if spec is None else set(spec.model_fields)
+    odd = [name for name in given if name not in known and given[name] != held[name][1]]
+    if spec is None or odd:
+        raise NotSupported(f"{one.kind} cannot be written out as it is: save the recipe and name the file.")
+    return spec(**{name: value for name, value in given.items() if name in known})
+
+
+def _plain(value: Any, kind: str) -> Any:
+    """Tensors as lists of numbers, positions as they are written."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().tolist()
+    if isinstance(value, Where):
+        if (value.tokens, value.exclude, value.rows) != (None, None, None):
+            raise NotSupported(f"{kind} is limited to tokens or rows, which the file cannot say: save the recipe.")
+        return _plain(value.at, kind)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one, kind) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one, kind) for one in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise NotSupported(f"{kind} holds {type(value).__name__}, which the file cannot say: save the recipe.")

@@ -1,0 +1,306 @@
+"""Interventions in plain YAML, one schema per kind; names and defaults are those of :mod:`interventions`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
+
+from tunescope.experiments.inputs import Scalar
+from tunescope.experiments.strict import Strict, refusal
+
+Layer = int | float | str
+Positions = str | int | list[int]
+
+
+class TensorRef(Strict):
+    """A tensor from a safetensors file, or from an earlier step.
+
+    ``from`` a record step: the mean of tuned - base at ``site`` and ``layer``, or with ``where`` the mean of ``role``'s
+    rows that match minus that of the others. ``from`` activations: the ``kind`` of direction there. ``from`` concepts
+    or knob: the ``direction`` of that number.
+    """
+
+    file: str | None = None
+    tensor: str | None = None
+    """Its name in the file; may be left out where there is one."""
+    from_step: str | None = Field(default=None, alias="from")
+    layer: int | None = None
+    site: str = "resid_post"
+    role: Literal["base", "tuned"] = "tuned"
+    where: dict[str, Scalar] = Field(default={})
+    kind: Literal["mean", "centred", "uncentred"] = "mean"
+    direction: int = 0
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TensorRef:
+        if (self.file is None) == (self.from_step is None):
+            raise refusal("give file (a safetensors file), or from (an earlier step).")
+        return self
+
+
+def _source(given: Any) -> str:
+    return "numbers" if isinstance(given, list | tuple) else "ref"
+
+
+TensorSource = Annotated[
+    Annotated[list[float] | list[list[float]], Tag("numbers")] | Annotated[TensorRef, Tag("ref")],
+    Discriminator(_source),
+]
+"""Numbers written out, or a :class:`TensorRef`."""
+
+
+class FoundRef(Strict):
+    """Something that a probe found: in an earlier step, or in the result that a run keeps (a .safetensors file)."""
+
+    from_step: str | None = Field(default=None, alias="from")
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> FoundRef:
+        if (self.from_step is None) == (self.file is None):
+            raise refusal("give from (an earlier step), or file (a result that a run keeps).")
+        return self
+
+
+class ResultRef(FoundRef):
+    """A result, whatever it is of."""
+
+
+class FirstOf(FoundRef):
+    """The first cells of a table: experts of an experts map, heads of patching."""
+
+    first: int = Field(default=1, ge=1)
+
+
+class KnobRef(FoundRef):
+    """A knob that was found, set to an intent's value or to a number."""
+
+    to: str | float
+
+
+class ConceptsRef(FoundRef):
+    """Directions that a concepts step found, by number."""
+
+    directions: list[int] = Field(default=[0])
+    to: Literal["zero", "mean"] = "zero"
+
+
+class ProbedHeads(FoundRef):
+    """The ``first`` heads of a head probe, each along its direction, in standard deviations of its rows."""
+
+    first: int = Field(default=48, ge=1)
+    direction: Literal["mass_mean", "weight"] = "mass_mean"
+
+
+class SkillRef(FoundRef):
+    """The region that a skills step found."""
+
+
+def _labels(given: Any) -> str:
+    return "labels" if isinstance(given, list | tuple) else "map"
+
+
+Labels = Annotated[Annotated[list[str], Tag("labels")] | Annotated[FirstOf, Tag("map")], Discriminator(_labels)]
+"""Labels such as L1E4, or the first of a map."""
+
+
+def _heads(given: Any) -> str:
+    if isinstance(given, Strict):
+        return "step"
+    return "step" if isinstance(given, dict) and not {"from", "file"}.isdisjoint(given) else "heads"
+
+
+class Inline(Strict):
+    """One intervention."""
+
+    tags: ClassVar[tuple[str, ...]] = ("kind",)
+
+    strength: float = 1.0
+
+
+class AtSites(Inline):
+    """One intervention on activations."""
+
+    positions: Positions = "all"
+
+
+class OffsetSpec(AtSites):
+    """A vector added to a site."""
+
+    kind: Literal["Offset"] = "Offset"
+    layer: Layer
+    vector: TensorSource
+    site: str = "resid_post"
+    units: Literal["raw", "fraction", "norm"] = "raw"
+    site_norm: float | None = None
+    match_norm: bool = False
+
+
+class HeadOffsetSpec(AtSites):
+    """A vector per head, added to z; ``vectors`` maps labels to vectors, or names a head probe."""
+
+    kind: Literal["HeadOffset"] = "HeadOffset"
+    vectors: Annotated[
+        Annotated[dict[str, TensorSource], Tag("heads")] | Annotated[ProbedHeads, Tag("step")], Discriminator(_heads)
+    ]
+
+
+class ScaledHeads(FirstOf):
+    """The first heads of a patching or head-probe step, all with one scale."""
+
+    scale: float = 0.0
+
+
+class HeadScaleSpec(AtSites):
+    """Heads scaled at z; ``scales`` maps labels to numbers, or names a step."""
+
+    kind: Literal["HeadScale"] = "HeadScale"
+    scales: Annotated[
+        Annotated[dict[str, float | list[float]], Tag("heads")] | Annotated[ScaledHeads, Tag("step")],
+        Discriminator(_heads),
+    ]
+
+
+class ExpertSwitchSpec(AtSites):
+    """Experts off or on."""
+
+    kind: Literal["ExpertSwitch"] = "ExpertSwitch"
+    off: Labels = Field(default=[])
+    on: Labels = Field(default=[])
+    mode: Literal["replace", "drop", "drop_renorm", "force"] = "replace"
+    weight: Literal["own", "max"] | float = "own"
+
+
+class SubspaceKnobSpec(AtSites):
+    """The coordinate in a subspace, set or added to."""
+
+    kind: Literal["SubspaceKnob"] = "SubspaceKnob"
+    knob: KnobRef | None = None
+    layer: Layer | None = None
+    direction: TensorSource | None = None
+    value: float | list[float] | None = None
+    mode: Literal["set", "add"] = "set"
+    site: str = "resid_post"
+    positions: Positions = "last+generated"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SubspaceKnobSpec:
+        written = {"layer", "direction", "value"} & self.model_fields_set
+        if (self.knob is None) == (len(written) < 3) or (self.knob is not None and written):
+            raise refusal("give knob (from, to), or layer, direction and value.")
+        return self
+
+
+class ConceptAblationSpec(AtSites):
+    """Directions taken out of the residual stream."""
+
+    kind: Literal["ConceptAblation"] = "ConceptAblation"
+    concepts: ConceptsRef | None = None
+    layer: Layer | None = None
+    directions: TensorSource | None = None
+    mean: TensorSource | None = None
+    site: str = "resid_post"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ConceptAblationSpec:
+        written = {"layer", "directions"} & self.model_fields_set
+        if (self.concepts is None) == (len(written) < 2) or (self.concepts is not None and written):
+            raise refusal("give concepts (from, directions), or layer and directions.")
+        return self
+
+
+class ClampSpec(AtSites):
+    """A coordinate kept within bounds."""
+
+    kind: Literal["Clamp"] = "Clamp"
+    layer: Layer
+    direction: TensorSource
+    low: float | None = None
+    high: float | None = None
+    site: str = "resid_post"
+
+
+class AttentionScaleSpec(AtSites):
+    """Attention to chosen tokens, scaled."""
+
+    kind: Literal["AttentionScale"] = "AttentionScale"
+    gamma: float
+    heads: list[str] | None = None
+    keys: Positions = "first"
+
+
+class AdapterScaleSpec(Inline):
+    """The adapter's change, scaled."""
+
+    kind: Literal["AdapterScale"] = "AdapterScale"
+    scale: float = 1.0
+    layers: dict[int, float] = Field(default={})
+    modules: dict[str, float] = Field(default={})
+    ranks: list[float] | None = None
+    outside: float = 1.0
+
+
+class LayerScaleSpec(Inline):
+    """The difference of the models, scaled by depth; for the tuned side of an adapter, else for the base."""
+
+    kind: Literal["LayerScale"] = "LayerScale"
+    a: float
+    b: float
+
+
+class GraftSpec(Inline):
+    """The tuned weights of a region, put into the base."""
+
+    kind: Literal["Graft"] = "Graft"
+    skill: SkillRef
+
+
+class SavedSpec(Inline):
+    """All interventions of a saved recipe, in their order."""
+
+    kind: Literal["Recipe"] = "Recipe"
+    file: str
+
+
+AnyInline = Annotated[
+    OffsetSpec
+    | HeadOffsetSpec
+    | HeadScaleSpec
+    | ExpertSwitchSpec
+    | SubspaceKnobSpec
+    | ConceptAblationSpec
+    | ClampSpec
+    | AttentionScaleSpec
+    | AdapterScaleSpec
+    | LayerScaleSpec
+    | GraftSpec
+    | SavedSpec,
+    Field(discriminator="kind"),
+]
+
+
+class RecipeSpec(Strict):
+    """Interventions in order, or a saved recipe. A list alone stands for ``interventions``."""
+
+    file: str | None = None
+    interventions: list[AnyInline] | None = None
+    strength: float = 1.0
+    """A factor for all of them."""
+
+    @model_serializer(mode="wrap")
+    def _tags_first(self, write: Callable[[Any], dict[str, Any]]) -> Any:
+        written = write(self)
+        return written["interventions"] if set(written) == {"interventions"} else written
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, given: Any) -> Any:
+        return {"interventions": given} if isinstance(given, list) else given
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RecipeSpec:
+        if (self.file is None) == (self.interventions is None):
+            raise refusal("give a list of interventions, or file (a saved recipe).")
+        return self

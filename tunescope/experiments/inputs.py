@@ -1,0 +1,82 @@
+"""What an experiment is about: the pair of models and the prompts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tunescope.experiments.strict import Strict, refusal, unknown
+
+Scalar = str | int | float | bool
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class PairSpec(Strict):
+    """Two models: folders or hub ids (``org/name@revision``), or an organism of ours, trained where it is missing."""
+
+    base: str | None = None
+    tuned: str | None = None
+    organism: str | None = None
+    seed: int = 0
+    """Of the organism."""
+    variant: str | None = None
+    """Another tuned model of the organism's base."""
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PairSpec:
+        if self.organism is None:
+            if self.base is None or self.tuned is None:
+                raise refusal("give base and tuned (folders or hub ids), or organism.")
+            if self.variant is not None:
+                raise refusal("only an organism has variants.", "variant")
+        elif self.base is not None or self.tuned is not None:
+            raise refusal("an organism brings its own models: give organism, or base and tuned.")
+        return self
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _in_full(cls, given: Any) -> Any:
+        return _SHORT.get(given, given) if isinstance(given, str) else given
+
+    @field_validator("organism")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        from workbench import organisms
+
+        if name is not None and name not in organisms.names():
+            raise refusal(unknown(f"organism {name!r}", name, organisms.names()))
+        return name
+
+
+class PromptSet(Strict):
+    """Rows from a file, written out here, or splits of the organism; then those that match ``where``, up to
+    ``limit``."""
+
+    file: str | None = None
+    rows: list[str | dict[str, Any]] | None = None
+    split: str | list[str] | None = None
+    """A split, or several, one behind the other."""
+    where: dict[str, Scalar | list[Scalar]] = Field(default={})
+    """Column -> the value, or the values, that a row must have there."""
+    skip: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+    answer: str | None = None
+    """A column whose values are taken as the answers; the distractors, which belong to others, are left out."""
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        names = given if isinstance(given, list) and given else [given]
+        if given is not None and not all(isinstance(name, str) for name in names):
+            raise refusal(f"{given!r} is no split; give a name, or a list of names.")
+        return given
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptSet:
+        given = [name for name in ("file", "rows", "split") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise refusal(f"give exactly one of file, rows, split; got {', '.join(given) or 'none'}.")
+        return self

@@ -1,0 +1,175 @@
+"""What the cells of an experiment share: loaded models, prompts, and the files that the YAML names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from tunescope.experiments import inline, steps
+from tunescope.experiments.inputs import PairSpec, PromptSet
+from workbench import organisms
+from workbench.errors import UserError, unknown_name
+from workbench.progress import Progress, Silent
+from workbench.prompts import Prompt, Prompts
+
+if TYPE_CHECKING:
+    from tunescope.experiments.schema import Experiment
+    from workbench.models.pair import ModelPair
+
+
+class Materials:
+    """Loads each thing once. One pair is held at a time, the last one asked for.
+
+    ``folder`` is where the YAML file is: paths in it are relative to that.
+    """
+
+    def __init__(self, folder: Path, progress: Progress | None = None) -> None:
+        self.folder = folder
+        self.progress = progress or Silent()
+        self._pair: tuple[PairSpec, ModelPair] | None = None
+        self._organisms: dict[tuple[str, int], organisms.Organism] = {}
+        self._prompts: dict[str, Prompts] = {}
+        self._results: dict[str, Any] = {}
+
+    def path(self, given: str) -> Path:
+        """A path of the YAML file."""
+        return self.folder / Path(given).expanduser()
+
+    def pair(self, spec: PairSpec) -> ModelPair:
+        """The loaded pair. Raises :class:`UserError` for what cannot be loaded or compared."""
+        from workbench.models.pair import load_pair
+
+        if self._pair is None or self._pair[0] != spec:
+            self._pair = None  # let go of the last one before the next is loaded
+            base, tuned = self._sides(spec)
+            self._pair = (spec, load_pair(base, tuned, device=spec.device, dtype=spec.dtype))
+        return self._pair[1]
+
+    def prompts(self, experiment: Experiment, name: str | None, pair: PairSpec | None = None) -> Prompts:
+        """A set of prompts by name; None is the first. Splits are those of ``pair``, else of the experiment's."""
+        known = next(iter(experiment.prompts)) if name is None else name
+        spec, models = experiment.prompts[known], pair or experiment.pair
+        key = f"{spec.model_dump_json()} {models.model_dump_json() if spec.split is not None else ''}"
+        if key not in self._prompts:
+            try:
+                self._prompts[key] = chosen_rows(self._rows(spec, models), spec)
+            except UserError as error:
+                raise UserError(f"prompts.{known}: {error}") from error
+        return self._prompts[key]
+
+    def check_prompts(self, experiment: Experiment) -> None:
+        """Refuse sets of prompts as a run would, but for splits of organisms, which may have to be trained first."""
+        for name, spec in experiment.prompts.items():
+            if spec.split is None:
+                self.prompts(experiment, name)
+
+    def result(self, file: str) -> Any:
+        """The result that a run keeps in ``file``."""
+        from workbench.results import Result
+
+        if file not in self._results:
+            self._results[file] = Result.load(self.path(file))
+        return self._results[file]
+
+    def _sides(self, spec: PairSpec) -> tuple[Any, Any]:
+        if spec.organism is None:
+            return self._model(str(spec.base)), self._model(str(spec.tuned))
+        organism = self._organism(spec)
+        if spec.variant is None:
+            return organism.base, organism.tuned
+        if spec.variant not in organism.variants:
+            raise unknown_name(f"variant of {spec.organism}", spec.variant, organism.variants)
+        return organism.base, organism.variants[spec.variant]
+
+    def _model(self, given: str) -> Any:
+        """A folder beside the YAML file, or what was written: a hub id or another path."""
+        path = self.path(given)
+        return path if path.exists() else given
+
+    def _organism(self, spec: PairSpec) -> organisms.Organism:
+        key = (str(spec.organism), spec.seed)
+        if key not in self._organisms:
+            self._organisms[key] = organisms.build(*key, progress=self.progress)
+        return self._organisms[key]
+
+    def _rows(self, spec: PromptSet, pair: PairSpec) -> Prompts:
+        if spec.file is not None:
+            return Prompts.load(self.path(spec.file))
+        if spec.rows is not None:
+            return Prompts.of(spec.rows)
+        splits, wanted = self._organism(pair).splits, spec.split
+        names = [wanted] if isinstance(wanted, str) else list(wanted or ())
+        for name in names:
+            if name not in splits:
+                raise unknown_name("split", name, splits)
+        return Prompts.of([row for name in names for row in splits[name]])
+
+
+def chosen_rows(rows: Prompts, spec: PromptSet) -> Prompts:
+    """The rows that match ``where``, from ``skip`` on, at most ``limit``, with another column as the answer."""
+    columns = {name for row in rows for name in row.as_dict()}
+    for column in (*spec.where, *([] if spec.answer is None else [spec.answer])):
+        if column not in columns:
+            raise unknown_name("column", column, columns)
+    kept = rows.filter(lambda row: _matches(row, spec.where))[spec.skip :]
+    kept = kept if spec.limit is None else kept[: spec.limit]
+    if not len(kept):
+        raise UserError(f"none of {len(rows)} rows is left by where, skip and limit; loosen them.")
+    return kept if spec.answer is None else _answered(kept, spec.answer)
+
+
+def _answered(rows: Prompts, column: str) -> Prompts:
+    """The same rows with ``column`` as the answer and without the old answer's distractor."""
+    given = [{name: value for name, value in row.as_dict().items() if name != "distractor"} for row in rows]
+    for number, row in enumerate(given):
+        if not isinstance(row.get(column), str):
+            raise UserError(f"row {number} has no text in column {column!r} to be its answer; choose rows with where.")
+    return Prompts.of([{**row, "answer": row[column]} for row in given])
+
+
+def _matches(row: Prompt, where: Mapping[str, Any]) -> bool:
+    values = row.as_dict()
+    return all(values.get(name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in where.items())
+
+
+def files_named(experiments: Iterable[Experiment]) -> list[str]:
+    """The files and folders, other than models and prompts, that an experiment reads; each once, as written."""
+    return list(dict.fromkeys(name for one in experiments for name in _files(one)))
+
+
+def file_hash(path: Path) -> str:
+    """Sha256 of a file's bytes, or of all files of a folder with their names."""
+    if not path.exists():
+        raise UserError(f"There is no file {path}, which the experiment names: check the path.")
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            held = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(path) if path.is_dir() else ''} {held}\n".encode())
+    return digest.hexdigest()
+
+
+_NAMING_FILES = inline.RecipeSpec | inline.SavedSpec | inline.TensorRef | inline.FoundRef
+
+
+def _files(value: Any) -> Iterator[str]:
+    if isinstance(value, _NAMING_FILES) and value.file is not None:
+        yield value.file
+    if isinstance(value, steps.Concepts) and value.dictionary is not None:
+        yield value.dictionary
+    if isinstance(value, steps.Retrieval):
+        yield value.haystack
+    if isinstance(value, BaseModel) and not isinstance(value, PromptSet):
+        for name in type(value).model_fields:
+            yield from _files(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _files(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _files(one)

@@ -1,0 +1,201 @@
+"""Recipes of an experiment: from plain YAML, with tensors from files and from what earlier steps found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import interventions as iv
+from tunescope.experiments import inline
+from workbench.engine.sites import Site
+from workbench.errors import UserError, unknown_name
+from workbench.typing import Tensor
+
+if TYPE_CHECKING:
+    from tunescope.experiments.materials import Materials
+    from workbench.models.pair import ModelPair
+
+Results = Callable[[str], Any]
+"""The name of an earlier step -> what it found: a recording, or a probe's result."""
+
+
+class RecipeBuilder:
+    """Builds the recipes of one cell."""
+
+    def __init__(self, pair: ModelPair, materials: Materials, results: Results) -> None:
+        self._pair = pair
+        self._materials = materials
+        self._results = results
+
+    def build(self, spec: inline.RecipeSpec) -> iv.Recipe:
+        """The recipe. Raises :class:`UserError` for a tensor that is missing or does not fit."""
+        if spec.file is not None:
+            recipe = self._saved(spec.file)
+        else:
+            recipe = iv.Recipe([one for entry in spec.interventions or () for one in self._made(entry)])
+        return recipe if spec.strength == 1.0 else recipe * spec.strength
+
+    def _made(self, spec: Any) -> list[Any]:
+        """The interventions of one entry; a found recipe may hold several."""
+        match spec:
+            case inline.OffsetSpec():
+                return [self._plainly(spec, vector=self._tensor(spec.vector))]
+            case inline.HeadOffsetSpec():
+                return self._head_offsets(spec)
+            case inline.HeadScaleSpec():
+                return [self._plainly(spec, scales=self._scales(spec.scales))]
+            case inline.ExpertSwitchSpec():
+                return [self._plainly(spec, off=self._experts(spec.off), on=self._experts(spec.on))]
+            case inline.SubspaceKnobSpec():
+                return self._knobs(spec)
+            case inline.ConceptAblationSpec():
+                return self._ablations(spec)
+            case inline.ClampSpec():
+                return [self._plainly(spec, direction=self._tensor(spec.direction))]
+            case inline.SavedSpec():
+                saved = self._saved(spec.file)
+                return list(saved if spec.strength == 1.0 else saved * spec.strength)
+            case inline.LayerScaleSpec():
+                return [replace(iv.LayerScale.from_pair(self._pair, spec.a, spec.b), strength=spec.strength)]
+            case inline.GraftSpec():
+                found = self._found(spec.skill, "GraftResult")
+                return [replace(found.intervention(self._pair), strength=spec.strength)]
+        return [self._plainly(spec)]
+
+    def _found(self, ref: inline.FoundRef, *kinds: str) -> Any:
+        return found_in(ref, kinds, self._materials, self._results)
+
+    def _saved(self, file: str) -> iv.Recipe:
+        from interventions.exchange.reading import load_recipe
+
+        return load_recipe(self._materials.path(file))
+
+    def _plainly(self, spec: Any, **tensors: Any) -> Any:
+        """The class of interventions with the settings of the schema."""
+        given = {name: getattr(spec, name) for name in type(spec).model_fields if name not in ("kind", *tensors)}
+        return getattr(iv, spec.kind)(**given, **tensors)
+
+    def _head_offsets(self, spec: inline.HeadOffsetSpec) -> list[Any]:
+        if not isinstance(spec.vectors, inline.ProbedHeads):
+            return [self._plainly(spec, vectors={head: self._tensor(one) for head, one in spec.vectors.items()})]
+        probe = self._found(spec.vectors, "HeadProbe")
+        found = probe.recipe(spec.vectors.first, 1.0, spec.vectors.direction)
+        return [replace(one, strength=spec.strength, positions=spec.positions) for one in found]
+
+    def _scales(self, given: Any) -> dict[str, Any]:
+        if not isinstance(given, inline.ScaledHeads):
+            return {head: torch.tensor(scale) for head, scale in given.items()}
+        best = self._found(given, "Patching", "HeadProbe").frame()
+        if "head" not in best:
+            raise UserError(f"{given.file or given.from_step} is no map of heads: give one that has a score for each.")
+        best = best.dropna(subset="head").head(given.first)
+        pairs = zip(best["layer"], best["head"], strict=True)
+        return {f"L{int(layer)}H{int(head)}": torch.tensor(given.scale) for layer, head in pairs}
+
+    def _experts(self, given: Any) -> list[str]:
+        return self._found(given, "ExpertMap").ranking(given.first) if isinstance(given, inline.FirstOf) else given
+
+    def _knobs(self, spec: inline.SubspaceKnobSpec) -> list[Any]:
+        if spec.knob is None:
+            made = iv.SubspaceKnob(
+                spec.layer, self._tensor(spec.direction), torch.tensor(spec.value), spec.mode, spec.site,
+                strength=spec.strength, positions=spec.positions,
+            )  # fmt: skip
+            return [made]
+        found = self._found(spec.knob, "Knob").recipe(spec.knob.to)
+        return [replace(one, strength=spec.strength, positions=spec.positions) for one in found]
+
+    def _ablations(self, spec: inline.ConceptAblationSpec) -> list[Any]:
+        if spec.concepts is None:
+            mean = None if spec.mean is None else self._tensor(spec.mean)
+            return [
+                iv.ConceptAblation(
+                    spec.layer, self._tensor(spec.directions), spec.site, mean,
+                    strength=spec.strength, positions=spec.positions,
+                )
+            ]  # fmt: skip
+        concepts = self._found(spec.concepts, "ConceptDirections")
+        return list(
+            concepts.recipe(spec.concepts.directions, spec.concepts.to, spec.strength, positions=spec.positions)
+        )
+
+    def _tensor(self, given: Any) -> Tensor:
+        if not isinstance(given, inline.TensorRef):
+            return torch.tensor(given)
+        if given.file is not None:
+            return _from_file(self._materials.path(given.file), given.tensor)
+        return _from_result(self._results(str(given.from_step)), given)
+
+
+def found_in(ref: inline.FoundRef, kinds: Sequence[str], materials: Materials, results: Results) -> Any:
+    """What ``ref`` names: an earlier step's result, or one from a file, which must be one of ``kinds`` (classes)."""
+    if ref.file is None:
+        return results(str(ref.from_step))
+    found = materials.result(ref.file)
+    if type(found).__name__ not in kinds:
+        wanted = " or ".join(kinds)
+        raise UserError(f"{materials.path(ref.file)} holds a {type(found).__name__}; this needs a {wanted}.")
+    return found
+
+
+def _from_file(path: Any, name: str | None) -> Tensor:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            known = list(file.keys())
+            if name is None and len(known) != 1:
+                raise UserError(f"{path} holds {len(known)} tensors: say which with tensor ({', '.join(known[:10])}).")
+            if name is not None and name not in known:
+                raise unknown_name(f"tensor in {path}", name, known)
+            return file.get_tensor(name or known[0])
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no readable safetensors file ({error}): give one that holds the tensor.") from error
+
+
+def _from_result(found: Any, ref: inline.TensorRef) -> Tensor:
+    """A vector of a recording, of an activation difference, of concepts, or of a knob."""
+    from probes import ActivationDelta, ConceptDirections
+    from workbench.recording.recording import Recording
+
+    if isinstance(found, Recording):
+        return _mean_shift(found, ref)
+    if isinstance(found, ActivationDelta):
+        name = f"{_site(ref)}/{ref.kind}"
+        if name not in found.vectors:
+            raise unknown_name(f"direction of step {ref.from_step}", name, found.vectors)
+        return _numbered(found.vectors[name], ref)
+    if isinstance(found, ConceptDirections):
+        return _numbered(found.directions, ref)
+    return _numbered(found.direction.T, ref)
+
+
+def _numbered(directions: Tensor, ref: inline.TensorRef) -> Tensor:
+    if not 0 <= ref.direction < len(directions):
+        raise UserError(f"Step {ref.from_step} has directions 0 to {len(directions) - 1}; got {ref.direction}.")
+    return directions[ref.direction].float()
+
+
+def _mean_shift(recording: Any, ref: inline.TensorRef) -> Tensor:
+    """Mean of tuned - base; with ``where``, mean of the matching rows minus mean of the others, in one model."""
+    site = _site(ref)
+    own = torch.as_tensor(recording[ref.role][site][:]).float()
+    if not ref.where:
+        return own.mean(0) - torch.as_tensor(recording["base"][site][:]).float().mean(0)
+    inside = torch.ones(len(own), dtype=torch.bool)
+    for column, value in ref.where.items():
+        if column not in recording.index:
+            raise unknown_name("column of the recording", column, recording.index.columns)
+        inside &= torch.tensor([one == value for one in recording.index[column]])
+    if not bool(inside.any()) or bool(inside.all()):
+        raise UserError(f"{int(inside.sum())} of {len(inside)} recorded rows match where: a contrast needs both sides.")
+    return own[inside].mean(0) - own[~inside].mean(0)
+
+
+def _site(ref: inline.TensorRef) -> str:
+    if ref.layer is None:
+        raise UserError(f"A vector from step {ref.from_step} needs layer: add it beside from.")
+    return Site.parse(ref.site).at(ref.layer).name

@@ -1,0 +1,242 @@
+"""Running an experiment: every cell of the grid, every step once per content, resumable at each step."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tunescope.experiments.execute import Bench, execute
+from tunescope.experiments.inputs import PairSpec
+from tunescope.experiments.materials import Materials, file_hash, files_named
+from tunescope.experiments.references import pairs_reading
+from tunescope.experiments.schema import Experiment
+from tunescope.experiments.step_folder import Kept, seed_of, step_key
+from tunescope.experiments.steps import WITHOUT_MODELS
+from tunescope.experiments.sweeping import Cell, cells, shown
+from tunescope.experiments.trackers import Tracker, untracked
+from workbench import __version__, runs
+from workbench.errors import UserError
+from workbench.files import room_for_folder
+from workbench.progress import Progress, Silent
+from workbench.results import Provenance
+from workbench.runs import Run
+from workbench.runs.config import config_hash
+
+KIND = "experiment"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished experiment."""
+
+    run: Run
+    metrics: pd.DataFrame
+    """The long table: cell, one column per swept setting, step, and the metrics' columns."""
+
+
+def run_experiment(
+    experiment: Experiment,
+    out: str | Path | None = None,
+    *,
+    folder: str | Path = ".",
+    tracker: Tracker | None = None,
+    progress: Progress | None = None,
+) -> Finished:
+    """Run every cell into one run (kind ``experiment``) at ``out``, or resume there.
+
+    ``folder``: where paths in the experiment start, the YAML file's folder. Without ``out`` the run is in the runs'
+    home, under the experiment's name and the hash of its content. A finished run is read, not repeated. Raises
+    :class:`UserError` for what a step refuses (naming the cell and the step) and when ``out`` holds another
+    experiment, other inputs or another version's results.
+    """
+    bar, report = progress or Silent(), tracker or untracked()
+    grid = cells(experiment)
+    materials = Materials(Path(folder), bar)
+    config = run_config(experiment, grid, materials)
+    target = place(experiment, out)
+    with room_for_folder(target):
+        fresh = not target.exists()
+    run = runs.create_at(target, kind=KIND, config=config)
+    run.hold()
+    try:
+        if not run.is_complete:
+            with run:
+                _all_cells(run, experiment, grid, materials, bar)
+        metrics = run.read_table("tables/metrics")
+        _tracked(report, run, experiment, grid, metrics)
+    except UserError:
+        if fresh and not any(run.path.glob("steps/*/step.json")):
+            shutil.rmtree(run.path)  # it never began; the folder would only be in the way of the next try
+        raise
+    finally:
+        run.let_go()
+    return Finished(run, metrics)
+
+
+def place(experiment: Experiment, out: str | Path | None) -> Path:
+    """The run's folder."""
+    if out is not None:
+        return Path(out).absolute()
+    return (runs.default_home() / f"{experiment.name}-{config_hash(_described(experiment))[:10]}").absolute()
+
+
+def run_config(experiment: Experiment, grid: Sequence[Cell], materials: Materials) -> dict[str, Any]:
+    """What decides the results, as the run keeps it: the experiment, and its inputs by content."""
+    prompts = {
+        name if cell.number == 0 else f"{name}, cell {cell.number}": digest
+        for cell in grid
+        if cell.number == 0 or any(_may_change_prompts(path) for path in cell.settings)
+        for name, digest in _prompt_hashes(cell.experiment, materials).items()
+    }
+    files = {name: file_hash(materials.path(name)) for name in files_named(cell.experiment for cell in grid)}
+    return {
+        "experiment": _described(experiment), "prompts": prompts, "files": files, "tunescope": __version__,
+    }  # fmt: skip
+
+
+def _may_change_prompts(path: str) -> bool:
+    return "pair" in (path.split(".")[0], *path.split(".")[2:3]) or path.startswith("prompts.")
+
+
+def _prompt_hashes(experiment: Experiment, materials: Materials) -> dict[str, str]:
+    """Set of prompts -> its hash; where steps read it for several organisms, one for each further one."""
+    found: dict[str, str] = {}
+    for name in experiment.prompts:
+        reading = pairs_reading(experiment, name)
+        for step, pair in reading.items():
+            digest = materials.prompts(experiment, name, pair).hash
+            if found.setdefault(name, digest) != digest:
+                found[f"{name}, step {step}"] = digest
+    return found
+
+
+def _described(experiment: Experiment) -> dict[str, Any]:
+    """Without what changes no number."""
+    return {key: value for key, value in experiment.plain().items() if key not in ("tracker", "about")}
+
+
+def _all_cells(run: Run, experiment: Experiment, grid: Sequence[Cell], materials: Materials, bar: Progress) -> None:
+    from tunescope.experiments.sections import tell
+
+    run.write_text("experiment.yaml", experiment.to_yaml())
+    bar.start("steps of all cells", len(grid) * len(experiment.steps))
+    done: dict[int, dict[str, Kept]] = {}
+    for cell in _by_pair(grid):
+        done[cell.number] = _cell(run, cell, materials, bar)
+    bar.finish()
+    tell(run, experiment, grid, [done[cell.number] for cell in grid])
+    models = [run.read_json(f"models/{path.stem}") for path in sorted(run.file("models").glob("*.json"))]
+    # where its paths start: from here a run can be made again
+    folder = str(materials.folder.resolve())
+    run.note(models=models, versions=Provenance(probe=KIND, models={}).versions, folder=folder)
+
+
+def _by_pair(grid: Sequence[Cell]) -> list[Cell]:
+    """Cells with the same pair behind each other, so that each pair is loaded once."""
+    order = list(dict.fromkeys(cell.experiment.pair.model_dump_json() for cell in grid))
+    return sorted(grid, key=lambda cell: order.index(cell.experiment.pair.model_dump_json()))
+
+
+def _cell(run: Run, cell: Cell, materials: Materials, bar: Progress) -> dict[str, Kept]:
+    keys: dict[str, str] = {}
+    kept: dict[str, Kept] = {}
+    for name in cell.experiment.steps:
+        models = _models(run, cell.experiment, name, materials)
+        keys[name] = step_key(cell.experiment, name, models, keys, materials)
+        kept[name] = Kept(run, name, keys[name])
+        if not kept[name].is_whole:
+            _step(cell, name, kept, materials, bar)
+        bar.advance()
+    table = cell_table(cell, kept)
+    run.write_table(f"{cell.folder}/metrics", table)
+    run.write_json(f"{cell.folder}/cell", {"settings": dict(cell.settings), "steps": keys})
+    return kept
+
+
+def _models(run: Run, experiment: Experiment, step: str, materials: Materials) -> dict[str, str]:
+    """Role -> hash of the models that a step uses; empty where it uses none."""
+    if isinstance(experiment.steps[step], WITHOUT_MODELS):
+        return {}
+    spec = experiment.pair_of(step)
+    pair = materials.pair(spec)
+    _same_models(run, spec, pair)
+    return {role: model.identity.hash for role, model in pair.models.items()}
+
+
+def _step(cell: Cell, name: str, kept: dict[str, Kept], materials: Materials, bar: Progress) -> None:
+    experiment = cell.experiment
+    bench = Bench(
+        experiment=experiment, spec=experiment.pair_of(name), materials=materials, results=_results(kept),
+        folder=kept[name].path, seed=seed_of(experiment, name), progress=bar,
+    )  # fmt: skip
+    try:
+        outcome = execute(experiment.steps[name], bench)
+    except UserError as error:
+        where = f"step {name}" if not cell.settings else f"cell {cell.number} ({cell.label}), step {name}"
+        raise UserError(f"{where}: {error}") from error
+    kept[name].write(experiment.steps[name].do, outcome)
+
+
+def _results(kept: dict[str, Kept]) -> Callable[[str], Any]:
+    """Results of earlier steps, always as they are on the disk: a resumed run reads the same numbers."""
+    read: dict[str, Any] = {}
+
+    def result(name: str) -> Any:
+        if name not in read:
+            read[name] = kept[name].result()
+        return read[name]
+
+    return result
+
+
+def _same_models(run: Run, spec: PairSpec, pair: Any) -> None:
+    """Refuse to go on with other weights than those a killed run began with."""
+    name = f"models/{config_hash(spec.plain())[:10]}"
+    now = {role: model.identity.to_dict() for role, model in pair.models.items()}
+    if not run.file(f"{name}.json").is_file():
+        run.write_json(name, now)
+    before = run.read_json(name)
+    for role, identity in now.items():
+        if before[role]["hash"] != identity["hash"]:
+            raise UserError(
+                f"{run.path} was begun with another {role} model ({before[role]['name']}, other weights); give another "
+                "folder, or remove that one."
+            )
+
+
+def cell_table(cell: Cell, kept: dict[str, Kept]) -> pd.DataFrame:
+    """The cell's part of the long table."""
+    parts = [kept[name].metrics.assign(step=name) for name in cell.experiment.steps]
+    table = pd.concat([one for one in parts if len(one)] or parts[:1], ignore_index=True)
+    settings = {path: scalar(value) for path, value in cell.settings.items()}
+    for place_, (path, value) in enumerate([("cell", cell.number), *settings.items()]):
+        table.insert(place_, path, value)
+    table.insert(len(settings) + 1, "step", table.pop("step"))
+    return table
+
+
+def scalar(value: Any) -> Any:
+    """A setting as a cell of a table."""
+    return value if isinstance(value, bool | int | float | str) else shown(value)
+
+
+def _tracked(report: Tracker, run: Run, experiment: Experiment, grid: Sequence[Cell], metrics: pd.DataFrame) -> None:
+    with report.opened(experiment.name, run) as log:
+        for cell in grid:
+            log.metrics(cell.number, named_metrics(metrics[metrics["cell"] == cell.number]))
+        log.tables(sorted(run.file("tables").glob("*.parquet")))
+
+
+def named_metrics(table: pd.DataFrame) -> dict[str, float]:
+    """``step/of/metric`` (with the strength where there is one) -> estimate."""
+    found = {}
+    for row in table.to_dict("records"):
+        dose = "" if pd.isna(row["strength"]) or row["strength"] == 1 else f" x{row['strength']:g}"
+        if not pd.isna(row["estimate"]):
+            found[f"{row['step']}/{row['of']}{dose}/{row['metric']}"] = float(row["estimate"])
+    return found
