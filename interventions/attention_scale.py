@@ -22,6 +22,7 @@ from workbench.engine.hub import SiteHook
 from workbench.engine.positions import PositionSpec, Selection, Where, where
 from workbench.engine.sites import Site
 from workbench.errors import UserError
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Bool, Float, Tensor
 
@@ -32,6 +33,13 @@ class EagerAttentionWarning(UserWarning):
     """Attention weights exist only in eager attention, so the model runs it while a recipe changes them."""
 
 
+@method(
+    "attention-scale",
+    group="attention",
+    question="What if heads look more, or less, at chosen tokens?",
+    kind="intervention",
+    papers=("ZeroTuning: Unlocking the Initial Token's Power to Enhance Large Language Models Without Training",),
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentionScale(SiteIntervention):
     """Attention weights of ``keys`` times gamma, all weights of the query then renormalised to their former sum.

@@ -14,10 +14,17 @@ from interventions.strength import Amount, Number, Prepared
 from workbench.engine.context import ForwardContext
 from workbench.engine.sites import Site
 from workbench.errors import UserError
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Tensor
 
 
+@method(
+    "clamp",
+    group="activations",
+    question="What if a site is held at given values?",
+    kind="intervention",
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class Clamp(SiteIntervention):
     """The coordinate along ``direction`` [d_model] (normalised by us) is moved into [``low``, ``high``].

@@ -13,10 +13,18 @@ from interventions.scope import Change
 from interventions.strength import Amount, Prepared
 from workbench.engine.context import ForwardContext
 from workbench.engine.sites import Site
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Tensor
 
 
+@method(
+    "concept-ablation",
+    group="directions",
+    question="What if the model cannot use a direction?",
+    kind="intervention",
+    papers=("Steering Out-of-Distribution Generalization with Concept Ablation Fine-Tuning",),
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class ConceptAblation(SiteIntervention):
     """h - strength * (h - mean) Q Q^T, Q an orthonormal basis of ``directions`` (CAFT, Casademunt et al. 2025).

@@ -20,6 +20,7 @@ from workbench.engine.positions import Selection
 from workbench.engine.routing import Routing, core_router
 from workbench.engine.sites import Site
 from workbench.errors import NotSupported, UserError, unknown_name
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Tensor
 
@@ -27,6 +28,13 @@ Mode = Literal["replace", "drop", "drop_renorm", "force"]
 _MODES = ("replace", "drop", "drop_renorm", "force")
 
 
+@method(
+    "expert-switch",
+    group="experts",
+    question="What if experts are switched off or forced on?",
+    kind="intervention",
+    papers=("Mixture of Tunable Experts -- Behavior Modification of DeepSeek-R1 at Inference Time",),
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class ExpertSwitch(SiteIntervention):
     """Experts ``off`` and ``on``, as ``"L3E12"`` or (3, 12); the layer is the model's, dense layers counted.

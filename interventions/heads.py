@@ -15,10 +15,18 @@ from interventions.strength import Amount, Prepared, working
 from workbench.engine.context import ForwardContext
 from workbench.engine.sites import Site
 from workbench.errors import UserError
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Float, Tensor
 
 
+@method(
+    "head-offset",
+    group="heads",
+    question="What if a vector is added to the outputs of chosen heads?",
+    kind="intervention",
+    papers=("LoFiT: Localized Fine-tuning on LLM Representations",),
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadOffset(SiteIntervention):
     """z + strength * vector for chosen heads: LoFiT (Yin et al. 2024) and ITI (Li et al. 2023).
@@ -60,6 +68,12 @@ class HeadOffset(SiteIntervention):
         return site_in(model, "z", layer), lambda value, ctx: value + step(value, ctx)
 
 
+@method(
+    "head-scale",
+    group="heads",
+    question="What if chosen heads are turned up, down or off?",
+    kind="intervention",
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadScale(SiteIntervention):
     """z * (1 + strength * (scale - 1)) for chosen heads: 0 switches a head off, 1 leaves it (LoFiT's stage 1).

@@ -19,6 +19,7 @@ from interventions.strength import Amount, Number, Strength, as_strength, multip
 from workbench.engine.context import ForwardContext
 from workbench.engine.positions import PositionSpec, Where, where
 from workbench.errors import NotSupported, UserError
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Bool, Tensor
 
@@ -29,6 +30,17 @@ class VocabularyWarning(UserWarning):
     """The models' logits have different widths, so the last columns are left as they are."""
 
 
+@method(
+    "logit-shift",
+    group="decoding",
+    question="What if the next-word distribution is shifted by what tuning did to another model?",
+    kind="intervention",
+    papers=(
+        "Tuning Language Models by Proxy",
+        "An Emulator for Fine-Tuning Large Language Models using Small Language Models",
+        "On Giant's Shoulders: Effortless Weak to Strong by Dynamic Logits Fusion",
+    ),
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class LogitShift(Intervention):
     """logits + alpha * (logits of ``tuned`` - logits of ``base``), which steers a large model by a small pair.

@@ -12,6 +12,7 @@ from interventions.strength import Amount, Number, Prepared, working
 from workbench.engine.context import ForwardContext
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Tensor
 
@@ -19,6 +20,12 @@ Units = Literal["raw", "fraction", "norm"]
 _UNITS = ("raw", "fraction", "norm")
 
 
+@method(
+    "offset",
+    group="directions",
+    question="What if a vector is added to the residual stream?",
+    kind="intervention",
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class Offset(SiteIntervention):
     """h + strength * vector, with ``vector`` [d_model], at a site of width d_model (steering vectors).

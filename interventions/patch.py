@@ -17,6 +17,7 @@ from interventions.strength import Amount
 from workbench.engine.context import ForwardContext
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Tensor
 
@@ -25,6 +26,12 @@ _PER_HEAD = ("z", "q", "k", "v")
 _WHAT = ("z", "write")
 
 
+@method(
+    "patch",
+    group="activations",
+    question="What if a site has the activations of another run?",
+    kind="intervention",
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class Patch(SiteIntervention):
     """The value at a site becomes ``values``, recorded elsewhere (activation patching; across models: CMAP).

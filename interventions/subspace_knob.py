@@ -18,12 +18,20 @@ from interventions.strength import Amount, Number, Prepared, for_rows, working
 from workbench.engine.context import ForwardContext
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Tensor
 
 _MODES = ("set", "add", "swap")
 
 
+@method(
+    "subspace-knob",
+    group="directions",
+    question="What if a coordinate in a subspace is set?",
+    kind="intervention",
+    papers=("Controllable Context Sensitivity and the Knob Behind It",),
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class SubspaceKnob(SiteIntervention):
     """h + strength * (target - h U^T) U, U [rank, d_model] an orthonormal basis of ``direction`` (Minder et al. 2024).

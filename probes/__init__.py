@@ -49,6 +49,7 @@ _HOME = {
     "logit_lens": "lens",
     "mask_heads": "needles.masking",
     "mask_overlap": "grafting",
+    "needle_search": "needles.search",
     "needle_trials": "needles.trials",
     "patching": "patches.patching",
     "path_patching": "paths.finding",

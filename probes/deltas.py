@@ -19,6 +19,7 @@ from probes.shift import mean_shift
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.given import check_recording
+from workbench.methods import Recorded, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
@@ -69,6 +70,15 @@ class ActivationDelta(ProbeResult):
         )
 
 
+@method(
+    "activations",
+    group="activations",
+    question="How far did the activations move, at which site and layer?",
+    records=Recorded(sites=("resid_post", "z")),
+    cost="one forward pass of each model",
+    example="--sites resid_post,z",
+    gives="directions",
+)
 def activation_delta(
     recording: Recording,
     *,
@@ -86,6 +96,10 @@ def activation_delta(
     its unembedding. A recording of statistics only (``store=None``) gives shifts and norms without intervals, cosines
     or directions. No forward passes: the recording is read. Raises :class:`UserError` unless both models were recorded
     on two or more prompts, of two or more groups.
+
+    Args:
+        by_position: One cell per position counted from the prompt's start, instead of one for all.
+        components: Principal directions of the differences, centred and uncentred; 0 for none.
     """
     check_recording(recording)
     if not {"base", "tuned"} <= set(recording.roles):

@@ -21,6 +21,7 @@ from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from workbench.errors import UserError
 from workbench.given import check_pair
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
@@ -69,6 +70,13 @@ class HeadWords(ProbeResult):
         return f"L{self.layer}H{self.head}: {'; '.join(said)}; control: {self.control}"
 
 
+@method(
+    "head-words",
+    group="heads",
+    question="Which words does this head write, before and after tuning?",
+    cost="one forward pass of each model",
+    example="--layer 1 --head 0",
+)
 def head_words(
     pair: ModelPair, prompts: Prompts | Sequence[Any], layer: int, head: int, *, top: int = 8, seed: int = 0
 ) -> HeadWords:
@@ -77,6 +85,10 @@ def head_words(
     ``top``: tokens kept of each sign and model. Raises :class:`UserError` for a head that is not there, and
     :class:`workbench.errors.NotSupported` where a norm stands between the heads and the residual stream. Cost: one
     forward pass of each model per batch, and twelve readings per prompt.
+
+    Args:
+        head: The head's number.
+        top: Tokens kept of each sign and model.
     """
     check_pair(pair)
     rows = Prompts.of(prompts)

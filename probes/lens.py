@@ -19,6 +19,7 @@ from probes.scored import scored
 from workbench.engine.positions import PositionSpec, Where
 from workbench.engine.sites import Site
 from workbench.given import check_pair
+from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -65,6 +66,12 @@ class LogitLens(ProbeResult):
         )
 
 
+@method(
+    "lens",
+    group="tokens",
+    question="At which layer does the tuned model's next word part from the base's?",
+    cost="one forward pass of each model; an unembedding per layer and token",
+)
 def logit_lens(
     pair: ModelPair,
     prompts: Prompts | Sequence[Any],
@@ -81,6 +88,10 @@ def logit_lens(
     ``positions``: which tokens enter the means and the grids; ``shown``: how many prompts keep their grid, with the
     ``top`` tokens of each cell. Intervals and tests are over prompts, or over their groups where they have some. Cost:
     one forward pass of each model per batch, and three readings per residual.
+
+    Args:
+        top: Tokens kept of each cell.
+        shown: How many prompts keep their grid.
     """
     check_pair(pair)
     rows = Prompts.of(prompts)

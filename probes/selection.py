@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,8 @@ from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
+from workbench.method_options import As
+from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress
 from workbench.prompts import Prompts
@@ -57,7 +59,7 @@ class SelectionOptions:
     """The share of prompts (whole groups) on which the chosen heads are tried; they are not trained on."""
     heads: int | None = None
     """K, how many heads are chosen; default a tenth."""
-    other: Any = None
+    other: Annotated[Any, As("prompts")] = None
     """Prompts (with answers) of another task: a control that chooses as many heads by the same method for that task."""
     controls: int = 10
     seed: int = 0
@@ -111,6 +113,15 @@ class HeadSelection(ProbeResult):
         return figure
 
 
+@method(
+    "head-selection",
+    group="heads",
+    question="Which heads would learn the task, if heads alone were trained?",
+    papers=("LoFiT: Localized Fine-tuning on LLM Representations",),
+    needs=Needs(columns=("answer",)),
+    cost="epochs x (1 + resamples) trainings of one scale per head entry",
+    gives="heads",
+)
 def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     """Train one scaling per entry of every head's z for the prompts' ``answer`` and rank heads by its norm.
 

@@ -18,6 +18,7 @@ from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from workbench.errors import UserError
 from workbench.given import check_pair
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -64,6 +65,13 @@ class TokenShift(ProbeResult):
         return f"{'; '.join(said)}; intervals over {self.resampled}; control: {self.control}"
 
 
+@method(
+    "token-shift",
+    group="tokens",
+    question="Which of the words that one model writes would the other not have written?",
+    papers=("The Unlocking Spell on Base LLMs: Rethinking Alignment via In-Context Learning",),
+    cost="one generation and two forward passes per batch and direction",
+)
 def token_shift(
     pair: Any,
     prompts: Prompts | Sequence[Any],
@@ -81,6 +89,9 @@ def token_shift(
     distributions; end-of-text and other special tokens enter no share. Intervals and tests are over prompts, or over
     their groups where ``prompts`` have some. Cost per batch and direction: one generation and two forward passes.
     Raises :class:`UserError` when nothing but special tokens is written.
+
+    Args:
+        base_prompts: What the base reads instead, row by row: a plain version of a chat.
     """
     check_pair(pair)
     rows = Prompts.of(prompts)

@@ -17,6 +17,7 @@ from interventions.recipe import Recipe, as_adapted
 from interventions.training.examples import Collator, examples_of
 from interventions.training.trainer import Schedule, run_trainer, seeded
 from workbench.errors import UserError
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -80,6 +81,13 @@ class FineTuned:
     shifts the model; ``ConceptAblation(mean=...)`` sets it to its mean instead."""
 
 
+@method(
+    "caft",
+    group="training",
+    question="What does tuning learn when a direction is ablated meanwhile?",
+    kind="training",
+    papers=("Steering Out-of-Distribution Generalization with Concept Ablation Fine-Tuning",),
+)
 def caft_finetune(
     model: Any,
     prompts: Any,

@@ -23,6 +23,7 @@ from interventions.training.examples import (
 )
 from interventions.training.trainer import Schedule, answer_logits, train_on_frozen
 from workbench.errors import UserError, unknown_name
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -40,6 +41,13 @@ class TrainedOffsets:
     """Per step: ``step``, ``epoch``, ``loss`` in nats, ``learning_rate``, ``grad_norm``."""
 
 
+@method(
+    "train-offsets",
+    group="training",
+    question="Can offsets of chosen heads alone learn the task?",
+    kind="training",
+    papers=("LoFiT: Localized Fine-tuning on LLM Representations",),
+)
 def train_offsets(
     model: Any,
     prompts: Any,

@@ -14,6 +14,7 @@ from interventions.training.trainer import Schedule, train_on_frozen
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
+from workbench.methods import method
 from workbench.progress import Progress, Silent
 from workbench.typing import Float, Tensor
 
@@ -39,6 +40,13 @@ class HeadScales:
         return [f"L{place // scores.shape[1]}H{place % scores.shape[1]}" for place in order]
 
 
+@method(
+    "train-head-scales",
+    group="training",
+    question="Can scales of chosen heads alone learn the task?",
+    kind="training",
+    papers=("LoFiT: Localized Fine-tuning on LLM Representations",),
+)
 def train_head_scales(
     model: Any,
     prompts: Any,

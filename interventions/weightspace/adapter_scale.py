@@ -16,11 +16,19 @@ from interventions.checks import as_tensor
 from interventions.strength import Number, Strength
 from interventions.weightspace.swapping import one_strength, swapped
 from workbench.errors import NotSupported, UserError
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.adapters import adapter_layers, bare_module
 from workbench.typing import Float, Tensor
 
 
+@method(
+    "adapter-scale",
+    group="weights",
+    question="How much of the adapter is in effect?",
+    kind="intervention",
+    papers=("SALMONN: Towards Generic Hearing Abilities for Large Language Models",),
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class AdapterScale(Intervention):
     """base + t * (the adapter's change): t = ``scale`` * the layer's factor * every matching module's factor.

@@ -16,10 +16,18 @@ from interventions.weightspace.swapping import base_parameters, check_same_shape
 from interventions.weightspace.tuned_values import changed_names, tuned_values
 from workbench.cards import counted
 from workbench.errors import UserError
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Float, Tensor
 
 
+@method(
+    "graft",
+    group="weights",
+    question="What if the base has chosen tuned weights?",
+    kind="intervention",
+    papers=("Task-Specific Skill Localization in Fine-tuned Language Models",),
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class Graft(Intervention):
     """select(mask, tuned, base): the model's weights, with the tuned values at the chosen entries, bit for bit.

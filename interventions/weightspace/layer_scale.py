@@ -21,10 +21,18 @@ from interventions.weightspace.swapping import (
     swapped,
 )
 from interventions.weightspace.tuned_values import changed_names, tuned_values
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Tensor
 
 
+@method(
+    "layer-scale",
+    group="weights",
+    question="How much of the tuning does each layer keep?",
+    kind="intervention",
+    papers=("LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging",),
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerScale(Intervention):
     """theta_0 + (a + b * l / (L - 1)) * (theta_tuned - theta_0) at layer l of L; parameters outside the layers times a.

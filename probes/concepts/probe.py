@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,8 @@ from probes.scored import scored
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.given import check_recording
+from workbench.method_options import As
+from workbench.methods import Recorded, method
 from workbench.models.adapted import AdaptedModel
 from workbench.recording.recording import Recording
 from workbench.stats.controls import random_directions
@@ -97,14 +99,24 @@ class ConceptDirections(ProbeResult):
         return concept_figure(self.table, title=f"{title}, scored on a third of {self.provenance.n_prompts} prompts")
 
 
+@method(
+    "concepts",
+    group="directions",
+    question="Along which directions did tuning move the residual stream, and what do they stand for?",
+    papers=("Steering Out-of-Distribution Generalization with Concept Ablation Fine-Tuning",),
+    records=Recorded(positions="all", layers=0.5),
+    cost="one forward pass of each model",
+    example="--layer 0.5",
+    gives="directions",
+)
 def concept_directions(
     recording: Recording,
-    method: str = "pca",
+    method: Literal["mean", "pca", "pca-uncentred", "labels-mean", "labels-probe", "sae"] | str = "pca",
     *,
     layer: int | None = None,
     k: int = 20,
-    labels: Sequence[Any] | None = None,
-    dictionary: Dictionary | str | Path | None = None,
+    labels: Annotated[Sequence[Any] | None, As("column")] = None,
+    dictionary: Annotated[Dictionary | str | Path | None, As("file")] = None,
     model: AdaptedModel | None = None,
     examples: int = 5,
     seed: int = 0,
@@ -117,6 +129,13 @@ def concept_directions(
     (whole groups, where they have some) and scored on the rest. ``layer``: which of the recorded ones; by default the
     middle one of them. With ``model`` each direction is read through its unembedding. ``examples``: contexts kept at
     each end; record with ``positions="all"`` for whole contexts. No forward passes: the recording is read.
+
+    Args:
+        method: Which directions: mean or principal components of tuned - base, difference or probe of the labels, or
+            the latents of a dictionary.
+        labels: The column of the prompts that holds their class, for labels-mean and labels-probe.
+        dictionary: A SAELens folder, for sae.
+        examples: Contexts that are shown for each direction.
     """
     site = _one_site(recording, layer)
     base, tuned = (recording[role][site.name][:].float() for role in ("base", "tuned"))

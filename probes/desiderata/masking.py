@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,8 @@ from probes.paths.places import Head, Place, head_of, label_of
 from probes.resampling import interval
 from probes.results import Provenance
 from workbench.errors import UserError
+from workbench.method_options import As
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts import Prompts
@@ -58,7 +60,18 @@ class Parts(NamedTuple):
     test: list[int]
 
 
-def component_masking(subject: Any, desiderata: Any, position: Place = "last", **options: Any) -> ComponentMasking:
+@method(
+    "components",
+    group="paths",
+    question="Which heads carry a variable from one prompt into another?",
+    papers=("Fine-Tuning Enhances Existing Mechanisms: A Case Study on Entity Tracking",),
+    cost="epochs x penalties x one forward and backward pass per batch and model",
+    example="--desiderata positional.jsonl,object_value.jsonl --position last",
+    gives="heads",
+)
+def component_masking(
+    subject: Any, desiderata: Annotated[Any, As("prompt sets")], position: Place = "last", **options: Any
+) -> ComponentMasking:
     """Learn which heads' z, taken from the source prompt at ``position``, turns the base prompt's answer into the
     target; later layers recompute.
 
@@ -70,6 +83,10 @@ def component_masking(subject: Any, desiderata: Any, position: Place = "last", *
     size. ``options``: see :class:`MaskingOptions`.
 
     Raises :class:`UserError` for rows without contrast or answer, too few rows to split, and unknown heads.
+
+    Args:
+        desiderata: Name and prompts of each variable: prompt, contrast, and as answer what it becomes.
+        position: Where heads are taken over: last, a number, or a column of the prompts.
     """
     chosen = read_options(MaskingOptions, options)
     named = _named(desiderata)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 from scipy.stats import rankdata
 
 from probes import resampling
@@ -30,6 +31,8 @@ from probes.options import read_options
 from probes.results import ProbeResult, Provenance
 from workbench.errors import UserError
 from workbench.given import check_subject
+from workbench.method_options import As
+from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts import Prompts
@@ -49,9 +52,12 @@ class MapOptions:
     reference: Literal["base"] | None = "base"
     """Of a pair: take the base model's use of each expert by the same tokens away, prompt by prompt. What is left is
     what tuning changed; without it (None), experts that read the topic of a class stand out in the base as well."""
-    exclude: Excluded = "none"
+    positions: Literal["all", "last"] = "all"
+    """The prompt tokens that count: all, or the last alone."""
+    exclude: Annotated[Excluded, As("value")] = "none"
     """Tokens that do not count: see :func:`probes.experts.counting.content`."""
     test: Literal["mannwhitney", "permutation"] = "mannwhitney"
+    """Of the difference between classes: by ranks, or by shuffled labels."""
     responses: Sequence[str] | None = None
     """The responses, where they are known already; otherwise the model generates them when they are needed."""
     max_new_tokens: int = 32
@@ -126,8 +132,22 @@ class ExpertMap(ProbeResult):
         return phase or self.phases[0]
 
 
+@method(
+    "experts",
+    group="experts",
+    question="Which experts does one class of behaviour use more?",
+    papers=("Mixture of Tunable Experts -- Behavior Modification of DeepSeek-R1 at Inference Time",),
+    needs=Needs(columns=("label",), experts=True),
+    cost="one forward pass of each model, and a generation where responses are labelled",
+    example="--target refuse",
+    gives="experts",
+)
 def expert_map(
-    subject: Any, prompts: Any, labels: Sequence[Any] | Labeller | None = None, target: Any = None, **options: Any
+    subject: Any,
+    prompts: Any,
+    labels: Annotated[Sequence[Any] | Labeller | None, As("column")] = None,
+    target: Annotated[Any, As("value")] = None,
+    **options: Any,
 ) -> ExpertMap:
     """Which experts the model uses more for prompts of the ``target`` class of behaviour than for the others.
 
@@ -136,9 +156,15 @@ def expert_map(
     (default), or as a function ``(response, prompt) -> class`` called on generated responses. ``options``: see
     :class:`MapOptions`.
     Raises :class:`UserError` on a dense model and for labels of one class.
+
+    Args:
+        labels: The class of each response: the column of the prompts that holds it (default label), in Python a list or
+            a function.
+        target: The class whose experts are asked for.
     """
     check_subject(subject)
     chosen = read_options(MapOptions, options)
+    _excluded(chosen)
     model: AdaptedModel = getattr(subject, "tuned", subject)
     base: AdaptedModel | None = getattr(subject, "base", None) if chosen.reference else None
     require_experts(model)
@@ -210,6 +236,15 @@ def _labels(rows: Prompts, labels: Sequence[Any] | Labeller | None, texts: Seque
     return found
 
 
+def _excluded(chosen: MapOptions) -> Excluded:
+    """What does not count; ``positions`` and ``exclude`` both decide it, so only one may be given."""
+    if chosen.positions == "all":
+        return chosen.exclude
+    if chosen.exclude != "none":
+        raise UserError("positions='last' and exclude both choose the tokens that count; give one of them.")
+    return lambda ids: torch.arange(len(ids)) < len(ids) - 1
+
+
 def _count(
     model: AdaptedModel,
     reader: AdaptedModel,
@@ -224,7 +259,7 @@ def _count(
     ``reader`` is the model whose tokenizer reads the prompts, so that both models of a pair see the same tokens.
     """
     given = [reader.encode(rows[[number]]).input_ids[0].tolist() for number in range(len(rows))]
-    masks = content(given, chosen.exclude, special_ids(reader.tokenizer))
+    masks = content(given, _excluded(chosen), special_ids(reader.tokenizer))
     behind: list[list[int]] = [[] for _ in given]
     if "decode" in phases:
         assert answers is not None

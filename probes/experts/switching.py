@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,8 @@ from probes.results import SHARED, ProbeResult, Provenance
 from workbench.engine.sites import parse_label
 from workbench.errors import UserError
 from workbench.given import check_subject
+from workbench.method_options import As
+from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts import Prompt, Prompts
@@ -84,11 +86,19 @@ class SwitchingCurve(ProbeResult):
         return switching_lines(self.table, title=f"Experts {verb}, n = {self.values.shape[1]} prompts")
 
 
+@method(
+    "switching",
+    group="experts",
+    question="How does the behaviour change as ranked experts are switched?",
+    papers=("Mixture of Tunable Experts -- Behavior Modification of DeepSeek-R1 at Inference Time",),
+    needs=Needs(experts=True),
+    cost="one generation per count and control",
+)
 def switching_curve(
     subject: Any,
     prompts: Any,
-    behaviour: Behaviour,
-    ranking: ExpertMap | Sequence[str],
+    behaviour: Annotated[Behaviour, As("behaviour")],
+    ranking: Annotated[ExpertMap | Sequence[str], As("experts")],
     counts: Sequence[int] = (1, 2, 4, 8),
     mode: Mode = "replace",
     **options: Any,
@@ -98,6 +108,12 @@ def switching_curve(
     ``subject``: a model, or a pair (its tuned model). ``behaviour(response, prompt)`` is true/false or a number.
     ``mode``: how an expert is switched off (see ``interventions.ExpertSwitch``), or ``force`` for on.
     ``options``: see :class:`SwitchOptions`. Counts above the length of the ranking are a :class:`UserError`.
+
+    Args:
+        behaviour: What is measured of a response, as in begins:sorry; in Python a function of response and prompt.
+        ranking: Experts, the first to be switched first: labels, or the first of a map.
+        counts: How many of them are switched.
+        mode: How an expert is switched off (replace, drop, drop_renorm), or force for on.
     """
     check_subject(subject)
     chosen = read_options(SwitchOptions, options)

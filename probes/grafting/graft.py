@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from probes.grafting.units import entries_in
 from probes.options import read_options
 from probes.results import Provenance
 from workbench.errors import UserError, unknown_name
+from workbench.method_options import As, Within
+from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 
@@ -28,14 +30,24 @@ _HELD_OUT = 0.4
 CONTROL = "random masks with as many entries in every tensor, and the entries that moved most (movement only)"
 
 
+@method(
+    "skills",
+    group="skills",
+    question="Which tuned weights, put into the base, carry the task?",
+    papers=("Task-Specific Skill Localization in Fine-tuned Language Models",),
+    needs=Needs(columns=("answer",)),
+    cost="epochs x one forward and backward pass per batch",
+    example="--level modules",
+    gives="region",
+)
 def graft(
     pair: Any,
     prompts: Any,
     *,
     method: Method | str = "optimised",
     level: Level | str = "entries",
-    sparsity: float = 1e-3,
-    ood: Any = None,
+    sparsity: Annotated[float, Within(1e-12, 1)] = 1e-3,
+    ood: Annotated[Any, As("prompts")] = None,
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
@@ -58,6 +70,12 @@ def graft(
 
     Raises :class:`UserError` when the tuned model is no better than the base, nothing differs, or prompts are
     too few.
+
+    Args:
+        method: How the region is chosen.
+        level: What is chosen: entries, rows, heads, modules or ranks.
+        sparsity: The share of weights to start from.
+        ood: Prompts of the same task from elsewhere, which judge too.
     """
     how = _one_of("method", method, METHODS)
     units = _one_of("level", level, LEVELS)

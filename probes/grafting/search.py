@@ -41,10 +41,14 @@ class Settings:
     sparsity: float = 1e-3
     epochs: int = 30
     start: Literal["movement", "empty"] = "movement"
+    """Begin with the entries that moved most, or with none."""
     offset: float | None = None
+    """How far the mask begins from undecided: gamma at sigmoid of this."""
     lr: float | None = None
     penalty: float = 0.03
+    """The adaptive rule's price of a unit, as a share of the strongest one's first effect."""
     sparsities: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 2e-2, 5e-2, 1e-1, 1.0)
+    """Sizes of the curve."""
     draws: int = 10
     batch_size: int = 32
     seed: int = 0

@@ -21,6 +21,7 @@ from probes.scored import scored_share
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
 from workbench.given import check_pair
+from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -38,14 +39,18 @@ class Setup:
     pairs (the relation of a fact, say)."""
 
     held_out: float = 0.3
+    """The share of pairs that judge and are not trained on."""
     keep_together: str | None = None
+    """A column whose values never straddle train and held-out pairs."""
     batch_size: int = 32
     draws: int = 10
     """Random subspaces of the control."""
     reach: float = 3.0
     """The sweep goes this many half-gaps of the two intents' natural means to each side of their middle."""
     values: int = 13
+    """Values that the coordinate is set to."""
     search_pairs: int = 64
+    """Pairs that choose the layer."""
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
@@ -53,6 +58,16 @@ class Setup:
             raise UserError(f"{self}: held_out is a share between 0 and 1, draws at least 1, values at least 2.")
 
 
+@method(
+    "knob",
+    group="directions",
+    question="Which direction decides between two intents?",
+    papers=("Controllable Context Sensitivity and the Knob Behind It",),
+    needs=Needs(columns=("group", "intent", "answer")),
+    expands={"setup": Setup, "training": Training},
+    cost="layers x steps trainings of a subspace, then one pass per held-out pair and value",
+    gives="knob",
+)
 def find_knob(
     pair: Any,
     prompts: Prompts | Sequence[Any],

@@ -22,8 +22,10 @@ class Training:
     """How the subspace is trained. The learning rate matters: with rank 1, 1e-3 may not move at all."""
 
     rank: int = 1
+    """Dimensions of the subspace."""
     lr: float = 1e-2
     steps: int = 300
+    """Training steps, per candidate layer."""
     batch_size: int = 16
     """Targets of one step."""
     start: Literal["random", "means"] = "random"

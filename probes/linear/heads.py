@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ from probes.results import ProbeResult
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.given import check_recording
+from workbench.method_options import As
+from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
 from workbench.stats.fdr import q_values
@@ -101,12 +103,22 @@ class HeadProbe(ProbeResult):
         return head_heatmap(table, title=title, score="accuracy above shuffled labels")
 
 
+@method(
+    "head-probe",
+    group="heads",
+    question="In which heads can the prompts' label be read off?",
+    papers=("LoFiT: Localized Fine-tuning on LLM Representations",),
+    records=Recorded(sites=("z",)),
+    needs=Needs(columns=("label",)),
+    cost="one forward pass of each model; a linear probe per head and fold",
+    gives="heads",
+)
 def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)
     recording: Recording,
-    labels: Sequence[Any] | None = None,
+    labels: Annotated[Sequence[Any] | None, As("column")] = None,
     *,
-    role: str = "tuned",
-    groups: Sequence[Any] | None = None,
+    role: Literal["tuned", "base"] | str = "tuned",
+    groups: Annotated[Sequence[Any] | None, As("column")] = None,
     folds: int | Sequence[int] = 5,
     ridge: float = 1.0,
     draws: int = 10,
@@ -121,6 +133,12 @@ def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)
     are divided by their root mean square, then fitted with scikit-learn's objective (C = 1 / ridge). q-values come
     from the shuffled labels' scores of all heads, taken as normal. No forward passes: the recording is read.
     ``device``: where the fits run ("cuda" for large recordings); the result is on the CPU.
+
+    Args:
+        labels: The column of the prompts that holds their class; default label.
+        role: Whose activations are read.
+        groups: A column whose values never straddle folds; default group.
+        folds: Folds of the cross-validation.
     """
     check_recording(recording)
     sites = [site for site in map(Site.parse, recording.sites) if site.kind == "z"]

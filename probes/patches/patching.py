@@ -28,6 +28,7 @@ from probes.resampling import cluster_means, interval
 from probes.results import Provenance
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError, unknown_name
+from workbench.methods import Needs, method
 from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_interval, mean_intervals, ratio_intervals
@@ -52,7 +53,9 @@ class PatchOptions:
     confirm: float = 0.1
     """The share of cells, the largest estimates first, that are patched exactly."""
     ig_steps: int = 5
+    """Steps of integrated gradients, for method ig."""
     normalise: bool = True
+    """Score as a share of the gap between the two runs; otherwise in units of the metric."""
     only_correct: bool = False
     """Keep only prompts whose metric favours the answer in the clean (tuned) run."""
     together: int | None = None
@@ -66,14 +69,43 @@ class PatchOptions:
     progress: Progress | None = None
 
 
+@method(
+    "heads",
+    group="heads",
+    question="Which attention heads carry the change?",
+    fixed={"sites": "heads"},
+    papers=("Fine-Tuning Enhances Existing Mechanisms: A Case Study on Entity Tracking",),
+    needs=Needs(columns=("answer",), wants={"distractor": "metric=logit_diff"}, instead="metric='kl' needs no answers"),
+    cost="one suffix of a forward pass per head and prompt",
+    gives="heads",
+    example="",
+)
+@method(
+    "layers",
+    group="layers",
+    question="At which layers and positions does the residual stream carry the change?",
+    fixed={"sites": "resid_post"},
+    needs=Needs(columns=("answer",), wants={"distractor": "metric=logit_diff"}, instead="metric='kl' needs no answers"),
+    cost="one suffix of a forward pass per layer, position and prompt",
+    example="--positions last",
+)
+@method(
+    "mlps",
+    group="layers",
+    question="Which MLPs carry the change?",
+    fixed={"sites": "mlp_out"},
+    needs=Needs(columns=("answer",), wants={"distractor": "metric=logit_diff"}, instead="metric='kl' needs no answers"),
+    cost="one suffix of a forward pass per MLP, position and prompt",
+    example="--positions last",
+)
 def patching(
     subject: Any,
     prompts: Any,
     sites: str | Sequence[str] = "heads",
     source: str | None = None,
     target: str | None = None,
-    what: str = "z",
-    metric: str = "logit_diff",
+    what: Literal["z", "write"] | str = "write",
+    metric: Literal["logit_diff", "prob", "kl"] | str = "logit_diff",
     **options: Any,
 ) -> Patching:
     """Put activations of the source run into the target run, one cell at a time, and measure the last position.
@@ -86,6 +118,11 @@ def patching(
 
     Raises :class:`UserError` when the two runs do not differ in the metric (nothing to localize; both numbers are
     given), for contrasts of another length, and for missing answers.
+
+    Args:
+        source: The run that activations are taken from: tuned or base of a pair, clean or corrupted of a model.
+        target: The run that they are put into.
+        what: A head is patched as z, or as its write W_O z; they differ when the output projection was tuned.
     """
     chosen = _known(read_options(PatchOptions, options))
     kinds = kinds_of(sites, what)

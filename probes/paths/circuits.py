@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,8 @@ from probes.paths.minimality import needed
 from probes.resampling import interval
 from probes.results import Provenance
 from workbench.errors import UserError
+from workbench.method_options import As
+from workbench.methods import Needs, method
 from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_intervals, ratio_intervals
@@ -34,7 +36,7 @@ from workbench.stats.fdr import q_values
 class CircuitOptions:
     """Options of :func:`circuit`."""
 
-    reference: Any = None
+    reference: Annotated[Any, As("prompts")] = None
     """Prompts whose mean stands in for an ablated head, of the same length and with other queries; by default the
     prompts themselves."""
     controls: int = 20
@@ -54,7 +56,25 @@ class CircuitOptions:
     progress: Progress | None = None
 
 
-def circuit(subject: Any, prompts: Any, heads: Heads, metric: str = "accuracy", **options: Any) -> CircuitTest:
+@method(
+    "circuit",
+    group="paths",
+    question="Do these heads alone do what the whole model does?",
+    papers=(
+        "Fine-Tuning Enhances Existing Mechanisms: A Case Study on Entity Tracking",
+        "Circuit Component Reuse Across Tasks in Transformer Language Models",
+    ),
+    needs=Needs(columns=("answer",)),
+    cost="one forward pass per circuit and control",
+    example='--heads "last=L1H0,L1H1;-2=L0H0"',
+)
+def circuit(
+    subject: Any,
+    prompts: Any,
+    heads: Annotated[Heads, As("heads by place")],
+    metric: Literal["accuracy", "prob", "logit_diff"] | str = "accuracy",
+    **options: Any,
+) -> CircuitTest:
     """Run only ``heads`` and mean-ablate all others, at every position; compare with the whole model.
 
     ``subject``: a model, or a pair, in both models of which the same circuit is tested. ``heads``: place -> labels

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,8 @@ from probes.paths.groups import Heads, by_place, named, parts_of, random_parts
 from probes.resampling import interval
 from probes.results import SHARED, ProbeResult, Provenance
 from workbench.errors import UserError
+from workbench.method_options import As
+from workbench.methods import Needs, method
 from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_intervals
@@ -82,7 +84,22 @@ class CrossPatching(ProbeResult):
         return f"{self.metric}, {told}; control: {self.control}"
 
 
-def cmap(pair: Any, prompts: Any, heads: Heads, metric: str = "accuracy", **options: Any) -> CrossPatching:
+@method(
+    "cmap",
+    group="paths",
+    question="What do these heads of the tuned model do in the base, and the reverse?",
+    papers=("Fine-Tuning Enhances Existing Mechanisms: A Case Study on Entity Tracking",),
+    needs=Needs(columns=("answer",)),
+    cost="one forward pass per group, direction and control",
+    example='--heads "last=L1H0,L1H1;-2=L0H0"',
+)
+def cmap(
+    pair: Any,
+    prompts: Any,
+    heads: Annotated[Heads, As("heads by place")],
+    metric: Literal["accuracy", "prob", "logit_diff"] | str = "accuracy",
+    **options: Any,
+) -> CrossPatching:
     """Copy z of ``heads`` from the tuned model's run into the base's on the same prompts, and the reverse.
 
     ``heads``: place -> labels, or labels at every position, as in :func:`probes.circuit`; each group is moved by

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from probes.resampling import cluster_means
 from probes.results import Provenance
 from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError, unknown_name
+from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts import Prompts
 from workbench.prompts.encode import batches
@@ -47,6 +48,7 @@ class PathOptions:
     """Labels (L3H5) of the senders; by default every head of ``layers``."""
     layers: Any = None
     freeze_mlps: bool = False
+    """MLPs keep their clean output too."""
     only_correct: bool = True
     """Keep only prompts whose answer is the patched run's first choice before patching."""
     controls: int = 10
@@ -58,15 +60,25 @@ class PathOptions:
     progress: Progress | None = None
 
 
+@method(
+    "paths",
+    group="paths",
+    question="Which heads reach the answer, or the inputs of other heads, directly?",
+    papers=("Fine-Tuning Enhances Existing Mechanisms: A Case Study on Entity Tracking",),
+    needs=Needs(columns=("answer",), wants={"contrast": "patching within one model"}),
+    cost="one forward pass per sending head and prompt",
+    example="--receivers L1H0 --through q",
+    gives="heads",
+)
 def path_patching(
     subject: Any,
     prompts: Any,
     receivers: str | Sequence[str] = "logits",
-    through: str = "q",
+    through: Literal["q", "k", "v"] | str = "q",
     position: Place = "last",
-    source: str = "corrupted",
-    target: str = "clean",
-    metric: str = "prob_ratio",
+    source: Literal["corrupted", "clean", "tuned", "base"] | str = "corrupted",
+    target: Literal["clean", "corrupted", "base", "tuned"] | str = "clean",
+    metric: Literal["prob_ratio", "logit_diff"] | str = "prob_ratio",
     **options: Any,
 ) -> PathPatching:
     """Replace each head's z at ``position`` by the source run's, let only ``receivers`` feel it, and read the answer.
@@ -81,6 +93,13 @@ def path_patching(
 
     Raises :class:`UserError` for unknown heads or positions, missing answers or contrasts, and when the
     patched run answers no prompt correctly (``only_correct``).
+
+    Args:
+        receivers: logits, or heads that feel it, as L9H3.
+        through: How receiving heads feel it: their q, k or v.
+        position: Where: last, a number (-1 is the last token), or a column of the prompts.
+        source: The run that activations are taken from: corrupted or clean, across models tuned or base.
+        target: The run that they are put into.
     """
     chosen = read_options(PathOptions, options)
     if metric not in METRICS:

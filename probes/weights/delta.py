@@ -11,9 +11,17 @@ from probes.weights.collect import Collector
 from probes.weights.result import CONTROL, WeightDelta
 from probes.weights.sources import Opened, open_weights
 from probes.weights.tables import expert_table, head_tables, layer_table, module_table
+from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 
 
+@method(
+    "weights",
+    group="weights",
+    question="Where did the weights change?",
+    needs=Needs(folders=True),
+    cost="one reading of both models' weights; no forward pass",
+)
 def weight_delta(
     base: Any,
     tuned: Any = None,
@@ -32,6 +40,9 @@ def weight_delta(
 
     Raises :class:`workbench.errors.UserError` for what is no model or shares no tensor, and
     :class:`workbench.errors.NotSupported` for adapters whose change depends on the input.
+
+    Args:
+        exact: Whole spectra of every matrix; by default larger ones are estimated, with an interval.
     """
     watch = progress or Silent()
     opened = open_weights(base, tuned)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +49,7 @@ from tests.probes.test_concepts import folder
 from tests.probes.test_retrieval_heads import trials
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.models.pair import ModelPair, load_pair
+from workbench.organisms.vocabulary import word_tokenizer
 from workbench.prompts import Prompts
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
@@ -220,6 +221,21 @@ def of_patching() -> Calls:
     }  # fmt: skip
     heads = {"inputs": "target", "only_correct": True, "together": 2}
     return Calls([{**models, **common, **sites}, {**models, **common, **heads}], PatchOptions)
+
+
+def of_needle_search() -> Calls:
+    """A copier whose tokenizer has a word for every word of the haystack, needle and question."""
+    haystack, needle = "ant bee . cat dog . eel fox . gnu hen . " * 4, "answer zebra hides here ."
+    template = " q {question} answer"
+    words = word_tokenizer([haystack, needle, template, "what ?"])
+    words.eos_token = "."
+    place = Path(mkdtemp())
+    (place / "book.txt").write_text(haystack)
+    given = {
+        "haystack": str(place / "book.txt"), "needles": [{"question": "what ?", "text": needle}],
+        "lengths": [16], "depths": [0.5], "template": template, "max_new_tokens": 5, "seed": 3,
+    }  # fmt: skip
+    return Calls([{"pair": copier(len(words), 96, tokenizer=words), **given}])
 
 
 def of_path_patching() -> Calls:

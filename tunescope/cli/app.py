@@ -13,7 +13,8 @@ from tunescope.cli import (
     demo,
     diff,
     experiment,
-    localize_paths,
+    localize,
+    methods,
     organism,
     recipe,
     record,
@@ -46,12 +47,13 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("dashboard")(dashboard.dashboard)
 app.command("diff")(diff.diff)
+app.command("methods")(methods.methods)
 app.command("record")(record.record)
 app.command("report")(report.report)
 app.command("run")(experiment.run)
 app.command("steer")(steer.steer)
 app.add_typer(bench.app, name="bench", help="Measure the methods against known answers.")
-app.add_typer(localize_paths.app, name="localize", help="Find where the change lives; each verb writes a run.")
+app.add_typer(localize.app, name="localize", help="Find where the change lives; each verb writes a run.")
 app.add_typer(organism.app, name="organism", help="Small trained pairs with planted truth.")
 app.add_typer(recipe.app, name="recipe", help="Show, check and export recipes.")
 app.add_typer(runs.app, name="runs", help="List, show and verify runs.")

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
-import probes
-from tunescope.experiments import inline, steps
+from tunescope.experiments import steps
 from tunescope.experiments.materials import Materials
-from tunescope.experiments.recipes import RecipeBuilder, Results, found_in
+from tunescope.experiments.method_call import call_method
+from tunescope.experiments.recipes import RecipeBuilder, Results
 from tunescope.experiments.step_folder import ACTIVATIONS, Outcome, metric_rows
-from workbench.errors import UserError, unknown_name
+from workbench.errors import UserError
 from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.recording.job import difference_table
@@ -80,7 +79,7 @@ def execute(step: Any, bench: Bench) -> Outcome:
             return scoping.parts(step, bench)
         case steps.Compare():
             return comparing.compare(step, bench)
-    result = _localized(step, bench)
+    result = call_method(step, bench)
     return Outcome(result.summary(), result.frame(), _best(result), result)
 
 
@@ -91,144 +90,6 @@ def _record(step: steps.Record, bench: Bench) -> Outcome:
     )  # fmt: skip
     summary = f"{len(recording)} rows of {recording.n_prompts} prompts at {len(recording.sites)} sites"
     return Outcome(summary, difference_table(recording), metric_rows([]))
-
-
-def _localized(step: Any, bench: Bench) -> Any:
-    pair, seed, bar = bench.pair, bench.seed, bench.progress
-    match step:
-        case steps.Weights():
-            return probes.weight_delta(pair, k=step.k, progress=bar)
-        case steps.Retrieval():
-            return _retrieval(step, bench)
-        case steps.Components():
-            return probes.component_masking(
-                pair, {title: bench.rows(name) for title, name in step.desiderata.items()}, step.position,
-                heads=step.heads, penalties=step.penalties, epochs=step.epochs, seed=seed, progress=bar, **step.options,
-            )  # fmt: skip
-    rows = bench.rows(step.prompts)
-    match step:
-        case steps.Activations():
-            recording = _recording(step, bench, step.sites, positions=step.positions)
-            return probes.activation_delta(
-                recording, components=step.components, model=pair.tuned, seed=seed, progress=bar
-            )
-        case steps.Heads():
-            layers = {} if step.layers is None else {"layers": step.layers}
-            return probes.patching(
-                pair,
-                rows,
-                "heads",
-                what=step.what,
-                metric=step.metric,
-                seed=seed,
-                progress=bar,
-                **layers,
-                **step.options,
-            )
-        case steps.HeadProbes():
-            recording = _recording(step, bench, ["z"], positions=step.positions)
-            labels = None if step.label is None else _column(_recorded_rows(step, bench), step.label)
-            return probes.head_probe(recording, labels, role=step.role, folds=step.folds, seed=seed, progress=bar)
-        case steps.Skills():
-            ood = None if step.ood is None else bench.rows(step.ood)
-            return probes.graft(
-                pair, rows, method=step.method, level=step.level, sparsity=step.sparsity, ood=ood, seed=seed,
-                progress=bar, **step.options,
-            )  # fmt: skip
-        case steps.Experts():
-            return _experts(step, bench)
-        case steps.Switching():
-            return _switching(step, bench)
-        case steps.Knob():
-            return probes.find_knob(
-                pair, rows, layers=step.layers, seed=seed, progress=bar,
-                training=probes.KnobTraining(rank=step.rank, steps=step.steps),
-                setup=probes.KnobSetup(search_pairs=step.search_pairs, **step.options),
-            )  # fmt: skip
-        case steps.Concepts():
-            return _concepts(step, bench)
-    return _other(step, bench)
-
-
-def _other(step: steps.Probe, bench: Bench) -> Any:
-    """A probe by name; its options were checked when the experiment was read."""
-    call = getattr(probes, step.call)
-    given: dict[str, Any] = {option: bench.rows(name) for option, name in step.sets.items()}
-    given |= {} if step.call in steps.QUICK else {"progress": bench.progress}
-    return call(_within(step, bench), bench.rows(step.prompts), seed=bench.seed, **given, **step.options)
-
-
-def _within(step: Any, bench: Bench) -> Any:
-    """Both models, or the one that the step asks for."""
-    return bench.pair if step.within == "pair" else bench.pair.models[step.within]
-
-
-def _experts(step: steps.Experts, bench: Bench) -> Any:
-    rows = bench.rows(step.prompts)
-    labels = None if step.label is None else _column(rows, step.label)
-    tokens = {"exclude": _all_but_last} if step.positions == "last" else {}
-    return probes.expert_map(
-        _within(step, bench), rows, labels, target=step.target, seed=bench.seed, progress=bench.progress,
-        **tokens, **step.options,
-    )  # fmt: skip
-
-
-def _all_but_last(ids: torch.Tensor) -> torch.Tensor:
-    """True [pos] for the tokens that do not count."""
-    return torch.arange(len(ids)) < len(ids) - 1
-
-
-def _switching(step: steps.Switching, bench: Bench) -> Any:
-    ranking = step.ranking
-    if isinstance(ranking, inline.FirstOf):
-        ranking = found_in(ranking, ("ExpertMap",), bench.materials, bench.results).ranking(ranking.first)
-    first = step.begins.split()
-    return probes.switching_curve(
-        bench.pair, bench.rows(step.prompts), lambda response, _: response.split()[: len(first)] == first, ranking,
-        step.counts, step.mode, seed=bench.seed, progress=bench.progress, **step.options,
-    )  # fmt: skip
-
-
-def _concepts(step: steps.Concepts, bench: Bench) -> Any:
-    from workbench.engine.sites import resolve_layers
-
-    recording = _recording(step, bench, ["resid_post"], layers=[step.layer], positions="all")
-    return probes.concept_directions(
-        recording, step.method, layer=resolve_layers(step.layer, bench.pair.tuned.n_layers)[0], k=step.k,
-        dictionary=None if step.dictionary is None else bench.materials.path(step.dictionary),
-        model=bench.pair.tuned, seed=bench.seed,
-    )  # fmt: skip
-
-
-def _retrieval(step: steps.Retrieval, bench: Bench) -> Any:
-    path = bench.materials.path(step.haystack)
-    if not path.is_file():
-        raise UserError(f"There is no file {path}: check haystack.")
-    needles = [probes.Needle(question=one["question"], text=one["text"]) for one in step.needles]
-    text = path.read_text(encoding="utf-8")
-    behind = {} if step.template is None else {"template": step.template}
-    trials = probes.needle_trials(text, needles, bench.pair.tokenizer, lengths=step.lengths, **behind)
-    return probes.retrieval_heads(bench.pair, trials, seed=bench.seed, progress=bench.progress)
-
-
-def _recording(step: Any, bench: Bench, sites: list[str], **options: Any) -> Any:
-    """The recording of the step it names, else its own, in memory."""
-    if step.record is not None:
-        return bench.results(step.record)
-    return record(bench.pair, bench.rows(step.prompts), sites, progress=bench.progress, **options)
-
-
-def _recorded_rows(step: Any, bench: Bench) -> Prompts:
-    """The prompts behind the recording that a step reads."""
-    recorded: Any = step if step.record is None else bench.experiment.steps[step.record]
-    return bench.rows(recorded.prompts)
-
-
-def _column(rows: Prompts, name: str) -> list[Any]:
-    known = {column for row in rows for column in row.as_dict()}
-    if name not in known:
-        raise unknown_name("column", name, known)
-    return [row.as_dict().get(name) for row in rows]
 
 
 def _best(result: Any) -> pd.DataFrame:

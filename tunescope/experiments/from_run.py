@@ -6,11 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from typer import BadParameter
-
 from tunescope.experiments.from_diff import diff_parts
 from tunescope.experiments.from_loading import loading_of
-from tunescope.experiments.from_localize import localize_step
 from tunescope.experiments.given_files import further_prompts, hash_in, own_prompts, settings_of, whole
 from tunescope.experiments.references import needs, recipes_of, sets_of
 from tunescope.experiments.schema import Experiment
@@ -41,8 +38,10 @@ def experiment_of_run(run: Run, pair: str = "") -> Experiment:
     if run.manifest.kind == "experiment" and "experiment" in config:
         made = Experiment.of(config["experiment"], f"{run.path}, its experiment")
         return _absolute(made, Path(str(run.manifest.provenance.get("folder", "."))))
-    if verb.startswith("localize ") or verb == "diff":
-        return _of_command(run, verb)
+    if verb.startswith("localize ") and "experiment" in config:
+        return _of_command(run)
+    if verb == "diff":
+        return _of_diff_command(run)
     if run.manifest.kind == "record" and {"sites", "positions"} <= set(config):
         keys = ("sites", "layers", "positions", "new_tokens")
         step = {"do": "record", **{key: config[key] for key in keys if config.get(key) is not None}}
@@ -92,23 +91,40 @@ def _of_one_step(
     return Experiment.of({"name": name, "pair": pair, "prompts": prompts, "steps": {name: step}}, str(run.path))
 
 
-def _of_command(run: Run, verb: str) -> Experiment:
+def _of_command(run: Run) -> Experiment:
+    """Of a probe's run: the experiment that it keeps, on the prompts that it keeps."""
+    values = run.config["experiment"]
+    made = Experiment.of(values, f"{run.path}, its experiment")
+    titles = _titles(made)
+    own = {name: _still(run, titles.get(name, name), spec, name == "prompts") for name, spec in made.prompts.items()}
+    prompts = {name: own_prompts(run, "") if name == "prompts" else one for name, one in own.items()}
+    pair = {**made.pair.plain(), **pair_of_run(run)}
+    return _absolute(Experiment.of({**made.plain(), "prompts": prompts, "pair": pair}), Path.cwd())
+
+
+def _titles(experiment: Experiment) -> dict[str, str]:
+    """Set of prompts -> the title under which a step's settings name it."""
+    named = (getattr(step, "desiderata", {}) for step in experiment.steps.values())
+    return {name: title for sets in named for title, name in sets.items()}
+
+
+def _still(run: Run, name: str, spec: Any, own: bool) -> dict[str, Any]:
+    """A file of further prompts, which must hold what it did."""
+    if own:
+        return {}
+    settings = settings_of(run, RESULT)
+    digest = hash_in(settings, [name]) or hash_in(settings, ["desiderata", name])
+    return further_prompts(run, str(spec.file), digest)
+
+
+def _of_diff_command(run: Run) -> Experiment:
     try:
-        return _of_diff(run) if verb == "diff" else _of_localize(run, verb)
-    except (KeyError, TypeError, AttributeError, BadParameter) as error:
+        return _of_diff(run)
+    except (KeyError, TypeError, AttributeError) as error:
         raise NotSupported(
-            f"{run.path} does not say all that {verb!r} was asked ({type(error).__name__}: {error}), so no experiment "
+            f"{run.path} does not say all that diff was given ({type(error).__name__}: {error}), so no experiment "
             "file makes its results again; run the command again."
         ) from error
-
-
-def _of_localize(run: Run, verb: str) -> Experiment:
-    found = localize_step(verb, run.config)
-    sets = {"prompts": own_prompts(run, str(run.config.get("prompts", "")))} if found.reads_prompts else {}
-    settings = settings_of(run, RESULT) if found.more else {}
-    for name, (file, place) in found.more.items():
-        sets[name] = further_prompts(run, file, hash_in(settings, place))
-    return _of_one_step(run, run.manifest.kind, found.step, sets, loading_of(run))
 
 
 def _of_diff(run: Run) -> Experiment:

@@ -9,21 +9,17 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from tunescope.experiments.from_run import RECORD, experiment_of_run, only, pair_of_run
+from tunescope.experiments.key_kinds import keys_naming
 from tunescope.experiments.naming import plain_names
 from tunescope.experiments.schema import Experiment
-from tunescope.experiments.steps import WITHOUT_PROMPTS, Step
+from tunescope.experiments.step_base import Step
+from tunescope.experiments.steps import reads_prompts
 from tunescope.experiments.sweeping import cells
 from workbench.errors import NotSupported, UserError
 from workbench.runs import Run
 
 COMPARE = "compare"
 """The step that compares."""
-_NAMES = {
-    "prompts": "prompts", "ood": "prompts", "neutral": "prompts", "near": "prompts", "outside": "prompts",
-    "desiderata": "prompts", "sets": "prompts", "record": "steps", "recipe": "recipes", "recipes": "recipes",
-    "base_recipes": "recipes",
-}  # fmt: skip
-"""Key of a step -> what its value names."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +159,15 @@ def _with_side(side: str, names: Iterable[str]) -> dict[str, str]:
 def _step(experiment: Experiment, name: str, names: dict[str, dict[str, str]], first: Experiment) -> Step:
     """The step under its new names, with the seed and the models that it had."""
     step: Any = _renamed(experiment.steps[name], names)
-    changes = {key: _named(getattr(step, key, None), names[kind]) for key, kind in _NAMES.items() if hasattr(step, key)}
+    changes = {
+        key: _named(getattr(step, key), names[kind])
+        for kind in ("prompts", "steps", "recipes")
+        for key in keys_naming(type(step), kind)
+    }
     if step.seed is None and experiment.seed != first.seed:
         changes["seed"] = experiment.seed
     if getattr(step, "record", None) is None:  # else the recording decides them
-        if step.prompts is None and experiment.prompts and not isinstance(step, WITHOUT_PROMPTS):
+        if step.prompts is None and experiment.prompts and reads_prompts(step):
             changes["prompts"] = names["prompts"][next(iter(experiment.prompts))]
         if step.pair is None and experiment.pair != first.pair:
             changes["pair"] = experiment.pair

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from tunescope.experiments import inline, steps
+from tunescope.experiments import inline, key_kinds, steps
 from tunescope.experiments.inputs import PairSpec, PromptSet
 from workbench import organisms
 from workbench.errors import UserError, unknown_name
@@ -53,7 +53,7 @@ class Materials:
         """A set of prompts by name; None is the first. Splits are those of ``pair``, else of the experiment's."""
         known = next(iter(experiment.prompts)) if name is None else name
         spec, models = experiment.prompts[known], pair or experiment.pair
-        key = f"{spec.model_dump_json()} {models.model_dump_json() if spec.split is not None else ''}"
+        key = self._key(spec, models)
         if key not in self._prompts:
             try:
                 self._prompts[key] = chosen_rows(self._rows(spec, models), spec)
@@ -61,11 +61,19 @@ class Materials:
                 raise UserError(f"prompts.{known}: {error}") from error
         return self._prompts[key]
 
+    def hold_prompts(self, experiment: Experiment, name: str, rows: Prompts) -> None:
+        """Take ``rows`` as the set of that name: a sample of it, or rows that were read already."""
+        self._prompts[self._key(experiment.prompts[name], experiment.pair)] = rows
+
     def check_prompts(self, experiment: Experiment) -> None:
         """Refuse sets of prompts as a run would, but for splits of organisms, which may have to be trained first."""
         for name, spec in experiment.prompts.items():
             if spec.split is None:
                 self.prompts(experiment, name)
+
+    @staticmethod
+    def _key(spec: PromptSet, pair: PairSpec) -> str:
+        return f"{spec.model_dump_json()} {pair.model_dump_json() if spec.split is not None else ''}"
 
     def result(self, file: str) -> Any:
         """The result that a run keeps in ``file``."""
@@ -160,10 +168,8 @@ _NAMING_FILES = inline.RecipeSpec | inline.SavedSpec | inline.TensorRef | inline
 def _files(value: Any) -> Iterator[str]:
     if isinstance(value, _NAMING_FILES) and value.file is not None:
         yield value.file
-    if isinstance(value, steps.Concepts) and value.dictionary is not None:
-        yield value.dictionary
-    if isinstance(value, steps.Retrieval):
-        yield value.haystack
+    if isinstance(value, steps.Step):
+        yield from (name for _, name in key_kinds.named(value, "file"))
     if isinstance(value, BaseModel) and not isinstance(value, PromptSet):
         for name in type(value).model_fields:
             yield from _files(getattr(value, name))

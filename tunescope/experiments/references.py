@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel
 
 from tunescope.experiments import inline, steps
+from tunescope.experiments.key_kinds import named
+from tunescope.experiments.method_steps import PREFIX, MethodStep
 from tunescope.experiments.step_options import check_options
 from tunescope.experiments.strict import refusal, unknown
 
@@ -15,32 +17,16 @@ if TYPE_CHECKING:
     from tunescope.experiments.inputs import PairSpec
     from tunescope.experiments.schema import Experiment
 
-_GIVES: dict[type, tuple[type[steps.Step], ...]] = {
-    inline.KnobRef: (steps.Knob,),
-    inline.ConceptsRef: (steps.Concepts,),
-    inline.ProbedHeads: (steps.HeadProbes,),
-    inline.SkillRef: (steps.Skills,),
-    inline.ScaledHeads: (steps.Heads, steps.HeadProbes),
-    inline.FirstOf: (steps.Experts,),
-    inline.ResultRef: (
-        steps.Weights,
-        steps.Activations,
-        steps.Heads,
-        steps.HeadProbes,
-        steps.Skills,
-        steps.Experts,
-        steps.Switching,
-        steps.Knob,
-        steps.Concepts,
-        steps.Retrieval,
-        steps.Components,
-        steps.Probe,
-    ),
-    inline.TensorRef: (steps.Record, steps.Activations, steps.Concepts, steps.Knob),
+_GIVES: dict[type, tuple[str, ...]] = {
+    inline.KnobRef: ("knob",),
+    inline.ConceptsRef: ("concepts",),
+    inline.ProbedHeads: ("head-probe",),
+    inline.SkillRef: ("skills",),
+    inline.ScaledHeads: ("heads", "head-probe"),
+    inline.FirstOf: ("experts",),
+    inline.TensorRef: ("record", "activations", "concepts", "knob"),
 }
-"""Reference -> the kinds of step it can read."""
-_SETS = ("ood", "neutral", "near", "outside")
-"""Keys that name a further set of prompts."""
+"""Reference -> the steps that it can read: record, or probes by name; a reference that is not here reads any probe."""
 _TAKEN = ("cells", "effects", "metrics")
 """Tables of every run, which no step's table may replace."""
 
@@ -50,15 +36,13 @@ class Use(NamedTuple):
 
     path: tuple[Any, ...]
     step: str
-    kinds: tuple[type[steps.Step], ...]
+    kinds: tuple[str, ...]
+    """The steps that it can read, by name; empty for any probe."""
 
 
 def recipes_of(step: Any) -> dict[str, tuple[Any, ...]]:
     """The recipes that a step uses -> the key that names them."""
-    if isinstance(step, steps.Dose):
-        return {step.recipe: ("recipe",)}
-    named = {name: ("recipes", number) for number, name in enumerate(getattr(step, "recipes", ()))}
-    return named | {name: ("base_recipes", number) for number, name in enumerate(getattr(step, "base_recipes", ()))}
+    return {name: path for path, name in named(step, "recipes")}
 
 
 def other_prompts(step: Any) -> list[str]:
@@ -69,18 +53,13 @@ def other_prompts(step: Any) -> list[str]:
 def sets_of(experiment: Experiment, name: str) -> list[str]:
     """The sets of prompts that step ``name`` reads, its own first."""
     step: Any = experiment.steps[name]
-    own = [] if isinstance(step, steps.WITHOUT_PROMPTS) else [step.prompts or next(iter(experiment.prompts))]
+    own = [] if not steps.reads_prompts(step) else [step.prompts or next(iter(experiment.prompts))]
     return [*own, *other_prompts(step)]
 
 
-def _named_sets(step: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
+def _named_sets(step: Any) -> list[tuple[tuple[Any, ...], str]]:
     """Where a further set of prompts is named, and which."""
-    for key in _SETS:
-        if getattr(step, key, None) is not None:
-            yield (key,), getattr(step, key)
-    for key in ("desiderata", "sets"):
-        for what, name in getattr(step, key, {}).items():
-            yield (key, what), name
+    return [(path, name) for path, name in named(step, "prompts") if path != ("prompts",)]
 
 
 def uses_of_recipe(recipe: Any) -> Iterator[Use]:
@@ -124,24 +103,25 @@ def _check_step(experiment: Experiment, name: str, step: Any, earlier: list[str]
     place = ("steps", name)
     if name in _TAKEN:
         raise refusal(f"a step cannot be called {name!r}, as a table of the run is; give another name.", *place)
-    if not experiment.prompts and not isinstance(step, steps.WITHOUT_PROMPTS):
+    if not experiment.prompts and steps.reads_prompts(step):
         raise refusal("needs prompts; add a set of them under prompts.", *place)
-    own = [] if step.prompts is None else [(("prompts",), step.prompts)]
-    for path, wanted in [*own, *_named_sets(step)]:
+    if step.prompts is not None and not steps.reads_prompts(step) and _named_sets(step):
+        raise refusal("these are several sets: name them under desiderata.", *place, "prompts")
+    for path, wanted in named(step, "prompts"):
         if wanted not in experiment.prompts:
             raise refusal(unknown(f"set of prompts {wanted!r}", wanted, list(experiment.prompts)), *place, *path)
     if getattr(step, "record", None) is not None:
-        _check_use(experiment, Use(("record",), step.record, (steps.Record,)), place, earlier)
+        _check_use(experiment, Use(("record",), step.record, ("record",)), place, earlier)
         for key in ("prompts", "sites", "positions", "pair"):
             if key in step.model_fields_set:
                 raise refusal(f"step {step.record!r} decides the {key}; leave it out.", *place, key)
-    for recipe, named in recipes_of(step).items():
+    for recipe, path in recipes_of(step).items():
         if recipe not in experiment.recipes:
-            raise refusal(unknown(f"recipe {recipe!r}", recipe, list(experiment.recipes)), *place, *named)
+            raise refusal(unknown(f"recipe {recipe!r}", recipe, list(experiment.recipes)), *place, *path)
         for use in uses_of_recipe(experiment.recipes[recipe]):
             if use.step not in earlier:
                 raise refusal(
-                    f"recipe {recipe!r} reads step {use.step!r}, which comes later; move that step up.", *place, *named
+                    f"recipe {recipe!r} reads step {use.step!r}, which comes later; move that step up.", *place, *path
                 )
     for use in _walk(step, ()):
         _check_use(experiment, use, place, earlier)
@@ -156,9 +136,14 @@ def _check_use(experiment: Experiment, use: Use, place: tuple[Any, ...], earlier
     if use.step not in earlier:
         raise refusal(f"step {use.step!r} comes later; move it up.", *where)
     step: Any = experiment.steps[use.step]
-    if not isinstance(step, use.kinds):
-        wanted = " or ".join(repr(str(kind.model_fields["do"].default)) for kind in use.kinds)
+    if not _can_read(step, use.kinds):
+        wanted = " or ".join(repr(kind if kind == "record" else f"{PREFIX}{kind}") for kind in use.kinds)
+        wanted = wanted or "any localize step"
         raise refusal(f"step {use.step!r} does {step.do!r}; this needs a step that does {wanted}.", *where)
+
+
+def _can_read(step: Any, kinds: tuple[str, ...]) -> bool:
+    return step.do.removeprefix(PREFIX) in kinds if kinds else isinstance(step, MethodStep)
 
 
 def _check_metrics(step: Any, place: tuple[Any, ...]) -> None:
@@ -181,7 +166,7 @@ def _check_metrics(step: Any, place: tuple[Any, ...]) -> None:
 def _walk(value: Any, path: tuple[Any, ...]) -> Iterator[Use]:
     step = getattr(value, "from_step", None)
     if step is not None:
-        yield Use((*path, "from"), step, _GIVES[type(value)])
+        yield Use((*path, "from"), step, _GIVES.get(type(value), ()))
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             yield from _walk(getattr(value, name), (*path, field.alias or name))

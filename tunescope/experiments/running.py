@@ -16,7 +16,7 @@ from tunescope.experiments.materials import Materials, file_hash, files_named
 from tunescope.experiments.references import pairs_reading
 from tunescope.experiments.schema import Experiment
 from tunescope.experiments.step_folder import Kept, seed_of, step_key
-from tunescope.experiments.steps import WITHOUT_MODELS
+from tunescope.experiments.steps import loads_models
 from tunescope.experiments.sweeping import Cell, cells, shown
 from tunescope.experiments.trackers import Tracker, untracked
 from workbench import __version__, runs
@@ -160,7 +160,7 @@ def _cell(run: Run, cell: Cell, materials: Materials, bar: Progress) -> dict[str
 
 def _models(run: Run, experiment: Experiment, step: str, materials: Materials) -> dict[str, str]:
     """Role -> hash of the models that a step uses; empty where it uses none."""
-    if isinstance(experiment.steps[step], WITHOUT_MODELS):
+    if not loads_models(experiment.steps[step]):
         return {}
     spec = experiment.pair_of(step)
     pair = materials.pair(spec)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from tunescope.experiments import references, steps
 from tunescope.experiments.materials import Materials
+from tunescope.experiments.method_steps import MethodStep
 
 if TYPE_CHECKING:
     from tunescope.experiments.schema import Experiment
@@ -24,8 +25,6 @@ METRIC_COLUMNS = (
     "of", "strength", "metric", "estimate", "low", "high", "n", "control", "q", "change", "change_low", "change_high",
 )  # fmt: skip
 """``of``: a model, or a cell such as L1H0; ``change`` is against that model without the recipe, paired by prompt."""
-_NO_CHANCE = (steps.Record, steps.Weights)
-"""Steps in which a seed decides nothing: all seeds share one."""
 _NUMBERS = tuple(name for name in METRIC_COLUMNS if name not in ("of", "metric"))
 
 
@@ -107,6 +106,11 @@ class Kept:
         return None
 
 
+def _has_chance(step: Any) -> bool:
+    """Whether a seed decides anything; where not, all seeds share the step."""
+    return "seed" in step.registration.arguments if isinstance(step, MethodStep) else not isinstance(step, steps.Record)
+
+
 def metric_rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows of the long table; what is not given is missing."""
     table = pd.DataFrame(rows).reindex(columns=list(METRIC_COLUMNS))
@@ -121,7 +125,7 @@ def step_key(
     reads, whose keys are among ``earlier``."""
     step, pair = experiment.steps[name], experiment.pair_of(name)
     content = {
-        "step": step.plain(), "seed": None if isinstance(step, _NO_CHANCE) else seed_of(experiment, name),
+        "step": step.plain(), "seed": None if not _has_chance(step) else seed_of(experiment, name),
         "models": models,
         "prompts": [materials.prompts(experiment, one, pair).hash for one in references.sets_of(experiment, name)],
         "recipes": {one: experiment.recipes[one].plain() for one in references.recipes_of(step)},

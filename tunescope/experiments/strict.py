@@ -56,10 +56,25 @@ def explained(error: ValidationError, given: Any, name: str) -> UserError:
     first = error.errors(include_url=False)[0]
     context = first.get("ctx") or {}
     path = _path([*first["loc"], *context.get("place", ())], given, keep_last=first["type"] == "missing")
+    path += [str(part) for part in context.get("exact", ())]
     if first["type"] in ("union_tag_invalid", "union_tag_not_found") and "discriminator" in context:
         path.append(str(context["discriminator"]).strip("'"))
     where = ".".join(path)
     return UserError(f"{name}: {where + ': ' if where else ''}{_sentence(first, context)}")
+
+
+def placed(error: ValidationError, given: Any) -> PydanticCustomError:
+    """The first mistake of a schema inside another, as a refusal at its place."""
+    first = error.errors(include_url=False)[0]
+    context = first.get("ctx") or {}
+    keep_last = first["type"] == "missing"
+    path = [*_path([*first["loc"], *context.get("place", ())], given, keep_last=keep_last), *context.get("exact", ())]
+    return misplaced(_sentence(first, context), *path)
+
+
+def misplaced(sentence: str, *path: str) -> PydanticCustomError:
+    """An error at a key that the file may lack: ``path`` is shown as it is."""
+    return PydanticCustomError("refused", "{sentence}", {"sentence": sentence, "place": [], "exact": list(path)})
 
 
 def _path(loc: Sequence[Any], given: Any, *, keep_last: bool) -> list[str]:

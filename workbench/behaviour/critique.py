@@ -9,6 +9,7 @@ import numpy as np
 
 from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import Subject, Work
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.answers import answer_tokens, continuation_ids
 from workbench.prompts.collection import Prompts
@@ -18,6 +19,13 @@ from workbench.typing import Float
 QUESTION = "\nIs this answer right? Answer yes or no:"
 
 
+@method(
+    "self-critique",
+    group="behaviour",
+    question="Does the model stand by right answers and mend wrong ones?",
+    kind="behaviour",
+    papers=("Confidence v.s. Critique: A Decomposition of Self-Correction Capability for LLMs",),
+)
 def self_critique(
     model: AdaptedModel,
     prompts: Any,

@@ -17,6 +17,7 @@ from workbench.behaviour.subject import AppliedRecipe, Subject
 from workbench.behaviour.texts import texts_table
 from workbench.errors import UserError
 from workbench.given import check_pair
+from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.results import Provenance
@@ -25,6 +26,12 @@ DEFAULT_METRICS = ("accuracy", "prob", "kl")
 Recipes = AppliedRecipe | Mapping[str, AppliedRecipe] | None
 
 
+@method(
+    "behaviour-diff",
+    group="behaviour",
+    question="How differently do base, tuned and steered models behave?",
+    kind="behaviour",
+)
 def behaviour_diff(
     pair: ModelPair,
     prompts: Any,

@@ -18,6 +18,7 @@ from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import TextRule, is_refusal
 from workbench.errors import UserError, unknown_name
 from workbench.given import check_pair
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -88,6 +89,12 @@ class DoseResponse(Result):
         return f"{self.metric} at {len(self.table)} strengths, n = {int(self.table['n'].max())} prompts{beside}"
 
 
+@method(
+    "dose-response",
+    group="behaviour",
+    question="How does behaviour follow the strength of a recipe?",
+    kind="behaviour",
+)
 def dose_response(
     pair: ModelPair,
     prompts: Any,

@@ -18,6 +18,7 @@ from workbench.behaviour.result import side_by_side
 from workbench.behaviour.subject import AppliedRecipe
 from workbench.errors import UserError
 from workbench.given import check_pair
+from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.results import Result
@@ -70,6 +71,13 @@ class PartedDiff(Result):
         return f"{self.by}: " + ", ".join(f"{size} {part}" for part, size in sizes.items())
 
 
+@method(
+    "known-unknown",
+    group="behaviour",
+    question="Does tuning change what the base knows, or what it does not?",
+    kind="behaviour",
+    papers=("R-Tuning: Teaching Large Language Models to Refuse Unknown Questions",),
+)
 def known_unknown(
     pair: ModelPair,
     questions: Any,
@@ -96,6 +104,12 @@ def known_unknown(
     return _parted(pair, trial, measured, known, ("known", "unknown"), f"whether the base knows the answer ({knows})")
 
 
+@method(
+    "sure-unsure",
+    group="behaviour",
+    question="Does tuning change what the model is sure of?",
+    kind="behaviour",
+)
 def sure_unsure(
     pair: ModelPair,
     questions: Any,

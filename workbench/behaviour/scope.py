@@ -16,6 +16,7 @@ from workbench.behaviour.subject import AppliedRecipe, Subject, Work
 from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
 from workbench.given import check_pair
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -74,6 +75,13 @@ class ScopePanel(Result):
         return f"Share whose behaviour changed ({self.changed}). {'; '.join(said)}"
 
 
+@method(
+    "scope-panel",
+    group="behaviour",
+    question="Does a recipe change what it should, and nothing near it?",
+    kind="behaviour",
+    papers=("RLVF: Learning from Verbal Feedback without Overgeneralization",),
+)
 def scope_panel(
     pair: ModelPair,
     recipe: AppliedRecipe | Mapping[str, AppliedRecipe],

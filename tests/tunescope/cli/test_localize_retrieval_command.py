@@ -46,11 +46,15 @@ def asked(home: Path, *more: str, **files: Path) -> Any:
     return CLI.invoke(app, ["localize", "retrieval", *models, *options, "--device", "cpu", *more])
 
 
+def _step(out: Path) -> Any:
+    return runs.open(out).config["experiment"]["steps"]["retrieval"]
+
+
 def test_the_copying_head_of_each_model_is_found(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = asked(home, "--lengths", "16,32", "--template", TEMPLATE, "--out", str(out), "--json")
     assert done.exit_code == 0, done.exception
-    assert runs.verify(out).ok and runs.open(out).config["template"] == TEMPLATE
+    assert runs.verify(out).ok and _step(out)["template"] == TEMPLATE
     found: Any = RetrievalHeads.load(out / "result.safetensors")
     assert found.kept == {"tuned": (30, 30), "base": (30, 30)} and found.heads() == ["L1H0"]
     table = found.table.set_index(["layer", "head"])

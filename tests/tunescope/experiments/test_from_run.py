@@ -107,7 +107,7 @@ def repeater(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "asked",
     [
         "paths --receivers L1H0 --through k --position after --within base",
-        "paths --within across --metric logit_diff --layers 0,1 --all-prompts --seed 2",
+        "paths --source tuned --target base --metric logit_diff --layers 0,1 --no-only-correct --seed 2",
         "circuit --heads after=L0H0;last=L1H0 --minimality",
         "cmap --heads L0H0,L1H0 --metric logit_diff",
     ],
@@ -184,22 +184,6 @@ def test_what_copies_a_needle_is_found_again(tmp_path: Path) -> None:
     before, after = ProbeResult.load(run.file("result.safetensors")), ProbeResult.load(found)
     pd.testing.assert_frame_equal(after.frame(), before.frame())
     assert _settings(after) == _settings(before) and before.frame()["score"].max() > 0.5
-
-
-def test_the_needles_of_a_file_are_written_out(tmp_path: Path) -> None:
-    needles, haystack = tmp_path / "n.jsonl", tmp_path / "h.txt"
-    needles.write_text(json.dumps({"question": "q", "text": "t", "more": 1}) + "\n\n")
-    config = {"base": "a", "tuned": "b", "haystack": str(haystack), "needles": str(needles), "lengths": "64, 128"}
-    with runs.create(tmp_path, "r", kind="retrieval", config={"verb": "localize retrieval", **config}) as run:
-        run.write_json("x", {})
-    step = experiment_of_run(run).steps["retrieval"]
-    assert step.plain() == {
-        "do": "localize retrieval", "haystack": str(haystack), "needles": [{"question": "q", "text": "t"}],
-        "lengths": [64, 128],
-    }  # fmt: skip
-    needles.write_text("{}")
-    with pytest.raises(UserError, match="no longer holds the needles"):
-        experiment_of_run(run)
 
 
 def _settings(result: Any) -> dict[str, Any]:

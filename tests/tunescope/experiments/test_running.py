@@ -272,7 +272,7 @@ def test_a_change_of_models_over_the_grid_loads_each_pair_once(
 @pytest.mark.slow
 def test_strengths_and_seeds_on_an_organism_are_the_numbers_of_python(tmp_path: Path) -> None:
     """The planted experts of refusal-moe: off, the topic is answered; random experts leave it refused."""
-    file = Path(__file__).resolve().parents[4] / "examples" / "experiment.yaml"
+    file = Path(__file__).resolve().parents[3] / "examples" / "experiment.yaml"
     experiment = Experiment.load(file)
     done = run_experiment(experiment, tmp_path / "run", folder=file.parent)
     toy = organisms.build("refusal-moe")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tunescope.experiments import Experiment, PairSpec, PromptSet, RecipeSpec, steps
 from tunescope.experiments.inline import ExpertSwitchSpec, FirstOf, OffsetSpec, SubspaceKnobSpec, TensorRef
+from tunescope.experiments.method_steps import step_type
 from tunescope.experiments.sweeping import cells
 from tunescope.experiments.yaml_text import read_yaml, write_yaml
 from workbench.errors import UserError
@@ -57,7 +58,7 @@ def test_made_in_python_it_is_the_same_as_from_yaml() -> None:
             "planted": RecipeSpec(interventions=[ExpertSwitchSpec(off=["L1E4", "L2E1", "L3E0"])]),
         },
         steps={
-            "experts": steps.Experts(prompts="train", label="topic", target="topic"),
+            "experts": step_type("experts")(prompts="train", labels="topic", target="topic"),
             "effect": steps.Diff(prompts="topic", recipes=["found", "planted"], metrics=["accuracy", "distracted"]),
         },
         sweep={"seed": [0, 1], "recipes.found.0.off.first": [1, 3]},
@@ -164,9 +165,12 @@ MISTAKES = [
     ("{split: train}", "{split: train, answer: [a]}", "prompts.train.answer: ['a']"),
     ("label: topic,", "within: tuend, label: topic,", "steps.experts.within: 'tuend' is none of"),
     ("label: topic,", "positions: first, label: topic,", "steps.experts.positions: 'first' is none of"),
-    ("label: topic,", "positions: last, options: {exclude: special},", "steps.experts: positions and options.exclude"),
-    ("  effect:", "  off: {do: localize switching, ranking: [L0E1]}\n  effect:", "steps.off.begins: is missing"),
-    ("  effect:", "  off: {do: localize switching, begins: ' ', ranking: []}\n  effect:", "steps.off.begins: is empty"),
+    ("  effect:", "  off: {do: localize switching, ranking: [L0E1]}\n  effect:", "steps.off.behaviour: is missing"),
+    (
+        "  effect:",
+        "  off: {do: localize switching, begins: ' ', ranking: []}\n  effect:",
+        "steps.off: is empty",
+    ),
     (
         "  effect:",
         "  off: {do: localize switching, begins: a, ranking: {from: efect}}\n  effect:",
@@ -230,23 +234,18 @@ MISTAKES = [
     ),
     (
         "  effect:",
-        "  whole: {do: probe, call: circuit, options: {heads: [L0H0], reference: train}}\n  effect:",
-        "steps.whole.options.reference: reference is prompts: name a set of them under sets.",
-    ),
-    (
-        "  effect:",
         "  whole: {do: probe, call: circuit, options: {heads: [L0H0]}, sets: {refrence: train}}\n  effect:",
-        "steps.whole.sets.refrence: 'refrence' is no option that is prompts; known: reference.",
+        "steps.whole: unknown key 'refrence'. Did you mean 'reference'?",
     ),
     (
         "  effect:",
         "  whole: {do: probe, call: cmap, options: {heads: [L0H0]}, sets: {reference: train}}\n  effect:",
-        "cmap takes no further prompts.",
+        "steps.whole: unknown key 'reference'.",
     ),
     (
         "  effect:",
         "  whole: {do: probe, call: circuit, options: {heads: [L0H0]}, sets: {reference: tpic}}\n  effect:",
-        "steps.whole.sets.reference: unknown set of prompts 'tpic'. Did you mean 'topic'?",
+        "steps.whole: unknown set of prompts 'tpic'. Did you mean 'topic'?",
     ),
     ("  effect:", "  far: {do: scope, recipes: [planted]}\n  effect:", "steps.far.outside: is missing"),
     ("  effect:", "  far: {do: scope, recipes: [], outside: train}\n  effect:", "steps.far.recipes: is empty"),

@@ -18,7 +18,7 @@ from workbench import runs
 
 
 def tunescope(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    root = Path(__file__).resolve().parents[4]
+    root = Path(__file__).resolve().parents[3]
     # A shell's background job ignores Ctrl-C, and so do its children: a person's terminal does not.
     script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script += "from tunescope.cli import main; main()"

@@ -1,0 +1,151 @@
+"""The command of a registered probe: arguments and options from its signature, help from its docstring."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunescope.experiments.option_types import value_of
+from workbench.errors import UserError
+from workbench.method_options import Option
+from workbench.methods import Method
+
+Base = Annotated[str, typer.Argument(help="The base model: a folder or a hub id.")]
+Tuned = Annotated[str, typer.Argument(help="The fine-tuned model, or a PEFT adapter of the base.")]
+PromptFile = Annotated[Path, typer.Option("--prompts", help="Prompts: .jsonl, .json, .csv, .parquet or .txt.")]
+COMMON: dict[str, Any] = {
+    "device": (Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")], "auto"),
+    "dtype": (Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")], "auto"),
+    "seed": (Annotated[int, typer.Option(help="Seed of splits, draws and intervals.")], 0),
+    "limit": (Annotated[int | None, typer.Option(min=1, help="A seeded sample of at most so many prompts.")], None),
+    "out": (Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")], None),
+    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Check everything and say what it costs.")], False),
+    "as_json": (Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")], False),
+}
+"""Options of every probe."""
+PLAIN = {"integer": int, "number": float, "flag": bool}
+_REPEATED = "prompt sets"
+
+
+def command_of(method: Method) -> Any:
+    """The click command of a probe."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(method.name, help=help_of(method))(_callback(method))
+    return typer.main.get_command(app)
+
+
+def help_of(method: Method) -> str:
+    """Question, what the prompts need, what it costs, and an example that runs."""
+    wanted = [*(f"{column}" for column in method.needs.columns)]
+    wanted += [f"{column} ({when})" for column, when in method.needs.wants.items()]
+    prompts = f" Prompts need {', '.join(wanted)}." if wanted else ""
+    cost = f"\n\nCost: {method.cost}." if method.cost else ""
+    papers = f"\n\nFrom: {'; '.join(method.papers)}." if method.papers else ""
+    return f"{method.question} {method.summary}{prompts}{cost}{papers}\n\nExample: {example_of(method)}"
+
+
+def example_of(method: Method) -> str:
+    """A command line that runs beside a folder with these models and prompts."""
+    prompts = "--prompts p.jsonl" if reads_prompts(method) else ""
+    parts = ["tunescope localize", method.name, "./base ./tuned", prompts, method.example]
+    return " ".join(part for part in parts if part)
+
+
+def reads_prompts(method: Method) -> bool:
+    """Whether the command asks for a file of prompts."""
+    return not {"prompts", "recording"}.isdisjoint(method.arguments)
+
+
+def _callback(method: Method) -> Callable[..., None]:
+    """The function behind the command, with a signature for Typer."""
+    parameters = {"base": (Base, inspect.Parameter.empty), "tuned": (Tuned, inspect.Parameter.empty)}
+    if reads_prompts(method):
+        parameters["prompts"] = (PromptFile, inspect.Parameter.empty)
+    own = {option.name: option for option in shown_options(method)}
+    parameters |= {name: _parameter(option) for name, option in own.items()}
+    parameters |= {name: pair for name, pair in COMMON.items() if _has(method, name) and name not in parameters}
+
+    def run(**values: Any) -> None:
+        from tunescope.cli.method_run import MethodCall, run_method
+
+        options = {name: values.pop(name) for name in own}
+        chosen = {name: _plain(own[name], value) for name, value in options.items() if value is not None}
+        run_method(MethodCall(method=method, options=chosen, **values))
+
+    run.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
+        for name, (hint, default) in parameters.items()
+    ])  # fmt: skip
+    return run
+
+
+def _has(method: Method, name: str) -> bool:
+    if name == "seed":
+        return "seed" in method.arguments
+    return name not in ("limit",) or reads_prompts(method)
+
+
+def shown_options(method: Method) -> list[Option]:
+    """The options that a command line can give, those of the recording and the choice of models among them."""
+    options = [option for option in method.options if option.kind != "python"]
+    if method.records is not None:
+        options += [
+            Option("sites", "texts", list(method.records.sites), "Sites, by commas."),
+            Option("positions", "positions", method.records.positions, "Which tokens: last, all, content, prompt, ..."),
+        ]
+        if method.option("layer") is None:
+            options.append(Option("layers", "layers", None, "Layers, by commas: indices or fractions of depth."))
+    first = method.arguments[0] if method.arguments else ""
+    if first in ("subject", "model"):
+        sides = ("pair", "base", "tuned") if first == "subject" else ("base", "tuned")
+        default = "pair" if first == "subject" else "tuned"
+        options.append(Option("within", "choice", default, "Both models, or one alone.", choices=sides))
+    return options
+
+
+def _parameter(option: Option) -> tuple[Any, Any]:
+    """The type and default of an option on the command line; what is not given is None, and has its own default."""
+    flag = f"--{option.name.replace('_', '-')}"
+    told = _help(option)
+    missing = inspect.Parameter.empty if option.required else None
+    if option.kind == "flag":
+        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=told)], missing
+    if option.kind in ("integer", "number"):
+        limits = {"min": option.minimum, "max": option.maximum}
+        return Annotated[PLAIN[option.kind] | None, typer.Option(flag, help=told, **limits)], missing  # type: ignore[arg-type]
+    if option.kind == _REPEATED:
+        repeated = typer.Option(flag, "--prompts", help=f"{told} One file of prompts for each; repeat it.")
+        return Annotated[list[str], repeated], missing
+    return Annotated[str | None, typer.Option(flag, help=told)], missing
+
+
+def _help(option: Option) -> str:
+    default = option.default
+    listed = isinstance(default, list | tuple)
+    shown = ",".join(map(str, default)) if listed else str(default).replace("\n", r"\n")
+    parts = [option.help.rstrip(".").replace("``", "") or option.name.replace("_", " ")]
+    parts += [f"One of {', '.join(option.choices)}"] if option.choices else []
+    parts += [f"Default: {shown}"] if default not in (None, "") and not option.required else []
+    return ". ".join(parts) + "."
+
+
+def _plain(option: Option, value: Any) -> Any:
+    """A value of the command line as an experiment file holds it."""
+    if option.kind in PLAIN:
+        return value
+    if option.kind == _REPEATED:
+        return value_of(option, ",".join(value))
+    text = value.replace("\\n", "\n") if option.kind == "text" else value
+    flag = f"--{option.name.replace('_', '-')}"
+    if option.choices and text not in option.choices:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(option.choices)}.", param_hint=flag)
+    try:
+        return value_of(option, text)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=flag) from None

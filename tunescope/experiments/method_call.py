@@ -1,0 +1,135 @@
+"""Calling a registered probe with what an experiment's step says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunescope.experiments import inline
+from tunescope.experiments.method_steps import MethodStep
+from workbench.engine.sites import resolve_layers
+from workbench.errors import UserError, unknown_name
+from workbench.method_options import Option
+from workbench.methods import Method
+from workbench.prompts import Prompts
+
+if TYPE_CHECKING:
+    from tunescope.experiments.execute import Bench
+
+
+def call_method(step: MethodStep, bench: Bench) -> Any:
+    """The probe's result. Raises :class:`UserError` for what it refuses."""
+    method = step.registration
+    recording = _recording(step, bench) if "recording" in method.arguments else None
+    roles: dict[str, Callable[[], Any]] = {
+        "pair": lambda: bench.pair,
+        "subject": lambda: subject(step, bench),
+        "model": lambda: bench.pair.tuned if recording is not None else subject(step, bench),
+        "base": lambda: bench.pair,
+        "recording": lambda: recording,
+        "prompts": lambda: bench.rows(step.prompts),
+        "seed": lambda: bench.seed,
+        "progress": lambda: bench.progress,
+    }
+    given = {role: roles[role]() for role in method.arguments if role in roles}
+    rows = recorded_rows(step, bench)
+    values = {
+        name: _value(_option(method, name), value, bench, rows) for name, value in step.settings().items()
+    }  # fmt: skip
+    if method.option("layer") is not None and method.records is not None:
+        values["layer"] = resolve_layers(step.layer, bench.pair.tuned.n_layers)[0]  # type: ignore[attr-defined]
+    return method.call(**given, **method.fixed, **_packed(method, values))
+
+
+def subject(step: Any, bench: Bench) -> Any:
+    """Both models, or the one that the step asks for."""
+    return bench.pair if step.within == "pair" else bench.pair.models[step.within]
+
+
+def recorded_rows(step: Any, bench: Bench) -> Prompts | None:
+    """The prompts behind the recording that a step reads, else its own; None for a step without prompts."""
+    if not bench.experiment.prompts:
+        return None
+    record = getattr(step, "record", None)
+    return bench.rows((step if record is None else bench.experiment.steps[record]).prompts)
+
+
+def column(rows: Prompts, name: str) -> list[Any]:
+    """The values of a column of the prompts. Raises :class:`UserError` naming the closest one."""
+    known = {key for row in rows for key in row.as_dict()}
+    if name not in known:
+        raise unknown_name("column", name, known)
+    return [row.as_dict().get(name) for row in rows]
+
+
+def _recording(step: Any, bench: Bench) -> Any:
+    """The recording of the step it names, else its own, in memory."""
+    from workbench.recording.record_pair import record
+
+    if step.record is not None:
+        return bench.results(step.record)
+    layers = [step.layer] if hasattr(step, "layer") else step.layers
+    return record(
+        bench.pair, bench.rows(step.prompts), step.sites, layers=layers, positions=step.positions,
+        new_tokens=step.new_tokens, progress=bench.progress,
+    )  # fmt: skip
+
+
+def _option(method: Method, name: str) -> Option:
+    option = method.option(name)
+    assert option is not None
+    return option
+
+
+def _value(option: Option, value: Any, bench: Bench, rows: Prompts | None) -> Any:
+    """An option's value as the function takes it."""
+    if value is None:
+        return None
+    match option.kind:
+        case "prompts":
+            return bench.rows(value)
+        case "prompt sets":
+            return {title: bench.rows(name) for title, name in value.items()}
+        case "column":
+            assert rows is not None
+            return column(rows, value)
+        case "experts" if isinstance(value, inline.FirstOf):
+            from tunescope.experiments.recipes import found_in
+
+            return found_in(value, ("ExpertMap",), bench.materials, bench.results).ranking(value.first)
+        case "file":
+            return _existing(bench.materials.path(value), option)
+        case "needles" if isinstance(value, str):
+            return _existing(bench.materials.path(value), option)
+        case "behaviour":
+            return _behaviour(value)
+    return value
+
+
+def _existing(path: Path, option: Option) -> Path:
+    if not path.exists():
+        raise UserError(f"There is no file {path}: check {option.name}.")
+    return path
+
+
+def _behaviour(text: str) -> Callable[[str, Any], Any]:
+    kind, _, words = text.partition(":")
+    if kind != "begins":
+        raise UserError(f"{text!r} is no behaviour; write begins: and the words that a response begins with.")
+    first = words.split()
+    return lambda response, _: response.split()[: len(first)] == first
+
+
+def _packed(method: Method, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that are fields of a settings dataclass, as that dataclass."""
+    options = {name: _option(method, name) for name in values}
+    plain = {name: value for name, value in values.items() if not options[name].parameter}
+    for parameter, settings in method.expands.items():
+        fields = {
+            option.field: values[name] for name, option in options.items() if option.parameter == parameter
+        }  # fmt: skip
+        if fields:
+            plain[parameter] = dataclasses.replace(settings(), **fields)
+    return plain

@@ -1,0 +1,97 @@
+"""What a method needs of prompts and models, checked before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tunescope.experiments.inputs import PairSpec
+from tunescope.experiments.schema import Experiment
+from workbench.errors import UserError
+from workbench.methods import Method
+from workbench.prompts import Prompts
+
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def check_pair(method: Method, pair: PairSpec) -> None:
+    """Refuse models that are not there, or that the method cannot serve, as far as their folders tell.
+
+    Raises:
+        UserError: A path leads nowhere, or the model has no experts.
+    """
+    for role in ("base", "tuned"):
+        name = getattr(pair, role)
+        if name is not None and _is_path(name) and not Path(name).expanduser().exists():
+            raise UserError(f"There is no {role} model {name}: check the path.")
+    if method.needs.experts and pair.base is not None:
+        config = _config(Path(pair.base).expanduser())
+        if config is not None and not any(config.get(key) for key in _EXPERT_KEYS):
+            raise UserError(
+                f"{pair.base!r} is dense ({config.get('model_type', 'no mixture of experts')}), and localize "
+                f"{method.name} reads the experts of a mixture: use localize heads or localize weights on this model."
+            )
+
+
+def check_prompts(method: Method, experiment: Experiment, limit: int | None = None) -> Prompts | None:
+    """The method's prompts, at most ``limit`` of them (a seeded sample); None for a method without.
+
+    Raises:
+        UserError: A file is missing, or its rows lack a column that the method needs.
+    """
+    for name, spec in experiment.prompts.items():
+        if spec.file is not None and not Path(spec.file).is_file():
+            raise UserError(f"There is no file {spec.file}: check {'--prompts' if name == 'prompts' else name}.")
+    spec = experiment.prompts.get("prompts")
+    if spec is None or spec.file is None or not {"prompts", "recording"} & set(method.arguments):
+        return None
+    rows = Prompts.load(spec.file)
+    check_columns(method, rows, experiment.steps[method.name])
+    return rows if limit is None else sample(rows, limit, experiment.seed)
+
+
+def check_columns(method: Method, rows: Prompts, step: Any) -> None:
+    """Refuse prompts without the columns that the method cannot do without."""
+    columns = {name for row in rows for name, value in row.as_dict().items() if value is not None}
+    settings = {} if step is None else {name: getattr(step, name) for name in type(step).model_fields}
+    if "label" in method.needs.columns and settings.get("labels") is not None:
+        return  # the labels come from another column
+    for column in method.needs.columns:
+        if column not in columns and not _excused(column, settings):
+            raise UserError(_lacks(method, column))
+    for column, when in method.needs.wants.items():
+        key, _, value = when.partition("=")
+        if value and settings.get(key) == value and column not in columns:
+            raise UserError(f"{_lacks(method, column).rstrip('.')} ({key}={value}).")
+
+
+def sample(rows: Prompts, limit: int, seed: int) -> Prompts:
+    """At most ``limit`` rows, drawn with ``seed``, in their order. More than there are is all of them."""
+    import numpy as np
+
+    if limit >= len(rows):
+        return rows
+    drawn = np.random.default_rng(seed).choice(len(rows), size=limit, replace=False)
+    return rows[sorted(int(number) for number in drawn)]
+
+
+def _excused(column: str, settings: dict[str, Any]) -> bool:
+    return column == "answer" and settings.get("metric") == "kl"
+
+
+def _lacks(method: Method, column: str) -> str:
+    instead = f"; {method.needs.instead}" if method.needs.instead else ""
+    return f"localize {method.name} needs a column {column!r} in the prompts, and no row has one: add it{instead}."
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~"))
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None

@@ -1,0 +1,155 @@
+"""Which methods there are, told from source files without importing them, so that lists cost no torch.
+
+A method is found where a source file of our packages (or of a plug-in's module, entry point ``tunescope.methods``)
+decorates a function with ``@method("name", group=..., question=...)`` in plain text.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import UserError, unknown_name
+from workbench.methods import Method, registered
+
+PACKAGES = ("probes", "interventions", "workbench")
+ENTRY_POINTS = "tunescope.methods"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method as its decorator says it."""
+
+    name: str
+    kind: str
+    group: str
+    question: str
+    module: str
+    function: str
+    plugin: str = ""
+    """The entry point that brought it; empty for ours."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """All methods, and what is wrong with plug-ins that could not be read."""
+
+    entries: tuple[Entry, ...]
+    broken: Mapping[str, str] = field(default_factory=dict)
+    """Entry point -> the reason."""
+
+    def named(self, name: str) -> Entry | None:
+        """The method called ``name``."""
+        return next((entry for entry in self.entries if entry.name == name), None)
+
+    def functions(self, package: str) -> dict[str, str]:
+        """Public function -> its module, of the methods of a package."""
+        return {entry.function: entry.module for entry in self.entries if entry.module.split(".")[0] == package}
+
+
+@cache
+def index() -> Index:
+    """The methods of our packages, then those of plug-ins; a native name cannot be taken by a plug-in."""
+    entries = [entry for package in PACKAGES for entry in _of_package(package)]
+    broken: dict[str, str] = {}
+    taken = {entry.name: "Tunescope itself" for entry in entries}
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        try:
+            brought = _of_plugin(point)
+        except (ImportError, OSError, SyntaxError, ValueError) as error:
+            broken[point.name] = f"{type(error).__name__}: {error}"
+            continue
+        for entry in brought:
+            if entry.name in taken:
+                broken[point.name] = f"its method {entry.name!r} is already one of {taken[entry.name]}"
+            else:
+                taken[entry.name] = f"the plug-in {point.name!r}"
+                entries.append(entry)
+    return Index(tuple(entries), broken)
+
+
+def load_method(name: str) -> Method:
+    """The method called ``name``, its module imported.
+
+    Raises:
+        UserError: There is no such method (with the closest name), or its plug-in cannot be imported.
+    """
+    entry = index().named(name)
+    if entry is None:
+        raise unknown_name("method", name, [one.name for one in index().entries])
+    if registered(name) is None:
+        try:
+            import_module(entry.module)
+        except Exception as error:
+            if not entry.plugin:
+                raise
+            raise UserError(
+                f"The plug-in {entry.plugin!r}, which brings the method {name!r}, cannot be imported "
+                f"({type(error).__name__}: {error}); mend or uninstall it."
+            ) from error
+    method = registered(name)
+    if method is None:
+        raise UserError(f"{entry.module} says that it defines the method {name!r}, but does not register it.")
+    return method
+
+
+def _of_plugin(point: EntryPoint) -> list[Entry]:
+    spec = find_spec(point.module)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"there is no module {point.module}")
+    path = Path(spec.origin)
+    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    return [
+        entry
+        for file in files
+        for entry in _of_file(file, _module_name(point.module, path, file), plugin=point.name)
+    ]  # fmt: skip
+
+
+def _module_name(module: str, origin: Path, file: Path) -> str:
+    if file == origin:
+        return module
+    inside = file.relative_to(origin.parent).with_suffix("")
+    parts = [part for part in inside.parts if part != "__init__"]
+    return ".".join([module, *parts])
+
+
+def _of_package(package: str) -> list[Entry]:
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    home = Path(spec.origin).parent
+    return [
+        entry
+        for file in sorted(home.rglob("*.py"))
+        for entry in _of_file(file, ".".join([package, *_inside(file, home)]))
+    ]
+
+
+def _inside(file: Path, home: Path) -> list[str]:
+    return [part for part in file.relative_to(home).with_suffix("").parts if part != "__init__"]
+
+
+def _of_file(file: Path, module: str, plugin: str = "") -> Iterator[Entry]:
+    text = file.read_text(encoding="utf-8")
+    if "@method(" not in text:
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            for decorator in node.decorator_list:
+                if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "method":
+                    yield _entry(decorator, module, node.name, plugin)
+
+
+def _entry(call: ast.Call, module: str, function: str, plugin: str) -> Entry:
+    given = {word.arg: word.value for word in call.keywords if word.arg in ("name", "kind", "group", "question")}
+    if call.args:
+        given["name"] = call.args[0]
+    values: dict[str, Any] = {str(key): ast.literal_eval(value) for key, value in given.items()}
+    return Entry(**{"kind": "probe", **values}, module=module, function=function, plugin=plugin)

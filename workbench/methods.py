@@ -1,0 +1,181 @@
+"""The registry of methods: what each probe, intervention, behaviour and training is, said once beside its code.
+
+The file that defines a method registers it with :func:`method`; command, experiment step, form, report section, docs
+page and tests are derived from the registration, the signature and the docstring. This module knows no method.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+from workbench.method_options import Option, options_of, summary_of
+
+Kind = Literal["probe", "intervention", "behaviour", "training"]
+Registered = TypeVar("Registered", bound=Callable[..., Any])
+
+ROLES = ("pair", "subject", "model", "base", "tuned", "recording", "prompts", "progress", "seed")
+"""Parameters that a front fills itself: they are no options."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a method that reads a recording wants recorded, where it is given none."""
+
+    sites: tuple[str, ...] = ("resid_post",)
+    positions: str = "last"
+    layers: Any = None
+    both: bool = True
+    """Whether both models are recorded."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method cannot do without, checked before a model is loaded."""
+
+    columns: tuple[str, ...] = ()
+    """Columns that the prompts must have, in at least one row."""
+    wants: Mapping[str, str] = field(default_factory=dict)
+    """Column -> when it is needed: ``{"distractor": "metric=logit_diff"}``."""
+    experts: bool = False
+    """A mixture of experts."""
+    adapter: bool = False
+    """A PEFT adapter as the tuned model."""
+    folders: bool = False
+    """Folders are enough; no model need be loaded."""
+    instead: str = ""
+    """What would do where this is missing, for the error's last clause."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One registered method; ``call`` is the public function (or the class of an intervention)."""
+
+    name: str
+    kind: Kind
+    group: str
+    question: str
+    call: Callable[..., Any] = field(repr=False)
+    papers: tuple[str, ...] = ()
+    """Titles."""
+    needs: Needs = field(default_factory=Needs)
+    cost: str = ""
+    """Passes per prompt or batch, in words."""
+    records: Recorded | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that make this method of a function that answers several questions."""
+    expands: Mapping[str, type] = field(default_factory=dict)
+    """Parameter -> the dataclass of settings whose fields are options of the method."""
+    example: str = ""
+    """Options of an example that runs, as on the command line."""
+    gives: str = ""
+    """What a recipe may take from the result: heads, experts, directions, knob or region."""
+
+    @cached_property
+    def options(self) -> tuple[Option, ...]:
+        """What a user may choose, in the order of the signature."""
+        return tuple(
+            option
+            for option in options_of(self.call, expands=self.expands)
+            if option.name not in self.fixed and not (option.name in ROLES and not self._is_option(option.name))
+        )
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The roles among its parameters, in their order."""
+        names = list(inspect.signature(self.call).parameters)
+        taken = [name for name in names if name in ROLES and not self._is_option(name)]
+        own = {option.name for option in options_of(self.call, expands=self.expands)}
+        return (*taken, *(name for name in ("seed", "progress") if name in own and name not in taken))
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the docstring."""
+        return summary_of(self.call)
+
+    @property
+    def module(self) -> str:
+        return self.call.__module__
+
+    @property
+    def function(self) -> str:
+        """The public name in Python."""
+        return self.call.__name__
+
+    def option(self, name: str) -> Option | None:
+        """The option called ``name``."""
+        return next((option for option in self.options if option.name == name), None)
+
+    def _is_option(self, name: str) -> bool:
+        """Interventions are values: a field called ``model`` or ``base`` is theirs."""
+        return self.kind == "intervention" and name not in ("progress",)
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(  # noqa: PLR0913 (one parameter per thing that is said once)
+    name: str,
+    *,
+    group: str,
+    question: str,
+    kind: Kind = "probe",
+    papers: tuple[str, ...] | str = (),
+    needs: Needs | None = None,
+    cost: str = "",
+    records: Recorded | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    expands: Mapping[str, type] | None = None,
+    example: str = "",
+    gives: str = "",
+) -> Callable[[Registered], Registered]:
+    """Register the decorated function (or class) as method ``name``; it is returned as it is.
+
+    Args:
+        name: How commands and experiment files call it; plain text, as are ``group``, ``kind`` and ``question``, so
+            that lists of methods can be shown without importing them.
+        group: The part of the app and the docs where it stands: weights, activations, heads, experts, ...
+        question: What it answers, in a user's words.
+        kind: probe, intervention, behaviour or training.
+        papers: Titles of the papers that it answers to.
+        needs: What it cannot do without.
+        cost: Passes per prompt or batch, in words.
+        records: What is recorded for it where its first parameter is a recording.
+        fixed: Arguments that make this method of a function which answers several questions.
+        expands: Parameter -> dataclass whose fields are options of their own.
+        example: Options of an example that runs, as on the command line.
+        gives: What recipes may take from its result.
+
+    Raises:
+        ValueError: The name is taken by another function.
+    """
+
+    def register(call: Registered) -> Registered:
+        entry = Method(
+            name=name, kind=kind, group=group, question=question, call=call,
+            papers=(papers,) if isinstance(papers, str) else papers, needs=needs or Needs(), cost=cost,
+            records=records, fixed=fixed or {}, expands=expands or {}, example=example, gives=gives,
+        )  # fmt: skip
+        holder = _METHODS.get(name)
+        if holder is not None and (holder.module, holder.function) != (call.__module__, call.__name__):
+            raise ValueError(f"method {name!r} of {call.__module__} is already a method of {holder.module}")
+        _METHODS[name] = entry
+        return call
+
+    return register
+
+
+def registered(name: str) -> Method | None:
+    """The method of that name, if its module has been imported."""
+    return _METHODS.get(name)
+
+
+def all_methods(kind: Kind | None = None) -> list[Method]:
+    """Every method of ours and of installed plug-ins, by group and name; imports them all."""
+    from workbench.method_index import index, load_method
+
+    listed = [load_method(entry.name) for entry in index().entries if kind in (None, entry.kind)]
+    return sorted(listed, key=lambda entry: (entry.kind, entry.group, entry.name))
