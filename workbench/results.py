@@ -148,10 +148,17 @@ class Result:
         return self.frame().head(10).to_html(escape=True, index=False, float_format="{:.4g}".format, border=0)
 
 
+def _plugins() -> set[str]:
+    """The modules that installed plug-ins register methods in; their results are read too."""
+    from workbench.method_index import index
+
+    return {entry.module for entry in index().entries if entry.plugin}
+
+
 def _result_class(kind: str) -> type[Any]:
     """The class named ``module:Class``; only results of ours, so a file cannot name other code."""
     module, _, name = kind.partition(":")
-    if any(module == room or module.startswith(f"{room}.") for room in _ROOMS):
+    if any(module == room or module.startswith(f"{room}.") for room in (*_ROOMS, *_plugins())):
         try:
             found = getattr(import_module(module), name, None)
         except ModuleNotFoundError:

@@ -62,7 +62,7 @@ def reads_prompts(method: Method) -> bool:
 
 def _callback(method: Method) -> Callable[..., None]:
     """The function behind the command, with a signature for Typer."""
-    parameters = {"base": (Base, inspect.Parameter.empty), "tuned": (Tuned, inspect.Parameter.empty)}
+    parameters: dict[str, Any] = {"base": (Base, inspect.Parameter.empty), "tuned": (Tuned, inspect.Parameter.empty)}
     if reads_prompts(method):
         parameters["prompts"] = (PromptFile, inspect.Parameter.empty)
     own = {option.name: option for option in shown_options(method)}
@@ -144,7 +144,10 @@ def _plain(option: Option, value: Any) -> Any:
     if option.choices and text not in option.choices:
         raise typer.BadParameter(f"{text!r} is none of {', '.join(option.choices)}.", param_hint=flag)
     try:
-        return value_of(option, text)
+        chosen = value_of(option, text)
+        if option.kind == "integers" and min(chosen) < (option.minimum or 0):
+            raise ValueError(f"{min(chosen)} is below {option.minimum}.")
+        return chosen
     except UserError:
         raise
     except ValueError as error:

@@ -16,6 +16,8 @@ from workbench.methods import Method
 PROMPTS = "prompts/prompts.jsonl"
 """Inside the run."""
 RESULT = "result.safetensors"
+EXPERIMENT = "experiment.yaml"
+"""The file that makes the result again; its keys keep their order, which those of the manifest do not."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,20 @@ def _write(call: MethodCall, experiment: Any, prompts: Any, result: Any) -> Any:
             folder.note(pairs={"pair": {"base": call.base, "tuned": call.tuned, "prompts": PROMPTS}})
         result.save(folder.file(RESULT))
         folder.write_table("table", result.frame())
+        folder.write_text(EXPERIMENT, _as_kept(experiment).to_yaml())
         folder.write_text("figures/figure.json", result.figure().to_json())
     return folder
+
+
+def _as_kept(experiment: Any) -> Any:
+    """The experiment on the models' whole paths and on the prompts that the run keeps, so that it runs from there."""
+    values = experiment.plain()
+    for role in ("base", "tuned"):
+        path = Path(values["pair"][role]).expanduser()
+        values["pair"][role] = str(path.resolve()) if path.exists() else values["pair"][role]
+    for name, spec in values.get("prompts", {}).items():
+        spec["file"] = PROMPTS if name == "prompts" else str(Path(spec["file"]).expanduser().resolve())
+    return type(experiment).of(values)
 
 
 def _say_cost(call: MethodCall, prompts: Any) -> None:

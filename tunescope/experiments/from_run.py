@@ -93,11 +93,14 @@ def _of_one_step(
 
 def _of_command(run: Run) -> Experiment:
     """Of a probe's run: the experiment that it keeps, on the prompts that it keeps."""
-    values = run.config["experiment"]
-    made = Experiment.of(values, f"{run.path}, its experiment")
+    file = run.file("experiment.yaml")
+    made = Experiment.load(file) if file.is_file() else Experiment.of(run.config["experiment"], str(run.path))
     titles = _titles(made)
-    own = {name: _still(run, titles.get(name, name), spec, name == "prompts") for name, spec in made.prompts.items()}
-    prompts = {name: own_prompts(run, "") if name == "prompts" else one for name, one in own.items()}
+    given = str(run.config.get("prompts", ""))
+    prompts = {
+        name: own_prompts(run, given) if name == "prompts" else _still(run, titles.get(name, name), spec)
+        for name, spec in made.prompts.items()
+    }
     pair = {**made.pair.plain(), **pair_of_run(run)}
     return _absolute(Experiment.of({**made.plain(), "prompts": prompts, "pair": pair}), Path.cwd())
 
@@ -108,12 +111,10 @@ def _titles(experiment: Experiment) -> dict[str, str]:
     return {name: title for sets in named for title, name in sets.items()}
 
 
-def _still(run: Run, name: str, spec: Any, own: bool) -> dict[str, Any]:
+def _still(run: Run, title: str, spec: Any) -> dict[str, Any]:
     """A file of further prompts, which must hold what it did."""
-    if own:
-        return {}
     settings = settings_of(run, RESULT)
-    digest = hash_in(settings, [name]) or hash_in(settings, ["desiderata", name])
+    digest = hash_in(settings, [title]) or hash_in(settings, ["desiderata", title])
     return further_prompts(run, str(spec.file), digest)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from workbench.errors import UserError
-
 
 def parts(text: str) -> list[str]:
     """What stands between commas."""
@@ -22,6 +20,6 @@ def heads_by_place(text: str) -> dict[int | str, list[str]]:
     """``last=L1H2,L0H1;box=L1H0`` as place -> labels; labels alone stand everywhere."""
     given = [part.strip() for part in text.split(";") if part.strip()]
     if len(given) > 1 and any("=" not in part for part in given):
-        raise UserError("--heads: give every group its place, as in last=L1H0,L1H1;-2=L0H0.")
+        raise ValueError("Give every group its place, as in last=L1H0,L1H1;-2=L0H0.")
     split = [part.partition("=") if "=" in part else ("all", "=", part) for part in given]
     return {place(where): parts(labels) for where, _, labels in split}

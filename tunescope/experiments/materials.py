@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from tunescope.experiments import inline, key_kinds, steps
+from tunescope.experiments import inline, key_kinds
 from tunescope.experiments.inputs import PairSpec, PromptSet
+from tunescope.experiments.step_base import Step
 from workbench import organisms
 from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress, Silent
@@ -168,7 +169,7 @@ _NAMING_FILES = inline.RecipeSpec | inline.SavedSpec | inline.TensorRef | inline
 def _files(value: Any) -> Iterator[str]:
     if isinstance(value, _NAMING_FILES) and value.file is not None:
         yield value.file
-    if isinstance(value, steps.Step):
+    if isinstance(value, Step):
         yield from (name for _, name in key_kinds.named(value, "file"))
     if isinstance(value, BaseModel) and not isinstance(value, PromptSet):
         for name in type(value).model_fields:

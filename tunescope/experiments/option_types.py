@@ -62,21 +62,20 @@ _TYPES: dict[OptionKind, Any] = {
 
 def annotation_of(option: Option) -> Any:
     """The pydantic type of an option's key."""
-    kind = Literal[option.choices] if option.kind == "choice" else _limited(option)  # type: ignore[valid-type]
+    kind: Any = Literal[option.choices] if option.kind == "choice" else _limited(option)
     return kind | None if option.optional else kind
 
 
 def _limited(option: Option) -> Any:
     """The type with the option's range; a list holds at least one value."""
-    limits = {"ge": option.minimum, "le": option.maximum}
-    held = {name: limit for name, limit in limits.items() if limit is not None}
+    limits = Field(ge=option.minimum, le=option.maximum)
     match option.kind:
         case "integer":
-            return Annotated[int, Field(**held)]
+            return Annotated[int, limits]
         case "number":
-            return Annotated[float, Field(**held)]
+            return Annotated[float, limits]
         case "integers":
-            return Annotated[list[Annotated[int, Field(**held)]], BeforeValidator(_listed), Field(min_length=1)]
+            return Annotated[list[Annotated[int, limits]], BeforeValidator(_listed), Field(min_length=1)]
         case "numbers" | "texts" | "prompt sets":
             return Annotated[_TYPES[option.kind], Field(min_length=1)]
     return _TYPES[option.kind]
@@ -94,6 +93,8 @@ def value_of(option: Option, text: str) -> Any:
         if isinstance(error, UserError):
             raise
         what = {"integer": "whole number", "number": "number", "integers": "list of whole numbers, such as 256,512"}
+        if option.kind == "heads by place":
+            raise
         raise ValueError(f"{text!r} is no {what.get(option.kind, option.kind)}.") from None
 
 
@@ -140,7 +141,7 @@ _FROM_TEXT: dict[OptionKind, Callable[[str], Any]] = {
     "number": _number,
     "value": _scalar,
     "texts": parts,
-    "integers": lambda text: [int(part) for part in parts(text)],
+    "integers": lambda text: [int(part) for part in text.split(",")],
     "numbers": lambda text: [_number(part) for part in parts(text)],
     "layers": _layers,
     "positions": place,

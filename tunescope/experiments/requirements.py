@@ -40,9 +40,9 @@ def check_prompts(method: Method, experiment: Experiment, limit: int | None = No
     Raises:
         UserError: A file is missing, or its rows lack a column that the method needs.
     """
-    for name, spec in experiment.prompts.items():
-        if spec.file is not None and not Path(spec.file).is_file():
-            raise UserError(f"There is no file {spec.file}: check {'--prompts' if name == 'prompts' else name}.")
+    for name, named in experiment.prompts.items():
+        if named.file is not None and not Path(named.file).is_file():
+            raise UserError(f"There is no file {named.file}: check {'--prompts' if name == 'prompts' else name}.")
     spec = experiment.prompts.get("prompts")
     if spec is None or spec.file is None or not {"prompts", "recording"} & set(method.arguments):
         return None

@@ -14,6 +14,9 @@ class Step(Strict):
 
     tags: ClassVar[tuple[str, ...]] = ("do",)
 
+    do: str
+    """What it does."""
+
     prompts: PromptsName | None = None
     """The name of a set of prompts; left out: the first."""
     seed: int | None = None

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tests.tiny import tiny_model, tokenizer, tuned_copy
+from tunescope import cli
 from tunescope.cli.app import app
 from tunescope.experiments import Experiment
-from workbench import cli, runs
+from workbench import runs
 
 CLI = CliRunner()
 TEXT = """

@@ -166,7 +166,7 @@ def test_all_that_a_step_names_is_renamed_with_it(home: Path, tmp_path: Path) ->
     assert own["second-far"]["outside"] == own["second-far"]["near"] == "second-few"
     assert own["second-slope"]["recipe"] == "second-push" and own["second-slope"]["neutral"] == "second-few"
     assert own["second-parted"]["desiderata"] == {"file": "second-few", "all": "second-all"}
-    assert own["second-tokens"]["sets"] == {"base_prompts": "second-all"}
+    assert own["second-tokens"]["base_prompts"] == "second-all"
     assert own["second-same"]["first"] == {"from": "second-moved"} and own["second-rec"]["prompts"] == "second-all"
     rows = both.prompts["first-few"].rows
     assert rows == [{"prompt": "the fox", "answer": " dog", "file": "x", "from": "y"}]

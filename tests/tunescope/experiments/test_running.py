@@ -318,11 +318,11 @@ def test_other_probes_by_name(home: Path, tmp_path: Path) -> None:
     write_report(done.run.path, tmp_path / "r.html")
     with pytest.raises(UserError, match=r"steps.lens.options.tpo: unknown option 'tpo'. Did you mean 'top'"):
         Experiment.parse(text.replace("top: 2", "tpo: 2"))
-    with pytest.raises(UserError, match=r"steps.lens: circuit needs heads; give it under options"):
+    with pytest.raises(UserError, match=r"steps.lens.heads: is missing; add this key"):
         Experiment.parse(text.replace("logit_lens, options: {top: 2, positions: last}", "circuit"))
-    with pytest.raises(UserError, match=r"steps.tokens.within: token_shift compares both models"):
+    with pytest.raises(UserError, match=r"steps.tokens: unknown key 'within'"):
         Experiment.parse(text.replace("call: token_shift", "call: token_shift, within: base"))
-    with pytest.raises(UserError, match=r"step heads: Unknown option 'hads'"):
+    with pytest.raises(UserError, match=r"steps.heads.options.hads: unknown option 'hads'"):
         run_experiment(
             Experiment.parse(text.replace("metric: acc", "hads: 3, metric: acc")), tmp_path / "b", folder=home
         )
