@@ -15,6 +15,7 @@ PAGES = {
     "skills": ("Skills", "scatter_plot"),
     "experts": ("Experts", "account_tree"),
     "knobs": ("Knobs and concepts", "tune"),
+    "analyses": ("Analyses", "biotech"),
     "steer": ("Steer", "play_circle"),
     "record": ("Record a pair", "fiber_manual_record"),
     "runs": ("Runs", "folder"),

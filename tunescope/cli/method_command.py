@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,9 @@ from tunescope.experiments.option_types import value_of
 from workbench.errors import UserError
 from workbench.method_options import Option
 from workbench.methods import Method
+
+if TYPE_CHECKING:
+    from tunescope.experiments.method_run import Checked
 
 Base = Annotated[str, typer.Argument(help="The base model: a folder or a hub id.")]
 Tuned = Annotated[str, typer.Argument(help="The fine-tuned model, or a PEFT adapter of the base.")]
@@ -70,11 +74,16 @@ def _callback(method: Method) -> Callable[..., None]:
     parameters |= {name: pair for name, pair in COMMON.items() if _has(method, name) and name not in parameters}
 
     def run(**values: Any) -> None:
-        from tunescope.cli.method_run import MethodCall, run_method
+        from tunescope.experiments.method_run import MethodCall, checked
 
         options = {name: values.pop(name) for name in own}
         chosen = {name: _plain(own[name], value) for name, value in options.items() if value is not None}
-        run_method(MethodCall(method=method, options=chosen, **values))
+        dry_run, as_json = values.pop("dry_run"), values.pop("as_json")
+        call = checked(MethodCall(method=method, options=chosen, **values))
+        if dry_run:
+            _say_cost(call, as_json)
+        else:
+            _print(call, as_json)
 
     run.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
@@ -152,3 +161,21 @@ def _plain(option: Option, value: Any) -> Any:
         raise
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=flag) from None
+
+
+def _print(call: Checked, as_json: bool) -> None:
+    from tunescope.cli.output import emit, progress_bar
+
+    with progress_bar() as bar:
+        run, result = call.computed(bar, lambda notice: typer.echo(notice, err=True))
+    payload = {"run": str(run.path), **json.loads(result.to_json())}
+    emit(payload, as_json, result.frame().head(20), title=f"{run.path}: {result.summary()}")
+
+
+def _say_cost(call: Checked, as_json: bool) -> None:
+    """What a dry run says: that nothing is missing, and what the method costs."""
+    from tunescope.cli.output import emit
+
+    method, rows = call.call.method, None if call.prompts is None else len(call.prompts)
+    payload = {"method": method.name, "prompts": rows, "cost": method.cost}
+    emit(payload, as_json, title=f"localize {method.name}: nothing is missing, and nothing was run")

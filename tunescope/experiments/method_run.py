@@ -1,17 +1,19 @@
-"""A probe called from the command line: a one-step experiment, and the run that keeps its result."""
+"""A probe called by itself, from command line or app: a one-step experiment, and the run that keeps its result."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from tunescope.experiments.method_steps import PREFIX
 from tunescope.experiments.requirements import check_pair, check_prompts
+from tunescope.experiments.schema import Experiment
 from workbench.methods import Method
+from workbench.progress import Progress
+from workbench.prompts import Prompts
+from workbench.runs import Run
 
 PROMPTS = "prompts/prompts.jsonl"
 """Inside the run."""
@@ -22,7 +24,7 @@ EXPERIMENT = "experiment.yaml"
 
 @dataclass(frozen=True)
 class MethodCall:
-    """What the command line says."""
+    """What a person says: a probe, two models, prompts and options."""
 
     method: Method
     base: str
@@ -34,8 +36,6 @@ class MethodCall:
     dtype: str = "auto"
     seed: int = 0
     out: Path | None = None
-    dry_run: bool = False
-    as_json: bool = False
 
     def experiment(self) -> dict[str, Any]:
         """The one-step experiment that does the same, as plain values."""
@@ -61,22 +61,38 @@ class MethodCall:
         return {"name": name, **seed, "pair": pair, "prompts": sets, "steps": {name: step}}
 
 
-def run_method(call: MethodCall) -> None:
-    """Check, load, compute, write the run and print its table. Nothing is written when the probe refuses."""
-    from tunescope.cli.output import emit, progress_bar
-    from tunescope.experiments.schema import Experiment
+@dataclass(frozen=True)
+class Checked:
+    """A call whose options, models and prompts have been looked at; nothing is loaded yet."""
 
+    call: MethodCall
+    experiment: Experiment
+    prompts: Prompts | None
+    """The rows that are read: all, or the sample of ``limit``."""
+
+    def computed(self, progress: Progress, say: Callable[[str], None] | None = None) -> tuple[Run, Any]:
+        """Load, compute and write the run; nothing is written when the probe refuses.
+
+        Args:
+            progress: A bar.
+            say: Where a notice goes, such as that both models are loaded after all.
+
+        Returns:
+            The run and the result that it keeps.
+        """
+        result = _result(self.experiment, self.call.method, self.prompts, progress, say or (lambda _: None))
+        return _write(self.call, self.experiment, self.prompts, result), result
+
+
+def checked(call: MethodCall) -> Checked:
+    """Refuse what can be known to be wrong before a model is loaded.
+
+    Raises:
+        UserError: An option, a path or a column is wrong; one sentence.
+    """
     experiment = Experiment.of(call.experiment(), f"localize {call.method.name}")
     check_pair(call.method, experiment.pair)
-    sampled = check_prompts(call.method, experiment, call.limit)
-    if call.dry_run:
-        _say_cost(call, sampled)
-        return
-    with progress_bar() as bar:
-        result = _result(experiment, call.method, sampled, bar)
-    folder = _write(call, experiment, sampled, result)
-    emit({"run": str(folder.path), **_plain(result)}, call.as_json, result.frame().head(20),
-         title=f"{folder.path}: {result.summary()}")  # fmt: skip
+    return Checked(call, experiment, check_prompts(call.method, experiment, call.limit))
 
 
 def _names(titles: Mapping[str, Any]) -> dict[str, str]:
@@ -85,13 +101,15 @@ def _names(titles: Mapping[str, Any]) -> dict[str, str]:
     return plain_names(titles, taken=["prompts"], otherwise="desideratum")
 
 
-def _result(experiment: Any, method: Method, prompts: Any, bar: Any) -> Any:
+def _result(
+    experiment: Experiment, method: Method, prompts: Prompts | None, bar: Progress, say: Callable[[str], None]
+) -> Any:
     from tunescope.experiments.execute import Bench
     from tunescope.experiments.materials import Materials
     from tunescope.experiments.method_call import call_method
 
     if method.needs.folders:
-        return _of_folders(experiment, method, bar)
+        return _of_folders(experiment, method, bar, say)
     materials = Materials(Path(), bar)
     if prompts is not None:
         materials.hold_prompts(experiment, "prompts", prompts)
@@ -99,27 +117,29 @@ def _result(experiment: Any, method: Method, prompts: Any, bar: Any) -> Any:
         experiment=experiment, spec=experiment.pair, materials=materials, results=_no_step, folder=Path(),
         seed=experiment.seed, progress=bar,
     )  # fmt: skip
-    return call_method(experiment.steps[method.name], bench)
+    step: Any = experiment.steps[method.name]
+    return call_method(step, bench)
 
 
 def _no_step(name: str) -> Any:
     raise KeyError(name)
 
 
-def _of_folders(experiment: Any, method: Method, bar: Any) -> Any:
+def _of_folders(experiment: Experiment, method: Method, bar: Progress, say: Callable[[str], None]) -> Any:
     """From the files alone, or from the loaded pair where they do not tell."""
     from probes.weights.sources import NotInFiles
     from workbench.models.pair import load_pair
 
-    pair, settings = experiment.pair, experiment.steps[method.name].settings()
+    step: Any = experiment.steps[method.name]
+    pair, settings = experiment.pair, step.settings()
     try:
         return method.call(pair.base, pair.tuned, **settings, progress=bar)
     except NotInFiles as error:
-        typer.echo(f"{error.reason}, so both models are loaded.", err=True)
+        say(f"{error.reason}, so both models are loaded.")
         return method.call(load_pair(pair.base, pair.tuned, device="cpu"), **settings, progress=bar)
 
 
-def _write(call: MethodCall, experiment: Any, prompts: Any, result: Any) -> Any:
+def _write(call: MethodCall, experiment: Experiment, prompts: Prompts | None, result: Any) -> Run:
     """The run: its result, table, figure and prompts, and the experiment that makes it again."""
     from workbench import runs
     from workbench.recording.load_options import load_options
@@ -151,7 +171,7 @@ def _write(call: MethodCall, experiment: Any, prompts: Any, result: Any) -> Any:
     return folder
 
 
-def _as_kept(experiment: Any) -> Any:
+def _as_kept(experiment: Experiment) -> Experiment:
     """The experiment on the models' whole paths and on the prompts that the run keeps, so that it runs from there."""
     values = experiment.plain()
     for role in ("base", "tuned"):
@@ -159,18 +179,4 @@ def _as_kept(experiment: Any) -> Any:
         values["pair"][role] = str(path.resolve()) if path.exists() else values["pair"][role]
     for name, spec in values.get("prompts", {}).items():
         spec["file"] = PROMPTS if name == "prompts" else str(Path(spec["file"]).expanduser().resolve())
-    return type(experiment).of(values)
-
-
-def _say_cost(call: MethodCall, prompts: Any) -> None:
-    from tunescope.cli.output import emit
-
-    rows = None if prompts is None else len(prompts)
-    payload = {"method": call.method.name, "prompts": rows, "cost": call.method.cost, "needs": "met"}
-    emit(payload, call.as_json, title=f"localize {call.method.name}: nothing was run")
-
-
-def _plain(result: Any) -> dict[str, Any]:
-    import json
-
-    return json.loads(result.to_json())
+    return Experiment.of(values)
