@@ -15,7 +15,11 @@ from workbench.tables import with_intervals
 
 
 def show_result(stored: Found, folder: Path, place: str) -> None:
-    """Draw a result of the run in ``folder`` at a ``place`` of the page. Raises :class:`UserError` for one that cannot be read."""
+    """Draw a result of the run in ``folder``; ``place`` tells its widgets from those of others on the page.
+
+    Raises:
+        UserError: The result cannot be read.
+    """
     result = stored.load()
     st.markdown(f"**{panels.words(result.title)}**: {panels.words(result.summary())}")
     control = getattr(result, "control", "")

@@ -42,11 +42,17 @@ def _question() -> Entry:
     """The method that a person chooses, by its question."""
     entries = sorted((one for one in index().entries if one.kind == "probe"), key=lambda one: (one.group, one.name))
     names = {entry.name: entry for entry in entries}
+    linked = st.query_params.get("method", "")
+    if linked and linked not in names:
+        st.warning(panels.words(f"There is no method {linked}; choose one below."))
+    if linked in names and "method" not in st.session_state:
+        st.session_state["method"] = linked
     name = st.selectbox(
-        "Question", list(names), key="method", bind="query-params", persist_state="session",
+        "Question", list(names), key="method", persist_state="session",
         format_func=lambda one: panels.visible(f"{names[one].group.capitalize()}: {names[one].question}"),
     )  # fmt: skip
-    return names.get(name, entries[0])
+    st.query_params["method"] = name
+    return names[name]
 
 
 def _ask(entry: Entry, chosen: Selection, *, busy: bool) -> None:
