@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 import probes
+from probes.cells import label
 from probes.headlines import beside
 from tunescope.experiments import inline, steps
 from tunescope.experiments.step_folder import Outcome, metric_rows
@@ -41,7 +41,7 @@ def compare(step: steps.Compare, bench: Bench) -> Outcome:
             raise
         return Outcome("the weights that both share", more["overlap"], metric_rows([]))
     lines = [
-        {"of": _cell(line), "metric": "difference", "estimate": line["difference"]}
+        {"of": label(line), "metric": "difference", "estimate": line["difference"]}
         for line in table.head(TOP).to_dict("records")
     ]
     if agreement is None:
@@ -70,9 +70,3 @@ def _agreement(first: ProbeResult, second: ProbeResult, seed: int) -> Comparison
         return probes.compare(first, second, seed=seed)
     except UserError:
         return None
-
-
-def _cell(line: dict[Hashable, Any]) -> str:
-    from tunescope.experiments.execute import cell_label
-
-    return cell_label(pd.Series(line))
