@@ -12,6 +12,7 @@ from tunescope.cli import (
     dashboard,
     demo,
     diff,
+    env,
     experiment,
     localize_paths,
     organism,
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("dashboard")(dashboard.dashboard)
 app.command("diff")(diff.diff)
+app.command("env")(env.env)
 app.command("record")(record.record)
 app.command("report")(report.report)
 app.command("run")(experiment.run)
