@@ -13,7 +13,7 @@ INSTALL_TORCH = $(PIP) torch==$(TORCH_VERSION)+cpu 2>/dev/null || \
 	$(PIP) torch==$(TORCH_VERSION) --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test install lint clean
+.PHONY: demo test install lint stubs docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tunescope demo
@@ -25,8 +25,13 @@ install: $(VENV)/.installed
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/python .ci/stubs.py --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What type checkers and editors see of the packages, whose names are imported on first use.
+stubs: $(VENV)/.installed-dev
+	$(BIN)/python .ci/stubs.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunescope needs Python 3.11 or newer")'

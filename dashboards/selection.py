@@ -18,13 +18,14 @@ from dashboards import panels
 from dashboards.results import Found, results_in
 from dashboards.state import known_runs, verified
 from workbench import runs
+from workbench.cells import AXES
 from workbench.errors import UserError
 from workbench.runs import Run
 
 if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
-CELLS = ("layer", "head", "expert", "prompt")
+CELLS = (*AXES, "prompt")
 _HELD, _PAGE, _KINDS = "_selection", "_page", "_kinds"
 _UNNAMED = "pair"
 

@@ -12,7 +12,9 @@ import plotly.graph_objects as go
 from scipy.stats import hypergeom, spearmanr
 
 from probes.asked import asked
-from probes.results import CELL, ProbeResult, Provenance
+from probes.cells import columns_of, keys
+from probes.results import ProbeResult, Provenance
+from workbench.cells import COLUMNS
 from workbench.errors import UserError
 from workbench.figures.overlap import overlap_curve
 
@@ -141,20 +143,21 @@ def _frame(given: Any) -> pd.DataFrame:
 
 def _matched(first: Any, second: Any) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
     frames = [_frame(first), _frame(second)]
-    cells = tuple(name for name in CELL if all(name in frame and frame[name].notna().any() for frame in frames))
+    cells = tuple(columns_of(*frames))
     if not cells:
-        raise UserError(f"The maps have no cell column in common; expected one of {', '.join(CELL)}.")
-    keyed = [frame.set_index(list(cells)) for frame in frames]
+        raise UserError(f"The maps have no cell column in common; expected one of {', '.join(COLUMNS)}.")
+    keyed = [frame.set_axis(pd.Index(keys(frame, cells), tupleize_cols=False), axis=0) for frame in frames]
     for frame in keyed:
         if frame.index.has_duplicates:
             raise UserError(
                 f"A map has several rows for one cell ({frame.index[frame.index.duplicated()][0]}) by the columns "
                 f"{', '.join(cells)}; compare maps of the same kind of cell."
             )
-    common = keyed[0].index.intersection(keyed[1].index)
-    if len(common) < 2:
-        raise UserError(f"The maps share {len(common)} cells by {', '.join(cells)}; at least 2 are needed.")
-    return keyed[0].loc[common].reset_index(), keyed[1].loc[common].reset_index(), cells
+    common = keyed[0].index.isin(keyed[1].index)
+    if common.sum() < 2:
+        raise UserError(f"The maps share {common.sum()} cells by {', '.join(cells)}; at least 2 are needed.")
+    left = keyed[0][common]
+    return left.reset_index(drop=True), keyed[1].reindex(left.index).reset_index(drop=True), cells
 
 
 def _varies(frame: pd.DataFrame) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import interventions as iv
+from interventions.checks import Label
 from probes.experts.counting import count_experts
 from probes.matching import matched_cells
 from workbench.engine.sites import parse_label
@@ -118,7 +119,9 @@ def expert_use(model: AdaptedModel, prompts: Prompts) -> dict[Place, float]:
     }
 
 
-def _place(label: str) -> Place:
+def _place(label: Label) -> Place:
+    if isinstance(label, tuple):
+        return label
     layer, _, number = parse_label(label)
     assert number is not None
     return layer, number

@@ -9,11 +9,11 @@ from typing import ClassVar
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.cells import COLUMNS
 from workbench.results import Provenance, Result
 
-__all__ = ["CELL", "SHARED", "ProbeResult", "Provenance", "sorted_frame"]
+__all__ = ["SHARED", "ProbeResult", "Provenance", "sorted_frame"]
 
-CELL = ("layer", "head", "expert", "module", "position")
 SHARED = ("score", "low", "high", "control", "q")
 
 
@@ -21,10 +21,10 @@ SHARED = ("score", "low", "high", "control", "q")
 class ProbeResult(Result):
     """The common part of all results; a probe adds its own fields (tensors, tables, numbers, text, dicts).
 
-    ``table`` has one row per cell: ``layer`` and one or more of ``head``, ``expert``, ``module``,
-    ``position`` name it; ``score`` with its 95 % interval ``low``, ``high``; ``control`` is what the control
-    scored there (its mean over draws); ``q`` the false-discovery rate. The field ``control`` says in words
-    what the control is.
+    ``table`` has one row per cell: ``layer`` and others of the columns of :class:`workbench.cells.Cell` (``head``,
+    ``expert``, ``site``, ``module``, ``position``, ...) name it; ``score`` with its 95 % interval ``low``, ``high``;
+    ``control`` is what the control scored there (its mean over draws); ``q`` the false-discovery rate. The field
+    ``control`` says in words what the control is.
     """
 
     control: str
@@ -51,6 +51,6 @@ class ProbeResult(Result):
 
 def sorted_frame(table: pd.DataFrame) -> pd.DataFrame:
     """``table`` with the shared columns first (added where absent), best score first; ties keep their order."""
-    cell = [name for name in CELL if name in table or name == "layer"]
+    cell = [name for name in COLUMNS if name in table or name == "layer"]
     columns = [*cell, *SHARED, *(name for name in table if name not in {*cell, *SHARED})]
     return table.reindex(columns=columns).sort_values("score", ascending=False, kind="stable", ignore_index=True)

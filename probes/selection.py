@@ -22,6 +22,7 @@ from interventions.training.examples import Collator, answer_log_probs, examples
 from interventions.training.scales import train_head_scales
 from interventions.training.trainer import Schedule, answer_logits
 from probes.asked import asked
+from probes.cells import mean_of_others
 from probes.matching import Place, matched_cells
 from probes.options import read_options
 from probes.resampling import interval
@@ -133,6 +134,7 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     chosen = read_options(SelectionOptions, options)
     model: AdaptedModel = getattr(subject, "base", subject)
     rows = Prompts.of(prompts)
+    count = _how_many(model.n_layers * model.n_heads, chosen.heads)
     train, test = _split(rows, chosen)
     found = _train(model, rows[train], chosen, chosen.seed)
     again = [_train(model, rows[_redrawn(rows, train, chosen.seed + n)], chosen, chosen.seed + n).scales
@@ -142,7 +144,6 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     typical = _mean_size(model, rows[train], chosen.batch_size)
     scores = found.scores()
     drawn = np.array([one.norm(dim=-1).flatten().double().numpy() for one in again]).reshape(len(again), scores.numel())
-    count = chosen.heads or max(1, round(0.1 * scores.numel()))
     table, agreement = _table(found.scales, typical, drawn, count, chosen)
     trial = _Trial(model, rows[test], found.scales, chosen)
     seen = len(train) * (1 + chosen.resamples) + (0 if other is None else len(other))
@@ -228,13 +229,12 @@ def _table(
     score = scales.norm(dim=-1).flatten().double().numpy()
     weighed = (scales * typical).norm(dim=-1).flatten().double().numpy()
     n = len(score)
-    others = np.random.default_rng(chosen.seed).integers(n - 1, size=(n, chosen.controls))
-    others += others >= np.arange(n)[:, None]
-    control = score[others].mean(1)
+    control = mean_of_others(score, chosen.controls, chosen.seed)
     leading = np.argsort(-drawn, axis=1)[:, :count]
     spread = drawn.std(0, ddof=1) if len(drawn) > 1 else np.full(n, np.nan)
     reach = stats.t.ppf(0.975, max(1, len(drawn) - 1)) * spread
-    apart = drawn - drawn[:, others].mean(2)
+    random = [mean_of_others(resample, chosen.controls, chosen.seed) for resample in drawn]
+    apart = drawn - np.array(random).reshape(drawn.shape)
     table = pd.DataFrame({
         "layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers),
         "score": score, "low": score - reach, "high": score + reach,
@@ -242,6 +242,17 @@ def _table(
         "top_share": (leading[:, :, None] == np.arange(n)).any(1).mean(0) if len(drawn) else np.nan,
     })  # fmt: skip
     return table, float(stats.spearmanr(score, weighed).statistic)
+
+
+def _how_many(total: int, asked_for: int | None) -> int:
+    """K; at most half of all heads, so that as many others are left as their control."""
+    count = asked_for or max(1, round(0.1 * total))
+    if count > total // 2:
+        raise UserError(
+            f"{count} chosen of the model's {total} heads leave too few as a control: choose {total // 2} or fewer"
+            + ("; a selection needs a model of at least two heads." if total < 2 else ".")
+        )
+    return count
 
 
 def _standing_out(

@@ -11,6 +11,7 @@ from typing import Any
 
 import workbench
 from workbench import __version__ as __version__
+from workbench.lazy import missing
 
 _PACKAGES = ("interventions", "probes")
 __all__ = [*_PACKAGES, *workbench.__all__]
@@ -21,7 +22,7 @@ def __getattr__(name: str) -> Any:
         return import_module(name)
     if name in workbench.__all__:
         return getattr(workbench, name)
-    raise AttributeError(f"module 'tunescope' has no attribute {name!r}")
+    raise missing("tunescope", name, __all__)
 
 
 def __dir__() -> list[str]:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from workbench.cells import AXES
 from workbench.errors import UserError
-
-_CELLS = ("layer", "head", "expert")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def glance(path: str | Path) -> Glance | None:
             fields = content["fields"]
             made = _plain(fields["provenance"])
             columns = dict(fields["table"]["$table"])
-            sizes = {name: _size(file.get_tensor(columns[name]["tensor"])) for name in _CELLS if name in columns}
+            sizes = {name: _size(file.get_tensor(columns[name]["tensor"])) for name in AXES if name in columns}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a readable result ({type(error).__name__}: {str(error)[:120]}); run the probe again."

@@ -44,13 +44,21 @@ _WORDS = Work(
 
 @dataclass(frozen=True)
 class HeadMap:
-    """One result as a map of layer by head."""
+    """One result as a table of layer by head; the figure is drawn only where it is shown."""
 
     table: pd.DataFrame
-    figure: go.Figure
-    call: str
-    """What makes the figure of ``result``."""
+    part: tuple[str, ...]
+    """What ``result.figure`` is asked for: the level or the site that the heads are of."""
     unit: str
+
+    @property
+    def call(self) -> str:
+        """What makes the figure of ``result``."""
+        return f"result.figure({', '.join(map(repr, self.part))})"
+
+    def figure(self, result: Any) -> go.Figure:
+        """The map of the result that the table is of."""
+        return result.figure(*self.part)
 
 
 def show() -> None:
@@ -60,14 +68,15 @@ def show() -> None:
     chosen = opened()
     if chosen is None:
         return
-    found = [one for one in chosen.results(*KINDS) if _has_heads(one)]
-    found.sort(key=lambda one: KINDS.index(one.kind))
+    found: list[Found] = []
+    maps: dict[str, HeadMap] = {}
     with panels.told():
-        _show_map(chosen, found)
+        found, maps = _head_maps(chosen)
+        _show_map(chosen, found, maps)
     name = f"L{chosen.layer}H{chosen.head}"
     st.header(f"Head {name}")
     with panels.told():
-        _show_scores(chosen, found)
+        _show_scores(chosen, found, maps)
         steer_link(f"Steer with {name} switched off", heads=f"{name}=0")
     asked = None
     with panels.told():
@@ -79,76 +88,78 @@ def show() -> None:
             _show_words(asked)
 
 
+def _head_maps(chosen: Selection) -> tuple[list[Found], dict[str, HeadMap]]:
+    """The results that are maps of heads, the most telling kind first; and each one's table by its file."""
+    found = sorted((one for one in chosen.results(*KINDS) if _has_heads(one)), key=lambda one: KINDS.index(one.kind))
+    maps = {one.file: heads for one in found if (heads := _map_of(one.load())) is not None}
+    return [one for one in found if one.file in maps], maps
+
+
 def _has_heads(found: Found) -> bool:
     """WeightDelta keeps its heads in a table of their own, so its header says nothing of them."""
     return found.kind == "WeightDelta" or "head" in found.glance.sizes
 
 
-def _show_map(chosen: Selection, found: list[Found]) -> None:
-    one = one_of([one for one in found if _map_of(one.load()) is not None], "Map", "head-map")
+def _show_map(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -> None:
+    one = one_of(found, "Map", "head-map")
     if one is None:
         panels.empty(
             "This run holds no map of heads for this pair. This makes one:",
             command(chosen, "localize heads", "--prompts"),
         )
         return
-    source, drawn = Source.stored(one, chosen), _map_of(one.load())
-    assert drawn is not None
-    _shared_scale(drawn, one, found)
+    source, heads = Source.stored(one, chosen), maps[one.file]
+    figure = heads.figure(source.result)
+    _shared_scale(figure, one, found)
     from workbench.figures.cells import mark_cell
 
-    mark_cell(drawn.figure, chosen.layer, chosen.head)
+    mark_cell(figure, chosen.layer, chosen.head)
     st.caption(panels.words(source.result.summary()))
-    code = f"{source.python}{drawn.call}.show()\n"
+    code = f"{source.python}{heads.call}.show()\n"
     panels.figure(
-        "heads", drawn.figure, code, source.provenance, frame=drawn.table, on_pick=picks("layer", "head"),
+        "heads", figure, code, source.provenance, frame=heads.table, on_pick=picks("layer", "head"),
         experiment=source.experiment,
     )  # fmt: skip
 
 
 def _map_of(result: Any) -> HeadMap | None:
-    """The result's own figure where it is a map of heads."""
+    """The result's table where it is a map of heads; no figure is drawn for it."""
     kind = type(result).__name__
     if kind == "WeightDelta":
         if result.heads.empty:
             return None
-        return HeadMap(result.frame("head"), result.figure("head"), "result.figure('head')", result.unit)
+        return HeadMap(result.frame("head"), ("head",), result.unit)
     table = result.frame()
     if kind == "ActivationDelta":
         sites = [site for site in table["site"].unique() if table[table["site"] == site]["head"].notna().all()]
         if not sites:
             return None
-        return HeadMap(
-            table[table["site"] == sites[0]], result.figure(sites[0]), f"result.figure({sites[0]!r})", result.unit
-        )
+        return HeadMap(table[table["site"] == sites[0]], (sites[0],), result.unit)
     if "head" not in table or table["head"].isna().any() or ("position" in table and table["position"].notna().any()):
         return None
-    return HeadMap(table, result.figure(), "result.figure()", getattr(result, "scale", result.unit))
+    return HeadMap(table, (), getattr(result, "scale", result.unit))
 
 
-def _shared_scale(drawn: HeadMap, one: Found, found: list[Found]) -> None:
+def _shared_scale(figure: go.Figure, one: Found, found: list[Found]) -> None:
     """Patching results that measure the same are coloured on one scale."""
     if one.kind != "Patching":
         return
     from workbench.figures.cells import bound_of
 
     same = [other.load() for other in found if other.kind == "Patching"]
-    bound = max(bound_of(other.table) for other in same if other.scale == drawn.unit)
-    drawn.figure.data[0].update(zmin=-bound, zmax=bound)
+    bound = max(bound_of(other.table) for other in same if other.scale == one.load().scale)
+    figure.data[0].update(zmin=-bound, zmax=bound)
 
 
-def _show_scores(chosen: Selection, found: list[Found]) -> None:
+def _show_scores(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -> None:
     """What every result of the run says of the selected head."""
     rows, parts = [], []
     for one in found:
-        result = one.load()
-        drawn = _map_of(result)
-        if drawn is None:
-            continue
-        here = _at(drawn.table, chosen)
+        result, heads = one.load(), maps[one.file]
+        here = _at(heads.table, chosen)
         rows += [
             {"result": one.name, **{name: row.get(name) for name in ("score", "low", "high", "control", "q")},
-             "n prompts": result.provenance.n_prompts or None, "score is": drawn.unit, "control is": result.control}
+             "n prompts": result.provenance.n_prompts or None, "score is": heads.unit, "control is": result.control}
             for row in here.to_dict("records")
         ]  # fmt: skip
         if one.kind == "WeightDelta":
@@ -157,15 +168,14 @@ def _show_scores(chosen: Selection, found: list[Found]) -> None:
         st.caption("No result of this run scores this head.")
         return
     table = pd.DataFrame(rows)
-    maps = [one for one in found if _map_of(one.load()) is not None]
-    tables = [(one, "'head'" if one.kind == "WeightDelta" else "") for one in maps]
+    tables = [(one, "'head'" if one.kind == "WeightDelta" else "") for one in found]
     listed = "".join(f"    Result.load({str(one.path)!r}).frame({level}),\n" for one, level in tables)
     code = f"from workbench.results import Result\n\ntables = [\n{listed}]\n"
     code += f"[table.query('layer == {chosen.layer} and head == {chosen.head}') for table in tables]\n"
     provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
     from workbench.tables import with_intervals
 
-    again = experiment_of(chosen, maps)
+    again = experiment_of(chosen, found)
     shown = with_intervals(table).drop(columns=["score is", "control is"])
     panels.table("head-scores", table, code, provenance, shown=shown, experiment=again)
     panels.meanings(table)

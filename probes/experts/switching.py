@@ -152,7 +152,7 @@ class _Trial:
     """Generation with a set of experts switched, scored per prompt."""
 
     def __init__(
-        self, model: AdaptedModel, rows: Prompts, behaviour: Behaviour, mode: str, chosen: SwitchOptions
+        self, model: AdaptedModel, rows: Prompts, behaviour: Behaviour, mode: Mode, chosen: SwitchOptions
     ) -> None:
         self.model, self.rows, self.behaviour, self.mode, self.chosen = model, rows, behaviour, mode, chosen
         self.passes = 0

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from probes.asked import asked
+from probes.cells import mean_of_others
 from probes.matching import matched_cells
 from probes.options import read_options
 from probes.patches.attribution import attributions
@@ -311,14 +312,6 @@ class _Scorer:
         found = mean_interval(metric, clusters=self.clusters, draws=self.chosen.draws, seed=self.chosen.seed)
         return found.estimate, found.low, found.high
 
-    def random_others(self, scores: Float[np.ndarray, " cell"]) -> np.ndarray:
-        """For each cell the mean score of random other cells."""
-        rng, n = np.random.default_rng(self.chosen.seed), len(scores)
-        if n < 2:
-            return np.full(n, np.nan)
-        drawn = rng.integers(n - 1, size=(n, self.chosen.controls))
-        return scores[drawn + (drawn >= np.arange(n)[:, None])].mean(1)
-
 
 def _table(
     cells: Sequence[Cell], score: _Scorer, estimate: np.ndarray | None, tested: np.ndarray, task: Task
@@ -333,7 +326,8 @@ def _table(
     if any(cell.positions is not None for cell in cells):
         columns["position"] = [_shown(cell, task) for cell in cells]
     columns |= {
-        "score": mean, "low": found.low, "high": found.high, "control": score.random_others(mean), "q": score.q(),
+        "score": mean, "low": found.low, "high": found.high,
+        "control": mean_of_others(mean, score.chosen.controls, score.chosen.seed), "q": score.q(),
         "effect": score.effects.mean(0), "exact": tested,
     }  # fmt: skip
     if score.gap is not None:

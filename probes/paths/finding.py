@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from probes.asked import asked
+from probes.cells import mean_of_others
 from probes.options import read_options
 from probes.patches.metrics import Metric, check_metric
 from probes.patches.runs import record
@@ -284,13 +285,9 @@ def _table(
     senders: Sequence[Head], effects: Float[np.ndarray, "prompt cell"], clusters: np.ndarray, chosen: PathOptions
 ) -> pd.DataFrame:
     found = mean_intervals(effects, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
-    rng, n = np.random.default_rng(chosen.seed), len(senders)
-    control = np.full(n, np.nan)
-    if n > 1:
-        drawn = rng.integers(n - 1, size=(n, chosen.controls))
-        control = found.estimate[drawn + (drawn >= np.arange(n)[:, None])].mean(1)
     return pd.DataFrame({
         "layer": [layer for layer, _ in senders], "head": [head for _, head in senders],
-        "score": found.estimate, "low": found.low, "high": found.high, "control": control,
+        "score": found.estimate, "low": found.low, "high": found.high,
+        "control": mean_of_others(found.estimate, chosen.controls, chosen.seed),
         "q": q_values(paired_permutation(cluster_means(effects, clusters), seed=chosen.seed).p),
     })  # fmt: skip

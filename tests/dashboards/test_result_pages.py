@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,25 @@ def test_the_numbers_on_the_pages_are_the_results_own(home: Path, pair_folders: 
     assert app.metric[0].value == f"{graft.recovered:.0%}" and "n = 40" in titles(app)
     overlap = figures(app)[3]["data"][0]
     assert overlap["x"] == [60]  # 100 weights from 0 and 100 from 40
+
+
+def test_the_page_heads_draws_one_map_and_no_more(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from probes.patches.result import Patching
+    from probes.weights.result import WeightDelta
+
+    drawn: list[str] = []
+    for kind in (Patching, WeightDelta):
+        plain = kind.figure
+
+        def counted(self: Any, *given: Any, plain: Any = plain, **options: Any) -> Any:
+            drawn.append(type(self).__name__)
+            return plain(self, *given, **options)
+
+        monkeypatch.setattr(kind, "figure", counted)
+    app = opened("heads", layer="1", head="2")
+    drawn.clear()
+    app.run()
+    assert drawn == ["Patching"]
 
 
 def test_heads_are_read_live_on_a_button_and_marked_stale(home: Path, pair_folders: tuple[str, str]) -> None:

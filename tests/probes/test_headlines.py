@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from probes.headlines import beside, cell_label, headlines
+from probes.headlines import beside, headlines
 from tests.dashboards.made import results, save_pair
 from workbench.errors import UserError
 from workbench.result_glance import glance
@@ -31,14 +31,6 @@ def test_two_results_cell_by_cell(found: dict[str, object]) -> None:
     assert len(same) == 12 and (same["difference"] == 0).all()
     with pytest.raises(UserError, match="nothing to pair"):
         beside(found["weights"], type("Empty", (), {"frame": lambda _self: pd.DataFrame({"score": [1.0]})})())
-
-
-def test_labels_of_cells() -> None:
-    assert cell_label({"layer": 3, "head": 5}) == "L3H5"
-    assert cell_label({"layer": 3.0, "expert": 2, "head": None}) == "L3E2"
-    assert cell_label({"layer": 1, "module": "mlp.gate"}) == "L1 mlp.gate"
-    assert cell_label({"count": 4.0}) == "4 together"
-    assert cell_label({}) == "all"
 
 
 def test_a_glance_tells_kind_models_and_sizes(found: dict[str, object], tmp_path: Path) -> None:

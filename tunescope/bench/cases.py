@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -91,7 +91,12 @@ def _layers(ground: Ground) -> list[int]:
 
 
 def _patched(
-    ground: Ground, rows: Prompts, planted: Sequence[tuple[int, int]], what: str, inputs: str, variant: str = ""
+    ground: Ground,
+    rows: Prompts,
+    planted: Sequence[tuple[int, int]],
+    what: str,
+    inputs: Literal["source", "target"],
+    variant: str = "",
 ) -> Case:
     own = inputs == "target"
     probe = f"patching {what}, {'same inputs' if own else 'as it runs'}"

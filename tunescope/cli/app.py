@@ -12,6 +12,7 @@ from tunescope.cli import (
     dashboard,
     demo,
     diff,
+    env,
     experiment,
     localize,
     methods,
@@ -48,6 +49,7 @@ app.command("demo")(demo.demo)
 app.command("dashboard")(dashboard.dashboard)
 app.command("diff")(diff.diff)
 app.command("methods")(methods.methods)
+app.command("env")(env.env)
 app.command("record")(record.record)
 app.command("report")(report.report)
 app.command("run")(experiment.run)

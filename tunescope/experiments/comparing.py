@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 import probes
+from probes.cells import label
 from probes.headlines import beside
 from tunescope.experiments import inline, steps
 from tunescope.experiments.step_folder import Outcome, metric_rows
@@ -40,10 +40,8 @@ def compare(step: steps.Compare, bench: Bench) -> Outcome:
         if not more:
             raise
         return Outcome("the weights that both share", more["overlap"], metric_rows([]))
-    lines = [
-        {"of": _cell(line), "metric": "difference", "estimate": line["difference"]}
-        for line in table.head(TOP).to_dict("records")
-    ]
+    rows: list[dict[str, Any]] = [{str(name): cell for name, cell in row.items()} for row in _records(table)]
+    lines = [{"of": label(row), "metric": "difference", "estimate": row["difference"]} for row in rows]
     if agreement is None:
         return Outcome(f"{len(table)} cells; {UNRANKED}", table, metric_rows(lines), more=more)
     lines.insert(0, {"of": "all", "metric": "spearman", "estimate": agreement.spearman, "n": float(agreement.n_cells)})
@@ -72,7 +70,6 @@ def _agreement(first: ProbeResult, second: ProbeResult, seed: int) -> Comparison
         return None
 
 
-def _cell(line: dict[Hashable, Any]) -> str:
-    from tunescope.experiments.execute import cell_label
-
-    return cell_label(pd.Series(line))
+def _records(table: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The first rows as plain values."""
+    return table.head(TOP).to_dict("records")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from probes.cells import label
 from tunescope.experiments import steps
 from tunescope.experiments.materials import Materials
 from tunescope.experiments.method_call import call_method
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from tunescope.experiments.schema import Experiment
     from workbench.models.pair import ModelPair
 
-_NAMES = ("site", "module", "phase", "group", "desideratum", "model", "token")
 TOP = 10
 """Cells of a map that enter the long table; the step's own table has all."""
 
@@ -96,26 +96,7 @@ def _best(result: Any) -> pd.DataFrame:
     """The first cells of the map as rows of the long table."""
     n = result.provenance.n_prompts or float("nan")
     return metric_rows([
-        {"of": cell_label(row), "metric": "score", "estimate": row["score"], "n": n,
+        {"of": label(row), "metric": "score", "estimate": row["score"], "n": n,
          **{name: row[name] for name in ("low", "high", "control", "q")}}
         for row in result.frame().head(TOP).to_dict("records")
     ])  # fmt: skip
-
-
-def cell_label(row: Any) -> str:
-    """What a row of a probe's table is about, as people write it: L1H0, L1E4, direction 2."""
-    places = [name for name in ("layer", "head", "expert", "position") if _given(row, name)]
-    number = {name: int(row[name]) for name in places if not isinstance(row[name], str)}
-    layer = f"L{number['layer']}" if "layer" in number else ""
-    parts = [layer + next((f"{name[0].upper()}{number[name]}" for name in ("head", "expert") if name in number), "")]
-    parts += [str(row[name]) for name in _NAMES if _given(row, name)]
-    parts += [row[name] for name in places if name not in number]
-    if _given(row, "direction"):
-        parts.append(row["direction"] if isinstance(row["direction"], str) else f"direction {int(row['direction'])}")
-    parts += [f"position {number['position']}"] if "position" in number else []
-    parts += [f"first {int(row['count'])}"] if not places and _given(row, "count") else []
-    return " ".join(part for part in parts if part) or "all"
-
-
-def _given(row: Any, name: str) -> bool:
-    return name in row and not pd.isna(row[name])

@@ -100,6 +100,7 @@ class RecipeBuilder:
 
     def _knobs(self, spec: inline.SubspaceKnobSpec) -> list[Any]:
         if spec.knob is None:
+            assert spec.layer is not None  # the schema asks for it
             made = iv.SubspaceKnob(
                 spec.layer, self._tensor(spec.direction), torch.tensor(spec.value), spec.mode, spec.site,
                 strength=spec.strength, positions=spec.positions,
@@ -110,6 +111,7 @@ class RecipeBuilder:
 
     def _ablations(self, spec: inline.ConceptAblationSpec) -> list[Any]:
         if spec.concepts is None:
+            assert spec.layer is not None  # the schema asks for it
             mean = None if spec.mean is None else self._tensor(spec.mean)
             return [
                 iv.ConceptAblation(

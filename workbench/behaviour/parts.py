@@ -120,16 +120,16 @@ def sure_unsure(
     threshold: int | float | None = None,
     controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
     seed: int = 0,
+    batch_size: int = 32,
     **options: Any,
 ) -> PartedDiff:
     """Accuracy and calibration where the tuned model is sure of its answer, and where it is not.
 
     ``confidence``: one number per prompt, such as that of :func:`self_critique`; by default the probability of the
     tuned model's most likely next token. Sure: at least ``threshold`` (default: the median). ``options``: see
-    :class:`DiffOptions`, and ``batch_size``.
+    :class:`DiffOptions`.
     """
     check_pair(pair)
-    batch_size = int(options.pop("batch_size", 32))
     trial = _trial(questions, [*metrics, "confidence"], read_options(DiffOptions, options), batch_size, seed)
     given = None if confidence is None else np.asarray(confidence, dtype=np.float64)
     if given is not None and given.shape != (len(trial.prompts),):

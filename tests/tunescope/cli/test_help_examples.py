@@ -184,6 +184,10 @@ def _steered(done: Done) -> None:
     assert given["--prompt"] in done.said and all(f" {one} " in done.said for one in strengths)
 
 
+def _environment(done: Done) -> None:
+    assert "torch build" in done.said and "Hugging Face cache" in done.said and not (done.folder / "runs").exists()
+
+
 def _planned(done: Done) -> None:
     assert "localize experts" in done.said and "4 cells" in done.said and not (done.folder / "runs").exists()
 
@@ -268,6 +272,7 @@ PROMISES: dict[str, Callable[[Done], None]] = {
     "runs list": _listed,
     "runs show": _shown_run,
     "runs verify": _verified,
+    "env": _environment,
     "report": _reported,
     "dashboard": _served,
     "demo": _told,

@@ -1,0 +1,356 @@
+# Written by .ci/stubs.py (make stubs) from the package's table of lazy names; do not edit.
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from probes.comparison import Comparison as Comparison
+from probes.comparison import compare as compare
+from probes.concepts.dictionary import Dictionary as Dictionary
+from probes.concepts.probe import ConceptDirections as ConceptDirections
+from probes.concepts.probe import concept_directions as concept_directions
+from probes.deltas import ActivationDelta as ActivationDelta
+from probes.deltas import activation_delta as activation_delta
+from probes.desiderata.boxes import box_desiderata as box_desiderata
+from probes.desiderata.boxes import box_prompts as box_prompts
+from probes.desiderata.result import ComponentMasking as ComponentMasking
+from probes.experts.counting import Excluded
+from probes.experts.labels import Labeller
+from probes.experts.mapping import ExpertMap as ExpertMap
+from probes.experts.switching import Behaviour, Mode
+from probes.experts.switching import SwitchingCurve as SwitchingCurve
+from probes.grafting.overlap import MaskOverlap as MaskOverlap
+from probes.grafting.overlap import mask_overlap as mask_overlap
+from probes.grafting.regions import Level
+from probes.grafting.result import GraftResult as GraftResult
+from probes.grafting.search import Method
+from probes.head_writes import HeadWords as HeadWords
+from probes.head_writes import head_words as head_words
+from probes.knob.find import Setup as KnobSetup
+from probes.knob.find import find_knob as find_knob
+from probes.knob.result import Knob as Knob
+from probes.knob.subspace import Training as KnobTraining
+from probes.lens import LogitLens as LogitLens
+from probes.lens import logit_lens as logit_lens
+from probes.linear.heads import HeadProbe as HeadProbe
+from probes.linear.heads import head_probe as head_probe
+from probes.needles.heads import RetrievalHeads as RetrievalHeads
+from probes.needles.masking import Mask
+from probes.needles.masking import MaskTest as MaskTest
+from probes.needles.search import needle_search as needle_search
+from probes.needles.trials import Needle as Needle
+from probes.needles.trials import Trial
+from probes.needles.trials import needle_trials as needle_trials
+from probes.patches.result import Patching as Patching
+from probes.paths.circuit_result import CircuitTest as CircuitTest
+from probes.paths.cross_model import CrossPatching as CrossPatching
+from probes.paths.groups import Heads
+from probes.paths.places import Place
+from probes.paths.result import PathPatching as PathPatching
+from probes.random_recipes import stand_ins as stand_ins
+from probes.results import ProbeResult as ProbeResult
+from probes.selection import HeadSelection as HeadSelection
+from probes.token_ranks import TokenShift as TokenShift
+from probes.token_ranks import token_shift as token_shift
+from probes.weights.delta import weight_delta as weight_delta
+from probes.weights.result import WeightDelta as WeightDelta
+from workbench.method_options import As, Within
+from workbench.progress import Progress
+from workbench.results import Provenance as Provenance
+
+__all__ = [
+    "ActivationDelta",
+    "CircuitTest",
+    "Comparison",
+    "ComponentMasking",
+    "ConceptDirections",
+    "CrossPatching",
+    "Dictionary",
+    "ExpertMap",
+    "GraftResult",
+    "HeadProbe",
+    "HeadSelection",
+    "HeadWords",
+    "Knob",
+    "KnobSetup",
+    "KnobTraining",
+    "LogitLens",
+    "MaskOverlap",
+    "MaskTest",
+    "Needle",
+    "Patching",
+    "PathPatching",
+    "ProbeResult",
+    "Provenance",
+    "RetrievalHeads",
+    "SwitchingCurve",
+    "TokenShift",
+    "WeightDelta",
+    "activation_delta",
+    "box_desiderata",
+    "box_prompts",
+    "circuit",
+    "cmap",
+    "compare",
+    "component_masking",
+    "concept_directions",
+    "expert_map",
+    "find_knob",
+    "graft",
+    "head_probe",
+    "head_selection",
+    "head_words",
+    "logit_lens",
+    "mask_heads",
+    "mask_overlap",
+    "needle_search",
+    "needle_trials",
+    "patching",
+    "path_patching",
+    "retrieval_heads",
+    "stand_ins",
+    "switching_curve",
+    "token_shift",
+    "weight_delta",
+]
+
+def circuit(
+    subject: Any,
+    prompts: Any,
+    heads: Annotated[Heads, As("heads by place")],
+    metric: Literal["accuracy", "prob", "logit_diff"] | str = "accuracy",
+    *,
+    reference: Annotated[Any, As("prompts")] = None,
+    controls: int = 20,
+    parts: int = 20,
+    minimality: bool = False,
+    redundant: float = 0.3,
+    threshold: float = 0.01,
+    batch_size: int = 16,
+    max_tokens: int | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CircuitTest:
+    """Run only ``heads`` and mean-ablate all others, at every position; compare with the whole model.
+
+    Options: :class:`probes.paths.circuits.CircuitOptions`.
+    """
+
+def cmap(
+    pair: Any,
+    prompts: Any,
+    heads: Annotated[Heads, As("heads by place")],
+    metric: Literal["accuracy", "prob", "logit_diff"] | str = "accuracy",
+    *,
+    controls: int = 20,
+    batch_size: int = 16,
+    max_tokens: int | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CrossPatching:
+    """Copy z of ``heads`` from the tuned model's run into the base's on the same prompts, and the reverse.
+
+    Options: :class:`probes.paths.cross_model.CrossOptions`.
+    """
+
+def component_masking(
+    subject: Any,
+    desiderata: Annotated[Any, As("prompt sets")],
+    position: Place = "last",
+    *,
+    heads: Sequence[str] | None = None,
+    penalties: Sequence[float] = (0.001, 0.01, 0.1),
+    epochs: int = 2,
+    learning_rate: float = 0.1,
+    batch_size: int = 32,
+    controls: int = 20,
+    max_tokens: int | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ComponentMasking:
+    """Learn which heads' z, taken from the source prompt at ``position``, turns the base prompt's answer into the
+    target; later layers recompute.
+
+    Options: :class:`probes.desiderata.masking.MaskingOptions`.
+    """
+
+def expert_map(
+    subject: Any,
+    prompts: Any,
+    labels: Annotated[Sequence[Any] | Labeller | None, As("column")] = None,
+    target: Annotated[Any, As("value")] = None,
+    *,
+    phase: Literal["prefill", "decode", "both"] = "prefill",
+    score: Literal["share", "token_rate"] = "share",
+    reference: Literal["base"] | None = "base",
+    positions: Literal["all", "last"] = "all",
+    exclude: Annotated[Excluded, As("value")] = "none",
+    test: Literal["mannwhitney", "permutation"] = "mannwhitney",
+    responses: Sequence[str] | None = None,
+    max_new_tokens: int = 32,
+    top: int | None = None,
+    draws: int = 500,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ExpertMap:
+    """Which experts the model uses more for prompts of the ``target`` class of behaviour than for the others.
+
+    Options: :class:`probes.experts.mapping.MapOptions`.
+    """
+
+def graft(
+    pair: Any,
+    prompts: Any,
+    *,
+    method: Method | str = "optimised",
+    level: Level | str = "entries",
+    sparsity: Annotated[float, Within(1e-12, 1)] = 0.001,
+    ood: Annotated[Any, As("prompts")] = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    epochs: int = 30,
+    start: Literal["movement", "empty"] = "movement",
+    offset: float | None = None,
+    lr: float | None = None,
+    penalty: float = 0.03,
+    sparsities: Sequence[float] = (1e-05, 0.0001, 0.001, 0.01, 0.02, 0.05, 0.1, 1.0),
+    draws: int = 10,
+    batch_size: int = 32,
+) -> GraftResult:
+    """Find the weights of the tuned model that, put into the base, carry the task of ``prompts``.
+
+    Options: :class:`probes.grafting.search.Settings`.
+    """
+
+def head_selection(
+    subject: Any,
+    prompts: Any,
+    *,
+    penalty: float = 0.001,
+    epochs: int = 5,
+    learning_rate: float = 0.005,
+    batch_size: int = 8,
+    end: bool = True,
+    resamples: int = 4,
+    holdout: float = 0.25,
+    heads: int | None = None,
+    other: Annotated[Any, As("prompts")] = None,
+    controls: int = 10,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> HeadSelection:
+    """Train one scaling per entry of every head's z for the prompts' ``answer`` and rank heads by its norm.
+
+    Options: :class:`probes.selection.SelectionOptions`.
+    """
+
+def mask_heads(
+    subject: Any,
+    trials: Sequence[Trial],
+    heads: RetrievalHeads | Sequence[str],
+    counts: Sequence[int] = (1, 2, 4, 8),
+    *,
+    how: Mask = "zero",
+    max_new_tokens: int = 50,
+    controls: int = 10,
+    seed: int = 0,
+) -> MaskTest:
+    """Answer the trials with the first n of ``heads`` masked, for every n of ``counts``.
+
+    Options: :class:`probes.needles.masking.MaskOptions`.
+    """
+
+def patching(
+    subject: Any,
+    prompts: Any,
+    sites: str | Sequence[str] = "heads",
+    source: str | None = None,
+    target: str | None = None,
+    what: Literal["z", "write"] | str = "write",
+    metric: Literal["logit_diff", "prob", "kl"] | str = "logit_diff",
+    *,
+    positions: str | int | Sequence[int] | None = None,
+    layers: Any = None,
+    inputs: Literal["source", "target"] = "source",
+    method: Literal["exact", "attribution", "ig"] = "exact",
+    confirm: float = 0.1,
+    ig_steps: int = 5,
+    normalise: bool = True,
+    only_correct: bool = False,
+    together: int | None = None,
+    controls: int = 10,
+    batch_size: int = 16,
+    max_tokens: int | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Patching:
+    """Put activations of the source run into the target run, one cell at a time, and measure the last position.
+
+    Options: :class:`probes.patches.patching.PatchOptions`.
+    """
+
+def path_patching(
+    subject: Any,
+    prompts: Any,
+    receivers: str | Sequence[str] = "logits",
+    through: Literal["q", "k", "v"] | str = "q",
+    position: Place = "last",
+    source: Literal["corrupted", "clean", "tuned", "base"] | str = "corrupted",
+    target: Literal["clean", "corrupted", "base", "tuned"] | str = "clean",
+    metric: Literal["prob_ratio", "logit_diff"] | str = "prob_ratio",
+    *,
+    senders: Sequence[str] | None = None,
+    layers: Any = None,
+    freeze_mlps: bool = False,
+    only_correct: bool = True,
+    controls: int = 10,
+    batch_size: int = 16,
+    max_tokens: int | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PathPatching:
+    """Replace each head's z at ``position`` by the source run's, let only ``receivers`` feel it, and read the answer.
+
+    Options: :class:`probes.paths.finding.PathOptions`.
+    """
+
+def retrieval_heads(
+    subject: Any,
+    trials: Sequence[Trial],
+    *,
+    max_new_tokens: int = 50,
+    keep_above: float = 0.5,
+    threshold: float = 0.1,
+    decoys: int = 10,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RetrievalHeads:
+    """Which heads of a model, or of both models of a pair, copy the needle into their answer.
+
+    Options: :class:`probes.needles.heads.RetrievalOptions`.
+    """
+
+def switching_curve(
+    subject: Any,
+    prompts: Any,
+    behaviour: Annotated[Behaviour, As("behaviour")],
+    ranking: Annotated[ExpertMap | Sequence[str], As("experts")],
+    counts: Sequence[int] = (1, 2, 4, 8),
+    mode: Mode = "replace",
+    *,
+    max_new_tokens: int = 32,
+    controls: int = 10,
+    draws: int = 1000,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SwitchingCurve:
+    """Generate with the first n experts of ``ranking`` switched, for every n of ``counts``, and score the responses.
+
+    Options: :class:`probes.experts.switching.SwitchOptions`.
+    """

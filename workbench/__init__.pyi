@@ -1,0 +1,168 @@
+# Written by .ci/stubs.py (make stubs) from the package's table of lazy names; do not edit.
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+
+from workbench.behaviour.diff import Recipes
+from workbench.behaviour.dose import DoseResponse
+from workbench.behaviour.parts import PartedDiff
+from workbench.behaviour.result import BehaviourDiff
+from workbench.behaviour.scope import Changed, ScopePanel
+from workbench.behaviour.subject import AppliedRecipe
+from workbench.behaviour.texts import TextRule
+from workbench.engine.sites import Site as Site
+from workbench.errors import UserError as UserError
+from workbench.models.adapted import AdaptedModel as AdaptedModel
+from workbench.models.pair import ModelPair as ModelPair
+from workbench.models.pair import load_one as load_model
+from workbench.models.pair import load_pair as load_pair
+from workbench.progress import Progress
+from workbench.prompts.collection import Prompts as Prompts
+from workbench.recording.record_pair import record as record
+from workbench.recording.recording import Recording as Recording
+
+__version__: str
+
+__all__ = [
+    "AdaptedModel",
+    "ModelPair",
+    "Prompts",
+    "Recording",
+    "Site",
+    "UserError",
+    "behaviour_diff",
+    "dose_response",
+    "known_unknown",
+    "load_model",
+    "load_pair",
+    "record",
+    "scope_panel",
+    "sure_unsure",
+]
+
+def behaviour_diff(
+    pair: ModelPair,
+    prompts: Any,
+    recipe: Recipes = None,
+    *,
+    metrics: Sequence[str] = ...,
+    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
+    base_recipes: Mapping[str, AppliedRecipe] | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    neutral: Any = None,
+    max_new_tokens: int = 32,
+    samples: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    refusal: TextRule = ...,
+    continuation: str = "tuned",
+    controls_on: str = "tuned",
+    bins: int = ...,
+    texts: bool = False,
+    progress: Progress | None = None,
+) -> BehaviourDiff:
+    """Compare base, tuned, and the tuned model under any number of recipes.
+
+    Options: :class:`workbench.behaviour.options.DiffOptions`.
+    """
+
+def dose_response(
+    pair: ModelPair,
+    prompts: Any,
+    dose: Any,
+    strengths: Sequence[int | float],
+    *,
+    metric: str = "accuracy",
+    controls: Sequence[Any] = (),
+    on: str = "tuned",
+    seed: int = 0,
+    batch_size: int = 32,
+    neutral: Any = None,
+    out_of_scope: Any = None,
+    max_new_tokens: int = 32,
+    refusal: TextRule = ...,
+    progress: Progress | None = None,
+) -> DoseResponse:
+    """Follow ``metric`` of one side of a pair over the strengths of a recipe.
+
+    Options: :class:`workbench.behaviour.dose.DoseOptions`.
+    """
+
+def known_unknown(
+    pair: ModelPair,
+    questions: Any,
+    recipe: Recipes = None,
+    *,
+    metrics: Sequence[str] = ("refusal", "answered"),
+    knows: str = "answered",
+    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    neutral: Any = None,
+    max_new_tokens: int = 32,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    refusal: TextRule = ...,
+    continuation: str = "tuned",
+    controls_on: str = "tuned",
+    bins: int = ...,
+    texts: bool = False,
+    progress: Progress | None = None,
+) -> PartedDiff:
+    """Refusal (and any other metric) of questions that the BASE answers rightly, and of those that it does not.
+
+    Options: :class:`workbench.behaviour.options.DiffOptions`.
+    """
+
+def scope_panel(
+    pair: ModelPair,
+    recipe: AppliedRecipe | Mapping[str, AppliedRecipe],
+    in_scope: Any,
+    near_scope: Any,
+    out_of_scope: Any,
+    *,
+    changed: Changed = "next_token",
+    controls: Mapping[str, Sequence[AppliedRecipe]] | Sequence[AppliedRecipe] = (),
+    on: str = "tuned",
+    seed: int = 0,
+    max_new_tokens: int = 32,
+    progress: Progress | None = None,
+) -> ScopePanel:
+    """Share of prompts whose behaviour a recipe changes, in three sets of prompts (``near_scope`` may be None).
+
+    Options: :class:`workbench.behaviour.scope.ScopeOptions`.
+    """
+
+def sure_unsure(
+    pair: ModelPair,
+    questions: Any,
+    recipe: Recipes = None,
+    *,
+    metrics: Sequence[str] = ("accuracy", "confidence", "brier", "ece"),
+    confidence: Sequence[int | float] | numpy.ndarray | None = None,
+    threshold: int | float | None = None,
+    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    neutral: Any = None,
+    max_new_tokens: int = 32,
+    samples: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    refusal: TextRule = ...,
+    continuation: str = "tuned",
+    controls_on: str = "tuned",
+    bins: int = ...,
+    texts: bool = False,
+    progress: Progress | None = None,
+) -> PartedDiff:
+    """Accuracy and calibration where the tuned model is sure of its answer, and where it is not.
+
+    Options: :class:`workbench.behaviour.options.DiffOptions`.
+    """
