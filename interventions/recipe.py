@@ -9,10 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from interventions.base import Intervention, SiteIntervention
-from interventions.checks import as_tensor
+from interventions.checks import as_prompt_lengths
 from interventions.strength import Number
 from interventions.trace import Trace
 from workbench.cards import card, counted
@@ -65,7 +63,7 @@ class Recipe:
         """
         adapted = as_adapted(model)
         self.check(adapted)
-        lengths, log = _lengths(prompt_lengths), Trace()
+        lengths, log = as_prompt_lengths(prompt_lengths), Trace()
         with ExitStack() as stack:
             if lengths is not None:
                 stack.enter_context(adapted.hooked([], prompt_lengths=lengths))
@@ -156,19 +154,6 @@ class Recipe:
         lines = [{"": place, "intervention": one.kind, "settings": repr(one)} for place, one in enumerate(self)]
         made = {str(name): value for name, value in self.made_with.items()}
         return card(f"Recipe of {counted(len(self), 'intervention')}", made, pd.DataFrame(lines))
-
-
-def _lengths(given: Any) -> Tensor | None:
-    """Prompt lengths as a tensor, [row] or one number."""
-    if given is None:
-        return None
-    lengths = given if isinstance(given, Tensor) else as_tensor(given, "prompt_lengths", ndim=(0, 1))
-    whole = lengths.ndim <= 1 and not lengths.is_complex() and bool((lengths == lengths.long()).all())
-    if not whole or lengths.dtype == torch.bool or bool((lengths < 0).any()):
-        raise UserError(
-            f"prompt_lengths is {given!r}: give the number of real tokens of each prompt, or one number for all."
-        )
-    return lengths.long()
 
 
 def as_adapted(model: Any) -> AdaptedModel:

@@ -114,7 +114,7 @@ class ForwardContext:
             return torch.full((self.batch,), columns, device=self.device)
         return self._mask[:, :columns].sum(-1)
 
-    def _given_lengths(self, lengths: Int[Tensor, " row"]) -> Int[Tensor, " batch"]:
+    def _given_lengths(self, lengths: Int[Tensor, " row"] | Int[Tensor, ""]) -> Int[Tensor, " batch"]:
         if lengths.ndim == 0:
             return lengths.expand(self.batch)
         if len(lengths) != self.n_prompts:

@@ -155,7 +155,7 @@ class AdaptedModel:
         hooks: Sequence[SiteHook],
         *,
         stop: bool = False,
-        prompt_lengths: Int[Tensor, " row"] | None = None,
+        prompt_lengths: Int[Tensor, " row"] | Int[Tensor, ""] | None = None,
     ) -> Iterator[Any]:
         """Hooks at sites for the time of the context; see :meth:`workbench.engine.hub.Hub.hooked`."""
         with self.active() as hf, self.hub.hooked(hooks, stop=stop, prompt_lengths=prompt_lengths):
