@@ -25,12 +25,12 @@ def check_not_wrapped(hf: Any) -> None:
 
 def check_eager(hf: nn.Module, hooked: Iterable[nn.Module]) -> None:
     """Raise :class:`NotSupported` where a module around one of ``hooked``, or itself, was compiled in place."""
-    compiled = [module for module in _modules(hf) if _is_compiled(module)]
+    compiled = _compiled_in_place(hf)
     if not compiled:
         return
     wanted = {id(module) for module in hooked}
     for module in compiled:
-        if any(id(inner) in wanted for inner in _modules(module)):
+        if any(id(inner) in wanted for inner in module.modules()):
             name = next((name for name, one in hf.named_modules() if one is module), "")
             raise NotSupported(
                 f"{f'The module {name}' if name else 'This model'} was compiled (torch.compile), and compiled code "
@@ -42,29 +42,25 @@ _EAGER = Shared(lambda: torch.compiler.set_stance("force_eager"))
 
 
 @contextmanager
-def compiled_code_waits(hf: nn.Module) -> Iterator[None]:
-    """Let callables that were compiled from models of ``hf``'s classes run eagerly inside, so that they call hooks."""
-    if any(_has_compiled_code(kind.forward) for kind in {type(module) for module in _modules(hf)}):
+def compiled_code_waits(kinds: Iterable[type[nn.Module]]) -> Iterator[None]:
+    """Let callables that were compiled from models of these classes run eagerly inside, so that they call hooks."""
+    if any(_has_compiled_code(kind.forward) for kind in kinds):
         with _EAGER.open():
             yield
     else:
         yield
 
 
-def _modules(root: nn.Module) -> Iterator[nn.Module]:
-    """Every module at and under ``root``; faster than its own ``modules()``, and a shared one may come twice."""
-    waiting: list[nn.Module] = [root]
+def _compiled_in_place(hf: nn.Module) -> list[nn.Module]:
+    """Looked for whenever hooks are put on, so without the cost of ``hf.modules()``."""
+    found, waiting = [], [hf]
     while waiting:
         module = waiting.pop()
-        yield module
-        waiting += [child for child in module.__dict__["_modules"].values() if child is not None]
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    own = module.__dict__
-    return own.get("_compiled_call_impl") is not None or (
-        "forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable")
-    )
+        own = module.__dict__
+        if own.get("_compiled_call_impl") is not None or hasattr(own.get("forward"), "_torchdynamo_orig_callable"):
+            found.append(module)
+        waiting += [child for child in own["_modules"].values() if child is not None]
+    return found
 
 
 def _has_compiled_code(forward: Callable[..., Any]) -> bool:

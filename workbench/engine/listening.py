@@ -31,6 +31,7 @@ class Listener:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.on = False
+        self._kinds = {type(module) for module in hub.hf.modules()}
         self._thread: int | None = None
         self._depth = 0
         self._passes = 0
@@ -46,7 +47,7 @@ class Listener:
         """Learn of every forward pass and every ``generate``, until the context ends."""
         hf = self.hub.hf
         with ExitStack() as stack:
-            stack.enter_context(compiled_code_waits(hf))
+            stack.enter_context(compiled_code_waits(self._kinds))
             self._checkpoints = stack.enter_context(ExitStack())
             self._attach_to_forwards()
             stack.callback(self._detach_from_forwards)
