@@ -29,6 +29,7 @@ _HOMES = {
     "Schedule": "training.trainer",
     "SubspaceKnob": "subspace_knob",
     "Trace": "trace",
+    "UnknownPromptWarning": "scope",
     "VocabularyWarning": "logit_shift",
     "Where": "scope",
     "ablated_training": "training.ablated",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from interventions.base import SiteIntervention
 from interventions.checks import Label, as_label, by_layer, check_heads, site_in
 from interventions.key_scope import KeyScope
 from interventions.scope import Change
-from interventions.strength import Amount, Number, working
+from interventions.strength import Amount, Number, Prepared, working
 from workbench.engine import attention
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
@@ -46,11 +46,12 @@ class AttentionScale(SiteIntervention):
 
     The same as adding log(gamma) to the keys' attention logits, so a learned sink (GPT-OSS) takes part in the
     renormalisation. ``heads``: ``"L3H5"`` or (3, 5); None: every head of every layer. ``keys`` are the tokens
-    attended to and ``positions`` the queries that attend, both in the engine's language. ``strength`` is an
-    exponent: gamma ** strength. A query whose whole weight lies on keys of gamma 0 stays as it is.
+    attended to and ``positions`` the queries that attend, both in the engine's language. ``gamma`` is one factor for all
+    heads, or head -> factor, as ZeroTuning finds them: some heads want more of the first token, others less.
+    ``strength`` is an exponent: gamma ** strength. A query whose whole weight lies on keys of gamma 0 stays as it is.
     """
 
-    gamma: Number
+    gamma: Number | Mapping[Label, Number]
     heads: Sequence[Label] | None = None
     keys: PositionSpec | Where = "first"
 
@@ -58,18 +59,28 @@ class AttentionScale(SiteIntervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.gamma) and self.gamma >= 0):
-            raise UserError(f"Gamma is {self.gamma}: give a finite factor of 0 or more; 1 changes nothing.")
         if where(self.keys).rows is not None:
             raise UserError("Rows are named in positions=, not in keys=: give Where(..., rows=...) there.")
         if self.heads is not None:
             given = [self.heads] if isinstance(self.heads, str) else self.heads
             self._set("heads", tuple(sorted({as_label(one, "head") for one in given})))
+        if isinstance(self.gamma, Mapping):
+            self._set("gamma", {as_label(head, "head"): one for head, one in sorted(self.gamma.items(), key=str)})
+            if self.heads is not None and set(self.heads) != set(self.gamma):
+                raise UserError("gamma names other heads than heads=: name the heads in gamma alone.")
+            self._set("heads", tuple(sorted(self.gamma)))
+        for gamma in self._gammas:
+            if isinstance(gamma, bool) or not isinstance(gamma, Number) or not (math.isfinite(gamma) and gamma >= 0):
+                raise UserError(f"Gamma is {gamma}: give a finite factor of 0 or more; 1 changes nothing.")
+
+    @property
+    def _gammas(self) -> list[Number]:
+        return list(self.gamma.values()) if isinstance(self.gamma, Mapping) else [self.gamma]
 
     @property
     def neutral(self) -> bool:
-        """No strength, gamma 1 or no heads."""
-        return super().neutral or self.gamma == 1 or self.heads == ()
+        """No strength, gamma 1 everywhere or no heads."""
+        return super().neutral or self.heads == () or all(one == 1 for one in self._gammas)
 
     def validate(self, model: AdaptedModel) -> None:
         """Every head must exist."""
@@ -104,13 +115,20 @@ class AttentionScale(SiteIntervention):
         amount = Amount(self.strength)
         marks = torch.ones(model.n_heads, dtype=torch.bool) if heads is None else torch.zeros(model.n_heads).bool()
         marks[heads or slice(0)] = True
+        gammas = Prepared.constant(lambda: self._by_head(layer, model.n_heads))
 
         def change(pattern: Tensor, ctx: ForwardContext) -> Tensor:
-            gamma = self.gamma ** amount(pattern, ctx)
+            factor = gammas(pattern, ctx) if isinstance(self.gamma, Mapping) else self.gamma
+            gamma = factor ** amount(pattern, ctx)
             chosen = keys(ctx, pattern.shape[-1])[:, None, None, :] & marks.to(pattern.device)[:, None, None]
             return rescaled(pattern, chosen, gamma, sinks=sinks)
 
         return site, change
+
+    def _by_head(self, layer: int, n_heads: int) -> Float[Tensor, "head 1 1"]:
+        """The factor of each head of a layer, 1 where none is named."""
+        assert isinstance(self.gamma, Mapping)
+        return torch.tensor([float(self.gamma.get(f"L{layer}H{head}", 1.0)) for head in range(n_heads)])[:, None, None]
 
     def _blended(self, chosen: Selection, new: Tensor, old: Tensor) -> Tensor:
         if chosen.everything:

@@ -25,6 +25,13 @@ from workbench.typing import Tensor
 _Same = TypeVar("_Same", bound="Intervention")
 _AtSite = TypeVar("_AtSite", bound="SiteIntervention")
 _KINDS: dict[str, type[Intervention]] = {}
+"""Every class by the name that a recipe file knows it by; see :func:`kind_of`."""
+
+
+def kind_of(cls: type[Intervention]) -> str:
+    """``Offset`` for the interventions of this package, ``module:Class`` for everybody else's."""
+    ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return cls.__name__ if ours else f"{cls.__module__}:{cls.__qualname__}"
 
 
 class Intervention(ABC):
@@ -38,12 +45,12 @@ class Intervention(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        _KINDS[cls.__name__] = cls
+        _KINDS[kind_of(cls)] = cls
 
     @property
     def kind(self) -> str:
-        """The name under which a recipe file knows this intervention: the class's name."""
-        return type(self).__name__
+        """The name under which a recipe file knows this intervention: ``Offset``; of your own class ``module:Class``."""
+        return kind_of(type(self))
 
     @abstractmethod
     def validate(self, model: AdaptedModel) -> None:
@@ -170,12 +177,25 @@ class SiteIntervention(Intervention):
 
 
 def kind_named(name: str) -> type[Intervention]:
-    """The class of interventions called ``name``. Raises :class:`UserError` naming the known ones."""
-    if name not in _KINDS:
-        package = import_module("interventions")
-        if name in package.__all__:
-            getattr(package, name)
-    usable = [kind for kind, found in _KINDS.items() if not isabstract(found)]
-    if name not in usable:
-        raise unknown_name("kind of intervention", name, usable)
-    return _KINDS[name]
+    """The class of interventions that a recipe file calls ``name``; nothing is imported for a name that is not ours.
+
+    A name of this package always is this package's class, whatever others define.
+
+    Raises:
+        UserError: There is no such kind, or it is somebody's own and its class was not imported in this process.
+    """
+    package = import_module("interventions")
+    if name in package.__all__:
+        kind = getattr(package, name)
+        if isinstance(kind, type) and issubclass(kind, Intervention) and not isabstract(kind):
+            return kind
+    elif ":" in name:
+        if name in _KINDS and not isabstract(_KINDS[name]):
+            return _KINDS[name]
+        module, _, cls = name.partition(":")
+        raise UserError(
+            f"The recipe holds an intervention of your own, {cls} of {module}: import that module (define the class) "
+            "before loading the recipe."
+        )
+    usable = [kind for kind, cls in _KINDS.items() if not isabstract(cls)]
+    raise unknown_name("kind of intervention", name, usable)

@@ -32,6 +32,22 @@ def as_tensor(given: Any, name: str, *, ndim: tuple[int, ...]) -> Tensor:
     return value
 
 
+def as_prompt_lengths(given: Any) -> Tensor | None:
+    """The real tokens of each prompt, [row] or one number for all; None stays None."""
+    if given is None:
+        return None
+    try:
+        lengths = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        lengths = torch.empty(0, 0)
+    whole = lengths.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if not whole or lengths.ndim > 1 or bool((lengths < 0).any()):
+        raise UserError(
+            f"prompt_lengths is {given!r}: give the number of real tokens of each prompt, or one number for all."
+        )
+    return lengths.long()
+
+
 def wide_kind(site: str) -> str:
     """The short kind of a site of width d_model, without a layer. Raises :class:`UserError` for any other."""
     parsed = Site.parse(site)

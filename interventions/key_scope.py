@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
+from interventions.scope import tell_unknown_prompt
 from workbench.engine.context import ForwardContext
-from workbench.engine.positions import PositionSpec, Where, select, where
+from workbench.engine.positions import PositionSpec, Where, needs_prompt, select, where
 from workbench.errors import NotSupported
 from workbench.typing import Bool, Tensor
 
@@ -33,6 +34,8 @@ class KeyScope:
 
     def _whole(self, ctx: ForwardContext) -> Bool[Tensor, "batch column"]:
         """True at chosen columns, of all up to now."""
+        if ctx.loose is not None and needs_prompt(self.where):
+            tell_unknown_prompt(self.where, ctx)
         ids = self._ids(ctx) if self._needs_ids else None
         whole = replace(ctx, start=0, length=ctx.start + ctx.length, input_ids=ids, scratch={})
         chosen = select(self.where, whole)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from interventions.strength import working
-from workbench.typing import Float, Tensor
+from workbench.typing import Bool, Float, Tensor
 
 GRID = tuple(step / 10 for step in range(21))
 """The amounts that :func:`matched_amount` chooses from."""
@@ -16,13 +18,11 @@ def shifted(
     tuned: Float[Tensor, "*place smaller"],
     base: Float[Tensor, "*place small"],
     amount: float | Tensor,
-    top_p: float = 1.0,
 ) -> Float[Tensor, "*place vocab"]:
     """``own + amount * (tuned - base)`` over the words all three have; other columns of ``own`` stay.
 
     Where only ``tuned`` rules a word out (-inf), it is ruled out; where ``base`` does, its logit stays, since nothing
-    can be subtracted. With amount 1 and ``own`` equal to ``base`` the result is ``tuned`` to the bit. ``top_p`` below 1
-    first rules out what lies beyond that share of ``own``'s probability.
+    can be subtracted. With amount 1 and ``own`` equal to ``base`` the result is ``tuned`` to the bit.
     """
     width = min(one.shape[-1] for one in (own, tuned, base))
     exact = working(own.dtype)
@@ -32,8 +32,6 @@ def shifted(
     new = o + amount * torch.where(finite, t - b, 0.0)
     new = torch.where((amount == 1) & (o == b) & finite, t, new)
     new = new.masked_fill((t == -torch.inf) & torch.isfinite(b) & (amount > 0), -torch.inf)
-    if top_p < 1:
-        new = torch.where(_beyond(o, top_p) & (amount != 0), -torch.inf, new)
     return torch.cat([new.to(own.dtype), own[..., width:]], dim=-1)
 
 
@@ -60,8 +58,24 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
     return torch.where(both, p.exp() * (p - q), 0.0).sum(-1)
 
 
-def _beyond(logits: Tensor, top_p: float) -> Tensor:
+def without(
+    logits: Float[Tensor, "*place vocab"], ruled_out: Bool[Tensor, "*place smaller"], amount: float | Tensor
+) -> Float[Tensor, "*place vocab"]:
+    """``logits`` with -inf where ``ruled_out``, unless ``amount`` is 0 there; columns beyond it stay."""
+    width = min(ruled_out.shape[-1], logits.shape[-1])
+    acts = torch.as_tensor(amount, device=logits.device) != 0
+    cut = torch.where(ruled_out[..., :width] & acts, -torch.inf, logits[..., :width])
+    return torch.cat([cut, logits[..., width:]], dim=-1)
+
+
+def implausible(tuned: Float[Tensor, "*place vocab"], share: float) -> Bool[Tensor, "*place vocab"]:
+    """Where a word has less than ``share`` of the probability of the likeliest one (CGE's cut, p_t >= a max p_t)."""
+    exact = tuned.to(working(tuned.dtype))
+    return exact < exact.amax(-1, keepdim=True) + math.log(share)
+
+
+def beyond(logits: Float[Tensor, "*place vocab"], top_p: float) -> Bool[Tensor, "*place vocab"]:
     """Where a word is not among the fewest that hold ``top_p`` of the probability."""
-    ordered, order = logits.softmax(-1).sort(-1, descending=True)
+    ordered, order = logits.to(working(logits.dtype)).softmax(-1).sort(-1, descending=True)
     outside = ordered.cumsum(-1) - ordered >= top_p
     return torch.zeros_like(outside).scatter(-1, order, outside)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 
 from interventions.base import Intervention
-from interventions.logit_arithmetic import matched_amount, shifted
-from interventions.other_models import OtherModel, Reader
+from interventions.logit_arithmetic import beyond, implausible, matched_amount, shifted, without
+from interventions.other_models import READING, OtherModel, Reader
 from interventions.packing import pack
 from interventions.scope import Scope
 from interventions.strength import Amount, Number, Strength, as_strength, multiplied
@@ -24,6 +24,7 @@ from workbench.models.adapted import AdaptedModel
 from workbench.typing import Bool, Tensor
 
 MATCHED = "matched"
+_UNSHIFTED = "logits before any shift"
 
 
 class VocabularyWarning(UserWarning):
@@ -46,10 +47,12 @@ class LogitShift(Intervention):
     """logits + alpha * (logits of ``tuned`` - logits of ``base``), which steers a large model by a small pair.
 
     Proxy tuning (Liu et al. 2024); after the softmax the same as emulated fine-tuning (Mitchell et al. 2024), whose
-    filter is ``top_p``: only words within that share of the running model's probability can be written.
-    ``alpha="matched"`` chooses alpha for every token, as Dynamic Logits Fusion (Fan et al. 2024) does. Both models read
+    filter is ``top_p``: only words within that share of the running model's probability can be written (which removes
+    what tuning alone made likely). ``plausibility`` is the cut of contrastive decoding by the tuned model (CGE): only
+    words with at least that share of its likeliest word's probability can be written. ``alpha="matched"`` chooses alpha for every token, as Dynamic Logits Fusion (Fan et al. 2024) does. Both models read
     the same tokens and keep their own caches, through sampling, beams and padding; each token costs a forward pass of
-    each. ``strength`` multiplies alpha (one number, or one per row); ``positions`` are those whose next word is
+    each. Several shifts, in one recipe or in nested ones, read the models as they are without any shift, so they add up
+    and a shift and its inverse cancel. ``strength`` multiplies alpha (one number, or one per row); ``positions`` are those whose next word is
     changed. A recipe file holds the two models by name and hash only: after loading, give them by :meth:`with_models`.
     """
 
@@ -57,6 +60,7 @@ class LogitShift(Intervention):
     base: Any
     alpha: float | str = 1.0
     top_p: float = 1.0
+    plausibility: float = field(default=0.0, kw_only=True)
     strength: Strength = field(default=1.0, kw_only=True)
     positions: PositionSpec | Where = field(default="all", kw_only=True)
 
@@ -76,6 +80,8 @@ class LogitShift(Intervention):
             object.__setattr__(self, "alpha", factor)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}: give a share above 0, up to 1 (no filter).")
+        if not 0 <= self.plausibility <= 1:
+            raise UserError(f"plausibility is {self.plausibility}: give a share from 0 (no filter) to 1.")
 
     @property
     def neutral(self) -> bool:
@@ -131,6 +137,8 @@ class LogitShift(Intervention):
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         for name in ("tuned", "base"):
             values[name] = vars(OtherModel.of(values[name]))
+        if not self.plausibility:  # the content of a shift without it stays what it was before there was one
+            del values["plausibility"]
         return pack(values, self.scopes)
 
 
@@ -148,8 +156,12 @@ class _Shift:
 
     def hook(self, _module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         ctx = self.hub.context
-        if ctx is None or self.hub.view != self.view or any(one is not None and one.reading for one in self.readers):
+        if ctx is None or self.hub.view != self.view or self.hub in READING:
             return None
+        with self.hub.listener.running():
+            return self._after(kwargs, output, ctx)
+
+    def _after(self, kwargs: dict[str, Any], output: Any, ctx: ForwardContext) -> Any:
         if kwargs.get("labels") is not None:
             raise NotSupported("The loss was computed before the shift: leave labels out and take it from the logits.")
         own = output[0] if isinstance(output, tuple) else output.logits
@@ -158,10 +170,11 @@ class _Shift:
         chosen = self.scope(ctx)
         if chosen.nothing and cache is None:
             return None
-        tuned, base = (own if one is None else one.logits(kwargs, ctx, cache) for one in self.readers)
+        unshifted = ctx.scratch.setdefault(_UNSHIFTED, own)
+        tuned, base = (unshifted if one is None else one.logits(kwargs, ctx, cache) for one in self.readers)
         if chosen.nothing:  # read all the same: later tokens need what the other models make of this one
             return None
-        new = self._shifted(own, tuned, base, ctx)
+        new = self._shifted(own, tuned.to(own.device), base.to(own.device), ctx)
         if not chosen.everything:
             assert chosen.mask is not None
             new = torch.where(_kept(chosen.mask, kwargs.get("logits_to_keep", 0))[..., None], new, own)
@@ -171,12 +184,16 @@ class _Shift:
         return output
 
     def _shifted(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:
-        alpha: float | Tensor
-        if isinstance(self.shift.alpha, str):
-            alpha = matched_amount(own, tuned.to(own.device), base.to(own.device))[..., None]
-        else:
-            alpha = self.shift.alpha
-        return shifted(own, tuned.to(own.device), base.to(own.device), alpha * self.amount(own, ctx), self.shift.top_p)
+        unshifted = ctx.scratch[_UNSHIFTED]
+        alpha = self.shift.alpha
+        scale = matched_amount(unshifted, tuned, base)[..., None] if isinstance(alpha, str) else alpha
+        amount = scale * self.amount(own, ctx)
+        new = shifted(own, tuned, base, amount)
+        if self.shift.top_p < 1:
+            new = without(new, beyond(unshifted, self.shift.top_p), amount)
+        if self.shift.plausibility > 0:
+            new = without(new, implausible(tuned, self.shift.plausibility), amount)
+        return new
 
 
 def _kept(mask: Bool[Tensor, "batch pos"], keep: Any) -> Bool[Tensor, "batch kept"]:

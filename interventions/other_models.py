@@ -11,12 +11,17 @@ from typing import Any
 import torch
 
 from workbench.engine.context import ForwardContext
+from workbench.engine.hub import Hub
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Tensor
 
 _MIRRORED = ("reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices", "reset")
 """What generation does to a cache beside growing it: beams change places, rejected tokens are taken back."""
+
+
+READING: weakref.WeakSet[Hub] = weakref.WeakSet()
+"""Models that read along at this moment: shifts of logits do not answer to them (they may share a body)."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,6 @@ class Reader:
 
     def __init__(self, model: AdaptedModel) -> None:
         self.model = model
-        self.reading = False
-        """True while this model runs: hooks of the running model must not answer to it (they may share a body)."""
         self._pasts: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     def logits(self, given: Mapping[str, Any], ctx: ForwardContext, cache: Any) -> Tensor:
@@ -97,12 +100,15 @@ class Reader:
     def _alone(self) -> Iterator[None]:
         """This model's own view runs, and what is known of the running forward comes back after."""
         hub = self.model.hub
-        before, self.reading = hub.context, True
+        before, nested = hub.context, hub in READING
+        READING.add(hub)
         try:
             with self.model.active():
                 yield
         finally:
-            self.reading, hub.context = False, before
+            hub.context = before
+            if not nested:
+                READING.discard(hub)
 
 
 def _to(value: Any, device: torch.device) -> Any:

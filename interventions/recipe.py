@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from interventions.base import Intervention, SiteIntervention
+from interventions.checks import as_prompt_lengths
 from interventions.strength import Number
 from interventions.trace import Trace
 from workbench.cards import card, counted
 from workbench.engine.hub import SiteHook
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
+from workbench.typing import Tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,17 +39,34 @@ class Recipe:
         object.__setattr__(self, "made_with", dict(self.made_with))
 
     @contextmanager
-    def applied(self, model: Any, *, trace: bool = False) -> Iterator[Trace]:
+    def applied(
+        self, model: Any, *, trace: bool = False, prompt_lengths: int | Sequence[int] | Tensor | None = None
+    ) -> Iterator[Trace]:
         """Let ``model`` (an AdaptedModel or a Hugging Face model) compute with this recipe inside the context.
 
         Everything is checked before the model is touched, and everything comes back on leaving, also after an
-        exception. Contexts nest: the inner recipe acts after the outer one at the same site. With ``trace`` the
-        yielded :class:`Trace` tells what fired where. Raises :class:`UserError` for what does not fit.
+        exception, in another thread or by garbage collection. Contexts nest: the inner recipe acts after the outer one
+        at the same site. Whoever is outside the context (another thread, task or streaming generator) is refused with
+        :class:`workbench.errors.ModelBusy`.
+
+        Args:
+            model: An AdaptedModel or a Hugging Face model.
+            trace: Let the yielded :class:`Trace` tell what fired where.
+            prompt_lengths: Real tokens of each prompt [row], or one number for all. Needed for positions that count
+                from the prompt's end in a decoding loop of your own; ``generate`` knows.
+
+        Yields:
+            The trace; empty without ``trace``.
+
+        Raises:
+            UserError: The recipe does not fit the model, or forward passes ran inside and did not call its hooks.
         """
         adapted = as_adapted(model)
         self.check(adapted)
-        log = Trace()
+        lengths, log = as_prompt_lengths(prompt_lengths), Trace()
         with ExitStack() as stack:
+            if lengths is not None:
+                stack.enter_context(adapted.hooked([], prompt_lengths=lengths))
             for step in self._steps(adapted, log if trace else None):
                 stack.enter_context(adapted.hooked(step) if isinstance(step, list) else step.entered(adapted))
             yield log

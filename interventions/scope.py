@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from sys import intern
 from typing import Any
@@ -9,13 +10,31 @@ from typing import Any
 import torch
 
 from workbench.engine.context import ForwardContext
-from workbench.engine.positions import PositionSpec, Selection, Where, select, where
+from workbench.engine.positions import PositionSpec, Selection, Where, needs_prompt, select, where
 from workbench.typing import Tensor
 
-__all__ = ["Change", "Scope", "Where", "blend"]
+__all__ = ["Change", "Scope", "UnknownPromptWarning", "Where", "blend", "tell_unknown_prompt"]
 
 Change = Callable[[Any, ForwardContext], Any]
 """(value at a site, forward pass) -> the changed value, of the same shape and dtype, or None: unchanged."""
+
+
+class UnknownPromptWarning(UserWarning):
+    """A text goes on outside ``generate``, so nobody knows which part of it is the prompt."""
+
+
+def tell_unknown_prompt(scope: Where, ctx: ForwardContext) -> None:
+    """Say once in a context that ``scope`` takes everything given so far for the prompt."""
+    if ctx.loose is None or ctx.loose.told:
+        return
+    ctx.loose.told = True
+    warnings.warn(
+        f"This forward pass goes on with a text outside generate(), so the end of the prompt is not known, and "
+        f"positions {scope.at!r} take all that was given so far for the prompt: say how long the prompts are, "
+        "recipe.applied(model, prompt_lengths=...), or call generate().",
+        UnknownPromptWarning,
+        stacklevel=2,
+    )
 
 
 class Scope:
@@ -23,11 +42,14 @@ class Scope:
 
     def __init__(self, positions: PositionSpec | Where) -> None:
         self.where = where(positions)
+        self._needs_prompt = needs_prompt(self.where)
         self._key = intern(f"scope {self.where!r}")  # looked up at every site of every pass
 
     def __call__(self, ctx: ForwardContext) -> Selection:
         chosen: Selection | None = ctx.scratch.get(self._key)
         if chosen is None:
+            if ctx.loose is not None and self._needs_prompt:
+                tell_unknown_prompt(self.where, ctx)
             chosen = ctx.scratch[self._key] = select(self.where, ctx)
         return chosen
 

@@ -3,6 +3,7 @@ norms."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -61,6 +62,9 @@ def _drawn(one: Any, model: AdaptedModel, prompts: Prompts, draws: int, seed: in
             return [replace(one, scales=scales) for scales in _other_heads(one.scales, model, draws, seed)]
         case iv.HeadOffset():
             return _random_offsets(one, model, draws, seed)
+        case iv.AttentionScale(gamma=Mapping() as gammas):
+            others = _other_heads(gammas, model, draws, seed)
+            return [replace(one, gamma=other, heads=None) for other in others]
         case iv.AttentionScale(heads=heads) if heads is not None:
             chosen = {head: None for head in heads}
             return [replace(one, heads=list(other)) for other in _other_heads(chosen, model, draws, seed)]

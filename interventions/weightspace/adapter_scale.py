@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from interventions.base import Intervention
 from interventions.checks import as_tensor
 from interventions.strength import Number, Strength
 from interventions.weightspace.swapping import one_strength, swapped
+from workbench.engine.layered import laid
 from workbench.errors import NotSupported, UserError
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
@@ -75,7 +77,7 @@ class AdapterScale(Intervention):
     @contextmanager
     def entered(self, model: AdaptedModel) -> Iterator[Any]:
         """The adapter is scaled inside; its numbers and switches come back after, exactly."""
-        with model.active(), ExitStack() as stack:
+        with model.active(), model.hub.guarded(), ExitStack() as stack:
             for path, layer in _adapted_modules(model):
                 _scale(layer, self._factor(path, model), self._rank_factors(), stack)
             yield
@@ -179,8 +181,7 @@ def _scale(layer: Any, factor: float, ranks: Float[Tensor, " rank"] | None, stac
         _scale_saved(layer, factor, stack)
     elif factor == 0.0 and not all(_plain_lora(layer, name) for name in names):
         # the layer's own off switch belongs to the pair's views, so the adapter is made inactive instead
-        stack.callback(setattr, layer, "_active_adapter", layer._active_adapter)
-        layer._active_adapter = []
+        stack.enter_context(laid(("active adapter", id(layer)), [], partial(_activate, layer)))
     else:
         _scale_lora(layer, names, factor, ranks, stack)
 
@@ -188,10 +189,20 @@ def _scale(layer: Any, factor: float, ranks: Float[Tensor, " rank"] | None, stac
 def _scale_lora(layer: Any, names: list[str], factor: float, ranks: Tensor | None, stack: ExitStack) -> None:
     for name in names:
         if factor != 1.0:
-            stack.callback(layer.scaling.__setitem__, name, layer.scaling[name])
-            layer.scaling[name] = layer.scaling[name] * factor
+            scaled = layer.scaling[name] * factor
+            stack.enter_context(laid(("scaling", id(layer), name), scaled, partial(_rescale, layer, name)))
         if ranks is not None:
             _scale_up(_up(layer, name), ranks, stack)
+
+
+def _activate(layer: Any, adapters: Any) -> Any:
+    before, layer._active_adapter = layer._active_adapter, adapters
+    return before
+
+
+def _rescale(layer: Any, adapter: str, factor: float) -> float:
+    before, layer.scaling[adapter] = layer.scaling[adapter], factor
+    return before
 
 
 def _scale_up(up: nn.Parameter, factors: Float[Tensor, " rank_or_one"], stack: ExitStack) -> None:

@@ -93,7 +93,7 @@ class Graft(Intervention):
     @contextmanager
     def entered(self, model: AdaptedModel) -> Iterator[Any]:
         """The chosen entries hold the tuned values inside; the original tensors come back after."""
-        with model.active(), swapped(self._weights(model) if self._share else {}):
+        with model.active(), model.hub.guarded(), swapped(self._weights(model) if self._share else {}):
             yield
 
     @property

@@ -85,7 +85,7 @@ class LayerScale(Intervention):
             with self._on_adapter(model).entered(model):
                 yield
             return
-        with model.active(), swapped(self._weights(model)):
+        with model.active(), model.hub.guarded(), swapped(self._weights(model)):
             yield
 
     @property

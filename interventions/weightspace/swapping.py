@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from interventions.strength import Strength, as_strength
+from workbench.engine.layered import laid
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.models.adapters import bare_module
 from workbench.typing import Tensor
@@ -65,16 +67,19 @@ def swapped(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
     """Let each parameter hold another tensor of its shape inside the context.
 
     The parameter objects stay, so optimisers, ties and hooks keep working; after, each holds the same tensor
-    object as before, also when an exception ends the context.
+    object as before, also when an exception ends the context, and in whatever order several contexts end. A model that
+    was moved inside (``.to(dtype)``, ``.to(device)``) stays moved.
     """
-    before = {parameter: parameter.data for parameter in new}
-    try:
+    with ExitStack() as stack:
         for parameter, value in new.items():
-            parameter.data = value.to(parameter)
+            stack.enter_context(laid(("weights", id(parameter)), value, partial(_hold, parameter)))
         yield
-    finally:
-        for parameter, value in before.items():
-            parameter.data = value
+
+
+def _hold(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    before = parameter.data
+    parameter.data = value.to(before)
+    return before
 
 
 def check_same_shape(name: str, value: Tensor, parameter: Tensor) -> None:

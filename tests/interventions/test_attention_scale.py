@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,3 +152,27 @@ def test_refused() -> None:
         iv.Recipe([iv.AttentionScale(2.0, ["L1H7"])]).check(model_of("llama"))
     with pytest.raises(UserError, match="Rows are named"):
         iv.AttentionScale(2.0, keys=iv.Where("all", rows=(True,)))
+
+
+def test_heads_may_have_factors_of_their_own(tmp_path: Path) -> None:
+    """The same as one scaling after the other, each for its heads; the sign differs, as ZeroTuning needs it."""
+    model = model_of("llama")
+    gammas = {"L1H0": 3.0, (1, 2): 0.25, "L2H1": 0.0}
+    one = iv.AttentionScale(gammas)
+    apart = [iv.AttentionScale(3.0, heads="L1H0"), iv.AttentionScale(0.25, heads="L1H2"), iv.AttentionScale(0.0, "L2H1")]
+    with iv.Recipe(apart).applied(model):
+        wanted = model.forward(ids())
+    with iv.Recipe([one]).applied(model):
+        torch.testing.assert_close(model.forward(ids()), wanted, atol=1e-6, rtol=1e-6)
+    with iv.Recipe([replace(one, strength=[0.0, 2.0])]).applied(model):
+        rows = model.forward(ids())
+    with iv.Recipe([iv.AttentionScale({"L1H0": 9.0, "L1H2": 0.0625, "L2H1": 0.0})]).applied(model):
+        torch.testing.assert_close(rows[1], model.forward(ids())[1], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(rows[0], model.forward(ids())[0], atol=1e-5, rtol=1e-5)
+    assert iv.Recipe.load(iv.Recipe([one]).save(tmp_path / "heads.safetensors")) == iv.Recipe([one])
+    assert iv.AttentionScale({"L0H0": 1.0}).neutral and not one.neutral and iv.AttentionScale({}).neutral
+    for bad, words in (({"L1H0": -1.0}, "Gamma is -1"), ({"L1E0": 1.0}, "label of a"), ({"L9H0": 2.0}, "Layer|layer")):
+        with pytest.raises(UserError, match=words), iv.Recipe([iv.AttentionScale(bad)]).applied(model):
+            pass
+    with pytest.raises(UserError, match="name the heads in gamma alone"):
+        iv.AttentionScale(gammas, heads="L0H0")

@@ -307,3 +307,42 @@ def test_plain_tensors_and_foreign_objects() -> None:
         from_steering_vectors(object())
     with pytest.raises(UserError, match="no vectors"):
         from_tensors({})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weak", [1.0, 1e-3])
+def test_half_precision_is_baked_as_if_by_hand(dtype: torch.dtype, weak: float) -> None:
+    """The fold in float64, rounded once: the same weights, bit for bit, however little the recipe moves."""
+    model = AdaptedModel(tiny_model("llama").to(dtype), None)
+    scale = 1 - weak / 2
+    made = baked(model, Recipe([HeadScale({"L1H2": scale})]))
+    assert made.dtype == dtype == made.model.rotary_emb.inv_freq.dtype
+    wanted = {name: one.clone() for name, one in model.inner.state_dict().items()}
+    columns = wanted["model.layers.1.self_attn.o_proj.weight"]
+    columns[:, 32:48] = (columns[:, 32:48].double() * scale).to(dtype)
+    for name, one in made.state_dict().items():
+        assert torch.equal(one, wanted[name]), name
+
+
+def test_half_precision_hides_no_wrong_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold that is off by a hundredth is refused in bfloat16 as it is in float32."""
+    from interventions.exchange import bake as module
+
+    model = AdaptedModel(tiny_model("llama").to(torch.bfloat16), None)
+    right = module._fold_heads
+    recipe = Recipe([HeadScale({"L1H2": 0.0, "L0H1": 3.0})])
+    monkeypatch.setattr(module, "_fold_heads", lambda target, one: right(target, one * 0.99))
+    with pytest.raises(NotSupported, match="would not compute what the recipe does"):
+        baked(model, recipe)
+
+
+def test_an_untied_head_of_half_precision_is_rounded_too() -> None:
+    torch.manual_seed(0)
+    hf = tiny_model("llama", tie_word_embeddings=True).to(torch.bfloat16)
+    direction = torch.randn(64)
+    sites = [(0, "resid_pre"), *((layer, site) for layer in range(3) for site in ("resid_mid", "resid_post"))]
+    recipe = Recipe([ConceptAblation(layer, direction, site=site) for layer, site in sites])
+    made = baked(AdaptedModel(hf, None), recipe)
+    assert {one.dtype for one in made.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        made(torch.arange(5)[None])

@@ -14,7 +14,7 @@ import transformers as tf
 from tokenizers import Tokenizer, models
 
 import interventions as iv
-from interventions.logit_arithmetic import GRID, matched_amount, shifted
+from interventions.logit_arithmetic import GRID, beyond, matched_amount, shifted, without
 from tests.interventions.zoo import ids, model_of, noise, small_pair
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.errors import NotSupported, UserError
@@ -92,9 +92,9 @@ def test_minus_infinity_never_becomes_nan() -> None:
 
 def test_top_p_keeps_the_fewest_words_that_hold_the_share() -> None:
     own = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.97, 0.01, 0.01, 0.01]]).log()
-    found = shifted(own, torch.zeros(2, 4), torch.zeros(2, 4), 1.0, top_p=0.75)
+    found = without(own, beyond(own, 0.75), 1.0)
     assert torch.isfinite(found).tolist() == [[True, True, False, False], [True, False, False, False]]
-    assert torch.equal(shifted(own, own, own, 0.0, top_p=0.1), own)
+    assert torch.equal(without(own, beyond(own, 0.1), 0.0), own)
 
 
 def test_the_matched_amount_moves_as_far_as_tuning_did() -> None:
@@ -275,3 +275,58 @@ def test_gradients_reach_the_running_model_alone() -> None:
         hf(ids(), use_cache=False).logits.logsumexp(-1).sum().backward()
     assert hf.lm_head.weight.grad is not None and hf.lm_head.weight.grad.norm() > 0
     assert all(parameter.grad is None for parameter in tuned.hf.parameters())
+
+
+def test_shifts_read_the_models_as_they_are_without_any_shift() -> None:
+    """Two halves are a whole, a shift and its inverse are nothing; in one recipe, nested, and while generating."""
+    model, (tuned, _) = model_of("llama"), small_pair("llama")
+    plain, there = model.forward(ids()), tuned.forward(ids())
+    half, back = iv.LogitShift(tuned, model, 0.5), iv.LogitShift(model, tuned)
+    with iv.Recipe([half, half]).applied(model):
+        torch.testing.assert_close(model.forward(ids()), there, atol=1e-5, rtol=1e-5)
+    with iv.Recipe([half]).applied(model), iv.Recipe([half]).applied(model):
+        torch.testing.assert_close(model.forward(ids()), there, atol=1e-5, rtol=1e-5)
+    with iv.Recipe([iv.LogitShift(tuned, model), back]).applied(model):
+        assert torch.equal(model.forward(ids()), plain), "cancels to the bit"
+    prompt = model.encode(["the quick", "a lazy dog jumps"])
+    with iv.Recipe([half, half]).applied(model):
+        steered = model.generate_ids(prompt, max_new_tokens=5)
+    assert torch.equal(steered, tuned.generate_ids(prompt, max_new_tokens=5))
+
+
+def test_several_experts_add_up_on_one_copy() -> None:
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    hf = tiny_model("llama")
+    pair = load_pair(hf, peft.get_peft_model(hf, config).eval(), tokenizer=tokenizer(), check=False)
+    base, tuned = pair.base.forward(ids()), pair.tuned.forward(ids())
+    one, matched = iv.LogitShift(pair.tuned, pair.base, 0.5), iv.LogitShift(pair.tuned, pair.base, "matched")
+    with iv.Recipe([one, one]).applied(pair.base):
+        torch.testing.assert_close(pair.base.forward(ids()), tuned, atol=1e-5, rtol=1e-5)
+    with iv.Recipe([one, iv.LogitShift(pair.base, pair.tuned, 0.5)]).applied(pair.tuned):
+        torch.testing.assert_close(pair.tuned.forward(ids()), tuned, atol=1e-5, rtol=1e-5)
+    with iv.Recipe([matched, matched]).applied(pair.base):  # alpha is 1 of each: both look at the unshifted model
+        torch.testing.assert_close(pair.base.forward(ids()), 2 * tuned - base, atol=1e-4, rtol=1e-4)
+
+
+def test_plausibility_is_the_tuned_models() -> None:
+    model, (tuned, base) = model_of("llama"), small_pair("llama")
+    plain = applied(model, iv.LogitShift(tuned, base))
+    cut = applied(model, iv.LogitShift(tuned, base, plausibility=0.5))
+    p = tuned.forward(ids()).softmax(-1)
+    width = p.shape[-1]
+    allowed = p >= 0.5 * p.amax(-1, keepdim=True)
+    assert torch.equal(torch.isfinite(cut[..., :width]), allowed) and 0 < allowed.float().mean() < 1
+    assert torch.equal(cut[..., :width][allowed], plain[..., :width][allowed])
+    rows = applied(model, iv.LogitShift(tuned, base, plausibility=0.5, strength=[0.0, 1.0]))
+    assert torch.equal(rows[0], model.forward(ids())[0]) and torch.equal(rows[1], cut[1])
+    with pytest.raises(UserError, match="plausibility is 1.5"):
+        iv.LogitShift(tuned, base, plausibility=1.5)
+
+
+def test_plausibility_is_kept_and_its_absence_changes_no_content(tmp_path: Path) -> None:
+    tuned, base = small_pair("llama")
+    with_cut = iv.Recipe([iv.LogitShift(tuned, base, plausibility=0.25)])
+    assert iv.Recipe.load(with_cut.save(tmp_path / "cut.safetensors")).interventions[0].plausibility == 0.25
+    settings, _ = iv.LogitShift(tuned, base).to_tensors()
+    assert "plausibility" not in settings and iv.LogitShift(tuned, base) != with_cut.interventions[0]

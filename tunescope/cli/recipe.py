@@ -65,6 +65,9 @@ def export_command(
     ],
     to: Annotated[str, typer.Option(help="gguf, model (weights with the recipe in them), adapter (PEFT) or recipe.")],
     tuned: Tuned = None,
+    dtype: Annotated[
+        str, typer.Option(help="What the model is loaded and written in: auto, float32, bfloat16, float16.")
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe for other tools, where that is exact; otherwise say why not.
@@ -76,7 +79,7 @@ def export_command(
     from interventions.exchange.reading import load_recipe
     from tunescope.cli.output import emit
 
-    recipe, side = load_recipe(file), _last(load_sides(model, tuned))
+    recipe, side = load_recipe(file), _last(load_sides(model, tuned, dtype=dtype))
     written = _export(recipe, side, to, out)
     emit({"recipe": str(file), "format": to, "written": str(written)}, as_json)
 

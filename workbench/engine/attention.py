@@ -56,7 +56,8 @@ def tapped(hf: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        hf.set_attn_implementation(before)
+        if hf.config._attn_implementation == NAME:  # another one was chosen inside: it stays
+            hf.set_attn_implementation(before)
         for config in configs:
             _BEFORE.pop(config, None)
 

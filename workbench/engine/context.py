@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from workbench.errors import UserError
 from workbench.typing import Bool, Int, Tensor
 
 
@@ -25,6 +26,25 @@ class Generation:
     beams: int = 1
     """Beams per prompt: with more than one, the rows of the cache change places from step to step."""
     """[row, column] of the prompts; None when no prompt is padded."""
+
+
+class LooseCalls:
+    """Forward passes that no ``generate`` made, for which nobody said how long the prompts are."""
+
+    def __init__(self) -> None:
+        self.told = False
+        """Whether it was said already that positions are not known."""
+        self._last: Tensor | None = None
+
+    def continues(self, ids: Tensor | None, start: int) -> bool:
+        """Whether this pass goes on with a text, so that it cannot tell the prompt from what was generated."""
+        if start > 0:
+            return True
+        last, self._last = self._last, ids
+        if last is None or ids is None or ids.device.type == "meta" or last.device != ids.device:
+            return False
+        grown = ids.shape[0] == last.shape[0] and ids.shape[1] == last.shape[1] + 1
+        return grown and torch.equal(ids[:, :-1], last)
 
 
 @dataclass
@@ -42,6 +62,8 @@ class ForwardContext:
     generation: Generation | None = None
     given_prompt_lengths: Tensor | None = None
     """[row] real prompt tokens, when the caller said which part is the prompt."""
+    loose: LooseCalls | None = None
+    """Set when this pass goes on with a text whose prompt is not known."""
     scratch: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
@@ -84,13 +106,23 @@ class ForwardContext:
     def prompt_lengths(self) -> Int[Tensor, " batch"]:
         """Real tokens of each row's prompt. Outside ``generate`` everything given is prompt."""
         if self.given_prompt_lengths is not None:
-            return self.given_prompt_lengths.to(self.device)[self.rows]
+            return self._given_lengths(self.given_prompt_lengths.to(self.device))
         if self.generation is not None and self.generation.attention_mask is not None:
             return self.generation.attention_mask.to(self.device).sum(-1)[self.rows]  # chunked prefill shows less
         columns = self.start + self.length if self.generation is None else self.generation.columns
         if not self.padded:
             return torch.full((self.batch,), columns, device=self.device)
         return self._mask[:, :columns].sum(-1)
+
+    def _given_lengths(self, lengths: Int[Tensor, " row"] | Int[Tensor, ""]) -> Int[Tensor, " batch"]:
+        if lengths.ndim == 0:
+            return lengths.expand(self.batch)
+        if len(lengths) != self.n_prompts:
+            raise UserError(
+                f"There are {len(lengths)} prompt_lengths but the batch has {self.n_prompts} prompts: give one per "
+                "prompt, or one number for all."
+            )
+        return lengths[self.rows]
 
     @cached_property
     def rows(self) -> Int[Tensor, " batch"]:

@@ -73,7 +73,8 @@ def tapped(hf: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        hf.set_experts_implementation(before)
+        if hf.config._experts_implementation == NAME:  # another one was chosen inside: it stays
+            hf.set_experts_implementation(before)
 
 
 def set_tap(module: nn.Module, tap: Callable[[Any], Any]) -> Callable[[], None]:

@@ -6,25 +6,24 @@ recorders after them, whatever was registered first. All of it leaves with the c
 
 from __future__ import annotations
 
-import inspect
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import nn
 
-from workbench.engine.checkpointing import keep_contexts
-from workbench.engine.context import ForwardContext, Generation
-from workbench.engine.families import Family, family_of, submodule
+from workbench.engine.compiled import check_eager, check_not_wrapped
+from workbench.engine.context import ForwardContext, Generation, LooseCalls
+from workbench.engine.families import Family, family_of
 from workbench.engine.geometry import Geometry, read_geometry
+from workbench.engine.holding import Holdings
+from workbench.engine.layered import Shared, laid
+from workbench.engine.listening import Listener
 from workbench.engine.ports import Port, port
 from workbench.engine.sites import KINDS, Site
-from workbench.errors import ModelBusy, unknown_name
+from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.typing import Tensor
 
 HookFn = Callable[[Any, ForwardContext], Any]
@@ -39,6 +38,9 @@ class SiteHook:
     edit: bool = False
 
 
+_OPEN = "A context (a recipe, a recording) is open on this model: leave it before copying the model."
+
+
 class StopForward(Exception):
     """Ends a forward pass after the last site that was asked for. Never seen outside the engine."""
 
@@ -49,6 +51,7 @@ class _Entry:
     fn: HookFn
     edit: bool
     view: str
+    ran: bool = False
 
 
 class _Dispatch:
@@ -57,8 +60,11 @@ class _Dispatch:
     def __init__(self, hub: Hub, module: nn.Module, side: str) -> None:
         self.hub = hub
         self.entries: list[_Entry] = []
-        self.stops = False
+        self.stops = 0
         self._remove = self._register(module, side)
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        raise UserError(_OPEN)
 
     def _register(self, module: nn.Module, side: str) -> Callable[[], None]:
         if side == "in":
@@ -89,6 +95,7 @@ class _Dispatch:
         for entry in self.entries:
             if entry.view != hub.view:
                 continue
+            entry.ran = True
             value = entry.fn(entry.port.get(raw, ctx), ctx)
             if entry.edit and value is not None:
                 raw = entry.port.put(raw, value, ctx)
@@ -119,12 +126,18 @@ class Hub:
         """Which of the models that share these weights is running ("base" or "tuned" of an adapter pair)."""
         self.withheld: frozenset[str] = frozenset()
         """Kinds of site that the self-check could not confirm for this architecture; they are not offered."""
-        self._lock = threading.RLock()
-        self._holders = 0
+        self.holdings = Holdings()
+        self.listener = Listener(self)
+        self.generation: Generation | None = None
+        """The call of ``generate`` that is running."""
+        self.passes: dict[str, int] = {}
+        """Forward passes that came to their end, by view."""
+        self.hooked_contexts = 0
+        self._listening = Shared(self.listener.listening)
+        self._taps = {side: Shared(lambda side=side: self._tapped(side)) for side in ("pattern", "experts")}
         self._dispatches: dict[tuple[int, str], _Dispatch] = {}
-        self._depth = 0
-        self._generation: Generation | None = None
         self._prompt_lengths: Tensor | None = None
+        self._loose = LooseCalls()
 
     @property
     def hf(self) -> Any:
@@ -134,12 +147,12 @@ class Hub:
     @property
     def n_hooks(self) -> int:
         """How many torch hooks of ours are on the model now."""
-        return len(self._dispatches) + (1 if self._depth else 0)
+        return len(self._dispatches) + (1 if self.hooked_contexts else 0)
 
     @property
     def held(self) -> bool:
         """Whether a context (of hooks, of changed weights) is open on the model."""
-        return self._holders > 0
+        return bool(self.holdings)
 
     def sites(self) -> list[str]:
         """The canonical names this model has; experts once per layer, as ``blocks.L.mlp.expert``."""
@@ -153,40 +166,69 @@ class Hub:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Hold the model; raises :class:`ModelBusy` when another thread does."""
-        if not self._lock.acquire(blocking=False):
-            raise ModelBusy(
-                "Another thread is using this model; one model serves one context at a time: wait for it to end, "
-                "or load the model a second time."
-            )
-        self._holders += 1
+        """Hold the model; raises :class:`ModelBusy` when another thread, task or generator does."""
+        holding = self.holdings.open()
         try:
             yield
         finally:
-            self._holders -= 1
-            self._lock.release()
+            self.holdings.close(holding)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Hold the model while it computes something else than it does outside (other weights, no adapter).
+
+        Its forward passes are refused to whoever is outside the context, with :class:`ModelBusy`.
+        """
+        with self.owned(), self._listening.open():
+            yield
 
     @contextmanager
     def hooked(
-        self, hooks: Sequence[SiteHook], *, stop: bool = False, prompt_lengths: Tensor | None = None
+        self,
+        hooks: Sequence[SiteHook],
+        *,
+        stop: bool = False,
+        prompt_lengths: Tensor | None = None,
+        all_called: bool = True,
     ) -> Iterator[None]:
         """Put ``hooks`` on the model for the current view.
 
         ``stop``: end each forward pass (by :class:`StopForward`) after the last of these sites.
         ``prompt_lengths`` [row]: which part of each row is the prompt, where no ``generate`` says so.
+        Raises :class:`NotSupported` where compiled code would not call a hook, and (unless ``all_called`` is False) on
+        leaving, when forward passes came to their end inside without calling one.
         """
         resolved = [(hook, self._port(hook)) for hook in hooks]
-        with self.owned(), ExitStack() as stack:
-            stack.enter_context(self._listening())
-            stack.enter_context(self._prompts(prompt_lengths))
-            self._open_taps([one for _, one in resolved], stack)
+        check_eager(self.hf, [*(place.module for _, place in resolved), self.hf.base_model])
+        view, before, entries = self.view, self.passes.get(self.view, 0), []
+        with self.guarded(), ExitStack() as stack:
+            stack.enter_context(self._hooked())
+            if prompt_lengths is not None:
+                stack.enter_context(laid(("prompts", id(self)), prompt_lengths, self._swap_prompt_lengths))
+            for side in sorted({place.side for _, place in resolved} & set(self._taps)):
+                stack.enter_context(self._taps[side].open())
             for hook, place in resolved:
                 if place.needs is not None:
                     self._keep(place.needs, stack)
-                self._add(_Entry(place, hook.fn, hook.edit, self.view), stack)
+                entries.append(_Entry(place, hook.fn, hook.edit, view))
+                self._add(entries[-1], stack)
             if stop and resolved:
                 self._stop_after(max(resolved, key=lambda pair: pair[0].site.order)[1], stack)
             yield
+        if all_called and self.passes.get(view, 0) > before:
+            _check_ran(hooks, entries)
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        if self.hooked_contexts == 0:
+            self._loose = LooseCalls()
+        self.hooked_contexts += 1
+        try:
+            yield
+        finally:
+            self.hooked_contexts -= 1
+            if self.hooked_contexts == 0:
+                self.context = None
 
     def module(self, site: Site) -> nn.Module:
         """The module at which ``site`` is read: o_proj for z, the router for router, the layer for resid_post."""
@@ -219,138 +261,59 @@ class Hub:
 
         self._add(_Entry(place, keep, False, self.view), stack)
 
-    def _open_taps(self, ports: Sequence[Port], stack: ExitStack) -> None:
-        sides = {place.side for place in ports}
+    def _tapped(self, side: str) -> Any:
         from workbench.engine import attention, experts
 
-        if "pattern" in sides and self.hf.config._attn_implementation != attention.NAME:
-            stack.enter_context(attention.tapped(self.hf))
-        if "experts" in sides and self.hf.config._experts_implementation != experts.NAME:
-            stack.enter_context(experts.tapped(self.hf))
+        return (attention if side == "pattern" else experts).tapped(self.hf)
+
+    def swap_view(self, view: str) -> str:
+        """Say which of the models that share these weights runs now; returns what was said before."""
+        before, self.view = self.view, view
+        return before
+
+    def _swap_prompt_lengths(self, lengths: Tensor | None) -> Tensor | None:
+        before, self._prompt_lengths = self._prompt_lengths, lengths
+        return before
 
     def _stop_after(self, place: Port, stack: ExitStack) -> None:
         if _offloaded(self.hf):
             return
         dispatch = self._dispatches[(id(place.module), place.side)]
-        before, dispatch.stops = dispatch.stops, True
-        stack.callback(setattr, dispatch, "stops", before)
+        dispatch.stops += 1
+        stack.callback(lambda: setattr(dispatch, "stops", dispatch.stops - 1))
 
-    @contextmanager
-    def _prompts(self, lengths: Tensor | None) -> Iterator[None]:
-        before = self._prompt_lengths
-        self._prompt_lengths = before if lengths is None else lengths
-        try:
-            yield
-        finally:
-            self._prompt_lengths = before
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Learn of every forward pass and every ``generate`` while at least one context is open."""
-        self._depth += 1
-        handle = self._listen() if self._depth == 1 else None
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if handle is not None:
-                handle()
-                self.context = None
-
-    def _listen(self) -> Callable[[], None]:
-        hf, original = self.hf, self.hf.generate
-        stack = ExitStack()
-        self._listen_to_forwards(stack)
-
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            before, self._generation = self._generation, _generation(hf, args, kwargs)
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self._generation = before
-
-        own = hf.__dict__.get("generate")
-        hf.__dict__["generate"] = generate
-
-        def leave() -> None:
-            stack.close()
-            if own is None:
-                del hf.__dict__["generate"]
-            else:
-                hf.__dict__["generate"] = own
-
-        return leave
-
-    def _listen_to_forwards(self, stack: ExitStack) -> None:
-        """Begin a context where a forward enters the model's body, or, where the head calls the decoder inside the
-        body directly (OPT), where it enters that."""
-        body, decoder = self.hf.base_model, submodule(self.hf, self.family.layers.rpartition(".")[0])
-        checkpoints = stack.enter_context(ExitStack())
-        inside: list[bool] = []
-
-        def beginning(module: nn.Module) -> Callable[..., None]:
-            named = _argument_names(type(module).forward)  # an instance's own may be somebody's wrapper
-
-            def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                if module is not body and inside:
-                    return
-                self.context = self._begin({**dict(zip(named, args, strict=False)), **kwargs} if args else kwargs)
-                if module.training:
-                    keep_contexts(self, checkpoints)
-                if module is body is not decoder:
-                    inside.append(True)
-
-            return begin
-
-        def end(*_: Any) -> None:
-            inside.clear()
-
-        for module in {body, decoder}:
-            handle = module.register_forward_pre_hook(beginning(module), with_kwargs=True, prepend=True)
-            stack.callback(handle.remove)
-        if body is not decoder:
-            stack.callback(body.register_forward_hook(end, always_call=True).remove)
-
-    def _begin(self, given: Mapping[str, Any]) -> ForwardContext:
+    def begin(self, given: Mapping[str, Any]) -> None:
+        """A forward pass begins with these arguments."""
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         shown = ids if ids is not None else embeds
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.ndim != 2:
-            mask = None if self._generation is None else self._generation.attention_mask
+            mask = None if self.generation is None else self.generation.attention_mask
         assert shown is not None
-        return ForwardContext(
+        start = 0 if cache is None else int(cache.get_seq_length())
+        told = self.generation is not None or self._prompt_lengths is not None
+        self.context = ForwardContext(
             batch=shown.shape[0],
-            start=0 if cache is None else int(cache.get_seq_length()),
+            start=start,
             length=shown.shape[1],
             device=shown.device,
             input_ids=ids,
             attention_mask=mask,
-            generation=self._generation,
+            generation=self.generation,
             given_prompt_lengths=self._prompt_lengths,
+            loose=None if told or not self._loose.continues(ids, start) else self._loose,
         )
 
 
-@lru_cache(maxsize=256)
-def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the arguments that may be given by position, ``self`` left out."""
-    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(n for n, one in inspect.signature(forward).parameters.items() if one.kind in by_position)[1:]
-
-
-def _generation(hf: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation | None:
-    given = args[0] if args else None
-    for name in ("inputs", "input_ids", "inputs_embeds"):
-        given = kwargs.get(name) if given is None else given
-    if not isinstance(given, torch.Tensor):
-        return None
-    mask = kwargs.get("attention_mask")
-    settings = kwargs.get("generation_config") or hf.generation_config
-    return Generation(
-        columns=given.shape[1],
-        rows=given.shape[0],
-        attention_mask=mask if mask is not None and not bool(mask.all()) else None,
-        beams=kwargs.get("num_beams") or settings.num_beams or 1,
-    )
+def _check_ran(hooks: Sequence[SiteHook], entries: Sequence[_Entry]) -> None:
+    silent = [hook.site.name for hook, entry in zip(hooks, entries, strict=True) if not entry.ran]
+    if silent:
+        more = f" (and {len(silent) - 1} more)" if len(silent) > 1 else ""
+        raise NotSupported(
+            f"Forward passes ran in this context, but the hook at {silent[0]}{more} was never called, so what came out "
+            "is not what it should be: the model ran code that calls no hooks there (compiled, fused or skipped "
+            "modules); load it without."
+        )
 
 
 def _offloaded(hf: Any) -> bool:
@@ -364,6 +327,7 @@ _HUBS: weakref.WeakKeyDictionary[Any, Hub] = weakref.WeakKeyDictionary()
 
 def hub_of(hf: Any) -> Hub:
     """The hub of a Hugging Face model; made once, kept as long as the model lives."""
+    check_not_wrapped(hf)
     inner = hf.get_base_model() if hasattr(hf, "peft_config") and hasattr(hf, "get_base_model") else hf
     if inner not in _HUBS:
         _HUBS[inner] = Hub(inner)

@@ -92,6 +92,22 @@ def where(positions: PositionSpec | Where) -> Where:
     return positions if isinstance(positions, Where) else Where(positions)
 
 
+def needs_prompt(scope: Where) -> bool:
+    """Whether ``scope`` counts from the prompt's end, or tells the prompt from what was generated."""
+    return _needs_prompt(scope.at) or (scope.exclude is not None and _needs_prompt(scope.exclude))
+
+
+def _needs_prompt(spec: PositionSpec) -> bool:
+    if isinstance(spec, str):
+        wanted, unwanted = _terms(spec)
+        return any(term not in ("all", "first") and not term.isdecimal() for term in (*wanted, *unwanted))
+    if isinstance(spec, int):
+        return spec < 0
+    if isinstance(spec, slice):
+        return any(bound is not None and bound < 0 for bound in (spec.start, spec.stop))
+    return not callable(spec) and any(one < 0 for one in spec)
+
+
 def select(positions: PositionSpec | Where, ctx: ForwardContext) -> Selection:
     """What ``positions`` selects among the new columns of this forward pass."""
     scope = where(positions)

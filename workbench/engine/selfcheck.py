@@ -30,7 +30,8 @@ def self_check(hub: Hub) -> None:
         at = {site.kind: value for site, value in values.items() if site.layer == layer}
         if not _finite(at):
             continue  # a damaged model proves nothing; what is recorded from it is flagged
-        _check_heads(hub, layer, at)
+        if "z" in at:
+            _check_heads(hub, layer, at)
         if not _residual_adds_up(at):
             _withhold_additive(hub, layer)
         _check_pattern(hub, layer, at)
@@ -53,10 +54,11 @@ def _values(hub: Hub) -> dict[Site, Any]:
     training = hf.training
     hf.eval()
     try:
-        with hub.hooked(hooks):
+        with hub.hooked(hooks, all_called=False):
             hf.base_model(input_ids=ids % hub.geometry.vocab_size, use_cache=False)
     finally:
         hf.train(training)
+    hub.withheld |= {site.kind for site in sites} - {site.kind for site in values}  # hooks that are never called
     return values
 
 
@@ -111,7 +113,7 @@ def _withhold_additive(hub: Hub, layer: int) -> None:
     """Outside our table a block may scale or merge its residual branches; then those sites are not offered."""
     if hub.hf.config.model_type in FAMILIES:
         raise _fail(layer, "resid_pre + attn_out + mlp_out is not resid_post")
-    hub.withheld = frozenset({"attn_out", "mlp_out", "resid_mid"})
+    hub.withheld |= {"attn_out", "mlp_out", "resid_mid"}
 
 
 def _check_pattern(hub: Hub, layer: int, at: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from workbench.cards import card
 from workbench.engine.hub import Hub, SiteHook, StopForward, hub_of
+from workbench.engine.layered import laid
 from workbench.engine.sites import Site, expand_sites
 from workbench.errors import UserError
 from workbench.prompts.encode import Encoded, encode, pad_left
@@ -139,15 +140,13 @@ class AdaptedModel:
     def active(self) -> Iterator[Any]:
         """Make this view the one that ``hf`` computes, and hold the model for this thread.
 
-        Raises :class:`workbench.errors.ModelBusy` when another thread holds it.
+        Raises :class:`workbench.errors.ModelBusy` when another thread, task or generator holds it.
         """
-        hub = self.hub
-        with hub.owned(), ExitStack() as stack:
-            stack.callback(setattr, hub, "view", hub.view)
-            hub.view = self.role
+        hub, off = self.hub, self._switch is not None and self.role == "base"
+        with hub.guarded() if off else hub.owned(), ExitStack() as stack:
+            stack.enter_context(laid(("view", id(hub)), self.role, hub.swap_view))
             if self._switch is not None:
-                before = self._switch(self.role != "base")
-                stack.callback(self._switch, before)
+                stack.enter_context(laid(("adapter", id(hub)), self.role != "base", self._switch))
             yield self.hf
 
     @contextmanager
@@ -156,7 +155,7 @@ class AdaptedModel:
         hooks: Sequence[SiteHook],
         *,
         stop: bool = False,
-        prompt_lengths: Int[Tensor, " row"] | None = None,
+        prompt_lengths: Int[Tensor, " row"] | Int[Tensor, ""] | None = None,
     ) -> Iterator[Any]:
         """Hooks at sites for the time of the context; see :meth:`workbench.engine.hub.Hub.hooked`."""
         with self.active() as hf, self.hub.hooked(hooks, stop=stop, prompt_lengths=prompt_lengths):

@@ -54,10 +54,11 @@ def _saved(tokenizer: Any, folder: str) -> Any:
 
 def plain_copy(model: AdaptedModel) -> Any:
     """A separate Hugging Face model that computes what ``model`` does: adapter merged or, for the base, left out."""
+    with model.hub.listener.silenced():
+        copied = copy.deepcopy(model.hf)
     if model.hf is model.inner:
-        return copy.deepcopy(model.hf)
-    peft_model = copy.deepcopy(model.hf)
-    return peft_model.unload() if model.role == "base" else peft_model.merge_and_unload()
+        return copied
+    return copied.unload() if model.role == "base" else copied.merge_and_unload()
 
 
 def to_nnsight(model: AdaptedModel) -> Any:

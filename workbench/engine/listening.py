@@ -1,0 +1,246 @@
+"""What the hub learns while a context is open: every forward pass, every ``generate``, and who calls them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from workbench.engine.checkpointing import keep_contexts
+from workbench.engine.compiled import compiled_code_waits
+from workbench.engine.context import Generation
+from workbench.engine.families import submodule
+from workbench.errors import ModelBusy, NotSupported, UserError
+
+if TYPE_CHECKING:
+    from workbench.engine.hub import Hub
+
+_CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+"""Entries that pack the tokens of several prompts into one row, in a thread of their own."""
+
+
+class Listener:
+    """Stands at the entrances of one model while contexts are open on it."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.on = False
+        self._kinds = {type(module) for module in hub.hf.modules()}
+        self._thread: int | None = None
+        self._depth = 0
+        self._passes = 0
+        self._in_body = False
+        self._checkpoints = ExitStack()
+        self._detach = ExitStack()
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        raise UserError("A context (a recipe, a recording) is open on this model: leave it before copying the model.")
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Learn of every forward pass and every ``generate``, until the context ends."""
+        hf = self.hub.hf
+        with ExitStack() as stack:
+            stack.enter_context(compiled_code_waits(self._kinds))
+            self._checkpoints = stack.enter_context(ExitStack())
+            self._attach_to_forwards()
+            stack.callback(self._detach_from_forwards)
+            self._replace_entries(stack)
+            self.on = True
+            stack.callback(self._stop)
+            yield
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Nothing of ours hangs on the model's entrances inside, so that it can be copied."""
+        self._detach_from_forwards()
+        hidden = {name: self.hub.hf.__dict__.pop(name) for name in _own_entries(self.hub.hf)} if self.on else {}
+        try:
+            yield
+        finally:
+            if self.on:
+                self.hub.hf.__dict__.update(hidden)
+                self._attach_to_forwards()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """This thread computes with the model; raises :class:`ModelBusy` when another one does at this moment."""
+        self._begin_running()
+        try:
+            yield
+        finally:
+            self._end_running()
+
+    def _stop(self) -> None:
+        self.on = False
+        self._thread, self._depth, self._passes, self._in_body = None, 0, 0, False
+
+    def _attach_to_forwards(self) -> None:
+        """Begin a context where a forward enters the model's body, or, where the head calls the decoder inside the
+        body directly (OPT), where it enters that."""
+        hf = self.hub.hf
+        body, decoder = hf.base_model, submodule(hf, self.hub.family.layers.rpartition(".")[0])
+        stack = ExitStack()
+        for module in dict.fromkeys((hf, body, decoder)):
+            before = _Before(self, module, is_head=module is hf and hf is not body, is_body=module is body is not decoder)
+            after = _After(self, module is body)
+            stack.callback(module.register_forward_pre_hook(before.enter, with_kwargs=True, prepend=True).remove)
+            stack.callback(module.register_forward_hook(after.leave, always_call=True).remove)
+        self._detach = stack
+
+    def _detach_from_forwards(self) -> None:
+        self._detach.close()
+
+    def _replace_entries(self, stack: ExitStack) -> None:
+        hf, hub = self.hub.hf, self.hub
+        original = hf.generate
+
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            if not self.on:  # somebody kept it beyond the context
+                return original(*args, **kwargs)
+            hub.holdings.check()
+            with self.running():
+                before, hub.generation = hub.generation, generation_of(hf, args, kwargs, hub.generation)
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    hub.generation = before
+
+        def refused(*_: Any, **__: Any) -> Any:
+            raise NotSupported(
+                "Continuous batching packs several prompts into one row, where positions and rows mean nothing to a "
+                "recipe or a recording: call generate() with a padded batch inside the context."
+            )
+
+        new = {"generate": generate, **{name: refused for name in _CONTINUOUS if hasattr(hf, name)}}
+        if hasattr(hf, "_valid_auto_compile_criteria"):  # a static cache would be decoded by compiled code
+            new["_valid_auto_compile_criteria"] = lambda *_, **__: False
+        for name, entry in new.items():
+            entry._tunescope = True
+            own = hf.__dict__.get(name)
+            hf.__dict__[name] = entry
+            stack.callback(_put_back, hf, name, entry, own)
+
+    def begin(self, module: nn.Module, given: dict[str, Any], *, is_body: bool) -> None:
+        """A forward pass enters the body, or the decoder that the head calls directly."""
+        if self._in_body:
+            return
+        if self.hub.hooked_contexts:
+            self.hub.begin(given)
+            if module.training:
+                keep_contexts(self.hub, self._checkpoints)
+        self._in_body = is_body
+
+    def end(self, *, is_body: bool, output: Any) -> None:
+        """A forward pass leaves one of the entrances; ``output`` is None when an exception ended it."""
+        if is_body:
+            self._in_body = False
+        if self._thread != get_ident() or self._passes == 0:
+            return  # of a pass that was refused
+        self._passes -= 1
+        self._end_running()
+        if self._passes == 0 and output is not None:
+            self.hub.passes[self.hub.view] = self.hub.passes.get(self.hub.view, 0) + 1
+
+    def enter(self) -> None:
+        """Refuse whoever is outside the open contexts, and count the pass."""
+        self.hub.holdings.check()
+        self._begin_running()
+        self._passes += 1
+
+    def _begin_running(self) -> None:
+        me = get_ident()
+        if self._thread is not None and self._thread != me:
+            raise ModelBusy(
+                "Another thread computes with this model at this moment; inside a context it serves one at a time: "
+                "wait for it, or load the model a second time."
+            )
+        self._thread = me
+        self._depth += 1
+
+    def _end_running(self) -> None:
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0:
+            self._thread = None
+
+
+class _Before:
+    """The hook in front of one entrance."""
+
+    def __init__(self, listener: Listener, module: nn.Module, *, is_head: bool, is_body: bool) -> None:
+        self.listener = listener
+        self.is_head = is_head
+        self.is_body = is_body
+        self.names = _argument_names(type(module).forward)  # an instance's own may be somebody's wrapper
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.listener.enter()
+        if not self.is_head:
+            given = {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
+            self.listener.begin(module, given, is_body=self.is_body)
+
+
+class _After:
+    """The hook behind one entrance."""
+
+    def __init__(self, listener: Listener, is_body: bool) -> None:
+        self.listener = listener
+        self.is_body = is_body
+
+    def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.listener.end(is_body=self.is_body, output=output)
+
+
+def generation_of(
+    hf: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outer: Generation | None = None
+) -> Generation | None:
+    """What a call of ``generate`` says about its prompts.
+
+    ``outer``: the call that this one is part of (a model that drafts for itself); what that one was given is the prompt.
+    """
+    settings = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or hf.generation_config
+    beams = kwargs.get("num_beams") or settings.num_beams or 1
+    given = kwargs.get("inputs_embeds")  # beside token ids, these are what the model reads
+    for name in ("inputs", "input_ids"):
+        given = kwargs.get(name) if given is None else given
+    given = args[0] if given is None and args else given
+    if given is None:
+        return Generation(columns=1, rows=1, attention_mask=None, beams=beams)  # the beginning-of-text token
+    if not isinstance(given, torch.Tensor):
+        return None
+    if outer is not None and outer.rows == given.shape[0] and outer.columns <= given.shape[1]:
+        return outer
+    mask = kwargs.get("attention_mask")
+    return Generation(
+        columns=given.shape[1],
+        rows=given.shape[0],
+        attention_mask=mask if mask is not None and not bool(mask.all()) else None,
+        beams=beams,
+    )
+
+
+@lru_cache(maxsize=256)
+def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the arguments that may be given by position, ``self`` left out."""
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(n for n, one in inspect.signature(forward).parameters.items() if one.kind in by_position)[1:]
+
+
+def _own_entries(hf: Any) -> list[str]:
+    return [name for name, value in hf.__dict__.items() if getattr(value, "_tunescope", False) is True]
+
+
+def _put_back(hf: Any, name: str, ours: Any, own: Any) -> None:
+    """Take our entry away, unless somebody has put another one in its place."""
+    if hf.__dict__.get(name) is not ours:
+        return
+    if own is None:
+        del hf.__dict__[name]
+    else:
+        hf.__dict__[name] = own
