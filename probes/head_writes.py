@@ -78,7 +78,7 @@ def head_words(
     :class:`workbench.errors.NotSupported` where a norm stands between the heads and the residual stream. Cost: one
     forward pass of each model per batch, and twelve readings per prompt.
     """
-    check_pair(pair)
+    check_pair(pair, prompts)
     rows = Prompts.of(prompts)
     _check(pair.tuned, layer, head)
     last = pair.tuned.n_layers - 1

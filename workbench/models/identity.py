@@ -15,6 +15,7 @@ import torch
 
 from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints
+from workbench.models.adapter_fit import loaded_by_peft
 from workbench.models.adapters import base_tensors
 from workbench.models.digests import FolderDigests, combined, digest, hash_text
 from workbench.models.sources import Source
@@ -170,7 +171,7 @@ def _stored_adapter(folder: Path) -> dict[str, Tensor]:
     for path in checkpoints.weight_files(folder, adapter=True):
         with checkpoints.opened(path) as file:
             # beside an adapted embedding PEFT saves the base's own weight
-            own = [name for name in file.keys() if ".base_layer." not in name]
+            own = [name for name in file.keys() if ".base_layer." not in name and loaded_by_peft(name)]
             tensors.update({name: file.get_tensor(name) for name in own})
     return tensors
 
