@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from probes.weights.measure import Sums
-from probes.weights.sources import Factors
+from probes.weights.stored_adapter import Factors
 from probes.weights.spectrum import effective_rank
 from workbench.typing import Float, Tensor
 
