@@ -90,7 +90,7 @@ def head_words(
         head: The head's number.
         top: Tokens kept of each sign and model.
     """
-    check_pair(pair)
+    check_pair(pair, prompts)
     rows = Prompts.of(prompts)
     _check(pair.tuned, layer, head)
     last = pair.tuned.n_layers - 1

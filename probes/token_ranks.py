@@ -20,6 +20,7 @@ from workbench.errors import UserError
 from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.models.token_rows import check_ids
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode, pad_left
@@ -100,6 +101,8 @@ def token_shift(
         raise UserError(f"There are {len(rows)} prompts and {len(other)} for the base; give one for each.")
     tuned = _Side(pair.tuned, encode(rows, pair.tuned.tokenizer, pair.tuned.max_positions))
     base = _Side(pair.base, encode(other, pair.base.tokenizer or pair.tuned.tokenizer, pair.base.max_positions))
+    check_ids(tuned.ids, {"tuned": pair.tuned})
+    check_ids(base.ids, {"base": pair.base})
     bar = progress or Silent()
     bar.start("token shift", 2 * len(rows))
     found = []

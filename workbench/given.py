@@ -7,17 +7,18 @@ from typing import Any
 from workbench.errors import UserError
 
 
-def check_pair(given: Any) -> None:
-    """Raise :class:`UserError` unless ``given`` has both models side by side."""
+def check_pair(given: Any, prompts: Any = None) -> None:
+    """Raise :class:`UserError` unless ``given`` has both models side by side, and both can read ``prompts``."""
     if not _is_pair(given):
         raise UserError(
             f"Both models are needed side by side, and {_said(given)} was given: give what load_pair(base, tuned) "
             "returns."
         )
+    _check_readable({"base": given.base, "tuned": given.tuned}, prompts)
 
 
-def check_subject(given: Any) -> None:
-    """Raise :class:`UserError` unless ``given`` is a pair or one model of ours."""
+def check_subject(given: Any, prompts: Any = None) -> None:
+    """Raise :class:`UserError` unless ``given`` is a pair or one model of ours, and can read ``prompts``."""
     from workbench.models.adapted import AdaptedModel
 
     if not _is_pair(given) and not isinstance(given, AdaptedModel):
@@ -25,6 +26,14 @@ def check_subject(given: Any) -> None:
             f"A pair or a model is needed, and {_said(given)} was given: give what load_pair(base, tuned) or "
             "load_model(model) returns."
         )
+    _check_readable(given.models if _is_pair(given) else {given.role: given}, prompts)
+
+
+def _check_readable(models: dict[str, Any], prompts: Any) -> None:
+    if prompts is not None:
+        from workbench.models.token_rows import check_prompts
+
+        check_prompts(prompts, models)
 
 
 def check_recording(given: Any) -> None:

@@ -91,7 +91,7 @@ def find_knob(
     Raises :class:`UserError` when the tuned model is no better at the pairs than the base ("nothing to
     localize") or too few pairs are left.
     """
-    check_pair(pair)
+    check_pair(pair, prompts)
     training, setup, progress = training or Training(), setup or Setup(), progress or Silent()
     rows = Prompts.of(prompts)
     pairs = intent_pairs(rows, pair.tuned)

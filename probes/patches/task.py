@@ -10,6 +10,7 @@ import torch
 from workbench.errors import UserError
 from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.models.token_rows import check_ids
 from workbench.prompts import Prompts
 from workbench.prompts.answers import answer_token
 from workbench.prompts.encode import Encoded, encode, pad_left
@@ -77,6 +78,7 @@ def make_task(subject: Any, prompts: Any, source: str | None, target: str | None
         models = {"base": subject.base, "tuned": subject.tuned}
         rows, dropped = _tellable(rows, subject.tuned.tokenizer)
         ids = encode(rows, subject.tuned.tokenizer, subject.tuned.max_positions)
+        check_ids(ids, models)
         return _task(models[names[0]], models[names[1]], names, (ids, ids), rows, dropped)
     model: AdaptedModel = getattr(subject, "tuned", subject)
     rows, dropped = _tellable(rows, model.tokenizer)
@@ -84,6 +86,8 @@ def make_task(subject: Any, prompts: Any, source: str | None, target: str | None
         "clean": encode(rows, model.tokenizer, model.max_positions),
         "corrupted": encode(rows.contrasts, model.tokenizer, model.max_positions),
     }
+    for ids in both.values():
+        check_ids(ids, {model.role: model})
     return _task(model, model, names, (both[names[0]], both[names[1]]), rows, dropped)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 
 from probes.weights.factors import factor_change, factor_figures, product_ranks
 from probes.weights.measure import Sums, compare, gaussian_ranks
-from probes.weights.naming import Layout, Place, place_of
-from probes.weights.sources import Factors
+from probes.weights.naming import Layout, Place
 from probes.weights.spectrum import Spectrum, effective_rank, factored_spectrum, spectrum
+from probes.weights.stacks import Stacks
+from probes.weights.stored_adapter import Factors
 from workbench.typing import Float, Tensor
 
 
@@ -22,6 +23,9 @@ class Collector:
     """Rows of the tables so far; ``k`` leading singular values, of which ``kept`` directions are kept."""
 
     layout: Layout
+    stacks: Stacks = Stacks(())
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    """By stack, where a stack has another layout than ``layout``."""
     k: int = 16
     kept: int = 4
     exact: bool | None = None
@@ -32,14 +36,17 @@ class Collector:
 
     def add(self, name: str, base: Tensor, tuned: Tensor) -> None:
         """One tensor of any shape: a vector, a matrix, or one matrix (or vector) per expert."""
-        place = place_of(name)
-        base, tuned = (self.layout.oriented(place.module, tensor) for tensor in (base, tuned))
+        place = self.stacks.place(name)
+        base, tuned = (self._layout_of(name).oriented(place.module, tensor) for tensor in (base, tuned))
         if "experts" in place.module and base.ndim >= 2 and place.expert is None and self._fused(name, base):
             for expert in range(base.shape[0]):
                 inside = Place(place.layer, place.module, expert)
                 self._add_matrix(f"{name}[{expert}]", inside, base[expert], tuned[expert])
         else:
             self._add_matrix(name, place, base, tuned)
+
+    def _layout_of(self, name: str) -> Layout:
+        return self.layouts.get(self.stacks.stack_of(name), self.layout)
 
     def _fused(self, name: str, tensor: Tensor) -> bool:
         return tensor.ndim == 3 or name.endswith("bias")
@@ -48,7 +55,7 @@ class Collector:
         is_vector = base.ndim < 2
         shape = (-1, 1) if is_vector else (base.shape[0], -1)
         base, tuned = base.reshape(shape), tuned.reshape(shape)
-        by_column = self.layout.is_output(place.module)
+        by_column = self._layout_of(name).is_output(place.module)
         change = compare(base, tuned, by_column=by_column)
         found = spectrum(change.delta, self.k, exact=self.exact) if change.changed and not is_vector else None
         if found is not None:
@@ -56,13 +63,13 @@ class Collector:
         ranks = gaussian_ranks(*change.delta.shape) if found is not None else (math.nan, math.nan)
         self._module_row(name, place, change.sums, base.numel(), found, ranks)
         self.modules[-1] |= {"changed": change.changed / max(base.numel(), 1), "matrix": not is_vector}
-        self._add_heads(place, change.sums, change.delta, columns=base.shape[1], rows=base.shape[0])
+        self._add_heads(name, place, change.sums, change.delta, columns=base.shape[1], rows=base.shape[0])
 
     def add_factors(self, name: str, base: Tensor | None, change: Factors) -> None:
         """A LoRA: nothing larger than its factors, and one chunk of the base's weight, is held."""
-        place = place_of(name)
-        weight = self.layout.oriented(place.module, base) if base is not None else None
-        sums, reduced = factor_change(change, weight, by_column=self.layout.is_output(place.module))
+        place, layout = self.stacks.place(name), self._layout_of(name)
+        weight = layout.oriented(place.module, base) if base is not None else None
+        sums, reduced = factor_change(change, weight, by_column=layout.is_output(place.module))
         found = factored_spectrum(change.up, change.down, self.k)
         self._keep(name, found, sides=True)
         rows, columns = change.up.shape[0], change.down.shape[1]
@@ -70,7 +77,7 @@ class Collector:
         self._module_row(name, place, sums, rows * columns, found, ranks)
         self.modules[-1] |= {"changed": float(float(sums.change.sum()) > 0), "matrix": True}
         self.factors.append({"layer": place.layer, "module": place.module, **factor_figures(change)})
-        self._add_heads(place, sums, reduced, columns=columns, rows=rows)
+        self._add_heads(name, place, sums, reduced, columns=columns, rows=rows)
 
     def _keep(self, name: str, found: Spectrum, *, sides: bool) -> None:
         self.directions[f"{name}/values"] = found.values.cpu()
@@ -99,16 +106,18 @@ class Collector:
             "stable_rank_control": control[0],
             "effective_rank_control": control[1],
         }
-        where = {"layer": place.layer, "module": place.module, "expert": place.expert, "name": name}
+        where = {"stack": self.stacks.stack_of(name), "layer": place.layer, "module": place.module}
+        where |= {"expert": place.expert, "name": name}
         self.modules.append({**where, **_totals(sums, size), **shown})
 
-    def _add_heads(self, place: Place, sums: Sums, delta: Tensor, *, columns: int, rows: int) -> None:
+    def _add_heads(self, name: str, place: Place, sums: Sums, delta: Tensor, *, columns: int, rows: int) -> None:
         """Rows for the heads inside a q, k, v or output weight (or bias), if this is one."""
         if place.layer is None:
             return
-        split: Callable[[str, Tensor], dict[str, Tensor]] = self.layout.split
-        if self.layout.is_output(place.module):
-            count = self.layout.n_heads
+        stack, layout = self.stacks.stack_of(name), self._layout_of(name)
+        split: Callable[[str, Tensor], dict[str, Tensor]] = layout.split
+        if layout.is_output(place.module):
+            count = layout.n_heads
             width, other = columns // count, rows
 
             def split(_: str, units: Tensor) -> dict[str, Tensor]:
@@ -124,6 +133,7 @@ class Collector:
                 cell = Sums(*(one[part][head] for one in squares))
                 self.heads.append(
                     {
+                        "stack": stack,
                         "layer": place.layer,
                         "head": head,
                         "module": part,

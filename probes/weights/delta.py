@@ -10,6 +10,7 @@ from probes.results import Provenance
 from probes.weights.collect import Collector
 from probes.weights.result import CONTROL, WeightDelta
 from probes.weights.sources import Opened, open_weights
+from probes.weights.stacks import layouts
 from probes.weights.tables import expert_table, head_tables, layer_table, module_table
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
@@ -46,7 +47,8 @@ def weight_delta(
     """
     watch = progress or Silent()
     opened = open_weights(base, tuned)
-    collector = Collector(opened.layout, k=k, exact=exact)
+    stacks = {opened.stacks.stack_of(name) for name in opened.base}
+    collector = Collector(opened.layout, opened.stacks, layouts(opened.config, stacks), k=k, exact=exact)
     unmatched = _collect(opened, collector, watch)
     heads, parts = head_tables(collector.heads, opened.layout.n_heads)
     modules = module_table(collector.modules)
@@ -61,6 +63,7 @@ def weight_delta(
         factors=pd.DataFrame(collector.factors),
         directions=collector.directions,
         unmatched=unmatched,
+        notes=opened.notes,
     )
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from workbench.errors import UserError
-from workbench.models.digests import FolderDigests
 from workbench.models.identity import ModelIdentity, identify, identify_stored, with_adapter
 from workbench.models.loading import load_tokenizer
 from workbench.models.sources import Kind, Source
+from workbench.models.stored_model import StoredModel
 
 
 def identities(
-    given: Mapping[str, Any], sources: Mapping[str, Source], digests: Mapping[Source, FolderDigests]
+    given: Mapping[str, Any], sources: Mapping[str, Source], stored: Mapping[Source, StoredModel]
 ) -> dict[str, ModelIdentity]:
     """By role. A side of a loaded pair keeps its own identity; a bare loaded model is hashed where it lies.
 
@@ -27,7 +27,7 @@ def identities(
         elif source.kind is Kind.ADAPTER:
             found[role] = with_adapter(found["base"], source, words)
         elif source.kind is Kind.MODEL:
-            found[role] = identify_stored(source, digests[source], words)
+            found[role] = identify_stored(stored[source], words)
         else:
             found[role] = identify(source.model, words, name=source.name, adapter=role == "tuned")
     return found

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from probes.weights.identities import identities
-from probes.weights.naming import Layout, key_of, place_of
-from workbench.errors import NotSupported, UserError
-from workbench.models import weight_changes
-from workbench.models.adapters import base_tensors
-from workbench.models.checkpoints import StoredTensor, opened, stored_tensors
-from workbench.models.digests import FolderDigests
+from probes.weights.loaded_adapter import loaded_adapter
+from probes.weights.naming import Layout, key_of
+from probes.weights.stacks import UNLOADED, Stacks
+from probes.weights.stored_adapter import Factors, stored_adapter
+from workbench.errors import UserError
+from workbench.models.loading import quantization
+from workbench.models.quantized import weight_readers
 from workbench.models.sources import Kind, Source, describe
-from workbench.typing import Float, Tensor
+from workbench.models.stored_model import NotInFiles, Reader, StoredModel
 
-Read = Callable[[], Tensor]
-_NOT_ADDITIVE = ("pissa", "olora", "corda", "kasa", "loftq")
+__all__ = ["Factors", "NotInFiles", "Opened", "open_weights"]
 
-
-@dataclass(frozen=True)
-class Factors:
-    """A change held as ``up @ down``, the scaling already in ``up``."""
-
-    up: Float[Tensor, "out rank"]
-    down: Float[Tensor, "rank into"]
-    scaling: float
+_NO_WEIGHTS = (".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq")
 
 
 @dataclass(frozen=True)
@@ -41,19 +33,25 @@ class Opened:
     """
 
     layout: Layout
-    base: dict[str, Read]
-    tuned: dict[str, Read]
+    stacks: Stacks
+    config: Mapping[str, Any]
+    base: dict[str, Reader]
+    tuned: dict[str, Reader]
     factors: dict[str, Factors]
     identities: Callable[[], dict[str, Any]]
     unmatched: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
 
-class NotInFiles(NotSupported):
-    """An adapter whose files alone do not tell how it changes the weights; loaded with its base, it may."""
+@dataclass(frozen=True)
+class _Side:
+    """One model opened: readers by key, keys of weights that share another's tensor, and what must be said of it."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}: load the pair (workbench.load_pair) and give that.")
-        self.reason = reason
+    source: Source
+    readers: dict[str, Reader]
+    tied: dict[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    quantized: str | None = None
 
 
 def open_weights(base: Any, tuned: Any = None) -> Opened:
@@ -67,142 +65,108 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
             raise UserError("Give both models: weight_delta(base, tuned), or a pair from load_pair().")
         given = {"base": base.base, "tuned": base.tuned}
     below, above = (describe(getattr(one, "hf", one)) for one in given.values())
+    if below.kind is Kind.ADAPTER:
+        raise UserError(f"{below.name} is an adapter; give the base model first and the adapter second.")
+    stored = {source: StoredModel(source) for source in (below, above) if source.kind is Kind.MODEL}
     layout = Layout.of(_config(below))
-    digests = {source: FolderDigests(source.local()) for source in (below, above) if source.kind is Kind.MODEL}
-    before = _base_readers(below, digests)
-    factors: dict[str, Factors] = {}
-    if above.kind is Kind.ADAPTER:
-        factors, after = _stored_adapter(above)
-    elif above.kind is Kind.PEFT:
-        factors, after = _loaded_adapter(above.model, below.model, before, layout)
-    elif above.model is not None:
-        after = {key_of(name): partial(_same, tensor) for name, tensor in base_tensors(above.model)}
-    else:
-        after = _stored(digests[above])
+    before = _opened(below, stored.get(below))
+    factors, side = _tuned_side(above, before, layout, stored.get(above))
+    readers, after, stacks = dict(before.readers), side.readers, Stacks.of(before.readers)
+    if not above.is_adapter:
+        names = Stacks.of(after).aligned(after, stacks, readers)
+        after = {names[name]: read for name, read in after.items()}
     found = set(after) | set(factors)
-    partly = above.is_adapter  # an adapter names only what it changes
-    shared = found & set(before)
-    if partly:
-        same = {name for name in set(before) - found if place_of(name).layer is not None}
-        after = after | {name: before[name] for name in same}
-    if len(shared) * 2 < len(found if partly else before):
-        raise UserError(
-            f"{below.name} and {above.name} share only {len(shared)} tensor names ("
-            f"{next(iter(set(before) - found), 'none')} against {next(iter(found - set(before)), 'none')}); "
-            "give two versions of one architecture."
-        )
-    missing = sorted(found - set(before) if partly else found ^ set(before))
+    # a head trained beside embeddings that it was tied to is compared with them
+    readers |= {key: readers[own] for key, own in before.tied.items() if key in found and own in readers}
+    _check_shared(below, above, set(readers), found)
+    if above.is_adapter:
+        inside = {name for name in set(readers) - found if _in_layers(stacks, name)}
+        after = after | {name: readers[name] for name in inside}
+    missing = sorted(found - set(readers) if above.is_adapter else found ^ set(readers))
     sources = dict(zip(given, (below, above), strict=True))
-    return Opened(layout, before, after, factors, partial(identities, given, sources, digests), tuple(missing))
+    return Opened(
+        layout, Stacks.of(readers), _config(below), readers, after, factors,
+        partial(identities, given, sources, stored), tuple(missing), _notes(before, side),
+    )  # fmt: skip
+
+
+def _tuned_side(
+    above: Source, before: _Side, layout: Layout, stored: StoredModel | None
+) -> tuple[dict[str, Factors], _Side]:
+    if above.kind is Kind.ADAPTER:
+        factors, after = stored_adapter(above, before.readers)
+        return factors, _Side(above, after)
+    if above.kind is Kind.PEFT:
+        base = before.source.model
+        factors, after = loaded_adapter(above.model, base, before.readers, layout)
+        return factors, _Side(above, after, quantized=_quantized(above) if base is not above.model else None)
+    return {}, _opened(above, stored)
+
+
+def _opened(source: Source, stored: StoredModel | None) -> _Side:
+    """A whole model, loaded or in a folder."""
+    if stored is not None:
+        tied = getattr(stored.plan.shape, "all_tied_weights_keys", None) or {}
+        readers, spare = _keyed(stored.readers()), _spare(stored)
+        unused = stored.plan.unused
+        return _Side(source, readers | spare, {key_of(one): key_of(own) for one, own in tied.items()}, unused)
+    root = source.model.get_base_model() if source.kind is Kind.PEFT else source.model
+    tied = getattr(root, "all_tied_weights_keys", None) or {}
+    return _Side(
+        source, _keyed(weight_readers(root)), {key_of(one): key_of(own) for one, own in tied.items()},
+        quantized=_quantized(source),
+    )  # fmt: skip
+
+
+def _keyed(readers: Mapping[str, Reader]) -> dict[str, Reader]:
+    return {key_of(name): read for name, read in readers.items()}
+
+
+def _spare(stored: StoredModel) -> dict[str, Reader]:
+    """Weights that the loaded model has no place for, under a name of their own; not its old buffers."""
+    spare = stored.unused_readers()
+    kept = {name: read for name, read in spare.items() if name.endswith((".weight", ".bias"))}
+    return {f"{UNLOADED}.{key_of(name)}": read for name, read in kept.items() if not name.endswith(_NO_WEIGHTS)}
+
+
+def _quantized(source: Source) -> str | None:
+    return quantization(_config(source))
 
 
 def _config(source: Source) -> Mapping[str, Any]:
     if source.model is not None:
         root = source.model.get_base_model() if source.kind is Kind.PEFT else source.model
-        return root.config.to_dict()
+        config: Mapping[str, Any] = root.config.to_dict()
+        return config
     return source.config
 
 
-def _base_readers(source: Source, digests: Mapping[Source, FolderDigests]) -> dict[str, Read]:
-    if source.kind is Kind.ADAPTER:
-        raise UserError(f"{source.name} is an adapter; give the base model first and the adapter second.")
-    if source.model is not None:
-        return {key_of(name): partial(_same, tensor) for name, tensor in base_tensors(source.model)}
-    return _stored(digests[source])
+def _in_layers(stacks: Stacks, name: str) -> bool:
+    return stacks.place(name).layer is not None
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+def _check_shared(below: Source, above: Source, before: set[str], found: set[str]) -> None:
+    shared = found & before
+    if len(shared) * 2 >= min(len(found), len(before)) and shared:
+        return
+    raise UserError(
+        f"{below.name} and {above.name} share only {len(shared)} tensor names ("
+        f"{next(iter(sorted(before - found)), 'none')} against {next(iter(sorted(found - before)), 'none')}); "
+        "give two versions of one architecture."
+    )
 
 
-def _stored(digests: FolderDigests) -> dict[str, Read]:
-    return {key_of(name): partial(digests.read, name) for name in digests.tensors}
-
-
-def _read_stored(stored: StoredTensor) -> Tensor:
-    # opened anew each time: the pages of a memory map count as ours until it is closed
-    with opened(stored.file) as file:
-        return file.get_tensor(stored.name)
-
-
-def _stored_adapter(source: Source) -> tuple[dict[str, Factors], dict[str, Read]]:
-    """Factors of a LoRA folder, and readers of the tensors it stores whole (modules_to_save, biases)."""
-    config, folder = source.config, source.local()
-    if why := _not_plain(config):
-        raise NotInFiles(f"{source.name} is {why}, whose change cannot be read from its files alone")
-    stored = stored_tensors(folder, adapter=True)
-    whole: dict[str, Read] = {}
-    halves: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in stored.items():
-        path, mark, _ = name.removeprefix("base_model.model.").rpartition(".lora_")
-        if not mark:
-            whole[key_of(name)] = partial(_read_stored, tensor)
-            continue
-        values = _read_stored(tensor).float()
-        kind = name.removesuffix(".weight").rpartition("lora_")[2]
-        side = {"A": "down", "B": "up", "embedding_A": "up", "embedding_B": "down"}[kind]
-        halves.setdefault(path, {})[side] = values.T if kind.startswith("embedding") else values
-    factors: dict[str, Factors] = {}
-    for module, half in halves.items():
-        scaling = _scaling(config, module, half["down"].shape[0])
-        factors[f"{key_of(module)}.weight"] = Factors(half["up"] * scaling, half["down"], scaling)
-    return factors, whole
-
-
-def _not_plain(config: Mapping[str, Any]) -> str | None:
-    kind, how = config.get("peft_type"), str(config.get("init_lora_weights", ""))
-    if kind != "LORA":
-        return f"a {kind} adapter"
-    if config.get("use_dora"):
-        return "a DoRA adapter"
-    if config.get("target_parameters"):
-        return "a LoRA on fused expert parameters"
-    return f"a LoRA initialised as {how}" if how.lower().startswith(_NOT_ADDITIVE) else None
-
-
-def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) with rslora; the rank is the factors' own (EVA spreads it unevenly)."""
-    from peft.utils.other import get_pattern_key
-
-    patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"])
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _loaded_adapter(
-    model: Any, base_model: Any, before: Mapping[str, Read], layout: Layout
-) -> tuple[dict[str, Factors], dict[str, Read]]:
-    """A ``PeftModel``: factors where they are the whole change, readers of the effective weight elsewhere."""
-    shared = base_model in (model, model.get_base_model())
-    known: dict[str, Factors] = {}
-    after = _replaced_modules(model)
-    if not shared:
-        after = {key_of(name): partial(_same, tensor) for name, tensor in base_tensors(model)} | after
-    for module in weight_changes.adapted_modules(model):
-        key = key_of(module if key_of(module) in before else f"{module}.weight")
-        low_rank = weight_changes.factors(model, module) if shared else None
-        if low_rank is not None:
-            up, down = low_rank.B.detach().float(), low_rank.A.detach().float()
-            known[key] = Factors(up * low_rank.scaling, down, low_rank.scaling)
-        else:
-            after[key] = partial(_effective, model, module, None if shared else base_model, before[key], layout)
-    return known, after
-
-
-def _effective(model: Any, module: str, base: Any, read_base: Read, layout: Layout) -> Tensor:
-    """The tuned weight in float64, laid out as the base's: rounding must not eat a small change."""
-    weight = read_base()
-    delta = weight_changes.effective_delta(model, module, base=base).double().to(weight.device)
-    return weight.double() + (delta.mT if layout.turned(place_of(module).module, weight.ndim) else delta)
-
-
-def _replaced_modules(model: Any) -> dict[str, Read]:
-    """Readers of whole modules that were trained beside the adapter (``modules_to_save``)."""
-    from peft.utils.other import ModulesToSaveWrapper
-
-    found: dict[str, Read] = {}
-    for name, module in model.get_base_model().named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            for inner, parameter in module.modules_to_save[module.active_adapters[0]].named_parameters():
-                found[key_of(f"{name}.{inner}")] = partial(_same, parameter.detach())
-    return found
+def _notes(before: _Side, after: _Side) -> tuple[str, ...]:
+    said = []
+    for side, whose in ((before, "base"), (after, "tuned model")):
+        if side.quantized is not None:
+            said.append(
+                f"The {whose}'s weights are quantized ({side.quantized}) and were compared as what they stand for, so "
+                "the change includes their rounding."
+            )
+        if side.unused:
+            said.append(
+                f"{len(side.unused)} tensors in the files of the {whose} are not part of the model its config makes "
+                f"({side.unused[0]})."
+            )
+    return tuple(said)

@@ -51,7 +51,7 @@ def behaviour_diff(
     ``base_recipes``: recipes applied to the base instead. ``options``: see :class:`DiffOptions`. Intervals are 95 %
     bootstraps over prompts (over groups where prompts have them), seeded; sampled texts share their noise.
     """
-    check_pair(pair)
+    check_pair(pair, prompts)
     rows, chosen = Prompts.of(prompts), read_options(DiffOptions, options)
     check_metrics(metrics)
     trial = Trial(rows, tuple(dict.fromkeys(metrics)), chosen, batch_size, seed)

@@ -113,7 +113,7 @@ def dose_response(
     ``dose``: see :meth:`Dose.of`; with ``interventions.dose(recipe)`` all strengths are one batch. ``controls``: at
     least ten random recipes matched to it, each a dose too. ``options``: see :class:`DoseOptions`; texts are greedy.
     """
-    check_pair(pair)
+    check_pair(pair, prompts)
     rows, chosen = Prompts.of(prompts), read_options(DoseOptions, options)
     if on not in pair.models:
         raise unknown_name("side", on, pair.models)

@@ -95,7 +95,7 @@ def known_unknown(
     ``knows``: the metric that says whether it does, from its greedy text or (``accuracy``) its most likely next token.
     The base's own ``knows`` is 1 and 0 on the parts by construction. ``options``: see :class:`DiffOptions`.
     """
-    check_pair(pair)
+    check_pair(pair, questions)
     if knows not in ("answered", "exact_match", "accuracy"):
         raise UserError(f"knows={knows!r} is none of answered, exact_match, accuracy.")
     trial = _trial(questions, [*metrics, knows], read_options(DiffOptions, {**options, "samples": 0}), batch_size, seed)
@@ -129,7 +129,7 @@ def sure_unsure(
     tuned model's most likely next token. Sure: at least ``threshold`` (default: the median). ``options``: see
     :class:`DiffOptions`.
     """
-    check_pair(pair)
+    check_pair(pair, questions)
     trial = _trial(questions, [*metrics, "confidence"], read_options(DiffOptions, options), batch_size, seed)
     given = None if confidence is None else np.asarray(confidence, dtype=np.float64)
     if given is not None and given.shape != (len(trial.prompts),):

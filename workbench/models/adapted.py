@@ -14,6 +14,7 @@ from workbench.engine.hub import Hub, SiteHook, StopForward, hub_of
 from workbench.engine.layered import laid
 from workbench.engine.sites import Site, expand_sites
 from workbench.errors import UserError
+from workbench.models.token_rows import check_ids, check_tensor, embedding_rows
 from workbench.prompts.encode import Encoded, encode, pad_left
 from workbench.typing import Float, Int, Tensor
 
@@ -99,6 +100,11 @@ class AdaptedModel:
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
+    def n_token_ids(self) -> int:
+        """How many token ids it can read: the rows of its embedding."""
+        return embedding_rows(self.inner)
+
+    @property
     def weightless(self) -> bool:
         """Whether it was loaded as a shape alone (``device="meta"``), for a service that holds the weights."""
         embeddings = self.inner.get_input_embeddings().weight
@@ -164,11 +170,13 @@ class AdaptedModel:
     def encode(self, prompts: Any) -> Encoded:
         """Token ids of prompts (text, chat messages or :class:`Prompts`), padded on the left, on the model's device.
 
-        A chat template is applied once. Raises :class:`UserError` for a prompt longer than the context.
+        A chat template is applied once. Raises :class:`UserError` for a prompt longer than the context, or with a
+        token that this model has no embedding row for.
         """
         if self.tokenizer is None:
             raise UserError("This model has no tokenizer: load it with one, or pass token ids (Encoded).")
         ids = encode(prompts, self.tokenizer, self.max_positions)
+        check_ids(ids, {self.role: self})
         return pad_left(ids, pad_id(self.tokenizer)).to(self.device)
 
     def forward(
@@ -185,6 +193,7 @@ class AdaptedModel:
         ids that absolute-position models need are passed too. Gradients are kept when ``grad``.
         """
         ids, mask = (batch, None) if isinstance(batch, Tensor) else (batch.input_ids, batch.attention_mask)
+        check_tensor(ids, self)
         call: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": False}
         if mask is not None and not bool(mask.all()):
             mask = mask.to(self.device)
@@ -213,6 +222,7 @@ class AdaptedModel:
 
     def generate_ids(self, batch: Encoded, **options: Any) -> Int[Tensor, "row pos"]:
         """Token ids of prompts and continuations, as Hugging Face's ``generate`` returns them."""
+        check_tensor(batch.input_ids, self)
         call: dict[str, Any] = {
             "do_sample": False,
             "attention_mask": batch.attention_mask.to(self.device),

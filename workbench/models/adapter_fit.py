@@ -6,7 +6,7 @@ PEFT ignores tensors for modules the base lacks and fails cryptically on other s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,9 @@ def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
     told = f"; it was trained on {adapter.base_name!r}" if adapter.base_name else ""
     modules = dict(base.named_modules())
     if not checkpoints.is_pickle_only(adapter.files, adapter=True):
-        parts = list(_parts(adapter))
+        stored = checkpoints.stored_tensors(adapter.local(), adapter=True)
+        checkpoints.check_whole(stored, adapter.name)
+        parts = list(_parts(adapter, stored))
         absent = sorted({p.module for p in parts if p.module not in modules and not _CONVERTED.search(p.module)})
         if absent:
             raise UserError(
@@ -73,13 +75,22 @@ def _last_part(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].lower()
 
 
-def _parts(adapter: Source) -> Iterator[_Part]:
+def loaded_by_peft(name: str) -> str | None:
+    """A stored tensor's name as PEFT reads it; None of one that PEFT passes over.
+
+    After ``resize_token_embeddings`` PEFT saves an embedding in ``modules_to_save`` three times (the base's own as
+    ``original_module``, the trained one under its wrapper's name and under its own) and reads the last.
+    """
+    return None if ".original_module." in name or ".modules_to_save." in name else name
+
+
+def _parts(adapter: Source, stored: Mapping[str, checkpoints.StoredTensor]) -> Iterator[_Part]:
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING[adapter.config["peft_type"]]
-    for name, tensor in checkpoints.stored_tensors(adapter.local(), adapter=True).items():
-        if not name.startswith(_ROOT):
-            continue  # shared by all modules (VeRA's projections, a vector bank)
+    for name, tensor in stored.items():
+        if not name.startswith(_ROOT) or loaded_by_peft(name) is None:
+            continue  # the others are shared by all modules (VeRA's projections, a vector bank)
         names = name.removeprefix(_ROOT).split(".")
         own = [i for i, part in enumerate(names) if part.startswith((prefix, *_TOKEN_PARTS))]
         cut = own[0] if own else len(names) - 1
@@ -108,7 +119,7 @@ def _misfit(part: _Part, module: nn.Module | None) -> str | None:
     if own is not None and hasattr(own, "shape") and own.dtype.is_floating_point:
         if list(own.shape) == shape:
             return None
-        return f"{where} and {list(own.shape)} in the base{_resized(module)}"
+        return f"{where} and {list(own.shape)} in the base{_resized(part.module)}"
     if size is None or part.role not in _EXPECTED:
         return None
     axis, of = _EXPECTED[part.role]
@@ -127,7 +138,7 @@ _EXPECTED: dict[str, tuple[int, int]] = {
 }
 
 
-def _resized(module: nn.Module | None) -> str:
-    if not isinstance(module, nn.Embedding) and "lm_head" not in type(module).__name__.lower():
+def _resized(name: str) -> str:
+    if not name.endswith(("lm_head", "embed_tokens", "wte", "embed_in", "embed_out", "word_embeddings")):
         return ""
     return " (tokens were added in tuning: call resize_token_embeddings on the loaded base and give that)"

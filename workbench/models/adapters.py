@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from workbench.errors import NotSupported, UserError
+from workbench.models import checkpoints
 from workbench.models.adapter_fit import check_fit
 from workbench.models.sources import Source
 from workbench.typing import Float, Tensor
@@ -50,6 +51,7 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
         )
     name = base_name or str(getattr(hf, "name_or_path", "") or type(hf).__name__)
     check_fit(source, hf, name)
+    own = _stored_base_weights(source, hf)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -68,7 +70,32 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
             raise UserError(f"The adapter {source.name} is incomplete for {name}: {_gist(warning.message)}")
         if not issubclass(warning.category, FutureWarning | DeprecationWarning):  # between two libraries
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    with torch.no_grad():
+        for weight, before in own:
+            weight.copy_(before)
     return peft_model.eval()
+
+
+def _stored_base_weights(source: Source, hf: Any) -> list[tuple[Tensor, Tensor]]:
+    """Weights of the base that PEFT would replace by the adapter's copy of them, each with its own values.
+
+    After ``resize_token_embeddings`` PEFT stores the base's embeddings too, as ``original_module``.
+    """
+    if checkpoints.is_pickle_only(source.files, adapter=True):
+        return []
+    mark = ".original_module."
+    stored = [name for name in checkpoints.stored_tensors(source.local(), adapter=True) if mark in name]
+    paths = [name.removeprefix("base_model.model.").replace(mark, ".") for name in stored]
+    weights = [weight for path in paths if (weight := _tensor_at(hf, path)) is not None]
+    return [(weight, weight.detach().clone()) for weight in weights if weight.device.type != "meta"]
+
+
+def _tensor_at(hf: Any, path: str) -> Tensor | None:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(hf.get_submodule(module), name, None)
+    except AttributeError:
+        return None
 
 
 def _attach_offloaded(hf: Any, source: Source) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,14 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_VARIANT = re.compile(r"^model\.(?:safetensors\.index\.)?(?P<variant>[^.]+)\.(?:safetensors|json)$")
+_WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+    "module": "DataParallel or DeepSpeed",
+}
+_NAMED_FACTOR = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)\.(?P<adapter>[^.]+)(?:\.weight)?$")
 _TRAINER_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "trainer_state")
 
 
@@ -66,8 +75,26 @@ def pickles(names: Iterable[str]) -> list[str]:
 
 def is_pickle_only(names: Sequence[str], *, adapter: bool) -> bool:
     """Whether the weights named here can be had only by unpickling."""
-    safe = (ADAPTER_WEIGHTS,) if adapter else (WEIGHTS, INDEX)
-    return not any(name in names for name in safe) and bool(pickles(names))
+    safe = any(name in names for name in ((ADAPTER_WEIGHTS,) if adapter else (WEIGHTS, INDEX)))
+    return not (safe or (not adapter and variant_of(names))) and bool(pickles(names))
+
+
+def variant_of(names: Iterable[str]) -> str | None:
+    """The variant (``fp16`` of ``model.fp16.safetensors``) that a loader must be told, of names without a plain model.
+
+    Raises UserError when there are several.
+    """
+    listed = set(names)
+    if WEIGHTS in listed or INDEX in listed:
+        return None
+    matches = (_VARIANT.match(name) for name in listed)
+    variants = sorted({match["variant"] for match in matches if match and "-of-" not in match["variant"]})
+    if len(variants) > 1:
+        raise UserError(
+            f"The folder holds the variants {', '.join(variants)} of its weights and no {WEIGHTS}; keep the one you "
+            "want in a folder of its own."
+        )
+    return variants[0] if variants else None
 
 
 def check_weights_listed(names: Sequence[str], where: str, *, adapter: bool, allow_pickle: bool) -> None:
@@ -81,7 +108,7 @@ def check_weights_listed(names: Sequence[str], where: str, *, adapter: bool, all
             "save it as safetensors, or pass allow_pickle=True (--allow-pickle) if you trust its author."
         )
     expected = ADAPTER_WEIGHTS if adapter else WEIGHTS
-    if expected in names or (not adapter and INDEX in names):
+    if expected in names or (not adapter and (INDEX in names or variant_of(names))):
         return
     if gguf := [name for name in names if name.endswith(".gguf")]:
         raise UserError(f"{where} holds {gguf[0]}: GGUF cannot be instrumented here; give the safetensors {what}.")
@@ -89,20 +116,50 @@ def check_weights_listed(names: Sequence[str], where: str, *, adapter: bool, all
 
 
 def weight_files(folder: Path, *, adapter: bool = False) -> list[Path]:
-    """The safetensors files a loader would read. Raises UserError when a shard of the index is missing."""
+    """The safetensors files that transformers' (or PEFT's) loader reads: one whole file before an index of shards.
+
+    Raises UserError when a shard of the index is missing.
+    """
     if adapter:
         return [folder / ADAPTER_WEIGHTS]
-    if not (folder / INDEX).is_file():
-        return [folder / WEIGHTS]
-    index = read_json(folder / INDEX)
-    weight_map = index.get("weight_map")
+    variant = variant_of(listing(folder))
+    whole = folder / (f"model.{variant}.safetensors" if variant else WEIGHTS)
+    index = folder / (f"{INDEX.removesuffix('json')}{variant}.json" if variant else INDEX)
+    if whole.is_file() or not index.is_file():
+        return [whole]
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise UserError(f"{folder / INDEX} has no 'weight_map'; download or save the checkpoint again.")
+        raise UserError(f"{index} has no 'weight_map'; download or save the checkpoint again.")
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
         if not (folder / shard).is_file():
             raise UserError(f"{folder} misses the shard {shard} that its index names; finish the download.")
     return [folder / shard for shard in shards]
+
+
+def check_whole(tensors: Mapping[str, StoredTensor], where: str) -> None:
+    """Raises UserError for tensors that were saved empty, or under the names of a wrapper that no loader undoes."""
+    empty = [name for name, tensor in tensors.items() if tensor.shape == (0,)]
+    if empty:
+        raise UserError(
+            f"{where} holds {len(empty)} empty tensors ({empty[0]}, shape [0]): it was saved under DeepSpeed ZeRO-3 or "
+            "FSDP without gathering the shards; gather them when saving (stage3_gather_16bit_weights_on_model_save, "
+            "or zero_to_fp32.py on the training checkpoint) and give that."
+        )
+    for name in tensors:
+        parts = name.split(".")
+        wrapper = next((part for part in parts if part in _WRAPPERS and (part != "module" or parts[0] == part)), None)
+        if wrapper is not None:
+            raise UserError(
+                f"The tensors of {where} carry the prefix {wrapper!r} of {_WRAPPERS[wrapper]} ({name}), which loading "
+                "does not undo: save the model from inside the wrapper again, or rename its tensors without it."
+            )
+        if factor := _NAMED_FACTOR.search(name):
+            if factor["adapter"] != "weight":
+                raise UserError(
+                    f"The tensors of {where} carry the adapter's name {factor['adapter']!r} ({name}), as a state dict "
+                    "does: save the adapter with PEFT's save_pretrained and give that."
+                )
 
 
 @contextmanager

@@ -15,10 +15,13 @@ import torch
 
 from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints
+from workbench.models.adapter_fit import loaded_by_peft
 from workbench.models.adapters import base_tensors
-from workbench.models.digests import FolderDigests, combined, digest, hash_text
-from workbench.models.sources import Source
-from workbench.models.stored_names import as_stored, loaded_names
+from workbench.models.digests import combined, digest, hash_text
+from workbench.models.quantized import quantization_state
+from workbench.models.sources import Source, describe
+from workbench.models.stored_model import StoredModel
+from workbench.models.stored_names import as_saved
 from workbench.typing import Tensor
 
 _WORKERS = 8
@@ -87,19 +90,19 @@ def identify(
     )
 
 
-def identify_stored(source: Source, weights: FolderDigests, tokenizer: Any = None) -> ModelIdentity:
-    """The identity that the model of ``source`` has once loaded in the dtype it is stored in, from its files alone.
+def identify_stored(weights: StoredModel, tokenizer: Any = None) -> ModelIdentity:
+    """The identity that a stored model has once loaded in the dtype it is stored in, from its files alone.
 
-    ``weights``: the digests of its folder; what has been read for something else is not read again. See
-    :func:`weights_hash` for when files and a loaded model agree.
+    What has been read of it for something else is not read again. See :func:`weights_hash` for when files and a
+    loaded model agree.
     """
     return ModelIdentity(
-        name=source.name,
-        revision=source.revision,
-        weights=_of_folder(weights),
+        name=weights.source.name,
+        revision=weights.source.revision,
+        weights=combined(weights.saved_digests()),
         adapter=None,
         tokenizer=tokenizer_hash(tokenizer) if tokenizer is not None else None,
-        dtype=str(weights.dtype).removeprefix("torch."),
+        dtype=str(weights.digests.dtype).removeprefix("torch."),
     )
 
 
@@ -114,22 +117,19 @@ def weights_hash(model: Any) -> str:
     """Sha256 over name, dtype, shape and bytes of every weight, in the order of the names, tied weights once.
 
     ``model`` is a loaded model (adapters on it do not count) or a checkpoint folder, which is read tensor by
-    tensor. Both agree when every weight is loaded in its stored dtype and transformers would save it in the
-    checkpoint's pieces: experts fused while loading are hashed one by one, as stored, and what loading does not
-    read (old buffers, a tied weight's second copy) does not count. Raises NotSupported when weights are offloaded.
+    tensor. Both agree when every weight is loaded in its stored dtype: experts fused while loading are hashed one by
+    one, as ``save_pretrained`` writes them, however the folder has them, and what loading does not read (old buffers,
+    a tied weight's second copy) does not count. Quantized weights are hashed as they lie in the loaded model, which a
+    folder cannot tell. Raises NotSupported when weights are offloaded.
     """
     if isinstance(model, str | Path):
-        return _of_folder(FolderDigests(Path(model)))
+        return combined(StoredModel(describe(model)).saved_digests())
     named = list(base_tensors(model))
     if absent := [name for name, tensor in named if tensor.device.type == "meta"]:
         raise NotSupported(f"{len(absent)} weights are offloaded ({absent[0]}); hash the checkpoint folder instead.")
     with ThreadPoolExecutor(_WORKERS) as pool:  # hashlib releases the interpreter's lock
-        return combined(pool.map(lambda item: (item[0], digest(item[1])), as_stored(model, named)))
-
-
-def _of_folder(digests: FolderDigests) -> str:
-    names = loaded_names(digests.folder, digests.tensors)
-    return combined((names[name], found) for name, found in digests.all() if name in names)
+        stored = [*as_saved(model, named).items(), *quantization_state(model)]
+        return combined(pool.map(lambda item: (item[0], digest(item[1])), stored))
 
 
 def adapter_hash(adapter: Any, name: str | None = None) -> str:
@@ -170,7 +170,7 @@ def _stored_adapter(folder: Path) -> dict[str, Tensor]:
     for path in checkpoints.weight_files(folder, adapter=True):
         with checkpoints.opened(path) as file:
             # beside an adapted embedding PEFT saves the base's own weight
-            own = [name for name in file.keys() if ".base_layer." not in name]
+            own = [name for name in file.keys() if ".base_layer." not in name and loaded_by_peft(name)]
             tensors.update({name: file.get_tensor(name) for name in own})
     return tensors
 

@@ -117,6 +117,8 @@ def _weight_settings(source: Source) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "use_safetensors": not checkpoints.is_pickle_only(source.files, adapter=False),
     }
+    if variant := checkpoints.variant_of(source.files):
+        settings["variant"] = variant
     if (quantization(source.config) or "").startswith("mxfp4"):
         from transformers import Mxfp4Config
 
@@ -134,13 +136,21 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
         how = quantization(source.config)
         raise UserError(f"{source.name} ({how or 'as stored'}) needs a package that is absent: {error}") from error
     except (ValueError, RuntimeError, OSError) as error:
+        _check_stored(source, folder)
         raise UserError(f"transformers could not load {source.name}: {_first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
+        _check_stored(source, folder)
         raise UserError(
             f"{source.name} lacks {len(missing)} weights its config asks for ({missing[0]}), which would be "
             "random: save the checkpoint again, with the config it was trained with."
         )
     return model
+
+
+def _check_stored(source: Source, folder: Path) -> None:
+    """Names the cause in the files themselves, where there is one, of what a loader made nothing of."""
+    if not checkpoints.is_pickle_only(source.files, adapter=False):
+        checkpoints.check_whole(checkpoints.stored_tensors(folder), source.name)
 
 
 def _first_line(error: BaseException) -> str:

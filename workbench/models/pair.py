@@ -19,6 +19,7 @@ from workbench.models.identity import ModelIdentity, identify
 from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer
 from workbench.models.origin import origin_of
 from workbench.models.sources import Kind, Source, describe
+from workbench.models.token_rows import embedding_rows, readable_padding, unreadable_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +117,7 @@ def load_one(
         raise UserError(f"{source.name} is an adapter: load it with its base, as load_pair(base, adapter).")
     hf = load_model(source, device=device, dtype=dtype, device_map=device_map)
     words, _ = load_tokenizer(source, tokenizer=tokenizer)
+    readable_padding(words, embedding_rows(hf))
     loaded = AdaptedModel(hf, words, name=source.name, identify=_identifier(hf, words, source, source, adapter=False))
     loaded.origin = None if device_map is not None else origin_of([source], dtype=dtype, tokenizer=tokenizer)
     if not loaded.weightless:
@@ -206,6 +208,7 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, tokenizer: Any) -> Mod
     words, notes = load_tokenizer(tuned, base, tokenizer=tokenizer)
     base_words = words if tokenizer is not None or parts.adapter is not None else _own_tokenizer(base, words)
     bare = [part.get_base_model() if part is parts.adapter else part for part in (parts.base, parts.tuned)]
+    notes += _about_rows(words, *map(embedding_rows, bare))
     differences = compare(
         bare[0].config, bare[1].config, base_words, words,
         base_model=bare[0], tuned_model=bare[1], notes=parts.notes + notes,
@@ -226,6 +229,12 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, tokenizer: Any) -> Mod
         differences=differences,
         adapter=parts.adapter,
     )
+
+
+def _about_rows(words: Any, base: int, tuned: int) -> tuple[str, ...]:
+    """What the tokenizer ``words`` makes and a model cannot read, in words; its padding is made readable."""
+    padding = readable_padding(words, min(base, tuned))
+    return unreadable_tokens(words, {"base": base, "tuned": tuned}) + (() if padding is None else (padding,))
 
 
 def _own_tokenizer(base: Source, fallback: Any) -> Any:

@@ -172,7 +172,7 @@ def _config_name(kind: Kind) -> str:
 
 def _kind_of(names: tuple[str, ...], where: str, allow_pickle: bool) -> Kind:
     has_adapter = "adapter_config.json" in names
-    has_model = checkpoints.WEIGHTS in names or checkpoints.INDEX in names
+    has_model = checkpoints.WEIGHTS in names or checkpoints.INDEX in names or bool(checkpoints.variant_of(names))
     if has_adapter and has_model:
         raise UserError(f"{where} holds both a whole model and an adapter; move one of them to a folder of its own.")
     checkpoints.check_weights_listed(names, where, adapter=has_adapter, allow_pickle=allow_pickle)

@@ -1,40 +1,182 @@
-"""Which of a checkpoint's tensors a model loaded from it has, and as what it would save them."""
+"""What a model folder's tensors become in the loaded model: transformers' own renaming, fusing and splitting."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+import torch
 
 from workbench.errors import UserError
 from workbench.models.adapters import base_tensors
-from workbench.models.loading import load_model
-from workbench.models.sources import describe
+from workbench.models.loading import load_model, quantization
+from workbench.models.sources import Source
 from workbench.typing import Tensor
 
+_Shapes = Mapping[str, tuple[int, ...]]
 
-def as_stored(model: Any, named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """Weights under the names and in the pieces in which ``save_pretrained`` writes them; mostly views."""
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """Weights of the loaded model (``loaded``) that are made of the same stored tensors (``stored``)."""
+
+    stored: tuple[str, ...]
+    loaded: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the loaded weights."""
+    patterns: tuple[str, ...] = ()
+    """Which pattern of the converter each stored tensor matched."""
+    converter: Any = field(default=None, repr=False)
+    """transformers' ``WeightConverter``; None of a tensor that is at most renamed."""
+
+
+class LoadPlan:
+    """How transformers loads stored tensors into the model of ``source``, worked out without reading a weight.
+
+    The model is made as a shape alone. Where that cannot be, every tensor stands for itself.
+    """
+
+    def __init__(self, source: Source, stored: _Shapes) -> None:
+        self._source = source
+        self._shapes = stored
+
+    @cached_property
+    def shape(self) -> Any:
+        """The model without its weights; None where transformers cannot make it."""
+        try:
+            return load_model(self._source, device="meta")
+        except (UserError, ValueError, KeyError, OSError, ImportError):
+            return None
+
+    @cached_property
+    def conversions(self) -> list[Conversion]:
+        """One for each weight, or group of weights, of the loaded model, in the order of the files."""
+        if self.shape is None:
+            return [Conversion((name,), (name,), (shape,)) for name, shape in self._shapes.items()]
+        tied = getattr(self.shape, "all_tied_weights_keys", None) or {}
+        planned = [self._planned(key, parts) for key, parts in self._grouped.items()]
+        names = {name for one in planned for name in one.loaded}
+        return [one for one in planned if not all(name in tied and tied[name] in names for name in one.loaded)]
+
+    @cached_property
+    def unused(self) -> tuple[str, ...]:
+        """Stored tensors that the loaded model has no place for."""
+        if self.shape is None:
+            return ()
+        used = {name for parts in self._grouped.values() for name, _, _ in parts}
+        return tuple(name for name in self._shapes if name not in used)
+
+    def convert(self, conversion: Conversion, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The loaded model's weights made of the ``stored`` tensors of one conversion."""
+        if conversion.converter is None:
+            return {conversion.loaded[0]: stored[conversion.stored[0]]}
+        return _converted(
+            self.shape, conversion.loaded[0], conversion.converter, zip(conversion.stored, conversion.patterns, strict=True), stored
+        )
+
+    def empty(self, conversion: Conversion) -> dict[str, Tensor]:
+        """The loaded weights of a conversion, as shapes alone."""
+        sized = zip(conversion.loaded, conversion.shapes, strict=True)
+        return {name: torch.empty(shape, device="meta") for name, shape in sized}
+
+    def saved(self, loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the loaded model under the names and in the pieces in which ``save_pretrained`` writes them."""
+        if self.shape is None or not self._class_conversions:
+            return dict(loaded)
+        return as_saved(self.shape, loaded.items(), self._class_conversions)
+
+    @cached_property
+    def saved_names(self) -> set[str]:
+        """Every name under which the whole model is saved."""
+        if self.shape is None:
+            return set(self._shapes)
+        tied = set(getattr(self.shape, "all_tied_weights_keys", None) or ())
+        return set(self.saved(dict(base_tensors(self.shape)))) - tied
+
+    @cached_property
+    def _class_conversions(self) -> list[Any]:
+        return class_conversions(self.shape)
+
+    @cached_property
+    def _grouped(self) -> dict[str, list[tuple[str, str | None, Any]]]:
+        """Loaded name (the first of a converter's) -> stored name, matched pattern and converter of its parts."""
+        return _assigned(self.shape, self._shapes)
+
+    def _planned(self, key: str, parts: list[tuple[str, str | None, Any]]) -> Conversion:
+        stored = tuple(name for name, _, _ in parts)
+        converter = parts[0][2]
+        if converter is None:
+            return Conversion(stored[-1:], (key,), (self._shapes[stored[-1]],))
+        patterns = tuple(str(pattern) for _, pattern, _ in parts)
+        empty = {name: torch.empty(self._shapes[name], device="meta") for name in stored}
+        made = _converted(self.shape, key, converter, zip(stored, patterns, strict=True), empty)
+        return Conversion(stored, tuple(made), tuple(tuple(one.shape) for one in made.values()), patterns, converter)
+
+
+def _assigned(shape: Any, stored: Iterable[str]) -> dict[str, list[tuple[str, str | None, Any]]]:
+    """As ``transformers.core_model_loading.convert_and_load_state_dict_in_model`` collects the stored tensors."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    mapping = get_model_conversion_mapping(shape)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    wanted, prefix = shape.state_dict(), shape.base_model_prefix
+    groups: dict[str, list[tuple[str, str | None, Any]]] = {}
+    for name in sorted(stored, key=dot_natural_key):
+        loaded, pattern = rename_source_key(name, renamings, converters, prefix, wanted)
+        if loaded not in wanted and name in wanted:
+            loaded, pattern = rename_source_key(name, [], [], prefix, wanted)
+        if loaded in wanted:
+            groups.setdefault(loaded, []).append((name, pattern, None if pattern is None else by_pattern[pattern]))
+    return groups
+
+
+def _converted(
+    shape: Any, key: str, converter: Any, parts: Iterable[tuple[str, str]], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    own = copy.deepcopy(converter)
+    for name, pattern in parts:
+        own.add_tensor(key, name, pattern, tensors[name])
+    made = own.convert(key, model=shape, config=shape.config)
+    return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
+
+
+def as_saved(
+    model: Any, named: Iterable[tuple[str, Tensor]], conversions: Sequence[Any] | None = None
+) -> dict[str, Tensor]:
+    """Weights under the names and in the pieces in which ``save_pretrained`` writes them; mostly views.
+
+    Those are the class's own, however the files were laid out that ``model`` was loaded from. Quantized weights keep
+    their names. ``conversions``: :func:`class_conversions` of the model, where they are known already.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
     root = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return list(revert_weight_conversion(root, dict(named)).items())
-
-
-def loaded_names(folder: Path, stored: Iterable[str]) -> dict[str, str]:
-    """Stored name -> the name under which the loaded model has it, of the tensors that loading reads.
-
-    Old checkpoints also hold buffers, a tied weight twice, or names without the model's prefix (``h.0`` for
-    ``transformer.h.0``). The model is made as a shape alone. Where that cannot be, or it lacks a tensor under all
-    these names, every name stands for itself.
-    """
-    names = list(stored)
+    if quantization(root.config) is not None:
+        return dict(named)
+    own = class_conversions(root) if conversions is None else conversions
+    if not own:
+        return dict(named)
+    had, used = hasattr(root, "_weight_conversions"), getattr(root, "_weight_conversions", None)
+    root._weight_conversions = list(own)
     try:
-        shape = load_model(describe(folder), device="meta")
-        wanted = {name for name, _ in as_stored(shape, base_tensors(shape))}
-    except (UserError, ValueError, KeyError, OSError, ImportError):
-        return {name: name for name in names}
-    wanted -= set(getattr(shape, "all_tied_weights_keys", None) or ())
-    prefix = f"{shape.base_model_prefix}."
-    found = {name: own for name in names for own in (name, prefix + name) if own in wanted}
-    return found if set(found.values()) == wanted else {name: name for name in names}
+        return revert_weight_conversion(root, dict(named))
+    finally:
+        if had:
+            root._weight_conversions = used
+        else:
+            del root._weight_conversions
+
+
+def class_conversions(model: Any) -> list[Any]:
+    """How transformers converts a checkpoint of the model's class, apart from prefixes that some of them lack."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
+
+    mapping = get_model_conversion_mapping(model, add_legacy=False)
+    return [conversion for conversion in mapping if not isinstance(conversion, PrefixChange)]

@@ -43,59 +43,78 @@ class Factors(NamedTuple):
 
 
 def adapted_modules(model: Any, adapter: str | None = None) -> list[str]:
-    """Names of the modules ``adapter`` (default: the active one) changes, as in the bare base model.
+    """Names of the modules ``adapter`` (default: any active one) changes, as in the bare base model.
 
     A parameter adapted by itself (``target_parameters``: experts, a router) is named ``module.parameter``.
     """
-    return sorted(_adapted(model, _chosen(model, adapter)))
+    return sorted(_adapted(model, _known(model, adapter)))
+
+
+def acting_adapters(layer: Any) -> list[str]:
+    """The active adapters that one adapter layer has, in their order: what its forward pass adds while it is on."""
+    own = layer._get_available_adapters()
+    return [name for name in layer.active_adapters if name in own]
 
 
 @torch.no_grad()
 def effective_delta(
     model: Any, module_name: str, adapter: str | None = None, *, base: Any = None
 ) -> Float[Tensor, "*expert out in"]:
-    """The change of the weight of ``module_name`` that ``adapter`` makes, float32, [out, in].
+    """The change of the weight of ``module_name`` that ``adapter`` (default: all active ones) makes, float32, [out, in].
 
     Fused experts give [expert, out, in]; an embedding [token, width]. ``base`` is the true base model, needed
     where the adapter rewrites the base's weights (see ``rewrites_base``); else the change is from adapter
     off to on. Raises NotSupported for a change that depends on the input or of what is no linear map.
     """
-    name = _chosen(model, adapter)
-    if (kind := model.peft_config[name].peft_type.value) in _INPUT_DEPENDENT:
-        raise NotSupported(f"{kind} mixes its parts anew for each input: no one change of weights.")
-    module, parameter = _find(model, module_name, name)
+    adapter = _known(model, adapter)
+    module, parameter = _find(model, module_name, adapter)
+    names = [adapter] if adapter is not None else acting_adapters(module)
+    for name in names:
+        if (kind := model.peft_config[name].peft_type.value) in _INPUT_DEPENDENT:
+            raise NotSupported(f"{kind} mixes its parts anew for each input: no one change of weights.")
     if parameter is not None and base is None:
-        return _parameter_delta(parameter, name)
-    low_rank = factors(model, module_name, name)
+        parts = torch.stack([_parameter_delta(parameter, name) for name in names if name in parameter.lora_A])
+        return parts.sum(0)
+    low_rank = factors(model, module_name, adapter)
     if low_rank is not None and base is None:
         product = low_rank.B.double() @ low_rank.A.double()
         return (product * low_rank.scaling).float()
     if parameter is not None:
         raise NotSupported(f"{module_name} is adapted in a parameter; compare it with the true base's directly.")
     before = base.get_submodule(module_name) if base is not None else module
-    after = _weight(module, name, module_name)
-    return (after - _weight(before, None, module_name).to(after.device)).float()
+    after = _weight(module, names, module_name)
+    return (after - _weight(before, [], module_name).to(after.device)).float()
 
 
 @torch.no_grad()
 def effective_weight(model: Any, module_name: str, adapter: str | None = None) -> Float[Tensor, "out in"]:
     """The weight acting at ``module_name`` with ``adapter`` on, float64; raises as ``effective_delta``."""
-    name = _chosen(model, adapter)
-    module, _ = _find(model, module_name, name)
-    return _weight(module, name, module_name)
+    adapter = _known(model, adapter)
+    module, _ = _find(model, module_name, adapter)
+    return _weight(module, [adapter] if adapter is not None else acting_adapters(module), module_name)
 
 
 def factors(model: Any, module_name: str, adapter: str | None = None) -> Factors | None:
     """The low-rank factors of a plain LoRA at ``module_name``, not copied; None for every other adapter.
 
-    The rank is read from the shapes, the scaling covers rsLoRA and rank patterns. An embedding's factors
-    give its change as [token, width].
+    The rank is read from the shapes, the scaling covers rsLoRA, rank patterns and ``set_scale``. Several active LoRAs
+    are one of their summed rank, with scaling 1. An embedding's factors give its change as [token, width].
     """
-    name = _chosen(model, adapter)
-    module, parameter = _find(model, module_name, name)
-    if model.peft_config[name].peft_type.value != "LORA" or parameter is not None:
+    adapter = _known(model, adapter)
+    module, parameter = _find(model, module_name, adapter)
+    names = [adapter] if adapter is not None else acting_adapters(module)
+    parts = [None if parameter is not None else _factors(model, module, name) for name in names]
+    plain = [part for part in parts if part is not None]
+    if len(plain) < len(parts) or not plain:
         return None
-    if getattr(module, "lora_variant", {}).get(name) is not None:
+    if len(plain) == 1:
+        return plain[0]
+    up = torch.cat([part.B.float() * part.scaling for part in plain], 1)
+    return Factors(torch.cat([part.A.float() for part in plain]), up, 1.0)
+
+
+def _factors(model: Any, module: Any, name: str) -> Factors | None:
+    if model.peft_config[name].peft_type.value != "LORA" or getattr(module, "lora_variant", {}).get(name) is not None:
         return None
     if name in getattr(module, "lora_embedding_A", {}):
         return Factors(module.lora_embedding_B[name].T, module.lora_embedding_A[name].T, _scaling(module, name))
@@ -105,20 +124,30 @@ def factors(model: Any, module_name: str, adapter: str | None = None) -> Factors
     return Factors(down[name].weight, up[name].weight, _scaling(module, name))
 
 
+def bias_changes(model: Any) -> dict[str, Float[Tensor, " out"]]:
+    """Module -> the change of its bias that LoRAs with ``lora_bias`` make, of the active ones."""
+    found: dict[str, Tensor] = {}
+    for name, (module, parameter) in _adapted(model, None).items():
+        biased = getattr(module, "lora_bias", {})
+        for adapter in acting_adapters(module):
+            if parameter is None and isinstance(biased, dict) and biased.get(adapter):
+                change = module.lora_B[adapter].bias.detach().float() * _scaling(module, adapter)
+                found[name] = found[name] + change if name in found else change
+    return found
+
+
 def _scaling(module: Any, adapter: str) -> float:
     return float(module.scaling[adapter])
 
 
-def _chosen(model: Any, adapter: str | None) -> str:
-    if adapter is None:
-        return str(model.active_adapters[0])
-    if adapter not in model.peft_config:
+def _known(model: Any, adapter: str | None) -> str | None:
+    if adapter is not None and adapter not in model.peft_config:
         raise unknown_name("adapter", adapter, model.peft_config)
     return adapter
 
 
-def _adapted(model: Any, adapter: str) -> dict[str, tuple[Any, Any]]:
-    """Base name -> (adapter layer, the wrapper of the one parameter it adapts or None)."""
+def _adapted(model: Any, adapter: str | None) -> dict[str, tuple[Any, Any]]:
+    """Of one adapter, or of those that act now for None: base name -> (adapter layer, the wrapper of the one parameter it adapts or None)."""
     from peft.tuners.lora.layer import ParamWrapper
 
     found: dict[str, tuple[Any, Any]] = {}
@@ -128,21 +157,26 @@ def _adapted(model: Any, adapter: str) -> dict[str, tuple[Any, Any]]:
             continue
         outer = f"{name}."
         if not isinstance(module, ParamWrapper):
-            if adapter in module._get_available_adapters():
+            if _takes_part(module, adapter):
                 found[name] = (module, None)
             continue
         layer: Any = module  # one wrapper around another, one for each parameter
         while isinstance(layer, ParamWrapper):
-            if adapter in layer.lora_A:
+            if any(own in layer.lora_A for own in ([adapter] if adapter is not None else acting_adapters(layer))):
                 found[f"{name}.{layer.parameter_name}"] = (layer, layer)
             layer = layer.base_layer
     return found
 
 
-def _find(model: Any, module_name: str, adapter: str) -> tuple[Any, Any]:
+def _takes_part(layer: Any, adapter: str | None) -> bool:
+    return bool(acting_adapters(layer)) if adapter is None else adapter in layer._get_available_adapters()
+
+
+def _find(model: Any, module_name: str, adapter: str | None) -> tuple[Any, Any]:
     adapted = _adapted(model, adapter)
     if module_name not in adapted:
-        raise unknown_name(f"module of the adapter {adapter!r}", module_name, adapted)
+        of = "the active adapters" if adapter is None else f"the adapter {adapter!r}"
+        raise unknown_name(f"module of {of}", module_name, adapted)
     return adapted[module_name]
 
 
@@ -155,18 +189,17 @@ def _parameter_delta(wrapper: Any, adapter: str) -> Float[Tensor, "*expert out i
     return (torch.einsum("ore,eri->eoi", up, down) * _scaling(wrapper, adapter)).float()
 
 
-def _weight(module: nn.Module, adapter: str | None, name: str) -> Float[Tensor, "out in"]:
-    """The weight acting at ``module`` in float64, with ``adapter`` on, or with all adapters off for None."""
+def _weight(module: nn.Module, adapters: list[str], name: str) -> Float[Tensor, "out in"]:
+    """The weight acting at ``module`` in float64, with these ``adapters`` on."""
     size = widths(bare_module(module) or module)
     if size is None:
-        what = type(bare_module(module) or module).__name__
         what = type(bare_module(module) or module).__name__
         raise NotSupported(f"{name} is no linear map ({what}): it has no change of weights [out, in].")
     clone = _standalone(module)
     for layer in adapter_layers(clone):
-        layer._disable_adapters = adapter is None
-        if adapter is not None:
-            layer._active_adapter = [adapter]
+        layer._disable_adapters = not adapters
+        if adapters:
+            layer._active_adapter = list(adapters)
     inner: Any = bare_module(clone) or clone
     device = inner.weight.device
     if isinstance(inner, nn.Embedding):

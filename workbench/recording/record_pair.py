@@ -77,7 +77,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, a
     folder that holds another recording, and a GPU whose memory runs out.
     """
-    check_subject(pair)
+    check_subject(pair, prompts)
     models: dict[str, AdaptedModel] = pair.models if isinstance(pair, ModelPair) else {pair.role: pair}
     rows = Prompts.of(prompts)
     first = next(iter(models.values()))

@@ -1,0 +1,134 @@
+"""What an adapter's files tell of its change of the weights: factors of a LoRA, and tensors stored whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from probes.weights.naming import key_of
+from workbench.models import checkpoints
+from workbench.models.adapter_fit import loaded_by_peft
+from workbench.models.checkpoints import StoredTensor, opened, stored_tensors
+from workbench.models.sources import Source
+from workbench.models.stored_model import NotInFiles, Reader
+from workbench.typing import Float, Tensor
+
+_NOT_ADDITIVE = ("pissa", "olora", "corda", "kasa", "loftq")
+_NOT_PLAIN = {
+    "use_dora": "a DoRA adapter",
+    "target_parameters": "a LoRA on fused expert parameters",
+    "trainable_token_indices": "an adapter with trained tokens",
+    "layer_replication": "a LoRA that repeats layers of its base",
+    "alora_invocation_tokens": "an activated LoRA",
+    "arrow_config": "a LoRA mixed by Arrow",
+    "use_qalora": "a QALoRA adapter",
+    "use_bdlora": "a block-diagonal LoRA",
+}
+_SIDES = {"A": "down", "B": "up", "embedding_A": "up", "embedding_B": "down"}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A change held as ``up @ down``, the scaling already in ``up``."""
+
+    up: Float[Tensor, "out rank"]
+    down: Float[Tensor, "rank into"]
+    scaling: float
+
+
+def stored_adapter(source: Source, base: Mapping[str, Reader]) -> tuple[dict[str, Factors], dict[str, Reader]]:
+    """Factors of a LoRA folder, and readers of the tensors it changes otherwise (``modules_to_save``, biases).
+
+    Args:
+        source: the adapter's folder.
+        base: readers of the base's weights, to which a bias of ``lora_bias`` is added.
+
+    Raises:
+        NotInFiles: where the change depends on more than the adapter's files, or its modules are named otherwise than
+            the base's.
+        UserError: for tensors that were saved empty or under a wrapper's names.
+    """
+    if why := _not_plain(source):
+        raise NotInFiles(f"{source.name} is {why}, whose change cannot be read from its files alone")
+    stored = stored_tensors(source.local(), adapter=True)
+    checkpoints.check_whole(stored, source.name)
+    halves: dict[str, dict[str, Tensor]] = {}
+    biases: dict[str, StoredTensor] = {}
+    whole: dict[str, Reader] = {}
+    for name, tensor in stored.items():
+        if loaded_by_peft(name) is None:
+            continue
+        path, mark, part = name.removeprefix("base_model.model.").rpartition(".lora_")
+        if not mark:
+            whole |= _whole(name, tensor, base)
+        elif part == "B.bias":
+            biases[path] = tensor
+        else:
+            halves.setdefault(path, {})[_SIDES[part.removesuffix(".weight")]] = _half(tensor, part)
+    factors: dict[str, Factors] = {}
+    for module, half in halves.items():
+        scaling = _scaling(source.config, module, half["down"].shape[0])
+        factors[f"{key_of(module)}.weight"] = Factors(half["up"] * scaling, half["down"], scaling)
+        if module in biases:
+            key = f"{key_of(module)}.bias"
+            whole[key] = partial(_moved_bias, base.get(key), biases[module], scaling)
+    if absent := [key for key in factors if key not in base]:
+        raise NotInFiles(
+            f"{source.name} changes {len(absent)} modules that are named otherwise in the base's files ({absent[0]})"
+        )
+    return factors, whole
+
+
+def _not_plain(source: Source) -> str | None:
+    config = source.config
+    if checkpoints.is_pickle_only(source.files, adapter=True):
+        return "an adapter stored as pickle"
+    if (kind := config.get("peft_type")) != "LORA":
+        return f"a {kind} adapter"
+    for setting, what in _NOT_PLAIN.items():
+        if config.get(setting):
+            return what
+    how = str(config.get("init_lora_weights", ""))
+    return f"a LoRA initialised as {how}" if how.lower().startswith(_NOT_ADDITIVE) else None
+
+
+def _whole(name: str, tensor: StoredTensor, base: Mapping[str, Reader]) -> dict[str, Reader]:
+    """A tensor that takes the place of the base's. Beside an adapted embedding PEFT stores the base's own."""
+    path = name.removeprefix("base_model.model.")
+    key = key_of(path.replace(".base_layer.", "."))
+    if path.endswith(".base_layer.weight"):
+        if key in base and not torch.equal(base[key]().float(), _read(tensor).float()):
+            raise NotInFiles(f"The adapter brings its own {key} of the base, under a LoRA on it")
+        return {}
+    return {key: partial(_read, tensor)}
+
+
+def _half(tensor: StoredTensor, part: str) -> Tensor:
+    values = _read(tensor).float()
+    return values.T if part.startswith("embedding") else values
+
+
+def _moved_bias(base: Reader | None, change: StoredTensor, scaling: float) -> Tensor:
+    """The bias acting with ``lora_bias``; the base's is 0 where it has none."""
+    moved = _read(change).float() * scaling
+    return moved if base is None else base().float() + moved
+
+
+def _read(stored: StoredTensor) -> Tensor:
+    # opened anew each time: the pages of a memory map count as ours until it is closed
+    with opened(stored.file) as file:
+        return file.get_tensor(stored.name)
+
+
+def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """alpha / r, or alpha / sqrt(r) with rslora; the rank is the factors' own (EVA spreads it unevenly)."""
+    from peft.utils.other import get_pattern_key
+
+    patterns = config.get("alpha_pattern") or {}
+    alpha = patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"])
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

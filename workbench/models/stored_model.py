@@ -1,0 +1,89 @@
+"""The weights in a model folder as the loaded model has them, one at a time, each hashed as it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from workbench.errors import NotSupported
+from workbench.models import checkpoints
+from workbench.models.digests import FolderDigests, digest
+from workbench.models.loading import quantization
+from workbench.models.sources import Source
+from workbench.models.stored_names import Conversion, LoadPlan
+from workbench.typing import Tensor
+
+Reader = Callable[[], Tensor]
+
+_PACKED = ("weight_scale_inv", "weight_scale", "weight_packed", "qweight", "qzeros", "absmax", "_blocks", "SCB")
+
+
+class NotInFiles(NotSupported):
+    """What the files alone do not tell of a model's weights, or of an adapter's change of them; loaded, it may."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}: load the pair (workbench.load_pair) and give that.")
+        self.reason = reason
+
+
+class StoredModel:
+    """A model folder: its tensors, what loading makes of them, and their hashes.
+
+    Reads the files that transformers' own loader reads. Nothing but headers is read to begin with.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        if checkpoints.is_pickle_only(source.files, adapter=False):
+            raise NotInFiles(f"{source.name} holds its weights as pickle, which is not opened for this")
+        self.digests = FolderDigests(source.local())
+        checkpoints.check_whole(self.digests.tensors, source.name)
+        self.plan = LoadPlan(source, {name: one.shape for name, one in self.digests.tensors.items()})
+        self._made: dict[str, Tensor] = {}
+
+    def readers(self) -> dict[str, Reader]:
+        """Name in the loaded model -> reader of the weight, in the dtype it is stored in.
+
+        Raises NotInFiles for quantized weights: what they stand for is known once they are loaded.
+        """
+        how = quantization(self.source.config)
+        packed = next((name for name in self.digests.tensors if name.endswith(_PACKED)), None)
+        if how is not None or packed is not None:
+            raise NotInFiles(f"{self.source.name} holds quantized weights ({how or packed})")
+        return {name: partial(self._read, one, name) for one in self.plan.conversions for name in one.loaded}
+
+    def unused_readers(self) -> dict[str, Reader]:
+        """Stored name -> reader, of the tensors that the loaded model has no place for."""
+        return {name: partial(self.digests.read, name) for name in self.plan.unused}
+
+    def _read(self, conversion: Conversion, name: str) -> Tensor:
+        if conversion.converter is None:
+            return self.digests.read(conversion.stored[0])
+        if name not in self._made:
+            self._made = self.plan.convert(conversion, {one: self.digests.read(one) for one in conversion.stored})
+        return self._made.pop(name)
+
+    def saved_digests(self) -> Iterator[tuple[str, str]]:
+        """Name and digest of every weight of the loaded model, in the pieces in which ``save_pretrained`` writes it.
+
+        Those that nobody has read are read now. A checkpoint that makes no whole model goes by its stored names.
+        """
+        found = dict(self.digests.all())
+        saved = {one: self.plan.saved(self.plan.empty(one)) for one in self.plan.conversions}
+        if {name for names in saved.values() for name in names} != self.plan.saved_names:
+            yield from found.items()
+            return
+        for conversion, pieces in saved.items():
+            stored = {self._name_among(name, pieces): name for name in conversion.stored}
+            if conversion.converter is None and len(pieces) == 1:
+                yield next(iter(pieces)), found[conversion.stored[0]]
+            elif set(stored) == set(pieces):
+                yield from ((piece, found[name]) for piece, name in stored.items())
+            else:
+                read = {name: self.digests.read(name) for name in conversion.stored}
+                whole = self.plan.saved(self.plan.convert(conversion, read))
+                yield from ((piece, digest(tensor)) for piece, tensor in whole.items())
+
+    def _name_among(self, stored: str, pieces: dict[str, Tensor]) -> str:
+        prefix = getattr(self.plan.shape, "base_model_prefix", "")
+        return f"{prefix}.{stored}" if f"{prefix}.{stored}" in pieces else stored
