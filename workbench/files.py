@@ -19,6 +19,10 @@ PARTIAL = ".partial-"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+class DamagedWarning(UserWarning):
+    """A stored file is not what was written; what it held is made again."""
+
+
 @contextmanager
 def atomic(target: Path) -> Iterator[Path]:
     """Yield the path to write; on leaving it is flushed to the disk and renamed to ``target``.
@@ -68,8 +72,13 @@ def room_for_folder(folder: Path) -> Iterator[None]:
 
 def write_text(target: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
+    write_bytes(target, text.encode("utf-8"))
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write ``data``, whole or not at all."""
     with atomic(target) as partial:
-        partial.write_bytes(text.encode("utf-8"))
+        partial.write_bytes(data)
 
 
 def write_json(target: Path, payload: Any) -> None:
