@@ -70,6 +70,14 @@ def room_for_folder(folder: Path) -> Iterator[None]:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}; choose another folder.") from error
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name that the system cannot even look for (too long, a zero byte) is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def write_text(target: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     write_bytes(target, text.encode("utf-8"))
