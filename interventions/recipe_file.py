@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from interventions.base import Intervention, kind_named
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
-from workbench.tensor_files import write_safetensors
+from workbench.tensor_files import check_seal, write_safetensors
 from workbench.typing import Tensor
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def save(recipe: Recipe, path: Path, model: AdaptedModel | None) -> Path:
         entries.append({"kind": one.kind, "settings": settings})
         tensors.update({f"{place}.{name}": [value.contiguous()] for name, value in own.items()})
     made_with = {**recipe.made_with, **_provenance(model)}
-    write_safetensors(path, tensors, {"version": VERSION, "interventions": entries, "made_with": made_with})
+    write_safetensors(
+        path, tensors, {"version": VERSION, "interventions": entries, "made_with": made_with}, sealed=True
+    )
     return path
 
 
@@ -97,6 +99,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}): copy or save it again.") from None
+    check_seal(path, "restore it, or save the recipe again")
     if text is None:
         raise UserError(f"{path} is a safetensors file but no recipe: its metadata has no key 'tunescope'.")
     try:

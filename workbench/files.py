@@ -19,6 +19,10 @@ PARTIAL = ".partial-"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+class DamagedWarning(UserWarning):
+    """A stored file is not what was written; what it held is made again."""
+
+
 @contextmanager
 def atomic(target: Path) -> Iterator[Path]:
     """Yield the path to write; on leaving it is flushed to the disk and renamed to ``target``.
@@ -66,10 +70,23 @@ def room_for_folder(folder: Path) -> Iterator[None]:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}; choose another folder.") from error
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name that the system cannot even look for (too long, a zero byte) is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def write_text(target: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
+    write_bytes(target, text.encode("utf-8"))
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write ``data``, whole or not at all."""
     with atomic(target) as partial:
-        partial.write_bytes(text.encode("utf-8"))
+        partial.write_bytes(data)
 
 
 def write_json(target: Path, payload: Any) -> None:

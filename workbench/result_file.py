@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from workbench.errors import UserError
-from workbench.tensor_files import write_safetensors
+from workbench.tensor_files import check_seal, write_safetensors
 
 HEADER = "tunescope"
 VERSION = 1
@@ -30,7 +30,7 @@ def write(path: str | Path, kind: str, fields: dict[str, Any]) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     body = {name: _encode(value, name, tensors) for name, value in fields.items()}
     note = {"version": VERSION, "kind": kind, "fields": body}
-    write_safetensors(target, {key: [tensor] for key, tensor in tensors.items()}, note)
+    write_safetensors(target, {key: [tensor] for key, tensor in tensors.items()}, note, sealed=True)
     return target
 
 
@@ -47,6 +47,7 @@ def read(path: str | Path) -> tuple[str, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise UserError(f"{source} is not a readable safetensors file ({error}); save the result again.") from error
+    check_seal(source, "restore it, or compute the result again")
     content = json.loads(header) if header else {}
     if "kind" not in content:
         raise UserError(f"{source} holds tensors but no result; give a file written by a result's save().")

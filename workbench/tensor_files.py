@@ -1,7 +1,12 @@
-"""Named tensors as a safetensors file, streamed from pieces, the same bytes for the same tensors."""
+"""Named tensors as a safetensors file, streamed from pieces, the same bytes for the same tensors.
+
+A sealed file tells damage from truth: its header holds the sha256 of all its bytes (the seal itself read as zeros),
+made while the bytes were written.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +14,13 @@ from typing import Any
 
 import torch
 
+from workbench.errors import UserError
 from workbench.files import atomic
+
+_ZEROS = "0" * 64
+_BEFORE_SEAL = b'{"__metadata__":{"sha256":"'
+_SEAL_AT = 8 + len(_BEFORE_SEAL)
+_READ = 2**20
 
 _SAFETENSORS_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -20,20 +31,28 @@ _SAFETENSORS_NAMES = {
 
 
 def write_safetensors(
-    target: Path, tensors: Mapping[str, Sequence[torch.Tensor]], note: Mapping[str, Any] | None = None
-) -> None:
+    target: Path,
+    tensors: Mapping[str, Sequence[torch.Tensor]],
+    note: Mapping[str, Any] | None = None,
+    *,
+    sealed: bool = False,
+) -> str | None:
     """Write named tensors, each given as pieces ``[rows, ...]`` to be joined along the first axis.
 
     The library's own writer joins and copies everything in memory, shuffles its metadata from run to run and
     hides the system's error; this one streams the pieces and gives the same bytes for the same tensors.
-    ``note`` is kept as JSON under the metadata key ``tunescope``.
+    ``note`` is kept as JSON under the metadata key ``tunescope``. With ``sealed`` the file holds its own hash, which
+    is returned.
     """
     # The widest types first: then every tensor starts at a multiple of its item size and can be
     # memory-mapped.
     names = sorted(tensors, key=lambda name: (-tensors[name][0].element_size(), name))
     header: dict[str, Any] = {}
+    metadata = {"sha256": _ZEROS} if sealed else {}
     if note is not None:
-        header["__metadata__"] = {"tunescope": json.dumps(note, sort_keys=True, allow_nan=False)}
+        metadata["tunescope"] = json.dumps(note, sort_keys=True, allow_nan=False)
+    if metadata:
+        header["__metadata__"] = metadata
     offset = 0
     for name in names:
         first = tensors[name][0]
@@ -49,12 +68,48 @@ def write_safetensors(
         offset += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
+    digest = hashlib.sha256()
     with atomic(target) as partial, partial.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
+        for start in (len(encoded).to_bytes(8, "little"), encoded):
+            digest.update(start)
+            file.write(start)
         for name in names:
             for piece in tensors[name]:
-                file.write(_raw_bytes(piece))
+                raw = _raw_bytes(piece)
+                digest.update(raw)
+                file.write(raw)
+        if not sealed:
+            return None
+        file.seek(_SEAL_AT)
+        file.write(digest.hexdigest().encode())
+    return digest.hexdigest()
+
+
+def check_seal(path: Path, advice: str) -> str | None:
+    """The seal of the file at ``path`` when its bytes are those that were sealed; None where it has no seal.
+
+    Raises :class:`UserError` where they are not; ``advice`` ends its sentence.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(_SEAL_AT + len(_ZEROS))
+            if start[8:_SEAL_AT] != _BEFORE_SEAL:
+                return None
+            digest = hashlib.sha256(start[:_SEAL_AT] + _ZEROS.encode())
+            while block := file.read(_READ):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); {advice}.") from error
+    if digest.hexdigest().encode() != start[_SEAL_AT:]:
+        raise UserError(f"{path} is damaged: its bytes are not those that were written (sha256 differs); {advice}.")
+    return digest.hexdigest()
+
+
+def read_seal(path: Path) -> str | None:
+    """The seal that the file at ``path`` holds, unchecked; None where it has none."""
+    with path.open("rb") as file:
+        start = file.read(_SEAL_AT + len(_ZEROS))
+    return start[_SEAL_AT:].decode("ascii", errors="replace") if start[8:_SEAL_AT] == _BEFORE_SEAL else None
 
 
 def _raw_bytes(tensor: torch.Tensor) -> memoryview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +12,7 @@ from typing import Any
 def main() -> None:
     """Run ``tunescope``. Exit codes: 0 ok, 1 failed, 2 wrong use, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.showwarning = _shown_warning
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.exit(run(sys.argv[1:]))
 
@@ -42,6 +44,22 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 0
     return result if isinstance(result, int) else 0
+
+
+def _shown_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """What a stored file had wrong is a sentence; other warnings are as Python shows them."""
+    from tunescope.cli.output import plain
+    from workbench.files import DamagedWarning
+
+    ours = issubclass(category, DamagedWarning)
+    text = (
+        f"Warning: {plain(str(message))}\n"
+        if ours
+        else warnings.formatwarning(message, category, filename, lineno, line)
+    )
+    (file or sys.stderr).write(text)
 
 
 def _kept(error: BaseException) -> str:

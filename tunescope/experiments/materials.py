@@ -31,6 +31,8 @@ class Materials:
     def __init__(self, folder: Path, progress: Progress | None = None) -> None:
         self.folder = folder
         self.progress = progress or Silent()
+        self.whole: set[Path] = set()
+        """Folders of steps whose files were hashed, or written, since these materials were made."""
         self._pair: tuple[PairSpec, ModelPair] | None = None
         self._organisms: dict[tuple[str, int], organisms.Organism] = {}
         self._prompts: dict[str, Prompts] = {}

@@ -25,7 +25,8 @@ from workbench.files import room_for_folder
 from workbench.progress import Progress, Silent
 from workbench.results import Provenance
 from workbench.runs import Run
-from workbench.runs.config import config_hash
+from workbench.runs.config import config_hash, plain
+from workbench.sealed_json import read_sealed, write_sealed
 
 KIND = "experiment"
 
@@ -130,7 +131,7 @@ def _all_cells(run: Run, experiment: Experiment, grid: Sequence[Cell], materials
         done[cell.number] = _cell(run, cell, materials, bar)
     bar.finish()
     tell(run, experiment, grid, [done[cell.number] for cell in grid])
-    models = [run.read_json(f"models/{path.stem}") for path in sorted(run.file("models").glob("*.json"))]
+    models = [_read_models(path) for path in sorted(run.file("models").glob("*.json"))]
     # where its paths start: from here a run can be made again
     folder = str(materials.folder.resolve())
     run.note(models=models, versions=Provenance(probe=KIND, models={}).versions, folder=folder)
@@ -149,8 +150,9 @@ def _cell(run: Run, cell: Cell, materials: Materials, bar: Progress) -> dict[str
         models = _models(run, cell.experiment, name, materials)
         keys[name] = step_key(cell.experiment, name, models, keys, materials)
         kept[name] = Kept(run, name, keys[name])
-        if not kept[name].is_whole:
+        if kept[name].path not in materials.whole and not kept[name].is_whole:
             _step(cell, name, kept, materials, bar)
+        materials.whole.add(kept[name].path)
         bar.advance()
     table = cell_table(cell, kept)
     run.write_table(f"{cell.folder}/metrics", table)
@@ -196,17 +198,21 @@ def _results(kept: dict[str, Kept]) -> Callable[[str], Any]:
 
 def _same_models(run: Run, spec: PairSpec, pair: Any) -> None:
     """Refuse to go on with other weights than those a killed run began with."""
-    name = f"models/{config_hash(spec.plain())[:10]}"
-    now = {role: model.identity.to_dict() for role, model in pair.models.items()}
-    if not run.file(f"{name}.json").is_file():
-        run.write_json(name, now)
-    before = run.read_json(name)
+    file = run.file(f"models/{config_hash(spec.plain())[:10]}.json")
+    now = plain({role: model.identity.to_dict() for role, model in pair.models.items()})
+    if not file.is_file():
+        write_sealed(file, now)
+    before = _read_models(file)
     for role, identity in now.items():
         if before[role]["hash"] != identity["hash"]:
             raise UserError(
                 f"{run.path} was begun with another {role} model ({before[role]['name']}, other weights); give another "
                 "folder, or remove that one."
             )
+
+
+def _read_models(path: Path) -> dict[str, Any]:
+    return read_sealed(path, "delete it, and the same command writes it again")
 
 
 def cell_table(cell: Cell, kept: dict[str, Kept]) -> pd.DataFrame:

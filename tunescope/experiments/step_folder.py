@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,10 @@ import pandas as pd
 from tunescope.experiments import references, steps
 from tunescope.experiments.materials import Materials
 from tunescope.experiments.method_steps import MethodStep
+from workbench.errors import UserError
+from workbench.files import DamagedWarning
+from workbench.runs.manifest import hash_file
+from workbench.sealed_json import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from tunescope.experiments.schema import Experiment
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = "activations"
 RESULT = "result.safetensors"
+MARK = "step.json"
 METRIC_COLUMNS = (
     "of", "strength", "metric", "estimate", "low", "high", "n", "control", "q", "change", "change_low", "change_high",
 )  # fmt: skip
@@ -61,8 +67,32 @@ class Kept:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the step was finished here."""
-        return (self.path / "step.json").is_file()
+        """Whether the step was finished here, and every file of it is what was written then.
+
+        Where one is not, the step is done again, with a warning that names the file.
+        """
+        mark = self.path / MARK
+        if not mark.is_file():
+            return False
+        try:
+            self._check(read_sealed(mark, "the step is done again"))
+        except UserError as error:
+            warnings.warn(f"{str(error).partition(';')[0]}; the step {self.name} is done again.", DamagedWarning, 2)
+            mark.unlink()
+            return False
+        return True
+
+    def _check(self, note: Mapping[str, Any]) -> None:
+        if note.get("key") != self.key:
+            raise UserError(f"{self.path / MARK} is damaged: it is of another step; ")
+        for name, digest in note.get("files", {}).items():
+            path = self.run.file(f"{self.folder}/{name}")
+            if not path.is_file() or hash_file(path).sha256 != digest:
+                raise UserError(f"{path} is not what was written (sha256 differs); ")
+        if (self.path / ACTIVATIONS).is_dir():
+            from workbench.recording.recording import Recording
+
+            Recording.load(self.path / ACTIVATIONS)
 
     def write(self, do: str, outcome: Outcome) -> None:
         """Write everything, the mark last."""
@@ -73,7 +103,13 @@ class Kept:
         for name, table in outcome.more.items():
             self.run.write_table(f"{self.folder}/{name}", table)
         note = {"name": self.name, "do": do, "key": self.key, "summary": outcome.summary}
-        self.run.write_json(f"{self.folder}/step", {**note, "more": list(outcome.more)})
+        write_sealed(self.path / MARK, {**note, "more": list(outcome.more), "files": self._digests(outcome)})
+
+    def _digests(self, outcome: Outcome) -> dict[str, str]:
+        """Sha256 of what this step has just written; a recording holds the hashes of its own files."""
+        names = [f"{name}.parquet" for name in ("table", "metrics", *outcome.more)]
+        names += [RESULT] if outcome.result is not None else []
+        return {name: hash_file(self.path / name).sha256 for name in names}
 
     @property
     def table(self) -> pd.DataFrame:

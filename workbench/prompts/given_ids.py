@@ -27,7 +27,8 @@ def ids_of(item: Any, where: str, mask: Any = None) -> tuple[int, ...]:
         raise UserError(f"{where}: {IDS!r} must be a list of token ids, whole numbers from 0 on.")
     if mask is not None:
         real = _plain(mask)
-        if not isinstance(real, list | tuple) or len(real) != len(ids):
+        fits = isinstance(real, list | tuple) and len(real) == len(ids)
+        if not fits or any(isinstance(one, str) or one not in (0, 1) for one in real):
             raise UserError(f"{where}: {MASK!r} must have a 0 or 1 for each of the {len(ids)} token ids.")
         ids = [one for one, kept in zip(ids, real, strict=True) if kept]
     if not ids:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError, unknown_name
+from workbench.files import is_file
+from workbench.prompts.csv_form import check_csv
 from workbench.prompts.given_ids import IDS, are_ids, rows_of_batch
 from workbench.prompts.row import FIELDS, KINDS, Prompt, is_message, row_from
+from workbench.strict_json import BadJson, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +25,7 @@ def read_file(path: Path, rename: Rename) -> list[Prompt]:
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise unknown_name("kind of prompt file", suffix or path.name, _READERS)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"There is no prompt file at {path}; give the path of a {', '.join(_READERS)} file.")
     try:
         rows = _READERS[suffix](path, rename)
@@ -80,7 +82,12 @@ def _renamed(item: Any, rename: Rename) -> Any:
         return item
     if missing := [old for old in rename if old not in item]:
         raise unknown_name("column", missing[0], [str(name) for name in item])
-    return {rename.get(name, name): value for name, value in item.items()}
+    renamed = {rename.get(name, name): value for name, value in item.items()}
+    if len(renamed) < len(item):
+        names = [rename.get(name, name) for name in item]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"rename gives two columns the name {twice!r}; give each a name of its own.")
+    return renamed
 
 
 def _read_jsonl(path: Path, rename: Rename) -> list[Prompt]:
@@ -91,20 +98,19 @@ def _read_jsonl(path: Path, rename: Rename) -> list[Prompt]:
                 continue
             where = f"{path.name}, line {number}"
             try:
-                item = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{where} is not JSON ({error.msg}, column {error.colno}); expected one object per line."
-                ) from error
+                item = read_json(line)
+            except BadJson as error:
+                said = str(error).replace("line 1, ", "")
+                raise UserError(f"{where} is not JSON ({said}); expected one object per line.") from error
             rows.append(row_from(_renamed(item, rename), where))
     return rows
 
 
 def _read_json(path: Path, rename: Rename) -> list[Prompt]:
     try:
-        items = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path.name}, line {error.lineno} is not JSON ({error.msg}, column {error.colno}).") from error
+        items = read_json(path.read_text(encoding="utf-8-sig"))
+    except BadJson as error:
+        raise UserError(f"{path.name} is not JSON ({error}); expected a list of prompts.") from error
     if not isinstance(items, list):
         raise UserError(f"{path.name} holds {type(items).__name__}; expected a list of prompts.")
     return _rows(items, rename, f"{path.name}, row")
@@ -123,12 +129,13 @@ def _read_csv(path: Path, rename: Rename) -> list[Prompt]:
         **dict.fromkeys(_TEXT_COLUMNS, str),
     }
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    check_csv(path, separator)
     try:
         # "NA" and "null" are answers like any other; only an empty cell is a missing one.
         table = pd.read_csv(
-            path, sep=separator, dtype=ours, keep_default_na=False, na_values=[""], encoding="utf-8-sig"
+            path, sep=separator, dtype=ours, keep_default_na=False, na_values=[""], encoding="utf-8-sig", index_col=False
         )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, OverflowError) as error:
         raise UserError(f"{path.name} is not a readable table ({str(error).strip()}).") from error
     return _from_table(table, rename, f"{path.name}, row", read_cell=_json_cell)
 
@@ -139,8 +146,9 @@ def _read_parquet(path: Path, rename: Rename) -> list[Prompt]:
 
     try:
         items = pq.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path.name} is not a readable parquet file ({error}).") from error
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{path.name} is not a readable parquet file ({said}); write or copy it again.") from error
     return _rows(items, rename, f"{path.name}, row")
 
 
@@ -150,10 +158,10 @@ def _json_cell(name: str, value: Any, where: str) -> Any:
     if not listed or not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
+        return read_json(value)
+    except BadJson as error:
         raise UserError(
-            f"{where}: {name!r} is not JSON ({error.msg}); expected {KINDS[name if name in KINDS else 'messages']}."
+            f"{where}: {name!r} is not JSON ({error}); expected {KINDS[name if name in KINDS else 'messages']}."
         ) from error
 
 
@@ -167,6 +175,9 @@ def _from_table(
 
     if not isinstance(table, pd.DataFrame):
         return _rows(list(table), rename, unit)
+    if not table.columns.is_unique:
+        twice = table.columns[table.columns.duplicated()][0]
+        raise UserError(f"The table has the column {str(twice)!r} twice: every column needs a name of its own.")
     rows = []
     for number, cells in enumerate(table.to_dict(orient="records")):
         where = f"{unit} {number}"

@@ -13,6 +13,8 @@ import numpy as np
 from workbench.errors import UserError
 from workbench.jsonable import jsonable
 from workbench.prompts.given_ids import IDS, MASK, are_ids, ids_of
+from workbench.prompts.likeness import likeness
+from workbench.strict_json import text_or_refuse
 
 Message = Mapping[str, Any]
 """One turn of a chat: ``role`` and ``content``, and whatever else the model's chat template reads."""
@@ -79,8 +81,16 @@ class Prompt:
 
     @property
     def said(self) -> str:
-        """Text that is the same for two rows exactly where the model reads the same."""
-        return json.dumps([self.kind, getattr(self, self.kind)], default=str)
+        """Text that is the same for two rows where the model reads the same, case, spaces and punctuation aside."""
+        if self.prompt is not None:
+            return likeness(self.prompt)
+        if self.messages is None:
+            return json.dumps([self.kind, self.input_ids])
+        turns = [
+            {name: likeness(value) if isinstance(value, str) else value for name, value in turn.items()}
+            for turn in self.messages
+        ]
+        return json.dumps([self.kind, turns], default=str)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that are given, then the extra columns, as plain JSON values."""
@@ -165,6 +175,8 @@ def _from_mapping(item: Mapping[Any, Any], where: str) -> Prompt:
 def _checked(row: Prompt, where: str) -> Prompt:
     if row.prompt == "":
         raise UserError(f"{where} is an empty prompt; remove the row or give it text.")
+    if row.prompt is not None:
+        text_or_refuse(row.prompt, where)
     return row
 
 
@@ -188,13 +200,17 @@ def _messages(turns: Any, where: str) -> tuple[Message, ...]:
     for number, turn in enumerate(turns):
         if not is_message(turn) or not isinstance(turn["role"], str):
             raise UserError(f"{where}: message {number} needs a 'role' (text) and a 'content'.")
+        if isinstance(turn["content"], str):
+            text_or_refuse(turn["content"], f"{where}, message {number}")
     return tuple({str(key): value for key, value in turn.items()} for turn in turns)
 
 
 def _text(value: Any, name: str, where: str) -> str | None:
     """Text as it is; whole numbers as their digits, because answers such as 42 are often stored so."""
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return text_or_refuse(value, f"{where}, {name!r}")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise UserError(f"{where}: {name!r} is {type(value).__name__} ({value!r}); write it as text.")
@@ -206,8 +222,12 @@ def _plain(value: Any, name: str, where: str) -> Any:
         value = value.item()
     if isinstance(value, float) and math.isnan(value):
         return None
+    if isinstance(value, float) and math.isinf(value):
+        raise UserError(f"{where}: {name!r} is infinite, which no file can hold; write a number, or leave it empty.")
     try:
         return jsonable(value)
+    except RecursionError as error:
+        raise UserError(f"{where}: column {name!r} is nested too deeply; drop the column first.") from error
     except TypeError as error:
         raise UserError(
             f"{where}: column {name!r} holds {type(value).__name__}; expected text, numbers or lists; "

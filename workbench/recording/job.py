@@ -69,8 +69,12 @@ def record_run(  # noqa: PLR0913 (the options of the command)
     run = open_recording(out, config, options)
     fresh = not run.file(ACTIVATIONS).exists()
     run.hold()
-    if run.is_complete:
-        run.reopen()
+    try:
+        if run.is_complete:
+            run.reopen()
+    except UserError:
+        run.let_go()
+        raise
     try:
         with run:
             recording = record(

@@ -2,12 +2,15 @@
 
 ``store.json`` (configuration), ``shard-00000.safetensors`` … (flat tensors ``[row, ...]`` named
 ``role/site``) and ``index.parquet`` (one line per row). While a store is being written, each shard has its
-own part of the index; a shard counts once its part is there, and the store is complete once the parts are
-merged.
+own part of the index, written before it. Every hash is made when the bytes are written: a shard is sealed and holds
+the hash of its part of the index; ``store.json`` of a finished store holds the seals of all shards and the hash of the
+index, and counts as finished only with them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,10 +22,17 @@ from safetensors import SafetensorError, safe_open
 
 from workbench.errors import UserError
 from workbench.files import atomic, remove_partials
+from workbench.sealed_json import read_sealed, write_sealed
+from workbench.tensor_files import check_seal, read_seal
 
 SCHEMA = 1
 STORE = "store.json"
 INDEX = "index.parquet"
+_AGAIN = "restore it, or give the same command again: what is damaged is recorded again"
+
+
+class DamagedStore(UserError):
+    """``store.json`` is not what was written."""
 
 
 class Shard(NamedTuple):
@@ -32,6 +42,12 @@ class Shard(NamedTuple):
     rows: int
     steps: int
     """How many calls of ``append`` it holds."""
+    start: int = 0
+    """The number of its first step."""
+    part: str | None = None
+    """Sha256 of its part of the index; None for a shard of an older version."""
+    config: str | None = None
+    """Hash of the configuration it was recorded with."""
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -43,11 +59,31 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.{INDEX}"
 
 
+def shard_number(path: Path) -> int | None:
+    """The number of a shard, or of a part of the index, by its name; None for any other file."""
+    number, _, ending = path.name.removeprefix("shard-").partition(".")
+    return int(number) if number.isdecimal() and len(number) == 5 and ending in ("safetensors", INDEX) else None
+
+
+def numbers(folder: Path) -> list[int]:
+    """The numbers of all shards of which something is there."""
+    given = {shard_number(path) for path in folder.glob("shard-*")}
+    return sorted(number for number in given if number is not None)
+
+
+def remove_shards(folder: Path, numbers: Iterable[int]) -> None:
+    """Delete shards with their parts of the index."""
+    for number in numbers:
+        shard_path(folder, number).unlink(missing_ok=True)
+        part_path(folder, number).unlink(missing_ok=True)
+
+
 def remove(folder: Path) -> None:
     """Delete a store; files of others in its folder stay, and then the folder too."""
     remove_partials(folder)
-    for path in (*folder.glob("shard-*.safetensors"), *folder.glob(f"shard-*.{INDEX}"), folder / INDEX, folder / STORE):
-        path.unlink(missing_ok=True)
+    remove_shards(folder, numbers(folder))
+    for name in (INDEX, STORE):
+        (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
 
@@ -57,14 +93,29 @@ def read_store(folder: Path) -> dict[str, Any]:
     path = folder / STORE
     if not path.is_file():
         raise UserError(f"{folder} is no store of activations: it has no {STORE}; give a folder that record() wrote.")
+    store = _plain_store(path)
+    if store["schema"] > SCHEMA:
+        raise UserError(f"{folder} was written by a newer Tunescope (schema {store['schema']}); update to read it.")
+    try:
+        return read_sealed(path, "restore it, or record into another folder", older="files" not in store)
+    except UserError as error:
+        raise DamagedStore(str(error)) from error
+
+
+def _plain_store(path: Path) -> dict[str, Any]:
     try:
         store = json.loads(path.read_text(encoding="utf-8"))
-        schema, _ = int(store["schema"]), store["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged; record into another folder.") from error
-    if schema > SCHEMA:
-        raise UserError(f"{folder} was written by a newer Tunescope (schema {schema}); update to read it.")
+        whole = isinstance(store["schema"], int) and isinstance(store["config"], dict)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedStore(f"{path} is damaged; restore it, or record into another folder.") from error
+    if not whole or not isinstance(store.get("shard_bytes"), int):
+        raise DamagedStore(f"{path} is damaged; restore it, or record into another folder.")
     return store
+
+
+def write_store(folder: Path, store: dict[str, Any]) -> None:
+    """Replace ``store.json`` in one step, sealed."""
+    write_sealed(folder / STORE, store)
 
 
 def read_shard(path: Path) -> Shard:
@@ -72,35 +123,99 @@ def read_shard(path: Path) -> Shard:
     try:
         with safe_open(str(path), framework="pt") as file:
             note = json.loads(file.metadata()["tunescope"])
+            counts = int(note["rows"]), int(note["steps"]), int(note.get("start", 0))
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a readable shard ({error}); record again into another folder.") from error
-    return Shard(path, note["rows"], note["steps"])
+        raise UserError(f"{path} is not a readable shard ({error}); {_AGAIN}.") from error
+    return Shard(path, *counts, note.get("index"), note.get("config"))
 
 
-def complete_shards(folder: Path) -> list[Shard]:
-    """The shards from the first on that are whole: tensors and index part both in place."""
+def seal_of(path: Path) -> str:
+    """The seal of a shard, read and not checked; empty for one of an older version."""
+    return read_seal(path) or ""
+
+
+def whole_shard(path: Path) -> Shard:
+    """A shard whose bytes, and those of its part of the index where that is there, are those that were written."""
+    shard = read_shard(path)
+    check_seal(path, _AGAIN)
+    part = path.with_name(path.name.replace("safetensors", INDEX))
+    if part.exists() and (shard.part is None or file_digest(part) != shard.part):
+        raise UserError(f"{part} is damaged: its bytes are not those that were written (sha256 differs); {_AGAIN}.")
+    return shard
+
+
+def finished_shards(folder: Path, store: dict[str, Any], *, check: bool = True) -> list[Shard]:
+    """The shards of a finished store; with ``check``, every byte of them and of the index is hashed before.
+
+    Raises :class:`UserError` naming the first file that is missing or damaged. A store of an older version, which
+    holds no hashes, is not checked.
+    """
+    files: dict[str, Any] | None = store.get("files")
+    if files is None:
+        return _unsealed_shards(folder)
+    found = []
+    for name, entry in sorted(files["shards"].items()):
+        problem = shard_problem(folder, name, entry, check=check)
+        if problem is not None:
+            raise UserError(problem)
+        found.append(Shard(folder / name, entry["rows"], entry["steps"], entry["start"], entry["index"]))
+    if check and (problem := index_problem(folder, files["index"])):
+        raise UserError(problem)
+    return found
+
+
+def shard_problem(folder: Path, name: str, entry: dict[str, Any], *, check: bool = True) -> str | None:
+    """What is wrong with a shard of a finished store, as a sentence; None for a whole one."""
+    path = folder / name
+    if not path.is_file():
+        return f"{path} is gone, a shard is missing; {_AGAIN}."
+    try:
+        read_shard(path)
+        seal = check_seal(path, _AGAIN) if check else entry["seal"]
+    except UserError as error:
+        return str(error)
+    return None if seal == entry["seal"] else f"{path} is not the shard that was written here; {_AGAIN}."
+
+
+def index_problem(folder: Path, digest: str) -> str | None:
+    """What is wrong with the index of a finished store, as a sentence; None for a whole one."""
+    path = folder / INDEX
+    if not path.is_file():
+        return f"{path} is gone; {_AGAIN}."
+    if file_digest(path) != digest:
+        return f"{path} is damaged: its bytes are not those that were written (sha256 differs); {_AGAIN}."
+    return None
+
+
+def _unsealed_shards(folder: Path) -> list[Shard]:
+    """The shards of a finished store that was written before shards were sealed."""
     found: list[Shard] = []
-    finished = (folder / INDEX).exists()
     while (path := shard_path(folder, len(found))).exists():
-        if not finished and not part_path(folder, len(found)).exists():
-            break
         found.append(read_shard(path))
     return found
 
 
-def write_part(target: Path, table: pa.Table) -> None:
-    with atomic(target) as partial:
-        pq.write_table(table, partial, compression="zstd")
+def file_digest(path: Path) -> str:
+    """Sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def merge_parts(folder: Path, parts: Iterable[Path]) -> None:
-    """Write ``index.parquet`` from the parts, one row group each, then delete them."""
+def part_bytes(table: pa.Table) -> bytes:
+    """A part of the index, as its file holds it."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def merge_parts(folder: Path, parts: Iterable[Path]) -> str:
+    """Write ``index.parquet`` from the parts, one row group each; returns its sha256."""
     paths = list(parts)
     schemas = [pq.read_schema(path) for path in paths]
     # A column that is empty throughout one part (no groups there) has no type in it.
     schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
-    with atomic(folder / INDEX) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        for path in paths:
-            writer.write_table(pq.read_table(path).cast(schema))
-    for path in paths:
-        path.unlink()
+    with atomic(folder / INDEX) as partial:
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            for path in paths:
+                writer.write_table(pq.read_table(path).cast(schema))
+        return file_digest(partial)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.errors import UserError, unknown_name
@@ -17,16 +18,25 @@ from workbench.recording.stored import MappedShards, StoredTensor
 
 class ShardReader(Mapping[str, dict[str, StoredTensor]]):
     """A finished store: ``reader["tuned"]["blocks.3.attn.hook_z"]`` is a :class:`StoredTensor` ``[row,
-    ...]``."""
+    ...]``.
 
-    def __init__(self, folder: str | Path) -> None:
+    With ``check`` every byte is hashed before any is read, and damage is a :class:`UserError` that names the file.
+    """
+
+    def __init__(self, folder: str | Path, *, check: bool = True) -> None:
         self.folder = Path(folder)
-        self.config: dict[str, Any] = layout.read_store(self.folder)["config"]
-        if not (self.folder / layout.INDEX).is_file():
+        store = layout.read_store(self.folder)
+        self.config: dict[str, Any] = store["config"]
+        if not (self.folder / layout.INDEX).is_file() and "files" not in store:
             raise UserError(f"The store {self.folder} is unfinished; run the same record() again to resume it.")
-        shards = MappedShards(layout.complete_shards(self.folder))
+        shards = MappedShards(layout.finished_shards(self.folder, store, check=check))
         self.rows: int = shards.rows
-        indexed = pq.read_metadata(self.folder / layout.INDEX).num_rows
+        try:
+            indexed = pq.read_metadata(self.folder / layout.INDEX).num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self.folder / layout.INDEX} is damaged ({error}); restore it or record again."
+            ) from error
         if indexed != self.rows:
             raise UserError(
                 f"The store {self.folder} has {self.rows} rows of activations and an index of {indexed}; "

@@ -163,7 +163,10 @@ def _stored_batch_size(store: Store) -> int | None:
 
     if store in (None, "memory") or not (Path(str(store)) / layout.STORE).is_file():
         return None
-    return layout.read_store(Path(str(store)))["config"].get("batch_size")
+    try:
+        return layout.read_store(Path(str(store)))["config"].get("batch_size")
+    except layout.DamagedStore:
+        return None  # the shards know which configuration they are of
 
 
 def _options(scope: Where, dtype: torch.dtype | None, logits: bool, new_tokens: int) -> dict[str, Any]:
@@ -204,8 +207,8 @@ class _Job:
         self.progress.start("recording", len(self.prompts))
         try:
             with sink:
-                self.progress.advance(sum(len(window) for window in windows[: sink.steps_done]))
-                rest = windows[sink.steps_done :]
+                rest = [windows[number] for number in sink.missing(len(windows))]
+                self.progress.advance(len(self.prompts) - sum(len(window) for window in rest))
                 if team is not None:
                     self._gather(team, rest, sink)
                 else:

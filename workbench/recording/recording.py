@@ -102,9 +102,17 @@ class Recording:
         return card("Recording", facts, None if self.index.empty else self.index.head(8))
 
     @classmethod
-    def load(cls, folder: str | Path) -> Recording:
-        """Open a recording that was stored in ``folder``; rows are memory-mapped, nothing is read yet."""
-        reader = ShardReader(folder)
+    def load(cls, folder: str | Path, *, check: bool = True) -> Recording:
+        """Open a recording that was stored in ``folder``; rows are memory-mapped.
+
+        Args:
+            folder: where :func:`workbench.record` stored it (``activations`` of a run).
+            check: hash every file before anything is read (about a second per GB); False trusts the disk.
+
+        Raises:
+            UserError: a file is missing, or not what was written; the sentence names it.
+        """
+        reader = ShardReader(folder, check=check)
         return cls(reader.index, reader.config, reader, folder=Path(folder))
 
 

@@ -29,8 +29,6 @@ DIFFERENCE = "difference"
 class Sink:
     """Takes the rows of one window after another; a context that ends well or keeps what is complete."""
 
-    steps_done = 0
-    """Windows that an interrupted run had stored already."""
     in_order = False
     """Whether rows must come in the order of the prompts; otherwise each batch comes as soon as it was run."""
 
@@ -40,6 +38,10 @@ class Sink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+    def missing(self, windows: int) -> list[int]:
+        """Which of so many windows are to be recorded: all that an interrupted run had not stored."""
+        return list(range(windows))
 
     def add(self, tensors: dict[str, Tensor], rows: Rows) -> None:
         """Some prompts: tensors [row, ...] keyed ``role/site``, and where these rows come from."""
@@ -127,8 +129,10 @@ class StoreSink(Sink):
 
     def __init__(self, folder: Path, config: Mapping[str, Any], shard_bytes: int) -> None:
         self._folder = folder
-        self._writer = ShardWriter(folder, config, shard_bytes=shard_bytes)
-        self.steps_done = self._writer.steps_done
+        self._writer = ShardWriter(folder, config, shard_bytes=shard_bytes, mend=True)
+
+    def missing(self, windows: int) -> list[int]:
+        return self._writer.missing(windows)
 
     def add(self, tensors: dict[str, Tensor], rows: Rows) -> None:
         self._writer.append(tensors, rows.table())
@@ -139,7 +143,7 @@ class StoreSink(Sink):
         self._writer.__exit__(kind, error, trace)
 
     def recording(self, config: dict[str, Any]) -> Recording:  # noqa: ARG002
-        return Recording.load(self._folder)
+        return Recording.load(self._folder, check=False)  # just written, or checked when it was opened
 
     def discard(self) -> None:
         layout.remove(self._folder)

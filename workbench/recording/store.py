@@ -3,6 +3,8 @@ bytes."""
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,13 +15,15 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 
-from workbench.files import remove_partials, room_for, write_json
+from workbench.errors import UserError
+from workbench.files import DamagedWarning, room_for, write_bytes
 from workbench.folder_lock import FolderLock
 from workbench.recording import layout
 from workbench.recording.reader import ShardReader
+from workbench.recording.resuming import Rest, look_over, missing_steps
 from workbench.recording.stored import StoredTensor
 from workbench.recording.transfer import Transfer
-from workbench.runs.config import plain, same_config
+from workbench.runs.config import config_hash, plain, same_config
 from workbench.tensor_files import write_safetensors
 
 __all__ = ["SHARD_BYTES", "ShardReader", "ShardWriter", "StoredTensor"]
@@ -32,35 +36,41 @@ class ShardWriter:
     """Appends rows of activations to a folder; use it as a context manager.
 
     Each ``append`` is one step and never straddles two shards. Opening an unfinished store of the same
-    configuration resumes it: skip the first ``steps_done`` steps and append the rest, and the finished files
-    are, byte for byte, those of an uninterrupted run. Leaving the context after an exception keeps the
-    complete shards. One process writes a folder at a time; a shard is written in the background while the
-    next one fills.
+    configuration hashes what is there and resumes it: skip the first ``steps_done`` steps and append the rest, and the
+    finished files are, byte for byte, those of an uninterrupted run. With ``mend`` a damaged or missing shard in the
+    middle costs no other one, also in a finished store: append the steps that :meth:`missing` names. Leaving the
+    context after an exception keeps the complete shards. One process writes a folder at a time; a shard is written in
+    the background while the next one fills.
     """
 
-    def __init__(self, folder: str | Path, config: Mapping[str, Any], *, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, folder: str | Path, config: Mapping[str, Any], *, shard_bytes: int = SHARD_BYTES, mend: bool = False
+    ) -> None:
         self.folder = Path(folder)
         with room_for(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.folder)
         try:
-            self._shard_bytes = self._open(plain(config), shard_bytes)
-            done = layout.complete_shards(self.folder)
-            self._forget_after(len(done))
+            self._store = self._open(plain(config), shard_bytes, mend=mend)
+            rest = look_over(self.folder, self._store, self._config, mend=mend)
+            self._go_on_from(rest)
         except BaseException:
             self._lock.release()
             raise
-        self.complete: bool = (self.folder / layout.INDEX).exists()
+        self.complete: bool = self._finished is not None and not self._gaps
         """Whether the store was finished already; nothing can be appended then."""
-        self.steps_done: int = sum(shard.steps for shard in done)
-        """How many steps the complete shards hold; the next ``append`` is step ``steps_done``."""
-        self.rows_done: int = sum(shard.rows for shard in done)
-        self._shards = len(done)
-        self._kinds = _kinds(done[0].path) if done else None
+        self.steps_done: int = sum(shard.steps for shard in rest.prefix)
+        """How many steps the complete shards hold from the first one on."""
+        self.rows_done: int = sum(shard.rows for shard in rest.prefix)
+        self._kinds = _kinds(next(iter(rest.shards.values())).path) if rest.shards else None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer")
         self._writing: Future[None] | None = None
         self._transfer = Transfer()
         self._start_shard()
+
+    def missing(self, total: int) -> list[int]:
+        """The numbers of the steps still to be appended, in order, of a recording of ``total`` steps."""
+        return missing_steps(self._gaps, total)
 
     def append(self, tensors: Mapping[str, torch.Tensor], index: Mapping[str, Sequence[Any]] | pa.Table) -> None:
         """Add one step: tensors ``[rows, ...]`` keyed ``role/site`` and, for each row, a value of every index
@@ -70,7 +80,7 @@ class ShardWriter:
         shard is written: do not change them afterwards. Raises :class:`UserError` when the disk is full,
         maybe a step late.
         """
-        if self.complete:
+        if self.complete or not self._gaps:
             raise ValueError(f"{self.folder} is complete; nothing can be appended")
         table = index if isinstance(index, pa.Table) else _table(index)
         rows = table.num_rows
@@ -81,7 +91,9 @@ class ShardWriter:
         self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         self._rows += rows
         self._steps += 1
-        if self._bytes >= self._shard_bytes:
+        gap = self._gaps[0]
+        last_of_gap = gap.stop is not None and len(gap.numbers) == 1
+        if self._steps == (gap.stop or 0) - gap.start or (self._bytes >= self._shard_bytes and not last_of_gap):
             self._send_shard()
 
     def close(self) -> None:
@@ -91,9 +103,10 @@ class ShardWriter:
                 if self._steps:
                     self._send_shard()
                 self._wait()
-                parts = [layout.part_path(self.folder, number) for number in range(self._shards)]
+                if any(gap.stop is not None for gap in self._gaps):
+                    raise ValueError(f"steps from {self._gaps[0].start} on are missing in {self.folder}")
                 with room_for(self.folder):
-                    layout.merge_parts(self.folder, parts)
+                    self._finish()
                 self.complete = True
         finally:
             self.abandon()
@@ -117,26 +130,50 @@ class ShardWriter:
         else:
             self.abandon()
 
-    def _open(self, config: dict[str, Any], shard_bytes: int) -> int:
-        """Write or check ``store.json``; a resumed store keeps the shard size it began with."""
-        if not (self.folder / layout.STORE).exists():
-            begun = {"schema": layout.SCHEMA, "config": config, "shard_bytes": shard_bytes}
-            write_json(self.folder / layout.STORE, begun)
-            return shard_bytes
-        store = layout.read_store(self.folder)
-        same_config(store["config"], config, self.folder)
-        return int(store["shard_bytes"])
+    def _open(self, config: dict[str, Any], shard_bytes: int, *, mend: bool) -> dict[str, Any]:
+        """Write or check ``store.json``; a resumed store keeps the shard size it began with.
 
-    def _forget_after(self, complete: int) -> None:
-        """Delete what a killed writer left behind the complete shards."""
-        remove_partials(self.folder)
-        if (self.folder / layout.INDEX).exists():
-            for part in self.folder.glob(f"shard-*.{layout.INDEX}"):
-                part.unlink()
-            return
-        for path in self.folder.glob("shard-*"):
-            if int(path.name[6:11]) >= complete:
-                path.unlink()
+        Where it is lost, the shards say which configuration they are of.
+        """
+        self._config = config_hash(config)
+        try:
+            if (self.folder / layout.STORE).exists():
+                store = layout.read_store(self.folder)
+                same_config(store["config"], config, self.folder)
+                return store
+        except layout.DamagedStore as error:
+            if not mend:
+                raise
+            warnings.warn(f"{str(error).partition(';')[0]}; it is written again.", DamagedWarning, stacklevel=2)
+        (self.folder / layout.INDEX).unlink(missing_ok=True)
+        begun = {"schema": layout.SCHEMA, "config": config, "shard_bytes": shard_bytes}
+        layout.write_store(self.folder, begun)
+        return begun
+
+    def _go_on_from(self, rest: Rest) -> None:
+        self._shard_bytes = int(self._store["shard_bytes"])
+        self._shards, self._gaps = rest.shards, list(rest.gaps)
+        self._seals = {number: layout.seal_of(shard.path) for number, shard in rest.shards.items()}
+        self._finished = rest.finished
+        if self._finished is None and "files" in self._store:  # its index is lost, and with it all parts
+            self._store = {key: value for key, value in self._store.items() if key != "files"}
+            layout.write_store(self.folder, self._store)
+
+    def _finish(self) -> None:
+        """The index, then ``store.json`` with all hashes, and the parts are gone."""
+        count = len(self._shards)
+        parts = [layout.part_path(self.folder, number) for number in range(count)]
+        digest = self._finished["index"] if self._finished else layout.merge_parts(self.folder, parts)
+        shards = {
+            shard.path.name: {
+                "rows": shard.rows, "steps": shard.steps, "start": shard.start, "index": shard.part,
+                "seal": self._seals[number],
+            }
+            for number, shard in sorted(self._shards.items())
+        }  # fmt: skip
+        layout.write_store(self.folder, {**self._store, "files": {"index": digest, "shards": shards}})
+        for path in parts:
+            path.unlink(missing_ok=True)
 
     def _start_shard(self) -> None:
         self._pieces: dict[str, list[torch.Tensor]] = {}
@@ -154,11 +191,19 @@ class ShardWriter:
         """Hand the filled shard to the writing thread, once that is done with the one before."""
         self._transfer.finish()
         self._wait()
-        number, note = self._shards, {"rows": self._rows, "steps": self._steps}
+        gap = self._gaps[0]
+        number, note = gap.numbers.pop(0), {"rows": self._rows, "steps": self._steps, "start": gap.start}
         self._writing = self._worker.submit(self._write, number, self._pieces, self._index, note)
-        self.steps_done += self._steps
-        self.rows_done += self._rows
-        self._shards += 1
+        gap.start += self._steps
+        if gap.stop is None:
+            gap.numbers.append(number + 1)
+        elif gap.start == gap.stop:
+            if gap.numbers:
+                raise ValueError(f"{self.folder}: the shards {gap.numbers} have no steps left to hold")
+            self._gaps.pop(0)
+        if gap.start - self._steps == self.steps_done:
+            self.steps_done += self._steps
+            self.rows_done += self._rows
         self._start_shard()
 
     def _wait(self) -> None:
@@ -170,9 +215,22 @@ class ShardWriter:
     def _write(
         self, number: int, pieces: dict[str, list[torch.Tensor]], index: list[pa.Table], note: dict[str, int]
     ) -> None:
-        write_safetensors(layout.shard_path(self.folder, number), pieces, note)
-        table = pa.concat_tables(index, promote_options="permissive").combine_chunks()
-        layout.write_part(layout.part_path(self.folder, number), table)
+        """The part of the index, then the sealed shard that holds its hash: a shard that is there is whole."""
+        path, part = layout.shard_path(self.folder, number), layout.part_path(self.folder, number)
+        if not (self.folder / layout.STORE).is_file():
+            raise UserError(f"{self.folder} was moved or deleted while it was written; give the same command again.")
+        data = layout.part_bytes(pa.concat_tables(index, promote_options="permissive").combine_chunks())
+        digest = hashlib.sha256(data).hexdigest()
+        if self._finished is None:  # else the merged index has its rows
+            write_bytes(part, data)
+        try:
+            seal = write_safetensors(path, pieces, {**note, "index": digest, "config": self._config}, sealed=True)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        assert seal is not None
+        self._shards[number] = layout.Shard(path, note["rows"], note["steps"], note["start"], digest)
+        self._seals[number] = seal
 
 
 def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:

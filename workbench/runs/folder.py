@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from workbench.cards import card
 from workbench.errors import UserError
-from workbench.files import atomic, remove_partials, room_for_folder, write_json, write_text
+from workbench.files import DamagedWarning, atomic, remove_partials, room_for_folder, write_json, write_text
 from workbench.folder_lock import FolderLock
 from workbench.jsonable import jsonable
+from workbench.runs.checking import verify_run
 from workbench.runs.config import config_hash, plain, same_config
 from workbench.runs.manifest import (
     MANIFEST,
     Manifest,
     State,
+    hash_file,
     hash_files,
     read_manifest,
     write_manifest,
@@ -26,6 +30,16 @@ from workbench.runs.places import inside
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@contextmanager
+def _readable(path: Path, *damage: type[Exception]) -> Iterator[None]:
+    """What reading a damaged file raises becomes a sentence."""
+    try:
+        yield
+    except damage as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{path} is damaged ({said}); restore it or run again.") from error
 
 
 class Run:
@@ -96,17 +110,28 @@ class Run:
         return target
 
     def read_table(self, name: str) -> pd.DataFrame:
+        """The table ``name.parquet``; as all reading, a :class:`UserError` where it is not what the run ended with."""
         import pandas as pd
+        import pyarrow as pa
 
-        return pd.read_parquet(self._existing(name, ".parquet"))
+        path = self._existing(name, ".parquet")
+        with _readable(path, OSError, ValueError, pa.ArrowException):
+            return pd.read_parquet(path)
 
     def read_tensors(self, name: str) -> dict[str, Any]:
+        """The tensors of ``name.safetensors``."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self._existing(name, ".safetensors"))
+        path = self._existing(name, ".safetensors")
+        with _readable(path, OSError, SafetensorError):
+            return load_file(path)
 
     def read_json(self, name: str) -> Any:
-        return json.loads(self._existing(name, ".json").read_text(encoding="utf-8"))
+        """The values of ``name.json``."""
+        path = self._existing(name, ".json")
+        with _readable(path, OSError, ValueError, RecursionError):
+            return json.loads(path.read_text(encoding="utf-8"))
 
     def note(self, **provenance: Any) -> None:
         """Add to the provenance in the manifest."""
@@ -122,8 +147,25 @@ class Run:
         self._end("failed", reason)
 
     def reopen(self) -> None:
-        """Mark an ended run as running, so that files can be added and it can be finished again."""
+        """Mark an ended run as running, so that files can be added and it can be finished again.
+
+        Its files are hashed before: one that is not what the run ended with is deleted with a warning, so that it is
+        made again and never sealed as it lies there. Files that no run wrote are a :class:`UserError`.
+        """
+        self._drop_damaged()
         self._replace(state="running", error=None, files={})
+
+    def _drop_damaged(self) -> None:
+        """Delete what is not what an ended run ended with."""
+        if self._manifest.state not in ("complete", "failed"):
+            return
+        seen = verify_run(self.path)
+        if seen.foreign and self.is_complete:
+            named = ", ".join(seen.foreign[:3])
+            raise UserError(f"{self.path} holds files that no run wrote ({named}): move them away and run again.")
+        for name in (*seen.changed, *seen.missing):
+            warnings.warn(f"{self.file(name)} is not what the run ended with; it is made again.", DamagedWarning, 3)
+            self.file(name).unlink(missing_ok=True)
 
     def hold(self) -> None:
         """Be the run's only writer from here on; ``with run`` does so by itself. Another one is a
@@ -145,6 +187,11 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if not (self.path / MANIFEST).is_file():
+                raise UserError(
+                    f"{self.path} was moved or deleted while it was written; what was done is where it went, and the "
+                    "same command with that folder goes on from there."
+                ) from error
             if error is None:
                 self.finish()
             elif isinstance(error, Exception):
@@ -189,6 +236,11 @@ class Run:
         path = self._named(name, ending)
         if not path.is_file():
             raise UserError(f"The run {self.path} has no file {path.name}; its state is {self.state}.")
+        entry = self._manifest.files.get(path.relative_to(self.path).as_posix())
+        if entry is not None and hash_file(path) != entry:
+            raise UserError(
+                f"{path} is not the file that the run ended with (sha256 differs); restore it or run again."
+            )
         return path
 
 
@@ -204,7 +256,8 @@ def create_run(
     same.
 
     One that was interrupted or failed is running again, and its files are kept for the caller to resume from;
-    a complete one is returned as it is (``is_complete``); one that another process writes is refused. Without a
+    a complete one is hashed and returned as it is (``is_complete``), or as running where a file of it is damaged or
+    missing, which the caller makes again; one that another process writes is refused. Without a
     name, the configuration's hash gives one, so asking twice finds the same run. Another configuration, or a folder
     with other things, is a :class:`UserError`.
     """
@@ -217,7 +270,7 @@ def create_run(
     if there:
         run = open_run(path)
         same_config({"kind": run.manifest.kind, **run.config}, {"kind": kind, **wanted}, path)
-        if not run.is_complete:
+        if not run.is_complete or _is_damaged(path):
             with FolderLock(path):  # what another process is writing is not ours to clean up
                 remove_partials(path)
                 run.reopen()
@@ -229,6 +282,12 @@ def create_run(
         path.mkdir(exist_ok=True, parents=True)
     write_manifest(path, made)
     return Run(path, made)
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a file of the run in ``path`` is gone or changed."""
+    seen = verify_run(path)
+    return bool(seen.changed or seen.missing)
 
 
 def create_run_at(

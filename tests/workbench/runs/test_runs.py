@@ -209,7 +209,7 @@ def test_a_pickle_in_a_tensor_file_is_never_run(tmp_path: Path) -> None:
 
     run = finished(tmp_path)
     run.file("sub/vectors.safetensors").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(Exception, match="deserializing"):
+    with pytest.raises(Exception, match="not the file that the run ended with"):
         run.read_tensors("sub/vectors")
     assert not (tmp_path / "boom").exists()
 
@@ -304,3 +304,10 @@ def test_a_folder_without_write_permission_is_a_sentence(tmp_path: Path) -> None
             write_text(tmp_path / "new.txt", "x")
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_run_that_was_moved_while_it_was_written_is_a_sentence_and_does_not_come_back(tmp_path: Path) -> None:
+    run = runs.create(tmp_path, "here", kind="record", config={})
+    with pytest.raises(UserError, match="moved or deleted while it was written"), run:
+        run.path.rename(tmp_path / "there")
+    assert not (tmp_path / "here").exists() and (tmp_path / "there" / "run.json").is_file()
