@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from workbench.engine.template_tokens import TemplateTokens
 from workbench.typing import Bool, Int, Tensor
 
 
@@ -43,6 +44,8 @@ class ForwardContext:
     given_prompt_lengths: Tensor | None = None
     """[row] real prompt tokens, when the caller said which part is the prompt."""
     scratch: dict[Any, Any] = field(default_factory=dict)
+    template: TemplateTokens | None = None
+    """Which token ids are special or the chat template's; None of a model without tokenizer."""
 
     @cached_property
     def padded(self) -> bool:

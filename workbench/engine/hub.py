@@ -24,6 +24,7 @@ from workbench.engine.families import Family, family_of, submodule
 from workbench.engine.geometry import Geometry, read_geometry
 from workbench.engine.ports import Port, port
 from workbench.engine.sites import KINDS, Site
+from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import ModelBusy, unknown_name
 from workbench.typing import Tensor
 
@@ -119,6 +120,8 @@ class Hub:
         """Which of the models that share these weights is running ("base" or "tuned" of an adapter pair)."""
         self.withheld: frozenset[str] = frozenset()
         """Kinds of site that the self-check could not confirm for this architecture; they are not offered."""
+        self.template: TemplateTokens | None = None
+        """The special and chat-template tokens of the tokenizer that the model was given with."""
         self._lock = threading.RLock()
         self._holders = 0
         self._dispatches: dict[tuple[int, str], _Dispatch] = {}
@@ -327,6 +330,7 @@ class Hub:
             attention_mask=mask,
             generation=self._generation,
             given_prompt_lengths=self._prompt_lengths,
+            template=self.template,
         )
 
 
