@@ -64,10 +64,11 @@ class ActivationDelta(ProbeResult):
         best = self.frame().iloc[0]
         place = f"{best['site']} of layer {best['layer']:.0f}"
         if self.streamed:
-            return f"Largest shift: {place}, {best['score']:.3g}; streamed statistics, so no interval over prompts; {self.tokens}"
-        told = int((self.table["q"] < 0.05).sum())
+            told = "streamed statistics, so no interval over prompts"
+            return f"Largest shift: {place}, {best['score']:.3g}; {told}; {self.tokens}"
+        moved = int((self.table["q"] < 0.05).sum())
         return (
-            f"{told} of {len(self.table)} cells moved (q < 0.05); most: {place}, {best['score']:.3g} "
+            f"{moved} of {len(self.table)} cells moved (q < 0.05); most: {place}, {best['score']:.3g} "
             f"[{best['low']:.3g}, {best['high']:.3g}], over {self.resampled}; {self.tokens}; control: {self.control}"
         )
 

@@ -101,7 +101,7 @@ class ConceptDirections(ProbeResult):
         return concept_figure(self.table, title=f"{title}, scored on a third of {self.provenance.n_prompts} prompts")
 
 
-def concept_directions(
+def concept_directions(  # noqa: PLR0913 (a public call; all but two by keyword)
     recording: Recording,
     method: str = "pca",
     *,
@@ -122,7 +122,8 @@ def concept_directions(
     (whole groups, where they have some) and scored on the rest. ``layer``: which of the recorded ones; by default the
     middle one of them. With ``model`` each direction is read through its unembedding. ``examples``: contexts kept at
     each end; record with ``positions="all"`` for whole contexts. ``tokens``: ``"content"`` leaves attention sinks (the
-    first token, special tokens, the chat template's) out of directions and means, ``"all"`` takes them in. No forward passes: the recording is read.
+    first token, special tokens, the chat template's) out of directions and means, ``"all"`` takes them in. No forward
+    passes: the recording is read.
     """
     site = _one_site(recording, layer)
     averaged = averaged_rows(recording.index, tokens)
