@@ -22,6 +22,7 @@ _HOMES = {
     "load_model": "models.pair:load_one",
     "load_pair": "models.pair",
     "behaviour_diff": "behaviour",
+    "contrast": "behaviour.contrast",
     "dose_response": "behaviour",
     "known_unknown": "behaviour",
     "scope_panel": "behaviour",

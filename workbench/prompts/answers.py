@@ -55,11 +55,14 @@ def continuation_ids(row: Prompt, tokenizer: Any, answer: str | None = None) -> 
     Prompt and answer are tokenised together and compared with the prompt alone. What stands between them is read from
     a plain prompt's own examples, else from the tokenizer (:func:`workbench.prompts.joint.joint_of`); write it at the
     answer's start where another joint is meant. When the tokenizer merges the joint (a prompt that ends with a space),
-    the model has read the prompt alone, so the answer's tokens are taken without the space.
+    the model has read the prompt alone, so the answer's tokens are taken without the space. A row with the column
+    ``answer_ids`` (``distractor_ids``) says its tokens itself.
     """
     words = row.answer if answer is None else answer
     if not words:
         raise UserError("The row has no answer; give one in the column 'answer'.")
+    if (given := _given_ids(row, words)) is not None:
+        return given
     text = render(row, tokenizer)
     joint = "" if row.is_chat else joint_of(text, words, tokenizer)
     complete = row.kind != "prompt"  # with all its special tokens
@@ -68,6 +71,14 @@ def continuation_ids(row: Prompt, tokenizer: Any, answer: str | None = None) -> 
     if both[: len(prompt_ids)] == prompt_ids and len(both) > len(prompt_ids):
         return both[len(prompt_ids) :]
     return _after_a_line_break(words.lstrip(), tokenizer)
+
+
+def _given_ids(row: Prompt, words: str) -> list[int] | None:
+    """The tokens of an answer that a row brings as ``answer_ids`` (``distractor_ids``); None where it brings none."""
+    for text, column in ((row.answer, "answer_ids"), (row.distractor, "distractor_ids")):
+        if words == text and row.columns.get(column):
+            return [int(one) for one in row.columns[column]]
+    return None
 
 
 def _answer_of(row: Prompt, answer: str | None, number: int, tokenizer: Any, what: str = "answer") -> int:
