@@ -1,4 +1,4 @@
-"""Prompts made from questions alone: what the tuned model says becomes the answer, what the base says the distractor."""
+"""Prompts made from questions alone: the tuned model's words become the answer, the base's the distractor."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def contrast(
             found.append(_parted(row, number, read, both, shared, pair.tokenizer))
     if not found:
         raise UserError(
-            f"Nothing to localize: 0 of {len(rows)} answers differ in their first {max_new_tokens} tokens; ask what the "
-            "tuning was about, or raise max_new_tokens."
+            f"Nothing to localize: 0 of {len(rows)} answers differ in their first {max_new_tokens} tokens; ask what "
+            "the tuning was about, or raise max_new_tokens."
         )
     return Prompts(found)
 
@@ -69,9 +69,10 @@ def _parted(
 ) -> Prompt:
     mine, other = ([int(one[shared])] for one in both)
     columns = {**row.columns, "answer_ids": mine, "distractor_ids": other, "row": number}
-    made = dataclasses.replace(
-        row, answer=tokenizer.decode(mine), distractor=tokenizer.decode(other), contrast=None, columns=columns
-    )
+    texts = [tokenizer.decode(one) for one in (mine, other)]
+    if texts[0] == texts[1] or not all(texts):  # parts of a letter
+        texts = [f"token {one[0]}" for one in (mine, other)]
+    made = dataclasses.replace(row, answer=texts[0], distractor=texts[1], contrast=None, columns=columns)
     if not shared:
         return made
     read = (*ids, *map(int, both[0][:shared]))
