@@ -23,11 +23,12 @@ def mean_norm(
     layer: Layer,
     site: str = "resid_post",
     *,
-    positions: PositionSpec | Where = "all - first",
+    positions: PositionSpec | Where = "content",
 ) -> float:
     """Mean norm of a site of width d_model over ``prompts``; give it to ``Offset(units="norm", site_norm=...)``.
 
-    The first token is left out by default: many models park norms there that are many times those of the others.
+    Attention sinks are left out by default (the first token, special tokens, the chat template's): many models park
+    norms there that are many times those of the others.
     """
     batch = prompts if isinstance(prompts, Encoded | Tensor) else model.encode(prompts)
     scope, kept = Scope(positions), []

@@ -23,8 +23,9 @@ from workbench.methods import Recorded, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
+from workbench.recording.sink_rows import Tokens, averaged_rows
 from workbench.stats.fdr import q_values
-from workbench.typing import Float, Int, Tensor
+from workbench.typing import Bool, Float, Int, Tensor
 
 HEADED = ("z", "q", "k", "v")
 WIDE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -48,6 +49,8 @@ class ActivationDelta(ProbeResult):
     streamed: bool
     resampled: str = "prompts"
     """What intervals and tests draw, and how many there are: prompts, or groups of prompts."""
+    tokens: str = "all recorded tokens"
+    """Which tokens were averaged."""
 
     title: ClassVar[str] = "Activation difference"
     unit: ClassVar[str] = "mean shift relative to the base's length"
@@ -62,11 +65,12 @@ class ActivationDelta(ProbeResult):
         best = self.frame().iloc[0]
         place = f"{best['site']} of layer {best['layer']:.0f}"
         if self.streamed:
-            return f"Largest shift: {place}, {best['score']:.3g}; streamed statistics, so no interval over prompts"
-        told = int((self.table["q"] < 0.05).sum())
+            told = "streamed statistics, so no interval over prompts"
+            return f"Largest shift: {place}, {best['score']:.3g}; {told}; {self.tokens}"
+        moved = int((self.table["q"] < 0.05).sum())
         return (
-            f"{told} of {len(self.table)} cells moved (q < 0.05); most: {place}, {best['score']:.3g} "
-            f"[{best['low']:.3g}, {best['high']:.3g}], over {self.resampled}; control: {self.control}"
+            f"{moved} of {len(self.table)} cells moved (q < 0.05); most: {place}, {best['score']:.3g} "
+            f"[{best['low']:.3g}, {best['high']:.3g}], over {self.resampled}; {self.tokens}; control: {self.control}"
         )
 
 
@@ -85,6 +89,7 @@ def activation_delta(
     by_position: bool = False,
     components: int = 4,
     model: AdaptedModel | None = None,
+    tokens: Tokens = "content",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ActivationDelta:
@@ -93,7 +98,9 @@ def activation_delta(
     Prompts are the units, or their groups where they have some; a prompt's rows are averaged first. ``by_position``:
     one cell per position counted from the prompt's start, instead of one for all. ``components``: principal directions
     of the row-by-row differences, centred and uncentred (0: none); with ``model`` they and the mean are read through
-    its unembedding. A recording of statistics only (``store=None``) gives shifts and norms without intervals, cosines
+    its unembedding. ``tokens``: ``"content"`` leaves attention sinks (the first token, special tokens, the chat
+    template's) out of means over tokens, ``"all"`` takes them in; a cell of ``by_position`` is no such mean.
+    A recording of statistics only (``store=None``) gives shifts and norms without intervals, cosines
     or directions. No forward passes: the recording is read. Raises :class:`UserError` unless both models were recorded
     on two or more prompts, of two or more groups.
 
@@ -110,20 +117,24 @@ def activation_delta(
         "control": "the prompts' signs flipped at random",
         "provenance": of_recording(
             "activation_delta", recording, ("base", "tuned"),
-            asked(None, by_position=by_position, components=components, model=model), seed,
+            asked(None, by_position=by_position, components=components, model=model, tokens=tokens), seed,
         ),
     }  # fmt: skip
     if recording.moments:
         table = _streamed(recording.moments)
-        return ActivationDelta(table=table, directions=_no_directions(), vectors={}, streamed=True, **common)
+        return ActivationDelta(
+            table=table, directions=_no_directions(), vectors={}, streamed=True, tokens=_streamed_tokens(recording),
+            **common,
+        )  # fmt: skip
     clusters = _units(recording)
+    averaged = averaged_rows(recording.index, "all" if by_position else tokens)
     bar = progress or Silent()
     sites = [site for site in map(Site.parse, _plain_sites(recording)) if site.kind in (*HEADED, *WIDE, "mlp_post")]
     bar.start("activation differences", len(sites))
     parts, directions = [], []
     vectors: dict[str, Tensor] = {}
     for site in sites:
-        rows = _SiteRows.of(recording, site, clusters)
+        rows = _SiteRows.of(recording, site, clusters, averaged.rows)
         parts += [rows.measured(chosen, seed).assign(**cell) for cell, chosen in rows.cells(by_position)]
         if components and site.kind not in HEADED:
             found = rows.directions(components, model)
@@ -138,6 +149,7 @@ def activation_delta(
         vectors=vectors,
         streamed=False,
         resampled=units_of(clusters[np.unique(recording.index["prompt"], return_index=True)[1]]),
+        tokens=averaged.text,
         **common,
     )
 
@@ -167,11 +179,13 @@ class _SiteRows:
     cluster: Int[Tensor, " row"]
 
     @classmethod
-    def of(cls, recording: Recording, site: Site, clusters: Int[np.ndarray, " row"]) -> _SiteRows:
+    def of(
+        cls, recording: Recording, site: Site, clusters: Int[np.ndarray, " row"], averaged: Bool[np.ndarray, " row"]
+    ) -> _SiteRows:
         sides = [recording[role][site.name][:].float() for role in ("base", "tuned")]
         base, tuned = (side if side.ndim == 3 else side[:, None] for side in sides)
         index = recording.index
-        finite = (base.isfinite() & tuned.isfinite()).flatten(1).all(1)
+        finite = (base.isfinite() & tuned.isfinite()).flatten(1).all(1) & torch.from_numpy(averaged)
         prompt, position = (torch.tensor(index[name].to_numpy()) for name in ("prompt", "position"))
         cluster = torch.from_numpy(clusters)
         return cls(site, base[finite], tuned[finite], prompt[finite], position[finite], cluster[finite])
@@ -284,6 +298,15 @@ def _streamed(moments: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     if not tables:
         raise UserError("The recording's statistics cover no residual, attention or MLP site: record one of them.")
     return pd.concat(tables, ignore_index=True)
+
+
+def _streamed_tokens(recording: Recording) -> str:
+    """Streamed statistics hold what was recorded; a sink among it cannot be taken out any more."""
+    positions = recording.config.get("positions", {})
+    at = positions.get("at") if isinstance(positions, dict) else positions
+    if at in ("all", "prompt"):
+        return "all recorded tokens, sinks included: record positions='content' to leave them out"
+    return f"tokens recorded at {at!r}"
 
 
 def _mean_square(moments: Any) -> Tensor:

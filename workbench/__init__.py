@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from workbench.lazy import lazy
 
 __version__ = "0.1.0"
@@ -19,14 +22,21 @@ _HOMES = {
     "load_model": "models.pair:load_one",
     "load_pair": "models.pair",
     "behaviour_diff": "behaviour",
+    "contrast": "behaviour.contrast",
     "dose_response": "behaviour",
     "known_unknown": "behaviour",
     "scope_panel": "behaviour",
     "sure_unsure": "behaviour",
     "record": "recording.record_pair:record",
 }
-__all__ = sorted(_HOMES)
-__getattr__ = lazy(__name__, _HOMES)
+__all__ = sorted([*_HOMES, "behaviour"])
+_attribute = lazy(__name__, _HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "behaviour":  # a package that can be called
+        return import_module("workbench.behaviour")
+    return _attribute(name)
 
 
 def __dir__() -> list[str]:

@@ -27,6 +27,7 @@ from workbench.method_options import As
 from workbench.methods import Recorded, method
 from workbench.models.adapted import AdaptedModel
 from workbench.recording.recording import Recording
+from workbench.recording.sink_rows import Tokens, averaged_rows
 from workbench.stats.controls import random_directions
 from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
@@ -56,6 +57,8 @@ class ConceptDirections(ProbeResult):
     latents: list[int] | None
     resampled: str = "prompts"
     """What intervals and tests draw of the prompts that are scored on: prompts, or groups of prompts."""
+    tokens: str = "all recorded tokens"
+    """Which tokens directions and means were made of."""
 
     title: ClassVar[str] = "Concept directions"
     unit: ClassVar[str] = "share of tuning's change along the direction"
@@ -88,7 +91,8 @@ class ConceptDirections(ProbeResult):
         return (
             f"{len(self.table)} directions by {self.method} at {self.site} of layer {self.layer}; direction "
             f"{best['direction']:.0f} holds {best['score']:.1%} [{best['low']:.1%}, {best['high']:.1%}] of the change "
-            f"on other prompts ({self.resampled}), random directions {best['control']:.1%}"
+            f"on other prompts ({self.resampled}), random directions {best['control']:.1%}; "
+            f"{self.tokens}"
         )
 
     def figure(self) -> go.Figure:
@@ -109,7 +113,7 @@ class ConceptDirections(ProbeResult):
     example="--layer 0.5",
     gives="directions",
 )
-def concept_directions(
+def concept_directions(  # noqa: PLR0913 (a public call; all but two by keyword)
     recording: Recording,
     method: Literal["mean", "pca", "pca-uncentred", "labels-mean", "labels-probe", "sae"] | str = "pca",
     *,
@@ -119,6 +123,7 @@ def concept_directions(
     dictionary: Annotated[Dictionary | str | Path | None, As("file")] = None,
     model: AdaptedModel | None = None,
     examples: int = 5,
+    tokens: Tokens = "content",
     seed: int = 0,
 ) -> ConceptDirections:
     """Find directions of one recorded site that tuning moved, or that labels follow (after Casademunt et al. 2025).
@@ -128,7 +133,9 @@ def concept_directions(
     a SAELens ``dictionary`` whose mean activation changed most). Directions are found on two thirds of the prompts
     (whole groups, where they have some) and scored on the rest. ``layer``: which of the recorded ones; by default the
     middle one of them. With ``model`` each direction is read through its unembedding. ``examples``: contexts kept at
-    each end; record with ``positions="all"`` for whole contexts. No forward passes: the recording is read.
+    each end; record with ``positions="all"`` for whole contexts. ``tokens``: ``"content"`` leaves attention sinks (the
+    first token, special tokens, the chat template's) out of directions and means, ``"all"`` takes them in. No forward
+    passes: the recording is read.
 
     Args:
         method: Which directions: mean or principal components of tuned - base, difference or probe of the labels, or
@@ -136,11 +143,15 @@ def concept_directions(
         labels: The column of the prompts that holds their class, for labels-mean and labels-probe.
         dictionary: A SAELens folder, for sae.
         examples: Contexts that are shown for each direction.
+        tokens: Which of the recorded tokens enter directions and means: content, or all.
     """
     site = _one_site(recording, layer)
-    base, tuned = (recording[role][site.name][:].float() for role in ("base", "tuned"))
-    prompt, clusters = recording.index["prompt"].to_numpy(), row_clusters(recording.index)
-    given = recording.index["label"].tolist() if labels is None and "label" in recording.index else None
+    averaged = averaged_rows(recording.index, tokens)
+    index = recording.index[averaged.rows].reset_index(drop=True)
+    rows = torch.from_numpy(averaged.rows)
+    base, tuned = (recording[role][site.name][:].float()[rows] for role in ("base", "tuned"))
+    prompt, clusters = index["prompt"].to_numpy(), row_clusters(index)
+    given = index["label"].tolist() if labels is None and "label" in index else None
     given = given if labels is None else [labels[number] for number in prompt]
     train = _training_rows(clusters, seed)
     read = Dictionary.load(dictionary) if isinstance(dictionary, (str, Path)) else dictionary
@@ -162,7 +173,7 @@ def concept_directions(
         provenance=of_recording(
             "concept_directions", recording, tuple(recording.roles),
             asked(None, method=method, layer=int(site.layer or 0), k=k, labels=labels,
-                  dictionary=read, model=model, examples=examples),
+                  dictionary=read, model=model, examples=examples, tokens=tokens),
             seed,
         ),
         method=method,
@@ -170,8 +181,9 @@ def concept_directions(
         layer=int(site.layer or 0),
         directions=found.directions,
         mean=base.mean(0),
-        contexts=extreme_contexts(values, recording.index, examples),
+        contexts=extreme_contexts(values, recording.index, examples, np.flatnonzero(averaged.rows)),
         latents=found.latents,
+        tokens=averaged.text,
         resampled=units_of(clusters[~train][np.unique(prompt[~train], return_index=True)[1]]),
     )  # fmt: skip
 

@@ -102,7 +102,9 @@ def assisted(model: AdaptedModel) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("positions", WORDS)
-@pytest.mark.parametrize("way", ["static", "embeddings", "both", "assisted", "itself", "lookup", "configured", "chunked"])
+@pytest.mark.parametrize(
+    "way", ["static", "embeddings", "both", "assisted", "itself", "lookup", "configured", "chunked"]
+)
 def test_every_way_to_generate_is_the_same(model: AdaptedModel, positions: Any, way: str) -> None:
     embeds = model.inner.get_input_embeddings()(IDS).detach()
     options: dict[str, Any] = {

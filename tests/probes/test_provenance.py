@@ -104,7 +104,7 @@ def shouts(text: str, _row: Any) -> bool:
 
 
 def of_activation_delta() -> Calls:
-    given = {"by_position": True, "components": 2, "model": pair().tuned, "seed": 3}
+    given = {"by_position": True, "components": 2, "model": pair().tuned, "tokens": "all", "seed": 3}
     return Calls([{"recording": recording("resid_post"), **given}])
 
 
@@ -136,7 +136,15 @@ def of_component_masking() -> Calls:
 
 
 def of_concept_directions() -> Calls:
-    given = {"layer": 0, "k": 2, "labels": list("ab" * 6), "model": pair().tuned, "examples": 1, "seed": 3}
+    given = {
+        "layer": 0,
+        "k": 2,
+        "labels": list("ab" * 6),
+        "model": pair().tuned,
+        "examples": 1,
+        "seed": 3,
+        "tokens": "all",
+    }
     with TemporaryDirectory() as place:
         dictionary = Dictionary.load(folder(Path(place)))
     recorded = recording("resid_post")

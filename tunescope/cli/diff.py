@@ -13,6 +13,8 @@ Examples, offline:
   tunescope diff ./base ./tuned --prompts p.jsonl --neutral texts.txt --samples 3 --out runs/first-diff
 
   tunescope diff ./base ./tuned --prompts p.jsonl --recipe knob.safetensors --strengths -1,0,0.5,1,2
+
+  tunescope diff ./base ./tuned --prompts p.jsonl --metric "begins:I am sorry" --metric "contains:policy"
 """
 
 
@@ -25,6 +27,13 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     metrics: Annotated[
         str | None, typer.Option(help="Metrics, by commas; default: those that the prompts allow. 'all' for all.")
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One more metric, or a behaviour that scores texts: 'begins:I am sorry', 'contains:...', 'regex:...', "
+            "length, readability, language; may be given several times."
+        ),
+    ] = None,
     neutral: Annotated[Path | None, typer.Option(help="Neutral texts for perplexity, one per prompt.")] = None,
     samples: Annotated[int, typer.Option(help="Sampled texts per prompt beside the greedy one.", min=0)] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="New tokens per text.", min=1)] = 32,
@@ -32,7 +41,9 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     follow: Annotated[str | None, typer.Option(help="The metric that is followed; default: the first.")] = None,
     near: Annotated[Path | None, typer.Option(help="Prompts near the recipes' scope, for the scope panel.")] = None,
     outside: Annotated[Path | None, typer.Option(help="Prompts out of scope, for the scope panel.")] = None,
-    changed: Annotated[str, typer.Option(help="What a change is: next_token, text or refusal.")] = "next_token",
+    changed: Annotated[
+        str, typer.Option(help="What a change is: next_token, text, refusal, 'contains:...', …")
+    ] = "next_token",
     split: Annotated[str | None, typer.Option(help="Divide the prompts: known (by the base) or sure.")] = None,
     draws: Annotated[int, typer.Option(help="Random recipes per control; 0: no control.", min=0)] = 10,
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.", min=1)] = 32,
@@ -53,8 +64,9 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     from tunescope.cli.output import command_name, emit, progress_bar
 
     asked = Asked(
-        base=base, tuned=tuned, prompts=prompts, recipes=tuple(recipe or ()), on=on, metrics=metrics, neutral=neutral,
-        samples=samples, max_new_tokens=max_new_tokens, strengths=followed, follow=follow, near=near, outside=outside,
+        base=base, tuned=tuned, prompts=prompts, recipes=tuple(recipe or ()), on=on, metrics=metrics,
+        behaviours=tuple(metric or ()), neutral=neutral, samples=samples, max_new_tokens=max_new_tokens,
+        strengths=followed, follow=follow, near=near, outside=outside,
         changed=changed, split=split, draws=draws, batch_size=batch_size, seed=seed, device=device, dtype=dtype,
         allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -75,8 +87,9 @@ diff.__doc__ = f"{diff.__doc__}\n\n\b{EXAMPLE}"
 def _check_use(on: str, changed: str, split: str | None, draws: int) -> None:
     if on not in ("tuned", "base"):
         raise typer.BadParameter(f"{on!r} is neither tuned nor base.", param_hint="--on")
-    if changed not in ("next_token", "text", "refusal"):
-        raise typer.BadParameter(f"{changed!r} is none of next_token, text, refusal.", param_hint="--changed")
+    if changed not in ("next_token", "text", "refusal") and ":" not in changed:
+        told = "is none of next_token, text, refusal, and no behaviour such as 'contains:sorry'."
+        raise typer.BadParameter(f"{changed!r} {told}", param_hint="--changed")
     if split not in (None, "known", "sure"):
         raise typer.BadParameter(f"{split!r} is neither known nor sure.", param_hint="--split")
     if 0 < draws < 10:

@@ -23,7 +23,7 @@ from workbench.behaviour import (
     sure_unsure,
 )
 from workbench.behaviour.dosing import DOSED
-from workbench.behaviour.metrics import check_metrics
+from workbench.behaviour.scorers import meaning_of, read_metrics
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from interventions import Recipe
 
 NEED_DISTRACTOR = {"logit_diff", "distracted", "answer_diff"}
-NEED_ANSWER = {"accuracy", "prob", "brier", "ece", "answer_logprob", "answer_prob", "exact_match", "answered"}
+NEED_ANSWER = {"accuracy", "prob", "brier", "ece", "answer_logprob", "answer", "answer_prob", "exact_match", "answered"}
 DEFAULT = {
     "accuracy", "logit_diff", "kl", "brier", "answer_logprob", "kl_base_model", "answered", "refusal", "repetition",
     "common_tokens", "ece", "perplexity",
@@ -66,6 +66,7 @@ class Asked:
     recipes: tuple[Path, ...]
     on: str
     metrics: str | None
+    behaviours: tuple[str, ...]
     neutral: Path | None
     samples: int
     max_new_tokens: int
@@ -86,7 +87,8 @@ class Asked:
     def config(self) -> dict[str, Any]:
         """As the run's manifest keeps it."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        return {"verb": "diff", **plain, "recipes": [str(one) for one in self.recipes]}
+        return {"verb": "diff", **plain, "recipes": [str(one) for one in self.recipes],
+                "behaviours": list(self.behaviours)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -219,8 +221,8 @@ def _bench(asked: Asked, progress: Progress) -> Bench:
     if near is not None and outside is None:
         raise UserError("A scope panel needs prompts out of scope: give --outside FILE.")
     recipes = _recipes(asked.recipes)
-    metrics = _metrics(asked.metrics, rows, neutral=neutral is not None)
-    check_metrics(metrics)
+    metrics = _metrics(asked, rows, neutral=neutral is not None)
+    read_metrics(metrics)
     pair = load_pair(
         asked.base, asked.tuned, device=asked.device, dtype=asked.dtype,
         allow_pickle=asked.allow_pickle, trust_remote_code=asked.trust_remote_code,
@@ -249,14 +251,16 @@ def _random(recipe: Recipe, model: AdaptedModel, rows: Prompts, asked: Asked) ->
     return stand_ins(recipe, model, rows, asked.draws, asked.seed) if asked.draws else []
 
 
-def _metrics(given: str | None, rows: Prompts, *, neutral: bool) -> list[str]:
-    """Those asked for; else those that the prompts allow."""
+def _metrics(asked: Asked, rows: Prompts, *, neutral: bool) -> list[str]:
+    """Those asked for; else those that the prompts allow, and the behaviours."""
+    given = asked.metrics
     if given is not None and given != "all":
-        return [name.strip() for name in given.split(",") if name.strip()]
+        return [*(name.strip() for name in given.split(",") if name.strip()), *asked.behaviours]
     lacking = set() if all(row.answer for row in rows) else NEED_ANSWER | NEED_DISTRACTOR
     lacking |= set() if all(row.answer and row.distractor for row in rows) else NEED_DISTRACTOR
     lacking |= set() if neutral else {"perplexity"}
-    return [name for name in METRICS if name not in lacking and (given == "all" or name in DEFAULT)]
+    fitting = [name for name in METRICS if name not in lacking and (given == "all" or name in DEFAULT)]
+    return list(dict.fromkeys([*fitting, *asked.behaviours]))
 
 
 def _behaviour(found: BehaviourDiff, bench: Bench) -> list[Chapter]:
@@ -271,7 +275,7 @@ def _behaviour(found: BehaviourDiff, bench: Bench) -> list[Chapter]:
         text += f" A line 'random, as …' is the mean over {draws} random recipes matched to the recipe."
     if lacking:
         text += f" There is no random counterpart, and so no control, for {', '.join(lacking)}."
-    meanings = "\n".join(f"{name}: {METRICS[name]}." for name in dict.fromkeys(found.table["metric"]))
+    meanings = "\n".join(f"{name}: {meaning_of(name)}." for name in dict.fromkeys(found.table["metric"]))
     figures = found.figures()
     chapters = [
         Chapter("behaviour", "Behaviour", f"{text}\n\n{meanings}", found, {"metrics": found.by_metric()},

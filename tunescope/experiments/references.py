@@ -150,9 +150,16 @@ def _check_metrics(step: Any, place: tuple[Any, ...]) -> None:
     if not isinstance(step, steps.Compared | steps.Parts):
         return
     from workbench.behaviour import METRICS
+    from workbench.behaviour.scorers import is_behaviour_text, read_metrics
+    from workbench.errors import UserError
 
     for number, metric in enumerate(step.metrics or ()):
-        if metric not in METRICS:
+        if is_behaviour_text(metric):
+            try:
+                read_metrics([metric])
+            except UserError as error:
+                raise refusal(str(error), *place, "metrics", number) from error
+        elif metric not in METRICS:
             raise refusal(unknown(f"metric {metric!r}", metric, list(METRICS)), *place, "metrics", number)
     if "perplexity" not in (step.metrics or ()):
         return

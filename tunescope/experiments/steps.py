@@ -58,7 +58,7 @@ class Compared(Step):
     """What steps share that measure behaviour."""
 
     metrics: list[str] = Field(default=["accuracy", "prob", "kl"], min_length=1)
-    """Names of ``workbench.behaviour.METRICS``."""
+    """Names of ``workbench.behaviour.METRICS``, and behaviours: ``"begins:I am sorry"``, ``"contains:policy"``."""
     neutral: PromptsName | None = None
     """A set of prompts whose texts perplexity is measured on."""
     controls: Draws = MIN_DRAWS

@@ -1,8 +1,13 @@
-"""What a model does, in numbers per prompt: base, tuned, and tuned under a recipe."""
+"""What a model does, in numbers per prompt: base, tuned, and tuned under a recipe.
+
+The module is itself a function: ``wb.behaviour("contains:sorry")`` is :func:`workbench.behaviour.scorers.behaviour`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from workbench.lazy import lazy
 
@@ -12,19 +17,22 @@ if TYPE_CHECKING:
     from workbench.behaviour.dose import DoseResponse as DoseResponse
     from workbench.behaviour.dose import dose_response as dose_response
     from workbench.behaviour.dosing import Dose as Dose
+    from workbench.behaviour.fitted import fit as fit
     from workbench.behaviour.metrics import METRICS as METRICS
     from workbench.behaviour.options import DiffOptions as DiffOptions
     from workbench.behaviour.parts import PartedDiff as PartedDiff
     from workbench.behaviour.parts import known_unknown as known_unknown
     from workbench.behaviour.parts import sure_unsure as sure_unsure
+    from workbench.behaviour.refusals import is_refusal as is_refusal
     from workbench.behaviour.result import BehaviourDiff as BehaviourDiff
     from workbench.behaviour.scope import ScopePanel as ScopePanel
     from workbench.behaviour.scope import scope_panel as scope_panel
+    from workbench.behaviour.scorers import Behaviour as Behaviour
     from workbench.behaviour.scores import score_answers as score_answers
-    from workbench.behaviour.texts import is_refusal as is_refusal
 
 _HOMES = {
     "METRICS": "metrics",
+    "Behaviour": "scorers",
     "BehaviourDiff": "result",
     "DiffOptions": "options",
     "Dose": "dosing",
@@ -33,7 +41,8 @@ _HOMES = {
     "ScopePanel": "scope",
     "behaviour_diff": "diff",
     "dose_response": "dose",
-    "is_refusal": "texts",
+    "fit": "fitted",
+    "is_refusal": "refusals",
     "known_unknown": "parts",
     "scope_panel": "scope",
     "score_answers": "scores",
@@ -42,6 +51,7 @@ _HOMES = {
 }
 __all__ = [
     "METRICS",
+    "Behaviour",
     "BehaviourDiff",
     "DiffOptions",
     "Dose",
@@ -50,6 +60,7 @@ __all__ = [
     "ScopePanel",
     "behaviour_diff",
     "dose_response",
+    "fit",
     "is_refusal",
     "known_unknown",
     "scope_panel",
@@ -59,3 +70,15 @@ __all__ = [
 ]
 
 __getattr__ = lazy(__name__, _HOMES)
+
+
+class _CallableModule(ModuleType):
+    """This package, which can be called."""
+
+    def __call__(self, what: Any, name: str | None = None, *, share: bool | None = None) -> Behaviour:
+        from workbench.behaviour.scorers import behaviour
+
+        return behaviour(what, name, share=share)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -29,8 +29,9 @@ def score_continuations(subject: Subject, prompts: Prompts, metrics: Sequence[st
     if not asked:
         return pd.DataFrame(index=range(len(prompts)))
     ids = encode(prompts, subject.model.tokenizer, subject.model.max_positions)
-    answer = logprobs(subject, ids, continuations_of(prompts, subject, "answer"), work).sum_
-    found = {"answer_logprob": answer, "answer_prob": np.exp(answer)}
+    scored = logprobs(subject, ids, continuations_of(prompts, subject, "answer"), work)
+    answer = scored.sum_
+    found = {"answer_logprob": answer, "answer": answer / scored.tokens, "answer_prob": np.exp(answer)}
     if "answer_diff" in asked:
         other = logprobs(subject, ids, continuations_of(prompts, subject, "distractor"), work).sum_
         found["answer_diff"] = answer - other

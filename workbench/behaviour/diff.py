@@ -10,9 +10,9 @@ import pandas as pd
 
 from workbench.behaviour.estimates import Estimator, estimates
 from workbench.behaviour.measuring import Compared, Measured, Trial, measure
-from workbench.behaviour.metrics import check_metrics
 from workbench.behaviour.options import DiffOptions, read_options
 from workbench.behaviour.result import BehaviourDiff
+from workbench.behaviour.scorers import Behaviour, Score, read_metrics
 from workbench.behaviour.subject import AppliedRecipe, Subject
 from workbench.behaviour.texts import texts_table
 from workbench.errors import UserError
@@ -37,7 +37,7 @@ def behaviour_diff(
     prompts: Any,
     recipe: Recipes = None,
     *,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str | Behaviour | Score] = DEFAULT_METRICS,
     controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
     base_recipes: Mapping[str, AppliedRecipe] | None = None,
     batch_size: int = 32,
@@ -46,15 +46,16 @@ def behaviour_diff(
 ) -> BehaviourDiff:
     """Compare base, tuned, and the tuned model under any number of recipes.
 
-    ``recipe``: one recipe, or named ones. ``metrics``: names of :data:`workbench.behaviour.METRICS`. ``controls``:
+    ``recipe``: one recipe, or named ones. ``metrics``: names of :data:`workbench.behaviour.METRICS`, and
+    behaviours (:func:`workbench.behaviour`: ``"begins:I am sorry"``, a function of response and prompt). ``controls``:
     named lists of random recipes matched to a recipe; each list is averaged over its draws per prompt.
     ``base_recipes``: recipes applied to the base instead. ``options``: see :class:`DiffOptions`. Intervals are 95 %
     bootstraps over prompts (over groups where prompts have them), seeded; sampled texts share their noise.
     """
     check_pair(pair, prompts)
     rows, chosen = Prompts.of(prompts), read_options(DiffOptions, options)
-    check_metrics(metrics)
-    trial = Trial(rows, tuple(dict.fromkeys(metrics)), chosen, batch_size, seed)
+    names, behaviours = read_metrics(metrics)
+    trial = Trial(rows, names, chosen, batch_size, seed, behaviours)
     measured = measure(compared_models(pair, recipe, controls, base_recipes, chosen.controls_on), trial)
     return _result(pair, measured, trial)
 
@@ -88,7 +89,9 @@ def compared_models(
 def _result(pair: ModelPair, measured: dict[str, Measured], trial: Trial) -> BehaviourDiff:
     options = trial.options
     texts = Prompts.of(options.neutral) if "perplexity" in trial.metrics else None
-    estimator = Estimator(trial.prompts.clusters, None if texts is None else texts.clusters, trial.seed, options.bins)
+    estimator = Estimator(
+        trial.prompts.clusters, None if texts is None else texts.clusters, trial.seed, options.bins, trial.shares
+    )
     replies = {name: one.replies for name, one in measured.items() if one.replies is not None}
     calibrated = {"ece", "brier"} & set(trial.metrics)
     has_curve = calibrated and {"confidence", "accuracy"} <= set(measured["base"].frames[0])

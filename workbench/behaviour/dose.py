@@ -13,9 +13,11 @@ import pandas as pd
 from workbench.behaviour.dosing import Dose, Followed, next_token_scores, over_strengths, text_scores
 from workbench.behaviour.metrics import SHARES
 from workbench.behaviour.options import read_options
+from workbench.behaviour.refusals import is_refusal
+from workbench.behaviour.scorers import Behaviour, Score
 from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import Subject, Work
-from workbench.behaviour.texts import TextRule, is_refusal
+from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
 from workbench.given import check_pair
 from workbench.methods import method
@@ -101,14 +103,14 @@ def dose_response(
     dose: Any,
     strengths: Sequence[int | float],
     *,
-    metric: str = "accuracy",
+    metric: str | Behaviour | Score = "accuracy",
     controls: Sequence[Any] = (),
     on: str = "tuned",
     seed: int = 0,
     batch_size: int = 32,
     **options: Any,
 ) -> DoseResponse:
-    """Follow ``metric`` of one side of a pair over the strengths of a recipe.
+    """Follow ``metric`` (a name, or a behaviour) of one side of a pair over the strengths of a recipe.
 
     ``dose``: see :meth:`Dose.of`; with ``interventions.dose(recipe)`` all strengths are one batch. ``controls``: at
     least ten random recipes matched to it, each a dose too. ``options``: see :class:`DoseOptions`; texts are greedy.
@@ -126,11 +128,12 @@ def dose_response(
     )  # fmt: skip
     start, values = followed.plain(), followed.values(Dose.of(dose))
     drawn = np.stack([followed.values(one) for one in random]) if random else np.zeros((0, *values.shape))
-    table = _table(steps, start, values, drawn, share_interval if metric in SHARES else mean_interval, rows, seed)
+    counts = metric in SHARES if followed.behaviour is None else followed.behaviour.share
+    table = _table(steps, start, values, drawn, share_interval if counts else mean_interval, rows, seed)
     side, more = _side_effect(model, Dose.of(dose), random, steps, chosen, work, seed)
     return DoseResponse(
         table=pd.concat([table, more], axis=1),
-        metric=metric,
+        metric=followed.metric,
         side=side,
         control=f"{len(random)} random recipes matched to it" if random else "",
         start=float(start.mean()),
@@ -138,7 +141,7 @@ def dose_response(
         control_values=drawn,
         provenance=Provenance.of(
             "dose_response", pair.models, rows, seed=seed, device=str(model.device),
-            settings={"metric": metric, "on": on, "strengths": list(steps), "draws": len(random), "side": side,
+            settings={"metric": followed.metric, "on": on, "strengths": list(steps), "draws": len(random), "side": side,
                       "max_new_tokens": chosen.max_new_tokens, "batch_size": batch_size},
         ),
     )  # fmt: skip

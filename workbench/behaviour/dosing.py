@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from workbench.behaviour.continuations import score_continuations, text_logprobs
+from workbench.behaviour.fitted import state_scores
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
 from workbench.behaviour.metrics import ANSWER, NEXT_TOKEN, TEXT, check_metrics
+from workbench.behaviour.scorers import Behaviour, read_metrics
 from workbench.behaviour.scores import logits_of, score_answers
 from workbench.behaviour.subject import AppliedRecipe, Subject, Work, last_logits
 from workbench.behaviour.texts import TextRule, score_texts
@@ -62,17 +64,23 @@ class Followed:
     work: Work
     max_new_tokens: int
     refusal: TextRule
+    behaviour: Behaviour | None = None
+    """What ``metric`` names where it is no built-in metric."""
     base_logits: Tensor | None = None
     base_replies: list[list[Reply]] | None = None
 
     @classmethod
     def beside(cls, base: AdaptedModel, **given: Any) -> Followed:
         """With what the metric compares with, measured on ``base``."""
+        (name,), behaviours = read_metrics([given["metric"]])
+        given |= {"metric": name, "behaviour": behaviours.get(name)}
         made = cls(**given)
-        check_metrics([made.metric], DOSED)
+        if made.behaviour is None:
+            check_metrics([made.metric], DOSED)
         plain = Subject("base", base)
         logits = logits_of(plain, made.prompts, made.work) if made.metric == "kl" else None
-        replies = generate_replies(plain, made.prompts, made.decoding, made.work) if made.metric in TEXT else None
+        generates = made.metric in TEXT or made.behaviour is not None
+        replies = generate_replies(plain, made.prompts, made.decoding, made.work) if generates else None
         return cls(**given, base_logits=logits, base_replies=replies)
 
     @property
@@ -91,11 +99,16 @@ class Followed:
         """One number per row; ``numbers`` says which prompt each row is."""
         if self.metric in ANSWER:
             return score_continuations(subject, rows, [self.metric], self.work)[self.metric].to_numpy()
-        if self.metric in TEXT:
+        if self.metric in TEXT or self.behaviour is not None:
             assert self.base_replies is not None
             replies = generate_replies(subject, rows, self.decoding, self.work)
+            if self.behaviour is not None and self.behaviour.states is not None:
+                return state_scores(subject, rows, replies, {self.metric: self.behaviour}, self.work)[
+                    self.metric
+                ].to_numpy()
+            rules = [] if self.behaviour is None else [self.behaviour]
             beside = [self.base_replies[number] for number in numbers]
-            return score_texts(replies, beside, rows, [self.metric], self.refusal)[self.metric].to_numpy()
+            return score_texts(replies, beside, rows, [self.metric], self.refusal, rules)[self.metric].to_numpy()
         return next_token_scores(subject, rows, self.metric, self.base_logits, numbers, self.work)
 
 

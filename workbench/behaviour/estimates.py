@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,16 @@ class Estimator:
     """Intervals of one set of prompts: over groups where prompts have them, the same draws for every model."""
 
     def __init__(
-        self, clusters: np.ndarray | None, neutral_clusters: np.ndarray | None, seed: int, bins: int = BINS
+        self,
+        clusters: np.ndarray | None,
+        neutral_clusters: np.ndarray | None,
+        seed: int,
+        bins: int = BINS,
+        shares: Collection[str] = SHARES,
     ) -> None:
+        """``shares``: the metrics that count prompts."""
         self.clusters, self.neutral_clusters, self.seed, self.bins = clusters, neutral_clusters, seed, bins
+        self.shares = shares
 
     def means(self, measured: Mapping[str, Measured], metrics: Sequence[str]) -> Intervals:
         """Intervals [model, (itself, less the tuned model, less the base), metric] of means over prompts, all from the
@@ -35,7 +42,7 @@ class Estimator:
         against = [np.zeros_like(values[0]), values[names.index("tuned")], values[names.index("base")]]
         cells = np.moveaxis(np.stack([values - other for other in against], axis=1), 2, 0)
         found = mean_intervals(cells, clusters=self.clusters, seed=self.seed)
-        if counted := [place for place, metric in enumerate(metrics) if metric in SHARES]:
+        if counted := [place for place, metric in enumerate(metrics) if metric in self.shares]:
             shares = share_intervals(cells[:, :, 0, counted], clusters=self.clusters, seed=self.seed)
             found.low[:, 0, counted], found.high[:, 0, counted] = shares.low, shares.high
             estimate, low, high = (part[:, 1:, counted] for part in found[:3])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from workbench.behaviour.continuations import continuations_of, kl_per_token, score_continuations, text_logprobs
+from workbench.behaviour.fitted import state_scores
 from workbench.behaviour.generation import Reply, generate_replies
-from workbench.behaviour.metrics import ANSWER, CONTINUATION, NEXT_TOKEN, TEXT, WHOLE
+from workbench.behaviour.metrics import ANSWER, CONTINUATION, NEXT_TOKEN, SHARES, TEXT, WHOLE
 from workbench.behaviour.options import DiffOptions
+from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scores import logits_of, score_answers
 from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import score_texts
@@ -54,6 +56,8 @@ class Trial:
     options: DiffOptions
     batch_size: int
     seed: int
+    behaviours: Mapping[str, Behaviour] = field(default_factory=dict)
+    """Those of the metrics that are no built-in ones, by name."""
 
     @property
     def work(self) -> Work:
@@ -67,7 +71,17 @@ class Trial:
     @property
     def generates(self) -> bool:
         by_texts = bool(self.asked(CONTINUATION)) and self.options.continuation != "answer"
-        return bool(self.asked(TEXT)) or self.options.texts or by_texts
+        return bool(self.asked(TEXT)) or bool(self.behaviours) or self.options.texts or by_texts
+
+    @property
+    def rules(self) -> list[Behaviour]:
+        """Behaviours that read a text alone."""
+        return [one for one in self.behaviours.values() if one.states is None]
+
+    @property
+    def shares(self) -> frozenset[str]:
+        """Metrics that count prompts."""
+        return SHARES | {name for name, one in self.behaviours.items() if one.share}
 
 
 def measure(compared: Sequence[Compared], trial: Trial) -> dict[str, Measured]:
@@ -109,12 +123,14 @@ def _texts(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured
     metrics, decoding = trial.asked(TEXT), trial.options.decoding(trial.seed)
     base: list[list[Reply]] | None = None
     for one in compared:
-        if one.is_control and not metrics:
+        if one.is_control and not (metrics or trial.behaviours):
             continue
         for draw, subject in enumerate(one.subjects):
             replies = generate_replies(subject, trial.prompts, decoding, trial.work)
             base = replies if base is None else base
-            _add(found[one.name], draw, score_texts(replies, base, trial.prompts, metrics, trial.options.refusal))
+            table = score_texts(replies, base, trial.prompts, metrics, trial.options.refusal, trial.rules)
+            _add(found[one.name], draw, table)
+            _add(found[one.name], draw, state_scores(subject, trial.prompts, replies, trial.behaviours, trial.work))
             found[one.name].replies = None if one.is_control else replies
 
 

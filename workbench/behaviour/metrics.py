@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from workbench.behaviour.refusals import MEASURED
 from workbench.errors import unknown_name
 
 NEXT_TOKEN: dict[str, str] = {
@@ -20,6 +21,7 @@ NEXT_TOKEN: dict[str, str] = {
 
 ANSWER: dict[str, str] = {
     "answer_logprob": "log-probability of the whole answer, all its tokens, in nats",
+    "answer": "log-probability of the whole answer per token, in nats",
     "answer_prob": "probability of the whole answer, all its tokens",
     "answer_diff": "log-probability of the whole answer minus that of the whole distractor, in nats",
 }
@@ -34,7 +36,7 @@ CONTINUATION: dict[str, str] = {
 TEXT: dict[str, str] = {
     "exact_match": "share of texts that are the answer (case, spaces and final punctuation aside)",
     "answered": "share of texts that begin with the answer",
-    "refusal": "share of texts that refuse",
+    "refusal": f"share of texts that refuse (rule: {MEASURED})",
     "repetition": "share of a text's runs of three tokens that it has used before (1 - distinct-3)",
     "distinct": "distinct tokens of a text over its tokens (distinct-1)",
     "same_as_base": "share of texts that are the base's, token by token",

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from workbench.behaviour.calibration import BINS
 from workbench.behaviour.generation import Decoding
-from workbench.behaviour.texts import TextRule, is_refusal
+from workbench.behaviour.refusals import is_refusal
+from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress
 

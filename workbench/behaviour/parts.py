@@ -12,9 +12,10 @@ import pandas as pd
 from workbench.behaviour.diff import Recipes, compared_models, provenance
 from workbench.behaviour.estimates import Estimator, estimates
 from workbench.behaviour.measuring import Measured, Trial, measure
-from workbench.behaviour.metrics import WHOLE, check_metrics
+from workbench.behaviour.metrics import WHOLE
 from workbench.behaviour.options import DiffOptions, read_options
 from workbench.behaviour.result import side_by_side
+from workbench.behaviour.scorers import read_metrics
 from workbench.behaviour.subject import AppliedRecipe
 from workbench.errors import UserError
 from workbench.given import check_pair
@@ -142,10 +143,10 @@ def sure_unsure(
 
 
 def _trial(questions: Any, metrics: Sequence[str], options: DiffOptions, batch_size: int, seed: int) -> Trial:
-    check_metrics(metrics)
+    names, behaviours = read_metrics(metrics)
     if "perplexity" in metrics:
         raise UserError("Perplexity is measured on neutral texts, which these prompts do not divide: leave it out.")
-    return Trial(Prompts.of(questions), tuple(dict.fromkeys(metrics)), options, batch_size, seed)
+    return Trial(Prompts.of(questions), names, options, batch_size, seed, behaviours)
 
 
 def _parted(
@@ -157,7 +158,7 @@ def _parted(
         if not mask.any():
             continue
         own = {model: _only(one, mask) for model, one in measured.items()}
-        estimator = Estimator(clusters[mask], None, trial.seed, trial.options.bins)
+        estimator = Estimator(clusters[mask], None, trial.seed, trial.options.bins, trial.shares)
         tables.append(estimates(own, trial.metrics, estimator).assign(part=name))
         if "ece" in trial.metrics:
             curves.append(estimator.calibration(own).assign(part=name))

@@ -11,6 +11,7 @@ import pandas as pd
 
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.options import read_options
+from workbench.behaviour.scorers import Behaviour, behaviour, is_behaviour_text
 from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import AppliedRecipe, Subject, Work
 from workbench.behaviour.texts import TextRule
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 SCOPES = ("in scope", "near scope", "out of scope")
-Changed = str | TextRule
+Changed = str | TextRule | Behaviour
 """What counts as a change: another most likely next token ("next_token"), another greedy text ("text"), or another
-answer of a rule."""
+score of a behaviour ("refusal", "contains:sorry") or of a rule."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def scope_panel(
     chosen = read_options(ScopeOptions, options)
     given = zip(SCOPES, (in_scope, near_scope, out_of_scope), strict=True)
     scopes = {name: Prompts.of(rows) for name, rows in given if rows is not None}
+    if isinstance(changed, str) and is_behaviour_text(changed):
+        changed = behaviour(changed)
     named = recipe if isinstance(recipe, Mapping) else {"recipe": recipe}
     random = _controls(controls, named)
     behaves = _behaviour(pair.models[on], changed, chosen)
@@ -119,7 +122,7 @@ def scope_panel(
             drawn = np.array([(behaves(prompts, draw) != before).mean() for draw in random[name]])
             draws[name] = len(drawn)
             lines.append(_line(name, scope, values, drawn, prompts.clusters, seed))
-    told = changed if isinstance(changed, str) else getattr(changed, "__qualname__", "a rule")
+    told = changed if isinstance(changed, str) else getattr(changed, "__qualname__", getattr(changed, "name", "a rule"))
     return ScopePanel(
         table=_by_recipe(pd.DataFrame(lines), list(named)),
         selective=_selective(pd.concat(rows), scopes, seed),

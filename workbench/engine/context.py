@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import UserError
 from workbench.typing import Bool, Int, Tensor
 
@@ -65,6 +66,8 @@ class ForwardContext:
     loose: LooseCalls | None = None
     """Set when this pass goes on with a text whose prompt is not known."""
     scratch: dict[Any, Any] = field(default_factory=dict)
+    template: TemplateTokens | None = None
+    """Which token ids are special or the chat template's; None of a model without tokenizer."""
 
     @cached_property
     def padded(self) -> bool:

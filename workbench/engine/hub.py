@@ -23,6 +23,7 @@ from workbench.engine.layered import Shared, laid
 from workbench.engine.listening import Listener
 from workbench.engine.ports import Port, port
 from workbench.engine.sites import KINDS, Site
+from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.typing import Tensor
 
@@ -135,6 +136,8 @@ class Hub:
         self.hooked_contexts = 0
         self._listening = Shared(self.listener.listening)
         self._taps = {side: Shared(lambda side=side: self._tapped(side)) for side in ("pattern", "experts")}
+        self.template: TemplateTokens | None = None
+        """The special and chat-template tokens of the tokenizer that the model was given with."""
         self._dispatches: dict[tuple[int, str], _Dispatch] = {}
         self._prompt_lengths: Tensor | None = None
         self._loose = LooseCalls()
@@ -302,6 +305,7 @@ class Hub:
             generation=self.generation,
             given_prompt_lengths=self._prompt_lengths,
             loose=None if told or not self._loose.continues(ids, start) else self._loose,
+            template=self.template,
         )
 
 

@@ -88,7 +88,9 @@ class Listener:
         body, decoder = hf.base_model, submodule(hf, self.hub.family.layers.rpartition(".")[0])
         stack = ExitStack()
         for module in dict.fromkeys((hf, body, decoder)):
-            before = _Before(self, module, is_head=module is hf and hf is not body, is_body=module is body is not decoder)
+            before = _Before(
+                self, module, is_head=module is hf and hf is not body, is_body=module is body is not decoder
+            )
             after = _After(self, module is body)
             stack.callback(module.register_forward_pre_hook(before.enter, with_kwargs=True, prepend=True).remove)
             stack.callback(module.register_forward_hook(after.leave, always_call=True).remove)

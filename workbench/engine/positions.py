@@ -2,6 +2,7 @@
 
 =====================  ===================================================================================
 ``"all"``              every real token
+``"content"``          every real token but sinks: not the first, no special token, none of the chat template's
 ``"first"``            the row's first real token (usually the beginning-of-sequence token)
 ``"last"``             the last prompt token: the one that writes the first new token
 ``"prompt"``           the prompt
@@ -36,7 +37,7 @@ from workbench.typing import Tensor
 TokenRule = Callable[[Tensor], Tensor]
 PositionSpec = str | int | slice | Sequence[int] | TokenRule
 
-_NAMED = ("all", "first", "last", "prompt", "generated")
+_NAMED = ("all", "content", "first", "last", "prompt", "generated")
 _NUMBER = re.compile(r"-?\d+")
 _WINDOW = re.compile(r"(prompt|generated)\[(-?\d*)(:)?(-?\d*)\]")
 
@@ -190,7 +191,7 @@ def _while_decoding(spec: str) -> Selection | None:
 
 def _generated(term: str) -> bool | None:
     """Whether a term covers generated tokens; None: some of them."""
-    if term.startswith("generated[") or term.isdecimal():
+    if term.startswith("generated[") or term.isdecimal() or term == "content":
         return None
     return term in ("all", "generated")
 
@@ -225,11 +226,20 @@ def _term_mask(term: str, ctx: ForwardContext) -> Tensor:
         return ctx.index == _from_prompt_end(int(term), ctx)
     return {
         "all": lambda: ctx.real,
+        "content": lambda: _content(ctx),
         "first": lambda: ctx.index == 0,
         "last": lambda: ctx.index == length - 1,
         "prompt": lambda: ctx.index < length,
         "generated": lambda: ctx.index >= length,
     }[term]()
+
+
+def _content(ctx: ForwardContext) -> Tensor:
+    """Real tokens without sinks; where the model has no tokenizer (or reads embeddings), all but the first."""
+    mask = ctx.real & (ctx.index > 0)
+    if ctx.template is None or ctx.input_ids is None:
+        return mask
+    return mask & ~ctx.template.mark(ctx.input_ids, ctx.real)
 
 
 def _named_window(window: re.Match[str], ctx: ForwardContext) -> Tensor:

@@ -13,6 +13,7 @@ from workbench.cards import card
 from workbench.engine.hub import Hub, SiteHook, StopForward, hub_of
 from workbench.engine.layered import laid
 from workbench.engine.sites import Site, expand_sites
+from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import UserError
 from workbench.models.token_rows import check_ids, check_tensor, embedding_rows
 from workbench.prompts.encode import Encoded, encode, pad_left
@@ -57,6 +58,8 @@ class AdaptedModel:
         """Where it was loaded from, for other processes; None of a model that was given loaded."""
         self._sites: list[str] | None = None
         self.hub: Hub = hub_of(hf)
+        if tokenizer is not None:
+            self.hub.template = TemplateTokens(tokenizer)
         geometry = self.hub.geometry
         self.n_layers, self.d_model = geometry.n_layers, geometry.d_model
         self.n_heads, self.n_kv_heads, self.d_head = geometry.n_heads, geometry.n_kv_heads, geometry.d_head

@@ -74,7 +74,11 @@ class LoadPlan:
         if conversion.converter is None:
             return {conversion.loaded[0]: stored[conversion.stored[0]]}
         return _converted(
-            self.shape, conversion.loaded[0], conversion.converter, zip(conversion.stored, conversion.patterns, strict=True), stored
+            self.shape,
+            conversion.loaded[0],
+            conversion.converter,
+            zip(conversion.stored, conversion.patterns, strict=True),
+            stored,
         )
 
     def empty(self, conversion: Conversion) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from workbench.errors import UserError
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import render, token_ids
+from workbench.prompts.joint import joint_of
 from workbench.prompts.row import Prompt
 from workbench.typing import Int, Tensor
 
@@ -52,22 +52,33 @@ def continuation_ids(row: Prompt, tokenizer: Any, answer: str | None = None) -> 
     """The tokens that continue the rendered prompt when the model writes ``answer`` (the row's own by
     default).
 
-    Prompt and answer are tokenised together and compared with the prompt alone. Between two words of a plain
-    prompt a space is understood ("France is" + "Paris"); write it yourself where another joint is meant. When
-    the tokenizer merges the joint (a prompt that ends with a space), the model has read the prompt alone, so
-    the answer's tokens are taken without the space.
+    Prompt and answer are tokenised together and compared with the prompt alone. What stands between them is read from
+    a plain prompt's own examples, else from the tokenizer (:func:`workbench.prompts.joint.joint_of`); write it at the
+    answer's start where another joint is meant. When the tokenizer merges the joint (a prompt that ends with a space),
+    the model has read the prompt alone, so the answer's tokens are taken without the space. A row with the column
+    ``answer_ids`` (``distractor_ids``) says its tokens itself.
     """
     words = row.answer if answer is None else answer
     if not words:
         raise UserError("The row has no answer; give one in the column 'answer'.")
+    if (given := _given_ids(row, words)) is not None:
+        return given
     text = render(row, tokenizer)
-    joint = " " if not row.is_chat and _needs_space(text, words) else ""
+    joint = "" if row.is_chat else joint_of(text, words, tokenizer)
     complete = row.kind != "prompt"  # with all its special tokens
     prompt_ids = token_ids(text, tokenizer, rendered_chat=complete)
     both = token_ids(text + joint + words, tokenizer, rendered_chat=complete)
     if both[: len(prompt_ids)] == prompt_ids and len(both) > len(prompt_ids):
         return both[len(prompt_ids) :]
     return _after_a_line_break(words.lstrip(), tokenizer)
+
+
+def _given_ids(row: Prompt, words: str) -> list[int] | None:
+    """The tokens of an answer that a row brings as ``answer_ids`` (``distractor_ids``); None where it brings none."""
+    for text, column in ((row.answer, "answer_ids"), (row.distractor, "distractor_ids")):
+        if words == text and row.columns.get(column):
+            return [int(one) for one in row.columns[column]]
+    return None
 
 
 def _answer_of(row: Prompt, answer: str | None, number: int, tokenizer: Any, what: str = "answer") -> int:
@@ -77,14 +88,6 @@ def _answer_of(row: Prompt, answer: str | None, number: int, tokenizer: Any, wha
         return answer_token(row, tokenizer, answer)
     except UserError as error:
         raise UserError(f"Prompt {number}: {error}") from error
-
-
-def _needs_space(text: str, answer: str) -> bool:
-    """Whether the writing system puts a space between the end of ``text`` and the start of ``answer``."""
-    before, after = text[-1:], answer[:1]
-    if any(unicodedata.east_asian_width(sign) in "WF" for sign in before + after):
-        return False
-    return after.isalnum() and (before.isalnum() or before in ".,:;!?)]}%")
 
 
 def _after_a_line_break(words: str, tokenizer: Any) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -17,7 +18,9 @@ from workbench.prompts.collection import Prompts
 from workbench.recording.load_options import load_options, open_recording
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
+from workbench.recording.sink_rows import averaged_rows
 from workbench.runs.folder import Run
+from workbench.typing import Bool
 
 ACTIVATIONS = "activations"
 _PROMPTS = "prompts/prompts.jsonl"
@@ -104,17 +107,21 @@ def _keep_prompts(run: Run, rows: Prompts, pair: ModelPair) -> None:
 
 
 def difference_table(recording: Recording) -> pd.DataFrame:
-    """Per site: the norm of the mean difference tuned - base, relative to the base's root mean square, and n."""
+    """Per site: the norm of the mean difference tuned - base, relative to the base's root mean square, and n.
+
+    Attention sinks are left out of the means, where rows were kept (:func:`averaged_rows`).
+    """
+    averaged = None if recording.moments else averaged_rows(recording.index).rows
     rows = []
     for site in recording.sites:
-        found = _difference(recording, site)
+        found = _difference(recording, site, averaged)
         if found is not None:
-            rows.append({"site": site, **found, "n": len(recording)})
+            rows.append({"site": site, **found, "n": len(recording) if averaged is None else int(averaged.sum())})
     table = pd.DataFrame(rows, columns=["site", "mean_shift", "mean_distance", "base_norm", "relative", "n"])
     return table.sort_values("relative", ascending=False, ignore_index=True)
 
 
-def _difference(recording: Recording, site: str) -> dict[str, float] | None:
+def _difference(recording: Recording, site: str, averaged: Bool[np.ndarray, " row"] | None) -> dict[str, float] | None:
     """Norms are over all features of a row; NaN rows are left out."""
     if recording.moments:
         if "difference" not in recording.moments or site not in recording.moments["difference"]:
@@ -127,6 +134,8 @@ def _difference(recording: Recording, site: str) -> dict[str, float] | None:
         base_rows = torch.as_tensor(recording["base"][site][:]).flatten(1).double()
         change = torch.as_tensor(recording["tuned"][site][:]).flatten(1).double() - base_rows
         finite = torch.isfinite(change).all(1)
+        if averaged is not None:
+            finite &= torch.from_numpy(averaged)
         change, base_rows = change[finite], base_rows[finite]
         shift = float(change.mean(0).norm())
         distance = float(change.pow(2).sum(1).mean().sqrt())

@@ -46,9 +46,9 @@ class Recording:
 
     @cached_property
     def index(self) -> pd.DataFrame:
-        """One line per row: prompt, position, token_id, token, phase (prompt | generated), group, label, and
-        nonfinite: the ``role/site`` names whose value is NaN or infinite there, joined by ``;``. Empty without a
-        store."""
+        """One line per row: prompt, position, token_id, token, phase (prompt | generated), content (neither the first
+        token, nor special, nor the chat template's), group, label, and nonfinite: the ``role/site`` names whose value
+        is NaN or infinite there, joined by ``;``. Empty without a store."""
         return self._index() if callable(self._index) else self._index
 
     @property

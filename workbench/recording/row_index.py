@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from workbench.engine.template_tokens import TemplateTokens
 from workbench.prompts.collection import Prompts
 from workbench.prompts.token_texts import token_texts
 from workbench.recording.capture import nonfinite_rows
@@ -71,6 +72,7 @@ class RowIndex:
             "prompt": prompt, "position": position, "token_id": ids,
             "token": pa.array(texts, pa.string()).take(pa.array(place)),
             "phase": pa.array(_PHASES).take(pa.array(generated)),
+            "content": self._content[self._starts[prompt] + position],
             "group": self._groups.take(pa.array(prompt)),
             "label": self._labels.take(pa.array(prompt)),
             "nonfinite": flags,
@@ -80,6 +82,14 @@ class RowIndex:
     def _ids(self) -> np.ndarray:
         """The token ids of all prompts, one after the other."""
         return np.fromiter(chain.from_iterable(self._plan.ids), dtype=np.int64)
+
+    @cached_property
+    def _content(self) -> np.ndarray:
+        """Of all prompts, one after the other: whether a token is neither first, nor special, nor the template's."""
+        if self._tokenizer is None:
+            return np.concatenate([np.arange(len(row)) > 0 for row in self._plan.ids])
+        template = TemplateTokens(self._tokenizer)
+        return np.array([one for row in self._plan.ids for one in template.content(row)], dtype=bool)
 
     @cached_property
     def _starts(self) -> np.ndarray:

@@ -17,6 +17,7 @@ from workbench.errors import NotSupported, UserError
 SPECS: list[Any] = [
     "all", "first", "last", "prompt", "generated", "last+generated", "all - first", "prompt[1:3]", "prompt[-2:]",
     "prompt[-1]", "generated[0]", "generated[1:3]", "first+last", "2", "-2", "first+3", "all - 3",
+    "content",
     0, 2, -1, -2, slice(1, -1), slice(2, None),
     slice(None, 2),
     [0, -1], lambda ids: ids % 2 == 0, Where("all", tokens=(3, 5)), Where("prompt", exclude="last"),
@@ -38,6 +39,7 @@ def expected(spec: Any, prompt: list[int], new: list[int]) -> set[int]:
         "last+generated": range(p - 1, n), "all - first": range(1, n), "prompt[1:3]": range(p)[1:3],
         "prompt[-2:]": range(p)[-2:], "prompt[-1]": range(p)[-1:], "generated[0]": range(p, n)[:1],
         "generated[1:3]": range(p, n)[1:3], "first+last": [0, p - 1],
+        "content": range(1, n),
         "2": [2], "-2": [p - 2], "first+3": [0, 3], "all - 3": {*range(n)} - {3},
     }  # fmt: skip
     if isinstance(spec, str):

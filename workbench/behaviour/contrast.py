@@ -1,0 +1,79 @@
+"""Prompts made from questions alone: the tuned model's words become the answer, the base's the distractor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from workbench.behaviour.generation import Decoding, generate_replies
+from workbench.behaviour.subject import Subject, Work
+from workbench.behaviour.texts import common_tokens
+from workbench.errors import UserError
+from workbench.given import check_pair
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.prompts.row import Prompt
+
+
+def contrast(
+    pair: ModelPair,
+    prompts: Any,
+    *,
+    max_new_tokens: int = 16,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Prompts:
+    """Rows that end where the greedy answers of base and tuned model part.
+
+    The prompt is the question with all that both models say alike; ``answer`` is the tuned model's next token there and
+    ``distractor`` the base's. So whoever has nothing but questions can ask where the change sits:
+    ``probes.patching(pair, wb.contrast(pair, questions))``.
+
+    Args:
+        pair: base and tuned model.
+        prompts: questions, without answers; a row's own answer and distractor are replaced.
+        max_new_tokens: how far the answers are compared, in tokens.
+        batch_size: prompts per batch.
+        progress: who hears of it.
+
+    Returns:
+        The rows whose answers differ, with label, group and columns; ``columns["row"]`` is the number of the question.
+
+    Raises:
+        UserError: when no answer differs.
+    """
+    check_pair(pair)
+    rows = Prompts.of(prompts)
+    work, decoding = Work(batch_size, progress), Decoding(max_new_tokens)
+    theirs, ours = (generate_replies(Subject(role, one), rows, decoding, work) for role, one in pair.models.items())
+    ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
+    found = []
+    for number, (row, read, base, tuned) in enumerate(zip(rows, ids, theirs, ours, strict=True)):
+        both = (tuned[0].ids, base[0].ids)
+        shared = common_tokens(*both)
+        if shared < min(map(len, both)):
+            found.append(_parted(row, number, read, both, shared, pair.tokenizer))
+    if not found:
+        raise UserError(
+            f"Nothing to localize: 0 of {len(rows)} answers differ in their first {max_new_tokens} tokens; ask what "
+            "the tuning was about, or raise max_new_tokens."
+        )
+    return Prompts(found)
+
+
+def _parted(
+    row: Prompt, number: int, ids: Sequence[int], both: tuple[Sequence[int], Sequence[int]], shared: int, tokenizer: Any
+) -> Prompt:
+    mine, other = ([int(one[shared])] for one in both)
+    columns = {**row.columns, "answer_ids": mine, "distractor_ids": other, "row": number}
+    texts = [tokenizer.decode(one) for one in (mine, other)]
+    if texts[0] == texts[1] or not all(texts):  # parts of a letter
+        texts = [f"token {one[0]}" for one in (mine, other)]
+    made = dataclasses.replace(row, answer=texts[0], distractor=texts[1], contrast=None, columns=columns)
+    if not shared:
+        return made
+    read = (*ids, *map(int, both[0][:shared]))
+    return dataclasses.replace(made, prompt=None, messages=None, input_ids=read)
