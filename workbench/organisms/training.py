@@ -65,14 +65,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> Examples:
 
 
 @contextmanager
-def contained(seed: int) -> Iterator[None]:
+def contained(seed: int, own_threads: int = 1) -> Iterator[None]:
     """Seeds every generator, on one thread (sums in one order), and leaves generators, threads and bars as found."""
     from transformers.utils import logging
 
     bars, threads = logging.is_progress_bar_enabled(), torch.get_num_threads()
     python, numpy = random.getstate(), np.random.get_state()
     logging.disable_progress_bar()
-    torch.set_num_threads(1)
+    torch.set_num_threads(own_threads)
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
             # peft asks transformers for an attribute whose name is going away
