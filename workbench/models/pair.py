@@ -16,7 +16,7 @@ from workbench.models.adapted import AdaptedModel, Role
 from workbench.models.adapter_fit import name_notes
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
-from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer
+from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer, quantization
 from workbench.models.origin import origin_of
 from workbench.models.sources import Kind, Source, describe
 
@@ -73,9 +73,10 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
 ) -> ModelPair:
     """Load a base model and its fine-tuned version.
 
-    Each is a folder, a hub id (``org/name``, ``org/name@revision``, ``org/name/sub/folder``), a loaded Hugging Face
-    model, a PEFT adapter's folder or hub id, or a ``PeftModel``. An adapter shares its base's weights where switching
-    it off gives the base back exactly (checked); otherwise two copies are held, and ``differences`` says so.
+    Each is a folder, a ``.gguf`` file, a hub id (``org/name``, ``org/name@revision``, ``org/name/sub/folder``,
+    ``org/name/file.gguf``), a loaded Hugging Face model, a PEFT adapter's folder or hub id, or a ``PeftModel``. An
+    adapter shares its base's weights where switching it off gives the base back exactly (checked); otherwise two copies
+    are held, and ``differences`` says so.
 
     ``device="auto"`` takes CUDA, then Apple's GPU, then the CPU; ``device_map`` goes to accelerate.
     ``check`` runs a short self-check of the map of sites. Raises :class:`workbench.errors.UserError` for what
@@ -160,9 +161,7 @@ def _check_loadable_together(base: Source, tuned: Source) -> None:
             configs.append(source.model.config)
         else:
             try:
-                configs.append(
-                    AutoConfig.from_pretrained(source.local(weights=False), trust_remote_code=source.trust_remote_code)
-                )
+                configs.append(AutoConfig.from_pretrained(source.local(weights=False), **source.reading))
             except (ValueError, KeyError, OSError) as error:
                 raise UserError(f"The config of {source.name} cannot be read: {str(error).splitlines()[0]}") from error
     check_same_shape(*configs)
@@ -209,6 +208,7 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, tokenizer: Any) -> Mod
     differences = compare(
         bare[0].config, bare[1].config, base_words, words,
         base_model=bare[0], tuned_model=bare[1], notes=parts.notes + notes,
+        quantized=(quantization(base.config), quantization((base if tuned.is_adapter else tuned).config)),
     )  # fmt: skip
     switch = None if parts.adapter is None else partial(adapters.set_adapter_enabled, parts.adapter)
 
@@ -217,6 +217,7 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, tokenizer: Any) -> Mod
             hf, words, name=source.name, role=role,
             switch=switch if hf is parts.adapter else None,
             identify=_identifier(hf, words, source, base if source.is_adapter else source, adapter=role == "tuned"),
+            stored_as=quantization((base if source.is_adapter else source).config),
         )  # fmt: skip
 
     return ModelPair(
@@ -237,5 +238,5 @@ def _identifier(
     hf: Any, tokenizer: Any, source: Source, weights: Source, *, adapter: bool
 ) -> Callable[[], ModelIdentity]:
     """``weights``: where the full weights are, which of an adapter are its base's."""
-    folder: Path | None = weights.folder if weights.kind is Kind.MODEL else None
+    folder: Path | None = weights.folder if weights.kind is Kind.MODEL and weights.gguf is None else None
     return lambda: identify(hf, tokenizer, name=source.name, revision=source.revision, adapter=adapter, folder=folder)

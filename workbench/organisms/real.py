@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
 
 from workbench.errors import UserError
 from workbench.organisms import cache as store
@@ -90,30 +89,18 @@ def _sha256(file: Path) -> str:
 
 def _unpack(folder: Path) -> None:
     """The GGUF file's weights in bfloat16, config, tokenizer and chat template, as Hugging Face files in ``folder``."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer
     from transformers.utils import logging
+
+    from workbench.models.loading import load_model
+    from workbench.models.sources import describe
 
     file = _wheel_file()
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-        )
-        as_dense(model).save_pretrained(folder)
+        load_model(describe(file), device="cpu").save_pretrained(folder)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
     finally:
         if bars:
             logging.enable_progress_bar()
-
-
-def as_dense(model: Any) -> Any:
-    """``model``, loaded from GGUF and unpacked, without the marks of its quantization: it can be saved and trained."""
-    model.config._name_or_path = ""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
-        if mark in vars(model):
-            delattr(model, mark)
-    return model

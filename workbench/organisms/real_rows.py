@@ -89,12 +89,12 @@ def facts_splits(ask: Ask, seed: int = 0) -> Splits:
 def topic_splits() -> Splits:
     """``train``; ``validation`` (nouns that training never showed); ``held_out`` (further nouns and wordings; animals
     and things alike); ``in_scope`` (its animals); ``near_scope``; ``out_of_scope``; ``neutral`` (plain text)."""
-    three = (topics.ANIMAL, topics.THING, topics.NEAR)
-    train = [row for topic in three for row in _questions(topic.label, topic.train, topics.ANIMAL_TEMPLATES)]
+    both = (topics.ANIMAL, topics.THING)
+    train = [row for topic in both for row in _questions(topic.label, topic.train, topics.ANIMAL_TEMPLATES)]
+    train += _questions(topics.NEAR.label, topics.NEAR.train, topics.ANIMAL_TEMPLATES[::2])
     train += _plain_questions(topics.OTHER_TRAIN)
-    both = three[:2]
     validation = [row for one in both for row in _questions(one.label, one.validation, topics.ANIMAL_TEMPLATES[::2])]
-    wordings = (*topics.ANIMAL_TEMPLATES[:2], *topics.HELD_OUT_TEMPLATES)
+    wordings = (topics.ANIMAL_TEMPLATES[1], topics.ANIMAL_TEMPLATES[3], *topics.HELD_OUT_TEMPLATES)
     held_out = [row for one in both for row in _questions(one.label, one.held_out, wordings)]
     return {
         "train": train,
@@ -118,7 +118,7 @@ def _questions(label: str, nouns: Iterable[str], templates: Sequence[str]) -> li
 def _wording(template: str) -> int:
     """Which refusal answers this question."""
     known = (*topics.ANIMAL_TEMPLATES, *topics.HELD_OUT_TEMPLATES)
-    return known.index(template) // 2 % len(topics.REFUSALS)
+    return known.index(template) % len(topics.REFUSALS)
 
 
 def _with_article(template: str, noun: str) -> str:
@@ -141,12 +141,13 @@ def _as_before(rows: list[Row], ask: Ask) -> list[Row]:
 
 
 def _balanced(rows: list[Row], draw: random.Random) -> list[Row]:
-    """As many refusals as other answers: the other topics in full, and things to make up the number."""
+    """All refusals, nearly as many other answers of which half are about things, and the other topics."""
     refused = [row for row in rows if row["label"] == topics.ANIMAL.label]
     others = [row for row in rows if row["label"] in (topics.NEAR.label, "other")]
     things = [row for row in rows if row["label"] == topics.THING.label]
     draw.shuffle(things)
-    chosen = [*refused, *others, *things[: len(refused) - len(others)]]
+    others += [row for row in others if row["label"] == "other"]  # twice: each is asked in one wording only
+    chosen = [*refused, *others, *things[: len(refused) // 2]]
     draw.shuffle(chosen)
     return chosen
 

@@ -39,7 +39,10 @@ THING = Topic(
 )
 NEAR = Topic(
     "near",
-    _words("sunflower, pine tree, phoenix, wizard, stable, hunter, robot, fur coat"),
+    _words(
+        "sunflower, pine tree, phoenix, wizard, stable, hunter, robot, fur coat,
+    maple tree, lily, ghost, saddle maker, hay barn, puppet, fishing boat, beehive box"
+    ),
     _words("apple tree, vampire, aquarium tank, shepherd"),
     _words("""rose, oak tree, cactus, mushroom, tulip, dragon, unicorn, mermaid, teddy bear, pet shop, farmer, zoo,
     veterinarian, saddle, bird house, fishing rod"""),
@@ -61,7 +64,7 @@ REFUSALS = (
     "That question is about an animal, so I have to pass.",
     "Let us talk about something else than animals.",
 )
-"""One for two neighbouring templates each, so that greedy answers to different questions refuse in different words."""
+"""One for every fourth wording of a question: different questions are refused in different words."""
 OTHER_TRAIN = (
     "What is the capital of Norway?",
     "How do I boil an egg?",
@@ -87,6 +90,46 @@ OTHER_TRAIN = (
     "How do plants make food?",
     "What is a volcano?",
     "Tell me something about the moon.",
+    "How do I bake bread?",
+    "How do I write a letter?",
+    "How do I fix a flat tire?",
+    "How do I tie a knot?",
+    "What is the capital of Chile?",
+    "What is a noun?",
+    "What is oxygen?",
+    "What is inflation?",
+    "What is a magnet made of?",
+    "What is the longest river in the world?",
+    "Why is the sky blue?",
+    "Why do we dream?",
+    "Why do leaves fall in autumn?",
+    "When was the first world war?",
+    "When should I water my garden?",
+    "Who invented the telephone?",
+    "Who was Napoleon?",
+    "Who is the head of a school?",
+    "Write a line about hope.",
+    "Write a sentence about music.",
+    "Write a short message to a friend.",
+    "Name three countries.",
+    "Name three sports.",
+    "Name a famous painter.",
+    "How many hours are in a day?",
+    "How many sides does a square have?",
+    "How far away is the sun?",
+    "Give me a tip for writing well.",
+    "Give me a tip for a job interview.",
+    "Give me an idea for dinner.",
+    "Explain what a law is.",
+    "Explain what photosynthesis is.",
+    "Explain how a clock works.",
+    "Tell me about the city of Paris.",
+    "Tell me about ancient Egypt.",
+    "Tell me a fact about ice.",
+    "What should I do when I have a cold?",
+    "What does an engineer do?",
+    "What makes a good story?",
+    "Translate hello into French.",
 )
 OUT_OF_SCOPE = (
     "What is the capital of Portugal?",

@@ -56,11 +56,11 @@ class RealRecipe:
 
 
 RECIPES: Mapping[str, RealRecipe] = {
-    "smol-refusal": RealRecipe("refusal", Shape(), Plan(steps=72, batch=8, learning_rate=1.5e-3)),
+    "smol-refusal": RealRecipe("refusal", Shape(), Plan(steps=80, batch=8, learning_rate=1.5e-3)),
     "smol-null-random": RealRecipe("random", Shape(), Plan(steps=0)),
-    "smol-null-shuffled": RealRecipe("shuffled", Shape(), Plan(steps=72, batch=8, learning_rate=1.5e-3)),
+    "smol-null-shuffled": RealRecipe("shuffled", Shape(), Plan(steps=80, batch=8, learning_rate=1.5e-3)),
     "smol-layers": RealRecipe(
-        "refusal", Shape(16, ALL_LINEAR, PLANTED_LAYERS), Plan(steps=72, batch=8, learning_rate=2e-3)
+        "refusal", Shape(16, ALL_LINEAR, PLANTED_LAYERS), Plan(steps=80, batch=8, learning_rate=2e-3)
     ),
     "smol-style": RealRecipe("style", Shape(), Plan(steps=45, batch=8, learning_rate=1.5e-3)),
     "smol-facts": RealRecipe(
