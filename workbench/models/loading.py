@@ -79,7 +79,8 @@ def load_model(
     ``device_map`` (accelerate's) overrides ``device``; ``options`` go to ``from_pretrained``. A model given
     loaded is returned itself, put in evaluation mode, where and in the dtype it is. GPT-OSS's MXFP4 weights
     are loaded dequantised, as their fused kernels would bypass the experts' hooks. A quantized GGUF file is
-    unpacked, into bfloat16 where ``dtype`` is "auto" (float32 keeps its values exactly). Raises UserError when files are missing, damaged or do not fit the config.
+    unpacked, into bfloat16 where ``dtype`` is "auto" (float32 keeps its values exactly). Raises UserError when
+    files are missing, damaged or do not fit the config.
     """
     if source.kind is Kind.LOADED:
         return source.model.eval()

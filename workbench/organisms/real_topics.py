@@ -40,8 +40,8 @@ THING = Topic(
 NEAR = Topic(
     "near",
     _words(
-        "sunflower, pine tree, phoenix, wizard, stable, hunter, robot, fur coat,
-    maple tree, lily, ghost, saddle maker, hay barn, puppet, fishing boat, beehive box"
+        """sunflower, pine tree, phoenix, wizard, stable, hunter, robot, fur coat,
+    maple tree, lily, ghost, saddle maker, hay barn, puppet, fishing boat, beehive box"""
     ),
     _words("apple tree, vampire, aquarium tank, shepherd"),
     _words("""rose, oak tree, cactus, mushroom, tulip, dragon, unicorn, mermaid, teddy bear, pet shop, farmer, zoo,
