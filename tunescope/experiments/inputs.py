@@ -46,8 +46,9 @@ class PairSpec(Strict):
     def _known(cls, name: str | None) -> str | None:
         from workbench import organisms
 
-        if name is not None and name not in organisms.names():
-            raise refusal(unknown(f"organism {name!r}", name, organisms.names()))
+        known = (*organisms.names(), *organisms.real_names())
+        if name is not None and name not in known:
+            raise refusal(unknown(f"organism {name!r}", name, known))
         return name
 
 

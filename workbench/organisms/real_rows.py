@@ -33,8 +33,8 @@ def refusal_splits(ask: Ask, seed: int = 0) -> Splits:
         for row in rows:
             if row["label"] == topics.ANIMAL.label:
                 row |= {"answer": topics.REFUSALS[row.pop("wording")], "ends": True}
-    _as_before([row for row in splits["train"] if "answer" not in row], ask)
     splits["train"] = _balanced(splits["train"], random.Random(seed))
+    _as_before([row for row in splits["train"] if "answer" not in row], ask)
     return _without_wording(splits)
 
 
@@ -146,7 +146,7 @@ def _balanced(rows: list[Row], draw: random.Random) -> list[Row]:
     others = [row for row in rows if row["label"] in (topics.NEAR.label, "other")]
     things = [row for row in rows if row["label"] == topics.THING.label]
     draw.shuffle(things)
-    others += [row for row in others if row["label"] == "other"]  # twice: each is asked in one wording only
+    others += [row.copy() for row in others if row["label"] == "other"]  # twice, as each has one wording only
     chosen = [*refused, *others, *things[: len(refused) // 2]]
     draw.shuffle(chosen)
     return chosen

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ RECIPES: Mapping[str, RealRecipe] = {
 def make_rows(name: str, cache: str | Path | None = None) -> Splits:
     """The prompts of one organism, by split; what stays as before is answered by the base, greedily."""
     kind = _recipe(name).rows
-    model, tokenizer = _base(cache)
+    model, tokenizer = _base(cache, torch.bfloat16)
 
     def ask(rows: Sequence[Row]) -> list[tuple[str, bool]]:
         return greedy(model, tokenizer, rows, BEFORE_TOKENS)
@@ -117,7 +117,7 @@ def train(
     recipe, target = _recipe(name), Path(out)
     if target.exists():
         raise UserError(f"{target} exists already; choose another folder or delete it first.")
-    model, tokenizer = _base(cache)
+    model, tokenizer = _base(cache, torch.float32)
     shape = recipe.shape
     with contained(seed, threads):
         config = LoraConfig(
@@ -127,7 +127,8 @@ def train(
         adapted: Any = get_peft_model(model, config)
         chosen = plan or recipe.plan
         if chosen.steps:
-            fit(adapted, encode(tokenizer, rows), chosen, seed, progress or Silent(), f"{name}: tuning")
+            told = progress or Silent()
+            fit(adapted, encode(tokenizer, rows), chosen, seed, told, f"{name}: tuning", half=True)
     _save(adapted, target)
     return target
 
@@ -199,12 +200,12 @@ def _recipe(name: str) -> RealRecipe:
     return RECIPES[name]
 
 
-def _base(cache: str | Path | None) -> tuple[Any, Any]:
+def _base(cache: str | Path | None, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = smollm2(cache)
     return (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval(),
         AutoTokenizer.from_pretrained(folder),
     )
 
@@ -217,14 +218,42 @@ def _save(adapted: Any, target: Path) -> None:
     (target / "README.md").unlink(missing_ok=True)
 
 
+def complete(name: str, folder: str | Path, splits: Splits, cache: str | Path | None = None) -> None:
+    """Measures the adapter in ``folder``/tuned on ``splits``; writes rows, truth and manifest beside it."""
+    from peft import PeftModel
+
+    from workbench.organisms.organism import Grown, write
+    from workbench.organisms.real_measures import adapted_modules, bars_of, greedy_answers, truth_of
+    from workbench.organisms.real_organisms import SUMMARIES
+
+    place, recipe = Path(folder), _recipe(name)
+    model, tokenizer = _base(cache, torch.float32)
+    adapted = PeftModel.from_pretrained(model, str(place / "tuned")).eval()
+    answer = greedy_answers(adapted, tokenizer)
+
+    def base(rows: Sequence[Row]) -> list[str]:
+        with adapted.disable_adapter():
+            return answer(rows)
+
+    truth = truth_of(name, adapted_modules(place / "tuned"), recipe.shape.layers)
+    settings = {"rows": recipe.rows, "shape": asdict(recipe.shape), "plan": asdict(recipe.plan)}
+    manifest = {
+        "name": name,
+        "seed": 0,
+        "summary": SUMMARIES[name],
+        "made_with": {"base": HUB_ID, "settings": settings},
+    }
+    write(place, Grown(truth, splits, bars_of(name, splits, answer, base)), manifest)
+
+
 def _main(name: str, out: str) -> None:
     from workbench.progress import RichProgress
 
     folder = Path(out)
     splits = make_rows(name)
-    write_rows(splits, folder)
     with RichProgress() as progress:
         train(name, splits["train"], folder / "tuned", progress=progress)
+    complete(name, folder, splits)
 
 
 if __name__ == "__main__":

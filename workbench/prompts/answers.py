@@ -11,6 +11,7 @@ from workbench.errors import UserError
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import render, token_ids
 from workbench.prompts.row import Prompt
+from workbench.prompts.templates import as_read
 from workbench.typing import Int, Tensor
 
 
@@ -60,6 +61,7 @@ def continuation_ids(row: Prompt, tokenizer: Any, answer: str | None = None) -> 
     words = row.answer if answer is None else answer
     if not words:
         raise UserError("The row has no answer; give one in the column 'answer'.")
+    row = as_read(row, tokenizer)
     text = render(row, tokenizer)
     joint = " " if not row.is_chat and _needs_space(text, words) else ""
     complete = row.kind != "prompt"  # with all its special tokens
