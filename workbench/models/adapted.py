@@ -16,6 +16,7 @@ from workbench.errors import UserError
 from workbench.models.generation_settings import neutralised
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import Encoded, encode, pad_left, render
+from workbench.prompts.templates import has_template
 from workbench.typing import Float, Int, Tensor
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ class AdaptedModel:
 
     def _repr_html_(self) -> str:
         return card(f"Model ({self.role})", self.facts())
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether plain texts are user turns to it."""
+        return has_template(self.tokenizer)
 
     @property
     def inner(self) -> Any:

@@ -95,9 +95,8 @@ class Differences:
         said += [f"The config's {n} differs: {b} in the base, {t} in the tuned model." for n, b, t in self.computation]
         said += _about_generation(self.generation, self.own_generation_config)
         if self.ends[0] != self.ends[1]:
-            said.append(
-                f"Texts end with other tokens: {list(self.ends[0])} in the base, {list(self.ends[1])} in the tuned."
-            )
+            base_ends, tuned_ends = map(list, self.ends)
+            said.append(f"Texts end with the tokens {base_ends} in the base, {tuned_ends} in the tuned model.")
         if self.attention is not None and self.attention[0] != self.attention[1]:
             said.append(f"The base computes attention by {self.attention[0]}, the tuned model by {self.attention[1]}.")
         if self.dtypes is not None and self.dtypes[0] != self.dtypes[1]:

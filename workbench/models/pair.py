@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from workbench.cards import card, columns
 from workbench.engine.selfcheck import self_check
@@ -21,7 +21,7 @@ from workbench.models.loading import brings_tokenizer, load_model, load_tokenize
 from workbench.models.origin import origin_of
 from workbench.models.sources import Kind, Source, describe
 
-Template = Literal["tuned", "base", "own"]
+TEMPLATES = ("tuned", "base", "own")
 """Whose chat template prompts are put through."""
 
 
@@ -71,7 +71,7 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
     device_map: Any = None,
     attn_implementation: str | None = None,
     tokenizer: Any = None,
-    template: Template = "tuned",
+    template: str = "tuned",
     own_generation_config: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -91,8 +91,8 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
     ``check`` runs a short self-check of the map of sites. Raises :class:`workbench.errors.UserError` for what
     cannot be loaded or compared, naming what was expected.
     """
-    if template not in get_args(Template):
-        raise unknown_name("template", str(template), get_args(Template))
+    if template not in TEMPLATES:
+        raise unknown_name("template", template, TEMPLATES)
     flags: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     from_, to = describe(base, **flags), describe(tuned, **flags)
     if from_.is_adapter:
@@ -221,7 +221,7 @@ class _Reading:
     """How both models read prompts and write texts."""
 
     tokenizer: Any
-    template: Template
+    template: str
     own_generation_config: bool
 
     def side(self, role: Role, words: Any, base_words: Any) -> Any:
