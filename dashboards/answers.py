@@ -44,6 +44,14 @@ def box(title: str, text: str, parted: Parted | None = None) -> str:
     return f'<div style="{_CELL}"><div style="{_TITLE}">{escape(title)}</div><div style="{_TEXT}">{inner}</div></div>'
 
 
+def what_was_read(result: Steered) -> None:
+    """The text of each prompt as the model read it, template and all, and its token ids."""
+    with st.expander("What the model read", icon=":material/data_array:"):
+        for number, (text, ids) in enumerate(result.reads, 1):
+            st.html(f'<div style="{_TITLE}">{number}. {len(ids)} tokens</div>' + box("text", text))
+            st.code(" ".join(map(str, ids)), language=None, wrap_lines=True)
+
+
 def side_by_side(result: Steered, side: str) -> None:
     """Base, tuned and steered answers, prompt by prompt."""
     rows = []

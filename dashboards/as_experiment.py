@@ -33,7 +33,7 @@ def steer_experiment(asked: Asked, beginning: str = "") -> str:
         "max_new_tokens": asked.max_new_tokens, **({"begins": beginning.strip()} if beginning.strip() else {}),
     }  # fmt: skip
     return _yaml(
-        {"name": "steer", "pair": _pair(asked.base, asked.tuned, asked.device), "prompts": {"rows": [*asked.prompts]},
+        {"name": "steer", "pair": _pair(asked.base, asked.tuned, asked.device), "prompts": {"rows": asked.inputs()},
          "recipes": {"steered": _recipe(asked.parts)}, "steps": {"answers": generate}}
     )  # fmt: skip
 

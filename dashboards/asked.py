@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dashboards import models
 from dashboards.parts import Part
+
+if TYPE_CHECKING:
+    from workbench.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,24 @@ class Asked:
     device: str = "auto"
     strengths: tuple[float, ...] = ()
     """For a sweep; ``strength`` is then not used."""
+    raw: bool = False
+    """Texts are read as they are, also where there is a chat template."""
+    system: str = ""
+    """A system turn in front of every prompt."""
+    chats: tuple[tuple[str, str], ...] = ()
+    """Of lines that stand for a run's chats: the line, and the chat's messages as JSON."""
+
+    def inputs(self) -> list[str | dict[str, Any]]:
+        """The prompts as a person writes them in Python and YAML: texts, and rows where a text would not say it."""
+        from workbench.prompts import Prompts
+
+        chats = dict(self.chats)
+        items = [{"messages": json.loads(chats[line])} if line in chats else line for line in self.prompts]
+        rows = Prompts.of(items, chat=False if self.raw else None, system=self.system.strip() or None)
+        return [
+            one if row.prompt == one and row.chat is None else row.as_dict()
+            for row, one in zip(rows, items, strict=True)
+        ]
 
     @property
     def has_strength(self) -> bool:
@@ -46,7 +69,7 @@ class Asked:
             lines.append("from workbench.results import Result")
         lines += ["", f"pair = load_pair({base!r}, {tuned!r}, device={self.device!r})"]
         scaled = f"({made}) * {self.strength!r}" if self.has_strength and not self.strengths else made
-        lines += [f"recipe = {scaled}", f"prompts = {list(self.prompts)!r}"]
+        lines += [f"recipe = {scaled}", f"prompts = {self.inputs()!r}"]
         if self.strengths:
             call = f"prompts, {list(self.strengths)!r}, max_new_tokens={self.max_new_tokens}"
             lines.append(f"texts = iv.steered_texts(pair.{self.side}, recipe, {call})  # [prompt][strength]")
@@ -56,6 +79,17 @@ class Asked:
                 f"    texts = pair.{self.side}.generate(prompts, max_new_tokens={self.max_new_tokens})",
             ]
         return "\n".join(lines) + "\n"
+
+
+def chats_of(rows: Iterable[Prompt], texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Of ``texts`` those that are what a chat among ``rows`` shows, with its messages."""
+    known = {one_line(row.shown): json.dumps(row.as_dict()["messages"]) for row in rows if row.is_chat}
+    return tuple((text, known[text]) for text in dict.fromkeys(texts) if text in known)
+
+
+def one_line(text: str) -> str:
+    """``text`` without line breaks, as a line of the prompts' box."""
+    return " ".join(text.split())
 
 
 def lines(text: str) -> tuple[str, ...]:

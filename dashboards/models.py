@@ -61,10 +61,11 @@ def places(base: str, tuned: str) -> tuple[str, str]:
     warm().wait("models")
     from workbench import organisms
 
-    if base not in organisms.names():
+    known = (*organisms.names(), *organisms.real_names())
+    if base not in known:
         raise UserError(
             f"Give a tuned model beside {base}: a folder, a hub id or a PEFT adapter. "
-            f"Only an organism stands alone: {', '.join(organisms.names())}."
+            f"Only an organism stands alone: {', '.join(known)}."
         )
     grown = organisms.build(base)
     return str(grown.base), str(grown.tuned)

@@ -34,6 +34,8 @@ class Steered:
     """Whether its logits on the prompts are, bit by bit, those from before the run."""
     device: str = "cpu"
     seconds: float = 0.0
+    reads: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """The text that the steered model read of each prompt, and its token ids."""
 
     @property
     def restored(self) -> bool:
@@ -74,7 +76,7 @@ class Swept:
 
 
 def run_steer(
-    pair: ModelPair, recipe: Recipe, prompts: Sequence[str], *, strength: float, side: str, max_new_tokens: int
+    pair: ModelPair, recipe: Recipe, prompts: Sequence[Any], *, strength: float, side: str, max_new_tokens: int
 ) -> Steered:
     """Answer greedily with base, tuned, and ``side`` under ``recipe`` times ``strength``.
 
@@ -85,6 +87,7 @@ def run_steer(
 
     model, began = pair.models[side], time.perf_counter()
     with _held(pair), _watched(model, prompts) as watch:
+        read = model.reads(prompts)
         applied = recipe if strength == 1.0 else recipe * strength
         applied.check(model)
         plain = {name: one.generate(prompts, max_new_tokens=max_new_tokens) for name, one in pair.models.items()}
@@ -92,15 +95,16 @@ def run_steer(
             steered = model.generate(prompts, max_new_tokens=max_new_tokens)
     parted = [first_difference(new, old, pair.tokenizer) for new, old in zip(steered, plain[side], strict=True)]
     return Steered(
-        tuple(prompts), tuple(plain["base"]), tuple(plain["tuned"]), tuple(steered), tuple(parted),
-        device=str(model.device), seconds=time.perf_counter() - began, **watch,
+        tuple(read["prompt"]), tuple(plain["base"]), tuple(plain["tuned"]), tuple(steered), tuple(parted),
+        device=str(model.device), seconds=time.perf_counter() - began,
+        reads=tuple((text, tuple(ids)) for text, ids in zip(read["text"], read["input_ids"], strict=True)), **watch,
     )  # fmt: skip
 
 
 def run_sweep(
     pair: ModelPair,
     recipe: Recipe,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     *,
     strengths: Sequence[float],
     side: str,
@@ -111,9 +115,10 @@ def run_sweep(
 
     model, began = pair.models[side], time.perf_counter()
     with _held(pair), _watched(model, prompts) as watch:
+        read = model.reads(prompts)
         texts = steered_texts(model, recipe, list(prompts), strengths, max_new_tokens=max_new_tokens)
     return Swept(
-        tuple(prompts), tuple(strengths), tuple(tuple(row) for row in texts),
+        tuple(read["prompt"]), tuple(strengths), tuple(tuple(row) for row in texts),
         device=str(model.device), seconds=time.perf_counter() - began, **watch,
     )  # fmt: skip
 
@@ -135,7 +140,7 @@ def _held(pair: ModelPair) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(model: Any, prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _watched(model: Any, prompts: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """Logits on the prompts before and after: what is yielded holds ``n_hooks`` and ``identical`` at the end."""
     import torch
 

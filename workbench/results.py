@@ -53,7 +53,8 @@ def _identity(model: Any) -> Any:
     """The identity of a model as plain values; a name or an identity already plain is kept."""
     own = getattr(model, "identity", model)
     if hasattr(own, "to_dict"):
-        return own.to_dict()
+        whose = getattr(model, "template", None) if getattr(model, "has_chat_template", False) else None
+        return own.to_dict() | ({} if whose is None else {"chat_template": whose})
     return own if isinstance(own, str | dict) else str(own)
 
 

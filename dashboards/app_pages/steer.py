@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from dashboards import answers, models, panels, selection
 from dashboards.as_experiment import steer_experiment
-from dashboards.asked import Asked, lines
+from dashboards.asked import Asked, chats_of, lines, one_line
 from dashboards.kept import Work, on_button, prefilled
 from dashboards.parts import built
 from dashboards.recipe_form import ask_parts
@@ -18,6 +18,9 @@ from dashboards.selection import Selection
 from dashboards.state import Opened
 from dashboards.steering import Steered, Swept, run_steer, run_sweep
 from workbench.errors import UserError
+
+if TYPE_CHECKING:
+    from workbench.prompts import Prompts
 
 SHOWN = 6  # prompts that the page begins with; no docstring, Streamlit would show it
 _LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
@@ -47,7 +50,12 @@ def _ask(chosen: Selection) -> tuple[Asked, str]:
     with right:
         st.subheader("Prompts")
         prompts, tokens, beginning = _ask_prompts(chosen)
-    asked = Asked(base, tuned, parts, 1.0, side, lines(prompts), tokens, device)
+        raw, system = _ask_reading()
+    known = _rows_shown(chosen) or ()
+    asked = Asked(
+        base, tuned, parts, 1.0, side, lines(prompts), tokens, device,
+        raw=raw, system=system, chats=chats_of(known, lines(prompts)),
+    )  # fmt: skip
     with left:
         strength = st.slider(
             "Strength (times the recipe's own)", -4.0, 4.0, 1.0, 0.25, key="strength", disabled=not asked.has_strength,
@@ -80,28 +88,43 @@ def _ask_models(chosen: Selection) -> tuple[str, str, str, str]:
 
 
 def _ask_prompts(chosen: Selection) -> tuple[str, int, str]:
-    rows = None
-    with panels.told():
-        rows = chosen.rows()
-    texts = [] if rows is None else [row.prompt or "" for row in rows[chosen.prompt : chosen.prompt + SHOWN]]
-    prefilled("prompts", "\n".join(" ".join(text.split()) for text in texts))
+    rows = _rows_shown(chosen)
+    prefilled("prompts", "\n".join(one_line(row.shown) for row in rows or ()))
     prompts = st.text_area(
-        "One per line", key="prompts", height=192, placeholder="Write what the models should continue.",
+        "One per line", key="prompts", height=192, placeholder="Write what the models should answer or continue.",
         persist_state="session",
     )  # fmt: skip
     left, right = st.columns(2)
     tokens = left.number_input("New tokens per answer", 1, 512, 8, key="tokens", **_LINKED)
-    prefilled("begins", "" if not rows else (rows[chosen.prompt].answer or "").strip())
+    prefilled("begins", "" if not rows else (rows[0].answer or "").strip())
     beginning = right.text_input(
         "Count answers that begin with", key="begins", help="A word or a phrase, such as a refusal.", **_LINKED
     )
     return prompts, int(tokens), beginning
 
 
+def _rows_shown(chosen: Selection) -> Prompts | None:
+    """The run's rows from the selected one on, that the box begins with."""
+    rows = None
+    with panels.told():
+        rows = chosen.rows()
+    return None if not rows else rows[chosen.prompt : chosen.prompt + SHOWN]
+
+
+def _ask_reading() -> tuple[bool, str]:
+    left, right = st.columns(2)
+    how = left.segmented_control(
+        "A line is read as", ["chat", "raw"], key="read-as", default="chat", required=True,
+        help="chat: a user's turn, where the model has a chat template. raw: the text as it is.", **_LINKED,
+    )  # fmt: skip
+    system = right.text_input("System turn", key="system", disabled=how == "raw", placeholder="none", **_LINKED)
+    return how == "raw", "" if how == "raw" else str(system or "")
+
+
 def _run(asked: Asked) -> Steered:
     pair = _pair(asked)
     return run_steer(
-        pair, built(asked.parts, pair), asked.prompts,
+        pair, built(asked.parts, pair), asked.inputs(),
         strength=asked.strength, side=asked.side, max_new_tokens=asked.max_new_tokens,
     )  # fmt: skip
 
@@ -109,7 +132,7 @@ def _run(asked: Asked) -> Steered:
 def _sweep(asked: Asked) -> Swept:
     pair = _pair(asked)
     return run_sweep(
-        pair, built(asked.parts, pair), asked.prompts,
+        pair, built(asked.parts, pair), asked.inputs(),
         strengths=asked.strengths, side=asked.side, max_new_tokens=asked.max_new_tokens,
     )  # fmt: skip
 
@@ -140,6 +163,7 @@ def _show_steered(asked: Asked, result: Steered, beginning: str) -> None:
     if beginning.strip():
         answers.counted(result, beginning, asked.side)
     answers.side_by_side(result, asked.side)
+    answers.what_was_read(result)
     _restored(result)
     with panels.told():
         panels.footer(

@@ -42,7 +42,7 @@ def box_prompts(
         # The corrupted scene asks for a label of the clean one, which none of its own boxes has.
         corrupted = words.scene(others, foreign, -1, asked=names[other])
         rows.append(_row(clean, corrupted, query, query, things[query], things[other], tokenizer))
-    return Prompts.of(rows)
+    return Prompts.of(rows, chat=False)
 
 
 def box_desiderata(
@@ -74,7 +74,7 @@ def box_desiderata(
             base, source = words.scene(things, names, own), words.scene(others, foreign, theirs)
             answer = {POSITIONAL: things[theirs], OBJECT_VALUE: others[theirs], BOX_LABEL: things[third]}[name]
             rows.append(_row(base, source, own, theirs, answer, things[own], tokenizer))
-    return {name: Prompts.of(rows) for name, rows in found.items()}
+    return {name: Prompts.of(rows, chat=False) for name, rows in found.items()}
 
 
 def _row(  # what is asked of one pair of scenes

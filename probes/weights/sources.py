@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from probes.weights.naming import Layout, key_of
 from probes.weights.stacks import UNLOADED, Stacks
 from probes.weights.stored_adapter import Factors, stored_adapter
 from workbench.errors import UserError
-from workbench.models.loading import quantization
+from workbench.models.loading import load_model, quantization
 from workbench.models.quantized import weight_readers
 from workbench.models.sources import Kind, Source, describe
 from workbench.models.stored_model import NotInFiles, Reader, StoredModel
@@ -64,7 +64,7 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
         if not (hasattr(base, "base") and hasattr(base, "tuned")):
             raise UserError("Give both models: weight_delta(base, tuned), or a pair from load_pair().")
         given = {"base": base.base, "tuned": base.tuned}
-    below, above = (describe(getattr(one, "hf", one)) for one in given.values())
+    below, above = (_readable(describe(getattr(one, "hf", one))) for one in given.values())
     if below.kind is Kind.ADAPTER:
         raise UserError(f"{below.name} is an adapter; give the base model first and the adapter second.")
     stored = {source: StoredModel(source) for source in (below, above) if source.kind is Kind.MODEL}
@@ -131,6 +131,11 @@ def _spare(stored: StoredModel) -> dict[str, Reader]:
 
 def _quantized(source: Source) -> str | None:
     return quantization(_config(source))
+
+
+def _readable(source: Source) -> Source:
+    """``source``; a GGUF file loaded, as its tensors are packed and have other names than a model's."""
+    return source if source.gguf is None else replace(source, kind=Kind.LOADED, model=load_model(source, "cpu"))
 
 
 def _config(source: Source) -> Mapping[str, Any]:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tunescope.cli.reading_options import OwnGenerationConfig, Raw, System, Template, pair_reading, turns
+
 EXAMPLE = """
 Examples, offline:
 
@@ -48,6 +50,10 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     draws: Annotated[int, typer.Option(help="Random recipes per control; 0: no control.", min=0)] = 10,
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.", min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Seed of samples, draws and intervals.")] = 0,
+    raw: Raw = False,
+    system: System = None,
+    template: Template = "tuned",
+    own_generation_config: OwnGenerationConfig = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
@@ -68,7 +74,8 @@ def diff(  # noqa: PLR0913 (one parameter per option)
         behaviours=tuple(metric or ()), neutral=neutral, samples=samples, max_new_tokens=max_new_tokens,
         strengths=followed, follow=follow, near=near, outside=outside,
         changed=changed, split=split, draws=draws, batch_size=batch_size, seed=seed, device=device, dtype=dtype,
-        allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, **turns(raw, system),
+        **pair_reading(template, own_generation_config),
     )  # fmt: skip
     with progress_bar() as bar:
         found = compare(asked, bar)

@@ -83,6 +83,10 @@ class Asked:
     dtype: str
     allow_pickle: bool
     trust_remote_code: bool
+    chat: bool | None = None
+    system: str | None = None
+    template: str = "tuned"
+    own_generation_config: bool = False
 
     def config(self) -> dict[str, Any]:
         """As the run's manifest keeps it."""
@@ -214,10 +218,10 @@ def compare(asked: Asked, progress: Progress) -> Compared:
 
 
 def _bench(asked: Asked, progress: Progress) -> Bench:
-    rows = Prompts.load(asked.prompts)
-    neutral, near, outside = (
-        None if path is None else Prompts.load(path) for path in (asked.neutral, asked.near, asked.outside)
-    )
+    turns: dict[str, Any] = {"chat": asked.chat, "system": asked.system}
+    rows = Prompts.load(asked.prompts, **turns)
+    neutral = None if asked.neutral is None else Prompts.load(asked.neutral)
+    near, outside = (None if path is None else Prompts.load(path, **turns) for path in (asked.near, asked.outside))
     if near is not None and outside is None:
         raise UserError("A scope panel needs prompts out of scope: give --outside FILE.")
     recipes = _recipes(asked.recipes)
@@ -225,7 +229,8 @@ def _bench(asked: Asked, progress: Progress) -> Bench:
     read_metrics(metrics)
     pair = load_pair(
         asked.base, asked.tuned, device=asked.device, dtype=asked.dtype,
-        allow_pickle=asked.allow_pickle, trust_remote_code=asked.trust_remote_code,
+        allow_pickle=asked.allow_pickle, trust_remote_code=asked.trust_remote_code, template=asked.template,
+        own_generation_config=asked.own_generation_config,
     )  # fmt: skip
     model = pair.models[asked.on]
     for one in recipes.values():

@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 
 @app.command("list")
 def list_command(seed: Seed = 0, cache: Cache = None, as_json: AsJson = False) -> None:
-    """List the small models with planted truth, and which of them are built.
+    """List the models with planted truth, small and real, and which of them are built.
 
     Example, offline:  tunescope organism list
     """
@@ -34,7 +34,7 @@ def list_command(seed: Seed = 0, cache: Cache = None, as_json: AsJson = False) -
             "built": (folder := organisms.location(name, seed, cache)).is_dir(),
             "folder": str(folder),
         }
-        for name in organisms.names()
+        for name in (*organisms.names(), *organisms.real_names())
     ]
     emit({"seed": seed, "organisms": found}, as_json, found)
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tunescope.cli.reading_options import OwnGenerationConfig, Raw, System, Template, pair_reading, turns
+
 EXAMPLE = """
 Example, offline:
 
@@ -27,6 +29,10 @@ def record(  # noqa: PLR0913 (one parameter per option)
     statistics: Annotated[bool, typer.Option("--statistics", help="Keep means and variances only.")] = False,
     new_tokens: Annotated[int, typer.Option(help="Let the tuned model continue each prompt by this many tokens.")] = 0,
     batch_size: Annotated[str, typer.Option(help="Prompts per batch, or auto.")] = "auto",
+    raw: Raw = False,
+    system: System = None,
+    template: Template = "tuned",
+    own_generation_config: OwnGenerationConfig = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     workers: Annotated[
@@ -41,15 +47,18 @@ def record(  # noqa: PLR0913 (one parameter per option)
     from tunescope.cli.output import emit, progress_bar
     from workbench.recording.job import record_run
 
+    said, reading = turns(raw, system), pair_reading(template, own_generation_config)
+    from workbench.prompts import Prompts
+
     size: Any = batch_size if batch_size == "auto" else _number(batch_size, "--batch-size")
     with progress_bar() as progress:
         run, recording, differences = record_run(
-            base, tuned, prompts,
+            base, tuned, Prompts.load(prompts, **said),
             sites=[name.strip() for name in sites.split(",") if name.strip()],
             layers=None if layers is None else [part.strip() for part in layers.split(",")],
             positions=positions, out=out, statistics=statistics, new_tokens=new_tokens,
             batch_size=size, device=device, dtype=dtype, progress=progress,
-            flags={"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code},
+            flags={"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code, **reading},
             where={"backend": backend} | ({} if workers is None else {"executor": "ray", "workers": workers}),
         )  # fmt: skip
     payload = {

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from tunescope.cli.reading_options import OwnGenerationConfig, Raw, System, Template, pair_reading, turns
+
+if TYPE_CHECKING:
+    from workbench.models.adapted import AdaptedModel
+    from workbench.prompts import Prompt
 
 EXAMPLE = """
 Example, offline:
@@ -20,17 +27,24 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     model: Annotated[str, typer.Argument(help="The model: a folder or a hub id. With --tuned, the base.")],
     recipe: Annotated[Path, typer.Option(help="The recipe: a .safetensors file, or a .gguf control vector.")],
     tuned: Annotated[str | None, typer.Option(help="The fine-tuned model, or a PEFT adapter of the base.")] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt: a user turn where there is a chat template. Several are fine.")
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="A file of prompts instead: .jsonl, .json, .csv, .txt, …")
     ] = None,
     on: Annotated[str, typer.Option(help="Which side is steered: tuned, or base.")] = "tuned",
     strengths: Annotated[str, typer.Option(help="Factors for the recipe, by commas; one batch for all.")] = "1",
     max_new_tokens: Annotated[int, typer.Option(help="New tokens per answer.")] = 64,
+    ids: Annotated[bool, typer.Option("--ids", help="Say what is read: the rendered text and its token ids.")] = False,
     shift_tuned: Annotated[
         str | None, typer.Option(help="A recipe that shifts logits: its tuned model, if it is not one of the above.")
     ] = None,
     shift_base: Annotated[str | None, typer.Option(help="The same: its base model.")] = None,
+    raw: Raw = False,
+    system: System = None,
+    template: Template = "tuned",
+    own_generation_config: OwnGenerationConfig = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
@@ -45,6 +59,7 @@ def steer(  # noqa: PLR0913 (one parameter per option)
         raise typer.BadParameter("give --prompt (once or more) or --prompts FILE.", param_hint="--prompt")
     if max_new_tokens < 1:
         raise typer.BadParameter("give 1 or more.", param_hint="--max-new-tokens")
+    said, reading = turns(raw, system), pair_reading(template, own_generation_config)
     from interventions.exchange.reading import load_recipe
     from interventions.sweep import steered_texts
     from tunescope.cli.output import emit
@@ -53,11 +68,11 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     from workbench.prompts import Prompts
     from workbench.prompts.encode import readable
 
-    rows = Prompts.of(prompt) if prompt else Prompts.load(prompts or Path())
+    rows = Prompts.of(prompt, **said) if prompt else Prompts.load(prompts or Path(), **said)
     applied = load_recipe(recipe)
     flags: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     options = {"device": device, "dtype": dtype, **flags}
-    sides = load_sides(model, tuned, **options)
+    sides = load_sides(model, tuned, **options, **(reading if tuned else {}))
     applied = with_other_models(applied, sides, {"tuned": shift_tuned, "base": shift_base}, **options)
     side = on if on in sides else next(iter(sides))
     applied.check(sides[side])
@@ -65,7 +80,8 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     steered = steered_texts(sides[side], applied, rows, factors, max_new_tokens=max_new_tokens)
     found = [
         {
-            "prompt": readable(row, sides[side].tokenizer),
+            "prompt": row.shown if row.is_chat else readable(row, sides[side].tokenizer),
+            **({"reads": _reads(sides, row)} if ids else {}),
             **{name: texts[name][number] for name in sides},
             "steered": [
                 {"strength": factor, "text": text} for factor, text in zip(factors, steered[number], strict=True)
@@ -83,6 +99,13 @@ def steer(  # noqa: PLR0913 (one parameter per option)
 steer.__doc__ = f"{steer.__doc__}\n\n\b{EXAMPLE}"
 
 
+def _reads(sides: Mapping[str, AdaptedModel], row: Prompt) -> dict[str, Any]:
+    """The text and token ids that the model reads; by side where the sides' chat templates differ."""
+    found = {name: one.reads([row])[["text", "input_ids"]].to_dict("records")[0] for name, one in sides.items()}
+    first = next(iter(found.values()))
+    return first if all(one == first for one in found.values()) else found
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -97,6 +120,7 @@ def _table(found: list[dict[str, Any]], sides: list[str]) -> list[dict[str, Any]
     lines = []
     for row in found:
         for number, one in enumerate(row["steered"]):
-            first = {name: row[name] if number == 0 else "" for name in ("prompt", *sides)}
+            names = [name for name in ("prompt", "reads", *sides) if name in row]
+            first = {name: row[name] if number == 0 else "" for name in names}
             lines.append({**first, "strength": one["strength"], "steered": one["text"]})
     return lines

@@ -8,13 +8,13 @@ from workbench.errors import NotSupported
 from workbench.runs import Run
 
 _RISKS = {"allow_pickle": "--allow-pickle", "trust_remote_code": "--trust-remote-code"}
-_KEYS = ("device", "dtype")
+_KEYS = ("device", "dtype", "template", "own_generation_config")
 _OTHERS = ("device_map", "attn_implementation", "tokenizer", "backend")
 """Options of ``load_pair`` and ``record`` for which an experiment file has no key."""
 
 
 def loading_of(run: Run) -> dict[str, Any]:
-    """``device`` and ``dtype``, as far as the run keeps them.
+    """``device``, ``dtype`` and how prompts are read, as far as the run keeps them.
 
     Raises :class:`NotSupported` for models that were loaded, or read, as no experiment does it.
     """

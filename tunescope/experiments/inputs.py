@@ -24,6 +24,10 @@ class PairSpec(Strict):
     """Another tuned model of the organism's base."""
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    template: Literal["tuned", "base", "own"] = "tuned"
+    """Whose chat template prompts are put through: one model's for both, or each model's own."""
+    own_generation_config: bool = False
+    """Keep each model's generation_config (a repetition penalty, ...) in texts."""
 
     @model_validator(mode="after")
     def _one_way(self) -> PairSpec:
@@ -46,8 +50,9 @@ class PairSpec(Strict):
     def _known(cls, name: str | None) -> str | None:
         from workbench import organisms
 
-        if name is not None and name not in organisms.names():
-            raise refusal(unknown(f"organism {name!r}", name, organisms.names()))
+        known = (*organisms.names(), *organisms.real_names())
+        if name is not None and name not in known:
+            raise refusal(unknown(f"organism {name!r}", name, known))
         return name
 
 
@@ -59,6 +64,10 @@ class PromptSet(Strict):
     rows: list[str | dict[str, Any]] | None = None
     split: str | list[str] | None = None
     """A split, or several, one behind the other."""
+    chat: bool | None = None
+    """false: texts are read as they are; else they are user turns where there is a chat template."""
+    system: str | None = None
+    """A system turn in front of texts, and of chats that have none."""
     where: dict[str, Scalar | list[Scalar]] = Field(default={})
     """Column -> the value, or the values, that a row must have there."""
     skip: int = Field(default=0, ge=0)

@@ -49,7 +49,10 @@ class Materials:
         if self._pair is None or self._pair[0] != spec:
             self._pair = None  # let go of the last one before the next is loaded
             base, tuned = self._sides(spec)
-            self._pair = (spec, load_pair(base, tuned, device=spec.device, dtype=spec.dtype))
+            self._pair = (spec, load_pair(
+                base, tuned, device=spec.device, dtype=spec.dtype, template=spec.template,
+                own_generation_config=spec.own_generation_config,
+            ))  # fmt: skip
         return self._pair[1]
 
     def prompts(self, experiment: Experiment, name: str | None, pair: PairSpec | None = None) -> Prompts:
@@ -59,7 +62,9 @@ class Materials:
         key = self._key(spec, models)
         if key not in self._prompts:
             try:
-                self._prompts[key] = chosen_rows(self._rows(spec, models), spec)
+                self._prompts[key] = chosen_rows(
+                    self._rows(spec, models).turned(chat=spec.chat, system=spec.system), spec
+                )
             except UserError as error:
                 raise UserError(f"prompts.{known}: {error}") from error
         return self._prompts[key]

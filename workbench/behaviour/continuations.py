@@ -77,7 +77,7 @@ def text_logprobs(subject: Subject, texts: Prompts, work: Work) -> Logprobs:
 
     Raises :class:`UserError` for a text of fewer than two tokens.
     """
-    ids = encode(texts, subject.model.tokenizer, subject.model.max_positions)
+    ids = encode(texts.turned(chat=False), subject.model.tokenizer, subject.model.max_positions)  # no user turns
     if short := [number for number, one in enumerate(ids) if len(one) < 2]:
         raise UserError(f"Neutral text {short[0]} has one token; perplexity needs at least two: remove it.")
     return logprobs(subject, [one[:1] for one in ids], [one[1:] for one in ids], work)

@@ -14,6 +14,7 @@ from workbench.models.adapted import AdaptedModel
 from workbench.prompts.answers import answer_tokens, continuation_ids
 from workbench.prompts.collection import Prompts
 from workbench.prompts.row import Prompt
+from workbench.prompts.templates import as_read
 from workbench.typing import Float
 
 QUESTION = "\nIs this answer right? Answer yes or no:"
@@ -59,6 +60,7 @@ def _asked(row: Prompt, text: str, question: str, yes: str, no: str, tokenizer: 
     if row.input_ids is not None:
         ids = (*row.input_ids, *continuation_ids(row, tokenizer, f"{text}{question}"))
         return Prompt(input_ids=ids, answer=yes, distractor=no)
+    row = as_read(row, tokenizer)
     if row.messages is None:
         joint = "" if text[:1].isspace() else " "
         return Prompt(prompt=f"{row.prompt}{joint}{text}{question}", answer=yes, distractor=no)

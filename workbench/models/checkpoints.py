@@ -111,7 +111,7 @@ def check_weights_listed(names: Sequence[str], where: str, *, adapter: bool, all
     if expected in names or (not adapter and (INDEX in names or variant_of(names))):
         return
     if gguf := [name for name in names if name.endswith(".gguf")]:
-        raise UserError(f"{where} holds {gguf[0]}: GGUF cannot be instrumented here; give the safetensors {what}.")
+        raise UserError(f"{where} has no safetensors {what} but the file {gguf[0]}: give {where}/{gguf[0]} itself.")
     raise UserError(f"{where} has no {what} weights: {expected} was expected, {found(names)}.")
 
 

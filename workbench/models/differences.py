@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from workbench.errors import UserError
+from workbench.models.generation_settings import ends_of, of_effect
 from workbench.models.loading import quantization
 from workbench.typing import Int, Tensor
 
@@ -28,22 +29,16 @@ _SHAPES = (
     "n_routed_experts",
     "num_experts_per_tok",
 )
-# attributes that change what the same weights compute; both values are allowed and told
-_COMPUTATION = (
-    "hidden_act",
-    "rms_norm_eps",
-    "layer_norm_eps",
-    "rope_theta",
-    "rope_parameters",
-    "max_position_embeddings",
-    "sliding_window",
-    "layer_types",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "norm_topk_prob",
-    "routed_scaling_factor",
-    "tie_word_embeddings",
-)
+# fields of a config that change nothing in what the same weights compute, or are told elsewhere
+_INCIDENTAL = {
+    "_name_or_path", "_model_name_or_path", "_commit_hash", "_attn_implementation", "_experts_implementation",
+    "architectures", "attention_dropout", "attn_implementation", "attn_pdrop", "auto_map", "bos_token_id",
+    "chunk_size_feed_forward", "classifier_dropout", "dtype", "embd_pdrop", "eos_token_id", "experts_implementation",
+    "finetuning_task", "gradient_checkpointing", "hidden_dropout", "id2label", "initializer_range", "label2id",
+    "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp",
+    "problem_type", "quantization_config", "resid_pdrop", "return_dict", "router_aux_loss_coef", "router_jitter_noise",
+    "task_specific_params", "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "vocab_size",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,19 @@ class Differences:
 
     tokens: TokenDifferences
     chat_templates: bool = False
+    template: str = "tuned"
+    """Whose chat template prompts are put through: "base", "tuned", or "own": each model's by its own."""
     special_tokens: tuple[tuple[str, str | None, str | None], ...] = ()
     computation: tuple[tuple[str, Any, Any], ...] = ()
+    around_texts: tuple[str, str] = ("", "")
+    """The special tokens that each tokenizer puts around a text: a BOS in front, mostly."""
+    generation: tuple[tuple[str, Any, Any], ...] = ()
+    """Settings of the generation configs that change greedy texts, with both values."""
+    own_generation_config: bool = False
+    ends: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    """The token ids that end a text."""
+    attention: tuple[str, str] | None = None
+    """How attention is computed ("sdpa", "eager")."""
     dtypes: tuple[str, str] | None = None
     quantization: tuple[str | None, str | None] = (None, None)
     device_maps: tuple[str, str] | None = None
@@ -78,9 +84,21 @@ class Differences:
         """The differences for people, one sentence each; empty when only the weights differ."""
         said = list(self.notes) + _about_tokens(self.tokens)
         if self.chat_templates:
-            said.append("The chat templates differ: chat prompts are built with the tuned model's for both.")
+            said.append(f"The chat templates differ: {_TEMPLATES[self.template]}.")
+        if self.around_texts[0] != self.around_texts[1]:
+            base, tuned = (text or "nothing" for text in self.around_texts)
+            said.append(
+                f"The base's tokenizer puts {base} around a text, the tuned model's {tuned}: both models read what the "
+                "tuned model's tokenizer writes."
+            )
         said += [f"The {n} differs: {b!r} in the base, {t!r} in the tuned model." for n, b, t in self.special_tokens]
         said += [f"The config's {n} differs: {b} in the base, {t} in the tuned model." for n, b, t in self.computation]
+        said += _about_generation(self.generation, self.own_generation_config)
+        if self.ends[0] != self.ends[1]:
+            base_ends, tuned_ends = map(list, self.ends)
+            said.append(f"Texts end with the tokens {base_ends} in the base, {tuned_ends} in the tuned model.")
+        if self.attention is not None and self.attention[0] != self.attention[1]:
+            said.append(f"The base computes attention by {self.attention[0]}, the tuned model by {self.attention[1]}.")
         if self.dtypes is not None and self.dtypes[0] != self.dtypes[1]:
             said.append(f"The base computes in {self.dtypes[0]}, the tuned model in {self.dtypes[1]}.")
         for which, how in zip(("base", "tuned model"), self.quantization, strict=True):
@@ -91,7 +109,14 @@ class Differences:
         return said
 
 
-def compare(
+_TEMPLATES = {
+    "tuned": "chats and questions are put through the tuned model's for both (template='base' or 'own' for another)",
+    "base": "chats and questions are put through the base's for both, as asked for",
+    "own": "each model reads chats and questions through its own, as asked for",
+}
+
+
+def compare(  # noqa: PLR0913 (all but four by keyword)
     base_config: Any,
     tuned_config: Any,
     base_tok: Any,
@@ -99,24 +124,37 @@ def compare(
     *,
     base_model: Any = None,
     tuned_model: Any = None,
+    own_base_tok: Any = None,
+    quantized: tuple[str | None, str | None] | None = None,
+    template: str = "tuned",
+    own_generation_config: bool = False,
     notes: tuple[str, ...] = (),
 ) -> Differences:
     """Compare two models by their configs and tokenizers, and by the loaded models when they are given.
 
-    Of an adapter pair both configs, and both models, may be the same object. Raises UserError when
+    Of an adapter pair both configs, and both models, may be the same object. ``quantized`` says how the files are
+    stored where the configs of the loaded models no longer do. ``own_base_tok``: the base's own tokenizer, where
+    ``base_tok`` is the one that an adapter pair reads with. Raises UserError when
     architecture or widths differ, naming the first field and both values, or when a token has another id
     in each tokenizer.
     """
     check_same_shape(base_config, tuned_config)
     base, tuned = base_config.get_text_config(), tuned_config.get_text_config()
     both = base_model is not None and tuned_model is not None
+    own = base_tok if own_base_tok is None else own_base_tok
     return Differences(
         tokens=compare_tokens(base_tok, tuned_tok, int(base.vocab_size), int(tuned.vocab_size)),
-        chat_templates=_template(base_tok) != _template(tuned_tok) and _template(tuned_tok) is not None,
-        special_tokens=_changed(_special(base_tok), _special(tuned_tok)),
-        computation=_changed(_values(base, _COMPUTATION), _values(tuned, _COMPUTATION)),
+        chat_templates=_template(own) != _template(tuned_tok),
+        template=template,
+        around_texts=(_around_texts(own), _around_texts(tuned_tok)),
+        special_tokens=_changed(_special(own), _special(tuned_tok)),
+        computation=_changed(_computation(base), _computation(tuned)),
+        generation=_generation(base_model, tuned_model) if both else (),
+        own_generation_config=own_generation_config,
+        ends=(tuple(ends_of(base_model)), tuple(ends_of(tuned_model))) if both else ((), ()),
+        attention=(_attention(base_model), _attention(tuned_model)) if both else None,
         dtypes=(_dtype(base_model), _dtype(tuned_model)) if both else None,
-        quantization=(quantization(base_config), quantization(tuned_config)),
+        quantization=quantized or (quantization(base_config), quantization(tuned_config)),
         device_maps=(_places(base_model), _places(tuned_model)) if both else None,
         notes=notes,
     )
@@ -146,8 +184,14 @@ def _values(config: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in names}
 
 
+def _computation(config: Any) -> dict[str, Any]:
+    """Every field of a config but the incidental ones, as both models' transformers fill them in."""
+    return {name: value for name, value in config.to_dict().items() if name not in _INCIDENTAL and name not in _SHAPES}
+
+
 def _changed(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[tuple[str, Any, Any], ...]:
-    return tuple((name, base[name], tuned.get(name)) for name in base if base[name] != tuned.get(name))
+    names = [*base, *(name for name in tuned if name not in base)]
+    return tuple((name, base.get(name), tuned.get(name)) for name in names if base.get(name) != tuned.get(name))
 
 
 def _template(tokenizer: Any) -> Any:
@@ -156,6 +200,37 @@ def _template(tokenizer: Any) -> Any:
 
 def _special(tokenizer: Any) -> dict[str, str | None]:
     return {f"{kind} token": getattr(tokenizer, f"{kind}_token", None) for kind in ("bos", "eos")}
+
+
+def _around_texts(tokenizer: Any) -> str:
+    """The special tokens that the tokenizer puts before and behind a text, with a dot in its place."""
+    if tokenizer is None:
+        return ""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    place = next((at for at in range(len(ids) - len(bare) + 1) if ids[at : at + len(bare)] == bare), 0)
+    before, behind = ids[:place], ids[place + len(bare) :]
+    return " ".join(tokenizer.convert_ids_to_tokens(before) + tokenizer.convert_ids_to_tokens(behind))
+
+
+def _generation(base: Any, tuned: Any) -> tuple[tuple[str, Any, Any], ...]:
+    """Settings that either model's generation config has, same or not: greedy texts are not the weights' alone."""
+    one, other = of_effect(base), of_effect(tuned)
+    return tuple((name, one.get(name), other.get(name)) for name in dict.fromkeys([*one, *other]))
+
+
+def _about_generation(settings: tuple[tuple[str, Any, Any], ...], own: bool) -> list[str]:
+    if not settings:
+        return []
+    listed = "; ".join(f"{name}: {base} in the base, {tuned} in the tuned model" for name, base, tuned in settings)
+    how = (
+        "and is obeyed, as asked for" if own else "and is left out of texts here (own_generation_config=True keeps it)"
+    )
+    return [f"The generation config is no part of the weights {how}: {listed}."]
+
+
+def _attention(model: Any) -> str:
+    return str(getattr(model.config.get_text_config(), "_attn_implementation", None))
 
 
 def _dtype(model: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from workbench.errors import NotSupported, UserError, unknown_name
-from workbench.models import checkpoints
+from workbench.models import checkpoints, gguf_files
 from workbench.models.sources import Kind, Source
 
 DTYPES: dict[str, torch.dtype] = {
@@ -59,6 +59,9 @@ def quantization(config: Any) -> str | None:
     if not isinstance(details, Mapping):
         details = details.to_dict()
     method = details.get("quant_method") or "unknown method"
+    if gguf_files.STORED_AS in details:
+        kind = details[gguf_files.STORED_AS]
+        return None if kind in gguf_files.PLAIN_TYPES else f"GGUF {kind}"
     bits = details.get("bits") or (4 if details.get("load_in_4bit") else 8 if details.get("load_in_8bit") else None)
     return f"{getattr(method, 'value', method)}, {bits} bits" if bits else str(getattr(method, "value", method))
 
@@ -75,7 +78,8 @@ def load_model(
 
     ``device_map`` (accelerate's) overrides ``device``; ``options`` go to ``from_pretrained``. A model given
     loaded is returned itself, put in evaluation mode, where and in the dtype it is. GPT-OSS's MXFP4 weights
-    are loaded dequantised, as their fused kernels would bypass the experts' hooks. Raises UserError when
+    are loaded dequantised, as their fused kernels would bypass the experts' hooks. A quantized GGUF file is
+    unpacked, into bfloat16 where ``dtype`` is "auto" (float32 keeps its values exactly). Raises UserError when
     files are missing, damaged or do not fit the config.
     """
     if source.kind is Kind.LOADED:
@@ -90,22 +94,26 @@ def load_model(
         "attn_implementation": attn_implementation,
         # loading straight onto an accelerator never holds the model twice
         "device_map": device_map if place is None or place.type == "cpu" else {"": place},
-        "trust_remote_code": source.trust_remote_code,
         "local_files_only": not source.trust_remote_code,
+        **source.reading,
         **_weight_settings(source),
         **options,
     }
-    return _checked_load(source, settings).eval()
+    if source.gguf is not None and settings["dtype"] == "auto" and gguf_files.is_quantized(source.config):
+        settings["dtype"] = torch.bfloat16
+    model = _checked_load(source, settings).eval()
+    return model if source.gguf is None else gguf_files.as_dense(model)
 
 
 def _shape_alone(source: Source, dtype: str | torch.dtype) -> Any:
     """The modules of ``source`` without their weights, of which none are downloaded or read."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    trusted = {"trust_remote_code": source.trust_remote_code}
-    config = AutoConfig.from_pretrained(source.local(weights=False), **trusted)
+    config = AutoConfig.from_pretrained(source.local(weights=False), **source.reading)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=_dtype_of(config, dtype), **trusted).eval()
+        return AutoModelForCausalLM.from_config(
+            config, dtype=_dtype_of(config, dtype), trust_remote_code=source.trust_remote_code
+        ).eval()
 
 
 def _dtype_of(config: Any, dtype: str | torch.dtype) -> torch.dtype:
@@ -114,6 +122,10 @@ def _dtype_of(config: Any, dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _weight_settings(source: Source) -> dict[str, Any]:
+    if source.gguf is not None:
+        from transformers import GgufConfig
+
+        return {"quantization_config": GgufConfig(dequantize=True)}  # packed, its modules would not be linear maps
     settings: dict[str, Any] = {
         "use_safetensors": not checkpoints.is_pickle_only(source.files, adapter=False),
     }
@@ -186,7 +198,7 @@ def _given_tokenizer(tokenizer: Any) -> Any:
         folder = Path(tokenizer).expanduser()
         if not folder.is_dir() or not has_tokenizer(folder):
             raise UserError(f"{folder} holds no tokenizer; give a folder with tokenizer.json.")
-        return _read_tokenizer(folder, trust_remote_code=False)
+        return _read_tokenizer(folder, {})
     return copy.deepcopy(tokenizer)
 
 
@@ -197,7 +209,7 @@ def _first_tokenizer(sources: tuple[Source, ...], notes: list[str]) -> Any:
             continue
         if position:
             notes.append(f"{sources[0].name} brings no tokenizer; that of {source.name} is used.")
-        return _read_tokenizer(folder, trust_remote_code=source.trust_remote_code)
+        return _read_tokenizer(folder, source.reading)
     names = " and ".join(source.name for source in sources)
     raise UserError(f"No tokenizer is saved with {names}; pass tokenizer=, an object or a folder.")
 
@@ -208,6 +220,8 @@ def brings_tokenizer(source: Source) -> bool:
 
 
 def _tokenizer_folder(source: Source) -> Path | None:
+    if source.gguf is not None:
+        return source.folder
     if source.model is not None:  # a loaded model remembers the folder it came from
         folder = Path(source.name)
         return folder if folder.is_dir() and has_tokenizer(folder) else None
@@ -216,14 +230,14 @@ def _tokenizer_folder(source: Source) -> Path | None:
     return source.local(weights=False)
 
 
-def _read_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
+def _read_tokenizer(folder: Path, reading: Mapping[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    file = folder / "tokenizer.json"
-    if file.is_file():
+    file = folder / reading.get("gguf_file", "tokenizer.json")
+    if file.name == "tokenizer.json" and file.is_file():
         checkpoints.read_json(file)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(folder, **reading)
     except (ValueError, OSError, ImportError, KeyError) as error:
         raise NotSupported(f"The tokenizer in {folder} cannot be read: {_first_line(error)}") from error
     except Exception as error:

@@ -51,7 +51,7 @@ def _address(source: Source) -> str | None:
     if source.model is not None:
         return None
     if source.folder is not None:
-        return str(Path(source.folder).absolute())
+        return str(Path(source.folder, source.gguf or "").absolute())
     return source.name if source.revision is None else f"{source.name}@{source.revision}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,16 +11,19 @@ from typing import Any
 
 from workbench.cards import card, columns
 from workbench.engine.selfcheck import self_check
-from workbench.errors import UserError
+from workbench.errors import UserError, unknown_name
 from workbench.models import adapters
 from workbench.models.adapted import AdaptedModel, Role
 from workbench.models.adapter_fit import name_notes
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
-from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer
+from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer, quantization
 from workbench.models.origin import origin_of
 from workbench.models.sources import Kind, Source, describe
 from workbench.models.token_rows import embedding_rows, readable_padding, unreadable_tokens
+
+TEMPLATES = ("tuned", "base", "own")
+"""Whose chat template prompts are put through."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,20 +72,28 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
     device_map: Any = None,
     attn_implementation: str | None = None,
     tokenizer: Any = None,
+    template: str = "tuned",
+    own_generation_config: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     check: bool = True,
 ) -> ModelPair:
     """Load a base model and its fine-tuned version.
 
-    Each is a folder, a hub id (``org/name``, ``org/name@revision``, ``org/name/sub/folder``), a loaded Hugging Face
-    model, a PEFT adapter's folder or hub id, or a ``PeftModel``. An adapter shares its base's weights where switching
-    it off gives the base back exactly (checked); otherwise two copies are held, and ``differences`` says so.
+    Each is a folder, a ``.gguf`` file, a hub id (``org/name``, ``org/name@revision``, ``org/name/sub/folder``,
+    ``org/name/file.gguf``), a loaded Hugging Face model, a PEFT adapter's folder or hub id, or a ``PeftModel``. An
+    adapter shares its base's weights where switching it off gives the base back exactly (checked); otherwise two copies
+    are held, and ``differences`` says so.
 
     ``device="auto"`` takes CUDA, then Apple's GPU, then the CPU; ``device_map`` goes to accelerate.
+    ``template`` is whose chat template prompts are put through: the tuned model's or the base's, for both, or each its
+    own. Texts are generated without the rest of either ``generation_config`` than its token ids, as a repetition
+    penalty is no part of the weights; ``own_generation_config=True`` keeps it. Both are told in ``differences``.
     ``check`` runs a short self-check of the map of sites. Raises :class:`workbench.errors.UserError` for what
     cannot be loaded or compared, naming what was expected.
     """
+    if template not in TEMPLATES:
+        raise unknown_name("template", template, TEMPLATES)
     flags: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     from_, to = describe(base, **flags), describe(tuned, **flags)
     if from_.is_adapter:
@@ -90,8 +102,12 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
         load_model, device=device, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation
     )
     parts = _load_adapter_pair(from_, to, load) if to.is_adapter else _load_full_pair(from_, to, load)
-    pair = _assemble(from_, to, parts, tokenizer)
-    origin = origin_of([from_, to], dtype=dtype, attn_implementation=attn_implementation, tokenizer=tokenizer)
+    reading = _Reading(tokenizer, template, own_generation_config)
+    pair = _assemble(from_, to, parts, reading)
+    origin = origin_of(
+        [from_, to], dtype=dtype, attn_implementation=attn_implementation, tokenizer=tokenizer,
+        template=None if template == "tuned" else template, own_generation_config=own_generation_config,
+    )  # fmt: skip
     for side in pair.models.values():
         side.origin = None if device_map is not None else origin
     if check and not pair.base.weightless:
@@ -162,9 +178,7 @@ def _check_loadable_together(base: Source, tuned: Source) -> None:
             configs.append(source.model.config)
         else:
             try:
-                configs.append(
-                    AutoConfig.from_pretrained(source.local(weights=False), trust_remote_code=source.trust_remote_code)
-                )
+                configs.append(AutoConfig.from_pretrained(source.local(weights=False), **source.reading))
             except (ValueError, KeyError, OSError) as error:
                 raise UserError(f"The config of {source.name} cannot be read: {str(error).splitlines()[0]}") from error
     check_same_shape(*configs)
@@ -204,22 +218,48 @@ def _loaded_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], A
     return _Parts(own, peft_model, peft_model, (f"Two copies of the weights are held: {note}.",))
 
 
-def _assemble(base: Source, tuned: Source, parts: _Parts, tokenizer: Any) -> ModelPair:
-    words, notes = load_tokenizer(tuned, base, tokenizer=tokenizer)
-    base_words = words if tokenizer is not None or parts.adapter is not None else _own_tokenizer(base, words)
+@dataclass(frozen=True)
+class _Reading:
+    """How both models read prompts and write texts."""
+
+    tokenizer: Any
+    template: str
+    own_generation_config: bool
+
+    def side(self, role: Role, words: Any, base_words: Any) -> Any:
+        """The tokenizer of one side: the pair's, with the chat template asked for."""
+        if words.chat_template == base_words.chat_template or (role, self.template) == ("tuned", "own"):
+            return words
+        if self.template == "tuned":
+            return words
+        changed = copy.deepcopy(words)
+        changed.chat_template = base_words.chat_template
+        return changed
+
+
+def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> ModelPair:
+    words, notes = load_tokenizer(tuned, base, tokenizer=reading.tokenizer)
+    own_words = words if reading.tokenizer is not None else _own_tokenizer(base, words)
+    base_words = words if parts.adapter is not None else own_words
     bare = [part.get_base_model() if part is parts.adapter else part for part in (parts.base, parts.tuned)]
     notes += _about_rows(words, *map(embedding_rows, bare))
     differences = compare(
         bare[0].config, bare[1].config, base_words, words,
-        base_model=bare[0], tuned_model=bare[1], notes=parts.notes + notes,
+        base_model=bare[0], tuned_model=bare[1], own_base_tok=own_words, notes=parts.notes + notes,
+        template=reading.template, own_generation_config=reading.own_generation_config,
+        quantized=(quantization(base.config), quantization((base if tuned.is_adapter else tuned).config)),
     )  # fmt: skip
     switch = None if parts.adapter is None else partial(adapters.set_adapter_enabled, parts.adapter)
 
     def side(role: Role, hf: Any, source: Source) -> AdaptedModel:
+        own = reading.side(role, words, own_words)
         return AdaptedModel(
-            hf, words, name=source.name, role=role,
+            hf, own, name=source.name, role=role,
             switch=switch if hf is parts.adapter else None,
-            identify=_identifier(hf, words, source, base if source.is_adapter else source, adapter=role == "tuned"),
+            template=role if reading.template == "own" else reading.template,
+            own_generation_config=reading.own_generation_config,
+            identify=_identifier(hf, own, source, base if source.is_adapter else source, adapter=role == "tuned"),
+            stored_as=quantization((base if source.is_adapter else source).config),
         )  # fmt: skip
 
     return ModelPair(
@@ -246,5 +286,5 @@ def _identifier(
     hf: Any, tokenizer: Any, source: Source, weights: Source, *, adapter: bool
 ) -> Callable[[], ModelIdentity]:
     """``weights``: where the full weights are, which of an adapter are its base's."""
-    folder: Path | None = weights.folder if weights.kind is Kind.MODEL else None
+    folder: Path | None = weights.folder if weights.kind is Kind.MODEL and weights.gguf is None else None
     return lambda: identify(hf, tokenizer, name=source.name, revision=source.revision, adapter=adapter, folder=folder)

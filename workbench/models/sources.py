@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import NotSupported, UserError
-from workbench.models import checkpoints, hub
+from workbench.models import checkpoints, gguf_files, hub
 
 _LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
 # adapters that a plain forward pass on token ids cannot run, or that run the model more than once
@@ -41,6 +41,8 @@ class Source:
     subfolder: str = ""
     model: Any = field(default=None, repr=False)
     repo: hub.HubRepo | None = field(default=None, repr=False)
+    gguf: str | None = None
+    """Name of the file in ``folder`` where the model is a GGUF file."""
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
@@ -57,9 +59,16 @@ class Source:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files beside the config; empty for loaded models."""
+        if self.gguf is not None:
+            return (self.gguf,)
         if self.repo is not None:
             return self.repo.in_folder(self.subfolder)
         return checkpoints.listing(self.folder) if self.folder is not None else ()
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What transformers' ``from_pretrained`` needs beside :meth:`local`."""
+        return {"trust_remote_code": self.trust_remote_code} if self.gguf is None else {"gguf_file": self.gguf}
 
     def local(self, *, weights: bool = True) -> Path:
         """The folder with everything a loader needs (or all but the weights); downloads what a hub id still lacks.
@@ -89,9 +98,9 @@ def describe(
 ) -> Source:
     """Classify what a person gave as a model.
 
-    ``given`` is a folder, a hub id (``org/name``, ``org/name/sub/folder``, ``org/name@revision``), a
-    transformers model, a ``PeftModel``, or a Source. ``allow_pickle`` admits ``.bin`` checkpoints,
-    ``trust_remote_code`` models that bring their own code. Raises UserError for what is no model,
+    ``given`` is a folder, a ``.gguf`` file, a hub id (``org/name``, ``org/name/sub/folder``, ``org/name/file.gguf``,
+    ``org/name@revision``), a transformers model, a ``PeftModel``, or a Source. ``allow_pickle`` admits ``.bin``
+    checkpoints, ``trust_remote_code`` models that bring their own code. Raises UserError for what is no model,
     NotSupported for what cannot be compared.
     """
     if isinstance(given, Source):
@@ -119,6 +128,8 @@ def _closest(path: Path) -> str:
 
 
 def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Source:
+    if folder.suffix.lower() == gguf_files.SUFFIX and folder.is_file():
+        return _describe_gguf(folder, flags)
     if folder.is_file():
         raise UserError(f"{folder} is a file; give the folder that holds it and its config.json.")
     if not folder.is_dir():
@@ -137,12 +148,22 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
     return source
 
 
+def _describe_gguf(file: Path, flags: dict[str, Any], *, name: str = "", revision: str | None = None) -> Source:
+    config = gguf_files.read_config(file)
+    return Source(
+        Kind.MODEL, name or str(file), config, folder=file.parent, revision=revision, gguf=file.name, **flags
+    )  # fmt: skip
+
+
 def _no_config(folder: Path, names: tuple[str, ...]) -> str:
     inner = sorted(
         entry.name
         for entry in folder.iterdir()
         if entry.is_dir() and ((entry / "config.json").is_file() or (entry / "adapter_config.json").is_file())
     )
+    files = [name for name in names if name.endswith(gguf_files.SUFFIX)]
+    if files and not inner:
+        return f"{folder} is no model, a file in it is one: give {folder / files[0]}."
     if inner:
         return f"{folder} is no model, its sub-folders are: give {folder / inner[-1]} (of {', '.join(inner)})."
     return (
@@ -153,6 +174,9 @@ def _no_config(folder: Path, names: tuple[str, ...]) -> str:
 
 def _describe_repo(repo: hub.HubRepo, subfolder: str, flags: dict[str, Any]) -> Source:
     where = f"{repo.repo}/{subfolder}" if subfolder else repo.repo
+    if subfolder.endswith(gguf_files.SUFFIX):
+        within, _, file = subfolder.rpartition("/")
+        return _describe_gguf(hub.fetch(repo, within, [file]) / file, flags, name=where, revision=repo.revision)
     names = repo.in_folder(subfolder)
     if "config.json" not in names and "adapter_config.json" not in names:
         raise UserError(

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.organisms.catalogue import build, location, names, retune, summary
+    from workbench.organisms.catalogue import build, location, names, real_names, retune, summary
     from workbench.organisms.copies import endings, tune_copy
     from workbench.organisms.organism import Bar, Organism, Truth
 
@@ -18,6 +18,7 @@ _HOME = {
     "build": "catalogue",
     "location": "catalogue",
     "names": "catalogue",
+    "real_names": "catalogue",
     "retune": "catalogue",
     "summary": "catalogue",
     "endings": "copies",
@@ -26,7 +27,9 @@ _HOME = {
     "Organism": "organism",
     "Truth": "organism",
 }
-__all__ = ["Bar", "Organism", "Truth", "build", "endings", "location", "names", "retune", "summary", "tune_copy"]
+__all__ = [
+    "Bar", "Organism", "Truth", "build", "endings", "location", "names", "real_names", "retune", "summary", "tune_copy",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

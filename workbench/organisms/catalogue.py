@@ -9,6 +9,7 @@ from typing import Any
 
 from workbench.errors import NotSupported, unknown_name
 from workbench.organisms import cache as store
+from workbench.organisms import real_organisms
 from workbench.organisms.organism import Organism, check_bars, read, write
 from workbench.organisms.recipe import Plot, Recipe
 from workbench.organisms.training import contained
@@ -25,25 +26,34 @@ _FILES = {
 
 
 def names() -> tuple[str, ...]:
-    """The organisms there are."""
+    """The small organisms, which are trained here."""
     return tuple(_FILES)
 
 
+def real_names() -> tuple[str, ...]:
+    """The organisms on a real chat model, whose adapters are shipped."""
+    return real_organisms.names()
+
+
 def recipe(name: str) -> Recipe:
-    """The recipe of one organism. Raises UserError with the list of names when there is none of this name."""
+    """The recipe of a small organism. Raises UserError with the list of names when there is none of this name."""
     if name not in _FILES:
-        raise unknown_name("organism", name, _FILES)
+        raise unknown_name("organism", name, [*_FILES, *real_names()])
     found: Recipe = importlib.import_module(f"workbench.organisms.{_FILES[name]}").RECIPE
     return found
 
 
 def summary(name: str) -> str:
     """What this organism is, in one line."""
+    if name in real_names():
+        return real_organisms.SUMMARIES[name]
     return recipe(name).summary
 
 
 def location(name: str, seed: int = 0, cache: str | Path | None = None) -> Path:
     """The folder in which this organism is, or would be built."""
+    if name in real_names():
+        return real_organisms.SHIPPED / name
     found = recipe(name)
     return store.home(cache) / f"{name}-{seed}-{store.key({'name': name, **found.settings}, seed)}"
 
@@ -51,9 +61,12 @@ def location(name: str, seed: int = 0, cache: str | Path | None = None) -> Path:
 def build(name: str, seed: int = 0, cache: str | Path | None = None, progress: Progress | None = None) -> Organism:
     """The organism of this name and seed, from the cache or trained now (under a minute on two cores).
 
-    Two builds with one seed on one machine have the same weights. Raises UserError for an unknown name, a cache that
-    cannot be written, or a training run that misses a bar (then nothing is stored).
+    A real one (:func:`real_names`) is shipped; only its base, SmolLM2, is unpacked into the cache. Two builds with one
+    seed on one machine have the same weights. Raises UserError for an unknown name, a cache that cannot be written, or
+    a training run that misses a bar (then nothing is stored).
     """
+    if name in real_names():
+        return real_organisms.shipped(name, seed, cache)
     found, folder = recipe(name), location(name, seed, cache)
 
     def make(partial: Path) -> None:

@@ -59,6 +59,10 @@ class Truth:
     experts: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     """The modules (Hugging Face paths) that tuning could change."""
+    layers: tuple[int, ...] = ()
+    """The layers that tuning could change, where these are not all."""
+    wordings: tuple[str, ...] = ()
+    """What an answer begins with where the planted behaviour shows."""
     entries: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """Skill -> parameter name -> Bool mask of that parameter's shape: the entries that tuning could change."""
 
@@ -93,7 +97,8 @@ class Truth:
             if key.startswith("entries/"):
                 _, skill, name = key.split("/", 2)
                 entries.setdefault(skill, {})[name] = mask
-        plain |= {key: tuple(plain[key]) for key in ("heads", "experts", "modules")}
+        listed = ("heads", "experts", "modules", "layers", "wordings")
+        plain |= {key: tuple(plain[key]) for key in listed if key in plain}
         return cls(**plain, direction=tensors.get("direction"), entries=entries)
 
 
@@ -123,11 +128,13 @@ class Organism:
     variants: Mapping[str, Path]
     """Further tuned models of the same base, by name."""
     made_with: Mapping[str, Any]
+    base_folder: Path | None = None
+    """Where the base is when it is not in :attr:`folder`."""
 
     @property
     def base(self) -> Path:
         """Folder of the base model and its tokenizer."""
-        return self.folder / "base"
+        return self.base_folder or self.folder / "base"
 
     @property
     def tuned(self) -> Path:

@@ -11,6 +11,7 @@ from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import render, token_ids
 from workbench.prompts.joint import joint_of
 from workbench.prompts.row import Prompt
+from workbench.prompts.templates import as_read
 from workbench.typing import Int, Tensor
 
 
@@ -63,6 +64,7 @@ def continuation_ids(row: Prompt, tokenizer: Any, answer: str | None = None) -> 
         raise UserError("The row has no answer; give one in the column 'answer'.")
     if (given := _given_ids(row, words)) is not None:
         return given
+    row = as_read(row, tokenizer)
     text = render(row, tokenizer)
     joint = "" if row.is_chat else joint_of(text, words, tokenizer)
     complete = row.kind != "prompt"  # with all its special tokens

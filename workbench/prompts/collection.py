@@ -38,27 +38,60 @@ class Prompts(Sequence[Prompt]):
         self._rows = tuple(rows)
 
     @classmethod
-    def load(cls, path: str | Path, rename: Mapping[str, str] | None = None) -> Prompts:
+    def load(
+        cls,
+        path: str | Path,
+        rename: Mapping[str, str] | None = None,
+        *,
+        chat: bool | None = None,
+        system: str | None = None,
+    ) -> Prompts:
         """Read a ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` or ``.txt`` file.
 
         ``rename`` maps the file's column names to ours: ``{"question": "prompt"}``; a text file holds one
-        prompt a line. What cannot be read is a :class:`UserError` that names the line or row.
+        prompt a line; ``chat`` and ``system`` as for :meth:`of`. What cannot be read is a :class:`UserError` that
+        names the line or row.
         """
         from workbench.prompts.reading import read_file
 
-        return cls(read_file(Path(path), rename or {}))
+        return cls(read_file(Path(path), rename or {})).turned(chat=chat, system=system)
 
     @classmethod
-    def of(cls, source: Any, rename: Mapping[str, str] | None = None) -> Prompts:
+    def of(
+        cls,
+        source: Any,
+        rename: Mapping[str, str] | None = None,
+        *,
+        chat: bool | None = None,
+        system: str | None = None,
+    ) -> Prompts:
         """Prompts from a list of texts, dicts, chats or token ids, a DataFrame, a Hugging Face data set, a tensor of
         token ids [prompt, pos] without padding, a tokenizer's own output (its mask says which of the ids are padding),
         a dict of columns with ``input_ids``, or the ``Path`` of a file.
+
+        Args:
+            source: what holds the rows.
+            rename: the source's column names -> ours.
+            chat: False: texts are read as they are. None: they are user turns where the tokenizer has a chat template.
+                True: the same, and an error where it has none. Rows that say it themselves keep their own.
+            system: a system turn put in front of texts, and of chats that have none.
+
+        Example:
+            ``Prompts.of(["What is a monkey?"], system="Answer in one word.")``
         """
         if isinstance(source, Prompts):
-            return source
+            return source.turned(chat=chat, system=system)
         from workbench.prompts.reading import read_object
 
-        return cls(read_object(source, rename or {}))
+        return cls(read_object(source, rename or {})).turned(chat=chat, system=system)
+
+    def turned(self, *, chat: bool | None = None, system: str | None = None) -> Prompts:
+        """The rows with ``chat`` on those texts that do not say it, and behind a ``system`` turn; see :meth:`of`."""
+        if chat is None and system is None:
+            return self
+        if chat is False and system is not None:
+            raise UserError("A system turn makes a chat, and chat=False (--raw) none: give one of them.")
+        return Prompts(row.turned(chat, system) for row in self._rows)
 
     @property
     def rows(self) -> tuple[Prompt, ...]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 
 from workbench.errors import UserError
 from workbench.prompts.collection import Prompts
 from workbench.prompts.row import Prompt
+from workbench.prompts.templates import as_read, chat_text
 from workbench.typing import Int, Tensor
 
 _AT_ONCE = 1024
@@ -46,29 +46,15 @@ class Encoded:
 
 
 def render(row: Prompt, tokenizer: Any) -> str:
-    """The text the model reads: the prompt itself, the chat put through the tokenizer's template, token ids decoded.
+    """The text the model reads: a prompt or a chat put through the tokenizer's template, token ids decoded.
 
-    A chat that ends with the assistant's own words is continued; any other gets the opening of its answer.
+    A plain prompt is a user turn where the tokenizer has a template, see :func:`workbench.prompts.templates.as_read`. A
+    chat that ends with the assistant's own words is continued; any other gets the opening of its answer.
     """
     if row.input_ids is not None:
         return tokenizer.decode(list(row.input_ids))
-    if row.messages is None:
-        return row.prompt or ""
-    if not tokenizer.chat_template:
-        raise UserError(
-            "It is chat messages, and this tokenizer has no chat template; "
-            "give plain prompts, or a model with a chat template."
-        )
-    continued = row.messages[-1]["role"] == "assistant"
-    try:
-        return tokenizer.apply_chat_template(
-            [dict(turn) for turn in row.messages],
-            tokenize=False,
-            add_generation_prompt=not continued,
-            continue_final_message=continued,
-        )
-    except (TemplateError, ValueError) as error:
-        raise UserError(f"The chat template refuses its messages: {error}") from error
+    read = as_read(row, tokenizer)
+    return (read.prompt or "") if read.messages is None else chat_text(read.messages, tokenizer)
 
 
 def readable(row: Prompt, tokenizer: Any) -> str:
@@ -130,8 +116,9 @@ def encode(prompts: Any, tokenizer: Any, max_length: int | None = None) -> list[
         raise UserError("There are no prompts to encode; give at least one.")
     ids: list[list[int]] = [[] if row.input_ids is None else list(row.input_ids) for row in rows]
     _check_known(ids, tokenizer)
+    kinds = [_kind_read(row, number, tokenizer) for number, row in enumerate(rows)]
     for kind in ("prompt", "messages"):
-        alike = [number for number, row in enumerate(rows) if row.kind == kind]
+        alike = [number for number, found in enumerate(kinds) if found == kind]
         for start in range(0, len(alike), _AT_ONCE):
             numbers = alike[start : start + _AT_ONCE]
             texts = [_rendered(rows[number], number, tokenizer) for number in numbers]
@@ -173,6 +160,14 @@ def _check_length(ids: list[int], number: int, max_length: int | None) -> None:
         raise UserError(
             f"Prompt {number} has {len(ids)} tokens and the limit is {max_length}; shorten it or remove it."
         )
+
+
+def _kind_read(row: Prompt, number: int, tokenizer: Any) -> str:
+    """The kind of the row as it is read: a text may be a user turn."""
+    try:
+        return as_read(row, tokenizer).kind
+    except UserError as error:
+        raise UserError(f"Prompt {number}: {error}") from error
 
 
 def _rendered(row: Prompt, number: int, tokenizer: Any) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Rename = Mapping[str, str]
-_TEXT_COLUMNS = [name for name in FIELDS if name != "label"]
+_TEXT_COLUMNS = [name for name in FIELDS if name not in ("label", "chat")]
 
 
 def read_file(path: Path, rename: Rename) -> list[Prompt]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ Label = str | int | float | bool
 
 KINDS = {"prompt": "text", "messages": "a list of messages", IDS: "a list of token ids"}
 """The fields that hold what the model reads, and what each of them is."""
-FIELDS = (*KINDS, "answer", "distractor", "label", "group", "contrast")
+FIELDS = (*KINDS, "chat", "answer", "distractor", "label", "group", "contrast")
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,16 @@ class Prompt:
     """One row. Exactly one of ``prompt``, ``messages`` and ``input_ids`` is given."""
 
     prompt: str | None = None
-    """Plain text, read by the model as it is."""
+    """Plain text: a user turn where the tokenizer has a chat template, else read as it is."""
 
     messages: tuple[Message, ...] | None = None
     """Chat turns, put through the tokenizer's chat template once."""
 
     input_ids: tuple[int, ...] | None = None
     """Token ids, given to the model as they are: nothing is added, not even a BOS."""
+
+    chat: bool | None = None
+    """Whether a plain text is a user turn: False, never; None, where the tokenizer has a chat template."""
 
     answer: str | None = None
     """The right continuation."""
@@ -72,6 +75,7 @@ class Prompt:
             return None
         return Prompt(
             **{self.kind: self.contrast},  # type: ignore[arg-type]
+            chat=self.chat,
             answer=self.distractor,
             distractor=self.answer,
             label=self.label,
@@ -83,7 +87,7 @@ class Prompt:
     def said(self) -> str:
         """Text that is the same for two rows where the model reads the same, case, spaces and punctuation aside."""
         if self.prompt is not None:
-            return likeness(self.prompt)
+            return likeness(self.prompt) if self.chat is None else json.dumps([likeness(self.prompt), self.chat])
         if self.messages is None:
             return json.dumps([self.kind, self.input_ids])
         turns = [
@@ -91,6 +95,24 @@ class Prompt:
             for turn in self.messages
         ]
         return json.dumps([self.kind, turns], default=str)
+
+    @property
+    def shown(self) -> str:
+        """The row in short, for people: its text, or what the user says last in a chat."""
+        turns = [turn for turn in self.messages or () if turn["role"] == "user"] or list(self.messages or ())
+        return _content(turns[-1]["content"]) if turns else str(self)
+
+    def turned(self, chat: bool | None = None, system: str | None = None) -> Prompt:
+        """The row with ``chat`` where it is a text that does not say it, and behind a ``system`` turn of a chat."""
+        if self.input_ids is not None:
+            return self
+        if system is None:
+            return self if self.prompt is None or self.chat is not None else replace(self, chat=chat)
+        own = ({"role": "user", "content": self.prompt},) if self.messages is None else self.messages
+        if own[0]["role"] == "system" or self.chat is False:
+            return self
+        contrast = None if self.counterpart is None else self.counterpart.turned(chat, system).messages
+        return replace(self, prompt=None, chat=None, messages=_behind(system, own), contrast=contrast)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that are given, then the extra columns, as plain JSON values."""
@@ -104,6 +126,18 @@ class Prompt:
         if self.input_ids is not None:
             return f"token ids {' '.join(map(str, self.input_ids))}"
         return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages or ())
+
+
+def _behind(system: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    return ({"role": "system", "content": system}, *turns)
+
+
+def _content(given: Any) -> str:
+    """A turn's text; of a list of parts, those that are text."""
+    if not isinstance(given, list | tuple):
+        return str(given)
+    parts = [part.get("text", f"<{part.get('type', 'part')}>") if isinstance(part, Mapping) else part for part in given]
+    return " ".join(map(str, parts))
 
 
 def row_from(item: Any, where: str) -> Prompt:
@@ -158,10 +192,12 @@ def _from_mapping(item: Mapping[Any, Any], where: str) -> Prompt:
     kind = given[0]
     what = _read(columns.pop(kind), kind, where, columns.pop(MASK, None) if kind == IDS else None)
     label, contrast = columns.pop("label", None), columns.pop("contrast", None)
+    chat = columns.pop("chat") if kind == "prompt" and isinstance(columns.get("chat"), bool) else None
     if not isinstance(label, Label | None):
         raise UserError(f"{where}: 'label' is {type(label).__name__}; expected text, a number, or true/false.")
     row = Prompt(
         **{kind: what},
+        chat=chat,
         answer=_text(columns.pop("answer", None), "answer", where),
         distractor=_text(columns.pop("distractor", None), "distractor", where),
         label=label,

@@ -15,10 +15,11 @@ from workbench.runs.manifest import MANIFEST
 from workbench.runs.places import default_home
 
 LOAD_OPTIONS = (
-    "device", "dtype", "device_map", "attn_implementation", "tokenizer", "allow_pickle", "trust_remote_code", "backend",
+    "device", "dtype", "device_map", "attn_implementation", "tokenizer", "template", "own_generation_config",
+    "allow_pickle", "trust_remote_code", "backend",
 )  # fmt: skip
 """Keys of a run's configuration; one that is absent has its default."""
-_DEFAULTS = (None, False, "auto", "hooks")
+_DEFAULTS = (None, False, "auto", "hooks", "tuned")
 
 
 def load_options(given: Mapping[str, Any]) -> dict[str, Any]:

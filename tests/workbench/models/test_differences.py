@@ -94,7 +94,9 @@ def test_chat_templates_and_special_tokens() -> None:
     tuned_tok.chat_template = "{{ messages }}"
     tuned_tok.eos_token = "<unk>"
     said = compare(config(), config(), tokenizer(), tuned_tok).sentences()
-    assert "The chat templates differ: chat prompts are built with the tuned model's for both." in said
+    assert any(
+        one.startswith("The chat templates differ: chats and questions are put through the tuned") for one in said
+    )
     assert any("eos token" in sentence and "'<eos>'" in sentence and "'<unk>'" in sentence for sentence in said)
 
 

@@ -105,7 +105,10 @@ def test_pickled_adapters_are_refused_unless_asked_for(save_adapter: SaveAdapter
 
 def test_gguf_is_named(base_folder: Path) -> None:
     (base_folder / "model.safetensors").rename(base_folder / "model-q4.gguf")
-    with pytest.raises(UserError, match=r"model-q4\.gguf: GGUF cannot be instrumented"):
+    with pytest.raises(UserError, match=r"no safetensors model but the file model-q4\.gguf: give .*/model-q4\.gguf"):
+        describe(base_folder)
+    (base_folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"a file in it is one: give .*/model-q4\.gguf"):
         describe(base_folder)
 
 

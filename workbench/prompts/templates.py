@@ -1,0 +1,82 @@
+"""Chat templates: when a plain text is a user turn, and a chat as the text that a model reads."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from typing import Any
+
+from jinja2 import TemplateError
+
+from workbench.errors import UserError
+from workbench.prompts.row import Message, Prompt
+
+_OPENINGS: weakref.WeakKeyDictionary[Any, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
+"""tokenizer -> (its size then, its special tokens' texts)."""
+# what a template may raise beside its own errors: it is a program of the model's authors, run on the turns
+_RAISED = (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether ``tokenizer`` knows how a chat is written for its model."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def as_read(row: Prompt, tokenizer: Any) -> Prompt:
+    """``row`` as the model reads it: a plain text as a user turn where the tokenizer has a chat template.
+
+    Text stays as it is with ``chat=False``, without a template, and where it begins with one of the tokenizer's special
+    tokens, as text that was pasted from a rendered chat does. Raises UserError where ``chat=True`` and there is no
+    template.
+    """
+    if row.prompt is None or row.chat is False:
+        return row
+    if not has_template(tokenizer):
+        if row.chat:
+            raise UserError(
+                "It is to be a user turn (chat=True), and this tokenizer has no chat template; "
+                "leave chat out, or give a model with a chat template."
+            )
+        return row
+    if row.chat is None and row.prompt.lstrip().startswith(_openings(tokenizer)):
+        return row
+    return replace(row, prompt=None, chat=None, contrast=None, messages=({"role": "user", "content": row.prompt},))
+
+
+def chat_text(turns: tuple[Message, ...], tokenizer: Any) -> str:
+    """The chat ``turns`` through the tokenizer's template; one that ends with the assistant's words is continued.
+
+    Raises UserError where there is no template, where the template refuses the turns, or leaves a system turn out.
+    """
+    if not has_template(tokenizer):
+        raise UserError(
+            "It is chat messages, and this tokenizer has no chat template; "
+            "give plain prompts, or a model with a chat template."
+        )
+    continued = turns[-1]["role"] == "assistant"
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns],
+            tokenize=False,
+            add_generation_prompt=not continued,
+            continue_final_message=continued,
+        )
+    except _RAISED as error:
+        raise UserError(f"The chat template refuses its messages: {error}") from error
+    for turn in turns:
+        told = turn["content"]
+        if turn["role"] == "system" and isinstance(told, str) and told.strip() not in text:
+            raise UserError(
+                "The chat template leaves the system turn out; put its text into the first user turn instead."
+            )
+    return text
+
+
+def _openings(tokenizer: Any) -> tuple[str, ...]:
+    size = len(tokenizer)
+    known = _OPENINGS.get(tokenizer)
+    if known is None or known[0] != size:
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        texts = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+        known = _OPENINGS[tokenizer] = size, tuple(sorted(text for text in texts if text.strip()))
+    return known[1]
