@@ -66,7 +66,7 @@ class Parts(NamedTuple):
     question="Which heads carry a variable from one prompt into another?",
     papers=("Fine-Tuning Enhances Existing Mechanisms: A Case Study on Entity Tracking",),
     cost="epochs x penalties x one forward and backward pass per batch and model",
-    example="--desiderata positional.jsonl,object_value.jsonl --position last",
+    example="--prompts positional.jsonl --prompts object_value.jsonl",
     gives="heads",
 )
 def component_masking(

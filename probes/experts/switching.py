@@ -93,6 +93,7 @@ class SwitchingCurve(ProbeResult):
     papers=("Mixture of Tunable Experts -- Behavior Modification of DeepSeek-R1 at Inference Time",),
     needs=Needs(experts=True),
     cost="one generation per count and control",
+    example="--behaviour begins:sorry --ranking L1E4,L2E1 --counts 1,2",
 )
 def switching_curve(
     subject: Any,

@@ -111,6 +111,7 @@ class HeadProbe(ProbeResult):
     records=Recorded(sites=("z",)),
     needs=Needs(columns=("label",)),
     cost="one forward pass of each model; a linear probe per head and fold",
+    example="--labels topic",
     gives="heads",
 )
 def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.engine.families import FAMILIES, LLAMA, Family
+from probes.weights.resolving import resolved_family
+from workbench.engine.families import LLAMA, Family
 from workbench.typing import Tensor
 
 _IN_LAYER = re.compile(r"(?:^|\.)(?:layers|h|layer|blocks)\.(\d+)\.(.+)$")
@@ -57,10 +58,12 @@ class Layout:
         text = {**config, **(config.get("text_config") or {})}
         heads = text.get("num_attention_heads") or text.get("n_head") or 0
         kind = text.get("model_type", "")
+        family = resolved_family(text) if heads else LLAMA
+        heads = heads if family is not None else 0  # no place of the heads is known: no table of them
         return cls(
             n_heads=heads,
-            n_kv_heads=text.get("num_key_value_heads") or heads,
-            family=FAMILIES.get(kind, LLAMA),
+            n_kv_heads=text.get("num_key_value_heads") or text.get("num_kv_heads") or heads,
+            family=family or LLAMA,
             transposed=kind == "gpt2",
             experts_transposed=kind == "gpt_oss",
         )

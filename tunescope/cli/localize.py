@@ -23,7 +23,7 @@ class _Probes(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, _command(str(name)) if command is not None else command, rest
+        return name, command_named(str(name)) if command is not None else command, rest
 
 
 def _Listed(name: str) -> Any:
@@ -37,7 +37,8 @@ def _Listed(name: str) -> Any:
     return TyperCommand(name, help=entry.question, rich_help_panel=entry.group.capitalize())
 
 
-def _command(name: str) -> Any:
+def command_named(name: str) -> Any:
+    """The command of a probe, which is imported for it."""
     from tunescope.cli.method_command import command_of
     from workbench.method_index import load_method
 

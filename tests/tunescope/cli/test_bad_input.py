@@ -229,7 +229,7 @@ def test_control_c_says_what_is_kept_and_how_to_go_on(
 
 @pytest.mark.parametrize(
     ("verb", "where"),
-    [("localize experts", "tunescope.cli.localize.loaded"), ("diff", "tunescope.cli.diff_run.load_pair")],
+    [("localize lens", "tunescope.experiments.method_call.call_method"), ("diff", "tunescope.cli.diff_run.load_pair")],
 )
 def test_control_c_before_a_run_is_written(
     verb: str, where: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -29,7 +29,9 @@ from interventions.exchange.control_vectors import from_gguf
 from probes.results import ProbeResult
 from tests.tunescope.cli.example_folders import a_view_of, of_copier, of_induction, of_organism, with_recipes
 from tunescope.cli.app import app
+from tunescope.cli.localize import command_named
 from workbench import organisms, runs
+from workbench.method_index import index
 
 CLI = CliRunner()
 FOLDERS: dict[str, Callable[[Path], None]] = {
@@ -49,9 +51,11 @@ FOLDER_OF = {
     "localize circuit": "induction",
     "localize cmap": "induction",
     "localize components": "induction",
+    "localize switching": "refusal-moe",
+    "localize head-probe": "refusal-moe",
 }
 """Where a command's example runs; ``context-knob`` for the others."""
-SLOW = ("demo", "bench localization", "localize knob")
+SLOW = ("demo", "bench localization", "localize knob", "localize head-selection")
 READ_A_RUN = ("runs list", "runs show", "runs verify", "report", "dashboard")
 """Their examples come after that of ``record``, whose run they name."""
 
@@ -83,6 +87,10 @@ class Done:
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Every command that can be run, by the words that call it."""
     command = command or typer.main.get_command(app)
+    if path == ("localize",):
+        for probe in command.list_commands(None):
+            yield f"localize {probe}", command_named(probe)
+        return
     for name, one in getattr(command, "commands", {}).items():
         yield from commands(one, (*path, name))
     if not hasattr(command, "commands"):
@@ -254,11 +262,15 @@ def _built(done: Done) -> None:
     assert organisms.location("context-knob", 0).is_dir() and "context-knob in" in done.said
 
 
+def _questions(done: Done) -> None:
+    assert "heads" in done.said and "Which attention heads carry the change?" in done.said
+
+
 def _described(done: Done) -> None:
     assert json.loads(done.result.stdout)["truth"]["site"] == organisms.build("context-knob").truth.site
 
 
-LOCALIZE = "weights activations heads skills experts knob concepts paths circuit cmap components".split()
+LOCALIZE = [entry.name for entry in index().entries if entry.kind == "probe"]
 PROMISES: dict[str, Callable[[Done], None]] = {
     **{f"localize {verb}": _localized for verb in LOCALIZE},
     "localize retrieval": _copied,
@@ -266,6 +278,7 @@ PROMISES: dict[str, Callable[[Done], None]] = {
     "diff": _compared,
     "steer": _steered,
     "run": _planned,
+    "methods": _questions,
     "recipe show": _shown_recipe,
     "recipe check": _checked,
     "recipe export": _exported,

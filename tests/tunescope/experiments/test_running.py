@@ -320,7 +320,7 @@ def test_other_probes_by_name(home: Path, tmp_path: Path) -> None:
         Experiment.parse(text.replace("top: 2", "tpo: 2"))
     with pytest.raises(UserError, match=r"steps.lens.heads: is missing; add this key"):
         Experiment.parse(text.replace("logit_lens, options: {top: 2, positions: last}", "circuit"))
-    with pytest.raises(UserError, match=r"steps.tokens: unknown key 'within'"):
+    with pytest.raises(UserError, match=r"steps.tokens.within: unknown key 'within'"):
         Experiment.parse(text.replace("call: token_shift", "call: token_shift, within: base"))
     with pytest.raises(UserError, match=r"steps.heads.options.hads: unknown option 'hads'"):
         run_experiment(
