@@ -33,6 +33,8 @@ class Found:
     glance: Glance
     step: str = ""
     """The step of the experiment that made it, where that is not its name."""
+    run: Path | None = None
+    """The folder of the run that holds it, where that is not the selected one."""
 
     @property
     def kind(self) -> str:

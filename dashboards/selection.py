@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from workbench import runs
 from workbench.cells import AXES
 from workbench.errors import UserError
 from workbench.runs import Run
+from workbench.runs.workspace import beside
 
 if TYPE_CHECKING:
     from workbench.prompts import Prompts
@@ -86,7 +87,10 @@ class Selection:
 
     def results(self, *kinds: str) -> list[Found]:
         """The run's results of these kinds (class names such as ``Patching``) for the selected pair."""
-        return [] if self.folder is None else _results(self.folder, self.pair, self.about, *kinds)
+        if self.folder is None:
+            return []
+        own = _results(self.folder, self.pair, self.about, *kinds)
+        return own if self.pair else [*own, *_of_other_runs(self.folder, own, *kinds)]
 
     def rows(self) -> Prompts | None:
         """The prompts that the run keeps for the pair; None where it keeps none."""
@@ -237,6 +241,31 @@ def _results(folder: Path, pair: str, about: PairOfRun, *kinds: str) -> list[Fou
     if not pair:
         return found
     return [one for one in found if set(one.glance.models.values()) <= {about.base, about.tuned}]
+
+
+def _of_other_runs(folder: Path, own: list[Found], *kinds: str) -> list[Found]:
+    """What other runs found about the same weights: a pair is one workspace."""
+    taken = {one.sha256 for one in own}
+    others = []
+    for place in _beside(str(folder), _home_stamp()):
+        with panels.told():
+            for one in results_in(place, *kinds):
+                if one.sha256 not in taken:
+                    others.append(replace(one, name=f"{one.name} ({place.name})", run=place))
+    return others
+
+
+def _found_beside(folder: str, stamp: float) -> list[Path]:  # noqa: ARG001 (part of the cache's key)
+    return beside(Path(folder))
+
+
+_beside = st.cache_data(max_entries=64, show_spinner=False)(_found_beside)
+
+
+def _home_stamp() -> float:
+    """Changes when a run comes or goes."""
+    home = runs.default_home()
+    return home.stat().st_mtime if home.is_dir() else 0.0
 
 
 def pairs_of(folder: Path) -> dict[str, PairOfRun]:

@@ -54,8 +54,18 @@ def glance(path: str | Path) -> Glance | None:
     )  # fmt: skip
 
 
-def _model(identity: Any) -> str:
-    return str(identity.get("name", "")) if isinstance(identity, dict) else str(identity)
+def models_of(path: str | Path) -> dict[str, Any]:
+    """Role -> identity of the models that a result's header names; empty for a file that holds no result.
+
+    Raises :class:`UserError` for a file that cannot be read.
+    """
+    try:
+        with safe_open(str(path), framework="np") as file:
+            content = json.loads((file.metadata() or {}).get("tunescope", "{}"))
+        models = _plain(_plain(content["fields"]["provenance"])["models"]) if "fields" in content else {}
+        return {str(role): _plain(identity) for role, identity in models.items()}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is not a readable result ({type(error).__name__}).") from error
 
 
 def _plain(value: Any) -> Any:

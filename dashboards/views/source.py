@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,12 @@ def stored_or_computed(chosen: Selection, asked: Asked | None, kind: str, probe:
 
 def experiment_of(chosen: Selection, found: Sequence[Found]) -> panels.Maker:
     """Makes the experiment file that gives these results of the run."""
-    return lambda: stored_experiment(chosen, list(dict.fromkeys(one.step or one.name for one in found)))
+    own = [one for one in found if one.run is None]
+    if len(found) == 1 and not own:
+        elsewhere = replace(chosen, run=found[0].run.name if found[0].run else "", folder=found[0].run, pair="")
+        name = found[0].step or found[0].name.partition(" (")[0]
+        return lambda: stored_experiment(elsewhere, [name])
+    return lambda: stored_experiment(chosen, list(dict.fromkeys(one.step or one.name for one in own)))
 
 
 def result_table(name: str, source: Source, frame: pd.DataFrame, call: str) -> None:
