@@ -24,6 +24,7 @@ from interventions.patch import Patch as Patch
 from interventions.recipe import Recipe as Recipe
 from interventions.recipe import per_row as per_row
 from interventions.recipe_file import OtherModelWarning as OtherModelWarning
+from interventions.scope import UnknownPromptWarning as UnknownPromptWarning
 from interventions.source_run import Run as Run
 from interventions.source_run import record_run as record_run
 from interventions.subspace_knob import SubspaceKnob as SubspaceKnob
@@ -67,6 +68,7 @@ __all__ = [
     "Schedule",
     "SubspaceKnob",
     "Trace",
+    "UnknownPromptWarning",
     "VocabularyWarning",
     "Where",
     "ablated_training",

@@ -6,6 +6,7 @@ from workbench.lazy import lazy
 
 _HOME = {
     "ActivationDelta": "deltas",
+    "AnswerChanges": "answer_changes",
     "CircuitTest": "paths.circuit_result",
     "Comparison": "comparison",
     "CrossPatching": "paths.cross_model",
@@ -33,6 +34,7 @@ _HOME = {
     "TokenShift": "token_ranks",
     "WeightDelta": "weights",
     "activation_delta": "deltas",
+    "answers": "answer_changes",
     "box_desiderata": "desiderata.boxes",
     "box_prompts": "desiderata.boxes",
     "circuit": "paths.circuits",

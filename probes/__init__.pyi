@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from probes.answer_changes import AnswerChanges as AnswerChanges
+from probes.answer_changes import answers as answers
 from probes.comparison import Comparison as Comparison
 from probes.comparison import compare as compare
 from probes.concepts.dictionary import Dictionary as Dictionary
@@ -59,6 +61,7 @@ from workbench.results import Provenance as Provenance
 
 __all__ = [
     "ActivationDelta",
+    "AnswerChanges",
     "CircuitTest",
     "Comparison",
     "ComponentMasking",
@@ -86,6 +89,7 @@ __all__ = [
     "TokenShift",
     "WeightDelta",
     "activation_delta",
+    "answers",
     "box_desiderata",
     "box_prompts",
     "circuit",

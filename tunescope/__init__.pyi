@@ -9,7 +9,9 @@ from workbench import Recording as Recording
 from workbench import Site as Site
 from workbench import UserError as UserError
 from workbench import __version__ as __version__
+from workbench import behaviour as behaviour
 from workbench import behaviour_diff as behaviour_diff
+from workbench import contrast as contrast
 from workbench import dose_response as dose_response
 from workbench import known_unknown as known_unknown
 from workbench import load_model as load_model
@@ -25,7 +27,9 @@ __all__ = [
     "Recording",
     "Site",
     "UserError",
+    "behaviour",
     "behaviour_diff",
+    "contrast",
     "dose_response",
     "interventions",
     "known_unknown",

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy
 
+from workbench.behaviour.contrast import contrast as contrast
 from workbench.behaviour.diff import Recipes
 from workbench.behaviour.dose import DoseResponse
 from workbench.behaviour.parts import PartedDiff
 from workbench.behaviour.result import BehaviourDiff
 from workbench.behaviour.scope import Changed, ScopePanel
+from workbench.behaviour.scorers import Behaviour, Score
 from workbench.behaviour.subject import AppliedRecipe
 from workbench.behaviour.texts import TextRule
 from workbench.engine.sites import Site as Site
@@ -33,6 +35,7 @@ __all__ = [
     "Site",
     "UserError",
     "behaviour_diff",
+    "contrast",
     "dose_response",
     "known_unknown",
     "load_model",
@@ -47,7 +50,7 @@ def behaviour_diff(
     prompts: Any,
     recipe: Recipes = None,
     *,
-    metrics: Sequence[str] = ...,
+    metrics: Sequence[str | Behaviour | Score] = ...,
     controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
     base_recipes: Mapping[str, AppliedRecipe] | None = None,
     batch_size: int = 32,
@@ -76,7 +79,7 @@ def dose_response(
     dose: Any,
     strengths: Sequence[int | float],
     *,
-    metric: str = "accuracy",
+    metric: str | Behaviour | Score = "accuracy",
     controls: Sequence[Any] = (),
     on: str = "tuned",
     seed: int = 0,
@@ -87,7 +90,7 @@ def dose_response(
     refusal: TextRule = ...,
     progress: Progress | None = None,
 ) -> DoseResponse:
-    """Follow ``metric`` of one side of a pair over the strengths of a recipe.
+    """Follow ``metric`` (a name, or a behaviour) of one side of a pair over the strengths of a recipe.
 
     Options: :class:`workbench.behaviour.dose.DoseOptions`.
     """

@@ -108,6 +108,10 @@ def of_activation_delta() -> Calls:
     return Calls([{"recording": recording("resid_post"), **given}])
 
 
+def of_answers() -> Calls:
+    return Calls([{"pair": pair(), "prompts": rows(), "max_new_tokens": 3, "batch_size": 3}])
+
+
 def of_circuit() -> Calls:
     given = {
         "heads": {"after": ["L0H0"], "last": ["L1H0"]}, "metric": "prob", "reference": repeated_pairs(6, 9),

@@ -1,4 +1,4 @@
-"""A head that changed is found in families that the engine resolves through TransformerLens, loaded or read as files."""
+"""A head that changed is found in families that the engine resolves itself, loaded or read as files."""
 
 from __future__ import annotations
 

@@ -1,0 +1,171 @@
+"""What the two models answer now: which answers changed, where they part, and which openings rose."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from scipy.stats import fisher_exact
+
+from probes.asked import asked
+from probes.results import ProbeResult, Provenance
+from workbench.behaviour.generation import Decoding, generate_replies
+from workbench.behaviour.subject import Subject, Work
+from workbench.behaviour.texts import first_divergence, is_refusal
+from workbench.given import check_pair
+from workbench.methods import method
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress
+from workbench.prompts.collection import Prompts
+from workbench.stats.fdr import q_values
+from workbench.stats.shares import share_interval
+
+LONGEST = 4
+"""Words of an opening."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerChanges(ProbeResult):
+    """Greedy answers of base and tuned, side by side.
+
+    ``table``: prompt, label, base, tuned, ``score`` (1 where the answers differ, else 0), ``token`` (where they part)
+    and whether each refuses. ``openings``: the first words that the tuned model's answers share and the base's do not:
+    their counts, ``p`` (Fisher's exact test) and ``q``.
+    """
+
+    share: float
+    """Of answers that differ, with its 95 % interval ``share_low`` and ``share_high``."""
+    share_low: float
+    share_high: float
+    refusals: dict[str, float]
+    """Role -> share of answers that refuse."""
+    openings: pd.DataFrame
+    title: ClassVar[str] = "What they answer"
+    unit: ClassVar[str] = "1 where the answers differ"
+
+    def summary(self) -> str:
+        """How many answers changed, and what rose."""
+        changed, n = int(self.table["score"].sum()), len(self.table)
+        told = f"{changed} of {n} answers changed ({self.share:.0%} [{self.share_low:.0%}, {self.share_high:.0%}])"
+        base, tuned = self.refusals["base"], self.refusals["tuned"]
+        told += f"; refusals {base:.0%} -> {tuned:.0%}" if max(base, tuned) > 0 else ""
+        rose = self.rising()
+        if rose is not None:
+            told += f"; {rose['tuned']} answers now begin with {rose['opening']!r} (before: {rose['base']})"
+        return told
+
+    def rising(self) -> dict[str, object] | None:
+        """The opening that rose most beyond chance (q < .05); None where none did."""
+        beyond = self.openings[self.openings["q"] < 0.05]
+        return None if beyond.empty else {str(key): value for key, value in beyond.iloc[0].items()}
+
+    def figure(self) -> go.Figure:
+        """How often each rising opening begins an answer, in both models."""
+        top = self.openings.head(10).iloc[::-1]
+        bars = [
+            go.Bar(y=top["opening"], x=top[role], name=role, orientation="h", marker_color=colour)
+            for role, colour in (("base", "#9aa5ab"), ("tuned", "#0b6e8f"))
+        ]
+        drawn = go.Figure(bars)
+        drawn.update_layout(
+            title=f"Openings that rose, of {len(self.table)} answers", barmode="group", xaxis_title="answers"
+        )
+        return drawn
+
+
+@method(
+    "answers",
+    group="behaviour",
+    question="What do the models answer now, and which answers changed?",
+    papers=("Delete, Retrieve, Generate: A Simple Approach to Sentiment and Style Transfer",),
+    cost="one generation of each model per prompt",
+    example="--max-new-tokens 8",
+)
+def answers(
+    pair: ModelPair,
+    prompts: Prompts | Sequence[object],
+    *,
+    max_new_tokens: int = 24,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> AnswerChanges:
+    """Greedy answers of both models on the same prompts, and what is new in the tuned model's.
+
+    Args:
+        pair: Both models.
+        prompts: Questions; nothing but a text is needed.
+        max_new_tokens: Tokens of an answer at most.
+        batch_size: Prompts per forward pass.
+        progress: A bar.
+
+    Returns:
+        An :class:`AnswerChanges`. Base against itself changes no answer.
+
+    Raises:
+        UserError: A prompt leaves no room for an answer.
+    """
+    check_pair(pair)
+    rows = Prompts.of(prompts)
+    work, decoding = Work(batch_size, progress), Decoding(max_new_tokens)
+    base, tuned = (
+        [samples[0] for samples in generate_replies(Subject(role, model), rows, decoding, work)]
+        for role, model in pair.models.items()
+    )
+    differ = np.array([own.text != other.text for own, other in zip(tuned, base, strict=True)])
+    refused = {
+        role: np.array([is_refusal(reply.text, row) for reply, row in zip(replies, rows, strict=True)])
+        for role, replies in (("base", base), ("tuned", tuned))
+    }
+    table = pd.DataFrame({
+        "prompt": [row.shown for row in rows], "label": rows.labels, "base": [reply.text for reply in base],
+        "tuned": [reply.text for reply in tuned], "score": differ.astype(float), "low": np.nan, "high": np.nan,
+        "control": 0.0, "q": np.nan,
+        "token": [first_divergence(own.ids, other.ids) for own, other in zip(tuned, base, strict=True)],
+        "base_refuses": refused["base"], "tuned_refuses": refused["tuned"],
+    })  # fmt: skip
+    share = share_interval(differ.astype(float), clusters=rows.clusters)
+    return AnswerChanges(
+        table=table,
+        control="greedy answers of a model against its own, of which none differs",
+        provenance=Provenance.of(
+            "answers", pair.models, rows, device=str(pair.tuned.device),
+            settings=asked(None, max_new_tokens=max_new_tokens, batch_size=batch_size),
+        ),
+        share=share.estimate, share_low=share.low, share_high=share.high,
+        refusals={role: float(held.mean()) for role, held in refused.items()},
+        openings=rising_openings([reply.text for reply in base], [reply.text for reply in tuned]),
+    )  # fmt: skip
+
+
+def rising_openings(base: Sequence[str], tuned: Sequence[str]) -> pd.DataFrame:
+    """Openings of one to four words that more answers of ``tuned`` have, the most surprising first.
+
+    Of openings that begin the same answers only the longest is kept.
+    """
+    before, after = (Counter(opening for text in texts for opening in openings_of(text)) for texts in (base, tuned))
+    n = len(tuned)
+    lines = []
+    for opening, count in after.items():
+        if count < 2 or count <= before[opening]:
+            continue
+        if any(longer.startswith(f"{opening} ") and after[longer] == count for longer in after):
+            continue
+        chance = fisher_exact([[count, n - count], [before[opening], n - before[opening]]], alternative="greater")
+        lines.append({"opening": opening, "base": before[opening], "tuned": count, "p": float(chance.pvalue)})
+    table = pd.DataFrame(lines, columns=["opening", "base", "tuned", "p"])
+    table["q"] = q_values(table["p"].to_numpy(dtype=float)) if len(table) else np.array([], dtype=float)
+    words = table["opening"].str.count(" ") if len(table) else table["p"]
+    return table.assign(words=words).sort_values(["p", "words"], ascending=[True, False], ignore_index=True)[
+        ["opening", "base", "tuned", "p", "q"]
+    ]
+
+
+def openings_of(text: str) -> list[str]:
+    """The first word, the first two, ... of a text."""
+    words = text.split()[:LONGEST]
+    return [" ".join(words[: number + 1]) for number in range(len(words))]

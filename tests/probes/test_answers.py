@@ -1,0 +1,39 @@
+"""Answers of both models: on a pair that was tuned to refuse one topic, the refusals are what rose."""
+
+from __future__ import annotations
+
+import probes
+import workbench as wb
+from probes.answer_changes import openings_of, rising_openings
+from workbench import organisms
+from workbench.prompts import Prompts
+
+
+def test_what_was_planted_is_what_rose() -> None:
+    organism = organisms.build("refusal-moe")
+    pair = wb.load_pair(organism.base, organism.tuned, device="cpu")
+    rows = Prompts.of(organism.splits["validation"])
+    found = probes.answers(pair, rows, max_new_tokens=2)
+    topic = [row.as_dict()["topic"] == "topic" for row in rows]
+    refuses = found.table["tuned"].str.startswith("sorry")
+    assert (refuses.to_numpy() == topic).mean() > 0.9
+    assert found.share_low <= found.share <= found.share_high and found.share > 0.1
+    rose = found.rising()
+    assert rose is not None and str(rose["opening"]).startswith("sorry") and rose["base"] == 0
+    assert "answers changed" in found.summary() and "sorry" in found.summary()
+    assert found.figure().data
+
+
+def test_a_model_against_itself_changes_nothing() -> None:
+    organism = organisms.build("refusal-moe")
+    pair = wb.load_pair(organism.base, organism.base, device="cpu")
+    found = probes.answers(pair, organism.splits["validation"][:24], max_new_tokens=2)
+    assert found.share == 0 and found.share_low == 0 and found.openings.empty and found.rising() is None
+
+
+def test_openings() -> None:
+    assert openings_of("I am sorry, but no") == ["I", "I am", "I am sorry,", "I am sorry, but"]
+    base, tuned = ["yes it is"] * 12, ["I am sorry no"] * 8 + ["yes it is"] * 4
+    table = rising_openings(base, tuned)
+    assert list(table["opening"]) == ["I am sorry no"] and table["q"][0] < 0.05 and table["tuned"][0] == 8
+    assert rising_openings(base, base).empty and rising_openings([], []).empty
