@@ -15,6 +15,7 @@ from tunescope.cli import (
     env,
     experiment,
     localize,
+    look,
     methods,
     organism,
     recipe,
@@ -48,6 +49,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("dashboard")(dashboard.dashboard)
 app.command("diff")(diff.diff)
+app.command("look")(look.look)
 app.command("methods")(methods.methods)
 app.command("env")(env.env)
 app.command("record")(record.record)

@@ -34,6 +34,19 @@ def check_pair(method: Method, pair: PairSpec) -> None:
             )
 
 
+def check_paths(**paths: str | Path | None) -> None:
+    """Refuse paths that lead nowhere, before anything is imported for them.
+
+    Raises:
+        UserError: Names the option and the path.
+    """
+    for name, path in paths.items():
+        given = None if path is None else Path(path).expanduser()
+        if given is not None and (isinstance(path, Path) or _is_path(str(path))) and not given.exists():
+            what = "file" if name == "prompts" else f"{name} model"
+            raise UserError(f"There is no {what} {path}: check the path.")
+
+
 def check_prompts(method: Method, experiment: Experiment, limit: int | None = None) -> Prompts | None:
     """The method's prompts, at most ``limit`` of them (a seeded sample); None for a method without.
 

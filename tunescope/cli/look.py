@@ -1,0 +1,66 @@
+"""``tunescope look``: the four steps on a pair of one's own, one screen of answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = """
+Example, offline:
+
+  tunescope look ./base ./tuned --prompts p.jsonl --limit 24
+"""
+
+
+def look(
+    base: Annotated[str, typer.Argument(help="The base model: a folder, a .gguf file or a hub id.")],
+    tuned: Annotated[str, typer.Argument(help="The fine-tuned model, or a PEFT adapter of the base.")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Questions to ask both models; default: a shipped set of many topics.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=4, help="A seeded sample of at most so many prompts.")] = 60,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto: scores in bfloat16 come in steps.")] = (
+        "float32"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of samples, draws and intervals.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
+) -> None:
+    """What changed, where, and how to turn it off: four steps with fast passes, each finding with its control."""
+    from tunescope.experiments.requirements import check_paths, sample
+    from workbench.prompts import Prompts
+
+    check_paths(base=base, tuned=tuned, prompts=prompts)
+    rows = None if prompts is None else sample(Prompts.load(prompts), limit, seed)
+    from tunescope.cli.output import command_name, emit, progress_bar
+    from tunescope.look.keep import keep
+    from tunescope.look.steps import Look, general_questions, run_steps
+    from workbench.models.pair import load_pair
+    from workbench.recording.load_options import load_options
+
+    with progress_bar() as bar:
+        pair = load_pair(base, tuned, device=device, dtype=dtype)
+        found = Look(pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed)
+        run_steps(found, bar, lambda line: typer.echo(line, err=as_json))
+    config = {
+        "verb": "look", "base": base, "tuned": tuned, "prompts": None if prompts is None else str(prompts),
+        "limit": limit, "seed": seed, **load_options({"device": device, "dtype": dtype}),
+    }  # fmt: skip
+    run = keep(found, out, config)
+    if as_json:
+        steps = [{"step": step, "found": sentence} for step, sentence in found.told]
+        recipes = [f"recipes/{name}.safetensors" for name in found.recipes]
+        emit({"run": str(run.path), "behaviour": found.behaviour, "steps": steps, "recipes": recipes}, as_json=True)
+        return
+    typer.echo(f"\nRun:      {run.path}")
+    for name in found.recipes:
+        steer = f"{command_name()} steer {base} --tuned {tuned} --recipe {run.path}/recipes/{name}.safetensors"
+        typer.echo(f"Turn it:  {steer} --prompt '...'")
+    typer.echo(f"Explore:  {command_name()} dashboard {run.path}")
+    typer.echo(f"Report:   {command_name()} report {run.path} --open")
+
+
+look.__doc__ = f"{look.__doc__}\n\n\b{EXAMPLE}"
