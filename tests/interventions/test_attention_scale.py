@@ -159,7 +159,11 @@ def test_heads_may_have_factors_of_their_own(tmp_path: Path) -> None:
     model = model_of("llama")
     gammas = {"L1H0": 3.0, (1, 2): 0.25, "L2H1": 0.0}
     one = iv.AttentionScale(gammas)
-    apart = [iv.AttentionScale(3.0, heads="L1H0"), iv.AttentionScale(0.25, heads="L1H2"), iv.AttentionScale(0.0, "L2H1")]
+    apart = [
+        iv.AttentionScale(3.0, heads="L1H0"),
+        iv.AttentionScale(0.25, heads="L1H2"),
+        iv.AttentionScale(0.0, heads="L2H1"),
+    ]
     with iv.Recipe(apart).applied(model):
         wanted = model.forward(ids())
     with iv.Recipe([one]).applied(model):

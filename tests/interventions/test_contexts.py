@@ -348,3 +348,30 @@ def test_a_hook_that_is_never_called_is_an_error(model: AdaptedModel, untouched:
     with recipe(0, positions="generated").applied(model):
         model.forward(IDS)  # selects nothing, which is no error
     is_free(model, untouched)
+
+
+def test_a_pass_that_was_under_way_is_not_touched(model: AdaptedModel, untouched: torch.Tensor) -> None:
+    """Another thread's plain forward began before the context and ends inside it."""
+    wanted = alone(model, A)
+    inside, go_on = threading.Event(), threading.Event()
+    first = threading.get_ident()
+
+    def wait(_module: Any, _args: Any, output: Any) -> Any:
+        if threading.get_ident() != first:
+            inside.set()
+            go_on.wait(60)
+        return output
+
+    found: list[torch.Tensor] = []
+    handle = model.inner.model.layers[0].register_forward_hook(wait)
+    with torch.no_grad():
+        plain = threading.Thread(target=lambda: found.append(model.inner(IDS, use_cache=False).logits))
+        plain.start()
+        inside.wait(60)
+        with A.applied(model):
+            assert torch.equal(model.forward(IDS), wanted)
+            go_on.set()
+            plain.join()
+    handle.remove()
+    assert torch.equal(found[0], untouched)
+    is_free(model, untouched)

@@ -31,6 +31,7 @@ def model() -> AdaptedModel:
 
 
 IDS = torch.arange(3, 9)[None]
+WAYS = ("static", "embeddings", "both", "assisted", "itself", "lookup", "configured", "chunked")
 
 
 def recipe(positions: Any = "last") -> iv.Recipe:
@@ -102,7 +103,9 @@ def assisted(model: AdaptedModel) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("positions", WORDS)
-@pytest.mark.parametrize("way", ["static", "embeddings", "both", "assisted", "itself", "lookup", "configured", "chunked"])
+@pytest.mark.parametrize(
+    "way", ["static", "embeddings", "both", "assisted", "itself", "lookup", "configured", "chunked"]
+)
 def test_every_way_to_generate_is_the_same(model: AdaptedModel, positions: Any, way: str) -> None:
     embeds = model.inner.get_input_embeddings()(IDS).detach()
     options: dict[str, Any] = {

@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from threading import get_ident
 from typing import Any
 
 from torch import nn
@@ -90,7 +92,7 @@ class _Dispatch:
         """The changed raw value, or None when nothing changed."""
         hub, before = self.hub, raw
         ctx = hub.context
-        if ctx is None:
+        if ctx is None or ctx.thread != get_ident():
             return None
         for entry in self.entries:
             if entry.view != hub.view:
@@ -134,7 +136,7 @@ class Hub:
         """Forward passes that came to their end, by view."""
         self.hooked_contexts = 0
         self._listening = Shared(self.listener.listening)
-        self._taps = {side: Shared(lambda side=side: self._tapped(side)) for side in ("pattern", "experts")}
+        self._taps = {side: Shared(partial(self._tapped, side)) for side in ("pattern", "experts")}
         self._dispatches: dict[tuple[int, str], _Dispatch] = {}
         self._prompt_lengths: Tensor | None = None
         self._loose = LooseCalls()

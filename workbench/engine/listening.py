@@ -32,6 +32,7 @@ class Listener:
         self.hub = hub
         self.on = False
         self._kinds = {type(module) for module in hub.hf.modules()}
+        self._entries: dict[str, Any] = {}
         self._thread: int | None = None
         self._depth = 0
         self._passes = 0
@@ -45,7 +46,6 @@ class Listener:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Learn of every forward pass and every ``generate``, until the context ends."""
-        hf = self.hub.hf
         with ExitStack() as stack:
             stack.enter_context(compiled_code_waits(self._kinds))
             self._checkpoints = stack.enter_context(ExitStack())
@@ -60,12 +60,13 @@ class Listener:
     def silenced(self) -> Iterator[None]:
         """Nothing of ours hangs on the model's entrances inside, so that it can be copied."""
         self._detach_from_forwards()
-        hidden = {name: self.hub.hf.__dict__.pop(name) for name in _own_entries(self.hub.hf)} if self.on else {}
+        own = self.hub.hf.__dict__
+        hidden = {name: own.pop(name) for name, entry in self._entries.items() if own.get(name) is entry}
         try:
             yield
         finally:
+            own.update(hidden)
             if self.on:
-                self.hub.hf.__dict__.update(hidden)
                 self._attach_to_forwards()
 
     @contextmanager
@@ -88,7 +89,9 @@ class Listener:
         body, decoder = hf.base_model, submodule(hf, self.hub.family.layers.rpartition(".")[0])
         stack = ExitStack()
         for module in dict.fromkeys((hf, body, decoder)):
-            before = _Before(self, module, is_head=module is hf and hf is not body, is_body=module is body is not decoder)
+            before = _Before(
+                self, module, is_head=module is hf and hf is not body, is_body=module is body is not decoder
+            )
             after = _After(self, module is body)
             stack.callback(module.register_forward_pre_hook(before.enter, with_kwargs=True, prepend=True).remove)
             stack.callback(module.register_forward_hook(after.leave, always_call=True).remove)
@@ -118,14 +121,15 @@ class Listener:
                 "recipe or a recording: call generate() with a padded batch inside the context."
             )
 
-        new = {"generate": generate, **{name: refused for name in _CONTINUOUS if hasattr(hf, name)}}
+        new: dict[str, Any] = {"generate": generate, **{name: refused for name in _CONTINUOUS if hasattr(hf, name)}}
         if hasattr(hf, "_valid_auto_compile_criteria"):  # a static cache would be decoded by compiled code
             new["_valid_auto_compile_criteria"] = lambda *_, **__: False
         for name, entry in new.items():
-            entry._tunescope = True
             own = hf.__dict__.get(name)
             hf.__dict__[name] = entry
             stack.callback(_put_back, hf, name, entry, own)
+        self._entries = new
+        stack.callback(new.clear)
 
     def begin(self, module: nn.Module, given: dict[str, Any], *, is_body: bool) -> None:
         """A forward pass enters the body, or the decoder that the head calls directly."""
@@ -202,7 +206,7 @@ def generation_of(
 ) -> Generation | None:
     """What a call of ``generate`` says about its prompts.
 
-    ``outer``: the call that this one is part of (a model that drafts for itself); what that one was given is the prompt.
+    ``outer``: the call that this one is part of (a model that drafts for itself), whose prompt is the prompt.
     """
     settings = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or hf.generation_config
     beams = kwargs.get("num_beams") or settings.num_beams or 1
@@ -230,10 +234,6 @@ def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the arguments that may be given by position, ``self`` left out."""
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(n for n, one in inspect.signature(forward).parameters.items() if one.kind in by_position)[1:]
-
-
-def _own_entries(hf: Any) -> list[str]:
-    return [name for name, value in hf.__dict__.items() if getattr(value, "_tunescope", False) is True]
 
 
 def _put_back(hf: Any, name: str, ours: Any, own: Any) -> None:
