@@ -145,7 +145,7 @@ class _Shift:
         return None if other.inner is model.inner and other.role == model.role else Reader(other)
 
     def hook(self, _module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        ctx = self.hub.context
+        ctx = self.hub.ended
         if ctx is None or ctx.thread != get_ident() or self.hub.view != self.view or self.hub in READING:
             return None
         with self.hub.listener.running():

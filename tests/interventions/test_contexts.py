@@ -375,3 +375,35 @@ def test_a_pass_that_was_under_way_is_not_touched(model: AdaptedModel, untouched
     handle.remove()
     assert torch.equal(found[0], untouched)
     is_free(model, untouched)
+
+
+def test_an_interrupt_inside_a_context_leaves_it_usable(model: AdaptedModel, untouched: torch.Tensor) -> None:
+    wanted = alone(model, A)
+    interrupts = [True]
+
+    def interrupt(_module: Any, _args: Any, output: Any) -> Any:
+        if interrupts:
+            interrupts.pop()
+            raise KeyboardInterrupt
+        return output
+
+    with A.applied(model):
+        handle = model.inner.model.layers[1].register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.forward(IDS)
+        assert torch.equal(model.forward(IDS), wanted)
+        interrupts.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            model.inner.generate(IDS, max_new_tokens=2)
+        assert torch.equal(model.forward(IDS), wanted)
+        handle.remove()
+    is_free(model, untouched)
+
+
+def test_modules_called_past_the_model_are_an_error(model: AdaptedModel, untouched: torch.Tensor) -> None:
+    with pytest.raises(NotSupported, match="call the model itself"), A.applied(model):
+        model.inner.model.forward(IDS)
+    with A.applied(model), torch.no_grad():
+        steered = model.inner.forward(IDS, use_cache=False).logits  # the body is called as a module
+    assert torch.equal(steered, alone(model, A))
+    is_free(model, untouched)
