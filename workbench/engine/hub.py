@@ -323,8 +323,8 @@ class Hub:
 def _check_entered(hooks: Sequence[SiteHook], entries: Sequence[_Entry]) -> None:
     if entries and not any(entry.ran for entry in entries):
         raise NotSupported(
-            f"The modules at {hooks[0].site.name} ran in this context, but no forward pass came through the model's own "
-            "call, so nothing was read or changed: call the model itself, model(...), not its forward() or its parts."
+            f"The module at {hooks[0].site.name} ran in this context, but no forward pass came through the model's own "
+            "call, so nothing was read or changed: call the model itself, model(...), not its parts or their forward()."
         )
 
 
