@@ -46,8 +46,8 @@ class AttentionScale(SiteIntervention):
 
     The same as adding log(gamma) to the keys' attention logits, so a learned sink (GPT-OSS) takes part in the
     renormalisation. ``heads``: ``"L3H5"`` or (3, 5); None: every head of every layer. ``keys`` are the tokens
-    attended to and ``positions`` the queries that attend, both in the engine's language. ``gamma`` is one factor for all
-    heads, or head -> factor, as ZeroTuning finds them: some heads want more of the first token, others less.
+    attended to and ``positions`` the queries that attend, both in the engine's language. ``gamma`` is one factor for
+    all heads, or head -> factor, as ZeroTuning finds them: some heads want more of the first token, others less.
     ``strength`` is an exponent: gamma ** strength. A query whose whole weight lies on keys of gamma 0 stays as it is.
     """
 

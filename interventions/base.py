@@ -49,7 +49,7 @@ class Intervention(ABC):
 
     @property
     def kind(self) -> str:
-        """The name under which a recipe file knows this intervention: ``Offset``; of your own class ``module:Class``."""
+        """The name that a recipe file knows this by: ``Offset``, or of your own class ``module:Class``."""
         return kind_of(type(self))
 
     @abstractmethod

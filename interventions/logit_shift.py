@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from threading import get_ident
 from typing import Any, ClassVar
 
 import torch
@@ -48,12 +49,13 @@ class LogitShift(Intervention):
 
     Proxy tuning (Liu et al. 2024); after the softmax the same as emulated fine-tuning (Mitchell et al. 2024), whose
     filter is ``top_p``: only words within that share of the running model's probability can be written (which removes
-    what tuning alone made likely). ``plausibility`` is the cut of contrastive decoding by the tuned model (CGE): only
-    words with at least that share of its likeliest word's probability can be written. ``alpha="matched"`` chooses alpha for every token, as Dynamic Logits Fusion (Fan et al. 2024) does. Both models read
-    the same tokens and keep their own caches, through sampling, beams and padding; each token costs a forward pass of
-    each. Several shifts, in one recipe or in nested ones, read the models as they are without any shift, so they add up
-    and a shift and its inverse cancel. ``strength`` multiplies alpha (one number, or one per row); ``positions`` are those whose next word is
-    changed. A recipe file holds the two models by name and hash only: after loading, give them by :meth:`with_models`.
+    what tuning alone made likely). ``plausibility`` is the cut by the tuned model instead (CGE): only words with at
+    least that share of its likeliest word's probability can be written. ``alpha="matched"`` chooses alpha for every
+    token, as Dynamic Logits Fusion (Fan et al. 2024) does. Both models read the same tokens and keep their own caches,
+    through sampling, beams and padding; each token costs a forward pass of each. Several shifts, in one recipe or in
+    nested ones, read the models as they are without any shift, so they add up and a shift and its inverse cancel.
+    ``strength`` multiplies alpha (one number, or one per row); ``positions`` are those whose next word is changed. A
+    recipe file holds the two models by name and hash only: after loading, give them by :meth:`with_models`.
     """
 
     tuned: Any
@@ -155,8 +157,8 @@ class _Shift:
         return None if other.inner is model.inner and other.role == model.role else Reader(other)
 
     def hook(self, _module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        ctx = self.hub.context
-        if ctx is None or self.hub.view != self.view or self.hub in READING:
+        ctx = self.hub.ended
+        if ctx is None or ctx.thread != get_ident() or self.hub.view != self.view or self.hub in READING:
             return None
         with self.hub.listener.running():
             return self._after(kwargs, output, ctx)
@@ -164,13 +166,13 @@ class _Shift:
     def _after(self, kwargs: dict[str, Any], output: Any, ctx: ForwardContext) -> Any:
         if kwargs.get("labels") is not None:
             raise NotSupported("The loss was computed before the shift: leave labels out and take it from the logits.")
-        own = output[0] if isinstance(output, tuple) else output.logits
+        own: Tensor = output[0] if isinstance(output, tuple) else output.logits
         cache = kwargs.get("past_key_values")
         cache = getattr(output, "past_key_values", None) if cache is None else cache
         chosen = self.scope(ctx)
         if chosen.nothing and cache is None:
             return None
-        unshifted = ctx.scratch.setdefault(_UNSHIFTED, own)
+        unshifted: Tensor = ctx.scratch.setdefault(_UNSHIFTED, own)
         tuned, base = (unshifted if one is None else one.logits(kwargs, ctx, cache) for one in self.readers)
         if chosen.nothing:  # read all the same: later tokens need what the other models make of this one
             return None

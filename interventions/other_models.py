@@ -100,13 +100,13 @@ class Reader:
     def _alone(self) -> Iterator[None]:
         """This model's own view runs, and what is known of the running forward comes back after."""
         hub = self.model.hub
-        before, nested = hub.context, hub in READING
+        running, ended, nested = hub.context, hub.ended, hub in READING
         READING.add(hub)
         try:
             with self.model.active():
                 yield
         finally:
-            hub.context = before
+            hub.context, hub.ended = running, ended
             if not nested:
                 READING.discard(hub)
 

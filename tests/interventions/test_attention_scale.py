@@ -162,7 +162,7 @@ def test_heads_may_have_factors_of_their_own(tmp_path: Path) -> None:
     apart = [
         iv.AttentionScale(3.0, heads="L1H0"),
         iv.AttentionScale(0.25, heads="L1H2"),
-        iv.AttentionScale(0.0, "L2H1"),
+        iv.AttentionScale(0.0, heads="L2H1"),
     ]
     with iv.Recipe(apart).applied(model):
         wanted = model.forward(ids())

@@ -17,7 +17,7 @@ import transformers
 import interventions as iv
 from interventions.weightspace.swapping import base_parameters
 from tests.tiny import CONFIGS
-from workbench.errors import ModelBusy, NotSupported, UserError
+from workbench.errors import ModelBusy, UserError
 from workbench.models.adapted import AdaptedModel
 
 IDS = torch.arange(3, 10)[None]
@@ -286,65 +286,51 @@ def test_a_model_is_not_copied_with_hooks_on_it(model: AdaptedModel) -> None:
             copy.deepcopy(model.inner)
 
 
-BACKEND: dict[str, Any] = {"backend": "eager"}  # needs no compiler of C++; others behave the same here
-
-
-def compiled_whole(hf: Any) -> None:
-    hf.compile(**BACKEND)
-
-
-def compiled_forward(hf: Any) -> None:
-    hf.forward = torch.compile(hf.forward, **BACKEND)
-
-
-def compiled_layer(hf: Any) -> None:
-    hf.model.layers[1].compile(**BACKEND)
-
-
-@pytest.mark.parametrize("how", [compiled_whole, compiled_forward, compiled_layer])
-def test_a_model_compiled_in_place_is_refused(model: AdaptedModel, how: Callable[[Any], None]) -> None:
-    how(model.inner)
-    with pytest.raises(NotSupported, match="compiled code does not call hooks"), A.applied(model):
-        pass
-    with pytest.raises(NotSupported, match="compiled code does not call hooks"), A.applied(model.hf):
-        pass
-    assert model.n_hooks == 0 and not model.hub.held
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("used_before", [True, False])
-def test_a_compiled_copy_of_the_call_is_steered(
-    model: AdaptedModel, untouched: torch.Tensor, *, used_before: bool
-) -> None:
-    torch._dynamo.reset()
-    fast = torch.compile(model.inner, **BACKEND)
-    with pytest.raises(UserError, match="_orig_mod"), A.applied(fast):
-        pass
+def test_a_pass_that_was_under_way_is_not_touched(model: AdaptedModel, untouched: torch.Tensor) -> None:
+    """Another thread's plain forward began before the context and ends inside it."""
     wanted = alone(model, A)
+    inside, go_on = threading.Event(), threading.Event()
+    first = threading.get_ident()
+
+    def wait(_module: Any, _args: Any, output: Any) -> Any:
+        if threading.get_ident() != first:
+            inside.set()
+            go_on.wait(60)
+        return output
+
+    found: list[torch.Tensor] = []
+    handle = model.inner.model.layers[0].register_forward_hook(wait)
     with torch.no_grad():
-        if used_before:
-            fast(IDS, use_cache=False)
+        plain = threading.Thread(target=lambda: found.append(model.inner(IDS, use_cache=False).logits))
+        plain.start()
+        inside.wait(60)
         with A.applied(model):
-            steered = fast(IDS, use_cache=False).logits
-        after = fast(IDS, use_cache=False).logits
-    torch.testing.assert_close(steered, wanted)
-    torch.testing.assert_close(after, untouched)
-    torch._dynamo.reset()
+            assert torch.equal(model.forward(IDS), wanted)
+            go_on.set()
+            plain.join()
+    handle.remove()
+    assert torch.equal(found[0], untouched)
+    is_free(model, untouched)
 
 
-def test_a_hook_that_is_never_called_is_an_error(model: AdaptedModel, untouched: torch.Tensor) -> None:
-    layer = model.inner.model.layers[1]
-    inner = layer.mlp.forward
-    at_mlp = iv.Recipe([iv.Offset(layer=1, vector=torch.ones(64), site="mlp_out")])
-    layer.forward = lambda hidden_states, **_: hidden_states + inner(hidden_states)  # calls no module of its own
-    with pytest.raises(NotSupported, match=r"blocks\.1\.hook_mlp_out was never called"), at_mlp.applied(model):
-        model.forward(IDS)
-    with at_mlp.applied(model):
-        pass  # no forward passed
-    with pytest.raises(ValueError, match="mine"), at_mlp.applied(model):
-        model.forward(IDS)
-        raise ValueError("mine")  # is not hidden
-    del layer.forward
-    with recipe(0, positions="generated").applied(model):
-        model.forward(IDS)  # selects nothing, which is no error
+def test_an_interrupt_inside_a_context_leaves_it_usable(model: AdaptedModel, untouched: torch.Tensor) -> None:
+    wanted = alone(model, A)
+    interrupts = [True]
+
+    def interrupt(_module: Any, _args: Any, output: Any) -> Any:
+        if interrupts:
+            interrupts.pop()
+            raise KeyboardInterrupt
+        return output
+
+    with A.applied(model):
+        handle = model.inner.model.layers[1].register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.forward(IDS)
+        assert torch.equal(model.forward(IDS), wanted)
+        interrupts.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            model.inner.generate(IDS, max_new_tokens=2)
+        assert torch.equal(model.forward(IDS), wanted)
+        handle.remove()
     is_free(model, untouched)

@@ -320,7 +320,7 @@ def test_plausibility_is_the_tuned_models() -> None:
     assert torch.equal(cut[..., :width][allowed], plain[..., :width][allowed])
     rows = applied(model, iv.LogitShift(tuned, base, plausibility=0.5, strength=[0.0, 1.0]))
     assert torch.equal(rows[0], model.forward(ids())[0]) and torch.equal(rows[1], cut[1])
-    with pytest.raises(UserError, match="plausibility is 1.5"):
+    with pytest.raises(UserError, match=r"plausibility is 1\.5"):
         iv.LogitShift(tuned, base, plausibility=1.5)
 
 

@@ -31,6 +31,7 @@ def model() -> AdaptedModel:
 
 
 IDS = torch.arange(3, 9)[None]
+WAYS = ("static", "embeddings", "both", "assisted", "itself", "lookup", "configured", "chunked")
 
 
 def recipe(positions: Any = "last") -> iv.Recipe:

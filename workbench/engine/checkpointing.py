@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -29,11 +30,14 @@ class Checkpointed:
         context = self.hub.context
 
         def in_its_context(*inputs: Any) -> Any:
-            before, self.hub.context = self.hub.context, context
+            if context is None:
+                return forward(*inputs)
+            before, thread = self.hub.context, context.thread
+            self.hub.context, context.thread = context, get_ident()  # backward has threads of its own
             try:
                 return forward(*inputs)
             finally:
-                self.hub.context = before
+                self.hub.context, context.thread = before, thread
 
         return self.original(in_its_context, *args)
 

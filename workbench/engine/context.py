@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -65,6 +66,8 @@ class ForwardContext:
     """[row] real prompt tokens, when the caller said which part is the prompt."""
     loose: LooseCalls | None = None
     """Set when this pass goes on with a text whose prompt is not known."""
+    thread: int = field(default_factory=get_ident)
+    """Who computes it: another thread's pass that began before the hooks came is not touched by them."""
     scratch: dict[Any, Any] = field(default_factory=dict)
     template: TemplateTokens | None = None
     """Which token ids are special or the chat template's; None of a model without tokenizer."""

@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from threading import get_ident
 from typing import Any
 
 from torch import nn
@@ -91,7 +93,8 @@ class _Dispatch:
         """The changed raw value, or None when nothing changed."""
         hub, before = self.hub, raw
         ctx = hub.context
-        if ctx is None:
+        if ctx is None or ctx.thread != get_ident():
+            hub.strays += ctx is None and hub.holdings.thread == get_ident()
             return None
         for entry in self.entries:
             if entry.view != hub.view:
@@ -123,6 +126,9 @@ class Hub:
         self.family: Family = family_of(hf)
         self.geometry: Geometry = read_geometry(hf, self.family)
         self.context: ForwardContext | None = None
+        """The forward pass that is running."""
+        self.ended: ForwardContext | None = None
+        """The one that ran last."""
         self.view = ""
         """Which of the models that share these weights is running ("base" or "tuned" of an adapter pair)."""
         self.withheld: frozenset[str] = frozenset()
@@ -133,9 +139,11 @@ class Hub:
         """The call of ``generate`` that is running."""
         self.passes: dict[str, int] = {}
         """Forward passes that came to their end, by view."""
+        self.strays = 0
+        """Calls of hooks outside every forward pass, by who is inside the context."""
         self.hooked_contexts = 0
         self._listening = Shared(self.listener.listening)
-        self._taps = {side: Shared(lambda side=side: self._tapped(side)) for side in ("pattern", "experts")}
+        self._taps = {side: Shared(partial(self._tapped, side)) for side in ("pattern", "experts")}
         self.template: TemplateTokens | None = None
         """The special and chat-template tokens of the tokenizer that the model was given with."""
         self._dispatches: dict[tuple[int, str], _Dispatch] = {}
@@ -203,7 +211,8 @@ class Hub:
         """
         resolved = [(hook, self._port(hook)) for hook in hooks]
         check_eager(self.hf, [*(place.module for _, place in resolved), self.hf.base_model])
-        view, before, entries = self.view, self.passes.get(self.view, 0), []
+        view, entries = self.view, []
+        passes, strays = self.passes.get(view, 0), self.strays
         with self.guarded(), ExitStack() as stack:
             stack.enter_context(self._hooked())
             if prompt_lengths is not None:
@@ -218,8 +227,10 @@ class Hub:
             if stop and resolved:
                 self._stop_after(max(resolved, key=lambda pair: pair[0].site.order)[1], stack)
             yield
-        if all_called and self.passes.get(view, 0) > before:
+        if all_called and self.passes.get(view, 0) > passes:
             _check_ran(hooks, entries)
+        elif all_called and self.strays > strays:
+            _check_entered(hooks, entries)
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -231,7 +242,7 @@ class Hub:
         finally:
             self.hooked_contexts -= 1
             if self.hooked_contexts == 0:
-                self.context = None
+                self.context = self.ended = None
 
     def module(self, site: Site) -> nn.Module:
         """The module at which ``site`` is read: o_proj for z, the router for router, the layer for resid_post."""
@@ -285,6 +296,10 @@ class Hub:
         dispatch.stops += 1
         stack.callback(lambda: setattr(dispatch, "stops", dispatch.stops - 1))
 
+    def end(self) -> None:
+        """A forward pass ended; what still asks for it (logits that are shifted) finds it as :attr:`ended`."""
+        self.ended, self.context = self.context or self.ended, None
+
     def begin(self, given: Mapping[str, Any]) -> None:
         """A forward pass begins with these arguments."""
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
@@ -306,6 +321,14 @@ class Hub:
             given_prompt_lengths=self._prompt_lengths,
             loose=None if told or not self._loose.continues(ids, start) else self._loose,
             template=self.template,
+        )
+
+
+def _check_entered(hooks: Sequence[SiteHook], entries: Sequence[_Entry]) -> None:
+    if entries and not any(entry.ran for entry in entries):
+        raise NotSupported(
+            f"The module at {hooks[0].site.name} ran in this context, but no forward pass came through the model's own "
+            "call, so nothing was read or changed: call the model itself, model(...), not its parts or their forward()."
         )
 
 

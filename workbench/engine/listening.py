@@ -32,10 +32,10 @@ class Listener:
         self.hub = hub
         self.on = False
         self._kinds = {type(module) for module in hub.hf.modules()}
+        self._entries: dict[str, Any] = {}
         self._thread: int | None = None
-        self._depth = 0
-        self._passes = 0
-        self._in_body = False
+        self._generating = 0
+        self._inside: list[nn.Module] = []
         self._checkpoints = ExitStack()
         self._detach = ExitStack()
 
@@ -45,7 +45,6 @@ class Listener:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Learn of every forward pass and every ``generate``, until the context ends."""
-        hf = self.hub.hf
         with ExitStack() as stack:
             stack.enter_context(compiled_code_waits(self._kinds))
             self._checkpoints = stack.enter_context(ExitStack())
@@ -60,26 +59,32 @@ class Listener:
     def silenced(self) -> Iterator[None]:
         """Nothing of ours hangs on the model's entrances inside, so that it can be copied."""
         self._detach_from_forwards()
-        hidden = {name: self.hub.hf.__dict__.pop(name) for name in _own_entries(self.hub.hf)} if self.on else {}
+        own = self.hub.hf.__dict__
+        hidden = {name: own.pop(name) for name, entry in self._entries.items() if own.get(name) is entry}
         try:
             yield
         finally:
+            own.update(hidden)
             if self.on:
-                self.hub.hf.__dict__.update(hidden)
                 self._attach_to_forwards()
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """This thread computes with the model; raises :class:`ModelBusy` when another one does at this moment."""
-        self._begin_running()
+        self._claim()
+        self._generating += 1
         try:
             yield
         finally:
-            self._end_running()
+            self._generating -= 1
+            if not self._generating:
+                self._inside.clear()  # whatever a keyboard interrupt left there
+            self._release()
 
     def _stop(self) -> None:
         self.on = False
-        self._thread, self._depth, self._passes, self._in_body = None, 0, 0, False
+        self._thread, self._generating = None, 0
+        self._inside.clear()
 
     def _attach_to_forwards(self) -> None:
         """Begin a context where a forward enters the model's body, or, where the head calls the decoder inside the
@@ -88,12 +93,9 @@ class Listener:
         body, decoder = hf.base_model, submodule(hf, self.hub.family.layers.rpartition(".")[0])
         stack = ExitStack()
         for module in dict.fromkeys((hf, body, decoder)):
-            before = _Before(
-                self, module, is_head=module is hf and hf is not body, is_body=module is body is not decoder
-            )
-            after = _After(self, module is body)
+            before = _Before(self, module, begins=module is not hf or hf is body)
             stack.callback(module.register_forward_pre_hook(before.enter, with_kwargs=True, prepend=True).remove)
-            stack.callback(module.register_forward_hook(after.leave, always_call=True).remove)
+            stack.callback(module.register_forward_hook(self.leave, always_call=True).remove)
         self._detach = stack
 
     def _detach_from_forwards(self) -> None:
@@ -120,43 +122,48 @@ class Listener:
                 "recipe or a recording: call generate() with a padded batch inside the context."
             )
 
-        new = {"generate": generate, **{name: refused for name in _CONTINUOUS if hasattr(hf, name)}}
+        new: dict[str, Any] = {"generate": generate, **{name: refused for name in _CONTINUOUS if hasattr(hf, name)}}
         if hasattr(hf, "_valid_auto_compile_criteria"):  # a static cache would be decoded by compiled code
             new["_valid_auto_compile_criteria"] = lambda *_, **__: False
         for name, entry in new.items():
-            entry._tunescope = True
             own = hf.__dict__.get(name)
             hf.__dict__[name] = entry
             stack.callback(_put_back, hf, name, entry, own)
+        self._entries = new
+        stack.callback(new.clear)
 
-    def begin(self, module: nn.Module, given: dict[str, Any], *, is_body: bool) -> None:
+    def enter(self, module: nn.Module) -> bool:
+        """A forward pass enters one of the entrances; returns whether it is in the body already.
+
+        Raises :class:`ModelBusy` for whoever is outside the open contexts.
+        """
+        self.hub.holdings.check()
+        self._claim()
+        if module in self._inside:  # an interrupt ended the pass before without a word
+            del self._inside[self._inside.index(module) :]
+        within = any(one is not self.hub.hf for one in self._inside)
+        self._inside.append(module)
+        return within
+
+    def begin(self, module: nn.Module, given: dict[str, Any]) -> None:
         """A forward pass enters the body, or the decoder that the head calls directly."""
-        if self._in_body:
-            return
         if self.hub.hooked_contexts:
             self.hub.begin(given)
             if module.training:
                 keep_contexts(self.hub, self._checkpoints)
-        self._in_body = is_body
 
-    def end(self, *, is_body: bool, output: Any) -> None:
+    def leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         """A forward pass leaves one of the entrances; ``output`` is None when an exception ended it."""
-        if is_body:
-            self._in_body = False
-        if self._thread != get_ident() or self._passes == 0:
+        if self._thread != get_ident() or module not in self._inside:
             return  # of a pass that was refused
-        self._passes -= 1
-        self._end_running()
-        if self._passes == 0 and output is not None:
+        del self._inside[self._inside.index(module) :]
+        if output is not None:
             self.hub.passes[self.hub.view] = self.hub.passes.get(self.hub.view, 0) + 1
+        if not self._inside:
+            self.hub.end()
+        self._release()
 
-    def enter(self) -> None:
-        """Refuse whoever is outside the open contexts, and count the pass."""
-        self.hub.holdings.check()
-        self._begin_running()
-        self._passes += 1
-
-    def _begin_running(self) -> None:
+    def _claim(self) -> None:
         me = get_ident()
         if self._thread is not None and self._thread != me:
             raise ModelBusy(
@@ -164,39 +171,24 @@ class Listener:
                 "wait for it, or load the model a second time."
             )
         self._thread = me
-        self._depth += 1
 
-    def _end_running(self) -> None:
-        self._depth = max(0, self._depth - 1)
-        if self._depth == 0:
+    def _release(self) -> None:
+        if not self._inside and not self._generating:
             self._thread = None
 
 
 class _Before:
     """The hook in front of one entrance."""
 
-    def __init__(self, listener: Listener, module: nn.Module, *, is_head: bool, is_body: bool) -> None:
+    def __init__(self, listener: Listener, module: nn.Module, *, begins: bool) -> None:
         self.listener = listener
-        self.is_head = is_head
-        self.is_body = is_body
+        self.begins = begins
         self.names = _argument_names(type(module).forward)  # an instance's own may be somebody's wrapper
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.listener.enter()
-        if not self.is_head:
+        if not self.listener.enter(module) and self.begins:
             given = {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
-            self.listener.begin(module, given, is_body=self.is_body)
-
-
-class _After:
-    """The hook behind one entrance."""
-
-    def __init__(self, listener: Listener, is_body: bool) -> None:
-        self.listener = listener
-        self.is_body = is_body
-
-    def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self.listener.end(is_body=self.is_body, output=output)
+            self.listener.begin(module, given)
 
 
 def generation_of(
@@ -204,7 +196,7 @@ def generation_of(
 ) -> Generation | None:
     """What a call of ``generate`` says about its prompts.
 
-    ``outer``: the call that this one is part of (a model that drafts for itself); what that one was given is the prompt.
+    ``outer``: the call that this one is part of (a model that drafts for itself), whose prompt is the prompt.
     """
     settings = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or hf.generation_config
     beams = kwargs.get("num_beams") or settings.num_beams or 1
@@ -232,10 +224,6 @@ def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the arguments that may be given by position, ``self`` left out."""
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(n for n, one in inspect.signature(forward).parameters.items() if one.kind in by_position)[1:]
-
-
-def _own_entries(hf: Any) -> list[str]:
-    return [name for name, value in hf.__dict__.items() if getattr(value, "_tunescope", False) is True]
 
 
 def _put_back(hf: Any, name: str, ours: Any, own: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from interventions.concept_ablation import ConceptAblation
@@ -167,6 +168,17 @@ def test_show_check_export(home: Path, tmp_path: Path) -> None:
         made = CLI.invoke(app, [*arguments, "--model", str(home / "base")])
         assert made.exit_code == 0, made.exception
         assert (tmp_path / to).is_dir()
+    half = [
+        "export",
+        str(tmp_path / "heads.safetensors"),
+        str(tmp_path / "half"),
+        "--to",
+        "model",
+        "--dtype",
+        "bfloat16",
+    ]
+    assert CLI.invoke(app, [*half, "--model", str(home / "base")]).exit_code == 0
+    assert {one.dtype for one in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
     assert CLI.invoke(app, ["export", file, str(out), "--to", "onnx", "--model", "x"]).exit_code == 2
 
 
