@@ -15,8 +15,9 @@ from scipy.stats import fisher_exact
 from probes.asked import asked
 from probes.results import ProbeResult, Provenance
 from workbench.behaviour.generation import Decoding, generate_replies
+from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.subject import Subject, Work
-from workbench.behaviour.texts import first_divergence, is_refusal
+from workbench.behaviour.texts import first_divergence
 from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.pair import ModelPair

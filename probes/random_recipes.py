@@ -63,7 +63,7 @@ def _drawn(one: Any, model: AdaptedModel, prompts: Prompts, draws: int, seed: in
         case iv.HeadOffset():
             return _random_offsets(one, model, draws, seed)
         case iv.AttentionScale(gamma=Mapping() as gammas):
-            others = _other_heads(gammas, model, draws, seed)
+            others: list[Any] = _other_heads(gammas, model, draws, seed)
             return [replace(one, gamma=other, heads=None) for other in others]
         case iv.AttentionScale(heads=heads) if heads is not None:
             chosen = {head: None for head in heads}
