@@ -106,7 +106,9 @@ def where_in_layers(look: Look, progress: Progress) -> None:
     look.results["layers"] = found
     by_layer = found.frame().sort_values("layer")
     reached = by_layer[by_layer["score"] >= 0.5]
-    first = "none carries half of it" if reached.empty else f"half of it from layer {reached['layer'].tolist()[0]:.0f} on"
+    first = (
+        "none carries half of it" if reached.empty else f"half of it from layer {reached['layer'].tolist()[0]:.0f} on"
+    )
     look.tell("Where?", f"layers: the change of the next word, by the residual stream at the last token: {first}.")
 
 

@@ -129,7 +129,7 @@ def test_a_circuit_with_prompts_of_its_own_to_refer_to_is_found_again(repeater: 
     _assert_found_again(run, tmp_path)
     alone = made(repeater, tmp_path / "alone", *asked, "--prompts", "p.jsonl")
     assert _settings(load(alone))["settings"]["reference"] != _settings(load(run))["settings"]["reference"]
-    others.write_text(others.read_text().replace("answer", "distractor"))
+    others.write_text(others.read_text().replace(" dog", " lazy"))
     with pytest.raises(UserError, match=r"others.jsonl holds other prompts than when .* was made"):
         experiment_of_run(run)
     others.unlink()
