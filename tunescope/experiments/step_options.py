@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from tunescope.experiments import steps
-from tunescope.experiments.strict import refusal, unknown
+from tunescope.experiments.strict import MOST, MOST_DRAWS, refusal, unknown
 
 _BENCH = ("seed", "progress")
 """What every probe is given here."""
@@ -28,6 +28,19 @@ def check_options(step: Any, place: tuple[Any, ...]) -> None:
     for key in step.options:
         if key not in known:
             raise refusal(unknown(f"option {key!r}", key, known), *place, "options", key)
+    _check_bounds(step, place)
+
+
+def _check_bounds(step: Any, place: tuple[Any, ...]) -> None:
+    """Numbers that would be work without end are refused before it begins."""
+    for key, value in step.options.items():
+        most = MOST_DRAWS if key == "controls" else MOST
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > most:
+            raise refusal(f"{_in_short(value)} is more than {most}; give fewer.", *place, "options", key)
+
+
+def _in_short(value: int) -> str:
+    return str(value) if abs(value) < 10**20 else "this number"
 
 
 def _arguments(step: Any) -> list[str]:
@@ -45,6 +58,7 @@ def _check_call(step: steps.Probe, place: tuple[Any, ...]) -> None:
     if first.name == "pair" and step.within != "pair":
         raise refusal(f"{step.call} compares both models; leave within out.", *place, "within")
     _check_sets(step, place)
+    _check_bounds(step, place)
     known = [one.name for one in own if one.kind is not one.VAR_KEYWORD and one.name not in _BENCH]
     for key in step.options:
         if key not in known and len(known) == len([one for one in own if one.name not in _BENCH]):

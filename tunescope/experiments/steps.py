@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tunescope.experiments.inline import Labels, Layer, Positions, ResultRef
 from tunescope.experiments.inputs import PairSpec
-from tunescope.experiments.strict import Strict, refusal
+from tunescope.experiments.strict import MOST, MOST_DRAWS, MOST_SEED, Strict, refusal
 
 MIN_DRAWS = 10
 QUICK = ("head_words",)
@@ -33,7 +33,7 @@ class Step(Strict):
 
     prompts: str | None = None
     """The name of a set of prompts; left out: the first."""
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
     """Of splits, draws and intervals; left out: the experiment's."""
     pair: PairSpec | None = None
     """Other models for this step; left out: the experiment's. Splits are then those of this organism."""
@@ -46,14 +46,14 @@ class Record(Step):
     sites: list[str] = Field(default=["resid_post"])
     layers: list[Layer] | None = None
     positions: Positions = "last"
-    new_tokens: int = Field(default=0, ge=0)
+    new_tokens: int = Field(default=0, ge=0, le=MOST)
 
 
 class Weights(Step):
     """Where the weights changed; loads neither model."""
 
     do: Literal["localize weights"] = "localize weights"
-    k: int = Field(default=16, ge=1)
+    k: int = Field(default=16, ge=1, le=MOST)
 
 
 class Activations(Step):
@@ -63,7 +63,7 @@ class Activations(Step):
     record: str | None = None
     sites: list[str] = Field(default=["resid_post"])
     positions: Positions = "last"
-    components: int = Field(default=4, ge=0)
+    components: int = Field(default=4, ge=0, le=MOST)
 
 
 class Heads(Step):
@@ -85,7 +85,7 @@ class HeadProbes(Step):
     label: str | None = None
     """The column that holds the class; left out: ``label``."""
     role: Literal["base", "tuned"] = "tuned"
-    folds: int = Field(default=5, ge=2)
+    folds: int = Field(default=5, ge=2, le=MOST)
     positions: Positions = "last"
 
 
@@ -142,10 +142,10 @@ class Knob(Step):
 
     do: Literal["localize knob"] = "localize knob"
     layers: Literal["search", "all"] | list[Layer] = "search"
-    rank: int = Field(default=1, ge=1)
-    steps: int = Field(default=300, ge=1)
+    rank: int = Field(default=1, ge=1, le=MOST)
+    steps: int = Field(default=300, ge=1, le=MOST)
     """Training steps of the direction, per candidate layer."""
-    search_pairs: int = Field(default=64, ge=2)
+    search_pairs: int = Field(default=64, ge=2, le=MOST)
     options: dict[str, Any] = Field(default={})
     """Further options of ``probes.KnobSetup``: draws, held_out, keep_together, …"""
 
@@ -157,7 +157,7 @@ class Concepts(Step):
     record: str | None = None
     layer: Layer = 0.5
     method: Literal["mean", "pca", "pca-uncentred", "labels-mean", "labels-probe", "sae"] = "pca-uncentred"
-    k: int = Field(default=20, ge=1)
+    k: int = Field(default=20, ge=1, le=MOST)
     dictionary: str | None = None
     """A SAELens folder, for sae."""
 
@@ -185,7 +185,7 @@ class Components(Step):
     heads: list[str] | None = None
     """Labels of the heads to choose from; left out: all."""
     penalties: list[float] = Field(default=[0.001, 0.01, 0.1], min_length=1)
-    epochs: int = Field(default=2, ge=1)
+    epochs: int = Field(default=2, ge=1, le=MOST)
     options: dict[str, Any] = Field(default={})
     """Further options of ``probes.component_masking``: learning_rate, batch_size, controls, draws, …"""
 
@@ -233,7 +233,7 @@ def _enough(draws: int) -> int:
     return draws
 
 
-Draws = Annotated[int, Field(ge=0), AfterValidator(_enough)]
+Draws = Annotated[int, Field(ge=0, le=MOST_DRAWS), AfterValidator(_enough)]
 """Random draws matched to every recipe; 0: none."""
 
 
@@ -256,7 +256,7 @@ class Generate(Step):
     recipes: list[str] = Field(default=[])
     strengths: list[float] = Field(default=[1.0], min_length=1)
     on: Literal["base", "tuned"] = "tuned"
-    max_new_tokens: int = Field(default=32, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1, le=MOST)
     begins: Begins | None = None
     """Also the share of answers that begin with this text, signs and spaces included."""
 
@@ -293,7 +293,7 @@ class Scope(Step):
     changed: Literal["next_token", "text", "refusal"] = "next_token"
     """What a change is: another next token, another greedy text, or a refusal where there was none (or none now)."""
     controls: Draws = MIN_DRAWS
-    max_new_tokens: int = Field(default=32, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1, le=MOST)
 
 
 class Parts(Step):

@@ -16,7 +16,7 @@ from workbench.models.adapted import AdaptedModel, Role
 from workbench.models.adapter_fit import name_notes
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
-from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer
+from workbench.models.loading import WRONG_TYPES, brings_tokenizer, load_model, load_tokenizer
 from workbench.models.origin import origin_of
 from workbench.models.sources import Kind, Source, describe
 
@@ -163,8 +163,9 @@ def _check_loadable_together(base: Source, tuned: Source) -> None:
                 configs.append(
                     AutoConfig.from_pretrained(source.local(weights=False), trust_remote_code=source.trust_remote_code)
                 )
-            except (ValueError, KeyError, OSError) as error:
-                raise UserError(f"The config of {source.name} cannot be read: {str(error).splitlines()[0]}") from error
+            except (ValueError, OSError, *WRONG_TYPES) as error:
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UserError(f"The config of {source.name} cannot be read: {said}") from error
     check_same_shape(*configs)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.errors import UserError
 from workbench.models.adapters import base_tensors
-from workbench.models.loading import load_model
+from workbench.models.loading import WRONG_TYPES, load_model
 from workbench.models.sources import describe
 from workbench.typing import Tensor
 
@@ -32,7 +32,7 @@ def loaded_names(folder: Path, stored: Iterable[str]) -> dict[str, str]:
     try:
         shape = load_model(describe(folder), device="meta")
         wanted = {name for name, _ in as_stored(shape, base_tensors(shape))}
-    except (UserError, ValueError, KeyError, OSError, ImportError):
+    except (UserError, ValueError, OSError, ImportError, *WRONG_TYPES):
         return {name: name for name in names}
     wanted -= set(getattr(shape, "all_tied_weights_keys", None) or ())
     prefix = f"{shape.base_model_prefix}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
+from workbench.bounded import Verdict, rendering
 from workbench.errors import UserError
 from workbench.prompts.collection import Prompts
 from workbench.prompts.row import Prompt
@@ -59,6 +61,7 @@ def render(row: Prompt, tokenizer: Any) -> str:
             "It is chat messages, and this tokenizer has no chat template; "
             "give plain prompts, or a model with a chat template."
         )
+    _check_template(tokenizer)
     continued = row.messages[-1]["role"] == "assistant"
     try:
         return tokenizer.apply_chat_template(
@@ -67,8 +70,28 @@ def render(row: Prompt, tokenizer: Any) -> str:
             add_generation_prompt=not continued,
             continue_final_message=continued,
         )
-    except (TemplateError, ValueError) as error:
-        raise UserError(f"The chat template refuses its messages: {error}") from error
+    except (TemplateError, ValueError, *_IN_TEMPLATES) as error:
+        raise UserError(f"The chat template refuses its messages: {str(error) or type(error).__name__}") from error
+
+
+_IN_TEMPLATES = (TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError)
+"""What a template raises where it does what its author did not foresee."""
+_SAMPLE = [{"role": "user", "content": "The quick brown fox."}]
+
+
+def _check_template(tokenizer: Any) -> None:
+    """Refuse a template that has no end, or fills the memory, on one short message."""
+    template = tokenizer.chat_template
+    for text in template.values() if isinstance(template, dict) else [template]:
+        verdict = _verdict(str(text), str(tokenizer.bos_token or ""), str(tokenizer.eos_token or ""))
+        if verdict != "fine":
+            raise UserError(f"The chat template is {verdict} on one short message; use another tokenizer (tokenizer=).")
+
+
+@lru_cache(maxsize=64)
+def _verdict(template: str, bos: str, eos: str) -> Verdict:
+    values = {"messages": _SAMPLE, "add_generation_prompt": True, "bos_token": bos, "eos_token": eos}
+    return rendering(template, values, most=10**6)
 
 
 def readable(row: Prompt, tokenizer: Any) -> str:

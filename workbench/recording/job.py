@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
+from workbench.engine.positions import where as where_
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
 from workbench.progress import Progress
@@ -58,6 +59,9 @@ def record_run(  # noqa: PLR0913 (the options of the command)
     wrong, and when ``out`` holds another recording.
     """
     rows = Prompts.load(prompts) if isinstance(prompts, str | Path) else Prompts.of(prompts)
+    where_(positions)
+    if new_tokens < 0:
+        raise UserError(f"new_tokens is {new_tokens}; give 0 or more.")
     pair = load_pair(base, tuned, device=device, dtype=dtype, **(flags or {}))
     pair.base.expand(sites, layers)
     config = {
