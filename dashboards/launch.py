@@ -26,6 +26,7 @@ def command(port: int, address: str = LOCALHOST, *, headless: bool = False) -> l
         # given here, so that a .streamlit/config.toml of the folder one stands in decides none of them
         "server.enableCORS": "true",
         "server.enableXsrfProtection": "true",
+        "server.enableAgentApi": "false",
         "client.showErrorDetails": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
