@@ -11,7 +11,6 @@ from pydantic_core import PydanticCustomError
 
 from workbench.errors import UserError
 
-
 MOST = 100_000
 """The largest count (steps, tokens, cells) that an experiment may ask for."""
 MOST_DRAWS = 10_000

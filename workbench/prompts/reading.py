@@ -133,7 +133,13 @@ def _read_csv(path: Path, rename: Rename) -> list[Prompt]:
     try:
         # "NA" and "null" are answers like any other; only an empty cell is a missing one.
         table = pd.read_csv(
-            path, sep=separator, dtype=ours, keep_default_na=False, na_values=[""], encoding="utf-8-sig", index_col=False
+            path,
+            sep=separator,
+            dtype=ours,
+            keep_default_na=False,
+            na_values=[""],
+            encoding="utf-8-sig",
+            index_col=False,
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, OverflowError) as error:
         raise UserError(f"{path.name} is not a readable table ({str(error).strip()}).") from error

@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from workbench.runs.listing import list_runs as list
     from workbench.runs.places import default_home as default_home
 
-__all__ = ["Run", "RunSummary", "Verification", "begun", "create", "create_at", "default_home", "list", "open", "verify"]
+__all__ = [
+    "Run",
+    "RunSummary",
+    "Verification",
+    "begun",
+    "create",
+    "create_at",
+    "default_home",
+    "list",
+    "open",
+    "verify",
+]
 
 __getattr__ = lazy(
     __name__,

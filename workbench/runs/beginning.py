@@ -36,11 +36,7 @@ def begun(kind: str, config: Mapping[str, Any], out: str | Path | None = None) -
     """
     home = default_home() if out is None else Path(out).absolute().parent
     before = {path for path in home.glob(f"*/{MANIFEST}")} if home.is_dir() else set()
-    run = (
-        create_run(home, kind=kind, config=config)
-        if out is None
-        else create_run_at(out, kind=kind, config=config)
-    )
+    run = create_run(home, kind=kind, config=config) if out is None else create_run_at(out, kind=kind, config=config)
     fresh = run.path / MANIFEST not in before
     run.hold()
     try:

@@ -58,9 +58,13 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); restore it, or remove its folder.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); restore it, or remove its folder."
+        ) from error
     except RecursionError as error:
-        raise UserError(f"{path} is damaged (nested too deeply); restore it or run again into another folder.") from error
+        raise UserError(
+            f"{path} is damaged (nested too deeply); restore it or run again into another folder."
+        ) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it or run again into another folder.") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
@@ -72,7 +76,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         found = Manifest.model_validate(raw)
     except RecursionError as error:
-        raise UserError(f"{path} is damaged (nested too deeply); restore it or run again into another folder.") from error
+        raise UserError(
+            f"{path} is damaged (nested too deeply); restore it or run again into another folder."
+        ) from error
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its top level"
         raise UserError(

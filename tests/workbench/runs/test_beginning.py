@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_killed_probe_is_listed_as_interrupted_and_ends_the_same(tmp_path: Path) -> None:
-    code = "import sys, time\nfrom workbench.runs import begun\nwith begun('heads', {'a': 1}, sys.argv[1]): time.sleep(60)"
+    code = (
+        "import sys, time\nfrom workbench.runs import begun\nwith begun('heads', {'a': 1}, sys.argv[1]): time.sleep(60)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "run")], env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
