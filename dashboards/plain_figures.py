@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 from workbench.errors import UserError
 
 TRACES = frozenset({
-    "bar", "box", "contour", "heatmap", "histogram", "histogram2d", "indicator", "pie", "sankey", "scatter", "scatter3d",
-    "scattergl", "splom", "sunburst", "surface", "table", "treemap", "violin", "waterfall",
+    "bar", "box", "contour", "heatmap", "histogram", "histogram2d", "indicator", "pie", "sankey", "scatter",
+    "scatter3d", "scattergl", "splom", "sunburst", "surface", "table", "treemap", "violin", "waterfall",
 })  # fmt: skip
 """Kinds of plotly traces that fetch nothing; maps and geographies fetch tiles and shapes from anywhere."""
 

@@ -1,7 +1,7 @@
 """Work that a stranger's file asks for, tried first in a process of its own with bounded time and memory.
 
-Regular expressions and chat templates come with models and adapters and can run without end; nothing in this process can
-stop them once they have begun.
+Regular expressions and chat templates come with models and adapters and can run without end; nothing in this process
+can stop them once they have begun.
 """
 
 from __future__ import annotations

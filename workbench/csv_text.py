@@ -18,7 +18,7 @@ def csv_text(table: pd.DataFrame) -> str:
     plain = table.rename(columns=_as_data)
     for place, kind in enumerate(plain.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            plain.isetitem(place, plain.iloc[:, place].map(_as_data))
+            plain.isetitem(place, [_as_data(value) for value in plain.iloc[:, place]])
     return plain.to_csv(index=False)
 
 

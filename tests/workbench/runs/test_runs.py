@@ -321,7 +321,7 @@ def test_one_bad_run_hides_no_other(tmp_path: Path) -> None:
     (tmp_path / "deep" / "run.json").write_text("[" * 200_000)
     (tmp_path / "digits" / "run.json").write_text("9" * 5000)
     strange = os.fsencode(tmp_path) + b"/\xff\xfe"
-    os.mkdir(strange)
+    Path(os.fsdecode(strange)).mkdir()
     Path(os.fsdecode(strange + b"/run.json")).write_text("{}")
     found = {run.name: run.state for run in runs.list(tmp_path)}
     assert found.pop("good") == "complete" and set(found.values()) == {"unreadable"} and len(found) == 4
