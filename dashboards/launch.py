@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from dashboards.state import WARM, Opened
 
@@ -21,6 +23,11 @@ def command(port: int, address: str = LOCALHOST, *, headless: bool = False) -> l
         "server.headless": str(headless).lower(),
         "server.showEmailPrompt": "false",  # on a new machine Streamlit would wait for an answer in the terminal
         "server.fileWatcherType": "none",
+        # given here, so that a .streamlit/config.toml of the folder one stands in decides none of them
+        "server.enableCORS": "true",
+        "server.enableXsrfProtection": "true",
+        "server.enableAgentApi": "false",
+        "client.showErrorDetails": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
         "runner.magicEnabled": "false",
@@ -30,13 +37,56 @@ def command(port: int, address: str = LOCALHOST, *, headless: bool = False) -> l
     return [
         *(sys.executable, "-m", "streamlit", "run", str(APP)),
         *(part for name, value in options.items() for part in (f"--{name}", value)),
+        *(part for host in _hosts(address) for part in ("--server.allowedHosts", host)),
     ]
+
+
+def _hosts(address: str) -> list[str]:
+    """The names under which a browser may ask: another site's name that leads here (DNS rebinding) is refused.
+
+    An address for all networks may be asked for under any of this machine's names.
+    """
+    if address in ("0.0.0.0", "::", ""):
+        return ["*"]
+    return list(dict.fromkeys([address, LOCALHOST, "localhost"]))
+
+
+def warning_of(address: str) -> str | None:
+    """What a person should know who lets others connect; None on this computer alone."""
+    if address in (LOCALHOST, "localhost", "::1"):
+        return None
+    return (
+        f"Warning: the dashboard has no password, and whoever reaches {address} can read all runs and load any model "
+        "on this computer."
+    )
 
 
 def launch(opened: Opened, port: int = 8501, address: str = LOCALHOST, *, headless: bool = False) -> int:
     """Serve the app until it is stopped; returns the server's exit status."""
     environment = {**os.environ, **opened.as_environment(), WARM: "1"}
+    if (warning := warning_of(address)) is not None:
+        sys.stderr.write(f"{warning}\n")
+    server = subprocess.Popen(command(port, address, headless=headless), env=environment)
+    before = signal.signal(signal.SIGTERM, _stopped)
     try:
-        return subprocess.call(command(port, address, headless=headless), env=environment)
+        return server.wait()
     except KeyboardInterrupt:
         return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _end(server)
+
+
+def _stopped(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """Leave no server behind: asked first, then killed."""
+    if server.poll() is None:
+        server.terminate()
+        try:
+            server.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()

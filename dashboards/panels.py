@@ -12,6 +12,8 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import streamlit as st
 
+from dashboards.plain_figures import without_fetching
+from workbench.csv_text import csv_text
 from workbench.errors import UserError, full_gpu_told
 from workbench.jsonable import jsonable
 
@@ -100,7 +102,7 @@ def figure(
     ``on_pick`` gets the ``customdata`` of a clicked cell (``selection.picks("layer", "head")`` writes the selection);
     ``frame`` is the table behind the figure, for its CSV.
     """
-    drawn.layout.images = []
+    without_fetching(drawn, name)
     drawn.layout.font.family = "Source Sans, Source Sans Pro, sans-serif"
     key = f"chart-{name}"
     picking: dict[str, Any] = {}
@@ -134,7 +136,7 @@ def footer(
             st.caption("This page with everything selected on it:")
             st.code(link(), language=None, wrap_lines=True)
         if frame is not None:
-            _button("CSV", name, "csv", lambda: frame.to_csv(index=False), "text/csv")
+            _button("CSV", name, "csv", lambda: csv_text(frame), "text/csv")
         _button("JSON", name, "json", lambda: _json(name, frame, drawn, provenance), "application/json")
         _button("HTML", name, "html", lambda: _html(name, frame, drawn), "text/html")
         with st.popover("Python", icon=":material/code:", type="tertiary", key=f"python-{name}"):

@@ -8,13 +8,14 @@ import platform
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from interventions.base import Intervention, kind_named
 from workbench.errors import UserError, unknown_name
+from workbench.files import is_file
 from workbench.models.adapted import AdaptedModel
 from workbench.tensor_files import check_seal, write_safetensors
 from workbench.typing import Tensor
@@ -86,7 +87,7 @@ def _provenance(model: AdaptedModel | None) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"There is no recipe at {path}: give the .safetensors file that Recipe.save wrote.")
     with path.open("rb") as file:
         start = file.read(9)
@@ -97,23 +98,24 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as opened:
             text = (opened.metadata() or {}).get("tunescope")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}): copy or save it again.") from None
     check_seal(path, "restore it, or save the recipe again")
     if text is None:
         raise UserError(f"{path} is a safetensors file but no recipe: its metadata has no key 'tunescope'.")
     try:
         note = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} does not hold readable JSON under 'tunescope': save the recipe again.") from None
-    if not isinstance(note, dict) or not isinstance(note.get("made_with", {}), dict):
+    made = note.get("made_with", {}) if isinstance(note, dict) else None
+    if not isinstance(made, dict) or not isinstance(made.get("model") or {}, dict):
         raise UserError(f"{path} does not hold a recipe under 'tunescope': save the recipe again.")
     return {"made_with": {}, **note}, tensors
 
 
 def _entries(path: Path, note: dict[str, Any]) -> list[dict[str, Any]]:
     version, entries = note.get("version"), note.get("interventions")
-    if not isinstance(version, int) or version > VERSION:
+    if isinstance(version, bool) or not isinstance(version, int) or version > VERSION:
         raise UserError(
             f"{path} is a recipe of version {version}, and this Tunescope reads up to {VERSION}: update Tunescope."
         )
@@ -132,10 +134,40 @@ def _intervention(path: Path, place: int, entry: Any, tensors: dict[str, Tensor]
     prefix = f"{place}."
     names = [name for name in tensors if name.startswith(prefix)]
     own = {name.removeprefix(prefix): tensors.pop(name) for name in names}
-    one = kind_named(str(entry["kind"])).from_tensors(entry["settings"], own)
+    kind = kind_named(str(entry["kind"]))
+    try:
+        check_plain_settings(kind, entry["settings"])
+        one = kind.from_tensors(entry["settings"], own)
+        hash(one)
+    except _WRONG as error:
+        said = f"{type(error).__name__}: {str(error)[:120]}" if str(error) else type(error).__name__
+        raise UserError(
+            f"Intervention {place} of {path} ({kind.__name__}) has a setting of a wrong type ({said}): save the recipe "
+            "again."
+        ) from error
     if unused := sorted(set(own) - set(one.to_tensors()[1])):
         raise UserError(f"{path} holds a tensor {prefix}{unused[0]} that its {one.kind} does not use.")
     return one
+
+
+_WRONG = (
+    TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError, AssertionError, RuntimeError,
+    RecursionError,
+)  # fmt: skip
+"""What making an intervention of settings of a wrong type raises."""
+
+
+def check_plain_settings(kind: type[Intervention], settings: Mapping[str, Any]) -> None:
+    """Raise a TypeError where a setting that is a word, or true or false, is something else."""
+    hints = get_type_hints(kind)
+    for name, value in settings.items():
+        hint = hints.get(name)
+        if hint is bool and not isinstance(value, bool):
+            raise TypeError(f"{name} is {type(value).__name__}, not true or false")
+        if (hint is str or get_origin(hint) is Literal) and not isinstance(value, str):
+            raise TypeError(f"{name} is {type(value).__name__}, not a word")
+        if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} is {type(value).__name__}, not a whole number")
 
 
 def _check_identity(made_with: Mapping[str, Any], model: AdaptedModel, strict: bool) -> None:

@@ -3,9 +3,13 @@ died."""
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from workbench.errors import UserError
 from workbench.files import room_for_folder
@@ -21,17 +25,17 @@ class FolderLock:
     def _take(self, folder: Path) -> int:
         while True:
             with room_for_folder(folder):
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)  # no child inherits it
+            with room_for_folder(folder):
+                taken = lock_descriptor(descriptor, blocking=False)
+            if not taken:
+                holder = _holder(descriptor)
                 os.close(descriptor)
                 raise UserError(
                     f"Another process (id {holder}) is writing to {folder}; wait for it or choose another folder."
-                ) from error
+                )
             if self._is_still_there(descriptor):
-                os.truncate(descriptor, 0)
+                os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
                 return descriptor
             os.close(descriptor)
@@ -51,8 +55,11 @@ class FolderLock:
             with path.open("rb") as file:
                 if not file.read(1):  # made, and about to be locked
                     return False
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:  # there is none, it is held, or it cannot be asked
+                if not lock_descriptor(file.fileno(), blocking=False):
+                    time.sleep(0.01)  # it may be another that asks
+                    if not lock_descriptor(file.fileno(), blocking=False):
+                        return False
+        except OSError:  # there is none, or it cannot be asked
             return False
         return path.exists()
 
@@ -65,6 +72,19 @@ class FolderLock:
     def release(self) -> None:
         """Delete the lock file and let go; doing so twice is no error."""
         if self._descriptor >= 0:
-            self.path.unlink(missing_ok=True)
-            os.close(self._descriptor)
+            if sys.platform == "win32":  # where no open file can be deleted
+                os.close(self._descriptor)
+                with suppress(OSError):  # another has it already
+                    self.path.unlink(missing_ok=True)
+            else:
+                self.path.unlink(missing_ok=True)
+                os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _holder(descriptor: int) -> str:
+    """The process id in a lock file; Windows lets no other process read what is locked."""
+    try:
+        return os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+    except OSError:
+        return "unknown"

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from dashboards.plain_figures import without_fetching
 from dashboards.report.content import Content, Section
 from dashboards.report.glossary import meanings
 from workbench.tables import with_intervals
@@ -115,7 +116,7 @@ def _cell(tag: str, text: str, *, numeric: bool) -> str:
 
 def _figure(name: str, figure: go.Figure, place: str) -> str:
     title = figure.layout.title.text or _words(name)
-    figure.layout.images = []
+    without_fetching(figure, name)
     drawn = figure.to_html(
         include_plotlyjs=False, full_html=False, div_id=place, config={"displaylogo": False, "responsive": True}
     )

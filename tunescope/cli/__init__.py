@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -40,9 +42,15 @@ def run(arguments: list[str]) -> int:
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
         sys.stderr.write(f"Interrupted. {plain(_kept(error))}\n")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+            return 0
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        name = Path(str(error.filename or "")).name
+        sys.stderr.write(f"Error: {plain(name[:60])}…: {error.strerror}; give another name.\n")
+        return 1
     return result if isinstance(result, int) else 0
 
 

@@ -85,12 +85,22 @@ def verify_command(
     """
     from tunescope.cli.output import emit
     from workbench import runs
+    from workbench.errors import UserError
     from workbench.runs.places import place_of_run
 
     places = [place_of_run(name, home) for name in run] if run else [found.path for found in runs.list(home)]
-    found = [runs.verify(place) for place in places]
-    emit({"ok": all(one.ok for one in found), "runs": [_record(one) for one in found]}, as_json, _table(found))
-    if not all(one.ok for one in found):
+    found, unreadable = [], []
+    for place in places:
+        try:
+            found.append(runs.verify(place))
+        except UserError as error:
+            if run:
+                raise
+            unreadable.append({"run": str(place), "found": "unreadable", "file": str(error)})
+    ok = all(one.ok for one in found) and not unreadable
+    lines = [{"run": one["run"], "ok": False, "state": "unreadable", "problem": one["file"]} for one in unreadable]
+    emit({"ok": ok, "runs": [_record(one) for one in found] + lines}, as_json, _table(found) + unreadable)
+    if not ok:
         raise typer.Exit(1)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tunescope.experiments.strict import Strict, refusal, unknown
+from tunescope.experiments.strict import MOST_SEED, Strict, refusal, unknown
 
 Scalar = str | int | float | bool
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -18,7 +18,7 @@ class PairSpec(Strict):
     base: str | None = None
     tuned: str | None = None
     organism: str | None = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Of the organism."""
     variant: str | None = None
     """Another tuned model of the organism's base."""

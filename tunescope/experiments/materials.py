@@ -40,6 +40,8 @@ class Materials:
 
     def path(self, given: str) -> Path:
         """A path of the YAML file."""
+        if "\0" in given or any(len(part.encode(errors="replace")) > 255 for part in Path(given).parts):
+            raise UserError(f"{given[:40]!r}… can be no file's name: check the path.")
         return self.folder / Path(given).expanduser()
 
     def pair(self, spec: PairSpec) -> ModelPair:
@@ -158,10 +160,12 @@ def files_named(experiments: Iterable[Experiment]) -> list[str]:
 
 
 def file_hash(path: Path) -> str:
-    """Sha256 of a file's bytes, or of all files of a folder with their names."""
+    """Sha256 of a file's bytes, or of the files of a dictionary's folder (``cfg.json`` and its weights) by name."""
     if not path.exists():
         raise UserError(f"There is no file {path}, which the experiment names: check the path.")
-    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    if not path.is_file() and not (path / "cfg.json").is_file():
+        raise UserError(f"{path} is no file: give the file itself, or a dictionary's folder, which has a cfg.json.")
+    files = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file())
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

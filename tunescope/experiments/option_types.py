@@ -11,7 +11,7 @@ from tunescope.experiments.head_groups import heads_by_place, parts, place
 from tunescope.experiments.inline import Labels, Layer, Positions
 from tunescope.experiments.inputs import Scalar
 from tunescope.experiments.key_kinds import FILE, PROMPTS
-from tunescope.experiments.strict import refusal
+from tunescope.experiments.strict import MOST, MOST_DRAWS, refusal
 from workbench.errors import UserError
 from workbench.method_options import Option, OptionKind
 
@@ -68,7 +68,8 @@ def annotation_of(option: Option) -> Any:
 
 def _limited(option: Option) -> Any:
     """The type with the option's range; a list holds at least one value."""
-    limits = Field(ge=option.minimum, le=option.maximum)
+    most = None if option.kind == "number" else MOST_DRAWS if option.name == "controls" else MOST
+    limits = Field(ge=option.minimum, le=most if option.maximum is None else option.maximum)
     match option.kind:
         case "integer":
             return Annotated[int, limits]

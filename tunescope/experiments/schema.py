@@ -11,10 +11,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from tunescope.experiments.inline import RecipeSpec
 from tunescope.experiments.inputs import PairSpec, PromptSet
 from tunescope.experiments.steps import AnyStep
-from tunescope.experiments.strict import Strict, explained, refusal
+from tunescope.experiments.strict import MOST_SEED, Strict, explained, refusal
 from tunescope.experiments.yaml_text import read_yaml, write_yaml
 from workbench.errors import UserError
-from workbench.files import write_text
+from workbench.files import is_file, write_text
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,59}$"
 
@@ -29,7 +29,7 @@ class Experiment(Strict):
     name: str = Field(pattern=_NAME)
     about: str = ""
     """A sentence for the report."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Of splits, draws and intervals; a step may have its own."""
     pair: PairSpec
     prompts: dict[str, PromptSet] = Field(default={})
@@ -73,7 +73,7 @@ class Experiment(Strict):
     def load(cls, path: str | Path) -> Experiment:
         """Read a YAML file. Raises :class:`UserError` naming the file, the key and what is wrong."""
         file = Path(path)
-        if not file.is_file():
+        if not is_file(file):
             raise UserError(f"There is no file {file}: give the experiment's .yaml file.")
         try:
             text = file.read_text(encoding="utf-8")

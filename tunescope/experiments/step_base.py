@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from tunescope.experiments.inputs import PairSpec
 from tunescope.experiments.key_kinds import PromptsName
-from tunescope.experiments.strict import Strict
+from tunescope.experiments.strict import MOST_SEED, Strict
 
 
 class Step(Strict):
@@ -19,7 +21,7 @@ class Step(Strict):
 
     prompts: PromptsName | None = None
     """The name of a set of prompts; left out: the first."""
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
     """Of splits, draws and intervals; left out: the experiment's."""
     pair: PairSpec | None = None
     """Other models for this step; left out: the experiment's. Splits are then those of this organism."""

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from tunescope.experiments import steps
-from tunescope.experiments.strict import refusal, unknown
+from tunescope.experiments.strict import MOST, MOST_DRAWS, refusal, unknown
 
 _NEVER = ("seed", "progress", "responses", "refusal", "controls_on", "thresholds", "neutral")
 """What no plain value can give, or what a step has a key for."""
@@ -24,6 +24,19 @@ def check_options(step: Any, place: tuple[Any, ...]) -> None:
     for key in step.options:
         if key not in known:
             raise refusal(unknown(f"option {key!r}", key, known), *place, "options", key)
+    _check_bounds(step, place)
+
+
+def _check_bounds(step: Any, place: tuple[Any, ...]) -> None:
+    """Numbers that would be work without end are refused before it begins."""
+    for key, value in step.options.items():
+        most = MOST_DRAWS if key == "controls" else MOST
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > most:
+            raise refusal(f"{_in_short(value)} is more than {most}; give fewer.", *place, "options", key)
+
+
+def _in_short(value: int) -> str:
+    return str(value) if abs(value) < 10**20 else "this number"
 
 
 def _arguments(step: Any) -> list[str]:

@@ -11,7 +11,7 @@ from tunescope.experiments.inline import Layer, Positions, ResultRef
 from tunescope.experiments.key_kinds import PromptsName, RecipeName
 from tunescope.experiments.method_steps import PREFIX, MethodStep, load_step, probe_named, probe_of_function
 from tunescope.experiments.step_base import Step
-from tunescope.experiments.strict import misplaced, placed, refusal, unknown
+from tunescope.experiments.strict import MOST, MOST_DRAWS, misplaced, placed, refusal, unknown
 from workbench.method_index import index
 
 MIN_DRAWS = 10
@@ -33,7 +33,7 @@ class Record(Step):
     sites: list[str] = Field(default=["resid_post"])
     layers: list[Layer] | None = None
     positions: Positions = "last"
-    new_tokens: int = Field(default=0, ge=0)
+    new_tokens: int = Field(default=0, ge=0, le=MOST)
 
 
 class Compare(Step):
@@ -50,7 +50,7 @@ def _enough(draws: int) -> int:
     return draws
 
 
-Draws = Annotated[int, Field(ge=0), AfterValidator(_enough)]
+Draws = Annotated[int, Field(ge=0, le=MOST_DRAWS), AfterValidator(_enough)]
 """Random draws matched to every recipe; 0: none."""
 
 
@@ -73,7 +73,7 @@ class Generate(Step):
     recipes: list[RecipeName] = Field(default=[])
     strengths: list[float] = Field(default=[1.0], min_length=1)
     on: Literal["base", "tuned"] = "tuned"
-    max_new_tokens: int = Field(default=32, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1, le=MOST)
     begins: Begins | None = None
     """Also the share of answers that begin with this text, signs and spaces included."""
 
@@ -110,7 +110,7 @@ class Scope(Step):
     changed: Literal["next_token", "text", "refusal"] = "next_token"
     """What a change is: another next token, another greedy text, or a refusal where there was none (or none now)."""
     controls: Draws = MIN_DRAWS
-    max_new_tokens: int = Field(default=32, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1, le=MOST)
 
 
 class Parts(Step):

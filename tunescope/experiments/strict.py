@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from workbench.errors import UserError
+
+MOST = 100_000
+"""The largest count (steps, tokens, cells) that an experiment may ask for."""
+MOST_DRAWS = 10_000
+"""The largest number of random draws."""
+MOST_SEED = 2**63 - 1
 
 
 class Strict(BaseModel):
@@ -28,6 +34,10 @@ class Strict(BaseModel):
             for key in given:
                 if key not in known and key not in cls.model_fields:
                     raise refusal(unknown(f"key {str(key)!r}", str(key), known), key)
+            for name, field in cls.model_fields.items():
+                value = given.get(field.alias or name, given.get(name))
+                if _truths(value) and not _takes_truth(field.annotation):
+                    raise refusal("is true or false, where a number or text belongs.", field.alias or name)
         return given
 
     @model_serializer(mode="wrap")
@@ -37,6 +47,20 @@ class Strict(BaseModel):
     def plain(self) -> Any:
         """As plain YAML values, without what is at its default."""
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def _truths(value: Any) -> bool:
+    """Whether ``value`` is true or false, or a list that holds one of them."""
+    return isinstance(value, bool) or (isinstance(value, list) and any(isinstance(one, bool) for one in value))
+
+
+def _takes_truth(annotation: Any) -> bool:
+    """Whether a field of this type may be true or false; Python counts them as the numbers 1 and 0."""
+    parts = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    if annotation in (bool, Any) or any(isinstance(part, bool) for part in parts):
+        return True
+    numbers = annotation in (int, float, str)
+    return not numbers and (not parts or any(_takes_truth(part) for part in parts if part is not type(None)))
 
 
 def unknown(what: str, given: str, known: Sequence[str]) -> str:

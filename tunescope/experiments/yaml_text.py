@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -10,15 +11,22 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from workbench.errors import UserError
+from workbench.strict_json import BadJson, check_text
 
+_INT = re.compile(r"[-+]?[0-9]+$")
 _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$")
 
 
 _BREAKS = frozenset("\x85\u2028\u2029")
 
 
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+_ALIASED = 10
+"""How many times larger than the file's own nodes the values may become through aliases, beyond the first 10,000."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of booleans and numbers: ``off`` is a word, ``1e-3`` a number."""
+    """YAML 1.2's idea of booleans and numbers: ``off`` and ``1:30`` are words, ``010`` is ten, ``1e-3`` a number."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -45,10 +53,11 @@ class _Dumper(yaml.SafeDumper):
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     """PyYAML's own, with other booleans and floats."""
     kept: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-    changed = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+    changed = {f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp")}
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items():
         kept[first] = [rule for rule in rules if rule[0] not in changed]
     _add(kept, "tag:yaml.org,2002:bool", re.compile(r"(true|True|false|False)$"), "tTfF")
+    _add(kept, "tag:yaml.org,2002:int", _INT, "-+0123456789")
     _add(kept, "tag:yaml.org,2002:float", _FLOAT, "-+.0123456789")
     return kept
 
@@ -76,13 +85,68 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return found
 
 
+def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    digits = str(loader.construct_scalar(node))
+    if not _INT.match(digits) or len(digits) > _DIGITS:
+        raise ConstructorError(None, None, f"{digits[:20]!r} is no whole number of at most 300 digits", node.start_mark)
+    return int(digits)
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    digits = str(loader.construct_scalar(node))
+    number = float(digits) if _FLOAT.match(digits) else math.inf
+    if not math.isfinite(number):
+        raise ConstructorError(None, None, f"{digits[:20]!r} is no finite number", node.start_mark)
+    return number
+
+
+_DIGITS = 300
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.removeprefix("tag:yaml.org,2002:") in _PLAIN
+}
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
+def _values(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        own: dict[int, int] = {}
+        if _size(node, own, set()) > _ALIASED * len(own) + 10_000:
+            raise ConstructorError(None, None, "its aliases (*name) repeat too much; write it out", node.start_mark)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
+    """How many values ``node`` becomes once every alias is followed; ``known``: of each node, counted once."""
+    if id(node) in above:
+        raise ConstructorError(None, None, "an alias (*name) stands inside of what it names", node.start_mark)
+    if id(node) not in known:
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                check_text(node.value)
+            except BadJson as error:
+                raise ConstructorError(None, None, str(error), node.start_mark) from error
+            below: list[yaml.Node] = []
+        else:
+            below = [one for entry in node.value for one in (entry if isinstance(entry, tuple) else (entry,))]
+        inside = {*above, id(node)} if below else above
+        known[id(node)] = 1 + sum(_size(one, known, inside) for one in below)
+    return known[id(node)]
 
 
 def read_yaml(text: str, name: str) -> Any:
     """The values in ``text``. Raises :class:`UserError` naming ``name``, the line and what is wrong."""
     try:
-        return yaml.load(text, _Loader)
+        return _values(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""

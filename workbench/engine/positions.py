@@ -38,6 +38,7 @@ TokenRule = Callable[[Tensor], Tensor]
 PositionSpec = str | int | slice | Sequence[int] | TokenRule
 
 _NAMED = ("all", "content", "first", "last", "prompt", "generated")
+_FARTHEST = 10**12
 _NUMBER = re.compile(r"-?\d+")
 _WINDOW = re.compile(r"(prompt|generated)\[(-?\d*)(:)?(-?\d*)\]")
 
@@ -55,6 +56,10 @@ class Where:
 
     def __post_init__(self) -> None:
         check_positions(self.at)
+        if self.tokens is not None and not all(_is_index(one) for one in self.tokens):
+            raise UserError("Positions: tokens are token ids, whole numbers.")
+        if self.rows is not None and not all(isinstance(one, bool) for one in self.rows):
+            raise UserError("Positions: rows are true or false, one for each prompt.")
         if self.exclude is not None:
             check_positions(self.exclude)
 
@@ -125,8 +130,27 @@ def select(positions: PositionSpec | Where, ctx: ForwardContext) -> Selection:
     return Selection(everything=False, nothing=False, mask=mask & ctx.real)
 
 
+def _is_index(number: Any) -> bool:
+    """Whether ``number`` can be the number of a token or of a position."""
+    return isinstance(number, int) and not isinstance(number, bool) and abs(number) < _FARTHEST
+
+
+def _check_far(numbers: Sequence[Any]) -> None:
+    for number in numbers:
+        if isinstance(number, int) and abs(number) >= _FARTHEST:
+            raise UserError("Positions hold a number that is larger than any text is long.")
+
+
 def check_positions(spec: Any) -> None:
     """Raise :class:`UserError` when ``spec`` is not in the language."""
+    if isinstance(spec, str) and re.search(r"\d{13}", spec):
+        raise UserError(f"Positions {spec[:40]!r} hold a number that is larger than any text is long.")
+    if isinstance(spec, int):
+        _check_far([spec])
+    elif isinstance(spec, slice):
+        _check_far([spec.start, spec.stop])
+    elif isinstance(spec, Sequence) and not isinstance(spec, str):
+        _check_far(spec)
     if isinstance(spec, str):
         for term in _terms(spec)[0] + _terms(spec)[1]:
             if term not in _NAMED and not _WINDOW.fullmatch(term) and not _NUMBER.fullmatch(term):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from workbench.bounded import matching
 from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints
 from workbench.models.adapter_fit import check_fit
@@ -50,6 +52,7 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
             "or load the base afresh."
         )
     name = base_name or str(getattr(hf, "name_or_path", "") or type(hf).__name__)
+    _check_patterns(source, hf)
     check_fit(source, hf, name)
     own = _stored_base_weights(source, hf)
     try:
@@ -61,7 +64,7 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
                 peft_model = PeftModel.from_pretrained(
                     hf, str(source.local()), ADAPTER_NAME, torch_device=str(hf.device)
                 )
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         detach_adapters(hf)
         raise UserError(f"PEFT cannot put {source.name} on {name}: {_gist(error)}") from error
     for warning in caught:
@@ -96,6 +99,25 @@ def _tensor_at(hf: Any, path: str) -> Tensor | None:
         return getattr(hf.get_submodule(module), name, None)
     except AttributeError:
         return None
+
+
+_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "target_parameters")
+_PLAIN_NAME = re.compile(r"[\w.\-]*")
+
+
+def _check_patterns(source: Source, hf: Any) -> None:
+    """Refuse an adapter whose regular expressions do not come to an end on the names of this model's modules."""
+    given = [source.config.get(name) for name in _PATTERNS]
+    given += [
+        list(found) for name in ("rank_pattern", "alpha_pattern") if isinstance(found := source.config.get(name), dict)
+    ]
+    texts = [text for one in given for text in (one if isinstance(one, list) else [one]) if isinstance(text, str)]
+    patterns = [text for text in texts if not _PLAIN_NAME.fullmatch(text)]
+    if patterns and matching(patterns, [name for name, _ in hf.named_modules()]) != "fine":
+        raise UserError(
+            f"{source.name} names its modules by a regular expression ({patterns[0][:60]!r}) that does not come to an "
+            "end: write the names in adapter_config.json, or use another adapter."
+        )
 
 
 def _attach_offloaded(hf: Any, source: Source) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.models import checkpoints, gguf_files
@@ -17,6 +18,8 @@ DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
     "bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float64": torch.float64,
 }  # fmt: skip
+WRONG_TYPES = (TypeError, AttributeError, KeyError, IndexError, ArithmeticError, StrictDataclassError)
+"""What transformers raises for a config.json whose fields are of a wrong type."""
 DeviceMap = str | Mapping[str, Any]
 
 
@@ -57,6 +60,8 @@ def quantization(config: Any) -> str | None:
     if details is None:
         return None
     if not isinstance(details, Mapping):
+        if not hasattr(details, "to_dict"):
+            raise UserError("quantization_config in config.json is no object: save the model again.")
         details = details.to_dict()
     method = details.get("quant_method") or "unknown method"
     if gguf_files.STORED_AS in details:
@@ -109,7 +114,10 @@ def _shape_alone(source: Source, dtype: str | torch.dtype) -> Any:
     """The modules of ``source`` without their weights, of which none are downloaded or read."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(source.local(weights=False), **source.reading)
+    try:
+        config = AutoConfig.from_pretrained(source.local(weights=False), **source.reading)
+    except WRONG_TYPES as error:
+        raise UserError(f"The config of {source.name} cannot be read: {_first_line(error)}") from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, dtype=_dtype_of(config, dtype), trust_remote_code=source.trust_remote_code
@@ -147,8 +155,7 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
     except ImportError as error:
         how = quantization(source.config)
         raise UserError(f"{source.name} ({how or 'as stored'}) needs a package that is absent: {error}") from error
-    except (ValueError, RuntimeError, OSError) as error:
-        _check_stored(source, folder)
+    except (ValueError, RuntimeError, OSError, *WRONG_TYPES) as error:
         raise UserError(f"transformers could not load {source.name}: {_first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         _check_stored(source, folder)
@@ -238,7 +245,7 @@ def _read_tokenizer(folder: Path, reading: Mapping[str, Any]) -> Any:
         checkpoints.read_json(file)
     try:
         return AutoTokenizer.from_pretrained(folder, **reading)
-    except (ValueError, OSError, ImportError, KeyError) as error:
+    except (ValueError, OSError, ImportError, *WRONG_TYPES) as error:
         raise NotSupported(f"The tokenizer in {folder} cannot be read: {_first_line(error)}") from error
     except Exception as error:
         if type(error) is not Exception or not file.is_file():

@@ -17,7 +17,7 @@ from workbench.models.adapted import AdaptedModel, Role
 from workbench.models.adapter_fit import name_notes
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
-from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer, quantization
+from workbench.models.loading import WRONG_TYPES, brings_tokenizer, load_model, load_tokenizer, quantization
 from workbench.models.origin import origin_of
 from workbench.models.sources import Kind, Source, describe
 from workbench.models.token_rows import embedding_rows, readable_padding, unreadable_tokens
@@ -179,8 +179,9 @@ def _check_loadable_together(base: Source, tuned: Source) -> None:
         else:
             try:
                 configs.append(AutoConfig.from_pretrained(source.local(weights=False), **source.reading))
-            except (ValueError, KeyError, OSError) as error:
-                raise UserError(f"The config of {source.name} cannot be read: {str(error).splitlines()[0]}") from error
+            except (ValueError, OSError, *WRONG_TYPES) as error:
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UserError(f"The config of {source.name} cannot be read: {said}") from error
     check_same_shape(*configs)
 
 

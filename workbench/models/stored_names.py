@@ -12,7 +12,7 @@ import torch
 
 from workbench.errors import UserError
 from workbench.models.adapters import base_tensors
-from workbench.models.loading import load_model, quantization
+from workbench.models.loading import WRONG_TYPES, load_model, quantization
 from workbench.models.sources import Source
 from workbench.typing import Tensor
 
@@ -48,7 +48,7 @@ class LoadPlan:
         """The model without its weights; None where transformers cannot make it."""
         try:
             return load_model(self._source, device="meta")
-        except (UserError, ValueError, KeyError, OSError, ImportError):
+        except (UserError, ValueError, OSError, ImportError, *WRONG_TYPES):
             return None
 
     @cached_property

@@ -147,9 +147,9 @@ class Prompts(Sequence[Prompt]):
 
     @property
     def cluster_names(self) -> list[str | None]:
-        """What each row is drawn with: its group; without one, the rows that give the model (nearly) the same to read; None: it
-        stands alone. A prompt that stands there twice, also with other case, spaces or punctuation, says the same
-        thing twice, which is no second observation.
+        """What each row is drawn with: its group; without one, the rows that give the model (nearly) the same to
+        read; None: it stands alone. A prompt that stands there twice, also with other case, spaces or punctuation, says
+        the same thing twice, which is no second observation.
         """
         first: dict[str, int] = {}
         keys = [row.said if row.group is None else None for row in self._rows]

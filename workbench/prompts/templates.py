@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
 
+from workbench.bounded import Verdict, rendering
 from workbench.errors import UserError
 from workbench.prompts.row import Message, Prompt
 
 _OPENINGS: weakref.WeakKeyDictionary[Any, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
 """tokenizer -> (its size then, its special tokens' texts)."""
 # what a template may raise beside its own errors: it is a program of the model's authors, run on the turns
-_RAISED = (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+_RAISED = (
+    TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
+_SAMPLE = [{"role": "user", "content": "The quick brown fox."}]
 
 
 def has_template(tokenizer: Any) -> bool:
@@ -53,6 +58,7 @@ def chat_text(turns: tuple[Message, ...], tokenizer: Any) -> str:
             "It is chat messages, and this tokenizer has no chat template; "
             "give plain prompts, or a model with a chat template."
         )
+    _check_template(tokenizer)
     continued = turns[-1]["role"] == "assistant"
     try:
         text: str = tokenizer.apply_chat_template(
@@ -62,7 +68,7 @@ def chat_text(turns: tuple[Message, ...], tokenizer: Any) -> str:
             continue_final_message=continued,
         )
     except _RAISED as error:
-        raise UserError(f"The chat template refuses its messages: {error}") from error
+        raise UserError(f"The chat template refuses its messages: {str(error) or type(error).__name__}") from error
     for turn in turns:
         told = turn["content"]
         if turn["role"] == "system" and isinstance(told, str) and told.strip() not in text:
@@ -70,6 +76,21 @@ def chat_text(turns: tuple[Message, ...], tokenizer: Any) -> str:
                 "The chat template leaves the system turn out; put its text into the first user turn instead."
             )
     return text
+
+
+def _check_template(tokenizer: Any) -> None:
+    """Refuse a template that has no end, or fills the memory, on one short message."""
+    template = tokenizer.chat_template
+    for text in template.values() if isinstance(template, dict) else [template]:
+        verdict = _verdict(str(text), str(tokenizer.bos_token or ""), str(tokenizer.eos_token or ""))
+        if verdict != "fine":
+            raise UserError(f"The chat template is {verdict} on one short message; use another tokenizer (tokenizer=).")
+
+
+@lru_cache(maxsize=64)
+def _verdict(template: str, bos: str, eos: str) -> Verdict:
+    values = {"messages": _SAMPLE, "add_generation_prompt": True, "bos_token": bos, "eos_token": eos}
+    return rendering(template, values, most=10**6)
 
 
 def _openings(tokenizer: Any) -> tuple[str, ...]:

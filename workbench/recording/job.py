@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from workbench.engine.positions import where as where_
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
 from workbench.progress import Progress
@@ -23,6 +24,8 @@ from workbench.runs.folder import Run
 from workbench.typing import Bool
 
 ACTIVATIONS = "activations"
+_CHUNK = 2**20
+"""How many numbers of each model are widened to float64 at once (8 MiB)."""
 _PROMPTS = "prompts/prompts.jsonl"
 
 
@@ -61,6 +64,9 @@ def record_run(  # noqa: PLR0913 (the options of the command)
     wrong, and when ``out`` holds another recording.
     """
     rows = Prompts.load(prompts) if isinstance(prompts, str | Path) else Prompts.of(prompts)
+    where_(positions)
+    if new_tokens < 0:
+        raise UserError(f"new_tokens is {new_tokens}; give 0 or more.")
     pair = load_pair(base, tuned, device=device, dtype=dtype, **(flags or {}))
     pair.base.expand(sites, layers)
     config = {
@@ -131,17 +137,36 @@ def _difference(recording: Recording, site: str, averaged: Bool[np.ndarray, " ro
         distance = float((moved.variance * (moved.count - 1) / moved.count + moved.mean**2).sum() ** 0.5)
         norm = float((base.variance * (base.count - 1) / base.count + base.mean**2).sum() ** 0.5)
     else:
-        base_rows = torch.as_tensor(recording["base"][site][:]).flatten(1).double()
-        change = torch.as_tensor(recording["tuned"][site][:]).flatten(1).double() - base_rows
-        finite = torch.isfinite(change).all(1)
-        if averaged is not None:
-            finite &= torch.from_numpy(averaged)
-        change, base_rows = change[finite], base_rows[finite]
-        shift = float(change.mean(0).norm())
-        distance = float(change.pow(2).sum(1).mean().sqrt())
-        norm = float(base_rows.pow(2).sum(1).mean().sqrt())
+        shift, distance, norm = _streamed(recording["base"][site], recording["tuned"][site], averaged)
     relative = distance / norm if norm > 0 else float("nan")
     return {"mean_shift": shift, "mean_distance": distance, "base_norm": norm, "relative": relative}
+
+
+def _streamed(base: Any, tuned: Any, averaged: Bool[np.ndarray, " row"] | None) -> tuple[float, float, float]:
+    """Norm of the mean difference, root mean square of the difference and of the base, a few rows at a time.
+
+    ``averaged``: the rows that count; None: all.
+    """
+    width = max(1, int(torch.Size(base.shape[1:]).numel()))
+    rows = max(1, _CHUNK // width)
+    total = torch.zeros(width, dtype=torch.float64)
+    moved = squares = 0.0
+    count = 0
+    for start in range(0, len(base), rows):
+        before = torch.as_tensor(base[start : start + rows]).flatten(1).double()
+        change = torch.as_tensor(tuned[start : start + rows]).flatten(1).double() - before
+        finite = torch.isfinite(change).all(1)
+        if averaged is not None:
+            finite &= torch.from_numpy(averaged[start : start + rows])
+        if not bool(finite.all()):
+            change, before = change[finite], before[finite]
+        total += change.sum(0).cpu()
+        moved += float(change.square().sum())
+        squares += float(before.square().sum())
+        count += len(change)
+    if not count:
+        return float("nan"), float("nan"), float("nan")
+    return float((total / count).norm()), (moved / count) ** 0.5, (squares / count) ** 0.5
 
 
 def describe_pair(pair: ModelPair) -> dict[str, Any]:

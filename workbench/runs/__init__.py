@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from workbench.lazy import lazy
 
 if TYPE_CHECKING:
+    from workbench.runs.beginning import begun as begun
     from workbench.runs.checking import Verification as Verification
     from workbench.runs.checking import verify_run as verify
     from workbench.runs.folder import Run as Run
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
     from workbench.runs.listing import list_runs as list
     from workbench.runs.places import default_home as default_home
 
-__all__ = ["Run", "RunSummary", "Verification", "create", "create_at", "default_home", "list", "open", "verify"]
+__all__ = [
+    "Run",
+    "RunSummary",
+    "Verification",
+    "begun",
+    "create",
+    "create_at",
+    "default_home",
+    "list",
+    "open",
+    "verify",
+]
 
 __getattr__ = lazy(
     __name__,
@@ -29,6 +41,7 @@ __getattr__ = lazy(
         "Run": "folder",
         "RunSummary": "listing",
         "Verification": "checking",
+        "begun": "beginning",
         "create": "folder:create_run",
         "create_at": "folder:create_run_at",
         "default_home": "places",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workbench.cards import counted
 from workbench.files import PARTIAL
-from workbench.runs.manifest import MANIFEST, State, file_names, hash_file, read_manifest
+from workbench.runs.manifest import MANIFEST, FileEntry, State, file_names, hash_file, read_manifest
 from workbench.runs.places import inside
 
 
@@ -41,6 +41,14 @@ class Verification:
         return f"{self.path}: {'; '.join(state + found)}."
 
 
+def _is(file: Path, entry: FileEntry) -> bool:
+    """Whether a file has the bytes it should; one that cannot be read has not."""
+    try:
+        return file.stat().st_size == entry.size and hash_file(file) == entry
+    except OSError:
+        return False
+
+
 def verify_run(path: str | Path) -> Verification:
     """Hash every file of the run again and name each that is missing, changed or foreign."""
     folder = Path(path)
@@ -50,7 +58,7 @@ def verify_run(path: str | Path) -> Verification:
         file = inside(folder, name)
         if file.is_symlink() or not file.is_file():
             missing.append(name)
-        elif file.stat().st_size != entry.size or hash_file(file) != entry:
+        elif not _is(file, entry):
             changed.append(name)
     partial = [found.relative_to(folder).as_posix() for found in folder.rglob(f"{PARTIAL}*")]
     there = [name for name in (*file_names(folder), *partial) if name != MANIFEST]

@@ -42,8 +42,11 @@ def list_runs(home: str | Path | None = None) -> list[RunSummary]:
 
 
 def _summary(home: Path, folder: Path) -> RunSummary:
-    name = folder.relative_to(home).as_posix()
-    modified = datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime, UTC)
+    name = folder.relative_to(home).as_posix().encode("utf-8", errors="replace").decode("utf-8")
+    try:
+        modified = datetime.fromtimestamp((folder / MANIFEST).lstat().st_mtime, UTC)
+    except (OSError, OverflowError, ValueError) as error:  # deleted meanwhile, or a time that no calendar has
+        return RunSummary(name, folder, "?", "unreadable", 0, datetime.fromtimestamp(0, UTC), str(error))
     try:
         manifest = read_manifest(folder)
     except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,20 +53,32 @@ def read_manifest(folder: Path) -> Manifest:
     A run that a killed process left running is interrupted.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{folder} is no run: it has no {MANIFEST}; give a folder that a Tunescope command wrote.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); restore it, or remove its folder."
+        ) from error
+    except RecursionError as error:
+        raise UserError(
+            f"{path} is damaged (nested too deeply); restore it or run again into another folder."
+        ) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it or run again into another folder.") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise UserError(
             f"{folder} was written by a newer Tunescope (schema {schema}; this one reads up to {SCHEMA}); "
-            "update with  pip install -U tunescope."
+            "update your checkout of Tunescope."
         )
     try:
         found = Manifest.model_validate(raw)
+    except RecursionError as error:
+        raise UserError(
+            f"{path} is damaged (nested too deeply); restore it or run again into another folder."
+        ) from error
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its top level"
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from tests.workbench.recording.test_damage import deleted, emptied, flipped
@@ -77,3 +78,17 @@ def test_tables_of_a_damaged_run_are_not_read(whole: Path, tmp_path: Path) -> No
     flipped(copy / "difference.parquet")
     with pytest.raises(UserError, match=r"difference\.parquet is not the file that the run ended with"):
         runs.open(copy).read_table("difference")
+
+
+def test_the_summary_is_streamed_and_equals_that_of_all_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.recording import job
+
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn((50, 3, 4), generator=generator)
+    tuned = base + 0.1 * torch.randn((50, 3, 4), generator=generator)
+    base[7, 0, 0] = torch.nan
+    kept = [row for row in range(50) if row != 7]
+    wide, change = base[kept].flatten(1).double(), (tuned[kept].double() - base[kept].double()).flatten(1)
+    wanted = (change.mean(0).norm(), change.square().sum(1).mean().sqrt(), wide.square().sum(1).mean().sqrt())
+    monkeypatch.setattr(job, "_CHUNK", 40)
+    assert torch.allclose(torch.tensor(job._streamed(base, tuned)), torch.stack(wanted).float(), rtol=1e-6)

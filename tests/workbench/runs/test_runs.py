@@ -311,3 +311,18 @@ def test_a_run_that_was_moved_while_it_was_written_is_a_sentence_and_does_not_co
     with pytest.raises(UserError, match="moved or deleted while it was written"), run:
         run.path.rename(tmp_path / "there")
     assert not (tmp_path / "here").exists() and (tmp_path / "there" / "run.json").is_file()
+
+
+def test_one_bad_run_hides_no_other(tmp_path: Path) -> None:
+    runs.create(tmp_path, "good", kind="record", config={}).finish()
+    for name in ("link", "deep", "digits", "folder"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link" / "run.json").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "deep" / "run.json").write_text("[" * 200_000)
+    (tmp_path / "digits" / "run.json").write_text("9" * 5000)
+    strange = os.fsencode(tmp_path) + b"/\xff\xfe"
+    Path(os.fsdecode(strange)).mkdir()
+    Path(os.fsdecode(strange + b"/run.json")).write_text("{}")
+    found = {run.name: run.state for run in runs.list(tmp_path)}
+    assert found.pop("good") == "complete" and set(found.values()) == {"unreadable"} and len(found) == 4
+    assert all(name.encode("utf-8") for name in found)

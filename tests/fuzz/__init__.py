@@ -1,0 +1,1 @@
+"""Hostile and damaged files: one sentence or taken, never a traceback, never half a file."""
