@@ -93,7 +93,7 @@ def where_in_weights(look: Look, progress: Progress) -> None:
     found = probes.weight_delta(look.pair, progress=progress)
     look.results["weights"] = found
     top = found.layers.sort_values("relative", ascending=False).head(3) if "relative" in found.layers else None
-    places = "" if top is None else f"; most in layers {', '.join(str(int(layer)) for layer in top['layer'])}"
+    places = "" if top is None else f"; most in layers {', '.join(map(str, top['layer'].tolist()))}"
     look.tell("Where?", f"weights: {len(found.frame())} matrices compared{places}.")
 
 
