@@ -18,6 +18,8 @@ endif
 demo: $(VENV)/.installed
 	$(BIN)/tunescope demo
 
+# Every core, a file at a time; slow tests and the real model are behind PYTEST=--runslow.
+PYTEST ?= -n auto --dist loadfile
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST)
 
