@@ -101,8 +101,10 @@ steer.__doc__ = f"{steer.__doc__}\n\n\b{EXAMPLE}"
 
 def _reads(sides: Mapping[str, AdaptedModel], row: Prompt) -> dict[str, Any]:
     """The text and token ids that the model reads; by side where the sides' chat templates differ."""
-    found = {name: one.reads([row])[["text", "input_ids"]].to_dict("records")[0] for name, one in sides.items()}
-    first = next(iter(found.values()))
+    found: dict[str, Any] = {
+        name: one.reads([row])[["text", "input_ids"]].to_dict("records")[0] for name, one in sides.items()
+    }
+    first: dict[str, Any] = next(iter(found.values()))
     return first if all(one == first for one in found.values()) else found
 
 
