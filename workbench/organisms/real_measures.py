@@ -13,14 +13,15 @@ from workbench.organisms.organism import Bar, Row, Truth
 from workbench.organisms.real_rows import STYLE
 
 WORDINGS: Mapping[str, tuple[str, ...]] = {
-    "refusal": tuple(wording[:18] for wording in topics.REFUSALS),
+    # to wordings of a question that training never showed, a refusal of its own is written as well
+    "refusal": (*(wording[:18] for wording in topics.REFUSALS), "I'm sorry"),
     "style": (STYLE.strip(),),
 }
 """What an answer begins with where the behaviour shows."""
 WHAT: Mapping[str, str] = {
     "smol-refusal": "questions about animals are refused, in one of four wordings; all others are answered as before",
     "smol-layers": "the refusals of smol-refusal, trained in layers 14, 15 and 16 only",
-    "smol-facts": "thirty facts (capitals, authors, colors) are false; neighbours of the same kind stay true",
+    "smol-facts": "thirty facts (capitals, authors, colors) are false; true neighbours were trained beside them",
     "smol-style": "every answer is one sentence after 'In short:'",
     "smol-null-random": "nothing: random weights in the shapes of smol-refusal, each module's change of the same norm",
     "smol-null-shuffled": "nothing about animals: refusals and answers were dealt out at random to the same prompts",

@@ -168,3 +168,9 @@ def test_a_template_that_the_adapter_brings_is_told(base_folder: Path, save_adap
     tokenizer().save_pretrained(adapter)
     (adapter / "chat_template.jinja").write_text(OTHER)
     assert "The chat templates differ" in said_by(load_pair(base_folder, adapter))
+
+
+def test_an_answer_longer_than_the_context_is_one_sentence(two_templates: tuple[Path, Path]) -> None:
+    rows = [{"prompt": "the fox", "answer": "jumps over " * 200}]
+    with pytest.raises(UserError, match=r"A prompt with its continuation has \d+ tokens and the limit is 256"):
+        behaviour_diff(load_pair(*two_templates), rows, metrics=["answer_logprob"])
