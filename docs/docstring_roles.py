@@ -17,4 +17,4 @@ class DocstringRoles(griffe.Extension):
         """``:class:`Patching``` reads as ``Patching``; ``[prompt][strength]`` is no link."""
         if obj.docstring is not None:
             text = _ROLE.sub(r"`\1`", obj.docstring.value)
-            obj.docstring.value = text.replace("][", "] [")
+            obj.docstring.value = text.replace("][", "]\\[")

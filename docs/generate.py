@@ -38,7 +38,13 @@ def written_pages() -> None:
         target = OUT / path.relative_to(ROOT / "docs")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/RESULTS.md", "benchmarks/localization.md"):
+    for name in (
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "benchmarks/RESULTS.md",
+        "benchmarks/localization.md",
+    ):
         write(name, (ROOT / name).read_text(encoding="utf-8"))
     write("index.md", _site_links((ROOT / "README.md").read_text(encoding="utf-8")))
 
@@ -171,7 +177,7 @@ def _summaries() -> Iterator[str]:
 
 
 def _plain(doc: str) -> str:
-    return _cell(re.sub(r":\w+:`([^`]+)`", r"`\1`", doc.split("\n\n")[0])).replace("][", "] [")
+    return _cell(re.sub(r":\w+:`([^`]+)`", r"`\1`", doc.split("\n\n")[0])).replace("][", "]\\[")
 
 
 def main() -> None:
