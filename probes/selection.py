@@ -238,7 +238,7 @@ def _how_many(total: int, asked_for: int | None) -> int:
     count = asked_for or max(1, round(0.1 * total))
     if count > total // 2:
         raise UserError(
-            f"{count} chosen of the model's {total} heads leave too few others as a control: choose {total // 2} or fewer"
+            f"{count} chosen of the model's {total} heads leave too few as a control: choose {total // 2} or fewer"
             + ("; a selection needs a model of at least two heads." if total < 2 else ".")
         )
     return count

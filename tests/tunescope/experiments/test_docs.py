@@ -16,7 +16,7 @@ from tunescope.experiments.yaml_text import read_yaml
 from workbench import runs
 from workbench.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[4]
+ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs" / "experiments.md"
 FIRST, PART = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
 
