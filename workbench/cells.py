@@ -48,7 +48,7 @@ class Cell:
     """How many of a ranking, taken together."""
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Cell:
+    def of(cls, row: Mapping[Any, Any]) -> Cell:
         """The cell of a row of a result's table; what is missing there (NaN, None) is None here."""
         return cls(**{name: _plain(name, row[name]) for name in COLUMNS if name in row and _known(row[name])})
 
@@ -97,7 +97,7 @@ AXES = ("layer", "head", "expert")
 _WORDS = ("site", "module", "phase", "group", "desideratum", "model", "token")
 
 
-def label(row: Mapping[str, Any]) -> str:
+def label(row: Mapping[Any, Any]) -> str:
     """What a row of a result is about, as people write it."""
     return Cell.of(row).label
 

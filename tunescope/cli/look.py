@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,7 @@ def look(
     with progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
         found = Look(pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed)
-        run_steps(found, bar, lambda line: typer.echo(line, err=as_json))
+        run_steps(found, bar, lambda line: print_now(line, err=as_json))
     config = {
         "verb": "look", "base": base, "tuned": tuned, "prompts": None if prompts is None else str(prompts),
         "limit": limit, "seed": seed, **load_options({"device": device, "dtype": dtype}),
@@ -61,6 +62,13 @@ def look(
         typer.echo(f"Turn it:  {steer} --prompt '...'")
     typer.echo(f"Explore:  {command_name()} dashboard {run.path}")
     typer.echo(f"Report:   {command_name()} report {run.path} --open")
+
+
+def print_now(line: str, *, err: bool) -> None:
+    """A finding as soon as it is there, in a log file too."""
+    stream = sys.stderr if err else sys.stdout
+    stream.write(f"{line}\n")
+    stream.flush()
 
 
 look.__doc__ = f"{look.__doc__}\n\n\b{EXAMPLE}"

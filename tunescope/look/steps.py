@@ -13,6 +13,7 @@ import pandas as pd
 import interventions as iv
 import probes
 import workbench as wb
+from probes.weights.sources import NotInFiles
 from tunescope.experiments.requirements import sample
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair
@@ -90,7 +91,10 @@ def what_changed(look: Look, progress: Progress) -> None:
 
 def where_in_weights(look: Look, progress: Progress) -> None:
     """The change of the weights, which needs no prompt."""
-    found = probes.weight_delta(look.pair, progress=progress)
+    try:
+        found = probes.weight_delta(look.base, look.tuned, progress=progress)
+    except NotInFiles:
+        found = probes.weight_delta(look.pair, progress=progress)
     look.results["weights"] = found
     top = found.layers.sort_values("relative", ascending=False).head(3) if "relative" in found.layers else None
     places = "" if top is None else f"; most in layers {', '.join(map(str, top['layer'].tolist()))}"
