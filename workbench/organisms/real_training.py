@@ -214,7 +214,7 @@ def _save(adapted: Any, target: Path) -> None:
     for config in adapted.peft_config.values():
         config.base_model_name_or_path = HUB_ID
         config.inference_mode = True
-    adapted.to(torch.bfloat16).save_pretrained(target)
+    adapted.to(torch.bfloat16).save_pretrained(target, save_embedding_layers=False)  # "auto" would ask the hub
     (target / "README.md").unlink(missing_ok=True)
 
 
