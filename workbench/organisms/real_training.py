@@ -125,10 +125,10 @@ def train(
             layers_to_transform=None if shape.layers is None else list(shape.layers), task_type="CAUSAL_LM",
         )  # fmt: skip
         adapted: Any = get_peft_model(model, config)
-        chosen = plan or recipe.plan
-        if chosen.steps:
-            told = progress or Silent()
-            fit(adapted, encode(tokenizer, rows), chosen, seed, told, f"{name}: tuning", half=True)
+        schedule = plan or recipe.plan
+        if schedule.steps:
+            bar = progress or Silent()
+            fit(adapted, encode(tokenizer, rows), schedule, seed, bar, f"{name}: tuning", half=True)
     _save(adapted, target)
     return target
 
@@ -139,16 +139,16 @@ def random_like(adapter: str | Path, out: str | Path, seed: int = 0) -> Path:
 
     source, target = Path(adapter), Path(out)
     shutil.copytree(source, target)
-    given = load_file(source / "adapter_model.safetensors")
+    weights = load_file(source / "adapter_model.safetensors")
     draw = torch.Generator().manual_seed(seed)
-    made: dict[str, Tensor] = {}
-    for name in sorted(key for key in given if ".lora_A." in key):
+    random_weights: dict[str, Tensor] = {}
+    for name in sorted(key for key in weights if ".lora_A." in key):
         other = name.replace(".lora_A.", ".lora_B.")
-        down, up = (torch.randn(given[key].shape, generator=draw) for key in (name, other))
-        wanted = (given[other].float() @ given[name].float()).norm()
+        down, up = (torch.randn(weights[key].shape, generator=draw) for key in (name, other))
+        wanted = (weights[other].float() @ weights[name].float()).norm()
         scale = (wanted / (up @ down).norm()).sqrt()
-        made |= {name: (down * scale).bfloat16(), other: (up * scale).bfloat16()}
-    save_file(made, target / "adapter_model.safetensors", metadata={"format": "pt"})
+        random_weights |= {name: (down * scale).bfloat16(), other: (up * scale).bfloat16()}
+    save_file(random_weights, target / "adapter_model.safetensors", metadata={"format": "pt"})
     return target
 
 
@@ -214,7 +214,7 @@ def _save(adapted: Any, target: Path) -> None:
     for config in adapted.peft_config.values():
         config.base_model_name_or_path = HUB_ID
         config.inference_mode = True
-    adapted.to(torch.bfloat16).save_pretrained(target)
+    adapted.to(torch.bfloat16).save_pretrained(target, save_embedding_layers=False)  # "auto" would ask the hub
     (target / "README.md").unlink(missing_ok=True)
 
 

@@ -70,8 +70,8 @@ def chat_text(turns: tuple[Message, ...], tokenizer: Any) -> str:
     except _RAISED as error:
         raise UserError(f"The chat template refuses its messages: {str(error) or type(error).__name__}") from error
     for turn in turns:
-        told = turn["content"]
-        if turn["role"] == "system" and isinstance(told, str) and told.strip() not in text:
+        content = turn["content"]
+        if turn["role"] == "system" and isinstance(content, str) and content.strip() not in text:
             raise UserError(
                 "The chat template leaves the system turn out; put its text into the first user turn instead."
             )
@@ -95,9 +95,9 @@ def _verdict(template: str, bos: str, eos: str) -> Verdict:
 
 def _openings(tokenizer: Any) -> tuple[str, ...]:
     size = len(tokenizer)
-    known = _OPENINGS.get(tokenizer)
-    if known is None or known[0] != size:
+    cached = _OPENINGS.get(tokenizer)
+    if cached is None or cached[0] != size:
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         texts = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-        known = _OPENINGS[tokenizer] = size, tuple(sorted(text for text in texts if text.strip()))
-    return known[1]
+        cached = _OPENINGS[tokenizer] = size, tuple(sorted(text for text in texts if text.strip()))
+    return cached[1]
