@@ -18,8 +18,8 @@ from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from workbench.errors import UserError
 from workbench.given import check_pair
-from workbench.models.token_rows import check_ids
 from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.models.token_rows import check_ids
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode, pad_left

@@ -17,7 +17,7 @@ from interventions.strength import Number, Strength
 from interventions.weightspace.swapping import one_strength, swapped
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
-from workbench.models.adapters import adapter_layers, bare_module
+from workbench.models.adapter_layers import adapter_layers, bare_module
 from workbench.typing import Float, Tensor
 
 

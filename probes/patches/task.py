@@ -9,8 +9,8 @@ import torch
 
 from workbench.errors import UserError
 from workbench.given import check_subject
-from workbench.models.token_rows import check_ids
 from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.models.token_rows import check_ids
 from workbench.prompts import Prompts
 from workbench.prompts.answers import answer_token
 from workbench.prompts.encode import Encoded, encode, pad_left

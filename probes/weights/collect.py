@@ -12,9 +12,9 @@ import torch
 from probes.weights.factors import factor_change, factor_figures, product_ranks
 from probes.weights.measure import Sums, compare, gaussian_ranks
 from probes.weights.naming import Layout, Place
+from probes.weights.spectrum import Spectrum, effective_rank, factored_spectrum, spectrum
 from probes.weights.stacks import Stacks
 from probes.weights.stored_adapter import Factors
-from probes.weights.spectrum import Spectrum, effective_rank, factored_spectrum, spectrum
 from workbench.typing import Float, Tensor
 
 
@@ -23,7 +23,7 @@ class Collector:
     """Rows of the tables so far; ``k`` leading singular values, of which ``kept`` directions are kept."""
 
     layout: Layout
-    stacks: Stacks = Stacks(())
+    stacks: Stacks = field(default_factory=Stacks)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """By stack, where a stack has another layout than ``layout``."""
     k: int = 16

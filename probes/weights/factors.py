@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from probes.weights.measure import Sums
-from probes.weights.stored_adapter import Factors
 from probes.weights.spectrum import effective_rank
+from probes.weights.stored_adapter import Factors
 from workbench.typing import Float, Tensor
 
 _CHUNK = 1 << 20

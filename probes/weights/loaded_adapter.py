@@ -10,7 +10,7 @@ from probes.weights.naming import Layout, key_of, place_of
 from probes.weights.stored_adapter import Factors
 from workbench.errors import UserError
 from workbench.models import weight_changes
-from workbench.models.adapters import adapter_layers
+from workbench.models.adapter_layers import adapter_layers
 from workbench.models.quantized import Reader, weight_readers
 from workbench.typing import Tensor
 
@@ -46,7 +46,9 @@ def loaded_adapter(
             up, down = low_rank.B.detach().float(), low_rank.A.detach().float()
             known[key] = Factors(up * low_rank.scaling, down, low_rank.scaling)
         else:
-            after[key] = partial(_effective, model, module, before[key] if shared else after.get(key, before[key]), layout)
+            after[key] = partial(
+                _effective, model, module, before[key] if shared else after.get(key, before[key]), layout
+            )
     for module, change in weight_changes.bias_changes(model).items():
         key = key_of(f"{module}.bias")
         after[key] = partial(_moved, (before if shared else after).get(key), change)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from workbench.errors import UserError
-from workbench.models.adapters import base_tensors
+from workbench.models.adapter_layers import base_tensors
 from workbench.models.loading import load_model, quantization
 from workbench.models.sources import Source
 from workbench.typing import Tensor
@@ -74,7 +74,11 @@ class LoadPlan:
         if conversion.converter is None:
             return {conversion.loaded[0]: stored[conversion.stored[0]]}
         return _converted(
-            self.shape, conversion.loaded[0], conversion.converter, zip(conversion.stored, conversion.patterns, strict=True), stored
+            self.shape,
+            conversion.loaded[0],
+            conversion.converter,
+            zip(conversion.stored, conversion.patterns, strict=True),
+            stored,
         )
 
     def empty(self, conversion: Conversion) -> dict[str, Tensor]:

@@ -41,7 +41,9 @@ def check_prompts(prompts: Any, models: Mapping[str, AdaptedModel]) -> None:
     The tokenizer is asked only where it knows more ids than one of the models has rows.
     """
     smallest = min(model.n_token_ids for model in models.values())
-    tokenizer = next((model.tokenizer for model in reversed(list(models.values())) if model.tokenizer is not None), None)
+    tokenizer = next(
+        (model.tokenizer for model in reversed(list(models.values())) if model.tokenizer is not None), None
+    )
     if tokenizer is not None and len(tokenizer) > smallest:
         check_ids(encode(prompts, tokenizer), models)
 
