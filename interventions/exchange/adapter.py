@@ -117,7 +117,8 @@ def _temporary(model: AdaptedModel, config: Any) -> Iterator[Any]:
     """An adapter of ``config`` on the model for the time of the context; the bare modules come back."""
     import peft
 
-    from workbench.models.adapters import adapter_layers, detach_adapters
+    from workbench.models.adapter_layers import adapter_layers
+    from workbench.models.adapters import detach_adapters
 
     if any(True for _ in adapter_layers(model.inner)):
         raise NotSupported(

@@ -20,7 +20,7 @@ from workbench.engine.layered import laid
 from workbench.errors import NotSupported, UserError
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
-from workbench.models.adapters import adapter_layers, bare_module
+from workbench.models.adapter_layers import adapter_layers, bare_module
 from workbench.typing import Float, Tensor
 
 

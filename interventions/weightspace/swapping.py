@@ -13,7 +13,7 @@ from torch import nn
 from interventions.strength import Strength, as_strength
 from workbench.engine.layered import laid
 from workbench.errors import NotSupported, UserError, unknown_name
-from workbench.models.adapters import bare_module
+from workbench.models.adapter_layers import bare_module
 from workbench.typing import Tensor
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from probes.grafting.regions import Region
 from probes.grafting.units import Mask
 from workbench.errors import UserError
-from workbench.models.adapters import bare_module
+from workbench.models.adapter_layers import bare_module
 from workbench.typing import Tensor
 
 

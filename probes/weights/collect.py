@@ -23,7 +23,7 @@ class Collector:
     """Rows of the tables so far; ``k`` leading singular values, of which ``kept`` directions are kept."""
 
     layout: Layout
-    stacks: Stacks = Stacks(())
+    stacks: Stacks = field(default_factory=Stacks)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """By stack, where a stack has another layout than ``layout``."""
     k: int = 16

@@ -10,7 +10,7 @@ from probes.weights.naming import Layout, key_of, place_of
 from probes.weights.stored_adapter import Factors
 from workbench.errors import UserError
 from workbench.models import weight_changes
-from workbench.models.adapters import adapter_layers
+from workbench.models.adapter_layers import adapter_layers
 from workbench.models.quantized import Reader, weight_readers
 from workbench.typing import Tensor
 

@@ -29,7 +29,7 @@ _HEADS = ("lm_head", "embed_out", "output", "score", "shared", "final_logits_bia
 class Stacks:
     """The stacks among a model's weights: for each the part of the names in front of its list of layers."""
 
-    prefixes: tuple[str, ...]
+    prefixes: tuple[str, ...] = ()
     """With the dot at the end; the language model's first."""
 
     @classmethod

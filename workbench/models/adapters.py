@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ from workbench.bounded import matching
 from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints
 from workbench.models.adapter_fit import check_fit
+from workbench.models.adapter_layers import adapter_layers, bare_module, base_tensors
+from workbench.models.quantized import without_cpu_packing
 from workbench.models.sources import Source
 from workbench.typing import Float, Tensor
 
@@ -173,27 +174,6 @@ def detach_adapters(hf: Any) -> None:
         del hf.peft_config
 
 
-def bare_module(module: nn.Module) -> nn.Module | None:
-    """The base's own module under adapter layers; None when ``module`` is no adapter layer."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    inner = module
-    while isinstance(inner, BaseTunerLayer | AuxiliaryTrainingWrapper):
-        inner = inner.base_layer if isinstance(inner, BaseTunerLayer) else inner.original_module
-    return None if inner is module else inner
-
-
-def adapter_layers(model: nn.Module) -> Iterator[Any]:
-    """Every layer PEFT put into ``model``: around its modules, or beside them as trained copies."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            yield module
-
-
 def adapter_enabled(peft_model: nn.Module) -> bool:
     """Whether the adapter takes part in the next forward pass: every one of its layers is on."""
     return all(not layer.disable_adapters for layer in adapter_layers(peft_model))
@@ -229,34 +209,6 @@ def set_adapter_enabled(peft_model: Any, enabled: bool | AdapterState) -> Adapte
     return before
 
 
-def base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and saved buffers of the base under any adapters, by the base's names; tied ones once."""
-    root: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    tied = set(getattr(root, "all_tied_weights_keys", None) or ())
-    seen: set[tuple[Any, ...]] = set()
-    for name, tensor in sorted(_own_tensors(root, ""), key=lambda item: (item[0] in tied, item[0])):
-        key = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
-        if tensor.device.type != "meta" and tensor.numel():
-            if key in seen:
-                continue
-            seen.add(key)
-        yield name, tensor
-
-
-def _own_tensors(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    inner = bare_module(module)
-    module = module if inner is None else inner
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            yield prefix + name, parameter.detach()
-    for name, buffer in module._buffers.items():
-        if buffer is not None and name not in module._non_persistent_buffers_set:
-            yield prefix + name, buffer
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _own_tensors(child, f"{prefix}{name}.")
-
-
 @dataclass(frozen=True)
 class BaseState:
     """What a base was before an adapter came: a checksum of each weight, and logits on a few tokens."""
@@ -270,7 +222,8 @@ def snapshot_base(hf: Any) -> BaseState:
 
     Weights that are offloaded are not summed; the logits still cover them.
     """
-    return BaseState({name: checksum(t) for name, t in base_tensors(hf) if t.device.type != "meta"}, _probe(hf))
+    sums = {name: checksum(tensor) for name, tensor in base_tensors(hf) if tensor.device.type != "meta"}
+    return BaseState(sums, _probe(hf))
 
 
 def rewrites_base(peft_model: Any, before: BaseState) -> str | None:
@@ -309,7 +262,7 @@ def _probe(model: Any) -> Float[Tensor, "pos vocab"]:
     device = model.get_input_embeddings().weight.device
     vocab = int(model.config.get_text_config().vocab_size)
     tokens = torch.arange(_PROBE_TOKENS, device="cpu" if device.type == "meta" else device) * 7 % vocab
-    with torch.no_grad():
+    with torch.no_grad(), without_cpu_packing(model):
         return model(input_ids=tokens[None], use_cache=False).logits[0].float().cpu()
 
 

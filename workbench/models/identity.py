@@ -16,9 +16,9 @@ import torch
 from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints
 from workbench.models.adapter_fit import loaded_by_peft
-from workbench.models.adapters import base_tensors
+from workbench.models.adapter_layers import base_tensors
 from workbench.models.digests import combined, digest, hash_text
-from workbench.models.quantized import quantization_state
+from workbench.models.quantized import quantized_parts
 from workbench.models.sources import Source, describe
 from workbench.models.stored_model import StoredModel
 from workbench.models.stored_names import as_saved
@@ -128,8 +128,8 @@ def weights_hash(model: Any) -> str:
     if absent := [name for name, tensor in named if tensor.device.type == "meta"]:
         raise NotSupported(f"{len(absent)} weights are offloaded ({absent[0]}); hash the checkpoint folder instead.")
     with ThreadPoolExecutor(_WORKERS) as pool:  # hashlib releases the interpreter's lock
-        stored = [*as_saved(model, named).items(), *quantization_state(model)]
-        return combined(pool.map(lambda item: (item[0], digest(item[1])), stored))
+        stored = as_saved(model, named) | dict(quantized_parts(model))
+        return combined(pool.map(lambda item: (item[0], digest(item[1])), stored.items()))
 
 
 def adapter_hash(adapter: Any, name: str | None = None) -> str:

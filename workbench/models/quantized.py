@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from workbench.errors import NotSupported
-from workbench.models.adapters import bare_module, base_tensors
+from workbench.models.adapter_layers import bare_module, base_tensors
 from workbench.models.loading import quantization
 from workbench.typing import Float, Tensor
 
@@ -50,6 +52,12 @@ def weight_readers(model: Any) -> dict[str, Reader]:
 def dequantized(module: nn.Module) -> Float[Tensor, "out in"]:
     """The weight that a bitsandbytes or block-float8 linear layer stands for, in floats."""
     weight: Any = module.weight
+    if type(weight).__name__ == "Params4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        codes, _, state = _four_bits(weight)
+        whole: Tensor = dequantize_4bit(codes, state)
+        return whole.float()
     if type(weight).__name__ in _BITSANDBYTES:
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
@@ -58,23 +66,58 @@ def dequantized(module: nn.Module) -> Float[Tensor, "out in"]:
     scale: Tensor = module.weight_scale_inv.detach().float()
     if scale.ndim == 2 and scale.numel() > 1:
         blocks = getattr(module, "block_size", None) or (128, 128)
-        rows, columns = (size if parts == 1 else block for size, parts, block in zip(weight.shape, scale.shape, blocks))
+        rows, columns = (
+            size if parts == 1 else block for size, parts, block in zip(weight.shape, scale.shape, blocks, strict=True)
+        )
         scale = scale.repeat_interleave(rows, 0)[: weight.shape[0]].repeat_interleave(columns, 1)[:, : weight.shape[1]]
     return weight.detach().float() * scale
 
 
-def quantization_state(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Scales and codebooks that lie beside the model's quantized weights and are no parameters of their own."""
+@contextmanager
+def without_cpu_packing(model: nn.Module) -> Iterator[None]:
+    """Forward passes that leave bitsandbytes' 4-bit weights as they are stored.
+
+    On processors with AVX-512 its layers repack their weights for good in the first forward pass, and ``state_dict``
+    (which PEFT calls as it loads an adapter) brings them back with scales out of order (bitsandbytes 0.50).
+    """
+    flag = "support_avx512bf16_for_cpu"
+    layers = [module for module in model.modules() if getattr(module, flag, False)]
+    for layer in layers:
+        setattr(layer, flag, False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            setattr(layer, flag, True)
+
+
+def quantized_parts(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """What bitsandbytes' weights are made of, by name: codes and scales, the same before and after a forward pass."""
     root = model.get_base_model() if hasattr(model, "get_base_model") else model
     if quantization(root.config) is None:
         return
-    for name, parameter in root.named_parameters(remove_duplicate=True):
+    for name, parameter in root.named_parameters():
         plain = name.replace(".base_layer.", ".")
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:
-            yield from ((f"{plain}.{key}", part) for key, part in state.as_dict(packed=True).items())
+        if getattr(parameter, "quant_state", None) is not None:
+            codes, scales, _ = _four_bits(parameter)
+            yield from ((plain, codes.reshape(-1)), (f"{plain}.absmax", scales.bfloat16()))
         elif getattr(parameter, "SCB", None) is not None:
             yield f"{plain}.SCB", parameter.SCB
+
+
+def _four_bits(weight: Any) -> tuple[Tensor, Float[Tensor, " block"], Any]:
+    """Codes, scales and quantization state of a 4-bit weight as they are stored, whatever its layout now."""
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse, dequantize_blockwise
+
+    state, codes = copy.copy(weight.quant_state), weight.data
+    scales = state.absmax
+    if getattr(state, "packing_format_for_cpu", False):
+        scales = scales.T.reshape(-1)
+        codes, state = _convert_weight_packed_for_cpu_inverse(codes, state)
+    elif state.nested:
+        scales = dequantize_blockwise(scales, state.state2) + state.offset
+    state.absmax, state.nested, state.state2, state.offset = scales.float().contiguous(), False, None, None
+    return codes, state.absmax, state
 
 
 def _module(root: nn.Module, path: str) -> Any:

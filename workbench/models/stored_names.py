@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from workbench.errors import UserError
-from workbench.models.adapters import base_tensors
+from workbench.models.adapter_layers import base_tensors
 from workbench.models.loading import WRONG_TYPES, load_model, quantization
 from workbench.models.sources import Source
 from workbench.typing import Tensor

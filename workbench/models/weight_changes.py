@@ -17,7 +17,7 @@ from torch import nn
 
 from workbench.errors import NotSupported, unknown_name
 from workbench.models.adapter_fit import widths
-from workbench.models.adapters import adapter_layers, bare_module
+from workbench.models.adapter_layers import adapter_layers, bare_module
 from workbench.typing import Float, Tensor
 
 _INPUT_DEPENDENT = ("XLORA", "POLY")
@@ -60,7 +60,7 @@ def acting_adapters(layer: Any) -> list[str]:
 def effective_delta(
     model: Any, module_name: str, adapter: str | None = None, *, base: Any = None
 ) -> Float[Tensor, "*expert out in"]:
-    """The change of the weight of ``module_name`` that ``adapter`` (default: all active ones) makes, float32, [out, in].
+    """The change of the weight of ``module_name`` that ``adapter`` makes, float32, [out, in]; by default all active ones.
 
     Fused experts give [expert, out, in]; an embedding [token, width]. ``base`` is the true base model, needed
     where the adapter rewrites the base's weights (see ``rewrites_base``); else the change is from adapter
@@ -147,7 +147,7 @@ def _known(model: Any, adapter: str | None) -> str | None:
 
 
 def _adapted(model: Any, adapter: str | None) -> dict[str, tuple[Any, Any]]:
-    """Of one adapter, or of those that act now for None: base name -> (adapter layer, the wrapper of the one parameter it adapts or None)."""
+    """Base name -> (adapter layer, the wrapper of the one parameter it adapts or None); of the active ones for None."""
     from peft.tuners.lora.layer import ParamWrapper
 
     found: dict[str, tuple[Any, Any]] = {}

@@ -69,7 +69,9 @@ def test_an_adapter_is_what_the_loaded_pair_is(tmp_path: Path, more: dict[str, A
     older = {key: value for key, value in json.loads(config.read_text()).items() if plain.get(key) != value}
     config.write_text(json.dumps({"peft_type": "LORA", **older}))
     assert models(base, tmp_path / "lora") == wanted, "what an older PEFT did not save has its default"
-    edit(base, model__embed_tokens__weight=lambda weights: weights["model.embed_tokens.weight"] + 1e-3)
+    edit(
+        base, model__layers__0__mlp__up_proj__weight=lambda weights: weights["model.layers.0.mlp.up_proj.weight"] + 1e-3
+    )
     changed = models(base, tmp_path / "lora")
     assert changed["tuned"]["weights"] != wanted["tuned"]["weights"], "also of weights that the adapter leaves alone"
 

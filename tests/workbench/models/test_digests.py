@@ -15,7 +15,8 @@ from tests.tiny import tiny_model
 from workbench.models import digests
 from workbench.models.digests import FolderDigests, digest, digest_stored
 from workbench.models.identity import weights_hash
-from workbench.models.stored_names import loaded_names
+from workbench.models.sources import describe
+from workbench.models.stored_model import StoredModel
 
 
 def save(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -79,8 +80,9 @@ def test_names_are_those_of_the_loaded_model(tmp_path: Path) -> None:
     assert wanted == weights_hash(model)
     bare = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     twice = {**bare, "lm_head.weight": bare["wte.weight"].clone(), "h.0.attn.bias": torch.ones(1, 1, 4, 4)}
-    names = loaded_names(save(tmp_path, twice), twice)
-    assert set(names) == set(bare) and set(names.values()) == set(weights)
+    stored = StoredModel(describe(save(tmp_path, twice)))
+    assert dict(stored.saved_digests()) == {name: digest(tensor) for name, tensor in weights.items()}
+    assert stored.plan.unused == ("h.0.attn.bias",)
     assert weights_hash(tmp_path) == wanted
     save(tmp_path, {**twice, "h.0.ln_1.weight": bare["h.0.ln_1.weight"] + 1e-6})
     assert weights_hash(tmp_path) != wanted
@@ -89,8 +91,11 @@ def test_names_are_those_of_the_loaded_model(tmp_path: Path) -> None:
 def test_a_checkpoint_that_makes_no_model_goes_by_its_own_names(
     tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    assert loaded_names(save(tmp_path, tensors), tensors) == {name: name for name in tensors}
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    found = dict(StoredModel(describe(save(tmp_path, tensors))).saved_digests())
+    assert found == {name: digest(tensor) for name, tensor in tensors.items()}
     tiny_model("llama").save_pretrained(tmp_path / "lacking")
     weights = load_file(tmp_path / "lacking" / "model.safetensors")
     lacking = {name: tensor for name, tensor in weights.items() if name != "model.norm.weight"}
-    assert loaded_names(save(tmp_path / "lacking", lacking), lacking) == {name: name for name in lacking}
+    found = dict(StoredModel(describe(save(tmp_path / "lacking", lacking))).saved_digests())
+    assert found == {name: digest(tensor) for name, tensor in lacking.items()}

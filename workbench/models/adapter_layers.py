@@ -1,0 +1,59 @@
+"""The modules and weights of a base under the layers that PEFT puts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from workbench.typing import Tensor
+
+
+def bare_module(module: nn.Module) -> nn.Module | None:
+    """The base's own module under adapter layers; None when ``module`` is no adapter layer."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    inner = module
+    while isinstance(inner, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        inner = inner.base_layer if isinstance(inner, BaseTunerLayer) else inner.original_module
+    return None if inner is module else inner
+
+
+def adapter_layers(model: nn.Module) -> Iterator[Any]:
+    """Every layer PEFT put into ``model``: around its modules, or beside them as trained copies."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            yield module
+
+
+def base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and saved buffers of the base under any adapters, by the base's names; tied ones once."""
+    root: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tied = set(getattr(root, "all_tied_weights_keys", None) or ())
+    seen: set[tuple[Any, ...]] = set()
+    for name, tensor in sorted(_own_tensors(root, ""), key=lambda item: (item[0] in tied, item[0])):
+        key = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+        if tensor.device.type != "meta" and tensor.numel():
+            if key in seen:
+                continue
+            seen.add(key)
+        yield name, tensor
+
+
+def _own_tensors(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    inner = bare_module(module)
+    module = module if inner is None else inner
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield prefix + name, parameter.detach()
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            yield prefix + name, buffer
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _own_tensors(child, f"{prefix}{name}.")
