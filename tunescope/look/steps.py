@@ -13,6 +13,7 @@ import pandas as pd
 import interventions as iv
 import probes
 import workbench as wb
+from probes.cells import label
 from probes.weights.sources import NotInFiles
 from tunescope.experiments.requirements import sample
 from workbench.errors import UserError
@@ -125,9 +126,7 @@ def where_in_heads(look: Look, progress: Progress) -> None:
     )  # fmt: skip
     look.results["heads"] = found
     top = found.frame()[found.frame()["exact"]].head(3)
-    named = ", ".join(
-        f"L{int(row.layer)}H{int(row.head)} {row.score:.0%} [{row.low:.0%}, {row.high:.0%}]" for row in top.itertuples()
-    )
+    named = ", ".join(f"{label(row)} {row['score']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" for row in _records(top))
     look.tell("Where?", f"heads (attribution, the first 5 % confirmed exactly): {named}; random heads "
               f"{top['control'].mean():.0%}.")  # fmt: skip
 
@@ -167,6 +166,10 @@ def _parting(look: Look, progress: Progress) -> Prompts:
 def _what(pair: ModelPair) -> str:
     """A head's write, where it is one: a norm behind the heads leaves only z."""
     return "z" if "gemma" in str(pair.tuned.inner.config.model_type) else "write"
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _shares(table: pd.DataFrame) -> str:

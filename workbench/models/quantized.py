@@ -63,7 +63,8 @@ def dequantized(module: nn.Module) -> Float[Tensor, "out in"]:
 
         found: Tensor = dequantize_bnb_weight(weight, getattr(module, "state", None))
         return found.detach().float()
-    scale: Tensor = module.weight_scale_inv.detach().float()
+    inverse: Any = module.weight_scale_inv
+    scale: Tensor = inverse.detach().float()
     if scale.ndim == 2 and scale.numel() > 1:
         blocks = getattr(module, "block_size", None) or (128, 128)
         rows, columns = (

@@ -60,7 +60,7 @@ def acting_adapters(layer: Any) -> list[str]:
 def effective_delta(
     model: Any, module_name: str, adapter: str | None = None, *, base: Any = None
 ) -> Float[Tensor, "*expert out in"]:
-    """The change of the weight of ``module_name`` that ``adapter`` makes, float32, [out, in]; by default all active ones.
+    """The change of the weight of ``module_name`` by ``adapter`` (default: all active ones), float32, [out, in].
 
     Fused experts give [expert, out, in]; an embedding [token, width]. ``base`` is the true base model, needed
     where the adapter rewrites the base's weights (see ``rewrites_base``); else the change is from adapter
