@@ -26,7 +26,10 @@ def test_the_models_own_words_become_answer_and_distractor() -> None:
     diff = wb.behaviour_diff(two, rows, metrics=["accuracy", "distracted"])
     assert diff.value("tuned", "accuracy") == diff.value("base", "distracted") == 1.0
     assert tokens.distractor is not None and not (tokens.answer == tokens.distractor).any()
-    assert len(probes.patching(two, rows, "resid_mid", positions="last", controls=2, draws=20).frame()) == two.tuned.n_layers
+    assert (
+        len(probes.patching(two, rows, "resid_mid", positions="last", controls=2, draws=20).frame())
+        == two.tuned.n_layers
+    )
 
 
 def test_equal_models_leave_nothing_to_localize() -> None:
