@@ -149,10 +149,13 @@ class _Search:
         found = []
         for role, positions in order:
             own = self.estimates[(self.estimates["role"] == role) & (self.estimates["positions"] == positions)]
-            layer = int(own.loc[own["estimate"].idxmax(), "layer"])
+            layer = _best_layer(own)
             for width in WIDTHS:
                 low = max(0, min(layer - width // 2, n_layers - width))
-                found.append(Candidate(tuple(range(low, min(low + width, n_layers))), str(role), str(positions)))
+                moved = self.found.contrast[self.found.roles.index(str(role))].norm(dim=-1) > 0
+                layers = tuple(one for one in range(low, min(low + width, n_layers)) if moved[one])
+                if layers:  # where all prompts end alike, early layers hold no contrast
+                    found.append(Candidate(layers, str(role), str(positions)))
         distinct = list(dict.fromkeys(found))
         return distinct[: max(1, self.chosen.candidates)]
 
@@ -163,7 +166,7 @@ class _Search:
             & (self.estimates["positions"] == best.positions)
             & self.estimates["layer"].isin(best.layers)
         ]
-        self.push_layer = int(own.loc[own["estimate"].idxmax(), "layer"])
+        self.push_layer = _best_layer(own)
         self.push_vector = self.found.contrast[self.found.roles.index(best.role), self.push_layer]
         outcomes = {
             strength: self._trier.under(push(self.push_vector, self.push_layer, strength, best.positions), "base")
@@ -236,6 +239,10 @@ class _Report:
             texts = text_logprobs(Subject(name, self.pair.models[role], recipe), self._neutral, self.work)
             line["perplexity"] = float(np.exp(-texts.sum_.sum() / texts.tokens.sum()))
         return line
+
+
+def _best_layer(estimates: pd.DataFrame) -> int:
+    return int(estimates["layer"].to_numpy()[int(estimates["estimate"].to_numpy().argmax())])
 
 
 def _mean(outcomes: Sequence[Outcome]) -> Outcome:

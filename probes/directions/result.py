@@ -28,8 +28,8 @@ class FoundDirection(ProbeResult):
     behaviour: str
     held_out: pd.DataFrame
     """model, behaviour with low and high, other (the behaviour on the other prompts), ``kl_tuned`` and ``kl_base``
-    (nats per token on the OTHER prompts, with low and high), repetition, subject (share of answers that hold a word of their
-    question's subject), perplexity (of neutral texts, where given)."""
+    (nats per token on the OTHER prompts, with low and high), repetition, subject (share of answers that hold a word of
+    their question's subject), perplexity (of neutral texts, where given)."""
     estimates: pd.DataFrame
     layers: list[int]
     """Where the recipe acts, first to last."""
@@ -70,14 +70,14 @@ class FoundDirection(ProbeResult):
 
     def summary(self) -> str:
         """The behaviour before and after, and what it cost."""
-        lines = self.held_out.set_index("model")
-        tuned, off = lines.loc["tuned"], lines.loc["tuned + recipe"]
+        lines = {str(line["model"]): line for line in self.held_out.to_dict("records")}
+        base, tuned, off = (lines[name] for name in ("base", "tuned", "tuned + recipe"))
         return (
             f"{self.behaviour} on held-out prompts: {tuned['behaviour']:.2g} -> {off['behaviour']:.2g} "
             f"[{off['low']:.2g}, {off['high']:.2g}] at {_layers(self.layers)} ({self.positions}); other prompts moved "
             f"by {off['kl_tuned']:.2g} nats per token from the tuned model; answers that name their subject: "
-            f"{off['subject']:.0%} (base {lines.loc['base', 'subject']:.0%}); repetition {off['repetition']:.2g} (base "
-            f"{lines.loc['base', 'repetition']:.2g}); control: {self.control}"
+            f"{off['subject']:.0%} (base {base['subject']:.0%}); repetition {off['repetition']:.2g} (base "
+            f"{base['repetition']:.2g}); control: {self.control}"
         )
 
 
