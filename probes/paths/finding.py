@@ -106,7 +106,7 @@ def path_patching(
                 **asked(chosen, prompts=Prompts.of(prompts), receivers=_labels(receivers), through=through,
                         position=position, metric=metric, source=task.names[0], target=task.names[1]),
                 "frozen": "z of every head at the position and after it", "incorrect_dropped": int((~sweep.kept).sum()),
-                "clashing_answers_dropped": task.dropped,
+                "clashing_answers_dropped": task.dropped, "read_to_the_difference": task.read_on,
             },
         ),
         source=task.names[0],
