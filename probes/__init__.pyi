@@ -15,10 +15,13 @@ from probes.deltas import activation_delta as activation_delta
 from probes.desiderata.boxes import box_desiderata as box_desiderata
 from probes.desiderata.boxes import box_prompts as box_prompts
 from probes.desiderata.result import ComponentMasking as ComponentMasking
+from probes.directions.find import DirectionOptions as DirectionOptions
+from probes.directions.result import FoundDirection as FoundDirection
 from probes.experts.counting import Excluded
 from probes.experts.labels import Labeller
 from probes.experts.mapping import ExpertMap as ExpertMap
-from probes.experts.switching import Behaviour, Mode
+from probes.experts.switching import Behaviour as _Behaviour
+from probes.experts.switching import Mode
 from probes.experts.switching import SwitchingCurve as SwitchingCurve
 from probes.grafting.overlap import MaskOverlap as MaskOverlap
 from probes.grafting.overlap import mask_overlap as mask_overlap
@@ -55,7 +58,9 @@ from probes.token_ranks import TokenShift as TokenShift
 from probes.token_ranks import token_shift as token_shift
 from probes.weights.delta import weight_delta as weight_delta
 from probes.weights.result import WeightDelta as WeightDelta
+from workbench.behaviour.scorers import Behaviour, Score
 from workbench.method_options import As, Within
+from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.results import Provenance as Provenance
 
@@ -68,7 +73,9 @@ __all__ = [
     "ConceptDirections",
     "CrossPatching",
     "Dictionary",
+    "DirectionOptions",
     "ExpertMap",
+    "FoundDirection",
     "GraftResult",
     "HeadProbe",
     "HeadSelection",
@@ -98,6 +105,7 @@ __all__ = [
     "component_masking",
     "concept_directions",
     "expert_map",
+    "find_direction",
     "find_knob",
     "graft",
     "head_probe",
@@ -205,6 +213,25 @@ def expert_map(
     Options: :class:`probes.experts.mapping.MapOptions`.
     """
 
+def find_direction(
+    pair: ModelPair,
+    prompts: Any,
+    behaviour: Annotated[str | Score | Behaviour, As("behaviour")] = "refusal",
+    *,
+    neutral: Annotated[Any, As("prompts")] = None,
+    limit: int = 16,
+    max_new_tokens: int = 16,
+    candidates: int = 9,
+    controls: int = 10,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> FoundDirection:
+    """Find the direction of a behaviour that only the tuned model has, and a recipe that turns it off.
+
+    Options: :class:`probes.directions.find.DirectionOptions`.
+    """
+
 def graft(
     pair: Any,
     prompts: Any,
@@ -310,7 +337,7 @@ def path_patching(
     senders: Sequence[str] | None = None,
     layers: Any = None,
     freeze_mlps: bool = False,
-    only_correct: bool = True,
+    only_correct: bool | None = None,
     controls: int = 10,
     batch_size: int = 16,
     max_tokens: int | None = None,
@@ -342,7 +369,7 @@ def retrieval_heads(
 def switching_curve(
     subject: Any,
     prompts: Any,
-    behaviour: Annotated[Behaviour, As("behaviour")],
+    behaviour: Annotated[_Behaviour, As("behaviour")],
     ranking: Annotated[ExpertMap | Sequence[str], As("experts")],
     counts: Sequence[int] = (1, 2, 4, 8),
     mode: Mode = "replace",

@@ -365,7 +365,8 @@ def _provenance(search: _Search, settings: dict[str, Any]) -> Provenance:
         backward_passes=_whole(search.runs.backward),
         settings={
             **settings, "source": task.names[0], "target": task.names[1], "frozen": "nothing: later layers recompute",
-            "clashing_answers_dropped": task.dropped, "incorrect_dropped": int((~search.kept).sum()),
+            "clashing_answers_dropped": task.dropped,
+            "read_to_the_difference": task.read_on, "incorrect_dropped": int((~search.kept).sum()),
             "whole_forward_passes": not search.shortcuts,
         },
     )  # fmt: skip

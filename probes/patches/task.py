@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from workbench.behaviour.texts import common_tokens
 from workbench.errors import UserError
 from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.models.token_rows import check_ids
 from workbench.prompts import Prompts
-from workbench.prompts.answers import answer_token
+from workbench.prompts.answers import continuation_ids
 from workbench.prompts.encode import Encoded, encode, pad_left
 from workbench.typing import Int, Tensor
 
@@ -37,8 +38,10 @@ class Task:
     on_target_inputs: bool = False
     """Whether the source model's layers read the target's residual stream instead of their own."""
     dropped: int = 0
-    """Prompts left out because answer and distractor begin with the same token."""
+    """Prompts left out because answer and distractor never part."""
     models: dict[str, AdaptedModel] = field(default_factory=dict)
+    read_on: int = 0
+    """Prompts whose answer and distractor begin alike: what they share is read with the prompt."""
 
     @property
     def clean_is_source(self) -> bool:
@@ -76,19 +79,19 @@ def make_task(subject: Any, prompts: Any, source: str | None, target: str | None
     names = _both(source, target, kinds)
     if kinds == MODELS:
         models = {"base": subject.base, "tuned": subject.tuned}
-        rows, dropped = _tellable(rows, subject.tuned.tokenizer)
-        ids = encode(rows, subject.tuned.tokenizer, subject.tuned.max_positions)
+        rows, shared, dropped = _tellable(rows, subject.tuned.tokenizer)
+        ids = _read_on(encode(rows, subject.tuned.tokenizer, subject.tuned.max_positions), shared)
         check_ids(ids, models)
-        return _task(models[names[0]], models[names[1]], names, (ids, ids), rows, dropped)
+        return _task(models[names[0]], models[names[1]], names, (ids, ids), (rows, shared), dropped)
     model: AdaptedModel = getattr(subject, "tuned", subject)
-    rows, dropped = _tellable(rows, model.tokenizer)
+    rows, shared, dropped = _tellable(rows, model.tokenizer)
     both = {
-        "clean": encode(rows, model.tokenizer, model.max_positions),
-        "corrupted": encode(rows.contrasts, model.tokenizer, model.max_positions),
+        "clean": _read_on(encode(rows, model.tokenizer, model.max_positions), shared),
+        "corrupted": _read_on(encode(rows.contrasts, model.tokenizer, model.max_positions), shared),
     }
     for ids in both.values():
         check_ids(ids, {model.role: model})
-    return _task(model, model, names, (both[names[0]], both[names[1]]), rows, dropped)
+    return _task(model, model, names, (both[names[0]], both[names[1]]), (rows, shared), dropped)
 
 
 def check_lengths(task: Task, *, from_the_end: bool) -> None:
@@ -114,20 +117,32 @@ def _both(source: str | None, target: str | None, kinds: tuple[str, str]) -> tup
     return names
 
 
-def _tellable(rows: Prompts, tokenizer: Any) -> tuple[Prompts, int]:
-    """The rows whose answer and distractor begin differently, and how many do not."""
-    kept = [
-        number
-        for number, row in enumerate(rows)
-        if not (row.answer and row.distractor)
-        or answer_token(row, tokenizer) != answer_token(row, tokenizer, row.distractor)
-    ]
+def _tellable(rows: Prompts, tokenizer: Any) -> tuple[Prompts, list[list[int]], int]:
+    """The rows whose answer and distractor part somewhere, what tokens each pair shares before that, and how many rows
+    never part."""
+    kept: list[int] = []
+    shared: list[list[int]] = []
+    for number, row in enumerate(rows):
+        if not (row.answer and row.distractor):
+            kept.append(number)
+            shared.append([])
+            continue
+        answer, other = (continuation_ids(row, tokenizer, text) for text in (row.answer, row.distractor))
+        same = common_tokens(answer, other)
+        if same < min(len(answer), len(other)):
+            kept.append(number)
+            shared.append(answer[:same])
     if not kept:
         raise UserError(
-            "In every prompt answer and distractor begin with the same token, so no metric tells them apart: choose "
-            "answers that begin differently."
+            "In every prompt answer and distractor are the same tokens as far as the shorter one goes, so no metric "
+            "tells them apart: choose answers that differ."
         )
-    return rows[kept], len(rows) - len(kept)
+    return rows[kept], shared, len(rows) - len(kept)
+
+
+def _read_on(ids: list[list[int]], shared: list[list[int]]) -> list[list[int]]:
+    """Prompts with what answer and distractor both say, so that the token behind tells them apart."""
+    return [[*one, *more] for one, more in zip(ids, shared, strict=True)]
 
 
 def _task(
@@ -135,10 +150,11 @@ def _task(
     target: AdaptedModel,
     names: tuple[str, str],
     ids: tuple[list[list[int]], list[list[int]]],
-    rows: Prompts,
+    told: tuple[Prompts, list[list[int]]],
     dropped: int,
 ) -> Task:
-    tokenizer = target.tokenizer
+    """``told``: the rows, and what answer and distractor of each share."""
+    (rows, shared), tokenizer = told, target.tokenizer
     models: dict[str, AdaptedModel] = {names[0]: source, names[1]: target}
     if source is target:
         models = {target.role: target}
@@ -146,7 +162,21 @@ def _task(
     def firsts(words: list[str | None]) -> Tensor | None:
         if any(not word for word in words):
             return None
-        return torch.tensor([answer_token(row, tokenizer, word) for row, word in zip(rows, words, strict=True)])
+        ids = [continuation_ids(row, tokenizer, word) for row, word in zip(rows, words, strict=True)]
+        return torch.tensor([one[len(more)] for one, more in zip(ids, shared, strict=True)])
 
     answers, distractors = firsts([row.answer for row in rows]), firsts([row.distractor for row in rows])
-    return Task(source, target, names, ids[0], ids[1], answers, distractors, rows, False, dropped, models)
+    return Task(
+        source,
+        target,
+        names,
+        ids[0],
+        ids[1],
+        answers,
+        distractors,
+        rows,
+        False,
+        dropped,
+        models,
+        sum(map(bool, shared)),
+    )

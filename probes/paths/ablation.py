@@ -15,12 +15,12 @@ from probes.paths.places import Head, Place, offsets_of
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
-from workbench.errors import UserError, unknown_name
-from workbench.models.adapted import AdaptedModel
+from workbench.errors import unknown_name
+from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
 from workbench.prompts import Prompts
 from workbench.prompts.answers import answer_tokens
-from workbench.prompts.encode import Encoded, encode
+from workbench.prompts.encode import Encoded, encode, pad_left
 from workbench.typing import Float, Int, Tensor
 
 METRICS = ("accuracy", "prob", "logit_diff")
@@ -49,17 +49,23 @@ class StandIn(Protocol):
 
 
 class Mean:
-    """The mean of z at each position over reference prompts."""
+    """The mean of z over reference prompts: at each position, or over all tokens but the first where lengths differ."""
 
-    def __init__(self, model: AdaptedModel, ids: Int[Tensor, "reference pos"], batch_size: int) -> None:
+    def __init__(self, model: AdaptedModel, batch: Encoded, batch_size: int, *, by_position: bool) -> None:
         self.passes = 0.0
-        total = torch.zeros(())
+        total, count = torch.zeros(()), torch.zeros(())
         sites = [Site("z", layer) for layer in range(model.n_layers)]
-        for first in range(0, len(ids), batch_size):
-            values, _ = record(model, _unpadded(ids[first : first + batch_size], model), sites)
-            total = total + torch.stack([values[site].double().sum(0).cpu() for site in sites])
+        for first in range(0, len(batch), batch_size):
+            part = _rows(batch, slice(first, first + batch_size)).to(model.device)
+            values, _ = record(model, part, sites)
+            counted = torch.ones_like(part.attention_mask).bool() if by_position else part.position_ids > 0
+            weight = counted[..., None, None].double()
+            axes = (0,) if by_position else (0, 1)
+            total = total + torch.stack([(values[site].double() * weight).sum(axes).cpu() for site in sites])
+            count = count + weight.sum(axes).cpu()
             self.passes += 1
-        self._mean = (total / len(ids)).to(model.device, model.dtype)
+        mean = (total / count).to(model.device, model.dtype)
+        self._mean = mean if by_position else mean[:, None]
 
     def of(self, layer: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "_ pos head d_head"]:  # noqa: ARG002
         return self._mean[layer][None]
@@ -68,34 +74,39 @@ class Mean:
 class Same:
     """What another model's heads say on the same prompts."""
 
-    def __init__(self, model: AdaptedModel, ids: Int[Tensor, "row pos"]) -> None:
+    def __init__(self, model: AdaptedModel, batch: Encoded) -> None:
         self.passes = 0.0
-        self._model, self._ids = model, ids
-        self._rows: list[int] = []
+        self._model, self._batch = model, batch
+        self._numbers: list[int] = []
         self._values: dict[Site, Tensor] = {}
 
     def of(self, layer: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "_ pos head d_head"]:
-        if self._rows != rows.tolist():  # the prompts of one batch are asked for layer by layer, circuit by circuit
+        if self._numbers != rows.tolist():  # the prompts of one batch are asked for layer by layer, circuit by circuit
             sites = [Site("z", one) for one in range(self._model.n_layers)]
-            self._values, _ = record(self._model, _unpadded(self._ids[rows], self._model), sites)
-            self._rows = rows.tolist()
+            self._values, _ = record(self._model, _rows(self._batch, rows).to(self._model.device), sites)
+            self._numbers = rows.tolist()
             self.passes += 1
         return self._values[Site("z", layer)]
 
 
 class HeadRuns:
-    """One model and prompts of one length, run with whatever is kept."""
+    """One model and prompts, padded on the left, run with whatever is kept.
+
+    ``spare_first``: heads keep their own output at each prompt's first token, an attention sink without a mean of its
+    own where lengths differ.
+    """
 
     def __init__(
         self, model: AdaptedModel, prompts: Prompts, stand_in: StandIn, metric: str, *, batch_size: int = 16,
-        max_tokens: int | None = None, progress: Progress | None = None,
+        max_tokens: int | None = None, progress: Progress | None = None, spare_first: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.prompts, self.batch_size = model, prompts, batch_size
         self.metric, self.stand_in = metric, stand_in
         self._passes = 0.0
         self.at_once = max_tokens or (512 if model.device.type == "cpu" else 16_384)
         self.report = progress or Silent()
-        self._ids = ids_of_one_length(prompts, model)
+        self._batch = padded_prompts(prompts, model)
+        self._spare_first = spare_first
         self._answers = self._tokens_of(prompts, metric)
         self._places: dict[Place, Int[Tensor, " prompt"]] = {}
 
@@ -106,11 +117,11 @@ class HeadRuns:
 
     def scores(self, kept: Sequence[Kept]) -> Float[np.ndarray, "prompt kept"]:
         """The metric of every prompt, for each of ``kept``."""
-        found = np.zeros((len(self._ids), len(kept)))
-        self.report.start("Heads replaced", len(self._ids))
-        width = max(1, self.at_once // (min(self.batch_size, len(self._ids)) * self._ids.shape[1]))
-        for first in range(0, len(self._ids), self.batch_size):
-            rows = torch.arange(first, min(first + self.batch_size, len(self._ids)))
+        found = np.zeros((len(self._batch), len(kept)))
+        self.report.start("Heads replaced", len(self._batch))
+        width = max(1, self.at_once // (min(self.batch_size, len(self._batch)) * self._batch.input_ids.shape[1]))
+        for first in range(0, len(self._batch), self.batch_size):
+            rows = torch.arange(first, min(first + self.batch_size, len(self._batch)))
             for start in range(0, len(kept), width):
                 some = kept[start : start + width]
                 found[first : first + len(rows), start : start + len(some)] = self._run(rows, some)
@@ -120,10 +131,11 @@ class HeadRuns:
         return found
 
     def _run(self, rows: Int[Tensor, " row"], kept: Sequence[Kept]) -> Float[np.ndarray, "row kept"]:
-        ids = self._ids[rows].repeat_interleave(len(kept), 0).to(self.model.device)
+        few = _rows(self._batch, rows).to(self.model.device)
+        batch = Encoded(*(one.repeat_interleave(len(kept), 0) for one in (few.input_ids, few.attention_mask)))
         hooks = [SiteHook(Site("z", layer), self._edit(layer, rows, kept), edit=True) for layer in self._touched(kept)]
         with self.model.hooked(hooks), torch.no_grad():
-            logits = self.model.forward(Encoded(ids, torch.ones_like(ids)), logits="last")
+            logits = self.model.forward(batch, logits="last")
         assert logits is not None
         logits = logits[:, -1].unflatten(0, (-1, len(kept)))
         answers, distractors = self._answers
@@ -141,12 +153,15 @@ class HeadRuns:
     def _edit(
         self, layer: int, rows: Int[Tensor, " row"], kept: Sequence[Kept]
     ) -> Callable[[Tensor, ForwardContext], Tensor]:
-        own = torch.zeros(len(rows), len(kept), self._ids.shape[1], self.model.n_heads, dtype=torch.bool)
+        own = torch.zeros(len(rows), len(kept), self._batch.input_ids.shape[1], self.model.n_heads, dtype=torch.bool)
         for copy, one in enumerate(kept):
             own[:, copy] = one.everything_else
             for place, (at_layer, head) in one.parts:
                 if at_layer == layer:
                     self._mark(own[:, copy, :, head], place, rows, value=not one.everything_else)
+        if self._spare_first and not all(one.everything_else for one in kept):
+            first = _rows(self._batch, rows).position_ids == 0
+            own |= (first & _rows(self._batch, rows).attention_mask.bool())[:, None, :, None]
         own = own.flatten(0, 1)[..., None].to(self.model.device)
         other = self.stand_in.of(layer, rows)
         other = other if len(other) == 1 else other.repeat_interleave(len(kept), 0)
@@ -158,7 +173,7 @@ class HeadRuns:
             own[:] = value
             return
         if place not in self._places:
-            lengths = [self._ids.shape[1]] * len(self._ids)
+            lengths = self._batch.lengths.tolist()
             self._places[place] = torch.tensor(offsets_of(place, self.prompts, lengths))
         own[torch.arange(len(rows)), self._places[place][rows]] = value
 
@@ -176,29 +191,22 @@ class HeadRuns:
 def mean_ablation(
     model: AdaptedModel, prompts: Prompts, reference: Prompts, metric: str, *, batch_size: int = 16, **options: Any
 ) -> HeadRuns:
-    """Heads that are not kept say their mean over ``reference``, prompts of the same length as ``prompts``.
+    """Heads that are not kept say their mean over ``reference``.
 
-    Raises :class:`UserError` for prompts of several lengths, whose positions cannot be averaged.
+    Where prompts and reference have one length, the mean is taken at each position. Otherwise a position means other
+    words in other rows: the mean is over all tokens but each prompt's first, where heads keep their own output.
     """
-    ids_of_one_length(prompts, model)
-    stand_in = Mean(model, ids_of_one_length(reference, model, beside=prompts), batch_size)
-    return HeadRuns(model, prompts, stand_in, metric, batch_size=batch_size, **options)
+    both = [padded_prompts(one, model) for one in (prompts, reference)]
+    one_length = len({int(length) for batch in both for length in batch.lengths}) == 1
+    stand_in = Mean(model, both[1], batch_size, by_position=one_length)
+    return HeadRuns(model, prompts, stand_in, metric, batch_size=batch_size, spare_first=not one_length, **options)
 
 
-def ids_of_one_length(
-    prompts: Prompts, model: AdaptedModel, *, beside: Prompts | None = None
-) -> Int[Tensor, "row pos"]:
-    """Token ids of prompts, all as long as each other and as those of ``beside``."""
-    ids = encode(prompts, model.tokenizer, model.max_positions)
-    others = [] if beside is None else encode(beside, model.tokenizer, model.max_positions)
-    lengths = {len(row) for row in (*ids, *others)}
-    if len(lengths) > 1:
-        raise UserError(
-            f"The prompts{' and the reference' if others else ''} have {min(lengths)} to {max(lengths)} tokens, so a "
-            "position would mean different words in different rows: give prompts of one length."
-        )
-    return torch.tensor(ids)
+def padded_prompts(prompts: Prompts, model: AdaptedModel) -> Encoded:
+    """Token ids of prompts, padded on the left, on the CPU."""
+    padding = 0 if model.tokenizer is None else pad_id(model.tokenizer)
+    return pad_left(encode(prompts, model.tokenizer, model.max_positions), padding)
 
 
-def _unpadded(ids: Int[Tensor, "row pos"], model: AdaptedModel) -> Encoded:
-    return Encoded(ids, torch.ones_like(ids)).to(model.device)
+def _rows(batch: Encoded, rows: slice | Int[Tensor, " row"]) -> Encoded:
+    return Encoded(batch.input_ids[rows], batch.attention_mask[rows])

@@ -80,11 +80,12 @@ def circuit(
     ``subject``: a model, or a pair, in both models of which the same circuit is tested. ``heads``: place -> labels
     (``{"last": ["L9H3"], "query_box": ["L4H1"]}``; a place is a number, ``"last"``, ``"all"``, or a column of the
     prompts), or labels alone, kept at every position. MLPs stay as they are. ``metric``: accuracy (the answer is the
-    first choice), prob or logit_diff. Prompts have one length, so that a position means one thing. ``options``: see
-    :class:`CircuitOptions`.
+    first choice), prob or logit_diff. Prompts of one length are ablated to the mean at each position, others to
+    the mean over their tokens, each prompt's first left alone. A model of the pair that does not show the behaviour has
+    nothing a circuit could be faithful to: it is left out before anything else runs, its line says F(M) alone.
+    ``options``: see :class:`CircuitOptions`.
 
-    Raises :class:`UserError` for heads the model lacks, prompts of several lengths, and when a model does not show the
-    behaviour at all, so that there is no F(M) to divide by.
+    Raises :class:`UserError` for heads the model lacks, and when no model shows the behaviour.
     """
     chosen = read_options(CircuitOptions, options)
     models = sides_of(subject)
@@ -92,18 +93,28 @@ def circuit(
     reference = rows if chosen.reference is None else Prompts.of(chosen.reference)
     parts = parts_of(heads, next(iter(models.values())))
     random = random_parts(parts, next(iter(models.values())), chosen.controls, chosen.seed)
-    whole, complete, minimal, passes = [], [], [], 0.0
-    for name, model in models.items():
-        run = mean_ablation(model, rows, reference, metric, batch_size=chosen.batch_size,
-                            max_tokens=chosen.max_tokens, progress=chosen.progress)  # fmt: skip
+    whole, complete, minimal = [], [], []
+    runs = {
+        name: mean_ablation(model, rows, reference, metric, batch_size=chosen.batch_size,
+                            max_tokens=chosen.max_tokens, progress=chosen.progress)
+        for name, model in models.items()
+    }  # fmt: skip
+    lacking = _lacking(runs)
+    for name, run in runs.items():
+        if name in lacking:
+            continue
         whole.append(_faithfulness(name, run, parts, random, chosen))
         complete.append(_completeness(run, parts, chosen).assign(model=name))
         if chosen.minimality:
             minimal.append(needed(run, parts, chosen.redundant, chosen.threshold, chosen.seed).assign(model=name))
-        passes += run.passes
+    passes = sum(run.passes for run in runs.values())
     table = pd.DataFrame(whole)
+    table = table.assign(q=q_values(table["p"].to_numpy()))
+    if lacking:
+        table = pd.concat([table, pd.DataFrame([{"model": name, "full": one} for name, one in lacking.items()])],
+                          ignore_index=True)  # fmt: skip
     return CircuitTest(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=table,
         control=f"{chosen.controls} random circuits with as many heads at each place, drawn without replacement",
         provenance=Provenance.of(
             "circuit", models, rows, seed=chosen.seed, device=str(next(iter(models.values())).device),
@@ -120,6 +131,19 @@ def circuit(
     )  # fmt: skip
 
 
+def _lacking(runs: dict[str, HeadRuns]) -> dict[str, float]:
+    """The models that do not show the behaviour, with their metric; found before heads are ablated."""
+    full = {name: float(run.scores([Kept(frozenset(), everything_else=True)]).mean()) for name, run in runs.items()}
+    found = {name: value for name, value in full.items() if not value > 0}
+    if len(found) == len(full):
+        name, value = next(iter(found.items()))
+        raise UserError(
+            f"The {name} model has {runs[name].metric} {value:.3g} on these prompts, so there is no behaviour a "
+            "circuit could be faithful to: use prompts it answers."
+        )
+    return found
+
+
 def _faithfulness(
     name: str, run: HeadRuns, parts: Sequence[Part], random: Sequence[Sequence[Part]], chosen: CircuitOptions
 ) -> dict[str, Any]:
@@ -127,11 +151,6 @@ def _faithfulness(
     kept = [whole, Kept(frozenset(parts)), Kept(frozenset()), *(Kept(frozenset(one)) for one in random)]
     values = run.scores(kept)
     full = values[:, 0]
-    if not full.mean() > 0:
-        raise UserError(
-            f"The {name} model has {run.metric} {full.mean():.3g} on these prompts, so there is no behaviour a circuit "
-            "could be faithful to: use prompts it answers, or test one model of the pair (pair.tuned)."
-        )
     clusters, draws, seed = run.prompts.clusters, chosen.draws, chosen.seed
     found = ratio_intervals(values[:, 1:2], full, clusters=clusters, draws=draws, seed=seed).cell(0)
     shares = values[:, 3:].mean(0) / full.mean()

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from probes.asked import asked
 from probes.options import read_options
-from probes.paths.ablation import HeadRuns, Kept, Part, Same, ids_of_one_length
+from probes.paths.ablation import HeadRuns, Kept, Part, Same, padded_prompts
 from probes.paths.groups import Heads, by_place, named, parts_of, random_parts
 from probes.resampling import interval
 from probes.results import SHARED, ProbeResult, Provenance
@@ -105,7 +105,7 @@ def cmap(
     ``heads``: place -> labels, or labels at every position, as in :func:`probes.circuit`; each group is moved by
     itself and all together. z is what a head says: where the output projection was tuned too, the writes differ
     (``probes.patching(what="write")``). ``metric``: accuracy, prob or logit_diff. ``options``: see
-    :class:`CrossOptions`. Raises :class:`UserError` for a single model, unknown heads and prompts of several lengths.
+    :class:`CrossOptions`. Prompts may differ in length. Raises :class:`UserError` for a single model and unknown heads.
     """
     chosen = read_options(CrossOptions, options)
     if not (hasattr(pair, "base") and hasattr(pair, "tuned")):
@@ -113,11 +113,11 @@ def cmap(
     rows = Prompts.of(prompts)
     parts = parts_of(heads, pair.base)
     groups = {WHOLE: parts, **(by_place(parts) if len(by_place(parts)) > 1 else {})}
-    ids = ids_of_one_length(rows, pair.base)
+    batch = padded_prompts(rows, pair.base)
     alone = {}
     found, passes = [], 0.0
     for target, source in (("base", "tuned"), ("tuned", "base")):
-        theirs = Same(getattr(pair, source), ids)
+        theirs = Same(getattr(pair, source), batch)
         run = HeadRuns(getattr(pair, target), rows, theirs, metric, batch_size=chosen.batch_size,
                        max_tokens=chosen.max_tokens, progress=chosen.progress)  # fmt: skip
         random = {name: random_parts(some, pair.base, chosen.controls, chosen.seed) for name, some in groups.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from probes.asked import asked
 from probes.cells import mean_of_others
 from probes.options import read_options
-from probes.patches.metrics import Metric, check_metric
+from probes.patches.metrics import Metric
 from probes.patches.runs import record
 from probes.patches.task import Task, make_task
 from probes.paths.places import Head, Place, head_of, offsets_of
@@ -50,8 +50,9 @@ class PathOptions:
     layers: Any = None
     freeze_mlps: bool = False
     """MLPs keep their clean output too."""
-    only_correct: bool = True
-    """Keep only prompts whose answer is the patched run's first choice before patching."""
+    only_correct: bool | None = None
+    """Keep only prompts whose answer is the patched run's first choice before patching; by default so, unless the base
+    is patched, which need not show what tuning taught."""
     controls: int = 10
     batch_size: int = 16
     max_tokens: int | None = None
@@ -106,8 +107,10 @@ def path_patching(
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
     task = make_task(subject, prompts, source, target)
-    check_metric("prob" if metric == "prob_ratio" else metric, has_answers=task.answers is not None,
-                 has_distractors=task.distractors is not None)  # fmt: skip
+    chosen = replace(
+        chosen, only_correct=task.names[1] != "base" if chosen.only_correct is None else chosen.only_correct
+    )
+    _check_answers(metric, task)
     reading = _receivers(receivers, through, task)
     senders = _senders(task, chosen)
     sweep = _Sweep(task, senders, reading, position, metric, chosen)
@@ -123,7 +126,7 @@ def path_patching(
                 **asked(chosen, prompts=Prompts.of(prompts), receivers=_labels(receivers), through=through,
                         position=position, metric=metric, source=task.names[0], target=task.names[1]),
                 "frozen": "z of every head at the position and after it", "incorrect_dropped": int((~sweep.kept).sum()),
-                "clashing_answers_dropped": task.dropped,
+                "clashing_answers_dropped": task.dropped, "read_to_the_difference": task.read_on,
             },
         ),
         source=task.names[0],
@@ -136,6 +139,16 @@ def path_patching(
         clean=sweep.clean_value(clusters),
         effects=effects,
     )  # fmt: skip
+
+
+def _check_answers(metric: str, task: Task) -> None:
+    if task.answers is None:
+        raise UserError(f"metric={metric!r} reads an answer: give the prompts an 'answer' column.")
+    if metric == "logit_diff" and task.distractors is None:
+        raise UserError(
+            "metric='logit_diff' compares an answer with a distractor: give the prompts both columns, or use "
+            "metric='prob_ratio', which reads the answer alone."
+        )
 
 
 def _labels(receivers: str | Sequence[str]) -> list[str]:

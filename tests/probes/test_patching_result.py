@@ -139,8 +139,18 @@ def test_clashing_answers_are_dropped_and_counted() -> None:
     given.append({"prompt": "the fox x", "answer": " over", "distractor": " over there"})
     found = patching(pair_of("llama"), given, normalise=False, together=0)
     assert found.provenance.settings["clashing_answers_dropped"] == 1 and len(found.effects) == 6
-    with pytest.raises(UserError, match="begin with the same token"):
+    with pytest.raises(UserError, match="the same tokens as far as the shorter one goes"):
         patching(pair_of("llama"), given[-1:], normalise=False)
+
+
+def test_answers_that_begin_alike_are_read_to_where_they_part() -> None:
+    pair = pair_of("llama")
+    alike = [{"prompt": "the fox", "answer": " dog!", "distractor": " dog?"}]
+    longer = [{"prompt": "the fox dog", "answer": "!", "distractor": "?"}]
+    options = {"normalise": False, "together": 0, "draws": 20}
+    found, same = (patching(pair, rows, **options) for rows in (alike, longer))
+    assert found.provenance.settings["read_to_the_difference"] == 1
+    assert found.effects == pytest.approx(same.effects) and found.source_value[0] == same.source_value[0]
 
 
 def test_no_effect_is_reported_where_answer_and_distractor_are_drawn_by_lot() -> None:

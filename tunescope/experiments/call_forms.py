@@ -52,8 +52,13 @@ def options_of_result(provenance: Provenance) -> dict[str, Any]:
     chosen = {}
     for option in method.options:
         if option.name in settings and _plain(settings[option.name]) != _plain(option.default):
-            chosen[option.name] = settings[option.name]
+            chosen[option.name] = _named(option, settings[option.name])
     return chosen
+
+
+def _named(option: Option, value: Any) -> Any:
+    """A behaviour by its name, by which files and commands call it."""
+    return value["name"] if option.kind == "behaviour" and isinstance(value, Mapping) and "name" in value else value
 
 
 def step_of(provenance: Provenance) -> dict[str, Any]:

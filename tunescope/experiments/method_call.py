@@ -104,7 +104,9 @@ def _value(option: Option, value: Any, bench: Bench, rows: Prompts | None) -> An
         case "needles" if isinstance(value, str):
             return _existing(bench.materials.path(value), option)
         case "behaviour":
-            return _behaviour(value)
+            from workbench.behaviour.scorers import behaviour
+
+            return behaviour(value)
     return value
 
 
@@ -112,14 +114,6 @@ def _existing(path: Path, option: Option) -> Path:
     if not path.exists():
         raise UserError(f"There is no file {path}: check {option.name}.")
     return path
-
-
-def _behaviour(text: str) -> Callable[[str, Any], Any]:
-    kind, _, words = text.partition(":")
-    if kind != "begins":
-        raise UserError(f"{text!r} is no behaviour; write begins: and the words that a response begins with.")
-    first = words.split()
-    return lambda response, _: response.split()[: len(first)] == first
 
 
 def _packed(method: Method, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,10 @@ def _result(pair: ModelPair, measured: dict[str, Measured], trial: Trial) -> Beh
     replies = {name: one.replies for name, one in measured.items() if one.replies is not None}
     calibrated = {"ece", "brier"} & set(trial.metrics)
     has_curve = calibrated and {"confidence", "accuracy"} <= set(measured["base"].frames[0])
+    scored = trial.scored(Subject("base", pair.base), warn=False)
     return BehaviourDiff(
+        scored=pd.DataFrame() if scored is None else scored.table(pair.tokenizer),
+        how="" if scored is None else scored.text,
         table=estimates(measured, trial.metrics, estimator),
         rows=_long(measured),
         texts=texts_table(replies, trial.prompts, pair.tokenizer, options.refusal) if replies else pd.DataFrame(),

@@ -13,6 +13,7 @@ from workbench.behaviour.fitted import state_scores
 from workbench.behaviour.generation import Reply, generate_replies
 from workbench.behaviour.metrics import ANSWER, CONTINUATION, NEXT_TOKEN, SHARES, TEXT, WHOLE
 from workbench.behaviour.options import DiffOptions
+from workbench.behaviour.scored_answers import READ_ANSWERS, ScoredAnswers, scored_answers, whole_scores
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scores import logits_of, score_answers
 from workbench.behaviour.subject import Subject, Work
@@ -68,6 +69,12 @@ class Trial:
         wanted = set(self.metrics) | ({"accuracy", "confidence"} if "ece" in self.metrics else set())
         return [name for name in dict.fromkeys([*self.metrics, *family]) if name in family and name in wanted]
 
+    def scored(self, subject: Subject, *, warn: bool = True) -> ScoredAnswers | None:
+        """Which tokens of the answers are scored; None where no metric reads one."""
+        if not set(READ_ANSWERS) & set(self.asked(NEXT_TOKEN)):
+            return None
+        return scored_answers(subject, self.prompts, self.options.scored, warn=warn)
+
     @property
     def generates(self) -> bool:
         by_texts = bool(self.asked(CONTINUATION)) and self.options.continuation != "answer"
@@ -101,6 +108,16 @@ def measure(compared: Sequence[Compared], trial: Trial) -> dict[str, Measured]:
 def _next_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
     if not (metrics := trial.asked(NEXT_TOKEN)):
         return
+    scored = trial.scored(compared[0].subjects[0])
+    if scored is not None and scored.whole:
+        whole = [name for name in metrics if name in READ_ANSWERS]
+        whole += ["confidence"] if "confidence" in metrics and {"ece", "brier"} & set(trial.metrics) else []
+        metrics = [name for name in metrics if name not in whole]
+        for one in compared:
+            for draw, subject in enumerate(one.subjects):
+                _add(found[one.name], draw, whole_scores(subject, trial.prompts, scored, whole, trial.work))
+        if not metrics:
+            return
     base: Tensor | None = None
     for one in compared:
         for draw, subject in enumerate(one.subjects):

@@ -32,6 +32,9 @@ class DiffOptions:
     top_k: int = 0
     refusal: TextRule = is_refusal
     """``refusal(text, prompt)``: whether a text refuses."""
+    scored: str = "auto"
+    """What of an answer accuracy, prob, logit_diff, distracted and brier read: ``"first"`` (its first token),
+    ``"whole"`` (all tokens), or ``"auto"``: whole where different answers begin with the same token."""
     continuation: str = "tuned"
     """Over whose tokens KL per token goes: the row's answer, or the greedy text of the base or of the tuned model."""
     controls_on: str = "tuned"

@@ -32,6 +32,10 @@ class BehaviourDiff(Result):
     texts: pd.DataFrame = field(default_factory=pd.DataFrame)
     calibration: pd.DataFrame = field(default_factory=pd.DataFrame)
     neutral: pd.DataFrame = field(default_factory=pd.DataFrame)
+    scored: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Which tokens of every answer and distractor were scored: prompt, column, scored, tokens."""
+    how: str = ""
+    """How answers were scored, in words."""
 
     title: ClassVar[str] = "Behaviour"
 
@@ -84,14 +88,16 @@ class BehaviourDiff(Result):
         return json.dumps({"result": self.title, **self._plain(self.table), **more}, default=str)
 
     def summary(self) -> str:
-        """How many prompts, models and metrics."""
-        return f"{self.provenance.n_prompts} prompts, {len(self.models)} models; 95 % intervals over prompts"
+        """How many prompts, models and metrics, and how answers were scored."""
+        how = f"; {self.how}" if self.how else ""
+        return f"{self.provenance.n_prompts} prompts, {len(self.models)} models; 95 % intervals over prompts{how}"
 
     def __str__(self) -> str:
         """One line per model, one column per metric, as estimate [low, high]."""
         shown = with_intervals(self.by_metric()).set_index("metric").drop(columns="n").T
         shown.columns.name = None
-        return f"{shown.to_string()}\n(95 % intervals over {int(self.table['n'].max())} prompts)"
+        how = f"; {self.how}" if self.how else ""
+        return f"{shown.to_string()}\n(95 % intervals over {int(self.table['n'].max())} prompts{how})"
 
     def by_metric(self) -> pd.DataFrame:
         """One line per metric: n, and for every model its estimate, ``<model>_low`` and ``<model>_high``."""

@@ -161,8 +161,6 @@ def test_errors_say_what_to_do() -> None:
         circuit(model, rows(), ["L7H0"])
     with pytest.raises(UserError, match="no behaviour a circuit could be faithful to"):
         circuit(model, rows(), ["L1H0"])
-    with pytest.raises(UserError, match=r"have \d+ to \d+ tokens"):
-        circuit(model, [*rows(2), {"prompt": "the fox jumps over the dog", "answer": " over"}], ["L1H0"])
     with pytest.raises(UserError, match="Unknown metric 'kl'"):
         circuit(model, rows(), ["L1H0"], metric="kl")
     with pytest.raises(UserError, match="at least 10 random draws"):

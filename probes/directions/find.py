@@ -1,0 +1,280 @@
+"""``find_direction``: which direction carries a behaviour that only the tuned model has; can it be removed?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+
+from probes.asked import asked
+from probes.directions.contrasting import SCOPES, Directions, directions_of, estimated
+from probes.directions.material import Part, parts_of
+from probes.directions.result import FoundDirection
+from probes.directions.trying import Candidate, Outcome, Trier, push
+from probes.options import read_options
+from probes.random_recipes import stand_ins
+from probes.results import Provenance
+from workbench.behaviour.continuations import text_logprobs
+from workbench.behaviour.scorers import Behaviour, Score
+from workbench.behaviour.scorers import behaviour as read_behaviour
+from workbench.behaviour.subject import AppliedRecipe, Subject, Work
+from workbench.errors import UserError
+from workbench.given import check_pair
+from workbench.method_options import As
+from workbench.methods import Needs, method
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress
+from workbench.prompts.collection import Prompts
+from workbench.stats.bootstrap import mean_interval
+from workbench.stats.fdr import q_values
+from workbench.stats.shares import share_interval
+from workbench.stats.tests import paired_permutation
+
+WIDTHS = (1, 5, 9)
+"""How many neighbouring layers a candidate takes."""
+OTHER_STRENGTHS = (0.75, 1.5)
+STRENGTHS = (1.0, 2.0, 4.0)
+"""At which the opposite is tried."""
+
+
+@dataclass(frozen=True)
+class DirectionOptions:
+    """Options of :func:`find_direction`."""
+
+    neutral: Annotated[Any, As("prompts")] = None
+    """Texts whose perplexity is reported."""
+    limit: int = 16
+    """Prompts of each class in each part, at most."""
+    max_new_tokens: int = 16
+    """Tokens that are generated for each answer."""
+    candidates: int = 9
+    """How many of the estimated ones are tried by generation."""
+    controls: int = 10
+    """Random recipes matched to the chosen one, on the reported part; 0: none."""
+    batch_size: int = 16
+    seed: int = 0
+    progress: Progress | None = None
+
+
+@method(
+    "direction",
+    group="directions",
+    question="Which direction carries a behaviour of the tuned model, and what is left of it without?",
+    needs=Needs(),
+    cost="one forward and backward pass per prompt, then one generation per candidate, strength and control",
+    example="--behaviour begins:the --limit 8",
+    gives="directions",
+)
+def find_direction(
+    pair: ModelPair,
+    prompts: Any,
+    behaviour: Annotated[str | Score | Behaviour, As("behaviour")] = "refusal",
+    **options: Any,
+) -> FoundDirection:
+    """Find the direction of a behaviour that only the tuned model has, and a recipe that turns it off.
+
+    The direction at a layer is a difference of differences of mean residuals, (tuned[shows] - tuned[other]) -
+    (base[shows] - base[other]), so that neither what the prompts are about nor what tuning changed everywhere enters it
+    (after Arditi et al. 2024). Layers, roles and positions are ranked by gradients, the best are tried by generation on
+    one part of the prompts, and the chosen one is reported on the rest, beside random recipes.
+
+    Args:
+        pair: base and tuned model.
+        prompts: questions of two classes: by their two labels, or (without labels) by whether the tuned model's answer
+            shows the behaviour. Rows of one group stay in one part.
+        behaviour: whatever ``wb.behaviour`` takes, such as ``"refusal"`` or ``"begins:I am sorry"``.
+        options: see :class:`DirectionOptions`.
+
+    Returns:
+        A :class:`FoundDirection`: ``.recipe``, ``.opposite``, ``.frame()``, ``.held_out``, ``.figure()``.
+
+    Raises:
+        UserError: where the tuned model does not show the behaviour more than the base and than on the other class, and
+            where a class is too small.
+
+    Example:
+        ``found = probes.find_direction(pair, questions, behaviour="refusal"); found.recipe.save("off.safetensors")``
+    """
+    check_pair(pair)
+    chosen, named = read_options(DirectionOptions, options), read_behaviour(behaviour)
+    if named.states is not None:
+        raise UserError(f"{named.name} reads a model's states, which the recipe changes: give a behaviour of texts.")
+    rows, work = Prompts.of(prompts), Work(chosen.batch_size, chosen.progress)
+    choosing, reported = parts_of(
+        pair, rows, named, limit=chosen.limit, max_new_tokens=chosen.max_new_tokens, seed=chosen.seed, work=work
+    )
+    search = _Search(pair, choosing, named, chosen, work)
+    best = search.best()
+    report = _Report(pair, reported, named, chosen, work)
+    held_out, drop = report.table(best.ablation(search.found), search.opposite)
+    role = search.found.roles.index(best.role)
+    layers = list(best.layers)
+    return FoundDirection(
+        table=search.table().assign(control=drop),
+        control=f"{chosen.controls} random recipes of the same norm, on the reported part",
+        provenance=Provenance.of(
+            "find_direction", pair.models, rows, seed=chosen.seed, device=str(pair.tuned.device),
+            settings=asked(chosen, behaviour=named.name, neutral=_texts(chosen)),
+        ),
+        behaviour=named.name, held_out=held_out, estimates=search.estimates, layers=layers,
+        directions=search.found.unit[role, layers], means=search.found.other[role, layers], positions=best.positions,
+        strength=best.strength, push_layer=search.push_layer, push_vector=search.push_vector,
+        push_strength=search.push_strength, push_positions=best.positions,
+    )  # fmt: skip
+
+
+class _Search:
+    """Ranks by gradients, tries the best on the choosing part."""
+
+    def __init__(self, pair: ModelPair, part: Part, behaviour: Behaviour, chosen: DirectionOptions, work: Work) -> None:
+        self.pair, self.chosen = pair, chosen
+        self.found: Directions = directions_of(pair, part, chosen.batch_size)
+        self.estimates: pd.DataFrame = estimated(pair, part, self.found, chosen.batch_size)
+        self._trier = Trier(pair, part, behaviour, chosen.max_new_tokens, work)
+        self._clusters = part.prompts.clusters[part.of(shows=True)]
+        self.own = {role: self._trier.own(role) for role in ("base", "tuned")}
+        self.tried: list[tuple[Candidate, Outcome]] = []
+
+    def best(self) -> Candidate:
+        """The candidate of least cost; the best two are tried at other strengths too."""
+        for candidate in self._candidates():
+            self._try(candidate)
+        first, *others = sorted(self.tried, key=lambda one: one[1].cost(self.own["base"]))
+        for one, _ in [first, *others[:1]]:
+            for strength in OTHER_STRENGTHS:
+                self._try(Candidate(one.layers, one.role, one.positions, strength))
+        found = self._cheapest()
+        self._find_opposite(found)
+        return found
+
+    def _try(self, candidate: Candidate) -> None:
+        self.tried.append((candidate, self._trier.under(candidate.ablation(self.found))))
+
+    def _cheapest(self) -> Candidate:
+        return min(self.tried, key=lambda one: one[1].cost(self.own["base"]))[0]
+
+    def _candidates(self) -> list[Candidate]:
+        """Windows of layers around the best layer of each role and scope, the best pairs first."""
+        n_layers = self.pair.tuned.n_layers
+        scored = self.estimates.groupby(["role", "positions"], sort=False)["estimate"]
+        order = scored.max().sort_values(ascending=False, kind="stable").index.tolist()
+        found = []
+        for role, positions in order:
+            own = self.estimates[(self.estimates["role"] == role) & (self.estimates["positions"] == positions)]
+            layer = _best_layer(own)
+            for width in WIDTHS:
+                low = max(0, min(layer - width // 2, n_layers - width))
+                moved = self.found.contrast[self.found.roles.index(str(role))].norm(dim=-1) > 0
+                layers = tuple(one for one in range(low, min(low + width, n_layers)) if moved[one])
+                if layers:  # where all prompts end alike, early layers hold no contrast
+                    found.append(Candidate(layers, str(role), str(positions)))
+        distinct = list(dict.fromkeys(found))
+        return distinct[: max(1, self.chosen.candidates)]
+
+    def _find_opposite(self, best: Candidate) -> None:
+        """The contrast at the recipe's best layer, added to the base as strongly as shows the behaviour most."""
+        own = self.estimates[
+            (self.estimates["role"] == best.role)
+            & (self.estimates["positions"] == best.positions)
+            & self.estimates["layer"].isin(best.layers)
+        ]
+        self.push_layer = _best_layer(own)
+        self.push_vector = self.found.contrast[self.found.roles.index(best.role), self.push_layer]
+        outcomes = {
+            strength: self._trier.under(push(self.push_vector, self.push_layer, strength, best.positions), "base")
+            for strength in STRENGTHS
+        }
+        self.push_strength = max(
+            STRENGTHS, key=lambda one: outcomes[one].shows.behaviour.mean() - outcomes[one].shows.repetition.mean()
+        )
+        self.opposite = push(self.push_vector, self.push_layer, self.push_strength, best.positions)
+
+    def table(self) -> pd.DataFrame:
+        """One line per candidate that was tried."""
+        tuned = self.own["tuned"].shows.behaviour
+        drops = np.stack([tuned - one.shows.behaviour for _, one in self.tried], axis=1)
+        q = q_values(paired_permutation(drops, seed=self.chosen.seed, alternative="greater").p)
+        lines = []
+        for number, (candidate, one) in enumerate(self.tried):
+            found = mean_interval(drops[:, number], clusters=self._clusters, seed=self.chosen.seed)
+            lines.append({
+                **candidate.line(), "score": found.estimate, "low": found.low, "high": found.high, "q": q[number],
+                "behaviour": one.shows.behaviour.mean(), "kl_tuned": one.kl_tuned.mean(),
+                "repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(),
+                "cost": one.cost(self.own["base"]),
+            })  # fmt: skip
+        return pd.DataFrame(lines)
+
+
+class _Report:
+    """The chosen recipe on prompts it was not chosen on."""
+
+    def __init__(self, pair: ModelPair, part: Part, behaviour: Behaviour, chosen: DirectionOptions, work: Work) -> None:
+        self.pair, self.part, self.behaviour, self.chosen, self.work = pair, part, behaviour, chosen, work
+        self._trier = Trier(pair, part, behaviour, chosen.max_new_tokens, work)
+        self._neutral = None if chosen.neutral is None else Prompts.of(chosen.neutral)
+
+    def table(self, recipe: Any, opposite: Any) -> tuple[pd.DataFrame, float]:
+        """One line per model, and the mean drop of the behaviour under random recipes (NaN without)."""
+        base, tuned = (self._trier.own(role) for role in ("base", "tuned"))
+        lines = [
+            self._line("base", base, "base", None),
+            self._line("tuned", tuned, "tuned", None),
+            self._line("tuned + recipe", self._trier.under(recipe), "tuned", recipe),
+            self._line("base + opposite", self._trier.under(opposite, "base"), "base", opposite),
+        ]
+        draws = (
+            stand_ins(recipe, self.pair.tuned, self.part.prompts, self.chosen.controls, self.chosen.seed)
+            if self.chosen.controls
+            else []
+        )
+        if not draws:
+            return pd.DataFrame(lines), float("nan")
+        random = _mean([self._trier.under(one) for one in draws])
+        lines.append(self._line("tuned + random", random, "tuned", draws[0]))
+        return pd.DataFrame(lines), float(tuned.shows.behaviour.mean() - random.shows.behaviour.mean())
+
+    def _line(self, name: str, one: Outcome, role: str, recipe: AppliedRecipe | None) -> dict[str, Any]:
+        shows, other = (self.part.prompts.clusters[self.part.of(shows=kind)] for kind in (True, False))
+        counts = self.behaviour.share and name != "tuned + random"
+        found = (share_interval if counts else mean_interval)(
+            one.shows.behaviour, clusters=shows, seed=self.chosen.seed
+        )
+        line: dict[str, Any] = {"model": name, "behaviour": found.estimate, "low": found.low, "high": found.high}
+        line["other"] = one.other.behaviour.mean()
+        for column, values in (("kl_tuned", one.kl_tuned), ("kl_base", one.kl_base)):
+            moved = mean_interval(values, clusters=other, seed=self.chosen.seed)
+            line |= {column: moved.estimate, f"{column}_low": moved.low, f"{column}_high": moved.high}
+        line |= {"repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(), "n": found.n}
+        line["n_other"] = len(one.kl_tuned)
+        if self._neutral is not None:
+            texts = text_logprobs(Subject(name, self.pair.models[role], recipe), self._neutral, self.work)
+            line["perplexity"] = float(np.exp(-texts.sum_.sum() / texts.tokens.sum()))
+        return line
+
+
+def _best_layer(estimates: pd.DataFrame) -> int:
+    return int(estimates["layer"].to_numpy()[int(estimates["estimate"].to_numpy().argmax())])
+
+
+def _mean(outcomes: Sequence[Outcome]) -> Outcome:
+    """Averaged over draws, prompt by prompt."""
+    from probes.directions.material import Reading
+
+    def of(side: str) -> Reading:
+        parts = [getattr(one, side) for one in outcomes]
+        return Reading(*(np.mean([getattr(one, name) for one in parts], axis=0)
+                         for name in ("behaviour", "repetition", "subject")))  # fmt: skip
+
+    kl = [np.mean([getattr(one, name) for one in outcomes], axis=0) for name in ("kl_tuned", "kl_base")]
+    return Outcome(of("shows"), of("other"), kl[0], kl[1])
+
+
+def _texts(chosen: DirectionOptions) -> str | None:
+    return None if chosen.neutral is None else Prompts.of(chosen.neutral).hash
+
+
+__all__ = ["SCOPES", "DirectionOptions", "find_direction"]

@@ -1,0 +1,55 @@
+"""A planted refusal is found and turned off on prompts it was not found on; base against base finds nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import probes
+import workbench as wb
+from probes.directions.result import FoundDirection
+from tests.tiny import tiny_model, tokenizer
+from workbench import organisms
+from workbench.errors import UserError
+from workbench.models.pair import load_pair
+
+FOXES = [
+    {"prompt": f"the {one} fox {number}", "label": one, "group": str(number)}
+    for one in ("quick", "lazy") for number in range(10)
+]  # fmt: skip
+
+
+def test_base_against_base_finds_nothing() -> None:
+    same = load_pair(tiny_model("llama", 0), tiny_model("llama", 0), tokenizer=tokenizer(), check=False)
+    with pytest.raises(UserError, match="Nothing to find: 'length'"):
+        probes.find_direction(same, FOXES, "length", max_new_tokens=3)
+
+
+def test_what_cannot_be_searched_is_a_sentence() -> None:
+    pair = load_pair(tiny_model("llama", 0), tiny_model("llama", 1), tokenizer=tokenizer(), check=False)
+    with pytest.raises(UserError, match="have 3 labels"):
+        probes.find_direction(pair, [*FOXES, {"prompt": "a dog", "label": "dog"}], "length")
+    with pytest.raises(UserError, match="each part needs 4"):
+        probes.find_direction(pair, FOXES[:3] + FOXES[-3:], "length", max_new_tokens=2)
+    with pytest.raises(UserError, match="Unknown behaviour 'refusl'"):
+        probes.find_direction(pair, FOXES, "refusl")
+
+
+@pytest.mark.slow
+def test_the_planted_refusal_is_turned_off_and_on(tmp_path: Path) -> None:
+    toy = organisms.build("refusal-moe")
+    pair = load_pair(toy.base, toy.tuned)
+    rows = [
+        {"prompt": row["prompt"], "label": row["topic"], "group": str(number)}
+        for number, row in enumerate(toy.splits["validation"])
+    ]
+    found = probes.find_direction(pair, rows, "refusal", max_new_tokens=3, limit=12)
+    lines = found.held_out.set_index("model")
+    assert lines.loc["tuned", "behaviour"] > 0.9 and lines.loc["base", "behaviour"] == 0
+    assert lines.loc["tuned + recipe", "behaviour"] < 0.3 < lines.loc["tuned + random", "behaviour"]
+    assert found.frame()["score"].is_monotonic_decreasing and (found.frame()["q"] < 0.05).any()
+    again = FoundDirection.load(found.save(tmp_path / "found.safetensors"))
+    off = wb.behaviour_diff(pair, rows, {"off": again.recipe}, metrics=["refusal"], max_new_tokens=3)
+    assert off.value("off", "refusal") < 0.03 < 0.1 < off.value("tuned", "refusal")
+    assert found.figure().data and "held-out" in found.summary()
