@@ -25,6 +25,7 @@ import probes
 from probes.asked import APART, LONG, asked, plain
 from probes.concepts.dictionary import Dictionary
 from probes.desiderata.masking import MaskingOptions
+from probes.directions.find import DirectionOptions
 from probes.experts.mapping import MapOptions
 from probes.experts.switching import SwitchOptions
 from probes.grafting.search import Settings
@@ -48,6 +49,7 @@ from tests.probes.planted_knob import planted_knob
 from tests.probes.test_concepts import folder
 from tests.probes.test_retrieval_heads import trials
 from tests.tiny import tiny_model, tokenizer, tuned_copy
+from workbench.behaviour.scorers import behaviour
 from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts import Prompts
 from workbench.recording.record_pair import record
@@ -160,6 +162,20 @@ def of_expert_map() -> Calls:
         "draws": 20, "batch_size": 4, "seed": 3,
     }  # fmt: skip
     return Calls([{"subject": pair("qwen3moe"), "prompts": rows(), **given}], MapOptions)
+
+
+def of_find_direction() -> Calls:
+    two = load_pair(tiny_model("llama", 0), tiny_model("llama", 1), tokenizer=tokenizer(), check=False)
+    asked_of = [
+        {"prompt": f"the {word} {number}", "label": word, "group": str(number)}
+        for word in ("fox", "dog") for number in range(10)
+    ]  # fmt: skip
+    foxes = [row["prompt"] for row in asked_of[:10]]
+    known = set(zip(foxes, two.tuned.generate(foxes, max_new_tokens=3), strict=True))
+    shown = behaviour(lambda response, row: (row.prompt, response) in known, "fox answers", share=True)
+    given = {"neutral": ["the quick dog"], "limit": 8, "max_new_tokens": 3, "candidates": 1, "controls": 0,
+             "batch_size": 4, "seed": 3}  # fmt: skip
+    return Calls([{"pair": two, "prompts": Prompts.of(asked_of), "behaviour": shown, **given}], DirectionOptions)
 
 
 def of_find_knob() -> Calls:
