@@ -117,7 +117,7 @@ def find_direction(
         control=f"{chosen.controls} random recipes of the same norm, on the reported part",
         provenance=Provenance.of(
             "find_direction", pair.models, rows, seed=chosen.seed, device=str(pair.tuned.device),
-            settings=asked(chosen, behaviour=named.name, neutral=_texts(chosen)),
+            settings=asked(chosen, behaviour=behaviour),
         ),
         behaviour=named.name, held_out=held_out, estimates=search.estimates, layers=layers,
         directions=search.found.unit[role, layers], means=search.found.other[role, layers], positions=best.positions,
@@ -271,10 +271,6 @@ def _mean(outcomes: Sequence[Outcome]) -> Outcome:
 
     kl = [np.mean([getattr(one, name) for one in outcomes], axis=0) for name in ("kl_tuned", "kl_base")]
     return Outcome(of("shows"), of("other"), kl[0], kl[1])
-
-
-def _texts(chosen: DirectionOptions) -> str | None:
-    return None if chosen.neutral is None else Prompts.of(chosen.neutral).hash
 
 
 __all__ = ["SCOPES", "DirectionOptions", "find_direction"]
