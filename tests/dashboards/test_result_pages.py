@@ -81,10 +81,13 @@ def test_the_numbers_on_the_pages_are_the_results_own(home: Path, pair_folders: 
     assert overlap["x"] == [60]  # 100 weights from 0 and 100 from 40
 
 
-def test_the_page_heads_draws_one_map_and_no_more(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_heads_draws_one_map_and_no_more(
+    home: Path, pair_folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from probes.patches.result import Patching
     from probes.weights.result import WeightDelta
 
+    full_run(home, *pair_folders)
     drawn: list[str] = []
     for kind in (Patching, WeightDelta):
         plain = kind.figure
