@@ -107,6 +107,7 @@ def activation_delta(
     Args:
         by_position: One cell per position counted from the prompt's start, instead of one for all.
         components: Principal directions of the differences, centred and uncentred; 0 for none.
+        tokens: Which of the recorded tokens enter the means: content leaves attention sinks out, or all.
     """
     check_recording(recording)
     if not {"base", "tuned"} <= set(recording.roles):

@@ -28,6 +28,7 @@ class Planted:
     def __init__(self, seed: int = 1) -> None:
         self.base, self.tuned = induction_model(), induction_model(seed)
         self.base.role, self.tuned.role = "base", "tuned"
+        self.models = {"base": self.base, "tuned": self.tuned}
 
 
 def rows(n: int = 6) -> Prompts:
