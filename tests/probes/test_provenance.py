@@ -166,7 +166,9 @@ def of_expert_map() -> Calls:
         "exclude": "special", "test": "permutation", "responses": [" fox"] * 8, "max_new_tokens": 3, "top": 4,
         "draws": 20, "batch_size": 4, "seed": 3,
     }  # fmt: skip
-    return Calls([{"subject": pair("qwen3moe"), "prompts": rows(), **given}], MapOptions)
+    last = {"labels": list("aabb" * 2), "positions": "last", "draws": 20}
+    models = {"subject": pair("qwen3moe"), "prompts": rows()}
+    return Calls([{**models, **given}, {**models, **last}], MapOptions)
 
 
 def of_find_direction() -> Calls:
@@ -244,7 +246,7 @@ def of_mask_overlap() -> Calls:
 def of_patching() -> Calls:
     models, common = {"subject": pair(), "prompts": rows()}, {"normalise": False, **RUN}
     sites = {
-        "sites": ["attn_out"], "source": "base", "target": "tuned", "what": "write", "metric": "prob",
+        "sites": ["attn_out"], "source": "base", "target": "tuned", "what": "z", "metric": "prob",
         "positions": "last", "layers": [0, 1], "method": "ig", "confirm": 0.5, "ig_steps": 2, "controls": 3,
     }  # fmt: skip
     heads = {"inputs": "target", "only_correct": True, "together": 2}
