@@ -50,6 +50,7 @@ def weight_delta(
         factors=pd.DataFrame(collector.factors),
         directions=collector.directions,
         unmatched=unmatched,
+        no_heads=opened.layout.no_heads,
     )
 
 

@@ -40,6 +40,8 @@ class WeightDelta(ProbeResult):
     factors: pd.DataFrame
     directions: dict[str, Tensor]
     unmatched: tuple[str, ...]
+    no_heads: str = ""
+    """Why there is no level of heads; empty where there is one."""
 
     title: ClassVar[str] = "Where the weights changed"
     unit: ClassVar[str] = "relative change ‖ΔW‖ / ‖W‖"
@@ -75,6 +77,8 @@ class WeightDelta(ProbeResult):
             "module": self.table, "layer": self.layers, "head": self.heads,
             "expert": self.experts, "head_part": self.head_parts,
         }[level]  # fmt: skip
+        if found.empty and self.no_heads and level in ("head", "head_part"):
+            raise UserError(f"The weights cannot be split by head; try frame('module'). {self.no_heads}")
         if found.empty:
             raise UserError(f"This pair has no {level.replace('_', ' ')} to show; try frame('module').")
         return found
