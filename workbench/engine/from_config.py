@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from workbench.engine.families import Family, family_of, submodule
-from workbench.engine.geometry import read_geometry
+from workbench.engine.geometry import in_features
 from workbench.errors import NotSupported
 
 
@@ -47,11 +47,19 @@ def _resolved(text: str) -> HeadMap | str:
         with torch.device("meta"):
             hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config))
         family = family_of(hf)
-        geometry = read_geometry(hf, family)
+        return _heads(hf, family)
     except NotSupported as error:
         return str(error)
     except (ValueError, AttributeError, KeyError, ImportError, NotImplementedError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         return f"No causal language model can be laid out from a config of type {kind!r}: {reason}"
-    output = submodule(submodule(hf, family.layers)[0], family.output)
-    return HeadMap(family, geometry.n_heads, geometry.n_kv_heads, isinstance(output, Conv1D))
+
+
+def _heads(hf: Any, family: Family) -> HeadMap:
+    """From the layers that have attention: the first may be of another kind (Jamba, Qwen3-Next)."""
+    text = hf.config.get_text_config()
+    outputs = [submodule(layer, family.output) for layer in submodule(hf, family.layers)]
+    n_heads, output = text.num_attention_heads, next((one for one in outputs if one is not None), None)
+    if output is None or in_features(output) % n_heads:
+        raise NotSupported(f"{type(hf).__name__} does not keep its heads side by side in one output projection.")
+    return HeadMap(family, n_heads, getattr(text, "num_key_value_heads", None) or n_heads, isinstance(output, Conv1D))
