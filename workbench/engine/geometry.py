@@ -37,8 +37,8 @@ def read_geometry(hf: nn.Module, family: Family) -> Geometry:
     output = submodule(layers[0], family.output)
     if output is None:
         raise NotSupported(
-            f"Layer 0 of this {type(hf).__name__} has no attention output projection at {family.output!r}: models whose "
-            "layers differ in kind cannot be loaded yet, but weight_delta reads their weights."
+            f"Layer 0 of this {type(hf).__name__} has no attention output projection at {family.output!r}: models "
+            "whose layers differ in kind cannot be loaded yet, but weight_delta reads their weights."
         )
     width = in_features(output)
     if width % n_heads:
