@@ -34,7 +34,13 @@ def read_geometry(hf: nn.Module, family: Family) -> Geometry:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers = submodule(hf, family.layers)
     n_heads = text.num_attention_heads
-    width = in_features(submodule(layers[0], family.output))
+    output = submodule(layers[0], family.output)
+    if output is None:
+        raise NotSupported(
+            f"Layer 0 of this {type(hf).__name__} has no attention output projection at {family.output!r}: models "
+            "whose layers differ in kind cannot be loaded yet, but weight_delta reads their weights."
+        )
+    width = in_features(output)
     if width % n_heads:
         raise NotSupported(
             f"The attention output projection takes {width} features, which {n_heads} heads do not divide: "
