@@ -24,7 +24,7 @@ from workbench.engine.holding import Holdings
 from workbench.engine.layered import Shared, laid
 from workbench.engine.listening import Listener
 from workbench.engine.ports import Port, port
-from workbench.engine.sites import KINDS, Site
+from workbench.engine.sites import HEAD_KINDS, KINDS, Site
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.typing import Tensor
@@ -131,8 +131,8 @@ class Hub:
         """The one that ran last."""
         self.view = ""
         """Which of the models that share these weights is running ("base" or "tuned" of an adapter pair)."""
-        self.withheld: frozenset[str] = frozenset()
-        """Kinds of site that the self-check could not confirm for this architecture; they are not offered."""
+        self.withheld: dict[str, str] = {}
+        """Kinds of site that the self-check could not prove for this model, with the reason; they are not offered."""
         self.holdings = Holdings()
         self.listener = Listener(self)
         self.generation: Generation | None = None
@@ -255,7 +255,7 @@ class Hub:
             known = known and site.expert is not None and 0 <= site.expert < geometry.n_experts
         place = port(self.hf, self.family, geometry, site, edit=hook.edit) if known else None
         if place is None:
-            raise unknown_name("site of this model", site.name, self.sites())
+            raise missing_site(self, site)
         return place
 
     def _add(self, entry: _Entry, stack: ExitStack) -> None:
@@ -322,6 +322,20 @@ class Hub:
             loose=None if told or not self._loose.continues(ids, start) else self._loose,
             template=self.template,
         )
+
+
+def missing_site(hub: Hub, site: Site) -> UserError:
+    """Why a model has no such site, in one sentence."""
+    layers = hub.geometry.attention_layers
+    if site.kind in hub.withheld:
+        return NotSupported(
+            f"{site.name} is not offered for this {type(hub.hf).__name__}, as it could not be proved at load: "
+            f"{hub.withheld[site.kind]}; resid_post works."
+        )
+    if site.kind in HEAD_KINDS | {"attn_out"} and len(layers) < hub.geometry.n_layers and site.layer not in layers:
+        having = f"those that have some are {', '.join(map(str, layers))}" if layers else "no layer of it has any"
+        return NotSupported(f"Layer {site.layer} of this {type(hub.hf).__name__} has no attention heads: {having}.")
+    return unknown_name("site of this model", site.name, hub.sites())
 
 
 def _check_entered(hooks: Sequence[SiteHook], entries: Sequence[_Entry]) -> None:
