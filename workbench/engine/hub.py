@@ -149,6 +149,7 @@ class Hub:
         self._dispatches: dict[tuple[int, str], _Dispatch] = {}
         self._prompt_lengths: Tensor | None = None
         self._loose = LooseCalls()
+        self._cached: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     @property
     def hf(self) -> Any:
@@ -300,6 +301,17 @@ class Hub:
         """A forward pass ended; what still asks for it (logits that are shifted) finds it as :attr:`ended`."""
         self.ended, self.context = self.context or self.ended, None
 
+    def _tokens_before(self, cache: Any, length: int) -> int:
+        """How many tokens a cache holds; caches of layers without attention do not count them, so we do."""
+        n_attention = len(self.geometry.attention_layers)
+        counted = 0 if cache is None or n_attention == 0 else int(cache.get_seq_length())
+        key = cache if self.generation is None else self.generation
+        if key is None or n_attention == self.geometry.n_layers:
+            return counted
+        start = counted or self._cached.get(key, 0)
+        self._cached[key] = start + length
+        return start
+
     def begin(self, given: Mapping[str, Any]) -> None:
         """A forward pass begins with these arguments."""
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
@@ -308,7 +320,7 @@ class Hub:
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             mask = None if self.generation is None else self.generation.attention_mask
         assert shown is not None
-        start = 0 if cache is None else int(cache.get_seq_length())
+        start = self._tokens_before(cache if cache is not None else given.get("cache_params"), shown.shape[1])
         told = self.generation is not None or self._prompt_lengths is not None
         self.context = ForwardContext(
             batch=shown.shape[0],

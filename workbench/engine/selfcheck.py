@@ -96,7 +96,7 @@ def _read(hub: Hub, sites: list[Site]) -> dict[Site, Any]:
     values: dict[Site, Any] = {}
 
     def keep(site: Site) -> SiteHook:
-        return SiteHook(site, lambda value, _ctx: values.__setitem__(site, _as_read(value)))
+        return SiteHook(site, lambda value, _ctx: values.__setitem__(site, value))
 
     device = hf.get_input_embeddings().weight.device
     ids = torch.arange(1, 1 + 2 * _TOKENS, device="cpu" if device.type == "meta" else device).view(2, _TOKENS)
@@ -108,11 +108,6 @@ def _read(hub: Hub, sites: list[Site]) -> dict[Site, Any]:
     finally:
         hf.train(training)
     return values
-
-
-def _as_read(value: Any) -> Any:
-    """A copy: some blocks add to their streams in place later."""
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _finite(at: dict[str, Any]) -> bool:
