@@ -64,6 +64,7 @@ def weight_delta(
         directions=collector.directions,
         unmatched=unmatched,
         notes=opened.notes,
+        no_heads=opened.layout.no_heads,
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from probes.weights.resolving import resolved_family
-from workbench.engine.families import LLAMA, Family
+from workbench.engine.families import FAMILIES, LLAMA, Family
+from workbench.errors import NotSupported
 from workbench.typing import Tensor
 
 _IN_LAYER = re.compile(r"(?:^|\.)(?:layers|h|layer|blocks)\.(\d+)\.(.+)$")
@@ -51,6 +51,8 @@ class Layout:
     """GPT-2 keeps [into, out]."""
     experts_transposed: bool = False
     """GPT-OSS keeps [expert, into, out]."""
+    no_heads: str = ""
+    """Why no weight can be split by head; empty where it can."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Layout:
@@ -58,15 +60,26 @@ class Layout:
         text = {**config, **(config.get("text_config") or {})}
         heads = text.get("num_attention_heads") or text.get("n_head") or 0
         kind = text.get("model_type", "")
-        family = resolved_family(text) if heads else LLAMA
-        heads = heads if family is not None else 0  # no place of the heads is known: no table of them
+        if kind not in FAMILIES:
+            return cls._resolved(config)
         return cls(
             n_heads=heads,
-            n_kv_heads=text.get("num_key_value_heads") or text.get("num_kv_heads") or heads,
-            family=family or LLAMA,
+            n_kv_heads=text.get("num_key_value_heads") or heads,
+            family=FAMILIES[kind],
             transposed=kind == "gpt2",
             experts_transposed=kind == "gpt_oss",
         )
+
+    @classmethod
+    def _resolved(cls, config: Mapping[str, Any]) -> Layout:
+        """Outside the table, as the engine resolves it; without heads where the engine does not know their place."""
+        from workbench.engine.from_config import head_map
+
+        try:
+            heads = head_map(config)
+        except NotSupported as error:
+            return cls(n_heads=0, n_kv_heads=0, no_heads=str(error))
+        return cls(heads.n_heads, heads.n_kv_heads, heads.family, heads.transposed)
 
     def turned(self, module: str, ndim: int) -> bool:
         """Whether the module keeps its weight as [into, out]."""

@@ -45,6 +45,8 @@ class WeightDelta(ProbeResult):
     unmatched: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What a reader must know of how the weights were read, in sentences."""
+    no_heads: str = ""
+    """Why there is no level of heads; empty where there is one."""
 
     title: ClassVar[str] = "Where the weights changed"
     unit: ClassVar[str] = "relative change ‖ΔW‖ / ‖W‖"
@@ -95,6 +97,8 @@ class WeightDelta(ProbeResult):
             raise unknown_name("stack", str(stack), self.stacks)
         if stack is not None and "stack" in found:
             found = found[found["stack"] == stack]
+        if found.empty and self.no_heads and level in ("head", "head_part"):
+            raise UserError(f"The weights cannot be split by head; try frame('module'). {self.no_heads}")
         if found.empty:
             raise UserError(f"This pair has no {level.replace('_', ' ')} to show; try frame('module').")
         return found

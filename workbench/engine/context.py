@@ -18,7 +18,7 @@ from workbench.errors import UserError
 from workbench.typing import Bool, Int, Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class Generation:
     """A running call of ``generate``: how many prompt columns and rows it was given."""
 

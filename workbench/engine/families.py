@@ -13,6 +13,9 @@ from torch import nn
 
 from workbench.errors import NotSupported
 
+MIXERS = ("linear_attn", "mamba", "conv", "mixer", "temporal_block", "mamba_decoder.mamba")
+"""Where a layer keeps what mixes tokens in place of attention, or beside it: relative to the layer."""
+
 
 @dataclass(frozen=True)
 class Family:

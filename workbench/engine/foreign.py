@@ -13,12 +13,35 @@ from typing import Any
 
 from torch import nn
 
-from workbench.engine.families import Family
+from workbench.engine.by_module import family_by_module
+from workbench.engine.families import Family, submodule
 from workbench.errors import NotSupported
 
 
 def foreign_family(hf: nn.Module) -> Family:
-    """The family of an architecture that TransformerLens knows. Raises :class:`NotSupported` otherwise."""
+    """The family as TransformerLens's adapter names it, or by its modules where no adapter fits this model.
+
+    Raises :class:`NotSupported` where neither does.
+    """
+    try:
+        family = _adapter_family(hf)
+        if _fits(hf, family):
+            return family
+    except NotSupported as unknown:
+        try:
+            return family_by_module(hf)
+        except NotSupported as error:
+            raise error from unknown
+    return family_by_module(hf)
+
+
+def _fits(hf: nn.Module, family: Family) -> bool:
+    """Whether some layer has heads where the adapter says, and some layer has its MLP."""
+    layers = list((submodule(hf, family.layers) or nn.ModuleList()).children())
+    return all(any(submodule(layer, path) is not None for layer in layers) for path in (family.output, family.mlp))
+
+
+def _adapter_family(hf: nn.Module) -> Family:
     blocks = _blocks(hf)
     parts = blocks.submodules
     attention = parts.get("attn")

@@ -14,7 +14,10 @@ from workbench.errors import NotSupported
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a model. ``d_head`` is the width of one head of z: o_proj's input divided by the number of heads."""
+    """Sizes of a model. ``d_head`` is the width of one head of z: o_proj's input divided by the number of heads.
+
+    A model without attention has 0 heads.
+    """
 
     n_layers: int
     d_model: int
@@ -26,6 +29,8 @@ class Geometry:
     moe_layers: tuple[int, ...]
     n_experts: int
     top_k: int
+    attention_layers: tuple[int, ...] = ()
+    """The layers that have heads; others mix tokens by other means."""
 
 
 def read_geometry(hf: nn.Module, family: Family) -> Geometry:
@@ -33,9 +38,11 @@ def read_geometry(hf: nn.Module, family: Family) -> Geometry:
     config: Any = hf.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers = submodule(hf, family.layers)
-    n_heads = text.num_attention_heads
-    width = in_features(submodule(layers[0], family.output))
-    if width % n_heads:
+    outputs = [submodule(layer, family.output) for layer in layers]
+    with_heads = tuple(layer for layer, output in enumerate(outputs) if output is not None)
+    n_heads = (getattr(text, "num_attention_heads", None) or 0) if with_heads else 0
+    width = in_features(outputs[with_heads[0]]) if n_heads else 0
+    if n_heads and width % n_heads:
         raise NotSupported(
             f"The attention output projection takes {width} features, which {n_heads} heads do not divide: "
             "this architecture does not keep its heads side by side there."
@@ -48,13 +55,14 @@ def read_geometry(hf: nn.Module, family: Family) -> Geometry:
         n_layers=len(layers),
         d_model=text.hidden_size,
         n_heads=n_heads,
-        n_kv_heads=getattr(text, "num_key_value_heads", None) or n_heads,
-        d_head=width // n_heads,
+        n_kv_heads=(getattr(text, "num_key_value_heads", None) or n_heads) if n_heads else 0,
+        d_head=width // n_heads if n_heads else 0,
         vocab_size=text.vocab_size,
         max_positions=getattr(text, "max_position_embeddings", None),
         moe_layers=moe,
         n_experts=_n_experts(core),
         top_k=0 if core is None else int(core.top_k),
+        attention_layers=with_heads if n_heads else (),
     )
 
 

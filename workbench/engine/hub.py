@@ -24,7 +24,7 @@ from workbench.engine.holding import Holdings
 from workbench.engine.layered import Shared, laid
 from workbench.engine.listening import Listener
 from workbench.engine.ports import Port, port
-from workbench.engine.sites import KINDS, Site
+from workbench.engine.sites import HEAD_KINDS, KINDS, Site
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.typing import Tensor
@@ -131,8 +131,8 @@ class Hub:
         """The one that ran last."""
         self.view = ""
         """Which of the models that share these weights is running ("base" or "tuned" of an adapter pair)."""
-        self.withheld: frozenset[str] = frozenset()
-        """Kinds of site that the self-check could not confirm for this architecture; they are not offered."""
+        self.withheld: dict[str, str] = {}
+        """Kinds of site that the self-check could not prove for this model, with the reason; they are not offered."""
         self.holdings = Holdings()
         self.listener = Listener(self)
         self.generation: Generation | None = None
@@ -149,6 +149,7 @@ class Hub:
         self._dispatches: dict[tuple[int, str], _Dispatch] = {}
         self._prompt_lengths: Tensor | None = None
         self._loose = LooseCalls()
+        self._cached: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     @property
     def hf(self) -> Any:
@@ -255,7 +256,7 @@ class Hub:
             known = known and site.expert is not None and 0 <= site.expert < geometry.n_experts
         place = port(self.hf, self.family, geometry, site, edit=hook.edit) if known else None
         if place is None:
-            raise unknown_name("site of this model", site.name, self.sites())
+            raise missing_site(self, site)
         return place
 
     def _add(self, entry: _Entry, stack: ExitStack) -> None:
@@ -300,6 +301,17 @@ class Hub:
         """A forward pass ended; what still asks for it (logits that are shifted) finds it as :attr:`ended`."""
         self.ended, self.context = self.context or self.ended, None
 
+    def _tokens_before(self, cache: Any, length: int) -> int:
+        """How many tokens a cache holds; caches of layers without attention do not count them, so we do."""
+        n_attention = len(self.geometry.attention_layers)
+        counted = 0 if cache is None or n_attention == 0 else int(cache.get_seq_length())
+        key = cache if self.generation is None else self.generation
+        if key is None or n_attention == self.geometry.n_layers:
+            return counted
+        start = counted or self._cached.get(key, 0)
+        self._cached[key] = start + length
+        return start
+
     def begin(self, given: Mapping[str, Any]) -> None:
         """A forward pass begins with these arguments."""
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
@@ -308,7 +320,7 @@ class Hub:
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             mask = None if self.generation is None else self.generation.attention_mask
         assert shown is not None
-        start = 0 if cache is None else int(cache.get_seq_length())
+        start = self._tokens_before(cache if cache is not None else given.get("cache_params"), shown.shape[1])
         told = self.generation is not None or self._prompt_lengths is not None
         self.context = ForwardContext(
             batch=shown.shape[0],
@@ -322,6 +334,20 @@ class Hub:
             loose=None if told or not self._loose.continues(ids, start) else self._loose,
             template=self.template,
         )
+
+
+def missing_site(hub: Hub, site: Site) -> UserError:
+    """Why a model has no such site, in one sentence."""
+    layers = hub.geometry.attention_layers
+    if site.kind in hub.withheld:
+        return NotSupported(
+            f"{site.name} is not offered for this {type(hub.hf).__name__}, as it could not be proved at load: "
+            f"{hub.withheld[site.kind]}; resid_post works."
+        )
+    if site.kind in HEAD_KINDS | {"attn_out"} and len(layers) < hub.geometry.n_layers and site.layer not in layers:
+        having = f"those that have some are {', '.join(map(str, layers))}" if layers else "no layer of it has any"
+        return NotSupported(f"Layer {site.layer} of this {type(hub.hf).__name__} has no attention heads: {having}.")
+    return unknown_name("site of this model", site.name, hub.sites())
 
 
 def _check_entered(hooks: Sequence[SiteHook], entries: Sequence[_Entry]) -> None:

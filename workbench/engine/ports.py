@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from workbench.engine.context import ForwardContext
-from workbench.engine.families import Family, submodule
+from workbench.engine.families import MIXERS, Family, submodule
 from workbench.engine.geometry import Geometry
 from workbench.engine.routing import Routing, find_router
-from workbench.engine.sites import Site
+from workbench.engine.sites import HEAD_KINDS, Site
 from workbench.typing import Tensor
 
 Side = Literal["in", "out", "pattern", "experts"]
@@ -75,7 +75,23 @@ def port(hf: nn.Module, family: Family, geometry: Geometry, site: Site, *, edit:
     """The port of ``site``, or None when this model has no such site. ``edit``: the value will be changed."""
     assert site.layer is not None
     layer = submodule(hf, f"{family.layers}.{site.layer}")
+    if site.kind in HEAD_KINDS and site.layer not in geometry.attention_layers:
+        return None
     return _PORTS[site.kind](_Place(layer, family, geometry, site, edit))
+
+
+def _out(module: Any) -> Port | None:
+    return None if module is None else _plain(module, "out")
+
+
+def _mixer(at: _Place) -> Any:
+    """What mixes tokens in place of attention or beside it; an attention without heads (MiniMax's) is one."""
+    has_heads = at.part(at.family.output) is not None
+    beside = [path for path in MIXERS if not (has_heads and path == at.family.attention)]
+    found = next((part for path in beside if (part := at.part(path)) is not None), None)
+    if found is None and not has_heads:
+        return at.part(at.family.attention)
+    return found
 
 
 def _resid_pre(at: _Place) -> Port | None:
@@ -89,10 +105,12 @@ def _resid_post(at: _Place) -> Port | None:
 def _resid_mid(at: _Place) -> Port | None:
     """Reading: the input of the module after the addition. Writing there would miss the residual branch, so an
     edit is made where the attention output is added: attn_out + (new - old)."""
-    if at.family.resid_mid is None:
+    inside = None if at.family.resid_mid is None else at.part(at.family.resid_mid)
+    adds = [one for one in (at.part(at.family.attn_out), _mixer(at)) if one is not None]
+    if inside is None or len(adds) != 1:
         return None
     if not at.edit:
-        return _plain(at.part(at.family.resid_mid), "in")
+        return _plain(inside, "in")
     before = _residual_into_attention(at)
 
     def get(raw: Any, ctx: ForwardContext) -> Tensor:
@@ -101,7 +119,7 @@ def _resid_mid(at: _Place) -> Port | None:
     def put(raw: Any, value: Tensor, ctx: ForwardContext) -> Any:
         return with_first(raw, first(raw) + (value - get(raw, ctx)))
 
-    return Port(at.part(at.family.attn_out), "out", get, put, needs=before)
+    return Port(adds[0], "out", get, put, needs=before)
 
 
 def _residual_into_attention(at: _Place) -> Port:
@@ -112,11 +130,15 @@ def _residual_into_attention(at: _Place) -> Port:
 
 
 def _attn_out(at: _Place) -> Port | None:
-    return _plain(at.part(at.family.attn_out), "out")
+    return _out(at.part(at.family.attn_out)) if at.site.layer in at.geometry.attention_layers else None
 
 
 def _mlp_out(at: _Place) -> Port | None:
-    return _plain(at.part(at.family.mlp_out), "out")
+    return _out(at.part(at.family.mlp_out))
+
+
+def _mixer_out(at: _Place) -> Port | None:
+    return _out(_mixer(at))
 
 
 def _mlp_post(at: _Place) -> Port | None:
@@ -220,6 +242,7 @@ _PORTS: dict[str, Callable[[_Place], Port | None]] = {
     "resid_post": _resid_post,
     "attn_out": _attn_out,
     "mlp_out": _mlp_out,
+    "mixer_out": _mixer_out,
     "mlp_post": _mlp_post,
     "q": _qkv,
     "k": _qkv,

@@ -33,7 +33,7 @@ def core_router(router: nn.Module) -> Any:
     return core
 
 
-def find_router(mlp: nn.Module) -> nn.Module | None:
+def find_router(mlp: nn.Module | None) -> nn.Module | None:
     """The router of a mixture-of-experts block: ``gate`` or ``router`` beside fused ``experts``; None when dense."""
     if not isinstance(getattr(mlp, "experts", None), nn.Module):
         return None

@@ -6,6 +6,7 @@ router recomputed equals the router; attention rows sum to one (less an attentio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,43 +23,90 @@ from workbench.typing import Tensor
 _TOKENS = 4
 
 
+_KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mixer_out", "mlp_out", "mlp_post", "q", "k", "v", "z",
+          "pattern", "router", "expert")  # fmt: skip
+_ADDITIVE = ("attn_out", "mlp_out", "resid_mid")
+_WRONG = (NotSupported, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+"""What reading a site raises where the module there is not what its name says."""
+
+
 @torch.no_grad()
 def self_check(hub: Hub) -> None:
-    """Raise :class:`NotSupported`, naming the site, when the model does not compute what the map says."""
+    """Prove the map of sites on this model.
+
+    In a family of our table a site that is not what the map says raises :class:`NotSupported`. Elsewhere that kind of
+    site is withheld, with its reason in ``hub.withheld``, and the rest of the model works.
+    """
     values = _values(hub)
     for layer in range(hub.geometry.n_layers):
-        at = {site.kind: value for site, value in values.items() if site.layer == layer}
+        at = {site.kind: value for site, value in values.items() if site.layer == layer and site.kind not in hub.withheld}
         if not _finite(at):
             continue  # a damaged model proves nothing; what is recorded from it is flagged
-        if "z" in at:
-            _check_heads(hub, layer, at)
-        if not _residual_adds_up(at):
-            _withhold_additive(hub, layer)
-        _check_pattern(hub, layer, at)
-        if "router" in at:
-            _check_router(hub, layer, at["router"])
+        for kinds, check in _CHECKS:
+            if any(kind in at for kind in kinds):
+                _prove(hub, layer, at, kinds, check)
+
+
+def _prove(hub: Hub, layer: int, at: dict[str, Any], kinds: tuple[str, ...], check: _Check) -> None:
+    try:
+        check(hub, layer, at)
+    except _WRONG as error:
+        if hub.hf.config.model_type in FAMILIES:
+            raise
+        for kind in kinds:
+            hub.withheld.setdefault(kind, _reason(layer, error))
+            at.pop(kind, None)
+
+
+def _reason(layer: int, error: Exception) -> str:
+    said = error.what if isinstance(error, _Unproved) else (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return f"at layer {layer} {said}"
 
 
 def _values(hub: Hub) -> dict[Site, Any]:
+    """What every site holds in one forward pass; kinds that cannot be read there are withheld."""
+    foreign = hub.hf.config.model_type not in FAMILIES
+    names = [name.replace(".expert", ".expert[0]") for name in hub.sites()]
+    sites = [site for name in names if (site := Site.parse(name)).kind in (_KINDS if foreign else _TABLE_KINDS)]
+    try:
+        values = _read(hub, sites)
+    except _WRONG:
+        if not foreign:
+            raise
+        _read(hub, [])  # a model that does not run at all says so itself
+        values = _read_by_kind(hub, sites)
+    for kind in {site.kind for site in sites} - {site.kind for site in values}:
+        hub.withheld.setdefault(kind, "the model runs code that calls no hook there")
+    return values
+
+
+def _read_by_kind(hub: Hub, sites: list[Site]) -> dict[Site, Any]:
+    values: dict[Site, Any] = {}
+    for kind in _KINDS:
+        try:
+            values |= _read(hub, [site for site in sites if site.kind == kind])
+        except _WRONG as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            hub.withheld.setdefault(kind, f"it could not be read ({said})")
+    return values
+
+
+def _read(hub: Hub, sites: list[Site]) -> dict[Site, Any]:
     hf = hub.hf
-    kinds = {"resid_pre", "resid_post", "attn_out", "mlp_out", "z", "v", "pattern", "router"}
-    sites = [site for name in hub.sites() if not name.endswith("expert") and (site := Site.parse(name)).kind in kinds]
     values: dict[Site, Any] = {}
 
     def keep(site: Site) -> SiteHook:
         return SiteHook(site, lambda value, _ctx: values.__setitem__(site, value))
 
-    hooks = [keep(site) for site in sites]
     device = hf.get_input_embeddings().weight.device
     ids = torch.arange(1, 1 + 2 * _TOKENS, device="cpu" if device.type == "meta" else device).view(2, _TOKENS)
     training = hf.training
     hf.eval()
     try:
-        with hub.hooked(hooks, all_called=False):
+        with hub.hooked([keep(site) for site in sites], all_called=False):
             hf.base_model(input_ids=ids % hub.geometry.vocab_size, use_cache=False)
     finally:
         hf.train(training)
-    hub.withheld |= {site.kind for site in sites} - {site.kind for site in values}  # hooks that are never called
     return values
 
 
@@ -75,11 +123,19 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= slack * scale)
 
 
+class _Unproved(NotSupported):
+    """A site that is not what the map says."""
+
+    def __init__(self, layer: int, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"The self-check failed at layer {layer}: {what}. The map of this architecture is wrong for this model, so "
+            "nothing was recorded from it; load with check=False only to read the residual stream."
+        )
+
+
 def _fail(layer: int, what: str) -> NotSupported:
-    return NotSupported(
-        f"The self-check failed at layer {layer}: {what}. The map of this architecture is wrong for this model, so "
-        "nothing was recorded from it; load with check=False only to read the residual stream."
-    )
+    return _Unproved(layer, what)
 
 
 def _check_heads(hub: Hub, layer: int, at: dict[str, Any]) -> None:
@@ -101,19 +157,49 @@ def _check_heads(hub: Hub, layer: int, at: dict[str, Any]) -> None:
         raise _fail(layer, "the heads' writes do not sum to the attention output")
 
 
-def _residual_adds_up(at: dict[str, Any]) -> bool:
-    if "attn_out" not in at or "mlp_out" not in at:
-        return True
-    pre, attn, mlp = (at[kind].float() for kind in ("resid_pre", "attn_out", "mlp_out"))
-    device = pre.device
-    return _close(pre + attn.to(device) + mlp.to(device), at["resid_post"])
-
-
-def _withhold_additive(hub: Hub, layer: int) -> None:
-    """Outside our table a block may scale or merge its residual branches; then those sites are not offered."""
-    if hub.hf.config.model_type in FAMILIES:
+def _check_sum(hub: Hub, layer: int, at: dict[str, Any]) -> None:
+    """What is added between the residual streams before and after is what the sublayers put out."""
+    in_table = hub.hf.config.model_type in FAMILIES
+    if in_table and not {"attn_out", "mlp_out"} <= at.keys():
+        return
+    if not in_table and not {"attn_out", "mlp_out", "mixer_out"} & at.keys():
+        return
+    total = at["resid_pre"].float()
+    for kind in ("attn_out", "mixer_out", "mlp_out"):
+        if kind in at:
+            total = total + at[kind].float().to(total.device)
+    if not _close(total, at["resid_post"]):
         raise _fail(layer, "resid_pre + attn_out + mlp_out is not resid_post")
-    hub.withheld |= {"attn_out", "mlp_out", "resid_mid"}
+
+
+def _check_mid(hub: Hub, layer: int, at: dict[str, Any]) -> None:
+    if hub.hf.config.model_type in FAMILIES:
+        return
+    before = [at[kind].float() for kind in ("resid_pre", "attn_out", "mixer_out") if kind in at]
+    if not _close(sum(before[1:], before[0]), at["resid_mid"]):
+        raise _fail(layer, "resid_pre + attn_out is not resid_mid")
+
+
+def _check_mixer(hub: Hub, layer: int, at: dict[str, Any]) -> None:
+    if at["mixer_out"].shape != at["resid_post"].shape:
+        raise _fail(layer, f"the mixer puts out {tuple(at['mixer_out'].shape)}")
+
+
+def _check_post(hub: Hub, layer: int, at: dict[str, Any]) -> None:
+    """The MLP's last projection of mlp_post is what the MLP puts out."""
+    family = hub.family
+    module = submodule(hub.hf, f"{family.layers}.{layer}.{family.mlp_post}")
+    if hub.hf.config.model_type in FAMILIES or type(module) not in (nn.Linear, Conv1D) or "mlp_out" not in at:
+        return
+    if family.mlp_out == family.mlp and module.weight.device.type != "meta":
+        if not _close(module.forward(at["mlp_post"].to(module.weight.dtype)), at["mlp_out"]):
+            raise _fail(layer, "the MLP's last projection of mlp_post is not mlp_out")
+
+
+def _check_widths(hub: Hub, layer: int, at: dict[str, Any]) -> None:
+    """Queries are as wide as keys; a projection that also holds a gate has no site."""
+    if "k" in at and at["q"].shape[-1] != at["k"].shape[-1]:
+        raise _fail(layer, f"a query is {at['q'].shape[-1]} wide and a key {at['k'].shape[-1]}")
 
 
 def _check_pattern(hub: Hub, layer: int, at: dict[str, Any]) -> None:
@@ -123,16 +209,32 @@ def _check_pattern(hub: Hub, layer: int, at: dict[str, Any]) -> None:
     has_sink = hasattr(submodule(hub.hf, f"{hub.family.layers}.{layer}.{hub.family.attention}"), "sinks")
     if bool((rows > 1.01).any()) or (not has_sink and bool((rows < 0.99).any())):
         raise _fail(layer, "rows of the attention pattern do not sum to one")
-    if "v" in at and at["v"].shape[-1] == at["z"].shape[-1]:
+    if "v" in at and "z" in at and at["v"].shape[-1] == at["z"].shape[-1]:
         values = at["v"].repeat_interleave(hub.geometry.n_heads // hub.geometry.n_kv_heads, dim=2)
         if not _close(torch.einsum("bhqk,bkhd->bqhd", pattern.float(), values.float()), at["z"]):
             raise _fail(layer, "pattern times values is not z")
 
 
-def _check_router(hub: Hub, layer: int, seen: Routing) -> None:
+def _check_router(hub: Hub, layer: int, at: dict[str, Any]) -> None:
+    seen: Routing = at["router"]
     router = hub.module(Site("router", layer))
     weights, experts = reroute(router, seen.logits.flatten(0, -2))
     order, seen_order = experts.argsort(-1), seen.experts.flatten(0, -2).argsort(-1)
     same = torch.equal(experts.gather(-1, order), seen.experts.flatten(0, -2).gather(-1, seen_order))
     if not same or not _close(weights.gather(-1, order), seen.weights.flatten(0, -2).gather(-1, seen_order)):
         raise _fail(layer, "routing recomputed from the logits is not what the router did")
+
+
+_TABLE_KINDS = frozenset(_KINDS) - {"resid_mid", "mlp_post", "q", "k", "expert"}
+_Check = Callable[[Hub, int, dict[str, Any]], None]
+_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
+    (("z",), _check_heads),
+    (("mixer_out",), _check_mixer),
+    (_ADDITIVE, _check_sum),
+    (("resid_mid",), _check_mid),
+    (("mlp_post",), _check_post),
+    (("q",), _check_widths),
+    (("pattern",), _check_pattern),
+    (("router", "expert"), _check_router),
+)
+"""Each proof, the kind of site that it needs first, and every kind that is withheld where it fails."""

@@ -5,6 +5,7 @@ name                                 value
 ===================================  ==========================================================
 ``blocks.L.hook_resid_pre|mid|post``  residual stream, [batch, pos, d_model]
 ``blocks.L.hook_attn_out|mlp_out``    what the sublayer adds to it, [batch, pos, d_model]
+``blocks.L.hook_mixer_out``             output of what mixes tokens without heads (SSM, linear attention, convolution)
 ``blocks.L.attn.hook_q|z``            per query head, [batch, pos, head, d_head]; q is before rotary embedding
 ``blocks.L.attn.hook_k|v``            per key/value head, [batch, pos, kv_head, d_head]
 ``blocks.L.attn.hook_pattern``        attention weights, [batch, head, query, key]
@@ -27,6 +28,7 @@ _PATHS = {
     "resid_mid": "hook_resid_mid",
     "resid_post": "hook_resid_post",
     "attn_out": "hook_attn_out",
+    "mixer_out": "hook_mixer_out",
     "mlp_out": "hook_mlp_out",
     "q": "attn.hook_q",
     "k": "attn.hook_k",
@@ -39,10 +41,13 @@ _PATHS = {
 KINDS: tuple[str, ...] = (*_PATHS, "expert")
 """Every kind of site, by its short name."""
 
+HEAD_KINDS = frozenset({"q", "k", "v", "z", "pattern"})
+"""Kinds of site that a layer has only where it has attention heads."""
+
 ORDER: dict[str, int] = {
     kind: place
     for place, kind in enumerate(
-        ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "router", "expert", "mlp_post",
+        ("resid_pre", "q", "k", "v", "pattern", "z", "mixer_out", "attn_out", "resid_mid", "router", "expert", "mlp_post",
          "mlp_out", "resid_post")
     )
 }  # fmt: skip
@@ -76,6 +81,10 @@ class Site:
     def at(self, layer: int) -> Site:
         """The same kind of site at ``layer``."""
         return Site(self.kind, layer, self.expert)
+
+    def at_first(self) -> Site:
+        """The same place; an expert stands for all experts of its layer."""
+        return self if self.expert is None else Site(self.kind, self.layer, 0)
 
     @classmethod
     def parse(cls, text: str) -> Site:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from workbench.cards import card
-from workbench.engine.hub import Hub, SiteHook, StopForward, hub_of
+from workbench.engine.hub import Hub, SiteHook, StopForward, hub_of, missing_site
 from workbench.engine.layered import laid
-from workbench.engine.sites import Site, expand_sites
+from workbench.engine.sites import Site, expand_sites, resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import UserError
 from workbench.models.generation_settings import neutralised
@@ -163,7 +163,19 @@ class AdaptedModel:
 
     def expand(self, sites: str | Site | Sequence[str | Site], layers: Any = None) -> list[Site]:
         """The sites asked for, with their layers, in the order of computation; see :func:`expand_sites`."""
+        known = {Site.parse(name.replace(".expert", ".expert[0]")).at_first() for name in self.sites()}
+        for named in [sites] if isinstance(sites, (str, Site)) else sites:
+            site = Site.parse(named) if isinstance(named, str) else named
+            places = [site] if site.layer is not None else [site.at(i) for i in resolve_layers(layers, self.n_layers)]
+            in_range = [one for one in places if one.layer is not None and 0 <= one.layer < self.n_layers]
+            if in_range and not any(one.at_first() in known for one in in_range):
+                raise missing_site(self.hub, in_range[0])
         return expand_sites(sites, layers, self.n_layers, self.sites())
+
+    @property
+    def withheld(self) -> dict[str, str]:
+        """Kinds of site that could not be proved for this model at load, each with the reason."""
+        return dict(self.hub.withheld)
 
     @contextmanager
     def active(self) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.models import checkpoints, gguf_files
+from workbench.models.causal_only import check_causal
 from workbench.models.sources import Kind, Source
 
 DTYPES: dict[str, torch.dtype] = {
@@ -88,9 +89,12 @@ def load_model(
     files are missing, damaged or do not fit the config.
     """
     if source.kind is Kind.LOADED:
+        shown = source.model.config.to_dict() if hasattr(source.model, "config") else {}
+        check_causal({**shown, "architectures": [_class_name(source.model)]}, source.name)
         return source.model.eval()
     if source.kind is not Kind.MODEL:
         raise ValueError(f"{source.name} is an adapter: load its base, then attach_adapter")
+    check_causal(source.config, source.name)
     place = resolve_device(device) if device_map is None else None
     if place is not None and place.type == "meta":
         return _shape_alone(source, dtype)
@@ -108,6 +112,11 @@ def load_model(
         settings["dtype"] = torch.bfloat16
     model = _checked_load(source, settings).eval()
     return model if source.gguf is None else gguf_files.as_dense(model)
+
+
+def _class_name(model: Any) -> str:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(inner).__name__
 
 
 def _shape_alone(source: Source, dtype: str | torch.dtype) -> Any:

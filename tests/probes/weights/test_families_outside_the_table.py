@@ -56,13 +56,13 @@ def test_the_head_that_changed_is_found(kind: str, read: str, tmp_path: Path) ->
     assert (first["layer"], first["head"]) == (1, 1) and first["score"] > 1 and first["q"] < 0.05
 
 
-def test_heads_of_no_known_place_are_a_sentence_and_never_zero() -> None:
-    """MPT's config says its heads under another name, and its attention is one fused module."""
+def test_heads_of_a_fused_attention_are_those_of_its_output_projection() -> None:
+    """MPT's config says its heads under another name, and its queries, keys and values are one fused module."""
     config = tf.MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4)
     base = tf.AutoModelForCausalLM.from_config(config)
     tuned = copy.deepcopy(base)
     with torch.no_grad():
         tuned.transformer.blocks[1].attn.out_proj.weight += 1
     delta = probes.weight_delta(base, tuned)
-    with pytest.raises(UserError, match="no head to show"):
-        delta.frame("head")
+    heads = delta.frame("head")
+    assert set(heads[heads["score"] > 0]["layer"]) == {1} and (heads[heads["layer"] == 1]["score"] > 0).sum() == 4

@@ -142,7 +142,7 @@ def test_scaled_branches_are_not_passed_off_as_what_a_sublayer_adds() -> None:
     gone = {name.split(".", 2)[2] for name in before - set(model.hub.sites())}
     assert gone == {"hook_attn_out", "hook_mlp_out", "hook_resid_mid"}
     hook = SiteHook(Site("attn_out", 0), lambda _value, _ctx: None)
-    with pytest.raises(UserError, match="Unknown site of this model 'blocks"), model.hooked([hook]):
+    with pytest.raises(UserError, match="could not be proved at load: at layer 0 resid_pre"), model.hooked([hook]):
         pass
     self_check(model.hub)  # as a second load of the same object does
 
@@ -167,11 +167,15 @@ def test_a_wrong_map_fails_the_self_check(mistake: str) -> None:
     assert hub.n_hooks == 0
 
 
-def test_an_architecture_that_nobody_knows_is_refused() -> None:
+def test_an_architecture_that_nobody_knows_resolves_by_its_modules_or_is_refused() -> None:
     class Unheard(tf.LlamaForCausalLM):
         pass
 
     hf = Unheard(tiny_model("llama").config)
     hf.config.model_type = "unheard_of"
-    with pytest.raises(NotSupported, match="Neither Tunescope nor TransformerLens knows the architecture Unheard"):
+    hub = Hub(hf)
+    self_check(hub)
+    assert hub.withheld == {} and "blocks.1.attn.hook_z" in hub.sites()
+    del hf.model.layers
+    with pytest.raises(NotSupported, match="keeps its layers in no list"):
         Hub(hf)
