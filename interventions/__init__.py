@@ -52,6 +52,16 @@ _HOMES = {
     "to_gguf": "exchange.control_vectors",
     "train_head_scales": "training.scales",
     "train_offsets": "training.offsets",
+    "TaskVector": "weightspace.task_vector",
+    "dare": "weightspace.merging",
+    "greedy_soup": "weightspace.merging",
+    "interpolated": "weightspace.merging",
+    "lego": "weightspace.lora_lego",
+    "lora_factors": "weightspace.lora_lego",
+    "model_stock": "weightspace.merging",
+    "ties": "weightspace.merging",
+    "twin_merging": "weightspace.merging",
+    "uniform_soup": "weightspace.merging",
 }
 __all__ = sorted(_HOMES)
 __getattr__ = lazy(__name__, _HOMES)

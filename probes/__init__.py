@@ -58,6 +58,12 @@ _HOME = {
     "switching_curve": "experts.switching",
     "token_shift": "token_ranks",
     "weight_delta": "weights",
+    "SeriesProfile": "series.profile",
+    "SeriesCurve": "series.curve",
+    "MergeTest": "series.merges",
+    "series_profile": "series.profile",
+    "series_curve": "series.curve",
+    "merge_test": "series.merges",
 }
 __all__ = sorted(_HOME)
 

@@ -252,6 +252,34 @@ def of_retrieval_heads() -> Calls:
     return Calls([{"subject": copier(), "trials": trials(4), **given}], RetrievalOptions)
 
 
+def saved(*models: Any) -> list[str]:
+    """Folders of models."""
+    folders = [mkdtemp() for _ in models]
+    for folder, model in zip(folders, models, strict=True):
+        model.save_pretrained(folder)
+    return folders
+
+
+def of_series_profile() -> Calls:
+    both, other = pair(), tuned_copy(tiny_model("llama"), seed=5, size=0.1)
+    given = {"checkpoints": saved(other, both.base.hf), "scores": [0.1, 0.5, 0.2], "draws": 50, "seed": 3}
+    return Calls([{"base": both.base, "tuned": both.tuned, **given}])
+
+
+def of_series_curve() -> Calls:
+    other = tuned_copy(tiny_model("llama"), seed=5, size=0.1)
+    given = {"checkpoints": saved(other), "draws": 50, "batch_size": 3, "seed": 3}
+    return Calls([{"pair": pair(), "prompts": rows(), **given}])
+
+
+def of_merge_test() -> Calls:
+    other = tuned_copy(tiny_model("llama"), seed=5, size=0.1)
+    given = {
+        "checkpoints": saved(other), "rules": ["stock", "dare"], "density": 0.5, "points": 3, "batch_size": 3, "seed": 3,
+    }  # fmt: skip
+    return Calls([{"pair": pair(), "prompts": rows(16), **given}])
+
+
 def of_switching_curve() -> Calls:
     given = {
         "behaviour": shouts, "ranking": ["L0E1", "L1E2"], "counts": [1], "mode": "drop", "max_new_tokens": 1,
