@@ -64,6 +64,12 @@ _HOME = {
     "series_profile": "series.profile",
     "series_curve": "series.curve",
     "merge_test": "series.merges",
+    "SelectionTrial": "selection_scores.trial",
+    "selection_trial": "selection_scores.trial",
+    "UpdateAnatomy": "anatomy.update",
+    "update_anatomy": "anatomy.update",
+    "LoraLikeness": "anatomy.likeness",
+    "lora_likeness": "anatomy.likeness",
 }
 __all__ = sorted(_HOME)
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import probes
 from probes.asked import APART, LONG, asked, plain
@@ -278,6 +279,47 @@ def of_merge_test() -> Calls:
         "checkpoints": saved(other), "rules": ["stock", "dare"], "density": 0.5, "points": 3, "batch_size": 3, "seed": 3,
     }  # fmt: skip
     return Calls([{"pair": pair(), "prompts": rows(16), **given}])
+
+
+def of_selection_trial() -> Calls:
+    given = {
+        "scores": ["fisher", "half_reset"],
+        "share": 0.2,
+        "retain": rows(8, "a"),
+        "draws": 2,
+        "batch_size": 3,
+        "seed": 3,
+    }
+    return Calls([{"pair": pair(), "prompts": rows(16), **given}])
+
+
+def of_update_anatomy() -> Calls:
+    both = pair()
+    return Calls([{"base": both.base, "tuned": both.tuned, "k": 5, "rank": 3, "share": 0.1, "draws": 3, "seed": 3}])
+
+
+def of_lora_likeness() -> Calls:
+    from peft import LoraConfig, get_peft_model
+
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        made.append(
+            get_peft_model(tiny_model("llama"), LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights=False))
+        )
+    (other,) = saved(made[1])
+    return Calls(
+        [
+            {
+                "base": load_pair(tiny_model("llama"), made[0], tokenizer=tokenizer(), check=False).base,
+                "tuned": made[0],
+                "checkpoints": [other],
+                "initial": saved(made[1])[0],
+                "draws": 5,
+                "seed": 3,
+            }
+        ]
+    )
 
 
 def of_switching_curve() -> Calls:
