@@ -33,7 +33,8 @@ def greedy_soup(
     """
     alone = [score(vector) for vector in vectors]
     order = sorted(range(len(vectors)), key=lambda place: -alone[place])
-    members, best = (order[0],), alone[order[0]]
+    members: tuple[int, ...] = (order[0],)
+    best = alone[order[0]]
     for place in order[1:]:
         trial = score(uniform_soup([vectors[member] for member in (*members, place)]))
         if trial >= best:

@@ -123,15 +123,17 @@ def low_rank_sparse(update: Float[Tensor, "out into"], rank: int, share: float, 
         update: dW.
         rank: Rank of the low part.
         share: Share of the entries that the sparse part may have.
-        rounds: Turns; it stops early where nothing is left over.
+        rounds: Turns from either start (no sparse part; the largest entries); the better end is taken.
     """
     from interventions.weightspace.merging import low_rank, trimmed
 
-    sparse = torch.zeros_like(update)
-    low = sparse
-    for _ in range(rounds):
-        low = low_rank(update - sparse, rank)
-        sparse = trimmed(update - low, share)
-        if float((update - low - sparse).norm()) <= 1e-6 * float(update.norm()):
-            break
-    return Split(low, sparse)
+    found = []
+    for sparse in (torch.zeros_like(update), trimmed(update, share)):  # turns can end in a worse place from one side
+        low = sparse
+        for _ in range(rounds):
+            low = low_rank(update - sparse, rank)
+            sparse = trimmed(update - low, share)
+            if float((update - low - sparse).norm()) <= 1e-6 * float(update.norm()):
+                break
+        found.append(Split(low, sparse))
+    return min(found, key=lambda one: one.left_over(update))

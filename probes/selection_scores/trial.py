@@ -77,7 +77,7 @@ class SelectionTrial(ProbeResult):
         return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
-        best = self.table.loc[self.table["score"].idxmax()]
+        best = self.table.sort_values("score", kind="stable").iloc[-1]
         return (
             f"{best['module']} ({best['share']:.1%} of the changed weights) carries most: {best['score']:.2f} "
             f"[{best['low']:.2f}, {best['high']:.2f}] of {int(best['n'])} prompts, random {best['control']:.2f}; base "

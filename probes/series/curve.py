@@ -53,10 +53,11 @@ class SeriesCurve(ProbeResult):
         last = self.table.iloc[-1]
         text = f"{len(self.table)} members; the last answers {last['score']:.2f} right (base {last['control']:.2f})"
         if self.change is not None:
-            at, names = self.change, self.table["module"].tolist()
+            names = self.table["module"].tolist()
+            at, low, high = (names[int(self.change[part])] for part in ("index", "low", "high"))
             text += (
-                f"; the answers' log-odds change at {names[int(at['index'])]} [{names[int(at['low'])]}, {names[int(at['high'])]}], "
-                f"{at['before']:.2f} before, {at['after']:.2f} after, p = {at['p']:.2g} against members in random order"
+                f"; the answers' log-odds change at {at} [{low}, {high}], {self.change['before']:.2f} before, "
+                f"{self.change['after']:.2f} after, p = {self.change['p']:.2g} against members in random order"
             )
         return f"{text}. Control: {self.control}.{''.join(f' {note}' for note in self.notes)}"
 

@@ -59,13 +59,13 @@ def members_of(
         )  # fmt: skip
     if len(found.models) < fewest:
         raise UserError(
-            f"A series needs {fewest} members at least and has {len(found.models)}: name more with checkpoints, or give "
-            "a series from workbench.load_series."
+            f"A series needs {fewest} members at least and has {len(found.models)}: name more with checkpoints, or "
+            "give a series from workbench.load_series."
         )
     if len(found.scores) != len(found.models):
         raise UserError(
-            f"There are {len(found.scores)} scores for {len(found.models)} members ({', '.join(found.names)}): give one "
-            "each, the last for the final model."
+            f"There are {len(found.scores)} scores for {len(found.models)} members ({', '.join(found.names)}): give "
+            "one each, the last for the final model."
         )
     return found
 

@@ -67,7 +67,7 @@ class MergeTest(ProbeResult):
         return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
-        best = self.table.loc[self.table["score"].idxmax()]
+        best = self.table.sort_values("score", kind="stable").iloc[-1]
         barrier = "" if self.path.empty else f"; loss barrier between the first two {self.barrier:.3g} nats"
         return (
             f"Best: {best['module']} {best['score']:.2f} [{best['low']:.2f}, {best['high']:.2f}] over {int(best['n'])} "
@@ -128,7 +128,7 @@ def merge_test(
     choosing, reporting = answers.halves(seed)
     bench = _Bench(answers, reporting, seed, progress or Silent())
     merged, ingredients = _merged(vectors, rules, density, seed, lambda one: answers.outcome(choosing, one).accuracy)
-    table, path = bench.table(vectors, merged), bench.path(*list(vectors.values())[:2], points)
+    table, path = bench.table(vectors, merged), bench.path(list(vectors.values())[:2], points)
     return MergeTest(
         table=table,
         control="the base with the same update under random signs, entry by entry",
@@ -199,11 +199,11 @@ class _Bench:
             "n": len(found.right),
         }
 
-    def path(self, first: TaskVector, second: TaskVector, points: int) -> pd.DataFrame:
+    def path(self, ends: Sequence[TaskVector], points: int) -> pd.DataFrame:
         """Loss and accuracy on the straight line from one member to the other."""
         rows = []
         for share in np.linspace(0, 1, points) if points >= 3 else ():
-            found = self.answers.outcome(self.task, interpolated(first, second, float(share)))
+            found = self.answers.outcome(self.task, interpolated(ends[0], ends[1], float(share)))
             rows.append({"share": float(share), "loss": found.loss, "accuracy": found.accuracy})
         return pd.DataFrame(rows, columns=["share", "loss", "accuracy"])
 

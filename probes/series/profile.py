@@ -45,10 +45,10 @@ class SeriesProfile(ProbeResult):
         return lines_by_layer(self.profile, title=self.title, unit="relative change ‖ΔW‖ / ‖W‖")
 
     def summary(self) -> str:
-        most = self.table.loc[self.table["change"].idxmax()]
+        most = self.table.sort_values("change").iloc[-1]
         text = f"{len(self.members)} members; layer {int(most['layer'])} moves most ({most['change']:.3g} of its norm)"
         if self.table["score"].notna().any():
-            best = self.table.loc[self.table["score"].idxmax()]
+            best = self.table.sort_values("score", na_position="first").iloc[-1]
             text += (
                 f"; the change of layer {int(best['layer'])} goes best with the scores: rho {best['score']:.2f} "
                 f"[{best['low']:.2f}, {best['high']:.2f}], q {best['q']:.2g}"
@@ -116,7 +116,8 @@ def series_profile(
 def _profiled(members: Members, watch: Progress) -> tuple[pd.DataFrame, dict[str, Any]]:
     """One row per member and layer, and what all models are."""
     norms: dict[str, tuple[float, int]] = {}
-    rows, models = [], {}
+    rows: list[pd.DataFrame] = []
+    models: dict[str, Any] = {}
     watch.start("series", len(members.models))
     for name, opened in members.opened():
         table = pd.DataFrame(

@@ -255,10 +255,10 @@ def of_retrieval_heads() -> Calls:
 
 def saved(*models: Any) -> list[str]:
     """Folders of models."""
-    folders = [mkdtemp() for _ in models]
-    for folder, model in zip(folders, models, strict=True):
-        model.save_pretrained(folder)
-    return folders
+    places = [mkdtemp() for _ in models]
+    for place, model in zip(places, models, strict=True):
+        model.save_pretrained(place)
+    return places
 
 
 def of_series_profile() -> Calls:
@@ -276,7 +276,8 @@ def of_series_curve() -> Calls:
 def of_merge_test() -> Calls:
     other = tuned_copy(tiny_model("llama"), seed=5, size=0.1)
     given = {
-        "checkpoints": saved(other), "rules": ["stock", "dare"], "density": 0.5, "points": 3, "batch_size": 3, "seed": 3,
+        "checkpoints": saved(other), "rules": ["stock", "dare"], "density": 0.5, "points": 3, "batch_size": 3,
+        "seed": 3,
     }  # fmt: skip
     return Calls([{"pair": pair(), "prompts": rows(16), **given}])
 

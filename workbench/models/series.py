@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def _step(name: str) -> int | None:
 
 def _gaps(members: Sequence[Member]) -> list[str]:
     steps = [member.step for member in members if member.step is not None]
-    apart = [later - earlier for earlier, later in zip(steps, steps[1:], strict=False)]
+    apart = [later - earlier for earlier, later in pairwise(steps)]
     if apart and max(apart) >= 2 * min(apart):
         at = apart.index(max(apart))
         return [f"The steps are uneven: none between {steps[at]} and {steps[at + 1]}, so a change there is dated late."]

@@ -90,7 +90,7 @@ def test_what_moved_carries_more_than_random_and_predictions_are_told_apart(
 
 
 def test_unknown_names_and_equal_models_are_refused(pair: ModelPair, data: Prompts) -> None:
-    with pytest.raises(UserError, match="Unknown score 'fischer'. Did you mean 'fisher'"):
+    with pytest.raises(UserError, match=r"Unknown score 'fischer'. Did you mean 'fisher'"):
         probes.selection_trial(pair, data, scores=["fischer"])
     import dataclasses
 

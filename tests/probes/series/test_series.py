@@ -1,4 +1,4 @@
-"""Series: reading in order, the profile and its correlation, dated changes, merges; planted truth and base against itself."""
+"""Series: read in order, profiled, dated, merged; planted truth, and base against itself."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def test_the_layer_that_goes_with_the_scores_is_the_one_planted(run: Path, tmp_p
     assert table.loc[1, "score"] == pytest.approx(1.0) and table.loc[2, "change"] == 0.0
     assert abs(table.loc[0, "score"]) < 1 and table.loc[1, "q"] < 0.1 < table.loc[2, "q"]
     dense = [moved_by({0: 2.0, 1: 1.0 + place}) for place in range(5)]
-    base = dict(tiny_model("llama").named_parameters())
+    base = dict(tiny_model("llama").requires_grad_(False).named_parameters())
     inside = [name for name in base if ".1." in name]
     for place, model in enumerate(dense):
-        held = dict(model.named_parameters())
+        held = dict(model.requires_grad_(False).named_parameters())
         by_hand = sum(float((held[n] - base[n]).double().square().sum()) for n in inside) / sum(
             float(base[n].double().square().sum()) for n in inside
         )
@@ -149,7 +149,7 @@ def test_merging_copies_is_the_copy_and_the_shuffled_control_is_not(
     assert control["tuned"] < score["tuned"] and result.table["q"].iloc[0] == 1.0
     for name, value in pair.base.hf.state_dict().items():
         assert torch.equal(value, state[name])
-    with pytest.raises(UserError, match="Unknown rule 'tie'. Did you mean 'ties'"):
+    with pytest.raises(UserError, match=r"Unknown rule 'tie'. Did you mean 'ties'"):
         probes.merge_test(pair, data, checkpoints=[again], rules=["tie"])
 
 
