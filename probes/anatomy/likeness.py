@@ -88,7 +88,8 @@ def lora_likeness(
         UserError: Fewer than two adapters, what is no plain LoRA, or modules that they do not share.
     """
     members = members_of(base, tuned, checkpoints, None)
-    read, models = [], {}
+    read: list[Mapping[str, Factors]] = []
+    models: dict[str, Any] = {}
     watch = progress or Silent()
     watch.start("adapters", len(members.models))
     for name, opened in members.opened():

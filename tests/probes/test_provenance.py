@@ -308,19 +308,10 @@ def of_lora_likeness() -> Calls:
         made.append(
             get_peft_model(tiny_model("llama"), LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights=False))
         )
-    (other,) = saved(made[1])
-    return Calls(
-        [
-            {
-                "base": load_pair(tiny_model("llama"), made[0], tokenizer=tokenizer(), check=False).base,
-                "tuned": made[0],
-                "checkpoints": [other],
-                "initial": saved(made[1])[0],
-                "draws": 5,
-                "seed": 3,
-            }
-        ]
-    )
+    both = load_pair(tiny_model("llama"), made[0], tokenizer=tokenizer(), check=False)
+    other, initial = saved(made[1], made[1])
+    given = {"checkpoints": [other], "initial": initial, "draws": 5, "seed": 3}
+    return Calls([{"base": both.base, "tuned": both.tuned, **given}])
 
 
 def of_switching_curve() -> Calls:
