@@ -70,6 +70,10 @@ _HOME = {
     "update_anatomy": "anatomy.update",
     "LoraLikeness": "anatomy.likeness",
     "lora_likeness": "anatomy.likeness",
+    "SparseComposition": "series.composition",
+    "sparse_composition": "series.composition",
+    "MaskChurn": "series.churn",
+    "mask_churn": "series.churn",
 }
 __all__ = sorted(_HOME)
 

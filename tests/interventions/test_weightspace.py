@@ -11,11 +11,11 @@ import torch
 
 from interventions.recipe import Recipe
 from interventions.weightspace.adapter_scale import AdapterScale
-from interventions.weightspace.task_vector import TaskVector
 from interventions.weightspace.graft import Graft
 from interventions.weightspace.layer_scale import LayerScale
 from interventions.weightspace.masks import complement, head_mask, row_mask, tensor_mask
 from interventions.weightspace.swapping import base_parameters
+from interventions.weightspace.task_vector import TaskVector
 from tests.tiny import tiny_model, token_batch, tokenizer, tuned_copy
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
@@ -212,6 +212,7 @@ def other_kind(config: Any) -> ModelPair:
     return load_pair(base, tuned, device="cpu", tokenizer=tokenizer(), check=False)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 @pytest.mark.parametrize(
     "config",
     [

@@ -211,7 +211,7 @@ def of_mask_overlap() -> Calls:
         probes.graft(full_pair(data), data, method=how, sparsity=0.02, sparsities=[1.0], draws=10)
         for how in ("movement", "first_order")
     )
-    return Calls([{"first": one, "second": other}])
+    return Calls([{"first": one, "second": other, "null": [one]}])
 
 
 def of_patching() -> Calls:
@@ -312,6 +312,18 @@ def of_lora_likeness() -> Calls:
     other, initial = saved(made[1], made[1])
     given = {"checkpoints": [other], "initial": initial, "draws": 5, "seed": 3}
     return Calls([{"base": both.base, "tuned": both.tuned, **given}])
+
+
+def of_sparse_composition() -> Calls:
+    (other,) = saved(tuned_copy(tiny_model("llama"), seed=5, size=0.1))
+    given = {"checkpoints": [other], "densities": [0.2, 0.5], "batch_size": 3, "seed": 3}
+    return Calls([{"pair": pair(), "prompts": rows(), **given}])
+
+
+def of_mask_churn() -> Calls:
+    both = pair()
+    (other,) = saved(tuned_copy(tiny_model("llama"), seed=5, size=0.1))
+    return Calls([{"base": both.base, "tuned": both.tuned, "checkpoints": [other], "share": 0.05}])
 
 
 def of_switching_curve() -> Calls:

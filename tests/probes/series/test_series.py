@@ -173,3 +173,25 @@ def test_a_lora_is_read_from_its_folder_as_an_update(tmp_path: Path) -> None:
         assert set(vector.changes) == {name for name in plain if not torch.equal(plain[name], merged[name])}
         for name, change in vector.changes.items():
             assert torch.allclose(plain[name] + change, merged[name], atol=1e-5)
+
+
+def test_copies_of_an_update_share_all_and_agree_in_every_sign(skilled: tuple[ModelPair, list[str], Prompts]) -> None:
+    pair, checkpoints, data = skilled
+    again, base = (str(Path(checkpoints[0]) / f"checkpoint-{step}") for step in (3, 1))
+    result = probes.sparse_composition(pair, data, checkpoints=[again], densities=[0.1, 1.0])
+    assert (result.table["iou"] == 1).all() and (result.table["conflict"] == 0).all()
+    assert result.table["iou_chance"].iloc[0] == pytest.approx(0.1 / 1.9, abs=0.01)
+    nothing = probes.sparse_composition(pair, data, checkpoints=[base], densities=[1.0]).table.iloc[0]
+    assert nothing["score"] == 0 and nothing["q"] == 1 and nothing["composed"] == nothing["second"]
+    with pytest.raises(UserError, match="Two updates are added, and 4"):
+        probes.sparse_composition(pair, data, checkpoints=checkpoints)
+
+
+def test_entries_that_keep_moving_stay_and_a_new_direction_replaces_them(run: Path, tmp_path: Path) -> None:
+    moved_by({0: 2.0, 1: 1.0}, seed=9).save_pretrained(tmp_path / "other")
+    steps = [str(run / "checkpoint-500"), str(run / "checkpoint-1000"), str(tmp_path / "other")]
+    table = probes.mask_churn(run / "base", checkpoints=steps, share=0.05).table
+    kept, turned = (table[table["step"] == step] for step in ("checkpoint-1000", "other"))
+    assert (kept["score"] > 0.99).all() and (kept["q"] < 1e-6).all() and set(kept["layer"]) == {0, 1}
+    assert turned["score"].mean() == pytest.approx(0.05, abs=0.02) and (turned["q"] > 0.01).all()
+    assert turned["control"].mean() == pytest.approx(0.05, abs=0.005)
