@@ -60,7 +60,8 @@ def graft(
 
     ``method``: "optimised" (the paper's mask), "adaptive" (bounded steps and a price per unit: smaller regions, and the
     one to take where regions of skills are compared), "movement", "first_order" (one forward and backward; the table's
-    ``effect`` is then the loss that each tensor's whole change takes away to first order). ``level``: "entries", "rows", "heads", "modules", "ranks" of a LoRA.
+    ``effect`` is then the loss that each tensor's whole change takes away to first order). ``level``:
+    "entries", "rows", "heads", "modules", "ranks" of a LoRA.
     ``sparsity``: the share to start from (optimised) or to take. ``options``: fields of
     :class:`probes.grafting.Settings` (epochs, start, offset, lr, penalty, sparsities, draws, batch_size).
 

@@ -20,8 +20,8 @@ from workbench.models.digests import combined, digest
 from workbench.typing import Int, Tensor
 
 NO_PRICE = (
-    "; a graft found as 'optimised' also holds entries that do nothing for its skill, so take grafts found as 'adaptive', "
-    "or give null grafts, before calling this shared"
+    "; a graft found as 'optimised' also holds entries that do nothing for its skill, so take grafts found as "
+    "'adaptive', or give null grafts, before calling this shared"
 )
 
 

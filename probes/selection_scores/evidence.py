@@ -60,7 +60,7 @@ def gather(model: AdaptedModel, region: Region, task: Task) -> Gathered:
     gradient = {name: torch.zeros(one.shape) for name, one in held.items()}
     fisher = {name: torch.zeros(one.shape) for name, one in held.items()}
     found = Gathered(region, gradient, fisher, {})
-    with _differentiable(list(held.values())), _watched(model, held) as squares, torch.enable_grad():
+    with differentiable(list(held.values())), _watched(model, held) as squares, torch.enable_grad():
         for batch in task.batches:
             logits, label = task.classify(model.hf, batch)
             slopes = torch.autograd.grad(cross_entropy(logits.float(), label), list(held.values()), allow_unused=True)
@@ -76,7 +76,8 @@ def gather(model: AdaptedModel, region: Region, task: Task) -> Gathered:
 
 
 @contextmanager
-def _differentiable(parameters: list[nn.Parameter]) -> Iterator[None]:
+def differentiable(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients may be taken to those parameters inside; their flags come back after."""
     before = [parameter.requires_grad for parameter in parameters]
     try:
         for parameter in parameters:

@@ -326,6 +326,12 @@ def of_mask_churn() -> Calls:
     return Calls([{"base": both.base, "tuned": both.tuned, "checkpoints": [other], "share": 0.05}])
 
 
+def of_learned_scaling() -> Calls:
+    (other,) = saved(tuned_copy(tiny_model("llama"), seed=5, size=0.1))
+    given = {"checkpoints": [other], "epochs": 1, "lr": 0.2, "batch_size": 4, "seed": 3}
+    return Calls([{"pair": pair(), "prompts": rows(16), **given}])
+
+
 def of_switching_curve() -> Calls:
     given = {
         "behaviour": shouts, "ranking": ["L0E1", "L1E2"], "counts": [1], "mode": "drop", "max_new_tokens": 1,

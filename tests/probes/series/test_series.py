@@ -195,3 +195,21 @@ def test_entries_that_keep_moving_stay_and_a_new_direction_replaces_them(run: Pa
     assert (kept["score"] > 0.99).all() and (kept["q"] < 1e-6).all() and set(kept["layer"]) == {0, 1}
     assert turned["score"].mean() == pytest.approx(0.05, abs=0.02) and (turned["q"] > 0.01).all()
     assert turned["control"].mean() == pytest.approx(0.05, abs=0.005)
+
+
+def test_learned_coefficients_take_the_skill_and_leave_noise(
+    skilled: tuple[ModelPair, list[str], Prompts], tmp_path: Path
+) -> None:
+    pair, _, data = skilled
+    moved_by({0: 0.3, 1: 0.3, 2: 0.3}, seed=4).save_pretrained(tmp_path / "noise")
+    state = {name: value.clone() for name, value in pair.base.hf.state_dict().items()}
+    result = probes.learned_scaling(pair, data, checkpoints=[str(tmp_path / "noise")], epochs=12)
+    table = result.table.set_index("module")
+    assert table.loc["per tensor", "score"] > table.loc["base", "score"] + 0.2
+    assert table.loc["one each", "score"] > table.loc["base", "score"] + 0.2
+    assert table.loc["per tensor", "loss"] < table.loc["base", "loss"]
+    means = result.coefficients.groupby("update")["coefficient"].mean()
+    assert means["tuned"] > 0.2 and table.loc["base", "q"] == 1.0
+    for name, value in pair.base.hf.state_dict().items():
+        assert torch.equal(value, state[name])
+    assert all(parameter.grad is None for parameter in pair.base.hf.parameters())
