@@ -6,6 +6,7 @@ from workbench.lazy import lazy
 
 _HOME = {
     "ActivationDelta": "deltas",
+    "AdapterPanel": "anatomy.panel",
     "CircuitTest": "paths.circuit_result",
     "Comparison": "comparison",
     "ComponentMasking": "desiderata.result",
@@ -42,6 +43,7 @@ _HOME = {
     "UpdateAnatomy": "anatomy.update",
     "WeightDelta": "weights",
     "activation_delta": "deltas",
+    "adapter_panel": "anatomy.panel",
     "box_desiderata": "desiderata.boxes",
     "box_prompts": "desiderata.boxes",
     "circuit": "paths.circuits",

@@ -59,7 +59,7 @@ class AdapterScale(Intervention):
 
     def validate(self, model: AdaptedModel) -> None:
         """The model must carry an unmerged adapter that is on, with the layers, modules and ranks named here."""
-        found = dict(_adapted_modules(model))
+        found = dict(adapted_layers(model))
         if not found:
             raise UserError("This model carries no adapter to scale: give the tuned side of an adapter pair.")
         if model.role == "base":
@@ -79,7 +79,7 @@ class AdapterScale(Intervention):
     def entered(self, model: AdaptedModel) -> Iterator[Any]:
         """The adapter is scaled inside; its numbers and switches come back after, exactly."""
         with model.active(), ExitStack() as stack:
-            for path, layer in _adapted_modules(model):
+            for path, layer in adapted_layers(model):
                 _scale(layer, self._factor(path, model), self._rank_factors(), stack)
             yield
 
@@ -88,7 +88,7 @@ class AdapterScale(Intervention):
         """The same change held in the adapter's own tensors (B of each LoRA), so that saving it keeps it."""
         self.validate(model)
         with ExitStack() as stack:
-            for path, layer in _adapted_modules(model):
+            for path, layer in adapted_layers(model):
                 factor, ranks = self._factor(path, model), self._rank_factors()
                 if hasattr(layer, "modules_to_save"):
                     _scale_saved(layer, factor, stack)
@@ -124,7 +124,7 @@ def _contains(path: str, part: str) -> bool:
     return re.search(rf"(^|\.){re.escape(part)}(\.|$)", path) is not None
 
 
-def _adapted_modules(model: AdaptedModel) -> Iterator[tuple[str, Any]]:
+def adapted_layers(model: AdaptedModel) -> Iterator[tuple[str, Any]]:
     """(path in the bare base, adapter layer) of every active adapter layer; nested ones each."""
     layers = {id(layer) for layer in adapter_layers(model.inner)}
     for path, module in model.inner.named_modules():

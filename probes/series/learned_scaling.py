@@ -40,8 +40,8 @@ class LearnedScaling(ProbeResult):
     """Base, learned sums and their controls on held-out prompts.
 
     ``table``: ``module`` is base, ``one each`` (a coefficient per update) or ``per tensor`` (one per update and
-    tensor); ``score`` the share of right answers, ``control`` that of the same training with every update's signs shuffled,
-    ``q`` of the difference. ``coefficients``: update, layer, module, learned coefficient.
+    tensor); ``score`` the share of right answers, ``control`` that of the same training with every update's signs
+    shuffled, ``q`` of the difference. ``coefficients``: update, layer, module, learned coefficient.
     """
 
     coefficients: pd.DataFrame

@@ -332,6 +332,14 @@ def of_learned_scaling() -> Calls:
     return Calls([{"pair": pair(), "prompts": rows(16), **given}])
 
 
+def of_adapter_panel() -> Calls:
+    from peft import LoraConfig, get_peft_model
+
+    tuned = get_peft_model(tiny_model("llama"), LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights=False))
+    both = load_pair(tiny_model("llama"), tuned, tokenizer=tokenizer(), check=False)
+    return Calls([{"pair": both, "prompts": rows(), "ablate": False, "seed": 3}])
+
+
 def of_switching_curve() -> Calls:
     given = {
         "behaviour": shouts, "ranking": ["L0E1", "L1E2"], "counts": [1], "mode": "drop", "max_new_tokens": 1,

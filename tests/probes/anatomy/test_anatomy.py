@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 
 import probes
 from probes.anatomy.likeness import span_likeness
 from probes.anatomy.spaces import Spaces, Svd, low_rank_sparse
 from probes.results import ProbeResult
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, token_batch, tokenizer
 from workbench.errors import UserError
+from workbench.models.pair import load_pair
+from workbench.prompts.collection import Prompts
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -111,3 +113,35 @@ def test_likeness_sees_a_turn_and_not_a_growth() -> None:
     assert span_likeness(one, one @ noise(4, 4, seed=1) * 9) == pytest.approx(1)
     assert span_likeness(one, noise(50, 4, seed=2)) < 0.3
     assert span_likeness(one, torch.zeros(50, 4)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+        IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False),
+    ],
+    ids=["lora", "ia3"],
+)
+def test_every_kind_of_adapter_is_read_in_one_form(config: Any) -> None:
+    torch.manual_seed(0)
+    made = get_peft_model(tiny_model("llama"), config)
+    pair = load_pair(made.get_base_model(), made, device="cpu", tokenizer=tokenizer(), check=False)
+    with torch.no_grad():
+        before = pair.tuned.hf(token_batch()).logits
+        for name, parameter in made.named_parameters():  # layer 0's down_proj does nothing
+            if "layers.0.mlp" in name and ("lora_B" in name or "ia3" in name):
+                parameter.fill_(0.0 if "lora" in name else 1.0)
+    prompts = Prompts.of([{"prompt": f"the {word} fox"} for word in ("quick", "brown", "lazy", "a b")])
+    result = probes.adapter_panel(pair, prompts)
+    table = result.table.set_index(["layer", "module"])
+    assert len(table) == 6 and table.loc[(0, "mlp.down_proj"), ["score", "ablated"]].tolist() == [0.0, 0.0]
+    others = table.drop((0, "mlp.down_proj"))
+    assert (others["score"] > 0).all() and (others["ablated"] > 0).all() and others["cosine"].between(-1, 1).all()
+    assert others["control"].notna().all() and len(result.tokens) > 0 and "switching off" in result.summary()
+    assert not any("forward" in vars(module) for module in made.modules())
+    assert before.shape == pair.tuned.hf(token_batch()).logits.shape
+    with pytest.raises(UserError, match="carries no adapter"):
+        probes.adapter_panel(
+            load_pair(tiny_model("llama"), tuned_inside(), tokenizer=tokenizer(), check=False), prompts
+        )
