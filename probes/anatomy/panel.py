@@ -38,8 +38,8 @@ class AdapterPanel(ProbeResult):
 
     ``score``: ||dh|| / ||h|| at the module's output, the mean over a prompt's tokens, then over prompts; ``control``:
     what a Gaussian change of weights with the adapter's norm would make of the same inputs (expected value; NaN for
-    what has no one change of weights); ``q`` of the difference. ``cosine``: of dh with h; ``ablated``: KL (nats) of the next
-    word with this module's part switched off from the tuned model's, the mean over prompts. ``tokens``: prompt,
+    what has no one change of weights); ``q`` of the difference. ``cosine``: of dh with h; ``ablated``: KL (nats) of the
+    next word with this module's part switched off from the tuned model's, the mean over prompts. ``tokens``: prompt,
     position (from the last, 0), module and ||dh||.
     """
 
