@@ -41,9 +41,19 @@ from interventions.training.trainer import Schedule as Schedule
 from interventions.weightspace.adapter_scale import AdapterScale as AdapterScale
 from interventions.weightspace.graft import Graft as Graft
 from interventions.weightspace.layer_scale import LayerScale as LayerScale
+from interventions.weightspace.lora_lego import lego as lego
+from interventions.weightspace.lora_lego import lora_factors as lora_factors
 from interventions.weightspace.masks import head_mask as head_mask
 from interventions.weightspace.masks import row_mask as row_mask
 from interventions.weightspace.masks import tensor_mask as tensor_mask
+from interventions.weightspace.merging import dare as dare
+from interventions.weightspace.merging import greedy_soup as greedy_soup
+from interventions.weightspace.merging import interpolated as interpolated
+from interventions.weightspace.merging import model_stock as model_stock
+from interventions.weightspace.merging import ties as ties
+from interventions.weightspace.merging import twin_merging as twin_merging
+from interventions.weightspace.merging import uniform_soup as uniform_soup
+from interventions.weightspace.task_vector import TaskVector as TaskVector
 from workbench.engine.positions import Where as Where
 
 __all__ = [
@@ -67,6 +77,7 @@ __all__ = [
     "Run",
     "Schedule",
     "SubspaceKnob",
+    "TaskVector",
     "Trace",
     "UnknownPromptWarning",
     "VocabularyWarning",
@@ -75,12 +86,18 @@ __all__ = [
     "bake",
     "baked",
     "caft_finetune",
+    "dare",
     "dose",
     "from_gguf",
     "from_steering_vectors",
     "from_tensors",
+    "greedy_soup",
     "head_mask",
+    "interpolated",
+    "lego",
+    "lora_factors",
     "mean_norm",
+    "model_stock",
     "per_row",
     "random_directions",
     "record_run",
@@ -88,8 +105,11 @@ __all__ = [
     "steered_texts",
     "swept",
     "tensor_mask",
+    "ties",
     "to_adapter",
     "to_gguf",
     "train_head_scales",
     "train_offsets",
+    "twin_merging",
+    "uniform_soup",
 ]

@@ -3,6 +3,12 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from probes.anatomy.likeness import LoraLikeness as LoraLikeness
+from probes.anatomy.likeness import lora_likeness as lora_likeness
+from probes.anatomy.panel import AdapterPanel as AdapterPanel
+from probes.anatomy.panel import adapter_panel as adapter_panel
+from probes.anatomy.update import UpdateAnatomy as UpdateAnatomy
+from probes.anatomy.update import update_anatomy as update_anatomy
 from probes.answer_changes import AnswerChanges as AnswerChanges
 from probes.answer_changes import answers as answers
 from probes.comparison import Comparison as Comparison
@@ -54,6 +60,20 @@ from probes.paths.result import PathPatching as PathPatching
 from probes.random_recipes import stand_ins as stand_ins
 from probes.results import ProbeResult as ProbeResult
 from probes.selection import HeadSelection as HeadSelection
+from probes.selection_scores.trial import SelectionTrial as SelectionTrial
+from probes.selection_scores.trial import selection_trial as selection_trial
+from probes.series.churn import MaskChurn as MaskChurn
+from probes.series.churn import mask_churn as mask_churn
+from probes.series.composition import SparseComposition as SparseComposition
+from probes.series.composition import sparse_composition as sparse_composition
+from probes.series.curve import SeriesCurve as SeriesCurve
+from probes.series.curve import series_curve as series_curve
+from probes.series.learned_scaling import LearnedScaling as LearnedScaling
+from probes.series.learned_scaling import learned_scaling as learned_scaling
+from probes.series.merges import MergeTest as MergeTest
+from probes.series.merges import merge_test as merge_test
+from probes.series.profile import SeriesProfile as SeriesProfile
+from probes.series.profile import series_profile as series_profile
 from probes.token_ranks import TokenShift as TokenShift
 from probes.token_ranks import token_shift as token_shift
 from probes.weights.delta import weight_delta as weight_delta
@@ -66,6 +86,7 @@ from workbench.results import Provenance as Provenance
 
 __all__ = [
     "ActivationDelta",
+    "AdapterPanel",
     "AnswerChanges",
     "CircuitTest",
     "Comparison",
@@ -83,19 +104,29 @@ __all__ = [
     "Knob",
     "KnobSetup",
     "KnobTraining",
+    "LearnedScaling",
     "LogitLens",
+    "LoraLikeness",
+    "MaskChurn",
     "MaskOverlap",
     "MaskTest",
+    "MergeTest",
     "Needle",
     "Patching",
     "PathPatching",
     "ProbeResult",
     "Provenance",
     "RetrievalHeads",
+    "SelectionTrial",
+    "SeriesCurve",
+    "SeriesProfile",
+    "SparseComposition",
     "SwitchingCurve",
     "TokenShift",
+    "UpdateAnatomy",
     "WeightDelta",
     "activation_delta",
+    "adapter_panel",
     "answers",
     "box_desiderata",
     "box_prompts",
@@ -111,17 +142,26 @@ __all__ = [
     "head_probe",
     "head_selection",
     "head_words",
+    "learned_scaling",
     "logit_lens",
+    "lora_likeness",
+    "mask_churn",
     "mask_heads",
     "mask_overlap",
+    "merge_test",
     "needle_search",
     "needle_trials",
     "patching",
     "path_patching",
     "retrieval_heads",
+    "selection_trial",
+    "series_curve",
+    "series_profile",
+    "sparse_composition",
     "stand_ins",
     "switching_curve",
     "token_shift",
+    "update_anatomy",
     "weight_delta",
 ]
 

@@ -4,6 +4,7 @@ import interventions as interventions
 import probes as probes
 from workbench import AdaptedModel as AdaptedModel
 from workbench import ModelPair as ModelPair
+from workbench import ModelSeries as ModelSeries
 from workbench import Prompts as Prompts
 from workbench import Recording as Recording
 from workbench import Site as Site
@@ -16,6 +17,7 @@ from workbench import dose_response as dose_response
 from workbench import known_unknown as known_unknown
 from workbench import load_model as load_model
 from workbench import load_pair as load_pair
+from workbench import load_series as load_series
 from workbench import record as record
 from workbench import scope_panel as scope_panel
 from workbench import sure_unsure as sure_unsure
@@ -23,6 +25,7 @@ from workbench import sure_unsure as sure_unsure
 __all__ = [
     "AdaptedModel",
     "ModelPair",
+    "ModelSeries",
     "Prompts",
     "Recording",
     "Site",
@@ -35,6 +38,7 @@ __all__ = [
     "known_unknown",
     "load_model",
     "load_pair",
+    "load_series",
     "probes",
     "record",
     "scope_panel",

@@ -20,6 +20,8 @@ from workbench.models.adapted import AdaptedModel as AdaptedModel
 from workbench.models.pair import ModelPair as ModelPair
 from workbench.models.pair import load_one as load_model
 from workbench.models.pair import load_pair as load_pair
+from workbench.models.series import ModelSeries as ModelSeries
+from workbench.models.series import load_series as load_series
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts as Prompts
 from workbench.recording.record_pair import record as record
@@ -30,6 +32,7 @@ __version__: str
 __all__ = [
     "AdaptedModel",
     "ModelPair",
+    "ModelSeries",
     "Prompts",
     "Recording",
     "Site",
@@ -40,6 +43,7 @@ __all__ = [
     "known_unknown",
     "load_model",
     "load_pair",
+    "load_series",
     "record",
     "scope_panel",
     "sure_unsure",

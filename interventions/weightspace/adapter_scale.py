@@ -37,8 +37,11 @@ class AdapterScale(Intervention):
 
     ``layers``: layer -> factor. ``modules``: a part of a module's path ("mlp", "q_proj", "layers.3.self_attn") ->
     factor. ``ranks`` [rank]: a factor for each rank of a LoRA. ``outside``: the factor of modules in no layer.
-    t = 0 is the base and t = 1 the adapter as it is, both bit for bit. Factors between need a plain LoRA (or a module
-    the adapter holds whole). ``strength`` goes from no scaling at all (0) to this one (1).
+    t = 0 is the base and t = 1 the adapter as it is, both bit for bit. Between, a plain LoRA is scaled itself; of every
+    other kind of layer (IA3, VeRA, VB-LoRA, SHiRA, DoRA, ...) each module's output goes part of the way from what it is
+    without the adapter, at the cost of computing both. An adapter that rewrote the base's own weights (KaSA, PiSSA) has
+    no base to go to: scale ``TaskVector.from_pair(pair)`` on the base instead. ``strength`` goes from no scaling at all
+    (0) to this one (1).
     """
 
     scale: float = 1.0
@@ -58,7 +61,7 @@ class AdapterScale(Intervention):
 
     def validate(self, model: AdaptedModel) -> None:
         """The model must carry an unmerged adapter that is on, with the layers, modules and ranks named here."""
-        found = dict(_adapted_modules(model))
+        found = dict(adapted_layers(model))
         if not found:
             raise UserError("This model carries no adapter to scale: give the tuned side of an adapter pair.")
         if model.role == "base":
@@ -78,7 +81,7 @@ class AdapterScale(Intervention):
     def entered(self, model: AdaptedModel) -> Iterator[Any]:
         """The adapter is scaled inside; its numbers and switches come back after, exactly."""
         with model.active(), model.hub.guarded(), ExitStack() as stack:
-            for path, layer in _adapted_modules(model):
+            for path, layer in adapted_layers(model):
                 _scale(layer, self._factor(path, model), self._rank_factors(), stack)
             yield
 
@@ -87,7 +90,7 @@ class AdapterScale(Intervention):
         """The same change held in the adapter's own tensors (B of each LoRA), so that saving it keeps it."""
         self.validate(model)
         with ExitStack() as stack:
-            for path, layer in _adapted_modules(model):
+            for path, layer in adapted_layers(model):
                 factor, ranks = self._factor(path, model), self._rank_factors()
                 if hasattr(layer, "modules_to_save"):
                     _scale_saved(layer, factor, stack)
@@ -123,7 +126,7 @@ def _contains(path: str, part: str) -> bool:
     return re.search(rf"(^|\.){re.escape(part)}(\.|$)", path) is not None
 
 
-def _adapted_modules(model: AdaptedModel) -> Iterator[tuple[str, Any]]:
+def adapted_layers(model: AdaptedModel) -> Iterator[tuple[str, Any]]:
     """(path in the bare base, adapter layer) of every active adapter layer; nested ones each."""
     layers = {id(layer) for layer in adapter_layers(model.inner)}
     for path, module in model.inner.named_modules():
@@ -148,10 +151,11 @@ def _check(path: str, layer: Any, factor: float, ranks: Tensor | None) -> None:
         raise UserError(f"The adapter is merged into {path}: unmerge it, or load base and adapter afresh.")
     names, saved = _active(layer), hasattr(layer, "modules_to_save")
     loras = all(_plain_lora(layer, name) for name in names)
-    if factor not in (0.0, 1.0) and not (saved or loras):
+    if factor not in (0.0, 1.0) and not (saved or loras) and _rewrites(layer, names):
         raise NotSupported(
-            f"The adapter at {path} is no plain LoRA ({type(layer).__name__}), so a factor of {factor:g} would not be "
-            "base + t * change: use 0 or 1, or merge it and take LayerScale with the merged model's weights."
+            f"The adapter at {path} took its start out of the base's weights, so without it the module is not the "
+            f"base and a factor of {factor:g} would not be base + t * change: use (t * TaskVector.from_pair(pair))"
+            ".graft(pair.base) on the base."
         )
     if ranks is not None and not saved:
         if not loras:
@@ -182,8 +186,42 @@ def _scale(layer: Any, factor: float, ranks: Float[Tensor, " rank"] | None, stac
     elif factor == 0.0 and not all(_plain_lora(layer, name) for name in names):
         # the layer's own off switch belongs to the pair's views, so the adapter is made inactive instead
         stack.enter_context(laid(("active adapter", id(layer)), [], partial(_activate, layer)))
+    elif factor != 1.0 and not all(_plain_lora(layer, name) for name in names):
+        stack.enter_context(_part_of_the_way(layer, factor))
     else:
         _scale_lora(layer, names, factor, ranks, stack)
+
+
+@contextmanager
+def _part_of_the_way(layer: Any, factor: float) -> Iterator[None]:
+    """The layer's output at without + factor * (with - without). Hooks on the layer see only that."""
+    whole = layer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        after = whole(*args, **kwargs)
+        active = layer._active_adapter
+        layer._active_adapter = []
+        try:
+            before = whole(*args, **kwargs)
+        finally:
+            layer._active_adapter = active
+        return before + factor * (after - before)
+
+    held = layer.__dict__.get("forward")
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        if held is None:
+            del layer.__dict__["forward"]
+        else:
+            layer.forward = held
+
+
+def _rewrites(layer: Any, names: list[str]) -> bool:
+    """Whether the adapter's start was taken out of the weight below it."""
+    variants = getattr(layer, "lora_variant", None) or {}
+    return any("Kasa" in getattr(variants.get(name), "__name__", type(variants.get(name)).__name__) for name in names)
 
 
 def _scale_lora(layer: Any, names: list[str], factor: float, ranks: Tensor | None, stack: ExitStack) -> None:

@@ -15,7 +15,7 @@ from probes.grafting.regions import LEVELS, Level
 from probes.grafting.result import GraftResult, density_table, stored_mask
 from probes.grafting.search import METHODS, Method, Settings, search
 from probes.grafting.tasks import outcome
-from probes.grafting.units import entries_in
+from probes.grafting.units import entries_in, tensor_effects
 from probes.options import read_options
 from probes.results import Provenance
 from workbench.errors import UserError, unknown_name
@@ -58,8 +58,10 @@ def graft(
     are candidates. 60 % of the prompts fit the mask, the others judge it (groups stay together). ``ood``: prompts
     of the same task from elsewhere. Weights inside the layers are eligible, embeddings and the head are not.
 
-    ``method``: "optimised" (the paper's mask), "adaptive" (bounded steps and a price per unit), "movement",
-    "first_order" (one forward and backward). ``level``: "entries", "rows", "heads", "modules", "ranks" of a LoRA.
+    ``method``: "optimised" (the paper's mask), "adaptive" (bounded steps and a price per unit: smaller regions, and the
+    one to take where regions of skills are compared), "movement", "first_order" (one forward and backward; the table's
+    ``effect`` is then the loss that each tensor's whole change takes away to first order). ``level``:
+    "entries", "rows", "heads", "modules", "ranks" of a LoRA.
     ``sparsity``: the share to start from (optimised) or to take. ``options``: fields of
     :class:`probes.grafting.Settings` (epochs, start, offset, lr, penalty, sparsities, draws, batch_size).
 
@@ -89,7 +91,9 @@ def graft(
     blender = Blender(pair.base.hf, pair_region(pair, units))
     judge = _judge(pair, data, held_out, ood, blender, settings)
     found = search(blender, data.task(fit, pair.base, settings.batch_size), how, settings, watch)
-    curve = sparsity_curve(judge, found.pop_ranking(), settings.sparsities, settings.draws, watch)
+    ranking = found.pop_ranking()
+    effects = tensor_effects(ranking) if how == "first_order" else np.nan
+    curve = sparsity_curve(judge, ranking, settings.sparsities, settings.draws, watch)
     mask = found.mask
     models = variants(judge, mask, settings.draws)
     made = Provenance.of(
@@ -103,7 +107,7 @@ def graft(
         settings=asked(settings, method=method, level=level, ood=None if ood is None else Prompts.of(ood)),
     )
     return GraftResult(
-        table=density_table(blender.region, mask), control=CONTROL, provenance=made,
+        table=density_table(blender.region, mask).assign(effect=effects), control=CONTROL, provenance=made,
         mask=stored_mask(blender.region, mask, units), curve=curve, models=models, method=method, level=level,
         entries=entries_in(blender.region, mask), eligible=blender.region.n_entries, dropped=data.dropped,
         history=[[accuracy, float(size)] for accuracy, size in found.history],

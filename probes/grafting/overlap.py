@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +18,11 @@ from workbench.errors import UserError
 from workbench.figures.overlap import shared_bars
 from workbench.models.digests import combined, digest
 from workbench.typing import Int, Tensor
+
+NO_PRICE = (
+    "; a graft found as 'optimised' also holds entries that do nothing for its skill, so take grafts found as "
+    "'adaptive', or give null grafts, before calling this shared"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,8 @@ class MaskOverlap(ProbeResult):
     low: int
     high: int
     p: float
+    no_price: bool = False
+    """Whether a graft was found by the paper's rule, which never gives up an entry that does nothing."""
 
     title: ClassVar[str] = "Weights that two skills share"
     unit: ClassVar[str] = "weights in both regions"
@@ -75,35 +83,67 @@ class MaskOverlap(ProbeResult):
         return (
             f"{self.shared} weights are in both regions ({self.recall_of_first:.1%} of the first, "
             f"{self.recall_of_second:.1%} of the second); by chance {self.expected:.3g} [{self.low}, {self.high}], "
-            f"p {self.p:.2g}"
+            f"p {self.p:.2g}{NO_PRICE if self.no_price and 'null' not in self.control else ''}"
         )
 
 
-def mask_overlap(first: GraftResult, second: GraftResult) -> MaskOverlap:
+def mask_overlap(first: GraftResult, second: GraftResult, *, null: Sequence[GraftResult] = ()) -> MaskOverlap:
     """|A and B| of two grafts of one model with its chance level; ``recall_of_first`` is the paper's |A and B| / |A|.
 
-    Chance chooses as many entries at random from the eligible ones (of the larger region, where they differ). Raises
-    :class:`UserError` for grafts of ranks.
+    Chance chooses as many entries at random from the eligible ones (of the larger region, where they differ). Grafts
+    found as "optimised" share the entries that moved most, whatever the skill, because the paper's rule has no price
+    per entry: two skills planted apart share several times what chance gives. So ask about overlap with grafts found
+    as "adaptive", or give ``null``.
+
+    Args:
+        first: A graft.
+        second: Another of the same models.
+        null: Grafts found as ``second`` was, of skills that share nothing with the first (planted apart, or shuffled
+            answers). Then ``expected``, ``low``, ``high`` and ``p`` are theirs: what they share with ``first``, each
+            scaled to the size of ``second``; p is at best 1 / (n + 1).
+
+    Raises:
+        UserError: Grafts of ranks.
     """
-    if "ranks" in (first.level, second.level):
+    if "ranks" in (first.level, second.level, *(graft.level for graft in null)):
         raise UserError("Grafts of ranks choose no entries; find both with level='entries' to compare them.")
     one, other = flat_places(first.mask), flat_places(second.mask)
-    shared = sum(len(np.intersect1d(one[name].numpy(), other[name].numpy())) for name in one.keys() & other.keys())
+    shared = _shared(one, other)
     counts = [sum(len(places) for places in chosen.values()) for chosen in (one, other)]
     found = overlap(shared, counts[0], counts[1], max(first.eligible, second.eligible))
+    if null:
+        found = found._replace(**_against(shared, one, counts[1], null))
     masks = {"first": _hash(one), "second": _hash(other)}
     row = {"score": found.shared, "control": found.expected, "q": found.p, **found._asdict()}
     return MaskOverlap(
         table=pd.DataFrame([row]),
-        control="as many weights chosen at random from the eligible ones (hypergeometric)",
+        control=f"what {len(null)} null grafts share with the first, scaled to the size of the second" if null
+        else "as many weights chosen at random from the eligible ones (hypergeometric)",
         provenance=Provenance.of(
             "mask_overlap",
             {f"{side} {role}": model for side, graft in (("first", first), ("second", second))
              for role, model in graft.provenance.models.items()},
-            settings={**asked(None, first=first, second=second), "masks": masks},
+            settings={**asked(None, first=first, second=second, null=list(null)), "masks": masks},
         ),
+        no_price="optimised" in (first.method, second.method),
         **found._asdict(),
     )  # fmt: skip
+
+
+def _shared(one: dict[str, Tensor], other: dict[str, Tensor]) -> int:
+    return sum(len(np.intersect1d(one[name].numpy(), other[name].numpy())) for name in one.keys() & other.keys())
+
+
+def _against(shared: int, one: dict[str, Tensor], size: int, null: Sequence[GraftResult]) -> dict[str, Any]:
+    """Expected, range and p of what is shared, from null grafts."""
+    scaled = []
+    for graft in null:
+        places = flat_places(graft.mask)
+        count = sum(len(chosen) for chosen in places.values())
+        scaled.append(_shared(one, places) * size / count if count else 0.0)
+    low, high = np.quantile(scaled, [0.025, 0.975])
+    p = (1 + sum(value >= shared for value in scaled)) / (len(scaled) + 1)
+    return {"expected": float(np.mean(scaled)), "low": int(low), "high": int(np.ceil(high)), "p": float(p)}
 
 
 def _hash(places: dict[str, Int[Tensor, " entry"]]) -> str:

@@ -62,6 +62,15 @@ class Units:
         return highest(self.flat.__getitem__, list(self.flat), entries)
 
 
+def tensor_effects(ranking: Units) -> list[float]:
+    """The sum of the numbers of each part's units, in the order of the parts."""
+    sums = []
+    for name, part in ranking.region.parts.items():
+        flat = ranking.flat[ranking.region.key(name)]
+        sums.append(float((flat if part.units is None else flat[part.units.unique()]).double().sum()))
+    return sums
+
+
 def everything(region: Region) -> dict[str, Tensor]:
     """The mask of all units."""
     if region.reserved:

@@ -15,6 +15,7 @@ from interventions.weightspace.graft import Graft
 from interventions.weightspace.layer_scale import LayerScale
 from interventions.weightspace.masks import complement, head_mask, row_mask, tensor_mask
 from interventions.weightspace.swapping import base_parameters
+from interventions.weightspace.task_vector import TaskVector
 from tests.tiny import tiny_model, token_batch, tokenizer, tuned_copy
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
@@ -196,12 +197,60 @@ def test_adapter_scale_has_exact_ends(family: str, options: dict[str, Any]) -> N
     assert torch.equal(steered(pair.tuned, AdapterScale(0.0)), base)
     assert torch.equal(steered(pair.tuned, AdapterScale(1.0)), tuned)
     assert torch.equal(steered(pair.tuned, AdapterScale(0.0).scaled(0.0)), tuned)
-    if "use_dora" in options:
-        with pytest.raises(NotSupported, match="no plain LoRA"):
-            steered(pair.tuned, AdapterScale(0.5))
-    else:
-        half = steered(pair.tuned, AdapterScale(0.5))
-        assert not torch.equal(half, base) and not torch.equal(half, tuned)
+    half = steered(pair.tuned, AdapterScale(0.5))
+    assert not torch.equal(half, base) and not torch.equal(half, tuned)
+
+
+def other_kind(config: Any) -> ModelPair:
+    """The tiny llama with an adapter that is no plain LoRA, its numbers random."""
+    base = tiny_model("llama")
+    torch.manual_seed(3)
+    tuned = peft.get_peft_model(base, config).eval()
+    for name, parameter in tuned.named_parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    return load_pair(base, tuned, device="cpu", tokenizer=tokenizer(), check=False)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        peft.VeraConfig(r=4, target_modules=["q_proj"]),
+        peft.VBLoRAConfig(r=2, topk=2, num_vectors=6, vector_length=8, target_modules=["q_proj", "v_proj"]),
+        peft.ShiraConfig(r=2, target_modules=["q_proj", "down_proj"]),
+        peft.LoraConfig(r=2, use_dora=True, target_modules=["q_proj", "up_proj"]),
+    ],
+    ids=lambda config: str(config.peft_type.value),
+)
+def test_other_kinds_of_adapter_scale_in_between_as_their_change_of_weights(config: Any) -> None:
+    pair = other_kind(config)
+    base, tuned = logits(pair.base), logits(pair.tuned)
+    assert not torch.equal(base, tuned)
+    for t in (0.3, 1.5):
+        by_weights = steered(pair.base, (t * TaskVector.from_pair(pair)).graft(pair.base))
+        torch.testing.assert_close(steered(pair.tuned, AdapterScale(t)), by_weights, rtol=1e-3, atol=1e-4)
+    assert torch.equal(steered(pair.tuned, AdapterScale(0.0)), base)
+    assert torch.equal(steered(pair.tuned, AdapterScale(0.3).scaled(0.0)), tuned)
+    assert torch.equal(logits(pair.tuned), tuned) and torch.equal(logits(pair.base), base)
+    assert not any("forward" in vars(module) for module in pair.tuned.hf.modules())
+
+
+def test_an_adapter_that_rewrote_its_base_is_scaled_on_the_base() -> None:
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], kasa_config=peft.KasaConfig())
+    torch.manual_seed(0)
+    changed = peft.get_peft_model(tiny_model("llama"), config).eval()
+    for name, parameter in changed.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    pair = load_pair(tiny_model("llama"), changed, device="cpu", tokenizer=tokenizer(), check=False)
+    with pytest.raises(NotSupported, match="took its start out of the base"):
+        steered(pair.tuned, AdapterScale(0.5))
+    vector = TaskVector.from_pair(pair)
+    torch.testing.assert_close(steered(pair.base, vector.graft(pair.base)), logits(pair.tuned), rtol=1e-3, atol=1e-4)
+    half = steered(pair.base, (0.5 * vector).graft(pair.base))
+    assert not torch.allclose(half, logits(pair.base)) and not torch.allclose(half, logits(pair.tuned))
 
 
 def test_adapter_scale_between_equals_scaled_weights() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import probes
 from probes.asked import APART, LONG, asked, plain
@@ -240,7 +241,7 @@ def of_mask_overlap() -> Calls:
         probes.graft(full_pair(data), data, method=how, sparsity=0.02, sparsities=[1.0], draws=10)
         for how in ("movement", "first_order")
     )
-    return Calls([{"first": one, "second": other}])
+    return Calls([{"first": one, "second": other, "null": [one]}])
 
 
 def of_patching() -> Calls:
@@ -280,6 +281,93 @@ def of_path_patching() -> Calls:
 def of_retrieval_heads() -> Calls:
     given = {"max_new_tokens": 5, "keep_above": 0.2, "threshold": 0.3, "decoys": 3, "seed": 3}
     return Calls([{"subject": copier(), "trials": trials(4), **given}], RetrievalOptions)
+
+
+def saved(*models: Any) -> list[str]:
+    """Folders of models."""
+    places = [mkdtemp() for _ in models]
+    for place, model in zip(places, models, strict=True):
+        model.save_pretrained(place)
+    return places
+
+
+def of_series_profile() -> Calls:
+    both, other = pair(), tuned_copy(tiny_model("llama"), seed=5, size=0.1)
+    given = {"checkpoints": saved(other, both.base.hf), "scores": [0.1, 0.5, 0.2], "draws": 50, "seed": 3}
+    return Calls([{"base": both.base, "tuned": both.tuned, **given}])
+
+
+def of_series_curve() -> Calls:
+    other = tuned_copy(tiny_model("llama"), seed=5, size=0.1)
+    given = {"checkpoints": saved(other), "draws": 50, "batch_size": 3, "seed": 3}
+    return Calls([{"pair": pair(), "prompts": rows(), **given}])
+
+
+def of_merge_test() -> Calls:
+    other = tuned_copy(tiny_model("llama"), seed=5, size=0.1)
+    given = {
+        "checkpoints": saved(other), "rules": ["stock", "dare"], "density": 0.5, "points": 3, "batch_size": 3,
+        "seed": 3,
+    }  # fmt: skip
+    return Calls([{"pair": pair(), "prompts": rows(16), **given}])
+
+
+def of_selection_trial() -> Calls:
+    given = {
+        "scores": ["fisher", "half_reset"],
+        "share": 0.2,
+        "retain": rows(8, "a"),
+        "draws": 2,
+        "batch_size": 3,
+        "seed": 3,
+    }
+    return Calls([{"pair": pair(), "prompts": rows(16), **given}])
+
+
+def of_update_anatomy() -> Calls:
+    both = pair()
+    return Calls([{"base": both.base, "tuned": both.tuned, "k": 5, "rank": 3, "share": 0.1, "draws": 3, "seed": 3}])
+
+
+def of_lora_likeness() -> Calls:
+    from peft import LoraConfig, get_peft_model
+
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        made.append(
+            get_peft_model(tiny_model("llama"), LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights=False))
+        )
+    both = load_pair(tiny_model("llama"), made[0], tokenizer=tokenizer(), check=False)
+    other, initial = saved(made[1], made[1])
+    given = {"checkpoints": [other], "initial": initial, "draws": 5, "seed": 3}
+    return Calls([{"base": both.base, "tuned": both.tuned, **given}])
+
+
+def of_sparse_composition() -> Calls:
+    (other,) = saved(tuned_copy(tiny_model("llama"), seed=5, size=0.1))
+    given = {"checkpoints": [other], "densities": [0.2, 0.5], "batch_size": 3, "seed": 3}
+    return Calls([{"pair": pair(), "prompts": rows(), **given}])
+
+
+def of_mask_churn() -> Calls:
+    both = pair()
+    (other,) = saved(tuned_copy(tiny_model("llama"), seed=5, size=0.1))
+    return Calls([{"base": both.base, "tuned": both.tuned, "checkpoints": [other], "share": 0.05}])
+
+
+def of_learned_scaling() -> Calls:
+    (other,) = saved(tuned_copy(tiny_model("llama"), seed=5, size=0.1))
+    given = {"checkpoints": [other], "epochs": 1, "lr": 0.2, "batch_size": 4, "seed": 3}
+    return Calls([{"pair": pair(), "prompts": rows(16), **given}])
+
+
+def of_adapter_panel() -> Calls:
+    from peft import LoraConfig, get_peft_model
+
+    tuned = get_peft_model(tiny_model("llama"), LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights=False))
+    both = load_pair(tiny_model("llama"), tuned, tokenizer=tokenizer(), check=False)
+    return Calls([{"pair": both, "prompts": rows(), "ablate": False, "seed": 3}])
 
 
 def of_switching_curve() -> Calls:

@@ -39,7 +39,9 @@ def self_check(hub: Hub) -> None:
     """
     values = _values(hub)
     for layer in range(hub.geometry.n_layers):
-        at = {site.kind: value for site, value in values.items() if site.layer == layer and site.kind not in hub.withheld}
+        at = {
+            site.kind: value for site, value in values.items() if site.layer == layer and site.kind not in hub.withheld
+        }
         if not _finite(at):
             continue  # a damaged model proves nothing; what is recorded from it is flagged
         for kinds, check in _CHECKS:

@@ -91,6 +91,7 @@ def test_a_graft_carries_the_skill_and_the_rest_does_not_need_to(
     state = {name: value.clone() for name, value in pair.base.hf.state_dict().items()}
     result = probes.graft(pair, data, method=method, sparsity=0.05, ood=task("lazy", ANIMALS, seed=5), **FAST)
     assert result.of("tuned") > result.of("base") + 0.2
+    assert result.table["effect"].notna().all() == (method == "first_order")
     if method != "first_order":  # what one gradient at the base sees is not enough here
         assert result.recovered >= 0.9 and result.of("graft") >= result.of("random (10 draws)") + 0.1
     assert result.of("all eligible") == result.of("tuned")  # only layers were tuned: everything is the tuned model

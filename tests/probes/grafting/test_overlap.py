@@ -46,6 +46,18 @@ def test_the_numbers_are_those_of_the_two_sets(found: Any) -> None:
     assert found.summary().startswith("4 weights are in both regions (36.4% of the first, 80.0% of the second)")
 
 
+def test_null_grafts_stand_in_for_chance_and_the_paper_rule_says_that_it_needs_them(found: Any) -> None:
+    assert "give null grafts" in found.summary()
+    first = graft({"w": torch.arange(10)}, "optimised")
+    second = graft({"w": torch.arange(8, 18)}, "optimised")
+    null = [graft({"w": torch.arange(start, start + 20)}, "optimised") for start in (6, 8, 10)]  # share 4, 2, 0
+    against = probes.mask_overlap(first, second, null=null)
+    assert against.shared == 2 and against.expected == pytest.approx(1.0) and against.p == 0.5
+    assert "3 null grafts" in against.control and "give null grafts" not in against.summary()
+    adaptive = probes.mask_overlap(graft({"w": torch.arange(4)}, "adaptive"), graft({"w": torch.arange(4)}, "adaptive"))
+    assert "give null" not in adaptive.summary()
+
+
 def test_it_says_which_grafts_it_compared(found: Any) -> None:
     made = found.provenance
     assert made.models["first tuned"] == {"name": "t", "hash": "aa"} and made.models["second tuned"]["hash"] == "bb"

@@ -1,0 +1,168 @@
+"""The anatomy of every matrix's update: where in the base's spectrum it lies, its rank, its intruders, its split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from probes.anatomy.spaces import Spaces, Svd, low_rank_sparse, nulls
+from probes.asked import asked
+from probes.results import ProbeResult, Provenance
+from probes.series.members import difference
+from probes.weights.naming import place_of
+from probes.weights.sources import Opened, open_weights
+from workbench.errors import UserError
+from workbench.figures.weights import cell_map
+from workbench.method_options import Within
+from workbench.methods import Needs, method
+from workbench.progress import Progress, Silent
+from workbench.stats.fdr import q_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateAnatomy(ProbeResult):
+    """One row per changed matrix inside the layers.
+
+    ``score``: share of the update inside the base's ``k`` leading output directions; ``low``, ``high`` equal it (the
+    weights are known exactly); ``control`` the mean of random updates with the same spectrum, ``control_high`` their
+    largest, ``q`` of a larger share (the smallest p is 1 / (draws + 1)). ``right`` and ``right_control``: the same
+    for the input directions. ``rank``, ``rank50``, ``rank90``: ranks, and the fewest that hold so much of the squared
+    norm. ``intruders``: of as many leading directions of the tuned weight as the update has ranks (at most 16), those
+    like none of the base's; beside ``intruders_control``. ``left_low_rank``: squared norm beyond the best ``rank``
+    ranks; ``left_split``: beyond those and the largest ``share`` of entries; ``left_control``: the same split of a
+    Gaussian matrix of that shape.
+    """
+
+    k: int
+
+    title: ClassVar[str] = "Anatomy of the update"
+    unit: ClassVar[str] = "share of the update in the base's leading output directions"
+
+    def figure(self) -> go.Figure:
+        """The share beyond the control, layer by module."""
+        beyond = self.table.assign(score=self.table["score"] - self.table["control"])
+        return cell_map(beyond, "module", title=self.title, unit="share beyond random factors")
+
+    def summary(self) -> str:
+        table = self.table
+        beyond = int((table["q"] < 0.05).sum())
+        return (
+            f"{len(table)} matrices; {table['score'].mean():.3f} of the update lies in the base's top {self.k} output "
+            f"directions, random factors {table['control'].mean():.3f}; {beyond} matrices beyond them at q < 0.05; "
+            f"{int(table['intruders'].sum())} intruder directions, {table['intruders_control'].sum():.1f} by chance. "
+            f"Control: {self.control}."
+        )
+
+
+@method(
+    "anatomy",
+    group="weights",
+    question="Does the update use the base's own directions, and is it low-rank, sparse, or made of new directions?",
+    papers=(
+        "Hydra: Multi-head Low-rank Adaptation for Parameter Efficient Fine-tuning",
+        "DSEE: Dually Sparsity-embedded Efficient Tuning of Pre-trained Language Models",
+    ),
+    needs=Needs(folders=True),
+    cost="a singular value decomposition of every changed matrix, and one more for each random draw",
+)
+def update_anatomy(
+    base: Any,
+    tuned: Any = None,
+    *,
+    k: int = 64,
+    rank: int = 8,
+    share: Annotated[float, Within(1e-6, 1)] = 0.01,
+    draws: int = 19,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> UpdateAnatomy:
+    """Take apart the update of every changed matrix inside the layers, each number beside random factors.
+
+    Args:
+        base: A pair, or the base.
+        tuned: The tuned model or adapter, where ``base`` is no pair.
+        k: Leading directions of the base's weight.
+        rank: Rank of the low part of the split.
+        share: Share of the entries in the sparse part of the split.
+        draws: Random updates with the same spectrum; 19 is the fewest for p = 0.05.
+        seed: Of the random updates.
+
+    Raises:
+        UserError: Nothing differs inside the layers.
+    """
+    opened = open_weights(base, tuned)
+    watch = progress or Silent()
+    names = [name for name in opened.base if name in opened.factors or name in opened.tuned]
+    watch.start("anatomy", len(names))
+    rows = []
+    for place, name in enumerate(names):
+        watch.advance()
+        found = _matrix(opened, name, k, draws, seed + place)
+        if found is not None:
+            svd, row = found
+            rows.append({**row, **_split(svd, rank, share, seed + place)})
+    watch.finish()
+    if not rows:
+        raise UserError("The two models do not differ in any matrix inside the layers: there is nothing to take apart.")
+    table = pd.DataFrame(rows)
+    return UpdateAnatomy(
+        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        control=f"random directions with the update's own singular values ({draws} draws)",
+        provenance=Provenance.of(
+            "update_anatomy", opened.identities(), seed=seed,
+            settings=asked(None, k=k, rank=rank, share=share, draws=draws),
+        ),
+        k=k,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _matrix(opened: Opened, name: str, k: int, draws: int, seed: int) -> tuple[Svd, dict[str, Any]] | None:
+    """One matrix of the layers that changed, as [out, into]."""
+    place = place_of(name)
+    if place.layer is None or (name not in opened.factors and opened.tuned[name] is opened.base[name]):
+        return None
+    weight = opened.base[name]().detach()
+    if weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    turned = opened.layout.turned(place.module, weight.ndim)
+    change = difference(opened, name, weight)
+    if not bool((change != 0).any()):
+        return None
+    weight = (weight.T if turned else weight).float().cpu()
+    if name in opened.factors:
+        svd = Svd.of_factors(opened.factors[name].up.cpu(), opened.factors[name].down.cpu())
+    else:
+        svd = Svd.of((change.T if turned else change).float().cpu())
+    spaces = Spaces.of(weight)
+    top = min(svd.rank, 16)
+    drawn = list(nulls(svd, draws, seed))
+    left = spaces.share_left(svd, k)
+    shares = [spaces.share_left(one, k) for one in drawn]
+    chance = [spaces.intruders(weight + one.product(), top) for one in drawn[:3]]
+    return svd, {
+        "layer": place.layer, "module": place.module, "name": name, "score": left, "low": left, "high": left,
+        "control": float(np.mean(shares)) if shares else np.nan, "control_high": max(shares, default=np.nan),
+        "p": (1 + sum(one >= left for one in shares)) / (draws + 1),
+        "right": spaces.share_right(svd, k),
+        "right_control": float(np.mean([spaces.share_right(one, k) for one in drawn])) if drawn else np.nan,
+        "rank": svd.rank, "rank50": svd.energy_rank(0.5), "rank90": svd.energy_rank(0.9),
+        "intruders": spaces.intruders(weight + svd.product(), top),
+        "intruders_control": float(np.mean(chance)) if chance else np.nan, "directions": top,
+    }  # fmt: skip
+
+
+def _split(svd: Svd, rank: int, share: float, seed: int) -> dict[str, float]:
+    squares = svd.values.square()
+    update = svd.product()
+    noise = torch.randn(update.shape, generator=torch.Generator().manual_seed(seed))
+    return {
+        "left_low_rank": float(squares[rank:].sum() / squares.sum()),
+        "left_split": low_rank_sparse(update, rank, share, rounds=3).left_over(update),
+        "left_control": low_rank_sparse(noise, rank, share, rounds=3).left_over(noise),
+    }

@@ -1,0 +1,107 @@
+"""What updates of one base answer: the members of a series as updates, and their outcome on prompts with answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from interventions.weightspace.lazy_tensors import LazyTensors
+from interventions.weightspace.swapping import base_parameters
+from interventions.weightspace.task_vector import TaskVector
+from probes.grafting.language import AnswerRows, answer_rows
+from probes.grafting.tasks import Outcome, Task, outcome
+from probes.series.members import Members, difference, members_of
+from probes.weights.naming import key_of
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts.collection import Prompts
+from workbench.typing import Float
+
+FEWEST = 8
+
+
+def updates_of(base: AdaptedModel, members: Members) -> tuple[dict[str, TaskVector], dict[str, Any]]:
+    """Every member as an update of ``base``, read from its files tensor by tensor, and what all models are."""
+    names = {key_of(name): name for name in base_parameters(base.hf)}
+    vectors, models = {}, {"base": base.identity}
+    for title, opened in members.opened():
+        changed = [
+            key
+            for key in opened.base
+            if key in names
+            and (key in opened.factors or opened.tuned.get(key, opened.base[key]) is not opened.base[key])
+        ]
+        back = {names[key]: key for key in changed}
+        vectors[title] = TaskVector(
+            LazyTensors(back, lambda name, opened=opened, back=back: difference(opened, back[name]))  # type: ignore[misc]
+        )
+        models[title] = opened.identities()["tuned"]
+    return vectors, models
+
+
+@dataclass
+class Answers:
+    """Prompts with answers, asked of ``base`` with an update in its weights; counts the forward passes."""
+
+    base: AdaptedModel
+    rows: AnswerRows
+    batch_size: int
+    passes: int = 0
+
+    @classmethod
+    def of(cls, base: AdaptedModel, prompts: Any, batch_size: int) -> Answers:
+        """Raises :class:`UserError` for prompts without answers, and for too few of them."""
+        rows = answer_rows(Prompts.of(prompts), base)
+        if len(rows.ids) < FEWEST:
+            raise UserError(f"{len(rows.ids)} usable prompts are too few: {FEWEST} are needed at least.")
+        return cls(base, rows, batch_size)
+
+    def task(self, places: np.ndarray | None = None) -> Task:
+        """All rows or some, in batches of similar length."""
+        chosen = np.arange(len(self.rows.ids)) if places is None else places
+        return self.rows.task(chosen, self.base, self.batch_size)
+
+    def halves(self, seed: int) -> tuple[Task, Task]:
+        """Rows to choose by and rows to report; a group is never in both."""
+        groups = np.unique(self.rows.clusters)
+        first = np.random.default_rng(seed).permutation(groups)[: len(groups) // 2]
+        inside = np.isin(self.rows.clusters, first)
+        parts = np.flatnonzero(inside), np.flatnonzero(~inside)
+        if min(len(part) for part in parts) < FEWEST // 2:
+            raise UserError("The prompts have too few groups to choose on one half and report on the other.")
+        return self.task(parts[0]), self.task(parts[1])
+
+    def outcome(self, task: Task, vector: TaskVector | None) -> Outcome:
+        """Answers of base + update (None: of the base), row by row."""
+        self.passes += len(task.batches)
+        if vector is None:
+            return outcome(task, self.base.hf)
+        with vector.graft(self.base).entered(self.base):
+            return outcome(task, self.base.hf)
+
+    @torch.no_grad()
+    def log_probabilities(self, task: Task, vector: TaskVector | None) -> Float[np.ndarray, "row vocab"]:
+        """Of the next word after every prompt, in nats."""
+        self.passes += len(task.batches)
+        if vector is not None:
+            with vector.graft(self.base).entered(self.base):
+                return _next_words(self.base, task)
+        return _next_words(self.base, task)
+
+
+def _next_words(model: AdaptedModel, task: Task) -> Float[np.ndarray, "row vocab"]:
+    found = []
+    for encoded, _, _ in task.batches:
+        logits = model.forward(encoded, logits="last")
+        assert logits is not None
+        found.append(logits[:, -1].float().log_softmax(-1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def pair_members(pair: Any, checkpoints: Sequence[str], *, fewest: int = 2) -> Members:
+    """``checkpoints`` and the pair's tuned model, the last."""
+    return members_of(pair.base, pair.tuned, checkpoints, None, fewest=fewest)

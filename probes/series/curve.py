@@ -1,0 +1,178 @@
+"""When a series of fine-tunes learnt an answer, and what its members left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from probes.asked import asked
+from probes.resampling import cluster_means
+from probes.results import ProbeResult, Provenance
+from probes.scored import scored, scored_share
+from probes.series.answers import Answers, pair_members, updates_of
+from probes.series.change_point import change_point
+from workbench.figures.series import labelled_points
+from workbench.given import check_pair
+from workbench.methods import Needs, method
+from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float
+
+_FEWEST_STEPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesCurve(ProbeResult):
+    """A line per member of a series, in order.
+
+    ``table``: ``module`` is the member, ``score`` the share of prompts that it answers right, ``control`` the base's
+    share, ``q`` of the difference; ``kl_to_base`` and ``kl_to_final`` (nats, of the next word) with their intervals;
+    ``retained``: the base's part of the mean log-odds of the answer that the final model changed and this member did
+    not (1: as the base, 0: as the final model), NaN where the two do not differ.
+    ``change``: when the log-odds of the answers changed; None for fewer than four members.
+    """
+
+    change: dict[str, float] | None
+    notes: tuple[str, ...] = ()
+
+    title: ClassVar[str] = "Answers over a series"
+    unit: ClassVar[str] = "share of prompts answered right"
+
+    def figure(self) -> go.Figure:
+        """Share of right answers per member."""
+        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
+
+    def summary(self) -> str:
+        last = self.table.iloc[-1]
+        text = f"{len(self.table)} members; the last answers {last['score']:.2f} right (base {last['control']:.2f})"
+        if self.change is not None:
+            names = self.table["module"].tolist()
+            at, low, high = (names[int(self.change[part])] for part in ("index", "low", "high"))
+            text += (
+                f"; the answers' log-odds change at {at} [{low}, {high}], {self.change['before']:.2f} before, "
+                f"{self.change['after']:.2f} after, p = {self.change['p']:.2g} against members in random order"
+            )
+        return f"{text}. Control: {self.control}.{''.join(f' {note}' for note in self.notes)}"
+
+
+@method(
+    "series-curve",
+    group="weights",
+    question="When in a series of checkpoints did the answers change, and what did a member leave as the base had it?",
+    papers=(
+        "Low-rank finetuning for LLMs: A fairness perspective",
+        "Preserving In-Context Learning ability in Large Language Model Fine-tuning",
+    ),
+    needs=Needs(columns=("answer",)),
+    cost="two forward passes of each member and of the base",
+)
+def series_curve(
+    pair: Any,
+    prompts: Any,
+    *,
+    checkpoints: Sequence[str] = (),
+    draws: int = 1000,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SeriesCurve:
+    """Right answers, KL to the base and to the final model, and what is retained, for each member of a series.
+
+    Members are put into the base's weights one at a time. With adapters of rising rank as checkpoints and the full
+    fine-tune as the tuned model it shows what low rank failed to change (``retained``, ``kl_to_final``).
+
+    Args:
+        pair: Base and final model.
+        prompts: Rows with an answer (and a distractor): for fairness, the unwanted word.
+        checkpoints: The members before the final one: folders or hub ids, or a Trainer's output folder.
+        draws: Resamples of the change's interval and random orders of its test.
+        batch_size: Prompts per forward pass.
+        seed: Their seed.
+
+    Raises:
+        UserError: Fewer than two members, prompts without answers or too few.
+    """
+    check_pair(pair)
+    rows = Prompts.of(prompts)
+    members = pair_members(pair, checkpoints)
+    vectors, models = updates_of(pair.base, members)
+    answers = Answers.of(pair.base, rows, batch_size)
+    task = answers.task()
+    clusters = task.clusters if task.clusters is not None else np.arange(len(answers.rows.ids))
+    watch = progress or Silent()
+    watch.start("series", len(vectors) + 1)
+    base = _Asked.of(answers, task, None)
+    asked_of = {}
+    for name, vector in vectors.items():
+        watch.advance()
+        asked_of[name] = _Asked.of(answers, task, vector)
+    watch.finish()
+    final = list(asked_of.values())[-1]
+    table = pd.DataFrame([
+        {"module": name, **_measures(one, base, final, clusters, seed)} for name, one in asked_of.items()
+    ])  # fmt: skip
+    return SeriesCurve(
+        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        control="the base, on the same prompts",
+        provenance=Provenance.of(
+            "series_curve", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
+            settings=asked(None, checkpoints=list(checkpoints), draws=draws, batch_size=batch_size),
+        ),
+        change=_dated([one.odds for one in asked_of.values()], draws, seed),
+        notes=members.notes,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Asked:
+    right: np.ndarray
+    odds: Float[np.ndarray, " row"]
+    words: Float[np.ndarray, "row vocab"]
+
+    @classmethod
+    def of(cls, answers: Answers, task: Any, vector: Any) -> _Asked:
+        found = answers.outcome(task, vector)
+        words = answers.log_probabilities(task, vector)
+        candidates = np.concatenate([candidates.numpy() for _, candidates, _ in task.batches])
+        labels = np.concatenate([label.numpy() for _, _, label in task.batches])
+        among = np.take_along_axis(words, candidates, 1)
+        own = among[np.arange(len(labels)), labels]
+        among[np.arange(len(labels)), labels] = -np.inf
+        return cls(found.right, own - among.max(1), words)
+
+
+def _measures(one: _Asked, base: _Asked, final: _Asked, clusters: np.ndarray, seed: int) -> dict[str, float]:
+    apart = cluster_means((one.right.astype(float) - base.right.astype(float))[:, None], clusters)
+    gap = float(base.odds.mean() - final.odds.mean())
+    kl_base, kl_final = _kl(one.words, base.words), _kl(one.words, final.words)
+    return {
+        **scored_share(one.right, seed=seed, clusters=clusters),
+        "control": float(base.right.mean()),
+        "p": float(paired_permutation(apart, seed=seed).p[0]),
+        **_named("kl_to_base", scored(kl_base, seed=seed, clusters=clusters)),
+        **_named("kl_to_final", scored(kl_final, seed=seed, clusters=clusters)),
+        "retained": float(one.odds.mean() - final.odds.mean()) / gap if abs(gap) > 1e-6 else np.nan,
+        "n": len(one.right),
+    }
+
+
+def _named(name: str, columns: dict[str, float]) -> dict[str, float]:
+    return {name: columns["score"], f"{name}_low": columns["low"], f"{name}_high": columns["high"]}
+
+
+def _kl(p: Float[np.ndarray, "row vocab"], q: Float[np.ndarray, "row vocab"]) -> Float[np.ndarray, " row"]:
+    return np.maximum((np.exp(p) * (p - q)).sum(1), 0.0)
+
+
+def _dated(odds: list[Float[np.ndarray, " row"]], draws: int, seed: int) -> dict[str, float] | None:
+    if len(odds) < _FEWEST_STEPS:
+        return None
+    found = change_point(np.stack(odds), draws=draws, seed=seed)
+    return {name: float(getattr(found, name)) for name in ("index", "low", "high", "p", "before", "after")}
