@@ -40,6 +40,7 @@ def family_by_module(hf: nn.Module) -> Family:
         )
     inner = None if mlp is None else _present(layers, tuple(f"{mlp}.{name}" for name in _DOWN))
     qkv = {part: _present(layers, (f"{attention}.{name}",)) for part, name in _QKV.items()}
+    part: dict[str, Any] = dict(qkv)
     return Family(
         layers=path,
         attention=attention or "self_attn",
@@ -50,7 +51,7 @@ def family_by_module(hf: nn.Module) -> Family:
         mlp=mlp or "mlp",
         mlp_out=mlp or "mlp",
         mlp_post=inner,
-        **qkv,
+        **part,
     )
 
 
