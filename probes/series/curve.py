@@ -66,10 +66,7 @@ class SeriesCurve(ProbeResult):
     "series-curve",
     group="weights",
     question="When in a series of checkpoints did the answers change, and what did a member leave as the base had it?",
-    papers=(
-        "Low-rank finetuning for LLMs: A fairness perspective",
-        "Preserving In-Context Learning ability in Large Language Model Fine-tuning",
-    ),
+    papers=("Low-rank finetuning for LLMs: A fairness perspective",),
     needs=Needs(columns=("answer",)),
     cost="two forward passes of each member and of the base",
 )

@@ -182,7 +182,7 @@ def _check_mid(hub: Hub, layer: int, at: dict[str, Any]) -> None:
         raise _fail(layer, "resid_pre + attn_out is not resid_mid")
 
 
-def _check_mixer(hub: Hub, layer: int, at: dict[str, Any]) -> None:
+def _check_mixer(hub: Hub, layer: int, at: dict[str, Any]) -> None:  # noqa: ARG001 (as every check)
     if at["mixer_out"].shape != at["resid_post"].shape:
         raise _fail(layer, f"the mixer puts out {tuple(at['mixer_out'].shape)}")
 
@@ -198,7 +198,7 @@ def _check_post(hub: Hub, layer: int, at: dict[str, Any]) -> None:
             raise _fail(layer, "the MLP's last projection of mlp_post is not mlp_out")
 
 
-def _check_widths(hub: Hub, layer: int, at: dict[str, Any]) -> None:
+def _check_widths(hub: Hub, layer: int, at: dict[str, Any]) -> None:  # noqa: ARG001 (as every check)
     """Queries are as wide as keys; a projection that also holds a gate has no site."""
     if "k" in at and at["q"].shape[-1] != at["k"].shape[-1]:
         raise _fail(layer, f"a query is {at['q'].shape[-1]} wide and a key {at['k'].shape[-1]}")
