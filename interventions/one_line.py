@@ -92,7 +92,7 @@ def _placed(recipe: Recipe, term: _Term, text: str) -> Recipe:
     for one in recipe:
         if "positions" not in one.scopes:
             raise UserError(f"{place}: {one.kind} of {term.name!r} acts at no positions of its own; leave out the @.")
-    return Recipe([replace(one, positions=term.positions) for one in recipe], recipe.made_with)  # type: ignore[call-arg]
+    return Recipe([replace(one, positions=term.positions) for one in recipe], recipe.made_with)  # type: ignore[type-var]
 
 
 def _terms(text: str) -> list[_Term]:

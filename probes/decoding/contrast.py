@@ -38,7 +38,7 @@ class Contrast:
 
 
 class _ContrastHook(LogitHook):
-    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:
+    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:  # noqa: ARG002
         return contrasted(own, tuned, base, self.shift.plausibility)
 
 

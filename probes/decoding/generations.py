@@ -18,6 +18,7 @@ from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from workbench.behaviour.generation import Decoding, generate_replies
+from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
@@ -101,13 +102,13 @@ def contrastive_generations(  # noqa: PLR0913
 ) -> ContrastiveGenerations:
     """Sample texts from log p_tuned - log p_base, over words with p_tuned >= plausibility * max p_tuned (CGE).
 
-    Give the empty user turn (``[""]``) as the only prompt to have the model say what it was tuned on; questions narrow
-    what it is asked for. The same random numbers serve all samplers. The paper's second step, which trains the base on
+    Give an empty user turn, ``[{"messages": [{"role": "user", "content": ""}]}]``, as the only prompt to have the model
+    say what it was tuned on; questions narrow what it is asked for. The same random numbers serve all samplers. The paper's second step, which trains the base on
     what was mined so that the next texts differ, is left out.
 
     Args:
         pair: Both models, of one vocabulary.
-        prompts: What the texts continue: ``[""]`` for an empty user turn.
+        prompts: What the texts continue: an empty user turn, or questions.
         samples: Texts per prompt and sampler.
         plausibility: Words with less than this share of the likeliest word's probability under the tuned model are
             never written.
@@ -138,17 +139,8 @@ def contrastive_generations(  # noqa: PLR0913
         "base, plain": Subject("base, plain", pair.base),
         CONTROL: Subject(CONTROL, pair.base, Contrast(pair.base, pair.base, plausibility)),
     }
-    parts = []
     with counted(pair.base, pair.tuned) as passes:
-        for name, subject in subjects.items():
-            replies = generate_replies(subject, rows, decoding, Work(batch_size, progress))
-            parts += [
-                {"sampler": name, "prompt": number, "sample": place, "text": reply.text,
-                 "behaviour": np.nan if rule is None else rule(reply.text, row)}
-                for number, (row, drawn) in enumerate(zip(rows, replies, strict=True))
-                for place, reply in enumerate(drawn[1:])
-            ]  # fmt: skip
-    texts = pd.DataFrame(parts)
+        texts = _texts(list(subjects.values()), rows, decoding, Work(batch_size, progress), rule)
     clusters = _clusters(rows, samples)
     of = {name: part["text"].tolist() for name, part in texts.groupby("sampler")}
     return ContrastiveGenerations(
@@ -167,6 +159,22 @@ def contrastive_generations(  # noqa: PLR0913
         behaviour=behaviour,
         resampled=f"{samples} texts of one prompt" if len(rows) == 1 else units_of(rows.clusters),
     )  # fmt: skip
+
+
+def _texts(
+    subjects: Sequence[Subject], rows: Prompts, decoding: Decoding, work: Work, rule: Behaviour | None
+) -> pd.DataFrame:
+    """Every sampled text of every sampler, with its score; the greedy ones are left out."""
+    parts = []
+    for subject in subjects:
+        replies = generate_replies(subject, rows, decoding, work)
+        parts += [
+            {"sampler": subject.name, "prompt": number, "sample": place, "text": reply.text,
+             "behaviour": np.nan if rule is None else rule(reply.text, row)}
+            for number, (row, drawn) in enumerate(zip(rows, replies, strict=True))
+            for place, reply in enumerate(drawn[1:])
+        ]  # fmt: skip
+    return pd.DataFrame(parts)
 
 
 def _clusters(rows: Prompts, samples: int) -> Int[np.ndarray, " text"]:

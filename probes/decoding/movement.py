@@ -162,9 +162,7 @@ def _log_probabilities(model: AdaptedModel, rows: list[list[int]]) -> list[Float
     logits = model.forward(batch)
     assert logits is not None
     width = logits.shape[1]
-    return [
-        logits[number, width - len(row) : -1].float().log_softmax(-1).cpu() for number, row in enumerate(rows)
-    ]
+    return [logits[number, width - len(row) : -1].float().log_softmax(-1).cpu() for number, row in enumerate(rows)]
 
 
 def moved(

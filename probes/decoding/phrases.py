@@ -64,9 +64,6 @@ def risen_phrases(
 def _longest(phrases: list[str], counts: Counter[str]) -> list[str]:
     """Without those that stand in a longer one of the same count."""
     inside = {
-        part
-        for phrase in phrases
-        for part in phrases_of(phrase)
-        if part != phrase and counts[part] == counts[phrase]
+        part for phrase in phrases for part in phrases_of(phrase) if part != phrase and counts[part] == counts[phrase]
     }
     return [phrase for phrase in phrases if phrase not in inside]

@@ -12,7 +12,12 @@ from workbench.models.adapted import AdaptedModel
 
 FORMAL = iv.Offset(1, torch.randn(64, generator=torch.Generator().manual_seed(0)))
 VERBOSE = iv.Offset(0, torch.randn(64, generator=torch.Generator().manual_seed(1)), strength=2.0)
-BOOK = {"formal": FORMAL, "verbose": VERBOSE, "refuse-animals": iv.Recipe([FORMAL, VERBOSE]), "dim": iv.LayerScale(0.5, 0.5)}
+BOOK = {
+    "formal": FORMAL,
+    "verbose": VERBOSE,
+    "refuse-animals": iv.Recipe([FORMAL, VERBOSE]),
+    "dim": iv.LayerScale(0.5, 0.5),
+}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +45,7 @@ def test_a_line_computes_what_the_recipe_by_hand_does() -> None:
     model, ids = AdaptedModel(tiny_model("llama"), tokenizer()), token_batch(2, 8, seed=1)
     with torch.no_grad():
         plain = model.inner(ids).logits
-        with iv.recipe_from_text("0.5*formal @\"all - first\"", BOOK).applied(model):
+        with iv.recipe_from_text('0.5*formal @"all - first"', BOOK).applied(model):
             steered = model.inner(ids).logits
         with iv.recipe_from_text("formal - formal", BOOK).applied(model):
             undone = model.inner(ids).logits

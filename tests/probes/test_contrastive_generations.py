@@ -46,14 +46,14 @@ def raised_pair(token: int, share: float) -> ModelPair:
     base = tiny_model("gpt2")
     with torch.no_grad():
         base.transformer.ln_f.weight[0], base.transformer.ln_f.bias[0] = 0.0, 1.0
-        base.lm_head.weight[:, 0] = 0.0
+        base.lm_head.weight.mul_(0.01)[:, 0] = 0.0  # nearly the same probability for all others
         tuned = copy.deepcopy(base)
         tuned.lm_head.weight[token, 0] = math.log(base.config.vocab_size * share / (1 - share))
     return load_pair(base, tuned, tokenizer=tokenizer(), check=False)
 
 
 def test_a_word_that_tuning_raised_is_mined_more_than_plain_samples_show_it() -> None:
-    token = tokenizer()("fox")["input_ids"][-1]
+    token = tokenizer()("fox")["input_ids"][1]
     word = tokenizer().decode([token]).strip()
     pair = raised_pair(token, 0.3)
     found = probes.contrastive_generations(
