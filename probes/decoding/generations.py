@@ -103,8 +103,8 @@ def contrastive_generations(  # noqa: PLR0913
     """Sample texts from log p_tuned - log p_base, over words with p_tuned >= plausibility * max p_tuned (CGE).
 
     Give an empty user turn, ``[{"messages": [{"role": "user", "content": ""}]}]``, as the only prompt to have the model
-    say what it was tuned on; questions narrow what it is asked for. The same random numbers serve all samplers. The paper's second step, which trains the base on
-    what was mined so that the next texts differ, is left out.
+    say what it was tuned on; questions narrow what it is asked for. The same random numbers serve all samplers. The
+    paper's second step, which trains the base on what was mined so that the next texts differ, is left out.
 
     Args:
         pair: Both models, of one vocabulary.
