@@ -170,7 +170,7 @@ class LogitHook:
         chosen = self.scope(ctx)
         if chosen.nothing and cache is None:
             return None
-        unshifted: Tensor = ctx.scratch.setdefault(_UNSHIFTED, own)
+        unshifted: Any = ctx.scratch.setdefault(_UNSHIFTED, own)
         tuned, base = (unshifted if one is None else one.logits(kwargs, ctx, cache) for one in self.readers)
         if chosen.nothing:  # read all the same: later tokens need what the other models make of this one
             return None
