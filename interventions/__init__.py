@@ -51,6 +51,7 @@ _HOMES = {
     "model_stock": "weightspace.merging",
     "per_row": "recipe",
     "random_directions": "training.ablated",
+    "recipe_from_text": "one_line",
     "record_run": "source_run",
     "row_mask": "weightspace.masks",
     "steered_texts": "sweep",

@@ -20,6 +20,7 @@ from interventions.logit_shift import LogitShift as LogitShift
 from interventions.logit_shift import VocabularyWarning as VocabularyWarning
 from interventions.norms import mean_norm as mean_norm
 from interventions.offset import Offset as Offset
+from interventions.one_line import recipe_from_text as recipe_from_text
 from interventions.patch import Patch as Patch
 from interventions.recipe import Recipe as Recipe
 from interventions.recipe import per_row as per_row
@@ -100,6 +101,7 @@ __all__ = [
     "model_stock",
     "per_row",
     "random_directions",
+    "recipe_from_text",
     "record_run",
     "row_mask",
     "steered_texts",

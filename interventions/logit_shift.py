@@ -124,7 +124,7 @@ class LogitShift(Intervention):
             return
         _tell_widths(model, self.tuned, self.base)
         with model.hooked([]):  # the hub then knows rows and positions of every forward pass
-            handle = model.inner.register_forward_hook(_Shift(self, model).hook, with_kwargs=True)
+            handle = model.inner.register_forward_hook(LogitHook(self, model).hook, with_kwargs=True)
             try:
                 yield
             finally:
@@ -144,7 +144,7 @@ class LogitShift(Intervention):
         return pack(values, self.scopes)
 
 
-class _Shift:
+class LogitHook:
     """The hook on the running model's output."""
 
     def __init__(self, shift: LogitShift, model: AdaptedModel) -> None:
@@ -176,7 +176,7 @@ class _Shift:
         tuned, base = (unshifted if one is None else one.logits(kwargs, ctx, cache) for one in self.readers)
         if chosen.nothing:  # read all the same: later tokens need what the other models make of this one
             return None
-        new = self._shifted(own, tuned.to(own.device), base.to(own.device), ctx)
+        new = self.combined(own, tuned.to(own.device), base.to(own.device), ctx)
         if not chosen.everything:
             assert chosen.mask is not None
             new = torch.where(_kept(chosen.mask, kwargs.get("logits_to_keep", 0))[..., None], new, own)
@@ -185,7 +185,7 @@ class _Shift:
         output.logits = new
         return output
 
-    def _shifted(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:
+    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:
         unshifted = ctx.scratch[_UNSHIFTED]
         alpha = self.shift.alpha
         scale = matched_amount(unshifted, tuned, base)[..., None] if isinstance(alpha, str) else alpha

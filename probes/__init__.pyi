@@ -16,6 +16,10 @@ from probes.comparison import compare as compare
 from probes.concepts.dictionary import Dictionary as Dictionary
 from probes.concepts.probe import ConceptDirections as ConceptDirections
 from probes.concepts.probe import concept_directions as concept_directions
+from probes.decoding.generations import ContrastiveGenerations as ContrastiveGenerations
+from probes.decoding.generations import contrastive_generations as contrastive_generations
+from probes.decoding.movement import ProbabilityMovement as ProbabilityMovement
+from probes.decoding.movement import probability_movement as probability_movement
 from probes.deltas import ActivationDelta as ActivationDelta
 from probes.deltas import activation_delta as activation_delta
 from probes.desiderata.boxes import box_desiderata as box_desiderata
@@ -92,6 +96,7 @@ __all__ = [
     "Comparison",
     "ComponentMasking",
     "ConceptDirections",
+    "ContrastiveGenerations",
     "CrossPatching",
     "Dictionary",
     "DirectionOptions",
@@ -114,6 +119,7 @@ __all__ = [
     "Needle",
     "Patching",
     "PathPatching",
+    "ProbabilityMovement",
     "ProbeResult",
     "Provenance",
     "RetrievalHeads",
@@ -135,6 +141,7 @@ __all__ = [
     "compare",
     "component_masking",
     "concept_directions",
+    "contrastive_generations",
     "expert_map",
     "find_direction",
     "find_knob",
@@ -153,6 +160,7 @@ __all__ = [
     "needle_trials",
     "patching",
     "path_patching",
+    "probability_movement",
     "retrieval_heads",
     "selection_trial",
     "series_curve",

@@ -161,6 +161,14 @@ def of_concept_directions() -> Calls:
     ])  # fmt: skip
 
 
+def of_contrastive_generations() -> Calls:
+    given = {
+        "samples": 2, "plausibility": 0.2, "temperature": 0.7, "behaviour": "contains:fox", "max_new_tokens": 3,
+        "batch_size": 3, "seed": 3,
+    }  # fmt: skip
+    return Calls([{"pair": pair(), "prompts": rows(), **given}])
+
+
 def of_expert_map() -> Calls:
     given = {
         "labels": list("aabb" * 2), "target": "a", "phase": "decode", "score": "token_rate", "reference": None,
@@ -376,6 +384,10 @@ def of_switching_curve() -> Calls:
         "controls": 3, "draws": 20, "batch_size": 4, "seed": 3,
     }  # fmt: skip
     return Calls([{"subject": pair("qwen3moe"), "prompts": rows(4), **given}], SwitchOptions)
+
+
+def of_probability_movement() -> Calls:
+    return Calls([{"pair": pair(), "prompts": rows(), "bins": 2, "batch_size": 3, "seed": 3}])
 
 
 def of_token_shift() -> Calls:

@@ -1,0 +1,1 @@
+"""What decoding shows of a tuning: texts mined from the difference of two models, and where probability moved."""
