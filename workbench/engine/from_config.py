@@ -59,7 +59,10 @@ def _heads(hf: Any, family: Family) -> HeadMap:
     """From the layers that have attention: the first may be of another kind (Jamba, Qwen3-Next)."""
     text = hf.config.get_text_config()
     outputs = [submodule(layer, family.output) for layer in submodule(hf, family.layers)]
-    n_heads, output = getattr(text, "num_attention_heads", None) or 0, next((one for one in outputs if one is not None), None)
+    n_heads, output = (
+        getattr(text, "num_attention_heads", None) or 0,
+        next((one for one in outputs if one is not None), None),
+    )
     if output is None or not n_heads or in_features(output) % n_heads:
         raise NotSupported(f"{type(hf).__name__} does not keep its heads side by side in one output projection.")
     return HeadMap(family, n_heads, getattr(text, "num_key_value_heads", None) or n_heads, isinstance(output, Conv1D))

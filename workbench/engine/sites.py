@@ -47,8 +47,8 @@ HEAD_KINDS = frozenset({"q", "k", "v", "z", "pattern"})
 ORDER: dict[str, int] = {
     kind: place
     for place, kind in enumerate(
-        ("resid_pre", "q", "k", "v", "pattern", "z", "mixer_out", "attn_out", "resid_mid", "router", "expert", "mlp_post",
-         "mlp_out", "resid_post")
+        ("resid_pre", "q", "k", "v", "pattern", "z", "mixer_out", "attn_out", "resid_mid", "router", "expert",
+         "mlp_post", "mlp_out", "resid_post")
     )
 }  # fmt: skip
 """In which order a layer computes its sites; the early stop relies on it."""

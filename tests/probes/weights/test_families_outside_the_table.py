@@ -13,7 +13,6 @@ import transformers as tf
 import probes
 import workbench as wb
 from tests.tiny import tokenizer
-from workbench.errors import UserError
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = {
