@@ -14,7 +14,6 @@ _HOME = {
     "CrossPatching": "paths.cross_model",
     "ComponentMasking": "desiderata.result",
     "ConceptDirections": "concepts.probe",
-    "CrossPatching": "paths.cross_model",
     "Dictionary": "concepts.dictionary",
     "ExpertMap": "experts.mapping",
     "GraftResult": "grafting",

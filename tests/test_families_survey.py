@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from benchmarks.families import examine, markdown, summary, survey
 
-_SAMPLE = {"llama": "resolves", "gpt2": "resolves", "granite": "partly", "bert": "refused", "bart": "refused"}
+_SAMPLE = {"llama": "resolves", "gpt2": "resolves", "granitemoe": "partly", "bert": "refused", "bart": "refused"}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,7 +17,7 @@ _OUTPUT = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 _MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "shared_mlp")
 _DOWN = ("down_proj", "w2", "c_proj", "dense_4h_to_h", "fc2")
 _BEFORE_MLP = ("pre_ff_layernorm", "ffn_norm", "post_attention_layernorm", "pre_feedforward_layernorm", "ln_2")
-_QKV = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+_QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def family_by_module(hf: nn.Module) -> Family:
@@ -39,19 +39,29 @@ def family_by_module(hf: nn.Module) -> Family:
             "knows: use another model."
         )
     inner = None if mlp is None else _present(layers, tuple(f"{mlp}.{name}" for name in _DOWN))
+<<<<<<< HEAD
     qkv = {part: _present(layers, (f"{attention}.{name}",)) for part, name in _QKV.items()}
     part: dict[str, Any] = dict(qkv)
+=======
+    query, key, value = (_present(layers, (f"{attention}.{name}",)) for name in _QKV)
+>>>>>>> families2
     return Family(
         layers=path,
         attention=attention or "self_attn",
         output=output or f"{attention or 'self_attn'}.o_proj",
         attention_in=_present(layers, ("input_layernorm", "operator_norm")),
+        query=query,
+        key=key,
+        value=value,
         attn_out=output or f"{attention or 'self_attn'}.o_proj",
         resid_mid=None if mlp is None else _present(layers, _BEFORE_MLP),
         mlp=mlp or "mlp",
         mlp_out=mlp or "mlp",
         mlp_post=inner,
+<<<<<<< HEAD
         **part,
+=======
+>>>>>>> families2
     )
 
 

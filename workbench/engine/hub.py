@@ -345,7 +345,8 @@ def missing_site(hub: Hub, site: Site) -> UserError:
             f"{hub.withheld[site.kind]}; resid_post works."
         )
     if site.kind in HEAD_KINDS | {"attn_out"} and len(layers) < hub.geometry.n_layers and site.layer not in layers:
-        having = f"those that have some are {', '.join(map(str, layers))}" if layers else "no layer of it has any"
+        some = f"those that have some are {', '.join(map(str, layers))}"
+        having = some if layers else "none of its layers has any in a known place"
         return NotSupported(f"Layer {site.layer} of this {type(hub.hf).__name__} has no attention heads: {having}.")
     return unknown_name("site of this model", site.name, hub.sites())
 

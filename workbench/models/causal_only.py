@@ -40,5 +40,5 @@ def check_causal(config: Mapping[str, Any], name: str) -> None:
     if config.get("is_encoder_decoder"):
         raise NotSupported(f"{name} ({kind}) is an encoder-decoder: {_INSTEAD}, so give one without an encoder.")
     masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder")
-    if architecture.endswith("ForMaskedLM") or (masked and not architecture.endswith("ForCausalLM")):
+    if masked or architecture.endswith("ForMaskedLM"):
         raise NotSupported(f"{name} ({kind}) is an encoder, which sees later tokens: {_INSTEAD}, so give one of those.")
