@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Which causal language models of transformers Tunescope takes: every class as a tiny random model, site by site.
-=======
 """Which causal language models of transformers Tunescope takes: every class, as a tiny random model.
->>>>>>> families2
 
 Run ``python -m benchmarks.families`` to write docs/families.md.
 """
@@ -151,13 +147,8 @@ def summary(rows: Sequence[Row]) -> str:
     n = Counter(row.verdict for row in rows)
     return (
         f"Of {len(rows)} causal language model types in transformers {tf.__version__}, tried as tiny random models, "
-<<<<<<< HEAD
-        f"{n['resolves']} resolve with every site proved, {n['partly']} with some kinds of site withheld, "
-        f"{n['refused']} are refused, and {n['no tiny config']} could not be made tiny by a general rule."
-=======
         f"{n['resolves']} resolve with no site withheld, {n['partly']} with some kinds withheld, {n['refused']} are "
         f"refused, and {n['no tiny config']} could not be made tiny by a general rule and are untested."
->>>>>>> families2
     )
 
 

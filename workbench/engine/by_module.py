@@ -39,12 +39,7 @@ def family_by_module(hf: nn.Module) -> Family:
             "knows: use another model."
         )
     inner = None if mlp is None else _present(layers, tuple(f"{mlp}.{name}" for name in _DOWN))
-<<<<<<< HEAD
-    qkv = {part: _present(layers, (f"{attention}.{name}",)) for part, name in _QKV.items()}
-    part: dict[str, Any] = dict(qkv)
-=======
     query, key, value = (_present(layers, (f"{attention}.{name}",)) for name in _QKV)
->>>>>>> families2
     return Family(
         layers=path,
         attention=attention or "self_attn",
@@ -58,10 +53,6 @@ def family_by_module(hf: nn.Module) -> Family:
         mlp=mlp or "mlp",
         mlp_out=mlp or "mlp",
         mlp_post=inner,
-<<<<<<< HEAD
-        **part,
-=======
->>>>>>> families2
     )
 
 

@@ -39,13 +39,7 @@ def self_check(hub: Hub) -> None:
     """
     values = _values(hub)
     for layer in range(hub.geometry.n_layers):
-<<<<<<< HEAD
-        at = {
-            site.kind: value for site, value in values.items() if site.layer == layer and site.kind not in hub.withheld
-        }
-=======
         at = {site.kind: value for site, value in values.items() if site.layer == layer}
->>>>>>> families2
         if not _finite(at):
             continue  # a damaged model proves nothing; what is recorded from it is flagged
         for kinds, check in _CHECKS:
@@ -185,11 +179,7 @@ def _check_mid(hub: Hub, layer: int, at: dict[str, Any]) -> None:
         raise _fail(layer, "resid_pre + attn_out is not resid_mid")
 
 
-<<<<<<< HEAD
-def _check_mixer(hub: Hub, layer: int, at: dict[str, Any]) -> None:  # noqa: ARG001 (as every check)
-=======
 def _check_mixer(_hub: Hub, layer: int, at: dict[str, Any]) -> None:
->>>>>>> families2
     if at["mixer_out"].shape != at["resid_post"].shape:
         raise _fail(layer, f"the mixer puts out {tuple(at['mixer_out'].shape)}")
 
@@ -205,11 +195,7 @@ def _check_post(hub: Hub, layer: int, at: dict[str, Any]) -> None:
             raise _fail(layer, "the MLP's last projection of mlp_post is not mlp_out")
 
 
-<<<<<<< HEAD
-def _check_widths(hub: Hub, layer: int, at: dict[str, Any]) -> None:  # noqa: ARG001 (as every check)
-=======
 def _check_widths(_hub: Hub, layer: int, at: dict[str, Any]) -> None:
->>>>>>> families2
     """Queries are as wide as keys; a projection that also holds a gate has no site."""
     if "k" in at and at["q"].shape[-1] != at["k"].shape[-1]:
         raise _fail(layer, f"a query is {at['q'].shape[-1]} wide and a key {at['k'].shape[-1]}")
