@@ -150,7 +150,10 @@ def turn_by_direction(look: Look, progress: Progress) -> None:
     if look.behaviour is None:
         look.tell("Turn it.", "no behaviour rose beyond chance on these prompts, so there is none to turn off.")
         return
-    found = probes.find_direction(look.pair, look.prompts, look.behaviour, seed=look.seed, progress=progress)
+    found = probes.find_direction(
+        look.pair, look.prompts, look.behaviour, limit=8, candidates=4, max_new_tokens=12, seed=look.seed,
+        progress=progress,
+    )  # fmt: skip
     look.results["direction"] = found
     look.recipes["direction-off"] = found.recipe
     look.tell("Turn it.", f"{found.summary()}.")
