@@ -26,7 +26,7 @@ def check_subject(given: Any, prompts: Any = None) -> None:
             f"A pair or a model is needed, and {_said(given)} was given: give what load_pair(base, tuned) or "
             "load_model(model) returns."
         )
-    _check_readable(given.models if _is_pair(given) else {given.role: given}, prompts)
+    _check_readable({"base": given.base, "tuned": given.tuned} if _is_pair(given) else {given.role: given}, prompts)
 
 
 def _check_readable(models: dict[str, Any], prompts: Any) -> None:
