@@ -30,7 +30,7 @@ def pair() -> ModelPair:
 
 
 def test_copies_of_one_prompt_find_nothing_where_as_many_prompts_do(pair: ModelPair) -> None:
-    where: dict[str, Any] = {"sites": "heads", "positions": "last", "source": "tuned", "target": "base"}
+    where: dict[str, Any] = {"sites": "heads", "positions": "last", "source": "tuned", "target": "base", "what": "z"}
     options = {**where, "normalise": False}
     alike = [{**ONE, "prompt": f"{word} {ONE['prompt']}"} for word in [*WORDS, *(2 * word for word in WORDS)]]
     assert (patching(pair, alike, **options).table["q"] < 0.05).any()
