@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from tunescope.cli import (
     bench,
+    check,
     dashboard,
     demo,
     diff,
@@ -46,6 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("check")(check.check)
 app.command("demo")(demo.demo)
 app.command("dashboard")(dashboard.dashboard)
 app.command("diff")(diff.diff)

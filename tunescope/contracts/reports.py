@@ -1,0 +1,61 @@
+"""A checked contract for machines: JUnit XML and a badge."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree as Xml
+
+from tunescope.contracts.checking import Checked
+from tunescope.contracts.decisions import FAILS, HOLDS, UNDECIDED, Finding
+from workbench.cards import visible
+
+_COLOURS = {HOLDS: "#2e7d32", FAILS: "#b3261e", UNDECIDED: "#8a6d00"}
+_SIGN = 6.6
+"""Width of a sign of the badge's text."""
+
+
+def sentence(found: Finding, confidence: float) -> str:
+    """One line: verdict, estimate, interval, n and what would decide."""
+    told = found.verdict
+    if found.estimate == found.estimate:
+        interval = f"[{found.low:.3g}, {found.high:.3g}]"
+        told += f": {found.estimate:.3g}, one-sided {confidence:.0%} bounds {interval}, n = {found.n}"
+    if found.needed is not None:
+        told += f"; about {found.needed} would decide"
+    return visible(f"{told}. {found.detail}" if found.detail else told)
+
+
+def junit(checked: Checked) -> str:
+    """JUnit XML: a failed claim is a failure, an undecided one an error."""
+    verdicts = [found.verdict for _, found in checked.findings]
+    suite = Xml.Element(
+        "testsuite", name="contract", tests=str(len(verdicts)), failures=str(verdicts.count(FAILS)),
+        errors=str(verdicts.count(UNDECIDED)),
+    )  # fmt: skip
+    for claim, found in checked.findings:
+        case = Xml.SubElement(suite, "testcase", classname=claim.kind, name=visible(claim.title))
+        told = sentence(found, checked.contract.confidence)
+        if found.verdict == HOLDS:
+            Xml.SubElement(case, "system-out").text = told
+        else:
+            Xml.SubElement(case, "failure" if found.verdict == FAILS else "error", message=told, type=found.verdict)
+    return Xml.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def badge(checked: Checked) -> str:
+    """An SVG of two fields: *contract*, and the verdict with the number of claims that hold."""
+    held = sum(found.verdict == HOLDS for _, found in checked.findings)
+    right = f"{checked.verdict} {held}/{len(checked.findings)}"
+    left_width, right_width = (round(_SIGN * len(text) + 14) for text in ("contract", right))
+    width = str(left_width + right_width)
+    svg = Xml.Element("svg", xmlns="http://www.w3.org/2000/svg", width=width, height="20", role="img")
+    Xml.SubElement(svg, "title").text = f"contract: {right}"
+    Xml.SubElement(svg, "rect", width=width, height="20", rx="3", fill="#444")
+    Xml.SubElement(
+        svg, "rect", x=str(left_width), width=str(right_width), height="20", rx="3", fill=_COLOURS[checked.verdict]
+    )
+    for x, text in ((left_width / 2, "contract"), (left_width + right_width / 2, right)):
+        Xml.SubElement(
+            svg, "text", {"x": f"{x:g}", "y": "14", "fill": "#fff", "text-anchor": "middle", "font-size": "11",
+                          "font-family": "Verdana,sans-serif"},
+        ).text = text  # fmt: skip
+    return Xml.tostring(svg, encoding="unicode") + "\n"
