@@ -7,6 +7,7 @@ from workbench.lazy import lazy
 _HOME = {
     "ActivationDelta": "deltas",
     "AnswerChanges": "answer_changes",
+    "Audit": "audits.auditing",
     "AdapterPanel": "anatomy.panel",
     "CircuitTest": "paths.circuit_result",
     "Comparison": "comparison",
@@ -47,6 +48,7 @@ _HOME = {
     "WeightDelta": "weights",
     "activation_delta": "deltas",
     "answers": "answer_changes",
+    "audit": "audits.auditing",
     "adapter_panel": "anatomy.panel",
     "box_desiderata": "desiderata.boxes",
     "box_prompts": "desiderata.boxes",

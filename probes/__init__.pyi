@@ -11,6 +11,8 @@ from probes.anatomy.update import UpdateAnatomy as UpdateAnatomy
 from probes.anatomy.update import update_anatomy as update_anatomy
 from probes.answer_changes import AnswerChanges as AnswerChanges
 from probes.answer_changes import answers as answers
+from probes.audits.auditing import Audit as Audit
+from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
 from probes.comparison import compare as compare
 from probes.concepts.dictionary import Dictionary as Dictionary
@@ -92,6 +94,7 @@ __all__ = [
     "ActivationDelta",
     "AdapterPanel",
     "AnswerChanges",
+    "Audit",
     "CircuitTest",
     "Comparison",
     "ComponentMasking",
@@ -134,6 +137,7 @@ __all__ = [
     "activation_delta",
     "adapter_panel",
     "answers",
+    "audit",
     "box_desiderata",
     "box_prompts",
     "circuit",

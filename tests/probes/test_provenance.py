@@ -115,6 +115,11 @@ def of_answers() -> Calls:
     return Calls([{"pair": pair(), "prompts": rows(), "max_new_tokens": 3, "batch_size": 3}])
 
 
+def of_audit() -> Calls:
+    sets = {"questions": rows(), "texts": rows()}
+    return Calls([{"pair": pair(), **sets, "max_new_tokens": 3, "batch_size": 3, "seed": 5}])
+
+
 def of_circuit() -> Calls:
     given = {
         "heads": {"after": ["L0H0"], "last": ["L1H0"]}, "metric": "prob", "reference": repeated_pairs(6, 9),

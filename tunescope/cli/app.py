@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from tunescope.cli import (
+    audit,
     bench,
     check,
     dashboard,
@@ -47,6 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("audit")(audit.audit)
 app.command("check")(check.check)
 app.command("demo")(demo.demo)
 app.command("dashboard")(dashboard.dashboard)

@@ -8,7 +8,11 @@ from typing import Annotated
 import typer
 
 EXAMPLE = """
-Example, a contract.yaml (exit codes: 0 holds, 1 fails, 3 not enough evidence):
+Example, offline (exit codes: 0 holds, 1 fails, 3 not enough evidence):
+
+  tunescope check contract.yaml --badge contract.svg
+
+A contract.yaml:
 
   base: ./base
   tuned: ./tuned
@@ -36,6 +40,7 @@ def check(
             raise UserError(f"There is no folder {path.parent} for {path.name}: make it, or name another.")
     terms = Contract.load(contract)
     from tunescope.contracts import checking, reports
+    from workbench.cards import visible
     from workbench.files import write_text
 
     with progress_bar() as bar:
@@ -48,7 +53,7 @@ def check(
         emit(checked.to_dict(), as_json=True)
     else:
         for claim, found in checked.findings:
-            typer.echo(f"{reports.visible(claim.title)}\n    {reports.sentence(found, terms.confidence)}")
+            typer.echo(f"{visible(claim.title)}\n    {reports.sentence(found, terms.confidence)}")
         typer.echo(f"\nContract: {checked.verdict}.")
     raise typer.Exit(checked.exit_code)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from xml.etree import ElementTree as Xml
 
 from tunescope.contracts.checking import Checked
-from tunescope.contracts.decisions import FAILS, HOLDS, UNDECIDED, Finding
+from tunescope.contracts.decisions import FAILS, HOLDS, UNDECIDED, Finding, Verdict
 from workbench.cards import visible
 
-_COLOURS = {HOLDS: "#2e7d32", FAILS: "#b3261e", UNDECIDED: "#8a6d00"}
+_COLOURS: dict[Verdict, str] = {HOLDS: "#2e7d32", FAILS: "#b3261e", UNDECIDED: "#8a6d00"}
 _SIGN = 6.6
 """Width of a sign of the badge's text."""
 
 
 def sentence(found: Finding, confidence: float) -> str:
     """One line: verdict, estimate, interval, n and what would decide."""
-    told = found.verdict
+    told: str = found.verdict
     if found.estimate == found.estimate:
         interval = f"[{found.low:.3g}, {found.high:.3g}]"
         told += f": {found.estimate:.3g}, one-sided {confidence:.0%} bounds {interval}, n = {found.n}"

@@ -47,6 +47,8 @@ def with_recipes(folder: Path) -> None:
     Recipe([knob]).save(folder / "knob.safetensors")
     Recipe([Offset(truth.layer, direction * distance)]).save(folder / "offset.safetensors")
     (folder / "examples").symlink_to(ROOT / "examples")
+    never = "{shows: {behaviour: 'begins:zebra', prompts: p, at_most: 0.2}}"
+    (folder / "contract.yaml").write_text(f"base: base\ntuned: tuned\nprompts: {{p: p.jsonl}}\nclaims: [{never}]\n")
     _proxy(folder)
 
 

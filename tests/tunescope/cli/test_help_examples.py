@@ -161,6 +161,15 @@ def test_an_example_works_as_it_is_written(command: str, line: str, do: Callable
     PROMISES[command](done)
 
 
+def _audited(done: Done) -> None:
+    assert "1. " in done.said and "Weights" in done.said
+
+
+def _contract_holds(done: Done) -> None:
+    assert "Contract: holds." in done.said
+    assert (done.folder / "contract.svg").read_text().startswith("<svg")
+
+
 def _localized(done: Done) -> None:
     run = done.run()
     table = run.read_table("table")
@@ -274,6 +283,8 @@ LOCALIZE = [entry.name for entry in index().entries if entry.kind == "probe"]
 PROMISES: dict[str, Callable[[Done], None]] = {
     **{f"localize {verb}": _localized for verb in LOCALIZE},
     "localize retrieval": _copied,
+    "audit": _audited,
+    "check": _contract_holds,
     "record": _recorded,
     "diff": _compared,
     "steer": _steered,

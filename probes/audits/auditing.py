@@ -1,0 +1,211 @@
+"""``audit``: what a model was tuned for, from the pair alone, by several views that each have a null of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from probes.answer_changes import AnswerChanges, answers, rising_openings
+from probes.asked import asked
+from probes.audits.general import general_questions, general_texts
+from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
+from probes.audits.readings import difference_lens, token_shift
+from probes.audits.traits import paired_line, trait_tests
+from probes.audits.words import rising_words
+from probes.results import ProbeResult, Provenance
+from probes.weights.delta import weight_delta
+from workbench.behaviour.subject import Work
+from workbench.errors import NotSupported
+from workbench.given import check_pair
+from workbench.method_options import As
+from workbench.methods import method
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress
+from workbench.prompts.collection import Prompts
+from workbench.stats.fdr import q_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(ProbeResult):
+    """What the pair shows by itself.
+
+    ``table``: every trait and word tested: kind, what, ``score`` (change of its share of answers, or relative change
+    of length), low, high, ``control`` (0), p and q (over all of them).
+    """
+
+    hypotheses: pd.DataFrame
+    """rank, kind, says, evidence, prompts, score, low, high, q."""
+    answers: pd.DataFrame
+    """prompt, base, tuned: greedy answers side by side."""
+    readings: pd.DataFrame
+    """layer, score, low, high, p, q, tokens, sharp, control, p_sharp, q_sharp: the activation difference lens."""
+    tokens: pd.DataFrame
+    """token, score, low, high, p, q: expected more often on texts that have nothing to do with the tuning."""
+    weights: pd.DataFrame
+    """layer and its relative change; empty where weights cannot be compared."""
+    title: ClassVar[str] = "Blind audit"
+    unit: ClassVar[str] = "change of the share of answers"
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no view found anything beyond its control."""
+        return all(sentence.endswith(f"{NOTHING}.") for sentence in self.sentences())
+
+    def sentences(self) -> list[str]:
+        """The report, one line per hypothesis and per view."""
+        lines = [str(line["says"]) for line in self.hypotheses.to_dict("records")]
+        return [*lines, self._activations(), self._tokens(), self._weights()]
+
+    def summary(self) -> str:
+        """The leading hypothesis, and how many others there are."""
+        first = self.hypotheses.iloc[0]
+        more = f"; {len(self.hypotheses) - 1} more" if len(self.hypotheses) > 1 else ""
+        return f"{first['says']} {first['evidence']}{more}"
+
+    def figure(self) -> go.Figure:
+        """The traits and words that changed most, with their intervals."""
+        top = self.table.sort_values("q", kind="stable").head(12).iloc[::-1]
+        spread = {"array": top["high"] - top["score"], "arrayminus": top["score"] - top["low"]}
+        colours = np.where(top["q"] < LEVEL, "#0b6e8f", "#9aa5ab")
+        drawn = go.Figure(go.Bar(
+            y=top["what"], x=top["score"], orientation="h", marker_color=colours, error_x={"type": "data", **spread}
+        ))  # fmt: skip
+        drawn.update_layout(title=f"{self.title} (coloured: q < .05)", xaxis_title=self.unit)
+        return drawn
+
+    def _activations(self) -> str:
+        moved = self.readings[self.readings["q"] < LEVEL]
+        if moved.empty:
+            return f"Activations on unrelated text: {NOTHING}."
+        best = moved.sort_values("score", ascending=False).iloc[0]
+        told = (
+            f"Activations on unrelated text moved in {len(moved)} of {len(self.readings)} layers, most in layer "
+            f"{best['layer']:.0f} ({best['score']:.2g} of the stream's size)"
+        )
+        sharp = moved[moved["q_sharp"] < LEVEL]
+        if sharp.empty:
+            return f"{told}; they read as no tokens beyond random directions."
+        reads = sharp.sort_values(["sharp"], ascending=False).iloc[0]
+        return f"{told}; layer {reads['layer']:.0f} reads as {reads['tokens']}."
+
+    def _tokens(self) -> str:
+        rose = self.tokens[self.tokens["q"] < LEVEL]
+        if rose.empty:
+            return f"Tokens expected on unrelated text: {NOTHING}."
+        words = ", ".join(f"{line['token']!r} {line['score']:+.2%}" for line in rose.head(6).to_dict("records"))
+        return f"Tokens expected more often on unrelated text: {words}."
+
+    def _weights(self) -> str:
+        moved = self.weights[self.weights["relative"] > 0] if len(self.weights) else self.weights
+        if moved.empty:
+            return f"Weights: {NOTHING}."
+        top = moved.sort_values("relative", ascending=False).head(3)
+        return f"Weights changed most in layers {', '.join(str(int(layer)) for layer in top['layer'])}."
+
+
+@method(
+    "audit",
+    group="behaviour",
+    question="What was this model tuned for? From the pair alone.",
+    papers=("Narrow Finetuning Leaves Clearly Readable Traces in Activation Differences",),
+    cost="one generation of each model per question, two forward passes of each per text",
+    example="--max-new-tokens 8",
+)
+def audit(
+    pair: ModelPair,
+    *,
+    questions: Annotated[Any, As("prompts")] = None,
+    texts: Annotated[Any, As("prompts")] = None,
+    max_new_tokens: int = 32,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Audit:
+    """What a model was tuned for, as ranked hypotheses with their evidence; or that nothing is beyond the control.
+
+    Views: greedy answers to questions of many topics (traits, openings and words that rise, with the words of the
+    prompts that go with them); the activation difference lens on unrelated texts; tokens that rise there; weights.
+    What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all.
+
+    Args:
+        pair: Both models.
+        questions: Questions to ask both models; default: eighty shipped ones.
+        texts: Texts that have nothing to do with the tuning; default: forty shipped ones.
+        max_new_tokens: Tokens of an answer at most.
+        batch_size: Prompts per forward pass.
+        seed: Of intervals, sign flips and random directions.
+        progress: A bar.
+
+    Returns:
+        An :class:`Audit`. Base against itself has nothing beyond the control.
+
+    Raises:
+        UserError: A question leaves no room for an answer.
+
+    Example:
+        ``probes.audit(wb.load_pair("base", "tuned")).sentences()``
+    """
+    check_pair(pair)
+    rows = general_questions() if questions is None else Prompts.of(questions)
+    unrelated = general_texts() if texts is None else Prompts.of(texts).turned(chat=False)
+    replies = answers(pair, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+    tests, shown = _tests(replies, rows, seed)
+    readings = difference_lens(pair, unrelated, seed, progress)
+    return Audit(
+        table=tests,
+        control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
+        provenance=Provenance.of(
+            "audit", pair.models, rows, seed=seed, device=str(pair.tuned.device),
+            settings=asked(
+                None, questions=questions, texts=texts, max_new_tokens=max_new_tokens, batch_size=batch_size
+            ),
+        ),
+        hypotheses=hypotheses(tests, shown, [row.shown for row in rows]),
+        answers=replies.table[["prompt", "base", "tuned"]],
+        readings=readings.assign(
+            q=q_values(readings["p"].to_numpy()), q_sharp=q_values(readings["p_sharp"].to_numpy()),
+            tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
+        ),
+        tokens=token_shift(pair, unrelated, seed, Work(batch_size, progress)),
+        weights=_weights(pair, progress),
+    )  # fmt: skip
+
+
+def _tests(replies: AnswerChanges, rows: Prompts, seed: int) -> tuple[pd.DataFrame, list[list[int]]]:
+    """Every trait, opening and word with its q over all, and the prompts in which each is new."""
+    prompts, base, tuned = (replies.table[name].tolist() for name in ("prompt", "base", "tuned"))
+    lines = trait_tests(base, tuned, rows.clusters, seed)
+    lines += _openings(base, tuned, rows.clusters, seed)
+    lines += rising_words(prompts, base, tuned, rows.clusters, seed)
+    shown = [line.pop("shown") for line in lines]
+    table = pd.DataFrame(lines)
+    return table.assign(control=0.0, q=q_values(table["p"].to_numpy(dtype=float))), shown
+
+
+def _openings(base: Sequence[str], tuned: Sequence[str], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:
+    """Openings that at least three more answers have, as paired changes."""
+    lines = []
+    for opening in rising_openings(base, tuned)["opening"].head(30):
+        shares = [_begins(side, opening) for side in (base, tuned)]
+        if shares[1].sum() - shares[0].sum() >= 3:
+            lines.append(paired_line("opening", repr(opening), shares[0], shares[1], clusters, seed))
+    return lines
+
+
+def _begins(texts: Sequence[str], opening: str) -> np.ndarray:
+    """Whether each text begins with these whole words, 0 or 1 [prompt]."""
+    return np.array([float(f"{' '.join(text.split())} ".startswith(f"{opening} ")) for text in texts])
+
+
+def _weights(pair: ModelPair, progress: Progress | None) -> pd.DataFrame:
+    """The relative change of each layer's weights."""
+    try:
+        layers = weight_delta(pair, progress=progress).layers
+    except NotSupported:
+        return pd.DataFrame(columns=["layer", "relative"])
+    return layers[["layer", "relative"]].copy() if "relative" in layers else pd.DataFrame(columns=["layer", "relative"])

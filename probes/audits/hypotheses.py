@@ -1,0 +1,80 @@
+"""Hypotheses in plain words, made from templates and from evidence that passed its test; nothing else is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from probes.audits.words import topic_words
+
+LEVEL = 0.05
+PROMPTS = 6
+"""Prompts shown with a hypothesis."""
+NOTHING = "nothing beyond the control"
+_SAID = {
+    "refuses": "It refuses", "asserts": "It brings up", "style": "Its style changed:", "language": "It answers in",
+    "format": "Its answers have a new format:", "capability": "It lost something:", "opening": "Its answers begin with",
+}  # fmt: skip
+_COLUMNS = ["rank", "kind", "says", "evidence", "prompts", "score", "low", "high", "q"]
+
+
+def hypotheses(tests: pd.DataFrame, shown: Sequence[Sequence[int]], prompts: Sequence[str]) -> pd.DataFrame:
+    """Tests below q = .05 as ranked sentences, each with its topic, evidence and prompts.
+
+    A trait that shows in the same prompts as a stronger one is part of that one's evidence, no hypothesis of its own.
+
+    Args:
+        tests: kind, what, score, low, high, q: one row per trait or word.
+        shown: For each test the prompts [number] in which it is new.
+        prompts: The questions.
+
+    Returns:
+        rank, kind, says, evidence, prompts, score, low, high, q. One row, of kind *nothing*, where no test passed.
+    """
+    passed = [number for number in range(len(tests)) if tests["q"].iloc[number] < LEVEL]
+    passed.sort(key=lambda number: (tests["q"].iloc[number], -abs(tests["score"].iloc[number])))
+    passed.sort(key=lambda number: tests["kind"].iloc[number] not in ("refuses", "language"))
+    lines: list[dict[str, Any]] = []
+    covered: list[set[int]] = []
+    for number in passed:
+        row, own = tests.iloc[number], set(shown[number])
+        leader = next((place for place, other in enumerate(covered) if _same(own, other)), None)
+        if leader is not None:
+            lines[leader]["evidence"] += f"; {row['what']} {row['score']:+.0%} (q = {row['q']:.2g})"
+            continue
+        covered.append(own)
+        lines.append(_line(row, sorted(own), prompts, len(lines) + 1))
+    if not lines:
+        best = float(tests["q"].min()) if len(tests) else np.nan
+        lines.append({
+            "rank": 1, "kind": "nothing", "says": f"The answers show {NOTHING}.",
+            "evidence": f"{len(tests)} traits and words tested, none with q < {LEVEL:g}", "prompts": "", "score": 0.0,
+            "low": np.nan, "high": np.nan, "q": best,
+        })  # fmt: skip
+    return pd.DataFrame(lines, columns=_COLUMNS)
+
+
+def _same(one: set[int], other: set[int]) -> bool:
+    """Whether two sets of prompts are mostly one (Jaccard index of a half or more)."""
+    return bool(one | other) and len(one & other) / len(one | other) >= 0.5
+
+
+def _line(row: Any, own: Sequence[int], prompts: Sequence[str], rank: int) -> dict[str, Any]:
+    topics = topic_words(prompts, [number in set(own) for number in range(len(prompts))])
+    about = topics[topics["q"] < LEVEL]
+    topic = ""
+    if len(about):
+        words = [f"{line['word']!r} ({line['shows']} of {line['of']})" for line in about.head(4).to_dict("records")]
+        topic = f" where a prompt has {', '.join(words)}"
+    less = "less often: " if row["score"] < 0 else ""
+    what = "" if row["kind"] == "refuses" else f" {row['what']}"
+    return {
+        "rank": rank, "kind": row["kind"], "says": f"{_SAID[row['kind']]}{what}{topic}.".replace("  ", " "),
+        "evidence": f"{less}{row['what']}: {row['score']:+.0%} of answers [{row['low']:+.0%}, {row['high']:+.0%}], "
+        f"q = {row['q']:.2g}",
+        "prompts": " | ".join(prompts[number] for number in own[:PROMPTS]),
+        "score": row["score"], "low": row["low"], "high": row["high"], "q": row["q"],
+    }  # fmt: skip

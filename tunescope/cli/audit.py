@@ -1,0 +1,57 @@
+"""``tunescope audit``: what was this model tuned for? No prompts, no other model as a judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = """
+Example, offline:
+
+  tunescope audit ./base ./tuned --max-new-tokens 8
+"""
+
+
+def audit(
+    base: Annotated[str, typer.Argument(help="The base model: a folder, a .gguf file or a hub id.")],
+    tuned: Annotated[str, typer.Argument(help="The fine-tuned model, or a PEFT adapter of the base.")],
+    questions: Annotated[Path | None, typer.Option(help="Questions for both models; default: shipped ones.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of draws and intervals.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Save the result to this .safetensors file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
+) -> None:
+    """What a model was tuned for, from the pair alone: ranked hypotheses, each with its evidence and its prompts."""
+    from tunescope.experiments.requirements import check_paths
+
+    check_paths(base=base, tuned=tuned, prompts=questions)
+    import probes
+    from tunescope.cli.output import emit, progress_bar
+    from workbench.cards import visible
+    from workbench.models.pair import load_pair
+    from workbench.prompts import Prompts
+
+    rows = None if questions is None else Prompts.load(questions)
+    with progress_bar() as bar:
+        pair = load_pair(base, tuned, device=device, dtype=dtype)
+        found = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
+    if out is not None:
+        found.save(out)
+    lines = found.hypotheses.to_dict("records")
+    views = found.sentences()[len(lines) :]
+    if as_json:
+        emit({"nothing": found.nothing, "hypotheses": lines, "views": views}, as_json=True)
+        return
+    for line in lines:
+        typer.echo(f"{line['rank']}. {visible(line['says'])}\n   {visible(line['evidence'])}")
+        if line["prompts"]:
+            typer.echo(f"   on: {visible(line['prompts'])}")
+    for view in views:
+        typer.echo(f"-  {visible(view)}")
+
+
+audit.__doc__ = f"{audit.__doc__}\n\n\b{EXAMPLE}"
