@@ -7,6 +7,7 @@ from workbench.lazy import lazy
 _HOME = {
     "ActivationDelta": "deltas",
     "AnswerChanges": "answer_changes",
+    "AgainstNulls": "against_null_adapters",
     "Audit": "audits.auditing",
     "AdapterPanel": "anatomy.panel",
     "CircuitTest": "paths.circuit_result",
@@ -47,6 +48,7 @@ _HOME = {
     "UpdateAnatomy": "anatomy.update",
     "WeightDelta": "weights",
     "activation_delta": "deltas",
+    "against_nulls": "against_null_adapters",
     "answers": "answer_changes",
     "audit": "audits.auditing",
     "adapter_panel": "anatomy.panel",

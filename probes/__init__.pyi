@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from probes.against_null_adapters import AgainstNulls as AgainstNulls
+from probes.against_null_adapters import against_nulls as against_nulls
 from probes.anatomy.likeness import LoraLikeness as LoraLikeness
 from probes.anatomy.likeness import lora_likeness as lora_likeness
 from probes.anatomy.panel import AdapterPanel as AdapterPanel
@@ -93,6 +95,7 @@ from workbench.results import Provenance as Provenance
 __all__ = [
     "ActivationDelta",
     "AdapterPanel",
+    "AgainstNulls",
     "AnswerChanges",
     "Audit",
     "CircuitTest",
@@ -136,6 +139,7 @@ __all__ = [
     "WeightDelta",
     "activation_delta",
     "adapter_panel",
+    "against_nulls",
     "answers",
     "audit",
     "box_desiderata",

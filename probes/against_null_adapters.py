@@ -1,0 +1,140 @@
+"""Any probe of an adapter pair against null adapters: is its score more than any adapter of that size would get?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from probes.asked import plain
+from probes.results import ProbeResult
+from workbench.cells import COLUMNS
+from workbench.errors import UserError
+from workbench.models.null_adapters import KINDS, Null, check_nullable, null_adapter
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress, Silent
+from workbench.stats.fdr import q_values
+
+NULLS = 19
+"""The fewest with which a place can be at p = .05."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstNulls(ProbeResult):
+    """A probe's scores among those of null adapters.
+
+    ``table``: the probe's own cells, score, low and high; ``control``: the nulls' mean score of the cell, with their
+    range ``null_low`` to ``null_high``; ``p``: the score's place among the nulls' (the adapter counted in) and ``q``
+    over the cells. With n nulls no p is below 1 / (n + 1).
+    """
+
+    best: float
+    """The largest score."""
+    p_best: float
+    """Its place among the nulls' largest scores: one test, however many cells there are."""
+    nulls: pd.DataFrame
+    """null, best: the largest score of each null adapter."""
+    title: ClassVar[str] = "Against null adapters"
+    unit: ClassVar[str] = "score of the probe"
+
+    def summary(self) -> str:
+        """Whether the adapter stands out among its nulls."""
+        return (
+            f"Largest score {self.best:.3g}; of {len(self.nulls)} null adapters the largest is "
+            f"{self.nulls['best'].max():.3g} (p = {self.p_best:.2g}); {int((self.table['q'] < 0.05).sum())} of "
+            f"{len(self.table)} cells at q < 0.05; {self.control}"
+        )
+
+    def figure(self) -> go.Figure:
+        """The nulls' largest scores, and the adapter's."""
+        drawn = go.Figure(go.Histogram(x=self.nulls["best"], marker_color="#9aa5ab", name="null adapters"))
+        drawn.add_vline(x=self.best, line_color="#0b6e8f", annotation_text="the adapter")
+        drawn.update_layout(title=f"{self.title}: p = {self.p_best:.2g}", xaxis_title="largest score")
+        return drawn
+
+
+def against_nulls(
+    probe: Callable[..., ProbeResult],
+    pair: ModelPair,
+    *inputs: Any,
+    nulls: int | Literal["random", "shuffled"] = NULLS,
+    null: Null = "random",
+    null_seed: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> AgainstNulls:
+    """Run a probe on an adapter pair, then on null adapters of the same norm in every module, and compare.
+
+    Args:
+        probe: A probe of a pair, such as ``probes.logit_lens``; larger scores must mean more.
+        pair: A base and a plain LoRA on it; the adapter is back bit for bit afterwards.
+        inputs: What the probe takes behind the pair, such as prompts.
+        nulls: How many null adapters; ``"random"`` or ``"shuffled"``: 19 of that kind.
+        null: ``random`` factors, or the adapter's own numbers ``shuffled``.
+        null_seed: Of the first null; the others count on.
+        progress: A bar over the nulls.
+        options: The probe's own options.
+
+    Returns:
+        An :class:`AgainstNulls`. A random adapter stands at a random place among its nulls.
+
+    Raises:
+        UserError: The pair has no adapter, there are too few nulls, or the probe's cells differ from model to model.
+
+    Example:
+        ``probes.against_nulls(probes.logit_lens, pair, prompts, nulls=99).p_best``
+    """
+    count, kind = (NULLS, nulls) if nulls in KINDS else (nulls, null)
+    if not isinstance(count, int) or isinstance(count, bool) or count < NULLS:
+        raise UserError(f"nulls={nulls!r}: give {NULLS} or more, as fewer cannot reach p = .05, or one of {KINDS}.")
+    check_nullable(pair)
+    found = probe(pair, *inputs, **options)
+    scores = _by_cell(found)
+    bar = progress or Silent()
+    bar.start("null adapters", count)
+    drawn = []
+    for number in range(count):
+        with null_adapter(pair, null_seed + number, kind) as stand_in:
+            drawn.append(_aligned(_by_cell(probe(stand_in, *inputs, **options)), scores))
+        bar.advance()
+    bar.finish()
+    others = np.stack(drawn)  # [null, cell]
+    own = scores.to_numpy(dtype=float)
+    table = found.frame().drop(columns=["control", "q", "p"], errors="ignore")
+    p = (1 + (others >= own).sum(0)) / (1 + count)
+    bests = np.nanmax(others, axis=1)
+    settings = {
+        "probe": getattr(probe, "__name__", str(probe)), "nulls": count, "null": kind, "null_seed": null_seed,
+        "options": plain(found.provenance.settings),
+    }  # fmt: skip
+    return AgainstNulls(
+        table=table.assign(control=others.mean(0), null_low=others.min(0), null_high=others.max(0), p=p, q=q_values(p)),
+        control=f"{count} {kind} adapters of the same norm in every module",
+        provenance=dataclasses.replace(found.provenance, probe="against_nulls", settings=settings),
+        best=float(np.nanmax(own)),
+        p_best=float((1 + (bests >= np.nanmax(own)).sum()) / (1 + count)),
+        nulls=pd.DataFrame({"null": range(count), "best": bests}),
+    )
+
+
+def _by_cell(found: ProbeResult) -> pd.Series:
+    """Scores by cell, in the order of the frame."""
+    frame = found.frame()
+    cell = [name for name in COLUMNS if name in frame and frame[name].notna().any()]
+    index = pd.MultiIndex.from_frame(frame[cell]) if cell else frame.index
+    return pd.Series(frame["score"].to_numpy(dtype=float), index=index)
+
+
+def _aligned(other: pd.Series, scores: pd.Series) -> np.ndarray:
+    """A null's scores in the order of the adapter's."""
+    if not scores.index.is_unique or set(other.index) != set(scores.index):
+        raise UserError(
+            "The probe's cells differ from one adapter to the next, so that scores cannot be set side by side; choose "
+            "options that fix them (layers, heads), or a probe with one score per place."
+        )
+    return other.reindex(scores.index).to_numpy(dtype=float)
