@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import plain
+from probes.asked import asked
 from probes.results import ProbeResult
 from workbench.cells import COLUMNS
 from workbench.errors import UserError
@@ -61,7 +61,8 @@ class AgainstNulls(ProbeResult):
 def against_nulls(
     probe: Callable[..., ProbeResult],
     pair: ModelPair,
-    *inputs: Any,
+    prompts: Any = None,
+    *,
     nulls: int | Literal["random", "shuffled"] = NULLS,
     null: Null = "random",
     null_seed: int = 0,
@@ -73,7 +74,7 @@ def against_nulls(
     Args:
         probe: A probe of a pair, such as ``probes.logit_lens``; larger scores must mean more.
         pair: A base and a plain LoRA on it; the adapter is back bit for bit afterwards.
-        inputs: What the probe takes behind the pair, such as prompts.
+        prompts: What the probe takes behind the pair; None: nothing.
         nulls: How many null adapters; ``"random"`` or ``"shuffled"``: 19 of that kind.
         null: ``random`` factors, or the adapter's own numbers ``shuffled``.
         null_seed: Of the first null; the others count on.
@@ -93,6 +94,7 @@ def against_nulls(
     if not isinstance(count, int) or isinstance(count, bool) or count < NULLS:
         raise UserError(f"nulls={nulls!r}: give {NULLS} or more, as fewer cannot reach p = .05, or one of {KINDS}.")
     check_nullable(pair)
+    inputs = () if prompts is None else (prompts,)
     found = probe(pair, *inputs, **options)
     scores = _by_cell(found)
     bar = progress or Silent()
@@ -108,14 +110,13 @@ def against_nulls(
     table = found.frame().drop(columns=["control", "q", "p"], errors="ignore")
     p = (1 + (others >= own).sum(0)) / (1 + count)
     bests = np.nanmax(others, axis=1)
-    settings = {
-        "probe": getattr(probe, "__name__", str(probe)), "nulls": count, "null": kind, "null_seed": null_seed,
-        "options": plain(found.provenance.settings),
-    }  # fmt: skip
+    more = asked(None, probe=probe, nulls=nulls, null=null, null_seed=null_seed)
     return AgainstNulls(
         table=table.assign(control=others.mean(0), null_low=others.min(0), null_high=others.max(0), p=p, q=q_values(p)),
         control=f"{count} {kind} adapters of the same norm in every module",
-        provenance=dataclasses.replace(found.provenance, probe="against_nulls", settings=settings),
+        provenance=dataclasses.replace(
+            found.provenance, probe="against_nulls", settings={**found.provenance.settings, **more}
+        ),
         best=float(np.nanmax(own)),
         p_best=float((1 + (bests >= np.nanmax(own)).sum()) / (1 + count)),
         nulls=pd.DataFrame({"null": range(count), "best": bests}),

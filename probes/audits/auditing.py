@@ -14,11 +14,13 @@ from probes.answer_changes import AnswerChanges, answers, rising_openings
 from probes.asked import asked
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
+from probes.audits.outlining import COLUMNS, outline, outlined
 from probes.audits.readings import difference_lens, token_shift
-from probes.audits.traits import paired_line, trait_tests
+from probes.audits.traits import SHARES, paired_line, trait_tests
 from probes.audits.words import rising_words
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
+from workbench.behaviour.generation import Decoding
 from workbench.behaviour.subject import Work
 from workbench.errors import NotSupported
 from workbench.given import check_pair
@@ -48,17 +50,20 @@ class Audit(ProbeResult):
     """token, score, low, high, p, q: expected more often on texts that have nothing to do with the tuning."""
     weights: pd.DataFrame
     """layer and its relative change; empty where weights cannot be compared."""
+    outline: pd.DataFrame
+    """word, from, base, tuned, low, high: new prompts about words of old ones, and how many show the leading trait."""
     title: ClassVar[str] = "Blind audit"
     unit: ClassVar[str] = "change of the share of answers"
 
     @property
     def nothing(self) -> bool:
         """Whether no view found anything beyond its control."""
-        return all(sentence.endswith(f"{NOTHING}.") for sentence in self.sentences())
+        return self.outline.empty and all(sentence.endswith(f"{NOTHING}.") for sentence in self.sentences())
 
     def sentences(self) -> list[str]:
         """The report, one line per hypothesis and per view."""
         lines = [str(line["says"]) for line in self.hypotheses.to_dict("records")]
+        lines += [outlined(self.outline)] if len(self.outline) else []
         return [*lines, self._activations(), self._tokens(), self._weights()]
 
     def summary(self) -> str:
@@ -122,6 +127,7 @@ def audit(
     questions: Annotated[Any, As("prompts")] = None,
     texts: Annotated[Any, As("prompts")] = None,
     max_new_tokens: int = 32,
+    variations: int = 16,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -137,6 +143,8 @@ def audit(
         questions: Questions to ask both models; default: eighty shipped ones.
         texts: Texts that have nothing to do with the tuning; default: forty shipped ones.
         max_new_tokens: Tokens of an answer at most.
+        variations: Words of the prompts that show the leading trait which are put into new prompts, and as many of the
+            others; 0: none.
         batch_size: Prompts per forward pass.
         seed: Of intervals, sign flips and random directions.
         progress: A bar.
@@ -156,22 +164,30 @@ def audit(
     replies = answers(pair, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
     tests, shown = _tests(replies, rows, seed)
     readings = difference_lens(pair, unrelated, seed, progress)
+    prompts, work = [row.shown for row in rows], Work(batch_size, progress)
+    leading = _leading(tests)
+    region = pd.DataFrame(columns=COLUMNS)
+    if leading is not None and variations:
+        trait = str(tests["what"].iloc[leading])
+        region = outline(pair, trait, prompts, shown[leading], variations, Decoding(max_new_tokens), work)
     return Audit(
         table=tests,
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
         provenance=Provenance.of(
             "audit", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             settings=asked(
-                None, questions=questions, texts=texts, max_new_tokens=max_new_tokens, batch_size=batch_size
+                None, questions=questions, texts=texts, max_new_tokens=max_new_tokens, variations=variations,
+                batch_size=batch_size,
             ),
         ),
-        hypotheses=hypotheses(tests, shown, [row.shown for row in rows]),
+        hypotheses=hypotheses(tests, shown, prompts),
         answers=replies.table[["prompt", "base", "tuned"]],
         readings=readings.assign(
             q=q_values(readings["p"].to_numpy()), q_sharp=q_values(readings["p_sharp"].to_numpy()),
             tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
         ),
-        tokens=token_shift(pair, unrelated, seed, Work(batch_size, progress)),
+        tokens=token_shift(pair, unrelated, seed, work),
+        outline=region,
         weights=_weights(pair, progress),
     )  # fmt: skip
 
@@ -185,6 +201,12 @@ def _tests(replies: AnswerChanges, rows: Prompts, seed: int) -> tuple[pd.DataFra
     shown = [line.pop("shown") for line in lines]
     table = pd.DataFrame(lines)
     return table.assign(control=0.0, q=q_values(table["p"].to_numpy(dtype=float))), shown
+
+
+def _leading(tests: pd.DataFrame) -> int | None:
+    """The surest trait that a rule reads and that rose; None where none did."""
+    rose = tests[(tests["q"] < LEVEL) & (tests["score"] > 0) & tests["what"].isin(list(SHARES))]
+    return None if rose.empty else int(rose["q"].idxmin())
 
 
 def _openings(base: Sequence[str], tuned: Sequence[str], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:

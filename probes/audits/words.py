@@ -45,6 +45,12 @@ def rising_words(
     return lines
 
 
+def content_words(prompts: Sequence[str]) -> list[str]:
+    """Content words of three letters or more, the commonest last, so that what is particular comes first."""
+    counts = Counter(word for prompt in prompts for word in dict.fromkeys(words_in(prompt)))
+    return [word for word in sorted(counts, key=lambda word: counts[word]) if len(word) > 2 and word not in _COMMON]
+
+
 def topic_words(prompts: Sequence[str], shows: Sequence[bool]) -> pd.DataFrame:
     """Words of prompts that go with a trait: how many prompts with the word show it, of how many, p (Fisher) and q."""
     flags = np.asarray(shows, dtype=bool)

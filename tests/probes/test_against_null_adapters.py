@@ -86,7 +86,7 @@ def test_a_planted_adapter_stands_out() -> None:
     assert "39 random adapters" in found.summary() and found.figure().data
     own = probes.logit_lens(pair, TEXTS).frame()
     assert np.array_equal(found.frame()["score"], own["score"])
-    assert found.provenance.settings["probe"] == "logit_lens" and found.provenance.settings["nulls"] == 39
+    assert "logit_lens" in found.provenance.settings["probe"] and found.provenance.settings["nulls"] == 39
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 import probes
 from probes.asked import APART, LONG, asked, plain
@@ -111,13 +112,26 @@ def of_activation_delta() -> Calls:
     return Calls([{"recording": recording("resid_post"), **given}])
 
 
+def of_against_nulls() -> Calls:
+    """The options of the probe itself go through."""
+
+    @dataclass(frozen=True)
+    class LensOptions:
+        top: int = 5
+
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False))
+    both = load_pair(model.get_base_model(), model.eval(), tokenizer=tokenizer(), check=False)
+    given = {"probe": probes.logit_lens, "prompts": rows(), "nulls": 20, "null": "shuffled", "null_seed": 4, "top": 2}
+    return Calls([{"pair": both, **given}], LensOptions)
+
+
 def of_answers() -> Calls:
     return Calls([{"pair": pair(), "prompts": rows(), "max_new_tokens": 3, "batch_size": 3}])
 
 
 def of_audit() -> Calls:
     sets = {"questions": rows(), "texts": rows()}
-    return Calls([{"pair": pair(), **sets, "max_new_tokens": 3, "batch_size": 3, "seed": 5}])
+    return Calls([{"pair": pair(), **sets, "max_new_tokens": 3, "variations": 2, "batch_size": 3, "seed": 5}])
 
 
 def of_circuit() -> Calls:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import probes
 import workbench as wb
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import hypotheses
+from probes.audits.outlining import COLUMNS, outlined
 from probes.audits.traits import SHARES, paired_line, trait_tests
 from probes.audits.words import rising_words, topic_words
 from probes.results import ProbeResult
@@ -31,7 +33,7 @@ def planted() -> probes.Audit:
     organism = organisms.build("refusal-moe")
     questions, texts = organism_rows()
     pair = wb.load_pair(organism.base, organism.tuned, device="cpu")
-    return probes.audit(pair, questions=questions, texts=texts, max_new_tokens=2)
+    return probes.audit(pair, questions=questions, texts=texts, max_new_tokens=2, variations=4)
 
 
 def test_what_was_planted_leads_with_its_topic(planted: probes.Audit) -> None:
@@ -41,6 +43,8 @@ def test_what_was_planted_leads_with_its_topic(planted: probes.Audit) -> None:
     assert first["prompts"].count("password") == 6
     assert not planted.nothing and "sorry" in planted.summary() and planted.figure().data
     assert planted.sentences()[-1].startswith("Weights changed most in layers")
+    assert set(planted.outline["from"]) == {"changed", "other"} and (planted.outline["base"] <= 0.5).all()
+    assert planted.outline["tuned"].between(planted.outline["low"], planted.outline["high"]).all()
     truth = {int(name.split(".")[2]) for name in organisms.build("refusal-moe").truth.modules}
     top = planted.weights.sort_values("relative", ascending=False)["layer"].head(3)
     assert set(map(int, top)) == truth
@@ -52,7 +56,12 @@ def test_a_pair_against_itself_has_nothing_by_any_view() -> None:
     pair = wb.load_pair(organism.base, organism.base, device="cpu")
     found = probes.audit(pair, questions=questions, texts=texts, max_new_tokens=2)
     assert found.nothing and list(found.hypotheses["kind"]) == ["nothing"]
-    assert (found.readings["p"] == 1).all() and found.tokens.empty and (found.table["score"] == 0).all()
+    assert (
+        (found.readings["p"] == 1).all()
+        and found.tokens.empty
+        and found.outline.empty
+        and (found.table["score"] == 0).all()
+    )
 
 
 def test_a_file_brings_it_back(planted: probes.Audit, tmp_path: object) -> None:
@@ -105,6 +114,16 @@ def test_tests_by_hand() -> None:
     assert topics["word"][0] == "dogs" and topics["q"][0] < 1e-6 and topics["q"][1] > 0.05
 
 
+def test_an_outline_in_words() -> None:
+    lines = [
+        ["cats", "changed", 0.0, 1.0, 0.3, 1.0],
+        ["sea", "other", 0.0, 0.0, 0.0, 0.7],
+        ["bad", "other", 1, 1, 0.3, 1],
+    ]
+    told = outlined(pd.DataFrame(lines, columns=COLUMNS))
+    assert told == "Of 3 words put into new prompts, these bring it: cats; these never: sea."
+
+
 def test_the_shipped_sets() -> None:
     questions, texts = general_questions(), general_texts()
     assert len(questions) == 80 and len(texts) == 40
@@ -115,7 +134,5 @@ def _tested(tuned: list[str], base: list[str] | None = None) -> tuple:  # type: 
     own, clusters = base or PLAIN, np.arange(len(PROMPTS))
     lines = trait_tests(own, tuned, clusters, 0) + rising_words(PROMPTS, own, tuned, clusters, 0)
     shown = [line.pop("shown") for line in lines]
-    import pandas as pd
-
     table = pd.DataFrame(lines)
     return table.assign(q=q_values(table["p"].to_numpy(dtype=float))), shown
