@@ -205,8 +205,9 @@ def _tests(replies: AnswerChanges, rows: Prompts, seed: int) -> tuple[pd.DataFra
 
 def _leading(tests: pd.DataFrame) -> int | None:
     """The surest trait that a rule reads and that rose; None where none did."""
-    rose = tests[(tests["q"] < LEVEL) & (tests["score"] > 0) & tests["what"].isin(list(SHARES))]
-    return None if rose.empty else int(rose["q"].idxmin())
+    rose = (tests["q"] < LEVEL) & (tests["score"] > 0) & tests["what"].isin(list(SHARES))
+    places = np.flatnonzero(rose.to_numpy())
+    return int(places[np.argmin(tests["q"].to_numpy()[places])]) if len(places) else None
 
 
 def _openings(base: Sequence[str], tuned: Sequence[str], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:
