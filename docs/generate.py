@@ -79,6 +79,8 @@ def reference() -> None:
             continue
         homes = vars(module).get("_HOMES") or vars(module)["_HOME"]
         for name in module.__all__:
+            if name not in homes:
+                continue  # a package that can be called is shown by its own functions
             home, _, attribute = homes[name].partition(":")
             place = stubs["defined_in"](f"{package}.{home}", attribute or name)
             lines += [f"::: {'.'.join(place)}", *_options(getattr(module, name), stubs)]

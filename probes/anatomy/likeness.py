@@ -60,6 +60,7 @@ class LoraLikeness(ProbeResult):
     papers=("Asymmetry in Low-Rank Adapters of Foundation Models",),
     needs=Needs(folders=True, adapter=True),
     cost="one reading of the adapters",
+    example="--checkpoints ./adapter",
 )
 def lora_likeness(
     base: Any,

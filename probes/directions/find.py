@@ -65,7 +65,7 @@ class DirectionOptions:
     question="Which direction carries a behaviour of the tuned model, and what is left of it without?",
     needs=Needs(),
     cost="one forward and backward pass per prompt, then one generation per candidate, strength and control",
-    example="--behaviour begins:the --limit 8",
+    example="--behaviour begins:sorry --limit 4",
     gives="directions",
 )
 def find_direction(

@@ -53,6 +53,7 @@ class MaskChurn(ProbeResult):
     papers=("Scaling Sparse Fine-Tuning to Large Language Models",),
     needs=Needs(folders=True),
     cost="one reading of each member's weights; no forward pass",
+    example="--checkpoints ./adapter",
 )
 def mask_churn(
     base: Any,

@@ -65,6 +65,7 @@ class SparseComposition(ProbeResult):
     ),
     needs=Needs(columns=("answer",)),
     cost="four forward passes per density",
+    example="--checkpoints ./adapter",
 )
 def sparse_composition(
     pair: Any,

@@ -69,6 +69,7 @@ class SeriesCurve(ProbeResult):
     papers=("Low-rank finetuning for LLMs: A fairness perspective",),
     needs=Needs(columns=("answer",)),
     cost="two forward passes of each member and of the base",
+    example="--checkpoints ./adapter",
 )
 def series_curve(
     pair: Any,

@@ -70,6 +70,7 @@ class LearnedScaling(ProbeResult):
     papers=("Knowledge Composition using Task Vectors with Learned Anisotropic Scaling",),
     needs=Needs(columns=("answer",)),
     cost="4 x epochs x one forward and backward pass per batch",
+    example="--checkpoints ./adapter",
 )
 def learned_scaling(
     pair: Any,

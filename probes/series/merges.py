@@ -87,6 +87,7 @@ class MergeTest(ProbeResult):
     ),
     needs=Needs(columns=("answer",)),
     cost="a forward pass per member, merge and point of the path",
+    example="--checkpoints ./adapter",
 )
 def merge_test(
     pair: Any,

@@ -66,6 +66,7 @@ class SeriesProfile(ProbeResult):
     ),
     needs=Needs(folders=True),
     cost="one reading of each member's weights; no forward pass",
+    example="--checkpoints ./adapter",
 )
 def series_profile(
     base: Any,

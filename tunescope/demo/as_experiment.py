@@ -96,7 +96,13 @@ def looked_steps(label: str, layer: int, shown: int) -> dict[str, Any]:
         "tokens": {"do": "probe", "call": "token_shift", "prompts": "shown", "options": {"max_new_tokens": NEW_TOKENS}},
         "lens": {"do": "probe", "call": "logit_lens", "prompts": "shown", "options": {"shown": shown}},
         "head-probe": {"do": "localize head-probe", "prompts": "shown", "label": label},
-        "concepts": {"do": "localize concepts", "prompts": "shown", "layer": layer, "k": DIRECTIONS},
+        "concepts": {
+            "do": "localize concepts",
+            "prompts": "shown",
+            "layer": layer,
+            "k": DIRECTIONS,
+            "method": "pca-uncentred",
+        },
     }
 
 

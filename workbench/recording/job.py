@@ -127,7 +127,9 @@ def difference_table(recording: Recording) -> pd.DataFrame:
     return table.sort_values("relative", ascending=False, ignore_index=True)
 
 
-def _difference(recording: Recording, site: str, averaged: Bool[np.ndarray, " row"] | None) -> dict[str, float] | None:
+def _difference(
+    recording: Recording, site: str, averaged: Bool[np.ndarray, " row"] | None = None
+) -> dict[str, float] | None:
     """Norms are over all features of a row; NaN rows are left out."""
     if recording.moments:
         if "difference" not in recording.moments or site not in recording.moments["difference"]:
@@ -142,7 +144,7 @@ def _difference(recording: Recording, site: str, averaged: Bool[np.ndarray, " ro
     return {"mean_shift": shift, "mean_distance": distance, "base_norm": norm, "relative": relative}
 
 
-def _streamed(base: Any, tuned: Any, averaged: Bool[np.ndarray, " row"] | None) -> tuple[float, float, float]:
+def _streamed(base: Any, tuned: Any, averaged: Bool[np.ndarray, " row"] | None = None) -> tuple[float, float, float]:
     """Norm of the mean difference, root mean square of the difference and of the base, a few rows at a time.
 
     ``averaged``: the rows that count; None: all.

@@ -37,6 +37,14 @@ def of_organism(name: str) -> Callable[[Path], None]:
     return fill
 
 
+def of_refusals(folder: Path) -> None:
+    """``refusal-moe`` with as many prompts that it refuses as others."""
+    of_organism("refusal-moe")(folder)
+    rows = organisms.build("refusal-moe").splits["train"]
+    kinds = [[row for row in rows if (row["topic"] == "topic") == topical][:32] for topical in (True, False)]
+    Prompts.of([*kinds[0], *kinds[1]]).save(folder / "p.jsonl")
+
+
 def with_recipes(folder: Path) -> None:
     """``context-knob`` with its knob as two recipes, a large model beside a small pair, and the examples."""
     of_organism("context-knob")(folder)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlparse
 
@@ -27,7 +28,14 @@ from dashboards.state import Opened
 from interventions import Recipe
 from interventions.exchange.control_vectors import from_gguf
 from probes.results import ProbeResult
-from tests.tunescope.cli.example_folders import a_view_of, of_copier, of_induction, of_organism, with_recipes
+from tests.tunescope.cli.example_folders import (
+    a_view_of,
+    of_copier,
+    of_induction,
+    of_organism,
+    of_refusals,
+    with_recipes,
+)
 from tunescope.cli.app import app
 from tunescope.cli.localize import command_named
 from workbench import organisms, runs
@@ -37,6 +45,7 @@ CLI = CliRunner()
 FOLDERS: dict[str, Callable[[Path], None]] = {
     "context-knob": with_recipes,
     "refusal-moe": of_organism("refusal-moe"),
+    "refusals": of_refusals,
     "planted-heads": of_organism("planted-heads"),
     "two-skills": of_organism("two-skills"),
     "induction": of_induction,
@@ -52,6 +61,7 @@ FOLDER_OF = {
     "localize cmap": "induction",
     "localize components": "induction",
     "localize switching": "refusal-moe",
+    "localize direction": "refusals",
     "localize head-probe": "refusal-moe",
 }
 """Where a command's example runs; ``context-knob`` for the others."""
@@ -133,7 +143,9 @@ def do(made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         browser: list[str] = []
         server: list[tuple[list[str], dict[str, str]]] = []
         monkeypatch.setattr(typer, "launch", browser.append)
-        monkeypatch.setattr("dashboards.launch.subprocess.call", lambda words, env: server.append((words, env)) or 0)
+        ended = SimpleNamespace(wait=lambda timeout=None: 0, poll=lambda: 0)
+        started = SimpleNamespace(Popen=lambda words, env: server.append((words, env)) or ended, TimeoutExpired=OSError)
+        monkeypatch.setattr("dashboards.launch.subprocess", started)
         return Done(line, folder, CLI.invoke(app, shlex.split(line)[1:]), browser, server)
 
     return run
@@ -271,6 +283,11 @@ def _built(done: Done) -> None:
     assert organisms.location("context-knob", 0).is_dir() and "context-knob in" in done.said
 
 
+def _looked(done: Done) -> None:
+    run = done.run()
+    assert "What changed?" in done.said and "Where?" in done.said and "sections.json" in run.manifest.files
+
+
 def _questions(done: Done) -> None:
     assert "heads" in done.said and "Which attention heads carry the change?" in done.said
 
@@ -289,6 +306,7 @@ PROMISES: dict[str, Callable[[Done], None]] = {
     "diff": _compared,
     "steer": _steered,
     "run": _planned,
+    "look": _looked,
     "methods": _questions,
     "recipe show": _shown_recipe,
     "recipe check": _checked,
