@@ -116,7 +116,7 @@ class Audit(ProbeResult):
 @method(
     "audit",
     group="behaviour",
-    question="What was this model tuned for? From the pair alone.",
+    question="From the pair alone, what was this model tuned for?",
     papers=("Narrow Finetuning Leaves Clearly Readable Traces in Activation Differences",),
     cost="one generation of each model per question, two forward passes of each per text",
     example="--max-new-tokens 8",

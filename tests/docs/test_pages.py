@@ -14,9 +14,13 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model, tokenizer, tuned_copy
+from tunescope.contracts.schema import Contract
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("start.md", *(f"howto/{page.name}" for page in sorted((ROOT / "docs" / "howto").glob("*.md"))))
+CONTRACT_PAGE = "may_it_ship.md"
+"""A page of the command line: it holds a contract, and no Python."""
+_HOWTO = (page.name for page in sorted((ROOT / "docs" / "howto").glob("*.md")))
+PAGES = ("start.md", *(f"howto/{name}" for name in _HOWTO if name != CONTRACT_PAGE))
 WORDS = ("the quick brown fox", "the lazy dog", "a quick dog", "the brown dog jumps", "a lazy fox", "the fox")
 
 
@@ -54,6 +58,14 @@ def run(page: str, space: dict[str, Any]) -> int:
 def test_a_page_runs_as_it_is_written(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert run(page, {"__name__": "__main__"}) >= 3
+
+
+def test_the_contract_of_the_page_is_one(tmp_path: Path) -> None:
+    """As it is written, with every kind of claim."""
+    text = (ROOT / "docs" / "howto" / CONTRACT_PAGE).read_text(encoding="utf-8")
+    (tmp_path / "contract.yaml").write_text(re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0])
+    contract = Contract.load(tmp_path / "contract.yaml")
+    assert len(contract.claims) == 7 and contract.confidence == 0.95
 
 
 def test_the_tunescope_side_of_coming_from_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
