@@ -37,7 +37,9 @@ class Spaces:
 
     def intruders(self, tuned: Float[Tensor, "out into"], top: int) -> int:
         """How many of the ``top`` leading left directions of the tuned weight are like none of the base's."""
-        leading = torch.svd_lowrank(tuned.float(), q=min(top + 8, *tuned.shape), niter=6)[0][:, :top]
+        with torch.random.fork_rng(devices=[]):  # it takes no generator: the same matrix, the same number
+            torch.manual_seed(0)
+            leading = torch.svd_lowrank(tuned.float(), q=min(top + 8, *tuned.shape), niter=6)[0][:, :top]
         return int(((self.left.T @ leading).abs().amax(0) < INTRUDER_BELOW).sum())
 
 

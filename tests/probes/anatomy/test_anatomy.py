@@ -43,6 +43,16 @@ def test_intruders_are_large_directions_that_the_base_lacks() -> None:
     assert spaces.intruders(weight + outside, 1) == 1
 
 
+def test_intruders_leave_the_global_random_state_alone_and_do_not_read_it() -> None:
+    weight, changed = noise(48, 40), noise(48, 40) + 0.7 * noise(48, 40, seed=1)  # many directions near the line
+    before, spaces, counts = torch.get_rng_state(), Spaces.of(weight), set()
+    for _ in range(4):
+        counts.add(spaces.intruders(changed, 16))
+        assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    assert counts == {spaces.intruders(changed, 16)}
+
+
 def test_a_planted_low_rank_plus_sparse_update_is_split_back() -> None:
     low = noise(40, 2) @ noise(2, 30, seed=1)
     sparse = torch.zeros(40, 30)
