@@ -81,7 +81,6 @@ class ActivationDelta(ProbeResult):
     records=Recorded(sites=("resid_post", "z")),
     cost="one forward pass of each model",
     example="--sites resid_post,z",
-    gives="directions",
 )
 def activation_delta(
     recording: Recording,

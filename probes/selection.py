@@ -121,7 +121,6 @@ class HeadSelection(ProbeResult):
     papers=("LoFiT: Localized Fine-tuning on LLM Representations",),
     needs=Needs(columns=("answer",)),
     cost="epochs x (1 + resamples) trainings of one scale per head entry",
-    gives="heads",
 )
 def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     """Train one scaling per entry of every head's z for the prompts' ``answer`` and rank heads by its norm.

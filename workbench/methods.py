@@ -28,8 +28,6 @@ class Recorded:
     sites: tuple[str, ...] = ("resid_post",)
     positions: str = "last"
     layers: Any = None
-    both: bool = True
-    """Whether both models are recorded."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,6 @@ class Method:
     """Parameter -> the dataclass of settings whose fields are options of the method."""
     example: str = ""
     """Options of an example that runs, as on the command line."""
-    gives: str = ""
-    """What a recipe may take from the result: heads, experts, directions, knob or region."""
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -130,7 +126,6 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
     fixed: Mapping[str, Any] | None = None,
     expands: Mapping[str, type] | None = None,
     example: str = "",
-    gives: str = "",
 ) -> Callable[[Registered], Registered]:
     """Register the decorated function (or class) as method ``name``; it is returned as it is.
 
@@ -147,7 +142,6 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
         fixed: Arguments that make this method of a function which answers several questions.
         expands: Parameter -> dataclass whose fields are options of their own.
         example: Options of an example that runs, as on the command line.
-        gives: What recipes may take from its result.
 
     Raises:
         ValueError: The name is taken by another function.
@@ -157,7 +151,7 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
         entry = Method(
             name=name, kind=kind, group=group, question=question, call=call,
             papers=(papers,) if isinstance(papers, str) else papers, needs=needs or Needs(), cost=cost,
-            records=records, fixed=fixed or {}, expands=expands or {}, example=example, gives=gives,
+            records=records, fixed=fixed or {}, expands=expands or {}, example=example,
         )  # fmt: skip
         holder = _METHODS.get(name)
         if holder is not None and (holder.module, holder.function) != (call.__module__, call.__name__):

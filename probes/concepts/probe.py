@@ -111,7 +111,6 @@ class ConceptDirections(ProbeResult):
     records=Recorded(positions="all", layers=0.5),
     cost="one forward pass of each model",
     example="--layer 0.5",
-    gives="directions",
 )
 def concept_directions(  # noqa: PLR0913 (a public call; all but two by keyword)
     recording: Recording,

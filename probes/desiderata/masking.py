@@ -67,7 +67,6 @@ class Parts(NamedTuple):
     papers=("Fine-Tuning Enhances Existing Mechanisms: A Case Study on Entity Tracking",),
     cost="epochs x penalties x one forward and backward pass per batch and model",
     example="--prompts positional.jsonl --prompts object_value.jsonl",
-    gives="heads",
 )
 def component_masking(
     subject: Any, desiderata: Annotated[Any, As("prompt sets")], position: Place = "last", **options: Any

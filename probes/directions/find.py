@@ -66,7 +66,6 @@ class DirectionOptions:
     needs=Needs(),
     cost="one forward and backward pass per prompt, then one generation per candidate, strength and control",
     example="--behaviour begins:sorry --limit 4",
-    gives="directions",
 )
 def find_direction(
     pair: ModelPair,

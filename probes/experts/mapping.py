@@ -140,7 +140,6 @@ class ExpertMap(ProbeResult):
     needs=Needs(columns=("label",), experts=True),
     cost="one forward pass of each model, and a generation where responses are labelled",
     example="--target refuse",
-    gives="experts",
 )
 def expert_map(
     subject: Any,

@@ -38,7 +38,6 @@ CONTROL = "random masks with as many entries in every tensor, and the entries th
     needs=Needs(columns=("answer",)),
     cost="epochs x one forward and backward pass per batch",
     example="--level modules",
-    gives="region",
 )
 def graft(
     pair: Any,

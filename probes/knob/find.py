@@ -66,7 +66,6 @@ class Setup:
     needs=Needs(columns=("group", "intent", "answer")),
     expands={"setup": Setup, "training": Training},
     cost="layers x steps trainings of a subspace, then one pass per held-out pair and value",
-    gives="knob",
 )
 def find_knob(
     pair: Any,

@@ -112,7 +112,6 @@ class HeadProbe(ProbeResult):
     needs=Needs(columns=("label",)),
     cost="one forward pass of each model; a linear probe per head and fold",
     example="--labels topic",
-    gives="heads",
 )
 def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)
     recording: Recording,

@@ -24,7 +24,6 @@ from workbench.progress import Progress
     papers=("Retrieval Head Mechanistically Explains Long-Context Factuality",),
     cost="one generation per needle, length and depth, in each model",
     example="--haystack book.txt --needles needles.jsonl --lengths 128,256",
-    gives="heads",
 )
 def needle_search(
     pair: Any,

@@ -78,7 +78,6 @@ class PatchOptions:
     papers=("Fine-Tuning Enhances Existing Mechanisms: A Case Study on Entity Tracking",),
     needs=Needs(columns=("answer",), wants={"distractor": "metric=logit_diff"}, instead="metric='kl' needs no answers"),
     cost="one suffix of a forward pass per head and prompt",
-    gives="heads",
     example="",
 )
 @method(

@@ -70,7 +70,6 @@ class PathOptions:
     needs=Needs(columns=("answer",), wants={"contrast": "patching within one model"}),
     cost="one forward pass per sending head and prompt",
     example="--receivers L1H0 --through q",
-    gives="heads",
 )
 def path_patching(
     subject: Any,
