@@ -19,14 +19,14 @@ class _Probes(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
             return None
-        return _Listed(cmd_name)
+        return _listed(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         return name, command_named(str(name)) if command is not None else command, rest
 
 
-def _Listed(name: str) -> Any:
+def _listed(name: str) -> Any:
     """The line of a probe in the list of verbs; nothing of it is imported."""
     from typer.core import TyperCommand
 

@@ -10,6 +10,7 @@ from typing import Any
 from tunescope.experiments.method_steps import PREFIX
 from tunescope.experiments.requirements import check_pair, check_prompts
 from tunescope.experiments.schema import Experiment
+from workbench import runs
 from workbench.methods import Method
 from workbench.progress import Progress
 from workbench.prompts import Prompts
@@ -71,7 +72,7 @@ class Checked:
     """The rows that are read: all, or the sample of ``limit``."""
 
     def computed(self, progress: Progress, say: Callable[[str], None] | None = None) -> tuple[Run, Any]:
-        """Load, compute and write the run; nothing is written when the probe refuses.
+        """Load, compute and write the run, which is listed as running meanwhile; one that is refused leaves nothing.
 
         Args:
             progress: A bar.
@@ -80,8 +81,11 @@ class Checked:
         Returns:
             The run and the result that it keeps.
         """
-        result = _result(self.experiment, self.call.method, self.prompts, progress, say or (lambda _: None))
-        return _write(self.call, self.experiment, self.prompts, result), result
+        call, say = self.call, say or (lambda _: None)
+        with runs.begun(call.method.name, _config(call, self.experiment), call.out) as run:
+            result = _result(self.experiment, call.method, self.prompts, progress, say)
+            _write(run, self, result)
+        return run, result
 
 
 def checked(call: MethodCall) -> Checked:
@@ -131,44 +135,39 @@ def _of_folders(experiment: Experiment, method: Method, bar: Progress, say: Call
     from workbench.models.pair import load_pair
 
     step: Any = experiment.steps[method.name]
-    pair, settings = experiment.pair, step.settings()
+    pair, settings = experiment.pair, {**step.settings(), "progress": bar}
+    if "seed" in method.arguments:
+        settings["seed"] = experiment.seed
     try:
-        return method.call(pair.base, pair.tuned, **settings, progress=bar)
+        return method.call(pair.base, pair.tuned, **settings)
     except NotInFiles as error:
         say(f"{error.reason}, so both models are loaded.")
-        return method.call(load_pair(pair.base, pair.tuned, device="cpu"), **settings, progress=bar)
+        return method.call(load_pair(pair.base, pair.tuned, device=pair.device, dtype=pair.dtype), **settings)
 
 
-def _write(call: MethodCall, experiment: Experiment, prompts: Prompts | None, result: Any) -> Run:
-    """The run: its result, table, figure and prompts, and the experiment that makes it again."""
-    from workbench import runs
+def _config(call: MethodCall, experiment: Experiment) -> dict[str, Any]:
+    """What the run was asked for: the same again is the same run."""
     from workbench.recording.load_options import load_options
 
     given = {"base": call.base, "tuned": call.tuned, **({"prompts": str(call.prompts)} if call.prompts else {})}
-    loading = load_options({"device": call.device, "dtype": call.dtype})
     config = {
-        "verb": f"{PREFIX}{call.method.name}", **given, "seed": call.seed, **loading, "experiment": experiment.plain(),
+        "verb": f"{PREFIX}{call.method.name}", **given, "seed": call.seed,
+        **load_options({"device": call.device, "dtype": call.dtype}), "experiment": experiment.plain(),
     }  # fmt: skip
-    if call.limit is not None:
-        config["limit"] = call.limit
-    name = call.method.name
-    folder = (
-        runs.create(runs.default_home(), kind=name, config=config)
-        if call.out is None
-        else runs.create_at(call.out.absolute(), kind=name, config=config)
-    )
-    if folder.is_complete:
-        folder.reopen()
-    with folder:
-        if prompts is not None:
-            folder.file("prompts").mkdir(exist_ok=True)
-            prompts.save(folder.file(PROMPTS))
-            folder.note(pairs={"pair": {"base": call.base, "tuned": call.tuned, "prompts": PROMPTS}})
-        result.save(folder.file(RESULT))
-        folder.write_table("table", result.frame())
-        folder.write_text(EXPERIMENT, _as_kept(experiment).to_yaml())
-        folder.write_text("figures/figure.json", result.figure().to_json())
-    return folder
+    return config if call.limit is None else {**config, "limit": call.limit}
+
+
+def _write(run: Run, checked: Checked, result: Any) -> None:
+    """The run's result, table, figure and prompts, and the experiment that makes it again."""
+    call, prompts = checked.call, checked.prompts
+    if prompts is not None:
+        run.file("prompts").mkdir(exist_ok=True)
+        prompts.save(run.file(PROMPTS))
+        run.note(pairs={"pair": {"base": call.base, "tuned": call.tuned, "prompts": PROMPTS}})
+    result.save(run.file(RESULT))
+    run.write_table("table", result.frame())
+    run.write_text(EXPERIMENT, _as_kept(checked.experiment).to_yaml())
+    run.write_text("figures/figure.json", result.figure().to_json())
 
 
 def _as_kept(experiment: Experiment) -> Experiment:

@@ -14,6 +14,7 @@ import torch
 
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from tunescope.cli import run
+from workbench import runs
 from workbench.recording.recording import NonFiniteWarning, Recording
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -227,17 +228,26 @@ def test_control_c_says_what_is_kept_and_how_to_go_on(
     assert run(arguments(out=str(out))) == 0 and run(["runs", "verify", str(out)]) == 0
 
 
-@pytest.mark.parametrize(
-    ("verb", "where"),
-    [("localize lens", "tunescope.experiments.method_call.call_method"), ("diff", "tunescope.cli.diff_run.load_pair")],
-)
-def test_control_c_before_a_run_is_written(
-    verb: str, where: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_control_c_while_a_probe_runs_leaves_an_interrupted_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(home)
-    monkeypatch.setattr(where, _stop)
-    assert run([*verb.split(), "base", "tuned", "--prompts", "p.jsonl", "--out", str(tmp_path / "run")]) == 130
+    out = tmp_path / "run"
+    call = ["localize", "lens", "base", "tuned", "--prompts", "p.jsonl", "--out", str(out)]
+    with monkeypatch.context() as patched:
+        patched.setattr("tunescope.experiments.method_call.call_method", _stop)
+        assert run(call) == 130
+    assert capsys.readouterr().err.startswith(f"Interrupted. {out} keeps what is done")
+    assert runs.open(out).state == "interrupted"
+    assert run(call) == 0 and run(["runs", "verify", str(out)]) == 0
+
+
+def test_control_c_before_a_run_is_written(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("tunescope.cli.diff_run.load_pair", _stop)
+    assert run(["diff", "base", "tuned", "--prompts", "p.jsonl", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr() == ("", "Interrupted. No run was being written; the same command begins again.\n")
     assert not list(tmp_path.iterdir())
 

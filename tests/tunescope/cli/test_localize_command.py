@@ -8,44 +8,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import probes
 from probes.results import ProbeResult
-from tests.tiny import tiny_model, tokenizer, tuned_copy
+from tests.tiny import tiny_model
 from tunescope.cli.localize import app
 from workbench import runs
 from workbench.errors import UserError
 from workbench.models.pair import load_pair
 
 CLI = CliRunner()
-WORDS = "the quick brown fox jumps over lazy dog".split()
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs whose tuned model puts more weight on "fox": a random step alone is no behaviour to localize."""
-    home = tmp_path_factory.mktemp("pairs")
-    fox = tokenizer()("a fox", add_special_tokens=False)["input_ids"][1]
-    for family in ("llama", "mixtral"):
-        base = tiny_model(family)
-        tuned = tuned_copy(base, size=0.02)
-        with torch.no_grad():
-            push = base.get_output_embeddings().weight[fox]
-            for layer in tuned.model.layers:
-                output = layer.self_attn.o_proj
-                output.weight += 0.05 * torch.outer(push, torch.ones(output.in_features))
-                layer.self_attn.v_proj.weight += 0.02
-        for name, model in (("base", base), ("tuned", tuned)):
-            model.save_pretrained(home / f"{family}-{name}")
-            tokenizer().save_pretrained(home / f"{family}-{name}")
-    rows = [
-        {"prompt": " ".join(WORDS[i % 5 : i % 5 + 2]), "answer": " fox", "distractor": " dog", "label": "ab"[i % 2]}
-        for i in range(16)
-    ]
-    (home / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    return home
 
 
 def pair(home: Path, family: str) -> list[str]:
@@ -82,6 +55,15 @@ def test_weights_from_the_command_line_are_those_from_python(home: Path, tmp_pat
     CLI.invoke(app, ["weights", *pair(home, "llama"), "--out", str(tmp_path / "run")])
     direct = probes.weight_delta(*pair(home, "llama")).frame()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "run" / "table.parquet"), direct, check_dtype=False)
+
+
+def test_the_seed_reaches_a_probe_that_reads_files_alone(home: Path, tmp_path: Path) -> None:
+    given = pair(home, "llama")
+    done = CLI.invoke(app, ["anatomy", *given, "--seed", "3", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.exception
+    table, drawn = pd.read_parquet(tmp_path / "run" / "table.parquet"), probes.update_anatomy(*given, seed=3).frame()
+    pd.testing.assert_frame_equal(table, drawn, check_dtype=False)
+    assert not drawn.equals(probes.update_anatomy(*given).frame())
 
 
 def test_a_refusal_writes_nothing(home: Path, tmp_path: Path) -> None:
