@@ -132,25 +132,25 @@ def _yaml(values: dict[str, Any]) -> str:
 
 
 def _pair(base: str, tuned: str, device: str) -> dict[str, Any]:
-    from tunescope.experiments.given_files import whole
+    from workbench.runs.places import whole_path
 
     from_, to = models.places(base.strip(), tuned.strip())
-    return {"base": whole(from_), "tuned": whole(to), "device": device}
+    return {"base": whole_path(from_), "tuned": whole_path(to), "device": device}
 
 
 def _recipe(parts: tuple[Part, ...]) -> Any:
-    from tunescope.experiments.given_files import whole
+    from workbench.runs.places import whole_path
 
     if len(parts) == 1 and isinstance(parts[0], Saved):
-        return {"file": whole(parts[0].path)}
+        return {"file": whole_path(parts[0].path)}
     return [_inline(_placed(part)) for part in parts]
 
 
 def _placed(part: Any) -> Any:
     """The part with its file by its whole path."""
-    from tunescope.experiments.given_files import whole
+    from workbench.runs.places import whole_path
 
-    return replace(part, path=whole(part.path)) if hasattr(part, "path") else part
+    return replace(part, path=whole_path(part.path)) if hasattr(part, "path") else part
 
 
 def _inline(part: Part) -> dict[str, Any]:

@@ -142,20 +142,10 @@ class Compared:
 
     def write(self, out: Path | None) -> runs.Run:
         """The run: tables, figures, results whole, prompts, and the sections of a report."""
-        config = self.asked.config()
-        run = (
-            runs.create(runs.default_home(), kind="diff", config=config)
-            if out is None
-            else runs.create_at(out, kind="diff", config=config)
-        )
-        if run.is_complete:
-            run.reopen()
-        names = {"base": self.asked.base, "tuned": self.asked.tuned, "prompts": "prompts/prompts.jsonl"}
         results = {f"results/{name}.safetensors": one for name, one in self.results.items()}
-        run.note(pairs={"pair": {**names, "results": list(results)}}, **dataclasses.asdict(self.behaviour.provenance))
-        with run:
-            run.file("prompts").mkdir(exist_ok=True)
-            self.rows.save(run.file("prompts/prompts.jsonl"))
+        with runs.begun("diff", self.asked.config(), out) as run:
+            run.note(**dataclasses.asdict(self.behaviour.provenance))
+            run.keep_pair(self.asked.base, self.asked.tuned, self.rows, results=list(results))
             for file, result in results.items():
                 result.save(run.file(file))
             for chapter in self.chapters:

@@ -8,12 +8,13 @@ from typing import Any
 
 from tunescope.experiments.from_diff import diff_parts
 from tunescope.experiments.from_loading import loading_of
-from tunescope.experiments.given_files import further_prompts, hash_in, own_prompts, settings_of, whole
+from tunescope.experiments.given_files import further_prompts, hash_in, own_prompts, settings_of
 from tunescope.experiments.references import needs, recipes_of, sets_of
 from tunescope.experiments.schema import Experiment
 from tunescope.experiments.step_folder import RESULT
 from workbench.errors import NotSupported, unknown_name
 from workbench.runs import Run
+from workbench.runs.places import whole_path
 
 RECORD = "experiments"
 """Where a run's provenance keeps experiments by pair, in plain values; paths in them start at the run's folder."""
@@ -145,7 +146,7 @@ def pair_of_run(run: Run) -> dict[str, Any]:
         name = one.get("name") if isinstance(one, Mapping) else one
         if not isinstance(name, str) or not name:
             raise NotSupported(f"{run.path} does not name its {role} model, so no experiment file can load it.")
-        found[role] = whole(_pinned(name, run.config.get(role)))
+        found[role] = whole_path(_pinned(name, run.config.get(role)))
     return found
 
 

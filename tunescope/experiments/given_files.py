@@ -9,15 +9,7 @@ from typing import Any
 from workbench.errors import UserError
 from workbench.prompts import Prompts
 from workbench.runs import Run
-
-PROMPTS = "prompts/prompts.jsonl"
-"""Where a run keeps its prompts."""
-
-
-def whole(name: str) -> str:
-    """A folder that is there as its whole path, which holds wherever the experiment file is kept; else as it is."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+from workbench.runs.places import PROMPTS, whole_path
 
 
 def own_prompts(run: Run, given: str) -> dict[str, Any]:
@@ -29,7 +21,7 @@ def own_prompts(run: Run, given: str) -> dict[str, Any]:
             f"{run.path} keeps no prompts, and {given or 'no file of them'!r} is not here: run it again, or write the "
             "experiment with your own."
         )
-    return {"file": whole(given)}
+    return {"file": whole_path(given)}
 
 
 def further_prompts(run: Run, given: str, digest: str | None) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Materials:
     def _model(self, given: str) -> Any:
         """A folder beside the YAML file, or what was written: a hub id or another path."""
         path = self.path(given)
-        return path if path.exists() else given
+        return path.resolve() if path.exists() else given
 
     def _organism(self, spec: PairSpec) -> organisms.Organism:
         key = (str(spec.organism), spec.seed)

@@ -15,9 +15,8 @@ from workbench.methods import Method
 from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.runs import Run
+from workbench.runs.places import PROMPTS, whole_path
 
-PROMPTS = "prompts/prompts.jsonl"
-"""Inside the run."""
 RESULT = "result.safetensors"
 EXPERIMENT = "experiment.yaml"
 """The file that makes the result again; its keys keep their order, which those of the manifest do not."""
@@ -159,11 +158,7 @@ def _config(call: MethodCall, experiment: Experiment) -> dict[str, Any]:
 
 def _write(run: Run, checked: Checked, result: Any) -> None:
     """The run's result, table, figure and prompts, and the experiment that makes it again."""
-    call, prompts = checked.call, checked.prompts
-    if prompts is not None:
-        run.file("prompts").mkdir(exist_ok=True)
-        prompts.save(run.file(PROMPTS))
-        run.note(pairs={"pair": {"base": call.base, "tuned": call.tuned, "prompts": PROMPTS}})
+    run.keep_pair(checked.call.base, checked.call.tuned, checked.prompts)
     result.save(run.file(RESULT))
     run.write_table("table", result.frame())
     run.write_text(EXPERIMENT, _as_kept(checked.experiment).to_yaml())
@@ -174,8 +169,7 @@ def _as_kept(experiment: Experiment) -> Experiment:
     """The experiment on the models' whole paths and on the prompts that the run keeps, so that it runs from there."""
     values = experiment.plain()
     for role in ("base", "tuned"):
-        path = Path(values["pair"][role]).expanduser()
-        values["pair"][role] = str(path.resolve()) if path.exists() else values["pair"][role]
+        values["pair"][role] = whole_path(values["pair"][role])
     for name, spec in values.get("prompts", {}).items():
-        spec["file"] = PROMPTS if name == "prompts" else str(Path(spec["file"]).expanduser().resolve())
+        spec["file"] = PROMPTS if name == "prompts" else whole_path(spec["file"])
     return Experiment.of(values)

@@ -9,7 +9,6 @@ from tunescope.look.steps import Look
 from workbench import runs
 from workbench.runs import Run
 
-PROMPTS = "prompts/prompts.jsonl"
 STEPS = ("What changed?", "Where?", "Turn it.", "Keep it.")
 _SHOWN = {"What changed?": ("answers",), "Where?": ("weights", "layers", "heads"), "Turn it.": ("adapter", "direction")}
 """Step -> the results that its section shows."""
@@ -17,21 +16,14 @@ _SHOWN = {"What changed?": ("answers",), "Where?": ("weights", "layers", "heads"
 
 def keep(look: Look, out: Path | None, config: dict[str, Any]) -> Run:
     """Write the run; its folder is ``out``, else a new one in the home of the runs."""
-    if out is None:
-        run = runs.create(runs.default_home(), kind="look", config=config)
-    else:
-        run = runs.create_at(out.absolute(), kind="look", config=config)
-    if run.is_complete:
-        run.reopen()
-    with run:
-        for folder in ("prompts", "results", "recipes"):
+    with runs.begun("look", config, out) as run:
+        run.keep_pair(look.base, look.tuned, look.prompts)
+        for folder in ("results", "recipes"):
             run.file(folder).mkdir(exist_ok=True)
-        look.prompts.save(run.file(PROMPTS))
         for name, result in look.results.items():
             result.save(run.file(f"results/{name}.safetensors"))
         for name, recipe in look.recipes.items():
             recipe.save(run.file(f"recipes/{name}.safetensors"), model=look.pair.tuned)
-        run.note(pairs={"pair": {"base": look.base, "tuned": look.tuned, "prompts": PROMPTS}})
         run.write_json("sections", [_section(run, look, step) for step in STEPS])
     return run
 

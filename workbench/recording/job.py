@@ -26,7 +26,6 @@ from workbench.typing import Bool
 ACTIVATIONS = "activations"
 _CHUNK = 2**20
 """How many numbers of each model are widened to float64 at once (8 MiB)."""
-_PROMPTS = "prompts/prompts.jsonl"
 
 
 class RecordedRun(NamedTuple):
@@ -93,7 +92,7 @@ def record_run(  # noqa: PLR0913 (the options of the command)
             )  # fmt: skip
             differences = difference_table(recording)
             run.write_table("difference", differences)
-            _keep_prompts(run, rows, pair)
+            run.keep_pair(pair.base.name, pair.tuned.name, rows)
             run.write_json("pair", describe_pair(pair))
             if statistics:
                 _write_moments(run, recording)
@@ -102,14 +101,6 @@ def record_run(  # noqa: PLR0913 (the options of the command)
             shutil.rmtree(run.path)  # it never began; the folder would only be in the way of the next try
         raise
     return RecordedRun(run, recording, differences)
-
-
-def _keep_prompts(run: Run, rows: Prompts, pair: ModelPair) -> None:
-    """The prompts and which pair they are for, so that the run can be looked at and steered from."""
-    run.file("prompts").mkdir(exist_ok=True)
-    rows.save(run.file(_PROMPTS))
-    names = {role: one.name for role, one in pair.models.items()}
-    run.note(pairs={"pair": {**names, "prompts": _PROMPTS}})
 
 
 def difference_table(recording: Recording) -> pd.DataFrame:

@@ -26,10 +26,12 @@ from workbench.runs.manifest import (
     read_manifest,
     write_manifest,
 )
-from workbench.runs.places import inside
+from workbench.runs.places import PROMPTS, inside, whole_path
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from workbench.prompts import Prompts
 
 
 @contextmanager
@@ -137,6 +139,22 @@ class Run:
         """Add to the provenance in the manifest."""
         added = plain({**self._manifest.provenance, **provenance})
         self._replace(provenance=added)
+
+    def keep_pair(self, base: str, tuned: str, prompts: Prompts | None = None, **more: Any) -> None:
+        """Note which two models the run is about, and write their prompts: it can be steered from, from any folder.
+
+        Args:
+            base: a folder or hub id; a folder is kept as its whole path.
+            tuned: likewise.
+            prompts: they become the file ``workbench.runs.places.PROMPTS`` of the run.
+            more: further plain values about the pair, such as the files of its results.
+        """
+        pair = {"base": whole_path(base), "tuned": whole_path(tuned), **more}
+        if prompts is not None:
+            self.file(PROMPTS).parent.mkdir(exist_ok=True)
+            prompts.save(self.file(PROMPTS))
+            pair["prompts"] = PROMPTS
+        self.note(pairs={"pair": pair})
 
     def finish(self) -> None:
         """Hash every file and mark the run complete."""

@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 from workbench.errors import UserError
 
 HOME_VARIABLE = "TUNESCOPE_RUNS"
+PROMPTS = "prompts/prompts.jsonl"
+"""Where a run keeps its prompts."""
 
 
 def default_home() -> Path:
@@ -33,6 +35,12 @@ def place_of_run(given: str | Path, home: Path | None = None) -> Path:
             f"There is no such folder: neither {path} nor {named}; `tunescope runs list` shows what there is."
         )
     return named
+
+
+def whole_path(name: str) -> str:
+    """A folder or file that is here as its whole path, which holds from everywhere; else as it is, a hub id."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def inside(folder: Path, name: str) -> Path:
