@@ -84,20 +84,22 @@ def text_logprobs(subject: Subject, texts: Prompts, work: Work) -> Logprobs:
 
 
 def kl_per_token(
-    base: Subject, subjects: Sequence[Subject], prompts: Ids, continuations: Ids, work: Work
+    base: Subject, subjects: Sequence[Subject], prompts: Sequence[Ids], continuations: Ids, work: Work
 ) -> list[Float[np.ndarray, "row direction"]]:
     """For each subject the mean over the tokens of a continuation of KL(base || model) and KL(model || base), in nats.
 
-    The distributions of one batch are held at a time.
+    ``prompts``: what each subject reads before the continuation; the base reads what the first one does. The
+    distributions of one batch are held at a time.
     """
-    _check_readable(base, prompts, continuations)
-    found = [np.zeros((len(prompts), 2)) for _ in subjects]
-    lengths = [len(one) + len(other) for one, other in zip(prompts, continuations, strict=True)]
+    for subject, own in zip((base, *subjects), (prompts[0], *prompts), strict=True):
+        _check_readable(subject, own, continuations)
+    found = [np.zeros((len(continuations), 2)) for _ in subjects]
+    lengths = [len(one) + len(other) for one, other in zip(prompts[0], continuations, strict=True)]
     with work.steps("KL per token", lengths) as steps:
         for rows in steps:
-            theirs = _logits(base, prompts, continuations, rows)
-            for values, subject in zip(found, subjects, strict=True):
-                ours = _logits(subject, prompts, continuations, rows)
+            theirs = _logits(base, prompts[0], continuations, rows)
+            for values, subject, own in zip(found, subjects, prompts, strict=True):
+                ours = _logits(subject, own, continuations, rows)
                 for row, one, other in zip(rows, ours, theirs, strict=True):
                     values[row] = float(kl(other, one).mean()), float(kl(one, other).mean())
     return found
