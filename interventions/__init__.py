@@ -27,6 +27,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Run": "source_run",
     "Schedule": "training.trainer",
+    "SoftPrompt": "training.soft_prompt",
     "SubspaceKnob": "subspace_knob",
     "TaskVector": "weightspace.task_vector",
     "Trace": "trace",
@@ -62,6 +63,7 @@ _HOMES = {
     "to_gguf": "exchange.control_vectors",
     "train_head_scales": "training.scales",
     "train_offsets": "training.offsets",
+    "train_soft_prompt": "training.soft_prompt",
     "twin_merging": "weightspace.merging",
     "uniform_soup": "weightspace.merging",
 }

@@ -25,7 +25,7 @@ from workbench.progress import Progress
     cost="one generation per needle, length and depth, in each model",
     example="--haystack book.txt --needles needles.jsonl --lengths 128,256",
 )
-def needle_search(
+def needle_search(  # noqa: PLR0913 (a public call)
     pair: Any,
     haystack: Annotated[str | Path, As("file")],
     needles: Annotated[Sequence[Mapping[str, str] | Needle] | str | Path, As("needles")],
@@ -64,7 +64,8 @@ def needle_search(
     result = retrieval_heads(pair, trials, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
     settings = {
         **result.provenance.settings, "haystack": str(haystack), "needles": [vars(needle) for needle in hidden],
-        "lengths": plain(lengths), "depths": plain(depths), "template": template, "chat": chat, "max_new_tokens": max_new_tokens,
+        "lengths": plain(lengths), "depths": plain(depths), "template": template, "chat": chat, "max_new_tokens":
+        max_new_tokens,
     }  # fmt: skip
     return replace(result, provenance=replace(result.provenance, probe="needle_search", settings=settings))
 

@@ -102,7 +102,7 @@ def check_template(template: str) -> None:
         raise UserError(f"The template {template!r} has no place for the question: write {_ASKED} where it goes.")
 
 
-def _trial(  # noqa: PLR0913 (what a trial is made of)
+def _trial(
     text: str, needle: Needle, depth: float, number: int, tokenizer: Any, template: str, chat: bool | None
 ) -> Trial:
     ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 NEED_DISTRACTOR = {"logit_diff", "distracted", "answer_diff"}
 NEED_ANSWER = {
-    "accuracy", "prob", "brier", "ece", "answer_logprob", "answer", "answer_prob", "exact_match", "answered", "contained",
+    "accuracy", "prob", "brier", "ece", "answer_logprob", "answer", "answer_prob", "exact_match", "answered",
+    "contained",
 }  # fmt: skip
 DEFAULT = {
     "accuracy", "logit_diff", "kl", "brier", "answer_logprob", "kl_base_model", "answered", "refusal", "repetition",

@@ -101,9 +101,7 @@ def read_by_side(compared: list[Compared], pair: ModelPair, rows: Prompts, base_
         raise UserError(
             f"There are {len(own)} base prompts for {len(rows)} prompts: give the base its own form of every row."
         )
-    return [
-        dataclasses.replace(one, prompts=own) if one.subjects[0].model is pair.base else one for one in compared
-    ]
+    return [dataclasses.replace(one, prompts=own) if one.subjects[0].model is pair.base else one for one in compared]
 
 
 def _result(pair: ModelPair, measured: dict[str, Measured], trial: Trial) -> BehaviourDiff:

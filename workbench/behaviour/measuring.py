@@ -122,8 +122,10 @@ def _next_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Mea
         whole += ["confidence"] if "confidence" in metrics and {"ece", "brier"} & set(trial.metrics) else []
         metrics = [name for name in metrics if name not in whole]
         for one in compared:
-            own = scored if one.prompts is None and compared[0].prompts is None else trial.scored(
-                one.subjects[0], one.reads(trial.prompts), "whole", warn=False
+            own = (
+                scored
+                if one.prompts is None and compared[0].prompts is None
+                else trial.scored(one.subjects[0], one.reads(trial.prompts), "whole", warn=False)
             )
             assert own is not None
             for draw, subject in enumerate(one.subjects):

@@ -24,8 +24,8 @@ class DiffOptions:
     """Options of :func:`behaviour_diff`."""
 
     base_prompts: Any = None
-    """What the base (and recipes on it) reads instead, row for row the same questions: plain texts for a raw base beside
-    chats for the tuned model, with an answer in each row where metrics read one."""
+    """What the base (and recipes on it) reads instead, row for row the same questions: plain texts for a raw base
+    beside chats for the tuned model, with an answer in each row where metrics read one."""
     neutral: Any = None
     """Texts for perplexity: whatever prompts are made of, without answers."""
     max_new_tokens: int = 32
@@ -63,7 +63,11 @@ class DiffOptions:
 
     def settings(self) -> dict[str, Any]:
         """What the numbers depend on, as plain values; the texts themselves are counted by their hash elsewhere."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("base_prompts", "neutral", "progress", "refusal")}
+        plain = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("base_prompts", "neutral", "progress", "refusal")
+        }
         own = {} if self.base_prompts is None else {"base_prompts": Prompts.of(self.base_prompts).hash}
         return {**plain, **own, "refusal": getattr(self.refusal, "__qualname__", repr(self.refusal))}
 

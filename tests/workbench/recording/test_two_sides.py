@@ -64,7 +64,9 @@ def test_the_same_prompts_on_both_sides_are_the_plain_diff(pair: ModelPair) -> N
 
 
 def test_an_answer_inside_a_sentence_is_known(pair: ModelPair) -> None:
-    assert contained("The capital of France is Paris.", "Paris") and contained("the capital is paris, of course", "Paris")
+    assert contained("The capital of France is Paris.", "Paris") and contained(
+        "the capital is paris, of course", "Paris"
+    )
     assert not contained("The Parisian capital", "Paris") and not contained("", "Paris")
     said = pair.base.generate([row["prompt"] for row in MINE], max_new_tokens=3)
     rows = [{**row, "answer": text.strip()[-1:] or "x"} for row, text in zip(MINE, said, strict=True)]
