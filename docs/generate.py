@@ -133,7 +133,7 @@ def methods() -> None:
     if importlib.util.find_spec("workbench.methods") is None:
         write("methods/index.md", "\n\n".join(["# Methods", *_summaries()]) + "\n")
         return
-    known = list(importlib.import_module("workbench.methods").all_methods())
+    known = list(importlib.import_module("workbench.method_index").all_methods())
     groups = dict.fromkeys(method.group for method in known)
     parts = ["# Methods", "By what they look at. Every number comes with its control and a 95 % interval."]
     for group in groups:
