@@ -215,9 +215,10 @@ def calls_of_patching() -> Calls:
     models, common = {"subject": pair(), "prompts": rows()}, {"normalise": False, **RUN}
     sites = {
         "sites": ["attn_out"], "source": "base", "target": "tuned", "what": "z", "metric": "prob",
-        "positions": "last", "layers": [0, 1], "method": "ig", "confirm": 0.5, "ig_steps": 2, "controls": 3,
+        "positions": "last", "layers": [0, 1], "method": "ig", "confirm": 0.5, "confirm_others": 0.2, "ig_steps": 2,
+        "controls": 3,
     }  # fmt: skip
-    heads = {"inputs": "target", "only_correct": True, "together": 2}
+    heads = {"inputs": "target", "only_correct": True, "together": 2, "exact": True, "answer_tokens": "all"}
     return Calls([{**models, **common, **sites}, {**models, **common, **heads}], PatchOptions)
 
 
