@@ -95,7 +95,8 @@ def patching(
     shortest = [min(len(one), len(other)) for one, other in zip(task.source_ids, task.target_ids, strict=True)]
     places = places_of(positions, shortest)
     cells = all_cells(task.target, kinds, resolve_layers(chosen.layers, task.target.n_layers), places)
-    search = Search(task, cells if task.whole is None else [task.whole.shifted(cell) for cell in cells], metric, chosen)
+    behind = 0 if task.whole is None else task.whole.width
+    search = Search(task, [cell.before(behind) for cell in cells], metric, chosen)
     measured = search.run()
     score = Scorer(measured.effects, search.gap(), search.clusters, chosen)
     table = _table(cells, score, measured, task)

@@ -18,8 +18,8 @@ from torch import nn
 
 from probes.patches.cells import HEADS, Cell, Patch
 from probes.patches.vocabulary import only_tokens
-from probes.patches.whole_answers import summed_log_probability
 from probes.replay import layers_skipped
+from probes.whole_answers import summed_log_probability
 from workbench.engine.context import ForwardContext
 from workbench.engine.families import submodule
 from workbench.engine.hub import SiteHook

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from probes.patches.whole_answers import Continuations, continuations
+from probes.whole_answers import Continuations, continuations
 from workbench.behaviour.texts import common_tokens
 from workbench.errors import UserError
 from workbench.given import check_subject

@@ -167,7 +167,7 @@ def calls_of_graft() -> Calls:
     given = {
         "method": "adaptive", "level": "rows", "sparsity": 0.05, "ood": graft_task("lazy", ANIMALS, seed=5),
         "epochs": 2, "start": "empty", "offset": 2.0, "lr": 0.4, "penalty": 0.02, "sparsities": [0.1, 1.0],
-        "draws": 11, "batch_size": 16, "seed": 3,
+        "draws": 11, "batch_size": 16, "seed": 3, "answer_tokens": "all",
     }  # fmt: skip
     return Calls([{"pair": full_pair(data), "prompts": data, **given}], Settings)
 

@@ -1,4 +1,4 @@
-"""Whole answers as what a patch is judged by: the summed log-probability of every token, read in one forward pass.
+"""Whole answers as what a model is judged by: the summed log-probability of every token, read in one forward pass.
 
 Each prompt runs once with its answer and once with its distractor behind it (teacher forcing). Prompts stay aligned at
 their last token: shorter answers are filled on the right, where nothing looks back at them.
@@ -7,12 +7,11 @@ their last token: shorter answers are filled on the right, where nothing looks b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from probes.patches.cells import Cell
 from workbench.errors import UserError
 from workbench.prompts import Prompts
 from workbench.prompts.answers import continuation_ids
@@ -26,10 +25,10 @@ _ROWS = 8
 
 @dataclass(frozen=True)
 class Continuations:
-    """The answer tokens that run behind each prompt: of the answer alone, or of answer and distractor."""
+    """The answer tokens that run behind each prompt; every prompt has as many answers."""
 
     tokens: list[list[list[int]]]
-    """[prompt][answer, distractor][token]"""
+    """[prompt][answer][token], as answer and distractor."""
 
     @property
     def per_prompt(self) -> int:
@@ -55,11 +54,14 @@ class Continuations:
         lists = [one for number in members for one in self.tokens[number]]
         return torch.tensor([[*one, *[NOTHING] * (self.width + 1 - len(one))] for one in lists])
 
-    def shifted(self, cell: Cell) -> Cell:
-        """``cell``, whose positions count from the last prompt token, in the columns of such rows."""
-        if cell.positions is None:
-            return cell
-        return replace(cell, positions=tuple(place - self.width for place in cell.positions))
+    def check_room(self, lengths: Sequence[int], room: int | None) -> None:
+        """Raise :class:`UserError` where a prompt of ``lengths`` tokens and its answers exceed ``room`` positions."""
+        for number, length in enumerate(lengths):
+            if room is not None and length + self.width > room:
+                raise UserError(
+                    f"Prompt {number}: {length} tokens and an answer of up to {self.width + 1} do not fit in the "
+                    f"model's {room} positions; shorten the answers."
+                )
 
 
 def continuations(rows: Prompts, tokenizer: Any, lengths: Sequence[int], room: int | None) -> Continuations:
@@ -78,12 +80,7 @@ def continuations(rows: Prompts, tokenizer: Any, lengths: Sequence[int], room: i
         [continuation_ids(row, tokenizer, text) for text in ((row.answer, row.distractor) if paired else (row.answer,))]
         for row in rows
     ])  # fmt: skip
-    for number, length in enumerate(lengths):
-        if room is not None and length + made.width > room:
-            raise UserError(
-                f"Prompt {number}: {length} tokens and an answer of up to {made.width + 1} do not fit in the model's "
-                f"{room} positions; shorten the answers."
-            )
+    made.check_room(lengths, room)
     return made
 
 
