@@ -103,7 +103,7 @@ class ExpertSwitch(SiteIntervention):
         site = Site("router", layer)
         router = model.hub.module(site)
         orders = Orders.of(off, on, self.mode, self.weight, model.n_experts, router)
-        scope = Scope(self.positions)
+        scope = self.scope()
         there: dict[torch.device, Orders] = {}
 
         def change(value: Routing, ctx: ForwardContext) -> Routing | None:
