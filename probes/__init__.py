@@ -45,6 +45,7 @@ _HOME = {
     "SparseComposition": "series.composition",
     "SwitchingCurve": "experts.switching",
     "TokenShift": "token_ranks",
+    "TuningDictionary": "dictionaries.result",
     "UpdateAnatomy": "anatomy.update",
     "WeightDelta": "weights",
     "activation_delta": "deltas",
