@@ -108,9 +108,7 @@ def _interval(
     return interval(np.stack([auroc(scores[rows], positive[rows]) for rows in drawn]))
 
 
-def _shuffled(
-    pooled: np.ndarray, positive: np.ndarray, tested: np.ndarray, cluster: np.ndarray, seed: int
-) -> float:
+def _shuffled(pooled: np.ndarray, positive: np.ndarray, tested: np.ndarray, cluster: np.ndarray, seed: int) -> float:
     """Held-out AUROC of the latent that follows shuffled training labels best, its sign taken from them too."""
     found = []
     for labels in shuffled_labels(positive[~tested].astype(int), SHUFFLES, seed, cluster[~tested]) == 1:

@@ -49,7 +49,8 @@ class TuningDictionary(ProbeResult):
     examples: pd.DataFrame
     """latent, value, prompt, position, context: the token stands between » and «."""
     labelled: pd.DataFrame
-    """feature, latent, auroc, low, high, train, control: latents that follow the labels, and the difference of means."""
+    """feature, latent, auroc, low, high, train, control: latents that follow the labels best, and the difference of
+    means."""
     explained: float
     """Share of the held-out variance that the dictionary reconstructs."""
     active: float
@@ -117,13 +118,16 @@ class TuningDictionary(ProbeResult):
         )
         if self.form == "crosscoder":
             kinds = self.table["kind"].value_counts()
-            held += "; " + ", ".join(f"{int(kinds.get(kind, 0))} {kind}" for kind in ("tuned", "base", "shared", "mixed"))
+            held += "; " + ", ".join(
+                f"{int(kinds.get(kind, 0))} {kind}" for kind in ("tuned", "base", "shared", "mixed")
+            )
         text = f"{held}; latent {best['latent']:.0f} carries most of tuning's change, {best['explained']:.1%}"
         if len(self.labelled):
             first, means = self.labelled.iloc[0], self.labelled.iloc[-1]
             text += (
-                f"; latent {first['latent']} tells the labels apart with AUROC {first['auroc']:.2f} [{first['low']:.2f}, "
-                f"{first['high']:.2f}], difference of means {means['auroc']:.2f}, shuffled labels {first['control']:.2f}"
+                f"; latent {first['latent']} tells the labels apart with AUROC {first['auroc']:.2f} "
+                f"[{first['low']:.2f}, {first['high']:.2f}], difference of means {means['auroc']:.2f}, "
+                f"shuffled labels {first['control']:.2f}"
             )
         return f"{text}; control: {self.control}"
 

@@ -108,7 +108,9 @@ class SiteRows:
 def _site(recording: Recording, layer: int | None) -> Site:
     check_recording(recording)
     if not {"base", "tuned"} <= set(recording.roles) or recording.moments:
-        raise UserError("A dictionary of tuning needs the rows of base and tuned side by side: record a pair with rows.")
+        raise UserError(
+            "A dictionary of tuning needs the rows of base and tuned side by side: record a pair with rows."
+        )
     sites = [site for site in map(Site.parse, recording.sites) if site.kind in ("resid_pre", "resid_mid", "resid_post")]
     sites = [site for site in sites if layer is None or site.layer == layer]
     if not sites:

@@ -125,7 +125,7 @@ def test_base_against_itself_has_nothing_of_its_own() -> None:
 @pytest.mark.parametrize("kind", ["difference", "transcoder"])
 def test_the_difference_is_made_of_the_features_that_changed(kind: Any) -> None:
     made = planted()
-    found = tuning_dictionary(made.recording, kind, **{**OPTIONS, "width": 16, "k": 1})
+    found = tuning_dictionary(made.recording, kind, **{**OPTIONS, "width": 40, "k": 1})
     own = made.atoms[SHARED:]
     signed = torch.cat([own[:TUNED_ONLY], -own[TUNED_ONLY:]])
     if kind == "difference":
