@@ -74,7 +74,7 @@ def scale(rows: SiteRows, dictionary: Dictionary, directions: Directions, seed: 
     unit = _units(rows.cluster[rows.test])
     n_units = int(unit.max()) + 1
     change = normalize(directions.change, dim=1)
-    random = normalize(torch.randn(change.shape, generator=torch.Generator().manual_seed(seed + 2**32)), dim=1)
+    random = normalize(torch.randn(change.shape, generator=torch.Generator().manual_seed(seed + 1_000_003)), dim=1)
     names = ["fires", "f2", "along", "random", *(["base", "tuned"] if directions.base is not None else [])]
     sums = {name: torch.zeros(n_units, latents, dtype=torch.float64) for name in names}
     change2 = torch.zeros(n_units, dtype=torch.float64)

@@ -161,7 +161,7 @@ def _codes(
         positions=slice(1, None), batch_size=batch_size, progress=bar,
     )  # fmt: skip
     values = recorded[recorded.roles[0]]["resid_post", layer]
-    number = torch.from_numpy(recorded.index["prompt"].to_numpy())
+    number = torch.from_numpy(np.array(recorded.index["prompt"]))
     pooled = torch.zeros(len(rows), len(read.decoder))
     for start in range(0, len(number), 1024):
         of = number[start : start + 1024]

@@ -55,8 +55,8 @@ class RowInfluence(ProbeResult):
         best = self.frame().iloc[0]
         text = (
             f"{int((self.table['q'] < 0.05).sum())} of {len(self.table)} training rows go with the {self.queries} "
-            f"queries beyond random rows (q < 0.05); most: row {best['row']:.0f}, {best['score']:.3g} [{best['low']:.3g}, "
-            f"{best['high']:.3g}], control {best['control']:.3g}: {best['text']}"
+            f"queries beyond random rows (q < 0.05); most: row {best['row']:.0f}, {best['score']:.3g} "
+            f"[{best['low']:.3g}, {best['high']:.3g}], control {best['control']:.3g}: {best['text']}"
         )
         for line in self.benchmark.to_dict("records"):
             edges = f"[{line['low']:.2f}, {line['high']:.2f}]"

@@ -70,8 +70,8 @@ class Retraining(ProbeResult):
         q = float(self.table.set_index("rows").loc["without top", "q"])
         return (
             f"Queries' loss {of['all']:.3f} after all rows, {of['without top']:.3f} without the {self.dropped} "
-            f"highest, {of['without random']:.3f} without as many random ones (q = {q:.2g}), {of['only top']:.3f} after the "
-            f"highest alone, {self.untrained:.3f} untrained; control: {self.control}"
+            f"highest, {of['without random']:.3f} without as many random ones (q = {q:.2g}), {of['only top']:.3f} "
+            f"after the highest alone, {self.untrained:.3f} untrained; control: {self.control}"
         )
 
 
@@ -157,8 +157,8 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
         control=f"as many random rows left out ({random_draws} draws)",
         provenance=Provenance.of(
             "retrain_without", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            settings=asked(None, queries=asked_for, influence=influence, drop=drop, rank=rank, modules=list(modules), epochs=epochs, batch_size=batch_size,
-                           learning_rate=learning_rate, random_draws=random_draws, draws=draws),
+            settings=asked(None, queries=asked_for, influence=influence, drop=drop, rank=rank,
+                           modules=list(modules), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, random_draws=random_draws, draws=draws),
         ),
         untrained=float(training.untrained().mean()),
         dropped=drop,

@@ -45,7 +45,7 @@ def embedding_similarity(model: AdaptedModel, rows: Prompts, queries: Prompts) -
     for one in (rows, queries):
         recorded = record(model, _with_answers(one), "resid_post", layers=[layer], positions="all")
         values = recorded[recorded.roles[0]]["resid_post", layer][:].float()
-        number = torch.from_numpy(recorded.index["prompt"].to_numpy())
+        number = torch.from_numpy(np.array(recorded.index["prompt"]))
         sums = torch.zeros(len(one), values.shape[1]).index_add_(0, number, values)
         found.append(sums / torch.bincount(number, minlength=len(one)).clamp_min(1)[:, None])
     centre = found[0].mean(0)

@@ -83,6 +83,7 @@ def _second(rows: Prompts, queries: Prompts) -> float:
     return float(demonstration_utility(organism(), rows, queries=twin, controls=4).table["score"][0])
 
 
+@pytest.mark.slow
 def test_without_the_rows_behind_it_the_behaviour_is_not_learnt() -> None:
     both, rows = organism(), training_rows()
     queries = query_rows()
