@@ -1,4 +1,5 @@
-"""Whether an exported recipe computes elsewhere what it computes here: the same tokens through both, logits compared."""
+"""Whether an exported recipe computes elsewhere what it computes here: the same tokens through both, logits
+compared."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class Certificate:
     """Largest difference without the recipe: what another engine, or stored weights, do by themselves."""
     noise_equal_tokens: float
     effect: float
-    """Largest difference that the recipe makes in our own engine: a recipe that does nothing is certified by nothing."""
+    """Largest difference that the recipe makes in our own engine: one that does nothing is not certified."""
     tolerance: float
     """Rounding that is allowed beyond twice the noise."""
 
@@ -63,8 +64,8 @@ class Certificate:
         """One sentence for people."""
         return (
             f"{'Holds' if self.holds else 'Does not hold'}: over {self.tokens} tokens of {self.prompts} prompts the "
-            f"logits of {self.target} differ by at most {self.difference:.3g} (without the recipe {self.noise:.3g}; the "
-            f"recipe itself moves them by {self.effect:.3g}), and {self.equal_tokens:.1%} [{self.low:.1%}, "
+            f"logits of {self.target} differ by at most {self.difference:.3g} (without the recipe {self.noise:.3g}; "
+            f"the recipe itself moves them by {self.effect:.3g}), and {self.equal_tokens:.1%} [{self.low:.1%}, "
             f"{self.high:.1%}] of the greedy tokens are equal (without the recipe {self.noise_equal_tokens:.1%})."
         )
 

@@ -68,7 +68,7 @@ def test_what_cannot_be_certified_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="no export that can be run"):
         certify(model(), recipe, tmp_path, ROWS)
     file = to_gguf(recipe, tmp_path / "vector.gguf", model())
-    with pytest.raises(UserError, match="own .gguf file"):
+    with pytest.raises(UserError, match=r"own \.gguf file"):
         certify(model(), recipe, file, ROWS)
     monkeypatch.setattr("interventions.exchange.llama_cpp_target.find_spec", lambda name: None)
     assert find_spec("torch") is not None

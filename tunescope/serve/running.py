@@ -22,7 +22,8 @@ def check_free(address: str, port: int) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise UserError(
-                f"Port {port} of {address} cannot be used ({error.strerror}): give another --port, or stop what is there."
+                f"Port {port} of {address} cannot be used ({error.strerror}): give another --port, or stop what is "
+                "there."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""The server, driven by the real OpenAI client: texts equal single runs, and nothing is mixed, leaked or let through."""
+"""The server, driven by the real OpenAI client: texts equal single runs, and nothing is mixed or let through."""
 
 from __future__ import annotations
 
