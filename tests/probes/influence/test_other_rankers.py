@@ -21,11 +21,11 @@ from workbench.errors import UserError
 from workbench.prompts import Prompts
 
 
-def dictionary(width: int = 128) -> Dictionary:
+def dictionary(width: int = 256) -> Dictionary:
     """Random directions with a threshold, so that codes are sparse."""
     decoder = torch.nn.functional.normalize(torch.randn(width, 64, generator=torch.Generator().manual_seed(0)), dim=1)
     weights = {"W_enc": decoder.T.contiguous(), "b_enc": torch.zeros(width), "W_dec": decoder,
-               "b_dec": torch.zeros(64), "threshold": torch.full((width,), 1.0)}  # fmt: skip
+               "b_dec": torch.zeros(64), "threshold": torch.full((width,), 2.0)}  # fmt: skip
     return Dictionary(weights, "jumprelu", None, False, "none", False, Site("resid_post", 1), "")
 
 
