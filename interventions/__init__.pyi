@@ -9,6 +9,8 @@ from interventions.directions import RankWarning as RankWarning
 from interventions.exchange.adapter import to_adapter as to_adapter
 from interventions.exchange.bake import bake as bake
 from interventions.exchange.bake import baked as baked
+from interventions.exchange.certificate import Certificate as Certificate
+from interventions.exchange.certificate import certify as certify
 from interventions.exchange.control_vectors import from_gguf as from_gguf
 from interventions.exchange.control_vectors import to_gguf as to_gguf
 from interventions.exchange.vectors import from_steering_vectors as from_steering_vectors
@@ -61,6 +63,7 @@ from workbench.engine.positions import Where as Where
 __all__ = [
     "AdapterScale",
     "AttentionScale",
+    "Certificate",
     "Clamp",
     "ConceptAblation",
     "EagerAttentionWarning",
@@ -89,6 +92,7 @@ __all__ = [
     "bake",
     "baked",
     "caft_finetune",
+    "certify",
     "dare",
     "dose",
     "from_gguf",

@@ -29,6 +29,7 @@ from probes.deltas import activation_delta as activation_delta
 from probes.desiderata.boxes import box_desiderata as box_desiderata
 from probes.desiderata.boxes import box_prompts as box_prompts
 from probes.desiderata.result import ComponentMasking as ComponentMasking
+from probes.dictionaries.result import TuningDictionary as TuningDictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
 from probes.experts.counting import Excluded
@@ -45,6 +46,8 @@ from probes.grafting.result import GraftResult as GraftResult
 from probes.grafting.search import Method
 from probes.head_writes import HeadWords as HeadWords
 from probes.head_writes import head_words as head_words
+from probes.influence.result import RowInfluence as RowInfluence
+from probes.influence.retraining import Retraining as Retraining
 from probes.knob.find import Setup as KnobSetup
 from probes.knob.find import find_knob as find_knob
 from probes.knob.result import Knob as Knob
@@ -130,13 +133,16 @@ __all__ = [
     "ProbabilityMovement",
     "ProbeResult",
     "Provenance",
+    "Retraining",
     "RetrievalHeads",
+    "RowInfluence",
     "SelectionTrial",
     "SeriesCurve",
     "SeriesProfile",
     "SparseComposition",
     "SwitchingCurve",
     "TokenShift",
+    "TuningDictionary",
     "UpdateAnatomy",
     "WeightDelta",
     "activation_delta",
