@@ -41,6 +41,8 @@ from interventions.training.ablated import caft_finetune as caft_finetune
 from interventions.training.ablated import random_directions as random_directions
 from interventions.training.offsets import train_offsets as train_offsets
 from interventions.training.scales import train_head_scales as train_head_scales
+from interventions.training.soft_prompt import SoftPrompt as SoftPrompt
+from interventions.training.soft_prompt import train_soft_prompt as train_soft_prompt
 from interventions.training.trainer import Schedule as Schedule
 from interventions.weightspace.adapter_scale import AdapterScale as AdapterScale
 from interventions.weightspace.graft import Graft as Graft
@@ -82,6 +84,7 @@ __all__ = [
     "Recipe",
     "Run",
     "Schedule",
+    "SoftPrompt",
     "SubspaceKnob",
     "TaskVector",
     "Trace",
@@ -118,6 +121,7 @@ __all__ = [
     "to_gguf",
     "train_head_scales",
     "train_offsets",
+    "train_soft_prompt",
     "twin_merging",
     "uniform_soup",
 ]

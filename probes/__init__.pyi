@@ -32,6 +32,7 @@ from probes.desiderata.result import ComponentMasking as ComponentMasking
 from probes.dictionaries.result import TuningDictionary as TuningDictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
+from probes.effects.panel import EffectPanel as EffectPanel
 from probes.experts.counting import Excluded
 from probes.experts.labels import Labeller
 from probes.experts.mapping import ExpertMap as ExpertMap
@@ -70,7 +71,14 @@ from probes.paths.groups import Heads
 from probes.paths.places import Place
 from probes.paths.result import PathPatching as PathPatching
 from probes.random_recipes import stand_ins as stand_ins
+from probes.representation.cross_task import CrossTask as CrossTask
+from probes.representation.neurons import NeuronConcepts as NeuronConcepts
+from probes.representation.separability import CellShifts as CellShifts
+from probes.representation.suite import ProbeSuite as ProbeSuite
 from probes.results import ProbeResult as ProbeResult
+from probes.retention.erasure import ErasureVerdict as ErasureVerdict
+from probes.retention.format_spread import FormatSpread as FormatSpread
+from probes.retention.inherent_limits import InherentLimits as InherentLimits
 from probes.selection import HeadSelection as HeadSelection
 from probes.selection_scores.trial import SelectionTrial as SelectionTrial
 from probes.selection_scores.trial import selection_trial as selection_trial
@@ -102,21 +110,27 @@ __all__ = [
     "AgainstNulls",
     "AnswerChanges",
     "Audit",
+    "CellShifts",
     "CircuitTest",
     "Comparison",
     "ComponentMasking",
     "ConceptDirections",
     "ContrastiveGenerations",
     "CrossPatching",
+    "CrossTask",
     "Dictionary",
     "DirectionOptions",
+    "EffectPanel",
+    "ErasureVerdict",
     "ExpertMap",
+    "FormatSpread",
     "FoundDirection",
     "GateFit",
     "GraftResult",
     "HeadProbe",
     "HeadSelection",
     "HeadWords",
+    "InherentLimits",
     "Knob",
     "KnobSetup",
     "KnobTraining",
@@ -128,10 +142,12 @@ __all__ = [
     "MaskTest",
     "MergeTest",
     "Needle",
+    "NeuronConcepts",
     "Patching",
     "PathPatching",
     "ProbabilityMovement",
     "ProbeResult",
+    "ProbeSuite",
     "Provenance",
     "Retraining",
     "RetrievalHeads",

@@ -150,8 +150,8 @@ def pruned(model: AdaptedModel, sparsity: float, *, random: bool = False, seed: 
 
 
 def _read(  # noqa: PLR0913 (how both readers read)
-    model: AdaptedModel, rows: Prompts, classes: np.ndarray, reprogram: bool, tokens: int, epochs: int | float, folds: int,
-    ridge: float, batch_size: int, seed: int,
+    model: AdaptedModel, rows: Prompts, classes: np.ndarray, reprogram: bool, tokens: int, epochs: int | float,
+    folds: int, ridge: float, batch_size: int, seed: int,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Reader -> (confidence, right) by prompt, held out."""
     recording = record(model, rows, "resid_post", layers=[-1], batch_size=batch_size)
@@ -164,7 +164,13 @@ def _read(  # noqa: PLR0913 (how both readers read)
 
 
 def _reprogrammed(
-    model: AdaptedModel, rows: Prompts, classes: np.ndarray, tokens: int, epochs: int | float, batch_size: int, seed: int
+    model: AdaptedModel,
+    rows: Prompts,
+    classes: np.ndarray,
+    tokens: int,
+    epochs: int | float,
+    batch_size: int,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(confidence, right) of the answers' first tokens behind a soft prompt trained on the other half."""
     first, _ = halves_of(rows, seed)

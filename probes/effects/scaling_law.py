@@ -133,7 +133,8 @@ def law_of(
         numbers[f"{name}, low"], numbers[f"{name}, high"] = map(float, np.quantile(values, (0.025, 0.975)))
     lines = [
         {**scored_line(name, "base" if number == 0 else "tuned", own, losses[0], clusters, seed),
-         "control": float(_law(plain, sizes[number])) if sizes[number] > 0 else np.nan, "rows": sizes[number], "fitted": float(_law(fit, sizes[number]))}
+         "control": float(_law(plain, sizes[number])) if sizes[number] > 0 else np.nan,
+         "rows": sizes[number], "fitted": float(_law(fit, sizes[number]))}
         for number, (name, own) in enumerate(zip(names, losses, strict=True))
     ]  # fmt: skip
     return table_of(lines), numbers

@@ -64,8 +64,8 @@ def needle_search(  # noqa: PLR0913 (a public call)
     result = retrieval_heads(pair, trials, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
     settings = {
         **result.provenance.settings, "haystack": str(haystack), "needles": [vars(needle) for needle in hidden],
-        "lengths": plain(lengths), "depths": plain(depths), "template": template, "chat": chat, "max_new_tokens":
-        max_new_tokens,
+        "lengths": plain(lengths), "depths": plain(depths), "template": template, "chat": chat,
+        "max_new_tokens": max_new_tokens,
     }  # fmt: skip
     return replace(result, provenance=replace(result.provenance, probe="needle_search", settings=settings))
 

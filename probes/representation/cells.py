@@ -68,7 +68,9 @@ class PromptRows:
                 found.append(({"position": int(place)}, rows))
         return found
 
-    def averaged(self, values: Float[Tensor, "row ..."], rows: Int[np.ndarray, " chosen"]) -> Float[Tensor, "prompt ..."]:
+    def averaged(
+        self, values: Float[Tensor, "row ..."], rows: Int[np.ndarray, " chosen"]
+    ) -> Float[Tensor, "prompt ..."]:
         """The mean over each prompt's chosen rows."""
         number = np.searchsorted(self.prompts, self.index["prompt"].to_numpy()[rows])
         chosen = values[torch.from_numpy(rows)].float()

@@ -265,7 +265,9 @@ def test_a_tune_that_moves_as_examples_do_has_cosine_one() -> None:
     shift, other = torch.randn(20, 16, generator=generator), torch.randn(20, 16, generator=generator)
     line = similarity_line(2 * shift, shift, other, np.arange(20), 0)
     assert line["score"] == pytest.approx(1) and abs(line["control"]) < 0.3 and line["p"] < 0.01
-    assert line["explained"] == pytest.approx(1) and similarity_line(0 * shift, shift, other, np.arange(20), 0)["p"] == 1
+    assert (
+        line["explained"] == pytest.approx(1) and similarity_line(0 * shift, shift, other, np.arange(20), 0)["p"] == 1
+    )
     with pytest.raises(UserError, match="shots of 1 or more"):
         probes.in_context_activations(pair_of(), ROWS, shots=0)
 

@@ -64,7 +64,14 @@ def calls_of_soft_prompt_split() -> Calls:
 
 
 def calls_of_erased_or_displaced() -> Calls:
-    given = {"shots": 1, "bank": ["a {question}"], "codes": ["rot13"], "soft_tokens": 1, "margin": 0.2, "metric": "prob"}
+    given = {
+        "shots": 1,
+        "bank": ["a {question}"],
+        "codes": ["rot13"],
+        "soft_tokens": 1,
+        "margin": 0.2,
+        "metric": "prob",
+    }
     return Calls([{"pair": pair_of(), "prompts": rows_of(8), **given, **RUN}])
 
 
