@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from workbench.behaviour.continuations import continuations_of, logprobs
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
 from workbench.given import check_pair
+from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -41,7 +42,7 @@ def preference_movement(
     pair: ModelPair,
     prompts: Prompts | Sequence[Any],
     *,
-    samples: int = 4,
+    samples: Annotated[int, Within(0, None)] = 4,
     max_new_tokens: int = 16,
     batch_size: int = 32,
     seed: int = 0,

@@ -215,7 +215,8 @@ def procrustes_drift(
         progress: A bar.
 
     Returns:
-        A :class:`CellShifts`; ``rotation``: the share of the drift that the rotation explains.
+        A :class:`CellShifts`; ``after_shift``: what is left once the means agree; ``rotation``: the share of that which the
+        rotation explains.
 
     Raises:
         UserError: Fewer prompts than twice the folds, or a recording without both models.
@@ -280,6 +281,17 @@ def aligned(
     return found
 
 
+def centred_on(
+    base: Float[Tensor, "row d"], tuned: Float[Tensor, "row d"], dealt: Int[np.ndarray, " row"]
+) -> Float[Tensor, "row d"]:
+    """The tuned rows moved by the difference of both means, each by that of the other folds."""
+    found = torch.empty_like(base)
+    for fold in np.unique(dealt):
+        inside = torch.from_numpy(dealt != fold)
+        found[~inside] = tuned[~inside] - tuned[inside].mean(0) + base[inside].mean(0)
+    return found
+
+
 def _drift(
     base: Tensor, tuned: Tensor, dealt: np.ndarray, classes: np.ndarray | None, weights: np.ndarray
 ) -> dict[str, float]:
@@ -287,6 +299,7 @@ def _drift(
     spread = float((base - base.mean(0)).square().sum(1).mean())
     plain = ((tuned - base).square().sum(1) / max(spread, 1e-30)).numpy()
     rotated = aligned(base, tuned, dealt)
+    shifted = float((centred_on(base, tuned, dealt) - base).square().sum(1).mean()) / max(spread, 1e-30)
     left = ((rotated - base).square().sum(1) / max(spread, 1e-30)).numpy()
     wrong = torch.roll(tuned, max(1, len(base) // 2), 0)
     control = ((aligned(base, wrong, dealt) - base).square().sum(1) / max(spread, 1e-30)).numpy()
@@ -302,6 +315,7 @@ def _drift(
         shift = float(torch.stack(centres).mean()) / max(spread, 1e-30) ** 0.5
     return {
         "score": float(drawn[0]), "low": low, "high": high, "control": float(control.mean()), "p": p,
-        "plain": float(plain.mean()), "rotation": float(1 - drawn[0] / plains[0]) if plains[0] > 1e-12 else 0.0,
+        "plain": float(plain.mean()), "after_shift": shifted,
+        "rotation": float(1 - drawn[0] / shifted) if shifted > 1e-12 else 0.0,
         "class_shift": shift, "n": len(base),
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from probes.retention.routes import BANK, PLAIN, route_scores, routed, soft_scor
 from probes.retention.soft_prompt_split import halves_of
 from workbench.errors import UserError
 from workbench.given import check_pair
+from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
@@ -62,10 +63,10 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
     pair: ModelPair,
     prompts: Prompts | Sequence[Any],
     *,
-    shots: int = 4,
+    shots: Annotated[int, Within(0, None)] = 4,
     bank: Sequence[str] = BANK,
     codes: Sequence[str] = ("leetspeak", "pig latin"),
-    soft_tokens: int = 0,
+    soft_tokens: Annotated[int, Within(0, None)] = 0,
     margin: float = 0.1,
     metric: Measure = "contained",
     max_new_tokens: int = 24,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from probes.retention.formats import Format, Searched, atomic_edits, sampled_for
 from probes.retention.soft_prompt_split import halves_of
 from workbench.errors import UserError
 from workbench.given import check_pair
+from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -62,7 +63,7 @@ def format_spread(  # noqa: PLR0913 (a public call)
     formats: int = 12,
     budget: int = 400,
     batch: int = 8,
-    shots: int = 0,
+    shots: Annotated[int, Within(0, None)] = 0,
     atomic: bool = False,
     separability: bool = False,
     metric: Measure = "accuracy",

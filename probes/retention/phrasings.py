@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.given import check_pair
+from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -53,7 +54,7 @@ def phrasing_robustness(  # noqa: PLR0913 (a public call)
     items: str = "item",
     phrasing: str = "phrasing",
     layer: int | float = 0.75,
-    prefix_tokens: int = 0,
+    prefix_tokens: Annotated[int, Within(0, None)] = 0,
     epochs: int | float = 5,
     metric: Measure = "accuracy",
     max_new_tokens: int = 16,

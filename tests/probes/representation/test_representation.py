@@ -21,7 +21,7 @@ from probes.representation.gap import gap_lines, nested_right
 from probes.representation.in_context import similarity_line
 from probes.representation.instructions import densities, influence, span_of, span_score
 from probes.representation.neurons import areas, combined_accuracy, neuron_table
-from probes.representation.separability import aligned, between_share
+from probes.representation.separability import aligned, between_share, centred_on
 from probes.representation.source_trust import GradientSketch, trust_lines
 from probes.representation.suite import control_tasks, equivalence_p, suite_table
 from probes.results import ProbeResult
@@ -213,6 +213,8 @@ def test_a_rotation_is_no_change_and_noise_is() -> None:
     turn = torch.linalg.qr(torch.randn(8, 8, generator=generator).double()).Q
     dealt = np.arange(60) % 4
     assert (aligned(base, base @ turn + 3, dealt) - base).abs().max() < 1e-9
+    assert (centred_on(base, base + 3, dealt) - base).abs().max() < 1e-9
+    assert (centred_on(base, base @ turn + 3, dealt) - base).square().sum(1).mean() / 8 > 0.5
     noisy = base @ turn + 0.5 * torch.randn(60, 8, generator=generator).double()
     left = (aligned(base, noisy, dealt) - base).square().sum(1).mean() / 8
     assert 0.15 < left < 0.5
