@@ -46,6 +46,8 @@ def certainty_split(
     prompts: Prompts | Sequence[Any],
     *,
     certainty: Literal["next_token", "critique"] = "next_token",
+    yes: str = "yes",
+    no: str = "no",
     domains: str = "",
     refusal: str = "",
     max_new_tokens: int = 24,
@@ -64,6 +66,8 @@ def certainty_split(
         pair: Both models.
         prompts: Questions with an answer.
         certainty: The probability of the most likely next token, or P(yes) when asked whether the answer is right.
+        yes: How the model says that an answer is right, where it is asked.
+        no: How it says that one is wrong.
         domains: A column that names a row's domain; numbers are then given for each as well.
         refusal: Text that marks a refusal; by default the house's rule.
         max_new_tokens: Length of an answer.
@@ -97,7 +101,7 @@ def certainty_split(
             right = [contained(text, answer) for text, answer in zip(texts, answers, strict=True)]
             found[role] = {
                 "refused": np.array(refused, float), "right": np.array(right, float),
-                "certainty": _certainty(model, rows, texts, certainty, batch_size),
+                "certainty": _certainty(model, rows, texts, certainty, (yes, no), batch_size),
             }  # fmt: skip
     known = found["base"]["right"] > 0.5
     lines = [line for name, own in seen.items() for line in _lines(name, found, known, own, rows.clusters, seed)]
@@ -107,7 +111,7 @@ def certainty_split(
         provenance=Provenance.of(
             "certainty_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, certainty=certainty, domains=domains, refusal=refusal, max_new_tokens=max_new_tokens,
+            settings=asked(None, certainty=certainty, yes=yes, no=no, domains=domains, refusal=refusal, max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in found.items() for name, one in own.items()}),
@@ -121,9 +125,11 @@ def _refuses(text: str, row: Any, mark: str) -> bool:
     return mark.casefold() in text.casefold() if mark else bool(is_refusal(text, row))
 
 
-def _certainty(model: AdaptedModel, rows: Prompts, texts: list[str], how: str, batch_size: int) -> np.ndarray:
+def _certainty(
+    model: AdaptedModel, rows: Prompts, texts: list[str], how: str, words: tuple[str, str], batch_size: int
+) -> np.ndarray:
     if how == "critique":
-        return self_critique(model, rows, texts, batch_size=batch_size)
+        return self_critique(model, rows, texts, yes=words[0], no=words[1], batch_size=batch_size)
     trial = Trial(rows, ("confidence",), DiffOptions(scored="first"), batch_size, 0)
     measured = measure([Compared("model", (Subject("model", model),))], trial)
     return measured["model"].frames[0]["confidence"].to_numpy(np.float64)

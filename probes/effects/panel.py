@@ -59,7 +59,7 @@ class EffectPanel(ProbeResult):
             return f"{self.heading}: {self.verdict}. Control: {self.control}"
         changes = self.table[self.table["model"] == CHANGE]
         shown = changes if len(changes) else self.table
-        row = shown.loc[shown["score"].abs().idxmax()]
+        row = shown.iloc[int(shown["score"].abs().fillna(0.0).to_numpy().argmax())]
         return (
             f"{self.heading}: {row['group']}, {row['model']}: {row['score']:+.3g} [{row['low']:.3g}, "
             f"{row['high']:.3g}] {self.measured}, q = {row['q']:.2g}. Control: {self.control}"
@@ -78,7 +78,7 @@ def interval_of(
     found = mean_interval(known, clusters=clusters, seed=seed)
     if not np.isin(known, (-1.0, 0.0, 1.0)).all():
         return found
-    cells = Intervals(*(np.array([one]) for one in found[:3]), found.n)
+    cells = Intervals(np.array([found.estimate]), np.array([found.low]), np.array([found.high]), found.n)
     return with_exact_change(cells, known[:, None], clusters).cell(0)
 
 

@@ -54,7 +54,7 @@ def with_demonstrations(
     """
     if shots < 1:
         return rows
-    told = [row.answer for row in pool] if answers is None else list(answers)
+    told: list[str | None] = [row.answer for row in pool] if answers is None else list(answers)
     if None in told:
         raise UserError(f"Row {told.index(None)} of the demonstrations has no answer; every one needs it.")
     random = np.random.default_rng(seed)

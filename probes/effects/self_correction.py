@@ -139,7 +139,7 @@ def correction_lines(right: dict[str, dict[str, np.ndarray]], clusters: np.ndarr
     drawn = {role: quantities(own["before"], own["after"], weights) for role, own in right.items()}
     plain = {role: quantities(own["before"], own["neutral"], whole)[0] for role, own in right.items()}
     for values in (found, drawn, plain):
-        values[CHANGE] = values["tuned"] - values["base"]  # type: ignore[assignment]
+        values[CHANGE] = values["tuned"] - values["base"]
     p = _exchanged(right, clusters, seed)
     lines = []
     for place, quantity in enumerate(QUANTITIES):

@@ -147,7 +147,7 @@ def _as_call(made: Any) -> tuple[str, dict[str, Any]] | None:
     inner = made.get("function")
     made = inner if isinstance(inner, Mapping) else made
     name = next((made[key] for key in _NAMES if isinstance(made.get(key), str)), None)
-    arguments = next((made[key] for key in _ARGUMENTS if key in made), {})
+    arguments: Any = next((made[key] for key in _ARGUMENTS if key in made), {})
     arguments = _loads(arguments) if isinstance(arguments, str) else arguments
     return None if name is None or not isinstance(arguments, Mapping) else (name, dict(arguments))
 

@@ -57,7 +57,7 @@ class CrossTask(ProbeResult):
     def summary(self) -> str:
         said = []
         for model, own in self.by_layer.groupby("model", sort=False):
-            row = own.loc[own["rho"].idxmax()]
+            row = own.iloc[int(own["rho"].to_numpy().argmax())]
             said.append(
                 f"{model}: rho {row['rho']:.2f} at layer {row['layer']:.0f} (p = {row['p']:.2g} over all layers)"
             )

@@ -47,7 +47,7 @@ class CellShifts(ProbeResult):
         return labelled_points(self.table.assign(cell=names), "cell", title=self.heading, unit=self.measured)
 
     def summary(self) -> str:
-        row = self.table.loc[self.table["score"].abs().idxmax()]
+        row = self.table.iloc[int(self.table["score"].abs().to_numpy().argmax())]
         moved = int((self.table["q"] < 0.05).sum())
         return (
             f"{self.heading}: {moved} of {len(self.table)} cells beyond the control (q < 0.05); most: {row['site']} of "
@@ -215,7 +215,8 @@ def procrustes_drift(
         progress: A bar.
 
     Returns:
-        A :class:`CellShifts`; ``after_shift``: what is left once the means agree; ``rotation``: the share of that which the
+        A :class:`CellShifts`; ``after_shift``: what is left once the means agree; ``rotation``: the share of that
+        which the
         rotation explains.
 
     Raises:

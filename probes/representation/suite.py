@@ -66,7 +66,7 @@ class ProbeSuite(ProbeResult):
         counts = self.table["outcome"].value_counts()
         said = ", ".join(f"{counts[name]} {name}" for name in ("gained", "lost", "equivalent", "undecided")
                          if name in counts)  # fmt: skip
-        best = {role: self.table.loc[self.table[role].idxmax()] for role in ("base", "tuned")}
+        best = {role: self.table.iloc[int(self.table[role].to_numpy().argmax())] for role in ("base", "tuned")}
         tops = "; ".join(
             f"best of {role}: {row['site']} of layer {row['layer']:.0f}, {row[role]:.1%} (selectivity "
             f"{row[f'selectivity_{role}']:+.1%})" for role, row in best.items()
@@ -140,7 +140,7 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
     kinds = clusters if types is None else np.unique([str(one) for one in rows.labels(types)], return_inverse=True)[1]
     tasks = np.concatenate([y[None], control_tasks(y, kinds, draws, seed)])
     dealt = dealt_folds(folds, clusters, y, seed)
-    told = {role: [] for role in ("base", "tuned")}
+    told: dict[str, list[np.ndarray]] = {"base": [], "tuned": []}
     cells: list[dict[str, Any]] = []
     bar = progress or Silent()
     bar.start("probe suite", len(recording.sites))

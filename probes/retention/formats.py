@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def sampled_formats(count: int, seed: int) -> list[Format]:
 
 def atomic_edits(start: Format) -> list[tuple[str, Format]]:
     """Every format that differs from ``start`` in one element, with the element's name."""
-    choices: dict[str, Sequence[object]] = {
+    choices: dict[str, Sequence[Any]] = {
         "descriptors": DESCRIPTORS, "casing": list(CASINGS), "separator": SEPARATORS, "joint": JOINTS,
     }  # fmt: skip
     return [

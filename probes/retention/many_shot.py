@@ -109,6 +109,8 @@ def _lines(true: dict[int, Any], exchanged: dict[int, Any], clusters: np.ndarray
         for line in paired_lines(f"{count} shots", true[count], exchanged[count], clusters, seed)
     ]  # fmt: skip
     for count in rest:
-        gains = [{role: own[count][role] - own[first][role] for role in own[count]} for own in (true, exchanged)]
-        lines += paired_lines(f"gain of {count} shots", *gains, clusters, seed)
+        gained, control = (
+            {role: own[count][role] - own[first][role] for role in own[count]} for own in (true, exchanged)
+        )
+        lines += paired_lines(f"gain of {count} shots", gained, control, clusters, seed)
     return lines

@@ -98,7 +98,8 @@ def phrasing_robustness(  # noqa: PLR0913 (a public call)
     site = pair.tuned.expand("resid_post", [layer])[0]
     bar = progress or Silent()
     bar.start("phrasings", 2)
-    lines, numbers, values = [], {}, {}
+    numbers: dict[str, float] = {}
+    values: dict[str, np.ndarray] = {}
     with counted(pair.base, pair.tuned) as passes:
         recording = record(pair, rows, site.name, batch_size=batch_size)
         for role in ("base", "tuned"):

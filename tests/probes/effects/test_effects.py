@@ -51,7 +51,8 @@ def calls_of_self_correction() -> Calls:
 
 def calls_of_certainty_split() -> Calls:
     rows = rows_of(8, source=lambda i: "ab"[i // 4])
-    return Calls([{"pair": pair_of(), "prompts": rows, "certainty": "critique", "domains": "source", "refusal": "fox",
+    return Calls([{"pair": pair_of(), "prompts": rows, "certainty": "critique", "yes": " fox", "no": " dog",
+                   "domains": "source", "refusal": "fox",
                    **RUN}])  # fmt: skip
 
 
