@@ -41,7 +41,7 @@ DRAWS = 2_000
     cost="a generated answer and a scored pass per prompt and model",
     example="--domains source",
 )
-def certainty_split(
+def certainty_split(  # noqa: PLR0913 (a public call)
     pair: ModelPair,
     prompts: Prompts | Sequence[Any],
     *,
@@ -111,7 +111,8 @@ def certainty_split(
         provenance=Provenance.of(
             "certainty_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, certainty=certainty, yes=yes, no=no, domains=domains, refusal=refusal, max_new_tokens=max_new_tokens,
+            settings=asked(None, certainty=certainty, yes=yes, no=no, domains=domains,
+                           refusal=refusal, max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in found.items() for name, one in own.items()}),
