@@ -46,6 +46,7 @@ _HOME = {
     "SwitchingCurve": "experts.switching",
     "TokenShift": "token_ranks",
     "UpdateAnatomy": "anatomy.update",
+    "WaysToTurn": "turning.comparing",
     "WeightDelta": "weights",
     "activation_delta": "deltas",
     "against_nulls": "against_null_adapters",
@@ -90,6 +91,7 @@ _HOME = {
     "switching_curve": "experts.switching",
     "token_shift": "token_ranks",
     "update_anatomy": "anatomy.update",
+    "ways_to_turn": "turning.comparing",
     "weight_delta": "weights",
 }
 __all__ = sorted(_HOME)

@@ -283,6 +283,47 @@ def _logits_dense(m: AdaptedModel) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def _logits_added(m: AdaptedModel, added: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """``added(logits)`` in place of the logits, from the second token on."""
+
+    def hook(_module: Any, _args: Any, output: Any) -> Any:
+        output.logits = at(slice(1, None), added(output.logits), output.logits)
+        return output
+
+    handle = m.inner.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+PREFIX = "the quick"
+
+
+def _mix_dense(m: AdaptedModel) -> Any:
+    """0.5 of the model, 2 of the tuned model behind a prefix, -1.5 of the base."""
+    tuned, base = small_pair(m.name)
+    prefix = torch.tensor([tokenizer()(PREFIX, add_special_tokens=False)["input_ids"]] * ROWS)
+    with torch.no_grad():
+        behind = tuned.inner(torch.cat([prefix, ids()], dim=1), use_cache=False).logits[:, prefix.shape[1] :]
+        plain = base.inner(ids(), use_cache=False).logits
+    return _logits_added(m, lambda own: 0.5 * own + 2 * behind - 1.5 * plain)
+
+
+def _fusion_dense(m: AdaptedModel) -> Any:
+    tuned, base = small_pair(m.name)
+    with torch.no_grad():
+        change = tuned.inner(ids(), use_cache=False).logits - base.inner(ids(), use_cache=False).logits
+    return _logits_added(m, lambda own: own + 0.5 * change)
+
+
+def _rules_dense(m: AdaptedModel) -> Any:
+    added = torch.zeros(m.vocab_size)
+    added[7], added[9] = 3.0, -6.0
+    return _logits_added(m, lambda own: own + added)
+
+
 CASES: dict[str, Case] = {
     "offset_pre": _offset("resid_pre", layer_of),
     "offset_mid": _offset("resid_mid", _in_layer("attn_out"), tuple(f for f in FAMILIES if f != "neox")),
@@ -327,6 +368,24 @@ CASES: dict[str, Case] = {
     "expert_both": _experts("replace", {0, 1}, {6}, 0.4, columns=slice(-5, None)),
     "logit_shift": Case(
         lambda m, rows: iv.LogitShift(*small_pair(m.name), strength=1.5, positions="all - first"), _logits_dense
+    ),
+    "logit_mix": Case(
+        lambda m, rows: iv.LogitMix(
+            {"a": iv.Voice(small_pair(m.name)[0], 2.0, prefix=PREFIX), "b": {"model": small_pair(m.name)[1], "weight": -1.5}},
+            own=0.5, positions="all - first",
+        ),
+        _mix_dense,
+    ),
+    "logit_fusion": Case(
+        lambda m, rows: iv.LogitFusion(
+            {"a": small_pair(m.name)[0], "b": small_pair(m.name)[0]}, small_pair(m.name)[1], {"a": 0.7, "b": -0.2},
+            positions="all - first",
+        ),
+        _fusion_dense,
+    ),
+    "token_rules": Case(
+        lambda m, rows: iv.TokenRules(9.0, 4, {7: 2.0, 9: -4.0}, -2.0, strength=1.5, positions="all - first"),
+        _rules_dense,
     ),
     "graft": _on_weights(lambda m: iv.Graft(half(m.name), {n: tuned_values(m.name)[n] for n in half(m.name)}), grafted),
     "layer_scale": _on_weights(
