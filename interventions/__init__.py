@@ -8,6 +8,7 @@ from __future__ import annotations
 from workbench.lazy import lazy
 
 _HOMES = {
+    "ActivationThreshold": "activation_threshold",
     "AdapterScale": "weightspace.adapter_scale",
     "AttentionScale": "attention_scale",
     "Clamp": "clamp",
@@ -19,16 +20,19 @@ _HOMES = {
     "HeadScale": "heads",
     "Intervention": "base",
     "LayerScale": "weightspace.layer_scale",
+    "LayerSkip": "layer_skip",
     "LogitFusion": "logit_fusion",
     "LogitMix": "logit_mix",
     "LogitShift": "logit_shift",
     "Offset": "offset",
+    "OffsetSchedule": "offset_schedule",
     "OtherModelWarning": "recipe_file",
     "Patch": "patch",
     "RankWarning": "directions",
     "Recipe": "recipe",
     "Run": "source_run",
     "Schedule": "training.trainer",
+    "SinkHandover": "sink_handover",
     "SubspaceKnob": "subspace_knob",
     "TaskVector": "weightspace.task_vector",
     "TokenRules": "token_rules",

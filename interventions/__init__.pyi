@@ -16,6 +16,8 @@ from interventions.exchange.vectors import from_tensors as from_tensors
 from interventions.expert_switch import ExpertSwitch as ExpertSwitch
 from interventions.heads import HeadOffset as HeadOffset
 from interventions.heads import HeadScale as HeadScale
+from interventions.logit_fusion import LogitFusion as LogitFusion
+from interventions.logit_mix import LogitMix as LogitMix
 from interventions.logit_shift import LogitShift as LogitShift
 from interventions.logit_shift import VocabularyWarning as VocabularyWarning
 from interventions.norms import mean_norm as mean_norm
@@ -32,6 +34,7 @@ from interventions.subspace_knob import SubspaceKnob as SubspaceKnob
 from interventions.sweep import dose as dose
 from interventions.sweep import steered_texts as steered_texts
 from interventions.sweep import swept as swept
+from interventions.token_rules import TokenRules as TokenRules
 from interventions.trace import Trace as Trace
 from interventions.training.ablated import ablated_training as ablated_training
 from interventions.training.ablated import caft_finetune as caft_finetune
@@ -39,6 +42,7 @@ from interventions.training.ablated import random_directions as random_direction
 from interventions.training.offsets import train_offsets as train_offsets
 from interventions.training.scales import train_head_scales as train_head_scales
 from interventions.training.trainer import Schedule as Schedule
+from interventions.voice_reader import Voice as Voice
 from interventions.weightspace.adapter_scale import AdapterScale as AdapterScale
 from interventions.weightspace.graft import Graft as Graft
 from interventions.weightspace.layer_scale import LayerScale as LayerScale
@@ -69,6 +73,8 @@ __all__ = [
     "HeadScale",
     "Intervention",
     "LayerScale",
+    "LogitFusion",
+    "LogitMix",
     "LogitShift",
     "Offset",
     "OtherModelWarning",
@@ -79,9 +85,11 @@ __all__ = [
     "Schedule",
     "SubspaceKnob",
     "TaskVector",
+    "TokenRules",
     "Trace",
     "UnknownPromptWarning",
     "VocabularyWarning",
+    "Voice",
     "Where",
     "ablated_training",
     "bake",

@@ -54,7 +54,7 @@ class LogitMix(Intervention):
         ``iv.LogitMix({"weak": iv.Voice(pair.tuned, weight=-1.5, adapter_scale=0.5)}, own=2.5, plausibility=0.1)``
     """
 
-    voices: Mapping[str, Voice | Mapping[str, Any]]
+    voices: Mapping[str, Any]
     own: float = 1.0
     plausibility: float = field(default=0.0, kw_only=True)
     judge: str = field(default=OWN, kw_only=True)
@@ -177,7 +177,7 @@ class _MixHook(LogitHook):
         return new
 
 
-def _voice(given: Voice | Mapping[str, Any], name: str) -> Voice:
+def _voice(given: Any, name: str) -> Voice:
     if isinstance(given, Voice):
         return replace(given, model=as_other(given.model, name))
     if isinstance(given, Mapping):

@@ -20,10 +20,13 @@ from probes.comparison import compare as compare
 from probes.concepts.dictionary import Dictionary as Dictionary
 from probes.concepts.probe import ConceptDirections as ConceptDirections
 from probes.concepts.probe import concept_directions as concept_directions
+from probes.decoding.focused import FocusedPrefix as FocusedPrefix
 from probes.decoding.generations import ContrastiveGenerations as ContrastiveGenerations
 from probes.decoding.generations import contrastive_generations as contrastive_generations
+from probes.decoding.guidance import GuidanceFront as GuidanceFront
 from probes.decoding.movement import ProbabilityMovement as ProbabilityMovement
 from probes.decoding.movement import probability_movement as probability_movement
+from probes.decoding.switching import EntropySwitching as EntropySwitching
 from probes.deltas import ActivationDelta as ActivationDelta
 from probes.deltas import activation_delta as activation_delta
 from probes.desiderata.boxes import box_desiderata as box_desiderata
@@ -84,6 +87,8 @@ from probes.series.profile import SeriesProfile as SeriesProfile
 from probes.series.profile import series_profile as series_profile
 from probes.token_ranks import TokenShift as TokenShift
 from probes.token_ranks import token_shift as token_shift
+from probes.turning.comparing import WaysToTurn as WaysToTurn
+from probes.turning.comparing import ways_to_turn as ways_to_turn
 from probes.weights.delta import weight_delta as weight_delta
 from probes.weights.result import WeightDelta as WeightDelta
 from workbench.behaviour.scorers import Behaviour, Score
@@ -106,9 +111,12 @@ __all__ = [
     "CrossPatching",
     "Dictionary",
     "DirectionOptions",
+    "EntropySwitching",
     "ExpertMap",
+    "FocusedPrefix",
     "FoundDirection",
     "GraftResult",
+    "GuidanceFront",
     "HeadProbe",
     "HeadSelection",
     "HeadWords",
@@ -136,6 +144,7 @@ __all__ = [
     "SwitchingCurve",
     "TokenShift",
     "UpdateAnatomy",
+    "WaysToTurn",
     "WeightDelta",
     "activation_delta",
     "adapter_panel",
@@ -178,6 +187,7 @@ __all__ = [
     "switching_curve",
     "token_shift",
     "update_anatomy",
+    "ways_to_turn",
     "weight_delta",
 ]
 

@@ -324,6 +324,69 @@ def _rules_dense(m: AdaptedModel) -> Any:
     return _logits_added(m, lambda own: own + added)
 
 
+def _cats_dense(m: AdaptedModel) -> Any:
+    mlp = _in_layer("mlp")(m)
+    act = next(getattr(mlp, name) for name in ("act_fn", "act", "activation_fn") if hasattr(mlp, name))
+    return output_edited(act, lambda a: a * (a.abs() >= 0.2))
+
+
+def _wina_dense(m: AdaptedModel) -> Any:
+    down = _in_layer("mlp_post")(m)
+    norms = down.weight.detach().norm(dim=1 if type(down).__name__ == "Conv1D" else 0)
+    return input_edited(down, lambda a: at(slice(1, None), a - 0.5 * a * (a.abs() * norms < 0.3), a))
+
+
+def _skip_dense(m: AdaptedModel) -> Any:
+    kept = []
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        handle = layer_of(m).register_forward_pre_hook(
+            lambda module, args, kwargs: kept.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+        with output_edited(layer_of(m), lambda h: at(slice(1, None), 0.3 * h + 0.7 * kept[-1], h)):
+            yield
+        handle.remove()
+
+    return both()
+
+
+def _schedule_dense(m: AdaptedModel) -> Any:
+    weights = torch.tensor([0.5] * (LENGTH - 1) + [2.0])[:, None]
+    return output_edited(layer_of(m), lambda h: h + 0.5 * weights * noise(64))
+
+
+@contextmanager
+def _handover_dense(m: AdaptedModel) -> Iterator[None]:
+    """Head by head and query by query, as log weights added to eager attention's logits."""
+    m.inner.set_attn_implementation("eager")
+    bias = torch.zeros(ROWS, m.n_heads, LENGTH, LENGTH)
+    with torch.no_grad():
+        pattern = m.inner(ids(), use_cache=False, output_attentions=True).attentions[LAYER]
+    for row in range(ROWS):
+        for head in (1, 2):
+            p = pattern[row, head]
+            sinks = [k for k in range(1, LENGTH) if float(p[k:, k].mean()) > 0.06]
+            others = [k for k in range(1, LENGTH) if k not in sinks]
+            for query in range(LENGTH):
+                room, freed = float(p[query, others].sum()), 0.7 * float(p[query, sinks].sum())
+                if sinks and room > 0:
+                    bias[row, head, query, sinks] = torch.tensor(0.3).log()
+                    bias[row, head, query, others] = torch.tensor(1 + freed / room).log()
+
+    def hook(module: Any, args: Any, kwargs: Any) -> Any:
+        return args, {**kwargs, "attention_mask": kwargs["attention_mask"] + bias}
+
+    handle = _in_layer("attention")(m).register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        m.inner.set_attn_implementation("sdpa" if m.name not in ("gptoss",) else "eager")
+
+
+NEURONS = tuple(one for one in FAMILIES if one not in MOE_FAMILIES)
+
 CASES: dict[str, Case] = {
     "offset_pre": _offset("resid_pre", layer_of),
     "offset_mid": _offset("resid_mid", _in_layer("attn_out"), tuple(f for f in FAMILIES if f != "neox")),
@@ -386,6 +449,18 @@ CASES: dict[str, Case] = {
     "token_rules": Case(
         lambda m, rows: iv.TokenRules(9.0, 4, {7: 2.0, 9: -4.0}, -2.0, strength=1.5, positions="all - first"),
         _rules_dense,
+    ),
+    "cats": Case(lambda m, rows: iv.ActivationThreshold({LAYER: 0.2}, "cats"), _cats_dense, NEURONS),
+    "wina": Case(
+        lambda m, rows: iv.ActivationThreshold({LAYER: 0.3}, "wina", strength=0.5, positions="all - first"),
+        _wina_dense, NEURONS,
+    ),
+    "layer_skip": Case(lambda m, rows: iv.LayerSkip([LAYER], strength=0.7, positions="all - first"), _skip_dense),
+    "offset_schedule": Case(
+        lambda m, rows: iv.OffsetSchedule(LAYER, noise(64), [2.0, -1.0], 2, 0.5, strength=0.5), _schedule_dense
+    ),
+    "sink_handover": Case(
+        lambda m, rows: iv.SinkHandover(0.3, [(LAYER, 1), (LAYER, 2)], 0.06), _handover_dense
     ),
     "graft": _on_weights(lambda m: iv.Graft(half(m.name), {n: tuned_values(m.name)[n] for n in half(m.name)}), grafted),
     "layer_scale": _on_weights(

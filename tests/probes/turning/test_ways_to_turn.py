@@ -12,10 +12,12 @@ import interventions as iv
 import probes
 from probes.turning.comparing import WaysToTurn
 from probes.turning.ways import Way, recipe_of, update_by_chance, update_scaled
+from tests.probes.provenance import Calls
 from tests.tiny import tiny_model, token_batch, tokenizer, tuned_copy
 from workbench import organisms
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
+from workbench.prompts import Prompts
 
 
 def adapter_pair() -> ModelPair:
@@ -67,7 +69,7 @@ def moe_rows(n: int = 100_000) -> tuple[ModelPair, list[dict[str, object]]]:
     toy = organisms.build("refusal-moe")
     rows = [
         {"prompt": row["prompt"], "label": row["topic"], "group": str(number)}
-        for number, row in enumerate(toy.splits["validation"])
+        for number, row in enumerate([*toy.splits["validation"], *toy.splits["ood"]])
     ]
     return load_pair(toy.base, toy.tuned), rows[:n]
 
@@ -102,3 +104,12 @@ def test_base_against_itself_and_unknown_ways_are_refused() -> None:
         probes.ways_to_turn(same, rows, "length", max_new_tokens=3)
     with pytest.raises(UserError, match="Unknown way 'heds'"):
         probes.ways_to_turn(same, rows, ways=["heds"])
+
+
+def calls_of_ways_to_turn() -> Calls:
+    pair, rows = moe_rows()
+    given = {
+        "behaviour": "begins:sorry", "ways": ["experts", "layers"], "neutral": Prompts.of(["a b c", "d e f"]), "limit": 8,
+        "max_new_tokens": 3, "candidates": 2, "controls": 11, "batch_size": 3, "seed": 3,
+    }  # fmt: skip
+    return Calls([{"pair": pair, "prompts": Prompts.of(rows), **given}])
