@@ -90,8 +90,7 @@ class SinkHandover(SiteIntervention):
         def change(pattern: Tensor, ctx: ForwardContext) -> Tensor:
             if ctx.start == 0:
                 seen["sinks"] = found_sinks(pattern, ctx, self.threshold) & marks.to(pattern.device)[:, None]
-            missing = pattern.shape[-1] - seen["sinks"].shape[-1]
-            sinks = torch.nn.functional.pad(seen["sinks"], (0, max(0, missing)))[..., -pattern.shape[-1] :]
+            sinks = _columns(seen["sinks"], ctx.start + ctx.length, pattern.shape[-1])
             first = first_key(ctx, pattern.shape[-1])
             return handed_over(pattern, sinks, first, self.beta, amount(pattern, ctx))
 
@@ -109,6 +108,14 @@ def by_label(model: AdaptedModel, heads: Sequence[Label] | None) -> list[str]:
     if heads is not None:
         return [as_label(one, "head") for one in heads]
     return [f"L{layer}H{head}" for layer in model.hub.geometry.attention_layers for head in range(model.n_heads)]
+
+
+def _columns(
+    chosen: Bool[Tensor, "batch head prompt"], total: int, n_keys: int
+) -> Bool[Tensor, "batch head key"]:
+    """For ``n_keys`` keys: the last of all ``total`` columns in a sliding window, more than them in a static cache."""
+    whole = torch.nn.functional.pad(chosen, (0, max(total, n_keys) - chosen.shape[-1]))
+    return whole[..., -n_keys:] if n_keys < total else whole
 
 
 def first_key(ctx: ForwardContext, n_keys: int) -> Bool[Tensor, "batch key"]:

@@ -359,6 +359,7 @@ def _schedule_dense(m: AdaptedModel) -> Any:
 @contextmanager
 def _handover_dense(m: AdaptedModel) -> Iterator[None]:
     """Head by head and query by query, as log weights added to eager attention's logits."""
+    before = m.inner.config._attn_implementation
     m.inner.set_attn_implementation("eager")
     bias = torch.zeros(ROWS, m.n_heads, LENGTH, LENGTH)
     with torch.no_grad():
@@ -382,7 +383,7 @@ def _handover_dense(m: AdaptedModel) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-        m.inner.set_attn_implementation("sdpa" if m.name not in ("gptoss",) else "eager")
+        m.inner.set_attn_implementation(before)
 
 
 NEURONS = tuple(one for one in FAMILIES if one not in MOE_FAMILIES)

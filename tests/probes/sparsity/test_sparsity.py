@@ -90,7 +90,7 @@ def test_the_oracle_is_never_beaten_and_needs_the_planted_layer() -> None:
     assert (lines.loc[["oracle", "fixed", "trained"], "cost"] <= 0.9 * 3 + 1e-6).all()
     tuned_use = found.use["tuned"].to_numpy()
     assert tuned_use[[0, 2]].max() == 0, "where base and tuned layer are one, the cheaper is taken"
-    assert np.allclose(found.use[["skip", "base", "tuned"]].sum(1), 1) and found.figure().data
+    assert np.allclose(found.use[["skip", "base", "tuned"]].sum(axis=1), 1) and found.figure().data
 
 
 def test_a_base_with_itself_needs_no_tuned_layer() -> None:
