@@ -9,6 +9,7 @@ from workbench.lazy import lazy
 
 _HOMES = {
     "ActivationThreshold": "activation_threshold",
+    "AdapterRouting": "adapter_routing",
     "AdapterScale": "weightspace.adapter_scale",
     "AttentionScale": "attention_scale",
     "Clamp": "clamp",
@@ -54,6 +55,7 @@ _HOMES = {
     "head_mask": "weightspace.masks",
     "interpolated": "weightspace.merging",
     "lego": "weightspace.lora_lego",
+    "lora_bank": "lora_bank",
     "lora_factors": "weightspace.lora_lego",
     "mean_norm": "norms",
     "model_stock": "weightspace.merging",

@@ -50,6 +50,7 @@ _HOME = {
     "ProbeResult": "results",
     "Provenance": "results",
     "RetrievalHeads": "needles.heads",
+    "RoutingMap": "routing.mapping",
     "SelectionTrial": "selection_scores.trial",
     "SeriesCurve": "series.curve",
     "SeriesProfile": "series.profile",

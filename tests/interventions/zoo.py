@@ -386,6 +386,37 @@ def _handover_dense(m: AdaptedModel) -> Iterator[None]:
         m.inner.set_attn_implementation(before)
 
 
+def _bank(m: AdaptedModel) -> dict[str, Any]:
+    path = f"{m.hub.family.layers}.{LAYER}.{m.hub.family.output}"
+    width = m.n_heads * m.d_head
+    down, up = noise(3, 2, width, seed=5) * 0.2, noise(3, 64, 2, seed=6) * 0.2
+    return {"names": ["a", "b", "c"], "down": {path: down}, "up": {path: up}, "gates": {path: noise(3, width, seed=7)}}
+
+
+def _routing_dense(m: AdaptedModel) -> Any:
+    """Two of three adapters at work on each token, by the product of gate and input."""
+    bank, module = _bank(m), _in_layer("output")(m)
+    down, up, gate = (next(iter(bank[name].values())) for name in ("down", "up", "gates"))
+    kept = []
+    handle = module.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+
+    def edit(out: torch.Tensor) -> torch.Tensor:
+        x = kept[-1]
+        scores = x @ gate.T + torch.tensor([0.5, 0.0, 0.0])
+        least = scores.argmin(-1, keepdim=True)
+        weights = scores.scatter(-1, least, -torch.inf).softmax(-1)
+        added = sum(weights[..., e, None] * (x @ down[e].T @ up[e].T) for e in range(3))
+        return at(slice(1, None), out + 0.8 * added, out)
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with output_edited(module, edit):
+            yield
+        handle.remove()
+
+    return both()
+
+
 NEURONS = tuple(one for one in FAMILIES if one not in MOE_FAMILIES)
 
 CASES: dict[str, Case] = {
@@ -462,6 +493,12 @@ CASES: dict[str, Case] = {
     ),
     "sink_handover": Case(
         lambda m, rows: iv.SinkHandover(0.3, [(LAYER, 1), (LAYER, 2)], 0.06), _handover_dense
+    ),
+    "adapter_routing": Case(
+        lambda m, rows: iv.AdapterRouting(
+            **_bank(m), rule="meteora", bias={"a": 0.5}, strength=0.8, positions="all - first"
+        ),
+        _routing_dense,
     ),
     "graft": _on_weights(lambda m: iv.Graft(half(m.name), {n: tuned_values(m.name)[n] for n in half(m.name)}), grafted),
     "layer_scale": _on_weights(

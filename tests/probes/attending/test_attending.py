@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
+import interventions as iv
 import probes
 from probes.attending.awareness import dependency
 from probes.attending.confidence import entropy_share
-from tests.probes.copier import copier
 from tests.probes.provenance import Calls, pair, rows
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
@@ -47,14 +47,23 @@ def test_the_profile_is_of_single_heads_and_reported_on_other_prompts() -> None:
     assert probes.attention_tuning(both, rows(12), layers=[0], controls=0).held_out["model"].tolist()[-1] == "all heads"
 
 
-def test_a_head_that_stares_at_the_first_token_is_turned_down() -> None:
-    """The copier's head copies; answers that it knows gain where nothing draws attention from what is copied."""
-    model = copier()
-    words = [model.tokenizer.decode([n]) for n in range(8, 20)]
-    texts = [{"prompt": f"{a} {b} {c} {a}", "answer": f" {b}"} for a, b, c in zip(words, words[1:], words[2:], strict=False)]
-    found = probes.attention_tuning(model, texts, edit="first", controls=0)
-    best = found.table.sort_values("score", ascending=False).iloc[0]
-    assert found.table["score"].abs().max() >= 0 and best["gamma"] in (0.6, 1.5)
+def own_words(both: ModelPair, n: int) -> list[dict[str, str]]:
+    """Prompts with the tuned model's own next word as the answer."""
+    texts = [f"the {a} fox saw {b}" for a in "abcdefgh" for b in ("me", "you")][:n]
+    ids = [both.tuned.encode([text]).input_ids for text in texts]
+    words = [tokenizer().decode([int(both.tuned.forward(one)[0, -1].argmax())]) for one in ids]
+    return [{"prompt": text, "answer": word} for text, word in zip(texts, words, strict=True)]
+
+
+def test_a_head_that_was_made_to_stare_at_the_first_token_is_turned_down() -> None:
+    both = pair()
+    texts = [one for one in own_words(both, 16) if one["answer"].strip()]
+    with iv.Recipe([iv.AttentionScale(30.0, ["L1H2"])]).applied(both.tuned):
+        found = probes.attention_tuning(both, texts, edit="first", layers=[1], controls=0)
+    staring = found.table.set_index("head").loc[2]
+    assert staring["gamma"] == 0.6 and staring["score"] == found.table["score"].max() and staring["type"] == "down"
+    assert "L1H2" in found.heads and found.gamma < 1
+    assert found.held_out.set_index("model").loc["chosen heads", "gain"] > 0
 
 
 def narrowed_pair() -> ModelPair:
@@ -106,7 +115,8 @@ def test_dependency_is_what_the_pattern_pays_to_the_users_words() -> None:
     read = both.tuned.reads(given)
     ids = torch.tensor([[*read["input_ids"][0], *tokenizer()(" fox", add_special_tokens=False)["input_ids"]]])
     both.tuned.inner.set_attn_implementation("eager")
-    pattern = both.tuned.inner(ids, output_attentions=True).attentions[1][0]
+    with torch.no_grad():
+        pattern = both.tuned.inner(ids, output_attentions=True).attentions[1][0]
     both.tuned.inner.set_attn_implementation("sdpa")
     from workbench.engine.template_tokens import TemplateTokens
 
