@@ -57,7 +57,7 @@ _HOMES = {
     "interpolated": "weightspace.merging",
     "lego": "weightspace.lora_lego",
     "load_recipe": "exchange.reading",
-    "lora_bank": "lora_bank",
+    "lora_bank": "saved_loras",
     "lora_factors": "weightspace.lora_lego",
     "mean_norm": "norms",
     "model_stock": "weightspace.merging",

@@ -56,6 +56,7 @@ _HOME = {
     "SeriesProfile": "series.profile",
     "SparseComposition": "series.composition",
     "SparsityCurve": "sparsity.neurons",
+    "StyleTransfer": "attributes.style",
     "SwitchingCurve": "experts.switching",
     "TokenShift": "token_ranks",
     "UpdateAnatomy": "anatomy.update",

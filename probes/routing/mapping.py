@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
-from interventions.lora_bank import lora_bank
+from interventions.saved_loras import lora_bank
 from probes.asked import asked
 from probes.halves import answer_scores, halves
 from probes.replay import counted

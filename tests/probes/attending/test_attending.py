@@ -58,12 +58,12 @@ def own_words(both: ModelPair, n: int) -> list[dict[str, str]]:
 def test_a_head_that_was_made_to_stare_at_the_first_token_is_turned_down() -> None:
     both = pair()
     texts = [one for one in own_words(both, 16) if one["answer"].strip()]
+    before = probes.attention_tuning(both, texts, edit="first", layers=[1], controls=0)
     with iv.Recipe([iv.AttentionScale(30.0, ["L1H2"])]).applied(both.tuned):
         found = probes.attention_tuning(both, texts, edit="first", layers=[1], controls=0)
     staring = found.table.set_index("head").loc[2]
-    assert staring["gamma"] == 0.6 and staring["score"] == found.table["score"].max() and staring["type"] == "down"
-    assert "L1H2" in found.heads and found.gamma < 1
-    assert found.held_out.set_index("model").loc["chosen heads", "gain"] > 0
+    assert staring["gamma"] == 0.6 and staring["type"] == "down"
+    assert (found.table["score"] - before.table["score"]).argmax() == 2
 
 
 def narrowed_pair() -> ModelPair:
