@@ -1,5 +1,7 @@
 # Written by .ci/stubs.py (make stubs) from the package's table of lazy names; do not edit.
 
+from interventions.activation_threshold import ActivationThreshold as ActivationThreshold
+from interventions.adapter_routing import AdapterRouting as AdapterRouting
 from interventions.attention_scale import AttentionScale as AttentionScale
 from interventions.attention_scale import EagerAttentionWarning as EagerAttentionWarning
 from interventions.base import Intervention as Intervention
@@ -11,23 +13,29 @@ from interventions.exchange.bake import bake as bake
 from interventions.exchange.bake import baked as baked
 from interventions.exchange.control_vectors import from_gguf as from_gguf
 from interventions.exchange.control_vectors import to_gguf as to_gguf
+from interventions.exchange.reading import load_recipe as load_recipe
 from interventions.exchange.vectors import from_steering_vectors as from_steering_vectors
 from interventions.exchange.vectors import from_tensors as from_tensors
 from interventions.expert_switch import ExpertSwitch as ExpertSwitch
 from interventions.heads import HeadOffset as HeadOffset
 from interventions.heads import HeadScale as HeadScale
+from interventions.layer_skip import LayerSkip as LayerSkip
 from interventions.logit_fusion import LogitFusion as LogitFusion
 from interventions.logit_mix import LogitMix as LogitMix
 from interventions.logit_shift import LogitShift as LogitShift
 from interventions.logit_shift import VocabularyWarning as VocabularyWarning
 from interventions.norms import mean_norm as mean_norm
 from interventions.offset import Offset as Offset
+from interventions.offset_schedule import OffsetSchedule as OffsetSchedule
 from interventions.one_line import recipe_from_text as recipe_from_text
 from interventions.patch import Patch as Patch
 from interventions.recipe import Recipe as Recipe
 from interventions.recipe import per_row as per_row
+from interventions.recipe_book import RecipeBook as RecipeBook
 from interventions.recipe_file import OtherModelWarning as OtherModelWarning
+from interventions.saved_loras import lora_bank as lora_bank
 from interventions.scope import UnknownPromptWarning as UnknownPromptWarning
+from interventions.sink_handover import SinkHandover as SinkHandover
 from interventions.source_run import Run as Run
 from interventions.source_run import record_run as record_run
 from interventions.subspace_knob import SubspaceKnob as SubspaceKnob
@@ -62,6 +70,8 @@ from interventions.weightspace.task_vector import TaskVector as TaskVector
 from workbench.engine.positions import Where as Where
 
 __all__ = [
+    "ActivationThreshold",
+    "AdapterRouting",
     "AdapterScale",
     "AttentionScale",
     "Clamp",
@@ -73,16 +83,20 @@ __all__ = [
     "HeadScale",
     "Intervention",
     "LayerScale",
+    "LayerSkip",
     "LogitFusion",
     "LogitMix",
     "LogitShift",
     "Offset",
+    "OffsetSchedule",
     "OtherModelWarning",
     "Patch",
     "RankWarning",
     "Recipe",
+    "RecipeBook",
     "Run",
     "Schedule",
+    "SinkHandover",
     "SubspaceKnob",
     "TaskVector",
     "TokenRules",
@@ -104,6 +118,8 @@ __all__ = [
     "head_mask",
     "interpolated",
     "lego",
+    "load_recipe",
+    "lora_bank",
     "lora_factors",
     "mean_norm",
     "model_stock",

@@ -215,9 +215,13 @@ def _standardised(value: Float[Tensor, "*place in"]) -> Float[Tensor, "*place in
 
 def _mixed_down(down: Float[Tensor, "adapter rank in"], shares: Tensor) -> Float[Tensor, "rank in"]:
     parts = down.chunk(len(shares), dim=-1)
-    return torch.cat([torch.einsum("e,eri->ri", own.to(part), part) for own, part in zip(shares, parts, strict=True)], -1)
+    return torch.cat(
+        [torch.einsum("e,eri->ri", own.to(part), part) for own, part in zip(shares, parts, strict=True)], -1
+    )
 
 
 def _mixed_up(up: Float[Tensor, "adapter out rank"], shares: Tensor) -> Float[Tensor, "out rank"]:
     parts = up.chunk(len(shares), dim=1)
-    return torch.cat([torch.einsum("e,eor->or", own.to(part), part) for own, part in zip(shares, parts, strict=True)], 0)
+    return torch.cat(
+        [torch.einsum("e,eor->or", own.to(part), part) for own, part in zip(shares, parts, strict=True)], 0
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from interventions.base import SiteIntervention
 from interventions.checks import Layer, resolved, site_in
@@ -51,6 +53,16 @@ class LayerSkip(SiteIntervention):
             raise UserError("A layer is named twice among those to be skipped: name each once.")
         for layer in found:
             site_in(model, "resid_post", layer)
+
+    def stand_ins(self, model: AdaptedModel, draws: int, seed: int) -> list[LayerSkip] | None:
+        """As many other layers."""
+        chosen = {resolved(model, layer) for layer in self.layers}
+        others = [layer for layer in range(model.n_layers) if layer not in chosen]
+        if len(others) < len(chosen):
+            return None
+        rng = np.random.default_rng(seed)
+        picked = [rng.choice(others, size=len(chosen), replace=False) for _ in range(draws)]
+        return [replace(self, layers=sorted(int(one) for one in layers)) for layers in picked]
 
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:
         """Per layer: what goes in is kept, and comes out."""

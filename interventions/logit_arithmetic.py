@@ -36,7 +36,7 @@ def shifted(
     return torch.cat([new.to(own.dtype), own[..., width:]], dim=-1)
 
 
-def mixed(  # noqa: PLR0913, PLR0917
+def mixed(
     current: Float[Tensor, "*place vocab"],
     own: Float[Tensor, "*place vocab"],
     voices: Sequence[Tensor],
@@ -82,7 +82,9 @@ def matched_amounts(
     amounts = [torch.full_like(goals[0], 1.0 / len(experts)) for _ in experts]
     for _ in range(1 if len(experts) == 1 else sweeps):
         for place, change in enumerate(changes):
-            others = o + sum(a[..., None] * c for n, (a, c) in enumerate(zip(amounts, changes, strict=True)) if n != place)
+            others = o + sum(
+                a[..., None] * c for n, (a, c) in enumerate(zip(amounts, changes, strict=True)) if n != place
+            )
             missed = []
             for step in GRID:
                 moved = _divergence((others + step * change).log_softmax(-1), o)

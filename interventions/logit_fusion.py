@@ -104,7 +104,9 @@ class LogitFusion(Intervention):
         models = {name: as_other(one, name) for name, one in given.items()}
         for name, model in models.items():
             if OtherModel.of(model).identity != OtherModel.of(saved[name]).identity:
-                raise UserError(f"The model {name} has other weights than {saved[name].name}, with which this was made.")
+                raise UserError(
+                    f"The model {name} has other weights than {saved[name].name}, with which this was made."
+                )
         return replace(self, base=models.pop("base"), experts=models)
 
     def validate(self, model: AdaptedModel) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +17,7 @@ from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
+from workbench.stats.controls import random_directions
 from workbench.typing import Tensor
 
 
@@ -60,6 +61,10 @@ class OffsetSchedule(SiteIntervention):
         """The layer and the site must exist, and the width must be the model's."""
         site_in(model, self.site, self.layer)
         check_width("The schedule's vector", self.vector, model.d_model)
+
+    def stand_ins(self, model: AdaptedModel, draws: int, seed: int) -> list[OffsetSchedule] | None:  # noqa: ARG002
+        """Random vectors of the same norm, by the same schedule."""
+        return [replace(self, vector=one) for one in random_directions(self.vector, draws=draws, seed=seed)]
 
     def at(self, n: int) -> float:
         """The weight ``n`` tokens behind the last prompt token; of a negative n that of the prompt."""

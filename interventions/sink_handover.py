@@ -110,9 +110,7 @@ def by_label(model: AdaptedModel, heads: Sequence[Label] | None) -> list[str]:
     return [f"L{layer}H{head}" for layer in model.hub.geometry.attention_layers for head in range(model.n_heads)]
 
 
-def _columns(
-    chosen: Bool[Tensor, "batch head prompt"], total: int, n_keys: int
-) -> Bool[Tensor, "batch head key"]:
+def _columns(chosen: Bool[Tensor, "batch head prompt"], total: int, n_keys: int) -> Bool[Tensor, "batch head key"]:
     """For ``n_keys`` keys: the last of all ``total`` columns in a sliding window, more than them in a static cache."""
     whole = torch.nn.functional.pad(chosen, (0, max(total, n_keys) - chosen.shape[-1]))
     return whole[..., -n_keys:] if n_keys < total else whole

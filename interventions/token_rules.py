@@ -158,7 +158,9 @@ class _RuleHook(LogitHook):
         if ctx.input_ids is None:
             raise NotSupported("Repetition needs token ids, but the model was given embeddings.")
         if ctx.generation is not None and ctx.generation.beams > 1:
-            raise NotSupported("Beam search exchanges rows between steps, so repetition cannot be followed: use no beams.")
+            raise NotSupported(
+                "Beam search exchanges rows between steps, so repetition cannot be followed: use no beams."
+            )
         if ctx.start == 0:
             self.seen = ctx.input_ids
         elif self.seen is None or self.seen.shape[1] < ctx.start or len(self.seen) != ctx.batch:

@@ -13,6 +13,14 @@ from probes.anatomy.update import UpdateAnatomy as UpdateAnatomy
 from probes.anatomy.update import update_anatomy as update_anatomy
 from probes.answer_changes import AnswerChanges as AnswerChanges
 from probes.answer_changes import answers as answers
+from probes.attending.awareness import ContextAwareness as ContextAwareness
+from probes.attending.confidence import AttentionConfidence as AttentionConfidence
+from probes.attending.tuning import AttentionTuning as AttentionTuning
+from probes.attributes.dial import IntensityDial as IntensityDial
+from probes.attributes.directions import AttributeDirections as AttributeDirections
+from probes.attributes.intersection import AttributeIntersection as AttributeIntersection
+from probes.attributes.pplm import PlugAndPlay as PlugAndPlay
+from probes.attributes.style import StyleTransfer as StyleTransfer
 from probes.audits.auditing import Audit as Audit
 from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
@@ -70,6 +78,7 @@ from probes.paths.places import Place
 from probes.paths.result import PathPatching as PathPatching
 from probes.random_recipes import stand_ins as stand_ins
 from probes.results import ProbeResult as ProbeResult
+from probes.routing.mapping import RoutingMap as RoutingMap
 from probes.selection import HeadSelection as HeadSelection
 from probes.selection_scores.trial import SelectionTrial as SelectionTrial
 from probes.selection_scores.trial import selection_trial as selection_trial
@@ -85,6 +94,8 @@ from probes.series.merges import MergeTest as MergeTest
 from probes.series.merges import merge_test as merge_test
 from probes.series.profile import SeriesProfile as SeriesProfile
 from probes.series.profile import series_profile as series_profile
+from probes.sparsity.neurons import SparsityCurve as SparsityCurve
+from probes.sparsity.paths import LayerPaths as LayerPaths
 from probes.token_ranks import TokenShift as TokenShift
 from probes.token_ranks import token_shift as token_shift
 from probes.turning.comparing import WaysToTurn as WaysToTurn
@@ -102,11 +113,16 @@ __all__ = [
     "AdapterPanel",
     "AgainstNulls",
     "AnswerChanges",
+    "AttentionConfidence",
+    "AttentionTuning",
+    "AttributeDirections",
+    "AttributeIntersection",
     "Audit",
     "CircuitTest",
     "Comparison",
     "ComponentMasking",
     "ConceptDirections",
+    "ContextAwareness",
     "ContrastiveGenerations",
     "CrossPatching",
     "Dictionary",
@@ -120,9 +136,11 @@ __all__ = [
     "HeadProbe",
     "HeadSelection",
     "HeadWords",
+    "IntensityDial",
     "Knob",
     "KnobSetup",
     "KnobTraining",
+    "LayerPaths",
     "LearnedScaling",
     "LogitLens",
     "LoraLikeness",
@@ -133,14 +151,18 @@ __all__ = [
     "Needle",
     "Patching",
     "PathPatching",
+    "PlugAndPlay",
     "ProbabilityMovement",
     "ProbeResult",
     "Provenance",
     "RetrievalHeads",
+    "RoutingMap",
     "SelectionTrial",
     "SeriesCurve",
     "SeriesProfile",
     "SparseComposition",
+    "SparsityCurve",
+    "StyleTransfer",
     "SwitchingCurve",
     "TokenShift",
     "UpdateAnatomy",

@@ -96,7 +96,7 @@ class ContextAwareness(ProbeResult):
     cost="two passes per model and template, then two per alpha",
     example="--alphas 0.9",
 )
-def context_awareness(  # noqa: PLR0913
+def context_awareness(
     pair: ModelPair,
     prompts: Prompts | Sequence[object],
     *,
@@ -171,7 +171,9 @@ def dependency(
     for row, answer in zip(ids, answers, strict=True):
         user = torch.from_numpy(np.asarray(template.content(row), dtype=bool))
         seen: list[Tensor] = []
-        hook = SiteHook(Site("pattern", layer), lambda value, _ctx, seen=seen: seen.append(value[0].detach().float().cpu()))
+        hook = SiteHook(
+            Site("pattern", layer), lambda value, _ctx, seen=seen: seen.append(value[0].detach().float().cpu())
+        )
         with model.hooked([hook]):
             model.forward(torch.tensor([[*row, *answer]]), logits=None)
         paid = seen[0][:, len(row) - 1 : -1, : len(row)][..., user].sum(-1)  # the queries that write the answer
@@ -180,7 +182,7 @@ def dependency(
     return np.array(scores), np.array(even)
 
 
-def _steered(  # noqa: PLR0913, PLR0917
+def _steered(
     model: AdaptedModel, role: str, template: str, rows: Prompts, alphas: Sequence[float], work: Work, seed: int
 ) -> list[dict[str, Any]]:
     plain = answer_scores(Subject(role, model), rows, work)

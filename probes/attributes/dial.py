@@ -94,7 +94,9 @@ class IntensityDial(ProbeResult):
 
     def summary(self) -> str:
         """Range, calibration and consistency."""
-        said = ", ".join(f"{row.number} {row.score:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in self.numbers.itertuples())
+        said = ", ".join(
+            f"{row.number} {row.score:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in self.numbers.itertuples()
+        )
         return (
             f"{self.attribute} at L{self.layer}: {said} (standard deviations of plain samples); range under random "
             f"directions {self.numbers['control'].iloc[0]:.2f}; intervals over {self.resampled}; control: {self.control}"
@@ -291,7 +293,7 @@ def _off_target(
     return pd.DataFrame(lines, columns=["dial", "attribute", "change"])
 
 
-def _table(  # noqa: PLR0913, PLR0917
+def _table(
     values: np.ndarray, settings: np.ndarray, ends: np.ndarray, fluency: list[float], rows: Prompts, seed: int
 ) -> pd.DataFrame:
     means = values.mean(1)

@@ -85,7 +85,9 @@ class AttributeDirections(ProbeResult):
     def figure(self) -> go.Figure:
         """The leakage matrix."""
         matrix = self.leakage()
-        drawn = go.Figure(go.Heatmap(z=matrix.to_numpy(), x=list(matrix), y=list(matrix.index), colorscale="RdBu", zmid=0))
+        drawn = go.Figure(
+            go.Heatmap(z=matrix.to_numpy(), x=list(matrix), y=list(matrix.index), colorscale="RdBu", zmid=0)
+        )
         drawn.update_layout(title=self.title, xaxis_title="measured", yaxis_title="steered")
         return drawn
 
@@ -185,7 +187,9 @@ def attribute_directions(  # noqa: PLR0913
 class _Texts:
     """States and attributes of the texts of one half."""
 
-    def __init__(self, model: AdaptedModel, rows: Prompts, attributes: Sequence[str], layer: int, batch_size: int) -> None:
+    def __init__(
+        self, model: AdaptedModel, rows: Prompts, attributes: Sequence[str], layer: int, batch_size: int
+    ) -> None:
         self.model, self.layer, self.batch_size = model, layer, batch_size
         self.ids = encode(rows, model.tokenizer, model.max_positions)
         texts = [render(row, model.tokenizer) if row.prompt is None else row.prompt for row in rows]
@@ -193,7 +197,9 @@ class _Texts:
         middle = np.median(values, axis=0)
         high = values > middle
         if odd := [name for name, one in zip(attributes, high.T, strict=True) if one.all() or not one.any()]:
-            raise UserError(f"{odd[0]!r} does not part the texts of one half into high and low: give texts that differ.")
+            raise UserError(
+                f"{odd[0]!r} does not part the texts of one half into high and low: give texts that differ."
+            )
         self.high = torch.from_numpy(high)
         both = self._read(iv.Recipe([]))
         self.states, self.last = both[:, 0], both[:, 1]
@@ -222,7 +228,9 @@ class _Readout:
         centred = x - self.mean
         gram = centred @ centred.T
         wanted = texts.high.double() * 2 - 1
-        inner = torch.linalg.solve(gram + 0.1 * gram.diagonal().mean() * torch.eye(len(x)).double(), wanted - wanted.mean(0))
+        inner = torch.linalg.solve(
+            gram + 0.1 * gram.diagonal().mean() * torch.eye(len(x)).double(), wanted - wanted.mean(0)
+        )
         self.weights = centred.T @ inner
         self.shift = wanted.mean(0)
         self.scale = (centred @ self.weights).std(0).clamp(min=1e-12)
@@ -272,7 +280,7 @@ def _gram(attributes: Sequence[str], vectors: Tensor, plain: Tensor) -> pd.DataF
     ])  # fmt: skip
 
 
-def _table(  # noqa: PLR0913, PLR0917
+def _table(
     attributes: Sequence[str], moved: np.ndarray, plain: np.ndarray, random: np.ndarray, rows: Prompts, seed: int
 ) -> pd.DataFrame:
     lines, p = [], []

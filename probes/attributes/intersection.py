@@ -189,7 +189,7 @@ def attribute_intersection(  # noqa: PLR0913
 class _Clouds:
     """Mean states of sampled texts, and which attributes each satisfies."""
 
-    def __init__(  # noqa: PLR0913, PLR0917
+    def __init__(
         self, model: AdaptedModel, rows: Prompts, rules: Sequence[Behaviour], layer: int, decoding: Decoding, work: Work
     ) -> None:
         drawn = generate_replies(Subject("samples", model), rows, decoding, work)
@@ -231,7 +231,7 @@ def meeting_point(clouds: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor,
             new = torch.stack([one.mean(0) for one in near]).mean(0)
             if torch.allclose(new, point):
                 break
-            point = new  # noqa: PLW2901
+            point = new
         worst = max(float((_nearest(one, point) - point).norm(dim=-1).mean()) for one in clouds)
         found.append((worst, point))
     return min(found, key=lambda one: one[0])[1]
@@ -250,7 +250,7 @@ def _random_like(vector: Tensor, seed: int) -> Tensor:
 class _Trial:
     """Greedy texts under an offset: which attributes each satisfies."""
 
-    def __init__(  # noqa: PLR0913, PLR0917
+    def __init__(
         self, model: AdaptedModel, rows: Prompts, rules: Sequence[Behaviour], medians: np.ndarray, new: int, work: Work,
         layer: int,
     ) -> None:  # fmt: skip
@@ -266,7 +266,7 @@ class _Trial:
         return np.array(values) > self.medians
 
 
-def _line(  # noqa: PLR0913, PLR0917
+def _line(
     wanted: str, chosen: Sequence[int], how: str, both: tuple[np.ndarray, np.ndarray], rows: Prompts, seed: int
 ) -> dict[str, Any]:
     own, random = (one[:, list(chosen)].all(1).astype(float) for one in both)

@@ -172,7 +172,9 @@ def bag_ids(model: AdaptedModel, bag: Sequence[str]) -> torch.Tensor:
         spelt = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (word, f" {word}")]
         single = [one[0] for one in spelt if len(one) == 1]
         if not single:
-            raise UserError(f"The word {word!r} is {len(spelt[0])} tokens to this model; a bag holds words of one token.")
+            raise UserError(
+                f"The word {word!r} is {len(spelt[0])} tokens to this model; a bag holds words of one token."
+            )
         found += single
     return torch.tensor(sorted(set(found)))
 

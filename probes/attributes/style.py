@@ -134,7 +134,9 @@ def writing_style(  # noqa: PLR0913
     levels = [0.5, 1.0] if strengths is None else strengths
     seen, judge = halves(samples.turned(chat=False), seed)
     with counted(model) as passes:
-        trial = _Trial(model, rows, place, Decoding(max_new_tokens, drafts, seed=seed), work, [str(one) for one in judge])
+        trial = _Trial(
+            model, rows, place, Decoding(max_new_tokens, drafts, seed=seed), work, [str(one) for one in judge]
+        )
         vector = trial.style(seen)
         ways: dict[str, list[Reply]] = {"plain": trial.plain, "chosen": trial.nearest(vector)}
         for strength in levels:
@@ -163,7 +165,7 @@ def writing_style(  # noqa: PLR0913
 class _Trial:
     """Drafts, and texts under offsets, held against the samples that judge."""
 
-    def __init__(  # noqa: PLR0913, PLR0917
+    def __init__(
         self, model: AdaptedModel, rows: Prompts, layer: int, decoding: Decoding, work: Work, judge: list[str]
     ) -> None:
         self.model, self.rows, self.layer, self.decoding, self.work = model, rows, layer, decoding, work

@@ -170,7 +170,7 @@ def _scores(
     return np.array([[rule(text, row) for text, row in zip(texts, rows, strict=True)] for rule in rules]), texts
 
 
-def _line(  # noqa: PLR0913, PLR0917
+def _line(
     alpha: float, place: int, rule: Behaviour, found: dict[float, np.ndarray], plain: np.ndarray, rows: Prompts,
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip

@@ -177,7 +177,7 @@ def _sharpened(strength: float, plausibility: float) -> iv.Recipe:
 
 
 class _Trial:
-    def __init__(  # noqa: PLR0913, PLR0917
+    def __init__(
         self, pair: ModelPair, rows: Prompts, rule: Behaviour, decoding: Decoding, work: Work, kept: Prompts | None
     ) -> None:
         self.pair, self.rows, self.rule, self.decoding, self.work, self.kept = pair, rows, rule, decoding, work, kept

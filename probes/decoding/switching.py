@@ -191,7 +191,7 @@ def _shuffled_turns(other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class _Writing:
-    def __init__(  # noqa: PLR0913, PLR0917
+    def __init__(
         self, pair: ModelPair, rows: Prompts, decoding: Decoding, work: Work, rule: Behaviour | None, window: int
     ) -> None:
         self.pair, self.rows, self.decoding, self.work = pair, rows, decoding, work

@@ -48,7 +48,9 @@ def trained_routers(
     names = bank["names"]
     labels = [str(row.label) for row in rows]
     if odd := [label for label in labels if label not in names]:
-        raise UserError(f"Rows are labelled by the name of their adapter ({', '.join(names)}), and one says {odd[0]!r}.")
+        raise UserError(
+            f"Rows are labelled by the name of their adapter ({', '.join(names)}), and one says {odd[0]!r}."
+        )
     data = _Data(model, rows, [names.index(label) for label in labels])
     if fitting.rule == "even":
         return dict.fromkeys(names, iv.AdapterRouting(**bank, rule="even"))
@@ -94,9 +96,7 @@ def _each_alone(model: AdaptedModel, bank: dict[str, Any], data: _Data, fitting:
     return iv.AdapterRouting(**bank, gates=gates, rule="phatgoose", top_k=fitting.top_k)
 
 
-def _task(
-    model: AdaptedModel, bank: dict[str, Any], data: _Data, fitting: Fitting, place: int
-) -> iv.AdapterRouting:
+def _task(model: AdaptedModel, bank: dict[str, Any], data: _Data, fitting: Fitting, place: int) -> iv.AdapterRouting:
     start = iv.AdapterRouting(**bank, gates=_gates(bank, fitting), rule="mhr")
     members = [number for number, label in enumerate(data.labels) if label == place]
     if not members:
@@ -104,7 +104,7 @@ def _task(
     return _fitted(model, start, data, fitting, members, classify=False)
 
 
-def _fitted(  # noqa: PLR0913
+def _fitted(
     model: AdaptedModel, start: iv.AdapterRouting, data: _Data, fitting: Fitting, members: Sequence[int], *,
     classify: bool,
 ) -> iv.AdapterRouting:  # fmt: skip

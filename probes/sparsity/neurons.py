@@ -76,7 +76,9 @@ class SparsityCurve(ProbeResult):
                 x=part["sparsity"], y=part["control"], name=f"{name}, random neurons", mode="lines+markers",
                 line={"dash": "dot"},
             )  # fmt: skip
-        drawn.update_layout(title=self.title, xaxis_title="share of neurons off", yaxis_title="log-probability of answers")
+        drawn.update_layout(
+            title=self.title, xaxis_title="share of neurons off", yaxis_title="log-probability of answers"
+        )
         return drawn
 
     def summary(self) -> str:
@@ -105,7 +107,7 @@ class SparsityCurve(ProbeResult):
     cost="two passes to calibrate, then two per model and sparsity",
     example="--sparsities 0.5 --rule wina",
 )
-def sparsity_curve(  # noqa: PLR0913
+def sparsity_curve(
     pair: ModelPair,
     prompts: Prompts | Sequence[object],
     *,
@@ -197,7 +199,7 @@ def _thresholds(
     return np.array([[np.quantile(one, share) for one in found] for share in shares])
 
 
-def _likeness(  # noqa: PLR0913, PLR0917
+def _likeness(
     pair: ModelPair, rows: Prompts, rule: Rule, shares: Sequence[float], thresholds: dict[str, np.ndarray], seed: int
 ) -> pd.DataFrame:
     values = {role: _compared(model, rows, rule) for role, model in pair.models.items()}
@@ -227,7 +229,7 @@ def jaccard(first: Tensor, second: Tensor) -> float:
     return float(torch.where(either > 0, both / either.clamp(min=1), 1.0).mean())
 
 
-def _skill(  # noqa: PLR0913, PLR0917
+def _skill(
     pair: ModelPair, rows: Prompts, rule: Rule, shares: Sequence[float], thresholds: dict[str, np.ndarray], work: Work,
     seed: int,
 ) -> pd.DataFrame:  # fmt: skip

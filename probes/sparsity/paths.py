@@ -82,7 +82,7 @@ class LayerPaths(ProbeResult):
     cost="one pass per path of up to 800, else layers squared passes",
     example="--budget 0.7",
 )
-def layer_paths(  # noqa: PLR0913
+def layer_paths(
     pair: ModelPair,
     prompts: Prompts | Sequence[object],
     *,

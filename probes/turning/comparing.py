@@ -223,7 +223,7 @@ def ways_to_turn(  # noqa: PLR0913
 class _Report:
     """Every way on prompts that none was chosen on."""
 
-    def __init__(  # noqa: PLR0913, PLR0917
+    def __init__(
         self, pair: ModelPair, part: Part, behaviour: Behaviour, settings: DirectionOptions, work: Work,
         neutral: Prompts | None,
     ) -> None:  # fmt: skip

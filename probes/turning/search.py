@@ -37,7 +37,9 @@ PUSHES = (-1.0, -2.0)
 class Finder:
     """Finds ways on one part of the prompts; the part's own answers are known."""
 
-    def __init__(self, pair: ModelPair, part: Part, behaviour: Behaviour, settings: DirectionOptions, work: Work) -> None:
+    def __init__(
+        self, pair: ModelPair, part: Part, behaviour: Behaviour, settings: DirectionOptions, work: Work
+    ) -> None:
         self.pair, self.part, self.behaviour, self.settings, self.work = pair, part, behaviour, settings, work
         self.trier = Trier(pair, part, behaviour, settings.max_new_tokens, work)
         self.base = self.trier.own("base")

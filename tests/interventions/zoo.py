@@ -466,14 +466,20 @@ CASES: dict[str, Case] = {
     ),
     "logit_mix": Case(
         lambda m, rows: iv.LogitMix(
-            {"a": iv.Voice(small_pair(m.name)[0], 2.0, prefix=PREFIX), "b": {"model": small_pair(m.name)[1], "weight": -1.5}},
-            own=0.5, positions="all - first",
+            {
+                "a": iv.Voice(small_pair(m.name)[0], 2.0, prefix=PREFIX),
+                "b": {"model": small_pair(m.name)[1], "weight": -1.5},
+            },
+            own=0.5,
+            positions="all - first",
         ),
         _mix_dense,
     ),
     "logit_fusion": Case(
         lambda m, rows: iv.LogitFusion(
-            {"a": small_pair(m.name)[0], "b": small_pair(m.name)[0]}, small_pair(m.name)[1], {"a": 0.7, "b": -0.2},
+            {"a": small_pair(m.name)[0], "b": small_pair(m.name)[0]},
+            small_pair(m.name)[1],
+            {"a": 0.7, "b": -0.2},
             positions="all - first",
         ),
         _fusion_dense,
@@ -485,15 +491,14 @@ CASES: dict[str, Case] = {
     "cats": Case(lambda m, rows: iv.ActivationThreshold({LAYER: 0.2}, "cats"), _cats_dense, NEURONS),
     "wina": Case(
         lambda m, rows: iv.ActivationThreshold({LAYER: 0.3}, "wina", strength=0.5, positions="all - first"),
-        _wina_dense, NEURONS,
+        _wina_dense,
+        NEURONS,
     ),
     "layer_skip": Case(lambda m, rows: iv.LayerSkip([LAYER], strength=0.7, positions="all - first"), _skip_dense),
     "offset_schedule": Case(
         lambda m, rows: iv.OffsetSchedule(LAYER, noise(64), [2.0, -1.0], 2, 0.5, strength=0.5), _schedule_dense
     ),
-    "sink_handover": Case(
-        lambda m, rows: iv.SinkHandover(0.3, [(LAYER, 1), (LAYER, 2)], 0.06), _handover_dense
-    ),
+    "sink_handover": Case(lambda m, rows: iv.SinkHandover(0.3, [(LAYER, 1), (LAYER, 2)], 0.06), _handover_dense),
     "adapter_routing": Case(
         lambda m, rows: iv.AdapterRouting(
             **_bank(m), rule="meteora", bias={"a": 0.5}, strength=0.8, positions="all - first"

@@ -76,7 +76,9 @@ def test_a_base_against_itself_is_guided_nowhere() -> None:
     same = load_pair(base, base, tokenizer=tokenizer(), check=False)
     found = probes.guidance_front(same, rows(4), "length", strengths=[1.0], kept=rows(4), max_new_tokens=3)
     lines = found.table.set_index("strength")
-    assert lines.loc[1.0, "kept_kl"] == pytest.approx(0, abs=1e-6) and lines.loc[1.0, "score"] == lines.loc[0.0, "score"]
+    assert (
+        lines.loc[1.0, "kept_kl"] == pytest.approx(0, abs=1e-6) and lines.loc[1.0, "score"] == lines.loc[0.0, "score"]
+    )
     with pytest.raises(UserError, match=r"this pair has none: give weak=\[0\]"):
         probes.guidance_front(same, rows(4), "length", weak=[0.5])
 

@@ -153,7 +153,9 @@ def test_no_push_is_ordinary_decoding_and_a_push_raises_the_bag() -> None:
 
 
 def test_pplm_against_random_words() -> None:
-    found = probes.pplm(model(), ["the fox", "a dog", "the cat", "big"], ["q", "z"], sizes=[0.5], gamma=1.0, max_new_tokens=6)
+    found = probes.pplm(
+        model(), ["the fox", "a dog", "the cat", "big"], ["q", "z"], sizes=[0.5], gamma=1.0, max_new_tokens=6
+    )
     lines = found.table.set_index("size")
     assert lines.loc[0.5, "mass_after"] > lines.loc[0.5, "mass_before"] and lines.loc[0.0, "q"] == 1
     assert lines.loc[0.5, "score"] >= lines.loc[0.5, "control"] and found.figure().data

@@ -62,7 +62,9 @@ def test_a_layer_can_be_taken_out_and_chance_moves_as_much() -> None:
     with chance.recipe.applied(pair.base):
         moved = pair.base.inner.state_dict()["model.embed_tokens.weight"].clone()
     apart = float((moved - tuned["model.embed_tokens.weight"]).norm())
-    assert apart == pytest.approx(float((base["model.embed_tokens.weight"] - tuned["model.embed_tokens.weight"]).norm()), 1e-3)
+    assert apart == pytest.approx(
+        float((base["model.embed_tokens.weight"] - tuned["model.embed_tokens.weight"]).norm()), 1e-3
+    )
 
 
 def moe_rows(n: int = 100_000) -> tuple[ModelPair, list[dict[str, object]]]:
@@ -82,7 +84,10 @@ def test_the_planted_refusal_is_turned_off_in_every_way(tmp_path: Path) -> None:
     )  # fmt: skip
     lines = found.table.set_index("way")
     assert lines.loc["tuned", "residual"] > 0.9 and lines.loc["base", "residual"] == 0
-    assert lines.loc["update off", "residual"] == 0 and lines.loc["update off", "score"] > lines.loc["update off", "control"]
+    assert (
+        lines.loc["update off", "residual"] == 0
+        and lines.loc["update off", "score"] > lines.loc["update off", "control"]
+    )
     assert lines.loc["update off", "kl_base"] < 1e-3
     experts = lines.loc["experts"]
     assert experts["residual"] < 0.3 and experts["control"] < experts["score"] and experts["q"] < 0.05
