@@ -67,7 +67,7 @@ def mixed(
 def matched_amounts(
     own: Float[Tensor, "*place vocab"], experts: Sequence[Tensor], base: Tensor, sweeps: int = 2
 ) -> Float[Tensor, "*place expert"]:
-    """For each token one amount of :data:`GRID` per expert, which together move ``own`` as far as tuning moved ``base``.
+    """For each token one amount of :data:`GRID` per expert, which move ``own`` as far as tuning moved ``base``.
 
     Dynamic Logits Fusion for several experts: the sum over experts of
     (KL(fused || own) - KL(expert || base))^2 is made small, one amount after the other, ``sweeps`` times over.

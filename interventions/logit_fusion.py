@@ -114,8 +114,8 @@ class LogitFusion(Intervention):
         for name, other in {**self.experts, "base": self.base}.items():
             if isinstance(other, OtherModel):
                 raise UserError(
-                    f"The recipe names the model {name} ({other.name}) but holds no weights: load all of them and apply "
-                    "fusion.with_models(base=..., expert=...)."
+                    f"The recipe names the model {name} ({other.name}) but holds no weights: load all of them and "
+                    "apply fusion.with_models(base=..., expert=...)."
                 )
             check_words(model, other)
 

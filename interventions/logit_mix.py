@@ -1,4 +1,4 @@
-"""Next-word distributions of several voices, weighed and multiplied: products of experts, guidance, focused prefixes."""
+"""Next-word distributions of several voices, multiplied: products of experts, guidance, focused prefixes."""
 
 from __future__ import annotations
 

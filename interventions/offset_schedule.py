@@ -32,7 +32,7 @@ from workbench.typing import Tensor
 class OffsetSchedule(SiteIntervention):
     """h + strength * w(n) * vector, where n counts the tokens behind the prompt and w is a line through ``weights``.
 
-    ``weights`` are the schedule's knots, the first for the last prompt token, the next ``every`` tokens later and so on,
+    ``weights`` are the schedule's knots, the first at the last prompt token, the next ``every`` tokens on and so forth,
     with straight lines between; behind the last knot its weight stays. Before the prompt's end w is ``prompt``. Dynamic
     control over several attributes is several of these in one recipe, each with a schedule of its own.
 

@@ -23,7 +23,7 @@ class RecipeBook(Mapping[str, Recipe]):
     """Recipes by the names of their files in a folder; each is read when it is asked for.
 
     Args:
-        folder: The book's folder; by default ``$TUNESCOPE_BOOK``, else ``recipes`` in the workspace (the current folder).
+        folder: The book's folder; by default ``$TUNESCOPE_BOOK``, else ``recipes`` in the workspace (current folder).
 
     Example:
         ``recipe_from_text("0.5*formal - 0.2*verbose @generated", RecipeBook())``

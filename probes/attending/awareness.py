@@ -141,7 +141,8 @@ def context_awareness(
     with counted(pair.base, pair.tuned) as passes:
         for template, own in versions.items():
             for role, model in pair.models.items():
-                found[role, template] = scores, even = dependency(model, own, place)
+                found[role, template] = dependency(model, own, place)
+                scores = found[role, template][0]
                 parts.append(pd.DataFrame({
                     "model": role, "template": template, "prompt": range(len(scores)), "dependency": scores,
                     "dependent": scores > threshold,

@@ -38,7 +38,7 @@ class AttentionConfidence(ProbeResult):
     """How much narrower each head looks after tuning.
 
     ``table``: layer, head; ``score``, the fall of attention entropy from base to tuned (as a share of the most there
-    can be; positive: narrower) with interval; ``control``, the mean of the head's layer; ``base``, ``tuned`` (entropies,
+    can be; positive: narrower) with interval; ``control``, the mean of its layer; ``base``, ``tuned`` (entropies,
     same unit); ``moved`` (total variation distance of the two patterns); ``q`` of a change.
     """
 
@@ -67,9 +67,9 @@ class AttentionConfidence(ProbeResult):
                           for row in narrow.head(3).itertuples()) or "none"  # fmt: skip
         top = self.positions.iloc[0]
         return (
-            f"{len(narrow)} of {len(self.table)} heads look narrower after tuning: {heads}; most attention was gained by "
-            f"{top['token']!r} of prompt {top['prompt']} ({top['gain']:+.3f}); intervals over {self.resampled}; control: "
-            f"{self.control}"
+            f"{len(narrow)} of {len(self.table)} heads look narrower after tuning: {heads}; most attention went to "
+            f"{top['token']!r} of prompt {top['prompt']} ({top['gain']:+.3f}); intervals over {self.resampled}; "
+            f"control: {self.control}"
         )
 
 
@@ -78,7 +78,8 @@ class AttentionConfidence(ProbeResult):
     group="attention",
     question="Which heads became over-confident in tuning, and about which tokens?",
     papers=(
-        "Hint-Aug: Drawing Hints from Foundation Vision Transformers Towards Boosted Few-Shot Parameter-Efficient Tuning",
+        "Hint-Aug: Drawing Hints from Foundation Vision Transformers Towards Boosted Few-Shot Parameter-Efficient "
+        "Tuning",
     ),
     cost="one pass of each model per prompt, with attention patterns",
     example="--layers 0,1",

@@ -40,7 +40,7 @@ PROFILE = {"first": (0.6, 1.5), "sinks": (0.4,)}
 class AttentionTuning(ProbeResult):
     """A profile of heads, and what changing the best of them does to prompts that none was chosen on.
 
-    ``table``: layer, head; ``score``, the gain of the answer's log-probability on the choosing half at the head's better
+    ``table``: layer, head; ``score``, the gain of the answer's log-probability on the choosing half at the better
     factor, with interval; ``gamma``, that factor; ``type`` (up, down, or neutral where neither helps); ``control``, the
     mean gain of all heads at that factor; ``q`` of a gain.
     """
@@ -73,8 +73,8 @@ class AttentionTuning(ProbeResult):
         """The held-out gain beside random heads."""
         lines = self.held_out.set_index("model")
         return (
-            f"{len(self.heads)} heads at gamma {self.gamma:g}: held-out gain {lines.loc['chosen heads', 'gain']:.3f} nats "
-            f"per token (p {lines.loc['chosen heads', 'p']:.2g}), random heads "
+            f"{len(self.heads)} heads at gamma {self.gamma:g}: held-out gain {lines.loc['chosen heads', 'gain']:.3f} "
+            f"nats per token (p {lines.loc['chosen heads', 'p']:.2g}), random heads "
             f"{lines.loc['random heads', 'gain'] if 'random heads' in lines.index else float('nan'):.3f}, all heads "
             f"{lines.loc['all heads', 'gain']:.3f}; intervals over {self.resampled}; control: {self.control}"
         )

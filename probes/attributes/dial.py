@@ -44,7 +44,7 @@ DRAWS = 1_000
 class IntensityDial(ProbeResult):
     """An attribute under a dial that was calibrated on other prompts.
 
-    ``table``: dial (0 to 1), strength (of the offset, in mean norms of the site); ``score``, the attribute in the texts,
+    ``table``: dial (0 to 1), strength (of the offset, in mean norms of the site); ``score``, the attribute in texts,
     with interval; ``wanted``, where a straight line between the ends lies; ``control``, the attribute under random
     directions (at both ends; NaN between); ``perplexity`` of the texts under the plain model.
     """
@@ -99,7 +99,8 @@ class IntensityDial(ProbeResult):
         )
         return (
             f"{self.attribute} at L{self.layer}: {said} (standard deviations of plain samples); range under random "
-            f"directions {self.numbers['control'].iloc[0]:.2f}; intervals over {self.resampled}; control: {self.control}"
+            f"directions {self.numbers['control'].iloc[0]:.2f}; intervals over {self.resampled}; "
+            f"control: {self.control}"
         )
 
 

@@ -42,7 +42,7 @@ class AttributeDirections(ProbeResult):
     """Which attributes each attribute's direction moves.
 
     ``table``: steered, measured; ``score``, the change of the measured attribute's read-out at the last layer (in
-    standard deviations over texts) when the steered attribute's direction is added, with interval; ``control``, the same
+    standard deviations over texts) when the steered attribute's direction is added, with interval; ``control``, that
     for random directions of the norm; ``plain``, the same for differences of means without orthogonality; ``q`` of the
     difference from the control. Off the diagonal it is leakage.
     """
@@ -97,9 +97,9 @@ class AttributeDirections(ProbeResult):
         other = self.table[self.table["steered"] != self.table["measured"]]
         return (
             f"Each direction moves its own attribute by {own['score'].mean():.2f} and others by "
-            f"{other['score'].abs().mean():.2f} standard deviations (differences of means {other['plain'].abs().mean():.2f}"
-            f"); largest cosine of two directions {self.gram['cosine'].abs().max():.2f} (before "
-            f"{self.gram['plain'].abs().max():.2f}); intervals over {self.resampled}; control: {self.control}"
+            f"{other['score'].abs().mean():.2f} standard deviations (differences of means "
+            f"{other['plain'].abs().mean():.2f}); largest cosine of two directions {self.gram['cosine'].abs().max():.2f} "
+            f"(before {self.gram['plain'].abs().max():.2f}); intervals over {self.resampled}; control: {self.control}"
         )
 
 
@@ -180,7 +180,8 @@ def attribute_directions(  # noqa: PLR0913
             ),
         ),
         gram=_gram(attributes, vectors, plain), readout=readout.accuracy(attributes, data[1]), layer=place,
-        attributes=list(attributes), vectors=vectors * size, resampled=units_of(parts[1].clusters).replace("prompts", "texts"),
+        attributes=list(attributes), vectors=vectors * size,
+        resampled=units_of(parts[1].clusters).replace("prompts", "texts"),
     )  # fmt: skip
 
 

@@ -62,8 +62,8 @@ class FocusedPrefix(ProbeResult):
         """What was asked for, and what leaked, at the highest alpha."""
         top = self.table[self.table["alpha"] == self.table["alpha"].max()]
         said = ", ".join(
-            f"{row.behaviour}{'' if row.wanted else ' (not asked for)'} {row.score:.2g} [{row.low:.2g}, {row.high:.2g}] "
-            f"(plain prefix {row.control:.2g}, none {row.plain:.2g})"
+            f"{row.behaviour}{'' if row.wanted else ' (not asked for)'} {row.score:.2g} "
+            f"[{row.low:.2g}, {row.high:.2g}] (plain prefix {row.control:.2g}, none {row.plain:.2g})"
             for row in top.itertuples()
         )
         return f"alpha {top['alpha'].iloc[0]:g}: {said}; intervals over {self.resampled}; control: {self.control}"

@@ -42,7 +42,7 @@ COMPOSED = 24
 class RoutingMap(ProbeResult):
     """Which adapter works where, and how well the router serves.
 
-    ``table``: layer, module, adapter, domain; ``score``, the adapter's mean weight on the domain's tokens with interval;
+    ``table``: layer, module, adapter, domain; ``score``, the adapter's mean weight on its tokens, with interval;
     ``control``, its weight under a random router; ``q`` of the difference.
     """
 
@@ -77,9 +77,9 @@ class RoutingMap(ProbeResult):
             for name in ("none", "routed", "random", "even", "oracle")
         )
         return (
-            f"Adapters get {own:.0%} of the weight on their own domain (even {1 / len(self.adapters):.0%}); in composite "
-            f"prompts {self.composite['share'].mean():.0%} of tokens go to the segment's adapter; answers: {said}; "
-            f"intervals over {self.resampled}; control: {self.control}"
+            f"Adapters get {own:.0%} of the weight on their own domain (even {1 / len(self.adapters):.0%}); in "
+            f"composite prompts {self.composite['share'].mean():.0%} of tokens go to the segment's adapter; "
+            f"answers: {said}; intervals over {self.resampled}; control: {self.control}"
         )
 
 

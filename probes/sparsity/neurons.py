@@ -153,7 +153,8 @@ def sparsity_curve(
         control="firing neurons at other tokens of the same prompt; for answers, as many random neurons off",
         provenance=Provenance.of(
             "sparsity_curve", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, settings=asked(None, rule=rule, sparsities=sparsities, batch_size=batch_size),
+            forward_passes=passes.forward,
+            settings=asked(None, rule=rule, sparsities=sparsities, batch_size=batch_size),
         ),
         skill=skill, rule=rule, resampled=units_of(reported.clusters),
     )  # fmt: skip

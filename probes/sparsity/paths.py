@@ -39,9 +39,9 @@ MOST = 800
 class LayerPaths(ProbeResult):
     """What the best path of each sample does, against fixed paths and a trained router.
 
-    ``table``: router (all tuned, all base, oracle, fixed, trained, random); ``score``, the log-probability of the answer
-    per token, with interval; ``control``, the score of random paths of the oracle's costs; ``regret`` (the oracle's
-    score minus this one, with regret_low, regret_high); ``cost`` (mean over samples); ``q`` of the difference from the
+    ``table``: router (all tuned, all base, oracle, fixed, trained, random); ``score``, the log-probability of the
+    answer per token, with interval; ``control``, the score of random paths of the oracle's costs; ``regret`` (the
+    oracle's score minus this one, with regret_low, regret_high); ``cost`` (mean over samples); ``q`` of the difference from the
     control.
     """
 

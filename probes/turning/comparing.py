@@ -310,7 +310,8 @@ def _told(way: Way) -> str:
     """What a way acts on, in words."""
     match way.name:
         case "direction":
-            return f"a direction at L{way.settings['layers'][0]}-L{way.settings['layers'][-1]}, {way.settings['positions']}"
+            first, last = way.settings["layers"][0], way.settings["layers"][-1]
+            return f"a direction at L{first}-L{last}, {way.settings['positions']}"
         case "steered away":
             return f"an offset at L{way.settings['layer']}, strength {way.settings['strength']:g}"
         case "layers":

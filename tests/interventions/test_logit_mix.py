@@ -122,7 +122,7 @@ def test_what_cannot_be_mixed_is_a_sentence() -> None:
         iv.Recipe([iv.LogitMix({"t": iv.Voice(other, adapter_scale=0.5)})]).check(running)
     with pytest.raises(UserError, match="Unknown expert"):
         iv.LogitFusion({"a": other}, running, {"b": 1.0})
-    with pytest.raises(UserError, match="is 2 tokens|tokens to this model"):
+    with pytest.raises(UserError, match="tokens to this model"):
         iv.Recipe([iv.TokenRules(biases={"zebra xylophone": 1.0})]).check(running)
 
 

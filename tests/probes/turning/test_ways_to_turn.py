@@ -114,7 +114,7 @@ def test_base_against_itself_and_unknown_ways_are_refused() -> None:
 def calls_of_ways_to_turn() -> Calls:
     pair, rows = moe_rows()
     given = {
-        "behaviour": "begins:sorry", "ways": ["experts", "layers"], "neutral": Prompts.of(["a b c", "d e f"]), "limit": 8,
-        "max_new_tokens": 3, "candidates": 2, "controls": 11, "batch_size": 3, "seed": 3,
+        "behaviour": "begins:sorry", "ways": ["experts", "layers"], "neutral": Prompts.of(["a b c", "d e f"]),
+        "limit": 8, "max_new_tokens": 3, "candidates": 2, "controls": 11, "batch_size": 3, "seed": 3,
     }  # fmt: skip
     return Calls([{"pair": pair, "prompts": Prompts.of(rows), **given}])
