@@ -98,7 +98,7 @@ class AttributeDirections(ProbeResult):
         return (
             f"Each direction moves its own attribute by {own['score'].mean():.2f} and others by "
             f"{other['score'].abs().mean():.2f} standard deviations (differences of means "
-            f"{other['plain'].abs().mean():.2f}); largest cosine of two directions {self.gram['cosine'].abs().max():.2f} "
+            f"{other['plain'].abs().mean():.2f}); largest cosine of two {self.gram['cosine'].abs().max():.2f} "
             f"(before {self.gram['plain'].abs().max():.2f}); intervals over {self.resampled}; control: {self.control}"
         )
 

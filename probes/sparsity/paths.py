@@ -41,8 +41,8 @@ class LayerPaths(ProbeResult):
 
     ``table``: router (all tuned, all base, oracle, fixed, trained, random); ``score``, the log-probability of the
     answer per token, with interval; ``control``, the score of random paths of the oracle's costs; ``regret`` (the
-    oracle's score minus this one, with regret_low, regret_high); ``cost`` (mean over samples); ``q`` of the difference from the
-    control.
+    oracle's score minus this one, with regret_low, regret_high); ``cost`` (mean over samples); ``q`` of the difference
+    from the control.
     """
 
     use: pd.DataFrame
