@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from workbench.engine.layered import laid
 from workbench.engine.sites import Site, expand_sites, resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import UserError
+from workbench.models.adapter_layers import acting_state
 from workbench.models.generation_settings import neutralised
 from workbench.models.token_rows import check_ids, check_tensor, embedding_rows
 from workbench.prompts.collection import Prompts
@@ -61,7 +63,7 @@ class AdaptedModel:
         self.role: Role = role
         self._switch = switch
         self._identify = identify
-        self._identity: ModelIdentity | None = None
+        self._identity: tuple[Any, ModelIdentity] | None = None
         self.stored_as = stored_as
         """How its weights are quantized where they are stored (``GGUF Q4_1``); None: they are not."""
         self.template = template
@@ -140,15 +142,19 @@ class AdaptedModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Hashes of weights, adapter and tokenizer; computed once, when first asked for."""
-        if self._identity is None:
-            if self._identify is None:
-                from workbench.models.identity import identify
+        """Hashes of weights, adapter and tokenizer; computed when first asked for, and again for other adapters.
 
-                self._identity = identify(self.hf, self.tokenizer, name=self.name)
-            else:
-                self._identity = self._identify()
-        return self._identity
+        Inside a context it stays what it was before.
+        """
+        if self._identity is not None and self.hub.holdings:
+            return self._identity[1]
+        state = acting_state(self.hf, base=self.role == "base")
+        if self._identity is None or self._identity[0] != state:
+            from workbench.models.identity import identify
+
+            of = self._identify or partial(identify, self.hf, self.tokenizer, name=self.name)
+            self._identity = state, of()
+        return self._identity[1]
 
     @property
     def n_hooks(self) -> int:
