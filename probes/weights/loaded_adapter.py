@@ -10,7 +10,7 @@ from probes.weights.naming import Layout, key_of, place_of
 from probes.weights.stored_adapter import Factors
 from workbench.errors import UserError
 from workbench.models import weight_changes
-from workbench.models.adapter_layers import adapter_layers
+from workbench.models.adapter_layers import acting_adapters, adapter_layers
 from workbench.models.quantized import Reader, weight_readers
 from workbench.typing import Tensor
 
@@ -78,7 +78,7 @@ def _replaced_modules(model: Any) -> dict[str, Reader]:
     found: dict[str, Reader] = {}
     for name, module in model.get_base_model().named_modules():
         if (where := copies.get(type(module))) is not None:
-            for adapter in weight_changes.acting_adapters(module)[:1]:
+            for adapter in acting_adapters(module)[:1]:
                 for inner, parameter in getattr(module, where)[adapter].named_parameters():
                     found[key_of(f"{name}.{inner}")] = partial(_same, parameter.detach())
     return found

@@ -32,6 +32,12 @@ def adapter_layers(model: nn.Module) -> Iterator[Any]:
             yield module
 
 
+def acting_adapters(layer: Any) -> list[str]:
+    """The active adapters that one adapter layer has, in their order: what its forward pass adds while it is on."""
+    own = layer._get_available_adapters()
+    return [name for name in layer.active_adapters if name in own]
+
+
 def acting_state(model: nn.Module, *, base: bool = False) -> tuple[Any, ...]:
     """What PEFT's own switches have set: active and merged adapters and scalings, layer by layer.
 

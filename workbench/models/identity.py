@@ -17,7 +17,7 @@ import torch
 from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints
 from workbench.models.adapter_fit import loaded_by_peft
-from workbench.models.adapter_layers import base_tensors, own_scaling
+from workbench.models.adapter_layers import acting_adapters, base_tensors, own_scaling
 from workbench.models.digests import combined, digest, hash_text
 from workbench.models.quantized import quantized_parts
 from workbench.models.sources import Source, describe
@@ -144,7 +144,9 @@ def adapter_hash(adapter: Any, name: str | None = None) -> str:
         return _adapter_hash(_stored_settings(Path(adapter)), _stored_adapter(Path(adapter)))
     from peft.utils import get_peft_model_state_dict
 
+    odd = {} if name is not None else _odd_layers(adapter)
     chosen = [name] if name is not None else list(adapter.active_adapters)
+    chosen += sorted({one for acting in odd.values() for one in acting} - set(chosen))
     parts = [
         _adapter_hash(
             adapter.peft_config[one].to_dict() | _rescaled(adapter, one),
@@ -152,7 +154,19 @@ def adapter_hash(adapter: Any, name: str | None = None) -> str:
         )
         for one in chosen
     ]
+    parts += [json.dumps(odd, sort_keys=True)] if odd else []
     return parts[0] if len(parts) == 1 else hash_text("\n".join(parts))
+
+
+def _odd_layers(model: Any) -> dict[str, list[str]]:
+    """Layers in which other adapters act than the model's active ones (PEFT switches single layers too)."""
+    odd = {}
+    for path, layer in model.named_modules():
+        if hasattr(layer, "_get_available_adapters") and hasattr(layer, "active_adapters") and layer is not model:
+            acting, own = acting_adapters(layer), layer._get_available_adapters()
+            if acting != [one for one in model.active_adapters if one in own]:
+                odd[path] = acting
+    return odd
 
 
 def _rescaled(model: Any, adapter: str) -> dict[str, Any]:
