@@ -102,6 +102,7 @@ class AdaptedModel:
             "vocabulary": self.vocab_size,
             "weights": f"{self.dtype} on {self.device}".removeprefix("torch."),
             **({} if self.stored_as is None else {"stored as": self.stored_as}),
+            **({"withheld": ", ".join(self.withheld)} if self.withheld else {}),
         }
 
     def _repr_html_(self) -> str:
@@ -180,8 +181,8 @@ class AdaptedModel:
 
     @property
     def withheld(self) -> dict[str, str]:
-        """Kinds of site that could not be proved for this model at load, each with the reason."""
-        return dict(self.hub.withheld)
+        """Kinds of site that could not be proved for this model at load, in all or some layers, with the reason."""
+        return self.hub.withheld.by_kind()
 
     @contextmanager
     def active(self) -> Iterator[Any]:

@@ -146,12 +146,12 @@ def weight_files(folder: Path, *, adapter: bool = False) -> list[Path]:
 
 def check_whole(tensors: Mapping[str, StoredTensor], where: str) -> None:
     """Raises UserError for tensors that were saved empty, or under the names of a wrapper that no loader undoes."""
-    empty = [name for name, tensor in tensors.items() if 0 in tensor.shape]
+    empty = [name for name, tensor in tensors.items() if _is_empty(tensor)]
     if empty:
         shape = list(tensors[empty[0]].shape)
         raise UserError(
-            f"{where} holds {len(empty)} empty tensors ({empty[0]}, shape {shape}): it was saved under DeepSpeed ZeRO-3 or "
-            "FSDP without gathering the shards; gather them when saving (stage3_gather_16bit_weights_on_model_save, "
+            f"{where} holds {len(empty)} empty tensors ({empty[0]}, shape {shape}): it was saved under DeepSpeed ZeRO-3 "
+            "or FSDP without gathering the shards; gather them when saving (stage3_gather_16bit_weights_on_model_save, "
             "or zero_to_fp32.py on the training checkpoint) and give that."
         )
     for name in tensors:
@@ -166,6 +166,10 @@ def check_whole(tensors: Mapping[str, StoredTensor], where: str) -> None:
                     f"The tensors of {where} carry the adapter's name {factor['adapter']!r} ({name}), as a state dict "
                     "does: save the adapter with PEFT's save_pretrained and give that."
                 )
+
+
+def _is_empty(tensor: StoredTensor) -> bool:
+    return tensor.shape == (0,) or (0 in tensor.shape and tensor.name.endswith((".weight", ".bias")))
 
 
 def packed_tensor(tensors: Mapping[str, StoredTensor]) -> str | None:
