@@ -150,8 +150,9 @@ def check_whole(tensors: Mapping[str, StoredTensor], where: str) -> None:
     if empty:
         shape = list(tensors[empty[0]].shape)
         raise UserError(
-            f"{where} holds {len(empty)} empty tensors ({empty[0]}, shape {shape}): it was saved under DeepSpeed ZeRO-3 "
-            "or FSDP without gathering the shards; gather them when saving (stage3_gather_16bit_weights_on_model_save, "
+            f"{where} holds {len(empty)} empty tensors ({empty[0]}, shape {shape}): it was saved under DeepSpeed "
+            "ZeRO-3 or FSDP without gathering the shards; gather them when saving "
+            "(stage3_gather_16bit_weights_on_model_save, "
             "or zero_to_fp32.py on the training checkpoint) and give that."
         )
     for name in tensors:
