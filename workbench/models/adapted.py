@@ -15,7 +15,6 @@ from workbench.engine.hub import Hub, SiteHook, StopForward, hub_of, missing_sit
 from workbench.engine.layered import laid
 from workbench.engine.sites import Site, expand_sites, resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
-from workbench.errors import UserError
 from workbench.models.adapter_layers import acting_state
 from workbench.models.generation_settings import neutralised
 from workbench.models.token_rows import check_ids, check_tensor, embedding_rows
@@ -232,8 +231,6 @@ class AdaptedModel:
         it is); the template is applied once. Raises :class:`UserError` for a prompt longer than the
         context, or with a token that this model has no embedding row for.
         """
-        if self.tokenizer is None:
-            raise UserError("This model has no tokenizer: load it with one, or pass token ids (Encoded).")
         ids = encode(prompts, self.tokenizer, self.max_positions)
         check_ids(ids, {self.role: self})
         return pad_left(ids, pad_id(self.tokenizer)).to(self.device)
@@ -330,7 +327,7 @@ class AdaptedModel:
 
 def pad_id(tokenizer: Any) -> int:
     """The id that padding is written with: the pad token's, or the end-of-text token's, or 0."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
+    for candidate in () if tokenizer is None else (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
-    raise AssertionError
+    return 0
