@@ -29,6 +29,7 @@ from probes.deltas import activation_delta as activation_delta
 from probes.desiderata.boxes import box_desiderata as box_desiderata
 from probes.desiderata.boxes import box_prompts as box_prompts
 from probes.desiderata.result import ComponentMasking as ComponentMasking
+from probes.dictionaries.result import TuningDictionary as TuningDictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
 from probes.experts.counting import Excluded
@@ -37,6 +38,7 @@ from probes.experts.mapping import ExpertMap as ExpertMap
 from probes.experts.switching import Behaviour as _Behaviour
 from probes.experts.switching import Mode
 from probes.experts.switching import SwitchingCurve as SwitchingCurve
+from probes.gates.fitting import GateFit as GateFit
 from probes.grafting.overlap import MaskOverlap as MaskOverlap
 from probes.grafting.overlap import mask_overlap as mask_overlap
 from probes.grafting.regions import Level
@@ -44,6 +46,8 @@ from probes.grafting.result import GraftResult as GraftResult
 from probes.grafting.search import Method
 from probes.head_writes import HeadWords as HeadWords
 from probes.head_writes import head_words as head_words
+from probes.influence.result import RowInfluence as RowInfluence
+from probes.influence.retraining import Retraining as Retraining
 from probes.knob.find import Setup as KnobSetup
 from probes.knob.find import find_knob as find_knob
 from probes.knob.result import Knob as Knob
@@ -108,6 +112,7 @@ __all__ = [
     "DirectionOptions",
     "ExpertMap",
     "FoundDirection",
+    "GateFit",
     "GraftResult",
     "HeadProbe",
     "HeadSelection",
@@ -128,13 +133,16 @@ __all__ = [
     "ProbabilityMovement",
     "ProbeResult",
     "Provenance",
+    "Retraining",
     "RetrievalHeads",
+    "RowInfluence",
     "SelectionTrial",
     "SeriesCurve",
     "SeriesProfile",
     "SparseComposition",
     "SwitchingCurve",
     "TokenShift",
+    "TuningDictionary",
     "UpdateAnatomy",
     "WeightDelta",
     "activation_delta",
@@ -295,6 +303,7 @@ def graft(
     method: Method | str = "optimised",
     level: Level | str = "entries",
     sparsity: Annotated[float, Within(1e-12, 1)] = 0.001,
+    answer_tokens: Literal["first", "all"] | str = "first",
     ood: Annotated[Any, As("prompts")] = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -362,8 +371,11 @@ def patching(
     positions: str | int | Sequence[int] | None = None,
     layers: Any = None,
     inputs: Literal["source", "target"] = "source",
-    method: Literal["exact", "attribution", "ig"] = "exact",
+    method: Literal["auto", "exact", "attribution", "ig"] = "auto",
+    exact: bool = False,
+    answer_tokens: Literal["first", "all"] = "first",
     confirm: float = 0.1,
+    confirm_others: float = 0.02,
     ig_steps: int = 5,
     normalise: bool = True,
     only_correct: bool = False,
@@ -377,7 +389,7 @@ def patching(
 ) -> Patching:
     """Put activations of the source run into the target run, one cell at a time, and measure the last position.
 
-    Options: :class:`probes.patches.patching.PatchOptions`.
+    Options: :class:`probes.patches.settings.PatchOptions`.
     """
 
 def path_patching(

@@ -15,11 +15,11 @@ import probes
 from probes.random_recipes import stand_ins
 from probes.results import ProbeResult
 from tests.cuda.place import DEVICE, close, models_moved, same_frames, tensors_of
-from tests.probes import test_provenance as calls
+from tests.probes import provenance as calls
 from tests.tiny import tiny_model
 from workbench.models.pair import load_pair
 
-NAMES = [name for name in probes.__all__ if calls.returns_a_result(name)]
+NAMES = calls.probes_with_results()
 
 
 @cache
@@ -28,7 +28,7 @@ def expected(name: str) -> list[Any]:
 
 
 def results(name: str) -> list[Any]:
-    return [getattr(probes, name)(**given) for given in getattr(calls, f"of_{name}")().given]
+    return [getattr(probes, name)(**given) for given in calls.calls_of(name).given]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft.*")

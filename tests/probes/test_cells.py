@@ -11,7 +11,7 @@ import pytest
 import probes
 from probes.cells import columns_of, mean_of_others, random_others
 from probes.headlines import beside, headlines
-from tests.probes.test_provenance import pair, rows
+from tests.probes.provenance import pair, rows
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair

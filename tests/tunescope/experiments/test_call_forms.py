@@ -9,13 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 import probes
-from tests.probes import test_provenance as calls
+from probes.asked import plain
+from tests.probes.provenance import calls_of, homes
 from tunescope.cli.app import app
 from tunescope.experiments.call_forms import call_forms, method_of, options_of_result, step_of
 from tunescope.experiments.method_steps import PREFIX, step_type
 from workbench.errors import NotSupported
-from workbench.method_index import index
-from workbench.methods import Method, all_methods
+from workbench.method_index import all_methods, index
+from workbench.methods import Method
 from workbench.results import Provenance
 
 PROBES = sorted({entry.function for entry in index().entries if entry.kind == "probe"})
@@ -23,25 +24,25 @@ PROBES = sorted({entry.function for entry in index().entries if entry.kind == "p
 
 def test_every_registered_probe_is_called_by_the_provenance_test() -> None:
     """So that none can be forgotten: the calls there are what the round trip below is made of."""
-    assert {f"of_{function}" for function in PROBES} <= set(vars(calls))
+    assert set(PROBES) <= set(homes())
 
 
 @pytest.mark.parametrize("function", PROBES)
 def test_a_result_becomes_the_step_that_makes_it(function: str) -> None:
-    given = getattr(calls, f"of_{function}")().given[0]
+    given = calls_of(function).given[0]
     result = getattr(probes, function)(**given)
     method = method_of(result.provenance)
     said = options_of_result(result.provenance)
     for name, value in given.items():
         option = method.option(name)
-        if option is not None and option.kind != "python" and calls.plain(value) != calls.plain(option.default):
-            wanted = value.name if option.kind == "behaviour" and hasattr(value, "name") else calls.plain(value)
+        if option is not None and option.kind != "python" and plain(value) != plain(option.default):
+            wanted = value.name if option.kind == "behaviour" and hasattr(value, "name") else plain(value)
             assert name in said and said[name] == wanted, name
     step = step_type(method.name).model_validate({**_missing(method, given), **step_of(result.provenance)})
     again = step.settings()
     for name in said:
         if name in type(step).model_fields and name in step_of(result.provenance):
-            assert calls.plain(again[name]) in (said[name], [said[name]])
+            assert plain(again[name]) in (said[name], [said[name]])
     forms = call_forms(result.provenance)
     compile(forms.python, "call", "exec")
     assert f"{PREFIX}{method.name}" in forms.yaml and shlex.split(forms.command)[2] == method.name

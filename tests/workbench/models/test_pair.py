@@ -16,6 +16,7 @@ from tests.workbench.models.conftest import SaveAdapter
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import ModelBusy, UserError
+from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_one, load_pair
 
 IDS = token_batch()
@@ -249,3 +250,9 @@ def test_loaded_models_without_a_tokenizer_read_token_ids_alone() -> None:
     for given in (["a text"], [{"messages": [{"role": "user", "content": "hi"}]}]):
         with pytest.raises(UserError, match=r"came without a tokenizer: load them with tokenizer="):
             pair.tuned.generate(given)
+
+
+def test_a_forward_pass_takes_prompts_as_they_are() -> None:
+    model = AdaptedModel(tiny_model("llama"), tokenizer(), name="tiny")
+    rows = ["the quick brown fox", "jumps"]
+    assert torch.equal(model.forward(rows), model.forward(model.encode(rows)))

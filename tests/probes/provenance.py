@@ -1,0 +1,97 @@
+"""Calls of probes for the tests that run over the registry: provenance, and the round trip result -> step -> call.
+
+A method's own test file says them, as ``calls_of_<function>() -> Calls`` at the top level of any file in tests/probes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import probes
+from probes.results import ProbeResult
+from tests.tiny import tiny_model, tokenizer, tuned_copy
+from workbench.method_index import index
+from workbench.models.pair import ModelPair, load_pair
+from workbench.prompts import Prompts
+from workbench.recording.record_pair import record
+from workbench.recording.recording import Recording
+
+RUN = {"batch_size": 3, "max_tokens": 64, "draws": 50, "seed": 3}
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Calls that between them give every argument another value than its default; ``options`` is what the probe's
+    ``**options`` are read into."""
+
+    given: list[dict[str, Any]]
+    options: type | None = None
+
+    def arguments(self, probe: Callable[..., Any]) -> dict[str, Any]:
+        """The arguments and options of ``probe`` with their defaults, without those that change no number."""
+        found: dict[str, Any] = {}
+        for one in inspect.signature(probe).parameters.values():
+            if one.kind is not inspect.Parameter.VAR_KEYWORD:
+                found[one.name] = one.default
+                continue
+            assert self.options is not None, f"say what the {one.name} of {probe.__name__} are read into"
+            found |= {field.name: field.default for field in dataclasses.fields(self.options)}
+        return {name: default for name, default in found.items() if name not in ("progress", "device")}
+
+
+def pair(family: str = "llama") -> ModelPair:
+    base = tiny_model(family)
+    return load_pair(base, tuned_copy(base, size=0.1), tokenizer=tokenizer(), check=False)
+
+
+def rows(n: int = 8, first: str = "the") -> Prompts:
+    """Pairs of prompts in groups, of one length."""
+    return Prompts.of([
+        {"prompt": f"{first} {'xyzq'[i % 4]} {'abcd'[i // 4]}", "contrast": f"{first} {'qxyz'[i % 4]} {'abcd'[i // 4]}",
+         "answer": " fox", "distractor": " dog", "label": i % 2 == 0, "group": f"g{i // 2}"}
+        for i in range(n)
+    ])  # fmt: skip
+
+
+def recording(site: str, **options: Any) -> Recording:
+    return record(pair(), rows(12), [site], positions="last", **options)
+
+
+@cache
+def homes() -> dict[str, str]:
+    """Function -> the module of tests/probes that says its calls."""
+    root = Path(__file__).parent
+    return {
+        name: ".".join(("tests", "probes", *path.relative_to(root).with_suffix("").parts))
+        for path in sorted(root.rglob("*.py"))
+        for name in re.findall(r"^def calls_of_(\w+)\(", path.read_text(), re.MULTILINE)
+    }
+
+
+def calls_of(function: str) -> Calls:
+    """The calls of the public function of that name."""
+    assert function in homes(), f"no file in tests/probes defines calls_of_{function}()"
+    calls: Calls = getattr(import_module(homes()[function]), f"calls_of_{function}")()
+    return calls
+
+
+def probes_with_results() -> list[str]:
+    """The public functions of ``probes`` that return a probe's result."""
+    return sorted(name for name in {*probes.__all__, *index().functions("probes")} if _returns_a_result(name))
+
+
+def _returns_a_result(name: str) -> bool:
+    function = getattr(probes, name)
+    returned = getattr(function, "__annotations__", {}).get("return") if inspect.isfunction(function) else None
+    if isinstance(returned, str):
+        returned = getattr(sys.modules[function.__module__], returned, None)
+    return isinstance(returned, type) and issubclass(returned, ProbeResult)
