@@ -64,6 +64,10 @@ class Intervention(ABC):
     def scaled(self: _Same, factor: Number) -> _Same:
         """The same with ``factor`` times the strength; 0 leaves the model as it is."""
 
+    def stand_ins(self: _Same, model: AdaptedModel, draws: int, seed: int) -> list[_Same] | None:  # noqa: ARG002
+        """``draws`` random ones that differ from this in what was chosen and in nothing else; None: there are none."""
+        return None
+
     def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(settings as plain JSON values, tensors they refer to by name)."""
         return pack({one.name: getattr(self, one.name) for one in fields(self)}, self.scopes)  # type: ignore[arg-type]

@@ -14,9 +14,9 @@ import pytest
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench import method_index
 from workbench.errors import UserError
-from workbench.method_index import index, load_method
+from workbench.method_index import all_methods, index, load_method
 from workbench.method_options import options_of
-from workbench.methods import all_methods, method
+from workbench.methods import method
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "tests" / "plugin"
