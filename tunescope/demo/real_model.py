@@ -83,14 +83,23 @@ def tell_real(
 
 
 def by_turns(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """About ``count`` rows: whole groups, the labels taking turns, so that each has as many."""
-    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    """``count`` rows, the labels taking turns, and of each label the groups: as many groups as there can be, which are
+    what intervals and q-values count."""
+    queues: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        groups.setdefault(str(row["label"]), {}).setdefault(str(row["group"]), []).append(row)
-    queues = [list(by_group.values()) for by_group in groups.values()]
-    found: list[dict[str, Any]] = []
-    for turn in range(max(map(len, queues), default=0)):
-        for queue in queues:
-            if turn < len(queue) and len(found) < count:
-                found += queue[turn]
-    return found
+        queues.setdefault(str(row["label"]), {}).setdefault(str(row["group"]), []).append(row)
+    by_label = [_one_of_each(list(groups.values())) for groups in queues.values()]
+    longest = max(map(len, by_label), default=0)
+    turns = [queue[turn] for turn in range(longest) for queue in by_label if turn < len(queue)]
+    return turns[:count]
+
+
+def _one_of_each(groups: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of all groups, the groups taking turns; each group begins with another wording."""
+    longest = max(map(len, groups), default=0)
+    return [
+        group[(turn + number) % len(group)]
+        for turn in range(longest)
+        for number, group in enumerate(groups)
+        if turn < len(group)
+    ]

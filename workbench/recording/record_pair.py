@@ -69,9 +69,9 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     models read prompt and continuation; ``index["phase"]`` tells them apart. ``shard_bytes``: size
     of a stored shard, and how much a killed run loses at most. ``backend``: "hooks", "nnsight" (the same sites read
     by traces) or "ndif" (traces run by the remote service; :mod:`workbench.recording.traced`).
-    ``batch_size="auto"`` is chosen from free memory and from what is recorded of a prompt (sites x layers x tokens) and
-    halved where a GPU's runs out all the same. ``executor="ray"`` shares the prompts out over ``workers`` processes of a
-    Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
+    ``batch_size="auto"`` is chosen from free memory and from what is recorded of a prompt (sites x layers x tokens),
+    and is halved where a GPU's runs out all the same. ``executor="ray"`` shares the prompts out over ``workers``
+    processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
     :mod:`workbench.recording.distributed`.
 
     Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, a

