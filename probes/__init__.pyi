@@ -37,6 +37,7 @@ from probes.experts.mapping import ExpertMap as ExpertMap
 from probes.experts.switching import Behaviour as _Behaviour
 from probes.experts.switching import Mode
 from probes.experts.switching import SwitchingCurve as SwitchingCurve
+from probes.gates.fitting import GateFit as GateFit
 from probes.grafting.overlap import MaskOverlap as MaskOverlap
 from probes.grafting.overlap import mask_overlap as mask_overlap
 from probes.grafting.regions import Level
@@ -108,6 +109,7 @@ __all__ = [
     "DirectionOptions",
     "ExpertMap",
     "FoundDirection",
+    "GateFit",
     "GraftResult",
     "HeadProbe",
     "HeadSelection",

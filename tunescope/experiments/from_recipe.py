@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from tunescope.experiments.inline import RecipeSpec, spec_of
+from interventions.gate import Gate
+from tunescope.experiments.derived_interventions import class_of
+from tunescope.experiments.inline import WRITTEN, RecipeSpec, spec_of
 from workbench.engine.positions import Where
 from workbench.errors import NotSupported, UserError
 from workbench.typing import Tensor
@@ -32,12 +34,14 @@ def recipe_spec(recipe: Recipe) -> RecipeSpec:
 
 
 def _written(intervention: Any) -> Any:
-    kind = intervention.kind
+    kind = type(intervention).__name__
     refused = NotSupported(f"{kind} cannot be written out as it is: save the recipe and name the file.")
     try:
         spec = spec_of(kind)
     except UserError as error:
         raise refused from error
+    if kind not in WRITTEN and class_of(kind) is not type(intervention):
+        raise refused
     defaults = {field.name: field.default for field in fields(intervention)}
     held = {name: getattr(intervention, name) for name in defaults}
     values = {name: _plain(value, kind) for name, value in held.items() if value is not None}
@@ -51,6 +55,10 @@ def _plain(value: Any, kind: str) -> Any:
     """Tensors as lists of numbers, positions as they are written."""
     if isinstance(value, Tensor):
         return value.detach().cpu().tolist()
+    if isinstance(value, Gate):
+        settings = {field.name: _plain(getattr(value, field.name), kind) for field in fields(value)}
+        defaults = {field.name: field.default for field in fields(value)}
+        return {name: setting for name, setting in settings.items() if setting != defaults[name]}
     if isinstance(value, Where):
         if (value.tokens, value.exclude, value.rows) != (None, None, None):
             raise NotSupported(f"{kind} is limited to tokens or rows, which the file cannot say: save the recipe.")
