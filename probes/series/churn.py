@@ -14,7 +14,7 @@ from scipy.stats import hypergeom
 
 from probes.asked import asked
 from probes.results import ProbeResult, Provenance
-from probes.selection_scores.scores import top_mask
+from interventions.weightspace.selection_scores import top_mask
 from probes.series.members import difference, members_of
 from probes.weights.naming import place_of
 from probes.weights.sources import Opened

@@ -9,8 +9,9 @@ import torch
 
 import probes
 from probes.results import ProbeResult
-from probes.selection_scores.evidence import Evidence, gather
-from probes.selection_scores.scores import SCORES, half_of_tensors, top_mask
+from interventions.weightspace.selection_scores import Evidence
+from probes.selection_scores.evidence import gather
+from interventions.weightspace.selection_scores import SCORES, half_of_tensors, top_mask
 from tests.probes.grafting.test_graft import ANIMALS, full_pair, task
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair
