@@ -20,7 +20,7 @@ FACTS = Prompts.of([
     {"prompt": f"the {word} is", "answer": answer}
     for word, answer in zip("abcdefgh", (" fox", " dog", " fox", " over", " dog", " quick", " lazy", " fox"), strict=True)
 ])  # fmt: skip
-PARAPHRASES = Prompts.of([{"prompt": f"over the {row.prompt}", "answer": row.answer} for row in FACTS])
+PARAPHRASES = Prompts.of([{"prompt": row.prompt, "answer": row.answer} for row in FACTS])
 LOCAL = Prompts.of([f"lazy {word} jumps" for word in "mnopqrst"])
 
 
