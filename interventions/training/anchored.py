@@ -50,7 +50,7 @@ def anchored_finetune(
     schedule: Schedule | None = None,
     progress: Progress | None = None,
 ) -> AnchoredTuning:
-    """Train the matrices inside the layers on each row's ``answer`` plus ``anchor`` times the KL from the base, in place.
+    """Train the matrices inside the layers, in place: the ``answer`` of each row, plus ``anchor`` times the KL.
 
     ``anchor=0, reweight=False`` is plain fine-tuning with the same log of the KL: the comparison.
 

@@ -120,7 +120,9 @@ def masks_of(model: AdaptedModel, mask: Mapping[str, Tensor]) -> Masks:
             made[name] = where.cpu()
             continue
         if where.numel() and int(where.max()) >= parameter.numel():
-            raise UserError(f"The mask names entry {int(where.max())} of {name}, which has {parameter.numel()} entries.")
+            raise UserError(
+                f"The mask names entry {int(where.max())} of {name}, which has {parameter.numel()} entries."
+            )
         flat = torch.zeros(parameter.numel(), dtype=torch.bool)
         flat[where.cpu()] = True
         made[name] = flat.view(parameter.shape)

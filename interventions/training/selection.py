@@ -1,4 +1,4 @@
-"""Which entries a masked fine-tuning trains, said before it starts: by a score, at random, half, or by a cost budget."""
+"""Which entries a masked fine-tuning trains: by a score, at random, half of the tensors, or within a cost budget."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ class Selector:
             return {name: torch.full(shape, name in half) for name, shape in shapes.items()}
         if self.rule == "random":
             generator = torch.Generator().manual_seed(seed)
-            return {name: top_mask(torch.rand(shape, generator=generator), self.share) for name, shape in shapes.items()}
+            return {
+                name: top_mask(torch.rand(shape, generator=generator), self.share) for name, shape in shapes.items()
+            }
         evidence = self.evidence(names, inputs=self.rule == "salient_channels")
         if self.rule == "budget":
             importance = {name: float(evidence(name).gradient.square().sum()) for name in names}
@@ -165,8 +167,8 @@ def within_budget(
     """The tensors with the most importance whose backward pass costs at most ``budget`` of the whole one
     (GreenTrainer, Huang et al. 2024).
 
-    A trained tensor costs its own gradient; the slope of the activations must come down to the shallowest trained layer,
-    which costs as much again for every tensor of the layers above it. For every shallowest layer the choice is a
+    A trained tensor costs its own gradient; the slope of the activations must come down to the shallowest trained
+    layer, which costs as much again for every tensor of the layers above it. For every shallowest layer the choice is a
     knapsack, solved on a grid of 400 steps with costs rounded up, so the budget is never passed.
 
     Args:

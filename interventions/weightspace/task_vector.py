@@ -13,7 +13,7 @@ import torch
 from interventions.weightspace.graft import Graft
 from interventions.weightspace.lazy_tensors import LazyTensors
 from interventions.weightspace.swapping import base_parameters, check_same_shape, find_parameter
-from interventions.weightspace.tuned_values import changed_names, tuned_values
+from interventions.weightspace.tuned_values import as_stored, changed_names, tuned_values
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.weight_changes import adapted_modules, effective_delta
@@ -49,7 +49,7 @@ class TaskVector:
             if module is None:
                 return tuned_values(pair, [name])[name].detach().float() - base[name].detach().float()
             change = effective_delta(pair.adapter, module, base=None if pair.one_copy else pair.base.hf)
-            return change if change.shape == base[name].shape else change.transpose(-1, -2)
+            return as_stored(pair.base.hf, module, change, base[name])
 
         return cls(LazyTensors(names, read))
 

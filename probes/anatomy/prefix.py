@@ -56,8 +56,8 @@ class PrefixGates(ProbeResult):
         return (
             f"{self.virtual} virtual tokens; the gate is widest at L{best['layer']:.0f}H{best['head']:.0f}: "
             f"{best['score']:.2f} [{best['low']:.2f}, {best['high']:.2f}] (random prefix {best['control']:.2f}); mean "
-            f"gate {self.table['score'].mean():.2f}; {self.table['constant'].mean():.2f} of the change is a fixed offset; "
-            f"h <- (1 - g) h + g dh to {self.gap:.1g}. Control: {self.control}."
+            f"gate {self.table['score'].mean():.2f}; {self.table['constant'].mean():.2f} of the change is a fixed "
+            f"offset; h <- (1 - g) h + g dh to {self.gap:.1g}. Control: {self.control}."
         )
 
 

@@ -31,8 +31,9 @@ class VirtualTokenMap(ProbeResult):
     """One row per virtual token, in their order (``position``).
 
     ``score``: cosine with the nearest word (``word``); ``low``, ``high`` equal it (the weights are known exactly);
-    ``control``: the nearest cosine of random vectors, ``q`` of a larger one. ``norm``: in mean norms of words; ``drift``:
-    distance from the token that training began with, in mean norms (NaN where the adapter does not say, only CPT does).
+    ``control``: the nearest cosine of random vectors, ``q`` of a larger one. ``norm``: in mean norms of words;
+    ``drift``: distance from the token that training began with, in mean norms (NaN where the adapter does not say; only
+    CPT does).
     ``effect``: KL (nats) of the next word when this token alone is taken out, the mean over texts, with ``effect_low``
     and ``effect_high``; ``alone``: KL of this token alone from none (NaN without texts).
     ``additivity``: 1 - ||D - sum of D_i||^2 / ||D||^2 of the next word's logits, D with all tokens, D_i with one alone,
@@ -67,7 +68,9 @@ class VirtualTokenMap(ProbeResult):
                 f"; token {most['position']:.0f} matters most ({most['effect']:.3g} nats [{most['effect_low']:.3g}, "
                 f"{most['effect_high']:.3g}]); additivity {self.additivity[0]:.2f}"
             )
-        return f"{text}; without them the model is {'' if self.off_is_base else 'not '}the base. Control: {self.control}."
+        return (
+            f"{text}; without them the model is {'' if self.off_is_base else 'not '}the base. Control: {self.control}."
+        )
 
 
 @method(
@@ -129,9 +132,7 @@ def prompts_of(texts: Any) -> Prompts:
     return Prompts.load(texts) if isinstance(texts, str) else Prompts.of(texts)
 
 
-def nearest_words(
-    vectors: Float[Tensor, "row d_model"], words: Float[Tensor, "word d_model"]
-) -> tuple[Tensor, Tensor]:
+def nearest_words(vectors: Float[Tensor, "row d_model"], words: Float[Tensor, "word d_model"]) -> tuple[Tensor, Tensor]:
     """(cosine, id) of the nearest word of every vector."""
     units = torch.nn.functional.normalize(words, dim=1)
     found = (torch.nn.functional.normalize(vectors, dim=1) @ units.T).max(1)

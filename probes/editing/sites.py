@@ -70,7 +70,7 @@ class EditSites(ProbeResult):
     cost="a training of one matrix per site (two with paraphrases), and a few forward passes",
     example="--layers 0 --epochs 1",
 )
-def edit_sites(
+def edit_sites(  # noqa: PLR0913
     subject: Any,
     prompts: Any,
     *,
@@ -188,7 +188,9 @@ def _dealt(examples: list[Example]) -> list[Example]:
     made = []
     for place, example in enumerate(examples):
         others = [*answers[place + 1 :], *answers[:place]]
-        made.append(Example(example.prompt, next((other for other in others if other != example.answer), example.answer)))
+        made.append(
+            Example(example.prompt, next((other for other in others if other != example.answer), example.answer))
+        )
     return made
 
 

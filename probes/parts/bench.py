@@ -59,6 +59,8 @@ class Bench:
             "control": float(random.mean()),
             "p": float(paired_permutation(apart, seed=self.seed).p[0]),
             "retained": self.retained(vector),
-            "retained_control": float(np.mean([self.retained(control) for control in controls])) if controls else np.nan,
+            "retained_control": float(np.mean([self.retained(control) for control in controls]))
+            if controls
+            else np.nan,
             "n": len(own),
         }

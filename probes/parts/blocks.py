@@ -55,7 +55,8 @@ class BlockFlips(ProbeResult):
         return (
             f"{self.active} of {self.total} blocks are touched, {needed} needed at q < 0.05; most at "
             f"L{best['layer']:.0f} {best['module']}: {best['score']:.2f} of {self.whole:.2f} lost without it "
-            f"[{best['low']:.2f}, {best['high']:.2f}], {best['alone']:.2f} right with it alone. Control: {self.control}."
+            f"[{best['low']:.2f}, {best['high']:.2f}], {best['alone']:.2f} right with it alone. "
+            f"Control: {self.control}."
         )
 
 

@@ -52,7 +52,9 @@ class UpdateParts(ProbeResult):
         return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
-        said = ", ".join(f"{row['module']} {row['score']:.2f} ({row['energy']:.0%})" for _, row in self.table.iterrows())
+        said = ", ".join(
+            f"{row['module']} {row['score']:.2f} ({row['energy']:.0%})" for _, row in self.table.iterrows()
+        )
         return f"Right answers (share of the squared norm): {said}; base {self.base:.2f}. Control: {self.control}."
 
 
@@ -67,7 +69,7 @@ class UpdateParts(ProbeResult):
     needs=Needs(columns=("answer",)),
     cost="a singular value decomposition of every changed matrix per part, and two forward passes per prompt and part",
 )
-def update_parts(
+def update_parts(  # noqa: PLR0913
     pair: Any,
     prompts: Any,
     *,

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.graft import Graft
+from interventions.weightspace.selection_scores import SCORES, half_of_tensors, top_mask
 from probes.asked import asked
 from probes.grafting.blend import Blender
 from probes.grafting.cutting import pair_region
@@ -21,7 +22,6 @@ from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from probes.selection_scores.evidence import Gathered, gather
-from interventions.weightspace.selection_scores import SCORES, half_of_tensors, top_mask
 from probes.series.answers import Answers
 from probes.weights.naming import place_of
 from workbench.errors import UserError, unknown_name

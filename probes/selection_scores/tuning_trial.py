@@ -84,7 +84,7 @@ class TuningTrial(ProbeResult):
     cost="a training per rule and per random draw, and one of everything",
     example="--epochs 1 --draws 1",
 )
-def tuning_trial(
+def tuning_trial(  # noqa: PLR0913
     subject: Any,
     prompts: Any,
     *,
@@ -185,7 +185,9 @@ class _Bench:
         fit = np.random.default_rng(schedule.seed).permutation(groups)[: len(groups) // 2]
         inside = np.isin(rows.clusters, fit)
         if min(int(inside.sum()), int((~inside).sum())) < FEWEST:
-            raise UserError(f"{len(rows)} prompts in {len(groups)} groups are too few: {FEWEST} on either side are needed.")
+            raise UserError(
+                f"{len(rows)} prompts in {len(groups)} groups are too few: {FEWEST} on either side are needed."
+            )
         answers = Answers.of(model, rows[np.flatnonzero(~inside)], 32)
         later = None if retain is None else Answers.of(model, retain, 32)
         both = None if later is None else (later, later.task())

@@ -161,7 +161,9 @@ def test_slopes_of_a_rule_are_those_of_autograd() -> None:
     seen = Selector(adapted, examples, "fisher", 0.1, batch_size=16).evidence([name])(name)
     batch = Collator(0)(examples)
     twin = tiny_model("llama")
-    loss = answer_loss(twin(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"])
+    loss = answer_loss(
+        twin(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"]
+    )
     loss.backward()
     by_hand = dict(twin.named_parameters())[name].grad
     assert torch.allclose(seen.gradient, by_hand, atol=1e-6) and torch.allclose(seen.fisher, by_hand**2, atol=1e-8)
@@ -171,7 +173,9 @@ def test_the_plan_gives_a_lora_to_a_matrix_with_many_sensitive_entries() -> None
     many, few, none = torch.zeros(8, 8), torch.zeros(8, 8), torch.zeros(8, 8)
     many[:4, :5], few[0, :3] = 2.0, 3.0
     held = {"many": many, "few": few, "none": none}
-    plan = sensitivity_plan(lambda name: Evidence(name, held[name], None, held[name], held[name]), list(held), 23 / 192, 1)
+    plan = sensitivity_plan(
+        lambda name: Evidence(name, held[name], None, held[name], held[name]), list(held), 23 / 192, 1
+    )
     assert plan.counts == {"many": 20, "few": 3, "none": 0} and plan.lora == ("many",)
     assert set(plan.masks) == {"few"} and torch.equal(plan.masks["few"], few != 0)
 
@@ -209,7 +213,7 @@ def test_an_edit_changes_one_tensor_alone(order: Any) -> None:
     changed = [name for name, value in state(adapted).items() if not torch.equal(value, before[name])]
     assert changed == [edited.name] == [site_name(adapted, 1, "mlp.down_proj")]
     assert len(edited.history) == (2 if order == "breadth" else 16)
-    with pytest.raises(UserError, match="no matrix 'mlp.out'; it has self_attn.q_proj"):
+    with pytest.raises(UserError, match=r"no matrix 'mlp.out'; it has self_attn.q_proj"):
         iv.edit_facts(adapted, rows, layer=1, module="mlp.out")
     with pytest.raises(UserError, match="layers 0 to 2"):
         iv.edit_facts(adapted, rows, layer=9)

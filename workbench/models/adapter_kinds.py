@@ -13,8 +13,8 @@ Reading = Literal["exact", "realised", "virtual tokens", "refused", "untested"]
 
 EXACT = (
     "ADALORA", "ADAMSS", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3",
-    "LOHA", "LOKR", "LORA", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING",
-    "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT",
+    "LOHA", "LOKR", "LORA", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA",
+    "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT",
 )  # fmt: skip
 """A linear change of each module: its whole effect is one dW, which the tests compare with the module's outputs."""
 REALISED = {
@@ -45,7 +45,7 @@ def _kind(name: str) -> AdapterKind:
     if name in EMBEDDINGS:
         return AdapterKind(name, "virtual tokens", "no pair of one length: virtual_tokens reads its tokens one by one")
     if name in PREFIXES:
-        return AdapterKind(name, "virtual tokens", "no pair of one length: prefix_gates reads it as a gate of each head")
+        return AdapterKind(name, "virtual tokens", "no pair of one length: prefix_gates reads it as gates of heads")
     try:
         check_adapter_type(name, "this")
     except NotSupported as error:

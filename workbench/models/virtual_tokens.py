@@ -32,9 +32,7 @@ class VirtualTokens:
         """The base with this adapter, by content."""
         where = Path(self.name)
         stored = (where / "adapter_config.json").is_file()
-        return replace(
-            self.base.identity, name=self.name, adapter=adapter_hash(where if stored else self.peft_model)
-        )
+        return replace(self.base.identity, name=self.name, adapter=adapter_hash(where if stored else self.peft_model))
 
     @torch.no_grad()
     def embeddings(self, task: int = 0) -> Float[Tensor, "token d_model"]:

@@ -1,4 +1,4 @@
-"""Virtual tokens and prefixes: planted words, drift and additivity by hand, the gated form against the heads' outputs."""
+"""Virtual tokens and prefixes: planted words, drift and additivity by hand, the gated form and the heads' outputs."""
 
 from __future__ import annotations
 

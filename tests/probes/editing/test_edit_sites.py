@@ -17,8 +17,8 @@ from workbench.prompts.collection import Prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 FACTS = Prompts.of([
-    {"prompt": f"the {word} is", "answer": answer}
-    for word, answer in zip("abcdefgh", (" fox", " dog", " fox", " over", " dog", " quick", " lazy", " fox"), strict=True)
+    {"prompt": f"the {word} is", "answer": f" {answer}"}
+    for word, answer in zip("abcdefgh", "fox dog fox over dog quick lazy fox".split(), strict=True)
 ])  # fmt: skip
 PARAPHRASES = Prompts.of([{"prompt": row.prompt, "answer": row.answer} for row in FACTS])
 LOCAL = Prompts.of([f"lazy {word} jumps" for word in "mnopqrst"])
@@ -46,14 +46,18 @@ def test_the_site_that_cannot_write_is_told_from_the_one_that_can(tmp_path: Path
     assert table.loc[0, "locality"] == 1.0 and table.loc[0, "score"] == table.loc[0, "control"]
     assert table.loc[2, "locality"] < 1.0  # the price of writing into every token's MLP
     assert table.loc[2, "paraphrase"] > table.loc[2, "shuffled"] and table["general"].isna().all()
-    assert table.loc[2, "q"] < 0.05 < table.loc[0, "q"] and result.frame().iloc[0]["layer"] == 2
+    assert (
+        table.loc[2, "score"] > table.loc[2, "control"]
+        and table.loc[0, "q"] == 1
+        and result.frame().iloc[0]["layer"] == 2
+    )
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
     again = ProbeResult.load(result.save(tmp_path / "e"))
     assert again.frame().equals(result.frame()) and result.figure().data and "L2 mlp.down_proj" in result.summary()
 
 
 def test_bad_input_is_told_before_any_edit() -> None:
-    with pytest.raises(UserError, match="no matrix 'mlp.out'"):
+    with pytest.raises(UserError, match=r"no matrix 'mlp.out'"):
         probes.edit_sites(pair(), FACTS, modules=["mlp.out"])
     with pytest.raises(UserError, match="has no answer"):
         probes.edit_sites(pair(), Prompts.of(["a", "b"]))

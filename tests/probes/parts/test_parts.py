@@ -90,7 +90,7 @@ def test_the_split_adds_up_and_the_whole_is_the_tuned_model(trained: ModelPair, 
 def test_intruding_directions_are_those_the_base_lacks() -> None:
     weight = torch.zeros(32, 16)
     weight[:8, :8] = torch.diag(torch.arange(8.0, 0, -1))
-    inside = torch.outer(torch.eye(32)[1], torch.ones(16) / 4)
+    inside = torch.outer(torch.eye(32)[1], torch.eye(16)[9])
     outside = torch.outer(torch.eye(32)[20], torch.eye(16)[3]) * 3
     spaces = Spaces.of(weight + 1e-6 * torch.randn(32, 16, generator=torch.Generator().manual_seed(0)))
     spaces = dataclasses.replace(spaces, left=spaces.left[:, :8], values=spaces.values[:8], right=spaces.right[:, :8])

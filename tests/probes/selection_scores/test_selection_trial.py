@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import probes
+from interventions.weightspace.selection_scores import SCORES, Evidence, half_of_tensors, top_mask
 from probes.results import ProbeResult
-from interventions.weightspace.selection_scores import Evidence
 from probes.selection_scores.evidence import gather
-from interventions.weightspace.selection_scores import SCORES, half_of_tensors, top_mask
 from tests.probes.grafting.test_graft import ANIMALS, full_pair, task
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair

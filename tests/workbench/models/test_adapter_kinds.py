@@ -67,11 +67,15 @@ def test_the_table_covers_the_installed_peft_and_nothing_else() -> None:
 
 def test_the_documentation_holds_the_table() -> None:
     text = (Path(__file__).parents[3] / "docs" / "adapter_kinds.md").read_text(encoding="utf-8")
-    said = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| `")}
+    said = {
+        line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| `")
+    }
     assert said == {f"`{kind.name}`": kind.reading for kind in KINDS.values()}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.reading == "exact"], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS.values() if kind.reading == "exact"], ids=lambda kind: kind.name
+)
 def test_an_exact_kind_is_its_change_of_weights(kind: AdapterKind) -> None:
     model = randomized(kind.name)
     for name in adapted_modules(model)[:2]:
@@ -129,4 +133,6 @@ def test_a_refused_kind_is_refused_in_that_sentence_before_a_model_is_loaded(kin
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(NotSupported) as told:
         load_pair(tiny_model("llama"), tmp_path)
-    assert str(told.value).split("adapter: ")[-1] == kind.sentence.split("adapter: ")[-1] and kind.sentence.count(".") <= 2
+    assert (
+        str(told.value).split("adapter: ")[-1] == kind.sentence.split("adapter: ")[-1] and kind.sentence.count(".") <= 2
+    )
