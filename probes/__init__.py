@@ -24,6 +24,7 @@ _HOME = {
     "EditSites": "editing.sites",
     "ExpertMap": "experts.mapping",
     "FactorAverages": "series.factor_averages",
+    "GateFit": "gates.fitting",
     "GraftResult": "grafting",
     "HeadProbe": "linear.heads",
     "HeadSelection": "selection",
