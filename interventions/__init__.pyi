@@ -37,8 +37,12 @@ from interventions.trace import Trace as Trace
 from interventions.training.ablated import ablated_training as ablated_training
 from interventions.training.ablated import caft_finetune as caft_finetune
 from interventions.training.ablated import random_directions as random_directions
+from interventions.training.anchored import anchored_finetune as anchored_finetune
+from interventions.training.editing import edit_facts as edit_facts
+from interventions.training.masked import masked_finetune as masked_finetune
 from interventions.training.offsets import train_offsets as train_offsets
 from interventions.training.scales import train_head_scales as train_head_scales
+from interventions.training.sensitive import sensitive_finetune as sensitive_finetune
 from interventions.training.trainer import Schedule as Schedule
 from interventions.weightspace.adapter_scale import AdapterScale as AdapterScale
 from interventions.weightspace.graft import Graft as Graft
@@ -86,11 +90,13 @@ __all__ = [
     "VocabularyWarning",
     "Where",
     "ablated_training",
+    "anchored_finetune",
     "bake",
     "baked",
     "caft_finetune",
     "dare",
     "dose",
+    "edit_facts",
     "from_gguf",
     "from_steering_vectors",
     "from_tensors",
@@ -99,6 +105,7 @@ __all__ = [
     "interpolated",
     "lego",
     "lora_factors",
+    "masked_finetune",
     "mean_norm",
     "model_stock",
     "per_row",
@@ -106,6 +113,7 @@ __all__ = [
     "recipe_from_text",
     "record_run",
     "row_mask",
+    "sensitive_finetune",
     "steered_texts",
     "swept",
     "tensor_mask",

@@ -85,8 +85,9 @@ def update_parts(  # noqa: PLR0913
     """Split the update of every matrix and judge each part on the base.
 
     "low_rank" and "sparse" are the two halves of the DSEE split, "both" their sum; "inside" is the update within the
-    base's ``k`` leading input and output directions, "outside" the rest; "intruders" are the leading directions of the
-    update that are like none of the base's, "no_intruders" the update without them (the mitigation).
+    base's ``k`` leading input and output directions, "outside" the rest; "intruders" is what it writes into
+    those of the tuned weight's ``k`` leading output directions that are like none of the base's, "no_intruders" the
+    rest (the mitigation).
 
     Args:
         pair: Base and tuned model.
@@ -181,19 +182,23 @@ class _Splitter:
         return left @ (left.T @ change @ right) @ right.T
 
     def _intruders(self, name: str, change: Tensor) -> Tensor:
-        return intruding(change, self._spaces(name))
+        return intruding(change, self._weight(name), self.k)
+
+    def _weight(self, name: str) -> Tensor:
+        return find_parameter(base_parameters(self.base.hf), name).detach().float().cpu()
 
     def _spaces(self, name: str) -> Spaces:
-        weight = find_parameter(base_parameters(self.base.hf), name).detach().float().cpu()
-        return Spaces.of(weight)
+        return Spaces.of(self._weight(name))
 
 
-def intruding(change: Float[Tensor, "out into"], spaces: Spaces) -> Float[Tensor, "out into"]:
-    """The directions of an update whose output side is like no direction of the base's weight."""
-    svd = Svd.of(change)
-    like = (spaces.left.T @ svd.left).abs().amax(0)
-    odd = like < INTRUDER_BELOW
-    return (svd.left[:, odd] * svd.values[odd]) @ svd.right[:, odd].T
+def intruding(
+    change: Float[Tensor, "out into"], weight: Float[Tensor, "out into"], k: int
+) -> Float[Tensor, "out into"]:
+    """The part of an update that writes into intruder dimensions: of the ``k`` leading output directions of the tuned
+    weight, those like none of the base's (Shuttleworth et al. 2024)."""
+    leading = torch.linalg.svd(weight + change, full_matrices=False)[0][:, :k]
+    odd = leading[:, (Spaces.of(weight).left.T @ leading).abs().amax(0) < INTRUDER_BELOW]
+    return odd @ (odd.T @ change)
 
 
 def _random_like(vector: TaskVector, seed: int) -> TaskVector:

@@ -20,7 +20,7 @@ from workbench.errors import UserError
 from workbench.figures.series import labelled_points
 from workbench.given import check_pair
 from workbench.method_options import Within
-from workbench.methods import Needs, method
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -36,8 +36,8 @@ class ContextUpdates(ProbeResult):
     ``score``: share of what the context does to the next word that the adapter does instead of it:
     1 - KL(base with the context || base + update) / KL(base with the context || base), the mean over prompts (1: the
     adapter is the context; 0: no nearer than the bare base; below: farther away); ``control``: the same against the
-    contexts of the other adapters, ``q`` of the difference. ``effect``: KL of the context alone (nats); ``norm``: of the
-    update; ``cluster``: number of its cluster of updates.
+    contexts of the other adapters, ``q`` of the difference. ``effect``: KL of the context alone (nats); ``norm``: of
+    the update; ``cluster``: number of its cluster of updates.
     ``likeness``: cosine of every two updates, beside the cosine of what their contexts do to the next word's
     log-probabilities.
     """
@@ -54,8 +54,8 @@ class ContextUpdates(ProbeResult):
     def summary(self) -> str:
         table, likeness = self.table, self.likeness
         return (
-            f"{len(table)} adapters in {table['cluster'].nunique()} clusters; they do {table['score'].mean():.2f} of what "
-            f"their contexts do, {table['control'].mean():.2f} of what other contexts do; cosine of two updates "
+            f"{len(table)} adapters in {table['cluster'].nunique()} clusters; they do {table['score'].mean():.2f} of "
+            f"what their contexts do, {table['control'].mean():.2f} of what other contexts do; cosine of two updates "
             f"{likeness['updates'].mean():.2f}, of two contexts' effects {likeness['contexts'].mean():.2f}. "
             f"Control: {self.control}."
         )
@@ -98,7 +98,9 @@ def context_updates(
     rows = Prompts.of(prompts)
     vectors, models = updates_of(pair.base, pair_members(pair, checkpoints))
     if len(contexts) != len(vectors):
-        raise UserError(f"There are {len(contexts)} contexts for {len(vectors)} adapters: give one each, in their order.")
+        raise UserError(
+            f"There are {len(contexts)} contexts for {len(vectors)} adapters: give one each, in their order."
+        )
     watch = progress or Silent()
     watch.start("contexts", 2 * len(vectors))
     bare = _next_words(pair.base, rows, None)

@@ -26,11 +26,11 @@ from workbench.progress import Progress, Silent
 class RankMap(ProbeResult):
     """One row per matrix inside the layers, changed or not.
 
-    ``score``: the rank that holds 90 % of the squared norm of its update, 0 where nothing was adapted; ``low``, ``high``
-    equal it; ``control``: the rank that random directions with evenly spread singular values over the same nominal rank
-    have, i.e. what a rank that is used throughout would show. ``rank``: nominal, from the shapes of the factors (of
-    another update: its numerical rank). ``parameters``: of the factors, and ``share`` of all of them; ``norm``: ||dW||.
-    ``layers``: per layer, adapted modules, their ranks added up and the share of the parameters.
+    ``score``: the rank that holds 90 % of the squared norm of its update, 0 where nothing was adapted; ``low``,
+    ``high`` equal it; ``control``: what a rank that is used evenly would show, the same share of the nominal rank.
+    ``rank``: nominal, from the shapes of the factors (of another update: its numerical rank). ``parameters``: of the
+    factors, and ``share`` of all of them; ``norm``: ||dW||. ``layers``: per layer, adapted modules, their ranks added
+    up and the share of the parameters.
     """
 
     layers: pd.DataFrame

@@ -27,7 +27,9 @@ def calls_of_input_spans() -> Calls:
 
 def with_lora(family: str, targets: list[str], ranks: dict[str, int], fill: Any = None) -> ModelPair:
     torch.manual_seed(0)
-    config = LoraConfig(r=2, target_modules=targets, rank_pattern=ranks, init_lora_weights=False, fan_in_fan_out=family == "gpt2")
+    config = LoraConfig(
+        r=2, target_modules=targets, rank_pattern=ranks, init_lora_weights=False, fan_in_fan_out=family == "gpt2"
+    )
     model = get_peft_model(tiny_model(family), config)
     if fill is not None:
         with torch.no_grad():

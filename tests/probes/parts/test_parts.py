@@ -10,7 +10,6 @@ import torch
 
 import probes
 from interventions.weightspace.task_vector import TaskVector
-from probes.anatomy.spaces import Spaces
 from probes.parts.split import intruding
 from probes.results import ProbeResult
 from tests.probes.grafting.test_graft import ANIMALS, full_pair, task
@@ -89,13 +88,11 @@ def test_the_split_adds_up_and_the_whole_is_the_tuned_model(trained: ModelPair, 
 
 def test_intruding_directions_are_those_the_base_lacks() -> None:
     weight = torch.zeros(32, 16)
-    weight[:8, :8] = torch.diag(torch.arange(8.0, 0, -1))
+    weight[:16] = torch.diag(torch.arange(16.0, 0, -1))
     inside = torch.outer(torch.eye(32)[1], torch.eye(16)[9])
-    outside = torch.outer(torch.eye(32)[20], torch.eye(16)[3]) * 3
-    spaces = Spaces.of(weight + 1e-6 * torch.randn(32, 16, generator=torch.Generator().manual_seed(0)))
-    spaces = dataclasses.replace(spaces, left=spaces.left[:, :8], values=spaces.values[:8], right=spaces.right[:, :8])
-    assert torch.allclose(intruding(inside + outside, spaces), outside, atol=1e-4)
-    assert float(intruding(inside, spaces).norm()) < 1e-4
+    outside = torch.outer(torch.eye(32)[20], torch.eye(16)[3]) * 30
+    assert torch.allclose(intruding(inside + outside, weight, 8), outside, atol=0.3)
+    assert float(intruding(inside, weight, 8).norm()) < 1e-4 and float(intruding(outside, weight, 8).norm()) > 29
 
 
 def test_the_one_block_that_was_tuned_is_needed_and_does_alone(
