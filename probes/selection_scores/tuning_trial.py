@@ -82,7 +82,7 @@ class TuningTrial(ProbeResult):
     ),
     needs=Needs(columns=("answer",)),
     cost="a training per rule and per random draw, and one of everything",
-    example="--epochs 1 --draws 1",
+    example="--rules fisher --epochs 1 --draws 1",
 )
 def tuning_trial(  # noqa: PLR0913
     subject: Any,

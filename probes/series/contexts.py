@@ -70,6 +70,7 @@ class ContextUpdates(ProbeResult):
         "StreamAdapter: Efficient Test Time Adaptation from Contextual Streams",
     ),
     cost="two forward passes per prompt and adapter",
+    example="--contexts ant --contexts bee --checkpoints ./adapter",
 )
 def context_updates(
     pair: Any,
