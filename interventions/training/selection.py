@@ -12,7 +12,6 @@ from torch import nn
 
 from interventions.training.examples import Collator, Example, answer_loss
 from interventions.training.trainer import answer_logits
-from interventions.weightspace.layer_scale import layer_of
 from interventions.weightspace.selection_scores import (
     AFTER_TUNING,
     FROM_GRADIENTS,
@@ -21,7 +20,7 @@ from interventions.weightspace.selection_scores import (
     half_of_tensors,
     top_mask,
 )
-from interventions.weightspace.swapping import base_parameters
+from interventions.weightspace.swapping import base_parameters, layer_of
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.typing import Bool, Tensor

@@ -212,8 +212,8 @@ def _linear_part(module: nn.Module, width: int, device: torch.device, name: str)
     identity = torch.eye(width, dtype=torch.float64, device=device)
     try:
         at_zero = module(torch.zeros_like(identity[None, :1]))[0]
-    except RuntimeError as error:
-        if "scalar type Double" not in str(error):
+    except RuntimeError as failure:
+        if "scalar type Double" not in str(failure):
             raise
         return _linear_in_single(module, width, device, name)  # AdaMSS builds its factors in float32
     weight: Tensor = (module(identity[None])[0] - at_zero).T
