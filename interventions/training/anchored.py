@@ -81,11 +81,11 @@ def anchored_finetune(
         history = MaskedTraining(adapted, masks, schedule).run(examples, objective, progress=progress)
     per_step = len(log) / max(1, len(history))
     means = [torch.tensor(log[round(i * per_step) : round((i + 1) * per_step)]).mean(0) for i in range(len(history))]
-    told = tuple(
+    logged = tuple(
         {**entry, "answer_loss": float(mean[0]), "kl": float(mean[1])}
         for entry, mean in zip(history, means, strict=True)
     )
-    return AnchoredTuning(model, told)
+    return AnchoredTuning(model, logged)
 
 
 def anchored_loss(

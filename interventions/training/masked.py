@@ -87,7 +87,7 @@ def masked_finetune(
         refresh: Steps until the entries are chosen anew, the moments of those in both choices moving along; 0: never.
         mask: Your own entries instead: parameter -> bool mask or flat coordinates (as ``SelectionTrial.mask`` gives).
         end: The model also learns to stop after the answer.
-        schedule: How long and how fast; a tenth of full fine-tuning's entries takes about ten times its rate.
+        schedule: How long and how fast.
         progress: Where steps are reported.
 
     Returns:

@@ -183,8 +183,8 @@ def within_budget(
         left = budget * total - passing
         if left > 0:
             inside = [name for name in sizes if depth[name] >= shallowest]
-            found = _knapsack(inside, importance, sizes, left)
-            best = max(best, found, key=lambda pair: pair[0])
+            trial = _knapsack(inside, importance, sizes, left)
+            best = max(best, trial, key=lambda pair: pair[0])
     if not best[1]:
         raise UserError(f"A budget of {budget:g} of the backward pass pays for no tensor: give a larger share.")
     return sorted(best[1], key=list(sizes).index)

@@ -176,10 +176,10 @@ def _split(opened: VirtualTokens, rows: Prompts, prefix: Prefix, watch: Progress
             for layer, (keys, values) in enumerate(prefix):
                 cache.update(keys.to(model.device).clone(), values.to(model.device).clone(), layer)
             mask = torch.ones(1, prefix[0][0].shape[2] + ids.shape[1], dtype=torch.long, device=model.device)
-            found = model.hf(
+            output = model.hf(
                 input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, output_attentions=True
             )
-            taken.append(_apart(found.attentions, cache, outputs, prefix[0][0].shape[2]))
+            taken.append(_apart(output.attentions, cache, outputs, prefix[0][0].shape[2]))
     gate, change, words, gaps = (torch.stack(list(part)) for part in zip(*taken, strict=True))
     return _Split(gate, change, words, float(gaps.max()))
 

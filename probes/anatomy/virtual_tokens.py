@@ -135,8 +135,8 @@ def prompts_of(texts: Any) -> Prompts:
 def nearest_words(vectors: Float[Tensor, "row d_model"], words: Float[Tensor, "word d_model"]) -> tuple[Tensor, Tensor]:
     """(cosine, id) of the nearest word of every vector."""
     units = torch.nn.functional.normalize(words, dim=1)
-    found = (torch.nn.functional.normalize(vectors, dim=1) @ units.T).max(1)
-    return found.values, found.indices
+    nearest = (torch.nn.functional.normalize(vectors, dim=1) @ units.T).max(1)
+    return nearest.values, nearest.indices
 
 
 def _read(opened: VirtualTokens, made: Tensor, words: Tensor, draws: int, seed: int) -> pd.DataFrame:

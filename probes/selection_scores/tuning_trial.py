@@ -235,7 +235,7 @@ class _Bench:
         self, rule: str, run: _Run, random: list[_Run], moved: dict[str, Tensor], before: tuple[np.ndarray, np.ndarray]
     ) -> dict[str, Any]:
         clusters = self.report.clusters if self.report.clusters is not None else np.arange(len(run.right))
-        other = np.mean([one.right for one in random], 0) if random else before[0]
+        other = np.mean([draw.right for draw in random], 0) if random else before[0]
         apart = cluster_means((run.right - other)[:, None], clusters)
         squares = sum(float(square.sum()) for square in moved.values())
         hit = sum(float(moved[name][run.masks[name].to(moved[name].device)].sum()) for name in run.masks)
@@ -249,7 +249,7 @@ class _Bench:
             "p": float(paired_permutation(apart, seed=self.schedule.seed).p[0]),
             "retained": float(run.retained.mean()),
             "retained_before": float(before[1].mean()),
-            "retained_control": float(np.mean([one.retained.mean() for one in random])) if random else np.nan,
+            "retained_control": float(np.mean([draw.retained.mean() for draw in random])) if random else np.nan,
             "share": entries / total,
             "hit_rate": hit / squares if squares else np.nan,
             "entries": entries,

@@ -109,10 +109,11 @@ def adapter_bank(
     sure: dict[str, dict[str, np.ndarray]] = {}
     for name, vector in {"base": None, **vectors}.items():
         watch.advance()
-        asked_of = {label: answers.outcome(task, vector) for label, task in tasks.items()}
-        right[name] = {label: found.right.astype(float) for label, found in asked_of.items()}
+        outcomes = {label: answers.outcome(task, vector) for label, task in tasks.items()}
+        right[name] = {label: outcome.right.astype(float) for label, outcome in outcomes.items()}
         sure[name] = {
-            label: np.where(found.right, found.confidence, -found.confidence) for label, found in asked_of.items()
+            label: np.where(outcome.right, outcome.confidence, -outcome.confidence)
+            for label, outcome in outcomes.items()
         }
     watch.finish()
     table, shares = [], []
@@ -121,7 +122,7 @@ def adapter_bank(
         table.append(row)
         shares += cells
     frame = pd.DataFrame(table)
-    pairs = [(one, other) for place, one in enumerate(vectors) for other in list(vectors)[place + 1 :]]
+    pairs = [(first, other) for place, first in enumerate(vectors) for other in list(vectors)[place + 1 :]]
     return AdapterBank(
         table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
         control="a member of the bank at random, on the same prompts",
@@ -131,7 +132,7 @@ def adapter_bank(
         ),
         shares=pd.DataFrame(shares),
         likeness=pd.DataFrame([
-            {"first": one, "second": other, "cosine": vectors[one].cosine(vectors[other])} for one, other in pairs
+            {"first": first, "second": other, "cosine": vectors[first].cosine(vectors[other])} for first, other in pairs
         ]),
     )  # fmt: skip
 

@@ -163,8 +163,8 @@ def _next_words(base: AdaptedModel, rows: Prompts, vector: TaskVector | None) ->
     return logits[:, -1].float().log_softmax(-1).cpu().numpy()
 
 
-def _kl(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return np.asarray((np.exp(one) * (one - other)).sum(-1))
+def _kl(first: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.asarray((np.exp(first) * (first - other)).sum(-1))
 
 
 def _share(made: np.ndarray, read: np.ndarray, bare: np.ndarray) -> np.ndarray:
@@ -174,11 +174,11 @@ def _share(made: np.ndarray, read: np.ndarray, bare: np.ndarray) -> np.ndarray:
 def _likeness(vectors: dict[str, TaskVector], effects: list[np.ndarray]) -> pd.DataFrame:
     names, rows = list(vectors), []
     flat = [effect.reshape(-1).astype(np.float64) for effect in effects]
-    for place, one in enumerate(names):
+    for place, first in enumerate(names):
         for after in range(place + 1, len(names)):
             size = np.linalg.norm(flat[place]) * np.linalg.norm(flat[after])
             rows.append({
-                "first": one, "second": names[after], "updates": vectors[one].cosine(vectors[names[after]]),
+                "first": first, "second": names[after], "updates": vectors[first].cosine(vectors[names[after]]),
                 "contexts": float(flat[place] @ flat[after] / size) if size else 0.0,
             })  # fmt: skip
     return pd.DataFrame(rows)

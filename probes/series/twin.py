@@ -223,7 +223,7 @@ class _Bench:
         rows = np.arange(len(routed))
         drawn = np.random.default_rng(self.seed).integers(0, count, (20, len(routed)))
         random = np.mean([own[draw, rows] for draw in drawn], 0)
-        found = {"routed": own[routed, rows], "oracle": own[self.labels, rows], "mean": self.right(self.merged.shared)}
+        ways = {"routed": own[routed, rows], "oracle": own[self.labels, rows], "mean": self.right(self.merged.shared)}
         clusters = self.answers.rows.clusters[self.report]
         return pd.DataFrame([
             {
@@ -232,7 +232,7 @@ class _Bench:
                 "p": float(paired_permutation(cluster_means((right - random)[:, None], clusters), seed=self.seed).p[0]),
                 "n": len(right),
             }
-            for name, right in found.items()
+            for name, right in ways.items()
         ])  # fmt: skip
 
     def alone(self, vectors: dict[str, TaskVector]) -> dict[str, float]:

@@ -175,7 +175,10 @@ def _gain(weight: Tensor, change: Tensor, form: str, group: int) -> Tensor:
     if form == "groups":
         width = weight.shape[1]
         pad = (-width) % group
-        parts = [torch.nn.functional.pad(one, (0, pad)).view(len(one), -1, group).sum(-1) for one in (product, square)]
+        parts = [
+            torch.nn.functional.pad(values, (0, pad)).view(len(values), -1, group).sum(-1)
+            for values in (product, square)
+        ]
         return (parts[0] / parts[1].clamp_min(1e-30)).repeat_interleave(group, 1)[:, :width]
     axis = 1 if form == "rows" else 0
     return product.sum(axis, keepdim=True) / square.sum(axis, keepdim=True).clamp_min(1e-30)

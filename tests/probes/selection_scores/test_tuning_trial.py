@@ -23,7 +23,7 @@ def calls_of_tuning_trial() -> Calls:
         "rules": ["fisher"], "share": 0.2, "retain": rows(8, "a"), "refresh": 1, "epochs": 1, "learning_rate": 1e-2,
         "batch_size": 4, "draws": 1, "seed": 3,
     }  # fmt: skip
-    return Calls([{"subject": pair(), "prompts": rows(32), **options}])
+    return Calls([{"subject": pair(), "prompts": rows(16), **options}])
 
 
 def test_more_weights_learn_more_and_the_model_is_as_before(tmp_path: Path) -> None:
