@@ -13,6 +13,14 @@ from probes.anatomy.update import UpdateAnatomy as UpdateAnatomy
 from probes.anatomy.update import update_anatomy as update_anatomy
 from probes.answer_changes import AnswerChanges as AnswerChanges
 from probes.answer_changes import answers as answers
+from probes.attending.awareness import ContextAwareness as ContextAwareness
+from probes.attending.confidence import AttentionConfidence as AttentionConfidence
+from probes.attending.tuning import AttentionTuning as AttentionTuning
+from probes.attributes.dial import IntensityDial as IntensityDial
+from probes.attributes.directions import AttributeDirections as AttributeDirections
+from probes.attributes.intersection import AttributeIntersection as AttributeIntersection
+from probes.attributes.pplm import PlugAndPlay as PlugAndPlay
+from probes.attributes.style import StyleTransfer as StyleTransfer
 from probes.audits.auditing import Audit as Audit
 from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
@@ -20,15 +28,19 @@ from probes.comparison import compare as compare
 from probes.concepts.dictionary import Dictionary as Dictionary
 from probes.concepts.probe import ConceptDirections as ConceptDirections
 from probes.concepts.probe import concept_directions as concept_directions
+from probes.decoding.focused import FocusedPrefix as FocusedPrefix
 from probes.decoding.generations import ContrastiveGenerations as ContrastiveGenerations
 from probes.decoding.generations import contrastive_generations as contrastive_generations
+from probes.decoding.guidance import GuidanceFront as GuidanceFront
 from probes.decoding.movement import ProbabilityMovement as ProbabilityMovement
 from probes.decoding.movement import probability_movement as probability_movement
+from probes.decoding.switching import EntropySwitching as EntropySwitching
 from probes.deltas import ActivationDelta as ActivationDelta
 from probes.deltas import activation_delta as activation_delta
 from probes.desiderata.boxes import box_desiderata as box_desiderata
 from probes.desiderata.boxes import box_prompts as box_prompts
 from probes.desiderata.result import ComponentMasking as ComponentMasking
+from probes.dictionaries.result import TuningDictionary as TuningDictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
 from probes.experts.counting import Excluded
@@ -45,6 +57,8 @@ from probes.grafting.result import GraftResult as GraftResult
 from probes.grafting.search import Method
 from probes.head_writes import HeadWords as HeadWords
 from probes.head_writes import head_words as head_words
+from probes.influence.result import RowInfluence as RowInfluence
+from probes.influence.retraining import Retraining as Retraining
 from probes.knob.find import Setup as KnobSetup
 from probes.knob.find import find_knob as find_knob
 from probes.knob.result import Knob as Knob
@@ -68,6 +82,7 @@ from probes.paths.places import Place
 from probes.paths.result import PathPatching as PathPatching
 from probes.random_recipes import stand_ins as stand_ins
 from probes.results import ProbeResult as ProbeResult
+from probes.routing.mapping import RoutingMap as RoutingMap
 from probes.selection import HeadSelection as HeadSelection
 from probes.selection_scores.trial import SelectionTrial as SelectionTrial
 from probes.selection_scores.trial import selection_trial as selection_trial
@@ -83,8 +98,12 @@ from probes.series.merges import MergeTest as MergeTest
 from probes.series.merges import merge_test as merge_test
 from probes.series.profile import SeriesProfile as SeriesProfile
 from probes.series.profile import series_profile as series_profile
+from probes.sparsity.neurons import SparsityCurve as SparsityCurve
+from probes.sparsity.paths import LayerPaths as LayerPaths
 from probes.token_ranks import TokenShift as TokenShift
 from probes.token_ranks import token_shift as token_shift
+from probes.turning.comparing import WaysToTurn as WaysToTurn
+from probes.turning.comparing import ways_to_turn as ways_to_turn
 from probes.weights.delta import weight_delta as weight_delta
 from probes.weights.result import WeightDelta as WeightDelta
 from workbench.behaviour.scorers import Behaviour, Score
@@ -98,25 +117,35 @@ __all__ = [
     "AdapterPanel",
     "AgainstNulls",
     "AnswerChanges",
+    "AttentionConfidence",
+    "AttentionTuning",
+    "AttributeDirections",
+    "AttributeIntersection",
     "Audit",
     "CircuitTest",
     "Comparison",
     "ComponentMasking",
     "ConceptDirections",
+    "ContextAwareness",
     "ContrastiveGenerations",
     "CrossPatching",
     "Dictionary",
     "DirectionOptions",
+    "EntropySwitching",
     "ExpertMap",
+    "FocusedPrefix",
     "FoundDirection",
     "GateFit",
     "GraftResult",
+    "GuidanceFront",
     "HeadProbe",
     "HeadSelection",
     "HeadWords",
+    "IntensityDial",
     "Knob",
     "KnobSetup",
     "KnobTraining",
+    "LayerPaths",
     "LearnedScaling",
     "LogitLens",
     "LoraLikeness",
@@ -127,17 +156,25 @@ __all__ = [
     "Needle",
     "Patching",
     "PathPatching",
+    "PlugAndPlay",
     "ProbabilityMovement",
     "ProbeResult",
     "Provenance",
+    "Retraining",
     "RetrievalHeads",
+    "RoutingMap",
+    "RowInfluence",
     "SelectionTrial",
     "SeriesCurve",
     "SeriesProfile",
     "SparseComposition",
+    "SparsityCurve",
+    "StyleTransfer",
     "SwitchingCurve",
     "TokenShift",
+    "TuningDictionary",
     "UpdateAnatomy",
+    "WaysToTurn",
     "WeightDelta",
     "activation_delta",
     "adapter_panel",
@@ -180,6 +217,7 @@ __all__ = [
     "switching_curve",
     "token_shift",
     "update_anatomy",
+    "ways_to_turn",
     "weight_delta",
 ]
 

@@ -109,7 +109,7 @@ def find_direction(
     choosing, reported = parts_of(
         pair, rows, named, limit=chosen.limit, max_new_tokens=chosen.max_new_tokens, seed=chosen.seed, work=work
     )
-    search = _Search(pair, choosing, named, chosen, work)
+    search = Search(pair, choosing, named, chosen, work)
     best = search.best()
     report = _Report(pair, reported, named, chosen, work)
     held_out, drop = report.table(best.ablation(search.found), search.opposite)
@@ -129,7 +129,7 @@ def find_direction(
     )  # fmt: skip
 
 
-class _Search:
+class Search:
     """Ranks by gradients, tries the best on the choosing part."""
 
     def __init__(self, pair: ModelPair, part: Part, behaviour: Behaviour, chosen: DirectionOptions, work: Work) -> None:
