@@ -139,7 +139,7 @@ class Trier:
         found = []
         for role in ("tuned", "base"):
             plain = Subject(role, self.pair.models[role])
-            found.append(kl_per_token(plain, [subject], [ids], texts, self.work)[0][:, 0])
+            found.append(kl_per_token(plain, [subject], ids, texts, self.work)[0][:, 0])
         return found[0], found[1]
 
 

@@ -184,7 +184,7 @@ def _per_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Meas
         assert replies is not None
         continuations = [list(samples[0].ids) for samples in replies]
     places = [(one.name, draw, subject) for one in compared for draw, subject in enumerate(one.subjects)]
-    values = kl_per_token(base, [subject for _, _, subject in places], ids, continuations, trial.work)
+    values = kl_per_token(base, [subject for _, _, subject in places], ids[0], continuations, trial.work, ids)
     for (name, draw, _), both in zip(places, values, strict=True):
         table = pd.DataFrame(both, columns=list(CONTINUATION))
         _add(found[name], draw, table[metrics])

@@ -90,7 +90,7 @@ def test_kl_over_generated_texts_needs_no_answers(pair: Any) -> None:
         texts = [tokenizer()(text, add_special_tokens=False)["input_ids"] for text in found.texts["text"]]
         assert found.value("tuned", "kl_base_model") > 0 and len(texts) == 6
         new = pair.models[side].generate_ids(pair.models[side].encode(rows[:1]), max_new_tokens=4)[0, len(ids[0]) :]
-        (values,) = kl_per_token(Subject("b", pair.base), [Subject("t", pair.tuned)], [ids[:1]], [new.tolist()], Work())
+        (values,) = kl_per_token(Subject("b", pair.base), [Subject("t", pair.tuned)], ids[:1], [new.tolist()], Work())
         assert found.rows[found.rows["model"] == "tuned"]["kl_base_model"].iloc[0] == pytest.approx(
             values[0, 0], abs=1e-5
         )
