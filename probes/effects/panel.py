@@ -22,6 +22,7 @@ from workbench.typing import Float, Int
 
 CHANGE = "tuned - base"
 """The model column of a line that compares both."""
+COMPARED = (CHANGE, "base - tuned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class EffectPanel(ProbeResult):
     """A score per model and condition.
 
     ``table``: ``group`` (the condition), ``model`` (base, tuned, or "tuned - base", paired by prompt), score, low, high
-    (95 % over prompts), ``control``, ``p``, ``q``, ``n``. ``values``: the numbers by prompt behind it.
+    (95 % over prompts), ``control``, ``p``, ``n``; ``q`` for the lines that compare
+    both models. ``values``: the numbers by prompt behind it.
     """
 
     values: pd.DataFrame
@@ -62,7 +64,7 @@ class EffectPanel(ProbeResult):
         row = shown.iloc[int(shown["score"].abs().fillna(0.0).to_numpy().argmax())]
         return (
             f"{self.heading}: {row['group']}, {row['model']}: {row['score']:+.3g} [{row['low']:.3g}, "
-            f"{row['high']:.3g}] {self.measured}, q = {row['q']:.2g}. Control: {self.control}"
+            f"{row['high']:.3g}] {self.measured}, p = {row['p']:.2g}. Control: {self.control}"
         )
 
 
@@ -132,6 +134,11 @@ def paired_lines(
 
 
 def table_of(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Lines as a table, with q over all of them."""
+    """Lines as a table, with q over those that compare both models; lines of one model keep their p alone, which is no
+    finding about tuning."""
     table = pd.DataFrame(list(lines))
-    return table.assign(q=q_values(table["p"].to_numpy(float)))
+    p = table["p"].to_numpy(float)
+    compared = table["model"].isin(COMPARED).to_numpy()
+    q = np.full(len(table), np.nan)
+    q[compared] = q_values(p[compared])
+    return table.assign(q=q)

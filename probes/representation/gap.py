@@ -10,7 +10,7 @@ import pandas as pd
 
 from probes.asked import asked
 from probes.effects.answers import Measure, answer_scores
-from probes.effects.panel import EffectPanel, scored_line, table_of
+from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of, with_demonstrations
 from probes.replay import counted
 from probes.representation.classifier import Kind, classes_of, dealt_folds, held_out_right
@@ -153,7 +153,8 @@ def gap_lines(
         scored_line(name, name.split(",")[0], arms[name], controls.get(name, largest), clusters, seed) for name in ARMS
     ]
     for name, (first, second) in GAPS.items():
-        line = scored_line(name, "gap", arms[first] - arms[second], 0.0, clusters, seed)
+        both = first.split(",")[1] == second.split(",")[1]  # the same arm of both models
+        line = scored_line(name, CHANGE if both else "gap", arms[first] - arms[second], 0.0, clusters, seed)
         beside = [np.mean(controls.get(one, largest)) for one in (first, second)]
         lines.append({**line, "control": float(beside[0] - beside[1])})
     return lines

@@ -179,7 +179,7 @@ def erasure_lines(
         scored_line(LOSS, "base - tuned", plain["base"] - plain["tuned"], 0.0, clusters, seed),
         {**scored_line(RECOVERED, "tuned", again["tuned"] - plain["tuned"], 0.0, clusters, seed),
          "control": float(raised.mean())},
-        {**scored_line(REST, "base - tuned", plain["base"] - again["tuned"], 0.0, clusters, seed),
+        {**scored_line(REST, "base, plain - tuned, by route", plain["base"] - again["tuned"], 0.0, clusters, seed),
          "control": float((again["base"] - again["tuned"]).mean())},
     ]  # fmt: skip
 

@@ -57,7 +57,7 @@ def test_signs_without_meaning_are_no_finding() -> None:
     random = np.random.default_rng(0)
     signs = pd.DataFrame({"planted": np.arange(12.0), "noise": random.random(12)})
     table = table_of(sign_lines(signs, signs, pd.DataFrame({"end": np.arange(12.0) ** 2}), 0)).set_index("group")
-    assert table.loc["planted against end", "q"] < 0.01 and table.loc["noise against end", "q"] > 0.05
+    assert table.loc["planted against end", "p"] < 0.01 and table.loc["noise against end", "p"] > 0.05
 
 
 def test_a_model_that_needs_the_cue_is_worse_without_it() -> None:
@@ -67,7 +67,7 @@ def test_a_model_that_needs_the_cue_is_worse_without_it() -> None:
     assert agrees.sum() == 70
     scores = {"base": np.ones(80) * 0.5, "tuned": agrees.astype(float)}
     table = table_of(reliance_lines("cue", scores, agrees, np.arange(80), 0)).set_index("model")
-    assert table.loc["tuned", "score"] == 1 and table.loc["tuned - base", "q"] < 0.01 and table.loc["base", "q"] == 1
+    assert table.loc["tuned", "score"] == 1 and table.loc["tuned - base", "q"] < 0.01 and table.loc["base", "p"] == 1
     with pytest.raises(UserError, match="always goes with the answer"):
         agreeing(answers, answers == "a", "cue")
 

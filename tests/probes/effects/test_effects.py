@@ -295,5 +295,5 @@ def test_overconfidence_of_the_pruned_model_is_found() -> None:
         found[role, "linear probe", 0.9, True] = (np.full(200, 0.6), right)
     table = table_of(calibration_lines(found, np.arange(200), 0)).set_index(["group", "model"])
     row = table.loc[("ECE, linear probe, 90% pruned - dense", "tuned")]
-    assert row["low"] > 0.2 and row["q"] < 0.01 and row["control"] < row["score"]
+    assert row["low"] > 0.2 and row["p"] < 0.01 and row["control"] < row["score"]
     assert table.loc[("ECE, linear probe, dense", "tuned"), "score"] < 0.1

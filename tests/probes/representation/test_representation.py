@@ -257,7 +257,7 @@ def test_gaps_split_what_is_missing() -> None:
 
 def test_representation_gap_of_a_pair() -> None:
     found = probes.representation_gap(pair_of(0), ROWS, shots=1, folds=3, layers=[0, 2])
-    assert found.line("added by tuning to the states", "gap")["score"] == 0
+    assert found.line("added by tuning to the states")["score"] == 0
     zero = found.table.set_index("group")["score"]
     assert zero["base, zero-shot"] == zero["tuned, zero-shot"]
 
