@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from dashboards.plain_figures import without_fetching
 from dashboards.report.content import Content, Section
-from dashboards.report.glossary import meanings
+from workbench.glossary import meanings
 from workbench.tables import with_intervals
 
 ROWS = 30

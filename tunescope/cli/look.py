@@ -52,7 +52,7 @@ def look(
     }  # fmt: skip
     run = keep(found, out, config)
     if as_json:
-        steps = [{"step": step, "found": sentence} for step, sentence in found.told]
+        steps = [{"step": step, "found": told} for step, note in found.notes.items() for told in note.sentences]
         recipes = [f"recipes/{name}.safetensors" for name in found.recipes]
         emit({"run": str(run.path), "behaviour": found.behaviour, "steps": steps, "recipes": recipes}, as_json=True)
         return
