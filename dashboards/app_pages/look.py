@@ -53,7 +53,8 @@ def _show_line(subject: Subject, asked: LookAsked | None, *, busy: bool) -> None
             label, colour, icon = _badge(subject, step)
             st.markdown(f"**{DETAILS[step]} {step}** :{colour}-badge[:material/{icon}: {label}]")
             note = subject.notes.steps.get(step)
-            sentence = " ".join(note.sentences) if note is not None else _PROMISES[step]
+            sentences = () if note is None else note.sentences[::-1] if step == TURN else note.sentences
+            sentence = " ".join(sentences) or _PROMISES[step]
             st.caption(panels.words(sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]}…"))
             with st.container(horizontal=True, gap="small"):
                 _run_button(subject, asked, step, busy=busy)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from dashboards import jobs, models, panels
+from dashboards.answers import hover_tokens
 from dashboards.chatting import ChatReply, ChatTurn, Sampling, messages_of, reply
 from dashboards.kept import prefilled
 from dashboards.parts import Part
@@ -122,8 +123,6 @@ def _model(pair: ModelPair, side: str, recipe: tuple[Part, str] | None) -> tuple
 
 
 def _show_turn(subject: Subject, number: int, turn: ChatTurn) -> None:
-    from workbench.figures.tokens import token_html
-
     with st.chat_message("user"):
         left, right = st.columns([8, 1])
         left.text(panels.visible(turn.user))
@@ -136,10 +135,7 @@ def _show_turn(subject: Subject, number: int, turn: ChatTurn) -> None:
     for place, (side, answer) in zip(st.columns(len(turn.replies)), turn.replies.items(), strict=True):
         with place:
             st.caption(side)
-            st.html(token_html(
-                answer.tokens, answer.probabilities, unit="probability", limit=1.0,
-                notes=[f"most likely: {top}" for top in answer.top], legend=False,
-            ))  # fmt: skip
+            st.html(hover_tokens(answer, turn.replies["base"]))
 
 
 @contextmanager

@@ -94,7 +94,8 @@ def tried(look: Look, candidates: list[Candidate], progress: Progress) -> pd.Dat
         side = _measured(look, candidates, others, progress, metrics=["perplexity"], neutral=texts, texts=True)
     lines = [_line(one.name, one.name, effect, side) for one in candidates]
     found = pd.DataFrame([*lines, _line("tuned", "tuned", effect, side)], columns=list(COLUMNS))
-    order = np.lexsort((found["others_changed"], found["share"], found["candidate"] == "tuned"))
+    is_scale = found["candidate"].isin([one.name for one in candidates if one.scale is not None])
+    order = np.lexsort((is_scale, found["others_changed"], found["share"], found["candidate"] == "tuned"))
     return found.iloc[order].reset_index(drop=True)
 
 
