@@ -97,7 +97,7 @@ def _answered(
         st.text(panels.visible(text))
     sides = ["base", "tuned", *(["steered"] if recipe is not None else [])]
     places = dict(zip(sides, st.columns(len(sides)), strict=True))
-    pair = models.pair(subject.base, subject.tuned)
+    pair = models.pair(subject.base, subject.tuned, dtype=models.quick_dtype(subject.base))
     replies: dict[str, ChatReply] = {}
     with _one_at_a_time():
         for side, place in places.items():

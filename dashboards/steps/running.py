@@ -62,7 +62,8 @@ def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: An
     else:
         prompts = _sampled(asked)
         config, out = _config(asked, prompts), None
-    pair = models.pair(asked.base, asked.tuned, asked.device)
+    dtype = str(config.get("dtype", models.quick_dtype(asked.base, asked.device)))
+    pair = models.pair(asked.base, asked.tuned, asked.device, dtype)
     for step in steps:
         progress.stage = step
         made = extend(pair, prompts, config, step, progress, out)
@@ -83,7 +84,7 @@ def _config(asked: LookAsked, prompts: Prompts) -> dict[str, Any]:
     base, tuned = models.places(asked.base, asked.tuned)
     return {
         "verb": "look", "base": whole_path(base), "tuned": whole_path(tuned), "prompts": prompts.hash,
-        "limit": asked.limit, "seed": asked.seed, "device": asked.device,
+        "limit": asked.limit, "seed": asked.seed, "device": asked.device, "dtype": models.quick_dtype(base, asked.device),
     }  # fmt: skip
 
 

@@ -71,7 +71,9 @@ def parts_of(subject: Subject, table: pd.DataFrame) -> dict[str, tuple[Part, str
 
 
 def _show_table(subject: Subject, table: pd.DataFrame) -> None:
-    shown = with_intervals(table).rename(columns={"others_changed": "others changed"})
+    shown = with_intervals(table.drop(columns=["change", "change_low", "change_high"])).rename(
+        columns={"others_changed": "others changed"}
+    )
     names = table["candidate"].tolist()
 
     def pick() -> None:

@@ -31,8 +31,8 @@ SCALES = (0.0, 0.5, 1.5)
 """How much of the tuning; all of it is the tuned model."""
 TOKENS = 12
 COLUMNS = (
-    "candidate", "share", "low", "high", "n", "random", "random_low", "random_high", "others_changed",
-    "others_changed_low", "others_changed_high", "perplexity",
+    "candidate", "share", "low", "high", "n", "change", "change_low", "change_high", "random", "random_low",
+    "random_high", "others_changed", "others_changed_low", "others_changed_high", "perplexity",
 )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def tried(look: Look, candidates: list[Candidate], progress: Progress) -> pd.Dat
 
     Returns:
         ``share``: of the prompts on which the tuned model shows the behaviour, those on which it still does;
-        ``random``: the same for stand-ins; ``others_changed``: share of the other prompts whose answer is not the tuned
+        ``change``: that minus the tuned model's, paired by prompt; ``random``: the same for stand-ins; ``others_changed``: share of the other prompts whose answer is not the tuned
         model's; ``perplexity`` of the other prompts' texts.
 
     Raises:
@@ -100,11 +100,10 @@ def tried(look: Look, candidates: list[Candidate], progress: Progress) -> pd.Dat
 
 
 def works(table: pd.DataFrame) -> pd.Series:
-    """Which candidates turn the behaviour down beyond their stand-ins, or beyond the tuned model where there are
-    none."""
-    tuned = table[table["candidate"] == "tuned"].iloc[0]
-    limit = table["random_low"].fillna(float(tuned["low"]))
-    return (table["high"] < limit) & (table["candidate"] != "tuned")
+    """Which candidates turn the behaviour down, prompt by prompt, and further than their stand-ins where they have
+    some."""
+    beyond = table["random_low"].isna() | (table["share"] < table["random_low"])
+    return beyond & (table["change_high"] < 0) & (table["candidate"] != "tuned")
 
 
 def _rows(look: Look) -> tuple[Prompts, Prompts]:
@@ -142,6 +141,7 @@ def _line(name: str, model: str, effect: pd.DataFrame, side: Any) -> dict[str, A
     own, missing = effect.loc[model], float("nan")
     random = effect.loc[_control(name)] if _control(name) in effect.index else None
     line = {"candidate": name, "share": own["estimate"], "low": own["low"], "high": own["high"], "n": own["n"]}
+    line |= {name: own[name] for name in ("change", "change_low", "change_high")}
     for column, bound in (("random", "estimate"), ("random_low", "low"), ("random_high", "high")):
         line[column] = missing if random is None else random[bound]
     if side is None:
