@@ -78,8 +78,9 @@ def tried(look: Look, candidates: list[Candidate], progress: Progress) -> pd.Dat
 
     Returns:
         ``share``: of the prompts on which the tuned model shows the behaviour, those on which it still does;
-        ``change``: that minus the tuned model's, paired by prompt; ``random``: the same for stand-ins; ``others_changed``: share of the other prompts whose answer is not the tuned
-        model's; ``perplexity`` of the other prompts' texts.
+        ``change``: that minus the tuned model's, paired by prompt; ``random``: the share for stand-ins;
+        ``others_changed``: share of the other prompts whose answer is not the tuned model's; ``perplexity`` of the
+        other prompts' texts.
 
     Raises:
         UserError: No prompt shows the behaviour.
