@@ -13,6 +13,7 @@ from dashboards.report.content import Content, Section, read_content
 from dashboards.selection import Selection, pairs_of, picks
 from dashboards.state import Opened, recipes_of
 from dashboards.story import cards
+from dashboards.views.sentence import sentence_of
 from dashboards.views.source import experiment_of
 from workbench.runs import Run
 from workbench.tables import with_intervals
@@ -124,6 +125,7 @@ def _show_findings(chosen: Selection, run: Run) -> None:
             results[one.name] = one.load()
     for one in found:
         if one.kind == "WeightDelta" and one.name in results:
+            st.markdown(f"**{panels.words(sentence_of(results[one.name].frame()))}**")
             drawn = results[one.name].figure()
             drawn.update_xaxes(automargin=True, tickangle=-30)
             panels.figure(

@@ -84,7 +84,8 @@ def _config(asked: LookAsked, prompts: Prompts) -> dict[str, Any]:
     base, tuned = models.places(asked.base, asked.tuned)
     return {
         "verb": "look", "base": whole_path(base), "tuned": whole_path(tuned), "prompts": prompts.hash,
-        "limit": asked.limit, "seed": asked.seed, "device": asked.device, "dtype": models.quick_dtype(base, asked.device),
+        "limit": asked.limit, "seed": asked.seed, "device": asked.device,
+        "dtype": models.quick_dtype(base, asked.device),
     }  # fmt: skip
 
 

@@ -27,6 +27,11 @@ __all__ = ["browser", "page"]
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is missing: apt-get install chromium")
 SMOL = Path(os.environ.get("TUNESCOPE_SMOLLM2") or "SmolLM2-135M-Instruct")
 LONG = 1_800_000
+NAMELESS = """() => ["button", "input:not([type=file])", "select", "textarea"]
+    .flatMap((kind) => [...document.querySelectorAll(`[data-testid=stMain] ${kind}`)])
+    .filter((one) => one.offsetParent !== null && !(one.innerText || one.title || one.ariaLabel
+        || one.getAttribute("aria-labelledby") || (one.labels && one.labels.length)))
+    .map((one) => one.outerHTML.slice(0, 200))"""
 
 
 @contextmanager
@@ -152,12 +157,7 @@ def test_every_control_has_a_name(page: Any, address: str) -> None:
         page.goto(f"{address}/?step={step}")
         card(page, step).wait_for()
         settled(page)
-        nameless = page.evaluate(
-            """() => [..."button, input:not([type=file]), select, textarea".split(", ")]
-            .flatMap((kind) => [...document.querySelectorAll(`[data-testid=stMain] ${kind}`)]).filter((one) => one.offsetParent !== null && !(one.innerText || one.title || one.ariaLabel
-                || one.getAttribute("aria-labelledby") || (one.labels && one.labels.length)))
-            .map((one) => one.outerHTML.slice(0, 200))"""
-        )
+        nameless = page.evaluate(NAMELESS)
         assert nameless == []
 
 

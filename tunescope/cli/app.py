@@ -25,6 +25,7 @@ from tunescope.cli import (
     report,
     runs,
     steer,
+    terms,
 )
 
 
@@ -60,6 +61,7 @@ app.command("record")(record.record)
 app.command("report")(report.report)
 app.command("run")(experiment.run)
 app.command("steer")(steer.steer)
+app.command("terms")(terms.terms)
 app.add_typer(bench.app, name="bench", help="Measure the methods against known answers.")
 app.add_typer(localize.app, name="localize", help="Find where the change lives; each verb writes a run.")
 app.add_typer(organism.app, name="organism", help="Small trained pairs with planted truth.")
