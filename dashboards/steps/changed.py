@@ -40,7 +40,7 @@ def asked(subject: Subject) -> LookAsked | None:
         prompts = _prompts(str(way))
         if way in (PASTE, FILE) and prompts is None:
             return None
-        return LookAsked(subject.base, subject.tuned, None if way == OF_RUN else prompts, int(limit))
+        return LookAsked(subject.base, subject.tuned, prompts, way == OF_RUN, int(limit))
     return None
 
 
@@ -55,14 +55,7 @@ def _prompts(way: str) -> Prompts | None:
         return pasted(text) if text.strip() else None
     if way == SHIPPED:
         st.caption("Forty questions of many topics. Your own say more: some on which tuning should act, some not.")
-        return _shipped()
     return None
-
-
-def _shipped() -> Prompts:
-    from importlib.resources import files
-
-    return pasted(files("tunescope.look").joinpath("questions.txt").read_text(encoding="utf-8"))
 
 
 def show(subject: Subject) -> None:

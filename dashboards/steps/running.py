@@ -27,7 +27,8 @@ class LookAsked:
     base: str
     tuned: str
     prompts: Prompts | None
-    """None: those of the run, or the shipped set."""
+    """None: those of the run where ``of_run``, else the shipped set."""
+    of_run: bool = False
     limit: int = 60
     seed: int = 0
     device: str = "auto"
@@ -56,7 +57,7 @@ def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: An
     from tunescope.look.keep import extend
     from workbench.prompts import Prompts
 
-    run = subject.run if asked.prompts is None else None
+    run = subject.run if asked.of_run else None
     if run is not None:
         config, prompts, out = run.config, Prompts.load(run.file(PROMPTS)), run.path
     else:

@@ -21,7 +21,7 @@ from dashboards.steps.subject import Subject, short
 from dashboards.steps.turn import dose_of, parts_of
 from dashboards.steps.turn import sentence_of as turn_sentence
 from dashboards.steps.where import places_of
-from tests.dashboards.made import APP, opened, shown, warned
+from tests.dashboards.made import APP, opened, shown, told_run, warned
 from tests.tunescope.look.test_steps import refusal_rows
 from tunescope.experiments import Experiment
 from tunescope.look.keep import keep
@@ -77,6 +77,15 @@ def test_a_pair_with_nothing_recorded_opens_on_four_steps() -> None:
     app.segmented_control(key="look-from").set_value("paste").run()
     assert app.button(key="run-all").disabled  # there are no prompts yet
     assert not app.error, shown(app)
+
+
+def test_runs_about_other_models_do_not_take_the_pairs_place(tmp_path: Path) -> None:
+    told_run(tmp_path / "runs", "other")
+    app = AppTest.from_file(APP, default_timeout=60).run()
+    assert not app.exception and app.selectbox(key="run").value == ""
+    assert app.header[0].value.endswith("/base → tuned")
+    app.selectbox(key="run").set_value("other").run()
+    assert not app.exception and app.selectbox(key="run").value == "other"
 
 
 def test_a_step_runs_in_the_background_and_its_answers_appear(monkeypatch: pytest.MonkeyPatch) -> None:
