@@ -66,12 +66,11 @@ class Retraining(ProbeResult):
         return figure
 
     def summary(self) -> str:
-        of = self.table.set_index("rows")["score"]
-        q = float(self.table.set_index("rows").loc["without top", "q"])
+        of, q = (dict(zip(self.table["rows"], self.table[name].astype(float), strict=True)) for name in ("score", "q"))
         return (
             f"Queries' loss {of['all']:.3f} after all rows, {of['without top']:.3f} without the {self.dropped} "
-            f"highest, {of['without random']:.3f} without as many random ones (q = {q:.2g}), {of['only top']:.3f} "
-            f"after the highest alone, {self.untrained:.3f} untrained; control: {self.control}"
+            f"highest, {of['without random']:.3f} without as many random ones (q = {q['without top']:.2g}), "
+            f"{of['only top']:.3f} after the highest alone, {self.untrained:.3f} untrained; control: {self.control}"
         )
 
 
