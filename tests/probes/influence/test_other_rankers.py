@@ -107,9 +107,10 @@ def test_retraining_is_read_back(tmp_path: Path) -> None:
 
 
 def calls_of_code_similarity() -> Calls:
+    folder = str(dictionary().save(Path(tempfile.mkdtemp()) / "sae"))
     common: dict[str, Any] = {"pair": organism(), "prompts": training_rows(), "queries": query_rows()}
     return Calls([
-        {**common, "dictionary": dictionary(), "layer": 2, "pool": "mean", "always_on": 0.8, "match": "fact", "k": 2,
+        {**common, "dictionary": folder, "layer": 2, "pool": "mean", "always_on": 0.8, "match": "fact", "k": 2,
          "batch_size": 3, "controls": 4, "draws": 120, "seed": 3},
     ])  # fmt: skip
 
