@@ -14,6 +14,7 @@ _HOMES = {
     "ConceptAblation": "concept_ablation",
     "EagerAttentionWarning": "attention_scale",
     "ExpertSwitch": "expert_switch",
+    "Gate": "gate",
     "Graft": "weightspace.graft",
     "HeadOffset": "heads",
     "HeadScale": "heads",

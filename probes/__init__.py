@@ -18,6 +18,7 @@ _HOME = {
     "ConceptDirections": "concepts.probe",
     "Dictionary": "concepts.dictionary",
     "ExpertMap": "experts.mapping",
+    "GateFit": "gates.fitting",
     "GraftResult": "grafting",
     "HeadProbe": "linear.heads",
     "HeadSelection": "selection",

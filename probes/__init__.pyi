@@ -38,6 +38,7 @@ from probes.experts.mapping import ExpertMap as ExpertMap
 from probes.experts.switching import Behaviour as _Behaviour
 from probes.experts.switching import Mode
 from probes.experts.switching import SwitchingCurve as SwitchingCurve
+from probes.gates.fitting import GateFit as GateFit
 from probes.grafting.overlap import MaskOverlap as MaskOverlap
 from probes.grafting.overlap import mask_overlap as mask_overlap
 from probes.grafting.regions import Level
@@ -111,6 +112,7 @@ __all__ = [
     "DirectionOptions",
     "ExpertMap",
     "FoundDirection",
+    "GateFit",
     "GraftResult",
     "HeadProbe",
     "HeadSelection",
@@ -301,6 +303,7 @@ def graft(
     method: Method | str = "optimised",
     level: Level | str = "entries",
     sparsity: Annotated[float, Within(1e-12, 1)] = 0.001,
+    answer_tokens: Literal["first", "all"] | str = "first",
     ood: Annotated[Any, As("prompts")] = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -368,8 +371,11 @@ def patching(
     positions: str | int | Sequence[int] | None = None,
     layers: Any = None,
     inputs: Literal["source", "target"] = "source",
-    method: Literal["exact", "attribution", "ig"] = "exact",
+    method: Literal["auto", "exact", "attribution", "ig"] = "auto",
+    exact: bool = False,
+    answer_tokens: Literal["first", "all"] = "first",
     confirm: float = 0.1,
+    confirm_others: float = 0.02,
     ig_steps: int = 5,
     normalise: bool = True,
     only_correct: bool = False,
@@ -383,7 +389,7 @@ def patching(
 ) -> Patching:
     """Put activations of the source run into the target run, one cell at a time, and measure the last position.
 
-    Options: :class:`probes.patches.patching.PatchOptions`.
+    Options: :class:`probes.patches.settings.PatchOptions`.
     """
 
 def path_patching(

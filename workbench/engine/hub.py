@@ -18,12 +18,13 @@ from torch import nn
 
 from workbench.engine.compiled import check_eager, check_not_wrapped
 from workbench.engine.context import ForwardContext, Generation, LooseCalls
-from workbench.engine.families import Family, family_of
+from workbench.engine.families import Family
 from workbench.engine.geometry import Geometry, read_geometry
 from workbench.engine.holding import Holdings
 from workbench.engine.layered import Shared, laid
 from workbench.engine.listening import Listener
 from workbench.engine.ports import Port, port
+from workbench.engine.resolving import family_of
 from workbench.engine.sites import HEAD_KINDS, KINDS, Site
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import NotSupported, UserError, unknown_name

@@ -233,17 +233,20 @@ class AdaptedModel:
 
     def forward(
         self,
-        batch: Encoded | Tensor,
+        batch: Any,
         *,
         logits: Literal["all", "last"] | int | None = "all",
         grad: bool = False,
     ) -> Float[Tensor, "batch pos vocab"] | None:
-        """One forward pass. ``logits``: of all positions, of the last column only, of so many last columns, or none (no
+        """One forward pass of ``batch``: token ids [batch, pos], an encoded batch, or prompts (as :meth:`encode` takes
+        them). ``logits``: of all positions, of the last column only, of so many last columns, or none (no
         vocabulary projection).
 
         Without padding the model is called exactly as ``hf(input_ids)``; with padding the mask and the position
         ids that absolute-position models need are passed too. Gradients are kept when ``grad``.
         """
+        if not isinstance(batch, Tensor) and not hasattr(batch, "input_ids"):
+            batch = self.encode(batch)
         ids, mask = (batch, None) if isinstance(batch, Tensor) else (batch.input_ids, batch.attention_mask)
         check_tensor(ids, self)
         call: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": False}

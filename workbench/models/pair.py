@@ -18,7 +18,7 @@ from workbench.models.adapter_fit import name_notes
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
 from workbench.models.loading import WRONG_TYPES, brings_tokenizer, load_model, load_tokenizer, quantization
-from workbench.models.origin import origin_of
+from workbench.models.origin import Origin, origin_of
 from workbench.models.sources import Kind, Source, describe
 from workbench.models.token_rows import embedding_rows, readable_padding, unreadable_tokens
 
@@ -139,6 +139,14 @@ def load_one(
     if not loaded.weightless:
         self_check(loaded.hub)
     return loaded
+
+
+def load_again(origin: Origin, device: str) -> dict[str, AdaptedModel]:
+    """The models of ``origin`` by role, on ``device``. They were checked where they were loaded first."""
+    if origin.tuned is None:
+        model = load_one(origin.base, device=device, **origin.options)
+        return {model.role: model}
+    return load_pair(origin.base, origin.tuned, device=device, check=False, **origin.options).models
 
 
 @dataclass(frozen=True)
