@@ -55,7 +55,7 @@ def generalised_jaccard(
     question="Which training rows excite the same dictionary features as the behaviour?",
     papers=("Task-Specific Data Selection for Instruction Tuning via Monosemantic Neuronal Activations",),
     cost="one forward pass per row and query",
-    example="--queries queries.jsonl --dictionary ./sae --layer 0.5",
+    example="--queries queries.jsonl --dictionary sae --layer 0.5",
 )
 def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
     pair: ModelPair,

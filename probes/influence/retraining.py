@@ -80,7 +80,7 @@ class Retraining(ProbeResult):
     question="Does the behaviour go when the rows behind it are left out of training?",
     papers=("LESS: Selecting Influential Data for Targeted Instruction Tuning",),
     cost="three trainings and one per random draw of a new LoRA on the base",
-    example="--queries queries.jsonl --influence less/result.safetensors --drop 3 --epochs 1",
+    example="--queries queries.jsonl --influence less.safetensors --drop 3 --epochs 1 --random-draws 1",
 )
 def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
     pair: ModelPair,
