@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import regex  # type: ignore[import-untyped]
 
+from workbench.behaviour.linguistic import ATTRIBUTES
 from workbench.behaviour.metrics import METRICS, TEXT
 from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.text_quality import language, readability, repeated_words, words_in
@@ -67,8 +68,10 @@ def behaviour(what: str | Score | Behaviour, name: str | None = None, *, share: 
     Args:
         what: ``"begins:I am sorry"`` (case aside), ``"contains:dragon"`` (case aside, as whole words), ``"regex:..."``
             (searched in the first 4000 signs, two seconds at most), ``"refusal"``, ``"length"`` (words),
-            ``"repetition"``, ``"readability"``, ``"language"`` or ``"language:de"``, or a function
-            ``score(response, prompt)`` that gives a number or true or false; or the name that a plug-in registered.
+            ``"repetition"``, ``"readability"``, ``"language"`` or ``"language:de"``, an attribute that is counted
+            (:mod:`workbench.behaviour.linguistic`: ``"punctuation"``, ``"pronouns"``, ...), or a function
+            ``score(response, prompt)`` that gives a number or true or false; or the name that a plug-in
+            registered.
         name: what tables call it; by default ``what`` itself, or the function's name.
         share: whether scores are 0 or 1; by default they are, but for functions annotated to return a number.
 
@@ -215,3 +218,7 @@ _NAMED: dict[str, Behaviour] = {
         lambda text, row: language(text) == language(str(row)),
     ),
 }  # fmt: skip
+_NAMED |= {
+    name: Behaviour(name, meaning, lambda text, _, count=count: count(text), share=False)  # type: ignore[misc]
+    for name, (meaning, count) in ATTRIBUTES.items()
+}
