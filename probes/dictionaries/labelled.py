@@ -40,7 +40,8 @@ def label_features(
 
     Latents (their greatest activation over a prompt's tokens) and the difference of means (of the tuned model's mean
     activations; read as a prompt's mean and as its greatest token) are chosen on the training prompts. Columns:
-    feature, latent, auroc, low, high, train, control (the latent that follows shuffled labels best, mean over 20 shuffles).
+    feature, latent, auroc, low, high, train, control (the latent that follows shuffled labels
+    best, mean over 20 shuffles).
     """
     kept = np.array([number for number in np.unique(rows.prompt) if _labelled(labels[int(number)])], dtype=np.int64)
     pooled, means, prompts = _pooled(rows, dictionary, kept)
