@@ -102,10 +102,10 @@ def subject_offset(
     """Find an attribute's direction at a subject's tokens from minimal pairs, and add it there or everywhere.
 
     A row's ``contrast`` is the prompt with the attribute in words, of as many tokens: "a young man and a dog" for
-    "a plain man and a dog". The subject are the tokens from the first that differs to one behind the last that does, where
-    the attribute's noun stands. The direction (optimisation-free) is the mean difference of the pairs of one half at the
-    subject's last token; the other half is edited, and its states at the last layer say how far subject and later
-    tokens moved along the pairs' difference there.
+    "a plain man and a dog". The subject are the tokens from the first that differs to the one behind the last that
+    does, where the attribute's noun stands. The direction (optimisation-free) is the mean difference of the pairs of
+    one half at the subject's last token; the other half is edited, and its states at the last layer say how far
+    subject and later tokens moved along the pairs' difference there.
 
     Args:
         subject: A model, or a pair (its tuned model).
