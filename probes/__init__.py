@@ -25,6 +25,7 @@ _HOME = {
     "ContextAwareness": "attending.awareness",
     "Dictionary": "concepts.dictionary",
     "ExpertMap": "experts.mapping",
+    "ExpertSets": "experts.sets",
     "FocusedPrefix": "decoding.focused",
     "GraftResult": "grafting",
     "GuidanceFront": "decoding.guidance",
