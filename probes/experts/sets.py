@@ -79,8 +79,8 @@ class ExpertSets(ProbeResult):
         rho = float(ranks["use"].corr(ranks["effect"])) if len(ranks) > 2 and ranks["effect"].nunique() > 1 else np.nan
         return (
             f"{last['experts']} off: the behaviour falls by {last['score']:.2f} "
-            f"[{last['low']:.2f}, {last['high']:.2f}] (random sets {last['control']:.2f}); rank correlation of use and effect {rho:.2f}; intervals over "
-            f"{self.resampled}; control: {self.control}"
+            f"[{last['low']:.2f}, {last['high']:.2f}] (random sets {last['control']:.2f}); rank correlation of use and "
+            f"effect {rho:.2f}; intervals over {self.resampled}; control: {self.control}"
         )
 
 
