@@ -11,12 +11,15 @@ from interventions.directions import RankWarning as RankWarning
 from interventions.exchange.adapter import to_adapter as to_adapter
 from interventions.exchange.bake import bake as bake
 from interventions.exchange.bake import baked as baked
+from interventions.exchange.certificate import Certificate as Certificate
+from interventions.exchange.certificate import certify as certify
 from interventions.exchange.control_vectors import from_gguf as from_gguf
 from interventions.exchange.control_vectors import to_gguf as to_gguf
 from interventions.exchange.reading import load_recipe as load_recipe
 from interventions.exchange.vectors import from_steering_vectors as from_steering_vectors
 from interventions.exchange.vectors import from_tensors as from_tensors
 from interventions.expert_switch import ExpertSwitch as ExpertSwitch
+from interventions.gate import Gate as Gate
 from interventions.heads import HeadOffset as HeadOffset
 from interventions.heads import HeadScale as HeadScale
 from interventions.layer_skip import LayerSkip as LayerSkip
@@ -74,10 +77,12 @@ __all__ = [
     "AdapterRouting",
     "AdapterScale",
     "AttentionScale",
+    "Certificate",
     "Clamp",
     "ConceptAblation",
     "EagerAttentionWarning",
     "ExpertSwitch",
+    "Gate",
     "Graft",
     "HeadOffset",
     "HeadScale",
@@ -109,6 +114,7 @@ __all__ = [
     "bake",
     "baked",
     "caft_finetune",
+    "certify",
     "dare",
     "dose",
     "from_gguf",

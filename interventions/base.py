@@ -11,6 +11,7 @@ from inspect import isabstract
 from typing import Any, ClassVar, TypeVar
 
 from interventions.claims import Claim
+from interventions.gate import Gate
 from interventions.packing import content_hash, pack, shown, unpack
 from interventions.scope import Change, Scope, blend
 from interventions.strength import Number, Strength, as_strength, multiplied, trains
@@ -111,16 +112,22 @@ class SiteIntervention(Intervention):
     """An intervention on activations: hooks at sites, at chosen positions, with a strength.
 
     ``strength`` 1 is the full effect and 0 none (bit for bit). A tensor or list [row] gives every prompt of the
-    batch its own. ``positions`` is the engine's language (:mod:`workbench.engine.positions`).
+    batch its own. ``positions`` is the engine's language (:mod:`workbench.engine.positions`). ``when``: a
+    :class:`interventions.Gate`, outside which it does not act; without one it always does.
     """
 
     strength: Strength = field(default=1.0, kw_only=True)
     positions: PositionSpec | Where = field(default="all", kw_only=True)
+    when: Gate | None = field(default=None, kw_only=True)
 
     scopes: ClassVar[tuple[str, ...]] = ("positions",)
 
     def __post_init__(self) -> None:
         where(self.positions)
+        if not (self.when is None or isinstance(self.when, Gate)):
+            raise UserError(
+                f"when={shown(self.when)} is no gate: give interventions.Gate(layer, direction, threshold)."
+            )
         self._set("strength", as_strength(self.strength))
 
     @abstractmethod
@@ -141,7 +148,23 @@ class SiteIntervention(Intervention):
 
     def hooks(self, model: AdaptedModel) -> list[SiteHook]:
         """The hooks that do it, in order; none when :attr:`neutral`."""
-        return [] if self.neutral else [self._hook(site, change) for site, change in self.changes(model)]
+        if self.neutral:
+            return []
+        hooks = [self._hook(site, change) for site, change in self.changes(model)]
+        return hooks if self.when is None else [self.when.hook(model), *hooks]
+
+    def check_gate(self, model: AdaptedModel) -> None:
+        """Raise :class:`UserError` when the gate does not fit ``model``, or reads too late for what it opens."""
+        if self.when is not None:
+            self.when.validate(model)
+            self.when.check_before([site for site, _ in self.changes(model)], model)
+
+    def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Without ``when`` where there is no gate, so that such a recipe has the content that it always had."""
+        settings, tensors = super().to_tensors()
+        if self.when is None:
+            del settings["when"]
+        return settings, tensors
 
     def entered(self, model: AdaptedModel) -> AbstractContextManager[Any]:
         """A context in which the hooks are on ``model``."""
@@ -159,7 +182,7 @@ class SiteIntervention(Intervention):
         return replace(self, positions=replace(scope, rows=rows))
 
     def _hook(self, site: Site, change: Change) -> SiteHook:
-        scope = Scope(self.positions)
+        scope = self.scope()
 
         def edit(value: Any, ctx: ForwardContext) -> Any:
             chosen = scope(ctx)
@@ -169,6 +192,10 @@ class SiteIntervention(Intervention):
             return new if new is None or chosen.everything else self._blended(chosen, new, value)
 
         return SiteHook(site, edit, edit=True)
+
+    def scope(self) -> Scope:
+        """Where this acts: its positions, behind its gate."""
+        return Scope(self.positions, self.when)
 
     def _blended(self, chosen: Selection, new: Any, old: Any) -> Any:
         """``new`` where the positions were chosen, ``old`` elsewhere."""

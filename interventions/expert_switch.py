@@ -13,7 +13,7 @@ from interventions.base import Intervention, SiteIntervention
 from interventions.checks import Label, as_label, by_layer, resolved
 from interventions.conflicts import may_overlap
 from interventions.rerouting import Orders, obey
-from interventions.scope import Change, Scope
+from interventions.scope import Change
 from interventions.strength import Number, for_rows
 from workbench.engine.context import ForwardContext
 from workbench.engine.positions import Selection
@@ -103,7 +103,7 @@ class ExpertSwitch(SiteIntervention):
         site = Site("router", layer)
         router = model.hub.module(site)
         orders = Orders.of(off, on, self.mode, self.weight, model.n_experts, router)
-        scope = Scope(self.positions)
+        scope = self.scope()
         there: dict[torch.device, Orders] = {}
 
         def change(value: Routing, ctx: ForwardContext) -> Routing | None:

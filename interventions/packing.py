@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 
+from interventions.gate import Gate
 from workbench.engine.positions import Where, where
-from workbench.errors import NotSupported, UserError
+from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.typing import Tensor
 
 _TENSOR = "@tensor"
+_GATE = "@gate"
 
 
 def pack(values: Mapping[str, Any], scopes: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -24,6 +27,8 @@ def pack(values: Mapping[str, Any], scopes: tuple[str, ...] = ()) -> tuple[dict[
         if isinstance(value, Tensor):
             tensors[name] = value.detach()
             return {_TENSOR: name}
+        if isinstance(value, Gate):
+            return {_GATE: {one.name: plain(getattr(value, one.name), f"{name}.{one.name}") for one in fields(value)}}
         if isinstance(value, Mapping):
             return {str(key): plain(one, f"{name}.{key}") for key, one in value.items()}
         if isinstance(value, list | tuple):
@@ -46,11 +51,21 @@ def unpack(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], scopes: t
             if value[_TENSOR] not in tensors:
                 raise UserError(f"The recipe refers to a tensor {value[_TENSOR]!r} that its file does not hold.")
             return tensors[value[_TENSOR]]
+        if isinstance(value, dict) and set(value) == {_GATE}:
+            return _gate(rich(value[_GATE]))
         if isinstance(value, dict):
             return {key: rich(one) for key, one in value.items()}
         return tuple(rich(one) for one in value) if isinstance(value, list) else value
 
     return {name: Where.from_json(value) if name in scopes else rich(value) for name, value in settings.items()}
+
+
+def _gate(settings: Any) -> Gate:
+    known = {one.name for one in fields(Gate)}
+    for name in settings if isinstance(settings, dict) else [shown(settings)]:
+        if name not in known:
+            raise unknown_name("setting of Gate", name, known)
+    return Gate(**settings)
 
 
 def content_hash(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -95,6 +95,8 @@ class Recipe:
         for place, one in enumerate(self.interventions):
             try:
                 one.validate(adapted)
+                if isinstance(one, SiteIntervention):
+                    one.check_gate(adapted)
             except UserError as error:
                 raise type(error)(f"{one.kind} (number {place} of the recipe): {error}") from None
         check_conflicts(self.interventions, adapted)

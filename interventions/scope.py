@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from sys import intern
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from workbench.engine.context import ForwardContext
 from workbench.engine.positions import PositionSpec, Selection, Where, needs_prompt, select, where
 from workbench.typing import Tensor
+
+if TYPE_CHECKING:
+    from interventions.gate import Gate
 
 __all__ = ["Change", "Scope", "UnknownPromptWarning", "Where", "blend", "tell_unknown_prompt"]
 
@@ -38,20 +41,31 @@ def tell_unknown_prompt(scope: Where, ctx: ForwardContext) -> None:
 
 
 class Scope:
-    """Positions, evaluated at most once per forward pass for all interventions that share them."""
+    """Positions behind a gate, evaluated at most once per forward pass for all interventions that share them."""
 
-    def __init__(self, positions: PositionSpec | Where) -> None:
+    def __init__(self, positions: PositionSpec | Where, gate: Gate | None = None) -> None:
         self.where = where(positions)
+        self.gate = gate
         self._needs_prompt = needs_prompt(self.where)
-        self._key = intern(f"scope {self.where!r}")  # looked up at every site of every pass
+        behind = "" if gate is None else gate.key
+        self._key = intern(f"scope {self.where!r} {behind}")  # looked up at every site of every pass
 
     def __call__(self, ctx: ForwardContext) -> Selection:
         chosen: Selection | None = ctx.scratch.get(self._key)
         if chosen is None:
             if ctx.loose is not None and self._needs_prompt:
                 tell_unknown_prompt(self.where, ctx)
-            chosen = ctx.scratch[self._key] = select(self.where, ctx)
+            chosen = select(self.where, ctx)
+            chosen = ctx.scratch[self._key] = chosen if self.gate is None else _behind(self.gate, chosen, ctx)
         return chosen
+
+
+def _behind(gate: Gate, chosen: Selection, ctx: ForwardContext) -> Selection:
+    """What of ``chosen`` the gate lets through."""
+    if chosen.nothing:
+        return chosen
+    mask = gate.open(ctx)
+    return Selection(everything=False, nothing=False, mask=mask if chosen.mask is None else mask & chosen.mask)
 
 
 def blend(chosen: Selection, new: Tensor, old: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from probes.deltas import activation_delta as activation_delta
 from probes.desiderata.boxes import box_desiderata as box_desiderata
 from probes.desiderata.boxes import box_prompts as box_prompts
 from probes.desiderata.result import ComponentMasking as ComponentMasking
+from probes.dictionaries.result import TuningDictionary as TuningDictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
 from probes.experts.counting import Excluded
@@ -48,6 +49,7 @@ from probes.experts.mapping import ExpertMap as ExpertMap
 from probes.experts.switching import Behaviour as _Behaviour
 from probes.experts.switching import Mode
 from probes.experts.switching import SwitchingCurve as SwitchingCurve
+from probes.gates.fitting import GateFit as GateFit
 from probes.grafting.overlap import MaskOverlap as MaskOverlap
 from probes.grafting.overlap import mask_overlap as mask_overlap
 from probes.grafting.regions import Level
@@ -55,6 +57,8 @@ from probes.grafting.result import GraftResult as GraftResult
 from probes.grafting.search import Method
 from probes.head_writes import HeadWords as HeadWords
 from probes.head_writes import head_words as head_words
+from probes.influence.result import RowInfluence as RowInfluence
+from probes.influence.retraining import Retraining as Retraining
 from probes.knob.find import Setup as KnobSetup
 from probes.knob.find import find_knob as find_knob
 from probes.knob.result import Knob as Knob
@@ -131,6 +135,7 @@ __all__ = [
     "ExpertMap",
     "FocusedPrefix",
     "FoundDirection",
+    "GateFit",
     "GraftResult",
     "GuidanceFront",
     "HeadProbe",
@@ -155,8 +160,10 @@ __all__ = [
     "ProbabilityMovement",
     "ProbeResult",
     "Provenance",
+    "Retraining",
     "RetrievalHeads",
     "RoutingMap",
+    "RowInfluence",
     "SelectionTrial",
     "SeriesCurve",
     "SeriesProfile",
@@ -165,6 +172,7 @@ __all__ = [
     "StyleTransfer",
     "SwitchingCurve",
     "TokenShift",
+    "TuningDictionary",
     "UpdateAnatomy",
     "WaysToTurn",
     "WeightDelta",

@@ -60,6 +60,8 @@ def _adapter_kind(one: Intervention, number: int) -> str:
         return "lora"
     if not isinstance(one, HeadOffset | HeadScale | Offset):
         raise NotSupported(f"{what} is no PEFT adapter: an adapter changes weights, on every token alike.")
+    if one.when is not None:
+        raise NotSupported(f"{what} acts behind a gate, which an adapter cannot hold: keep it as a recipe.")
     if where(one.positions) != where("all") or not isinstance(one.strength, float):
         raise NotSupported(
             f"{what} acts on some positions or rows, and an adapter on all of them: use positions='all'."

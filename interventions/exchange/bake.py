@@ -100,6 +100,8 @@ def bake(model: Any, recipe: Recipe, folder: str | Path) -> Path:
 def _check_everywhere(one: Intervention, what: str) -> None:
     if not isinstance(one, HeadOffset | HeadScale | Offset | ConceptAblation):
         raise NotSupported(f"{what} has no exact counterpart in the weights: keep it as a recipe.")
+    if one.when is not None:
+        raise NotSupported(f"{what} acts behind a gate, which weights cannot hold: keep it as a recipe.")
     if where(one.positions) != where("all"):
         raise NotSupported(f"{what} acts on some positions only, and weights act on every token: use positions='all'.")
     if not isinstance(one.strength, float):

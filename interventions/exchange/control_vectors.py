@@ -76,6 +76,8 @@ def _direction(one: Intervention, what: str, model: AdaptedModel) -> tuple[int, 
         raise NotSupported(f"{what} is no constant vector on the residual stream: a control vector holds only Offset.")
     if one.site not in ("resid_post", "resid_pre"):
         raise NotSupported(f"{what} acts at {one.site}: a control vector is added to the output of a block.")
+    if one.when is not None:
+        raise NotSupported(f"{what} acts behind a gate, which a control vector cannot hold: keep it as a recipe.")
     if where(one.positions) != where("all"):
         raise NotSupported(f"{what} acts on some positions: a control vector acts on every token. Use positions='all'.")
     if one.units == "fraction" or one.match_norm or not isinstance(one.strength, float):

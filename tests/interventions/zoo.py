@@ -189,6 +189,43 @@ def _clamp_dense(m: AdaptedModel) -> Any:
     return output_edited(layer_of(m), edit)
 
 
+@cache
+def _along(m: AdaptedModel) -> torch.Tensor:
+    """The projection [row, pos] of the first layer's output that the gates of the zoo read."""
+    seen: list[torch.Tensor] = []
+    first = submodule(m.inner, f"{m.hub.family.layers}.0")
+    handle = first.register_forward_hook(lambda _m, _a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        m.inner(ids(), use_cache=False)
+    handle.remove()
+    return seen[0] @ noise(64, seed=7)
+
+
+def _gate(m: AdaptedModel, reach: Any) -> iv.Gate:
+    """``prompt`` opens one of the two rows, ``onward`` from the middle of the row on, ``token`` on half of the tokens."""
+    along = _along(m)
+    first = along.cummax(1).values[:, LENGTH // 2].min()
+    threshold = {"prompt": along[:, -1].mean(), "onward": first - 1e-3, "token": along.median() + 1e-3}[reach]
+    return iv.Gate(0, noise(64, seed=7), float(threshold), reach=reach)
+
+
+def _gated(
+    reach: str,
+    make: Callable[[iv.Gate, list[int]], Any],
+    edit: Callable[[AdaptedModel, torch.Tensor], torch.Tensor],
+    module: Callable[[AdaptedModel], Any] = layer_of,
+) -> Case:
+    def open_at(m: AdaptedModel) -> torch.Tensor:
+        fired = _along(m) >= _gate(m, reach).threshold
+        last = torch.arange(LENGTH) == LENGTH - 1
+        return {"prompt": fired[:, -1:] & last, "onward": fired.long().cumsum(1) > 0, "token": fired}[reach]
+
+    def dense(m: AdaptedModel) -> Any:
+        return output_edited(module(m), lambda h: torch.where(open_at(m)[..., None], edit(m, h), h))
+
+    return Case(lambda m, rows: make(_gate(m, reach), rows), dense)
+
+
 def _patch(m: AdaptedModel, rows: list[int]) -> iv.Patch:
     source = captured(m, layer_of(m), side="out")[rows]
     return iv.Patch(LAYER, source, positions="prompt[-3:]")
@@ -453,6 +490,22 @@ CASES: dict[str, Case] = {
         _swap_dense,
     ),
     "clamp": Case(lambda m, rows: iv.Clamp(LAYER, noise(64), -0.25, 0.5), _clamp_dense),
+    "gate_prompt": _gated(
+        "prompt",
+        lambda gate, rows: iv.Offset(LAYER, noise(64), strength=[[1.5, -2.0][row] for row in rows], when=gate),
+        lambda m, h: h + torch.tensor([1.5, -2.0])[:, None, None] * noise(64),
+    ),
+    "gate_onward": _gated(
+        "onward",
+        lambda gate, rows: iv.ConceptAblation(LAYER, noise(3, 64), strength=0.8, when=gate),
+        lambda m, h: h - 0.8 * h @ projector(noise(3, 64)),
+    ),
+    "gate_token": _gated(
+        "token",
+        lambda gate, rows: iv.Offset(LAYER, noise(64), "mlp_out", strength=-0.9, when=gate),
+        lambda m, h: h - 0.9 * noise(64),
+        _in_layer("mlp_out"),
+    ),
     "patch": Case(_patch, _patch_dense),
     "patch_heads": Case(_patch_heads, _patch_heads_dense),
     "attention_scale": Case(lambda m, rows: iv.AttentionScale(3.0, [(LAYER, 1), (LAYER, 2)], keys=0), _attention_dense),

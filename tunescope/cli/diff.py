@@ -80,8 +80,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
         **pair_reading(template, own_generation_config),
     )  # fmt: skip
     with progress_bar() as bar:
-        found = compare(asked, bar)
-    run = found.write(out)
+        run, found = compare(asked, out, bar)
     if as_json:
         emit({"run": str(run.path), **found.payload()}, as_json=True)
         return

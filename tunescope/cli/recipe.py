@@ -1,4 +1,4 @@
-"""``tunescope recipe show|check|export``, and the book of named recipes: ``book|keep|drop``."""
+"""``tunescope recipe show|check|export|certify``, and the book of named recipes: ``book|keep|drop``."""
 
 from __future__ import annotations
 
@@ -82,6 +82,43 @@ def export_command(
     recipe, side = load_recipe(file), _last(load_sides(model, tuned, dtype=dtype))
     written = _export(recipe, side, to, out)
     emit({"recipe": str(file), "format": to, "written": str(written)}, as_json)
+
+
+@app.command("certify")
+def certify_command(  # noqa: PLR0913 (one parameter per option)
+    file: File,
+    target: Annotated[Path, typer.Argument(help="What was exported: a .gguf control vector, or a folder.")],
+    model: Annotated[
+        str, typer.Option(help="The model the recipe is for: a folder or a hub id. With --tuned, the base.")
+    ],
+    prompts: Annotated[Path, typer.Option(help="A file of prompts of the kind that will be served.")],
+    tuned: Tuned = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="For a control vector: the model's own .gguf file, which llama.cpp runs.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Prompts that are run at most.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each greedy continuation.", min=1)] = 16,
+    dtype: Annotated[str, typer.Option(help="What the model is loaded in: auto, float32, bfloat16, float16.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Run the same prompts through our engine and through what was exported; exit code 1 where they do not agree.
+
+    Example, offline:  tunescope recipe certify offset.safetensors baked --model ./base --prompts questions.jsonl
+    """
+    from interventions.exchange.certificate import certify, target_kind
+    from interventions.exchange.reading import load_recipe
+    from tunescope.cli.output import emit
+    from workbench.prompts import Prompts
+
+    target_kind(target, weights)
+    recipe, rows = load_recipe(file), Prompts.load(prompts)[:limit]
+    found = certify(
+        _last(load_sides(model, tuned, dtype=dtype)), recipe, target, rows, weights=weights,
+        max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    emit({"recipe": str(file), "export": str(target), **found.to_dict(), "says": found.summary()}, as_json)
+    if not found.holds:
+        raise typer.Exit(1)
 
 
 Book = Annotated[

@@ -32,12 +32,24 @@ class Inline(Strict):
     strength: float = 1.0
 
 
+class GateSpec(Strict):
+    """When an intervention acts: where a linear probe fires (:class:`interventions.Gate`)."""
+
+    layer: Layer
+    direction: TensorSource
+    threshold: float
+    site: str = "resid_post"
+    fires: Literal["above", "below"] = "above"
+    reach: Literal["prompt", "onward", "token"] = "prompt"
+
+
 class DerivedInline(Inline):
     """An intervention whose keys are the fields of its class."""
 
     kind: str = ""
     kinds: ClassVar[Mapping[str, str]]
-    """Field -> what the file writes there: "tensor", "tensors" (by label), "model" (a side of the pair), "plain"."""
+    """Field -> what the file writes there: "tensor", "tensors" (by label), "model" (a side of the pair), "gate", or
+    "plain"."""
 
 
 def entries() -> dict[str, Entry]:
@@ -122,6 +134,8 @@ def _kind(name: str, members: Sequence[Any]) -> tuple[str, Any]:
         return "plain", Positions
     if members == [Any] and name in ("tuned", "base", "model", "reference"):
         return "model", Side
+    if "Gate" in names:
+        return "gate", GateSpec
     mappings = [member for member in members if get_origin(member) in (dict, Mapping)]
     if mappings:
         return _of_mapping(mappings[0], [member for member in members if member not in mappings])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from interventions.gate import Gate
 from tunescope.experiments.derived_interventions import class_of
 from tunescope.experiments.inline import WRITTEN, RecipeSpec, spec_of
 from workbench.engine.positions import Where
@@ -54,6 +55,10 @@ def _plain(value: Any, kind: str) -> Any:
     """Tensors as lists of numbers, positions as they are written."""
     if isinstance(value, Tensor):
         return value.detach().cpu().tolist()
+    if isinstance(value, Gate):
+        settings = {field.name: _plain(getattr(value, field.name), kind) for field in fields(value)}
+        defaults = {field.name: field.default for field in fields(value)}
+        return {name: setting for name, setting in settings.items() if setting != defaults[name]}
     if isinstance(value, Where):
         if (value.tokens, value.exclude, value.rows) != (None, None, None):
             raise NotSupported(f"{kind} is limited to tokens or rows, which the file cannot say: save the recipe.")

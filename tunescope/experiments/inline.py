@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
-from tunescope.experiments.derived_interventions import AnyDerived, Inline, Layer, Positions, derived_spec
+from tunescope.experiments.derived_interventions import AnyDerived, GateSpec, Inline, Layer, Positions, derived_spec
 from tunescope.experiments.strict import Strict, refusal
 from tunescope.experiments.tensor_source import TensorSource
 
@@ -77,6 +77,7 @@ class AtSites(Inline):
     """One intervention on activations."""
 
     positions: Positions = "all"
+    when: GateSpec | None = None
 
 
 class HeadOffsetSpec(AtSites):

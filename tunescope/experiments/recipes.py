@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 import interventions as iv
 from tunescope.experiments import inline
-from tunescope.experiments.derived_interventions import DerivedInline, class_of
+from tunescope.experiments.derived_interventions import DerivedInline, GateSpec, class_of
 from tunescope.experiments.strict import explained
 from tunescope.experiments.tensor_source import TensorRef
 from workbench.engine.sites import Site
@@ -74,9 +74,25 @@ class RecipeBuilder:
             **{name: self._field(kind, getattr(spec, name)) for name, kind in spec.kinds.items()}
         )
 
+    def _placed(self, recipe: iv.Recipe, spec: inline.AtSites) -> list[Any]:
+        """The interventions of a recipe that a step found, where and how strongly the file says."""
+        changes: dict[str, Any] = {"positions": spec.positions, "when": self._gate(spec.when)}
+        if not isinstance(spec, inline.ConceptAblationSpec):
+            changes["strength"] = spec.strength
+        found: list[Any] = list(recipe)
+        return [replace(intervention, **changes) for intervention in found]
+
+    def _gate(self, spec: GateSpec | None) -> iv.Gate | None:
+        if spec is None:
+            return None
+        settings = {name: getattr(spec, name) for name in GateSpec.model_fields if name != "direction"}
+        return iv.Gate(**settings, direction=self._tensor(spec.direction))
+
     def _field(self, kind: str, value: Any) -> Any:
         if value is None or kind == "plain":
             return value
+        if kind == "gate":
+            return self._gate(value)
         if kind == "model":
             return getattr(self._pair, value)
         if kind == "tensors":
@@ -94,6 +110,8 @@ class RecipeBuilder:
     def _plainly(self, spec: Any, **tensors: Any) -> Any:
         """The class of interventions with the settings of the schema."""
         given = {name: getattr(spec, name) for name in type(spec).model_fields if name not in ("kind", *tensors)}
+        if "when" in given:
+            given["when"] = self._gate(given["when"])
         return getattr(iv, spec.kind)(**given, **tensors)
 
     def _head_offsets(self, spec: inline.HeadOffsetSpec) -> list[Any]:
@@ -101,7 +119,7 @@ class RecipeBuilder:
             return [self._plainly(spec, vectors={head: self._tensor(one) for head, one in spec.vectors.items()})]
         probe = self._found(spec.vectors, "HeadProbe")
         found = probe.recipe(spec.vectors.first, 1.0, spec.vectors.direction)
-        return [replace(one, strength=spec.strength, positions=spec.positions) for one in found]
+        return self._placed(found, spec)
 
     def _scales(self, given: Any) -> dict[str, Any]:
         if not isinstance(given, inline.ScaledHeads):
@@ -121,11 +139,11 @@ class RecipeBuilder:
             assert spec.layer is not None  # the schema asks for it
             made = iv.SubspaceKnob(
                 spec.layer, self._tensor(spec.direction), torch.tensor(spec.value), spec.mode, spec.site,
-                strength=spec.strength, positions=spec.positions,
+                strength=spec.strength, positions=spec.positions, when=self._gate(spec.when),
             )  # fmt: skip
             return [made]
         found = self._found(spec.knob, "Knob").recipe(spec.knob.to)
-        return [replace(one, strength=spec.strength, positions=spec.positions) for one in found]
+        return self._placed(found, spec)
 
     def _ablations(self, spec: inline.ConceptAblationSpec) -> list[Any]:
         if spec.concepts is None:
@@ -134,13 +152,12 @@ class RecipeBuilder:
             return [
                 iv.ConceptAblation(
                     spec.layer, self._tensor(spec.directions), spec.site, mean,
-                    strength=spec.strength, positions=spec.positions,
+                    strength=spec.strength, positions=spec.positions, when=self._gate(spec.when),
                 )
             ]  # fmt: skip
         concepts = self._found(spec.concepts, "ConceptDirections")
-        return list(
-            concepts.recipe(spec.concepts.directions, spec.concepts.to, spec.strength, positions=spec.positions)
-        )
+        found = concepts.recipe(spec.concepts.directions, spec.concepts.to, spec.strength)
+        return self._placed(found, spec)
 
     def _tensor(self, given: Any) -> Tensor:
         if not isinstance(given, TensorRef):

@@ -17,7 +17,7 @@ from torch import nn
 
 from workbench.errors import NotSupported, unknown_name
 from workbench.models.adapter_fit import widths
-from workbench.models.adapter_layers import adapter_layers, bare_module
+from workbench.models.adapter_layers import acting_adapters, adapter_layers, bare_module
 from workbench.typing import Float, Tensor
 
 _INPUT_DEPENDENT = ("XLORA", "POLY")
@@ -48,12 +48,6 @@ def adapted_modules(model: Any, adapter: str | None = None) -> list[str]:
     A parameter adapted by itself (``target_parameters``: experts, a router) is named ``module.parameter``.
     """
     return sorted(_adapted(model, _known(model, adapter)))
-
-
-def acting_adapters(layer: Any) -> list[str]:
-    """The active adapters that one adapter layer has, in their order: what its forward pass adds while it is on."""
-    own = layer._get_available_adapters()
-    return [name for name in layer.active_adapters if name in own]
 
 
 @torch.no_grad()

@@ -242,6 +242,21 @@ def test_a_patch_and_a_shift_of_logits_are_made_from_their_classes(pair: ModelPa
         assert sentence in str(told.value), line
 
 
+def test_a_gate_is_written_beside_what_it_opens(pair: ModelPair, tmp_path: Path) -> None:
+    text = """
+    - {kind: HeadScale, scales: {L1H0: 0.0}, when: {layer: 0, direction: [1.0, 2.0], threshold: 0.5, reach: token}}
+    - {kind: Offset, layer: 1, vector: [1.0, 0.0], when: {layer: 0, direction: [1.0, 2.0], threshold: 0.5}}
+    """
+    recipe = built(text, pair, tmp_path)
+    direction = torch.tensor([1.0, 2.0])
+    assert recipe == iv.Recipe([
+        iv.HeadScale({"L1H0": torch.tensor(0.0)}, when=iv.Gate(0, direction, 0.5, reach="token")),
+        iv.Offset(1, torch.tensor([1.0, 0.0]), when=iv.Gate(0, direction, 0.5)),
+    ])  # fmt: skip
+    again = RecipeSpec.model_validate(recipe_spec(recipe).plain())
+    assert RecipeBuilder(pair, Materials(tmp_path), {}.__getitem__).build(again) == recipe
+
+
 WRONG = {
     "- {kind: Ofset, layer: 1, vector: [1]}": "Did you mean 'Offset'",
     "- {kind: Offset, layr: 1, vector: [1]}": "Did you mean 'layer'",

@@ -1,0 +1,1 @@
+"""Gates: when an intervention should act, fitted on labelled prompts."""

@@ -1,0 +1,34 @@
+"""How well each layer tells when a gate should open."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures.knob import COLOURS, GREY
+from workbench.figures.tokens import safe
+
+
+def layer_curve(table: pd.DataFrame, layer: int, *, title: str = "") -> go.Figure:
+    """Area under the ROC curve (score, low, high) against layer, the control's beside it, and the gate's layer."""
+    rows = table.sort_values("layer")
+    error = {
+        "type": "data", "symmetric": False,
+        "array": (rows["high"] - rows["score"]).tolist(), "arrayminus": (rows["score"] - rows["low"]).tolist(),
+    }  # fmt: skip
+    figure = go.Figure([
+        go.Scatter(x=rows["layer"].tolist(), y=rows["score"].tolist(), error_y=error, mode="lines+markers",
+                   line={"color": COLOURS[0]}, name="held-out prompts, 95 % interval"),
+        go.Scatter(x=rows["layer"].tolist(), y=rows["control"].tolist(), mode="lines",
+                   line={"color": GREY, "dash": "dot"}, name="shuffled labels"),
+    ])  # fmt: skip
+    figure.add_vline(x=layer, line={"color": GREY, "width": 1})
+    figure.update_layout(
+        title={"text": safe(title), "font": {"size": 15}},
+        xaxis={"title": "layer"},
+        yaxis={"title": "area under the ROC curve", "range": [0, 1.05]},
+        template="plotly_white",
+        height=420,
+        legend={"orientation": "h", "y": -0.25},
+    )
+    return figure
