@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
+from interventions.attention_scale import eager_expected
 from probes.asked import asked
 from probes.halves import answer_scores
 from probes.replay import counted
@@ -139,7 +140,7 @@ def context_awareness(
     rows, work = Prompts.of(prompts), Work(batch_size, progress)
     versions = {"on": rows, "off": _as_text(rows)} if pair.tuned.has_chat_template else {"off": rows}
     found, lines, parts = {}, [], []
-    with counted(pair.base, pair.tuned) as passes:
+    with eager_expected(), counted(pair.base, pair.tuned) as passes:
         for template, own in versions.items():
             for role, model in pair.models.items():
                 found[role, template] = dependency(model, own, place)

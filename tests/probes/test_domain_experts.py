@@ -12,6 +12,7 @@ from tests.probes.provenance import Calls, pair
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
+from workbench.prompts import Prompts
 
 WORDS = {"foxes": "fox fox fox", "dogs": "dog dog dog"}
 ROWS = [
@@ -21,7 +22,9 @@ ROWS = [
 
 
 def calls_of_domain_experts() -> Calls:
-    return Calls([{"subject": pair("qwen3moe"), "prompts": ROWS, "exclude": "none", "batch_size": 3, "seed": 3}])
+    return Calls(
+        [{"subject": pair("qwen3moe"), "prompts": Prompts.of(ROWS), "exclude": "none", "batch_size": 3, "seed": 3}]
+    )
 
 
 def test_enforced_routing_is_found() -> None:
@@ -33,7 +36,7 @@ def test_enforced_routing_is_found() -> None:
         found = probes.domain_experts(model, ROWS)
     lines = found.table.set_index(["layer", "expert", "domain"])
     forced = lines.loc[(1, 5, "foxes")]
-    assert forced["score"] >= 0.4 and forced["q"] < 0.05 and forced["score"] > forced["control"]
+    assert forced["score"] >= 0.3 and forced["q"] < 0.05 and forced["score"] > forced["control"]
     assert "L1E5" in found.experts_of("foxes") and found.figure().data and "beyond chance" in found.summary()
     with pytest.raises(UserError, match="labelled 'cats'"):
         found.experts_of("cats")

@@ -9,6 +9,7 @@ from tests.probes.provenance import Calls
 from workbench import organisms
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
+from workbench.prompts import Prompts
 
 
 def planted() -> tuple[ModelPair, list[dict[str, object]]]:
@@ -26,7 +27,7 @@ def calls_of_expert_sets() -> Calls:
         "behaviour": "begins:sorry", "size": 1, "tried": 3, "mode": "replace", "controls": 11, "max_new_tokens": 1,
         "batch_size": 5, "seed": 3,
     }  # fmt: skip
-    return Calls([{"subject": both, "prompts": rows, **given}])
+    return Calls([{"subject": both, "prompts": Prompts.of(rows), **given}])
 
 
 def test_a_planted_expert_is_found_by_effect() -> None:

@@ -9,6 +9,7 @@ from tests.probes.provenance import Calls, pair
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
+from workbench.prompts import Prompts
 
 PAIRS = [
     {"prompt": f"the a fox {x} the dog {x}", "contrast": f"the z fox {x} the dog {x}", "group": x}
@@ -17,7 +18,9 @@ PAIRS = [
 
 
 def calls_of_subject_offset() -> Calls:
-    return Calls([{"subject": pair(), "prompts": PAIRS, "layer": 1, "strength": 0.5, "controls": 11, "seed": 3}])
+    return Calls(
+        [{"subject": pair(), "prompts": Prompts.of(PAIRS), "layer": 1, "strength": 0.5, "controls": 11, "seed": 3}]
+    )
 
 
 def test_the_subject_moves_as_words_move_it_and_everywhere_leaks_more() -> None:
