@@ -21,6 +21,7 @@ from probes.attributes.directions import AttributeDirections as AttributeDirecti
 from probes.attributes.intersection import AttributeIntersection as AttributeIntersection
 from probes.attributes.pplm import PlugAndPlay as PlugAndPlay
 from probes.attributes.style import StyleTransfer as StyleTransfer
+from probes.attributes.subjects import SubjectOffset as SubjectOffset
 from probes.audits.auditing import Audit as Audit
 from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
@@ -44,8 +45,10 @@ from probes.dictionaries.result import TuningDictionary as TuningDictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
 from probes.experts.counting import Excluded
+from probes.experts.domains import DomainExperts as DomainExperts
 from probes.experts.labels import Labeller
 from probes.experts.mapping import ExpertMap as ExpertMap
+from probes.experts.sets import ExpertSets as ExpertSets
 from probes.experts.switching import Behaviour as _Behaviour
 from probes.experts.switching import Mode
 from probes.experts.switching import SwitchingCurve as SwitchingCurve
@@ -131,8 +134,10 @@ __all__ = [
     "CrossPatching",
     "Dictionary",
     "DirectionOptions",
+    "DomainExperts",
     "EntropySwitching",
     "ExpertMap",
+    "ExpertSets",
     "FocusedPrefix",
     "FoundDirection",
     "GateFit",
@@ -170,6 +175,7 @@ __all__ = [
     "SparseComposition",
     "SparsityCurve",
     "StyleTransfer",
+    "SubjectOffset",
     "SwitchingCurve",
     "TokenShift",
     "TuningDictionary",
