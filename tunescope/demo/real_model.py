@@ -75,11 +75,13 @@ def tell_real(
     pair = load_pair(organism.base, organism.tuned, dtype="float32")
     rows = by_turns(organism.splits["held_out"], questions)
     neutral = Prompts.of(organism.splits["neutral"])
-    look = Look(pair, Prompts.of(rows), str(organism.base), str(organism.tuned), seed, neutral)
-    run_steps(look, progress, say)
     config = {"verb": "demo", "organism": NAME, "seed": seed, "questions": questions}
     folder = (home or runs.default_home()) / f"look-{NAME}-{seed}-{questions}"
-    return RealStory(keep(look, folder, config), look)
+    with runs.begun("look", config, folder) as run:
+        look = Look(pair, Prompts.of(rows), str(organism.base), str(organism.tuned), seed, neutral)
+        run_steps(look, progress, say)
+        keep(look, run)
+    return RealStory(run, look)
 
 
 def by_turns(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
