@@ -35,6 +35,7 @@ _HOMES = {
     "RecipeBook": "recipe_book",
     "Run": "source_run",
     "Schedule": "training.trainer",
+    "SoftPrompt": "training.soft_prompt",
     "SinkHandover": "sink_handover",
     "SubspaceKnob": "subspace_knob",
     "TaskVector": "weightspace.task_vector",
@@ -81,6 +82,7 @@ _HOMES = {
     "to_gguf": "exchange.control_vectors",
     "train_head_scales": "training.scales",
     "train_offsets": "training.offsets",
+    "train_soft_prompt": "training.soft_prompt",
     "twin_merging": "weightspace.merging",
     "uniform_soup": "weightspace.merging",
 }
