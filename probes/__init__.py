@@ -17,6 +17,7 @@ _HOME = {
     "ComponentMasking": "desiderata.result",
     "ConceptDirections": "concepts.probe",
     "Dictionary": "concepts.dictionary",
+    "EdgeAttribution": "edges.attribution",
     "ExpertMap": "experts.mapping",
     "GateFit": "gates.fitting",
     "GraftResult": "grafting",

@@ -1,0 +1,130 @@
+"""A program beside itself with one component replaced: what a search for the change must name."""
+
+from __future__ import annotations
+
+import itertools
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GPT2LMHeadModel
+
+from tunescope.bench.tracr.porting import Component, Program, fill_decoy_head, ported, program, tokenizer
+from workbench.models.pair import ModelPair, load_pair
+from workbench.prompts import Prompts
+from workbench.typing import Int, Tensor
+
+TEXTS = 512
+"""Texts at most that are tried for a pair."""
+ROWS = 24
+"""Texts at most that a pair keeps."""
+_MARGIN = 0.2
+"""Least logit by which a model says its answer; below, the program says nothing."""
+
+
+@dataclass(frozen=True)
+class TracrPair:
+    """``pair.tuned`` computes with ``component`` replaced, and with other weights in ``decoy``, which matter to nothing.
+
+    ``prompts``: texts on which the two say different things at the last token, the tuned answer first.
+    """
+
+    source: Program
+    pair: ModelPair
+    component: Component
+    decoy: Component
+    prompts: Prompts
+
+    @property
+    def name(self) -> str:
+        """``hist, L0 mlp``."""
+        return f"{self.source.name}, L{self.component[0]} {self.component[1]}"
+
+
+def pairs_of(name: str, seed: int = 0) -> list[TracrPair]:
+    """One pair per component of the program's circuit whose replacement changes answers."""
+    source = program(name)
+    base = ported(source, seed=seed)
+    made = []
+    for component in source.circuit:
+        tuned, decoy = _replaced(base, source, component, seed)
+        rows = _rows(source, base, tuned, seed)
+        if len(rows) >= 4:
+            pair = load_pair(base, tuned, tokenizer=tokenizer(source), check=False)
+            made.append(TracrPair(source, pair, component, decoy, Prompts.of(rows)))
+    return made
+
+
+def contrasts(source: Program, model: GPT2LMHeadModel, seed: int = 0, rows: int = ROWS) -> Prompts:
+    """Texts paired with others to which the program says something else: what circuits of one model are found with."""
+    texts, ids = _texts(source, seed)
+    says, sure = _answers(source, model, ids)
+    draw = np.random.default_rng(seed)
+    made = []
+    for number in np.flatnonzero(sure):
+        others = np.flatnonzero(sure & (says != says[number]))
+        if not len(others):
+            continue
+        other = int(draw.choice(others))
+        made.append({"prompt": " ".join(texts[number]), "contrast": " ".join(texts[other]),
+                     "answer": f"={source.said['outputs'][says[number]]}",
+                     "distractor": f"={source.said['outputs'][says[other]]}"})  # fmt: skip
+        if len(made) == rows:
+            break
+    return Prompts.of(made)
+
+
+@torch.no_grad()
+def _replaced(
+    base: GPT2LMHeadModel, source: Program, component: Component, seed: int
+) -> tuple[GPT2LMHeadModel, Component]:
+    """A copy whose component writes what another value would have it write, and with a new decoy in its layer."""
+    tuned = deepcopy(base)
+    layer, part = component
+    width = len(source.said["residual"])
+    block = tuned.transformer.h[layer]
+    if part == "mlp":
+        weight, rows = block.mlp.c_proj.weight, slice(0, source.said["hidden"])
+    else:
+        head, d_head = int(part[1:]), block.attn.head_dim
+        weight, rows = block.attn.c_proj.weight, slice(head * d_head, (head + 1) * d_head)
+    part_of = weight[rows, :width]
+    columns = part_of.abs().sum(0).nonzero()[:, 0]
+    own = part_of[:, columns]
+    part_of[:, columns] = own.roll(1, dims=1) if len(columns) > 1 else own * 0.5
+    decoy = source.said["heads"]  # the first decoy head
+    fill_decoy_head(block.attn, decoy, width, torch.Generator().manual_seed(seed + 1))
+    return tuned, (layer, f"H{decoy}")
+
+
+def _rows(source: Program, base: GPT2LMHeadModel, tuned: GPT2LMHeadModel, seed: int) -> list[dict[str, Any]]:
+    texts, ids = _texts(source, seed)
+    (before, sure), (after, sure_after) = (_answers(source, model, ids) for model in (base, tuned))
+    outputs = source.said["outputs"]
+    differing = np.flatnonzero(sure & sure_after & (before != after))[:ROWS]
+    return [
+        {"prompt": " ".join(texts[one]), "answer": f"={outputs[after[one]]}", "distractor": f"={outputs[before[one]]}"}
+        for one in differing
+    ]
+
+
+def _texts(source: Program, seed: int) -> tuple[list[tuple[str, ...]], Int[Tensor, "text pos"]]:
+    symbols = [one for one in source.said["tokens"] if one not in ("BOS", "compiler_pad")]
+    length = len(source.weights["pos_embed|embeddings"]) - 1
+    every = list(itertools.product(symbols, repeat=length))
+    order = np.random.default_rng(seed).permutation(len(every))[:TEXTS]
+    texts = [every[number] for number in order]
+    if source.name == "sort":  # keys must be unique: as many symbols as there are
+        texts = list(itertools.permutations(symbols))
+    places = {word: number for number, word in enumerate(source.said["tokens"])}
+    return texts, torch.tensor([[places["BOS"], *(places[one] for one in text)] for text in texts])
+
+
+@torch.no_grad()
+def _answers(source: Program, model: GPT2LMHeadModel, ids: Int[Tensor, "text pos"]) -> tuple[np.ndarray, np.ndarray]:
+    """(number of the output said at the last token, whether it is said clearly) per text."""
+    logits = model(ids).logits[:, -1, len(source.said["tokens"]) :]
+    best = logits.topk(2).values
+    return logits.argmax(-1).numpy(), (best[:, 0] - best[:, 1] > _MARGIN).numpy()
