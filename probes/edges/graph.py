@@ -62,6 +62,7 @@ class Graph:
                 f"Edges need blocks of norm, attention with q, k and v, norm and MLP in turn, and "
                 f"{model.inner.config.model_type} is built otherwise: patch heads and layers instead."
             )
+        self._matrices: dict[tuple[int, str], Tensor] = {}
         self.out = {layer: output_matrix(model, layer) for layer in layers}
         self.senders = [Node("embed", -1)]
         self.receivers: list[Node] = []
@@ -98,8 +99,12 @@ class Graph:
         return value
 
     def matrix(self, layer: int, kind: str) -> Float[Tensor, "d_model head d"]:
-        """The linear part of :meth:`projected`."""
+        """The linear part of :meth:`projected`, read once."""
+        if (layer, kind) in self._matrices:
+            return self._matrices[layer, kind]
         width = self.model.d_model
         with self.model.active(), torch.no_grad():
             units = torch.eye(width, dtype=self.model.dtype, device=self.model.device)[None]
-            return (self.projected(layer, kind, units) - self.projected(layer, kind, torch.zeros_like(units)))[0]
+            linear = self.projected(layer, kind, units) - self.projected(layer, kind, torch.zeros_like(units))
+        self._matrices[layer, kind] = linear[0]
+        return linear[0]

@@ -35,6 +35,8 @@ class EdgeRun:
         self.written: list[Tensor] = []
         """[prompt, pos, d_model] of each sender up to now, in their order."""
         self._residual: Tensor | None = None
+        self._apart = None if other is None else torch.empty_like(other)
+        """[sender, prompt, pos, d_model] other - written, of the senders up to now."""
 
     def __call__(self, batch: Encoded, fed: Bool[np.ndarray, "sender receiver"] | None) -> Float[Tensor, "prompt vocab"]:
         """Logits of the last token; ``fed``: the edges that carry the other run's value."""
@@ -57,21 +59,27 @@ class EdgeRun:
         return logits[:, -1]
 
     def _keep(self, value: Tensor, _ctx: ForwardContext) -> None:
+        if self.other is not None and self._apart is not None:
+            number = len(self.written)
+            torch.sub(self.other[number], value.to(self.other), out=self._apart[number])
         self.written.append(value)
 
     def _heads(self, layer: int) -> Callable[[Tensor, ForwardContext], None]:
-        def keep(value: Tensor, _ctx: ForwardContext) -> None:
-            written = torch.einsum("bphd,hdm->hbpm", value, self.graph.out[layer].to(value))
-            self.written.extend(written)
+        def keep(value: Tensor, ctx: ForwardContext) -> None:
+            for written in torch.einsum("bphd,hdm->hbpm", value, self.graph.out[layer].to(value)):
+                self._keep(written, ctx)
 
         return keep
 
-    def _moved(self, senders: np.ndarray, value: Tensor) -> Tensor:
-        """``value`` with what ``senders`` wrote replaced by what they wrote in the other run."""
-        assert self.other is not None
-        for number in senders:
-            value = value + (self.other[number].to(value) - self.written[number])
-        return value
+    def _moved(self, fed: Sequence[np.ndarray], value: Tensor) -> Float[Tensor, "receiver prompt pos d_model"]:
+        """``value`` for each receiver, with what its fed senders wrote replaced by what they wrote in the other run."""
+        assert self._apart is not None
+        known = len(self.written)
+        weights = torch.zeros(len(fed), known, dtype=self._apart.dtype, device=self._apart.device)
+        for row, senders in enumerate(fed):
+            weights[row, torch.from_numpy(senders)] = 1.0
+        moves = weights @ self._apart[:known].flatten(1)
+        return value + moves.unflatten(1, value.shape).to(value)
 
     def _projection(self, layer: int, kind: str, columns: dict[Any, np.ndarray]) -> Callable[..., Tensor | None]:
         fed = {receiver.head: senders for receiver, senders in columns.items()
@@ -82,7 +90,7 @@ class EdgeRun:
                 return None
             assert self._residual is not None
             new = value.clone()
-            inputs = torch.stack([self._moved(senders, self._residual) for senders in fed.values()])
+            inputs = self._moved(list(fed.values()), self._residual)
             normed = self.graph.norm(layer).forward(inputs.flatten(0, 1))
             own = self.graph.projected(layer, kind, normed).unflatten(0, (len(fed), -1))
             for place, head in enumerate(fed):
@@ -93,7 +101,7 @@ class EdgeRun:
 
     def _end(self, columns: dict[Any, np.ndarray]) -> Callable[[Tensor, ForwardContext], Tensor | None]:
         senders = next((one for receiver, one in columns.items() if receiver.kind == "logits"), None)
-        return lambda value, _ctx: None if senders is None else self._moved(senders, value)
+        return lambda value, _ctx: None if senders is None else self._moved([senders], value)[0]
 
     @contextmanager
     def _reads(self, norm: nn.Module) -> Iterator[None]:
@@ -111,7 +119,7 @@ class EdgeRun:
         senders = next((one for receiver, one in columns.items() if receiver.kind == "mlp_in" and receiver.layer == layer), None)
 
         def feed(_module: nn.Module, args: Sequence[Tensor]) -> Any:
-            return None if senders is None else (self._moved(senders, args[0]), *args[1:])
+            return None if senders is None else (self._moved([senders], args[0])[0], *args[1:])
 
         handle = self.graph.norm(layer, mlp=True).register_forward_pre_hook(feed)
         try:

@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
-from tunescope.bench.tracr.porting import Component, Program, fill_decoy_head, ported, program, tokenizer
+from tunescope.bench.tracr.porting import (
+    Component,
+    Program,
+    fill_decoy_head,
+    ported,
+    program,
+    structural_edges,
+    tokenizer,
+    written_columns,
+)
 from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts import Prompts
 from workbench.typing import Int, Tensor
@@ -76,6 +85,38 @@ def contrasts(source: Program, model: GPT2LMHeadModel, seed: int = 0, rows: int 
     return Prompts.of(made)
 
 
+def cut_pairs(name: str, seed: int = 0) -> list[tuple[ModelPair, tuple[str, str], Prompts]]:
+    """The program beside itself without one wire of its circuit, for each whose loss changes answers: what the receiver
+    reads of the sender is 0 in the tuned model. With prompts and contrasts of the whole program."""
+    source = program(name)
+    base = ported(source, seed=seed)
+    rows = contrasts(source, base, seed)
+    made = []
+    for edge in sorted(structural_edges(source, base)) if len(rows) >= 4 else ():
+        tuned = _without(base, source, edge)
+        if tuned is not None and len(_rows(source, base, tuned, seed)) >= 4:
+            made.append((load_pair(base, tuned, tokenizer=tokenizer(source), check=False), edge, rows))
+    return made
+
+
+@torch.no_grad()
+def _without(base: GPT2LMHeadModel, source: Program, edge: tuple[str, str]) -> GPT2LMHeadModel | None:
+    sender, receiver = edge
+    if receiver == "logits":
+        return None  # without its output a program says nothing
+    tuned = deepcopy(base)
+    columns = written_columns(base, source, sender)
+    layer = int(receiver[1:].split("H")[0].split(" ")[0])
+    block = tuned.transformer.h[layer]
+    if receiver.endswith("MLP"):
+        block.mlp.c_fc.weight[columns, : source.said["hidden"]] = 0.0
+    else:
+        head, kind = receiver.split("H")[1].split(".")
+        start = "qkv".index(kind) * block.attn.embed_dim + int(head) * block.attn.head_dim
+        block.attn.c_attn.weight[columns, start : start + block.attn.head_dim] = 0.0
+    return tuned
+
+
 @torch.no_grad()
 def _replaced(
     base: GPT2LMHeadModel, source: Program, component: Component, seed: int
@@ -86,14 +127,13 @@ def _replaced(
     width = len(source.said["residual"])
     block = tuned.transformer.h[layer]
     if part == "mlp":
-        weight, rows = block.mlp.c_proj.weight, slice(0, source.said["hidden"])
-    else:
-        head, d_head = int(part[1:]), block.attn.head_dim
-        weight, rows = block.attn.c_proj.weight, slice(head * d_head, (head + 1) * d_head)
-    part_of = weight[rows, :width]
-    columns = part_of.abs().sum(0).nonzero()[:, 0]
-    own = part_of[:, columns]
-    part_of[:, columns] = own.roll(1, dims=1) if len(columns) > 1 else own * 0.5
+        written = block.mlp.c_proj.weight[: source.said["hidden"], :width]
+    else:  # its values, so that z differs and what it writes with it
+        start = 2 * block.attn.embed_dim + int(part[1:]) * block.attn.head_dim
+        written = block.attn.c_attn.weight[:width, start : start + block.attn.head_dim]
+    columns = written.abs().sum(0).nonzero()[:, 0]
+    own = written[:, columns]
+    written[:, columns] = own.roll(1, dims=1) if len(columns) > 1 else own * 0.5
     decoy = source.said["heads"]  # the first decoy head
     fill_decoy_head(block.attn, decoy, width, torch.Generator().manual_seed(seed + 1))
     return tuned, (layer, f"H{decoy}")

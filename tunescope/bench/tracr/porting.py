@@ -169,3 +169,49 @@ def fill_decoy_head(attention: Any, head: int, width: int, draw: torch.Generator
 
 def _tensor(source: Program, layer: int, part: str, kind: str = "w") -> Float[Tensor, "..."]:
     return torch.from_numpy(source._of(layer, part, kind))
+
+
+def structural_edges(source: Program, model: GPT2LMHeadModel) -> set[tuple[str, str]]:
+    """(sender, receiver), by the labels of :class:`probes.edges.graph.Node`, where the receiver reads a column that the
+    sender writes: the circuit's wires, read off the weights."""
+    senders = ["embed"]
+    read: dict[str, set[int]] = {"logits": _columns(model.lm_head.weight)}
+    order = {"embed": (-1, 0), "logits": (len(model.transformer.h), 0)}
+    for layer, block in enumerate(model.transformer.h):
+        attention, d_head = block.attn, block.attn.head_dim
+        for head in range(source.said["heads"]):
+            senders.append(f"L{layer}H{head}")
+            order[f"L{layer}H{head}"] = (layer, 1)
+            for place, kind in enumerate("qkv"):
+                start = place * attention.embed_dim + head * d_head
+                name = f"L{layer}H{head}.{kind}"
+                read[name], order[name] = _columns(attention.c_attn.weight[:, start : start + d_head].T), (layer, 0)
+        hidden = source.said["hidden"]
+        senders.append(f"L{layer} MLP")
+        read[f"L{layer} MLP"] = _columns(block.mlp.c_fc.weight[:, :hidden].T)
+        order[f"L{layer} MLP"] = (layer, 2)
+    return {
+        (sender, receiver)
+        for sender in senders
+        for receiver, columns in read.items()
+        if order[sender] < order[receiver] and columns & set(written_columns(model, source, sender))
+    }
+
+
+def written_columns(model: GPT2LMHeadModel, source: Program, sender: str) -> list[int]:
+    """The columns of Tracr's residual stream that a sender writes into."""
+    if sender == "embed":
+        found = _columns(model.transformer.wte.weight) | _columns(model.transformer.wpe.weight)
+    elif sender.endswith("MLP"):
+        weight = model.transformer.h[int(sender[1:].split(" ")[0])].mlp.c_proj.weight
+        found = _columns(weight[: source.said["hidden"]])
+    else:
+        layer, head = map(int, sender[1:].split("H"))
+        attention = model.transformer.h[layer].attn
+        found = _columns(attention.c_proj.weight[head * attention.head_dim : (head + 1) * attention.head_dim])
+    return sorted(column for column in found if column < len(source.said["residual"]))
+
+
+def _columns(weight: Float[Tensor, "row column"]) -> set[int]:
+    """The columns that hold anything but 0."""
+    return set(weight.detach().abs().sum(0).nonzero()[:, 0].tolist())
