@@ -66,8 +66,9 @@ def pairs_of(name: str, seed: int = 0) -> list[TracrPair]:
     return made
 
 
-def contrasts(source: Program, model: GPT2LMHeadModel, seed: int = 0, rows: int = ROWS) -> Prompts:
-    """Texts paired with others to which the program says something else: what circuits of one model are found with."""
+def contrasts(source: Program, model: GPT2LMHeadModel, seed: int = 0, rows: int = ROWS) -> list[dict[str, str]]:
+    """Texts paired with others to which the program says something else: what circuits of one model are found with.
+    None for a program that says the same of every text."""
     texts, ids = _texts(source, seed)
     says, sure = _answers(source, model, ids)
     draw = np.random.default_rng(seed)
@@ -82,10 +83,10 @@ def contrasts(source: Program, model: GPT2LMHeadModel, seed: int = 0, rows: int 
                      "distractor": f"={source.said['outputs'][says[other]]}"})  # fmt: skip
         if len(made) == rows:
             break
-    return Prompts.of(made)
+    return made
 
 
-def cut_pairs(name: str, seed: int = 0) -> list[tuple[ModelPair, tuple[str, str], Prompts]]:
+def cut_pairs(name: str, seed: int = 0) -> list[tuple[ModelPair, tuple[str, str], list[dict[str, str]]]]:
     """The program beside itself without one wire of its circuit, for each whose loss changes answers: what the receiver
     reads of the sender is 0 in the tuned model. With prompts and contrasts of the whole program."""
     source = program(name)
