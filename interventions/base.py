@@ -120,7 +120,9 @@ class SiteIntervention(Intervention):
     def __post_init__(self) -> None:
         where(self.positions)
         if not (self.when is None or isinstance(self.when, Gate)):
-            raise UserError(f"when={shown(self.when)} is no gate: give interventions.Gate(layer, direction, threshold).")
+            raise UserError(
+                f"when={shown(self.when)} is no gate: give interventions.Gate(layer, direction, threshold)."
+            )
         self._set("strength", as_strength(self.strength))
 
     @abstractmethod

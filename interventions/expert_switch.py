@@ -13,7 +13,7 @@ from interventions.base import Intervention, SiteIntervention
 from interventions.checks import Label, as_label, by_layer, resolved
 from interventions.conflicts import may_overlap
 from interventions.rerouting import Orders, obey
-from interventions.scope import Change, Scope
+from interventions.scope import Change
 from interventions.strength import Number, for_rows
 from workbench.engine.context import ForwardContext
 from workbench.engine.positions import Selection

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -174,4 +174,3 @@ class _Reading:
         if seen is None or seen.ndim != ndim or len(seen) != ctx.batch or (ndim == 2 and seen.shape[1] < columns):
             raise NotSupported("A gate must have read the whole text: enter the recipe before the prompt runs.")
         return seen.to(ctx.device)
-

@@ -31,7 +31,6 @@ from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class EdgeAttribution(ProbeResult):
     """Edges of one model, or of both.
@@ -64,8 +63,8 @@ class EdgeAttribution(ProbeResult):
     def summary(self) -> str:
         counts = self.table["present"].value_counts()
         top = self.table.loc[self.table["score"].abs().idxmax()]
-        said = ", ".join(f"{counts.get(name, 0)} {text}" for name, text in
-                         (("both", "in both"), ("base", "in the base alone"), ("tuned", "in the tuned model alone")))  # fmt: skip
+        named = (("both", "in both"), ("base", "in the base alone"), ("tuned", "in the tuned model alone"))
+        said = ", ".join(f"{counts.get(name, 0)} {text}" for name, text in named)
         return (
             f"{self.edges} edges, {said}; largest {'change' if len(self.gaps) > 1 else 'score'}: {top['module']} "
             f"{top['score']:+.3g} [{top['low']:.3g}, {top['high']:.3g}], control {top['control']:.2g}"
@@ -130,7 +129,7 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
     graphs = {name: Graph(model) for name, model in models.items()}
     bar = progress or Silent()
     bar.start("edges", len(rows) * len(models))
-    scored = {name: edge_scores(graphs[name], tasks[name], steps, batch_size, bar, seed) for name in models}
+    scored = {name: edge_scores(graphs[name], tasks[name], steps, batch_size, bar) for name in models}
     bar.finish()
     gaps = {name: float(one.gap.mean()) for name, one in scored.items()}
     size = max(float(np.abs(one.gap).mean()) for one in scored.values())
@@ -150,7 +149,8 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
         control="what the sender wrote on other prompts, at the same place",
         provenance=Provenance.of(
             "edge_attribution", models, rows, seed=seed, device=str(next(iter(models.values())).device),
-            forward_passes=sum(one.passes for one in scored.values()), backward_passes=sum(one.backward for one in scored.values()),
+            forward_passes=sum(one.passes for one in scored.values()),
+            backward_passes=sum(one.backward for one in scored.values()),
             settings=asked(None, steps=steps, curve=curve, kept=kept, least=least, controls=controls,
                            batch_size=batch_size, draws=draws),
         ),
@@ -196,9 +196,7 @@ def _q(values: Float[np.ndarray, "prompt edge"], draws: int, seed: int) -> np.nd
     return q_values(paired_permutation(values, draws=max(draws, 999), seed=seed).p)
 
 
-def _present(
-    values: dict[str, np.ndarray], least: float, top: np.ndarray, draws: int, seed: int
-) -> list[str]:
+def _present(values: dict[str, np.ndarray], least: float, top: np.ndarray, draws: int, seed: int) -> list[str]:
     there = {name: (_q(one, draws, seed) <= 0.05) & (np.abs(one.mean(0)) >= least) for name, one in values.items()}
     names = list(there)
     said = []
@@ -206,5 +204,3 @@ def _present(
         inside = [name for name in names if there[name][edge]]
         said.append("both" if len(inside) == 2 else inside[0] if inside else "-")
     return said
-
-

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.edges.faithfulness import SHARES, faithfulness, leading
+from probes.edges.faithfulness import SHARES, area, faithfulness, leading
 from probes.edges.gradients import mean_gradients
 from probes.edges.graph import Graph
 from probes.edges.scoring import metric_of
@@ -33,8 +33,7 @@ class Curve:
     def f(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Faithfulness [draw, share] of metrics [share, prompt] under weights [draw, prompt]."""
         empty, whole = weights @ self.empty, weights @ self.whole
-        found: np.ndarray = faithfulness(weights @ values.T, empty[:, None], whole[:, None])  # type: ignore[arg-type,assignment]
-        return found
+        return faithfulness(weights @ values.T, empty[:, None], whole[:, None])
 
     def table(self, seed: int, draws: int) -> pd.DataFrame:
         """One row per ranking and share."""
@@ -49,19 +48,15 @@ class Curve:
 
 
 def areas_of(curve: Curve, seed: int, draws: int) -> pd.DataFrame:
-    """CPR and CMD of every ranking, with intervals over prompts; the empty circuit (f = 0) is the curve's first point."""
-    shares, lines = np.array([0.0, *SHARES]), []
-
-    def area(values: np.ndarray, weights: np.ndarray, *, distance: bool) -> np.ndarray:
-        f = np.concatenate([np.zeros((len(weights), 1)), curve.f(values, weights)], axis=1)
-        found: np.ndarray = np.trapezoid(np.abs(1 - f) if distance else f, shares, axis=1)
-        return found
-
+    """CPR and CMD of every ranking, with intervals over prompts; curves begin with the empty circuit, where f = 0."""
+    lines = []
     for method, values in curve.metrics.items():
         line: dict[str, Any] = {"model": curve.model, "method": method}
         for name in ("cpr", "cmd"):
-            found = statistic_interval(lambda w, v=values, d=name == "cmd": area(v, w, distance=d), len(curve.empty),  # type: ignore[misc]
-                                       seed=seed, draws=draws, method="percentile")  # fmt: skip
+            found = statistic_interval(
+                lambda w, v=values, d=name == "cmd": area(curve.f(v, w), distance=d),  # type: ignore[misc]
+                len(curve.empty), seed=seed, draws=draws, method="percentile",
+            )  # fmt: skip
             line |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
         lines.append(line)
     return pd.DataFrame(lines)

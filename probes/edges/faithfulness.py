@@ -6,8 +6,9 @@ CPR is the area under f over the share of edges, CMD the area of |1 - f|; both b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-import pandas as pd
 
 from workbench.typing import Bool, Float
 
@@ -27,13 +28,17 @@ def leading(
     return chosen.reshape(scores.shape)
 
 
-def faithfulness(metric: float, empty: float, whole: float) -> float:
-    """f, of a circuit's metric."""
+def faithfulness(
+    metric: Float[np.ndarray, "draw share"], empty: Float[np.ndarray, "draw 1"], whole: Float[np.ndarray, "draw 1"]
+) -> Float[np.ndarray, "draw share"]:
+    """f, of circuits' metrics."""
     return (metric - empty) / (whole - empty)
 
 
-def areas(curve: pd.DataFrame) -> tuple[float, float]:
-    """(CPR, CMD) of a curve with columns share and faithfulness; the empty circuit, where f is 0, is put in front."""
-    shares = np.array([0.0, *curve["share"]])
-    values = np.array([0.0, *curve["faithfulness"]])
-    return float(np.trapezoid(values, shares)), float(np.trapezoid(np.abs(1 - values), shares))
+def area(
+    f: Float[np.ndarray, "draw share"], shares: Sequence[float] = SHARES, *, distance: bool = False
+) -> Float[np.ndarray, " draw"]:
+    """CPR of curves, or with ``distance`` CMD; the empty circuit, where f is 0, is put in front."""
+    whole = np.concatenate([np.zeros((len(f), 1)), f], axis=1)
+    found: np.ndarray = np.trapezoid(np.abs(1 - whole) if distance else whole, np.array([0.0, *shares]), axis=1)
+    return found

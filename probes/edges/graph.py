@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from probes.patches.runs import output_matrix
+from workbench.engine.context import ForwardContext
 from workbench.engine.families import submodule
 from workbench.engine.ports import port
 from workbench.engine.sites import Site
@@ -57,7 +58,12 @@ class Graph:
         layers = range(model.n_layers)
         whole = len(self.geometry.attention_layers) == model.n_layers
         fits = family.resid_mid and family.attention_in and family.attention_in != family.attention and whole
-        if not fits or family.resid_mid == family.mlp or family.mlp_out != family.mlp or not (family.key and family.value):
+        if (
+            not fits
+            or family.resid_mid == family.mlp
+            or family.mlp_out != family.mlp
+            or not (family.key and family.value)
+        ):
             raise NotSupported(
                 f"Edges need blocks of norm, attention with q, k and v, norm and MLP in turn, and "
                 f"{model.inner.config.model_type} is built otherwise: patch heads and layers instead."
@@ -89,14 +95,16 @@ class Graph:
         path = family.resid_mid if mlp else family.attention_in
         return submodule(self.model.inner, f"{family.layers}.{layer}.{path}")
 
-    def projected(self, layer: int, kind: str, value: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos head d"]:
+    def projected(
+        self, layer: int, kind: str, value: Float[Tensor, "row pos d_model"]
+    ) -> Float[Tensor, "row pos head d"]:
         """q, k or v of every head from a normed residual, with whatever adapter the projection carries."""
         site = Site(kind, layer)
         raw = self.model.hub.module(site).forward(value)
         made = port(self.model.inner, self.model.hub.family, self.geometry, site)
         assert made is not None
-        value = made.get(raw, None)  # type: ignore[arg-type]
-        return value
+        heads: Tensor = made.get(raw, ForwardContext(len(raw), 0, raw.shape[1], raw.device, None, None))
+        return heads
 
     def matrix(self, layer: int, kind: str) -> Float[Tensor, "d_model head d"]:
         """The linear part of :meth:`projected`, read once."""

@@ -40,9 +40,7 @@ def metric_of(task: Task, members: list[int]) -> Metric:
     return Metric("logit_diff", task.answers[members], task.distractors[members])
 
 
-def edge_scores(
-    graph: Graph, task: Task, steps: int, batch_size: int, bar: Progress, seed: int
-) -> EdgeScores:
+def edge_scores(graph: Graph, task: Task, steps: int, batch_size: int, bar: Progress) -> EdgeScores:
     """(clean - corrupted) . mean gradient at the receiver, summed over tokens."""
     n, shape = len(task.target_ids), graph.possible.shape
     scores, control, gap = np.zeros((n, *shape), np.float32), np.zeros(shape), np.zeros(n)

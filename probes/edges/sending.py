@@ -38,7 +38,9 @@ class EdgeRun:
         self._apart = None if other is None else torch.empty_like(other)
         """[sender, prompt, pos, d_model] other - written, of the senders up to now."""
 
-    def __call__(self, batch: Encoded, fed: Bool[np.ndarray, "sender receiver"] | None) -> Float[Tensor, "prompt vocab"]:
+    def __call__(
+        self, batch: Encoded, fed: Bool[np.ndarray, "sender receiver"] | None
+    ) -> Float[Tensor, "prompt vocab"]:
         """Logits of the last token; ``fed``: the edges that carry the other run's value."""
         model, self.written = self.graph.model, []
         columns = {} if fed is None else {
@@ -50,7 +52,9 @@ class EdgeRun:
             for layer in range(model.n_layers):
                 stack.enter_context(self._reads(self.graph.norm(layer)))
                 stack.enter_context(self._mlp_fed(layer, columns))
-                hooks += [SiteHook(Site(kind, layer), self._projection(layer, kind, columns), edit=True) for kind in QKV]
+                hooks += [
+                    SiteHook(Site(kind, layer), self._projection(layer, kind, columns), edit=True) for kind in QKV
+                ]
                 hooks += [SiteHook(Site("z", layer), self._heads(layer)), SiteHook(Site("mlp_out", layer), self._keep)]
             hooks.append(SiteHook(Site("resid_post", model.n_layers - 1), self._end(columns), edit=True))
             stack.enter_context(model.hooked(hooks))
@@ -116,7 +120,9 @@ class EdgeRun:
 
     @contextmanager
     def _mlp_fed(self, layer: int, columns: dict[Any, np.ndarray]) -> Iterator[None]:
-        senders = next((one for receiver, one in columns.items() if receiver.kind == "mlp_in" and receiver.layer == layer), None)
+        senders = next(
+            (one for receiver, one in columns.items() if receiver.kind == "mlp_in" and receiver.layer == layer), None
+        )
 
         def feed(_module: nn.Module, args: Sequence[Tensor]) -> Any:
             return None if senders is None else (self._moved([senders], args[0])[0], *args[1:])

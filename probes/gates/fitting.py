@@ -6,14 +6,12 @@ prompts of one kind and leaves all others bit for bit as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 
 from probes.asked import asked
 from probes.audits.general import general_questions

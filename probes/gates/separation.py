@@ -90,9 +90,7 @@ def halves(clusters: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
     return first
 
 
-def separated(
-    labelled: Reading, plain: Reading, most_false: float, controls: int, draws: int, seed: int
-) -> LayerFit:
+def separated(labelled: Reading, plain: Reading, most_false: float, controls: int, draws: int, seed: int) -> LayerFit:
     """Fit on the first half of both, and test on the rest."""
     direction = _direction(labelled, plain, labelled.wanted)
     own, other = _along(labelled.rows, direction), _along(plain.rows, direction)

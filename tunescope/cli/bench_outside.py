@@ -58,7 +58,9 @@ def mib(
 @app.command("ravel")
 def ravel(
     model: Model = None,
-    attributes: Annotated[str, typer.Option(help="Country, Continent, Language, by commas.")] = "Country,Continent,Language",
+    attributes: Annotated[
+        str, typer.Option(help="Country, Continent, Language, by commas.")
+    ] = "Country,Continent,Language",
     layer: Annotated[int, typer.Option(help="The layer after which coordinates are exchanged.", min=0)] = 8,
     seeds: Seeds = 3,
     out: Out = None,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from probes.edges.attribution import EdgeAttribution, edge_attribution
-from probes.edges.faithfulness import areas, leading
+from probes.edges.faithfulness import area, leading
 from probes.edges.graph import Graph
 from probes.edges.sending import EdgeRun, sent
 from probes.patches.task import make_task
@@ -38,8 +37,8 @@ def rows(n: int = 8) -> Prompts:
 
 
 def calls_of_edge_attribution() -> Calls:
-    given = {"subject": pair(), "prompts": rows(), "steps": 2, "curve": True, "kept": 40, "least": 0.1, "controls": 1,
-             "batch_size": 3, "draws": 50, "seed": 3}  # fmt: skip
+    given = {"subject": pair(), "prompts": rows(3), "steps": 2, "curve": True, "kept": 40, "least": 0.1, "controls": 1,
+             "batch_size": 2, "draws": 50, "seed": 3}  # fmt: skip
     return Calls([given])
 
 
@@ -85,20 +84,23 @@ def test_base_against_itself_has_no_edge_of_its_own(tmp_path: Path) -> None:
 
 
 def test_whole_circuits_are_faithful_and_the_change_is_rebuilt_by_all_edges() -> None:
-    found = edge_attribution(pair(), rows(), steps=2, curve=True, controls=1, draws=50)
+    found = edge_attribution(pair(), rows(3), steps=1, curve=True, controls=1, draws=50)
     assert found.curve is not None and found.areas is not None
     whole = found.curve[found.curve["share"] == 1.0]
     assert set(whole["model"]) == {"base", "tuned", "change"}
-    assert whole["faithfulness"].to_numpy() == pytest.approx(1.0, abs=1e-3)
+    assert whole["faithfulness"].to_numpy() == pytest.approx(1.0, abs=1e-2)
     assert set(found.areas["method"]) == {"signed", "size", "random 1"}
     assert (found.areas["cmd_low"] <= found.areas["cmd"]).all() and len(found.figure().data) == 9
 
 
 def test_areas_by_hand() -> None:
-    cpr, cmd = areas(pd.DataFrame({"share": [0.5, 1.0], "faithfulness": [1.0, 1.0]}))
-    assert cpr == pytest.approx(0.75) and cmd == pytest.approx(0.25)
-    cpr, cmd = areas(pd.DataFrame({"share": [0.5, 1.0], "faithfulness": [2.0, 1.0]}))
-    assert cpr == pytest.approx(1.25) and cmd == pytest.approx(0.75)
+    level, above = np.array([[1.0, 1.0]]), np.array([[2.0, 1.0]])
+    assert area(level, (0.5, 1.0)) == pytest.approx(0.75) and area(level, (0.5, 1.0), distance=True) == pytest.approx(
+        0.25
+    )
+    assert area(above, (0.5, 1.0)) == pytest.approx(1.25) and area(above, (0.5, 1.0), distance=True) == pytest.approx(
+        0.75
+    )
     chosen = leading(np.array([[3.0, 9.0], [2.0, 1.0]]), np.array([[True, False], [True, True]]), 0.5)
     assert chosen.tolist() == [[True, False], [True, False]]
 
@@ -106,7 +108,10 @@ def test_areas_by_hand() -> None:
 def test_what_cannot_be_traced_is_said() -> None:
     with pytest.raises(NotSupported, match="otherwise"):
         edge_attribution(model("neox"), rows())
-    same = [{**row.columns, "prompt": "the x", "contrast": "the x", "answer": " fox", "distractor": " dog"} for row in rows()]
+    same = [
+        {**row.columns, "prompt": "the x", "contrast": "the x", "answer": " fox", "distractor": " dog"}
+        for row in rows()
+    ]
     with pytest.raises(UserError, match="nothing to trace"):
         edge_attribution(model(), same)
     with pytest.raises(UserError, match="contrast"):

@@ -49,7 +49,9 @@ def _lines(areas: pd.DataFrame | None, said: dict[str, Any]) -> list[dict[str, A
     lines = [{**said, "cpr": float(by_method.loc["signed", "cpr"]), "cmd": float(by_method.loc["size", "cmd"])}]
     random = by_method[by_method.index.astype(str).str.startswith("random")]
     if len(random):
-        lines.append({**said, "method": "random", "cpr": float(random["cpr"].mean()), "cmd": float(random["cmd"].mean())})
+        lines.append(
+            {**said, "method": "random", "cpr": float(random["cpr"].mean()), "cmd": float(random["cmd"].mean())}
+        )
     return lines
 
 

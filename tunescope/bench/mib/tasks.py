@@ -10,7 +10,22 @@ import numpy as np
 from workbench.errors import unknown_name
 from workbench.prompts import Prompts
 
-NAMES = ("Mary", "John", "Tom", "James", "Dan", "Martin", "Amy", "Anna", "Peter", "Paul", "Mark", "Sarah", "Laura", "Kate")
+NAMES = (
+    "Mary",
+    "John",
+    "Tom",
+    "James",
+    "Dan",
+    "Martin",
+    "Amy",
+    "Anna",
+    "Peter",
+    "Paul",
+    "Mark",
+    "Sarah",
+    "Laura",
+    "Kate",
+)
 PLACES = ("store", "park", "school", "station", "garden", "office")
 THINGS = ("drink", "book", "ring", "letter", "key", "bag")
 FORMS = (

@@ -72,8 +72,8 @@ def known(model: AdaptedModel, least: float = 0.75) -> Known:
     kept = right.nonzero()[:, 0].tolist()
     if len(kept) < 8:
         raise UserError(
-            f"{model.name} knows every attribute of {len(kept)} of {len(cities)} cities, too few to exchange them: give "
-            "a model that knows more."
+            f"{model.name} knows every attribute of {len(kept)} of {len(cities)} cities, too few to exchange them: "
+            "give a model that knows more."
         )
     return Known(
         tuple(cities[one] for one in kept),

@@ -56,9 +56,9 @@ def every_dimension(model: AdaptedModel, *_: object) -> Basis:
 
 def random(rank: int, seed: int) -> Callable[..., Basis]:
     """A random subspace: the control."""
-    return lambda model, *_: torch.linalg.qr(
-        torch.randn(model.d_model, rank, generator=torch.Generator().manual_seed(seed))
-    )[0].T
+    return lambda model, *_: (
+        torch.linalg.qr(torch.randn(model.d_model, rank, generator=torch.Generator().manual_seed(seed)))[0].T
+    )
 
 
 def principal(rank: int) -> Callable[..., Basis]:
@@ -89,7 +89,9 @@ def trained(rank: int, seed: int, *, isolating: bool) -> Callable[..., Basis]:
     """Distributed alignment search: the subspace whose exchange gives the other city's value (Geiger et al. 2023); with
     ``isolating``, and leaves the other attributes as they are (RAVEL's multi-task DAS)."""
 
-    def found(model: AdaptedModel, known: Known, attribute: str, states: Tensor, layer: int, cities: list[int]) -> Basis:
+    def found(
+        model: AdaptedModel, known: Known, attribute: str, states: Tensor, layer: int, cities: list[int]
+    ) -> Basis:
         draw = torch.Generator().manual_seed(seed)
         raw = torch.linalg.qr(torch.randn(model.d_model, rank, generator=draw))[0].T.clone().requires_grad_()
         optimiser = torch.optim.Adam([raw], lr=3e-2)

@@ -71,7 +71,9 @@ def _circuits(name: str, seed: int) -> Iterator[dict[str, Any]]:
         yield _line(CIRCUIT, name, f"patching, {method}", found, set(source.circuit), name, seed)
     edges = probes.edge_attribution(model, rows, kept=100_000, steps=10, draws=200, seed=seed)
     by_edge = edges.table.set_index(["sender", "receiver"])["score"].abs()
-    yield _line(CIRCUIT, name, "edges (EAP-IG), summed", _by_sender(edges.table, "score"), set(source.circuit), name, seed)
+    yield _line(
+        CIRCUIT, name, "edges (EAP-IG), summed", _by_sender(edges.table, "score"), set(source.circuit), name, seed
+    )
     truth = structural_edges(source, hf)
     for method, scores in (
         ("EAP-IG", by_edge.to_dict()),

@@ -35,7 +35,7 @@ _MARGIN = 0.2
 
 @dataclass(frozen=True)
 class TracrPair:
-    """``pair.tuned`` computes with ``component`` replaced, and with other weights in ``decoy``, which matter to nothing.
+    """``pair.tuned`` has ``component`` replaced, and other weights in ``decoy``, which matter to nothing.
 
     ``prompts``: texts on which the two say different things at the last token, the tuned answer first.
     """

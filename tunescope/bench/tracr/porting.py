@@ -105,9 +105,7 @@ def tokenizer(source: Program) -> PreTrainedTokenizerFast:
     vocab = [*source.said["tokens"], *(f"={one}" for one in source.said["outputs"])]
     words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocab)}, unk_token="compiler_pad"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(
-        single="BOS $A", special_tokens=[("BOS", vocab.index("BOS"))]
-    )
+    words.post_processor = processors.TemplateProcessing(single="BOS $A", special_tokens=[("BOS", vocab.index("BOS"))])
     return PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="BOS", eos_token="BOS", pad_token="compiler_pad", unk_token="compiler_pad"
     )
@@ -167,7 +165,7 @@ def fill_decoy_head(attention: Any, head: int, width: int, draw: torch.Generator
     )
 
 
-def _tensor(source: Program, layer: int, part: str, kind: str = "w") -> Float[Tensor, "..."]:
+def _tensor(source: Program, layer: int, part: str, kind: str = "w") -> Float[Tensor, ...]:
     return torch.from_numpy(source._of(layer, part, kind))
 
 
