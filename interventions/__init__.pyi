@@ -14,6 +14,7 @@ from interventions.exchange.control_vectors import to_gguf as to_gguf
 from interventions.exchange.vectors import from_steering_vectors as from_steering_vectors
 from interventions.exchange.vectors import from_tensors as from_tensors
 from interventions.expert_switch import ExpertSwitch as ExpertSwitch
+from interventions.gate import Gate as Gate
 from interventions.heads import HeadOffset as HeadOffset
 from interventions.heads import HeadScale as HeadScale
 from interventions.logit_shift import LogitShift as LogitShift
@@ -64,6 +65,7 @@ __all__ = [
     "ConceptAblation",
     "EagerAttentionWarning",
     "ExpertSwitch",
+    "Gate",
     "Graft",
     "HeadOffset",
     "HeadScale",

@@ -31,12 +31,14 @@ from probes.desiderata.boxes import box_prompts as box_prompts
 from probes.desiderata.result import ComponentMasking as ComponentMasking
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
+from probes.edges.attribution import EdgeAttribution as EdgeAttribution
 from probes.experts.counting import Excluded
 from probes.experts.labels import Labeller
 from probes.experts.mapping import ExpertMap as ExpertMap
 from probes.experts.switching import Behaviour as _Behaviour
 from probes.experts.switching import Mode
 from probes.experts.switching import SwitchingCurve as SwitchingCurve
+from probes.gates.fitting import GateFit as GateFit
 from probes.grafting.overlap import MaskOverlap as MaskOverlap
 from probes.grafting.overlap import mask_overlap as mask_overlap
 from probes.grafting.regions import Level
@@ -106,8 +108,10 @@ __all__ = [
     "CrossPatching",
     "Dictionary",
     "DirectionOptions",
+    "EdgeAttribution",
     "ExpertMap",
     "FoundDirection",
+    "GateFit",
     "GraftResult",
     "HeadProbe",
     "HeadSelection",

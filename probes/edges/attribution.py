@@ -16,11 +16,11 @@ import plotly.graph_objects as go
 from probes.asked import asked
 from probes.edges.curves import areas_of, curve_of, rebuilt
 from probes.edges.graph import Graph
-from probes.edges.scoring import EdgeScores, edge_scores
+from probes.edges.scoring import EdgeScores, edge_scores, exact_scores
 from probes.patches.task import Task, check_lengths, make_task
 from probes.paths.groups import sides_of
 from probes.results import ProbeResult, Provenance
-from workbench.errors import UserError
+from workbench.errors import UserError, unknown_name
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
@@ -62,7 +62,7 @@ class EdgeAttribution(ProbeResult):
 
     def summary(self) -> str:
         counts = self.table["present"].value_counts()
-        top = self.table.loc[self.table["score"].abs().idxmax()]
+        top = self.table.iloc[int(self.table["score"].abs().to_numpy().argmax())]
         named = (("both", "in both"), ("base", "in the base alone"), ("tuned", "in the tuned model alone"))
         said = ", ".join(f"{counts.get(name, 0)} {text}" for name, text in named)
         return (
@@ -84,13 +84,14 @@ class EdgeAttribution(ProbeResult):
     group="paths",
     question="Which edges between components carry the task, and which are new in the tuned model?",
     needs=Needs(columns=("answer", "distractor", "contrast")),
-    cost="per model and prompt: steps forward and backward passes, and a forward pass per point of the curve",
+    cost="per model and batch: steps forward and backward passes (exact: two forward passes per edge)",
     example="--steps 5",
 )
 def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
     subject: Any,
     prompts: Any,
     *,
+    method: Literal["ig", "exact"] = "ig",
     steps: int = 5,
     curve: bool = False,
     kept: int = 500,
@@ -101,7 +102,7 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
     seed: int = 0,
     progress: Progress | None = None,
 ) -> EdgeAttribution:
-    """Score every edge by integrated gradients between each prompt and its contrast; the metric is logit_diff.
+    """Score every edge between each prompt and its contrast, by integrated gradients; the metric is logit_diff.
 
     ``subject``: a model, or a pair, both models of which read the same prompts. Edges go from the embedding, heads and
     MLPs to the q, k and v of later heads, to later MLPs and to the logits. An edge's score estimates how much of
@@ -110,7 +111,11 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
         found = probes.edge_attribution(pair, prompts, curve=True)
         found.only_in("tuned"), found.areas
 
+    Gradients see nothing behind a unit that is saturated along the whole line (Tracr's programs are full of them);
+    ``method="exact"`` patches every edge by itself instead, with two forward passes per edge.
+
     Args:
+        method: ig, by gradients; or exact, edge by edge, for small models.
         steps: Points of the straight line between the two inputs' embeddings; 1 is edge attribution patching.
         curve: Whether to run circuits of the best edges exactly: faithfulness, CPR and CMD of each model, and of the
             change (the base fed by the tuned model along the best edges), beside random edges.
@@ -125,11 +130,18 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
     models = sides_of(subject)
     rows = Prompts.of(prompts)
     tasks = {name: make_task(model, rows, "corrupted", "clean") for name, model in models.items()}
+    if method not in ("ig", "exact"):
+        raise unknown_name("method of edge_attribution", method, ("ig", "exact"))
     _check(next(iter(tasks.values())))
     graphs = {name: Graph(model) for name, model in models.items()}
     bar = progress or Silent()
     bar.start("edges", len(rows) * len(models))
-    scored = {name: edge_scores(graphs[name], tasks[name], steps, batch_size, bar) for name in models}
+    scored = {
+        name: exact_scores(graphs[name], tasks[name], batch_size, bar)
+        if method == "exact"
+        else edge_scores(graphs[name], tasks[name], steps, batch_size, bar)
+        for name in models
+    }
     bar.finish()
     gaps = {name: float(one.gap.mean()) for name, one in scored.items()}
     size = max(float(np.abs(one.gap).mean()) for one in scored.values())
@@ -151,7 +163,7 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
             "edge_attribution", models, rows, seed=seed, device=str(next(iter(models.values())).device),
             forward_passes=sum(one.passes for one in scored.values()),
             backward_passes=sum(one.backward for one in scored.values()),
-            settings=asked(None, steps=steps, curve=curve, kept=kept, least=least, controls=controls,
+            settings=asked(None, method=method, steps=steps, curve=curve, kept=kept, least=least, controls=controls,
                            batch_size=batch_size, draws=draws),
         ),
         gaps=gaps,

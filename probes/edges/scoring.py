@@ -9,12 +9,12 @@ import torch
 
 from probes.edges.gradients import mean_gradients
 from probes.edges.graph import Graph
-from probes.edges.sending import sent
+from probes.edges.sending import EdgeRun, sent
 from probes.patches.metrics import Metric
 from probes.patches.task import Task
 from workbench.progress import Progress
 from workbench.prompts.encode import batches
-from workbench.typing import Float
+from workbench.typing import Float, Tensor
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,32 @@ def edge_scores(graph: Graph, task: Task, steps: int, batch_size: int, bar: Prog
         passes, backward = passes + 2 + steps, backward + steps
         bar.advance(len(members))
     return EdgeScores(scores, control * graph.possible / n, gap, passes, backward)
+
+
+def exact_scores(graph: Graph, task: Task, batch_size: int, bar: Progress) -> EdgeScores:
+    """What the metric loses when one edge alone carries what its sender writes on the contrast: a forward pass per edge.
+
+    ``control``: what senders write on the contrast of another prompt.
+    """
+    n, shape = len(task.target_ids), graph.possible.shape
+    scores, control, gap, passes = np.zeros((n, *shape), np.float32), np.zeros(shape), np.zeros(n), 0
+    for members in batches(task.lengths, batch_size):
+        corrupted, clean = task.batch(members)
+        metric = metric_of(task, members)
+        other, corrupted_logits = sent(graph, corrupted)
+        run, dealt = EdgeRun(graph, other), EdgeRun(graph, torch.roll(other, 1, dims=1))
+        whole = _read(metric, run(clean, None))
+        gap[members] = whole - _read(metric, corrupted_logits)
+        for sender, receiver in np.argwhere(graph.possible):
+            alone = np.zeros(shape, dtype=bool)
+            alone[sender, receiver] = True
+            scores[members, sender, receiver] = whole - _read(metric, run(clean, alone))
+            control[sender, receiver] += (whole - _read(metric, dealt(clean, alone))).sum()
+        passes += 2 + 2 * int(graph.possible.sum())
+        bar.advance(len(members))
+    return EdgeScores(scores, control / n, gap, passes, 0)
+
+
+def _read(metric: Metric, logits: Float[Tensor, "prompt vocab"]) -> Float[np.ndarray, " prompt"]:
+    found: np.ndarray = metric(logits[:, None])[:, 0].double().cpu().numpy()
+    return found

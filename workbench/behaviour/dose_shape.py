@@ -36,9 +36,9 @@ class DoseShape:
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: change {self.change.estimate:+.3g} [{self.change.low:.3g}, {self.change.high:.3g}], slope of "
-            f"the last half {self.bend.estimate:.2g} [{self.bend.low:.2g}, {self.bend.high:.2g}] of the first's, falls "
-            f"back by {self.fall.estimate:.0%} [{self.fall.low:.0%}, {self.fall.high:.0%}] of its range"
+            f"{self.name}: change {self.change.estimate:+.3g} [{self.change.low:.3g}, {self.change.high:.3g}], slope "
+            f"of the last half {self.bend.estimate:.2g} [{self.bend.low:.2g}, {self.bend.high:.2g}] of the first's, "
+            f"falls back by {self.fall.estimate:.0%} [{self.fall.low:.0%}, {self.fall.high:.0%}] of its range"
         )
 
 
@@ -48,8 +48,9 @@ def shape_of(
     """Tell the shape, each number with its 95 % interval over prompts.
 
     A curve overshoots when it falls back from its farthest point by more than a tenth of its range for certain (the
-    interval lies above); it is flat when neither its change nor its farthest point is told from 0; it saturates when the last half's
-    slope is less than half of the first half's for certain, and is linear when it is more than that for certain.
+    interval lies above); it is flat when its farthest point is not told from the start; it saturates when
+    the last half's slope is less than half of the first half's for certain, and is linear when it is more than that
+    for certain.
 
     Args:
         strengths: In ascending order.

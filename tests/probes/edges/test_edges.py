@@ -39,7 +39,7 @@ def rows(n: int = 8) -> Prompts:
 def calls_of_edge_attribution() -> Calls:
     given = {"subject": pair(), "prompts": rows(3), "steps": 2, "curve": True, "kept": 40, "least": 0.1, "controls": 1,
              "batch_size": 2, "draws": 50, "seed": 3}  # fmt: skip
-    return Calls([given])
+    return Calls([{**given, "method": "exact"}])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,7 +68,7 @@ def test_a_cut_wire_is_in_the_base_alone() -> None:
     made = {edge: (cut, prompts) for cut, edge, prompts in cut_pairs("hist")}
     wire = ("L0H0", "L0 MLP")
     cut, prompts = made[wire]
-    found = edge_attribution(cut, prompts, steps=10, kept=10_000, draws=200)
+    found = edge_attribution(cut, prompts, method="exact", kept=10_000, draws=200, batch_size=32)
     assert f"{wire[0]} -> {wire[1]}" in found.only_in("base") and not found.only_in("tuned")
     line = found.table.set_index(["sender", "receiver"]).loc[wire]
     assert line["tuned"] == 0 and line["base"] != 0 and line["q"] < 0.05

@@ -76,8 +76,9 @@ def _circuits(name: str, seed: int) -> Iterator[dict[str, Any]]:
     )
     truth = structural_edges(source, hf)
     for method, scores in (
+        ("edge patching, exact", _by_edge(model, rows, seed, method="exact")),
         ("EAP-IG", by_edge.to_dict()),
-        ("EAP", _eap(model, rows, seed)),
+        ("EAP", _by_edge(model, rows, seed, steps=1)),
         ("random", dict(zip(by_edge.index, np.random.default_rng(seed).random(len(by_edge)), strict=True))),
     ):
         yield _line(EDGES, name, method, scores, truth, name, seed)
@@ -87,14 +88,16 @@ def _cuts(name: str, seed: int) -> Iterator[dict[str, Any]]:
     for pair, edge, rows in cut_pairs(name, seed):
         if _exact_effect(pair.base, rows, edge) < 0.05:
             continue  # it carries what prompts and contrasts share, such as positions: no contrast can show it
-        table = probes.edge_attribution(pair, rows, kept=100_000, steps=10, draws=200, seed=seed).table
-        keys = list(zip(table["sender"], table["receiver"], strict=True))
-        lost = (table["base"].abs() - table["tuned"].abs()).to_numpy()
         case = f"{name}, {edge[0]} -> {edge[1]}"
-        alone = np.where(table["present"] == "base", lost, 0.0)
-        draw = np.random.default_rng(seed).random(len(lost))
-        for method, values in (("EAP-IG, loss", lost), ("EAP-IG, present in the base alone", alone), ("random", draw)):
-            yield _line(CUT, case, method, dict(zip(keys, values, strict=True)), {edge}, name, seed)
+        for method, label in (("exact", "edge patching, exact"), ("ig", "EAP-IG")):
+            table = probes.edge_attribution(
+                pair, rows, method=method, kept=100_000, steps=10, draws=200, batch_size=32, seed=seed
+            ).table
+            keys = list(zip(table["sender"], table["receiver"], strict=True))
+            lost = np.where(table["present"] == "base", table["base"].abs() - table["tuned"].abs(), 0.0)
+            yield _line(CUT, case, label, dict(zip(keys, lost, strict=True)), {edge}, name, seed)
+        draw = np.random.default_rng(seed).random(len(keys))
+        yield _line(CUT, case, "random", dict(zip(keys, draw, strict=True)), {edge}, name, seed)
 
 
 def _exact_effect(model: AdaptedModel, rows: Any, edge: tuple[str, str]) -> float:
@@ -178,8 +181,8 @@ def _edge_change(made: TracrPair, seed: int) -> Scores:
     return {**_every(made), **_by_sender(found.table, "score")}
 
 
-def _eap(model: AdaptedModel, rows: Any, seed: int) -> dict[Any, float]:
-    table = probes.edge_attribution(model, rows, kept=100_000, steps=1, draws=200, seed=seed).table
+def _by_edge(model: AdaptedModel, rows: Any, seed: int, **options: Any) -> dict[Any, float]:
+    table = probes.edge_attribution(model, rows, kept=100_000, draws=200, batch_size=32, seed=seed, **options).table
     scores: dict[Any, float] = table.set_index(["sender", "receiver"])["score"].abs().to_dict()
     return scores
 
