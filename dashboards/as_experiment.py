@@ -12,6 +12,7 @@ from dashboards import models
 from dashboards.asked import Asked
 from dashboards.pair_form import PairAsked
 from dashboards.parts import ADAPTER, LAYERS, Experts, HeadDirections, Heads, KnobSet, Part, Saved, Weights
+from dashboards.registered_part import Registered
 from dashboards.results import Found, results_in
 from dashboards.selection import Selection, pair_of
 from workbench import runs
@@ -157,6 +158,8 @@ def _inline(part: Part) -> dict[str, Any]:
     match part:
         case Saved():
             return {"kind": "Recipe", "file": part.path}
+        case Registered():
+            return part.inline()
         case Experts():
             return {"kind": "ExpertSwitch", "off": [*part.off], "on": [*part.on], "mode": part.switch_mode}
         case Heads():

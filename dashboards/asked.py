@@ -67,6 +67,8 @@ class Asked:
         lines = ["import interventions as iv", "from workbench.models.pair import load_pair"]
         if "Result." in made:
             lines.append("from workbench.results import Result")
+        if "recipe_of(" in made:
+            lines.append("from tunescope.experiments import recipe_of")
         lines += ["", f"pair = load_pair({base!r}, {tuned!r}, device={self.device!r})"]
         scaled = f"({made}) * {self.strength!r}" if self.has_strength and not self.strengths else made
         lines += [f"recipe = {scaled}", f"prompts = {self.inputs()!r}"]

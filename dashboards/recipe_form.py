@@ -24,6 +24,7 @@ from dashboards.parts import (
     labels,
     scales,
 )
+from dashboards.registered_part import ask_registered
 from dashboards.selection import Selection
 from dashboards.state import RecipeNote, known_runs, recipes_of
 from workbench.errors import UserError
@@ -33,9 +34,10 @@ _LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 
 def ask_parts(chosen: Selection, tuned: str) -> tuple[Part, ...]:
     """Draw the form; returns what is filled in."""
-    names = ["Saved recipe", "Experts", "Heads", "Knob", "Weights"]
+    names = ["Saved recipe", "Experts", "Heads", "Knob", "Weights", "Any other"]
     forms: list[Callable[[], list[Part]]] = [
-        lambda: _saved(chosen, tuned), lambda: _experts(chosen), lambda: _heads(chosen), lambda: _knob(chosen), _weights
+        lambda: _saved(chosen, tuned), lambda: _experts(chosen), lambda: _heads(chosen), lambda: _knob(chosen),
+        _weights, lambda: [*ask_registered()],
     ]  # fmt: skip
     parts: list[Part] = []
     for tab, form in zip(st.tabs(names), forms, strict=True):

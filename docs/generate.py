@@ -15,6 +15,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,13 @@ def written_pages() -> None:
     ):
         write(name, (ROOT / name).read_text(encoding="utf-8"))
     write("index.md", _site_links((ROOT / "README.md").read_text(encoding="utf-8")))
+
+
+def rooms() -> None:
+    """The picture of the rooms, from the imports."""
+    from docs.rooms import rooms_svg
+
+    write("rooms.svg", rooms_svg())
 
 
 def _site_links(text: str) -> str:
@@ -133,7 +141,7 @@ def methods() -> None:
     if importlib.util.find_spec("workbench.methods") is None:
         write("methods/index.md", "\n\n".join(["# Methods", *_summaries()]) + "\n")
         return
-    known = list(importlib.import_module("workbench.methods").all_methods())
+    known = list(importlib.import_module("workbench.method_index").all_methods())
     groups = dict.fromkeys(method.group for method in known)
     parts = ["# Methods", "By what they look at. Every number comes with its control and a 95 % interval."]
     for group in groups:
@@ -154,6 +162,8 @@ def _method_page(method: Any) -> str:
     lines = [f"# {method.name}", f"**{method.question}**", f"A {method.kind}, about {method.group}."]
     if method.papers:
         lines.append("After: " + "; ".join(f"*{title}*" for title in method.papers) + ".")
+    if needs := _needs(method.needs):
+        lines.append(f"Needs {needs}.")
     if getattr(method, "cost", ""):
         lines.append(f"Costs {method.cost}.")
     if method.kind == "probe" and "tunescope.cli.app" in sys.modules and getattr(method, "example", ""):
@@ -163,7 +173,30 @@ def _method_page(method: Any) -> str:
                 for one in method.options]  # fmt: skip
         lines += ["## Options", "| option | default | meaning |\n|---|---|---|\n" + "\n".join(rows)]
     call = inspect.unwrap(method.call)
+    if tests := _tests_of(method.function):
+        lines.append("## Tests\n\nIts known answers, its null and its errors: " + ", ".join(tests) + ".")
     return "\n\n".join([*lines, "## Reference", f"::: {call.__module__}.{call.__qualname__}"]) + "\n"
+
+
+def _needs(needs: Any) -> str:
+    """What the method cannot do without, in words."""
+    columns = [f"the column `{name}`" for name in needs.columns]
+    columns += [f"the column `{name}` where {when}" for name, when in needs.wants.items()]
+    kinds = {"experts": "a mixture of experts", "adapter": "a PEFT adapter as the tuned model"}
+    return ", ".join([*columns, *(words for flag, words in kinds.items() if getattr(needs, flag))])
+
+
+@cache
+def _test_texts() -> dict[str, str]:
+    return {str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py"))}
+
+
+def _tests_of(function: str) -> list[str]:
+    """The test files that call a method most."""
+    call = re.compile(rf"\b{function}\(")
+    counts = {name: len(call.findall(text)) for name, text in _test_texts().items()}
+    most = sorted((name for name, count in counts.items() if count), key=lambda name: -counts[name])
+    return [f"`{name}`" for name in most[:3]]
 
 
 def _cell(value: Any) -> str:
@@ -186,7 +219,7 @@ def main() -> None:
     """Everything anew."""
     sys.path.insert(0, str(ROOT))
     shutil.rmtree(OUT, ignore_errors=True)
-    for step in (written_pages, tutorials, reference, command_line, methods):
+    for step in (written_pages, rooms, tutorials, reference, command_line, methods):
         step()
 
 

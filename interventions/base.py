@@ -20,6 +20,7 @@ from workbench.engine.hub import SiteHook
 from workbench.engine.positions import PositionSpec, Selection, Where, where
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
+from workbench.method_index import index
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Tensor
 
@@ -64,6 +65,10 @@ class Intervention(ABC):
     @abstractmethod
     def scaled(self: _Same, factor: Number) -> _Same:
         """The same with ``factor`` times the strength; 0 leaves the model as it is."""
+
+    def stand_ins(self: _Same, model: AdaptedModel, draws: int, seed: int) -> list[_Same] | None:  # noqa: ARG002
+        """``draws`` random ones that differ from this in what was chosen and in nothing else; None: there are none."""
+        return None
 
     def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(settings as plain JSON values, tensors they refer to by name)."""
@@ -212,7 +217,7 @@ def kind_named(name: str) -> type[Intervention]:
         UserError: There is no such kind, or it is somebody's own and its class was not imported in this process.
     """
     package = import_module("interventions")
-    if name in package.__all__:
+    if name in package.__all__ or name in index().functions("interventions"):
         kind = getattr(package, name)
         if isinstance(kind, type) and issubclass(kind, Intervention) and not isabstract(kind):
             return kind

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from interventions import recipe_file
 from interventions.base import Intervention, SiteIntervention
 from interventions.checks import as_prompt_lengths
 from interventions.strength import Number
@@ -88,10 +89,9 @@ class Recipe:
     def check(self, model: Any) -> None:
         """Raise :class:`UserError` when this recipe does not fit ``model`` or contradicts itself."""
         from interventions.conflicts import check_conflicts
-        from interventions.recipe_file import check_made_for
 
         adapted = as_adapted(model)
-        check_made_for(self.made_with, adapted)
+        recipe_file.check_made_for(self.made_with, adapted)
         for place, one in enumerate(self.interventions):
             try:
                 one.validate(adapted)
@@ -103,9 +103,7 @@ class Recipe:
 
     def save(self, path: str | Path, *, model: AdaptedModel | None = None) -> Path:
         """Write the recipe as one safetensors file, whole or not at all; ``model``: the one it was made on."""
-        from interventions.recipe_file import save
-
-        return save(self, Path(path), model)
+        return recipe_file.write(self.interventions, self.made_with, Path(path), model)
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None, *, strict: bool = False) -> Recipe:
@@ -114,9 +112,12 @@ class Recipe:
         A file made on other weights of the same shape is a warning, or with ``strict`` an error. Raises
         :class:`UserError` for a pickle, a truncated or foreign file, and a newer version.
         """
-        from interventions.recipe_file import load
-
-        return load(Path(path), None if model is None else as_adapted(model), strict=strict)
+        recipe = cls(*recipe_file.read(Path(path)))
+        if model is not None:
+            adapted = as_adapted(model)
+            recipe.check(adapted)
+            recipe_file.check_identity(recipe.made_with, adapted, strict)
+        return recipe
 
     @property
     def content(self) -> str:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,9 +20,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.tensor_files import check_seal, write_safetensors
 from workbench.typing import Tensor
 
-if TYPE_CHECKING:
-    from interventions.recipe import Recipe
-
 VERSION = 1
 _KEYS = ("version", "interventions", "made_with")
 _SIZES = ("d_model", "n_layers", "n_heads", "d_head", "n_experts")
@@ -32,33 +29,27 @@ class OtherModelWarning(UserWarning):
     """A recipe was made on a model of the same shape but with other weights."""
 
 
-def save(recipe: Recipe, path: Path, model: AdaptedModel | None) -> Path:
-    """Write ``recipe`` to ``path``, whole or not at all."""
+def write(
+    interventions: Sequence[Intervention], made_with: Mapping[str, Any], path: Path, model: AdaptedModel | None
+) -> Path:
+    """Write a recipe to ``path``, whole or not at all."""
     entries, tensors = [], {}
-    for place, one in enumerate(recipe.interventions):
-        settings, own = one.to_tensors()
-        entries.append({"kind": one.kind, "settings": settings})
+    for place, intervention in enumerate(interventions):
+        settings, own = intervention.to_tensors()
+        entries.append({"kind": intervention.kind, "settings": settings})
         tensors.update({f"{place}.{name}": [value.contiguous()] for name, value in own.items()})
-    made_with = {**recipe.made_with, **_provenance(model)}
-    write_safetensors(
-        path, tensors, {"version": VERSION, "interventions": entries, "made_with": made_with}, sealed=True
-    )
+    note = {"version": VERSION, "interventions": entries, "made_with": {**made_with, **_provenance(model)}}
+    write_safetensors(path, tensors, note, sealed=True)
     return path
 
 
-def load(path: Path, model: AdaptedModel | None, *, strict: bool = False) -> Recipe:
-    """Read a recipe; see :meth:`interventions.Recipe.load`."""
-    from interventions.recipe import Recipe
-
+def read(path: Path) -> tuple[list[Intervention], dict[str, Any]]:
+    """The interventions of a recipe file, and what it was made with; see :meth:`interventions.Recipe.load`."""
     note, tensors = _read(path)
-    entries = _entries(path, note)
-    recipe = Recipe([_intervention(path, i, entry, tensors) for i, entry in enumerate(entries)], note["made_with"])
+    made = [_intervention(path, place, entry, tensors) for place, entry in enumerate(_entries(path, note))]
     if tensors:
         raise UserError(f"{path} holds a tensor {min(tensors)!r} that no intervention uses: it is no whole recipe.")
-    if model is not None:
-        recipe.check(model)
-        _check_identity(recipe.made_with, model, strict)
-    return recipe
+    return made, note["made_with"]
 
 
 def check_made_for(made_with: Mapping[str, Any], model: AdaptedModel) -> None:
@@ -170,7 +161,7 @@ def check_plain_settings(kind: type[Intervention], settings: Mapping[str, Any]) 
             raise TypeError(f"{name} is {type(value).__name__}, not a whole number")
 
 
-def _check_identity(made_with: Mapping[str, Any], model: AdaptedModel, strict: bool) -> None:
+def check_identity(made_with: Mapping[str, Any], model: AdaptedModel, strict: bool) -> None:
     made = made_with.get("model") or {}
     if "identity" not in made or made["identity"] == model.identity.hash:
         return

@@ -32,8 +32,8 @@ def stand_ins(
 
     Directions become random ones of the same norm (a subspace one of the same rank, set to the same coordinates);
     heads other heads of their layers, experts other experts of their layers, those nearest in how often ``prompts``
-    select them. Empty where a recipe holds something that has no such stand-in (a change of weights, attention of all
-    heads): then there is no control.
+    select them. Interventions of other packages say theirs in a method ``stand_ins``. Empty where a recipe holds
+    something that has no such stand-in (a change of weights, attention of all heads): then there is no control.
     """
     if not draws:
         return []
@@ -68,9 +68,13 @@ def _drawn(one: Any, model: AdaptedModel, prompts: Prompts, draws: int, seed: in
         case iv.AttentionScale(heads=heads) if heads is not None:
             chosen = {head: None for head in heads}
             return [replace(one, heads=list(other)) for other in _other_heads(chosen, model, draws, seed)]
+        case iv.SinkHandover(heads=heads) if heads is not None:
+            others = _other_heads(dict.fromkeys(heads), model, draws, seed)
+            return [replace(one, heads=list(other)) for other in others]
         case iv.ExpertSwitch():
             return _other_experts(one, model, prompts, draws, seed)
-    return None
+    drawn_by_itself: list[Any] | None = one.stand_ins(model, draws, seed)
+    return drawn_by_itself
 
 
 def _other_heads(chosen: Any, model: AdaptedModel, draws: int, seed: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError, unknown_name
-from workbench.methods import Method, registered
+from workbench.methods import Kind, Method, registered
 
 PACKAGES = ("probes", "interventions", "workbench")
 ENTRY_POINTS = "tunescope.methods"
@@ -153,3 +153,9 @@ def _entry(call: ast.Call, module: str, function: str, plugin: str) -> Entry:
         given["name"] = call.args[0]
     values: dict[str, Any] = {str(key): ast.literal_eval(value) for key, value in given.items()}
     return Entry(**{"kind": "probe", **values}, module=module, function=function, plugin=plugin)
+
+
+def all_methods(kind: Kind | None = None) -> list[Method]:
+    """Every method of ours and of installed plug-ins, by group and name; imports them all."""
+    listed = [load_method(entry.name) for entry in index().entries if kind in (None, entry.kind)]
+    return sorted(listed, key=lambda entry: (entry.kind, entry.group, entry.name))

@@ -165,11 +165,3 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
 def registered(name: str) -> Method | None:
     """The method of that name, if its module has been imported."""
     return _METHODS.get(name)
-
-
-def all_methods(kind: Kind | None = None) -> list[Method]:
-    """Every method of ours and of installed plug-ins, by group and name; imports them all."""
-    from workbench.method_index import index, load_method
-
-    listed = [load_method(entry.name) for entry in index().entries if kind in (None, entry.kind)]
-    return sorted(listed, key=lambda entry: (entry.kind, entry.group, entry.name))

@@ -15,7 +15,7 @@ from torch import nn
 from interventions.base import Intervention
 from interventions.checks import as_tensor
 from interventions.strength import Number, Strength
-from interventions.weightspace.swapping import one_strength, swapped
+from interventions.weightspace.swapping import layer_of, one_strength, swapped
 from workbench.engine.layered import laid
 from workbench.errors import NotSupported, UserError
 from workbench.methods import method
@@ -110,8 +110,6 @@ class AdapterScale(Intervention):
         return replace(self, strength=self._share * factor)
 
     def _factor(self, path: str, model: AdaptedModel) -> float:
-        from interventions.weightspace.layer_scale import layer_of
-
         layer, factors = layer_of(path, model), cast(Mapping[str, float], self.layers)
         full = self.scale * (self.outside if layer is None else factors.get(str(layer), 1.0))
         for part, factor in self.modules.items():

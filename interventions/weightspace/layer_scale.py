@@ -17,6 +17,7 @@ from interventions.weightspace.swapping import (
     base_parameters,
     check_same_shape,
     find_parameter,
+    layer_of,
     one_strength,
     swapped,
 )
@@ -111,9 +112,3 @@ class LayerScale(Intervention):
     def _on_adapter(self, model: AdaptedModel) -> AdapterScale:
         factors = {layer: self.at(layer, model.n_layers) for layer in range(model.n_layers)}
         return AdapterScale(outside=self.a, layers=factors, strength=self._share)
-
-
-def layer_of(name: str, model: AdaptedModel) -> int | None:
-    """The layer that a parameter or module belongs to; None outside the layers."""
-    stem = f"{model.hub.family.layers}."
-    return int(name.removeprefix(stem).split(".")[0]) if name.startswith(stem) else None

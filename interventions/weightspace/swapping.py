@@ -13,6 +13,7 @@ from torch import nn
 from interventions.strength import Strength, as_strength
 from workbench.engine.layered import laid
 from workbench.errors import NotSupported, UserError, unknown_name
+from workbench.models.adapted import AdaptedModel
 from workbench.models.adapter_layers import bare_module
 from workbench.typing import Tensor
 
@@ -91,3 +92,9 @@ def check_same_shape(name: str, value: Tensor, parameter: Tensor) -> None:
         )
     if not bool(torch.isfinite(value).all()):
         raise UserError(f"{name} holds values that are not finite (NaN or infinity): make the graft again.")
+
+
+def layer_of(name: str, model: AdaptedModel) -> int | None:
+    """The layer that a parameter or module belongs to; None outside the layers."""
+    stem = f"{model.hub.family.layers}."
+    return int(name.removeprefix(stem).split(".")[0]) if name.startswith(stem) else None

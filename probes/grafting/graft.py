@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -43,9 +43,10 @@ def graft(
     pair: Any,
     prompts: Any,
     *,
-    method: Method | str = "optimised",
+    method: Method | str = "adaptive",
     level: Level | str = "entries",
     sparsity: Annotated[float, Within(1e-12, 1)] = 1e-3,
+    answer_tokens: Literal["first", "all"] | str = "first",
     ood: Annotated[Any, As("prompts")] = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -57,10 +58,10 @@ def graft(
     are candidates. 60 % of the prompts fit the mask, the others judge it (groups stay together). ``ood``: prompts
     of the same task from elsewhere. Weights inside the layers are eligible, embeddings and the head are not.
 
-    ``method``: "optimised" (the paper's mask), "adaptive" (bounded steps and a price per unit: smaller regions, and the
-    one to take where regions of skills are compared), "movement", "first_order" (one forward and backward; the table's
-    ``effect`` is then the loss that each tensor's whole change takes away to first order). ``level``:
-    "entries", "rows", "heads", "modules", "ranks" of a LoRA.
+    ``method``: "adaptive" (bounded steps and a price per unit: small regions, which may be compared between skills),
+    "optimised" (the paper's mask, which has no price, so it keeps entries that do nothing), "movement", "first_order"
+    (one forward and backward; the table's ``effect`` is then the loss that each tensor's whole change takes away to
+    first order). ``level``: "entries", "rows", "heads", "modules", "ranks" of a LoRA.
     ``sparsity``: the share to start from (optimised) or to take. ``options``: fields of
     :class:`probes.grafting.Settings` (epochs, start, offset, lr, penalty, sparsities, draws, batch_size).
 
@@ -76,6 +77,8 @@ def graft(
         method: How the region is chosen.
         level: What is chosen: entries, rows, heads, modules or ranks.
         sparsity: The share of weights to start from.
+        answer_tokens: Candidates are compared by their first tokens, or by the summed log-probability of all their
+            tokens, teacher-forced in one pass.
         ood: Prompts of the same task from elsewhere, which judge too.
     """
     how = _one_of("method", method, METHODS)
@@ -85,7 +88,8 @@ def graft(
     settings = read_options(Settings, {"sparsity": sparsity, "seed": seed, **options})
     watch = progress or Silent()
     rows = Prompts.of(prompts)
-    data = answer_rows(rows, pair.base)
+    whole = _one_of("answer_tokens", answer_tokens, ("first", "all")) == "all"
+    data = answer_rows(rows, pair.base, whole=whole)
     fit, held_out = _split(data, seed)
     blender = Blender(pair.base.hf, pair_region(pair, units))
     judge = _judge(pair, data, held_out, ood, blender, settings)
@@ -103,7 +107,13 @@ def graft(
         device=str(pair.base.device),
         forward_passes=found.forward_passes + judge.forward_passes,
         backward_passes=found.backward_passes,
-        settings=asked(settings, method=method, level=level, ood=None if ood is None else Prompts.of(ood)),
+        settings=asked(
+            settings,
+            method=method,
+            level=level,
+            answer_tokens=answer_tokens,
+            ood=None if ood is None else Prompts.of(ood),
+        ),
     )
     return GraftResult(
         table=density_table(blender.region, mask).assign(effect=effects), control=CONTROL, provenance=made,
@@ -147,7 +157,7 @@ def _judge(pair: Any, data: AnswerRows, rows: np.ndarray, ood: Any, blender: Ble
     judge = Judge(blender, data.task(rows, pair.base, batch_size), tuned, seed=settings.seed)
     judge.forward_passes = 2 * len(judge.test.batches)
     if ood is not None:
-        other = answer_rows(Prompts.of(ood), pair.base)
+        other = answer_rows(Prompts.of(ood), pair.base, whole=data.whole is not None)
         every = np.arange(len(other.ids))
         judge.ood = other.task(every, pair.base, batch_size)
         judge.tuned_ood = outcome(other.task(every, pair.tuned, batch_size), pair.tuned.hf)

@@ -1,4 +1,5 @@
-"""A task of a language model: which of the candidate answers' first tokens it puts highest after each prompt."""
+"""A task of a language model: which of the candidate answers it puts highest after each prompt, by their first tokens
+or as wholes."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 from probes.grafting.tasks import Classify, Task
+from probes.whole_answers import Continuations, summed_log_probability
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel, pad_id
-from workbench.prompts.answers import answer_token
+from workbench.prompts.answers import answer_token, continuation_ids
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import Encoded, batches, encode, pad_left
 from workbench.typing import Float, Int, Tensor
@@ -30,6 +32,8 @@ class AnswerRows:
     clusters: Int[np.ndarray, " row"]
     pad: int
     dropped: int
+    whole: Continuations | None = None
+    """The tokens of whole candidates, where they are what is compared."""
 
     def task(self, rows: np.ndarray, model: AdaptedModel, batch_size: int) -> Task:
         """The task on some rows, in batches of similar length; it runs ``model`` whatever it is handed."""
@@ -38,10 +42,14 @@ class AnswerRows:
         for chosen in batches([len(self.ids[row]) for row in rows], batch_size):
             numbers = [int(rows[i]) for i in chosen]
             order += numbers
-            made.append(
-                (pad_left([self.ids[n] for n in numbers], self.pad), self.candidates[numbers], self.label[numbers])
-            )
-        return Task(answers_of(model), made, self.clusters[order])
+            made.append(self._batch(numbers))
+        return Task((answers_of if self.whole is None else whole_answers_of)(model), made, self.clusters[order])
+
+    def _batch(self, numbers: list[int]) -> Batch:
+        if self.whole is None:
+            return pad_left([self.ids[n] for n in numbers], self.pad), self.candidates[numbers], self.label[numbers]
+        rows = self.whole.rows(self.ids, numbers, self.pad)
+        return pad_left(rows, self.pad), self.whole.targets(numbers), self.label[numbers]
 
 
 def answers_of(model: AdaptedModel) -> Classify:
@@ -57,15 +65,31 @@ def answers_of(model: AdaptedModel) -> Classify:
     return classify
 
 
-def answer_rows(prompts: Prompts, model: AdaptedModel) -> AnswerRows:
+def whole_answers_of(model: AdaptedModel) -> Classify:
+    """The summed log-probability of every token of each candidate, in ``model``'s view of the weights."""
+
+    def classify(_: nn.Module, batch: Any) -> tuple[Float[Tensor, "row class"], Int[Tensor, " row"]]:
+        encoded, targets, label = batch
+        logits = model.forward(encoded, logits=targets.shape[1], grad=torch.is_grad_enabled())
+        assert logits is not None
+        scores = summed_log_probability(logits, targets)
+        return scores.view(len(label), -1), label.to(scores.device)
+
+    return classify
+
+
+def answer_rows(prompts: Prompts, model: AdaptedModel, *, whole: bool = False) -> AnswerRows:
     """Candidates are answer and distractor where every row has both, else the answers of all rows.
 
-    Rows whose answer begins with the same token as another candidate are dropped and counted. Raises
-    :class:`UserError` when answers are missing or there is nothing to choose between.
+    Rows whose answer begins with the same token as another candidate are dropped and counted; where ``whole`` answers
+    are compared, only those whose answer is the other candidate. Raises :class:`UserError` when answers are missing or
+    there is nothing to choose between.
     """
     if missing := [number for number, row in enumerate(prompts) if not row.answer]:
         raise UserError(f"Prompt {missing[0]} has no answer; grafting needs the column 'answer' in every row.")
     paired = all(row.distractor for row in prompts)
+    if whole:
+        return _whole(prompts, model, paired=paired)
     found = _pairs(prompts, model) if paired else _shared(prompts, model)
     kept = [number for number, one in enumerate(found) if one is not None]
     candidates = torch.tensor([one[0] for one in found if one is not None])
@@ -95,3 +119,26 @@ def _shared(prompts: Prompts, model: AdaptedModel) -> list[tuple[list[int], int]
         texts.setdefault(token, set()).add((row.answer or "").strip())
     clear = sorted(token for token, said in texts.items() if len(said) == 1)
     return [(clear, clear.index(token)) if token in clear else None for token in tokens]
+
+
+def _whole(prompts: Prompts, model: AdaptedModel, *, paired: bool) -> AnswerRows:
+    """Every candidate to its last token."""
+    every = list(dict.fromkeys(str(row.answer) for row in prompts))
+    texts = [[row.answer, row.distractor] if paired else every for row in prompts]
+    labels = [0 if paired else every.index(str(row.answer)) for row in prompts]
+    tokens = [
+        [continuation_ids(row, model.tokenizer, text) for text in candidates]
+        for row, candidates in zip(prompts, texts, strict=True)
+    ]
+    kept = [number for number, one in enumerate(tokens) if one.count(one[labels[number]]) == 1]
+    if not kept or len(texts[0]) < 2:
+        raise UserError(
+            "There is nothing to choose between: give rows with different answers, or a distractor for each that "
+            f"differs from its answer ({len(tokens) - len(kept)} of {len(tokens)} rows were dropped for that)."
+        )
+    ids, whole = encode(prompts[kept], model.tokenizer, model.max_positions), Continuations([tokens[n] for n in kept])
+    whole.check_room([len(row) for row in ids], model.max_positions)
+    label = torch.tensor([labels[number] for number in kept])
+    first = torch.tensor([[one[0] for one in tokens[number]] for number in kept])
+    pad, dropped = pad_id(model.tokenizer), len(tokens) - len(kept)
+    return AnswerRows(ids, first, label, prompts.clusters[kept], pad, dropped, whole)

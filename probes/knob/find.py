@@ -81,8 +81,8 @@ def find_knob(
     """The direction at the last token whose coordinate decides between two intents (Minder, Du et al. 2024).
 
     ``prompts`` are rows with columns ``group`` (context and query), ``intent`` (two values, "context" and
-    "prior" say) and ``answer``. Pairs count where the tuned model is right under both intents and the answers
-    begin with different tokens. A subspace is trained by interchange at each candidate layer on some pairs; the
+    "prior" say) and ``answer``. Pairs count where the tuned model is right under both intents, at the first token in
+    which the answers differ. A subspace is trained by interchange at each candidate layer on some pairs; the
     best layer there is reported on the held-out pairs: swaps, the coordinate's natural distribution, set values,
     the same in the base and in ``others`` (same width), each beside random subspaces; and the difference of means.
 

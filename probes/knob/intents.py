@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from workbench.behaviour.texts import common_tokens
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
-from workbench.prompts.answers import answer_token
+from workbench.prompts.answers import continuation_ids
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.typing import Bool, Int, Tensor
@@ -25,7 +26,7 @@ class IntentPairs:
     rows: Prompts
     ids: tuple[tuple[int, ...], ...]
     answers: Int[Tensor, " row"]
-    """The first token of each row's own answer."""
+    """The first token of each row's own answer that the partner's answer does not share."""
     intents: tuple[str, str]
     groups: tuple[str, ...]
     counts: dict[str, int]
@@ -65,8 +66,9 @@ def both(per_row: Bool[Tensor, " row"]) -> np.ndarray:
 def intent_pairs(prompts: Prompts, model: AdaptedModel) -> IntentPairs:
     """Pairs from rows with ``group``, ``answer`` and a column ``intent``.
 
-    Groups without exactly one row of each intent, and pairs whose two answers begin with the same token, are left
-    out and counted. Raises :class:`UserError` when a column is missing, there are not two intents, or nothing is left.
+    Answers that begin alike are read to where they part. Groups without exactly one row of each intent, and pairs whose
+    answers never part, are left out and counted. Raises :class:`UserError` when a column is missing, there are not two
+    intents, or nothing is left.
     """
     intents = _two_intents(prompts)
     given = prompts.groups
@@ -77,22 +79,40 @@ def intent_pairs(prompts: Prompts, model: AdaptedModel) -> IntentPairs:
             "context and query the same value in the column 'group'."
         )
     chosen = prompts[[row for pair in whole for row in pair]]
-    answers = torch.tensor([answer_token(row, model.tokenizer) for row in chosen])
-    differ = (answers != answers[partners(len(answers))]).reshape(-1, 2)[:, 0].numpy()
+    shared, answers = _parting(chosen, model)
+    differ = np.array([token >= 0 for token in answers[::2]])
     pairs = IntentPairs(
         rows=chosen,
-        ids=tuple(tuple(ids) for ids in encode(chosen, model.tokenizer, model.max_positions)),
-        answers=answers,
+        ids=tuple(
+            (*ids, *more)
+            for ids, more in zip(encode(chosen, model.tokenizer, model.max_positions), shared, strict=True)
+        ),
+        answers=torch.tensor(answers),
         intents=intents,
         groups=tuple(str(chosen[2 * pair].group) for pair in range(len(whole))),
         counts={"given": len(given), "incomplete": len(given) - len(whole)},
     )
     if not differ.any():
         raise UserError(
-            "In every pair both answers begin with the same token, so no logit can tell them apart: "
-            "choose answers that begin differently."
+            "In every pair both answers are the same tokens as far as the shorter one goes, so no logit can tell them "
+            "apart: choose answers that differ."
         )
-    return pairs.choose(np.flatnonzero(differ), first_token_clash=int((~differ).sum()))
+    read_on = sum(bool(more) for more in shared[::2])
+    return pairs.choose(np.flatnonzero(differ), first_token_clash=int((~differ).sum()), read_to_the_difference=read_on)
+
+
+def _parting(rows: Prompts, model: AdaptedModel) -> tuple[list[list[int]], list[int]]:
+    """What both answers of a pair say alike, which is read with the prompt, and the token behind it of each row's own
+    answer; -1 where they never part."""
+    shared: list[list[int]] = []
+    tokens: list[int] = []
+    for number in range(0, len(rows), 2):
+        both = [continuation_ids(row, model.tokenizer) for row in rows[number : number + 2]]
+        same = common_tokens(*both)
+        parts = same < min(map(len, both))
+        shared += [both[0][:same] if parts else []] * 2
+        tokens += [ids[same] if parts else -1 for ids in both]
+    return shared, tokens
 
 
 def _two_intents(prompts: Prompts) -> tuple[str, str]:

@@ -15,10 +15,11 @@ import torch
 
 from probes.patches.cells import Cell
 from probes.patches.gradients import Leaves, Move, Place, site_of
-from probes.patches.recorded import Prepared, Recorded
+from probes.patches.recorded import Prepared, Recorded, numbers
 from probes.patches.runs import TargetRun
 from probes.patches.task import Task
 from probes.replay import frozen
+from workbench.progress import Progress, Silent
 from workbench.typing import Float, Tensor
 
 
@@ -30,6 +31,7 @@ def attributions(
     steps: int = 0,
     batch_size: int = 16,
     runs: Recorded | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Float[np.ndarray, "prompt cell"], float, float]:
     """Estimated effect of patching each cell by itself, and the forward and backward passes spent.
 
@@ -37,7 +39,8 @@ def attributions(
     ``runs``: where sweeps of this task that follow find what is recorded here.
     """
     runs = Recorded(task, cells, metric, batch_size, keep=0) if runs is None else runs
-    forward, backward = runs.passes, runs.backward
+    forward, backward, report = runs.passes, runs.backward, progress or Silent()
+    report.start("Estimating by gradients", len(runs.members))
     found = np.zeros((len(task.target_ids), len(cells)))
     by_place: dict[Place, list[int]] = {}
     for index, cell in enumerate(cells):
@@ -50,15 +53,17 @@ def attributions(
                 gradient = one.gradients.pop(place)
             products = _products(one.run, place, gradient)
             for index in members:
-                found[one.members, index] = _of_cell(products, cells[index])
+                found[one.members, index] = numbers(task.per_prompt(_of_cell(products, cells[index])))
+        report.advance(1)
+    report.finish()
     return found, runs.passes - forward, runs.backward - backward
 
 
-def _of_cell(products: Tensor, cell: Cell) -> np.ndarray:
+def _of_cell(products: Tensor, cell: Cell) -> Float[Tensor, " row"]:
     """``products`` [prompt, pos] or [prompt, pos, head], summed over the cell."""
     chosen = products[:, cell.columns]
     chosen = chosen if cell.head is None else chosen[..., cell.head]
-    return chosen.sum(1).double().cpu().numpy()
+    return chosen.sum(1)
 
 
 def _products(run: TargetRun, place: Place, gradient: Float[Tensor, "prompt pos *rest"]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
@@ -34,6 +34,12 @@ class Cell:
     def columns(self) -> slice | list[int]:
         """The columns of a left-padded batch."""
         return slice(None) if self.positions is None else list(self.positions)
+
+    def before(self, columns: int) -> Cell:
+        """The same cell in rows that have so many columns behind the last prompt token."""
+        if self.positions is None:
+            return self
+        return replace(self, positions=tuple(place - columns for place in self.positions))
 
 
 Patch = tuple[Cell, ...]

@@ -21,10 +21,15 @@ class Metric:
     answers: Int[Tensor, " prompt"] | None = None
     distractors: Int[Tensor, " prompt"] | None = None
     clean: Float[Tensor, "prompt vocab"] | None = None
+    rows_per_prompt: int = 0
+    """Where whole answers are scored: how many rows each prompt has, each with its answer's log-probability in place of
+    the logits; 0 where the last position is read."""
 
-    def __call__(self, logits: Float[Tensor, "prompt copy vocab"]) -> Float[Tensor, "prompt copy"]:
+    def __call__(self, logits: Float[Tensor, "row copy vocab"]) -> Float[Tensor, "prompt copy"]:
         """The metric of every prompt in every copy."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.rows_per_prompt:
+            return self._of_whole_answers(logits[..., 0].unflatten(0, (-1, self.rows_per_prompt)))
         if self.name == "kl":
             assert self.clean is not None
             clean = self.clean.to(logits)[:, None]
@@ -36,11 +41,21 @@ class Metric:
         assert self.distractors is not None
         return _at(logits, self.answers) - _at(logits, self.distractors)
 
+    def _of_whole_answers(self, scores: Float[Tensor, "prompt answer copy"]) -> Float[Tensor, "prompt copy"]:
+        """Answer minus distractor, or the probability of the answer, from summed log-probabilities."""
+        return scores[:, 0].exp() if self.name == "prob" else scores[:, 0] - scores[:, 1]
 
-def check_metric(name: str, *, has_answers: bool, has_distractors: bool) -> None:
-    """Raise :class:`UserError` for an unknown metric or one whose answers are missing."""
+
+def check_metric(name: str, *, has_answers: bool, has_distractors: bool, whole: bool = False) -> None:
+    """Raise :class:`UserError` for an unknown metric, one whose answers are missing, or one that reads no ``whole``
+    answers."""
     if name not in METRICS:
         raise unknown_name("metric", name, METRICS)
+    if name == "kl" and whole:
+        raise UserError(
+            "metric='kl' compares what is said next and reads no answers: leave answer_tokens='first', or use "
+            "metric='logit_diff' or 'prob'."
+        )
     if name == "logit_diff" and not (has_answers and has_distractors):
         raise UserError(
             "metric='logit_diff' compares an answer with a distractor: give the prompts both columns, or use "

@@ -8,66 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from probes.asked import asked
 from probes.cells import mean_of_others
-from probes.matching import matched_cells
 from probes.options import read_options
-from probes.patches.attribution import attributions
-from probes.patches.cells import HEADS, Cell, Patch, all_cells, kinds_of, places_of
+from probes.patches.cells import HEADS, Cell, all_cells, kinds_of, places_of
+from probes.patches.fast_pass import agreement
 from probes.patches.metrics import check_metric
-from probes.patches.recorded import Recorded
 from probes.patches.result import Patching
-from probes.patches.sweep import sweep
+from probes.patches.search import Measured, Scorer, Search
+from probes.patches.settings import PatchOptions, checked_options
 from probes.patches.task import Task, check_lengths, make_task
-from probes.resampling import cluster_means, interval
 from probes.results import Provenance
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError, unknown_name
 from workbench.methods import Needs, method
-from workbench.progress import Progress
 from workbench.prompts import Prompts
-from workbench.stats.bootstrap import mean_interval, mean_intervals, ratio_intervals
-from workbench.stats.fdr import q_values
-from workbench.stats.intervals import Intervals
-from workbench.stats.tests import paired_permutation
-from workbench.typing import Float
-
-
-@dataclass(frozen=True)
-class PatchOptions:
-    """Options of :func:`patching`."""
-
-    positions: str | int | Sequence[int] | None = None
-    """``all`` at once (default for heads), ``each`` by itself (default for sites), ``last``, or numbers."""
-    layers: Any = None
-    inputs: Literal["source", "target"] = "source"
-    """Across models: ``source`` patches what the source run computed (differences upstream included); ``target`` what
-    the source's weights compute from the target's residual stream, so that heads which tuning left alone score 0."""
-    method: Literal["exact", "attribution", "ig"] = "exact"
-    """``attribution`` and ``ig`` estimate every cell by gradients and patch only the leading ones exactly."""
-    confirm: float = 0.1
-    """The share of cells, the largest estimates first, that are patched exactly."""
-    ig_steps: int = 5
-    """Steps of integrated gradients, for method ig."""
-    normalise: bool = True
-    """Score as a share of the gap between the two runs; otherwise in units of the metric."""
-    only_correct: bool = False
-    """Keep only prompts whose metric favours the answer in the clean (tuned) run."""
-    together: int | None = None
-    """How many of the best heads are patched at once, beside random ones; default a tenth, 0 for none."""
-    controls: int = 10
-    batch_size: int = 16
-    max_tokens: int | None = None
-    """Tokens that run together as copies of a batch; by default what suits the device."""
-    draws: int = 1000
-    seed: int = 0
-    progress: Progress | None = None
 
 
 @method(
@@ -124,20 +84,22 @@ def patching(
         target: The run that they are put into.
         what: A head is patched as z, or as its write W_O z; they differ when the output projection was tuned.
     """
-    chosen = _known(read_options(PatchOptions, options))
+    chosen = checked_options(read_options(PatchOptions, options))
     kinds = kinds_of(sites, what)
-    task = _with_inputs(make_task(subject, prompts, source, target), chosen)
+    whole = chosen.answer_tokens == "all"
+    check_metric(metric, has_answers=True, has_distractors=True, whole=whole)
+    task = _with_inputs(make_task(subject, prompts, source, target, whole=whole), chosen)
     check_metric(metric, has_answers=task.answers is not None, has_distractors=task.distractors is not None)
     positions = chosen.positions if chosen.positions is not None else ("all" if kinds[0] in HEADS else "each")
     check_lengths(task, from_the_end=positions not in ("all", "each"))
     shortest = [min(len(one), len(other)) for one, other in zip(task.source_ids, task.target_ids, strict=True)]
     places = places_of(positions, shortest)
     cells = all_cells(task.target, kinds, resolve_layers(chosen.layers, task.target.n_layers), places)
-    search = _Search(task, cells, metric, chosen)
-    estimate, tested, effects = search.run()
-    gap = search.gap()
-    score = _Scorer(effects, gap, search.clusters, chosen)
-    table = _table(cells, score, estimate, tested, task)
+    behind = 0 if task.whole is None else task.whole.width
+    search = Search(task, [cell.before(behind) for cell in cells], metric, chosen)
+    measured = search.run()
+    score = Scorer(measured.effects, search.gap(), search.clusters, chosen)
+    table = _table(cells, score, measured, task)
     together = search.together(table, score) if kinds[0] in HEADS and places == [None] else None
     return Patching(
         table=table,
@@ -153,21 +115,11 @@ def patching(
         normalised=chosen.normalise,
         source_value=score.value_of(search.source),
         target_value=score.value_of(search.target),
-        effects=effects,
+        effects=measured.effects,
         together=together,
+        agreement=None if measured.estimate is None else agreement(table),
         tokens=_tokens(task),
     )
-
-
-def _known(chosen: PatchOptions) -> PatchOptions:
-    """The options, if method and its numbers mean something."""
-    if chosen.method not in ("exact", "attribution", "ig"):
-        raise unknown_name("method", chosen.method, ("exact", "attribution", "ig"))
-    if not 0 <= chosen.confirm <= 1:
-        raise UserError(f"confirm={chosen.confirm} is a share of the cells: give a number from 0 (none) to 1 (all).")
-    if chosen.ig_steps < 1:
-        raise UserError(f"ig_steps={chosen.ig_steps}: integrated gradients need at least one point on the way.")
-    return chosen
 
 
 def _with_inputs(task: Task, chosen: PatchOptions) -> Task:
@@ -181,140 +133,7 @@ def _with_inputs(task: Task, chosen: PatchOptions) -> Task:
     return replace(task, on_target_inputs=chosen.inputs == "target")
 
 
-class _Search:
-    """The sweeps of one call, over runs that are recorded once."""
-
-    def __init__(self, task: Task, cells: Sequence[Cell], metric: str, chosen: PatchOptions) -> None:
-        self.task, self.cells, self.metric, self.chosen = task, cells, metric, chosen
-        self.runs = Recorded(task, cells, metric, chosen.batch_size)
-        self.kept = np.ones(len(task.target_ids), dtype=bool)
-        self.shortcuts = True
-
-    @property
-    def source(self) -> np.ndarray:
-        return self.runs.source[self.kept]
-
-    @property
-    def target(self) -> np.ndarray:
-        return self.runs.target[self.kept]
-
-    @property
-    def clusters(self) -> np.ndarray:
-        return self.task.prompts.clusters[self.kept]
-
-    def run(self) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-        """(mean estimate per cell or None, which cells are exact, effects [prompt, cell])."""
-        cells, method = self.cells, self.chosen.method
-        if method == "exact":
-            effects = self.sweep([(cell,) for cell in cells])
-            self._keep_correct()
-            return None, np.ones(len(cells), dtype=bool), effects[self.kept]
-        steps = self.chosen.ig_steps if method == "ig" else 0
-        estimate, _, _ = attributions(self.task, cells, self.metric, steps=steps, runs=self.runs)
-        self._keep_correct()
-        leading = np.argsort(-np.abs(estimate.mean(0)), kind="stable")[: math.ceil(self.chosen.confirm * len(cells))]
-        tested = np.isin(np.arange(len(cells)), leading)
-        effects = estimate.copy()
-        effects[:, tested] = self.sweep([(cell,) for cell, exact in zip(cells, tested, strict=True) if exact])
-        return estimate[self.kept].mean(0), tested, effects[self.kept]
-
-    def sweep(self, patches: Sequence[Patch]) -> Float[np.ndarray, "prompt patch"]:
-        """Patch exactly; without patches nothing runs."""
-        if not patches:
-            return np.zeros((len(self.kept), 0))
-        chosen = self.chosen
-        found = sweep(
-            self.task, patches, self.metric, max_tokens=chosen.max_tokens, progress=chosen.progress, runs=self.runs
-        )  # fmt: skip
-        self.shortcuts = self.shortcuts and found.exact_shortcuts
-        return found.effects
-
-    def _keep_correct(self) -> None:
-        if not self.chosen.only_correct:
-            return
-        if self.metric != "logit_diff":
-            raise UserError("only_correct=True needs metric='logit_diff', which says whether the answer is favoured.")
-        clean = self.runs.source if self.task.clean_is_source else self.runs.target
-        self.kept = clean > 0
-        if not self.kept.any():
-            raise UserError(
-                f"The {'source' if self.task.clean_is_source else 'target'} run prefers the distractor in all "
-                f"{len(clean)} prompts, so there is no behaviour to localize: check the answers, or only_correct=False."
-            )
-
-    def gap(self) -> np.ndarray | None:
-        """Source minus target per prompt; raises :class:`UserError` when their means cannot be told apart."""
-        if not self.chosen.normalise:
-            return None
-        difference = self.source - self.target
-        found = mean_interval(difference, clusters=self.clusters, draws=self.chosen.draws, seed=self.chosen.seed)
-        if found.low <= 0 <= found.high or found.estimate == 0:
-            names, metric = self.task.names, self.metric
-            raise UserError(
-                f"Nothing to localize: {metric} is {self.source.mean():.4g} in the {names[0]} run and "
-                f"{self.target.mean():.4g} in the {names[1]} run (n = {len(difference)}), which cannot be told apart; "
-                "use prompts on which they differ, or normalise=False for raw effects."
-            )
-        return difference
-
-    def together(self, table: pd.DataFrame, score: _Scorer) -> pd.DataFrame | None:
-        """The best heads patched at once, beside random heads of the same layers."""
-        cells = self.cells
-        count = self.chosen.together if self.chosen.together is not None else max(1, round(0.1 * len(cells)))
-        count = min(count, len(cells) // 2)
-        if count < 1:
-            return None
-        best = [cells[index] for index in np.argsort(-table["score"].to_numpy(), kind="stable")[:count]]
-        heads = {(cell.layer, int(cell.head or 0)): 0.0 for cell in cells}
-        chosen = [(cell.layer, int(cell.head or 0)) for cell in best]
-        random = matched_cells(chosen, heads, self.chosen.controls, self.chosen.seed, nearest=len(heads))
-        counts = sorted({1, count, *(step for step in (2, 4, 8, 16, 32) if step < count)})
-        kind = best[0].kind
-        patches = [tuple(best[:step]) for step in counts]
-        patches += [tuple(Cell(kind, *place) for place in draw[:step]) for draw in random for step in counts]
-        effects = self.sweep(patches)[self.kept]
-        found = score.of(effects)
-        drawn = found.estimate[len(counts) :].reshape(len(random), len(counts))
-        control_low, control_high = interval(drawn)
-        return pd.DataFrame({
-            "count": counts, "score": found.estimate[: len(counts)],
-            "low": found.low[: len(counts)], "high": found.high[: len(counts)],
-            "control": drawn.mean(0), "control_low": control_low, "control_high": control_high,
-        })  # fmt: skip
-
-
-class _Scorer:
-    """Scores with intervals from per-prompt effects."""
-
-    def __init__(
-        self,
-        effects: Float[np.ndarray, "prompt cell"],
-        gap: np.ndarray | None,
-        clusters: np.ndarray,
-        chosen: PatchOptions,
-    ) -> None:
-        self.effects, self.gap, self.clusters, self.chosen = effects, gap, clusters, chosen
-
-    def of(self, effects: Float[np.ndarray, "prompt cell"]) -> Intervals:
-        """The score of each cell: mean effect over mean gap."""
-        draws, seed = self.chosen.draws, self.chosen.seed
-        if self.gap is None:
-            return mean_intervals(effects, clusters=self.clusters, draws=draws, seed=seed)
-        return ratio_intervals(effects, self.gap[:, None], clusters=self.clusters, draws=draws, seed=seed)
-
-    def q(self) -> np.ndarray:
-        """False-discovery rate that a cell's mean effect is 0, by prompt."""
-        return q_values(paired_permutation(cluster_means(self.effects, self.clusters), seed=self.chosen.seed).p)
-
-    def value_of(self, metric: Float[np.ndarray, " prompt"]) -> tuple[float, float, float]:
-        """A run's mean metric with its interval."""
-        found = mean_interval(metric, clusters=self.clusters, draws=self.chosen.draws, seed=self.chosen.seed)
-        return found.estimate, found.low, found.high
-
-
-def _table(
-    cells: Sequence[Cell], score: _Scorer, estimate: np.ndarray | None, tested: np.ndarray, task: Task
-) -> pd.DataFrame:
+def _table(cells: Sequence[Cell], score: Scorer, measured: Measured, task: Task) -> pd.DataFrame:
     found = score.of(score.effects)
     mean = found.estimate
     columns: dict[str, Any] = {"layer": [cell.layer for cell in cells]}
@@ -327,12 +146,13 @@ def _table(
     columns |= {
         "score": mean, "low": found.low, "high": found.high,
         "control": mean_of_others(mean, score.chosen.controls, score.chosen.seed), "q": score.q(),
-        "effect": score.effects.mean(0), "exact": tested,
+        "effect": score.effects.mean(0), "exact": measured.exact,
     }  # fmt: skip
     if score.gap is not None:
         columns["restored"] = mean if task.clean_is_source else 1.0 - mean
-    if estimate is not None:
-        columns["attribution"] = estimate if score.gap is None else estimate / score.gap.mean()
+    if measured.estimate is not None:
+        columns["attribution"] = measured.estimate / (1.0 if score.gap is None else score.gap.mean())
+        columns["confirmed"] = measured.confirmed
     return pd.DataFrame(columns)
 
 
@@ -352,7 +172,7 @@ def _whole(passes: float) -> int:
     return math.ceil(round(passes, 6))
 
 
-def _provenance(search: _Search, settings: dict[str, Any]) -> Provenance:
+def _provenance(search: Search, settings: dict[str, Any]) -> Provenance:
     chosen, task = search.chosen, search.task
     return Provenance.of(
         "patching",
@@ -363,7 +183,8 @@ def _provenance(search: _Search, settings: dict[str, Any]) -> Provenance:
         forward_passes=_whole(search.runs.passes),
         backward_passes=_whole(search.runs.backward),
         settings={
-            **settings, "source": task.names[0], "target": task.names[1], "frozen": "nothing: later layers recompute",
+            **settings, "estimated_by": None if search.method == "exact" else search.method,
+            "source": task.names[0], "target": task.names[1], "frozen": "nothing: later layers recompute",
             "clashing_answers_dropped": task.dropped,
             "read_to_the_difference": task.read_on, "incorrect_dropped": int((~search.kept).sum()),
             "whole_forward_passes": not search.shortcuts,

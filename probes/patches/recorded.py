@@ -98,13 +98,18 @@ class Recorded:
         task = self.task
         source_batch, target_batch = task.batch(members)
         judge, tokens = _judge(task, members, self.metric)
-        values, source_logits = record(task.source, source_batch, [] if self._streams else self._sites, tokens=tokens)
+        targets = None if task.whole is None else task.whole.targets(members)
+        values, source_logits = record(
+            task.source, source_batch, [] if self._streams else self._sites, tokens=tokens, targets=targets
+        )
         values = {site: value.to(task.target.device) for site, value in values.items()}
         leaves, also = Leaves(places), [*self._sites, *self._streams]
-        run = TargetRun(task.target, target_batch, values, self._matrices, tokens, also=also, leaves=leaves.hooks)
+        run = TargetRun(
+            task.target, target_batch, values, self._matrices, tokens, also=also, leaves=leaves.hooks, targets=targets
+        )
         run.passes += 1
         source_logits = source_logits.to(run.logits.device)
-        if tokens is None:
+        if self.metric == "kl":
             clean = source_logits if task.clean_is_source else run.logits
             judge = replace(judge, clean=(clean if clean.dtype == torch.float64 else clean.float()).log_softmax(-1))
         gradients = {}
@@ -130,6 +135,8 @@ def _judge(task: Task, members: list[int], metric: str) -> tuple[Metric, Int[Ten
     """The metric of a batch, and the two tokens of each prompt that it reads, if it reads two alone."""
     answers = None if task.answers is None else task.answers[members]
     distractors = None if task.distractors is None else task.distractors[members]
+    if task.whole is not None:
+        return Metric(metric, answers, distractors, rows_per_prompt=task.whole.per_prompt), None
     narrow = metric == "logit_diff" and can_narrow(task.source) and can_narrow(task.target)
     if not narrow or answers is None or distractors is None:
         return Metric(metric, answers, distractors), None

@@ -19,7 +19,8 @@ class Patching(ProbeResult):
 
     ``score`` is the share of the way from the target's metric (0) to the source's (1) when ``normalised``, else the
     signed change of the metric. Further columns: ``effect`` (signed change), ``restored`` (0 = corrupted, 1 = clean,
-    whichever way was patched), ``exact`` (False: an estimate by gradients) and ``attribution`` (that estimate).
+    whichever way was patched), ``exact`` (False: an estimate by gradients), ``attribution`` (that estimate) and
+    ``confirmed`` (leading, random: patched exactly, because the estimate leads or by lot; no: estimated alone).
     ``position`` counts from the front where all prompts have one length, else back from the last token (-1).
     """
 
@@ -37,6 +38,9 @@ class Patching(ProbeResult):
     (control, control_low, control_high)."""
     tokens: list[str] | None
     """The first prompt's tokens, for the position axis, where all prompts have one length."""
+    agreement: pd.DataFrame | None = None
+    """How far estimates and exact scores lie apart (:func:`probes.patches.fast_pass.agreement`); None where every cell
+    was patched."""
     title: ClassVar[str] = "Patching"
     unit: ClassVar[str] = "share of the way from target to source"
 
@@ -70,4 +74,17 @@ class Patching(ProbeResult):
         return (
             f"{found} of {len(self.table)} cells with q < 0.05; {self.metric} {self.target_value[0]:.3g} in the target "
             f"({self.target}), {self.source_value[0]:.3g} in the source ({self.source}); control: {self.control}"
+            f"{self._confirmed()}"
         )
+
+    def _confirmed(self) -> str:
+        """Which cells are exact, and how far the others may be trusted."""
+        if self.agreement is None:
+            return ""
+        by_kind = {str(row["confirmed"]): row for row in self.agreement.to_dict("records")}
+        if not by_kind:
+            return "; every score is an estimate by gradients"
+        counted = " and ".join(f"{row['n']} {kind}" for kind, row in by_kind.items())
+        drawn = by_kind.get("random")
+        error = "" if drawn is None else f", which is at most {drawn['largest_error']:.2g} off in the random ones"
+        return f"; exact in {counted} cells, an estimate by gradients in the others{error} (exact=True patches all)"

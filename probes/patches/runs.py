@@ -19,6 +19,7 @@ from torch import nn
 from probes.patches.cells import HEADS, Cell, Patch
 from probes.patches.vocabulary import only_tokens
 from probes.replay import layers_skipped
+from probes.whole_answers import summed_log_probability
 from workbench.engine.context import ForwardContext
 from workbench.engine.families import submodule
 from workbench.engine.hub import SiteHook
@@ -40,9 +41,11 @@ def record(
     tokens: Int[Tensor, "prompt token"] | None = None,
     *,
     grad: bool = False,
+    targets: Int[Tensor, "prompt answer_token"] | None = None,
 ) -> tuple[Values, Float[Tensor, "prompt vocab"]]:
     """Activations [prompt, pos, ...] at ``sites`` and the logits of the last position (of ``tokens``), in one forward
-    pass; with ``grad`` the logits keep their graph."""
+    pass; with ``grad`` the logits keep their graph. ``targets``: instead of logits the summed log-probability [prompt,
+    1] of these tokens at the last columns."""
     kept: Values = {}
 
     def keep(site: Site) -> Callable[[Tensor, ForwardContext], None]:
@@ -53,9 +56,20 @@ def record(
 
     readers = [SiteHook(site, keep(site)) for site in dict.fromkeys(sites)]
     with model.hooked([*edits, *readers]), only_tokens(model, tokens), torch.set_grad_enabled(grad):
-        logits = model.forward(batch, logits="last", grad=grad)
+        read = _read(model, batch, targets, grad=grad)
+    return kept, read
+
+
+def _read(
+    model: AdaptedModel, batch: Encoded, targets: Int[Tensor, "prompt answer_token"] | None, *, grad: bool
+) -> Float[Tensor, "row vocab"]:
+    """Logits of the last position, or the summed log-probability of whole answers."""
+    logits = model.forward(batch, logits="last" if targets is None else targets.shape[1], grad=grad)
     assert logits is not None
-    return kept, logits[:, -1]
+    if targets is None:
+        return logits[:, -1]
+    with torch.set_grad_enabled(grad):
+        return summed_log_probability(logits, targets)
 
 
 def output_matrix(model: AdaptedModel, layer: int) -> Float[Tensor, "head d_head d_model"]:
@@ -90,17 +104,20 @@ class TargetRun:
         *,
         also: Sequence[Site] = (),
         leaves: Sequence[SiteHook] = (),
+        targets: Int[Tensor, "prompt answer_token"] | None = None,
     ) -> None:
         """``tokens``: those whose logits each prompt needs, all by default. ``also``: further sites to keep.
-        ``leaves``: edits that change nothing and begin a graph, which ``graded`` is the end of."""
+        ``leaves``: edits that change nothing and begin a graph, which ``graded`` is the end of. ``targets``: answer
+        tokens at the last columns, whose summed log-probability takes the place of the logits."""
         self.model, self.batch, self.source, self.tokens = model, batch, source, tokens
+        self.targets = targets
         self.source_matrices = source_matrices or {}
         self._matrices = {layer: output_matrix(model, layer) for layer in self.source_matrices}
         known = [Site("resid_post", layer) for layer in range(model.n_layers - 1)]
         known += [Site("z", layer) for layer in range(model.n_layers)]
         with returns_of(_part(model, 0, "attention")) as seen:
             kept = [*known, *source, *also]
-            self.values, logits = record(model, batch, kept, leaves, tokens, grad=bool(leaves))
+            self.values, logits = record(model, batch, kept, leaves, tokens, grad=bool(leaves), targets=targets)
         self.logits = logits.detach()
         self.graded = logits if leaves else None
         self._attention_returns = seen[0]
@@ -187,7 +204,7 @@ class TargetRun:
 
     @property
     def _can_run_last_alone(self) -> bool:
-        return self.shortcuts and self.batch.input_ids.shape[1] > 1
+        return self.shortcuts and self.batch.input_ids.shape[1] > 1 and self.targets is None
 
     @property
     def nbytes(self) -> int:
@@ -210,7 +227,10 @@ class TargetRun:
         return apart <= max(1e-5, 100 * torch.finfo(self.logits.dtype).eps) * scale
 
     def _unedited_end(self, edits: Sequence[SiteHook]) -> list[nn.Module]:
-        """The output projection and the MLP of the last layer, unless an edit (or reader) there comes after them."""
+        """The output projection and the MLP of the last layer, unless an edit (or reader) there comes after them, or
+        other positions are read than the last."""
+        if self.targets is not None:
+            return []
         last = self.model.n_layers - 1
         latest = max((ORDER[hook.site.kind] for hook in edits if hook.site.layer == last), default=-1)
         found = []
@@ -222,9 +242,7 @@ class TargetRun:
 
     def _whole(self, copies: int, *, grad: bool) -> Float[Tensor, "row vocab"]:
         batch = Encoded(_repeat(self.batch.input_ids, copies), _repeat(self.batch.attention_mask, copies))
-        logits = self.model.forward(batch, logits="last", grad=grad)
-        assert logits is not None
-        return logits[:, -1]
+        return _read(self.model, batch, self.targets, grad=grad)
 
     def _last_token(self, copies: int, past: Any) -> Float[Tensor, "row vocab"]:
         batch = self.batch

@@ -63,7 +63,8 @@ def sweep(
         for group in _groups(patches, one.run.batch.input_ids.numel(), len(one.members), at_once):
             logits = one.run.patched([patches[index] for index in group])
             # A patch that puts in what is there does nothing; replayed from the middle it would show rounding errors.
-            unmoved = torch.stack([one.run.unmoved(patches[index]) for index in group], dim=1)
+            moved = torch.stack([~one.run.unmoved(patches[index]) for index in group], dim=1)
+            unmoved = task.per_prompt(moved.int()) == 0
             effects[np.ix_(one.members, group)] = numbers(
                 (one.metric(logits) - one.target[:, None]).masked_fill(unmoved, 0.0)
             )

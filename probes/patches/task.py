@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from probes.whole_answers import Continuations, continuations
 from workbench.behaviour.texts import common_tokens
 from workbench.errors import UserError
 from workbench.given import check_subject
@@ -43,6 +44,9 @@ class Task:
     read_on: int = 0
     """Prompts whose answer and distractor begin alike: what they share is read with the prompt."""
 
+    whole: Continuations | None = None
+    """The tokens of whole answers, where they are what is scored."""
+
     @property
     def clean_is_source(self) -> bool:
         """Whether the run that shows the behaviour (tuned, clean) gives; otherwise patching damages it."""
@@ -53,18 +57,28 @@ class Task:
         return [len(row) for row in self.target_ids]
 
     def batch(self, members: list[int]) -> tuple[Encoded, Encoded]:
-        """The source's and the target's token ids of some prompts, padded on the left."""
+        """The source's and the target's token ids of some prompts, padded on the left; with whole answers one row for
+        each answer."""
         tokenizer = self.target.tokenizer
         padding = 0 if tokenizer is None else pad_id(tokenizer)
-        source = pad_left([self.source_ids[row] for row in members], padding).to(self.source.device)
-        return source, pad_left([self.target_ids[row] for row in members], padding).to(self.target.device)
+
+        def padded(ids: list[list[int]], model: AdaptedModel) -> Encoded:
+            rows = [ids[row] for row in members] if self.whole is None else self.whole.rows(ids, members, padding)
+            return pad_left(rows, padding).to(model.device)
+
+        return padded(self.source_ids, self.source), padded(self.target_ids, self.target)
+
+    def per_prompt(self, values: Tensor) -> Tensor:
+        """``values`` [row, ...], summed over the rows of each prompt."""
+        return values if self.whole is None else values.unflatten(0, (-1, self.whole.per_prompt)).sum(1)
 
 
-def make_task(subject: Any, prompts: Any, source: str | None, target: str | None) -> Task:
+def make_task(subject: Any, prompts: Any, source: str | None, target: str | None, *, whole: bool = False) -> Task:
     """Read ``subject`` (a model or a pair) and the names of the two runs.
 
     A pair is patched from ``tuned`` into ``base`` by default, or the other way; with ``clean`` / ``corrupted`` its
-    tuned model is patched between each prompt and its ``contrast``, as a single model is.
+    tuned model is patched between each prompt and its ``contrast``, as a single model is. ``whole``: answers are
+    scored to their last token.
     """
     check_subject(subject)
     rows = Prompts.of(prompts)
@@ -79,19 +93,19 @@ def make_task(subject: Any, prompts: Any, source: str | None, target: str | None
     names = _both(source, target, kinds)
     if kinds == MODELS:
         models = {"base": subject.base, "tuned": subject.tuned}
-        rows, shared, dropped = _tellable(rows, subject.tuned.tokenizer)
+        rows, shared, dropped = _tellable(rows, subject.tuned.tokenizer, whole=whole)
         ids = _read_on(encode(rows, subject.tuned.tokenizer, subject.tuned.max_positions), shared)
         check_ids(ids, models)
-        return _task(models[names[0]], models[names[1]], names, (ids, ids), (rows, shared), dropped)
+        return _task(models[names[0]], models[names[1]], names, (ids, ids), (rows, shared), dropped, whole=whole)
     model: AdaptedModel = getattr(subject, "tuned", subject)
-    rows, shared, dropped = _tellable(rows, model.tokenizer)
+    rows, shared, dropped = _tellable(rows, model.tokenizer, whole=whole)
     both = {
         "clean": _read_on(encode(rows, model.tokenizer, model.max_positions), shared),
         "corrupted": _read_on(encode(rows.contrasts, model.tokenizer, model.max_positions), shared),
     }
     for ids in both.values():
         check_ids(ids, {model.role: model})
-    return _task(model, model, names, (both[names[0]], both[names[1]]), (rows, shared), dropped)
+    return _task(model, model, names, (both[names[0]], both[names[1]]), (rows, shared), dropped, whole=whole)
 
 
 def check_lengths(task: Task, *, from_the_end: bool) -> None:
@@ -117,9 +131,9 @@ def _both(source: str | None, target: str | None, kinds: tuple[str, str]) -> tup
     return names
 
 
-def _tellable(rows: Prompts, tokenizer: Any) -> tuple[Prompts, list[list[int]], int]:
-    """The rows whose answer and distractor part somewhere, what tokens each pair shares before that, and how many rows
-    never part."""
+def _tellable(rows: Prompts, tokenizer: Any, *, whole: bool) -> tuple[Prompts, list[list[int]], int]:
+    """The rows whose answer and distractor part somewhere, what tokens each pair shares before that (nothing where
+    ``whole`` answers are scored), and how many rows never part."""
     kept: list[int] = []
     shared: list[list[int]] = []
     for number, row in enumerate(rows):
@@ -129,9 +143,9 @@ def _tellable(rows: Prompts, tokenizer: Any) -> tuple[Prompts, list[list[int]], 
             continue
         answer, other = (continuation_ids(row, tokenizer, text) for text in (row.answer, row.distractor))
         same = common_tokens(answer, other)
-        if same < min(len(answer), len(other)):
+        if same < (max if whole else min)(len(answer), len(other)):
             kept.append(number)
-            shared.append(answer[:same])
+            shared.append([] if whole else answer[:same])
     if not kept:
         raise UserError(
             "In every prompt answer and distractor are the same tokens as far as the shorter one goes, so no metric "
@@ -152,6 +166,8 @@ def _task(
     ids: tuple[list[list[int]], list[list[int]]],
     told: tuple[Prompts, list[list[int]]],
     dropped: int,
+    *,
+    whole: bool,
 ) -> Task:
     """``told``: the rows, and what answer and distractor of each share."""
     (rows, shared), tokenizer = told, target.tokenizer
@@ -165,6 +181,7 @@ def _task(
         ids = [continuation_ids(row, tokenizer, word) for row, word in zip(rows, words, strict=True)]
         return torch.tensor([one[len(more)] for one, more in zip(ids, shared, strict=True)])
 
+    lengths = [max(map(len, both)) for both in zip(*ids, strict=True)]
     answers, distractors = firsts([row.answer for row in rows]), firsts([row.distractor for row in rows])
     return Task(
         source,
@@ -179,4 +196,5 @@ def _task(
         dropped,
         models,
         sum(map(bool, shared)),
+        continuations(rows, tokenizer, lengths, target.max_positions) if whole else None,
     )

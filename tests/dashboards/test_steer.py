@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ from dashboards.steering import run_steer, run_sweep
 from tests.dashboards.made import HOSTILE, WORDS, lab_run, opened, prompts, save_pair, shown, warned
 from tests.dashboards.pages import a_knob
 from tunescope.cli.app import app as command_line
-from tunescope.experiments import Experiment, run_experiment
+from tunescope.experiments import Experiment, recipe_of, run_experiment
 from workbench.errors import ModelBusy, UserError
 from workbench.models.pair import load_pair
 from workbench.recording.record_pair import record
@@ -60,6 +61,26 @@ def test_two_clicks_from_a_run_to_a_steer(home: Path, pair_folders: tuple[str, s
     assert "of 6 answers changed" in " ".join(one.value for one in app.markdown)
     assert [one.label.split(":")[0] for one in app.metric] == ["Base", "Tuned", "Steered tuned"]
     assert "95 % interval" in " ".join(one.value for one in app.caption)
+
+
+def test_any_registered_intervention_has_a_form(pair_folders: tuple[str, str], tmp_path: Path) -> None:
+    """Made from its class: a vector from a file is added, and the Python shown gives the same recipe."""
+    save_file({"v": torch.full((64,), 3.0)}, tmp_path / "v.safetensors")
+    app = asked(pair_folders)
+    app.selectbox(key="registered").set_value("Offset").run()
+    assert "Offset needs layer, vector" in shown(app)
+    app.text_input(key="registered-Offset-layer").set_value("1")
+    app.text_input(key="registered-Offset-vector").set_value(f"{tmp_path / 'v.safetensors'}:v").run()
+    app.button(key="go-steer").click().run()
+    assert not app.exception and not app.error, shown(app)
+    assert app.success[0].value == "Model restored: 0 hooks, logits identical"
+    done, _ = app.session_state["_kept-steer"]
+    (part,) = done.parts
+    pair = load_pair(*pair_folders)
+    assert part.made(pair) == iv.Recipe([iv.Offset(1, torch.full((64,), 3.0))])
+    names = {"pair": pair, "recipe_of": recipe_of}
+    assert eval(part.python(), names) == part.made(pair)
+    assert Experiment.parse(as_experiment.steer_experiment(done)).recipes
 
 
 def test_steer_answers_three_ways_and_proves_the_model_came_back(pair_folders: tuple[str, str]) -> None:

@@ -15,13 +15,16 @@ import torch
 from safetensors.torch import safe_open, save_file
 
 import interventions as iv
-from tests.interventions.zoo import CASES, ids, model_of, noise, small_pair
+from tests.interventions.registered_cases import registered_cases
+from tests.interventions.zoo import ids, model_of, noise, small_pair
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::interventions.attention_scale.EagerAttentionWarning")
+
+CASES = registered_cases()
 
 
 def everything(family: str = "qwen3moe") -> iv.Recipe:

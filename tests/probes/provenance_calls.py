@@ -149,7 +149,7 @@ def calls_of_find_direction() -> Calls:
     known = set(zip(foxes, two.tuned.generate(foxes, max_new_tokens=3), strict=True))
     shown = behaviour(lambda response, row: (row.prompt, response) in known, "fox answers", share=True)
     given = {"neutral": ["the quick dog"], "limit": 8, "max_new_tokens": 3, "candidates": 1, "controls": 0,
-             "batch_size": 4, "seed": 3}  # fmt: skip
+             "allowed_rise": 0.05, "batch_size": 4, "seed": 3}  # fmt: skip
     return Calls([{"pair": two, "prompts": Prompts.of(asked_of), "behaviour": shown, **given}], DirectionOptions)
 
 
@@ -167,7 +167,7 @@ def calls_of_graft() -> Calls:
     given = {
         "method": "adaptive", "level": "rows", "sparsity": 0.05, "ood": graft_task("lazy", ANIMALS, seed=5),
         "epochs": 2, "start": "empty", "offset": 2.0, "lr": 0.4, "penalty": 0.02, "sparsities": [0.1, 1.0],
-        "draws": 11, "batch_size": 16, "seed": 3,
+        "draws": 11, "batch_size": 16, "seed": 3, "answer_tokens": "all",
     }  # fmt: skip
     return Calls([{"pair": full_pair(data), "prompts": data, **given}], Settings)
 
@@ -215,9 +215,10 @@ def calls_of_patching() -> Calls:
     models, common = {"subject": pair(), "prompts": rows()}, {"normalise": False, **RUN}
     sites = {
         "sites": ["attn_out"], "source": "base", "target": "tuned", "what": "z", "metric": "prob",
-        "positions": "last", "layers": [0, 1], "method": "ig", "confirm": 0.5, "ig_steps": 2, "controls": 3,
+        "positions": "last", "layers": [0, 1], "method": "ig", "confirm": 0.5, "confirm_others": 0.2, "ig_steps": 2,
+        "controls": 3,
     }  # fmt: skip
-    heads = {"inputs": "target", "only_correct": True, "together": 2}
+    heads = {"inputs": "target", "only_correct": True, "together": 2, "exact": True, "answer_tokens": "all"}
     return Calls([{**models, **common, **sites}, {**models, **common, **heads}], PatchOptions)
 
 

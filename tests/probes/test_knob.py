@@ -110,6 +110,18 @@ def test_clashes_and_incomplete_groups_are_counted() -> None:
     assert found.counts["given"] == 80 and found.counts["train"] + found.counts["held_out"] == 78
 
 
+def test_answers_that_begin_alike_are_read_to_where_they_part() -> None:
+    """The same pairs with a word before each answer: what both say alike is read with the prompt."""
+    rows = [dict(row) for row in PLANTED.prompts][:8]
+    word = str(rows[0]["answer"])
+    longer = [{**row, "answer": f"{word} {row['answer']}"} for row in rows]
+    model = PLANTED.pair.tuned
+    plain, read_on = (intent_pairs(Prompts.of(given), model) for given in (rows, longer))
+    assert read_on.answers.tolist() == plain.answers.tolist() and len(read_on) == len(plain)
+    assert read_on.counts["read_to_the_difference"] == 4 and plain.counts["read_to_the_difference"] == 0
+    assert all(more[:-1] == ids for more, ids in zip(read_on.ids, plain.ids, strict=True))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -101,8 +101,8 @@ def test_the_prefilter_confirms_its_leading_cells_exactly() -> None:
     exact = patching(pair, rows(12), metric="kl", together=0)
     for method in ("attribution", "ig"):
         found = patching(pair, rows(12), metric="kl", method=method, confirm=0.25, together=0)
-        assert found.table.exact.sum() == 3 and found.provenance.backward_passes >= 1
-        confirmed = found.table[found.table.exact]
+        assert found.table.exact.sum() == 4 and found.provenance.backward_passes >= 1
+        confirmed = found.table[found.table.confirmed == "leading"]
         assert confirmed.score.to_numpy() == pytest.approx(exact.table.score[confirmed.index].to_numpy(), abs=1e-4)
         assert set(found.table.attribution.abs().nlargest(3).index) == set(confirmed.index)
         assert np.corrcoef(found.table.attribution, exact.table.score)[0, 1] > 0.7

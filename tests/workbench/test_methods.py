@@ -14,9 +14,9 @@ import pytest
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench import method_index
 from workbench.errors import UserError
-from workbench.method_index import index, load_method
+from workbench.method_index import all_methods, index, load_method
 from workbench.method_options import options_of
-from workbench.methods import all_methods, method
+from workbench.methods import method
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "tests" / "plugin"
@@ -115,3 +115,59 @@ def test_a_plugin_that_cannot_be_read_is_named_and_the_rest_works(
             load_method("odd")
     finally:
         index.cache_clear()
+
+
+def test_a_plugins_intervention_is_written_in_files_and_kept_in_recipes(tmp_path: Path) -> None:
+    """One file: found for experiments, given random stand-ins, saved in a recipe, and said as YAML again."""
+    code = """
+import torch, interventions as iv, probes
+from tests.tiny import tiny_model, token_batch, tokenizer
+from tunescope.experiments import recipe_of, recipe_spec
+from workbench.models.pair import load_pair
+pair = load_pair(tiny_model("llama"), tiny_model("llama", 1), tokenizer=tokenizer(), check=False)
+said = [{"kind": "Nudge", "layer": 1, "direction": [1.0] * 64, "share": 0.5}]
+recipe = recipe_of(said, pair)
+recipe.save("r.safetensors")
+assert iv.Recipe.load("r.safetensors", pair.tuned) == recipe
+assert recipe_spec(recipe).plain() == said, recipe_spec(recipe).plain()
+batch = token_batch(2, 7)
+plain = pair.tuned.forward(batch)
+with recipe.applied(pair.tuned):
+    assert not torch.equal(pair.tuned.forward(batch), plain)
+assert torch.equal(pair.tuned.forward(batch), plain)
+assert len(probes.stand_ins(recipe, pair.tuned, ["the fox"], 10)) == 10
+"""
+    path = os.pathsep.join([str(ROOT), str(PLUGIN)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_plugins_behaviour_is_a_metric_by_its_name() -> None:
+    code = """
+import workbench as wb
+from tests.tiny import tiny_model, tokenizer
+from workbench.models.pair import load_pair
+thanks = wb.behaviour("thanks")
+assert (thanks("Thank you."), thanks("No."), thanks.share) == (1.0, 0.0, True)
+pair = load_pair(tiny_model("llama"), tiny_model("llama", 1), tokenizer=tokenizer(), check=False)
+rows = ["the fox", "the dog"]
+frame = wb.behaviour_diff(pair, rows, metrics=["thanks", "refusal"], max_new_tokens=2).frame()
+assert {"thanks", "refusal"} <= set(frame["metric"]), frame
+try:
+    wb.behaviour("thank")
+except wb.UserError as refused:
+    assert "Did you mean 'thanks'" in str(refused)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(PLUGIN)])},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -20,8 +20,7 @@ def methods(
     from typing import get_args
 
     from tunescope.cli.output import emit
-    from workbench.method_index import index
-    from workbench.methods import all_methods
+    from workbench.method_index import all_methods, index
 
     if kind is not None and kind not in get_args(Kind):
         raise typer.BadParameter(f"{kind!r} is none of {', '.join(get_args(Kind))}.", param_hint="--kind")

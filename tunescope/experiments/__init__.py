@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     from tunescope.experiments.inline import RecipeSpec as RecipeSpec
     from tunescope.experiments.inputs import PairSpec as PairSpec
     from tunescope.experiments.inputs import PromptSet as PromptSet
+    from tunescope.experiments.recipes import recipe_of as recipe_of
     from tunescope.experiments.running import Finished as Finished
     from tunescope.experiments.running import run_experiment as run_experiment
     from tunescope.experiments.schema import Experiment as Experiment
 
-__all__ = ["Experiment", "Finished", "PairSpec", "PromptSet", "RecipeSpec", "recipe_spec", "run_experiment"]
+__all__ = [
+    "Experiment",
+    "Finished",
+    "PairSpec",
+    "PromptSet",
+    "RecipeSpec",
+    "recipe_of",
+    "recipe_spec",
+    "run_experiment",
+]
 
 __getattr__ = lazy(
     __name__,
@@ -30,6 +40,7 @@ __getattr__ = lazy(
         "PairSpec": "inputs",
         "PromptSet": "inputs",
         "RecipeSpec": "inline",
+        "recipe_of": "recipes",
         "recipe_spec": "from_recipe",
         "run_experiment": "running",
     },

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from tunescope.experiments.inline import AnyInline, RecipeSpec
+from interventions.gate import Gate
+from tunescope.experiments.derived_interventions import class_of
+from tunescope.experiments.inline import WRITTEN, RecipeSpec, spec_of
 from workbench.engine.positions import Where
-from workbench.errors import NotSupported
+from workbench.errors import NotSupported, UserError
 from workbench.typing import Tensor
 
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
 LONGEST = 4096
 """Numbers that a YAML file may hold of one recipe; more belong into a saved recipe."""
-_SPECS = {one.model_fields["kind"].default: one for one in get_args(get_args(AnyInline)[0])}
 
 
 def recipe_spec(recipe: Recipe) -> RecipeSpec:
@@ -32,22 +33,32 @@ def recipe_spec(recipe: Recipe) -> RecipeSpec:
     return RecipeSpec(interventions=[_written(one) for one in recipe])
 
 
-def _written(one: Any) -> Any:
-    spec = _SPECS.get(one.kind)
-    held = {field.name: (getattr(one, field.name), field.default) for field in fields(one)}
-    given = {name: _plain(value, one.kind) for name, (value, _) in held.items() if value is not None}
-    given = {name: value for name, value in given.items() if value not in ({}, [])}
-    known = set() if spec is None else set(spec.model_fields)
-    odd = [name for name in given if name not in known and given[name] != held[name][1]]
-    if spec is None or odd:
-        raise NotSupported(f"{one.kind} cannot be written out as it is: save the recipe and name the file.")
-    return spec(**{name: value for name, value in given.items() if name in known})
+def _written(intervention: Any) -> Any:
+    kind = type(intervention).__name__
+    refused = NotSupported(f"{kind} cannot be written out as it is: save the recipe and name the file.")
+    try:
+        spec = spec_of(kind)
+    except UserError as error:
+        raise refused from error
+    if kind not in WRITTEN and class_of(kind) is not type(intervention):
+        raise refused
+    defaults = {field.name: field.default for field in fields(intervention)}
+    held = {name: getattr(intervention, name) for name in defaults}
+    values = {name: _plain(value, kind) for name, value in held.items() if value is not None}
+    values = {name: value for name, value in values.items() if value not in ({}, [])}
+    if any(name not in spec.model_fields and value != defaults[name] for name, value in values.items()):
+        raise refused
+    return spec(**{name: value for name, value in values.items() if name in spec.model_fields})
 
 
 def _plain(value: Any, kind: str) -> Any:
     """Tensors as lists of numbers, positions as they are written."""
     if isinstance(value, Tensor):
         return value.detach().cpu().tolist()
+    if isinstance(value, Gate):
+        settings = {field.name: _plain(getattr(value, field.name), kind) for field in fields(value)}
+        defaults = {field.name: field.default for field in fields(value)}
+        return {name: setting for name, setting in settings.items() if setting != defaults[name]}
     if isinstance(value, Where):
         if (value.tokens, value.exclude, value.rows) != (None, None, None):
             raise NotSupported(f"{kind} is limited to tokens or rows, which the file cannot say: save the recipe.")

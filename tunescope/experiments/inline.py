@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
-from tunescope.experiments.inputs import Scalar
+from tunescope.experiments.derived_interventions import AnyDerived, GateSpec, Inline, Layer, Positions, derived_spec
 from tunescope.experiments.strict import Strict, refusal
-
-Layer = int | float | str
-Positions = str | int | list[int]
-
-
-class TensorRef(Strict):
-    """A tensor from a safetensors file, or from an earlier step.
-
-    ``from`` a record step: the mean of tuned - base at ``site`` and ``layer``, or with ``where`` the mean of ``role``'s
-    rows that match minus that of the others. ``from`` activations: the ``kind`` of direction there. ``from`` concepts
-    or knob: the ``direction`` of that number.
-    """
-
-    file: str | None = None
-    tensor: str | None = None
-    """Its name in the file; may be left out where there is one."""
-    from_step: str | None = Field(default=None, alias="from")
-    layer: int | None = None
-    site: str = "resid_post"
-    role: Literal["base", "tuned"] = "tuned"
-    where: dict[str, Scalar] = Field(default={})
-    kind: Literal["mean", "centred", "uncentred"] = "mean"
-    direction: int = 0
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TensorRef:
-        if (self.file is None) == (self.from_step is None):
-            raise refusal("give file (a safetensors file), or from (an earlier step).")
-        return self
-
-
-def _source(given: Any) -> str:
-    return "numbers" if isinstance(given, list | tuple) else "ref"
-
-
-TensorSource = Annotated[
-    Annotated[list[float] | list[list[float]], Tag("numbers")] | Annotated[TensorRef, Tag("ref")],
-    Discriminator(_source),
-]
-"""Numbers written out, or a :class:`TensorRef`."""
+from tunescope.experiments.tensor_source import TensorSource
 
 
 class FoundRef(Strict):
@@ -112,30 +73,11 @@ def _heads(given: Any) -> str:
     return "step" if isinstance(given, dict) and not {"from", "file"}.isdisjoint(given) else "heads"
 
 
-class Inline(Strict):
-    """One intervention."""
-
-    tags: ClassVar[tuple[str, ...]] = ("kind",)
-
-    strength: float = 1.0
-
-
 class AtSites(Inline):
     """One intervention on activations."""
 
     positions: Positions = "all"
-
-
-class OffsetSpec(AtSites):
-    """A vector added to a site."""
-
-    kind: Literal["Offset"] = "Offset"
-    layer: Layer
-    vector: TensorSource
-    site: str = "resid_post"
-    units: Literal["raw", "fraction", "norm"] = "raw"
-    site_norm: float | None = None
-    match_norm: bool = False
+    when: GateSpec | None = None
 
 
 class HeadOffsetSpec(AtSites):
@@ -211,37 +153,6 @@ class ConceptAblationSpec(AtSites):
         return self
 
 
-class ClampSpec(AtSites):
-    """A coordinate kept within bounds."""
-
-    kind: Literal["Clamp"] = "Clamp"
-    layer: Layer
-    direction: TensorSource
-    low: float | None = None
-    high: float | None = None
-    site: str = "resid_post"
-
-
-class AttentionScaleSpec(AtSites):
-    """Attention to chosen tokens, scaled."""
-
-    kind: Literal["AttentionScale"] = "AttentionScale"
-    gamma: float
-    heads: list[str] | None = None
-    keys: Positions = "first"
-
-
-class AdapterScaleSpec(Inline):
-    """The adapter's change, scaled."""
-
-    kind: Literal["AdapterScale"] = "AdapterScale"
-    scale: float = 1.0
-    layers: dict[int, float] = Field(default={})
-    modules: dict[str, float] = Field(default={})
-    ranks: list[float] | None = None
-    outside: float = 1.0
-
-
 class LayerScaleSpec(Inline):
     """The difference of the models, scaled by depth; for the tuned side of an adapter, else for the base."""
 
@@ -264,27 +175,51 @@ class SavedSpec(Inline):
     file: str
 
 
+WRITTEN: dict[str, type[Inline]] = {
+    "HeadOffset": HeadOffsetSpec,
+    "HeadScale": HeadScaleSpec,
+    "ExpertSwitch": ExpertSwitchSpec,
+    "SubspaceKnob": SubspaceKnobSpec,
+    "ConceptAblation": ConceptAblationSpec,
+    "LayerScale": LayerScaleSpec,
+    "Graft": GraftSpec,
+    "Recipe": SavedSpec,
+}
+"""Kinds that can name what a step found, or are more than one intervention; all others are made from their class."""
+
+
+def _kind(values: Any) -> str:
+    kind = values.get("kind") if isinstance(values, Mapping) else getattr(values, "kind", None)
+    return kind if kind in WRITTEN else "derived"
+
+
 AnyInline = Annotated[
-    OffsetSpec
-    | HeadOffsetSpec
-    | HeadScaleSpec
-    | ExpertSwitchSpec
-    | SubspaceKnobSpec
-    | ConceptAblationSpec
-    | ClampSpec
-    | AttentionScaleSpec
-    | AdapterScaleSpec
-    | LayerScaleSpec
-    | GraftSpec
-    | SavedSpec,
-    Field(discriminator="kind"),
+    Annotated[HeadOffsetSpec, Tag("HeadOffset")]
+    | Annotated[HeadScaleSpec, Tag("HeadScale")]
+    | Annotated[ExpertSwitchSpec, Tag("ExpertSwitch")]
+    | Annotated[SubspaceKnobSpec, Tag("SubspaceKnob")]
+    | Annotated[ConceptAblationSpec, Tag("ConceptAblation")]
+    | Annotated[LayerScaleSpec, Tag("LayerScale")]
+    | Annotated[GraftSpec, Tag("Graft")]
+    | Annotated[SavedSpec, Tag("Recipe")]
+    | Annotated[AnyDerived, Tag("derived")],
+    Discriminator(_kind),
 ]
 
 
+def spec_of(kind: str) -> type[Inline]:
+    """The schema of the intervention called ``kind``. Raises :class:`UserError` for a kind that no file can say."""
+    return WRITTEN[kind] if kind in WRITTEN else derived_spec(kind)
+
+
 class RecipeSpec(Strict):
-    """Interventions in order, or a saved recipe. A list alone stands for ``interventions``."""
+    """Interventions in order, a saved recipe, or one line. A list alone stands for ``interventions``, a text alone for
+    ``line``."""
 
     file: str | None = None
+    line: str | None = None
+    """Such as ``0.5*formal - 0.2*verbose @generated``, with the names of the book: the folder ``recipes`` beside the
+    experiment's file."""
     interventions: list[AnyInline] | None = None
     strength: float = 1.0
     """A factor for all of them."""
@@ -297,10 +232,12 @@ class RecipeSpec(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_list(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"line": given}
         return {"interventions": given} if isinstance(given, list) else given
 
     @model_validator(mode="after")
     def _one_source(self) -> RecipeSpec:
-        if (self.file is None) == (self.interventions is None):
-            raise refusal("give a list of interventions, or file (a saved recipe).")
+        if sum(one is not None for one in (self.file, self.interventions, self.line)) != 1:
+            raise refusal("give a list of interventions, or file (a saved recipe), or line (of the book's names).")
         return self

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from tunescope.experiments import inline, key_kinds
 from tunescope.experiments.inputs import PairSpec, PromptSet
 from tunescope.experiments.step_base import Step
+from tunescope.experiments.tensor_source import TensorRef
 from workbench import organisms
 from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress, Silent
@@ -174,7 +175,7 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-_NAMING_FILES = inline.RecipeSpec | inline.SavedSpec | inline.TensorRef | inline.FoundRef
+_NAMING_FILES = inline.RecipeSpec | inline.SavedSpec | TensorRef | inline.FoundRef
 
 
 def _files(value: Any) -> Iterator[str]:

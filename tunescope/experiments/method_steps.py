@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from tunescope.experiments.inline import Layer, Positions
+from tunescope.experiments.derived_interventions import Layer, Positions
 from tunescope.experiments.key_kinds import StepName
 from tunescope.experiments.option_types import annotation_of
 from tunescope.experiments.step_base import Step

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from tunescope.experiments.derived_interventions import Layer, Positions
 from tunescope.experiments.head_groups import heads_by_place, parts, place
-from tunescope.experiments.inline import Labels, Layer, Positions
+from tunescope.experiments.inline import Labels
 from tunescope.experiments.inputs import Scalar
 from tunescope.experiments.key_kinds import FILE, PROMPTS
 from tunescope.experiments.strict import MOST, MOST_DRAWS, refusal

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 import interventions as iv
 from tunescope.experiments import inline
+from tunescope.experiments.derived_interventions import DerivedInline, GateSpec, class_of
+from tunescope.experiments.strict import explained
+from tunescope.experiments.tensor_source import TensorRef
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
 from workbench.typing import Tensor
@@ -34,6 +39,8 @@ class RecipeBuilder:
         """The recipe. Raises :class:`UserError` for a tensor that is missing or does not fit."""
         if spec.file is not None:
             recipe = self._saved(spec.file)
+        elif spec.line is not None:
+            recipe = iv.recipe_from_text(spec.line, iv.RecipeBook(self._materials.path("recipes")))
         else:
             recipe = iv.Recipe([one for entry in spec.interventions or () for one in self._made(entry)])
         return recipe if spec.strength == 1.0 else recipe * spec.strength
@@ -41,8 +48,6 @@ class RecipeBuilder:
     def _made(self, spec: Any) -> list[Any]:
         """The interventions of one entry; a found recipe may hold several."""
         match spec:
-            case inline.OffsetSpec():
-                return [self._plainly(spec, vector=self._tensor(spec.vector))]
             case inline.HeadOffsetSpec():
                 return self._head_offsets(spec)
             case inline.HeadScaleSpec():
@@ -53,8 +58,6 @@ class RecipeBuilder:
                 return self._knobs(spec)
             case inline.ConceptAblationSpec():
                 return self._ablations(spec)
-            case inline.ClampSpec():
-                return [self._plainly(spec, direction=self._tensor(spec.direction))]
             case inline.SavedSpec():
                 saved = self._saved(spec.file)
                 return list(saved if spec.strength == 1.0 else saved * spec.strength)
@@ -63,7 +66,38 @@ class RecipeBuilder:
             case inline.GraftSpec():
                 found = self._found(spec.skill, "GraftResult")
                 return [replace(found.intervention(self._pair), strength=spec.strength)]
-        return [self._plainly(spec)]
+        return [self._derived(spec)]
+
+    def _derived(self, spec: DerivedInline) -> Any:
+        """The intervention of a schema that was made from its class."""
+        return class_of(spec.kind)(
+            **{name: self._field(kind, getattr(spec, name)) for name, kind in spec.kinds.items()}
+        )
+
+    def _placed(self, recipe: iv.Recipe, spec: inline.AtSites) -> list[Any]:
+        """The interventions of a recipe that a step found, where and how strongly the file says."""
+        changes: dict[str, Any] = {"positions": spec.positions, "when": self._gate(spec.when)}
+        if not isinstance(spec, inline.ConceptAblationSpec):
+            changes["strength"] = spec.strength
+        found: list[Any] = list(recipe)
+        return [replace(intervention, **changes) for intervention in found]
+
+    def _gate(self, spec: GateSpec | None) -> iv.Gate | None:
+        if spec is None:
+            return None
+        settings = {name: getattr(spec, name) for name in GateSpec.model_fields if name != "direction"}
+        return iv.Gate(**settings, direction=self._tensor(spec.direction))
+
+    def _field(self, kind: str, value: Any) -> Any:
+        if value is None or kind == "plain":
+            return value
+        if kind == "gate":
+            return self._gate(value)
+        if kind == "model":
+            return getattr(self._pair, value)
+        if kind == "tensors":
+            return {label: self._tensor(vector) for label, vector in value.items()}
+        return self._tensor(value)
 
     def _found(self, ref: inline.FoundRef, *kinds: str) -> Any:
         return found_in(ref, kinds, self._materials, self._results)
@@ -76,6 +110,8 @@ class RecipeBuilder:
     def _plainly(self, spec: Any, **tensors: Any) -> Any:
         """The class of interventions with the settings of the schema."""
         given = {name: getattr(spec, name) for name in type(spec).model_fields if name not in ("kind", *tensors)}
+        if "when" in given:
+            given["when"] = self._gate(given["when"])
         return getattr(iv, spec.kind)(**given, **tensors)
 
     def _head_offsets(self, spec: inline.HeadOffsetSpec) -> list[Any]:
@@ -83,7 +119,7 @@ class RecipeBuilder:
             return [self._plainly(spec, vectors={head: self._tensor(one) for head, one in spec.vectors.items()})]
         probe = self._found(spec.vectors, "HeadProbe")
         found = probe.recipe(spec.vectors.first, 1.0, spec.vectors.direction)
-        return [replace(one, strength=spec.strength, positions=spec.positions) for one in found]
+        return self._placed(found, spec)
 
     def _scales(self, given: Any) -> dict[str, Any]:
         if not isinstance(given, inline.ScaledHeads):
@@ -103,11 +139,11 @@ class RecipeBuilder:
             assert spec.layer is not None  # the schema asks for it
             made = iv.SubspaceKnob(
                 spec.layer, self._tensor(spec.direction), torch.tensor(spec.value), spec.mode, spec.site,
-                strength=spec.strength, positions=spec.positions,
+                strength=spec.strength, positions=spec.positions, when=self._gate(spec.when),
             )  # fmt: skip
             return [made]
         found = self._found(spec.knob, "Knob").recipe(spec.knob.to)
-        return [replace(one, strength=spec.strength, positions=spec.positions) for one in found]
+        return self._placed(found, spec)
 
     def _ablations(self, spec: inline.ConceptAblationSpec) -> list[Any]:
         if spec.concepts is None:
@@ -116,20 +152,43 @@ class RecipeBuilder:
             return [
                 iv.ConceptAblation(
                     spec.layer, self._tensor(spec.directions), spec.site, mean,
-                    strength=spec.strength, positions=spec.positions,
+                    strength=spec.strength, positions=spec.positions, when=self._gate(spec.when),
                 )
             ]  # fmt: skip
         concepts = self._found(spec.concepts, "ConceptDirections")
-        return list(
-            concepts.recipe(spec.concepts.directions, spec.concepts.to, spec.strength, positions=spec.positions)
-        )
+        found = concepts.recipe(spec.concepts.directions, spec.concepts.to, spec.strength)
+        return self._placed(found, spec)
 
     def _tensor(self, given: Any) -> Tensor:
-        if not isinstance(given, inline.TensorRef):
+        if not isinstance(given, TensorRef):
             return torch.tensor(given)
         if given.file is not None:
             return _from_file(self._materials.path(given.file), given.tensor)
         return _from_result(self._results(str(given.from_step)), given)
+
+
+def recipe_of(interventions: Sequence[Any], pair: ModelPair, folder: str | Path = ".") -> iv.Recipe:
+    """The recipe of ``interventions``, written as an experiment file writes them; files are relative to ``folder``.
+
+    Args:
+        interventions: Mappings such as ``{"kind": "Offset", "layer": 12, "vector": {"file": "v.safetensors"}}``.
+        pair: The models; some interventions read weights of the tuned side.
+        folder: Where relative paths start.
+
+    Raises:
+        UserError: A kind, key or value is wrong, or a file is missing.
+    """
+    from tunescope.experiments.materials import Materials
+
+    try:
+        spec = inline.RecipeSpec.model_validate([*interventions])
+    except ValidationError as error:
+        raise explained(error, [*interventions], "recipe") from None
+
+    def no_steps(step: str) -> Any:
+        raise UserError(f"There is no experiment here whose step {step} could be read: give a file.")
+
+    return RecipeBuilder(pair, Materials(Path(folder)), no_steps).build(spec)
 
 
 def found_in(ref: inline.FoundRef, kinds: Sequence[str], materials: Materials, results: Results) -> Any:
@@ -158,7 +217,7 @@ def _from_file(path: Any, name: str | None) -> Tensor:
         raise UserError(f"{path} is no readable safetensors file ({error}): give one that holds the tensor.") from error
 
 
-def _from_result(found: Any, ref: inline.TensorRef) -> Tensor:
+def _from_result(found: Any, ref: TensorRef) -> Tensor:
     """A vector of a recording, of an activation difference, of concepts, or of a knob."""
     from probes import ActivationDelta, ConceptDirections
     from workbench.recording.recording import Recording
@@ -175,13 +234,13 @@ def _from_result(found: Any, ref: inline.TensorRef) -> Tensor:
     return _numbered(found.direction.T, ref)
 
 
-def _numbered(directions: Tensor, ref: inline.TensorRef) -> Tensor:
+def _numbered(directions: Tensor, ref: TensorRef) -> Tensor:
     if not 0 <= ref.direction < len(directions):
         raise UserError(f"Step {ref.from_step} has directions 0 to {len(directions) - 1}; got {ref.direction}.")
     return directions[ref.direction].float()
 
 
-def _mean_shift(recording: Any, ref: inline.TensorRef) -> Tensor:
+def _mean_shift(recording: Any, ref: TensorRef) -> Tensor:
     """Mean of tuned - base; with ``where``, mean of the matching rows minus mean of the others, in one model."""
     site = _site(ref)
     own = torch.as_tensor(recording[ref.role][site][:]).float()
@@ -197,7 +256,7 @@ def _mean_shift(recording: Any, ref: inline.TensorRef) -> Tensor:
     return own[inside].mean(0) - own[~inside].mean(0)
 
 
-def _site(ref: inline.TensorRef) -> str:
+def _site(ref: TensorRef) -> str:
     if ref.layer is None:
         raise UserError(f"A vector from step {ref.from_step} needs layer: add it beside from.")
     return Site.parse(ref.site).at(ref.layer).name

@@ -12,6 +12,7 @@ from tunescope.experiments.key_kinds import named
 from tunescope.experiments.method_steps import PREFIX, MethodStep
 from tunescope.experiments.step_options import check_options
 from tunescope.experiments.strict import refusal, unknown
+from tunescope.experiments.tensor_source import TensorRef
 
 if TYPE_CHECKING:
     from tunescope.experiments.inputs import PairSpec
@@ -24,7 +25,7 @@ _GIVES: dict[type, tuple[str, ...]] = {
     inline.SkillRef: ("skills",),
     inline.ScaledHeads: ("heads", "head-probe"),
     inline.FirstOf: ("experts",),
-    inline.TensorRef: ("record", "activations", "concepts", "knob"),
+    TensorRef: ("record", "activations", "concepts", "knob"),
 }
 """Reference -> the steps that it can read: record, or probes by name; a reference that is not here reads any probe."""
 _TAKEN = ("cells", "effects", "metrics")

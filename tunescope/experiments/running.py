@@ -17,7 +17,7 @@ from tunescope.experiments.references import pairs_reading
 from tunescope.experiments.schema import Experiment
 from tunescope.experiments.step_folder import Kept, seed_of, step_key
 from tunescope.experiments.steps import loads_models
-from tunescope.experiments.sweeping import Cell, cells, shown
+from tunescope.experiments.sweeping import Cell, cells, scalar
 from tunescope.experiments.trackers import Tracker, untracked
 from workbench import __version__, runs
 from workbench.errors import UserError
@@ -224,11 +224,6 @@ def cell_table(cell: Cell, kept: dict[str, Kept]) -> pd.DataFrame:
         table.insert(place_, path, value)
     table.insert(len(settings) + 1, "step", table.pop("step"))
     return table
-
-
-def scalar(value: Any) -> Any:
-    """A setting as a cell of a table."""
-    return value if isinstance(value, bool | int | float | str) else shown(value)
 
 
 def _tracked(report: Tracker, run: Run, experiment: Experiment, grid: Sequence[Cell], metrics: pd.DataFrame) -> None:

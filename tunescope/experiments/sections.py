@@ -10,7 +10,7 @@ import pandas as pd
 from tunescope.experiments import steps
 from tunescope.experiments.schema import Experiment
 from tunescope.experiments.step_folder import Kept
-from tunescope.experiments.sweeping import Cell
+from tunescope.experiments.sweeping import Cell, scalar
 from workbench.cards import counted
 from workbench.figures.experiment import RANDOM, dose_figure, grid_figure
 from workbench.runs import Run
@@ -64,8 +64,6 @@ def _effects(experiment: Experiment, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells_table(grid: Sequence[Cell]) -> pd.DataFrame:
-    from tunescope.experiments.running import scalar
-
     rows = [
         {"cell": cell.number, **{path: scalar(value) for path, value in cell.settings.items()}, "folder": cell.folder}
         for cell in grid

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError
 
-from tunescope.experiments.inline import Layer, Positions, ResultRef
+from tunescope.experiments.derived_interventions import Layer, Positions
+from tunescope.experiments.inline import ResultRef
 from tunescope.experiments.key_kinds import PromptsName, RecipeName
 from tunescope.experiments.method_steps import PREFIX, MethodStep, load_step, probe_named, probe_of_function
 from tunescope.experiments.step_base import Step

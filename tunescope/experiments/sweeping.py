@@ -139,3 +139,8 @@ def _whole_recipe(values: dict[str, Any], parts: list[str]) -> Any:
         raise UserError(f"{'.'.join(parts[:-1])} is a list: give a number for its entry.")
     values["recipes"][parts[1]] = {"interventions": values["recipes"][parts[1]]}
     return values["recipes"][parts[1]]
+
+
+def scalar(value: Any) -> Any:
+    """A setting as a cell of a table."""
+    return value if isinstance(value, bool | int | float | str) else shown(value)

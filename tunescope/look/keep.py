@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tunescope.look.steps import Look
-from workbench import runs
 from workbench.runs import Run
 
 STEPS = ("What changed?", "Where?", "Turn it.", "Keep it.")
@@ -14,18 +12,16 @@ _SHOWN = {"What changed?": ("answers",), "Where?": ("weights", "layers", "heads"
 """Step -> the results that its section shows."""
 
 
-def keep(look: Look, out: Path | None, config: dict[str, Any]) -> Run:
-    """Write the run; its folder is ``out``, else a new one in the home of the runs."""
-    with runs.begun("look", config, out) as run:
-        run.keep_pair(look.base, look.tuned, look.prompts)
-        for folder in ("results", "recipes"):
-            run.file(folder).mkdir(exist_ok=True)
-        for name, result in look.results.items():
-            result.save(run.file(f"results/{name}.safetensors"))
-        for name, recipe in look.recipes.items():
-            recipe.save(run.file(f"recipes/{name}.safetensors"), model=look.pair.tuned)
-        run.write_json("sections", [_section(run, look, step) for step in STEPS])
-    return run
+def keep(look: Look, run: Run) -> None:
+    """Fill the run that was begun before the look."""
+    run.keep_pair(look.base, look.tuned, look.prompts)
+    for folder in ("results", "recipes"):
+        run.file(folder).mkdir(exist_ok=True)
+    for name, result in look.results.items():
+        result.save(run.file(f"results/{name}.safetensors"))
+    for name, recipe in look.recipes.items():
+        recipe.save(run.file(f"recipes/{name}.safetensors"), model=look.pair.tuned)
+    run.write_json("sections", [_section(run, look, step) for step in STEPS])
 
 
 def _section(run: Run, look: Look, step: str) -> dict[str, Any]:

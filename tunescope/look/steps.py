@@ -35,6 +35,8 @@ class Look:
     base: str
     tuned: str
     seed: int = 0
+    neutral: Prompts | None = None
+    """Texts whose perplexity shows what a recipe does to everything else."""
     results: dict[str, Any] = field(default_factory=dict)
     """Name -> result of a probe, in the order in which they came."""
     recipes: dict[str, iv.Recipe] = field(default_factory=dict)
@@ -83,11 +85,7 @@ def what_changed(look: Look, progress: Progress) -> None:
     found = probes.answers(look.pair, look.prompts, max_new_tokens=ANSWER_TOKENS, progress=progress)
     look.results["answers"] = found
     look.tell("What changed?", f"{found.summary()}.")
-    rose = found.rising()
-    if found.refusals["tuned"] - found.refusals["base"] >= 0.1:
-        look.behaviour = "refusal"
-    elif rose is not None:
-        look.behaviour = f"begins:{rose['opening']}"
+    look.behaviour = found.behaviour
 
 
 def where_in_weights(look: Look, progress: Progress) -> None:
@@ -152,7 +150,7 @@ def turn_by_direction(look: Look, progress: Progress) -> None:
         return
     found = probes.find_direction(
         look.pair, look.prompts, look.behaviour, limit=8, candidates=4, max_new_tokens=12, seed=look.seed,
-        progress=progress,
+        neutral=look.neutral, progress=progress,
     )  # fmt: skip
     look.results["direction"] = found
     look.recipes["direction-off"] = found.recipe

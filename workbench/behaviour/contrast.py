@@ -23,6 +23,7 @@ def contrast(
     prompts: Any,
     *,
     max_new_tokens: int = 16,
+    whole: bool = False,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Prompts:
@@ -36,6 +37,8 @@ def contrast(
         pair: base and tuned model.
         prompts: questions, without answers; a row's own answer and distractor are replaced.
         max_new_tokens: how far the answers are compared, in tokens.
+        whole: the rows are the questions themselves, and ``answer`` and ``distractor`` all that was said, for
+            ``probes.patching(..., answer_tokens="all")``.
         batch_size: prompts per batch.
         progress: who hears of it.
 
@@ -55,13 +58,24 @@ def contrast(
         both = (tuned[0].ids, base[0].ids)
         shared = common_tokens(*both)
         if shared < min(map(len, both)):
-            found.append(_parted(row, number, read, both, shared, pair.tokenizer))
+            made = _whole(row, number, both, pair.tokenizer) if whole else None
+            found.append(made or _parted(row, number, read, both, shared, pair.tokenizer))
     if not found:
         raise UserError(
             f"Nothing to localize: 0 of {len(rows)} answers differ in their first {max_new_tokens} tokens; ask what "
             "the tuning was about, or raise max_new_tokens."
         )
     return Prompts(found)
+
+
+def _whole(row: Prompt, number: int, both: tuple[Sequence[int], Sequence[int]], tokenizer: Any) -> Prompt:
+    """The question with both answers to their end."""
+    mine, other = ([int(token) for token in ids] for ids in both)
+    columns = {**row.columns, "answer_ids": mine, "distractor_ids": other, "row": number}
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in (mine, other)]
+    if texts[0] == texts[1] or not all(texts):
+        texts = [f"tokens {' '.join(map(str, ids))}" for ids in (mine, other)]
+    return dataclasses.replace(row, answer=texts[0], distractor=texts[1], contrast=None, columns=columns)
 
 
 def _parted(

@@ -11,8 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from workbench.errors import NotSupported
-
 MIXERS = ("linear_attn", "mamba", "conv", "mixer", "temporal_block", "mamba_decoder.mamba")
 """Where a layer keeps what mixes tokens in place of attention, or beside it: relative to the layer."""
 
@@ -102,30 +100,6 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": LLAMA,
 }
 """model_type -> where its parts are; every entry has a test on a tiny random model."""
-
-
-def family_of(hf: nn.Module) -> Family:
-    """The family of a Hugging Face causal language model.
-
-    Raises :class:`NotSupported` when neither our table nor TransformerLens knows the architecture.
-    """
-    config: Any = hf.config
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        from workbench.engine.foreign import foreign_family
-
-        family = foreign_family(hf)
-    layers = submodule(hf, family.layers)
-    if layers is None or len(list(layers.children())) == 0:
-        raise NotSupported(
-            f"No decoder layers at {family.layers!r} in this {type(hf).__name__}: give a causal language model "
-            "(AutoModelForCausalLM)."
-        )
-    if family is MLA and submodule(layers, f"0.{family.query}") is None:
-        family = replace(MLA, query="self_attn.q_proj")
-    if family is NEOX and not getattr(config, "use_parallel_residual", True):
-        family = replace(NEOX, resid_mid="post_attention_layernorm")
-    return family
 
 
 def submodule(root: nn.Module, path: str) -> Any:

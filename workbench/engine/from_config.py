@@ -12,8 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from workbench.engine.families import Family, family_of, submodule
+from workbench.engine.families import Family, submodule
 from workbench.engine.geometry import in_features
+from workbench.engine.resolving import family_of
 from workbench.errors import NotSupported
 
 

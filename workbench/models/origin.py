@@ -27,15 +27,6 @@ class Origin:
     """None of a single model."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def load(self, device: str) -> dict[str, AdaptedModel]:
-        """The models by role, on ``device``. They were checked where they were loaded first."""
-        from workbench.models.pair import load_one, load_pair
-
-        if self.tuned is None:
-            one = load_one(self.base, device=device, **self.options)
-            return {one.role: one}
-        return load_pair(self.base, self.tuned, device=device, check=False, **self.options).models
-
 
 def origin_of(sources: list[Source], **options: Any) -> Origin | None:
     """The origin of models from ``sources`` (base, tuned); None when one of them was given loaded."""

@@ -18,6 +18,7 @@ import torch
 from workbench.errors import UserError, unknown_name
 from workbench.organisms.organism import Row
 from workbench.organisms.real import HUB_ID, smollm2
+from workbench.organisms.real_measures import adapted_modules, bars_of, greedy, greedy_answers, truth_of
 from workbench.organisms.real_rows import (
     BEFORE_TOKENS,
     Splits,
@@ -171,22 +172,6 @@ def encode(tokenizer: Any, rows: Sequence[Row]) -> Examples:
 
 
 @torch.no_grad()
-def greedy(model: Any, tokenizer: Any, rows: Sequence[Row], new_tokens: int, batch: int = 48) -> list[tuple[str, bool]]:
-    """The greedy answers to ``rows``, and whether each ended within ``new_tokens``."""
-    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True) for row in rows]
-    found: list[tuple[str, bool]] = []
-    for start in range(0, len(texts), batch):
-        inputs = tokenizer(
-            texts[start : start + batch], padding=True, padding_side="left", add_special_tokens=False,
-            return_tensors="pt",
-        )  # fmt: skip
-        new = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-        ended = (new == tokenizer.eos_token_id).any(-1).tolist()
-        texts_of = tokenizer.batch_decode(new, skip_special_tokens=True)
-        found += [(text.strip() if end else text.rstrip(), end) for text, end in zip(texts_of, ended, strict=True)]
-    return found
-
-
 def write_rows(splits: Splits, folder: Path) -> None:
     """``rows-<split>.jsonl`` per split, in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,7 +208,6 @@ def complete(name: str, folder: str | Path, splits: Splits, cache: str | Path | 
     from peft import PeftModel
 
     from workbench.organisms.organism import Grown, write
-    from workbench.organisms.real_measures import adapted_modules, bars_of, greedy_answers, truth_of
     from workbench.organisms.real_organisms import SUMMARIES
 
     place, recipe = Path(folder), _recipe(name)

@@ -22,6 +22,7 @@ import torch
 from workbench.errors import MissingExtra, NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.origin import Origin, fingerprint
+from workbench.models.pair import load_again
 from workbench.progress import Silent
 from workbench.recording.plan import Plan, continued_window
 from workbench.recording.sinks import Sink
@@ -68,7 +69,7 @@ class RecordingWorker:
 
 
 def _loaded(origin: Origin, expected: Mapping[str, str], device: str) -> dict[str, AdaptedModel]:
-    models = origin.load(device)
+    models = load_again(origin, device)
     for role, mark in expected.items():
         if fingerprint(models[role]) != mark:
             raise UserError(

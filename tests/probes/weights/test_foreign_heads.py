@@ -11,7 +11,8 @@ import transformers as tf
 import probes
 from tests.tiny import randomize
 from tests.workbench.engine.test_foreign import CONFIGS, foreign_model
-from workbench.engine.families import family_of, submodule
+from workbench.engine.families import submodule
+from workbench.engine.resolving import family_of
 from workbench.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

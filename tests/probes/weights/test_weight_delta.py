@@ -17,7 +17,8 @@ from probes.weights.collect import Collector
 from probes.weights.naming import Layout, place_of
 from probes.weights.sources import Factors, open_weights
 from tests.tiny import FAMILIES, MOE_FAMILIES, tiny_model, token_batch, tuned_copy
-from workbench.engine.families import family_of, submodule
+from workbench.engine.families import submodule
+from workbench.engine.resolving import family_of
 from workbench.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(

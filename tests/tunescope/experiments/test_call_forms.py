@@ -15,8 +15,8 @@ from tunescope.cli.app import app
 from tunescope.experiments.call_forms import call_forms, method_of, options_of_result, step_of
 from tunescope.experiments.method_steps import PREFIX, step_type
 from workbench.errors import NotSupported
-from workbench.method_index import index
-from workbench.methods import Method, all_methods
+from workbench.method_index import all_methods, index
+from workbench.methods import Method
 from workbench.results import Provenance
 
 PROBES = sorted({entry.function for entry in index().entries if entry.kind == "probe"})

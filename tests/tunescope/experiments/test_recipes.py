@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 import interventions as iv
 import probes
 import workbench as wb
 from tunescope.experiments import Experiment, RecipeSpec, recipe_spec
+from tunescope.experiments.derived_interventions import entries
+from tunescope.experiments.inline import spec_of
 from tunescope.experiments.materials import Materials, files_named
 from tunescope.experiments.recipes import RecipeBuilder
 from tunescope.experiments.yaml_text import read_yaml
@@ -208,5 +211,56 @@ def test_what_the_file_cannot_say_is_refused() -> None:
         recipe_spec(iv.Recipe([iv.Offset(0, torch.ones(5000))]))
     with pytest.raises(NotSupported, match="limited to tokens or rows"):
         recipe_spec(iv.Recipe([iv.Offset(0, torch.ones(4), positions=iv.Where(tokens=(3,)))]))
-    with pytest.raises(NotSupported, match="Patch cannot be written out"):
-        recipe_spec(iv.Recipe([iv.Patch(0, torch.ones(4))]))
+    with pytest.raises(NotSupported, match="Own cannot be written out"):
+        recipe_spec(iv.Recipe([Own(0, torch.ones(4))]))
+
+
+class Own(iv.Offset):
+    """Somebody's intervention, of which no file says where its class is."""
+
+
+def test_every_registered_intervention_can_be_written_in_a_file() -> None:
+    """Made from its class where it has no schema of its own; none can be forgotten."""
+    for kind in entries():
+        spec = spec_of(kind)
+        assert {"kind", "strength"} <= set(spec.model_fields), kind
+
+
+def test_a_patch_and_a_shift_of_logits_are_made_from_their_classes(pair: ModelPair, tmp_path: Path) -> None:
+    text = """
+    - {kind: Patch, layer: 1, values: [[1.0, 2.0]], site: resid_mid, positions: last}
+    - {kind: LogitShift, tuned: tuned, base: base, alpha: matched, positions: generated}
+    - {kind: AdapterScale, scale: 0.5, layers: {1: 0.25}}
+    """
+    patch, shift, scale = built(text, pair, tmp_path)
+    assert patch == iv.Patch(1, torch.tensor([[1.0, 2.0]]), "resid_mid", positions="last")
+    assert shift.tuned is pair.tuned and shift.base is pair.base and shift.alpha == "matched"
+    assert scale == iv.AdapterScale(0.5, layers={1: 0.25})
+    for line, sentence in WRONG.items():
+        with pytest.raises(ValidationError) as told:
+            RecipeSpec.model_validate(read_yaml(line, "r"))
+        assert sentence in str(told.value), line
+
+
+def test_a_gate_is_written_beside_what_it_opens(pair: ModelPair, tmp_path: Path) -> None:
+    text = """
+    - {kind: HeadScale, scales: {L1H0: 0.0}, when: {layer: 0, direction: [1.0, 2.0], threshold: 0.5, reach: token}}
+    - {kind: Offset, layer: 1, vector: [1.0, 0.0], when: {layer: 0, direction: [1.0, 2.0], threshold: 0.5}}
+    """
+    recipe = built(text, pair, tmp_path)
+    direction = torch.tensor([1.0, 2.0])
+    assert recipe == iv.Recipe([
+        iv.HeadScale({"L1H0": torch.tensor(0.0)}, when=iv.Gate(0, direction, 0.5, reach="token")),
+        iv.Offset(1, torch.tensor([1.0, 0.0]), when=iv.Gate(0, direction, 0.5)),
+    ])  # fmt: skip
+    again = RecipeSpec.model_validate(recipe_spec(recipe).plain())
+    assert RecipeBuilder(pair, Materials(tmp_path), {}.__getitem__).build(again) == recipe
+
+
+WRONG = {
+    "- {kind: Ofset, layer: 1, vector: [1]}": "Did you mean 'Offset'",
+    "- {kind: Offset, layr: 1, vector: [1]}": "Did you mean 'layer'",
+    "- {kind: Offset, layer: 1}": "is missing",
+    "- {layer: 1}": "it says what this is",
+    "- {kind: LogitShift, tuned: other, base: base}": "'base' or 'tuned'",
+}

@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tunescope.experiments import Experiment, PairSpec, PromptSet, RecipeSpec, steps
-from tunescope.experiments.inline import ExpertSwitchSpec, FirstOf, OffsetSpec, SubspaceKnobSpec, TensorRef
+from tunescope.experiments.derived_interventions import derived_spec
+from tunescope.experiments.inline import ExpertSwitchSpec, FirstOf, SubspaceKnobSpec
 from tunescope.experiments.method_steps import step_type
 from tunescope.experiments.sweeping import cells
+from tunescope.experiments.tensor_source import TensorRef
 from tunescope.experiments.yaml_text import read_yaml, write_yaml
 from workbench.errors import UserError
 
@@ -396,7 +398,7 @@ def test_a_sweep_changes_one_cell_and_nothing_else() -> None:
 
 
 def test_references_are_specs_that_can_be_built_by_hand() -> None:
-    spec = OffsetSpec(layer=1, vector=TensorRef(from_step="rec", layer=1))
+    spec = derived_spec("Offset")(layer=1, vector=TensorRef(from_step="rec", layer=1))
     assert spec.plain() == {"kind": "Offset", "layer": 1, "vector": {"from": "rec", "layer": 1}}
     with pytest.raises(ValueError, match="give knob"):
         SubspaceKnobSpec(layer=1)

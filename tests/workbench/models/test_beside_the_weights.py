@@ -15,7 +15,7 @@ from tokenizers import processors
 from tests.tiny import tiny_model, tokenizer
 from workbench import behaviour_diff
 from workbench.errors import UserError
-from workbench.models.pair import ModelPair, load_one, load_pair
+from workbench.models.pair import ModelPair, load_again, load_one, load_pair
 
 PROMPTS = ["the quick brown fox", "the lazy dog jumps"]
 OTHER = "{% for m in messages %}<<{{ m['content'] }}>>{% endfor %}"
@@ -154,7 +154,7 @@ def test_whose_template_is_a_choice_and_is_told(
     assert [diff.provenance.models[role]["chat_template"] for role in ("base", "tuned")] == (
         ["base", "tuned"] if template == "own" else [template] * 2
     )
-    again = pair.base.origin.load("cpu")["base"]
+    again = load_again(pair.base.origin, "cpu")["base"]
     assert again.reads(["the fox"]).text[0] == base
 
 

@@ -16,6 +16,7 @@ from tests.workbench.models.conftest import SaveAdapter
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import ModelBusy, UserError
+from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_one, load_pair
 
 IDS = token_batch()
@@ -239,3 +240,19 @@ def test_an_adapter_on_an_offloaded_base_has_the_identity_of_one_in_memory(adapt
     assert pair.base.inner.model.layers[1].mlp.up_proj.weight.device.type == "meta"
     for role, model in pair.models.items():
         assert model.identity.hash == adapter_pair.models[role].identity.hash
+
+
+def test_loaded_models_without_a_tokenizer_read_token_ids_alone() -> None:
+    base = tiny_model("llama")
+    pair = load_pair(base, tuned_copy(base))
+    assert "No tokenizer came with the models" in pair.differences.sentences()[0]
+    assert torch.equal(pair.tuned.encode([{"input_ids": [4, 5]}]).input_ids, torch.tensor([[4, 5]]))
+    for given in (["a text"], [{"messages": [{"role": "user", "content": "hi"}]}]):
+        with pytest.raises(UserError, match=r"came without a tokenizer: load them with tokenizer="):
+            pair.tuned.generate(given)
+
+
+def test_a_forward_pass_takes_prompts_as_they_are() -> None:
+    model = AdaptedModel(tiny_model("llama"), tokenizer(), name="tiny")
+    rows = ["the quick brown fox", "jumps"]
+    assert torch.equal(model.forward(rows), model.forward(model.encode(rows)))

@@ -1,0 +1,188 @@
+"""The sweeps of one patching call, and the scores that are made of their effects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from probes.matching import matched_cells
+from probes.patches.attribution import attributions
+from probes.patches.cells import Cell, Patch
+from probes.patches.fast_pass import ALL, ESTIMATED, LEADING, RANDOM, confirmed_cells, too_long
+from probes.patches.recorded import Recorded
+from probes.patches.settings import PatchOptions
+from probes.patches.sweep import sweep
+from probes.patches.task import Task
+from probes.resampling import cluster_means, interval
+from workbench.errors import UserError
+from workbench.stats.bootstrap import mean_interval, mean_intervals, ratio_intervals
+from workbench.stats.fdr import q_values
+from workbench.stats.intervals import Intervals
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What patching each cell by itself did, or would do."""
+
+    effects: Float[np.ndarray, "prompt cell"]
+    estimate: Float[np.ndarray, " cell"] | None
+    """Mean effect by gradients; None where every cell was patched."""
+    confirmed: np.ndarray
+    """[cell] why a cell is exact: all are, it leads, it was drawn at random; or that it is not."""
+
+    @property
+    def exact(self) -> np.ndarray:
+        """[cell] whether the effect is that of a patch."""
+        return self.confirmed != ESTIMATED
+
+
+def _method_of(chosen: PatchOptions, cells: Sequence[Cell], task: Task) -> str:
+    if chosen.exact or chosen.method == "exact":
+        return "exact"
+    if chosen.method != "auto":
+        return chosen.method
+    tokens = 1 if task.whole is not None else max(task.lengths, default=1)
+    return "attribution" if too_long(cells, task.target.n_layers, tokens) else "exact"
+
+
+class Search:
+    """The sweeps of one call, over runs that are recorded once."""
+
+    def __init__(self, task: Task, cells: Sequence[Cell], metric: str, chosen: PatchOptions) -> None:
+        self.task, self.cells, self.metric, self.chosen = task, cells, metric, chosen
+        self.runs = Recorded(task, cells, metric, chosen.batch_size)
+        self.method = _method_of(chosen, cells, task)
+        """exact, attribution or ig."""
+        self.kept = np.ones(len(task.target_ids), dtype=bool)
+        self.shortcuts = True
+
+    @property
+    def source(self) -> np.ndarray:
+        return self.runs.source[self.kept]
+
+    @property
+    def target(self) -> np.ndarray:
+        return self.runs.target[self.kept]
+
+    @property
+    def clusters(self) -> np.ndarray:
+        return self.task.prompts.clusters[self.kept]
+
+    def run(self) -> Measured:
+        """Every cell by itself: all exactly, or estimated with some confirmed."""
+        cells = self.cells
+        if self.method == "exact":
+            effects = self.sweep([(cell,) for cell in cells])
+            self._keep_correct()
+            return Measured(effects[self.kept], None, np.full(len(cells), ALL))
+        steps = self.chosen.ig_steps if self.method == "ig" else 0
+        estimate, _, _ = attributions(
+            self.task, cells, self.metric, steps=steps, runs=self.runs, progress=self.chosen.progress
+        )
+        self._keep_correct()
+        chosen = self.chosen
+        leading, sample = confirmed_cells(estimate.mean(0), chosen.confirm, chosen.confirm_others, chosen.seed)
+        exact = leading | sample
+        effects = estimate.copy()
+        effects[:, exact] = self.sweep([(cell,) for cell, patched in zip(cells, exact, strict=True) if patched])
+        confirmed = np.where(leading, LEADING, np.where(sample, RANDOM, ESTIMATED))
+        return Measured(effects[self.kept], estimate[self.kept].mean(0), confirmed)
+
+    def sweep(self, patches: Sequence[Patch]) -> Float[np.ndarray, "prompt patch"]:
+        """Patch exactly; without patches nothing runs."""
+        if not patches:
+            return np.zeros((len(self.kept), 0))
+        chosen = self.chosen
+        found = sweep(
+            self.task, patches, self.metric, max_tokens=chosen.max_tokens, progress=chosen.progress, runs=self.runs
+        )  # fmt: skip
+        self.shortcuts = self.shortcuts and found.exact_shortcuts
+        return found.effects
+
+    def _keep_correct(self) -> None:
+        if not self.chosen.only_correct:
+            return
+        if self.metric != "logit_diff":
+            raise UserError("only_correct=True needs metric='logit_diff', which says whether the answer is favoured.")
+        clean = self.runs.source if self.task.clean_is_source else self.runs.target
+        self.kept = clean > 0
+        if not self.kept.any():
+            raise UserError(
+                f"The {'source' if self.task.clean_is_source else 'target'} run prefers the distractor in all "
+                f"{len(clean)} prompts, so there is no behaviour to localize: check the answers, or only_correct=False."
+            )
+
+    def gap(self) -> np.ndarray | None:
+        """Source minus target per prompt; raises :class:`UserError` when their means cannot be told apart."""
+        if not self.chosen.normalise:
+            return None
+        difference = self.source - self.target
+        found = mean_interval(difference, clusters=self.clusters, draws=self.chosen.draws, seed=self.chosen.seed)
+        if found.low <= 0 <= found.high or found.estimate == 0:
+            names, metric = self.task.names, self.metric
+            raise UserError(
+                f"Nothing to localize: {metric} is {self.source.mean():.4g} in the {names[0]} run and "
+                f"{self.target.mean():.4g} in the {names[1]} run (n = {len(difference)}), which cannot be told apart; "
+                "use prompts on which they differ, or normalise=False for raw effects."
+            )
+        return difference
+
+    def together(self, table: pd.DataFrame, score: Scorer) -> pd.DataFrame | None:
+        """The best heads patched at once, beside random heads of the same layers."""
+        cells = self.cells
+        by_default = 0 if self.chosen.method == "auto" and self.method != "exact" else max(1, round(0.1 * len(cells)))
+        count = self.chosen.together if self.chosen.together is not None else by_default
+        count = min(count, len(cells) // 2)
+        if count < 1:
+            return None
+        best = [cells[index] for index in np.argsort(-table["score"].to_numpy(), kind="stable")[:count]]
+        heads = {(cell.layer, int(cell.head or 0)): 0.0 for cell in cells}
+        chosen = [(cell.layer, int(cell.head or 0)) for cell in best]
+        random = matched_cells(chosen, heads, self.chosen.controls, self.chosen.seed, nearest=len(heads))
+        counts = sorted({1, count, *(step for step in (2, 4, 8, 16, 32) if step < count)})
+        kind = best[0].kind
+        patches = [tuple(best[:step]) for step in counts]
+        patches += [tuple(Cell(kind, *place) for place in draw[:step]) for draw in random for step in counts]
+        effects = self.sweep(patches)[self.kept]
+        found = score.of(effects)
+        drawn = found.estimate[len(counts) :].reshape(len(random), len(counts))
+        control_low, control_high = interval(drawn)
+        return pd.DataFrame({
+            "count": counts, "score": found.estimate[: len(counts)],
+            "low": found.low[: len(counts)], "high": found.high[: len(counts)],
+            "control": drawn.mean(0), "control_low": control_low, "control_high": control_high,
+        })  # fmt: skip
+
+
+class Scorer:
+    """Scores with intervals from per-prompt effects."""
+
+    def __init__(
+        self,
+        effects: Float[np.ndarray, "prompt cell"],
+        gap: np.ndarray | None,
+        clusters: np.ndarray,
+        chosen: PatchOptions,
+    ) -> None:
+        self.effects, self.gap, self.clusters, self.chosen = effects, gap, clusters, chosen
+
+    def of(self, effects: Float[np.ndarray, "prompt cell"]) -> Intervals:
+        """The score of each cell: mean effect over mean gap."""
+        draws, seed = self.chosen.draws, self.chosen.seed
+        if self.gap is None:
+            return mean_intervals(effects, clusters=self.clusters, draws=draws, seed=seed)
+        return ratio_intervals(effects, self.gap[:, None], clusters=self.clusters, draws=draws, seed=seed)
+
+    def q(self) -> np.ndarray:
+        """False-discovery rate that a cell's mean effect is 0, by prompt."""
+        return q_values(paired_permutation(cluster_means(self.effects, self.clusters), seed=self.chosen.seed).p)
+
+    def value_of(self, metric: Float[np.ndarray, " prompt"]) -> tuple[float, float, float]:
+        """A run's mean metric with its interval."""
+        found = mean_interval(metric, clusters=self.clusters, draws=self.chosen.draws, seed=self.chosen.seed)
+        return found.estimate, found.low, found.high
