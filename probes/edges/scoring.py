@@ -62,7 +62,7 @@ def edge_scores(graph: Graph, task: Task, steps: int, batch_size: int, bar: Prog
 
 
 def exact_scores(graph: Graph, task: Task, batch_size: int, bar: Progress) -> EdgeScores:
-    """What the metric loses when one edge alone carries what its sender writes on the contrast: a forward pass per edge.
+    """What the metric loses when one edge alone carries what its sender writes on the contrast, edge by edge.
 
     ``control``: what senders write on the contrast of another prompt.
     """

@@ -84,7 +84,10 @@ def test_base_against_itself_has_no_edge_of_its_own(tmp_path: Path) -> None:
 
 
 def test_whole_circuits_are_faithful_and_the_change_is_rebuilt_by_all_edges() -> None:
-    found = edge_attribution(pair(), rows(3), steps=1, curve=True, controls=1, draws=50)
+    base, tuned = tiny_model("llama"), tiny_model("llama")
+    torch.nn.init.normal_(tuned.model.layers[1].mlp.down_proj.weight, std=0.3)  # inside a block: edges can carry it
+    both = load_pair(base, tuned, tokenizer=tokenizer(), check=False)
+    found = edge_attribution(both, rows(3), steps=1, curve=True, controls=1, draws=50)
     assert found.curve is not None and found.areas is not None
     whole = found.curve[found.curve["share"] == 1.0]
     assert set(whole["model"]) == {"base", "tuned", "change"}
