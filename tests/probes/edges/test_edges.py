@@ -39,7 +39,7 @@ def rows(n: int = 8) -> Prompts:
 def calls_of_edge_attribution() -> Calls:
     given = {"subject": pair(), "prompts": rows(3), "steps": 2, "curve": True, "kept": 40, "least": 0.1, "controls": 1,
              "batch_size": 2, "draws": 50, "seed": 3}  # fmt: skip
-    return Calls([{**given, "method": "exact"}])
+    return Calls([given, {**given, "prompts": rows(2), "method": "exact", "curve": False}])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
