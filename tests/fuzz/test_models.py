@@ -18,13 +18,18 @@ import probes
 import workbench as wb
 from interventions.exchange.control_vectors import to_gguf
 from interventions.exchange.reading import load_recipe
-from tests.fuzz.test_files import EFFORTS, VALUES, answered, changed, dumped
+from tests.fuzz.test_files import EFFORTS, LONG, QUICK, VALUES, answered, changed, dumped
 from tests.gguf_made import write_gguf
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.recording.recording import Recording
 from workbench.results import Result
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+FOLDERS = [
+    pytest.param(settings(QUICK, max_examples=15), id="quick"),
+    pytest.param(settings(LONG, max_examples=200), id="long", marks=pytest.mark.slow),
+]
+"""Each input is two loads of a model."""
 
 
 def small(**sizes: Any) -> Any:
@@ -60,7 +65,7 @@ def test_damaged_gguf_control_vectors(tmp_path: Path, effort: settings) -> None:
     check()
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("effort", FOLDERS)
 def test_model_folders(tmp_path: Path, effort: settings) -> None:
     base = small()
     for name, model in {"base": base, "tuned": tuned_copy(base)}.items():
@@ -84,7 +89,7 @@ def test_model_folders(tmp_path: Path, effort: settings) -> None:
     check()
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("effort", FOLDERS)
 def test_adapter_folders(tmp_path: Path, effort: settings) -> None:
     small().save_pretrained(tmp_path / "base")
     tokenizer().save_pretrained(tmp_path / "base")
