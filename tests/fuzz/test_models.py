@@ -118,7 +118,7 @@ def test_results_and_recordings(tmp_path: Path, effort: settings) -> None:
     base = small()
     pair = wb.load_pair(base, tuned_copy(base), tokenizer=tokenizer())
     result = probes.weight_delta(pair).save(tmp_path / "result.safetensors")
-    wb.record(pair, ["the quick", "a dog"], ["resid_post"], out=tmp_path / "store")
+    wb.record(pair, ["the quick", "a dog"], ["resid_post"], store=tmp_path / "store")
     stored = sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file())
 
     @effort
