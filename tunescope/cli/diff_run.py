@@ -286,13 +286,14 @@ def _bench(asked: Asked, files: Files, progress: Progress) -> Bench:
 
 
 def _recipes(paths: Sequence[Path]) -> dict[str, Recipe]:
-    from interventions.exchange.reading import load_recipe
+    from interventions.exchange.reading import load_recipe, recipe_name
 
     found: dict[str, Recipe] = {}
     for path in paths:
-        if path.stem in found:
-            raise UserError(f"Two recipes are called {path.stem!r}: rename one of the files.")
-        found[path.stem] = load_recipe(path)
+        name = recipe_name(path)
+        if name in found:
+            raise UserError(f"Two recipes are called {name!r}: rename one of the files.")
+        found[name] = load_recipe(path)
     return found
 
 

@@ -1,4 +1,4 @@
-"""``tunescope recipe show|check|export|certify``."""
+"""``tunescope recipe show|check|export|certify``, and the book of named recipes: ``book|keep|drop``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-File = Annotated[Path, typer.Argument(help="The recipe: a .safetensors file, or a .gguf control vector.")]
+File = Annotated[Path, typer.Argument(help="A recipe file, a .gguf control vector, or a line such as 0.5*formal.")]
 Model = Annotated[str, typer.Argument(help="The model: a folder or a hub id. With --tuned, the base.")]
 Tuned = Annotated[str | None, typer.Option(help="The fine-tuned model or adapter; the recipe is then for it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
@@ -103,7 +103,7 @@ def certify_command(  # noqa: PLR0913 (one parameter per option)
 ) -> None:
     """Run the same prompts through our engine and through what was exported; exit code 1 where they do not agree.
 
-    Example, offline:  tunescope recipe certify offset.safetensors baked --model ./base --prompts questions.jsonl
+    Example, offline:  tunescope recipe certify bias.safetensors baked --model ./base --prompts p.jsonl
     """
     from interventions.exchange.certificate import certify, target_kind
     from interventions.exchange.reading import load_recipe
@@ -119,6 +119,54 @@ def certify_command(  # noqa: PLR0913 (one parameter per option)
     emit({"recipe": str(file), "export": str(target), **found.to_dict(), "says": found.summary()}, as_json)
     if not found.holds:
         raise typer.Exit(1)
+
+
+Book = Annotated[
+    Path | None, typer.Option("--book", help="The book's folder; default: $TUNESCOPE_BOOK, else ./recipes.")
+]
+Name = Annotated[str, typer.Argument(help="The name that lines are written with, as in 0.5*formal.")]
+
+
+@app.command("book")
+def book_command(book: Book = None, as_json: AsJson = False) -> None:
+    """List the named recipes of the workspace's book, with which lines such as 0.5*formal are written.
+
+    Example, offline:  tunescope recipe book
+    """
+    from interventions.recipe_book import RecipeBook
+    from tunescope.cli.output import emit
+
+    held = RecipeBook(book)
+    rows = [{"name": name, "does": "; ".join(map(repr, recipe))} for name, recipe in held.items()]
+    emit({"book": str(held.folder), "recipes": rows}, as_json, rows, title=f"{held.folder}: {len(rows)} recipes")
+
+
+@app.command("keep")
+def keep_command(name: Name, recipe: File, book: Book = None, as_json: AsJson = False) -> None:
+    """Keep a recipe in the book under a name; it may itself be a line of other names.
+
+    Example, offline:  tunescope recipe keep formal offset.safetensors
+    """
+    from interventions.exchange.reading import load_recipe
+    from interventions.recipe_book import RecipeBook
+    from tunescope.cli.output import emit
+
+    held = RecipeBook(book)
+    written = held.keep(name, load_recipe(recipe, held))
+    emit({"name": name, "written": str(written)}, as_json)
+
+
+@app.command("drop")
+def drop_command(name: Name, book: Book = None, as_json: AsJson = False) -> None:
+    """Delete a recipe from the book.
+
+    Example, offline:  tunescope recipe drop formal
+    """
+    from interventions.recipe_book import RecipeBook
+    from tunescope.cli.output import emit
+
+    RecipeBook(book).drop(name)
+    emit({"dropped": name}, as_json)
 
 
 def _export(recipe: Recipe, side: AdaptedModel, to: str, out: Path) -> Path:
