@@ -50,8 +50,12 @@ from interventions.trace import Trace as Trace
 from interventions.training.ablated import ablated_training as ablated_training
 from interventions.training.ablated import caft_finetune as caft_finetune
 from interventions.training.ablated import random_directions as random_directions
+from interventions.training.anchored import anchored_finetune as anchored_finetune
+from interventions.training.editing import edit_facts as edit_facts
+from interventions.training.masked import masked_finetune as masked_finetune
 from interventions.training.offsets import train_offsets as train_offsets
 from interventions.training.scales import train_head_scales as train_head_scales
+from interventions.training.sensitive import sensitive_finetune as sensitive_finetune
 from interventions.training.trainer import Schedule as Schedule
 from interventions.voice_reader import Voice as Voice
 from interventions.weightspace.adapter_scale import AdapterScale as AdapterScale
@@ -111,12 +115,14 @@ __all__ = [
     "Voice",
     "Where",
     "ablated_training",
+    "anchored_finetune",
     "bake",
     "baked",
     "caft_finetune",
     "certify",
     "dare",
     "dose",
+    "edit_facts",
     "from_gguf",
     "from_steering_vectors",
     "from_tensors",
@@ -127,6 +133,7 @@ __all__ = [
     "load_recipe",
     "lora_bank",
     "lora_factors",
+    "masked_finetune",
     "mean_norm",
     "model_stock",
     "per_row",
@@ -134,6 +141,7 @@ __all__ = [
     "recipe_from_text",
     "record_run",
     "row_mask",
+    "sensitive_finetune",
     "steered_texts",
     "swept",
     "tensor_mask",

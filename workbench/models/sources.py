@@ -17,6 +17,7 @@ _LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tik
 _NEEDS_MORE = {
     "XLORA": "it runs every input twice, first to mix its parts, so a hook would fire twice",
     "POLY": "it needs a task id with every input",
+    "SHADOW": "its layers hand on a second stream beside the model's own, which is at none of the sites",
 }
 
 
