@@ -168,6 +168,7 @@ __all__ = [
     "DomainExperts",
     "EdgeAttribution",
     "EditSites",
+    "EntropySwitching",
     "EffectPanel",
     "EntropySwitching",
     "ErasureVerdict",
