@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 SECONDS = 90
+POLL = 2.0
+"""Seconds between looks at the job: each costs the job a moment."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def begin(subject: Subject, steps: Sequence[str], asked: LookAsked) -> None:
 
 
 def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: Any) -> str:
-    models.warm().wait("models")
+    models.warm().wait("look")
     from tunescope.look.keep import extend
     from workbench.prompts import Prompts
 
@@ -115,7 +117,7 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < SECONDS else f"{seconds / 60:.0f} min"
 
 
-watch = st.fragment(run_every=0.5)(_watched)
+watch = st.fragment(run_every=POLL)(_watched)
 """The running job: its progress, time left and Stop; the page is drawn again when it ends."""
 
 
