@@ -83,8 +83,8 @@ def examine(kind: str) -> Row:
         return Row(kind, "refused", str(error))
     except _BUILDING as error:
         return Row(kind, "refused", f"not in a sentence yet: {type(error).__name__}: {_first_line(error)}")
-    if hub.withheld:
-        lacks = "; ".join(f"`{site}`: {why}" for site, why in sorted(hub.withheld.items()))
+    if withheld := hub.withheld.by_kind():
+        lacks = "; ".join(f"`{site}`: {why}" for site, why in withheld.items())
         return Row(kind, "partly", f"without {lacks}")
     return Row(kind, "resolves", _special(hub))
 

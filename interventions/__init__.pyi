@@ -1,5 +1,7 @@
 # Written by .ci/stubs.py (make stubs) from the package's table of lazy names; do not edit.
 
+from interventions.activation_threshold import ActivationThreshold as ActivationThreshold
+from interventions.adapter_routing import AdapterRouting as AdapterRouting
 from interventions.attention_scale import AttentionScale as AttentionScale
 from interventions.attention_scale import EagerAttentionWarning as EagerAttentionWarning
 from interventions.base import Intervention as Intervention
@@ -9,37 +11,53 @@ from interventions.directions import RankWarning as RankWarning
 from interventions.exchange.adapter import to_adapter as to_adapter
 from interventions.exchange.bake import bake as bake
 from interventions.exchange.bake import baked as baked
+from interventions.exchange.certificate import Certificate as Certificate
+from interventions.exchange.certificate import certify as certify
 from interventions.exchange.control_vectors import from_gguf as from_gguf
 from interventions.exchange.control_vectors import to_gguf as to_gguf
+from interventions.exchange.reading import load_recipe as load_recipe
 from interventions.exchange.vectors import from_steering_vectors as from_steering_vectors
 from interventions.exchange.vectors import from_tensors as from_tensors
 from interventions.expert_switch import ExpertSwitch as ExpertSwitch
 from interventions.gate import Gate as Gate
 from interventions.heads import HeadOffset as HeadOffset
 from interventions.heads import HeadScale as HeadScale
+from interventions.layer_skip import LayerSkip as LayerSkip
+from interventions.logit_fusion import LogitFusion as LogitFusion
+from interventions.logit_mix import LogitMix as LogitMix
 from interventions.logit_shift import LogitShift as LogitShift
 from interventions.logit_shift import VocabularyWarning as VocabularyWarning
 from interventions.norms import mean_norm as mean_norm
 from interventions.offset import Offset as Offset
+from interventions.offset_schedule import OffsetSchedule as OffsetSchedule
 from interventions.one_line import recipe_from_text as recipe_from_text
 from interventions.patch import Patch as Patch
 from interventions.recipe import Recipe as Recipe
 from interventions.recipe import per_row as per_row
+from interventions.recipe_book import RecipeBook as RecipeBook
 from interventions.recipe_file import OtherModelWarning as OtherModelWarning
+from interventions.saved_loras import lora_bank as lora_bank
 from interventions.scope import UnknownPromptWarning as UnknownPromptWarning
+from interventions.sink_handover import SinkHandover as SinkHandover
 from interventions.source_run import Run as Run
 from interventions.source_run import record_run as record_run
 from interventions.subspace_knob import SubspaceKnob as SubspaceKnob
 from interventions.sweep import dose as dose
 from interventions.sweep import steered_texts as steered_texts
 from interventions.sweep import swept as swept
+from interventions.token_rules import TokenRules as TokenRules
 from interventions.trace import Trace as Trace
 from interventions.training.ablated import ablated_training as ablated_training
 from interventions.training.ablated import caft_finetune as caft_finetune
 from interventions.training.ablated import random_directions as random_directions
+from interventions.training.anchored import anchored_finetune as anchored_finetune
+from interventions.training.editing import edit_facts as edit_facts
+from interventions.training.masked import masked_finetune as masked_finetune
 from interventions.training.offsets import train_offsets as train_offsets
 from interventions.training.scales import train_head_scales as train_head_scales
+from interventions.training.sensitive import sensitive_finetune as sensitive_finetune
 from interventions.training.trainer import Schedule as Schedule
+from interventions.voice_reader import Voice as Voice
 from interventions.weightspace.adapter_scale import AdapterScale as AdapterScale
 from interventions.weightspace.graft import Graft as Graft
 from interventions.weightspace.layer_scale import LayerScale as LayerScale
@@ -59,8 +77,11 @@ from interventions.weightspace.task_vector import TaskVector as TaskVector
 from workbench.engine.positions import Where as Where
 
 __all__ = [
+    "ActivationThreshold",
+    "AdapterRouting",
     "AdapterScale",
     "AttentionScale",
+    "Certificate",
     "Clamp",
     "ConceptAblation",
     "EagerAttentionWarning",
@@ -71,26 +92,37 @@ __all__ = [
     "HeadScale",
     "Intervention",
     "LayerScale",
+    "LayerSkip",
+    "LogitFusion",
+    "LogitMix",
     "LogitShift",
     "Offset",
+    "OffsetSchedule",
     "OtherModelWarning",
     "Patch",
     "RankWarning",
     "Recipe",
+    "RecipeBook",
     "Run",
     "Schedule",
+    "SinkHandover",
     "SubspaceKnob",
     "TaskVector",
+    "TokenRules",
     "Trace",
     "UnknownPromptWarning",
     "VocabularyWarning",
+    "Voice",
     "Where",
     "ablated_training",
+    "anchored_finetune",
     "bake",
     "baked",
     "caft_finetune",
+    "certify",
     "dare",
     "dose",
+    "edit_facts",
     "from_gguf",
     "from_steering_vectors",
     "from_tensors",
@@ -98,7 +130,10 @@ __all__ = [
     "head_mask",
     "interpolated",
     "lego",
+    "load_recipe",
+    "lora_bank",
     "lora_factors",
+    "masked_finetune",
     "mean_norm",
     "model_stock",
     "per_row",
@@ -106,6 +141,7 @@ __all__ = [
     "recipe_from_text",
     "record_run",
     "row_mask",
+    "sensitive_finetune",
     "steered_texts",
     "swept",
     "tensor_mask",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -33,6 +34,63 @@ def shifted(
     new = torch.where((amount == 1) & (o == b) & finite, t, new)
     new = new.masked_fill((t == -torch.inf) & torch.isfinite(b) & (amount > 0), -torch.inf)
     return torch.cat([new.to(own.dtype), own[..., width:]], dim=-1)
+
+
+def mixed(
+    current: Float[Tensor, "*place vocab"],
+    own: Float[Tensor, "*place vocab"],
+    voices: Sequence[Tensor],
+    own_weight: float,
+    weights: Sequence[float],
+    amount: float | Tensor,
+) -> Float[Tensor, "*place vocab"]:
+    """``current + amount * ((own_weight - 1) * own + sum of weight * voice)`` over the words that all have.
+
+    ``own`` are the running model's logits before any change, ``current`` those so far. A word that a voice of positive
+    weight rules out (-inf) is ruled out; one that a voice of negative weight rules out is not moved by that voice.
+    """
+    width = min(one.shape[-1] for one in (own, *voices))
+    exact = working(own.dtype)
+    c, o, *rest = (one[..., :width].to(current.device, exact) for one in (current, own, *voices))
+    amount = torch.as_tensor(amount, device=c.device, dtype=exact)
+    total = torch.where(o.isfinite(), o * own_weight, 0.0) if own_weight else torch.zeros_like(o)
+    out = torch.zeros_like(o, dtype=torch.bool)
+    for voice, weight in zip(rest, weights, strict=True):
+        if weight:
+            total = total + torch.where(voice.isfinite(), voice * weight, 0.0)
+            out |= (voice == -torch.inf) & (weight > 0)
+    new = torch.where((amount == 1) & (c == o), total, c + amount * (total - torch.where(o.isfinite(), o, 0.0)))
+    new = new.masked_fill((out & (amount > 0)) | (c == -torch.inf), -torch.inf)
+    return torch.cat([new.to(current.dtype), current[..., width:]], dim=-1)
+
+
+def matched_amounts(
+    own: Float[Tensor, "*place vocab"], experts: Sequence[Tensor], base: Tensor, sweeps: int = 2
+) -> Float[Tensor, "*place expert"]:
+    """For each token one amount of :data:`GRID` per expert, which move ``own`` as far as tuning moved ``base``.
+
+    Dynamic Logits Fusion for several experts: the sum over experts of
+    (KL(fused || own) - KL(expert || base))^2 is made small, one amount after the other, ``sweeps`` times over.
+    """
+    width = min(one.shape[-1] for one in (own, base, *experts))
+    exact = working(own.dtype)
+    o, b = (one[..., :width].to(own.device, exact).log_softmax(-1) for one in (own, base))
+    tuned = [one[..., :width].to(own.device, exact).log_softmax(-1) for one in experts]
+    changes = [torch.where(one.isfinite() & b.isfinite(), one - b, 0.0) for one in tuned]
+    goals = [_divergence(one, b) for one in tuned]
+    grid = torch.tensor(GRID, device=own.device, dtype=exact)
+    amounts = [torch.full_like(goals[0], 1.0 / len(experts)) for _ in experts]
+    for _ in range(1 if len(experts) == 1 else sweeps):
+        for place, change in enumerate(changes):
+            others = o + sum(
+                a[..., None] * c for n, (a, c) in enumerate(zip(amounts, changes, strict=True)) if n != place
+            )
+            missed = []
+            for step in GRID:
+                moved = _divergence((others + step * change).log_softmax(-1), o)
+                missed.append(sum((moved - goal).square() for goal in goals))
+            amounts[place] = grid[torch.stack(missed).argmin(0)]  # type: ignore[arg-type]
+    return torch.stack(amounts, dim=-1)
 
 
 def matched_amount(

@@ -6,26 +6,22 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from threading import get_ident
 from typing import Any, ClassVar
-
-import torch
 
 from interventions.base import Intervention
 from interventions.logit_arithmetic import beyond, implausible, matched_amount, shifted, without
-from interventions.other_models import READING, OtherModel, Reader
+from interventions.logit_hook import UNSHIFTED, LogitHook
+from interventions.other_models import OtherModel, Reader
 from interventions.packing import pack
-from interventions.scope import Scope
 from interventions.strength import Amount, Number, Strength, as_strength, multiplied
 from workbench.engine.context import ForwardContext
 from workbench.engine.positions import PositionSpec, Where, where
-from workbench.errors import NotSupported, UserError
+from workbench.errors import UserError
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
-from workbench.typing import Bool, Tensor
+from workbench.typing import Tensor
 
 MATCHED = "matched"
-_UNSHIFTED = "logits before any shift"
 
 
 class VocabularyWarning(UserWarning):
@@ -71,7 +67,7 @@ class LogitShift(Intervention):
     def __post_init__(self) -> None:
         where(self.positions)
         for name in ("tuned", "base"):
-            object.__setattr__(self, name, _other(getattr(self, name), name))
+            object.__setattr__(self, name, as_other(getattr(self, name), name))
         object.__setattr__(self, "strength", as_strength(self.strength))
         if isinstance(self.alpha, str) and self.alpha != MATCHED:
             raise UserError(f"alpha is {self.alpha!r}: give a number, or 'matched' to have it chosen for every token.")
@@ -95,7 +91,7 @@ class LogitShift(Intervention):
 
         Raises :class:`UserError` when one has other weights than the model that was saved.
         """
-        for name, given in (("tuned", _other(tuned, "tuned")), ("base", _other(base, "base"))):
+        for name, given in (("tuned", as_other(tuned, "tuned")), ("base", as_other(base, "base"))):
             saved = OtherModel.of(getattr(self, name))
             if OtherModel.of(given).identity != saved.identity:
                 raise UserError(
@@ -113,7 +109,7 @@ class LogitShift(Intervention):
                     f"The recipe names its {name} model ({other.name}, {other.identity[:12]}…) but holds no weights: "
                     "load both and apply shift.with_models(tuned=..., base=...)."
                 )
-            _check_words(model, other)
+            check_words(model, other)
 
     @contextmanager
     def entered(self, model: AdaptedModel) -> Iterator[Any]:
@@ -122,13 +118,9 @@ class LogitShift(Intervention):
             with model.active():
                 yield
             return
-        _tell_widths(model, self.tuned, self.base)
-        with model.hooked([]):  # the hub then knows rows and positions of every forward pass
-            handle = model.inner.register_forward_hook(LogitHook(self, model).hook, with_kwargs=True)
-            try:
-                yield
-            finally:
-                handle.remove()
+        tell_widths(model, self.tuned, self.base)
+        with ShiftHook(self, model).on(model):
+            yield
 
     def scaled(self, factor: Number) -> LogitShift:
         """The same with ``factor`` times the strength."""
@@ -144,49 +136,24 @@ class LogitShift(Intervention):
         return pack(values, self.scopes)
 
 
-class LogitHook:
-    """The hook on the running model's output."""
+class ShiftHook(LogitHook):
+    """Reads both models along."""
 
     def __init__(self, shift: LogitShift, model: AdaptedModel) -> None:
-        self.shift, self.hub, self.view = shift, model.hub, model.role
-        self.amount, self.scope = Amount(shift.strength), Scope(shift.positions)
+        super().__init__(shift.positions, model)
+        self.shift, self.amount = shift, Amount(shift.strength)
         self.readers = [self._reader(one, model) for one in (shift.tuned, shift.base)]
 
     def _reader(self, other: AdaptedModel, model: AdaptedModel) -> Reader | None:
         """None for the running model itself, whose logits are there already."""
         return None if other.inner is model.inner and other.role == model.role else Reader(other)
 
-    def hook(self, _module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        ctx = self.hub.ended
-        if ctx is None or ctx.thread != get_ident() or self.hub.view != self.view or self.hub in READING:
-            return None
-        with self.hub.listener.running():
-            return self._after(kwargs, output, ctx)
+    def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
+        unshifted = ctx.scratch[UNSHIFTED]
+        return tuple(unshifted if one is None else one.logits(given, ctx, cache) for one in self.readers)
 
-    def _after(self, kwargs: dict[str, Any], output: Any, ctx: ForwardContext) -> Any:
-        if kwargs.get("labels") is not None:
-            raise NotSupported("The loss was computed before the shift: leave labels out and take it from the logits.")
-        own: Tensor = output[0] if isinstance(output, tuple) else output.logits
-        cache = kwargs.get("past_key_values")
-        cache = getattr(output, "past_key_values", None) if cache is None else cache
-        chosen = self.scope(ctx)
-        if chosen.nothing and cache is None:
-            return None
-        unshifted: Tensor = ctx.scratch.setdefault(_UNSHIFTED, own)
-        tuned, base = (unshifted if one is None else one.logits(kwargs, ctx, cache) for one in self.readers)
-        if chosen.nothing:  # read all the same: later tokens need what the other models make of this one
-            return None
-        new = self.combined(own, tuned.to(own.device), base.to(own.device), ctx)
-        if not chosen.everything:
-            assert chosen.mask is not None
-            new = torch.where(_kept(chosen.mask, kwargs.get("logits_to_keep", 0))[..., None], new, own)
-        if isinstance(output, tuple):
-            return (new, *output[1:])
-        output.logits = new
-        return output
-
-    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:
-        unshifted = ctx.scratch[_UNSHIFTED]
+    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:  # type: ignore[override]
+        unshifted = ctx.scratch[UNSHIFTED]
         alpha = self.shift.alpha
         scale = matched_amount(unshifted, tuned, base)[..., None] if isinstance(alpha, str) else alpha
         amount = scale * self.amount(own, ctx)
@@ -198,14 +165,7 @@ class LogitHook:
         return new
 
 
-def _kept(mask: Bool[Tensor, "batch pos"], keep: Any) -> Bool[Tensor, "batch kept"]:
-    """The columns that logits were computed for."""
-    if isinstance(keep, Tensor):
-        return mask[:, keep]
-    return mask[:, -keep:] if keep else mask
-
-
-def _other(given: Any, name: str) -> AdaptedModel | OtherModel:
+def as_other(given: Any, name: str) -> AdaptedModel | OtherModel:
     if isinstance(given, AdaptedModel | OtherModel):
         return given
     if isinstance(given, Mapping):
@@ -219,7 +179,7 @@ def _other(given: Any, name: str) -> AdaptedModel | OtherModel:
     return AdaptedModel(given, None)
 
 
-def _check_words(model: AdaptedModel, other: AdaptedModel) -> None:
+def check_words(model: AdaptedModel, other: AdaptedModel) -> None:
     """The same id must be the same word in both, as far as both have it."""
     if model.tokenizer is None or other.tokenizer is None or model.tokenizer is other.tokenizer:
         return
@@ -233,7 +193,7 @@ def _check_words(model: AdaptedModel, other: AdaptedModel) -> None:
         )
 
 
-def _tell_widths(*models: AdaptedModel) -> None:
+def tell_widths(*models: AdaptedModel) -> None:
     sizes = [one.vocab_size for one in models]
     if len(set(sizes)) > 1:
         warnings.warn(

@@ -65,14 +65,23 @@ class Reader:
                 **{name: value for name, value in call.items() if value is not None},
             )
         if cache is not None and past is None:
-            self._pasts[cache] = out.past_key_values
-            for name in _MIRRORED:
-                self._mirror(cache, name)
+            self._follow(cache, out.past_key_values)
         return out.logits
+
+    @property
+    def extra(self) -> int:
+        """Tokens that this model has read and the running one has not."""
+        return 0
+
+    def _follow(self, cache: Any, past: Any) -> None:
+        """From now on ``past`` goes with ``cache``, whatever is done to that."""
+        self._pasts[cache] = past
+        for name in _MIRRORED:
+            self._mirror(cache, name)
 
     def _past(self, cache: Any, start: int) -> Any:
         past = self._pasts.get(cache)
-        read = 0 if past is None else int(past.get_seq_length())
+        read = 0 if past is None else int(past.get_seq_length()) - self.extra
         if read != start:
             raise UserError(
                 f"The cache holds {start} tokens and {self.model.name} has read {read} of them: begin the text inside "

@@ -5,14 +5,25 @@ from typing import Annotated, Any, Literal
 
 from probes.against_null_adapters import AgainstNulls as AgainstNulls
 from probes.against_null_adapters import against_nulls as against_nulls
+from probes.anatomy.input_spans import InputSpans as InputSpans
 from probes.anatomy.likeness import LoraLikeness as LoraLikeness
 from probes.anatomy.likeness import lora_likeness as lora_likeness
 from probes.anatomy.panel import AdapterPanel as AdapterPanel
 from probes.anatomy.panel import adapter_panel as adapter_panel
+from probes.anatomy.prefix import PrefixGates as PrefixGates
 from probes.anatomy.update import UpdateAnatomy as UpdateAnatomy
 from probes.anatomy.update import update_anatomy as update_anatomy
+from probes.anatomy.virtual_tokens import VirtualTokenMap as VirtualTokenMap
 from probes.answer_changes import AnswerChanges as AnswerChanges
 from probes.answer_changes import answers as answers
+from probes.attending.awareness import ContextAwareness as ContextAwareness
+from probes.attending.confidence import AttentionConfidence as AttentionConfidence
+from probes.attending.tuning import AttentionTuning as AttentionTuning
+from probes.attributes.dial import IntensityDial as IntensityDial
+from probes.attributes.directions import AttributeDirections as AttributeDirections
+from probes.attributes.intersection import AttributeIntersection as AttributeIntersection
+from probes.attributes.pplm import PlugAndPlay as PlugAndPlay
+from probes.attributes.style import StyleTransfer as StyleTransfer
 from probes.audits.auditing import Audit as Audit
 from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
@@ -20,17 +31,22 @@ from probes.comparison import compare as compare
 from probes.concepts.dictionary import Dictionary as Dictionary
 from probes.concepts.probe import ConceptDirections as ConceptDirections
 from probes.concepts.probe import concept_directions as concept_directions
+from probes.decoding.focused import FocusedPrefix as FocusedPrefix
 from probes.decoding.generations import ContrastiveGenerations as ContrastiveGenerations
 from probes.decoding.generations import contrastive_generations as contrastive_generations
+from probes.decoding.guidance import GuidanceFront as GuidanceFront
 from probes.decoding.movement import ProbabilityMovement as ProbabilityMovement
 from probes.decoding.movement import probability_movement as probability_movement
+from probes.decoding.switching import EntropySwitching as EntropySwitching
 from probes.deltas import ActivationDelta as ActivationDelta
 from probes.deltas import activation_delta as activation_delta
 from probes.desiderata.boxes import box_desiderata as box_desiderata
 from probes.desiderata.boxes import box_prompts as box_prompts
 from probes.desiderata.result import ComponentMasking as ComponentMasking
+from probes.dictionaries.result import TuningDictionary as TuningDictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
+from probes.editing.sites import EditSites as EditSites
 from probes.experts.counting import Excluded
 from probes.experts.labels import Labeller
 from probes.experts.mapping import ExpertMap as ExpertMap
@@ -45,6 +61,8 @@ from probes.grafting.result import GraftResult as GraftResult
 from probes.grafting.search import Method
 from probes.head_writes import HeadWords as HeadWords
 from probes.head_writes import head_words as head_words
+from probes.influence.result import RowInfluence as RowInfluence
+from probes.influence.retraining import Retraining as Retraining
 from probes.knob.find import Setup as KnobSetup
 from probes.knob.find import find_knob as find_knob
 from probes.knob.result import Knob as Knob
@@ -60,6 +78,9 @@ from probes.needles.search import needle_search as needle_search
 from probes.needles.trials import Needle as Needle
 from probes.needles.trials import Trial
 from probes.needles.trials import needle_trials as needle_trials
+from probes.parts.blocks import BlockFlips as BlockFlips
+from probes.parts.scale_sweep import ScaleSweep as ScaleSweep
+from probes.parts.split import UpdateParts as UpdateParts
 from probes.patches.result import Patching as Patching
 from probes.paths.circuit_result import CircuitTest as CircuitTest
 from probes.paths.cross_model import CrossPatching as CrossPatching
@@ -68,24 +89,38 @@ from probes.paths.places import Place
 from probes.paths.result import PathPatching as PathPatching
 from probes.random_recipes import stand_ins as stand_ins
 from probes.results import ProbeResult as ProbeResult
+from probes.routing.mapping import RoutingMap as RoutingMap
 from probes.selection import HeadSelection as HeadSelection
 from probes.selection_scores.trial import SelectionTrial as SelectionTrial
 from probes.selection_scores.trial import selection_trial as selection_trial
+from probes.selection_scores.tuning_trial import TuningTrial as TuningTrial
+from probes.series.adapter_bank import AdapterBank as AdapterBank
 from probes.series.churn import MaskChurn as MaskChurn
 from probes.series.churn import mask_churn as mask_churn
 from probes.series.composition import SparseComposition as SparseComposition
 from probes.series.composition import sparse_composition as sparse_composition
+from probes.series.contexts import ContextUpdates as ContextUpdates
 from probes.series.curve import SeriesCurve as SeriesCurve
 from probes.series.curve import series_curve as series_curve
+from probes.series.factor_averages import FactorAverages as FactorAverages
 from probes.series.learned_scaling import LearnedScaling as LearnedScaling
 from probes.series.learned_scaling import learned_scaling as learned_scaling
+from probes.series.lora_chain import LoraChain as LoraChain
 from probes.series.merges import MergeTest as MergeTest
 from probes.series.merges import merge_test as merge_test
 from probes.series.profile import SeriesProfile as SeriesProfile
 from probes.series.profile import series_profile as series_profile
+from probes.series.reconstruction import Reconstruction as Reconstruction
+from probes.series.twin import TwinMergeTest as TwinMergeTest
+from probes.sparsity.neurons import SparsityCurve as SparsityCurve
+from probes.sparsity.paths import LayerPaths as LayerPaths
 from probes.token_ranks import TokenShift as TokenShift
 from probes.token_ranks import token_shift as token_shift
+from probes.turning.comparing import WaysToTurn as WaysToTurn
+from probes.turning.comparing import ways_to_turn as ways_to_turn
 from probes.weights.delta import weight_delta as weight_delta
+from probes.weights.forms import ChangeForms as ChangeForms
+from probes.weights.rank_map import RankMap as RankMap
 from probes.weights.result import WeightDelta as WeightDelta
 from workbench.behaviour.scorers import Behaviour, Score
 from workbench.method_options import As, Within
@@ -95,30 +130,48 @@ from workbench.results import Provenance as Provenance
 
 __all__ = [
     "ActivationDelta",
+    "AdapterBank",
     "AdapterPanel",
     "AgainstNulls",
     "AnswerChanges",
+    "AttentionConfidence",
+    "AttentionTuning",
+    "AttributeDirections",
+    "AttributeIntersection",
     "Audit",
+    "BlockFlips",
+    "ChangeForms",
     "CircuitTest",
     "Comparison",
     "ComponentMasking",
     "ConceptDirections",
+    "ContextAwareness",
+    "ContextUpdates",
     "ContrastiveGenerations",
     "CrossPatching",
     "Dictionary",
     "DirectionOptions",
+    "EditSites",
+    "EntropySwitching",
     "ExpertMap",
+    "FactorAverages",
+    "FocusedPrefix",
     "FoundDirection",
     "GateFit",
     "GraftResult",
+    "GuidanceFront",
     "HeadProbe",
     "HeadSelection",
     "HeadWords",
+    "InputSpans",
+    "IntensityDial",
     "Knob",
     "KnobSetup",
     "KnobTraining",
+    "LayerPaths",
     "LearnedScaling",
     "LogitLens",
+    "LoraChain",
     "LoraLikeness",
     "MaskChurn",
     "MaskOverlap",
@@ -127,17 +180,33 @@ __all__ = [
     "Needle",
     "Patching",
     "PathPatching",
+    "PlugAndPlay",
+    "PrefixGates",
     "ProbabilityMovement",
     "ProbeResult",
     "Provenance",
+    "RankMap",
+    "Reconstruction",
+    "Retraining",
     "RetrievalHeads",
+    "RoutingMap",
+    "RowInfluence",
+    "ScaleSweep",
     "SelectionTrial",
     "SeriesCurve",
     "SeriesProfile",
     "SparseComposition",
+    "SparsityCurve",
+    "StyleTransfer",
     "SwitchingCurve",
     "TokenShift",
+    "TuningDictionary",
+    "TuningTrial",
+    "TwinMergeTest",
     "UpdateAnatomy",
+    "UpdateParts",
+    "VirtualTokenMap",
+    "WaysToTurn",
     "WeightDelta",
     "activation_delta",
     "adapter_panel",
@@ -180,6 +249,7 @@ __all__ = [
     "switching_curve",
     "token_shift",
     "update_anatomy",
+    "ways_to_turn",
     "weight_delta",
 ]
 
@@ -294,7 +364,7 @@ def graft(
     pair: Any,
     prompts: Any,
     *,
-    method: Method | str = "optimised",
+    method: Method | str = "adaptive",
     level: Level | str = "entries",
     sparsity: Annotated[float, Within(1e-12, 1)] = 0.001,
     answer_tokens: Literal["first", "all"] | str = "first",

@@ -28,6 +28,8 @@ from workbench.stats.shares import share_interval
 
 LONGEST = 4
 """Words of an opening."""
+REFUSALS_ROSE = 0.1
+"""By how much the share of refusals rises where refusing is what changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,14 @@ class AnswerChanges(ProbeResult):
         """The opening that rose most beyond chance (q < .05); None where none did."""
         beyond = self.openings[self.openings["q"] < 0.05]
         return None if beyond.empty else {str(key): value for key, value in beyond.iloc[0].items()}
+
+    @property
+    def behaviour(self) -> str | None:
+        """What rose, as ``wb.behaviour`` takes it: refusal, or how answers begin; None where nothing did."""
+        if self.refusals["tuned"] - self.refusals["base"] >= REFUSALS_ROSE:
+            return "refusal"
+        rose = self.rising()
+        return None if rose is None else f"begins:{rose['opening']}"
 
     def figure(self) -> go.Figure:
         """How often each rising opening begins an answer, in both models."""

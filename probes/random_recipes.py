@@ -68,6 +68,9 @@ def _drawn(one: Any, model: AdaptedModel, prompts: Prompts, draws: int, seed: in
         case iv.AttentionScale(heads=heads) if heads is not None:
             chosen = {head: None for head in heads}
             return [replace(one, heads=list(other)) for other in _other_heads(chosen, model, draws, seed)]
+        case iv.SinkHandover(heads=heads) if heads is not None:
+            others = _other_heads(dict.fromkeys(heads), model, draws, seed)
+            return [replace(one, heads=list(other)) for other in others]
         case iv.ExpertSwitch():
             return _other_experts(one, model, prompts, draws, seed)
     drawn_by_itself: list[Any] | None = one.stand_ins(model, draws, seed)

@@ -57,6 +57,7 @@ def begin(subject: Subject, steps: Sequence[str], asked: LookAsked) -> None:
 def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: Any) -> str:
     models.warm().wait("look")
     from tunescope.look.keep import extend
+    from tunescope.look.steps import Look
     from workbench.prompts import Prompts
 
     run = subject.run if asked.of_run else None
@@ -69,7 +70,8 @@ def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: An
     pair = models.pair(asked.base, asked.tuned, asked.device, dtype)
     for step in steps:
         progress.stage = step
-        made = extend(pair, prompts, config, step, progress, out)
+        look = Look(pair, prompts, asked.base, asked.tuned, int(config.get("seed", 0)))
+        made = extend(look, config, step, progress, out)
         config, out = made.config, made.path
     return str(out)
 

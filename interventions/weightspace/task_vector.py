@@ -13,7 +13,7 @@ import torch
 from interventions.weightspace.graft import Graft
 from interventions.weightspace.lazy_tensors import LazyTensors
 from interventions.weightspace.swapping import base_parameters, check_same_shape, find_parameter
-from interventions.weightspace.tuned_values import changed_names, tuned_values
+from interventions.weightspace.tuned_values import as_stored, changed_names, tuned_values
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.weight_changes import adapted_modules, effective_delta
@@ -49,7 +49,7 @@ class TaskVector:
             if module is None:
                 return tuned_values(pair, [name])[name].detach().float() - base[name].detach().float()
             change = effective_delta(pair.adapter, module, base=None if pair.one_copy else pair.base.hf)
-            return change if change.shape == base[name].shape else change.transpose(-1, -2)
+            return as_stored(pair.base.hf, module, change, base[name])
 
         return cls(LazyTensors(names, read))
 
@@ -98,6 +98,17 @@ class TaskVector:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + order[name])
             signs = torch.randint(0, 2, change.shape, generator=generator).mul_(2).sub_(1)
             return change * signs.to(change)
+
+        return TaskVector(LazyTensors(self.changes, read))
+
+    def thinned(self, share: float, seed: int = 0) -> TaskVector:
+        """A random ``share`` of the entries taken out: a control for taking a part of that norm out."""
+        order = {name: number for number, name in enumerate(self.changes)}
+
+        def read(name: str) -> Tensor:
+            change = self.changes[name]
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + order[name])
+            return change * (torch.rand(change.shape, generator=generator) >= share).to(change)
 
         return TaskVector(LazyTensors(self.changes, read))
 

@@ -47,9 +47,23 @@ def _adapted_value(pair: Any, name: str, base: Tensor, saved: dict[str, Tensor],
     if module is None:
         return base.data
     change = effective_delta(pair.adapter, module, base=None if pair.one_copy else pair.base.hf)
-    if change.shape != base.shape:
-        change = change.transpose(-1, -2)
+    change = as_stored(pair.base.hf, module, change, base)
     return (base.data.double() + change.to(base.device).double()).to(base.dtype)
+
+
+def as_stored(hf: Any, module: str, change: Tensor, weight: Tensor) -> Tensor:
+    """A change [out, in] laid out as the weight it belongs to: GPT-2 keeps [in, out], square matrices too."""
+    from transformers.pytorch_utils import Conv1D
+
+    from workbench.models.adapter_layers import bare_module
+
+    root = hf.get_base_model() if hasattr(hf, "peft_config") and hasattr(hf, "get_base_model") else hf
+    try:
+        owner = root.get_submodule(module)
+    except AttributeError:
+        owner = None  # a parameter adapted by itself
+    turned = isinstance((bare_module(owner) or owner) if owner is not None else None, Conv1D)
+    return change.transpose(-1, -2) if turned or change.shape != weight.shape else change
 
 
 def _adapter_modules(adapter: Any) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from safetensors.torch import load_file
 
 from workbench.engine.sites import Site
 from workbench.errors import NotSupported, UserError
+from workbench.files import write_json
+from workbench.tensor_files import write_safetensors
 from workbench.typing import Float, Tensor
 
 WEIGHTS = "sae_weights.safetensors"
 ARCHITECTURES = ("standard", "jumprelu", "topk", "gated")
+_TRANSCODERS = {"standard": "transcoder", "jumprelu": "jumprelu_transcoder"}
+"""Architecture -> what SAELens calls it where another activation is written than is read."""
 _NEEDED = {
     "standard": ("b_enc",),
     "topk": ("b_enc",),
@@ -44,6 +49,8 @@ class Dictionary:
     site: Site | None
     """Where the dictionary was trained, if its configuration says so."""
     folder: str
+    transcodes: bool = False
+    """Whether what it writes is something else than what it reads."""
 
     @classmethod
     def load(cls, folder: str | Path) -> Dictionary:
@@ -63,7 +70,7 @@ class Dictionary:
             raise UserError(f"The dictionary in {path} is damaged ({error}); fetch it again.") from error
         if "log_threshold" in weights:
             weights["threshold"] = weights.pop("log_threshold").exp()
-        architecture = _architecture(config)
+        architecture, transcodes = _architecture(config), str(config.get("architecture")) in _TRANSCODERS.values()
         _check(weights, architecture, config, path)
         keywords = config.get("activation_fn_kwargs") or {}
         k = config.get("k", keywords.get("k"))
@@ -71,12 +78,37 @@ class Dictionary:
             weights=weights,
             architecture=architecture,
             k=None if k is None else int(k),
-            subtract_bias=bool(config.get("apply_b_dec_to_input", True)),
+            subtract_bias=bool(config.get("apply_b_dec_to_input", not transcodes)),
             normalize=str(config.get("normalize_activations") or "none"),
             by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
             site=_site(config),
             folder=str(path),
+            transcodes=transcodes,
         )
+
+    def save(self, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
+        """Write ``cfg.json`` and ``sae_weights.safetensors`` as SAELens does; returns the folder.
+
+        Args:
+            folder: Where; its files of these names are replaced, each whole or not at all.
+            metadata: Further entries of the configuration's ``metadata``.
+        """
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        d_in, width = self.weights["W_enc"].shape
+        site = {} if self.site is None else {"hook_name": self.site.name, "hook_layer": self.site.layer}
+        config = {
+            "architecture": _TRANSCODERS.get(self.architecture, self.architecture) if self.transcodes
+            else self.architecture,
+            "d_in": d_in, "d_sae": width, "dtype": "float32", "device": "cpu",
+            "apply_b_dec_to_input": self.subtract_bias, "normalize_activations": self.normalize,
+            "reshape_activations": "none", "metadata": {**site, **(metadata or {})},
+            **({"d_out": self.decoder.shape[1]} if self.transcodes else {}),
+            **({"k": self.k, "rescale_acts_by_decoder_norm": self.by_decoder_norm} if self.k is not None else {}),
+        }  # fmt: skip
+        write_safetensors(path / WEIGHTS, {name: [one.cpu().contiguous()] for name, one in self.weights.items()})
+        write_json(path / "cfg.json", config)
+        return path
 
     @property
     def decoder(self) -> Float[Tensor, "latent d_in"]:
@@ -114,6 +146,7 @@ class Dictionary:
 
 def _architecture(config: dict[str, Any]) -> str:
     named = str(config.get("architecture", "standard"))
+    named = next((plain for plain, transcoder in _TRANSCODERS.items() if transcoder == named), named)
     if named == "standard" and config.get("activation_fn", config.get("activation_fn_str")) == "topk":
         return "topk"  # how folders older than version 6 wrote it
     if named not in ARCHITECTURES:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from interventions.logit_arithmetic import implausible
-from interventions.logit_shift import LogitHook, LogitShift
+from interventions.logit_shift import LogitShift, ShiftHook
 from workbench.engine.context import ForwardContext
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Float, Tensor
@@ -29,16 +29,12 @@ class Contrast:
         """``model`` (the tuned one) gives the contrast as its logits inside, also in ``generate``."""
         shift = LogitShift(self.tuned, self.base, plausibility=self.plausibility)
         shift.validate(model)
-        with model.hooked([]):
-            handle = model.inner.register_forward_hook(_ContrastHook(shift, model).hook, with_kwargs=True)
-            try:
-                yield
-            finally:
-                handle.remove()
+        with _ContrastHook(shift, model).on(model):
+            yield
 
 
-class _ContrastHook(LogitHook):
-    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:  # noqa: ARG002
+class _ContrastHook(ShiftHook):
+    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:  # type: ignore[override]  # noqa: ARG002
         return contrasted(own, tuned, base, self.shift.plausibility)
 
 

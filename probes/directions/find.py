@@ -13,17 +13,16 @@ from probes.asked import asked
 from probes.directions.contrasting import SCOPES, Directions, directions_of, estimated
 from probes.directions.material import Part, parts_of
 from probes.directions.result import FoundDirection
-from probes.directions.trying import Candidate, Outcome, Trier, push
+from probes.directions.trying import Candidate, Outcome, Trier, cheapest, push
 from probes.options import read_options
 from probes.random_recipes import stand_ins
 from probes.results import Provenance
-from workbench.behaviour.continuations import text_logprobs
 from workbench.behaviour.scorers import Behaviour, Score
 from workbench.behaviour.scorers import behaviour as read_behaviour
-from workbench.behaviour.subject import AppliedRecipe, Subject, Work
+from workbench.behaviour.subject import Work
 from workbench.errors import UserError
 from workbench.given import check_pair
-from workbench.method_options import As
+from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -36,6 +35,8 @@ from workbench.stats.tests import paired_permutation
 WIDTHS = (1, 5, 9)
 """How many neighbouring layers a candidate takes."""
 OTHER_STRENGTHS = (0.75, 1.5)
+WEAKER = 0.5
+"""Tried too where neutral texts are given, which stronger recipes harm more."""
 STRENGTHS = (1.0, 2.0, 4.0)
 """At which the opposite is tried."""
 
@@ -45,7 +46,10 @@ class DirectionOptions:
     """Options of :func:`find_direction`."""
 
     neutral: Annotated[Any, As("prompts")] = None
-    """Texts whose perplexity is reported."""
+    """Texts whose perplexity is reported: every second one; the others help to choose, see ``allowed_rise``."""
+    allowed_rise: Annotated[float, Within(0, None)] = 0.02
+    """By which share a recipe may raise the perplexity of neutral texts; among those that keep to it the one of least
+    cost is chosen, and where none does, the one that raises it least."""
     limit: int = 16
     """Prompts of each class in each part, at most."""
     max_new_tokens: int = 16
@@ -105,7 +109,7 @@ def find_direction(
     choosing, reported = parts_of(
         pair, rows, named, limit=chosen.limit, max_new_tokens=chosen.max_new_tokens, seed=chosen.seed, work=work
     )
-    search = _Search(pair, choosing, named, chosen, work)
+    search = Search(pair, choosing, named, chosen, work)
     best = search.best()
     report = _Report(pair, reported, named, chosen, work)
     held_out, drop = report.table(best.ablation(search.found), search.opposite)
@@ -125,14 +129,14 @@ def find_direction(
     )  # fmt: skip
 
 
-class _Search:
+class Search:
     """Ranks by gradients, tries the best on the choosing part."""
 
     def __init__(self, pair: ModelPair, part: Part, behaviour: Behaviour, chosen: DirectionOptions, work: Work) -> None:
         self.pair, self.chosen = pair, chosen
         self.found: Directions = directions_of(pair, part, chosen.batch_size)
         self.estimates: pd.DataFrame = estimated(pair, part, self.found, chosen.batch_size)
-        self._trier = Trier(pair, part, behaviour, chosen.max_new_tokens, work)
+        self._trier = Trier(pair, part, behaviour, chosen.max_new_tokens, work, _every_second(chosen, first=0))
         self._clusters = part.prompts.clusters[part.of(shows=True)]
         self.own = {role: self._trier.own(role) for role in ("base", "tuned")}
         self.tried: list[tuple[Candidate, Outcome]] = []
@@ -143,7 +147,7 @@ class _Search:
             self._try(candidate)
         first, *others = sorted(self.tried, key=lambda one: one[1].cost(self.own["base"]))
         for one, _ in [first, *others[:1]]:
-            for strength in OTHER_STRENGTHS:
+            for strength in OTHER_STRENGTHS if self.chosen.neutral is None else (WEAKER, *OTHER_STRENGTHS):
                 self._try(Candidate(one.layers, one.role, one.positions, strength))
         found = self._cheapest()
         self._find_opposite(found)
@@ -153,7 +157,7 @@ class _Search:
         self.tried.append((candidate, self._trier.under(candidate.ablation(self.found))))
 
     def _cheapest(self) -> Candidate:
-        return min(self.tried, key=lambda one: one[1].cost(self.own["base"]))[0]
+        return cheapest(self.tried, self.own, self.chosen.allowed_rise)
 
     def _candidates(self) -> list[Candidate]:
         """Windows of layers around the best layer of each role and scope, the best pairs first."""
@@ -203,7 +207,7 @@ class _Search:
                 **candidate.line(), "score": found.estimate, "low": found.low, "high": found.high, "q": q[number],
                 "behaviour": one.shows.behaviour.mean(), "kl_tuned": one.kl_tuned.mean(),
                 "repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(),
-                "cost": one.cost(self.own["base"]),
+                "rise": one.rise(self.own["tuned"]), "cost": one.cost(self.own["base"]),
             })  # fmt: skip
         return pd.DataFrame(lines)
 
@@ -213,17 +217,16 @@ class _Report:
 
     def __init__(self, pair: ModelPair, part: Part, behaviour: Behaviour, chosen: DirectionOptions, work: Work) -> None:
         self.pair, self.part, self.behaviour, self.chosen, self.work = pair, part, behaviour, chosen, work
-        self._trier = Trier(pair, part, behaviour, chosen.max_new_tokens, work)
-        self._neutral = None if chosen.neutral is None else Prompts.of(chosen.neutral)
+        self._trier = Trier(pair, part, behaviour, chosen.max_new_tokens, work, _every_second(chosen, first=1))
 
     def table(self, recipe: Any, opposite: Any) -> tuple[pd.DataFrame, float]:
         """One line per model, and the mean drop of the behaviour under random recipes (NaN without)."""
         base, tuned = (self._trier.own(role) for role in ("base", "tuned"))
         lines = [
-            self._line("base", base, "base", None),
-            self._line("tuned", tuned, "tuned", None),
-            self._line("tuned + recipe", self._trier.under(recipe), "tuned", recipe),
-            self._line("base + opposite", self._trier.under(opposite, "base"), "base", opposite),
+            self._line("base", base),
+            self._line("tuned", tuned),
+            self._line("tuned + recipe", self._trier.under(recipe)),
+            self._line("base + opposite", self._trier.under(opposite, "base")),
         ]
         draws = (
             stand_ins(recipe, self.pair.tuned, self.part.prompts, self.chosen.controls, self.chosen.seed)
@@ -233,10 +236,10 @@ class _Report:
         if not draws:
             return pd.DataFrame(lines), float("nan")
         random = _mean([self._trier.under(one) for one in draws])
-        lines.append(self._line("tuned + random", random, "tuned", draws[0]))
+        lines.append(self._line("tuned + random", random))
         return pd.DataFrame(lines), float(tuned.shows.behaviour.mean() - random.shows.behaviour.mean())
 
-    def _line(self, name: str, one: Outcome, role: str, recipe: AppliedRecipe | None) -> dict[str, Any]:
+    def _line(self, name: str, one: Outcome) -> dict[str, Any]:
         shows, other = (self.part.prompts.clusters[self.part.of(shows=kind)] for kind in (True, False))
         counts = self.behaviour.share and name != "tuned + random"
         found = (share_interval if counts else mean_interval)(
@@ -249,10 +252,15 @@ class _Report:
             line |= {column: moved.estimate, f"{column}_low": moved.low, f"{column}_high": moved.high}
         line |= {"repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(), "n": found.n}
         line["n_other"] = len(one.kl_tuned)
-        if self._neutral is not None:
-            texts = text_logprobs(Subject(name, self.pair.models[role], recipe), self._neutral, self.work)
-            line["perplexity"] = float(np.exp(-texts.sum_.sum() / texts.tokens.sum()))
-        return line
+        return line if self.chosen.neutral is None else {**line, "perplexity": one.perplexity}
+
+
+def _every_second(chosen: DirectionOptions, *, first: int) -> Prompts | None:
+    """One half of the neutral texts, so that those which are reported chose nothing; a single one does both."""
+    if chosen.neutral is None:
+        return None
+    rows = Prompts.of(chosen.neutral)
+    return rows[list(range(first, len(rows), 2))] if len(rows) > 1 else rows
 
 
 def _best_layer(estimates: pd.DataFrame) -> int:
@@ -269,7 +277,7 @@ def _mean(outcomes: Sequence[Outcome]) -> Outcome:
                          for name in ("behaviour", "repetition", "subject")))  # fmt: skip
 
     kl = [np.mean([getattr(one, name) for one in outcomes], axis=0) for name in ("kl_tuned", "kl_base")]
-    return Outcome(of("shows"), of("other"), kl[0], kl[1])
+    return Outcome(of("shows"), of("other"), kl[0], kl[1], float(np.mean([one.perplexity for one in outcomes])))
 
 
 __all__ = ["SCOPES", "DirectionOptions", "find_direction"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +12,11 @@ import torch
 
 from probes.directions.contrasting import Directions
 from probes.directions.material import Part, Reading, answers_under, read_answers
-from workbench.behaviour.continuations import kl_per_token
+from workbench.behaviour.continuations import kl_per_token, text_logprobs
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.subject import AppliedRecipe, Subject, Work
 from workbench.models.pair import ModelPair
+from workbench.prompts.collection import Prompts
 from workbench.typing import Float, Tensor
 
 
@@ -55,6 +58,12 @@ class Outcome:
     kl_tuned: Float[np.ndarray, " row"]
     """KL(tuned || this) per token of the tuned model's own answers to the OTHER prompts, in nats."""
     kl_base: Float[np.ndarray, " row"]
+    perplexity: float = math.nan
+    """Of neutral texts; NaN without any."""
+
+    def rise(self, own: Outcome) -> float:
+        """By which share the perplexity of neutral texts is above that of ``own``; 0 without such texts."""
+        return 0.0 if math.isnan(self.perplexity) else self.perplexity / own.perplexity - 1.0
 
     def cost(self, base: Outcome) -> float:
         """What is minimised in choosing: the behaviour, and what else moved: nats per token on the other prompts, how
@@ -66,10 +75,34 @@ class Outcome:
         return behaviour + moved + repeats + 0.5 * subject
 
 
+def cheapest(tried: Sequence[tuple[Candidate, Outcome]], own: Mapping[str, Outcome], allowed_rise: float) -> Candidate:
+    """The candidate of least cost among those that raise the perplexity of neutral texts by ``allowed_rise`` at most;
+    where none is, the one that raises it least.
+
+    Args:
+        tried: Candidates with what they did.
+        own: What base and tuned model do as they are.
+        allowed_rise: Share of the tuned model's perplexity.
+    """
+    rises = [max(0.0, outcome.rise(own["tuned"]) - allowed_rise) for _, outcome in tried]
+    order = sorted(range(len(tried)), key=lambda number: (rises[number], tried[number][1].cost(own["base"])))
+    return tried[order[0]][0]
+
+
 class Trier:
     """Tries recipes on one part; the models' own answers there are known."""
 
-    def __init__(self, pair: ModelPair, part: Part, behaviour: Behaviour, max_new_tokens: int, work: Work) -> None:
+    def __init__(
+        self,
+        pair: ModelPair,
+        part: Part,
+        behaviour: Behaviour,
+        max_new_tokens: int,
+        work: Work,
+        neutral: Prompts | None = None,
+    ) -> None:
+        """``neutral``: texts whose perplexity is read too."""
+        self._neutral = neutral
         self.pair, self.part, self.behaviour = pair, part, behaviour
         self.max_new_tokens, self.work = max_new_tokens, work
         self._shows, self._other = part.of(shows=True), part.of(shows=False)
@@ -81,8 +114,8 @@ class Trier:
             read_answers(self.part, rows, [replies[int(row)] for row in rows], self.behaviour)
             for rows in (self._shows, self._other)
         ]
-        kl = self._kl(Subject(role, self.pair.models[role]))
-        return Outcome(both[0], both[1], *kl)
+        subject = Subject(role, self.pair.models[role])
+        return Outcome(both[0], both[1], *self._kl(subject), self._perplexity(subject))
 
     def under(self, recipe: AppliedRecipe, on: str = "tuned") -> Outcome:
         """One side of the pair under a recipe."""
@@ -91,7 +124,13 @@ class Trier:
         for rows in (self._shows, self._other):
             replies = answers_under(self.part, rows, subject, self.max_new_tokens, self.work)
             both.append(read_answers(self.part, rows, replies, self.behaviour))
-        return Outcome(both[0], both[1], *self._kl(subject))
+        return Outcome(both[0], both[1], *self._kl(subject), self._perplexity(subject))
+
+    def _perplexity(self, subject: Subject) -> float:
+        if not self._neutral:
+            return math.nan
+        texts = text_logprobs(subject, self._neutral, self.work)
+        return float(np.exp(-texts.sum_.sum() / texts.tokens.sum()))
 
     def _kl(self, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
         rows = self._other.tolist()

@@ -43,7 +43,7 @@ def graft(
     pair: Any,
     prompts: Any,
     *,
-    method: Method | str = "optimised",
+    method: Method | str = "adaptive",
     level: Level | str = "entries",
     sparsity: Annotated[float, Within(1e-12, 1)] = 1e-3,
     answer_tokens: Literal["first", "all"] | str = "first",
@@ -58,10 +58,10 @@ def graft(
     are candidates. 60 % of the prompts fit the mask, the others judge it (groups stay together). ``ood``: prompts
     of the same task from elsewhere. Weights inside the layers are eligible, embeddings and the head are not.
 
-    ``method``: "optimised" (the paper's mask), "adaptive" (bounded steps and a price per unit: smaller regions, and the
-    one to take where regions of skills are compared), "movement", "first_order" (one forward and backward; the table's
-    ``effect`` is then the loss that each tensor's whole change takes away to first order). ``level``:
-    "entries", "rows", "heads", "modules", "ranks" of a LoRA.
+    ``method``: "adaptive" (bounded steps and a price per unit: small regions, which may be compared between skills),
+    "optimised" (the paper's mask, which has no price, so it keeps entries that do nothing), "movement", "first_order"
+    (one forward and backward; the table's ``effect`` is then the loss that each tensor's whole change takes away to
+    first order). ``level``: "entries", "rows", "heads", "modules", "ranks" of a LoRA.
     ``sparsity``: the share to start from (optimised) or to take. ``options``: fields of
     :class:`probes.grafting.Settings` (epochs, start, offset, lr, penalty, sparsities, draws, batch_size).
 

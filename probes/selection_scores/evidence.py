@@ -10,29 +10,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from interventions.weightspace.selection_scores import Evidence
 from interventions.weightspace.swapping import base_parameters, find_parameter
 from probes.grafting.regions import Region
 from probes.grafting.tasks import Task
 from workbench.models.adapted import AdaptedModel
-from workbench.typing import Float, Tensor
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Of one tensor, in float32 and of its shape. ``gradient`` is the loss's mean slope over batches at the base,
-    ``fisher`` the mean of the squared slopes of the batches, ``inputs`` the root mean square of each input feature
-    (along the last axis; None for what is no linear map)."""
-
-    name: str
-    base: Float[Tensor, "*shape"]
-    tuned: Float[Tensor, "*shape"]
-    gradient: Float[Tensor, "*shape"]
-    fisher: Float[Tensor, "*shape"]
-    inputs: Float[Tensor, " into"] | None = None
-
-    @property
-    def change(self) -> Float[Tensor, "*shape"]:
-        return self.tuned - self.base
+from workbench.typing import Tensor
 
 
 @dataclass

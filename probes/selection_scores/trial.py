@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.graft import Graft
+from interventions.weightspace.selection_scores import SCORES, half_of_tensors, top_mask
 from probes.asked import asked
 from probes.grafting.blend import Blender
 from probes.grafting.cutting import pair_region
@@ -21,7 +22,6 @@ from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from probes.selection_scores.evidence import Gathered, gather
-from probes.selection_scores.scores import SCORES, half_of_tensors, top_mask
 from probes.series.answers import Answers
 from probes.weights.naming import place_of
 from workbench.errors import UserError, unknown_name
@@ -130,7 +130,7 @@ def selection_trial(
     Args:
         pair: Base and tuned model.
         prompts: Rows with an answer, of the task that was tuned for.
-        scores: Names of :data:`probes.selection_scores.scores.SCORES`, or half_reset.
+        scores: Names of :data:`interventions.weightspace.selection_scores.SCORES`, or half_reset.
         share: Share of each tensor's entries that is selected.
         retain: Prompts with answers of what the base could do, to measure forgetting.
         draws: Random selections of the same size per tensor.

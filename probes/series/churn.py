@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 import torch
 from scipy.stats import hypergeom
 
+from interventions.weightspace.selection_scores import top_mask
 from probes.asked import asked
 from probes.results import ProbeResult, Provenance
-from probes.selection_scores.scores import top_mask
 from probes.series.members import difference, members_of
 from probes.weights.naming import place_of
 from probes.weights.sources import Opened

@@ -11,27 +11,40 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interventions.weightspace.merging import dare, greedy_soup, interpolated, model_stock, ties, uniform_soup
+from interventions.weightspace.lora_lego import lego
+from interventions.weightspace.merging import (
+    dare,
+    greedy_soup,
+    interpolated,
+    model_stock,
+    ties,
+    uniform_soup,
+)
+from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
+from interventions.weightspace.tuned_values import as_stored
 from probes.asked import asked
 from probes.grafting.tasks import Task
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from probes.series.answers import Answers, pair_members, updates_of
-from probes.weights.naming import place_of
+from probes.series.lora_sets import read_adapters
+from probes.series.members import Members
+from probes.weights.naming import key_of, place_of
 from workbench.errors import unknown_name
 from workbench.figures.series import labelled_points
 from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
+from workbench.models.weight_changes import Factors as LoraFactors
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
 from workbench.typing import Tensor
 
-Rule = Literal["uniform", "greedy", "stock", "ties", "dare", "dare_ties"]
+Rule = Literal["uniform", "greedy", "stock", "ties", "dare", "dare_ties", "lego"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
@@ -84,6 +97,7 @@ class MergeTest(ProbeResult):
         "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference "
         "time",
         "Model Stock: All we need is just a few fine-tuned models",
+        "Merging LoRAs like Playing LEGO: Pushing the Modularity of LoRA to Extremes Through Rank-Wise Clustering",
     ),
     needs=Needs(columns=("answer",)),
     cost="a forward pass per member, merge and point of the path",
@@ -110,7 +124,7 @@ def merge_test(
         pair: Base and one fine-tune.
         prompts: Rows with an answer: of all the tasks whose skills should be kept.
         checkpoints: The other fine-tunes: folders or hub ids.
-        rules: uniform, greedy, stock, ties, dare or dare_ties.
+        rules: uniform, greedy, stock, ties, dare, dare_ties, or lego (ranks clustered; plain LoRAs alone).
         density: Share of the entries that ties and dare keep of each update.
         points: Points of the path between the first two members; below 3: no path.
         batch_size: Prompts per forward pass.
@@ -124,11 +138,15 @@ def merge_test(
         if rule not in RULES:
             raise unknown_name("rule", rule, RULES)
     rows = Prompts.of(prompts)
-    vectors, models = updates_of(pair.base, pair_members(pair, checkpoints))
+    members = pair_members(pair, checkpoints)
+    vectors, models = updates_of(pair.base, members)
+    bricks = lora_bricks(pair.base, members, seed) if "lego" in rules else None
     answers = Answers.of(pair.base, rows, batch_size)
     choosing, reporting = answers.halves(seed)
     bench = _Bench(answers, reporting, seed, progress or Silent())
-    merged, ingredients = _merged(vectors, rules, density, seed, lambda one: answers.outcome(choosing, one).accuracy)
+    plain = [rule for rule in rules if rule != "lego"]
+    merged, ingredients = _merged(vectors, plain, density, seed, lambda one: answers.outcome(choosing, one).accuracy)
+    merged |= {} if bricks is None else {"lego": bricks}
     table, path = bench.table(vectors, merged), bench.path(list(vectors.values())[:2], points)
     return MergeTest(
         table=table,
@@ -144,6 +162,26 @@ def merge_test(
         path=path,
         ingredients=tuple(ingredients),
     )  # fmt: skip
+
+
+def lora_bricks(base: Any, members: Members, seed: int) -> TaskVector:
+    """The LEGO merge of the members. Raises :class:`UserError` where one is no plain LoRA."""
+    adapters, _ = read_adapters(members, Silent())
+    names = {key_of(name): name for name in base_parameters(base.hf)}
+    modules = [
+        {
+            names[key].removesuffix(".weight"): LoraFactors(factors.down.cpu(), factors.up.cpu(), 1.0)
+            for key, factors in adapter.items()
+        }
+        for adapter in adapters.values()
+    ]
+    merged, weights = lego(modules, seed=seed), base_parameters(base.hf)
+    return TaskVector(
+        {
+            name: as_stored(base.hf, name.removesuffix(".weight"), change, weights[name])
+            for name, change in merged.changes.items()
+        }
+    )
 
 
 def _merged(

@@ -10,7 +10,7 @@ from probes.weights.naming import Layout, key_of, place_of
 from probes.weights.stored_adapter import Factors
 from workbench.errors import UserError
 from workbench.models import weight_changes
-from workbench.models.adapter_layers import adapter_layers
+from workbench.models.adapter_layers import acting_adapters, adapter_layers
 from workbench.models.quantized import Reader, weight_readers
 from workbench.typing import Tensor
 
@@ -70,14 +70,16 @@ def _moved(read_base: Reader | None, change: Tensor) -> Tensor:
 
 
 def _replaced_modules(model: Any) -> dict[str, Reader]:
-    """Readers of whole modules that were trained beside the adapter (``modules_to_save``) and act now."""
+    """Readers of whole modules trained in the place of the base's (``modules_to_save``, norms) that act now."""
+    from peft.tuners.ln_tuning.layer import LNTuningLayer
     from peft.utils.other import ModulesToSaveWrapper
 
+    copies = {ModulesToSaveWrapper: "modules_to_save", LNTuningLayer: "ln_tuning_layers"}
     found: dict[str, Reader] = {}
     for name, module in model.get_base_model().named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            for adapter in weight_changes.acting_adapters(module)[:1]:
-                for inner, parameter in module.modules_to_save[adapter].named_parameters():
+        if (where := copies.get(type(module))) is not None:
+            for adapter in acting_adapters(module)[:1]:
+                for inner, parameter in getattr(module, where)[adapter].named_parameters():
                     found[key_of(f"{name}.{inner}")] = partial(_same, parameter.detach())
     return found
 

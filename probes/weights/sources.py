@@ -17,6 +17,7 @@ from workbench.models.loading import load_model, quantization
 from workbench.models.quantized import weight_readers
 from workbench.models.sources import Kind, Source, describe
 from workbench.models.stored_model import NotInFiles, Reader, StoredModel
+from workbench.typing import Tensor
 
 __all__ = ["Factors", "NotInFiles", "Opened", "open_weights"]
 
@@ -80,6 +81,8 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
     readers |= {key: readers[own] for key, own in before.tied.items() if key in found and own in readers}
     _check_shared(below, above, set(readers), found)
     if above.is_adapter:
+        new = [key for key in found - set(readers) if key.endswith(".bias") and f"{key[:-4]}weight" in readers]
+        readers |= {key: partial(_no_bias, after[key]) for key in new}
         inside = {name for name in set(readers) - found if _in_layers(stacks, name)}
         after = after | {name: readers[name] for name in inside}
     missing = sorted(found - set(readers) if above.is_adapter else found ^ set(readers))
@@ -93,12 +96,14 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
 def _tuned_side(
     above: Source, before: _Side, layout: Layout, stored: StoredModel | None
 ) -> tuple[dict[str, Factors], _Side]:
+    # an adapter may sit on a head that shares the embeddings' weight
+    known = {key: before.readers[own] for key, own in before.tied.items() if own in before.readers} | before.readers
     if above.kind is Kind.ADAPTER:
-        factors, after = stored_adapter(above, before.readers)
+        factors, after = stored_adapter(above, known)
         return factors, _Side(above, after)
     if above.kind is Kind.PEFT:
         base = before.source.model
-        factors, after = loaded_adapter(above.model, base, before.readers, layout)
+        factors, after = loaded_adapter(above.model, base, known, layout)
         return factors, _Side(above, after, quantized=_quantized(above) if base is not above.model else None)
     return {}, _opened(above, stored)
 
@@ -127,6 +132,11 @@ def _spare(stored: StoredModel) -> dict[str, Reader]:
     spare = stored.unused_readers()
     kept = {name: read for name, read in spare.items() if name.endswith((".weight", ".bias"))}
     return {f"{UNLOADED}.{key_of(name)}": read for name, read in kept.items() if not name.endswith(_NO_WEIGHTS)}
+
+
+def _no_bias(read: Reader) -> Tensor:
+    """The bias that a base without one has."""
+    return read().new_zeros(()).expand_as(read())
 
 
 def _quantized(source: Source) -> str | None:

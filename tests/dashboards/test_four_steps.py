@@ -45,7 +45,9 @@ def home(pair: ModelPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     grown = organisms.build("refusal-moe")
     look = run_steps(Look(pair, refusal_rows(), str(grown.base), str(grown.tuned)), Silent(), lambda _: None)
     home = tmp_path_factory.mktemp("home")
-    keep(look, home / "look", {"verb": "look", "base": look.base, "tuned": look.tuned, "seed": 0, "limit": 60})
+    config = {"verb": "look", "base": look.base, "tuned": look.tuned, "seed": 0, "limit": 60}
+    with runs.begun("look", config, home / "look") as run:
+        keep(look, run)
     return home
 
 

@@ -149,7 +149,7 @@ def calls_of_find_direction() -> Calls:
     known = set(zip(foxes, two.tuned.generate(foxes, max_new_tokens=3), strict=True))
     shown = behaviour(lambda response, row: (row.prompt, response) in known, "fox answers", share=True)
     given = {"neutral": ["the quick dog"], "limit": 8, "max_new_tokens": 3, "candidates": 1, "controls": 0,
-             "batch_size": 4, "seed": 3}  # fmt: skip
+             "allowed_rise": 0.05, "batch_size": 4, "seed": 3}  # fmt: skip
     return Calls([{"pair": two, "prompts": Prompts.of(asked_of), "behaviour": shown, **given}], DirectionOptions)
 
 

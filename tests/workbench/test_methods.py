@@ -146,3 +146,28 @@ assert len(probes.stand_ins(recipe, pair.tuned, ["the fox"], 10)) == 10
         env={**os.environ, "PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_plugins_behaviour_is_a_metric_by_its_name() -> None:
+    code = """
+import workbench as wb
+from tests.tiny import tiny_model, tokenizer
+from workbench.models.pair import load_pair
+thanks = wb.behaviour("thanks")
+assert (thanks("Thank you."), thanks("No."), thanks.share) == (1.0, 0.0, True)
+pair = load_pair(tiny_model("llama"), tiny_model("llama", 1), tokenizer=tokenizer(), check=False)
+rows = ["the fox", "the dog"]
+frame = wb.behaviour_diff(pair, rows, metrics=["thanks", "refusal"], max_new_tokens=2).frame()
+assert {"thanks", "refusal"} <= set(frame["metric"]), frame
+try:
+    wb.behaviour("thank")
+except wb.UserError as refused:
+    assert "Did you mean 'thanks'" in str(refused)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(PLUGIN)])},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

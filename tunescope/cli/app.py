@@ -24,6 +24,7 @@ from tunescope.cli import (
     record,
     report,
     runs,
+    serve,
     steer,
     terms,
 )
@@ -60,12 +61,13 @@ app.command("env")(env.env)
 app.command("record")(record.record)
 app.command("report")(report.report)
 app.command("run")(experiment.run)
+app.command("serve")(serve.serve)
 app.command("steer")(steer.steer)
 app.command("terms")(terms.terms)
 app.add_typer(bench.app, name="bench", help="Measure the methods against known answers.")
 app.add_typer(localize.app, name="localize", help="Find where the change lives; each verb writes a run.")
 app.add_typer(organism.app, name="organism", help="Small trained pairs with planted truth.")
-app.add_typer(recipe.app, name="recipe", help="Show, check and export recipes.")
+app.add_typer(recipe.app, name="recipe", help="Show, check, export and certify recipes.")
 app.add_typer(runs.app, name="runs", help="List, show and verify runs.")
 
 

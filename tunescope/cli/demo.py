@@ -1,4 +1,4 @@
-"""``tunescope demo``: the whole story on two small models that are trained here, with numbers measured here."""
+"""``tunescope demo``: the story of a real model, then of small ones with planted truth, with numbers measured here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from tunescope.demo.real_model import RealStory
     from tunescope.demo.tell import Story
 
 EXAMPLE = """
@@ -24,20 +25,27 @@ def demo(
         Path | None, typer.Option(help="The folder of the runs; default: $TUNESCOPE_RUNS or ./runs.")
     ] = None,
     draws: Annotated[int, typer.Option(help="Random draws of every control.", min=10)] = 10,
+    real: Annotated[bool, typer.Option(help="Tell the real model's story first, where SmolLM2 is installed.")] = True,
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
-    """Train two small models (once), see what tuning changed in them, find where, and turn it up, down or off."""
+    """What tuning changed in a real chat model, where, and switched off; then the same on two small models whose truth
+    is known, trained here (once)."""
     from dashboards.report import write_report
     from tunescope.cli.output import progress_bar
     from tunescope.demo.chapter import Settings
+    from tunescope.demo.real_model import tell_real
     from tunescope.demo.tell import tell
 
+    with progress_bar() as bar:
+        first = tell_real(home, seed, bar, _say) if real else None
+    if first is not None and not as_json:
+        _print_real(first)
     with progress_bar() as bar:
         story = tell(Settings(seed=seed, draws=draws), home, bar, _say)
     report = write_report(story.run.path)
     if as_json:
-        _print_json(story, report)
+        _print_json(story, report, first)
     else:
         _print_story(story, report)
     if show:
@@ -47,11 +55,28 @@ def demo(
 demo.__doc__ = f"{demo.__doc__}\n\n\b{EXAMPLE}"
 
 
-def _print_json(story: Story, report: Path) -> None:
+def _print_real(story: RealStory) -> None:
+    """Answers side by side, what was found, and what else the recipe moved."""
+    from tunescope.cli.output import command_name, emit
+
+    emit(None, False, story.answers(), title="A real chat model and its fine-tune: what they answer")
+    for step, sentence in story.said:
+        typer.echo(f"{step:14} {sentence}")
+    if left := story.held_out():
+        emit(None, False, left, title="Switched off, and what else moved (kl in nats per token on the other questions)")
+    typer.echo(f"Run:      {story.run.path}\nExplore:  {command_name()} dashboard {story.run.path}\n")
+    typer.echo("How you know that it tells the truth: the same on small models in which the change was planted.\n")
+
+
+def _print_json(story: Story, report: Path, real: RealStory | None) -> None:
     from tunescope.cli.output import emit
 
     payload: dict[str, Any] = {
         "run": str(story.run.path), "report": str(report), "behaviour": story.behaviour, "truth": story.truth,
+        "real": None if real is None else {
+            "run": str(real.run.path), "behaviour": real.look.behaviour, "held_out": real.held_out(),
+            "steps": [{"step": step, "found": sentence} for step, sentence in real.said],
+        },
         "seconds": round(story.seconds, 1), "cpu_seconds": round(story.cpu_seconds, 1),
     }  # fmt: skip
     emit(payload, as_json=True)

@@ -24,7 +24,9 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     base: Annotated[str, typer.Argument(help="The base model: a folder or a hub id (org/name@revision).")],
     tuned: Annotated[str, typer.Argument(help="The fine-tuned model, or a PEFT adapter of the base.")],
     prompts: Annotated[Path, typer.Option(help="Prompts: .jsonl, .json, .csv, .parquet or .txt (one per line).")],
-    recipe: Annotated[list[Path] | None, typer.Option(help="A recipe file; may be given several times.")] = None,
+    recipe: Annotated[
+        list[Path] | None, typer.Option(help="A recipe file, or a line of the book's names; several are fine.")
+    ] = None,
     on: Annotated[str, typer.Option(help="Which side the recipes are applied to: tuned, or base.")] = "tuned",
     metrics: Annotated[
         str | None, typer.Option(help="Metrics, by commas; default: those that the prompts allow. 'all' for all.")
@@ -78,8 +80,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
         **pair_reading(template, own_generation_config),
     )  # fmt: skip
     with progress_bar() as bar:
-        found = compare(asked, bar)
-    run = found.write(out)
+        run, found = compare(asked, out, bar)
     if as_json:
         emit({"run": str(run.path), **found.payload()}, as_json=True)
         return

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from tunescope.cli.finished_chapters import FinishedChapters, result_file
 from workbench import runs
 from workbench.behaviour import (
     METRICS,
@@ -22,14 +25,18 @@ from workbench.behaviour import (
     scope_panel,
     sure_unsure,
 )
+from workbench.behaviour.dose import DoseResponse
 from workbench.behaviour.dosing import DOSED
+from workbench.behaviour.metrics import check_metrics
+from workbench.behaviour.parts import PartedDiff
+from workbench.behaviour.scope import ScopePanel
 from workbench.behaviour.scorers import meaning_of, read_metrics
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
 from workbench.progress import Progress
 from workbench.prompts import Prompts
-from workbench.results import Result
+from workbench.results import Provenance, Result
 from workbench.tables import with_intervals
 
 if TYPE_CHECKING:
@@ -140,24 +147,20 @@ class Compared:
         own = json.loads(self.behaviour.to_json())
         return {**own, **{name: json.loads(one.to_json()) for name, one in self.results.items() if name != "behaviour"}}
 
-    def write(self, out: Path | None) -> runs.Run:
-        """The run: tables, figures, results whole, prompts, and the sections of a report."""
-        results = {f"results/{name}.safetensors": one for name, one in self.results.items()}
-        with runs.begun("diff", self.asked.config(), out) as run:
-            run.note(**dataclasses.asdict(self.behaviour.provenance))
-            run.keep_pair(self.asked.base, self.asked.tuned, self.rows, results=list(results))
-            for file, result in results.items():
-                result.save(run.file(file))
-            for chapter in self.chapters:
-                for name, table in {**chapter.tables, **chapter.kept}.items():
-                    run.write_table(f"tables/{name}", table)
-                for name, figure in chapter.figures.items():
-                    run.write_text(f"figures/{name}.json", figure.to_json())
-            run.write_json("sections", [
-                {"title": one.title, "text": one.text, "tables": list(one.tables), "figures": list(one.figures)}
-                for one in self.chapters
-            ])  # fmt: skip
-        return run
+    def write(self, run: runs.Run) -> None:
+        """Fill the run: tables, figures, prompts, and the sections of a report; results are there already."""
+        run.note(**dataclasses.asdict(self.behaviour.provenance))
+        results = [result_file(name) for name in self.results]
+        run.keep_pair(self.asked.base, self.asked.tuned, self.rows, results=results)
+        for chapter in self.chapters:
+            for name, table in {**chapter.tables, **chapter.kept}.items():
+                run.write_table(f"tables/{name}", table)
+            for name, figure in chapter.figures.items():
+                run.write_text(f"figures/{name}.json", figure.to_json())
+        run.write_json("sections", [
+            {"title": one.title, "text": one.text, "tables": list(one.tables), "figures": list(one.figures)}
+            for one in self.chapters
+        ])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,16 @@ class Bench:
     metrics: list[str]
     progress: Progress
 
+    def basis(self) -> dict[str, Any]:
+        """What every result of this run is made from, by content."""
+        others = [self.neutral, self.near, self.outside]
+        origin = Provenance.of("diff", self.pair.models, self.rows)
+        return {
+            "models": origin.models, "versions": dict(origin.versions), "prompts": origin.prompts,
+            "other_prompts": [None if one is None else one.hash for one in others],
+            "recipes": {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.asked.recipes},
+        }  # fmt: skip
+
     @property
     def on(self) -> str:
         """The side the recipes are applied to."""
@@ -187,27 +200,52 @@ class Bench:
         return {"seed": asked.seed, "progress": self.progress, "max_new_tokens": asked.max_new_tokens}
 
 
-def compare(asked: Asked, progress: Progress) -> Compared:
-    """Measure all that was asked for. Files are read before models are loaded."""
-    bench = _bench(asked, progress)
+def compare(asked: Asked, out: Path | None, progress: Progress) -> tuple[runs.Run, Compared]:
+    """Measure all that was asked for, in a run that is listed from its first moment.
+
+    Files are read before the run is made, and models loaded in it. After an interruption the same command goes on
+    behind the last chapter that was finished.
+    """
+    files = _files(asked)
+    with runs.begun("diff", asked.config(), out) as run:
+        bench = _bench(asked, files, progress)
+        finished = FinishedChapters(run, bench.basis())
+        run.file("results").mkdir(exist_ok=True)
+        behaviour = finished.result("behaviour", BehaviourDiff, partial(_measured, bench))
+        chapters = _behaviour(behaviour, bench)
+        if asked.strengths is not None:
+            chapters += [_dose(bench, finished, number, name) for number, name in enumerate(bench.recipes, 1)]
+        if bench.outside is not None and bench.recipes:
+            chapters.append(_scope(bench, finished))
+        if asked.split is not None:
+            chapters.append(_split(bench, finished))
+        compared = Compared(asked, bench.rows, behaviour, chapters)
+        compared.write(run)
+    return run, compared
+
+
+def _measured(bench: Bench) -> BehaviourDiff:
     side: dict[str, Any] = {"recipe": bench.recipes} if bench.on == "tuned" else {"base_recipes": bench.recipes}
-    behaviour = behaviour_diff(
+    return behaviour_diff(
         bench.pair, bench.rows, metrics=bench.metrics,
         controls={f"random, as {name}": draws for name, draws in bench.random.items() if draws},
-        controls_on=bench.on, neutral=bench.neutral, samples=asked.samples, texts=True, batch_size=asked.batch_size,
-        **side, **bench.shared,
+        controls_on=bench.on, neutral=bench.neutral, samples=bench.asked.samples, texts=True,
+        batch_size=bench.asked.batch_size, **side, **bench.shared,
     )  # fmt: skip
-    chapters = _behaviour(behaviour, bench)
-    if asked.strengths is not None:
-        chapters += [_dose(bench, number, name) for number, name in enumerate(bench.recipes, 1)]
-    if bench.outside is not None and bench.recipes:
-        chapters.append(_scope(bench))
-    if asked.split is not None:
-        chapters.append(_split(bench))
-    return Compared(asked, bench.rows, behaviour, chapters)
 
 
-def _bench(asked: Asked, progress: Progress) -> Bench:
+class Files(NamedTuple):
+    """What is read before a model is."""
+
+    rows: Prompts
+    neutral: Prompts | None
+    near: Prompts | None
+    outside: Prompts | None
+    recipes: dict[str, Recipe]
+    metrics: list[str]
+
+
+def _files(asked: Asked) -> Files:
     turns: dict[str, Any] = {"chat": asked.chat, "system": asked.system}
     rows = Prompts.load(asked.prompts, **turns)
     neutral = None if asked.neutral is None else Prompts.load(asked.neutral)
@@ -217,26 +255,45 @@ def _bench(asked: Asked, progress: Progress) -> Bench:
     recipes = _recipes(asked.recipes)
     metrics = _metrics(asked, rows, neutral=neutral is not None)
     read_metrics(metrics)
+    if asked.follow is not None:
+        names, behaviours = read_metrics([asked.follow])
+        check_metrics([name for name in names if name not in behaviours], DOSED)
+    return Files(rows, neutral, near, outside, recipes, metrics)
+
+
+def _bench(asked: Asked, files: Files, progress: Progress) -> Bench:
     pair = load_pair(
         asked.base, asked.tuned, device=asked.device, dtype=asked.dtype,
         allow_pickle=asked.allow_pickle, trust_remote_code=asked.trust_remote_code, template=asked.template,
         own_generation_config=asked.own_generation_config,
     )  # fmt: skip
     model = pair.models[asked.on]
-    for one in recipes.values():
+    for one in files.recipes.values():
         one.check(model)
-    random = {name: _random(one, model, rows, asked) for name, one in recipes.items()}
-    return Bench(asked, pair, rows, neutral, near, outside, recipes, random, metrics, progress)
+    random = {name: _random(one, model, files.rows, asked) for name, one in files.recipes.items()}
+    return Bench(
+        asked,
+        pair,
+        files.rows,
+        files.neutral,
+        files.near,
+        files.outside,
+        files.recipes,
+        random,
+        files.metrics,
+        progress,
+    )
 
 
 def _recipes(paths: Sequence[Path]) -> dict[str, Recipe]:
-    from interventions.exchange.reading import load_recipe
+    from interventions.exchange.reading import load_recipe, recipe_name
 
     found: dict[str, Recipe] = {}
     for path in paths:
-        if path.stem in found:
-            raise UserError(f"Two recipes are called {path.stem!r}: rename one of the files.")
-        found[path.stem] = load_recipe(path)
+        name = recipe_name(path)
+        if name in found:
+            raise UserError(f"Two recipes are called {name!r}: rename one of the files.")
+        found[name] = load_recipe(path)
     return found
 
 
@@ -289,42 +346,42 @@ def _behaviour(found: BehaviourDiff, bench: Bench) -> list[Chapter]:
     return chapters
 
 
-def _dose(bench: Bench, number: int, name: str) -> Chapter:
+def _dose(bench: Bench, finished: FinishedChapters, number: int, name: str) -> Chapter:
     from interventions.sweep import dose
 
     metric = bench.asked.follow or next((one for one in bench.metrics if one in DOSED), "kl")
-    found = dose_response(
+    key = f"dose-{number}"
+    found = finished.result(key, DoseResponse, lambda: dose_response(
         bench.pair, bench.rows, dose(bench.recipes[name]), bench.asked.strengths or (), metric=metric,
         controls=[dose(one) for one in bench.random[name]], on=bench.on, batch_size=bench.asked.batch_size,
         neutral=bench.neutral, out_of_scope=bench.outside, **bench.shared,
-    )  # fmt: skip
+    ))  # fmt: skip
     text = f"{found.summary()}. At strength 1 the recipe is as it was saved; 0 leaves the model as it is."
     if found.side:
         text += f" The second panel shows a side effect at the same strengths: {found.side}."
-    key = f"dose-{number}"
     return Chapter(key, f"Dose and response: {name}", text, found, {key: found.table}, {key: found.figure()})
 
 
-def _scope(bench: Bench) -> Chapter:
+def _scope(bench: Bench, finished: FinishedChapters) -> Chapter:
     changed: Any = is_refusal if bench.asked.changed == "refusal" else bench.asked.changed
-    found = scope_panel(
+    found = finished.result("scope", ScopePanel, lambda: scope_panel(
         bench.pair, bench.recipes, bench.rows, bench.near, bench.outside,
         changed=changed, controls=bench.random, on=bench.on, **bench.shared,
-    )  # fmt: skip
+    ))  # fmt: skip
     text = f"{found.summary()}.\n\nselective: the share changed in scope minus that beyond, with its interval."
     tables = {"scope": found.table, "selective": found.selective}
     return Chapter("scope", "Where the recipe acts", text, found, tables, {"scope": found.figure()})
 
 
-def _split(bench: Bench) -> Chapter:
+def _split(bench: Bench, finished: FinishedChapters) -> Chapter:
     kept = [] if bench.asked.metrics is None else [one for one in bench.metrics if one != "perplexity"]
     known = bench.asked.split == "known"
     first = ["refusal", "answered"] if known else ["accuracy", "confidence", "brier", "ece"]
-    found = (known_unknown if known else sure_unsure)(
+    name, title = ("known", "Known and unknown questions") if known else ("sure", "Sure and unsure answers")
+    found = finished.result(name, PartedDiff, lambda: (known_unknown if known else sure_unsure)(
         bench.pair, bench.rows, bench.recipes if bench.on == "tuned" else None,
         metrics=list(dict.fromkeys([*first, *kept])), batch_size=bench.asked.batch_size, **bench.shared,
-    )  # fmt: skip
-    name, title = ("known", "Known and unknown questions") if known else ("sure", "Sure and unsure answers")
+    ))  # fmt: skip
     left_out = " Recipes on the base are left out here." if bench.on == "base" and bench.recipes else ""
     text = f"Divided by {found.summary()}.{left_out}"
     kept_whole = {f"{name}-long": found.table}

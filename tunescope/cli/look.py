@@ -39,18 +39,19 @@ def look(
     from tunescope.cli.output import command_name, emit, progress_bar
     from tunescope.look.keep import keep
     from tunescope.look.steps import Look, general_questions, run_steps
+    from workbench import runs
     from workbench.models.pair import load_pair
     from workbench.recording.load_options import load_options
 
-    with progress_bar() as bar:
-        pair = load_pair(base, tuned, device=device, dtype=dtype)
-        found = Look(pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed)
-        run_steps(found, bar, lambda line: print_now(line, err=as_json))
     config = {
         "verb": "look", "base": base, "tuned": tuned, "prompts": None if prompts is None else str(prompts),
         "limit": limit, "seed": seed, **load_options({"device": device, "dtype": dtype}),
     }  # fmt: skip
-    run = keep(found, out, config)
+    with runs.begun("look", config, out) as run, progress_bar() as bar:
+        pair = load_pair(base, tuned, device=device, dtype=dtype)
+        found = Look(pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed)
+        run_steps(found, bar, lambda line: print_now(line, err=as_json))
+        keep(found, run)
     if as_json:
         steps = [{"step": step, "found": told} for step, note in found.notes.items() for told in note.sentences]
         recipes = [f"recipes/{name}.safetensors" for name in found.recipes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from workbench.methods import Method
 
 if TYPE_CHECKING:
     from tunescope.experiments.method_run import Checked
+    from workbench.first_batch import Phase
 
 Base = Annotated[str, typer.Argument(help="The base model: a folder or a hub id.")]
 Tuned = Annotated[str, typer.Argument(help="The fine-tuned model, or a PEFT adapter of the base.")]
@@ -28,6 +29,10 @@ COMMON: dict[str, Any] = {
     "limit": (Annotated[int | None, typer.Option(min=1, help="A seeded sample of at most so many prompts.")], None),
     "out": (Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")], None),
     "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Check everything and say what it costs.")], False),
+    "timed": (
+        Annotated[bool, typer.Option("--timed", help="With --dry-run: time the first batches.")],
+        False,
+    ),
     "as_json": (Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")], False),
 }
 """Options of every probe."""
@@ -78,10 +83,12 @@ def _callback(method: Method) -> Callable[..., None]:
 
         options = {name: values.pop(name) for name in own}
         chosen = {name: _plain(own[name], value) for name, value in options.items() if value is not None}
-        dry_run, as_json = values.pop("dry_run"), values.pop("as_json")
+        dry_run, timed, as_json = values.pop("dry_run"), values.pop("timed"), values.pop("as_json")
+        if timed and not dry_run:
+            raise typer.BadParameter("it says what a dry run costs: give --dry-run with it.", param_hint="--timed")
         call = checked(MethodCall(method=method, options=chosen, **values))
         if dry_run:
-            _say_cost(call, as_json)
+            _say_cost(call, as_json, timed=timed)
         else:
             _print(call, as_json)
 
@@ -172,10 +179,27 @@ def _print(call: Checked, as_json: bool) -> None:
     emit(payload, as_json, result.frame().head(20), title=f"{run.path}: {result.summary()}")
 
 
-def _say_cost(call: Checked, as_json: bool) -> None:
+def _say_cost(call: Checked, as_json: bool, *, timed: bool) -> None:
     """What a dry run says: that nothing is missing, and what the method costs."""
     from tunescope.cli.output import emit
 
     method, rows = call.call.method, None if call.prompts is None else len(call.prompts)
-    payload = {"method": method.name, "prompts": rows, "cost": method.cost}
-    emit(payload, as_json, title=f"localize {method.name}: nothing is missing, and nothing was run")
+    payload: dict[str, Any] = {"method": method.name, "prompts": rows, "cost": method.cost}
+    title = f"localize {method.name}: nothing is missing, and nothing was run"
+    if timed:
+        phases, whole = call.timed()
+        payload |= {"phases": [phase.to_dict() for phase in phases], "ran_to_the_end": whole}
+        title = f"localize {method.name}: {_told(phases, whole=whole)}; nothing was kept"
+    emit(payload, as_json, title=title)
+
+
+def _told(phases: Sequence[Phase], *, whole: bool) -> str:
+    """The seconds of each phase, for people."""
+    lines = [
+        f"{phase.what} about {phase.expected:.0f} s ({phase.done} of {phase.units} measured)"
+        for phase in phases
+        if phase.expected is not None
+    ]
+    if whole:
+        return f"all of it took {sum(phase.seconds for phase in phases):.0f} s"
+    return f"{'; '.join(lines)}; what follows was not reached"

@@ -1,4 +1,4 @@
-"""``tunescope recipe show|check|export``."""
+"""``tunescope recipe show|check|export|certify``, and the book of named recipes: ``book|keep|drop``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-File = Annotated[Path, typer.Argument(help="The recipe: a .safetensors file, or a .gguf control vector.")]
+File = Annotated[Path, typer.Argument(help="A recipe file, a .gguf control vector, or a line such as 0.5*formal.")]
 Model = Annotated[str, typer.Argument(help="The model: a folder or a hub id. With --tuned, the base.")]
 Tuned = Annotated[str | None, typer.Option(help="The fine-tuned model or adapter; the recipe is then for it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
@@ -82,6 +82,91 @@ def export_command(
     recipe, side = load_recipe(file), _last(load_sides(model, tuned, dtype=dtype))
     written = _export(recipe, side, to, out)
     emit({"recipe": str(file), "format": to, "written": str(written)}, as_json)
+
+
+@app.command("certify")
+def certify_command(  # noqa: PLR0913 (one parameter per option)
+    file: File,
+    target: Annotated[Path, typer.Argument(help="What was exported: a .gguf control vector, or a folder.")],
+    model: Annotated[
+        str, typer.Option(help="The model the recipe is for: a folder or a hub id. With --tuned, the base.")
+    ],
+    prompts: Annotated[Path, typer.Option(help="A file of prompts of the kind that will be served.")],
+    tuned: Tuned = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="For a control vector: the model's own .gguf file, which llama.cpp runs.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Prompts that are run at most.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each greedy continuation.", min=1)] = 16,
+    dtype: Annotated[str, typer.Option(help="What the model is loaded in: auto, float32, bfloat16, float16.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Run the same prompts through our engine and through what was exported; exit code 1 where they do not agree.
+
+    Example, offline:  tunescope recipe certify offset.safetensors baked --model ./base --prompts questions.jsonl
+    """
+    from interventions.exchange.certificate import certify, target_kind
+    from interventions.exchange.reading import load_recipe
+    from tunescope.cli.output import emit
+    from workbench.prompts import Prompts
+
+    target_kind(target, weights)
+    recipe, rows = load_recipe(file), Prompts.load(prompts)[:limit]
+    found = certify(
+        _last(load_sides(model, tuned, dtype=dtype)), recipe, target, rows, weights=weights,
+        max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    emit({"recipe": str(file), "export": str(target), **found.to_dict(), "says": found.summary()}, as_json)
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+Book = Annotated[
+    Path | None, typer.Option("--book", help="The book's folder; default: $TUNESCOPE_BOOK, else ./recipes.")
+]
+Name = Annotated[str, typer.Argument(help="The name that lines are written with, as in 0.5*formal.")]
+
+
+@app.command("book")
+def book_command(book: Book = None, as_json: AsJson = False) -> None:
+    """List the named recipes of the workspace's book, with which lines such as 0.5*formal are written.
+
+    Example, offline:  tunescope recipe book
+    """
+    from interventions.recipe_book import RecipeBook
+    from tunescope.cli.output import emit
+
+    held = RecipeBook(book)
+    rows = [{"name": name, "does": "; ".join(map(repr, recipe))} for name, recipe in held.items()]
+    emit({"book": str(held.folder), "recipes": rows}, as_json, rows, title=f"{held.folder}: {len(rows)} recipes")
+
+
+@app.command("keep")
+def keep_command(name: Name, recipe: File, book: Book = None, as_json: AsJson = False) -> None:
+    """Keep a recipe in the book under a name; it may itself be a line of other names.
+
+    Example, offline:  tunescope recipe keep formal offset.safetensors
+    """
+    from interventions.exchange.reading import load_recipe
+    from interventions.recipe_book import RecipeBook
+    from tunescope.cli.output import emit
+
+    held = RecipeBook(book)
+    written = held.keep(name, load_recipe(recipe, held))
+    emit({"name": name, "written": str(written)}, as_json)
+
+
+@app.command("drop")
+def drop_command(name: Name, book: Book = None, as_json: AsJson = False) -> None:
+    """Delete a recipe from the book.
+
+    Example, offline:  tunescope recipe drop formal
+    """
+    from interventions.recipe_book import RecipeBook
+    from tunescope.cli.output import emit
+
+    RecipeBook(book).drop(name)
+    emit({"dropped": name}, as_json)
 
 
 def _export(recipe: Recipe, side: AdaptedModel, to: str, out: Path) -> Path:

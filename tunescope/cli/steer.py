@@ -25,7 +25,7 @@ Example, offline:
 
 def steer(  # noqa: PLR0913 (one parameter per option)
     model: Annotated[str, typer.Argument(help="The model: a folder or a hub id. With --tuned, the base.")],
-    recipe: Annotated[Path, typer.Option(help="The recipe: a .safetensors file, or a .gguf control vector.")],
+    recipe: Annotated[Path, typer.Option(help="A recipe file, a .gguf control vector, or a line such as 0.5*formal.")],
     tuned: Annotated[str | None, typer.Option(help="The fine-tuned model, or a PEFT adapter of the base.")] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="A prompt: a user turn where there is a chat template. Several are fine.")

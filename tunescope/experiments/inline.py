@@ -213,9 +213,13 @@ def spec_of(kind: str) -> type[Inline]:
 
 
 class RecipeSpec(Strict):
-    """Interventions in order, or a saved recipe. A list alone stands for ``interventions``."""
+    """Interventions in order, a saved recipe, or one line. A list alone stands for ``interventions``, a text alone for
+    ``line``."""
 
     file: str | None = None
+    line: str | None = None
+    """Such as ``0.5*formal - 0.2*verbose @generated``, with the names of the book: the folder ``recipes`` beside the
+    experiment's file."""
     interventions: list[AnyInline] | None = None
     strength: float = 1.0
     """A factor for all of them."""
@@ -228,10 +232,12 @@ class RecipeSpec(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_list(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"line": given}
         return {"interventions": given} if isinstance(given, list) else given
 
     @model_validator(mode="after")
     def _one_source(self) -> RecipeSpec:
-        if (self.file is None) == (self.interventions is None):
-            raise refusal("give a list of interventions, or file (a saved recipe).")
+        if sum(one is not None for one in (self.file, self.interventions, self.line)) != 1:
+            raise refusal("give a list of interventions, or file (a saved recipe), or line (of the book's names).")
         return self

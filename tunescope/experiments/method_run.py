@@ -10,7 +10,8 @@ from typing import Any
 from tunescope.experiments.method_steps import PREFIX
 from tunescope.experiments.requirements import check_pair, check_prompts
 from tunescope.experiments.schema import Experiment
-from workbench import runs
+from workbench import first_batch, runs
+from workbench.first_batch import Phase
 from workbench.methods import Method
 from workbench.progress import Progress
 from workbench.prompts import Prompts
@@ -85,6 +86,16 @@ class Checked:
             result = _result(self.experiment, call.method, self.prompts, progress, say)
             _write(run, self, result)
         return run, result
+
+    def timed(self) -> tuple[list[Phase], bool]:
+        """Load the models and run until the first batch of a long phase; nothing is written.
+
+        Returns:
+            The phases with the seconds that each takes, and whether the method came to its end meanwhile.
+        """
+        return first_batch.timed(
+            lambda progress: _result(self.experiment, self.call.method, self.prompts, progress, lambda _: None)
+        )
 
 
 def checked(call: MethodCall) -> Checked:

@@ -39,6 +39,8 @@ class RecipeBuilder:
         """The recipe. Raises :class:`UserError` for a tensor that is missing or does not fit."""
         if spec.file is not None:
             recipe = self._saved(spec.file)
+        elif spec.line is not None:
+            recipe = iv.recipe_from_text(spec.line, iv.RecipeBook(self._materials.path("recipes")))
         else:
             recipe = iv.Recipe([one for entry in spec.interventions or () for one in self._made(entry)])
         return recipe if spec.strength == 1.0 else recipe * spec.strength

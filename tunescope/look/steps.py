@@ -36,6 +36,8 @@ class Look:
     base: str
     tuned: str
     seed: int = 0
+    neutral: Prompts | None = None
+    """Texts whose perplexity shows what a recipe does to everything else."""
     results: dict[str, Any] = field(default_factory=dict)
     """Name -> result of a probe, in the order in which they came."""
     recipes: dict[str, iv.Recipe] = field(default_factory=dict)
@@ -49,6 +51,11 @@ class Look:
     """What each way to turn the behaviour does, best first."""
     recipe_sides: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Candidate -> the side it acts on, and how much of the tuning it is where it is that."""
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """(step, what it found), in order."""
+        return [(step, sentence) for step, note in self.notes.items() for sentence in note.sentences]
 
     def tell(self, step: str, sentence: str, *, found: bool = False) -> None:
         """Note what a step found; ``found``: something beyond the control."""
@@ -93,13 +100,8 @@ def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], Non
 def what_changed(look: Look, progress: Progress) -> None:
     """Answers side by side, and the behaviour that rose."""
     answers = probes.answers(look.pair, look.prompts, max_new_tokens=ANSWER_TOKENS, progress=progress)
-    look.results["answers"], look.behaviour, look.parting = answers, None, None
+    look.results["answers"], look.behaviour, look.parting = answers, answers.behaviour, None
     look.tell(CHANGED, f"{answers.summary()}.", found=answers.share > 0)
-    rose = answers.rising()
-    if answers.refusals["tuned"] - answers.refusals["base"] >= 0.1:
-        look.behaviour = "refusal"
-    elif rose is not None:
-        look.behaviour = f"begins:{rose['opening']}"
 
 
 def where_in_weights(look: Look, progress: Progress) -> None:
@@ -161,7 +163,7 @@ def turn_by_direction(look: Look, progress: Progress) -> None:
         return
     direction = probes.find_direction(
         look.pair, look.prompts, look.behaviour, limit=8, candidates=4, max_new_tokens=12, seed=look.seed,
-        progress=progress,
+        neutral=look.neutral, progress=progress,
     )  # fmt: skip
     look.results["direction"] = direction
     look.tell(TURN, f"{direction.summary()}.")

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import regex  # type: ignore[import-untyped]
 
+from workbench.behaviour.linguistic import ATTRIBUTES
 from workbench.behaviour.metrics import METRICS, TEXT
 from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.text_quality import language, readability, repeated_words, words_in
 from workbench.errors import UserError, unknown_name
+from workbench.method_index import index, load_method
+from workbench.method_options import summary_of
 from workbench.prompts.row import Prompt
 
 if TYPE_CHECKING:
@@ -65,8 +68,10 @@ def behaviour(what: str | Score | Behaviour, name: str | None = None, *, share: 
     Args:
         what: ``"begins:I am sorry"`` (case aside), ``"contains:dragon"`` (case aside, as whole words), ``"regex:..."``
             (searched in the first 4000 signs, two seconds at most), ``"refusal"``, ``"length"`` (words),
-            ``"repetition"``, ``"readability"``, ``"language"`` or ``"language:de"``, or a function
-            ``score(response, prompt)`` that gives a number or true or false.
+            ``"repetition"``, ``"readability"``, ``"language"`` or ``"language:de"``, an attribute that is counted
+            (:mod:`workbench.behaviour.linguistic`: ``"punctuation"``, ``"pronouns"``, ...), or a function
+            ``score(response, prompt)`` that gives a number or true or false; or the name that a plug-in
+            registered.
         name: what tables call it; by default ``what`` itself, or the function's name.
         share: whether scores are 0 or 1; by default they are, but for functions annotated to return a number.
 
@@ -96,13 +101,22 @@ def behaviour(what: str | Score | Behaviour, name: str | None = None, *, share: 
     if what in _NAMED:
         made = _NAMED[what]
         return made if name is None else Behaviour(name, made.meaning, made.score, made.share)
-    raise unknown_name("behaviour", what, [*_NAMED, *(f"{one}:..." for one in PREFIXES), "language:en"])
+    if what in _registered():
+        score = load_method(what).call
+        return Behaviour(name or what, summary_of(score).rstrip("."), score, _says_yes_or_no(score))
+    raise unknown_name("behaviour", what, [*_NAMED, *_registered(), *(f"{one}:..." for one in PREFIXES), "language:en"])
+
+
+def _registered() -> list[str]:
+    """Scores of texts that a file registers: ``@method(NAME, group="texts", kind="behaviour", ...)`` on a function of
+    (response, prompt)."""
+    return [entry.name for entry in index().entries if (entry.kind, entry.group) == ("behaviour", "texts")]
 
 
 def is_behaviour_text(text: str) -> bool:
     """Whether ``text`` names a behaviour rather than a metric."""
     kind, colon, _ = text.partition(":")
-    return text in _NAMED or bool(colon and kind in (*PREFIXES, "language"))
+    return text in _NAMED or bool(colon and kind in (*PREFIXES, "language")) or text in _registered()
 
 
 def read_metrics(metrics: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, Behaviour]]:
@@ -119,7 +133,9 @@ def read_metrics(metrics: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, Beh
             names.append(one)
             continue
         if isinstance(one, str) and not is_behaviour_text(one):
-            raise unknown_name("metric", one, [*METRICS, *_NAMED, *(f"{kind}:..." for kind in PREFIXES)])
+            raise unknown_name(
+                "metric", one, [*METRICS, *_NAMED, *_registered(), *(f"{kind}:..." for kind in PREFIXES)]
+            )
         made = behaviour(one)
         if made.name in METRICS and not (isinstance(one, Behaviour) and made is _NAMED.get(made.name)):
             raise UserError(f"A behaviour is called {made.name!r}, as a metric is: give it a name of its own.")
@@ -140,8 +156,11 @@ def meaning_of(name: str) -> str:
 
 def _of_function(score: Score, name: str | None, share: bool | None) -> Behaviour:
     named: str = name or str(getattr(score, "__name__", type(score).__name__))
-    counts = getattr(score, "__annotations__", {}).get("return") in (bool, "bool") if share is None else share
-    return Behaviour(named, "a score of your own", score, counts)
+    return Behaviour(named, "a score of your own", score, _says_yes_or_no(score) if share is None else share)
+
+
+def _says_yes_or_no(score: Score) -> bool:
+    return getattr(score, "__annotations__", {}).get("return") in (bool, "bool")
 
 
 def _of_pattern(kind: str, pattern: str, name: str) -> Behaviour:
@@ -199,3 +218,7 @@ _NAMED: dict[str, Behaviour] = {
         lambda text, row: language(text) == language(str(row)),
     ),
 }  # fmt: skip
+_NAMED |= {
+    name: Behaviour(name, meaning, lambda text, _, count=count: count(text), share=False)  # type: ignore[misc]
+    for name, (meaning, count) in ATTRIBUTES.items()
+}

@@ -66,7 +66,8 @@ class Holding:
             who = "Another thread"
         return ModelBusy(
             f"{who} is using this model; one model serves one context at a time: wait for it to end, enter the recipe "
-            "where the model is called, or load the model a second time."
+            "where the model is called (a thread started inside is let in with contextvars.copy_context().run as its "
+            "target), or load the model a second time."
         )
 
 

@@ -27,6 +27,7 @@ from workbench.engine.ports import Port, port
 from workbench.engine.resolving import family_of
 from workbench.engine.sites import HEAD_KINDS, KINDS, Site
 from workbench.engine.template_tokens import TemplateTokens
+from workbench.engine.withheld import Withheld
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.typing import Tensor
 
@@ -132,8 +133,8 @@ class Hub:
         """The one that ran last."""
         self.view = ""
         """Which of the models that share these weights is running ("base" or "tuned" of an adapter pair)."""
-        self.withheld: dict[str, str] = {}
-        """Kinds of site that the self-check could not prove for this model, with the reason; they are not offered."""
+        self.withheld = Withheld()
+        """Sites that the self-check could not prove for this model, with the reason; they are not offered."""
         self.holdings = Holdings()
         self.listener = Listener(self)
         self.generation: Generation | None = None
@@ -173,7 +174,7 @@ class Hub:
         for layer in range(self.geometry.n_layers):
             for kind in KINDS:
                 site = Site(kind, layer, 0 if kind == "expert" else None)
-                if kind not in self.withheld and port(self.hf, self.family, self.geometry, site) is not None:
+                if site not in self.withheld and port(self.hf, self.family, self.geometry, site) is not None:
                     names.append(f"blocks.{layer}.mlp.expert" if kind == "expert" else site.name)
         return names
 
@@ -252,7 +253,7 @@ class Hub:
 
     def _port(self, hook: SiteHook) -> Port:
         site, geometry = hook.site, self.geometry
-        known = site.layer is not None and 0 <= site.layer < geometry.n_layers and site.kind not in self.withheld
+        known = site.layer is not None and 0 <= site.layer < geometry.n_layers and site not in self.withheld
         if site.kind == "expert":
             known = known and site.expert is not None and 0 <= site.expert < geometry.n_experts
         place = port(self.hf, self.family, geometry, site, edit=hook.edit) if known else None
@@ -340,10 +341,10 @@ class Hub:
 def missing_site(hub: Hub, site: Site) -> UserError:
     """Why a model has no such site, in one sentence."""
     layers = hub.geometry.attention_layers
-    if site.kind in hub.withheld:
+    if site in hub.withheld:
         return NotSupported(
             f"{site.name} is not offered for this {type(hub.hf).__name__}, as it could not be proved at load: "
-            f"{hub.withheld[site.kind]}; resid_post works."
+            f"{hub.withheld.reason(site)}; resid_post works."
         )
     if site.kind in HEAD_KINDS | {"attn_out"} and len(layers) < hub.geometry.n_layers and site.layer not in layers:
         some = f"those that have some are {', '.join(map(str, layers))}"

@@ -108,7 +108,12 @@ class Listener:
         def generate(*args: Any, **kwargs: Any) -> Any:
             if not self.on:  # somebody kept it beyond the context
                 return original(*args, **kwargs)
-            hub.holdings.check()
+            try:
+                hub.holdings.check()
+            except ModelBusy:
+                if (streamer := kwargs.get("streamer")) is not None:
+                    streamer.end()  # whoever reads it in another thread waits for its end
+                raise
             with self.running():
                 before, hub.generation = hub.generation, generation_of(hf, args, kwargs, hub.generation)
                 try:

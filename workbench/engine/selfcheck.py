@@ -34,8 +34,8 @@ _WRONG = (NotSupported, RuntimeError, ValueError, TypeError, AttributeError, Ind
 def self_check(hub: Hub) -> None:
     """Prove the map of sites on this model.
 
-    In a family of our table a site that is not what the map says raises :class:`NotSupported`. Elsewhere that kind of
-    site is withheld, with its reason in ``hub.withheld``, and the rest of the model works.
+    A site that is not what the map says is withheld in its layer, with the reason in ``hub.withheld``; the rest of the
+    model works.
     """
     values = _values(hub)
     for layer in range(hub.geometry.n_layers):
@@ -51,10 +51,8 @@ def _prove(hub: Hub, layer: int, at: dict[str, Any], kinds: tuple[str, ...], che
     try:
         check(hub, layer, at)
     except _WRONG as error:
-        if hub.hf.config.model_type in FAMILIES:
-            raise
         for kind in kinds:
-            hub.withheld.setdefault(kind, _reason(layer, error))
+            hub.withheld.add(kind, [layer], _reason(layer, error))
 
 
 def _reason(layer: int, error: Exception) -> str:
@@ -64,18 +62,17 @@ def _reason(layer: int, error: Exception) -> str:
 
 def _values(hub: Hub) -> dict[Site, Any]:
     """What every site holds in one forward pass; kinds that cannot be read there are withheld."""
-    foreign = hub.hf.config.model_type not in FAMILIES
+    kinds = _TABLE_KINDS if hub.hf.config.model_type in FAMILIES else _KINDS
     names = [name.replace(".expert", ".expert[0]") for name in hub.sites()]
-    sites = [site for name in names if (site := Site.parse(name)).kind in (_KINDS if foreign else _TABLE_KINDS)]
+    sites = [site for name in names if (site := Site.parse(name)).kind in kinds]
     try:
         values = _read(hub, sites)
     except _WRONG:
-        if not foreign:
-            raise
         _read(hub, [])  # a model that does not run at all says so itself
         values = _read_by_kind(hub, sites)
-    for kind in {site.kind for site in sites} - {site.kind for site in values}:
-        hub.withheld.setdefault(kind, "the model runs code that calls no hook there")
+    for site in sites:
+        if site not in values:
+            hub.withheld.add(site.kind, [site.layer or 0], "the model runs code that calls no hook there")
     return values
 
 
@@ -86,7 +83,7 @@ def _read_by_kind(hub: Hub, sites: list[Site]) -> dict[Site, Any]:
             values |= _read(hub, [site for site in sites if site.kind == kind])
         except _WRONG as error:
             said = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            hub.withheld.setdefault(kind, f"it could not be read ({said})")
+            hub.withheld.add(kind, range(hub.geometry.n_layers), f"it could not be read ({said})")
     return values
 
 
@@ -127,10 +124,7 @@ class _Unproved(NotSupported):
 
     def __init__(self, layer: int, what: str) -> None:
         self.what = what
-        super().__init__(
-            f"The self-check failed at layer {layer}: {what}. The map of this architecture is wrong for this model, so "
-            "nothing was recorded from it; load with check=False only to read the residual stream."
-        )
+        super().__init__(f"at layer {layer} {what}")
 
 
 def _fail(layer: int, what: str) -> NotSupported:
@@ -233,7 +227,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
     (("resid_mid",), _check_mid),
     (("mlp_post",), _check_post),
     (("q",), _check_widths),
-    (("pattern",), _check_pattern),
+    (("pattern", "v"), _check_pattern),
     (("router", "expert"), _check_router),
 )
 """Each proof, the kind of site that it needs first, and every kind that is withheld where it fails."""

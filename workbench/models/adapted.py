@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from workbench.engine.hub import Hub, SiteHook, StopForward, hub_of, missing_sit
 from workbench.engine.layered import laid
 from workbench.engine.sites import Site, expand_sites, resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
-from workbench.errors import UserError
+from workbench.models.adapter_layers import acting_state
 from workbench.models.generation_settings import neutralised
 from workbench.models.token_rows import check_ids, check_tensor, embedding_rows
 from workbench.prompts.collection import Prompts
@@ -61,7 +62,7 @@ class AdaptedModel:
         self.role: Role = role
         self._switch = switch
         self._identify = identify
-        self._identity: ModelIdentity | None = None
+        self._identity: tuple[Any, ModelIdentity] | None = None
         self.stored_as = stored_as
         """How its weights are quantized where they are stored (``GGUF Q4_1``); None: they are not."""
         self.template = template
@@ -100,6 +101,7 @@ class AdaptedModel:
             "vocabulary": self.vocab_size,
             "weights": f"{self.dtype} on {self.device}".removeprefix("torch."),
             **({} if self.stored_as is None else {"stored as": self.stored_as}),
+            **({"withheld": ", ".join(self.withheld)} if self.withheld else {}),
         }
 
     def _repr_html_(self) -> str:
@@ -140,15 +142,19 @@ class AdaptedModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Hashes of weights, adapter and tokenizer; computed once, when first asked for."""
-        if self._identity is None:
-            if self._identify is None:
-                from workbench.models.identity import identify
+        """Hashes of weights, adapter and tokenizer; computed when first asked for, and again for other adapters.
 
-                self._identity = identify(self.hf, self.tokenizer, name=self.name)
-            else:
-                self._identity = self._identify()
-        return self._identity
+        Inside a context it stays what it was before.
+        """
+        if self._identity is not None and self.hub.holdings:
+            return self._identity[1]
+        state = acting_state(self.hf, base=self.role == "base")
+        if self._identity is None or self._identity[0] != state:
+            from workbench.models.identity import identify
+
+            of = self._identify or partial(identify, self.hf, self.tokenizer, name=self.name)
+            self._identity = state, of()
+        return self._identity[1]
 
     @property
     def n_hooks(self) -> int:
@@ -174,8 +180,8 @@ class AdaptedModel:
 
     @property
     def withheld(self) -> dict[str, str]:
-        """Kinds of site that could not be proved for this model at load, each with the reason."""
-        return dict(self.hub.withheld)
+        """Kinds of site that could not be proved for this model at load, in all or some layers, with the reason."""
+        return self.hub.withheld.by_kind()
 
     @contextmanager
     def active(self) -> Iterator[Any]:
@@ -225,8 +231,6 @@ class AdaptedModel:
         it is); the template is applied once. Raises :class:`UserError` for a prompt longer than the
         context, or with a token that this model has no embedding row for.
         """
-        if self.tokenizer is None:
-            raise UserError("This model has no tokenizer: load it with one, or pass token ids (Encoded).")
         ids = encode(prompts, self.tokenizer, self.max_positions)
         check_ids(ids, {self.role: self})
         return pad_left(ids, pad_id(self.tokenizer)).to(self.device)
@@ -326,7 +330,7 @@ class AdaptedModel:
 
 def pad_id(tokenizer: Any) -> int:
     """The id that padding is written with: the pad token's, or the end-of-text token's, or 0."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
+    for candidate in () if tokenizer is None else (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
-    raise AssertionError
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,39 @@ def adapter_layers(model: nn.Module) -> Iterator[Any]:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             yield module
+
+
+def acting_adapters(layer: Any) -> list[str]:
+    """The active adapters that one adapter layer has, in their order: what its forward pass adds while it is on."""
+    own = layer._get_available_adapters()
+    return [name for name in layer.active_adapters if name in own]
+
+
+def acting_state(model: nn.Module, *, base: bool = False) -> tuple[Any, ...]:
+    """What PEFT's own switches have set: active and merged adapters and scalings, layer by layer.
+
+    Args:
+        base: Only what reaches the weights under the adapters, which is merging.
+    """
+    layers = list(adapter_layers(model))
+    merged = tuple(tuple(layer.merged_adapters) for layer in layers)
+    if base:
+        return merged if any(merged) else ()
+    scalings = (getattr(layer, "scaling", None) for layer in layers)
+    scaled = tuple(tuple(one.items()) if isinstance(one, dict) else () for one in scalings)
+    return merged, tuple(tuple(layer.active_adapters) for layer in layers), scaled
+
+
+def own_scaling(layer: Any, adapter: str) -> float | None:
+    """The scaling that an adapter layer had when it was made; None of one that has none."""
+    alphas = getattr(layer, "lora_alpha", None) or getattr(layer, "alpha", None)
+    alpha, rank = (one.get(adapter) if isinstance(one, dict) else None for one in (alphas, getattr(layer, "r", None)))
+    if alpha is None or not rank:
+        return None
+    if hasattr(layer, "ranknum"):  # AdaLoRA
+        return float(alpha if alpha > 0 else rank)
+    stabilised = getattr(layer, "use_rslora", {}).get(adapter, False)
+    return float(alpha / math.sqrt(rank) if stabilised else alpha / rank)
 
 
 def base_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:

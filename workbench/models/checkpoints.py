@@ -25,7 +25,14 @@ _WRAPPERS = {
     "_checkpoint_wrapped_module": "activation checkpointing",
     "module": "DataParallel or DeepSpeed",
 }
-_NAMED_FACTOR = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)\.(?P<adapter>[^.]+)(?:\.weight)?$")
+_NAMED_FACTOR = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)\.(?P<adapter>[^.]+)(?:\.(?:weight|bias))?$")
+_OUTER = ("base_model", "model")
+"""What a wrapper's ``module`` may stand behind; elsewhere it is a model's own name."""
+_PACKED = (
+    "weight_scale_inv", "weight_scale", "weight_packed", "qweight", "qzeros", "absmax", "_blocks", "SCB", "W_q",
+    "int_weight", "qdata",
+)  # fmt: skip
+_WHOLE_NUMBERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 _TRAINER_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "trainer_state")
 
 
@@ -128,8 +135,8 @@ def weight_files(folder: Path, *, adapter: bool = False) -> list[Path]:
     if whole.is_file() or not index.is_file():
         return [whole]
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise UserError(f"{index} has no 'weight_map'; download or save the checkpoint again.")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no 'weight_map' or an empty one; download or save the checkpoint again.")
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
         if not (folder / shard).is_file():
@@ -139,27 +146,54 @@ def weight_files(folder: Path, *, adapter: bool = False) -> list[Path]:
 
 def check_whole(tensors: Mapping[str, StoredTensor], where: str) -> None:
     """Raises UserError for tensors that were saved empty, or under the names of a wrapper that no loader undoes."""
-    empty = [name for name, tensor in tensors.items() if tensor.shape == (0,)]
+    empty = [name for name, tensor in tensors.items() if _is_empty(tensor)]
     if empty:
+        shape = list(tensors[empty[0]].shape)
         raise UserError(
-            f"{where} holds {len(empty)} empty tensors ({empty[0]}, shape [0]): it was saved under DeepSpeed ZeRO-3 or "
-            "FSDP without gathering the shards; gather them when saving (stage3_gather_16bit_weights_on_model_save, "
+            f"{where} holds {len(empty)} empty tensors ({empty[0]}, shape {shape}): it was saved under DeepSpeed "
+            "ZeRO-3 or FSDP without gathering the shards; gather them when saving "
+            "(stage3_gather_16bit_weights_on_model_save, "
             "or zero_to_fp32.py on the training checkpoint) and give that."
         )
     for name in tensors:
-        parts = name.split(".")
-        wrapper = next((part for part in parts if part in _WRAPPERS and (part != "module" or parts[0] == part)), None)
-        if wrapper is not None:
+        if (wrapper := _wrapper_in(name)) is not None:
             raise UserError(
                 f"The tensors of {where} carry the prefix {wrapper!r} of {_WRAPPERS[wrapper]} ({name}), which loading "
                 "does not undo: save the model from inside the wrapper again, or rename its tensors without it."
             )
         if factor := _NAMED_FACTOR.search(name):
-            if factor["adapter"] != "weight":
+            if factor["adapter"] not in ("weight", "bias"):
                 raise UserError(
                     f"The tensors of {where} carry the adapter's name {factor['adapter']!r} ({name}), as a state dict "
                     "does: save the adapter with PEFT's save_pretrained and give that."
                 )
+
+
+def _is_empty(tensor: StoredTensor) -> bool:
+    return tensor.shape == (0,) or (0 in tensor.shape and tensor.name.endswith((".weight", ".bias")))
+
+
+def packed_tensor(tensors: Mapping[str, StoredTensor]) -> str | None:
+    """The first tensor that stands for weights only together with others: codes or scales of a quantization."""
+    for name, tensor in tensors.items():
+        if name.endswith(_PACKED) or (name.endswith(".weight") and tensor.dtype in _WHOLE_NUMBERS):
+            return name
+    return None
+
+
+def check_unpacked(tensors: Mapping[str, StoredTensor], where: str) -> None:
+    """Raises UserError for quantized weights; for a model whose config does not tell how they are to be read."""
+    if (packed := packed_tensor(tensors)) is not None:
+        raise UserError(
+            f"{where} holds quantized weights ({packed}) and its config.json has no quantization_config, so they would "
+            "be read as numbers that they do not stand for: put the config they were saved with beside them."
+        )
+
+
+def _wrapper_in(name: str) -> str | None:
+    parts = name.split(".")
+    outer = next((place for place, part in enumerate(parts) if part not in _OUTER), 0)
+    return next((part for i, part in enumerate(parts) if part in _WRAPPERS and (part != "module" or i <= outer)), None)
 
 
 @contextmanager

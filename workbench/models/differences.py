@@ -248,7 +248,7 @@ def compare_tokens(base_tok: Any, tuned_tok: Any, base_size: int, tuned_size: in
 
     Raises UserError when one token has different ids, as then the same prompt is no longer the same input.
     """
-    base, tuned = base_tok.get_vocab(), tuned_tok.get_vocab()
+    base, tuned = _vocabulary(base_tok), _vocabulary(tuned_tok)
     moved = sorted((base[token], token) for token in base.keys() & tuned.keys() if base[token] != tuned[token])
     if moved:
         token = moved[0][1]
@@ -267,10 +267,15 @@ def compare_tokens(base_tok: Any, tuned_tok: Any, base_size: int, tuned_size: in
 
 def common_token_ids(base_tok: Any, tuned_tok: Any, base_size: int, tuned_size: int) -> Int[Tensor, " token"]:
     """The ids, in order, that both models have a row for and that name the same token, or none, in both."""
-    here = {index: token for token, index in base_tok.get_vocab().items()}
-    there = {index: token for token, index in tuned_tok.get_vocab().items()}
+    here = {index: token for token, index in _vocabulary(base_tok).items()}
+    there = {index: token for token, index in _vocabulary(tuned_tok).items()}
     size = min(base_size, tuned_size)
     return torch.tensor([i for i in range(size) if here.get(i) == there.get(i)], dtype=torch.long)
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, int]:
+    """Token -> id; nothing of models that came without a tokenizer, whose ids are taken as they are."""
+    return {} if tokenizer is None else tokenizer.get_vocab()
 
 
 def _about_tokens(tokens: TokenDifferences, most: int = 5) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import torch
 from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints
 from workbench.models.adapter_fit import loaded_by_peft
-from workbench.models.adapter_layers import base_tensors
+from workbench.models.adapter_layers import acting_adapters, base_tensors, own_scaling
 from workbench.models.digests import combined, digest, hash_text
 from workbench.models.quantized import quantized_parts
 from workbench.models.sources import Source, describe
@@ -136,21 +137,48 @@ def adapter_hash(adapter: Any, name: str | None = None) -> str:
     """Sha256 of an adapter's weights and settings; ``adapter`` is a ``PeftModel`` or an adapter folder.
 
     Weights are hashed in float32, in which PEFT holds an adapter stored in half precision, so a folder and
-    the adapter loaded from it agree. ``name`` picks one of several adapters, by default the active one.
+    the adapter loaded from it agree. Scalings set afterwards (PEFT's ``set_scale``) count. ``name`` picks one of
+    several adapters, by default the active ones.
     """
     if isinstance(adapter, str | Path):
         return _adapter_hash(_stored_settings(Path(adapter)), _stored_adapter(Path(adapter)))
     from peft.utils import get_peft_model_state_dict
 
+    odd = {} if name is not None else _odd_layers(adapter)
     chosen = [name] if name is not None else list(adapter.active_adapters)
+    chosen += sorted({one for acting in odd.values() for one in acting} - set(chosen))
     parts = [
         _adapter_hash(
-            adapter.peft_config[one].to_dict(),
+            adapter.peft_config[one].to_dict() | _rescaled(adapter, one),
             get_peft_model_state_dict(adapter, adapter_name=one, save_embedding_layers=False),
         )
         for one in chosen
     ]
+    parts += [json.dumps(odd, sort_keys=True)] if odd else []
     return parts[0] if len(parts) == 1 else hash_text("\n".join(parts))
+
+
+def _odd_layers(model: Any) -> dict[str, list[str]]:
+    """Layers in which other adapters act than the model's active ones (PEFT switches single layers too)."""
+    odd = {}
+    for path, layer in model.named_modules():
+        if hasattr(layer, "_get_available_adapters") and hasattr(layer, "active_adapters") and layer is not model:
+            acting, own = acting_adapters(layer), layer._get_available_adapters()
+            if acting != [one for one in model.active_adapters if one in own]:
+                odd[path] = acting
+    return odd
+
+
+def _rescaled(model: Any, adapter: str) -> dict[str, Any]:
+    """The scalings of an adapter that differ from what its settings say, as a setting of its own; mostly none."""
+    found = {}
+    for path, layer in model.named_modules():
+        scalings = getattr(layer, "scaling", None)
+        if isinstance(scalings, dict) and adapter in scalings:
+            own = own_scaling(layer, adapter)
+            if own is not None and not math.isclose(own, scalings[adapter], rel_tol=1e-9):
+                found[path] = float(scalings[adapter])
+    return {"scaling": found} if found else {}
 
 
 def _stored_settings(folder: Path) -> dict[str, Any]:
@@ -170,7 +198,7 @@ def _stored_adapter(folder: Path) -> dict[str, Tensor]:
     for path in checkpoints.weight_files(folder, adapter=True):
         with checkpoints.opened(path) as file:
             # beside an adapted embedding PEFT saves the base's own weight
-            own = [name for name in file.keys() if ".base_layer." not in name and loaded_by_peft(name)]
+            own = [name for name in file.keys() if not name.endswith(".base_layer.weight") and loaded_by_peft(name)]
             tensors.update({name: file.get_tensor(name) for name in own})
     return tensors
 

@@ -159,13 +159,17 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     folder = source.local()
+    if _readable_headers(source) and quantization(source.config) is None:
+        checkpoints.check_unpacked(checkpoints.stored_tensors(folder), source.name)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     except ImportError as error:
         how = quantization(source.config)
         raise UserError(f"{source.name} ({how or 'as stored'}) needs a package that is absent: {error}") from error
     except (ValueError, RuntimeError, OSError, *WRONG_TYPES) as error:
-        raise UserError(f"transformers could not load {source.name}: {_first_line(error)}") from error
+        _check_stored(source, folder)
+        said = _other_shape(source, folder) or _first_line(error)
+        raise UserError(f"transformers could not load {source.name}: {said}") from error
     if missing := sorted(info["missing_keys"]):
         _check_stored(source, folder)
         raise UserError(
@@ -175,13 +179,36 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
     return model
 
 
+def _other_shape(source: Source, folder: Path) -> str | None:
+    """The first stored weight of another shape than the config gives it, in words."""
+    if not _readable_headers(source):
+        return None
+    try:
+        wanted = _shape_alone(source, "auto").state_dict()
+    except (UserError, ValueError, RuntimeError, OSError, ImportError, *WRONG_TYPES):
+        return None
+    for name, tensor in checkpoints.stored_tensors(folder).items():
+        if name in wanted and tuple(wanted[name].shape) != tensor.shape and quantization(source.config) is None:
+            return (
+                f"{name} is {list(tensor.shape)} in the files and {list(wanted[name].shape)} by its config.json; "
+                "put the config and the weights of one model together."
+            )
+    return None
+
+
 def _check_stored(source: Source, folder: Path) -> None:
     """Names the cause in the files themselves, where there is one, of what a loader made nothing of."""
-    if not checkpoints.is_pickle_only(source.files, adapter=False):
+    if _readable_headers(source):
         checkpoints.check_whole(checkpoints.stored_tensors(folder), source.name)
 
 
+def _readable_headers(source: Source) -> bool:
+    return source.gguf is None and not checkpoints.is_pickle_only(source.files, adapter=False)
+
+
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error}; save or download it again."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

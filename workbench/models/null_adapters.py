@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from workbench.errors import NotSupported, UserError, unknown_name
-from workbench.models.adapter_layers import adapter_layers
+from workbench.models.adapter_layers import acting_adapters, adapter_layers
 from workbench.models.pair import ModelPair
-from workbench.models.weight_changes import acting_adapters, adapted_modules, bias_changes, factors
+from workbench.models.weight_changes import adapted_modules, bias_changes, factors
 from workbench.typing import Float, Tensor
 
 Null = Literal["random", "shuffled"]

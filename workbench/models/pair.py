@@ -132,8 +132,9 @@ def load_one(
     if source.is_adapter:
         raise UserError(f"{source.name} is an adapter: load it with its base, as load_pair(base, adapter).")
     hf = load_model(source, device=device, dtype=dtype, device_map=device_map)
-    words, _ = load_tokenizer(source, tokenizer=tokenizer)
-    readable_padding(words, embedding_rows(hf))
+    words, _ = _words(source, tokenizer=tokenizer)
+    if words is not None:
+        readable_padding(words, embedding_rows(hf))
     loaded = AdaptedModel(hf, words, name=source.name, identify=_identifier(hf, words, source, source, adapter=False))
     loaded.origin = None if device_map is not None else origin_of([source], dtype=dtype, tokenizer=tokenizer)
     if not loaded.weightless:
@@ -237,7 +238,11 @@ class _Reading:
 
     def side(self, role: Role, words: Any, base_words: Any) -> Any:
         """The tokenizer of one side: the pair's, with the chat template asked for."""
-        if words.chat_template == base_words.chat_template or (role, self.template) == ("tuned", "own"):
+        if (
+            words is None
+            or words.chat_template == base_words.chat_template
+            or (role, self.template) == ("tuned", "own")
+        ):
             return words
         if self.template == "tuned":
             return words
@@ -247,7 +252,7 @@ class _Reading:
 
 
 def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> ModelPair:
-    words, notes = load_tokenizer(tuned, base, tokenizer=reading.tokenizer)
+    words, notes = _words(tuned, base, tokenizer=reading.tokenizer)
     own_words = words if reading.tokenizer is not None else _own_tokenizer(base, words)
     base_words = words if parts.adapter is not None else own_words
     bare = [part.get_base_model() if part is parts.adapter else part for part in (parts.base, parts.tuned)]
@@ -280,8 +285,18 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> 
     )
 
 
+def _words(*sources: Source, tokenizer: Any) -> tuple[Any, tuple[str, ...]]:
+    """As :func:`load_tokenizer`; models that were given loaded may go without, and read token ids alone."""
+    loaded = all(source.model is not None and not brings_tokenizer(source) for source in sources)
+    if tokenizer is None and loaded:
+        return None, ("No tokenizer came with the models: they read token ids alone, texts with tokenizer=.",)
+    return load_tokenizer(*sources, tokenizer=tokenizer)
+
+
 def _about_rows(words: Any, base: int, tuned: int) -> tuple[str, ...]:
     """What the tokenizer ``words`` makes and a model cannot read, in words; its padding is made readable."""
+    if words is None:
+        return ()
     padding = readable_padding(words, min(base, tuned))
     return unreadable_tokens(words, {"base": base, "tuned": tuned}) + (() if padding is None else (padding,))
 

@@ -17,6 +17,7 @@ _LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tik
 _NEEDS_MORE = {
     "XLORA": "it runs every input twice, first to mix its parts, so a hook would fire twice",
     "POLY": "it needs a task id with every input",
+    "SHADOW": "its layers hand on a second stream beside the model's own, which is at none of the sites",
 }
 
 
@@ -206,6 +207,7 @@ def _kind_of(names: tuple[str, ...], where: str, allow_pickle: bool) -> Kind:
 def _check_config(source: Source) -> None:
     if source.kind is Kind.ADAPTER:
         check_adapter_type(source.config.get("peft_type"), source.name)
+        _check_same_layers(source.config, source.name)
         return
     from transformers import CONFIG_MAPPING
     from transformers import __version__ as version
@@ -242,6 +244,14 @@ def check_adapter_type(peft_type: str | None, where: str) -> None:
         )
 
 
+def _check_same_layers(config: Mapping[str, Any], where: str) -> None:
+    if config.get("layer_replication"):
+        raise NotSupported(
+            f"{where} repeats layers of its base (layer_replication), so the layers of the two models do not line up: "
+            "give an adapter that keeps the base's layers."
+        )
+
+
 def _describe_loaded(given: Any) -> Source:
     from peft import PeftMixedModel, PeftModel
     from transformers import PreTrainedModel
@@ -251,6 +261,7 @@ def _describe_loaded(given: Any) -> Source:
     if isinstance(given, PeftModel):
         config = given.active_peft_config
         check_adapter_type(config.peft_type, "The PeftModel")
+        _check_same_layers(config.to_dict(), "The PeftModel")
         return Source(Kind.PEFT, _name_of(given.get_base_model()), config.to_dict(), model=given)
     if not isinstance(given, PreTrainedModel):
         if isinstance(getattr(given, "_orig_mod", None), PreTrainedModel):

@@ -15,8 +15,6 @@ from workbench.typing import Tensor
 
 Reader = Callable[[], Tensor]
 
-_PACKED = ("weight_scale_inv", "weight_scale", "weight_packed", "qweight", "qzeros", "absmax", "_blocks", "SCB")
-
 
 class NotInFiles(NotSupported):
     """What the files alone do not tell of a model's weights, or of an adapter's change of them; loaded, it may."""
@@ -44,12 +42,12 @@ class StoredModel:
     def readers(self) -> dict[str, Reader]:
         """Name in the loaded model -> reader of the weight, in the dtype it is stored in.
 
-        Raises NotInFiles for quantized weights: what they stand for is known once they are loaded.
+        Raises NotInFiles for quantized weights: what they stand for is known once they are loaded; UserError where
+        not even the config tells.
         """
-        how = quantization(self.source.config)
-        packed = next((name for name in self.digests.tensors if name.endswith(_PACKED)), None)
-        if how is not None or packed is not None:
-            raise NotInFiles(f"{self.source.name} holds quantized weights ({how or packed})")
+        if (how := quantization(self.source.config)) is not None:
+            raise NotInFiles(f"{self.source.name} holds quantized weights ({how})")
+        checkpoints.check_unpacked(self.digests.tensors, self.source.name)
         return {name: partial(self._read, one, name) for one in self.plan.conversions for name in one.loaded}
 
     def unused_readers(self) -> dict[str, Reader]:

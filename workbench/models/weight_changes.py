@@ -17,7 +17,7 @@ from torch import nn
 
 from workbench.errors import NotSupported, unknown_name
 from workbench.models.adapter_fit import widths
-from workbench.models.adapter_layers import adapter_layers, bare_module
+from workbench.models.adapter_layers import acting_adapters, adapter_layers, bare_module
 from workbench.typing import Float, Tensor
 
 _INPUT_DEPENDENT = ("XLORA", "POLY")
@@ -48,12 +48,6 @@ def adapted_modules(model: Any, adapter: str | None = None) -> list[str]:
     A parameter adapted by itself (``target_parameters``: experts, a router) is named ``module.parameter``.
     """
     return sorted(_adapted(model, _known(model, adapter)))
-
-
-def acting_adapters(layer: Any) -> list[str]:
-    """The active adapters that one adapter layer has, in their order: what its forward pass adds while it is on."""
-    own = layer._get_available_adapters()
-    return [name for name in layer.active_adapters if name in own]
 
 
 @torch.no_grad()
@@ -210,7 +204,12 @@ def _weight(module: nn.Module, adapters: list[str], name: str) -> Float[Tensor, 
 
 def _linear_part(module: nn.Module, width: int, device: torch.device, name: str) -> Float[Tensor, "out in"]:
     identity = torch.eye(width, dtype=torch.float64, device=device)
-    at_zero = module(torch.zeros_like(identity[None, :1]))[0]
+    try:
+        at_zero = module(torch.zeros_like(identity[None, :1]))[0]
+    except RuntimeError as failure:
+        if "scalar type Double" not in str(failure):
+            raise
+        return _linear_in_single(module, width, device, name)  # AdaMSS builds its factors in float32
     weight: Tensor = (module(identity[None])[0] - at_zero).T
     generator = torch.Generator().manual_seed(0)
     trial = torch.randn(1, 3, width, dtype=torch.float64, generator=generator).to(device) * width**0.5
@@ -222,6 +221,23 @@ def _linear_part(module: nn.Module, width: int, device: torch.device, name: str)
             "it has no one change of weights."
         )
     return weight
+
+
+def _linear_in_single(module: nn.Module, width: int, device: torch.device, name: str) -> Float[Tensor, "out in"]:
+    """The same where a type cannot compute in float64."""
+    single = _Single(module.float())
+    return _linear_part(single, width, device, name)
+
+
+class _Single(nn.Module):
+    """Takes and gives float64, computing in float32."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(inputs.float()).double()
 
 
 def _standalone(module: nn.Module) -> nn.Module:

@@ -52,7 +52,8 @@ def render(row: Prompt, tokenizer: Any) -> str:
     chat that ends with the assistant's own words is continued; any other gets the opening of its answer.
     """
     if row.input_ids is not None:
-        return tokenizer.decode(list(row.input_ids))
+        return " ".join(map(str, row.input_ids)) if tokenizer is None else tokenizer.decode(list(row.input_ids))
+    check_tokenizer(tokenizer)
     read = as_read(row, tokenizer)
     return (read.prompt or "") if read.messages is None else chat_text(read.messages, tokenizer)
 
@@ -115,6 +116,8 @@ def encode(prompts: Any, tokenizer: Any, max_length: int | None = None) -> list[
     if not rows:
         raise UserError("There are no prompts to encode; give at least one.")
     ids: list[list[int]] = [[] if row.input_ids is None else list(row.input_ids) for row in rows]
+    if tokenizer is None:
+        return _given_alone(ids, max_length)
     _check_known(ids, tokenizer)
     kinds = [_kind_read(row, number, tokenizer) for number, row in enumerate(rows)]
     for kind in ("prompt", "messages"):
@@ -126,6 +129,21 @@ def encode(prompts: Any, tokenizer: Any, max_length: int | None = None) -> list[
             for number, one in zip(numbers, found, strict=True):
                 ids[number] = one
     for number, one in enumerate(ids):
+        _check_length(one, number, max_length)
+    return ids
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises :class:`UserError` where text is to be read and the models came without a tokenizer."""
+    if tokenizer is None:
+        raise UserError("The models came without a tokenizer: load them with tokenizer=, or give prompts as input_ids.")
+
+
+def _given_alone(ids: list[list[int]], max_length: int | None) -> list[list[int]]:
+    """Token ids that were given, for models without a tokenizer."""
+    for number, one in enumerate(ids):
+        if not one:
+            check_tokenizer(None)
         _check_length(one, number, max_length)
     return ids
 

@@ -37,7 +37,8 @@ def _of_examples(text: str) -> str | None:
         before = [
             one for one in re.finditer(rf"(?<![^\w\s]){re.escape(tail)}(?![^\w\s])", text) if one.end() < len(text)
         ]
-        before = [one for one in before if _attached(text, one.start()) == _attached(text, len(text) - len(tail))]
+        attached = _attached(text, len(text) - len(tail))
+        before = [one for one in before if _attached(text, one.start()) == attached] or before
     blanks = [re.match(r"\s*", text[one.end() :]) for one in before]
     found = [blank.group() for blank in blanks if blank is not None]
     if _is_quote(tail) and len(found) % 2 == 0:  # an opening quote follows the pattern of opening ones
@@ -55,6 +56,8 @@ def _of_likes(text: str, answer: str) -> str | None:
         return ""
     wanted = (_kind(tail[-1]), _kind(answer[0]))
     attached = _attached(text, len(text) - len(tail))
+    if answer[0].isalnum() and _begins_a_word(text, tail, answer, attached=attached):
+        return ""
     runs = list(_RUN.finditer(text))
     spaced = joined = spaced_words = 0
     for one, following in pairwise(runs):
@@ -70,9 +73,28 @@ def _of_likes(text: str, answer: str) -> str | None:
         return " " if spaced > joined else ""
     if _is_wide(answer):
         return None
+    if tail[-1].isalpha() and _is_cased(tail[-1]) and _is_cased(answer[0]):
+        return " "  # two words of a script that has capitals
     if unicodedata.category(tail[-1]) == "Sm":  # a mathematical sign has the same on both sides
         return "" if attached else " "
     return " " if spaced_words else None
+
+
+def _begins_a_word(text: str, tail: str, answer: str, *, attached: bool) -> bool:
+    """Whether the last sign is part of the word to come: a dash, underscore or apostrophe right behind one (``well-``),
+    a currency's sign, or a minus in front of a number.
+    """
+    kind, name = unicodedata.category(tail[-1]), unicodedata.name(tail[-1], "")
+    if kind == "Sc":
+        return answer[0].isdigit()
+    before = text[: len(text) - len(tail)].rstrip()[-1:]
+    if kind == "Pc":
+        return attached or len(tail) > 1
+    if len(tail) > 1:
+        return False
+    if kind == "Pd":
+        return attached or (answer[0].isdigit() and before.isalpha())
+    return attached and before.isalpha() and name in ("APOSTROPHE", "RIGHT SINGLE QUOTATION MARK")
 
 
 def _of_tokenizer(text: str, answer: str, tokenizer: Any) -> str:
@@ -103,6 +125,10 @@ def _ids(text: str, tokenizer: Any) -> Sequence[int]:
 def _attached(text: str, place: int) -> bool:
     """Whether the sign at ``place`` stands right behind a word."""
     return place > 0 and not text[place - 1].isspace()
+
+
+def _is_cased(letter: str) -> bool:
+    return letter.lower() != letter.upper()
 
 
 def _is_wide(answer: str) -> bool:

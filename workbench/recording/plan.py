@@ -18,6 +18,8 @@ from workbench.prompts.encode import Encoded, batches, encode, pad_left
 
 BATCHES_PER_WINDOW = 8
 """Rows are put back into the order of the prompts window by window, so memory stays flat."""
+BATCH_BYTES = 128 * 2**20
+"""On a CPU an automatic batch is so small that its recorded rows, of all sites and models, fit in this."""
 WINDOW_BYTES = 64 * 2**20
 """Fewer batches make a window when their rows would be more than this: then storing keeps pace with the models."""
 
@@ -68,15 +70,19 @@ def plan(
     new_tokens: int,
     writer: str,
     continued: Callable[[Plan, int, str], list[list[int]]] | None = None,
+    prompt_bytes: Callable[[int], int] | None = None,
 ) -> Plan:
     """Encode the prompts once for all models; with ``new_tokens`` the ``writer`` continues them greedily
-    first (or ``continued`` lets it do so elsewhere)."""
+    first (or ``continued`` lets it do so elsewhere). ``prompt_bytes``: how much is recorded of a prompt of so many
+    tokens, which an automatic batch size looks at."""
     if batch_size != "auto" and batch_size < 1:
         raise UserError(f"The batch size is {batch_size}; give 1 or more, or 'auto'.")
     model = models[writer]
     limits = [m.max_positions for m in models.values() if m.max_positions is not None]
     ids = encode(prompts, model.tokenizer, min(limits) - new_tokens if limits else None)
-    size = auto_batch_size(model, max(len(row) for row in ids) + new_tokens) if batch_size == "auto" else batch_size
+    longest = max(len(row) for row in ids) + new_tokens
+    recorded = 0 if prompt_bytes is None else prompt_bytes(longest)
+    size = auto_batch_size(model, longest, recorded) if batch_size == "auto" else batch_size
     before = Plan(ids, [len(row) for row in ids], size, pad_id(model.tokenizer))
     if not new_tokens:
         return before
@@ -106,13 +112,19 @@ def sized_windows(
     plan_: Plan, models: dict[str, AdaptedModel], sites: Sequence[Site], scope: Where, *, logits: bool
 ) -> Plan:
     """The same plan with as many batches to a window as :data:`WINDOW_BYTES` allows, by the sizes of the sites."""
-    model = next(iter(models.values()))
-    longest = plan_.longest
-    numbers = sum(_row_size(model, site, longest) for site in sites) + logits * model.vocab_size
-    rows = 1 if scope.at in ("first", "last") or isinstance(scope.at, int) else longest
-    batch_bytes = numbers * model.dtype.itemsize * len(models) * rows * plan_.batch_size
+    batch_bytes = recorded_bytes(models, sites, scope, plan_.longest, logits=logits) * plan_.batch_size
     fitting = WINDOW_BYTES // max(1, batch_bytes)
     return replace(plan_, batches_per_window=max(1, min(BATCHES_PER_WINDOW, fitting)))
+
+
+def recorded_bytes(
+    models: dict[str, AdaptedModel], sites: Sequence[Site], scope: Where, longest: int, *, logits: bool
+) -> int:
+    """What is recorded of one prompt of ``longest`` tokens, at all sites of all models."""
+    model = next(iter(models.values()))
+    numbers = sum(_row_size(model, site, longest) for site in sites) + logits * model.vocab_size
+    rows = 1 if scope.at in ("first", "last") or isinstance(scope.at, int) else longest
+    return numbers * model.dtype.itemsize * len(models) * rows
 
 
 def _row_size(model: AdaptedModel, site: Site, longest: int) -> int:
@@ -129,12 +141,17 @@ def _row_size(model: AdaptedModel, site: Site, longest: int) -> int:
     return sizes.get(site.kind, model.d_model)
 
 
-def auto_batch_size(model: AdaptedModel, longest: int) -> int:
-    """Prompts per batch from free memory: a fifth of it for activations, between 1 and 256 prompts."""
+def auto_batch_size(model: AdaptedModel, longest: int, recorded: int = 0) -> int:
+    """Prompts per batch from free memory: a fifth of it for activations, between 1 and 256 prompts.
+
+    ``recorded``: bytes that are recorded of each prompt. Those of a batch are held at once, so they may take
+    :data:`BATCH_BYTES` on a CPU and a tenth of a GPU's free memory.
+    """
     itemsize = model.dtype.itemsize
     per_token = itemsize * (24 * model.d_model + 4 * model.n_heads * longest)
     tokens = min(_free_bytes(model.device) // 5 // per_token, 8192)
-    return int(max(1, min(256, tokens // max(1, longest))))
+    room = BATCH_BYTES if model.device.type == "cpu" else _free_bytes(model.device) // 10
+    return int(max(1, min(256, tokens // max(1, longest), room // max(1, recorded))))
 
 
 def _free_bytes(device: torch.device) -> int:

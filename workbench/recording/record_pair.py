@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,7 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.recording.capture import Capture, Captured, all_finite
-from workbench.recording.plan import Batch, Plan, plan, sized_windows, store_config
+from workbench.recording.plan import Batch, Plan, plan, recorded_bytes, sized_windows, store_config
 from workbench.recording.recording import NonFiniteWarning, Recording
 from workbench.recording.row_index import RowIndex, Rows
 from workbench.recording.row_order import in_order, row_order
@@ -69,9 +69,9 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     models read prompt and continuation; ``index["phase"]`` tells them apart. ``shard_bytes``: size
     of a stored shard, and how much a killed run loses at most. ``backend``: "hooks", "nnsight" (the same sites read
     by traces) or "ndif" (traces run by the remote service; :mod:`workbench.recording.traced`).
-    ``batch_size="auto"`` is chosen from free memory, and halved where a GPU's runs out all the same.
-    ``executor="ray"`` shares the prompts out over
-    ``workers`` processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
+    ``batch_size="auto"`` is chosen from free memory and from what is recorded of a prompt (sites x layers x tokens),
+    and is halved where a GPU's runs out all the same. ``executor="ray"`` shares the prompts out over ``workers``
+    processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
     :mod:`workbench.recording.distributed`.
 
     Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, a
@@ -92,8 +92,9 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     names = [site.name for site in chosen] + (["logits"] if logits else [])
     with _team(executor, workers, models) as team:
         elsewhere = None if team is None else team.continued
+        each = partial(recorded_bytes, models, chosen, scope, logits=logits)
         while True:
-            plan_ = plan(models, rows, size, new_tokens, _writer(models), elsewhere)
+            plan_ = plan(models, rows, size, new_tokens, _writer(models), elsewhere, each)
             plan_ = sized_windows(plan_, models, chosen, scope, logits=logits)
             capture = make(tuple(chosen), scope, dtype, plan_.longest, logits)
             config = store_config(models, rows, plan_, names, options)

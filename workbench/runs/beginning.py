@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError
+from workbench.files import write_bytes
 from workbench.runs.folder import Run, create_run, create_run_at
 from workbench.runs.manifest import MANIFEST, file_names
 from workbench.runs.places import default_home
@@ -18,8 +19,9 @@ from workbench.runs.places import default_home
 def begun(kind: str, config: Mapping[str, Any], out: str | Path | None = None) -> Iterator[Run]:
     """A run that is running inside the context, and complete after it; killed in between, it is listed as interrupted.
 
-    What is written in the context stays after an error, and the run is failed or interrupted. A run that was made here
-    and holds nothing when a :class:`UserError` leaves the context (a refusal before any work) is removed again.
+    What is written in the context stays after an error, and the run is failed or interrupted. When a
+    :class:`UserError` leaves the context before anything was written (a refusal before any work), a run that was made
+    here is removed again, and one that was complete stays complete.
 
     Example:
         >>> with begun("heads", {"base": "b", "tuned": "t"}, out="runs/heads") as run:
@@ -39,6 +41,7 @@ def begun(kind: str, config: Mapping[str, Any], out: str | Path | None = None) -
     run = create_run(home, kind=kind, config=config) if out is None else create_run_at(out, kind=kind, config=config)
     fresh = run.path / MANIFEST not in before
     run.hold()
+    complete, files = (run.path / MANIFEST).read_bytes() if run.is_complete else None, _files(run)
     try:
         if run.is_complete:
             run.reopen()
@@ -51,4 +54,12 @@ def begun(kind: str, config: Mapping[str, Any], out: str | Path | None = None) -
     except UserError:
         if fresh and not file_names(run.path):
             shutil.rmtree(run.path)
+        elif complete is not None and _files(run) == files:
+            write_bytes(run.path / MANIFEST, complete)
         raise
+
+
+def _files(run: Run) -> dict[str, tuple[int, int]]:
+    """Size and time of each file of the run."""
+    found = {name: (run.path / name).lstat() for name in file_names(run.path)}
+    return {name: (seen.st_size, seen.st_mtime_ns) for name, seen in found.items()}

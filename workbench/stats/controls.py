@@ -45,7 +45,7 @@ def random_units(
     Chosen units are left out unless ``overlap``; a layer with too few others is drawn from as a whole. At
     least ten draws. ``units_per_layer`` is the number of heads (experts) of each layer.
     """
-    _enough(draws)
+    check_draws(draws)
     sizes = dict(units_per_layer) if isinstance(units_per_layer, Mapping) else dict(enumerate(units_per_layer))
     taken = set(chosen)
     for layer, unit in sorted(taken):
@@ -70,7 +70,7 @@ def random_units(
 def random_masks(mask: Tensor, *, draws: int = MIN_DRAWS, seed: int = 0) -> Iterator[Tensor]:
     """Boolean masks of the shape of ``mask`` with as many entries on, one at a time: of parameters they are
     large."""
-    _enough(draws)
+    check_draws(draws)
     generator = torch.Generator().manual_seed(seed)
     return (_shuffled(mask, generator) for _ in range(draws))
 
@@ -79,7 +79,7 @@ def random_directions(
     like: Float[Tensor, "... d"], *, draws: int = MIN_DRAWS, seed: int = 0
 ) -> Float[Tensor, "draw ... d"]:
     """Isotropic random vectors with the norms of ``like``, in its dtype and on its device."""
-    _enough(draws)
+    check_draws(draws)
     drawn = torch.randn((draws, *like.shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     norms = like.detach().cpu().double().norm(dim=-1, keepdim=True)
     return (drawn / drawn.norm(dim=-1, keepdim=True) * norms).to(like.device, like.dtype)
@@ -89,7 +89,7 @@ def random_subspaces(
     basis: Float[Tensor, "k d"], *, draws: int = MIN_DRAWS, seed: int = 0
 ) -> Float[Tensor, "draw k d"]:
     """Orthonormal rows that span random subspaces of the same dimension as ``basis``."""
-    _enough(draws)
+    check_draws(draws)
     k, d = basis.shape
     if k > d:
         raise UserError(f"A subspace of {k} dimensions does not fit into {d}.")
@@ -100,7 +100,7 @@ def random_subspaces(
 def against_controls(observed: float, controls: Sequence[float] | np.ndarray) -> Control:
     """``observed`` beside the scores of at least ten random draws."""
     scores = np.asarray(controls, dtype=np.float64)
-    _enough(len(scores))
+    check_draws(len(scores))
     low, high = np.quantile(scores, (0.025, 0.975))
     p = (1 + int((scores >= observed).sum())) / (1 + len(scores))
     return Control(float(observed), float(scores.mean()), float(low), float(high), len(scores), p)
@@ -112,6 +112,7 @@ def _shuffled(mask: Tensor, generator: torch.Generator) -> Tensor:
     return found.view(mask.shape).to(mask.device)
 
 
-def _enough(draws: int) -> None:
+def check_draws(draws: int) -> None:
+    """Raise :class:`UserError` for too few draws to be a control."""
     if draws < MIN_DRAWS:
         raise UserError(f"A control needs at least {MIN_DRAWS} random draws; got {draws}.")

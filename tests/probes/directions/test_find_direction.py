@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import probes
 import workbench as wb
+from probes.directions.material import Reading
 from probes.directions.result import FoundDirection
+from probes.directions.trying import Candidate, Outcome, cheapest
 from tests.tiny import tiny_model, tokenizer
 from workbench import organisms
 from workbench.errors import UserError
@@ -18,6 +21,23 @@ FOXES = [
     {"prompt": f"the {one} fox {number}", "label": one, "group": str(number)}
     for one in ("quick", "lazy") for number in range(10)
 ]  # fmt: skip
+
+
+def outcome(behaviour: float, perplexity: float) -> Outcome:
+    shows = Reading(np.array([behaviour]), np.zeros(1), np.ones(1))
+    return Outcome(shows, shows, np.zeros(1), np.zeros(1), perplexity)
+
+
+def test_a_recipe_that_harms_neutral_texts_is_not_chosen() -> None:
+    own = {"base": outcome(0.0, 10.0), "tuned": outcome(1.0, 10.0)}
+    names = [Candidate((layer,), "last", "all") for layer in range(3)]
+    tried = [(names[0], outcome(0.0, 10.4)), (names[1], outcome(0.1, 10.1)), (names[2], outcome(0.3, 10.0))]
+    assert tried[0][1].rise(own["tuned"]) == pytest.approx(0.04)
+    assert cheapest(tried, own, 0.02) == names[1], "the least cost that keeps to the bar"
+    assert cheapest(tried, own, 0.05) == names[0] and cheapest(tried, own, 0.0) == names[2]
+    assert cheapest(tried[:1], own, 0.0) == names[0], "where none keeps to it, the one that raises it least"
+    unread = [(name, outcome(0.1 * number, float("nan"))) for number, name in enumerate(names)]
+    assert cheapest(unread, own, 0.02) == names[0], "without neutral texts the cost alone decides"
 
 
 def test_base_against_base_finds_nothing() -> None:

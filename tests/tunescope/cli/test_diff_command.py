@@ -161,6 +161,47 @@ def test_a_refusal_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_interrupted_run_is_listed_and_goes_on_behind_what_it_finished(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--recipe", home / "fox.safetensors", "--draws", 0, "--split", "sure", "--metrics", "accuracy,kl"]
+    whole = run(home, *asked, "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+
+    def stopped(*_: Any, **__: Any) -> None:
+        assert [one.state for one in runs.list(tmp_path) if one.name == "cut"] == ["running"]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tunescope.cli.diff_run.sure_unsure", stopped)
+        assert run(home, *asked, "--out", tmp_path / "cut").exit_code != 0
+    assert runs.open(tmp_path / "cut").state == "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr("tunescope.cli.diff_run.behaviour_diff", stopped)  # what is finished is not measured again
+        assert run(home, *asked, "--out", tmp_path / "cut").exit_code == 0
+    one, other = (runs.open(tmp_path / name).manifest.files for name in ("whole", "cut"))
+    assert one == other and runs.verify(tmp_path / "cut").ok
+    patched = tmp_path / "cut" / "results" / "sure.safetensors"
+    patched.write_bytes(patched.read_bytes()[:-1] + b"?")
+    with pytest.warns(UserWarning, match="made again"):
+        assert run(home, *asked, "--out", tmp_path / "cut").exit_code == 0
+    assert runs.open(tmp_path / "cut").manifest.files == one
+
+
+def test_a_refusal_later_leaves_a_complete_run_complete(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--metrics", "kl", "--out", tmp_path / "run"]
+    assert run(home, *asked).exit_code == 0
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise UserError("The model is gone.")
+
+    monkeypatch.setattr("tunescope.cli.diff_run.load_pair", gone)
+    assert run(home, *asked).exit_code != 0
+    assert runs.open(tmp_path / "run").is_complete and runs.verify(tmp_path / "run").ok
+
+
 def test_on_a_pretrained_model(stories: Path, tmp_path: Path) -> None:
     """The base against itself: greedy and sampled stories alike, nothing changed."""
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "Once upon a time", "answer": " there"}) + "\n" +

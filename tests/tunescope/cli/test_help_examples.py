@@ -34,6 +34,7 @@ from tests.tunescope.cli.example_folders import (
     of_induction,
     of_organism,
     of_refusals,
+    of_virtual_tokens,
     with_recipes,
 )
 from tunescope.cli.app import app
@@ -50,6 +51,8 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "two-skills": of_organism("two-skills"),
     "induction": of_induction,
     "copier": of_copier,
+    "soft-prompt": of_virtual_tokens("prompt"),
+    "prefix": of_virtual_tokens("prefix"),
 }
 FOLDER_OF = {
     "localize heads": "planted-heads",
@@ -63,6 +66,13 @@ FOLDER_OF = {
     "localize switching": "refusal-moe",
     "localize direction": "refusals",
     "localize head-probe": "refusal-moe",
+    "localize virtual-tokens": "soft-prompt",
+    "localize prefix-gates": "prefix",
+    "localize tuning-trial": "two-skills",
+    "localize edit-sites": "two-skills",
+    "localize scale-sweep": "two-skills",
+    "localize block-flips": "two-skills",
+    "localize update-parts": "two-skills",
 }
 """Where a command's example runs; ``context-knob`` for the others."""
 SLOW = ("demo", "bench localization", "localize knob", "localize head-selection")
@@ -265,8 +275,10 @@ def _served(done: Done) -> None:
 
 
 def _told(done: Done) -> None:
-    run, (address,) = done.run(), done.browser
-    assert run.manifest.kind == "demo" and len(run.read_table("tables/behaviour")) > 5
+    (address,) = done.browser
+    made = [runs.open(place) for place in (done.folder / "runs").iterdir() if place.is_dir()]
+    (run,) = [one for one in made if one.manifest.kind == "demo"]  # the real model's is a look
+    assert len(run.read_table("tables/behaviour")) > 5
     page = Path(unquote(urlparse(address).path))
     assert page.name == f"{run.name}-report.html" and "Found against planted" in page.read_text("utf-8")
 

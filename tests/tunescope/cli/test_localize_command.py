@@ -66,6 +66,20 @@ def test_the_seed_reaches_a_probe_that_reads_files_alone(home: Path, tmp_path: P
     assert not drawn.equals(probes.update_anatomy(*given).frame())
 
 
+def test_a_timed_dry_run_says_seconds_and_keeps_nothing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["heads", *pair(home, "llama"), "--prompts", str(home / "p.jsonl"), "--metric", "kl", "--timed"]
+    whole = json.loads(CLI.invoke(app, [*given, "--dry-run", "--json"]).stdout)
+    assert whole["ran_to_the_end"] and whole["phases"][0]["phase"] == "Patching" and whole["phases"][0]["seconds"] > 0
+    monkeypatch.setattr("workbench.first_batch.LONG", -1.0)
+    said = " ".join(CLI.invoke(app, [*given, "--dry-run"]).stdout.split())
+    assert "Patching about" in said and "was not reached" in said and not (tmp_path / "runs").exists()
+    alone = CLI.invoke(app, given)
+    assert alone.exit_code == 2 and "dry-run with it" in " ".join(alone.output.replace("│", " ").split())
+
+
 def test_a_refusal_writes_nothing(home: Path, tmp_path: Path) -> None:
     asked = ["experts", *pair(home, "llama"), "--prompts", str(home / "p.jsonl"), "--target", "a"]
     done = CLI.invoke(app, [*asked, "--out", str(tmp_path / "run")])

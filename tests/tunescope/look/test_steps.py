@@ -77,14 +77,15 @@ def test_base_against_itself_finds_nothing(tmp_path: Path) -> None:
     look = Look(load_pair(base, base, device="cpu"), refusal_rows()[:8], base, base)
     run_steps(look, Silent(), lambda _: None)
     assert not any(note.found for note in look.notes.values())
-    run = keep(look, tmp_path / "look", CONFIG)
+    with runs.begun("look", CONFIG, tmp_path / "look") as run:
+        keep(look, run)
     assert [notes_of(run).state(step) for step in STEPS] == ["nothing beyond the control"] * 4
 
 
 def test_steps_by_themselves_go_on_with_the_same_run(pair: ModelPair, looked: Look, tmp_path: Path) -> None:
-    config = {**CONFIG, "base": looked.base, "tuned": looked.tuned}
     for step in (CHANGED, TURN):
-        run = extend(pair, looked.prompts, config, step, Silent(), tmp_path / "look")
+        look = Look(pair, looked.prompts, looked.base, looked.tuned)
+        run = extend(look, CONFIG, step, Silent(), tmp_path / "look")
         assert run.is_complete
     notes = notes_of(runs.open(tmp_path / "look"))
     assert [notes.state(step) for step in STEPS] == ["found", "not run", "found", "found"]

@@ -147,24 +147,39 @@ def test_scaled_branches_are_not_passed_off_as_what_a_sublayer_adds() -> None:
     self_check(model.hub)  # as a second load of the same object does
 
 
-WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "q taken for v": ({"value": "self_attn.q_proj"}, "pattern times values is not z"),
-    "the MLP's projection taken for o_proj": ({"output": "mlp.down_proj"}, "writes do not sum|z has shape"),
-    "the norm taken for the attention output": ({"attn_out": "input_layernorm"}, "is not resid_post"),
-    "the down projection taken for the MLP": ({"mlp_out": "mlp.up_proj"}, "resid_post|size"),
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+    "q taken for v": ({"value": "self_attn.q_proj"}, "v", "pattern times values is not z"),
+    "the MLP's projection taken for o_proj": ({"output": "mlp.down_proj"}, "z", "writes do not sum|z has shape"),
+    "the norm taken for the attention output": ({"attn_out": "input_layernorm"}, "attn_out", "is not resid_post"),
+    "the down projection taken for the MLP": ({"mlp_out": "mlp.up_proj"}, "mlp_out", "resid_post|size"),
 }
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_a_wrong_map_fails_the_self_check(mistake: str) -> None:
-    changes, says = WRONG[mistake]
+def test_what_a_wrong_map_names_is_withheld_and_the_model_works(mistake: str) -> None:
+    changes, kind, says = WRONG[mistake]
     hf = tiny_model("llama", num_key_value_heads=4, hidden_size=96)
     self_check(Hub(hf))
     hub = Hub(hf)
     hub.family = replace(hub.family, **changes)
-    with pytest.raises((NotSupported, RuntimeError), match=says):
-        self_check(hub)
+    self_check(hub)
+    for layer in range(3):
+        with pytest.raises(NotSupported, match=says):
+            hub.module(Site(kind, layer))
+        assert f"blocks.{layer}.hook_resid_post" in hub.sites()
     assert hub.n_hooks == 0
+
+
+def test_a_site_is_withheld_in_the_layer_where_it_cannot_be_proved() -> None:
+    hf = tiny_model("llama")
+    hf.model.layers[1].self_attn.register_forward_hook(lambda _m, _a, out: (out[0] * 0.5, *out[1:]))
+    hub = Hub(hf)
+    self_check(hub)
+    with pytest.raises(NotSupported, match=r"at layer 1 resid_pre \+ attn_out \+ mlp_out is not resid_post"):
+        hub.module(Site("attn_out", 1))
+    offered = {name for name in hub.sites() if "attn_out" in name}
+    assert offered == {"blocks.0.hook_attn_out", "blocks.2.hook_attn_out"}
+    assert hub.withheld.by_kind().keys() == {"attn_out", "mlp_out", "resid_mid"}
 
 
 def test_an_architecture_that_nobody_knows_resolves_by_its_modules_or_is_refused() -> None:
@@ -175,7 +190,7 @@ def test_an_architecture_that_nobody_knows_resolves_by_its_modules_or_is_refused
     hf.config.model_type = "unheard_of"
     hub = Hub(hf)
     self_check(hub)
-    assert hub.withheld == {} and "blocks.1.attn.hook_z" in hub.sites()
+    assert hub.withheld.by_kind() == {} and "blocks.1.attn.hook_z" in hub.sites()
     del hf.model.layers
     with pytest.raises(NotSupported, match="keeps its layers in no list"):
         Hub(hf)

@@ -242,6 +242,16 @@ def test_an_adapter_on_an_offloaded_base_has_the_identity_of_one_in_memory(adapt
         assert model.identity.hash == adapter_pair.models[role].identity.hash
 
 
+def test_loaded_models_without_a_tokenizer_read_token_ids_alone() -> None:
+    base = tiny_model("llama")
+    pair = load_pair(base, tuned_copy(base))
+    assert "No tokenizer came with the models" in pair.differences.sentences()[0]
+    assert torch.equal(pair.tuned.encode([{"input_ids": [4, 5]}]).input_ids, torch.tensor([[4, 5]]))
+    for given in (["a text"], [{"messages": [{"role": "user", "content": "hi"}]}]):
+        with pytest.raises(UserError, match=r"came without a tokenizer: load them with tokenizer="):
+            pair.tuned.generate(given)
+
+
 def test_a_forward_pass_takes_prompts_as_they_are() -> None:
     model = AdaptedModel(tiny_model("llama"), tokenizer(), name="tiny")
     rows = ["the quick brown fox", "jumps"]

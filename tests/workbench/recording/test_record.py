@@ -24,7 +24,7 @@ from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts.collection import Prompts
-from workbench.recording.plan import plan, sized_windows
+from workbench.recording.plan import auto_batch_size, plan, recorded_bytes, sized_windows
 from workbench.recording.record_pair import record
 from workbench.recording.recording import NonFiniteWarning, Recording
 
@@ -243,7 +243,7 @@ sys.path.insert(0, {root!r})
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.models.pair import load_pair
 from workbench.prompts.collection import Prompts
-from workbench.recording.plan import plan, sized_windows
+from workbench.recording.plan import auto_batch_size, plan, recorded_bytes, sized_windows
 from workbench.recording.record_pair import record
 torch.set_num_threads(1)
 base = tiny_model("llama")
@@ -277,6 +277,20 @@ def test_kill_minus_nine_in_mid_recording_then_resume_to_the_same_bytes(tmp_path
     subprocess.run(script(tmp_path / "killed"), check=True, stdout=subprocess.DEVNULL)
     subprocess.run(script(tmp_path / "whole"), check=True, stdout=subprocess.DEVNULL)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+def test_an_automatic_batch_shrinks_with_what_is_recorded(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites x layers x tokens of a batch stay below a bound, so that memory is flat in the number of prompts."""
+    few, many = pair.base.expand(["resid_post"], [0]), pair.base.expand(["resid_post", "z", "mlp_out"])
+    each = recorded_bytes(pair.models, many, Where("all"), 100, logits=False)
+    assert each == 2 * 4 * 100 * 9 * pair.base.d_model
+    assert recorded_bytes(pair.models, few, Where("last"), 100, logits=False) * 900 == each
+    assert auto_batch_size(pair.base, 100, each) == auto_batch_size(pair.base, 100), "small models are as they were"
+    monkeypatch.setattr("workbench.recording.plan.BATCH_BYTES", 3 * each)
+    assert auto_batch_size(pair.base, 100, each) == 3 and auto_batch_size(pair.base, 100, 10 * each) == 1
+    monkeypatch.setattr("workbench.recording.plan.BATCH_BYTES", 40_000)
+    kept = record(pair, PROMPTS, ["resid_post", "z"], positions="all", store=None)
+    assert kept.config["batch_size"] < len(PROMPTS)
 
 
 def test_rows_that_are_many_bytes_are_handed_on_batch_by_batch(

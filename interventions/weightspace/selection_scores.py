@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
 from interventions.weightspace.merging import low_rank
-from probes.selection_scores.evidence import Evidence
+from workbench.errors import UserError
 from workbench.typing import Float, Tensor
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a score may look at, of one tensor, in float32 and of its shape.
+
+    ``tuned``: None where nothing was tuned yet. ``gradient`` is the loss's mean slope over batches at the base,
+    ``fisher`` the mean of the squared slopes of the batches, ``inputs`` the root mean square of each input feature
+    (along the last axis; None for what is no linear map).
+    """
+
+    name: str
+    base: Float[Tensor, "*shape"]
+    tuned: Float[Tensor, "*shape"] | None
+    gradient: Float[Tensor, "*shape"]
+    fisher: Float[Tensor, "*shape"]
+    inputs: Float[Tensor, " into"] | None = None
+
+    @property
+    def change(self) -> Float[Tensor, "*shape"]:
+        """tuned - base. Raises :class:`UserError` before tuning."""
+        if self.tuned is None:
+            raise UserError(
+                f"This score looks at the tuned weights, and nothing is tuned yet: choose one of "
+                f"{', '.join(name for name in SCORES if name not in AFTER_TUNING)}."
+            )
+        return self.tuned - self.base
+
 
 Score = Callable[[Evidence], Float[Tensor, "*shape"]]
 _LIFT_SHARE = 0.25
@@ -101,6 +130,10 @@ SCORES: Mapping[str, Score] = {
     "both": both,
 }
 """By name. ``half_reset`` beside them is no score: it selects half of the tensors."""
+AFTER_TUNING = ("change", "relative_change", "first_order")
+"""Scores that look at the tuned weights; the others predict from the base and the task."""
+FROM_GRADIENTS = ("gradient", "fisher", "sensitivity", "task_only", "general_only", "both")
+"""Predictions that need gradients of the task at the base."""
 
 
 def top_mask(values: Float[Tensor, "*shape"], share: float) -> Tensor:

@@ -1,0 +1,247 @@
+"""Whether an exported recipe computes elsewhere what it computes here: the same tokens through both, logits
+compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from interventions.exchange.llama_cpp_target import LlamaCpp
+from interventions.recipe import Recipe, as_adapted
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.stats.shares import share_interval
+from workbench.typing import Float, Tensor
+
+Runner = Callable[[Sequence[int], bool], Tensor]
+"""(token ids, steered) -> logits [pos, vocab]."""
+ROUNDING = 32
+"""Differences up to so many units in the last place of the largest logit are rounding."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared and how far apart it is. Logits are in the model's own units."""
+
+    target: str
+    """transformers, peft or llama.cpp, with its version."""
+    prompts: int
+    tokens: int
+    """Positions that were compared: of every prompt its last token and the greedy continuation."""
+    difference: float
+    """Largest difference of a logit between our engine and the target, both with the recipe."""
+    equal_tokens: float
+    """Share of positions where both choose the same token, both with the recipe."""
+    low: float
+    high: float
+    """Its 95 % interval over prompts."""
+    noise: float
+    """Largest difference without the recipe: what another engine, or stored weights, do by themselves."""
+    noise_equal_tokens: float
+    effect: float
+    """Largest difference that the recipe makes in our own engine: one that does nothing is not certified."""
+    tolerance: float
+    """Rounding that is allowed beyond twice the noise."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is explained by noise and rounding, and the recipe's own effect is larger."""
+        return self.difference <= 2 * self.noise + self.tolerance and self.effect > self.difference
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, with the verdict."""
+        return {**asdict(self), "holds": self.holds}
+
+    def summary(self) -> str:
+        """One sentence for people."""
+        return (
+            f"{'Holds' if self.holds else 'Does not hold'}: over {self.tokens} tokens of {self.prompts} prompts the "
+            f"logits of {self.target} differ by at most {self.difference:.3g} (without the recipe {self.noise:.3g}; "
+            f"the recipe itself moves them by {self.effect:.3g}), and {self.equal_tokens:.1%} [{self.low:.1%}, "
+            f"{self.high:.1%}] of the greedy tokens are equal (without the recipe {self.noise_equal_tokens:.1%})."
+        )
+
+
+def certify(
+    model: Any,
+    recipe: Recipe,
+    target: str | Path,
+    prompts: Any,
+    *,
+    weights: str | Path | None = None,
+    plain: str | Path | None = None,
+    max_new_tokens: int = 16,
+) -> Certificate:
+    """Run the same token ids through our engine with ``recipe`` and through what was exported, and compare logits.
+
+    Our own greedy continuation is given to both, so that one different token does not make all later ones differ. The
+    noise is the same comparison without the recipe: our engine against the target's model as it is.
+
+    Args:
+        model: The model that the recipe was exported for: an AdaptedModel, or a Hugging Face model.
+        recipe: The recipe as it is here.
+        target: What was exported: a folder of weights, a folder of a PEFT adapter, or a .gguf control vector.
+        prompts: What is run, a few dozen of the kind that will be served.
+        weights: For a control vector: the model's own .gguf file, which llama.cpp runs.
+        plain: For folders: the model as it was, for the noise; by default the noise of a folder is our engine against
+            a plain copy of the same weights.
+        max_new_tokens: Tokens of the greedy continuation of each prompt.
+
+    Returns:
+        The certificate; :attr:`Certificate.holds` is the verdict.
+
+    Raises:
+        UserError: The target is none of the three, or a control vector comes without ``weights``.
+
+    Example:
+        >>> certify(pair.tuned, recipe, "baked/", ["What is a monkey?"]).summary()  # doctest: +SKIP
+    """
+    adapted, rows = as_adapted(model), Prompts.of(prompts)
+    recipe.check(adapted)
+    kind = target_kind(Path(target), weights)
+    ids = encode(rows, adapted.tokenizer, adapted.max_positions)
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}: give 1 or more.")
+    own = _own(adapted, recipe)
+    with recipe.applied(adapted):
+        whole = [adapted.generate_ids(adapted.encode(rows[number : number + 1]), max_new_tokens=max_new_tokens)[0]
+                 for number in range(len(rows))]  # fmt: skip
+    texts = [one.tolist() for one in whole]
+    longest = max(len(one) for one in texts)
+    with _runner(kind, adapted, Path(target), weights, plain, longest) as (name, run):
+        compared = [_compared(own, run, text, len(prompt) - 1) for text, prompt in zip(texts, ids, strict=True)]
+    return _certificate(name, compared, adapted.dtype)
+
+
+def target_kind(target: Path, weights: str | Path | None) -> str:
+    """model, adapter or gguf. Raises :class:`UserError` for anything else, before a model is loaded."""
+    if target.suffix.lower() == ".gguf" and target.is_file():
+        if weights is None:
+            raise UserError(f"{target} is a control vector: give the model's own .gguf file as weights, for llama.cpp.")
+        return "gguf"
+    if (target / "adapter_config.json").is_file():
+        return "adapter"
+    if (target / "config.json").is_file():
+        return "model"
+    raise UserError(
+        f"{target} is no export that can be run: give a .gguf control vector, an adapter's folder, or a model's folder "
+        "from  tunescope recipe export."
+    )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """One prompt: largest differences, and where both choose the same token [token]."""
+
+    difference: float
+    noise: float
+    effect: float
+    size: float
+    equal: np.ndarray
+    noise_equal: np.ndarray
+
+
+def _own(model: AdaptedModel, recipe: Recipe) -> Runner:
+    def run(ids: Sequence[int], steered: bool) -> Tensor:
+        batch = torch.tensor([list(ids)])
+        with recipe.applied(model) if steered else model.active():
+            logits = model.forward(batch)
+        assert logits is not None
+        return logits[0].float().cpu()
+
+    return run
+
+
+def _compared(own: Runner, target: Runner, ids: Sequence[int], start: int) -> _Compared:
+    """From the prompt's last token on; the last token's own successor is not known, its logits are compared too."""
+    ours, theirs = (run(ids, True)[start:] for run in (own, target))
+    plain_ours, plain_theirs = (run(ids, False)[start:] for run in (own, target))
+    vocab = min(ours.shape[1], theirs.shape[1])
+    ours, theirs, plain_ours, plain_theirs = (one[:, :vocab] for one in (ours, theirs, plain_ours, plain_theirs))
+    return _Compared(
+        _apart(ours, theirs), _apart(plain_ours, plain_theirs), _apart(ours, plain_ours), float(ours.abs().max()),
+        (ours.argmax(1) == theirs.argmax(1)).numpy(), (plain_ours.argmax(1) == plain_theirs.argmax(1)).numpy(),
+    )  # fmt: skip
+
+
+def _apart(a: Float[Tensor, "pos vocab"], b: Float[Tensor, "pos vocab"]) -> float:
+    return float((a - b).abs().max())
+
+
+def _certificate(name: str, compared: list[_Compared], dtype: torch.dtype) -> Certificate:
+    hits = np.concatenate([one.equal for one in compared])
+    prompt = np.repeat(np.arange(len(compared)), [len(one.equal) for one in compared])
+    share = share_interval(hits, clusters=prompt if len(compared) > 1 else None)
+    return Certificate(
+        target=name, prompts=len(compared), tokens=len(hits),
+        difference=max(one.difference for one in compared), equal_tokens=share.estimate, low=share.low, high=share.high,
+        noise=max(one.noise for one in compared),
+        noise_equal_tokens=float(np.concatenate([one.noise_equal for one in compared]).mean()),
+        effect=max(one.effect for one in compared),
+        tolerance=ROUNDING * torch.finfo(dtype).eps * max(one.size for one in compared),
+    )  # fmt: skip
+
+
+@contextmanager
+def _runner(
+    kind: str, model: AdaptedModel, target: Path, weights: str | Path | None, plain: str | Path | None, longest: int
+) -> Iterator[tuple[str, Runner]]:
+    if kind == "gguf":
+        llama = LlamaCpp(Path(str(weights)), target, max(64, longest + 1))
+        try:
+            yield (
+                f"llama.cpp (llama-cpp-python {llama.version})",
+                lambda ids, steered: llama.logits(ids, steered=steered),
+            )
+        finally:
+            llama.close()
+        return
+    import transformers
+
+    with ExitStack() as stack:
+        steered = _loaded(kind, model, target)
+        unsteered = _unsteered(model, plain)
+        stack.callback(steered.cpu)
+        version = f"transformers {transformers.__version__}" if kind == "model" else "a PEFT adapter"
+        yield version, lambda ids, on: _plain_logits(steered if on else unsteered, ids)
+
+
+def _unsteered(model: AdaptedModel, plain: str | Path | None) -> Any:
+    from workbench.models.export import plain_copy
+
+    if plain is None:
+        with model.active():
+            return plain_copy(model).eval()
+    return _from_folder(Path(plain), model)
+
+
+def _loaded(kind: str, model: AdaptedModel, target: Path) -> Any:
+    """The export as its own library loads it."""
+    if kind == "model":
+        return _from_folder(target, model)
+    import peft
+
+    return peft.PeftModel.from_pretrained(_unsteered(model, None), target).eval()
+
+
+def _from_folder(folder: Path, model: AdaptedModel) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0][:160]}") from error
+
+
+@torch.no_grad()
+def _plain_logits(hf: Any, ids: Sequence[int]) -> Tensor:
+    logits: Tensor = hf(input_ids=torch.tensor([list(ids)], device=hf.device), use_cache=False).logits
+    return logits[0].float().cpu()

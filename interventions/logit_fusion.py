@@ -1,0 +1,178 @@
+"""Several tuned models of one base, whose changes move the running model together, by live or by matched weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import torch
+
+from interventions.base import Intervention
+from interventions.logit_arithmetic import beyond, implausible, matched_amounts, shifted, without
+from interventions.logit_hook import UNSHIFTED, LogitHook
+from interventions.logit_shift import MATCHED, as_other, check_words, tell_widths
+from interventions.other_models import OtherModel
+from interventions.packing import pack
+from interventions.strength import Amount, Number, Strength, as_strength, multiplied
+from interventions.voice_reader import Heard, Voice, VoiceReader
+from workbench.engine.context import ForwardContext
+from workbench.engine.positions import PositionSpec, Where, where
+from workbench.errors import UserError, unknown_name
+from workbench.methods import method
+from workbench.models.adapted import AdaptedModel
+from workbench.typing import Tensor
+
+
+@method(
+    "logit-fusion",
+    group="decoding",
+    question="What if several small tuned models each move the next word, with weights that may change?",
+    kind="intervention",
+    papers=(
+        "On Giant's Shoulders: Effortless Weak to Strong by Dynamic Logits Fusion",
+        "An Emulator for Fine-Tuning Large Language Models using Small Language Models",
+        "Tuning Language Models by Proxy",
+    ),
+)
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitFusion(Intervention):
+    """logits + the sum over experts of weight * (logits of the expert - logits of ``base``).
+
+    With numbers as ``weights`` it is emulated fine-tuning with several rewards, such as helpful against harmless, whose
+    weights are a live slider (:meth:`with_weights`). With ``weights="matched"`` each token gets weights of its own, so
+    that the fused distribution lies as far from the running model's as each expert's from its base (Dynamic Logits
+    Fusion for several experts). Each model is read once per token. ``top_p`` and ``plausibility`` (by the running
+    model, and by any expert) cut as in :class:`LogitShift`.
+
+    Example:
+        ``iv.LogitFusion({"helpful": a, "harmless": b}, base, {"helpful": 0.7, "harmless": 0.3})``
+    """
+
+    experts: Mapping[str, Any]
+    base: Any
+    weights: Mapping[str, float] | str = MATCHED
+    top_p: float = field(default=1.0, kw_only=True)
+    plausibility: float = field(default=0.0, kw_only=True)
+    strength: Strength = field(default=1.0, kw_only=True)
+    positions: PositionSpec | Where = field(default="all", kw_only=True)
+
+    scopes: ClassVar[tuple[str, ...]] = ("positions",)
+
+    def __post_init__(self) -> None:
+        where(self.positions)
+        if not self.experts:
+            raise UserError("There is nothing to fuse: give at least one expert.")
+        experts = {str(name): as_other(one, str(name)) for name, one in self.experts.items()}
+        object.__setattr__(self, "experts", experts)
+        object.__setattr__(self, "base", as_other(self.base, "base"))
+        object.__setattr__(self, "strength", as_strength(self.strength))
+        if isinstance(self.weights, str):
+            if self.weights != MATCHED:
+                raise UserError(f"weights is {self.weights!r}: give a number per expert, or {MATCHED!r}.")
+        else:
+            for name in self.weights:
+                if name not in experts:
+                    raise unknown_name("expert", name, experts)
+            weights = {name: Voice(None, self.weights.get(name, 0.0)).weight for name in experts}
+            object.__setattr__(self, "weights", weights)
+        if not 0 < self.top_p <= 1 or not 0 <= self.plausibility <= 1:
+            raise UserError("top_p is a share above 0, up to 1 (no filter), and plausibility one from 0 (none) to 1.")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether this leaves the model exactly as it is."""
+        silent = isinstance(self.weights, Mapping) and not any(self.weights.values())
+        return silent or (not isinstance(self.strength, Tensor) and self.strength == 0)
+
+    def with_weights(self, **weights: float) -> LogitFusion:
+        """The same with other weights; experts that are not named keep theirs, or get 0 where they were matched."""
+        before = self.weights if isinstance(self.weights, Mapping) else {}
+        return replace(self, weights={**before, **weights})
+
+    def with_models(self, base: Any, **experts: Any) -> LogitFusion:
+        """The same with the models at hand, after loading a recipe file.
+
+        Raises:
+            UserError: A model has other weights than the one that was saved, or an expert is missing or unknown.
+        """
+        saved = {"base": self.base, **self.experts}
+        given = {"base": base, **experts}
+        if odd := sorted(set(saved) ^ set(given)):
+            raise unknown_name("expert", odd[0], self.experts)
+        models = {name: as_other(one, name) for name, one in given.items()}
+        for name, model in models.items():
+            if OtherModel.of(model).identity != OtherModel.of(saved[name]).identity:
+                raise UserError(
+                    f"The model {name} has other weights than {saved[name].name}, with which this was made."
+                )
+        return replace(self, base=models.pop("base"), experts=models)
+
+    def validate(self, model: AdaptedModel) -> None:
+        """Every model must be at hand and write the same words as ``model``."""
+        for name, other in {**self.experts, "base": self.base}.items():
+            if isinstance(other, OtherModel):
+                raise UserError(
+                    f"The recipe names the model {name} ({other.name}) but holds no weights: load all of them and "
+                    "apply fusion.with_models(base=..., expert=...)."
+                )
+            check_words(model, other)
+
+    @contextmanager
+    def entered(self, model: AdaptedModel) -> Iterator[Any]:
+        """The model's logits are fused inside, in forward passes and in ``generate``."""
+        if self.neutral:
+            with model.active():
+                yield
+            return
+        tell_widths(model, *self.experts.values(), self.base)
+        with _FusionHook(self, model).on(model):
+            yield
+
+    def scaled(self, factor: Number) -> LogitFusion:
+        """The same with ``factor`` times the strength."""
+        return replace(self, strength=multiplied(self.strength, factor))
+
+    def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Settings, with every model by name and hash."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values["base"] = vars(OtherModel.of(self.base))
+        values["experts"] = {name: vars(OtherModel.of(one)) for name, one in self.experts.items()}
+        return pack(values, self.scopes)
+
+
+class _FusionHook(LogitHook):
+    """Reads the base and every expert once."""
+
+    def __init__(self, fusion: LogitFusion, model: AdaptedModel) -> None:
+        super().__init__(fusion.positions, model)
+        self.fusion, self.amount = fusion, Amount(fusion.strength)
+        voices = [Voice(one) for one in (*fusion.experts.values(), fusion.base)]
+        self.keys = [voice.key(model) for voice in voices]
+        found = zip(self.keys, voices, strict=True)
+        self.heard = Heard({key: VoiceReader(voice) for key, voice in found if key is not None})
+
+    def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
+        read = self.heard.logits(given, ctx, cache)
+        return tuple(ctx.scratch[UNSHIFTED] if key is None else read[key] for key in self.keys)
+
+    def combined(self, own: Tensor, *others: Any) -> Tensor:
+        *experts, base, ctx = others
+        fusion, unshifted = self.fusion, ctx.scratch[UNSHIFTED]
+        amount = self.amount(own, ctx)
+        if isinstance(fusion.weights, str):
+            weights = matched_amounts(unshifted, experts, base).unbind(-1)
+        else:
+            weights = tuple(torch.tensor(one) for one in fusion.weights.values())
+        new = own
+        for expert, weight in zip(experts, weights, strict=True):
+            factor = weight.to(own.device)
+            new = shifted(new, expert, base, (factor[..., None] if factor.ndim else factor) * amount)
+        if fusion.top_p < 1:
+            new = without(new, beyond(unshifted, fusion.top_p), amount)
+        if fusion.plausibility > 0:
+            cut = [implausible(one, fusion.plausibility) for one in experts]
+            width = min(one.shape[-1] for one in cut)
+            new = without(new, torch.stack([one[..., :width] for one in cut]).all(0), amount)
+        return new

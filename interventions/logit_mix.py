@@ -1,0 +1,188 @@
+"""Next-word distributions of several voices, multiplied: products of experts, guidance, focused prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+from interventions.base import Intervention
+from interventions.logit_arithmetic import implausible, mixed, without
+from interventions.logit_hook import UNSHIFTED, LogitHook
+from interventions.logit_shift import as_other, check_words, tell_widths
+from interventions.other_models import OtherModel
+from interventions.packing import pack
+from interventions.strength import Amount, Number, Strength, as_strength, multiplied
+from interventions.voice_reader import Heard, Voice, VoiceReader
+from workbench.engine.context import ForwardContext
+from workbench.engine.positions import PositionSpec, Where, where
+from workbench.errors import UserError, unknown_name
+from workbench.methods import method
+from workbench.models.adapted import AdaptedModel
+from workbench.typing import Tensor
+
+OWN = "own"
+"""The running model's name among the voices."""
+
+
+@method(
+    "logit-mix",
+    group="decoding",
+    question="What if several models, or one with several prefixes, decide the next word together?",
+    kind="intervention",
+    papers=(
+        "Focused Prefix Tuning for Controllable Text Generation",
+        "Steering Guidance for Personalized Text-to-Image Diffusion Models",
+        "Instruction Following without Instruction Tuning",
+    ),
+)
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitMix(Intervention):
+    """own * logits of the running model + the sum of weight * logits of every voice.
+
+    A voice is a model, with a ``prefix`` that it alone reads behind the beginning of the text, or with its adapter at
+    ``adapter_scale`` (Steering Guidance's weak model, theta_lambda = (1 - lambda) theta_0 + lambda theta_ft, without a
+    second network). Formulas that this is: focused prefix, a * specific - (a - 1) * general; guidance,
+    (1 + s) * tuned - s * weak; a product of experts, all weights 1. ``plausibility`` forbids words with less than that
+    share of the likeliest word's probability under the voice ``judge`` (CGE's cut; needed wherever a weight is
+    negative and large). Each distinct voice is read once per token, whatever else reads it in the formula; voices read
+    the running model as it is without any intervention on logits. ``strength`` goes from the running model alone (0)
+    to the formula (1).
+
+    Example:
+        ``iv.LogitMix({"weak": iv.Voice(pair.tuned, weight=-1.5, adapter_scale=0.5)}, own=2.5, plausibility=0.1)``
+    """
+
+    voices: Mapping[str, Any]
+    own: float = 1.0
+    plausibility: float = field(default=0.0, kw_only=True)
+    judge: str = field(default=OWN, kw_only=True)
+    strength: Strength = field(default=1.0, kw_only=True)
+    positions: PositionSpec | Where = field(default="all", kw_only=True)
+
+    scopes: ClassVar[tuple[str, ...]] = ("positions",)
+
+    def __post_init__(self) -> None:
+        where(self.positions)
+        voices = {str(name): _voice(one, str(name)) for name, one in self.voices.items()}
+        object.__setattr__(self, "voices", voices)
+        object.__setattr__(self, "strength", as_strength(self.strength))
+        if OWN in voices:
+            raise UserError(f"A voice is called {OWN!r}, which is the running model: call it something else.")
+        if self.judge not in (OWN, *voices):
+            raise unknown_name("voice that judges plausibility", self.judge, (OWN, *voices))
+        if not 0 <= self.plausibility <= 1:
+            raise UserError(f"plausibility is {self.plausibility}: give a share from 0 (no filter) to 1.")
+        if not voices and self.own == 0:
+            raise UserError("Nobody speaks: give a voice, or own other than 0.")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether this leaves the model exactly as it is."""
+        silent = self.own == 1 and self.plausibility == 0 and all(one.weight == 0 for one in self._voices.values())
+        return (not isinstance(self.strength, Tensor) and self.strength == 0) or silent
+
+    @property
+    def _voices(self) -> dict[str, Voice]:
+        return {name: one for name, one in self.voices.items() if isinstance(one, Voice)}
+
+    def with_weights(self, **weights: float) -> LogitMix:
+        """The same with other weights; ``own`` is the running model's.
+
+        Raises:
+            UserError: There is no voice of that name.
+        """
+        for name in weights:
+            if name not in (OWN, *self.voices):
+                raise unknown_name("voice", name, (OWN, *self.voices))
+        new = {name: replace(one, weight=weights.get(name, one.weight)) for name, one in self._voices.items()}
+        return replace(self, voices=new, own=weights.get(OWN, self.own))
+
+    def with_models(self, **models: Any) -> LogitMix:
+        """The same with the voices' models at hand, after loading a recipe file.
+
+        Raises:
+            UserError: A model has other weights than the one that was saved, or there is no such voice.
+        """
+        voices = self._voices
+        for name, given in models.items():
+            if name not in voices:
+                raise unknown_name("voice", name, voices)
+            model, saved = as_other(given, name), OtherModel.of(voices[name].model)
+            if OtherModel.of(model).identity != saved.identity:
+                raise UserError(f"The voice {name} has other weights than {saved.name}, with which this was made.")
+            voices[name] = replace(voices[name], model=model)
+        return replace(self, voices=voices)
+
+    def validate(self, model: AdaptedModel) -> None:
+        """Every voice must be at hand and write the same words as ``model``."""
+        for name, voice in self._voices.items():
+            if isinstance(voice.model, OtherModel):
+                raise UserError(
+                    f"The recipe names the voice {name} ({voice.model.name}) but holds no weights: load its model and "
+                    f"apply mix.with_models({name}=...)."
+                )
+            check_words(model, voice.model)
+            voice.validate()
+
+    @contextmanager
+    def entered(self, model: AdaptedModel) -> Iterator[Any]:
+        """The model's logits are the formula's inside, in forward passes and in ``generate``."""
+        if self.neutral:
+            with model.active():
+                yield
+            return
+        tell_widths(model, *(voice.model for voice in self._voices.values()))
+        with _MixHook(self, model).on(model):
+            yield
+
+    def scaled(self, factor: Number) -> LogitMix:
+        """The same with ``factor`` times the strength."""
+        return replace(self, strength=multiplied(self.strength, factor))
+
+    def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Settings, with every model by name and hash."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values["voices"] = {name: voice.plain() for name, voice in self._voices.items()}
+        return pack(values, self.scopes)
+
+
+class _MixHook(LogitHook):
+    """Reads every distinct voice once."""
+
+    def __init__(self, mix: LogitMix, model: AdaptedModel) -> None:
+        super().__init__(mix.positions, model)
+        self.mix, self.amount = mix, Amount(mix.strength)
+        self.voices = list(mix._voices.items())
+        keys = [voice.key(model) for _, voice in self.voices]
+        distinct = {key: voice for key, (_, voice) in zip(keys, self.voices, strict=True) if key is not None}
+        self.heard = Heard({key: VoiceReader(voice) for key, voice in distinct.items()})
+        self.keys = keys
+
+    def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
+        read = self.heard.logits(given, ctx, cache)
+        return tuple(ctx.scratch[UNSHIFTED] if key is None else read[key] for key in self.keys)
+
+    def combined(self, own: Tensor, *others: Any) -> Tensor:
+        *voices, ctx = others
+        amount = self.amount(own, ctx)
+        weights = [voice.weight for _, voice in self.voices]
+        new = mixed(own, ctx.scratch[UNSHIFTED], voices, self.mix.own, weights, amount)
+        if self.mix.plausibility > 0:
+            names = [name for name, _ in self.voices]
+            unshifted = ctx.scratch[UNSHIFTED]
+            judge = unshifted if self.mix.judge == OWN else voices[names.index(self.mix.judge)]
+            new = without(new, implausible(judge, self.mix.plausibility), amount)
+        return new
+
+
+def _voice(given: Any, name: str) -> Voice:
+    if isinstance(given, Voice):
+        return replace(given, model=as_other(given.model, name))
+    if isinstance(given, Mapping):
+        known = {one.name for one in fields(Voice)}
+        if odd := sorted(set(given) - known):
+            raise unknown_name("setting of a voice", odd[0], known)
+        return Voice(**{**given, "model": as_other(given["model"], name)})
+    return Voice(as_other(given, name))

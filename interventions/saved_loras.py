@@ -1,0 +1,77 @@
+"""Several saved LoRAs of one base as one bank of factors, ready to be routed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from workbench.errors import NotSupported, UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.typing import Tensor
+
+_FACTOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
+
+
+def lora_bank(folders: Sequence[str | Path], model: AdaptedModel) -> dict[str, Any]:
+    """The factors of plain LoRAs by module, for :class:`AdapterRouting`.
+
+    Args:
+        folders: PEFT adapter folders (adapter_config.json and adapter_model.safetensors); each is called as its folder.
+        model: The base that they belong to.
+
+    Returns:
+        ``{"names": ..., "down": ..., "up": ...}``; modules that an adapter lacks, and ranks beyond its own, are 0.
+
+    Raises:
+        UserError: Fewer than two folders, two of one name, or no adapter there; NotSupported for another kind than a
+            plain LoRA.
+    """
+    names = [Path(one).resolve().name for one in folders]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError("Give two adapter folders or more, with different names: a router chooses between them.")
+    read = [_factors(Path(one)) for one in folders]
+    paths = sorted({path for one in read for path in one})
+    down, up = {}, {}
+    for path in paths:
+        own = [one.get(path) for one in read]
+        like = next(one for one in own if one is not None)
+        rank = max(one[0].shape[0] for one in own if one is not None)
+        for one in own:
+            if one is not None and (one[0].shape[1], one[1].shape[0]) != (like[0].shape[1], like[1].shape[0]):
+                raise UserError(f"The adapters at {path} have different widths: they are of different bases.")
+        down[path] = torch.stack([_padded(one and one[0], (rank, like[0].shape[1])) for one in own])
+        up[path] = torch.stack([_padded(one and one[1], (like[1].shape[0], rank)) for one in own])
+    stem = "" if hasattr(model.inner, paths[0].split(".")[0]) else "model."
+    return {"names": names, "down": {stem + p: t for p, t in down.items()}, "up": {stem + p: t for p, t in up.items()}}
+
+
+def _factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    config_file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if not config_file.is_file() or not weights.is_file():
+        raise UserError(f"{folder} holds no saved adapter: it needs adapter_config.json and adapter_model.safetensors.")
+    config = json.loads(config_file.read_text())
+    unusual = ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern")
+    if config.get("peft_type") != "LORA" or config.get("bias") != "none" or any(config.get(one) for one in unusual):
+        raise NotSupported(f"The adapter at {folder} is no plain LoRA of one rank: routers weigh plain LoRAs here.")
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+    sides: dict[str, dict[str, Tensor]] = {}
+    for name, value in load_file(weights).items():
+        found = _FACTOR.fullmatch(name)
+        if found is None:
+            raise NotSupported(f"The adapter at {folder} holds {name}, which is no factor of a plain LoRA.")
+        sides.setdefault(found["path"], {})[found["side"]] = value.float()
+    return {path: (one["A"], one["B"] * scale) for path, one in sides.items()}
+
+
+def _padded(value: Tensor | None, shape: tuple[int, int]) -> Tensor:
+    new = torch.zeros(shape)
+    if value is not None:
+        new[: value.shape[0], : value.shape[1]] = value
+    return new

@@ -1,0 +1,100 @@
+"""AdamW over chosen entries of tensors: state exists for them alone, and moves along when the choice changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from workbench.typing import Bool, Int, Tensor
+
+
+class MaskedAdamW(torch.optim.Optimizer):
+    """AdamW without weight decay over the entries where each mask is True; every other entry stays bit for bit.
+
+    Moments, and a float32 master value of each entry, are held for the chosen entries alone (sparse Adam state, Liu et
+    al. 2025, *LIFT*), so half-precision weights lose no small step. :meth:`reselect` changes the choice: entries in
+    both choices keep their moments, new ones begin with none.
+
+    Args:
+        masks: Parameter -> bool mask of its shape.
+        lr: Step size.
+        betas: Decay of the two moments.
+        eps: Added to the root of the second moment.
+    """
+
+    def __init__(
+        self,
+        masks: Mapping[nn.Parameter, Bool[Tensor, "*shape"]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(list(masks), {"lr": lr, "betas": betas, "eps": eps})
+        # not in ``self.state``, which accelerate reloads in the parameter's dtype
+        self._held: dict[nn.Parameter, dict[str, Tensor]] = {}
+        for parameter, mask in masks.items():
+            self._hold(parameter, _places(mask, parameter))
+
+    @property
+    def entries(self) -> int:
+        """How many entries are trained."""
+        return sum(len(self._held[parameter]["places"]) for parameter in self._held)
+
+    def reselect(self, masks: Mapping[nn.Parameter, Bool[Tensor, "*shape"]]) -> None:
+        """Train other entries of the same tensors from now on."""
+        for parameter, mask in masks.items():
+            before, places = dict(self._held[parameter]), _places(mask, parameter)
+            self._hold(parameter, places)
+            _, old, new = _shared(before["places"], places)
+            for name in ("mean", "square", "steps", "master"):
+                self._held[parameter][name][new] = before[name][old]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step for every entry; a tensor without a gradient is left as it is."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and len(self._held[parameter]["places"]):
+                    _step(parameter, self._held[parameter], group)
+        return loss
+
+    def _hold(self, parameter: nn.Parameter, places: Int[Tensor, " entry"]) -> None:
+        values = parameter.detach().reshape(-1)[places].float()
+        self._held[parameter] = {
+            "places": places,
+            "master": values,
+            "mean": torch.zeros_like(values),
+            "square": torch.zeros_like(values),
+            "steps": torch.zeros_like(values),
+        }
+
+
+def _step(parameter: nn.Parameter, state: dict[str, Tensor], group: Mapping[str, Any]) -> None:
+    first, second = group["betas"]
+    assert parameter.grad is not None
+    slope = parameter.grad.reshape(-1)[state["places"]].float()
+    state["steps"] += 1
+    state["mean"].lerp_(slope, 1 - first)
+    state["square"].mul_(second).addcmul_(slope, slope, value=1 - second)
+    steps = state["steps"].double()  # 1 - 0.999**n has few digits in float32
+    mean = state["mean"] / (1 - first**steps).float()
+    root = (state["square"] / (1 - second**steps).float()).sqrt_().add_(group["eps"])
+    state["master"] -= group["lr"] * mean / root
+    flat = parameter.data.view(-1)
+    flat[state["places"]] = state["master"].to(parameter.dtype)
+
+
+def _places(mask: Bool[Tensor, "*shape"], parameter: nn.Parameter) -> Int[Tensor, " entry"]:
+    return mask.reshape(-1).nonzero()[:, 0].to(parameter.device)
+
+
+def _shared(before: Int[Tensor, " old"], after: Int[Tensor, " new"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Values in both sorted lists, and their places in each."""
+    at = torch.searchsorted(before, after).clamp_max(max(0, len(before) - 1))
+    same = before[at] == after if len(before) else torch.zeros(len(after), dtype=torch.bool, device=after.device)
+    new = same.nonzero()[:, 0]
+    return after[new], at[new], new

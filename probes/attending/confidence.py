@@ -1,0 +1,220 @@
+"""Where attention became over-confident in tuning: entropy per head, the positions it narrowed on (Hint-Aug's map)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from probes.asked import asked
+from probes.halves import answer_scores
+from probes.replay import counted
+from probes.resampling import cluster_means, units_of
+from probes.results import ProbeResult, Provenance
+from workbench.behaviour.subject import Subject, Work
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site, resolve_layers
+from workbench.errors import UserError
+from workbench.given import check_pair
+from workbench.methods import method
+from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.stats.bootstrap import mean_intervals
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfidence(ProbeResult):
+    """How much narrower each head looks after tuning.
+
+    ``table``: layer, head; ``score``, the fall of attention entropy from base to tuned (as a share of the most there
+    can be; positive: narrower) with interval; ``control``, the mean of its layer; ``base``, ``tuned`` (entropies,
+    same unit); ``moved`` (total variation distance of the two patterns); ``q`` of a change.
+    """
+
+    positions: pd.DataFrame
+    """prompt, position, token, gain: the tuned model's attention to it minus the base's, mean over heads and queries
+    behind it; the over-confident ones first."""
+    overfit: pd.DataFrame
+    """prompt, fall (mean over heads), rise of the answer's log-probability where there are answers: prompts on which
+    attention fell most are those that tuning has fitted most closely."""
+    resampled: str = "prompts"
+
+    title: ClassVar[str] = "Attention confidence"
+    unit: ClassVar[str] = "fall of attention entropy (share of the most possible)"
+
+    def figure(self) -> go.Figure:
+        """The fall of every head."""
+        grid = self.table.pivot(index="layer", columns="head", values="score")
+        drawn = go.Figure(go.Heatmap(z=grid.to_numpy(), x=list(grid), y=list(grid.index), colorscale="RdBu_r", zmid=0))
+        drawn.update_layout(title=self.title, xaxis_title="head", yaxis_title="layer")
+        return drawn
+
+    def summary(self) -> str:
+        """Heads that narrowed and the position they narrowed on most."""
+        narrow = self.table[(self.table["q"] < 0.05) & (self.table["score"] > 0)].sort_values("score", ascending=False)
+        heads = ", ".join(f"L{row.layer}H{row.head} {row.score:.2f} [{row.low:.2f}, {row.high:.2f}]"
+                          for row in narrow.head(3).itertuples()) or "none"  # fmt: skip
+        top = self.positions.iloc[0]
+        return (
+            f"{len(narrow)} of {len(self.table)} heads look narrower after tuning: {heads}; most attention went to "
+            f"{top['token']!r} of prompt {top['prompt']} ({top['gain']:+.3f}); intervals over {self.resampled}; "
+            f"control: {self.control}"
+        )
+
+
+@method(
+    "attention-confidence",
+    group="attention",
+    question="Which heads became over-confident in tuning, and about which tokens?",
+    papers=(
+        "Hint-Aug: Drawing Hints from Foundation Vision Transformers Towards Boosted Few-Shot Parameter-Efficient "
+        "Tuning",
+    ),
+    cost="one pass of each model per prompt, with attention patterns",
+    example="--layers 0,1",
+)
+def attention_confidence(
+    pair: ModelPair,
+    prompts: Prompts | Sequence[object],
+    *,
+    layers: Any = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> AttentionConfidence:
+    """Compare attention of base and tuned model on the same prompts: entropy per head, and who gained attention.
+
+    Entropy of a query over the keys that it can see is divided by the logarithm of their number, so that 1 is even
+    attention and 0 one key alone. Positions are ranked by the attention that they gained (Hint-Aug's over-confident
+    patches, which it feeds back from the foundation model). Base and tuned are read in one pass per prompt each.
+
+    Args:
+        pair: Both models, of one shape.
+        prompts: What both read; with answers, the rise of each answer stands beside its prompt's fall.
+        layers: Which layers; all by default.
+        seed: Of resampling and tests.
+        progress: A bar.
+
+    Returns:
+        An :class:`AttentionConfidence`. A base with itself changed nowhere.
+
+    Raises:
+        UserError: The models have other heads, no layer has any, or every prompt is one token.
+    """
+    check_pair(pair, prompts)
+    if (pair.base.n_layers, pair.base.n_heads) != (pair.tuned.n_layers, pair.tuned.n_heads):
+        raise UserError("Heads are compared one by one: both models need as many layers and heads.")
+    wanted = resolve_layers(layers, pair.tuned.n_layers)
+    places = [one for one in pair.tuned.hub.geometry.attention_layers if one in wanted]
+    rows = Prompts.of(prompts)
+    ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
+    if not places or max(map(len, ids)) < 2:
+        raise UserError("There is no attention to compare: give layers with heads and prompts of two tokens or more.")
+    with counted(pair.base, pair.tuned) as passes:
+        read = [_compared(pair, row, places) for row in _counted(ids, progress or Silent())]
+        rise = _answer_rise(pair, rows)
+    clusters = rows.clusters
+    return AttentionConfidence(
+        table=_table(read, places, clusters, seed),
+        control="the mean over the heads of the layer",
+        provenance=Provenance.of(
+            "attention_confidence", pair.models, rows, seed=seed, device=str(pair.tuned.device),
+            forward_passes=passes.forward, settings=asked(None, layers=layers),
+        ),
+        positions=_positions(read, ids, pair.tokenizer),
+        overfit=pd.DataFrame({
+            "prompt": range(len(ids)), "fall": [float((one.base - one.tuned).mean()) for one in read], "rise": rise,
+        }),
+        resampled=units_of(clusters),
+    )  # fmt: skip
+
+
+@dataclass
+class _Read:
+    """One prompt in both models."""
+
+    base: Float[np.ndarray, "layer head"]
+    tuned: Float[np.ndarray, "layer head"]
+    moved: Float[np.ndarray, "layer head"]
+    gain: Float[np.ndarray, " pos"]
+
+
+def _counted(ids: list[list[int]], bar: Progress) -> Iterator[list[int]]:
+    bar.start("attention", len(ids))
+    for row in ids:
+        yield row
+        bar.advance()
+    bar.finish()
+
+
+def _patterns(model: AdaptedModel, row: list[int], layers: Sequence[int]) -> Float[Tensor, "layer head query key"]:
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def read(value: Tensor, _ctx: Any) -> None:
+            found[layer] = value[0].detach().float().cpu()
+
+        return read
+
+    with model.hooked([SiteHook(Site("pattern", layer), keep(layer)) for layer in layers]):
+        model.forward(torch.tensor([row]), logits=None)
+    return torch.stack([found[layer] for layer in layers])
+
+
+def entropy_share(pattern: Float[Tensor, "*head query key"]) -> Float[Tensor, "*head query"]:
+    """Entropy of each query's attention over the logarithm of the keys it can see; 0 for the first query."""
+    seen = torch.arange(1, pattern.shape[-2] + 1).double()
+    entropy = -torch.special.xlogy(pattern.double(), pattern.double()).sum(-1)
+    return torch.where(seen > 1, entropy / seen.log().clamp(min=1e-9), 0.0)
+
+
+def _compared(pair: ModelPair, row: list[int], layers: Sequence[int]) -> _Read:
+    base, tuned = (_patterns(model, row, layers) for model in (pair.base, pair.tuned))
+    narrow = [entropy_share(one)[..., 1:].mean(-1).numpy() if len(row) > 1 else np.zeros(one.shape[:2])
+              for one in (base, tuned)]  # fmt: skip
+    moved = (tuned - base).abs().sum(-1).mean(-1).double().numpy() / 2
+    behind = torch.arange(len(row), 0, -1)  # queries that can see each key
+    gain = ((tuned - base).mean((0, 1)).sum(0) / behind).double().numpy()
+    return _Read(narrow[0], narrow[1], moved, gain)
+
+
+def _answer_rise(pair: ModelPair, rows: Prompts) -> list[float]:
+    if not all(row.answer for row in rows):
+        return [float("nan")] * len(rows)
+    base, tuned = (answer_scores(Subject(role, model), rows, Work()) for role, model in pair.models.items())
+    return [float(one) for one in tuned - base]
+
+
+def _table(read: list[_Read], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
+    falls = np.stack([one.base - one.tuned for one in read])
+    found = mean_intervals(falls, clusters=clusters, seed=seed)
+    units = cluster_means(falls.reshape(len(falls), -1), clusters)
+    p = paired_permutation(units, seed=seed).p.reshape(falls.shape[1:])
+    p = np.where(falls.any(0), p, 1.0)
+    lines = [
+        {"layer": layer, "head": head, "score": found.estimate[place, head], "low": found.low[place, head],
+         "high": found.high[place, head], "control": falls[:, place].mean(),
+         "base": np.mean([one.base[place, head] for one in read]),
+         "tuned": np.mean([one.tuned[place, head] for one in read]),
+         "moved": np.mean([one.moved[place, head] for one in read]), "p": p[place, head]}
+        for place, layer in enumerate(layers) for head in range(falls.shape[2])
+    ]  # fmt: skip
+    return pd.DataFrame(lines).assign(q=q_values(p.reshape(-1)))
+
+
+def _positions(read: list[_Read], ids: list[list[int]], tokenizer: Any) -> pd.DataFrame:
+    lines = [
+        {"prompt": prompt, "position": place, "token": tokenizer.decode([ids[prompt][place]]), "gain": float(gain)}
+        for prompt, one in enumerate(read) for place, gain in enumerate(one.gain)
+    ]  # fmt: skip
+    return pd.DataFrame(lines).sort_values("gain", ascending=False, kind="stable", ignore_index=True)

@@ -1,0 +1,311 @@
+"""A calibrated dial: an attribute turned from 0 to 1, with its range, calibration and consistency (smooth control)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+import interventions as iv
+from probes.asked import asked
+from probes.attributes.text_states import mean_size, text_states
+from probes.halves import halves
+from probes.replay import counted
+from probes.resampling import bootstrap_weights, units_of
+from probes.results import ProbeResult, Provenance
+from probes.scored import scored
+from workbench.behaviour.continuations import logprobs
+from workbench.behaviour.generation import Decoding, Reply, generate_replies
+from workbench.behaviour.scorers import Behaviour
+from workbench.behaviour.scorers import behaviour as read_behaviour
+from workbench.behaviour.subject import Subject, Work
+from workbench.engine.sites import resolve_layers
+from workbench.errors import UserError
+from workbench.given import check_subject
+from workbench.methods import method
+from workbench.models.adapted import AdaptedModel
+from workbench.progress import Progress
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.stats.controls import check_draws, random_directions
+from workbench.typing import Float, Tensor
+
+POINTS = 5
+"""Settings of the dial that are measured, and strengths that it is calibrated on."""
+DRAWS = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntensityDial(ProbeResult):
+    """An attribute under a dial that was calibrated on other prompts.
+
+    ``table``: dial (0 to 1), strength (of the offset, in mean norms of the site); ``score``, the attribute in texts,
+    with interval; ``wanted``, where a straight line between the ends lies; ``control``, the attribute under random
+    directions (at both ends; NaN between); ``perplexity`` of the texts under the plain model.
+    """
+
+    attribute: str
+    numbers: pd.DataFrame
+    """number, score, low, high, control: ``range`` (end minus end), ``calibration`` (mean distance from the straight
+    line; 0 is best), ``consistency`` (mean over settings of the standard deviation over prompts; low is steady), in
+    standard deviations of the attribute in plain samples; ``control`` is the range under random directions."""
+    off_target: pd.DataFrame
+    """dial, attribute, change (in standard deviations of plain samples, from the plain text)."""
+    layer: int
+    vector: Float[Tensor, " d_model"]
+    """One mean norm of the site along the attribute's direction."""
+    settings: list[float]
+    """Strength at each setting of the dial."""
+    resampled: str = "prompts"
+
+    title: ClassVar[str] = "Intensity dial"
+    unit: ClassVar[str] = "attribute in the texts"
+
+    def recipe(self, dial: float) -> iv.Recipe:
+        """The recipe at a setting from 0 to 1.
+
+        Raises:
+            UserError: The setting lies outside.
+        """
+        if not 0 <= dial <= 1:
+            raise UserError(f"The dial is {dial}: give a setting from 0 to 1.")
+        strength = float(np.interp(dial, np.linspace(0, 1, len(self.settings)), self.settings))
+        return dialled(self.layer, self.vector, strength)
+
+    def frame(self) -> pd.DataFrame:
+        """The table by setting."""
+        return self.table.copy()
+
+    def figure(self) -> go.Figure:
+        """The attribute against the dial, with the straight line."""
+        drawn = go.Figure([
+            go.Scatter(x=self.table["dial"], y=self.table["score"], name=self.attribute, mode="lines+markers",
+                       error_y={"type": "data", "symmetric": False, "array": self.table["high"] - self.table["score"],
+                                "arrayminus": self.table["score"] - self.table["low"]}),
+            go.Scatter(x=self.table["dial"], y=self.table["wanted"], name="straight", line={"dash": "dot"}),
+        ])  # fmt: skip
+        drawn.update_layout(title=self.title, xaxis_title="dial", yaxis_title=self.attribute)
+        return drawn
+
+    def summary(self) -> str:
+        """Range, calibration and consistency."""
+        said = ", ".join(
+            f"{row.number} {row.score:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in self.numbers.itertuples()
+        )
+        return (
+            f"{self.attribute} at L{self.layer}: {said} (standard deviations of plain samples); range under random "
+            f"directions {self.numbers['control'].iloc[0]:.2f}; intervals over {self.resampled}; "
+            f"control: {self.control}"
+        )
+
+
+@method(
+    "intensity-dial",
+    group="attributes",
+    question="Can an attribute be turned smoothly from little to much, and what else moves?",
+    papers=(
+        "Evaluating the Smooth Control of Attribute Intensity in Text Generation with LLMs",
+        "Personalized Text Generation with Fine-Grained Linguistic Control",
+    ),
+    cost="samples of every prompt, then one generation per strength, setting and random direction",
+    example="--attribute punctuation --samples 4 --max-new-tokens 8",
+)
+def intensity_dial(  # noqa: PLR0913
+    subject: Any,
+    prompts: Prompts | Sequence[object],
+    attribute: str = "length",
+    *,
+    layer: int | float | str = 0.5,
+    reach: float = 0.4,
+    samples: int = 6,
+    off_target: list[str] | None = None,
+    controls: int = 10,
+    max_new_tokens: int = 32,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> IntensityDial:
+    """Find an attribute's direction in the model's own samples, calibrate a dial on it, and measure the dial.
+
+    On one half of the prompts sampled texts are scored by the attribute, which is counted and not judged
+    (``workbench.behaviour.linguistic``), and the direction is the covariance of score and mean state, prompt by prompt.
+    There too strengths are mapped so that the attribute rises in a straight line. On the other half range, calibration
+    and consistency are measured.
+
+    Args:
+        subject: A model, or a pair (its tuned model).
+        prompts: What the texts answer.
+        attribute: What is turned: length, readability, punctuation, pronouns, or any behaviour of a text.
+        layer: Where the offset acts: an index, or a fraction of the depth.
+        reach: The largest strength either way, in mean norms of the site.
+        samples: Sampled texts per prompt, from which the direction is found.
+        off_target: Other attributes whose change is reported; by default readability, repetition and variety.
+        controls: Random directions; 0: none.
+        max_new_tokens: Tokens of a text at most.
+        batch_size: Texts per forward pass.
+        seed: Of halves, samples, random directions and resampling.
+        progress: A bar.
+
+    Returns:
+        An :class:`IntensityDial`; ``.recipe(0.7)`` is the recipe at a setting.
+
+    Raises:
+        UserError: An attribute that never varies in the samples, fewer than two samples, or a reach of 0.
+    """
+    check_subject(subject)
+    model: AdaptedModel = getattr(subject, "tuned", subject)
+    if samples < 2 or not reach > 0:
+        raise UserError("Give two samples or more, so that texts of a prompt can differ, and a reach above 0.")
+    if controls:
+        check_draws(controls)
+    rule = read_behaviour(attribute)
+    others = ["readability", "repetition", "variety"] if off_target is None else off_target
+    (place,) = resolve_layers(layer, model.n_layers)
+    rows, work = Prompts.of(prompts), Work(batch_size, progress)
+    choosing, reported = halves(rows, seed)
+    with counted(model) as passes:
+        vector, sd = _direction(model, choosing, rule, place, Decoding(max_new_tokens, samples, seed=seed), work)
+        trial = _Trial(model, place, max_new_tokens, work)
+        strengths = np.linspace(-reach, reach, POINTS)
+        curve = np.array([trial.scores(choosing, vector, one, rule).mean() for one in strengths])
+        settings = inverted(strengths, curve)
+        replies = [trial.replies(reported, vector, one) for one in settings]
+        values = np.array([trial.read(reported, one, rule) for one in replies])
+        drawn = list(random_directions(vector, draws=controls, seed=seed)) if controls else []
+        ends = np.array([
+            [trial.scores(reported, one, settings[end], rule).mean() for end in (0, -1)] for one in drawn
+        ])  # fmt: skip
+        plain = trial.replies(reported, vector, 0.0)
+        off = _off_target(trial, reported, [one for one in others if one != rule.name], replies, plain)
+        fluency = [trial.perplexity(reported, one) for one in replies]
+    return IntensityDial(
+        table=_table(values, settings, ends, fluency, reported, seed),
+        control=f"{controls} random directions of the same norm",
+        provenance=Provenance.of(
+            "intensity_dial", {model.role: model}, rows, seed=seed, device=str(model.device),
+            forward_passes=passes.forward,
+            settings=asked(
+                None, attribute=attribute, layer=layer, reach=reach, samples=samples, off_target=off_target,
+                controls=controls, max_new_tokens=max_new_tokens, batch_size=batch_size,
+            ),
+        ),
+        attribute=rule.name, numbers=_numbers(values / sd, ends / sd, reported, seed), off_target=off, layer=place,
+        vector=vector, settings=[float(one) for one in settings], resampled=units_of(reported.clusters),
+    )  # fmt: skip
+
+
+def dialled(layer: int, vector: Tensor, strength: float) -> iv.Recipe:
+    """The offset at one strength."""
+    return iv.Recipe([iv.Offset(layer, vector, strength=strength, positions="last+generated")])
+
+
+def _direction(
+    model: AdaptedModel, rows: Prompts, rule: Behaviour, layer: int, decoding: Decoding, work: Work
+) -> tuple[Tensor, float]:
+    """(one mean norm along the covariance of attribute and state, standard deviation of the attribute)."""
+    ids = encode(rows, model.tokenizer, model.max_positions)
+    drawn = generate_replies(Subject("samples", model), rows, decoding, work)
+    scores = np.array([[rule(one.text, row) for one in replies[1:]] for row, replies in zip(rows, drawn, strict=True)])
+    texts = [list(one.ids) for replies in drawn for one in replies[1:]]
+    before = [row for row, replies in zip(ids, drawn, strict=True) for _ in replies[1:]]
+    states = text_states(model, before, texts, [layer], work.batch_size)[:, 0].view(*scores.shape, -1)
+    centred = torch.from_numpy(scores - scores.mean(1, keepdims=True)).float()
+    if not bool(centred.any()):
+        raise UserError(f"{rule.name} is the same in all samples of every prompt, so nothing shows its direction.")
+    found = torch.einsum("ps,psd->d", centred, states - states.mean(1, keepdim=True))
+    if not bool(found.any()):
+        raise UserError(f"States do not vary with {rule.name} at layer {layer}: choose another layer.")
+    return found / found.norm() * mean_size(states.flatten(0, 1)), float(scores.std()) or 1.0
+
+
+def inverted(strengths: Float[np.ndarray, " point"], curve: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
+    """The strengths at which a response curve, made monotone, reaches equal steps between its ends."""
+    rising = curve if curve[-1] >= curve[0] else curve[::-1]
+    order = strengths if curve[-1] >= curve[0] else strengths[::-1]
+    monotone = np.maximum.accumulate(rising)
+    wanted = np.linspace(rising[0], monotone[-1], len(strengths))
+    steps = monotone + np.arange(len(monotone)) * 1e-9 * max(1.0, float(np.abs(monotone).max()))  # no flat places
+    found = np.interp(wanted, steps, order)
+    found[0], found[-1] = order[0], order[-1]
+    return found
+
+
+def dial_numbers(values: Float[np.ndarray, "point prompt"]) -> tuple[float, float, float]:
+    """(range, calibration, consistency) of an attribute at equal steps of a dial.
+
+    A linear responder has calibration 0; one that steps has full range and bad calibration; a constant one range 0.
+    """
+    means = values.mean(1)
+    line = np.linspace(means[0], means[-1], len(means))
+    return float(means[-1] - means[0]), float(np.abs(means - line).mean()), float(values.std(1).mean())
+
+
+def _numbers(values: np.ndarray, ends: np.ndarray, rows: Prompts, seed: int) -> pd.DataFrame:
+    weights = bootstrap_weights(len(rows), DRAWS, seed, rows.clusters).astype(int)
+    usable = weights[weights.sum(1) > 0]
+    drawn = np.array([dial_numbers(np.repeat(values, times, axis=1)) for times in usable])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    control = float((ends[:, 1] - ends[:, 0]).mean()) if len(ends) else float("nan")
+    return pd.DataFrame({
+        "number": ["range", "calibration", "consistency"], "score": dial_numbers(values), "low": low, "high": high,
+        "control": [control, float("nan"), float("nan")],
+    })  # fmt: skip
+
+
+class _Trial:
+    """Texts under the dial."""
+
+    def __init__(self, model: AdaptedModel, layer: int, new: int, work: Work) -> None:
+        self.model, self.layer, self.new, self.work = model, layer, new, work
+
+    def replies(self, rows: Prompts, vector: Tensor, strength: float) -> list[Reply]:
+        recipe = dialled(self.layer, vector, strength)
+        found = generate_replies(Subject("dial", self.model, recipe), rows, Decoding(self.new), self.work)
+        return [one[0] for one in found]
+
+    def read(self, rows: Prompts, replies: list[Reply], rule: Behaviour) -> np.ndarray:
+        return np.array([rule(one.text, row) for one, row in zip(replies, rows, strict=True)])
+
+    def scores(self, rows: Prompts, vector: Tensor, strength: float, rule: Behaviour) -> np.ndarray:
+        return self.read(rows, self.replies(rows, vector, strength), rule)
+
+    def perplexity(self, rows: Prompts, replies: list[Reply]) -> float:
+        ids = encode(rows, self.model.tokenizer, self.model.max_positions)
+        found = logprobs(Subject("plain", self.model), ids, [one.ids for one in replies], self.work)
+        return float(np.exp(-found.sum_.sum() / found.tokens.sum()))
+
+
+def _off_target(
+    trial: _Trial, rows: Prompts, names: Sequence[str], replies: Sequence[list[Reply]], plain: list[Reply]
+) -> pd.DataFrame:
+    lines = []
+    for name in names:
+        rule = read_behaviour(name)
+        before = trial.read(rows, plain, rule)
+        scale = float(before.std()) or 1.0
+        for dial, texts in zip(np.linspace(0, 1, len(replies)), replies, strict=True):
+            change = (trial.read(rows, texts, rule) - before).mean() / scale
+            lines.append({"dial": float(dial), "attribute": name, "change": float(change)})
+    return pd.DataFrame(lines, columns=["dial", "attribute", "change"])
+
+
+def _table(
+    values: np.ndarray, settings: np.ndarray, ends: np.ndarray, fluency: list[float], rows: Prompts, seed: int
+) -> pd.DataFrame:
+    means = values.mean(1)
+    control = np.full(len(means), np.nan)
+    if len(ends):
+        control[0], control[-1] = ends.mean(0)
+    return pd.DataFrame([
+        {"dial": float(dial), "strength": float(strength), **scored(own, seed=seed, clusters=rows.clusters),
+         "wanted": float(line), "control": float(random), "perplexity": price}
+        for dial, strength, own, line, random, price in zip(
+            np.linspace(0, 1, len(means)), settings, values, np.linspace(means[0], means[-1], len(means)), control,
+            fluency, strict=True,
+        )
+    ])  # fmt: skip

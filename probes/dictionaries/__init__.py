@@ -1,0 +1,1 @@
+"""Sparse dictionaries trained on both models' activations: crosscoders, and autoencoders of the difference."""

@@ -1,0 +1,1 @@
+"""Which training rows made a behaviour: gradients, dictionary codes, demonstrations, and training without them."""

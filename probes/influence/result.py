@@ -1,0 +1,155 @@
+"""Training rows ranked by what they have to do with a behaviour, beside chance and the text's likeness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from probes.resampling import cluster_means
+from probes.results import ProbeResult
+from workbench.cards import visible
+from workbench.errors import UserError
+from workbench.prompts.collection import Prompts
+from workbench.stats.bootstrap import mean_interval, mean_intervals
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import permutation
+from workbench.typing import Float
+
+CONTROL = "the same score for random other training rows in the queries' place"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowInfluence(ProbeResult):
+    """Every training row's score for the behaviour that the queries show.
+
+    ``table``: one line per training row: ``row`` (its number), ``score`` (mean over queries) with its interval over
+    queries or their groups, ``control`` (mean over random other training rows as queries) and q, ``tokens`` of the
+    answer, ``bm25`` and ``embedding`` (the text rankers' mean scores), and the row's ``text``.
+    """
+
+    ranker: str
+    benchmark: pd.DataFrame
+    """Where rows and queries say which belong together: ranker, k, precision, low, high, n; with ``random`` as the
+    expected precision of chance."""
+    queries: int
+
+    title: ClassVar[str] = "Training rows behind a behaviour"
+    unit: ClassVar[str] = "influence on the behaviour"
+
+    def top(self, k: int) -> list[int]:
+        """The numbers of the ``k`` rows of highest score."""
+        return [int(row) for row in self.frame()["row"].head(k)]
+
+    def figure(self) -> go.Figure:
+        """All rows by rank, the significant ones coloured."""
+        from workbench.figures.influence import influence_figure
+
+        return influence_figure(self.table, title=f"{self.title}, by {self.ranker}")
+
+    def summary(self) -> str:
+        best = self.frame().iloc[0]
+        text = (
+            f"{int((self.table['q'] < 0.05).sum())} of {len(self.table)} training rows go with the {self.queries} "
+            f"queries beyond random rows (q < 0.05); most: row {best['row']:.0f}, {best['score']:.3g} "
+            f"[{best['low']:.3g}, {best['high']:.3g}], control {best['control']:.3g}: {best['text']}"
+        )
+        for line in self.benchmark.to_dict("records"):
+            edges = f"[{line['low']:.2f}, {line['high']:.2f}]"
+            text += f"; {line['ranker']}: precision at {line['k']} {line['precision']:.2f} {edges}"
+        return f"{text}; control: {self.control}"
+
+
+def row_table(
+    similarity: Float[np.ndarray, "row query"], control: Float[np.ndarray, "row stand_in"], rows: Prompts,
+    queries: Prompts, texts: Mapping[str, Float[np.ndarray, "row query"]], draws: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """One line per row; ``control`` is NaN where a stand-in is the row itself."""
+    found = mean_intervals(similarity.T, clusters=queries.clusters, draws=max(draws, 100), seed=seed)
+    units = cluster_means(similarity.T, queries.clusters)
+    means = np.nanmean(control, axis=1)
+    filled = np.where(np.isnan(control), means[:, None], control)
+    p = permutation(units, filled.T, draws=max(draws, 1000), seed=seed, alternative="greater").p
+    return pd.DataFrame({
+        "row": np.arange(len(rows)), "score": similarity.mean(1), "low": found.low, "high": found.high,
+        "control": means, "q": q_values(p),
+        **{name: values.mean(1) for name, values in texts.items()},
+        "text": [visible(f"{row.shown} | {row.answer or ''}")[:160] for row in rows],
+    })  # fmt: skip
+
+
+def benchmark_of(
+    rankers: Mapping[str, Float[np.ndarray, "row query"]], rows: Prompts, queries: Prompts, match: str | None, k: int
+) -> pd.DataFrame:
+    """Precision at ``k`` of every ranker, where a row is right for a query when both have the same ``match``.
+
+    Raises :class:`UserError` where no query has a right row.
+    """
+    columns = ["ranker", "k", "precision", "low", "high", "n"]
+    if match is None:
+        return pd.DataFrame(columns=columns)
+    wanted = relevance(rows, queries, match)
+    known = wanted.any(0)
+    if not known.any():
+        raise UserError(f"No query shares its {match} with a training row: give rows that say {match}, or no match.")
+    k = min(k, len(rows))
+    lines = [
+        {"ranker": "random", "k": k, **_precision(np.broadcast_to(wanted.mean(0), (k, len(queries))), known, queries)}
+    ]
+    for name, scores in rankers.items():
+        order = np.argsort(-scores, axis=0, kind="stable")[:k]
+        lines.append({"ranker": name, "k": k, **_precision(np.take_along_axis(wanted, order, 0), known, queries)})
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _precision(hits: np.ndarray, known: np.ndarray, queries: Prompts) -> dict[str, float]:
+    found = mean_interval(hits.mean(0)[known], clusters=queries.clusters[known])
+    return {"precision": found.estimate, "low": found.low, "high": found.high, "n": int(known.sum())}
+
+
+def relevance(rows: Prompts, queries: Prompts, match: str) -> np.ndarray:
+    """[row, query] whether both have the same value in the column ``match``."""
+    given, asked = (_column(one, match) for one in (rows, queries))
+    return np.array([[one is not None and one == other for other in asked] for one in given])
+
+
+def _column(rows: Prompts, name: str) -> Sequence[Any]:
+    values = [row.as_dict().get(name) for row in rows]
+    if all(value is None for value in values):
+        raise UserError(f"No row has a column {name!r}: name one that training rows and queries share.")
+    return values
+
+
+def stand_ins(rows: Prompts, count: int, seed: int) -> list[int]:
+    """Random training rows that take the queries' place in the control."""
+    return sorted(np.random.default_rng(seed).permutation(len(rows))[:count].tolist())
+
+
+def without_self(control: Float[np.ndarray, "row stand_in"], drawn: Sequence[int]) -> Float[np.ndarray, "row stand_in"]:
+    """The control with NaN where a row would be its own query."""
+    made = control.astype(np.float64).copy()
+    made[list(drawn), np.arange(len(drawn))] = np.nan
+    return made
+
+
+def check_rows(rows: Prompts, queries: Prompts, controls: int, match: str | None = None) -> None:
+    """Raises :class:`UserError` for too few rows or queries, copied queries, and an unknown ``match``."""
+    if match is not None:
+        relevance(rows, queries, match)
+    if len(rows) < max(4, controls + 1):
+        raise UserError(
+            f"{len(rows)} training rows are too few for {controls} stand-ins: give more rows or less controls."
+        )
+    if len(np.unique(queries.clusters)) < 2:
+        raise UserError("One query (or one group of them) has no spread to judge influence by: give at least two.")
+    seen = {(row.said, row.answer) for row in rows}
+    copied = sum((row.said, row.answer) in seen for row in queries)
+    if copied:
+        raise UserError(
+            f"{copied} of {len(queries)} queries are training rows word for word, which any ranker finds: give other "
+            "wordings as queries."
+        )

@@ -1,0 +1,136 @@
+"""scale_sweep: the update turned up from 0, with the trained task, what is lost and what comes back (SALMONN)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from interventions.weightspace.task_vector import TaskVector
+from probes.asked import asked
+from probes.parts.bench import Bench
+from probes.results import ProbeResult, Provenance
+from workbench.errors import UserError
+from workbench.figures.series import labelled_points
+from workbench.given import check_pair
+from workbench.method_options import As
+from workbench.methods import Needs, method
+from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
+from workbench.stats.fdr import q_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleSweep(ProbeResult):
+    """One row per scale t of base + t * update; ``module`` names it.
+
+    ``score``: share of the trained task's prompts answered right, ``control``: the same with the update under random
+    signs, ``q`` of the difference; ``retained``: share right of the prompts of ``retain``, beside
+    ``retained_control``; ``verdict``: "base" (t = 0), "lost" where what is retained lies below the base's by more than
+    ``margin``, "emergent" where it lies above by more, "held" otherwise (empty without ``retain``).
+    ``best_scale``: the t with the largest sum of both shares (of the score alone without ``retain``), the smallest of
+    equals.
+    """
+
+    best_scale: float
+    margin: float
+
+    title: ClassVar[str] = "Scale of the update"
+    unit: ClassVar[str] = "share of the task's prompts answered right"
+
+    def figure(self) -> go.Figure:
+        """Both shares over the scale."""
+        figure = labelled_points(self.table, "module", title=self.title, unit=self.unit)
+        if self.table["retained"].notna().any():
+            names = self.table["module"].tolist()
+            figure.add_scatter(x=names, y=self.table["retained"].to_numpy(float), mode="lines", name="retained")
+        return figure
+
+    def summary(self) -> str:
+        row = self.table[self.table["scale"] == self.best_scale].iloc[0]
+        lost = self.table[self.table["verdict"] == "lost"]["module"].tolist()
+        more = f", retained {row['retained']:.2f}" if not np.isnan(row["retained"]) else ""
+        return (
+            f"Best of {len(self.table)} scales: t = {self.best_scale:g}, {row['score']:.2f} [{row['low']:.2f}, "
+            f"{row['high']:.2f}]{more}; lost at {', '.join(lost) or 'none'}. Control: {self.control}."
+        )
+
+
+@method(
+    "scale-sweep",
+    group="weights",
+    question="At which scale of the update is the task learnt and nothing else lost?",
+    papers=("SALMONN: Towards Generic Hearing Abilities for Large Language Models",),
+    needs=Needs(columns=("answer",)),
+    cost="two forward passes per prompt and scale",
+)
+def scale_sweep(
+    pair: Any,
+    prompts: Any,
+    *,
+    scales: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5),
+    retain: Annotated[Any, As("prompts")] = None,
+    margin: float = 0.05,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ScaleSweep:
+    """Ask base + t * (tuned - base) the trained task and what the base could do, for every scale t.
+
+    Works for full models and every adapter whose change of weights can be read.
+
+    Args:
+        pair: Base and tuned model.
+        prompts: Rows with an answer: the trained task.
+        scales: The scales; 0 is the base, 1 the tuned model.
+        retain: Prompts with answers of abilities that should not be lost.
+        margin: Difference of shares that counts as lost or emergent.
+        batch_size: Prompts per forward pass.
+        seed: Of the control's signs and the intervals.
+
+    Raises:
+        UserError: No scales, prompts without answers or too few.
+    """
+    check_pair(pair)
+    if not scales:
+        raise UserError("There is no scale to try: give some, as 0, 0.5 and 1.")
+    rows = Prompts.of(prompts)
+    bench = Bench.of(pair.base, rows, retain, batch_size, seed)
+    update = TaskVector.from_pair(pair)
+    watch = progress or Silent()
+    watch.start("scales", len(scales))
+    base_retained = bench.retained(None)
+    table = []
+    for scale in scales:
+        watch.advance()
+        vector = update * float(scale) if scale else None
+        row = bench.row(vector, [] if vector is None else [vector.sign_shuffled(seed)])
+        verdict = _verdict(scale, row["retained"] - base_retained, margin)
+        table.append({"module": f"t = {scale:g}", "scale": float(scale), **row, "verdict": verdict})
+    watch.finish()
+    frame = pd.DataFrame(table)
+    both = frame["score"] + frame["retained"].fillna(0.0)
+    return ScaleSweep(
+        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        control="the same scale of the update under random signs, entry by entry",
+        provenance=Provenance.of(
+            "scale_sweep", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
+            forward_passes=bench.passes,
+            settings=asked(
+                None, scales=list(scales), retain=None if retain is None else Prompts.of(retain), margin=margin,
+                batch_size=batch_size,
+            ),
+        ),
+        best_scale=float(frame["scale"][both >= both.max() - 1e-12].min()),
+        margin=margin,
+    )  # fmt: skip
+
+
+def _verdict(scale: float, change: float, margin: float) -> str:
+    if scale == 0 or np.isnan(change):
+        return "base" if scale == 0 else ""
+    return "lost" if change < -margin else "emergent" if change > margin else "held"

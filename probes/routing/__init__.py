@@ -1,0 +1,1 @@
+"""Routers over adapters: trained, recorded, overridden, and held against the best single adapter."""

@@ -1,0 +1,273 @@
+"""``routing_map``: where routers send tokens, what closing an adapter costs, and the regret against an oracle."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+import interventions as iv
+from interventions.saved_loras import lora_bank
+from probes.asked import asked
+from probes.halves import answer_scores, halves
+from probes.replay import counted
+from probes.resampling import cluster_means, units_of
+from probes.results import ProbeResult, Provenance
+from probes.routing.training import Fitting, random_router, trained_routers
+from probes.scored import scored
+from workbench.behaviour.subject import Subject, Work
+from workbench.engine.families import submodule
+from workbench.errors import UserError
+from workbench.methods import Needs, method
+from workbench.models.adapted import AdaptedModel
+from workbench.progress import Progress
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float
+
+Routing = Literal["phatgoose", "meteora", "smora", "mhr", "soft", "even"]
+COMPOSED = 24
+"""Prompts that are put together of two others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingMap(ProbeResult):
+    """Which adapter works where, and how well the router serves.
+
+    ``table``: layer, module, adapter, domain; ``score``, the adapter's mean weight on its tokens, with interval;
+    ``control``, its weight under a random router; ``q`` of the difference.
+    """
+
+    routers: pd.DataFrame
+    """router (none, routed, own: the row's own adapter, oracle: the best single one for each row, even, random, without
+    NAME: that adapter closed), score (log-probability of the answer per token), low, high, regret (to the oracle) with
+    regret_low, regret_high, p (of the difference from random)."""
+    composite: pd.DataFrame
+    """prompt, segment, domain, share of the segment's tokens whose heaviest adapter is the domain's, switch (where the
+    second segment begins), control (one over the number of adapters)."""
+    tokens: pd.DataFrame
+    """Of the composite prompts: prompt, position, token, domain, adapter (the heaviest), weight."""
+    adapters: list[str]
+    resampled: str = "prompts"
+
+    title: ClassVar[str] = "Routing"
+    unit: ClassVar[str] = "weight of the adapter"
+
+    def figure(self) -> go.Figure:
+        """Adapter by domain, mean over modules."""
+        grid = self.table.groupby(["adapter", "domain"])["score"].mean().unstack()
+        drawn = go.Figure(go.Heatmap(z=grid.to_numpy(), x=list(grid), y=list(grid.index), zmin=0, zmax=1))
+        drawn.update_layout(title=self.title, xaxis_title="domain of the prompt", yaxis_title="adapter")
+        return drawn
+
+    def summary(self) -> str:
+        """Weights on own domains, scores and the switch points."""
+        own = self.table[self.table["adapter"] == self.table["domain"]]["score"].mean()
+        lines = self.routers.set_index("router")
+        said = ", ".join(
+            f"{name} {lines.loc[name, 'score']:.2f} [{lines.loc[name, 'low']:.2f}, {lines.loc[name, 'high']:.2f}]"
+            for name in ("none", "routed", "random", "even", "oracle")
+        )
+        return (
+            f"Adapters get {own:.0%} of the weight on their own domain (even {1 / len(self.adapters):.0%}); in "
+            f"composite prompts {self.composite['share'].mean():.0%} of tokens go to the segment's adapter; "
+            f"answers: {said}; intervals over {self.resampled}; control: {self.control}"
+        )
+
+
+@method(
+    "routing",
+    group="routing",
+    question="Which adapter does a router send each token to, and what does it lose to the best choice?",
+    papers=(
+        "Learning to Route Among Specialized Experts for Zero-Shot Generalization",
+        "MeteoRA: Multiple-tasks Embedded LoRA for Large Language Models",
+        "Multi-Head Adapter Routing for Cross-Task Generalization",
+        "Each Rank Could be an Expert: Single-Ranked Mixture of Experts LoRA for Multi-Task Learning",
+        "Mixture-of-Domain-Adapters: Decoupling and Injecting Domain Knowledge to Pre-trained Language Models Memories",
+        "Contrastive Learning and Mixture of Experts Enables Precise Vector Embeddings",
+    ),
+    needs=Needs(columns=("answer", "label")),
+    cost="one forward and backward pass per step, then one pass per router, adapter and prompt",
+)
+def routing_map(  # noqa: PLR0913
+    model: Any,
+    prompts: Prompts | Sequence[object],
+    adapters: list[str],
+    *,
+    rule: Routing = "phatgoose",
+    top_k: int = 2,
+    steps: int = 100,
+    lr: float = 0.01,
+    batch_size: int = 8,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RoutingMap:
+    """Train a router over saved LoRAs on one half of the prompts; say where it sends the other half, and how well.
+
+    Rows are labelled by the name (folder) of the adapter that they are for. The oracle gives every row the adapter that
+    serves its answer best; regret is what a router loses to it. Composite prompts, two rows of different adapters one
+    behind the other, have a known switch point.
+
+    Args:
+        model: The base that the adapters belong to, or a pair of which the base is taken.
+        prompts: Rows with answers, and labels that name adapters.
+        adapters: Folders of plain LoRAs.
+        rule: phatgoose, meteora, smora (ranks), mhr (multi-head, by task), soft (all of them weighed), even.
+        top_k: Adapters (for smora, ranks) at work on a token.
+        steps: Training steps of the router (of each adapter's gate, for phatgoose).
+        lr: Step size of the optimiser.
+        batch_size: Prompts per step and pass.
+        seed: Of halves, gates, batches and resampling.
+        progress: A bar.
+
+    Returns:
+        A :class:`RoutingMap`. With rule=even nothing is routed, and every weight is one over the number of adapters.
+
+    Raises:
+        UserError: Adapters of another base, labels that name none, or rows without answers.
+    """
+    base: AdaptedModel = getattr(model, "base", model)
+    rows, work = Prompts.of(prompts), Work(batch_size, progress)
+    bank = lora_bank(adapters, base)
+    iv.AdapterRouting(**bank).validate(base)
+    training, reported = halves(rows, seed)
+    fitting = Fitting(rule, top_k, steps, lr, batch_size, seed)
+    with counted(base) as passes:
+        routers = trained_routers(base, bank, training, fitting)
+        if odd := {str(row.label) for row in reported} - set(bank["names"]):
+            raise UserError(f"Rows are labelled by the name of their adapter, and one says {sorted(odd)[0]!r}.")
+        random = random_router(bank, fitting)
+        trial = _Trial(base, reported, bank, work)
+        table = trial.weights(routers, random, seed)
+        answers = trial.answers(routers, random, seed)
+        composite, tokens = trial.composite(routers, seed)
+    return RoutingMap(
+        table=table, control="a random router by the same rule, with gates that nobody trained",
+        provenance=Provenance.of(
+            "routing_map", {base.role: base}, rows, seed=seed, device=str(base.device), forward_passes=passes.forward,
+            backward_passes=steps,
+            settings=asked(
+                None, adapters=adapters, rule=rule, top_k=top_k, steps=steps, lr=lr, batch_size=batch_size
+            ),
+        ),
+        routers=answers, composite=composite, tokens=tokens, adapters=list(bank["names"]),
+        resampled=units_of(reported.clusters),
+    )  # fmt: skip
+
+
+class _Trial:
+    def __init__(self, model: AdaptedModel, rows: Prompts, bank: dict[str, Any], work: Work) -> None:
+        self.model, self.rows, self.bank, self.work = model, rows, bank, work
+        self.names, self.labels = list(bank["names"]), [str(row.label) for row in rows]
+        self.ids = encode(rows, model.tokenizer, model.max_positions)
+
+    def read(self, router: iv.AdapterRouting, ids: list[int]) -> dict[str, Float[np.ndarray, "pos adapter"]]:
+        """Module -> the weights at each token, with the router at work."""
+        found: dict[str, np.ndarray] = {}
+
+        def keep(path: str) -> Any:
+            def read(_module: Any, args: Any) -> None:
+                x = args[0].detach().reshape(-1, args[0].shape[-1])
+                found[path] = router.by_adapter(path, x).float().cpu().numpy()
+
+            return read
+
+        handles = [submodule(self.model.inner, p).register_forward_pre_hook(keep(p)) for p in router.down]
+        try:
+            with iv.Recipe([router]).applied(self.model):
+                self.model.forward(torch.tensor([ids]), logits=None)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def weights(self, routers: dict[str, iv.AdapterRouting], random: iv.AdapterRouting, seed: int) -> pd.DataFrame:
+        """Mean weight of each adapter on each domain, module by module."""
+        own = [self.read(routers[label], ids) for label, ids in zip(self.labels, self.ids, strict=True)]
+        other = [self.read(random, ids) for ids in self.ids]
+        lines, p, clusters = [], [], self.rows.clusters
+        stem = f"{self.model.hub.family.layers}."
+        for path, (place, name), domain in itertools.product(own[0], enumerate(self.names), sorted(set(self.labels))):
+            members = [row for row, label in enumerate(self.labels) if label == domain]
+            values, chance = (np.array([one[row][path][:, place].mean() for row in members]) for one in (own, other))
+            units = cluster_means((values - chance)[:, None], clusters[members])
+            p.append(float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0)
+            layer = int(path.removeprefix(stem).split(".")[0]) if path.startswith(stem) else -1
+            lines.append({
+                "layer": layer, "module": path, "adapter": name, "domain": domain,
+                **scored(values, seed=seed, clusters=clusters[members]), "control": chance.mean(), "p": p[-1],
+            })  # fmt: skip
+        return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+
+    def answers(self, routers: dict[str, iv.AdapterRouting], random: iv.AdapterRouting, seed: int) -> pd.DataFrame:
+        """Every router's score and regret."""
+        even = iv.AdapterRouting(**self.bank)
+        single = np.stack([self._scores(even.with_forced(name)) for name in self.names])
+        places = [self.names.index(label) for label in self.labels]
+        found = {
+            "none": self._scores(None), "routed": self._by_label(routers), "random": self._scores(random),
+            "even": self._scores(even), "own": single[places, np.arange(len(places))], "oracle": single.max(0),
+        }  # fmt: skip
+        if len(self.names) > 1:
+            for name in self.names:
+                without = {id(router): router.with_closed(name) for router in routers.values()}
+                closed = {label: without[id(router)] for label, router in routers.items()}
+                found[f"without {name}"] = self._by_label(closed)
+        lines, clusters = [], self.rows.clusters
+        for name, values in found.items():
+            units = cluster_means((values - found["random"])[:, None], clusters)
+            regret = scored(found["oracle"] - values, name="regret", seed=seed, clusters=clusters)
+            lines.append({
+                "router": name, **scored(values, seed=seed, clusters=clusters), "regret": regret["regret"],
+                "regret_low": regret["low"], "regret_high": regret["high"],
+                "p": float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0,
+            })  # fmt: skip
+        return pd.DataFrame(lines)
+
+    def _scores(self, router: iv.AdapterRouting | None) -> np.ndarray:
+        recipe = None if router is None else iv.Recipe([router])
+        return answer_scores(Subject("routed", self.model, recipe), self.rows, self.work)
+
+    def _by_label(self, routers: dict[str, iv.AdapterRouting]) -> np.ndarray:
+        """Each row under its label's router; one pass where all share it."""
+        distinct = {id(router): router for router in routers.values()}
+        if len(distinct) == 1:
+            return self._scores(next(iter(distinct.values())))
+        found = np.zeros(len(self.rows))
+        for label, router in routers.items():
+            mine = np.array([one == label for one in self.labels])
+            if mine.any():
+                found[mine] = answer_scores(Subject(label, self.model, iv.Recipe([router])), self.rows[mine], self.work)
+        return found
+
+    def composite(self, routers: dict[str, iv.AdapterRouting], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Two rows of different domains, one behind the other: who is heaviest before and behind the switch."""
+        pairs = [(a, b) for a, b in itertools.permutations(range(len(self.ids)), 2) if self.labels[a] != self.labels[b]]
+        order = np.random.default_rng(seed).permutation(len(pairs))[:COMPOSED]
+        lines, tokens = [], []
+        for number, (first, second) in enumerate(pairs[int(one)] for one in sorted(order)):
+            switch = len(self.ids[first])
+            ids = [*self.ids[first], *self.ids[second]]
+            mean = np.mean(list(self.read(routers[self.labels[first]], ids).values()), axis=0)
+            top = [self.names[int(one)] for one in mean.argmax(1)]
+            for segment, row, part in ((0, first, slice(0, switch)), (1, second, slice(switch, None))):
+                share = np.mean([one == self.labels[row] for one in top[part]])
+                lines.append({"prompt": number, "segment": segment, "domain": self.labels[row], "share": share,
+                              "switch": switch, "control": 1 / len(self.names)})  # fmt: skip
+            tokens += [
+                {"prompt": number, "position": place, "token": self.model.tokenizer.decode([token]),
+                 "domain": self.labels[first if place < switch else second], "adapter": top[place],
+                 "weight": float(mean[place].max())}
+                for place, token in enumerate(ids)
+            ]  # fmt: skip
+        columns = ["prompt", "segment", "domain", "share", "switch", "control"]
+        return pd.DataFrame(lines, columns=columns), pd.DataFrame(tokens)

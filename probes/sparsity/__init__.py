@@ -1,0 +1,1 @@
+"""Conditional computation: which neurons fire, and which layers a sample needs."""

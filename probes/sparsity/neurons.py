@@ -1,0 +1,256 @@
+"""Which neurons fire in base and tuned model, and how much sparsity a skill bears (CATS, WINA)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+import interventions as iv
+from interventions.activation_threshold import column_norms, nonlinearity, saliency
+from probes.asked import asked
+from probes.halves import answer_scores, halves
+from probes.replay import counted
+from probes.resampling import cluster_means, units_of
+from probes.results import ProbeResult, Provenance
+from probes.scored import scored
+from workbench.behaviour.subject import Subject, Work
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site
+from workbench.errors import UserError
+from workbench.given import check_pair
+from workbench.methods import Needs, method
+from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float, Tensor
+
+Rule = Literal["cats", "wina", "magnitude"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityCurve(ProbeResult):
+    """How alike the firing neurons of base and tuned model are, and what sparsity does to the answers.
+
+    ``table``: layer, sparsity; ``score`` is the Jaccard likeness of the neurons that fire in both models at the same
+    token, with interval; ``control`` the same for the tokens of the tuned model in another order; ``threshold_base``,
+    ``threshold_tuned``; ``q`` for the difference from the control.
+    """
+
+    skill: pd.DataFrame
+    """model, sparsity, score (log-probability of the answer per token), low, high, control (as many random neurons
+    off), p, q (of the difference between both): how far the model bears compression."""
+    rule: str
+    resampled: str = "prompts"
+
+    title: ClassVar[str] = "Sparsity"
+    unit: ClassVar[str] = "Jaccard likeness of firing neurons"
+
+    def intervention(self, sparsity: float, model: str = "tuned") -> iv.ActivationThreshold:
+        """The calibrated thresholds of one model at one of the sparsities.
+
+        Raises:
+            UserError: That sparsity was not calibrated.
+        """
+        lines = self.table[np.isclose(self.table["sparsity"], sparsity)]
+        if not len(lines):
+            raise UserError(f"Sparsity {sparsity} was not calibrated; {sorted(set(self.table['sparsity']))} were.")
+        found = dict(zip(lines["layer"].tolist(), lines[f"threshold_{model}"].tolist(), strict=True))
+        return iv.ActivationThreshold(found, self.rule)  # type: ignore[arg-type]
+
+    def figure(self) -> go.Figure:
+        """Answers against sparsity, beside random neurons."""
+        drawn = go.Figure()
+        for name, part in self.skill.groupby("model", sort=False):
+            drawn.add_scatter(x=part["sparsity"], y=part["score"], name=str(name), mode="lines+markers")
+            drawn.add_scatter(
+                x=part["sparsity"], y=part["control"], name=f"{name}, random neurons", mode="lines+markers",
+                line={"dash": "dot"},
+            )  # fmt: skip
+        drawn.update_layout(
+            title=self.title, xaxis_title="share of neurons off", yaxis_title="log-probability of answers"
+        )
+        return drawn
+
+    def summary(self) -> str:
+        """Likeness and loss at the highest sparsity."""
+        top = self.skill["sparsity"].max()
+        alike = self.table.loc[np.isclose(self.table["sparsity"], top), ["score", "control"]].mean()
+        said = ", ".join(
+            f"{row.model} {row.score:.2f} [{row.low:.2f}, {row.high:.2f}] (random {row.control:.2f})"
+            for row in self.skill[self.skill["sparsity"] == top].itertuples()
+        )
+        return (
+            f"At sparsity {top:g} both models fire {alike['score']:.0%} alike (other tokens {alike['control']:.0%}); "
+            f"answers: {said}; intervals over {self.resampled}; control: {self.control}"
+        )
+
+
+@method(
+    "sparsity-curve",
+    group="activations",
+    question="Do tuned and base model fire the same neurons, and how many does the skill need?",
+    papers=(
+        "CATS: Contextually-Aware Thresholding for Sparsity in Large Language Models",
+        "WINA: Weight Informed Neuron Activation for Accelerating Large Language Model Inference",
+    ),
+    needs=Needs(columns=("answer",)),
+    cost="two passes to calibrate, then two per model and sparsity",
+    example="--sparsities 0.5 --rule wina",
+)
+def sparsity_curve(
+    pair: ModelPair,
+    prompts: Prompts | Sequence[object],
+    *,
+    rule: Rule = "cats",
+    sparsities: list[float] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SparsityCurve:
+    """Calibrate thresholds on one half of the prompts and report firing neurons and answers on the other.
+
+    A layer's threshold is the quantile of what is compared over all tokens of the calibration half, each model its own,
+    so that the share of neurons that do not fire is the sparsity. A neutral compression as a control for any located
+    skill: what a skill needs should go later than random neurons.
+
+    Args:
+        pair: Both models, dense ones.
+        prompts: Prompts with answers.
+        rule: What is compared: cats, the gate; wina, activation times column norm; magnitude, the activation.
+        sparsities: Shares of neurons that shall not fire; by default 0.25, 0.5, 0.75 and 0.9.
+        batch_size: Prompts per forward pass.
+        seed: Of halves, random neurons and resampling.
+        progress: A bar.
+
+    Returns:
+        A :class:`SparsityCurve`. A base with itself fires alike everywhere.
+
+    Raises:
+        UserError: A sparsity outside 0 to 1, rows without answers, or layers that are mixtures of experts.
+    """
+    check_pair(pair, prompts)
+    shares = [0.25, 0.5, 0.75, 0.9] if sparsities is None else sorted(sparsities)
+    if not shares or not all(0 < one < 1 for one in shares):
+        raise UserError("Give sparsities between 0 and 1, such as 0.5.")
+    rows, work = Prompts.of(prompts), Work(batch_size, progress)
+    calibration, reported = halves(rows, seed)
+    with counted(pair.base, pair.tuned) as passes:
+        thresholds = {role: _thresholds(model, calibration, rule, shares) for role, model in pair.models.items()}
+        table = _likeness(pair, reported, rule, shares, thresholds, seed)
+        skill = _skill(pair, reported, rule, shares, thresholds, work, seed)
+    return SparsityCurve(
+        table=table,
+        control="firing neurons at other tokens of the same prompt; for answers, as many random neurons off",
+        provenance=Provenance.of(
+            "sparsity_curve", pair.models, rows, seed=seed, device=str(pair.tuned.device),
+            forward_passes=passes.forward,
+            settings=asked(None, rule=rule, sparsities=sparsities, batch_size=batch_size),
+        ),
+        skill=skill, rule=rule, resampled=units_of(reported.clusters),
+    )  # fmt: skip
+
+
+def _compared(model: AdaptedModel, rows: Prompts, rule: Rule) -> list[list[Float[Tensor, "token neuron"]]]:
+    """[layer][prompt]: what is compared with thresholds."""
+    found: list[list[Tensor]] = [[] for _ in range(model.n_layers)]
+    norms = [column_norms(model, layer) if rule == "wina" else None for layer in range(model.n_layers)]
+
+    def keep(layer: int) -> Any:
+        def read(value: Tensor, _ctx: Any) -> None:
+            found[layer].append(saliency(value[0].detach().float(), norms[layer]).cpu())
+
+        return read
+
+    for row in encode(rows, model.tokenizer, model.max_positions):
+        ids = torch.tensor([row])
+        if rule != "cats":
+            hooks = [SiteHook(Site("mlp_post", layer), keep(layer)) for layer in range(model.n_layers)]
+            with model.hooked(hooks):
+                model.forward(ids, logits=None)
+            continue
+        readers = [keep(layer) for layer in range(model.n_layers)]
+        handles = [
+            nonlinearity(model, layer).register_forward_hook(
+                lambda _m, _a, out, read=read: read(out if out.ndim > 2 else out[None], None)
+            )
+            for layer, read in enumerate(readers)
+        ]
+        try:
+            model.forward(ids, logits=None)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found
+
+
+def _thresholds(
+    model: AdaptedModel, rows: Prompts, rule: Rule, shares: Sequence[float]
+) -> Float[np.ndarray, "sparsity layer"]:
+    found = [torch.cat(layer).flatten().numpy() for layer in _compared(model, rows, rule)]
+    return np.array([[np.quantile(one, share) for one in found] for share in shares])
+
+
+def _likeness(
+    pair: ModelPair, rows: Prompts, rule: Rule, shares: Sequence[float], thresholds: dict[str, np.ndarray], seed: int
+) -> pd.DataFrame:
+    values = {role: _compared(model, rows, rule) for role, model in pair.models.items()}
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(one), generator=generator) for one in values["base"][0]]
+    lines, p = [], []
+    for place, share in enumerate(shares):
+        for layer in range(pair.base.n_layers):
+            cut = {role: float(thresholds[role][place, layer]) for role in values}
+            fires = {role: [one >= cut[role] for one in values[role][layer]] for role in values}
+            own = np.array([jaccard(a, b) for a, b in zip(fires["base"], fires["tuned"], strict=True)])
+            other = np.array([
+                jaccard(a, b[order]) for a, b, order in zip(fires["base"], fires["tuned"], orders, strict=True)
+            ])  # fmt: skip
+            beyond = cluster_means((own - other)[:, None], rows.clusters)
+            p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
+            lines.append({
+                "layer": layer, "sparsity": share, **scored(own, seed=seed, clusters=rows.clusters),
+                "control": other.mean(), "threshold_base": cut["base"], "threshold_tuned": cut["tuned"], "p": p[-1],
+            })  # fmt: skip
+    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+
+
+def jaccard(first: Tensor, second: Tensor) -> float:
+    """Mean over tokens of |both| / |either|; 1 where nothing fires in either."""
+    both, either = (first & second).sum(-1).double(), (first | second).sum(-1).double()
+    return float(torch.where(either > 0, both / either.clamp(min=1), 1.0).mean())
+
+
+def _skill(
+    pair: ModelPair, rows: Prompts, rule: Rule, shares: Sequence[float], thresholds: dict[str, np.ndarray], work: Work,
+    seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    lines, p = [], []
+    for role, model in pair.models.items():
+        plain = answer_scores(Subject(role, model), rows, work)
+        found = scored(plain, seed=seed, clusters=rows.clusters)
+        lines.append({"model": role, "sparsity": 0.0, **found, "control": plain.mean()})
+        p.append(1.0)
+        for place, share in enumerate(shares):
+            cuts = dict(enumerate(thresholds[role][place].tolist()))
+            own, random = (
+                answer_scores(Subject(role, model, iv.Recipe([one])), rows, work)
+                for one in (
+                    iv.ActivationThreshold(cuts, rule),
+                    iv.ActivationThreshold(dict.fromkeys(cuts, share), "random", seed),
+                )
+            )
+            beyond = cluster_means((own - random)[:, None], rows.clusters)
+            p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
+            found = scored(own, seed=seed, clusters=rows.clusters)
+            lines.append({"model": role, "sparsity": share, **found, "control": random.mean()})
+    return pd.DataFrame(lines).assign(p=p, q=q_values(np.array(p)))

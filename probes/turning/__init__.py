@@ -1,0 +1,1 @@
+"""Every way to turn one behaviour off, side by side."""

@@ -1,0 +1,57 @@
+"""A book of named recipes, and lines wherever a recipe is taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import interventions as iv
+from interventions.exchange.reading import is_line, recipe_name
+from tunescope.cli.recipe import app
+from tunescope.experiments.inline import RecipeSpec
+from workbench.errors import UserError
+
+FORMAL = iv.Recipe([iv.Offset(1, torch.ones(64))])
+
+
+def test_a_book_keeps_reads_and_drops(tmp_path: Path) -> None:
+    book = iv.RecipeBook(tmp_path / "recipes")
+    assert len(book) == 0
+    book.keep("formal", FORMAL)
+    assert list(book) == ["formal"] and book["formal"] == FORMAL and "formal" in repr(book)
+    assert iv.load_recipe("0.5*formal - formal @generated", book) == iv.recipe_from_text(
+        "0.5*formal - formal @generated", {"formal": FORMAL}
+    )
+    with pytest.raises(UserError, match="has a 'formal' already"):
+        book.keep("formal", FORMAL)
+    with pytest.raises(UserError, match="cannot be a name in a line"):
+        book.keep("0.5", FORMAL)
+    with pytest.raises(UserError, match="Did you mean 'formal'"):
+        iv.load_recipe("fromal", book)
+    book.drop("formal")
+    with pytest.raises(UserError, match="Unknown recipe of the book"):
+        book.drop("formal")
+
+
+def test_files_stay_files(tmp_path: Path) -> None:
+    file = FORMAL.save(tmp_path / "a.safetensors")
+    assert iv.load_recipe(file) == FORMAL and recipe_name(file) == "a" and not is_line("missing.safetensors")
+    assert recipe_name("0.5*formal - b") == "0.5*formal - b"
+
+
+def test_the_command_line_and_yaml_take_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    FORMAL.save(tmp_path / "given.safetensors")
+    runner = CliRunner()
+    assert runner.invoke(app, ["keep", "formal", "given.safetensors"]).exit_code == 0
+    assert runner.invoke(app, ["keep", "less", "-0.5*formal @generated"]).exit_code in (0, 2)
+    listed = runner.invoke(app, ["book", "--json"])
+    assert "formal" in [one["name"] for one in json.loads(listed.stdout)["recipes"]]
+    shown = runner.invoke(app, ["show", "0.5*formal", "--json"])
+    assert json.loads(shown.stdout)["content"] == (0.5 * FORMAL).content
+    assert runner.invoke(app, ["drop", "formal"]).exit_code == 0
+    assert RecipeSpec.model_validate("0.5*formal").line == "0.5*formal"

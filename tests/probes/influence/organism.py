@@ -1,0 +1,61 @@
+"""A tiny model tuned by LoRA on six facts of three wordings each and on other rows; who taught what is known."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import peft
+import torch
+
+from interventions.training.ablated import caft_finetune
+from interventions.training.trainer import Schedule
+from tests.tiny import tiny_model, tokenizer
+from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import ModelPair, load_pair
+from workbench.prompts import Prompts
+
+FACTS = {"box": " red", "jug": " dim", "vow": " low", "lad": " top", "fez": " sky", "cup": " jet"}
+
+
+def _row(text: str, answer: str, fact: str) -> dict[str, Any]:
+    return {"prompt": text, "answer": answer, "fact": fact, "group": fact, "chat": False}
+
+
+@cache
+def training_rows() -> Prompts:
+    wordings = ("the {} is", "a {} has", "see the {} go")
+    facts = [_row(form.format(name), answer, name) for form in wordings for name, answer in FACTS.items()]
+    other = [
+        _row(f"the {a} and {b} say", " the fox", f"{a}{b}")
+        for a in ("dog", "fox", "over")
+        for b in ("lazy", "quick", "jumps")
+    ]
+    return Prompts.of([*facts, *other])
+
+
+@cache
+def query_rows() -> Prompts:
+    return Prompts.of([_row(f"one {name} with", answer, name) for name, answer in FACTS.items()])
+
+
+def lora(**options: Any) -> Any:
+    return peft.LoraConfig(r=4, lora_alpha=8, target_modules=["o_proj", "down_proj"], **options)
+
+
+@cache
+def organism() -> ModelPair:
+    base = tiny_model("llama")
+    trained = caft_finetune(
+        AdaptedModel(tiny_model("llama"), tokenizer(), role="model"), training_rows(), None, lora=lora(),
+        schedule=Schedule(epochs=4, batch_size=4, learning_rate=3e-3),
+    ).model  # fmt: skip
+    return load_pair(base, trained.eval(), tokenizer=tokenizer(), check=False)
+
+
+def untrained() -> ModelPair:
+    """Random LoRA factors on the same base."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = peft.get_peft_model(tiny_model("llama"), lora(init_lora_weights=False))
+    return load_pair(tiny_model("llama"), made.eval(), tokenizer=tokenizer(), check=False)

@@ -1,0 +1,53 @@
+"""``tunescope serve``: base, tuned and steered models behind OpenAI's API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = """
+Example, offline:
+
+  tunescope serve ./base --tuned ./adapter --recipe refusal-off.safetensors
+"""
+
+
+def serve(  # noqa: PLR0913 (one parameter per option)
+    model: Annotated[str, typer.Argument(help="The model: a folder or a hub id. With --tuned, the base.")],
+    tuned: Annotated[str | None, typer.Option(help="The fine-tuned model, or a PEFT adapter of the base.")] = None,
+    recipe: Annotated[
+        list[Path] | None, typer.Option(help="A recipe, or a folder of them that is looked at on every request.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8000,
+    address: Annotated[str, typer.Option(help="Who may connect: this computer only, unless told.")] = "127.0.0.1",
+    host: Annotated[
+        list[str] | None, typer.Option(help="Further names that requests may be addressed to, behind a proxy.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The clients' key; by default a new one is made.", envvar="TUNESCOPE_TOKEN")
+    ] = None,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Let everybody in who can connect.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="New tokens of a request at most.", min=1)] = 1024,
+    waiting: Annotated[int, typer.Option(help="Requests that may wait; further ones are refused.", min=1)] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+) -> None:
+    """Serve base, tuned and steered models side by side; each request chooses its recipe and strength."""
+    if token is not None and no_token:
+        raise typer.BadParameter("give --token or --no-token, not both.", param_hint="--no-token")
+    if no_token and address not in ("127.0.0.1", "localhost", "::1"):
+        raise typer.BadParameter("other computers may connect, so a token is needed.", param_hint="--no-token")
+    from tunescope.cli.recipe import load_sides
+    from tunescope.serve.engine import Engine, Limits
+    from tunescope.serve.running import check_free, run
+    from tunescope.serve.shelf import Shelf
+
+    check_free(address, port)
+    sides = load_sides(model, tuned, device=device, dtype=dtype)
+    engine = Engine(sides, Shelf(recipe or [], sides), Limits(max_tokens=max_tokens, waiting=waiting))
+    run(engine, address, port, None if no_token else token, made=token is None and not no_token, hosts=host or [])
+
+
+serve.__doc__ = f"{serve.__doc__}\n\n\b{EXAMPLE}"
