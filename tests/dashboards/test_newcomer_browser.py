@@ -29,7 +29,7 @@ SMOL = Path(os.environ.get("TUNESCOPE_SMOLLM2") or "SmolLM2-135M-Instruct")
 LONG = 1_800_000
 NAMELESS = """() => ["button", "input:not([type=file])", "select", "textarea"]
     .flatMap((kind) => [...document.querySelectorAll(`[data-testid=stMain] ${kind}`)])
-    .filter((one) => one.offsetParent !== null && !(one.innerText || one.title || one.ariaLabel
+    .filter((one) => one.offsetParent !== null && !(one.textContent || one.title || one.ariaLabel
         || one.getAttribute("aria-labelledby") || (one.labels && one.labels.length)))
     .map((one) => one.outerHTML.slice(0, 200))"""
 
