@@ -128,8 +128,9 @@ def walk(page: Any, address: str, rows: Path, folder: Path, *, refused: str) -> 
     page.get_by_role("button", name="New chat").wait_for(timeout=LONG)
     settled(page)
     page.screenshot(path=SHOTS / "newcomer-turned.png")
-    said = page.locator("[data-testid=stHtml]").all_inner_texts()
-    base, tuned, steered = [text for text in said if text.strip()][-3:]
+    base, tuned, steered = (
+        page.locator(f".st-key-said-0-{side}").inner_text() for side in ("base", "tuned", "steered")
+    )
     assert refused in tuned and refused not in base and refused not in steered
     report = take_the_report(page, folder)
     assert "What changed?" in report and "direction-off" in report
