@@ -53,8 +53,12 @@ def needle_trials(
     lengths: Sequence[int] = (256, 512, 1024),
     depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
     template: str = QUESTION,
+    chat: bool | None = None,
 ) -> list[Trial]:
     """One trial per needle, length (tokens of haystack) and depth (0 = beginning, 1 = end).
+
+    ``chat``: whether the whole is a user turn of the tokenizer's chat template; None: where it has one (a chat model
+    given raw text ends it at once). The answer is then the assistant's turn.
 
     ``template`` is what stands behind the haystack, with {question} where the question goes.
 
@@ -77,8 +81,19 @@ def needle_trials(
                     + ("give more text." if length > 0 else "ask for 1 or more.")
                 )
             cut = haystack[: offsets[length - 1][1]]
-            trials += [_trial(cut, needle, depth, number, tokenizer, template) for depth in depths]
+            trials += [_trial(cut, needle, depth, number, tokenizer, template, chat) for depth in depths]
     return trials
+
+
+def _as_turn(prompt: str, tokenizer: Any, chat: bool | None) -> tuple[str, bool]:
+    """The prompt as a model of chats reads it, and whether it holds its special tokens already."""
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat and not has_template:
+        raise UserError("chat=True needs a chat template, and this tokenizer has none: leave chat out.")
+    if chat is False or not has_template:
+        return prompt, False
+    turn = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)), True
 
 
 def check_template(template: str) -> None:
@@ -87,25 +102,33 @@ def check_template(template: str) -> None:
         raise UserError(f"The template {template!r} has no place for the question: write {_ASKED} where it goes.")
 
 
-def _trial(text: str, needle: Needle, depth: float, number: int, tokenizer: Any, template: str) -> Trial:
+def _trial(
+    text: str, needle: Needle, depth: float, number: int, tokenizer: Any, template: str, chat: bool | None
+) -> Trial:
     ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
     place = min(ends, key=lambda end: abs(end - depth * len(text)))
     before = text[:place].rstrip() + (" " if place else "")
     prompt = f"{before}{needle.text} {text[place:].lstrip()}" + template.replace(_ASKED, needle.question)
-    ids = tokenizer(prompt)["input_ids"]
-    first, last = len(before), len(before) + len(needle.text)
+    whole, complete = _as_turn(prompt, tokenizer, chat)
+    start = whole.find(f"{before}{needle.text}")
+    if start < 0:
+        raise UserError("The chat template changes the text that holds the needle: give chat=False.")
+    ids = tokenizer(whole, add_special_tokens=not complete)["input_ids"]
+    first = start + len(before)
+    last = first + len(needle.text)
     inside = [
         index
-        for index, (start, end) in enumerate(_offsets(tokenizer, prompt))
+        for index, (start, end) in enumerate(_offsets(tokenizer, whole, complete))
         if start < last and end > first and end > start
     ]
     return Trial(tuple(ids), inside[0], inside[-1] + 1, number)
 
 
-def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+def _offsets(tokenizer: Any, text: str, complete: bool = False) -> list[tuple[int, int]]:
     """Where each token of ``text`` begins and ends, in characters."""
     if not tokenizer.is_fast:
         raise UserError(
             "Needles are located by character offsets, which need a fast tokenizer: give trials as token ids."
         )
-    return [(int(start), int(end)) for start, end in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
+    found = tokenizer(text, return_offsets_mapping=True, add_special_tokens=not complete)
+    return [(int(start), int(end)) for start, end in found["offset_mapping"]]
