@@ -174,8 +174,12 @@ def signature(name: str, function: FunctionType, imports: Imports) -> str:
 
 def stub(package: str) -> str:
     """The text of a package's stub."""
+    from workbench.method_index import index
+
     module = importlib.import_module(package)
-    homes: dict[str, str] = vars(module).get("_HOMES") or vars(module)["_HOME"]
+    table: dict[str, str] = vars(module).get("_HOMES") or vars(module)["_HOME"]
+    registered = index().functions(package).items()
+    homes = {**{name: home.removeprefix(f"{package}.") for name, home in registered}, **table}
     origins, with_options = {}, {}
     for name in sorted(homes):
         value = inspect.unwrap(getattr(module, name))

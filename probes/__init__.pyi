@@ -6,25 +6,37 @@ from typing import Annotated, Any, Literal
 from probes.against_null_adapters import AgainstNulls as AgainstNulls
 from probes.against_null_adapters import against_nulls as against_nulls
 from probes.anatomy.input_spans import InputSpans as InputSpans
+from probes.anatomy.input_spans import input_spans as input_spans
 from probes.anatomy.likeness import LoraLikeness as LoraLikeness
 from probes.anatomy.likeness import lora_likeness as lora_likeness
 from probes.anatomy.panel import AdapterPanel as AdapterPanel
 from probes.anatomy.panel import adapter_panel as adapter_panel
 from probes.anatomy.prefix import PrefixGates as PrefixGates
+from probes.anatomy.prefix import prefix_gates as prefix_gates
 from probes.anatomy.update import UpdateAnatomy as UpdateAnatomy
 from probes.anatomy.update import update_anatomy as update_anatomy
 from probes.anatomy.virtual_tokens import VirtualTokenMap as VirtualTokenMap
+from probes.anatomy.virtual_tokens import virtual_tokens as virtual_tokens
 from probes.answer_changes import AnswerChanges as AnswerChanges
 from probes.answer_changes import answers as answers
 from probes.attending.awareness import ContextAwareness as ContextAwareness
+from probes.attending.awareness import context_awareness as context_awareness
 from probes.attending.confidence import AttentionConfidence as AttentionConfidence
+from probes.attending.confidence import attention_confidence as attention_confidence
 from probes.attending.tuning import AttentionTuning as AttentionTuning
+from probes.attending.tuning import attention_tuning as attention_tuning
 from probes.attributes.dial import IntensityDial as IntensityDial
+from probes.attributes.dial import intensity_dial as intensity_dial
 from probes.attributes.directions import AttributeDirections as AttributeDirections
+from probes.attributes.directions import attribute_directions as attribute_directions
 from probes.attributes.intersection import AttributeIntersection as AttributeIntersection
+from probes.attributes.intersection import attribute_intersection as attribute_intersection
 from probes.attributes.pplm import PlugAndPlay as PlugAndPlay
+from probes.attributes.pplm import pplm as pplm
 from probes.attributes.style import StyleTransfer as StyleTransfer
+from probes.attributes.style import writing_style as writing_style
 from probes.attributes.subjects import SubjectOffset as SubjectOffset
+from probes.attributes.subjects import subject_offset as subject_offset
 from probes.audits.auditing import Audit as Audit
 from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
@@ -33,32 +45,54 @@ from probes.concepts.dictionary import Dictionary as Dictionary
 from probes.concepts.probe import ConceptDirections as ConceptDirections
 from probes.concepts.probe import concept_directions as concept_directions
 from probes.decoding.focused import FocusedPrefix as FocusedPrefix
+from probes.decoding.focused import focused_prefix as focused_prefix
 from probes.decoding.generations import ContrastiveGenerations as ContrastiveGenerations
 from probes.decoding.generations import contrastive_generations as contrastive_generations
 from probes.decoding.guidance import GuidanceFront as GuidanceFront
+from probes.decoding.guidance import guidance_front as guidance_front
 from probes.decoding.movement import ProbabilityMovement as ProbabilityMovement
 from probes.decoding.movement import probability_movement as probability_movement
 from probes.decoding.switching import EntropySwitching as EntropySwitching
+from probes.decoding.switching import entropy_switching as entropy_switching
 from probes.deltas import ActivationDelta as ActivationDelta
 from probes.deltas import activation_delta as activation_delta
 from probes.desiderata.boxes import box_desiderata as box_desiderata
 from probes.desiderata.boxes import box_prompts as box_prompts
 from probes.desiderata.result import ComponentMasking as ComponentMasking
 from probes.dictionaries.result import TuningDictionary as TuningDictionary
+from probes.dictionaries.train import tuning_dictionary as tuning_dictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
 from probes.edges.attribution import EdgeAttribution as EdgeAttribution
+from probes.edges.attribution import edge_attribution as edge_attribution
 from probes.editing.sites import EditSites as EditSites
+from probes.editing.sites import edit_sites as edit_sites
+from probes.effects.calibration_counter import calibration_counter_test as calibration_counter_test
+from probes.effects.certainty import certainty_split as certainty_split
+from probes.effects.constraints import constraint_satisfaction as constraint_satisfaction
+from probes.effects.context_use import context_use as context_use
+from probes.effects.deployment import deployment_gap as deployment_gap
+from probes.effects.early_signs import early_signs as early_signs
 from probes.effects.panel import EffectPanel as EffectPanel
+from probes.effects.preference import preference_movement as preference_movement
+from probes.effects.scaling_law import scaling_law as scaling_law
+from probes.effects.self_correction import self_correction as self_correction
+from probes.effects.skills import skill_profile as skill_profile
+from probes.effects.skills import visited_forgetting as visited_forgetting
+from probes.effects.spurious import spurious_attributes as spurious_attributes
+from probes.effects.tool_calls import tool_errors as tool_errors
 from probes.experts.counting import Excluded
 from probes.experts.domains import DomainExperts as DomainExperts
+from probes.experts.domains import domain_experts as domain_experts
 from probes.experts.labels import Labeller
 from probes.experts.mapping import ExpertMap as ExpertMap
 from probes.experts.sets import ExpertSets as ExpertSets
+from probes.experts.sets import expert_sets as expert_sets
 from probes.experts.switching import Behaviour as _Behaviour
 from probes.experts.switching import Mode
 from probes.experts.switching import SwitchingCurve as SwitchingCurve
 from probes.gates.fitting import GateFit as GateFit
+from probes.gates.fitting import fit_gate as fit_gate
 from probes.grafting.overlap import MaskOverlap as MaskOverlap
 from probes.grafting.overlap import mask_overlap as mask_overlap
 from probes.grafting.regions import Level
@@ -66,8 +100,12 @@ from probes.grafting.result import GraftResult as GraftResult
 from probes.grafting.search import Method
 from probes.head_writes import HeadWords as HeadWords
 from probes.head_writes import head_words as head_words
+from probes.influence.codes import code_similarity as code_similarity
+from probes.influence.demonstrations import demonstration_utility as demonstration_utility
+from probes.influence.less import row_influence as row_influence
 from probes.influence.result import RowInfluence as RowInfluence
 from probes.influence.retraining import Retraining as Retraining
+from probes.influence.retraining import retrain_without as retrain_without
 from probes.knob.find import Setup as KnobSetup
 from probes.knob.find import find_knob as find_knob
 from probes.knob.result import Knob as Knob
@@ -84,8 +122,11 @@ from probes.needles.trials import Needle as Needle
 from probes.needles.trials import Trial
 from probes.needles.trials import needle_trials as needle_trials
 from probes.parts.blocks import BlockFlips as BlockFlips
+from probes.parts.blocks import block_flips as block_flips
 from probes.parts.scale_sweep import ScaleSweep as ScaleSweep
+from probes.parts.scale_sweep import scale_sweep as scale_sweep
 from probes.parts.split import UpdateParts as UpdateParts
+from probes.parts.split import update_parts as update_parts
 from probes.patches.result import Patching as Patching
 from probes.paths.circuit_result import CircuitTest as CircuitTest
 from probes.paths.cross_model import CrossPatching as CrossPatching
@@ -93,46 +134,76 @@ from probes.paths.groups import Heads
 from probes.paths.places import Place
 from probes.paths.result import PathPatching as PathPatching
 from probes.random_recipes import stand_ins as stand_ins
+from probes.representation.concept_words import concept_words as concept_words
 from probes.representation.cross_task import CrossTask as CrossTask
+from probes.representation.cross_task import cross_task as cross_task
+from probes.representation.gap import representation_gap as representation_gap
+from probes.representation.in_context import in_context_activations as in_context_activations
+from probes.representation.instructions import instruction_attribution as instruction_attribution
 from probes.representation.neurons import NeuronConcepts as NeuronConcepts
+from probes.representation.neurons import concept_neurons as concept_neurons
 from probes.representation.separability import CellShifts as CellShifts
+from probes.representation.separability import class_separability as class_separability
+from probes.representation.separability import procrustes_drift as procrustes_drift
+from probes.representation.source_trust import source_trust as source_trust
 from probes.representation.suite import ProbeSuite as ProbeSuite
+from probes.representation.suite import probe_suite as probe_suite
 from probes.results import ProbeResult as ProbeResult
 from probes.retention.erasure import ErasureVerdict as ErasureVerdict
+from probes.retention.erasure import erased_or_displaced as erased_or_displaced
+from probes.retention.factors import position_effect as position_effect
+from probes.retention.factors import template_effect as template_effect
 from probes.retention.format_spread import FormatSpread as FormatSpread
+from probes.retention.format_spread import format_spread as format_spread
 from probes.retention.inherent_limits import InherentLimits as InherentLimits
+from probes.retention.inherent_limits import inherent_limits as inherent_limits
+from probes.retention.many_shot import many_shot_curve as many_shot_curve
+from probes.retention.phrasings import phrasing_robustness as phrasing_robustness
+from probes.retention.soft_prompt_split import soft_prompt_split as soft_prompt_split
 from probes.routing.mapping import RoutingMap as RoutingMap
+from probes.routing.mapping import routing_map as routing_map
 from probes.selection import HeadSelection as HeadSelection
 from probes.selection_scores.trial import SelectionTrial as SelectionTrial
 from probes.selection_scores.trial import selection_trial as selection_trial
 from probes.selection_scores.tuning_trial import TuningTrial as TuningTrial
+from probes.selection_scores.tuning_trial import tuning_trial as tuning_trial
 from probes.series.adapter_bank import AdapterBank as AdapterBank
+from probes.series.adapter_bank import adapter_bank as adapter_bank
 from probes.series.churn import MaskChurn as MaskChurn
 from probes.series.churn import mask_churn as mask_churn
 from probes.series.composition import SparseComposition as SparseComposition
 from probes.series.composition import sparse_composition as sparse_composition
 from probes.series.contexts import ContextUpdates as ContextUpdates
+from probes.series.contexts import context_updates as context_updates
 from probes.series.curve import SeriesCurve as SeriesCurve
 from probes.series.curve import series_curve as series_curve
 from probes.series.factor_averages import FactorAverages as FactorAverages
+from probes.series.factor_averages import factor_averages as factor_averages
 from probes.series.learned_scaling import LearnedScaling as LearnedScaling
 from probes.series.learned_scaling import learned_scaling as learned_scaling
 from probes.series.lora_chain import LoraChain as LoraChain
+from probes.series.lora_chain import lora_chain as lora_chain
 from probes.series.merges import MergeTest as MergeTest
 from probes.series.merges import merge_test as merge_test
 from probes.series.profile import SeriesProfile as SeriesProfile
 from probes.series.profile import series_profile as series_profile
 from probes.series.reconstruction import Reconstruction as Reconstruction
+from probes.series.reconstruction import adapter_reconstruction as adapter_reconstruction
 from probes.series.twin import TwinMergeTest as TwinMergeTest
+from probes.series.twin import twin_merge as twin_merge
 from probes.sparsity.neurons import SparsityCurve as SparsityCurve
+from probes.sparsity.neurons import sparsity_curve as sparsity_curve
 from probes.sparsity.paths import LayerPaths as LayerPaths
+from probes.sparsity.paths import layer_paths as layer_paths
 from probes.token_ranks import TokenShift as TokenShift
 from probes.token_ranks import token_shift as token_shift
 from probes.turning.comparing import WaysToTurn as WaysToTurn
 from probes.turning.comparing import ways_to_turn as ways_to_turn
 from probes.weights.delta import weight_delta as weight_delta
 from probes.weights.forms import ChangeForms as ChangeForms
+from probes.weights.forms import change_forms as change_forms
 from probes.weights.rank_map import RankMap as RankMap
+from probes.weights.rank_map import rank_map as rank_map
 from probes.weights.result import WeightDelta as WeightDelta
 from workbench.behaviour.scorers import Behaviour, Score
 from workbench.method_options import As, Within
@@ -168,7 +239,6 @@ __all__ = [
     "DomainExperts",
     "EdgeAttribution",
     "EditSites",
-    "EntropySwitching",
     "EffectPanel",
     "EntropySwitching",
     "ErasureVerdict",
@@ -234,28 +304,69 @@ __all__ = [
     "WaysToTurn",
     "WeightDelta",
     "activation_delta",
+    "adapter_bank",
     "adapter_panel",
+    "adapter_reconstruction",
     "against_nulls",
     "answers",
+    "attention_confidence",
+    "attention_tuning",
+    "attribute_directions",
+    "attribute_intersection",
     "audit",
+    "block_flips",
     "box_desiderata",
     "box_prompts",
+    "calibration_counter_test",
+    "certainty_split",
+    "change_forms",
     "circuit",
+    "class_separability",
     "cmap",
+    "code_similarity",
     "compare",
     "component_masking",
     "concept_directions",
+    "concept_neurons",
+    "concept_words",
+    "constraint_satisfaction",
+    "context_awareness",
+    "context_updates",
+    "context_use",
     "contrastive_generations",
+    "cross_task",
+    "demonstration_utility",
+    "deployment_gap",
+    "domain_experts",
+    "early_signs",
+    "edge_attribution",
+    "edit_sites",
+    "entropy_switching",
+    "erased_or_displaced",
     "expert_map",
+    "expert_sets",
+    "factor_averages",
     "find_direction",
     "find_knob",
+    "fit_gate",
+    "focused_prefix",
+    "format_spread",
     "graft",
+    "guidance_front",
     "head_probe",
     "head_selection",
     "head_words",
+    "in_context_activations",
+    "inherent_limits",
+    "input_spans",
+    "instruction_attribution",
+    "intensity_dial",
+    "layer_paths",
     "learned_scaling",
     "logit_lens",
+    "lora_chain",
     "lora_likeness",
+    "many_shot_curve",
     "mask_churn",
     "mask_heads",
     "mask_overlap",
@@ -264,18 +375,48 @@ __all__ = [
     "needle_trials",
     "patching",
     "path_patching",
+    "phrasing_robustness",
+    "position_effect",
+    "pplm",
+    "preference_movement",
+    "prefix_gates",
     "probability_movement",
+    "probe_suite",
+    "procrustes_drift",
+    "rank_map",
+    "representation_gap",
+    "retrain_without",
     "retrieval_heads",
+    "routing_map",
+    "row_influence",
+    "scale_sweep",
+    "scaling_law",
     "selection_trial",
+    "self_correction",
     "series_curve",
     "series_profile",
+    "skill_profile",
+    "soft_prompt_split",
+    "source_trust",
     "sparse_composition",
+    "sparsity_curve",
+    "spurious_attributes",
     "stand_ins",
+    "subject_offset",
     "switching_curve",
+    "template_effect",
     "token_shift",
+    "tool_errors",
+    "tuning_dictionary",
+    "tuning_trial",
+    "twin_merge",
     "update_anatomy",
+    "update_parts",
+    "virtual_tokens",
+    "visited_forgetting",
     "ways_to_turn",
     "weight_delta",
+    "writing_style",
 ]
 
 def circuit(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy
 
 from workbench.behaviour.contrast import contrast as contrast
+from workbench.behaviour.critique import self_critique as self_critique
 from workbench.behaviour.diff import Recipes
 from workbench.behaviour.dose import DoseResponse
 from workbench.behaviour.parts import PartedDiff
@@ -46,6 +47,7 @@ __all__ = [
     "load_series",
     "record",
     "scope_panel",
+    "self_critique",
     "sure_unsure",
 ]
 

@@ -21,6 +21,7 @@ from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.subject import Subject, Work
+from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
@@ -81,7 +82,7 @@ class ContextAwareness(ProbeResult):
             f"{row.model} (template {row.template}) {row.score:.2f} [{row.low:.2f}, {row.high:.2f}]"
             for row in self.table.itertuples()
         )
-        best = self.steering.loc[self.steering["gain"].idxmax()]
+        best = self.steering.iloc[int(self.steering["gain"].argmax())]
         return (
             f"Attention to the user's words at L{self.layer}: {said}; alpha {best['alpha']:g} on the rest gains "
             f"{best['gain']:+.3f} nats per token at best (on the user's words {best['control']:+.3f}); intervals over "
@@ -186,9 +187,11 @@ def dependency(
     for row, answer in zip(ids, answers, strict=True):
         user = torch.from_numpy(np.asarray(template.content(row), dtype=bool))
         seen: list[Tensor] = []
-        hook = SiteHook(
-            Site("pattern", layer), lambda value, _ctx, seen=seen: seen.append(value[0].detach().float().cpu())
-        )
+
+        def keep(value: Tensor, _ctx: ForwardContext, seen: list[Tensor] = seen) -> None:
+            seen.append(value[0].detach().float().cpu())
+
+        hook = SiteHook(Site("pattern", layer), keep)
         with model.hooked([hook]):
             model.forward(torch.tensor([[*row, *answer]]), logits=None)
         paid = seen[0][:, len(row) - 1 : -1, : len(row)][..., user].sum(-1)  # the queries that write the answer

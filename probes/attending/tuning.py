@@ -72,12 +72,12 @@ class AttentionTuning(ProbeResult):
 
     def summary(self) -> str:
         """The held-out gain beside random heads."""
-        lines = self.held_out.set_index("model")
+        lines: dict[Any, Any] = self.held_out.set_index("model").to_dict("index")
         return (
-            f"{len(self.heads)} heads at gamma {self.gamma:g}: held-out gain {lines.loc['chosen heads', 'gain']:.3f} "
-            f"nats per token (p {lines.loc['chosen heads', 'p']:.2g}), random heads "
-            f"{lines.loc['random heads', 'gain'] if 'random heads' in lines.index else float('nan'):.3f}, all heads "
-            f"{lines.loc['all heads', 'gain']:.3f}; intervals over {self.resampled}; control: {self.control}"
+            f"{len(self.heads)} heads at gamma {self.gamma:g}: held-out gain {lines['chosen heads']['gain']:.3f} "
+            f"nats per token (p {lines['chosen heads']['p']:.2g}), random heads "
+            f"{lines['random heads']['gain'] if 'random heads' in lines else float('nan'):.3f}, all heads "
+            f"{lines['all heads']['gain']:.3f}; intervals over {self.resampled}; control: {self.control}"
         )
 
 
@@ -197,7 +197,9 @@ class _Profile:
     def table(self, layers: Sequence[int], seed: int, bar: Progress) -> pd.DataFrame:
         """Every head at its better factor."""
         bar.start("heads", len(layers) * self.model.n_heads)
-        factors, lines, gains = PROFILE[self.edit], [], []
+        factors = PROFILE[self.edit]
+        lines: list[dict[str, Any]] = []
+        gains = []
         for layer in layers:
             for head in range(self.model.n_heads):
                 both = [self.gain([f"L{layer}H{head}"], gamma) for gamma in factors]

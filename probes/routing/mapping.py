@@ -71,9 +71,9 @@ class RoutingMap(ProbeResult):
     def summary(self) -> str:
         """Weights on own domains, scores and the switch points."""
         own = self.table[self.table["adapter"] == self.table["domain"]]["score"].mean()
-        lines = self.routers.set_index("router")
+        lines: dict[Any, Any] = self.routers.set_index("router").to_dict("index")
         said = ", ".join(
-            f"{name} {lines.loc[name, 'score']:.2f} [{lines.loc[name, 'low']:.2f}, {lines.loc[name, 'high']:.2f}]"
+            f"{name} {lines[name]['score']:.2f} [{lines[name]['low']:.2f}, {lines[name]['high']:.2f}]"
             for name in ("none", "routed", "random", "even", "oracle")
         )
         return (

@@ -36,9 +36,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 ELSEWHERE = {
     "adapter-panel": "compares an adapter's own ranks",
     **dict.fromkeys(
-        ("calibration-counter-test", "certainty", "deployment-gap", "erased-or-displaced", "format-spread",
-         "in-context-activations", "many-shot", "preference-movement", "representation-gap", "self-correction",
-         "soft-prompt-split"),
+        (
+            "calibration-counter-test",
+            "certainty",
+            "deployment-gap",
+            "erased-or-displaced",
+            "format-spread",
+            "in-context-activations",
+            "many-shot",
+            "preference-movement",
+            "representation-gap",
+            "self-correction",
+            "soft-prompt-split",
+        ),
         "holds scores of each model, so that its largest is no effect of tuning",
     ),
     "circuit": "judges a circuit that is handed to it",
