@@ -24,6 +24,7 @@ from probes.attributes.directions import AttributeDirections as AttributeDirecti
 from probes.attributes.intersection import AttributeIntersection as AttributeIntersection
 from probes.attributes.pplm import PlugAndPlay as PlugAndPlay
 from probes.attributes.style import StyleTransfer as StyleTransfer
+from probes.attributes.subjects import SubjectOffset as SubjectOffset
 from probes.audits.auditing import Audit as Audit
 from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
@@ -48,8 +49,10 @@ from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
 from probes.editing.sites import EditSites as EditSites
 from probes.experts.counting import Excluded
+from probes.experts.domains import DomainExperts as DomainExperts
 from probes.experts.labels import Labeller
 from probes.experts.mapping import ExpertMap as ExpertMap
+from probes.experts.sets import ExpertSets as ExpertSets
 from probes.experts.switching import Behaviour as _Behaviour
 from probes.experts.switching import Mode
 from probes.experts.switching import SwitchingCurve as SwitchingCurve
@@ -151,9 +154,11 @@ __all__ = [
     "CrossPatching",
     "Dictionary",
     "DirectionOptions",
+    "DomainExperts",
     "EditSites",
     "EntropySwitching",
     "ExpertMap",
+    "ExpertSets",
     "FactorAverages",
     "FocusedPrefix",
     "FoundDirection",
@@ -198,6 +203,7 @@ __all__ = [
     "SparseComposition",
     "SparsityCurve",
     "StyleTransfer",
+    "SubjectOffset",
     "SwitchingCurve",
     "TokenShift",
     "TuningDictionary",
