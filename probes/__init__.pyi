@@ -47,7 +47,9 @@ from probes.desiderata.result import ComponentMasking as ComponentMasking
 from probes.dictionaries.result import TuningDictionary as TuningDictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
+from probes.edges.attribution import EdgeAttribution as EdgeAttribution
 from probes.editing.sites import EditSites as EditSites
+from probes.effects.panel import EffectPanel as EffectPanel
 from probes.experts.counting import Excluded
 from probes.experts.domains import DomainExperts as DomainExperts
 from probes.experts.labels import Labeller
@@ -91,7 +93,14 @@ from probes.paths.groups import Heads
 from probes.paths.places import Place
 from probes.paths.result import PathPatching as PathPatching
 from probes.random_recipes import stand_ins as stand_ins
+from probes.representation.cross_task import CrossTask as CrossTask
+from probes.representation.neurons import NeuronConcepts as NeuronConcepts
+from probes.representation.separability import CellShifts as CellShifts
+from probes.representation.suite import ProbeSuite as ProbeSuite
 from probes.results import ProbeResult as ProbeResult
+from probes.retention.erasure import ErasureVerdict as ErasureVerdict
+from probes.retention.format_spread import FormatSpread as FormatSpread
+from probes.retention.inherent_limits import InherentLimits as InherentLimits
 from probes.routing.mapping import RoutingMap as RoutingMap
 from probes.selection import HeadSelection as HeadSelection
 from probes.selection_scores.trial import SelectionTrial as SelectionTrial
@@ -143,6 +152,7 @@ __all__ = [
     "AttributeIntersection",
     "Audit",
     "BlockFlips",
+    "CellShifts",
     "ChangeForms",
     "CircuitTest",
     "Comparison",
@@ -152,15 +162,21 @@ __all__ = [
     "ContextUpdates",
     "ContrastiveGenerations",
     "CrossPatching",
+    "CrossTask",
     "Dictionary",
     "DirectionOptions",
     "DomainExperts",
+    "EdgeAttribution",
     "EditSites",
     "EntropySwitching",
+    "EffectPanel",
+    "EntropySwitching",
+    "ErasureVerdict",
     "ExpertMap",
     "ExpertSets",
     "FactorAverages",
     "FocusedPrefix",
+    "FormatSpread",
     "FoundDirection",
     "GateFit",
     "GraftResult",
@@ -168,6 +184,7 @@ __all__ = [
     "HeadProbe",
     "HeadSelection",
     "HeadWords",
+    "InherentLimits",
     "InputSpans",
     "IntensityDial",
     "Knob",
@@ -183,12 +200,14 @@ __all__ = [
     "MaskTest",
     "MergeTest",
     "Needle",
+    "NeuronConcepts",
     "Patching",
     "PathPatching",
     "PlugAndPlay",
     "PrefixGates",
     "ProbabilityMovement",
     "ProbeResult",
+    "ProbeSuite",
     "Provenance",
     "RankMap",
     "Reconstruction",
