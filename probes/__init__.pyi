@@ -166,7 +166,6 @@ __all__ = [
     "DirectionOptions",
     "DomainExperts",
     "EditSites",
-    "EntropySwitching",
     "EffectPanel",
     "EntropySwitching",
     "ErasureVerdict",

@@ -72,9 +72,10 @@ class RoutingMap(ProbeResult):
         """Weights on own domains, scores and the switch points."""
         own = self.table[self.table["adapter"] == self.table["domain"]]["score"].mean()
         lines = self.routers.set_index("router")
+        named = ("none", "routed", "random", "even", "oracle")
+        shown = lines.loc[list(named), ["score", "low", "high"]].to_numpy(float)
         said = ", ".join(
-            f"{name} {lines.loc[name, 'score']:.2f} [{lines.loc[name, 'low']:.2f}, {lines.loc[name, 'high']:.2f}]"
-            for name in ("none", "routed", "random", "even", "oracle")
+            f"{name} {score:.2f} [{low:.2f}, {high:.2f}]" for name, (score, low, high) in zip(named, shown, strict=True)
         )
         return (
             f"Adapters get {own:.0%} of the weight on their own domain (even {1 / len(self.adapters):.0%}); in "

@@ -83,7 +83,7 @@ class Finder:
     def _steered(self) -> Way | None:
         """The contrast is taken away at its best layer, as strongly as costs least."""
         search = self._directions()
-        top = search.estimates.loc[search.estimates["estimate"].idxmax()]
+        top = search.estimates.iloc[int(search.estimates["estimate"].to_numpy().argmax())]
         layer = int(top["layer"])
         vector = search.found.contrast[search.found.roles.index(str(top["role"])), layer]
         return self._best([
