@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import threading
@@ -20,8 +21,9 @@ _STAGES = {
         "interventions.recipe", "interventions.sweep", "workbench.models.pair", "transformers.generation",
         "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "peft", "scipy.stats",
     ),
+    "look": ("tunescope.look.keep",),
 }  # fmt: skip
-"""What reading a result, and then the first steer, import."""
+"""What reading a result, then the first steer, then the steps of a look import."""
 
 _SMALL = 4_000_000_000
 """Bytes of weights up to which float32 is worth its room."""
@@ -118,6 +120,7 @@ class Warm:
                     import_module(name)
                 self._done[stage].set()
         finally:
+            gc.freeze()  # Streamlit collects garbage after every rerun: a third of a second with all of torch to walk
             self._finish()  # whoever waits meets the same error with its own traceback
 
     def _finish(self) -> None:

@@ -47,6 +47,7 @@ from probes.desiderata.result import ComponentMasking as ComponentMasking
 from probes.dictionaries.result import TuningDictionary as TuningDictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
+from probes.edges.attribution import EdgeAttribution as EdgeAttribution
 from probes.editing.sites import EditSites as EditSites
 from probes.effects.panel import EffectPanel as EffectPanel
 from probes.experts.counting import Excluded
@@ -165,6 +166,7 @@ __all__ = [
     "Dictionary",
     "DirectionOptions",
     "DomainExperts",
+    "EdgeAttribution",
     "EditSites",
     "EffectPanel",
     "EntropySwitching",

@@ -66,23 +66,25 @@ def show(subject: Subject) -> None:
     else:
         for sentence in subject.notes.steps[CHANGED].sentences:
             st.markdown(panels.words(sentence))
-        _show_shares(table)
         numbered = _numbered(table)
+        _show_shares(numbered)
         _show_table(subject, numbered)
         _show_row(numbered)
     chat.show(subject, {})
 
 
 def _show_shares(table: pd.DataFrame) -> None:
-    """Three numbers with their intervals."""
+    """Three numbers with their intervals, over groups of prompts where they come in groups."""
     from workbench.stats.shares import share_interval
 
+    rows = current().rows()
+    groups = None if rows is None or len(rows) != len(table) else rows.clusters[table["number"].to_numpy()]
     shares = {
         "Answers that changed": table["score"], "Base refuses": table["base_refuses"],
         "Tuned refuses": table["tuned_refuses"],
     }  # fmt: skip
     for place, (title, hits) in zip(st.columns(3), shares.items(), strict=True):
-        share = share_interval([float(one) for one in hits])
+        share = share_interval([float(one) for one in hits], clusters=groups)
         with place, st.container(border=True):
             st.metric(title, f"{round(share.estimate * share.n)} of {share.n}", help=panels.term("95 % interval"))
             st.caption(f"{100 * share.estimate:.0f} %, 95 % interval [{100 * share.low:.0f}, {100 * share.high:.0f}]")

@@ -133,7 +133,7 @@ def _show_turn(subject: Subject, number: int, turn: ChatTurn) -> None:
                 st.session_state["_chat-again"] = text
                 st.rerun()
     for place, (side, answer) in zip(st.columns(len(turn.replies)), turn.replies.items(), strict=True):
-        with place:
+        with place, st.container(key=f"said-{number}-{side}"):
             st.caption(side)
             st.html(hover_tokens(answer, turn.replies["base"]))
 

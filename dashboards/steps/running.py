@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 SECONDS = 90
+POLL = 2.0
+"""Seconds between looks at the job: each costs the job a moment."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ def begin(subject: Subject, steps: Sequence[str], asked: LookAsked) -> None:
 
 
 def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: Any) -> str:
-    models.warm().wait("models")
+    models.warm().wait("look")
     from tunescope.look.keep import extend
+    from tunescope.look.steps import Look
     from workbench.prompts import Prompts
 
     run = subject.run if asked.of_run else None
@@ -67,7 +70,8 @@ def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: An
     pair = models.pair(asked.base, asked.tuned, asked.device, dtype)
     for step in steps:
         progress.stage = step
-        made = extend(pair, prompts, config, step, progress, out)
+        look = Look(pair, prompts, asked.base, asked.tuned, int(config.get("seed", 0)))
+        made = extend(look, config, step, progress, out)
         config, out = made.config, made.path
     return str(out)
 
@@ -115,7 +119,7 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < SECONDS else f"{seconds / 60:.0f} min"
 
 
-watch = st.fragment(run_every=0.5)(_watched)
+watch = st.fragment(run_every=POLL)(_watched)
 """The running job: its progress, time left and Stop; the page is drawn again when it ends."""
 
 

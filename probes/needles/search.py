@@ -49,7 +49,7 @@ def needle_search(  # noqa: PLR0913 (a public call)
         lengths: Tokens of haystack.
         depths: Where the needle is hidden: 0 at the beginning, 1 at the end.
         template: The text behind the haystack, with {question} where the question goes.
-        chat: Whether haystack and question are a user turn of the chat template; by default where there is one.
+        chat: Haystack and question as one user turn; default: where the tokenizer has a chat template.
         max_new_tokens: Tokens that an answer may have.
         seed: Of the decoys and intervals.
         progress: A bar.
@@ -60,7 +60,8 @@ def needle_search(  # noqa: PLR0913 (a public call)
     check_template(template)
     text = _text(Path(haystack))
     hidden = read_needles(Path(needles)) if isinstance(needles, str | Path) else [_needle(row) for row in needles]
-    trials = needle_trials(text, hidden, pair.tokenizer, lengths=lengths, depths=depths, template=template, chat=chat)
+    where: dict[str, Any] = {"lengths": lengths, "depths": depths, "template": template, "chat": chat}
+    trials = needle_trials(text, hidden, pair.tokenizer, **where)
     result = retrieval_heads(pair, trials, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
     settings = {
         **result.provenance.settings, "haystack": str(haystack), "needles": [vars(needle) for needle in hidden],

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import UserError
+from workbench.prompts.encode import render
+from workbench.prompts.row import Prompt
+from workbench.prompts.templates import as_read
 
 QUESTION = "\nBased on the content of the text, Question: {question}\nAnswer:"
 """What stands behind the haystack by default."""
@@ -57,10 +60,8 @@ def needle_trials(
 ) -> list[Trial]:
     """One trial per needle, length (tokens of haystack) and depth (0 = beginning, 1 = end).
 
-    ``chat``: whether the whole is a user turn of the tokenizer's chat template; None: where it has one (a chat model
-    given raw text ends it at once). The answer is then the assistant's turn.
-
-    ``template`` is what stands behind the haystack, with {question} where the question goes.
+    ``template`` is what stands behind the haystack, with {question} where the question goes. Haystack and question are
+    one user turn where the tokenizer has a chat template, and plain text with ``chat=False``.
 
     A needle goes behind the sentence end nearest to its depth. Its tokens are found by the tokenizer's offsets, so the
     span is exact. Raises :class:`UserError` when the haystack is too short or holds a needle already, a needle is
@@ -85,17 +86,6 @@ def needle_trials(
     return trials
 
 
-def _as_turn(prompt: str, tokenizer: Any, chat: bool | None) -> tuple[str, bool]:
-    """The prompt as a model of chats reads it, and whether it holds its special tokens already."""
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    if chat and not has_template:
-        raise UserError("chat=True needs a chat template, and this tokenizer has none: leave chat out.")
-    if chat is False or not has_template:
-        return prompt, False
-    turn = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)), True
-
-
 def check_template(template: str) -> None:
     """Raises :class:`UserError` when there is no place for the question in ``template``."""
     if _ASKED not in template:
@@ -109,26 +99,34 @@ def _trial(
     place = min(ends, key=lambda end: abs(end - depth * len(text)))
     before = text[:place].rstrip() + (" " if place else "")
     prompt = f"{before}{needle.text} {text[place:].lstrip()}" + template.replace(_ASKED, needle.question)
-    whole, complete = _as_turn(prompt, tokenizer, chat)
-    start = whole.find(f"{before}{needle.text}")
-    if start < 0:
-        raise UserError("The chat template changes the text that holds the needle: give chat=False.")
-    ids = tokenizer(whole, add_special_tokens=not complete)["input_ids"]
-    first = start + len(before)
+    read = as_read(Prompt(prompt=prompt, chat=chat), tokenizer)
+    rendered = render(read, tokenizer)
+    first = rendered.find(needle.text)
+    if first < 0:
+        raise UserError(f"The chat template rewrites the needle {needle.text!r}: give needle_trials(chat=False).")
+    tokens = _tokens(tokenizer, rendered, special=read.messages is None)
     last = first + len(needle.text)
-    inside = [
-        index
-        for index, (start, end) in enumerate(_offsets(tokenizer, whole, complete))
-        if start < last and end > first and end > start
-    ]
-    return Trial(tuple(ids), inside[0], inside[-1] + 1, number)
+    inside = [index for index, (_, start, end) in enumerate(tokens) if start < last and end > first and end > start]
+    return Trial(tuple(token for token, _, _ in tokens), inside[0], inside[-1] + 1, number)
 
 
-def _offsets(tokenizer: Any, text: str, complete: bool = False) -> list[tuple[int, int]]:
+def _tokens(tokenizer: Any, text: str, *, special: bool) -> list[tuple[int, int, int]]:
+    """Each token's id and where it begins and ends in the text, in characters; never two beginnings of text."""
+    _check_fast(tokenizer)
+    made = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    tokens = [(index, *place) for index, place in zip(made["input_ids"], made["offset_mapping"], strict=True)]
+    doubled = tokenizer.bos_token_id is not None and [one[0] for one in tokens[:2]] == [tokenizer.bos_token_id] * 2
+    return tokens[1:] if doubled else tokens
+
+
+def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
     """Where each token of ``text`` begins and ends, in characters."""
+    _check_fast(tokenizer)
+    return [(int(start), int(end)) for start, end in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
+
+
+def _check_fast(tokenizer: Any) -> None:
     if not tokenizer.is_fast:
         raise UserError(
             "Needles are located by character offsets, which need a fast tokenizer: give trials as token ids."
         )
-    found = tokenizer(text, return_offsets_mapping=True, add_special_tokens=not complete)
-    return [(int(start), int(end)) for start, end in found["offset_mapping"]]

@@ -29,7 +29,7 @@ SMOL = Path(os.environ.get("TUNESCOPE_SMOLLM2") or "SmolLM2-135M-Instruct")
 LONG = 1_800_000
 NAMELESS = """() => ["button", "input:not([type=file])", "select", "textarea"]
     .flatMap((kind) => [...document.querySelectorAll(`[data-testid=stMain] ${kind}`)])
-    .filter((one) => one.offsetParent !== null && !(one.innerText || one.title || one.ariaLabel
+    .filter((one) => one.offsetParent !== null && !(one.textContent || one.title || one.ariaLabel
         || one.getAttribute("aria-labelledby") || (one.labels && one.labels.length)))
     .map((one) => one.outerHTML.slice(0, 200))"""
 
@@ -128,8 +128,9 @@ def walk(page: Any, address: str, rows: Path, folder: Path, *, refused: str) -> 
     page.get_by_role("button", name="New chat").wait_for(timeout=LONG)
     settled(page)
     page.screenshot(path=SHOTS / "newcomer-turned.png")
-    said = page.locator("[data-testid=stHtml]").all_inner_texts()
-    base, tuned, steered = [text for text in said if text.strip()][-3:]
+    base, tuned, steered = (
+        page.locator(f".st-key-said-0-{side}").inner_text() for side in ("base", "tuned", "steered")
+    )
     assert refused in tuned and refused not in base and refused not in steered
     report = take_the_report(page, folder)
     assert "What changed?" in report and "direction-off" in report

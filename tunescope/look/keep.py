@@ -10,9 +10,7 @@ from tunescope.look.notes import CHANGED, FILE, KEEP, STEPS, TURN, WHERE, LookNo
 from tunescope.look.steps import Look, kept_sentence, run_step
 from workbench import runs
 from workbench.errors import UserError
-from workbench.models.pair import ModelPair
 from workbench.progress import Progress
-from workbench.prompts import Prompts
 from workbench.results import Result
 from workbench.runs import Run
 
@@ -20,15 +18,12 @@ _SHOWN = {CHANGED: ("answers",), WHERE: ("heads", "layers", "weights"), TURN: ("
 """Step -> the results that its section shows."""
 
 
-def extend(
-    pair: ModelPair, prompts: Prompts, config: dict[str, Any], step: str, progress: Progress, out: Path | None = None
-) -> Run:
+def extend(look: Look, config: dict[str, Any], step: str, progress: Progress, out: Path | None = None) -> Run:
     """Do one step of a look, on what the run with this configuration has of it already, and write it there.
 
     Args:
-        pair: Both models.
-        prompts: The questions.
-        config: ``base``, ``tuned``, ``seed`` and whatever else tells one look from another.
+        look: Both models and the questions, with nothing found yet.
+        config: Whatever tells this look from another.
         step: One of ``STEPS``; the last only writes.
         progress: A bar.
         out: The run's folder; None: one in the runs' home, named by the configuration.
@@ -36,7 +31,6 @@ def extend(
     Raises:
         UserError: Another process writes the run.
     """
-    look = Look(pair, prompts, config["base"], config["tuned"], int(config["seed"]))
     with runs.begun("look", config, out) as run:
         resume(look, run)
         if step != KEEP:
@@ -58,7 +52,7 @@ def resume(look: Look, run: Run) -> None:
 
 
 def keep(look: Look, run: Run) -> None:
-    """Everything the look holds, into a run that is running."""
+    """Write everything the look holds into a run that is running."""
     run.keep_pair(look.base, look.tuned, look.prompts)
     for folder in ("results", "recipes"):
         run.file(folder).mkdir(exist_ok=True)

@@ -52,6 +52,11 @@ class Look:
     recipe_sides: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Candidate -> the side it acts on, and how much of the tuning it is where it is that."""
 
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """(step, what it found), in order."""
+        return [(step, sentence) for step, note in self.notes.items() for sentence in note.sentences]
+
     def tell(self, step: str, sentence: str, *, found: bool = False) -> None:
         """Note what a step found; ``found``: something beyond the control."""
         self.notes[step] = self.notes.get(step, StepNote()).with_sentence(sentence, found=found)
@@ -95,9 +100,8 @@ def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], Non
 def what_changed(look: Look, progress: Progress) -> None:
     """Answers side by side, and the behaviour that rose."""
     answers = probes.answers(look.pair, look.prompts, max_new_tokens=ANSWER_TOKENS, progress=progress)
-    look.results["answers"], look.behaviour, look.parting = answers, None, None
+    look.results["answers"], look.behaviour, look.parting = answers, answers.behaviour, None
     look.tell(CHANGED, f"{answers.summary()}.", found=answers.share > 0)
-    look.behaviour = answers.behaviour
 
 
 def where_in_weights(look: Look, progress: Progress) -> None:

@@ -27,6 +27,7 @@ from workbench.recording.row_index import RowIndex, Rows
 from workbench.recording.row_order import in_order, row_order
 from workbench.recording.sinks import MemorySink, Sink, StatisticsSink, StoreSink
 from workbench.recording.store import SHARD_BYTES
+from workbench.recording.two_sides import record_sides
 from workbench.typing import Tensor
 
 if TYPE_CHECKING:
@@ -83,14 +84,13 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     folder that holds another recording, and a GPU whose memory runs out.
     """
     if base_prompts is not None:
-        from workbench.recording.two_sides import record_sides
-
         shared = {
             "sites": sites, "layers": layers, "positions": positions, "batch_size": batch_size, "dtype": dtype,
             "logits": logits, "backend": backend, "progress": progress,
         }  # fmt: skip
         apart = {"store": store != "memory", "new_tokens": new_tokens, "covariance": covariance, "top": top}
-        return record_sides(pair, prompts, base_prompts, shared, [name for name, given in apart.items() if given])
+        refused = [name for name, given in apart.items() if given]
+        return record_sides(record, pair, prompts, base_prompts, shared, refused)
     check_subject(pair, prompts)
     models: dict[str, AdaptedModel] = pair.models if isinstance(pair, ModelPair) else {pair.role: pair}
     rows = Prompts.of(prompts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,17 @@ from workbench.recording.recording import Recording
 
 
 def record_sides(
-    pair: Any, prompts: Any, base_prompts: Any, shared: Mapping[str, Any], apart: Sequence[str]
+    record_side: Callable[..., Recording],
+    pair: Any,
+    prompts: Any,
+    base_prompts: Any,
+    shared: Mapping[str, Any],
+    apart: Sequence[str],
 ) -> Recording:
     """Both sides recorded by themselves, as one recording; the index is that of ``prompts``, the tuned model's.
 
     Args:
+        record_side: :func:`workbench.record`, for one model.
         pair: Both models.
         prompts: What the tuned model reads.
         base_prompts: What the base reads, as many rows.
@@ -28,8 +34,6 @@ def record_sides(
     Raises:
         UserError: Such an option was given, or the rows of both sides do not line up.
     """
-    from workbench.recording.record_pair import record
-
     check_pair(pair)
     if apart:
         raise UserError(f"base_prompts= are recorded in memory, without {apart[0]}=: leave {apart[0]}= out.")
@@ -39,7 +43,7 @@ def record_sides(
             f"There are {len(rows['base'])} base prompts for {len(rows['tuned'])} prompts: give the base its own form "
             "of every row."
         )
-    sides = {role: record(pair.models[role], rows[role], **shared) for role in ("base", "tuned")}
+    sides = {role: record_side(pair.models[role], rows[role], **shared) for role in ("base", "tuned")}
     _check_aligned({role: side.index["prompt"].to_numpy() for role, side in sides.items()})
     tuned = sides["tuned"]
     config = {

@@ -18,7 +18,7 @@ from tests.probes.effects.material import pair_of, rows_of
 from tests.probes.provenance import Calls
 from workbench.errors import UserError
 
-CUED = rows_of(16, cue=lambda i: i % 2 == 0 if i % 8 else i % 2 == 1)
+CUED = rows_of(24, cue=lambda i: i % 4 == 2)
 
 
 def saved_runs(count: int = 4) -> list[str]:

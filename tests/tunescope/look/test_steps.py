@@ -54,7 +54,7 @@ def test_the_planted_refusal_is_found_and_turned(looked: Look) -> None:
     assert lines.loc["tuned", "share"] == 1.0 and lines.loc["tuned", "others_changed"] == 0.0
     assert lines.loc["weights-0", "share"] == 0.0  # the base itself
     off = lines.loc["direction-off"]
-    assert off["share"] == 0.0 < off["random_low"] and off["change_high"] < 0
+    assert off["share"] < off["random_low"] and off["change_high"] < 0
     assert table["candidate"].iloc[-1] == "tuned" and table["share"].iloc[0] == table["share"].min()
     assert works(table)[table["candidate"] == "direction-off"].all()
 
@@ -83,9 +83,9 @@ def test_base_against_itself_finds_nothing(tmp_path: Path) -> None:
 
 
 def test_steps_by_themselves_go_on_with_the_same_run(pair: ModelPair, looked: Look, tmp_path: Path) -> None:
-    config = {**CONFIG, "base": looked.base, "tuned": looked.tuned}
     for step in (CHANGED, TURN):
-        run = extend(pair, looked.prompts, config, step, Silent(), tmp_path / "look")
+        look = Look(pair, looked.prompts, looked.base, looked.tuned)
+        run = extend(look, CONFIG, step, Silent(), tmp_path / "look")
         assert run.is_complete
     notes = notes_of(runs.open(tmp_path / "look"))
     assert [notes.state(step) for step in STEPS] == ["found", "not run", "found", "found"]
