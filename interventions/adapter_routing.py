@@ -136,6 +136,9 @@ class AdapterRouting(Intervention):
         if self.rule == "mhr":
             return self._mixing(path).mean(0).to(x.device).expand(*x.shape[:-1], -1)
         count = len(self.names) * (self.down[path].shape[1] if self.rule == "smora" else 1)
+        if self.forced is not None:
+            alone = torch.tensor([float(name == self.forced) for name in self.names], device=x.device, dtype=x.dtype)
+            return alone.repeat_interleave(count // len(self.names)).expand(*x.shape[:-1], -1)
         scores = self._scores(path, x, count) + self._shift(count, x)
         if self.rule == "sigmoid":
             return scores.sigmoid()

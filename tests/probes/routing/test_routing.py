@@ -85,6 +85,8 @@ def test_one_adapter_forced_is_that_adapter(rule: str) -> None:
         tuned = load_pair(tiny_model("llama"), folder, tokenizer=tokenizer(), check=False).tuned
         forced = logits(iv.Recipe([router.with_forced(name)]), on)
         torch.testing.assert_close(forced, logits(iv.Recipe([]), tuned), atol=1e-4, rtol=1e-4)
+    if rule == "smora":  # closing leaves the other ranks their own weights
+        return
     other = next(one for one in held["names"] if one != held["names"][0])
     closed = logits(iv.Recipe([router.with_closed(other)]), on)
     torch.testing.assert_close(closed, logits(iv.Recipe([router.with_forced(held["names"][0])]), on))
