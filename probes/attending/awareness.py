@@ -21,7 +21,6 @@ from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.subject import Subject, Work
-from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
@@ -82,11 +81,7 @@ class ContextAwareness(ProbeResult):
             f"{row.model} (template {row.template}) {row.score:.2f} [{row.low:.2f}, {row.high:.2f}]"
             for row in self.table.itertuples()
         )
-<<<<<<< HEAD
-        best = self.steering.iloc[int(self.steering["gain"].argmax())]
-=======
         best = self.steering.iloc[int(self.steering["gain"].to_numpy().argmax())]
->>>>>>> steer18
         return (
             f"Attention to the user's words at L{self.layer}: {said}; alpha {best['alpha']:g} on the rest gains "
             f"{best['gain']:+.3f} nats per token at best (on the user's words {best['control']:+.3f}); intervals over "
@@ -191,16 +186,7 @@ def dependency(
     for row, answer in zip(ids, answers, strict=True):
         user = torch.from_numpy(np.asarray(template.content(row), dtype=bool))
         seen: list[Tensor] = []
-<<<<<<< HEAD
-
-        def keep(value: Tensor, _ctx: ForwardContext, seen: list[Tensor] = seen) -> None:
-            seen.append(value[0].detach().float().cpu())
-
-        hook = SiteHook(Site("pattern", layer), keep)
-        with model.hooked([hook]):
-=======
         with model.hooked([SiteHook(Site("pattern", layer), _keeping(seen))]):
->>>>>>> steer18
             model.forward(torch.tensor([[*row, *answer]]), logits=None)
         paid = seen[0][:, len(row) - 1 : -1, : len(row)][..., user].sum(-1)  # the queries that write the answer
         scores.append(float(paid.max(0).values.mean()))

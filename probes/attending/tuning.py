@@ -72,14 +72,6 @@ class AttentionTuning(ProbeResult):
 
     def summary(self) -> str:
         """The held-out gain beside random heads."""
-<<<<<<< HEAD
-        lines: dict[Any, Any] = self.held_out.set_index("model").to_dict("index")
-        return (
-            f"{len(self.heads)} heads at gamma {self.gamma:g}: held-out gain {lines['chosen heads']['gain']:.3f} "
-            f"nats per token (p {lines['chosen heads']['p']:.2g}), random heads "
-            f"{lines['random heads']['gain'] if 'random heads' in lines else float('nan'):.3f}, all heads "
-            f"{lines['all heads']['gain']:.3f}; intervals over {self.resampled}; control: {self.control}"
-=======
         gain: dict[str, float] = dict(zip(self.held_out["model"], self.held_out["gain"], strict=True))
         p = float(self.held_out.loc[self.held_out["model"] == "chosen heads", "p"].iloc[0])
         return (
@@ -87,7 +79,6 @@ class AttentionTuning(ProbeResult):
             f"nats per token (p {p:.2g}), random heads "
             f"{gain.get('random heads', float('nan')):.3f}, all heads "
             f"{gain['all heads']:.3f}; intervals over {self.resampled}; control: {self.control}"
->>>>>>> steer18
         )
 
 
@@ -207,14 +198,8 @@ class _Profile:
     def table(self, layers: Sequence[int], seed: int, bar: Progress) -> pd.DataFrame:
         """Every head at its better factor."""
         bar.start("heads", len(layers) * self.model.n_heads)
-<<<<<<< HEAD
-        factors = PROFILE[self.edit]
-        lines: list[dict[str, Any]] = []
-        gains = []
-=======
         factors, gains = PROFILE[self.edit], []
         lines: list[dict[str, Any]] = []
->>>>>>> steer18
         for layer in layers:
             for head in range(self.model.n_heads):
                 both = [self.gain([f"L{layer}H{head}"], gamma) for gamma in factors]

@@ -69,11 +69,7 @@ class DomainExperts(ProbeResult):
     def summary(self) -> str:
         """Experts beyond chance and the most specialised layer."""
         found = self.table[(self.table["q"] < 0.05) & (self.table["score"] > self.table["control"])]
-<<<<<<< HEAD
-        top = self.specialised.iloc[int(self.specialised["bits"].argmax())]
-=======
         top = self.specialised.iloc[int(self.specialised["bits"].to_numpy().argmax())]
->>>>>>> steer18
         best = found.sort_values("score", ascending=False).head(3)
         said = ", ".join(
             f"L{row.layer}E{row.expert} for {row.domain} {row.score:.0%} [{row.low:.0%}, {row.high:.0%}] "

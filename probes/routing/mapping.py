@@ -71,18 +71,11 @@ class RoutingMap(ProbeResult):
     def summary(self) -> str:
         """Weights on own domains, scores and the switch points."""
         own = self.table[self.table["adapter"] == self.table["domain"]]["score"].mean()
-<<<<<<< HEAD
-        lines: dict[Any, Any] = self.routers.set_index("router").to_dict("index")
-        said = ", ".join(
-            f"{name} {lines[name]['score']:.2f} [{lines[name]['low']:.2f}, {lines[name]['high']:.2f}]"
-            for name in ("none", "routed", "random", "even", "oracle")
-=======
         lines = self.routers.set_index("router")
         named = ("none", "routed", "random", "even", "oracle")
         shown = lines.loc[list(named), ["score", "low", "high"]].to_numpy(float)
         said = ", ".join(
             f"{name} {score:.2f} [{low:.2f}, {high:.2f}]" for name, (score, low, high) in zip(named, shown, strict=True)
->>>>>>> steer18
         )
         return (
             f"Adapters get {own:.0%} of the weight on their own domain (even {1 / len(self.adapters):.0%}); in "

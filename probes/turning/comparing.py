@@ -88,11 +88,7 @@ class WaysToTurn(ProbeResult):
         It counts both alike, as ``find_direction`` does; look at the table for another weighing.
         """
         tried = self.table[self.table["way"].isin(list(self.ways))]
-<<<<<<< HEAD
-        return str(tried["way"].iloc[int((tried["residual"] + tried["kl_tuned"]).argmin())])
-=======
         return str(tried["way"].iloc[int((tried["residual"] + tried["kl_tuned"]).to_numpy().argmin())])
->>>>>>> steer18
 
     def figure(self) -> go.Figure:
         """What is left of the behaviour against what moved on other prompts."""

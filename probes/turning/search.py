@@ -83,11 +83,7 @@ class Finder:
     def _steered(self) -> Way | None:
         """The contrast is taken away at its best layer, as strongly as costs least."""
         search = self._directions()
-<<<<<<< HEAD
-        top = search.estimates.iloc[int(search.estimates["estimate"].argmax())]
-=======
         top = search.estimates.iloc[int(search.estimates["estimate"].to_numpy().argmax())]
->>>>>>> steer18
         layer = int(top["layer"])
         vector = search.found.contrast[search.found.roles.index(str(top["role"])), layer]
         return self._best([
