@@ -349,6 +349,7 @@ def find_direction(
     behaviour: Annotated[str | Score | Behaviour, As("behaviour")] = "refusal",
     *,
     neutral: Annotated[Any, As("prompts")] = None,
+    allowed_rise: Annotated[float, Within(0, None)] = 0.02,
     limit: int = 16,
     max_new_tokens: int = 16,
     candidates: int = 9,
