@@ -98,8 +98,9 @@ def _cuts(name: str, seed: int) -> Iterator[dict[str, Any]]:
             keys = list(zip(table["sender"], table["receiver"], strict=True))
             lost = np.where(table["present"] == "base", table["base"].abs() - table["tuned"].abs(), 0.0)
             yield _line(CUT, case, label, dict(zip(keys, lost, strict=True)), {edge}, name, seed)
-        draw = np.random.default_rng(seed).random(len(keys))
-        yield _line(CUT, case, "random", dict(zip(keys, draw, strict=True)), {edge}, name, seed)
+            if method == "exact":
+                draw = np.random.default_rng(seed).random(len(keys))
+                yield _line(CUT, case, "random", dict(zip(keys, draw, strict=True)), {edge}, name, seed)
 
 
 def _exact_effect(model: AdaptedModel, rows: Any, edge: tuple[str, str]) -> float:
