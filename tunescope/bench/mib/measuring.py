@@ -46,13 +46,8 @@ def _lines(areas: pd.DataFrame | None, said: dict[str, Any]) -> list[dict[str, A
     """CPR by signed score, CMD by size, as MIB ranks edges for each; random ones beside them."""
     assert areas is not None
     by_method = areas.set_index("method")
-<<<<<<< HEAD
-    known: dict[Any, Any] = by_method.to_dict("index")
-    lines = [{**said, "cpr": float(known["signed"]["cpr"]), "cmd": float(known["size"]["cmd"])}]
-=======
     signed, size = areas[areas["method"] == "signed"], areas[areas["method"] == "size"]
     lines = [{**said, "cpr": float(signed["cpr"].item()), "cmd": float(size["cmd"].item())}]
->>>>>>> audit16
     random = by_method[by_method.index.astype(str).str.startswith("random")]
     if len(random):
         lines.append(
