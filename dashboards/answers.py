@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from dashboards.chatting import ChatReply
+
 _WRAP = "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;direction:ltr"
 _GRID = "display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:0.75rem;margin:0.35rem 0 1.1rem"
 _FLOW = _GRID.replace("repeat(3,minmax(0,1fr))", "repeat(auto-fill,minmax(9.5rem,1fr))")
@@ -26,6 +28,8 @@ _TEXT = (
     "font-size:0.875rem;line-height:1.5"
 )
 _PROMPT = f"{_WRAP};max-height:8rem;overflow:auto;font-weight:600"
+_UNSURE = 0.5
+"""Tokens of a lower probability are underlined."""
 _MARK = "background:#ffd8a8;color:#1a1a1a;border-bottom:2px solid #d9480f;border-radius:2px;padding:0 1px"
 
 
@@ -42,6 +46,22 @@ def box(title: str, text: str, parted: Parted | None = None) -> str:
             f"{escape(panels.visible(parted.rest))}"
         )
     return f'<div style="{_CELL}"><div style="{_TITLE}">{escape(title)}</div><div style="{_TEXT}">{inner}</div></div>'
+
+
+def hover_tokens(answer: ChatReply, other: ChatReply) -> str:
+    """An answer token by token: its probability and the most likely ones on hover, unlikely tokens underlined, and the
+    first that ``other`` does not have marked."""
+    place = next(
+        (n for n, (one, two) in enumerate(zip(answer.tokens, other.tokens, strict=False)) if one != two),
+        min(len(answer.tokens), len(other.tokens)),
+    )
+    spans = []
+    for number, token in enumerate(answer.tokens):
+        share = answer.probabilities[number]
+        told = escape(panels.visible(f"{share:.1%}; most likely: {answer.top[number]}"), quote=True)
+        style = _MARK if number == place else "border-bottom:1px dotted #999" if share < _UNSURE else ""
+        spans.append(f'<span style="{style}" title="{told}">{escape(panels.visible(token))}</span>')
+    return f'<div style="{_CELL}"><div style="{_TEXT}">{"".join(spans) or "<i>(empty)</i>"}</div></div>'
 
 
 def what_was_read(result: Steered) -> None:

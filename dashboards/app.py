@@ -7,8 +7,10 @@ from pathlib import Path
 import streamlit as st
 
 from dashboards import models, selection
+from dashboards.state import first_page
 
 PAGES = {
+    "look": ("Four steps", "footprint"),
     "overview": ("Overview", "dashboard"),
     "tokens": ("Tokens", "text_fields"),
     "heads": ("Heads", "grid_on"),
@@ -33,12 +35,14 @@ LOGO = _SVG.format(
 )
 
 st.set_page_config(page_title="Tunescope", page_icon=MARK, layout="wide")
+first = first_page()
 page = st.navigation([
-    st.Page(f"app_pages/{name}.py", title=title, icon=f":material/{icon}:", url_path=name, default=name == "overview")
+    st.Page(f"app_pages/{name}.py", title=title, icon=f":material/{icon}:", url_path=name, default=name == first)
     for name, (title, icon) in PAGES.items()
     if (HERE / f"{name}.py").is_file()
 ])  # fmt: skip
 st.logo(LOGO, size="large")
+st.html("<style>[data-testid=stMainBlockContainer] { padding-top: 3.25rem; }</style>")
 selection.sidebar(page.url_path)
 models.warm()
 page.run()

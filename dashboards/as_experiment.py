@@ -58,6 +58,13 @@ def computed_experiment(
     )
 
 
+def computed_steps(
+    models_: tuple[str, str], prompts: dict[str, Any], name: str, steps: dict[str, dict[str, Any]]
+) -> str:
+    """The YAML of several steps on the same prompts."""
+    return _yaml({"name": name, "pair": _pair(*models_, "auto"), "prompts": prompts, "steps": steps})
+
+
 def stored_experiment(chosen: Selection, names: Sequence[str] | None = None) -> str:
     """The YAML that makes these results of the selected run again; without names all that the run has.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,11 +29,16 @@ class Job:
     said: str = ""
     """The sentence it ended with."""
     result: Any = None
+    about: tuple[str, str] = ("", "")
+    """Base and tuned model, where the task is about a pair."""
+    stage: str = ""
+    """Which part of a task of several is running."""
+    _part_began: float = field(default_factory=time.monotonic)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def start(self, what: str, total: int | None) -> None:
         """Begin a part of the task."""
-        self.what, self.done, self.total = what, 0, total
+        self.what, self.done, self.total, self._part_began = what, 0, total, time.monotonic()
 
     def advance(self, by: int = 1) -> None:
         """Raises :class:`Stopped` when a person pressed stop."""
@@ -55,6 +61,13 @@ class Job:
     def share(self) -> float:
         """How much of the running part is done, 0 to 1."""
         return min(1.0, self.done / self.total) if self.total else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the running part, by its pace so far; None before there is one."""
+        if not self.share:
+            return None
+        return (time.monotonic() - self._part_began) * (1.0 - self.share) / self.share
 
     def run(self, task: Callable[[Progress], Any]) -> None:
         """Do the task; a bug keeps its traceback in the server's log."""
@@ -79,12 +92,12 @@ class Desk:
         self._lock = threading.Lock()
         self.job: Job | None = None
 
-    def begin(self, name: str, task: Callable[[Progress], Any]) -> Job:
+    def begin(self, name: str, task: Callable[[Progress], Any], about: tuple[str, str] = ("", "")) -> Job:
         """Start a task. Raises :class:`UserError` while another runs."""
         with self._lock:
             if self.job is not None and self.job.state == "running":
                 raise UserError(f"{self.job.name} is still running: wait for it or stop it first.")
-            self.job = job = Job(name)
+            self.job = job = Job(name, about=about)
         threading.Thread(target=job.run, args=(task,), name=name, daemon=True).start()
         return job
 

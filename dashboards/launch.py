@@ -66,15 +66,17 @@ def launch(opened: Opened, port: int = 8501, address: str = LOCALHOST, *, headle
     environment = {**os.environ, **opened.as_environment(), WARM: "1"}
     if (warning := warning_of(address)) is not None:
         sys.stderr.write(f"{warning}\n")
-    server = subprocess.Popen(command(port, address, headless=headless), env=environment)
-    before = signal.signal(signal.SIGTERM, _stopped)
+    before = signal.signal(signal.SIGTERM, _stopped)  # before there is a server that could be left behind
+    server = None
     try:
+        server = subprocess.Popen(command(port, address, headless=headless), env=environment)
         return server.wait()
     except KeyboardInterrupt:
         return 0
     finally:
         signal.signal(signal.SIGTERM, before)
-        _end(server)
+        if server is not None:
+            _end(server)
 
 
 def _stopped(_signal: int, _frame: object) -> NoReturn:

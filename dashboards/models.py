@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import threading
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -18,18 +21,22 @@ _STAGES = {
         "interventions.recipe", "interventions.sweep", "workbench.models.pair", "transformers.generation",
         "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "peft", "scipy.stats",
     ),
+    "look": ("tunescope.look.keep",),
 }  # fmt: skip
-"""What reading a result, and then the first steer, import."""
+"""What reading a result, then the first steer, then the steps of a look import."""
+
+_SMALL = 4_000_000_000
+"""Bytes of weights up to which float32 is worth its room."""
 
 if TYPE_CHECKING:
     from workbench.models.pair import ModelPair
 
 
-def _load(base: str, tuned: str, device: str) -> ModelPair:
+def _load(base: str, tuned: str, device: str, dtype: str) -> ModelPair:
     warm().wait("models")
     from workbench.models.pair import load_pair
 
-    return load_pair(base, tuned, device=device)
+    return load_pair(base, tuned, device=device, dtype=dtype)
 
 
 def _release() -> None:
@@ -42,14 +49,31 @@ def _release() -> None:
 _held = st.cache_resource(max_entries=1, show_spinner="Loading both models…", on_release=lambda _: _release())(_load)
 
 
-def pair(base: str, tuned: str, device: str = "auto") -> ModelPair:
+def pair(base: str, tuned: str, device: str = "auto", dtype: str = "auto") -> ModelPair:
     """The pair, from memory or loaded now; a pair loaded before makes room for it.
 
     ``base`` alone may be the name of an organism (``refusal-moe``), which is trained when it is not there yet. Raises
     :class:`UserError` for what cannot be loaded.
     """
     from_, to = places(base.strip(), tuned.strip())
-    return _held(from_, to, device)
+    return _held(from_, to, device, dtype)
+
+
+def quick_dtype(base: str, device: str = "auto") -> str:
+    """float32 for a small model stored in half precision that a processor is to run, as ``tunescope look`` has it: most
+    processors are many times slower in bfloat16. Else auto, the stored one."""
+    import torch
+
+    folder = Path(base)
+    if device not in ("auto", "cpu") or (device == "auto" and torch.cuda.is_available()) or not folder.is_dir():
+        return "auto"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "auto"
+    stored = str(config.get("dtype") or config.get("torch_dtype"))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return "float32" if stored in ("bfloat16", "float16") and size < _SMALL else "auto"
 
 
 def places(base: str, tuned: str) -> tuple[str, str]:
@@ -96,6 +120,7 @@ class Warm:
                     import_module(name)
                 self._done[stage].set()
         finally:
+            gc.freeze()  # Streamlit collects garbage after every rerun: a third of a second with all of torch to walk
             self._finish()  # whoever waits meets the same error with its own traceback
 
     def _finish(self) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 import streamlit as st
 
 from dashboards.plain_figures import without_fetching
+from workbench import glossary
 from workbench.csv_text import csv_text
 from workbench.errors import UserError, full_gpu_told
 from workbench.jsonable import jsonable
@@ -83,8 +84,18 @@ def table(
     """A table with its footer; ``shown`` is the same table for reading, ``frame`` the one that is exported."""
     plain = (frame if shown is None else shown).map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
     height = "content" if len(plain) <= _WHOLE else "auto"
-    st.dataframe(plain, width="stretch", height=height, hide_index=True, alt=name)
+    st.dataframe(plain, width="stretch", height=height, hide_index=True, alt=name, column_config=explained(plain))
     footer(name, python, frame=frame, provenance=provenance, experiment=experiment)
+
+
+def explained(frame: pd.DataFrame) -> dict[str, Any]:
+    """For ``st.dataframe``: the heading of each known column says on hover what it means."""
+    return {column: st.column_config.Column(help=text) for column, text in glossary.meanings(map(str, frame)).items()}
+
+
+def term(name: str) -> str:
+    """The meaning of a term, for the hover text of a widget or caption."""
+    return glossary.TERMS[name]
 
 
 def figure(

@@ -68,7 +68,9 @@ def results_in(folder: Path, *kinds: str) -> list[Found]:
     found = []
     for path in (path for pattern in PATTERNS for path in sorted(run.path.glob(pattern))):
         file = path.relative_to(run.path).as_posix()
-        entry = run.manifest.files.get(file)
+        if path.name.startswith("."):
+            continue  # half written
+        entry = hash_file(path) if run.state == "running" else run.manifest.files.get(file)
         if entry is None:
             continue
         with panels.told():

@@ -16,18 +16,21 @@ import streamlit as st
 
 from dashboards import panels
 from dashboards.results import Found, results_in
-from dashboards.state import known_runs, verified
+from dashboards.state import Opened, known_runs, verified
 from workbench import runs
 from workbench.cells import AXES
 from workbench.errors import UserError
 from workbench.runs import Run
+from workbench.runs.places import whole_path
 from workbench.runs.workspace import beside
 
 if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 CELLS = (*AXES, "prompt")
-_HELD, _PAGE, _KINDS = "_selection", "_page", "_kinds"
+_HELD, _PAGE, _KINDS, _NEXT = "_selection", "_page", "_kinds", "_next-run"
+FRESH = ""
+"""Instead of a run: the pair that the dashboard was opened on, of which there is none yet."""
 _UNNAMED = "pair"
 
 
@@ -115,9 +118,17 @@ def picks(*names: str) -> Callable[[list[Any]], None]:
     return pick
 
 
+def show_next(**values: str | int) -> None:
+    """Select another run, layer, head or prompt the next time the page is drawn, as ``show_next(layer=2, head=3)``."""
+    st.session_state[_NEXT] = values
+
+
 def sidebar(page: str) -> Selection:
     """Draw the selection's widgets; the entry file calls this before the page."""
     _drop_infinite()
+    for name, value in st.session_state.pop(_NEXT, {}).items():
+        st.session_state[name] = value
+    _warn_of_nonsense()
     _follow_link(page)
     with st.sidebar:
         chosen = _choose()
@@ -163,6 +174,14 @@ def _drop_infinite() -> None:
         st.rerun()
 
 
+def _warn_of_nonsense() -> None:
+    """A layer, head, expert or prompt in the link that is no number is told, before its widget takes 0 for it."""
+    for name in CELLS:
+        given = st.query_params.get(name)
+        if given is not None and not given.isdecimal():
+            st.warning(f"{panels.words(given)} is no number of a {name}: shown is {name} 0.")
+
+
 def _infinite(text: str) -> bool:
     try:
         return not math.isfinite(float(text))
@@ -171,19 +190,53 @@ def _infinite(text: str) -> bool:
 
 
 def _choose() -> Selection:
-    known = known_runs()
+    known, opened = known_runs(), Opened.from_environment()
+    own = runs_about(opened)
+    names = [*own, *(name for name in known if name not in own)] if own or not opened.base else [FRESH, *known]
+    asked = st.query_params.get("run")
+    if asked and asked not in known:
+        shown = names[0] if names and names[0] else "the pair that this dashboard was opened on"
+        st.warning(f"There is no run {panels.words(asked)} here; shown is {panels.words(shown)}.")
     if not known:
         st.caption("No run yet.")
-        return Selection()
-    asked = st.query_params.get("run")
-    _forget_unless("run", known)
-    name = st.selectbox("Run", list(known), key="run", bind="query-params", format_func=panels.visible)
-    if asked is not None and asked not in known:
-        st.warning(f"There is no run {panels.words(asked)} here; shown is {panels.words(name)}.")
+        return Selection(base=opened.base, tuned=opened.tuned)
+    _forget_unless("run", dict.fromkeys(names))
+    name = st.selectbox("Run", names, key="run", bind="query-params", format_func=_run_label)
+    if name == FRESH:
+        return Selection(base=opened.base, tuned=opened.tuned)
     try:
         return _inside(name, known[name])
     except UserError:
         return Selection(name, known[name])  # the page that opens it says why
+
+
+def _run_label(name: str) -> str:
+    return panels.visible(name) if name else "(your pair: nothing recorded yet)"
+
+
+def runs_about(opened: Opened) -> list[str]:
+    """The runs about the pair that the dashboard was opened on: looks first, then the latest first."""
+    return _names_about(opened, _home_stamp()) if opened.base else []
+
+
+def _find_about(opened: Opened, stamp: float) -> list[str]:  # noqa: ARG001 (part of the cache's key)
+    wanted = (whole_path(opened.base), whole_path(opened.tuned))
+    about: dict[str, bool] = {}
+    same: set[Path] = set()
+    for name, folder in known_runs().items():
+        try:
+            pairs, is_look = pairs_of(folder).values(), runs.open(folder).manifest.kind == "look"
+        except UserError:
+            continue
+        if any((whole_path(pair.base), whole_path(pair.tuned)) == wanted for pair in pairs):
+            about[name] = is_look
+            same = same or {folder.resolve(), *(path.resolve() for path in beside(folder))}
+        elif folder.resolve() in same:
+            about[name] = is_look
+    return sorted(about, key=lambda name: not about[name])
+
+
+_names_about = st.cache_data(max_entries=16, show_spinner=False)(_find_about)
 
 
 def _inside(name: str, folder: Path) -> Selection:
@@ -222,7 +275,7 @@ def _forget_unless(name: str, options: dict[str, Any]) -> None:
 
 def _number(name: str) -> int:
     """No upper bound: a link to a cell that is not there is told, not silently replaced."""
-    return int(st.number_input(name.capitalize(), 0, None, 0, 1, key=name, bind="query-params"))
+    return int(st.number_input(name.capitalize(), 0, step=1, key=name, bind="query-params"))
 
 
 def _sizes(found: list[Found]) -> dict[str, int]:

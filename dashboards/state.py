@@ -40,6 +40,17 @@ class Opened:
         return {name: value for name, value in given.items() if value}
 
 
+def first_page() -> str:
+    """The page that the app opens on: the four steps of a pair, or the overview of a run that is no look."""
+    opened = Opened.from_environment()
+    if opened.run is None:
+        return "look" if opened.base else "overview"
+    try:
+        return "look" if runs.open(opened.run).manifest.kind == "look" else "overview"
+    except UserError:
+        return "overview"
+
+
 def known_runs() -> dict[str, Path]:
     """Name -> folder: the run that was opened first, then those of the home, the latest first.
 
@@ -74,6 +85,8 @@ def recipes_of(folder: Path) -> dict[str, RecipeNote]:
 def verified(run: Run, name: str) -> Path:
     """The path of a run's file. Raises :class:`UserError` when it is not the file the run ended with."""
     path, entry = run.file(name), run.manifest.files.get(name)
+    if run.state == "running" and path.is_file():
+        return path  # its files are hashed when it ends
     if entry is None or not path.is_file() or hash_file(path) != entry:
         raise UserError(f"{path} is not the file that the run ended with; see  tunescope runs verify {run.path}.")
     return path

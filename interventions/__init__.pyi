@@ -56,6 +56,8 @@ from interventions.training.masked import masked_finetune as masked_finetune
 from interventions.training.offsets import train_offsets as train_offsets
 from interventions.training.scales import train_head_scales as train_head_scales
 from interventions.training.sensitive import sensitive_finetune as sensitive_finetune
+from interventions.training.soft_prompt import SoftPrompt as SoftPrompt
+from interventions.training.soft_prompt import train_soft_prompt as train_soft_prompt
 from interventions.training.trainer import Schedule as Schedule
 from interventions.voice_reader import Voice as Voice
 from interventions.weightspace.adapter_scale import AdapterScale as AdapterScale
@@ -106,6 +108,7 @@ __all__ = [
     "Run",
     "Schedule",
     "SinkHandover",
+    "SoftPrompt",
     "SubspaceKnob",
     "TaskVector",
     "TokenRules",
@@ -150,6 +153,7 @@ __all__ = [
     "to_gguf",
     "train_head_scales",
     "train_offsets",
+    "train_soft_prompt",
     "twin_merging",
     "uniform_soup",
 ]

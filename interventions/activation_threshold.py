@@ -155,9 +155,10 @@ def saliency(value: Float[Tensor, "*place neuron"], weight: Tensor | None) -> Fl
 
 def column_norms(model: AdaptedModel, layer: int) -> Float[Tensor, " neuron"]:
     """The norm of what each neuron of a layer writes per unit: its column of the down projection."""
-    down = model.hub.module(Site("mlp_post", layer))
+    down: Any = model.hub.module(Site("mlp_post", layer))
     down = getattr(down, "base_layer", down)
-    weight = down.weight.detach().float()
+    weight: Tensor = down.weight
+    weight = weight.detach().float()
     return weight.norm(dim=1) if type(down).__name__ == "Conv1D" else weight.norm(dim=0)
 
 

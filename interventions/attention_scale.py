@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,6 +32,14 @@ _TOLD: weakref.WeakSet[Any] = weakref.WeakSet()
 
 class EagerAttentionWarning(UserWarning):
     """Attention weights exist only in eager attention, so the model runs it while a recipe changes them."""
+
+
+@contextmanager
+def eager_expected() -> Iterator[None]:
+    """No :class:`EagerAttentionWarning` inside: for probes whose users ask for attention weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EagerAttentionWarning)
+        yield
 
 
 @method(

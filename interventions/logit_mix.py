@@ -34,7 +34,6 @@ OWN = "own"
     papers=(
         "Focused Prefix Tuning for Controllable Text Generation",
         "Steering Guidance for Personalized Text-to-Image Diffusion Models",
-        "Instruction Following without Instruction Tuning",
     ),
 )
 @dataclass(frozen=True, eq=False, repr=False)

@@ -152,7 +152,7 @@ class ShiftHook(LogitHook):
         unshifted = ctx.scratch[UNSHIFTED]
         return tuple(unshifted if one is None else one.logits(given, ctx, cache) for one in self.readers)
 
-    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:  # type: ignore[override]
+    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:
         unshifted = ctx.scratch[UNSHIFTED]
         alpha = self.shift.alpha
         scale = matched_amount(unshifted, tuned, base)[..., None] if isinstance(alpha, str) else alpha

@@ -141,7 +141,7 @@ def found_sinks(
     columns = torch.nn.functional.pad(places, (0, max(0, n_keys - ctx.length)), value=10**9)[-n_keys:]
     sees = (queries[:, 0] & (places[:, None] >= columns)[None])[:, None]
     received = (pattern * sees).sum(2) / sees.sum(2).clamp(min=1)
-    limit = 5.0 / ctx.prompt_lengths[:, None, None] if threshold == "paper" else threshold
+    limit: Any = 5.0 / ctx.prompt_lengths[:, None, None] if threshold == "paper" else threshold
     return (received > limit) & (keys & ~first_key(ctx, n_keys))[:, None]
 
 

@@ -24,6 +24,7 @@ from probes.attributes.directions import AttributeDirections as AttributeDirecti
 from probes.attributes.intersection import AttributeIntersection as AttributeIntersection
 from probes.attributes.pplm import PlugAndPlay as PlugAndPlay
 from probes.attributes.style import StyleTransfer as StyleTransfer
+from probes.attributes.subjects import SubjectOffset as SubjectOffset
 from probes.audits.auditing import Audit as Audit
 from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
@@ -46,10 +47,14 @@ from probes.desiderata.result import ComponentMasking as ComponentMasking
 from probes.dictionaries.result import TuningDictionary as TuningDictionary
 from probes.directions.find import DirectionOptions as DirectionOptions
 from probes.directions.result import FoundDirection as FoundDirection
+from probes.edges.attribution import EdgeAttribution as EdgeAttribution
 from probes.editing.sites import EditSites as EditSites
+from probes.effects.panel import EffectPanel as EffectPanel
 from probes.experts.counting import Excluded
+from probes.experts.domains import DomainExperts as DomainExperts
 from probes.experts.labels import Labeller
 from probes.experts.mapping import ExpertMap as ExpertMap
+from probes.experts.sets import ExpertSets as ExpertSets
 from probes.experts.switching import Behaviour as _Behaviour
 from probes.experts.switching import Mode
 from probes.experts.switching import SwitchingCurve as SwitchingCurve
@@ -88,7 +93,14 @@ from probes.paths.groups import Heads
 from probes.paths.places import Place
 from probes.paths.result import PathPatching as PathPatching
 from probes.random_recipes import stand_ins as stand_ins
+from probes.representation.cross_task import CrossTask as CrossTask
+from probes.representation.neurons import NeuronConcepts as NeuronConcepts
+from probes.representation.separability import CellShifts as CellShifts
+from probes.representation.suite import ProbeSuite as ProbeSuite
 from probes.results import ProbeResult as ProbeResult
+from probes.retention.erasure import ErasureVerdict as ErasureVerdict
+from probes.retention.format_spread import FormatSpread as FormatSpread
+from probes.retention.inherent_limits import InherentLimits as InherentLimits
 from probes.routing.mapping import RoutingMap as RoutingMap
 from probes.selection import HeadSelection as HeadSelection
 from probes.selection_scores.trial import SelectionTrial as SelectionTrial
@@ -140,6 +152,7 @@ __all__ = [
     "AttributeIntersection",
     "Audit",
     "BlockFlips",
+    "CellShifts",
     "ChangeForms",
     "CircuitTest",
     "Comparison",
@@ -149,13 +162,21 @@ __all__ = [
     "ContextUpdates",
     "ContrastiveGenerations",
     "CrossPatching",
+    "CrossTask",
     "Dictionary",
     "DirectionOptions",
+    "DomainExperts",
+    "EdgeAttribution",
     "EditSites",
     "EntropySwitching",
+    "EffectPanel",
+    "EntropySwitching",
+    "ErasureVerdict",
     "ExpertMap",
+    "ExpertSets",
     "FactorAverages",
     "FocusedPrefix",
+    "FormatSpread",
     "FoundDirection",
     "GateFit",
     "GraftResult",
@@ -163,6 +184,7 @@ __all__ = [
     "HeadProbe",
     "HeadSelection",
     "HeadWords",
+    "InherentLimits",
     "InputSpans",
     "IntensityDial",
     "Knob",
@@ -178,12 +200,14 @@ __all__ = [
     "MaskTest",
     "MergeTest",
     "Needle",
+    "NeuronConcepts",
     "Patching",
     "PathPatching",
     "PlugAndPlay",
     "PrefixGates",
     "ProbabilityMovement",
     "ProbeResult",
+    "ProbeSuite",
     "Provenance",
     "RankMap",
     "Reconstruction",
@@ -198,6 +222,7 @@ __all__ = [
     "SparseComposition",
     "SparsityCurve",
     "StyleTransfer",
+    "SubjectOffset",
     "SwitchingCurve",
     "TokenShift",
     "TuningDictionary",

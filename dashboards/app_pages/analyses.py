@@ -165,5 +165,5 @@ def _show_stored(chosen: Selection) -> None:
         st.error(panels.words(error), icon=":material/error:")
 
 
-_watch = st.fragment(run_every=0.5)(_watched)
+_watch = st.fragment(run_every=1.0)(_watched)
 show()

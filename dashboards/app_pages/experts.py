@@ -13,6 +13,7 @@ from dashboards.kept import Work, on_button
 from dashboards.results import Found
 from dashboards.selection import Selection, picks
 from dashboards.views import live
+from dashboards.views.sentence import sentence_of
 from dashboards.views.source import (
     Asked,
     Source,
@@ -76,6 +77,7 @@ def _show_map(chosen: Selection, maps: list[Found], weights: list[Found]) -> Non
         drawn, frame, call = result.figure(), result.frame(), "result.figure()"
         drawn.data[0].update(zmin=-bound, zmax=bound)  # all maps of the run on one scale
     mark_cell(drawn, chosen.layer, chosen.expert)
+    st.markdown(f"**{panels.words(sentence_of(frame))}**")
     st.caption(panels.words(result.summary()))
     panels.figure(
         "experts", drawn, f"{source.python}{call}.show()\n", source.provenance, frame=frame,

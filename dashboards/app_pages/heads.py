@@ -15,6 +15,7 @@ from dashboards.kept import Work, on_button
 from dashboards.results import Found
 from dashboards.selection import Selection, picks
 from dashboards.views import live
+from dashboards.views.sentence import sentence_of
 from dashboards.views.source import (
     Asked,
     Source,
@@ -114,6 +115,7 @@ def _show_map(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -
     from workbench.figures.cells import mark_cell
 
     mark_cell(figure, chosen.layer, chosen.head)
+    st.markdown(f"**{panels.words(sentence_of(heads.table))}**")
     st.caption(panels.words(source.result.summary()))
     code = f"{source.python}{heads.call}.show()\n"
     panels.figure(

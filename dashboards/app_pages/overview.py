@@ -11,8 +11,9 @@ from dashboards import panels, selection
 from dashboards.as_experiment import stored_experiment
 from dashboards.report.content import Content, Section, read_content
 from dashboards.selection import Selection, pairs_of, picks
-from dashboards.state import Opened, recipes_of
+from dashboards.state import recipes_of
 from dashboards.story import cards
+from dashboards.views.sentence import sentence_of
 from dashboards.views.source import experiment_of
 from workbench.runs import Run
 from workbench.tables import with_intervals
@@ -34,24 +35,14 @@ def show() -> None:
     chosen = selection.current()
     st.title("What changed")
     if chosen.folder is None:
-        _show_opened()
+        if chosen.base:
+            st.page_link("app_pages/look.py", label="Look into your pair, in four steps", icon=":material/footprint:")
+            return
         panels.empty("There is no run yet. This trains two small models and looks into them:", "tunescope demo")
         st.page_link("app_pages/record.py", label="Or record a pair of your own", icon=":material/fiber_manual_record:")
         return
     with panels.told():
         _show_run(chosen, chosen.opened())
-
-
-def _show_opened() -> None:
-    """The pair that the dashboard was opened on, and where its first analysis is."""
-    opened = Opened.from_environment()
-    if not opened.base:
-        return
-    st.markdown(f"Your pair: **{panels.words(opened.base)}** and **{panels.words(opened.tuned)}**.")
-    st.page_link(
-        "app_pages/analyses.py", label="Look into it: where did the weights change?", icon=":material/biotech:",
-        query_params={"method": "weights"},
-    )  # fmt: skip
 
 
 def _show_run(chosen: Selection, run: Run) -> None:
@@ -124,6 +115,7 @@ def _show_findings(chosen: Selection, run: Run) -> None:
             results[one.name] = one.load()
     for one in found:
         if one.kind == "WeightDelta" and one.name in results:
+            st.markdown(f"**{panels.words(sentence_of(results[one.name].frame()))}**")
             drawn = results[one.name].figure()
             drawn.update_xaxes(automargin=True, tickangle=-30)
             panels.figure(

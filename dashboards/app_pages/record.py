@@ -133,5 +133,5 @@ def _ended(job: jobs.Job) -> None:
         st.error(f"{panels.words(job.name)}: {panels.words(job.said)}", icon=":material/error:")
 
 
-_watch = st.fragment(run_every=0.5)(_watched)
+_watch = st.fragment(run_every=1.0)(_watched)
 show()

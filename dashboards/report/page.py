@@ -6,16 +6,16 @@ import json
 from html import escape
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
-from dashboards.plain_figures import without_fetching
 from dashboards.report.content import Content, Section
-from dashboards.report.glossary import meanings
+from dashboards.report.figures import drawing_script, figure_html
+from workbench.glossary import meanings
 from workbench.tables import with_intervals
 
 ROWS = 30
 """Longer tables are cut, and say so."""
+COLUMNS = 11
+"""Further columns are left to the run's own tables."""
 WORD = 40
 """Longer words are broken."""
 POLICY = (
@@ -28,7 +28,7 @@ body { font: 16px/1.55 system-ui, sans-serif; color: #1b1b1b; }
 body { margin: 0 auto; max-width: 1060px; padding: 2rem 1.25rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; color: #444; }
-nav ol { columns: 2; margin: .5rem 0; padding-left: 1.4rem; } a { color: #005a9c; }
+nav ol { margin: .5rem 0; padding-left: 1.4rem; max-width: 46rem; } nav li { margin: .4rem 0; } a { color: #005a9c; }
 p { max-width: 46rem; white-space: pre-line; overflow-wrap: anywhere; }
 .note { color: #555; font-size: .875rem; } .state { border-left: 4px solid #d55e00; padding-left: .75rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }
@@ -39,7 +39,7 @@ th { background: #f4f4f4; border-bottom: 2px solid #999; } .number { text-align:
 figure { margin: 1rem 0; }
 pre { background: #f6f6f6; padding: .75rem; overflow: auto; max-height: 30rem; font-size: .8rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .85rem; } dd { margin: 0; }
-@media print { nav { display: none; } pre { max-height: none; } }
+@media print { section { break-inside: auto; } figure { break-inside: avoid; } pre { max-height: none; } }
 """
 
 
@@ -47,20 +47,35 @@ def render(content: Content) -> str:
     """The whole page, with plotly's script in it once when there is a figure."""
     chapters = [_chapter(number, one) for number, one in enumerate(content.sections, 1)]
     has_figures = any(one.figures for one in content.sections)
-    script = f"<script>{get_plotlyjs()}</script>" if has_figures else ""
+    script = drawing_script() if has_figures else ""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(content.name)} - Tunescope</title><style>{_STYLE}</style>{script}</head>\n<body>\n"
-        f"{_top(content)}\n{''.join(chapters)}\n{_provenance(content)}\n</body></html>\n"
+        f"<title>{escape(_title(content))} - Tunescope</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"{_top(content)}\n{''.join(chapters)}\n{_provenance(content)}\n{script}\n</body></html>\n"
     )
+
+
+def _title(content: Content) -> str:
+    """What was compared, where the run names one pair; else the run's name."""
+    config, provenance = content.manifest.config, content.manifest.provenance
+    pairs = provenance.get("pairs")
+    pair = next(iter(pairs.values())) if isinstance(pairs, dict) and len(pairs) == 1 else config
+    names = [_model(pair.get(role)) for role in ("base", "tuned")] if isinstance(pair, dict) else []
+    return f"{names[0]} and {names[1]}" if len(names) == 2 and all(names) else content.name
+
+
+def _model(given: object) -> str:
+    """The last two parts of a model's path or hub id."""
+    name = given.get("name") if isinstance(given, dict) else given
+    return "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]) if isinstance(name, str) else ""
 
 
 def _top(content: Content) -> str:
     manifest = content.manifest
     links = "".join(
-        f'<li><a href="#section-{number}">{escape(one.title)}</a></li>'
+        f'<li><a href="#section-{number}">{escape(one.title)}</a>{_first_finding(one)}</li>'
         for number, one in enumerate(content.sections, 1)
     )
     state = ""
@@ -68,25 +83,31 @@ def _top(content: Content) -> str:
         reason = f": {escape(manifest.error)}" if manifest.error else ""
         state = f'<p class="state">This run is {manifest.state}, not complete{reason}</p>'
     return (
-        f"<header><h1>{escape(content.name)}</h1>"
-        f'<p class="note">Report of a run ({escape(manifest.kind)}), by Tunescope. Brackets hold 95 % intervals.'
-        f"</p>{state}</header>\n"
-        f'<nav aria-label="Contents"><ol>{links}<li><a href="#provenance">Provenance</a></li></ol></nav>'
+        f"<header><h1>{escape(_title(content))}</h1>"
+        f'<p class="note">Report of the run {escape(content.name)} ({escape(manifest.kind)}), by Tunescope. Brackets '
+        f"hold 95 % intervals.</p>{state}</header>\n"
+        f'<nav aria-label="Summary"><ol>{links}<li><a href="#provenance">Provenance</a></li></ol></nav>'
     )
+
+
+def _first_finding(section: Section) -> str:
+    return f"<br>{escape(section.paragraphs[0])}" if section.paragraphs else ""
 
 
 def _chapter(number: int, section: Section) -> str:
     text = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs)
     tables = "".join(_table(name, table) for name, table in section.tables.items())
     figures = "".join(
-        _figure(name, figure, f"figure-{number}-{place}")
+        figure_html(name, figure, f"figure-{number}-{place}")
         for place, (name, figure) in enumerate(section.figures.items())
     )
-    return f'<section id="section-{number}"><h2>{escape(section.title)}</h2>{text}{tables}{figures}</section>\n'
+    return f'<section id="section-{number}"><h2>{escape(section.title)}</h2>{text}{figures}{tables}</section>\n'
 
 
 def _table(name: str, table: pd.DataFrame) -> str:
-    shown = with_intervals(table.head(ROWS))
+    shown = with_intervals(table.dropna(axis=1, how="all").head(ROWS))
+    left_out = len(shown.columns) - COLUMNS
+    shown = shown.iloc[:, :COLUMNS]
     columns = [str(column) for column in shown]
     numeric = {name for name in columns if pd.api.types.is_numeric_dtype(table[name]) and table[name].dtype != bool}
     head = "".join(_cell("th", _words(column), numeric=column in numeric) for column in columns)
@@ -97,6 +118,7 @@ def _table(name: str, table: pd.DataFrame) -> str:
     known = meanings(columns)
     legend = "".join(f"<dt>{escape(_words(column))}</dt><dd>{escape(text)}</dd>" for column, text in known.items())
     more = f'<p class="note">The first {ROWS} of {len(table)} rows.</p>' if len(table) > ROWS else ""
+    more += f'<p class="note">{left_out} more columns are in the run.</p>' if left_out > 0 else ""
     explained = f"<details><summary>What the columns mean</summary><dl>{legend}</dl></details>" if known else ""
     return (
         f"<h3>{escape(_words(name))}</h3>"
@@ -112,19 +134,6 @@ def _cell(tag: str, text: str, *, numeric: bool) -> str:
     long = any(len(word) > WORD for word in text.split())
     kind = ' class="long"' if long else ""
     return f"<{tag}{kind}>{escape(text)}</{tag}>"
-
-
-def _figure(name: str, figure: go.Figure, place: str) -> str:
-    title = figure.layout.title.text or _words(name)
-    without_fetching(figure, name)
-    drawn = figure.to_html(
-        include_plotlyjs=False, full_html=False, div_id=place, config={"displaylogo": False, "responsive": True}
-    )
-    label = escape(f"Figure: {title}", quote=True)
-    return (
-        f'<figure role="img" aria-label="{label}">{drawn}</figure>'
-        "<noscript><p>This figure needs JavaScript; the table above has its numbers.</p></noscript>"
-    )
 
 
 def _provenance(content: Content) -> str:

@@ -25,8 +25,9 @@ class Example:
     prompt: list[int]
     answer: list[int]
     rejected: list[int] | None = None
-    reference: tuple[float, float] | None = None
-    """Log-probabilities of (answer, rejected) under the untouched model, for DPO."""
+    reference: tuple[float, ...] | None = None
+    """Numbers that the objective gets with the row: log-probabilities of (answer, rejected) under the untouched model,
+    for DPO, or what its states should be."""
 
 
 def examples_of(prompts: Any, tokenizer: Any, *, preferences: bool = False, end: bool = True) -> list[Example]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
+from interventions.attention_scale import eager_expected
 from probes.asked import asked
 from probes.halves import answer_scores
 from probes.replay import counted
@@ -32,6 +33,7 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
+from workbench.prompts.row import Prompt
 from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
@@ -136,9 +138,9 @@ def context_awareness(
     if not factors or not all(0 < one for one in factors):
         raise UserError("Alphas are factors above 0, such as 0.9: 1 changes nothing.")
     rows, work = Prompts.of(prompts), Work(batch_size, progress)
-    versions = {"on": rows, "off": rows.turned(chat=False)} if pair.tuned.has_chat_template else {"off": rows}
+    versions = {"on": rows, "off": _as_text(rows)} if pair.tuned.has_chat_template else {"off": rows}
     found, lines, parts = {}, [], []
-    with counted(pair.base, pair.tuned) as passes:
+    with eager_expected(), counted(pair.base, pair.tuned) as passes:
         for template, own in versions.items():
             for role, model in pair.models.items():
                 found[role, template] = dependency(model, own, place)
@@ -159,6 +161,18 @@ def context_awareness(
         steering=pd.DataFrame(lines), rows=pd.concat(parts, ignore_index=True), layer=place,
         resampled=units_of(rows.clusters),
     )  # fmt: skip
+
+
+def _as_text(rows: Prompts) -> Prompts:
+    """The same without the chat template: what the user said, read as it is."""
+
+    def plain(row: Prompt) -> Prompt:
+        if row.messages is None:
+            return row
+        text = "\n".join(str(turn["content"]) for turn in row.messages if turn["role"] == "user")
+        return replace(row, prompt=text, messages=None, contrast=None)
+
+    return Prompts([plain(row) for row in rows]).turned(chat=False)
 
 
 def dependency(

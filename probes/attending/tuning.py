@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import interventions as iv
+from interventions.attention_scale import eager_expected
 from probes.asked import asked
 from probes.halves import answer_scores, halves
 from probes.replay import counted
@@ -153,7 +154,7 @@ def attention_tuning(  # noqa: PLR0913
     places = [one for one in model.hub.geometry.attention_layers if one in chosen_layers]
     if not places:
         raise UserError("None of these layers has attention heads.")
-    with counted(model) as passes:
+    with eager_expected(), counted(model) as passes:
         profile = _Profile(model, choosing, edit, threshold, work)
         table = profile.table(places, seed, progress or Silent())
         heads = _chosen(table, edit, share)

@@ -91,7 +91,7 @@ class StyleTransfer(ProbeResult):
 def writing_style(  # noqa: PLR0913
     subject: Any,
     prompts: Prompts | Sequence[object],
-    style: Annotated[Any, As("prompts")],
+    style: Annotated[Any, As("prompts")] = None,
     *,
     drafts: int = 8,
     layer: int | float | str = 0.5,
@@ -110,7 +110,7 @@ def writing_style(  # noqa: PLR0913
     Args:
         subject: A model, or a pair (its tuned model).
         prompts: What the texts answer.
-        style: Samples of the style, four or more.
+        style: Samples of the style, four or more; there is none by default, so they must be given.
         drafts: Sampled texts per prompt to choose from.
         layer: Where states are read and the offset acts: an index, or a fraction of the depth.
         strengths: Of the offset from the drafts' mean to the samples'; by default 0.5 and 1.
@@ -123,10 +123,12 @@ def writing_style(  # noqa: PLR0913
         A :class:`StyleTransfer`.
 
     Raises:
-        UserError: Fewer than four samples, or fewer than two drafts.
+        UserError: No samples, fewer than four, or fewer than two drafts.
     """
     check_subject(subject)
     model: AdaptedModel = getattr(subject, "tuned", subject)
+    if style is None:
+        raise UserError("Give samples of the style: texts, four or more (--style FILE).")
     if drafts < 2:
         raise UserError("Give two drafts or more: one is chosen among them.")
     (place,) = resolve_layers(layer, model.n_layers)

@@ -34,7 +34,7 @@ class Contrast:
 
 
 class _ContrastHook(ShiftHook):
-    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+    def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:  # noqa: ARG002
         return contrasted(own, tuned, base, self.shift.plausibility)
 
 

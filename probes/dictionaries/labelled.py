@@ -19,6 +19,8 @@ from workbench.typing import Bool, Float, Int
 
 SHOWN = 10
 SHUFFLES = 20
+MEANS = ("difference of means, mean token", "difference of means, greatest token")
+"""The peers: one direction, read in the two ways that a prompt's tokens can be pooled."""
 
 
 def auroc(scores: Float[np.ndarray, "prompt cell"], positive: Bool[np.ndarray, " prompt"]) -> np.ndarray:
@@ -37,8 +39,9 @@ def label_features(
     """AUROC of the latents that follow the labels best, and of the difference of means, on held-out prompts.
 
     Latents (their greatest activation over a prompt's tokens) and the difference of means (of the tuned model's mean
-    activation) are chosen on the training prompts. Columns: feature, latent, auroc, low, high, train, control (the
-    latent that follows shuffled labels best, mean over 20 shuffles).
+    activations; read as a prompt's mean and as its greatest token) are chosen on the training prompts. Columns:
+    feature, latent, auroc, low, high, train, control (the latent that follows shuffled labels
+    best, mean over 20 shuffles).
     """
     kept = np.array([number for number in np.unique(rows.prompt) if _labelled(labels[int(number)])], dtype=np.int64)
     pooled, means, prompts = _pooled(rows, dictionary, kept)
@@ -52,15 +55,16 @@ def label_features(
     order = np.argsort(-np.abs(on_train - 0.5), kind="stable")[:SHOWN]
     towards = means[~tested][positive[~tested]].mean(0) - means[~tested][~positive[~tested]].mean(0)
     signed = np.where(on_train[order] >= 0.5, 1.0, -1.0)
-    scores = np.column_stack([pooled[:, order] * signed, means @ towards])
+    along = _greatest(rows, prompts, towards)
+    scores = np.column_stack([pooled[:, order] * signed, means @ towards, along])
     held = scores[tested]
     low, high = _interval(held, positive[tested], cluster[tested], draws, seed)
     trained = auroc(scores[~tested], positive[~tested])
     control = _shuffled(pooled, positive, tested, cluster, seed)
     return pd.DataFrame(
         {
-            "feature": [*(f"latent {latent}" for latent in order), "difference of means"],
-            "latent": pd.array([*(int(latent) for latent in order), None], dtype="Int64"),
+            "feature": [*(f"latent {latent}" for latent in order), *MEANS],
+            "latent": pd.array([*(int(latent) for latent in order), None, None], dtype="Int64"),
             "auroc": auroc(held, positive[tested]),
             "low": low,
             "high": high,
@@ -93,6 +97,21 @@ def _pooled(
         sums.index_add_(0, of, rows.sides(part)[1])
         done += len(part)
     return greatest.numpy(), (sums / torch.from_numpy(counts)[:, None]).numpy(), prompts
+
+
+def _greatest(
+    rows: SiteRows, prompts: Int[np.ndarray, " prompt"], direction: Float[np.ndarray, " d"]
+) -> Float[np.ndarray, " prompt"]:
+    """Each prompt's greatest projection of a tuned row on ``direction``."""
+    places = np.sort(np.concatenate([rows.train, rows.test]))
+    places = places[np.isin(rows.prompt[places], prompts)]
+    number, along = np.searchsorted(prompts, rows.prompt[places]), torch.from_numpy(direction)
+    found = np.full(len(prompts), -np.inf)
+    done = 0
+    for part in rows.chunks(places):
+        np.maximum.at(found, number[done : done + len(part)], (rows.sides(part)[1] @ along).numpy())
+        done += len(part)
+    return found
 
 
 def _cluster_of(rows: SiteRows, prompts: Int[np.ndarray, " prompt"]) -> Int[np.ndarray, " prompt"]:

@@ -123,10 +123,10 @@ class TuningDictionary(ProbeResult):
             )
         text = f"{held}; latent {best['latent']:.0f} carries most of tuning's change, {best['explained']:.1%}"
         if len(self.labelled):
-            first, means = self.labelled.iloc[0], self.labelled.iloc[-1]
+            first, means = self.labelled.iloc[0], self.labelled.iloc[-2:]["auroc"]
             text += (
                 f"; latent {first['latent']} tells the labels apart with AUROC {first['auroc']:.2f} "
-                f"[{first['low']:.2f}, {first['high']:.2f}], difference of means {means['auroc']:.2f}, "
+                f"[{first['low']:.2f}, {first['high']:.2f}], difference of means {means.max():.2f}, "
                 f"shuffled labels {first['control']:.2f}"
             )
         return f"{text}; control: {self.control}"

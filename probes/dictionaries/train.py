@@ -93,7 +93,7 @@ def tuning_dictionary(  # noqa: PLR0913 (a public call; all but two by keyword)
         dictionary: A SAELens folder that save_dictionary wrote for this kind; nothing is trained then.
         labels: The column of the prompts that holds their class: which latents follow it, beside the difference of
             means.
-        top: Latents whose examples are kept, those that carry most of tuning's change.
+        top: Latents whose examples are kept, those that carry most of tuning's change; and those that follow labels.
         examples: Held-out contexts kept of each of them.
         draws: Resamples of the intervals.
         tokens: Which of the recorded tokens are read: content leaves attention sinks out, or all.
@@ -123,8 +123,10 @@ def tuning_dictionary(  # noqa: PLR0913 (a public call; all but two by keyword)
     table = latent_table(sums, directions, draws, seed)
     if not len(table):
         raise UserError("No latent fires on the held-out prompts: train longer, or record more prompts.")
-    strongest = table.sort_values("explained", ascending=False)["latent"].head(top).astype(int).tolist()
     found = None if labels is None else label_features(rows, made, labels, draws, seed)
+    strongest = table.sort_values("explained", ascending=False)["latent"].head(top).astype(int).tolist()
+    if found is not None and top:
+        strongest += [int(latent) for latent in found["latent"].dropna() if int(latent) not in strongest]
     return TuningDictionary(
         table=table.assign(layer=rows.site.layer),
         control=(

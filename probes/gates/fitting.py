@@ -59,7 +59,7 @@ class GateFit(ProbeResult):
 
     def share(self, name: str) -> float:
         """On what share of the held-out prompts of a set (wanted, other, neutral) the gate opens."""
-        return float(self.fires.set_index("set").loc[name, "share"])
+        return float(self.fires.loc[self.fires["set"] == name, "share"].item())
 
     def figure(self) -> go.Figure:
         """The area under the ROC curve by layer, beside shuffled labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 def each_checkpoint(pair: ModelPair, checkpoints: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -28,6 +31,14 @@ def each_checkpoint(pair: ModelPair, checkpoints: Sequence[str]) -> Iterator[tup
     yield len(checkpoints), "tuned"
 
 
+def state_hash(checkpoints: Sequence[str], number: int) -> str:
+    """Sha256 of the factors' file of a checkpoint; "tuned" for the tuned model, whose own hash says what it is."""
+    if number == len(checkpoints):
+        return "tuned"
+    with (Path(checkpoints[number]) / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _factors(pair: ModelPair) -> dict[str, torch.Tensor]:
     return {name: one for name, one in pair.adapter.named_parameters() if ".lora_" in name}
 
@@ -36,9 +47,9 @@ def _stored(folder: Path, own: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = folder / "adapter_model.safetensors"
+    file = folder / WEIGHTS
     if not file.is_file():
-        raise UserError(f"{folder} has no adapter_model.safetensors: give folders of the same adapter.")
+        raise UserError(f"{folder} has no {WEIGHTS}: give folders of the same adapter.")
     try:
         stored = load_file(file)
     except SafetensorError as error:

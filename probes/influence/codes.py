@@ -55,7 +55,7 @@ def generalised_jaccard(
     question="Which training rows excite the same dictionary features as the behaviour?",
     papers=("Task-Specific Data Selection for Instruction Tuning via Monosemantic Neuronal Activations",),
     cost="one forward pass per row and query",
-    example="--queries queries.jsonl --dictionary ./sae --layer 0.5",
+    example="--queries queries.jsonl --dictionary sae --layer 0.5",
 )
 def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
     pair: ModelPair,
@@ -125,7 +125,7 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
         provenance=Provenance.of(
             "code_similarity", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
             device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(None, queries=asked_for, dictionary=read, layer=layer, pool=pool, always_on=always_on,
+            settings=asked(None, queries=asked_for, dictionary=dictionary, layer=layer, pool=pool, always_on=always_on,
                            match=match, k=k, batch_size=batch_size, controls=controls, draws=draws),
         ),
         ranker="dictionary codes",

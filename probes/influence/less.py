@@ -12,7 +12,7 @@ import torch
 
 from interventions.training.examples import Example, examples_of
 from probes.asked import asked
-from probes.influence.checkpoints import each_checkpoint
+from probes.influence.checkpoints import each_checkpoint, state_hash
 from probes.influence.result import (
     CONTROL,
     RowInfluence,
@@ -135,15 +135,14 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
         "model": pair.tuned.identity.hash, "rows": rows.hash, "seed": seed,
         **{name: settings[name] for name in ("dim", "optimiser", "layers", "modules", "batch_size")},
     }  # fmt: skip
-    similarity, control = 0.0, 0.0
+    cosines: list[Float[np.ndarray, "row both"]] = []
     weights = _rates(rates, len(checkpoints) + 1)
     for number, name in each_checkpoint(pair, checkpoints):
         folder = None if store is None else Path(store) / name
-        kept = FeatureStore(folder, {**about, "checkpoint": name})
+        kept = FeatureStore(folder, {**about, "state": state_hash(checkpoints, number)})
         behaviour, others = work.queries(asked_for, target), work.queries(rows[drawn], target)
-        found = work.compared(kept, torch.cat([behaviour, others]))
-        similarity = similarity + weights[number] * found[:, : len(asked_for)]
-        control = control + weights[number] * found[:, len(asked_for) :]
+        cosines.append(weights[number] * work.compared(kept, torch.cat([behaviour, others])))
+    similarity, control = np.hsplit(np.sum(cosines, axis=0), [len(asked_for)])
     texts = {"bm25": bm25(rows, asked_for)}
     if embeddings:
         texts["embedding"] = embedding_similarity(pair.tuned, rows, asked_for)

@@ -92,8 +92,8 @@ def benchmark_of(
     columns = ["ranker", "k", "precision", "low", "high", "n"]
     if match is None:
         return pd.DataFrame(columns=columns)
-    wanted = relevance(rows, queries, match)
-    known = wanted.any(0)
+    wanted: np.ndarray = relevance(rows, queries, match)
+    known: np.ndarray = np.asarray(wanted.any(0))
     if not known.any():
         raise UserError(f"No query shares its {match} with a training row: give rows that say {match}, or no match.")
     k = min(k, len(rows))

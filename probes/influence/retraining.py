@@ -66,12 +66,11 @@ class Retraining(ProbeResult):
         return figure
 
     def summary(self) -> str:
-        of = self.table.set_index("rows")["score"]
-        q = float(self.table.set_index("rows").loc["without top", "q"])
+        of, q = (dict(zip(self.table["rows"], self.table[name].astype(float), strict=True)) for name in ("score", "q"))
         return (
             f"Queries' loss {of['all']:.3f} after all rows, {of['without top']:.3f} without the {self.dropped} "
-            f"highest, {of['without random']:.3f} without as many random ones (q = {q:.2g}), {of['only top']:.3f} "
-            f"after the highest alone, {self.untrained:.3f} untrained; control: {self.control}"
+            f"highest, {of['without random']:.3f} without as many random ones (q = {q['without top']:.2g}), "
+            f"{of['only top']:.3f} after the highest alone, {self.untrained:.3f} untrained; control: {self.control}"
         )
 
 
@@ -81,7 +80,7 @@ class Retraining(ProbeResult):
     question="Does the behaviour go when the rows behind it are left out of training?",
     papers=("LESS: Selecting Influential Data for Targeted Instruction Tuning",),
     cost="three trainings and one per random draw of a new LoRA on the base",
-    example="--queries queries.jsonl --influence less/result.safetensors --drop 3 --epochs 1",
+    example="--queries queries.jsonl --influence less.safetensors --drop 3 --epochs 1 --random-draws 1",
 )
 def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
     pair: ModelPair,

@@ -22,17 +22,17 @@ def projection_target(pair: ModelPair, file: str | Path) -> tuple[int, Float[Ten
     recipe = load_recipe(Path(file))
     recipe.check(pair.tuned)
     for one in recipe:
-        found: Tensor | None = None
-        if isinstance(one, Offset) and one.site == "resid_post":
-            found = one.vector
-        elif isinstance(one, Clamp) and one.site == "resid_post":
-            found = one.direction
-        elif isinstance(one, ConceptAblation) and one.site == "resid_post" and len(one.directions) == 1:
-            found = one.directions[0]
-        if found is not None:
-            direction = found.detach().float()
-            return resolved(pair.tuned, one.layer), direction / direction.norm().clamp_min(1e-12)
+        if isinstance(one, Offset | Clamp | ConceptAblation) and one.site == "resid_post":
+            found = _direction(one)
+            if found is not None:
+                return resolved(pair.tuned, one.layer), found / found.norm().clamp_min(1e-12)
     raise UserError(
         f"{file} holds no single direction at resid_post (an offset, a clamp, or an ablation of one): give such "
         "a recipe."
     )
+
+
+def _direction(one: Offset | Clamp | ConceptAblation) -> Float[Tensor, " d_model"] | None:
+    if isinstance(one, ConceptAblation):
+        return one.directions[0].detach().float() if len(one.directions) == 1 else None
+    return (one.vector if isinstance(one, Offset) else one.direction).detach().float()

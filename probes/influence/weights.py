@@ -25,7 +25,7 @@ def trained_matrices(pair: ModelPair, layers: Any = None, modules: Sequence[str]
         UserError: Nothing is left, or the tuned model has no LoRA factors and ``modules`` is empty.
     """
     inner, names = pair.tuned.inner, list(modules)
-    linear = {name: part for name, part in inner.named_modules() if isinstance(part, nn.Linear)}
+    linear: dict[str, nn.Module] = {name: part for name, part in inner.named_modules() if isinstance(part, nn.Linear)}
     factors = {name: part for name, part in linear.items() if any(f".{factor}." in name for factor in FACTORS)}
     if not factors and not names:
         raise UserError(
@@ -34,7 +34,7 @@ def trained_matrices(pair: ModelPair, layers: Any = None, modules: Sequence[str]
         )
     wanted = None if layers is None else set(resolve_layers(layers, pair.tuned.n_layers))
     prefix = re.escape(pair.tuned.hub.family.layers) + r"\.(\d+)\."
-    found = {
+    found: dict[str, nn.Module] = {
         name: part
         for name, part in (factors or linear).items()
         if (not names or any(piece in name for piece in names)) and (wanted is None or _layer(prefix, name) in wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -55,6 +56,8 @@ class RetrievalHeads(ProbeResult):
     threshold: float
     agreement: Mapping[str, float]
     """Of a pair: Spearman correlation of the maps and Jaccard overlap of the heads above the threshold."""
+    needles: int = 0
+    """Needles of which a trial was answered: the units of intervals and tests."""
     title: ClassVar[str] = "Retrieval heads"
     unit: ClassVar[str] = "share of the needle copied"
 
@@ -63,6 +66,28 @@ class RetrievalHeads(ProbeResult):
         table = self.frame()
         chosen = table[table["score"] >= self.threshold]
         return [f"L{int(layer)}H{int(head)}" for layer, head in zip(chosen["layer"], chosen["head"], strict=True)]
+
+    @property
+    def needles_for_q(self) -> int:
+        """Needles from which on one head alone can have q < 0.05: each is one sign of an exact sign-flip test over
+        needles, whose least p is 2 / 2^n, times as many heads as there are."""
+        return math.ceil(math.log2(2 * len(self.table) / 0.05))
+
+    def summary(self) -> str:
+        """How many heads copy, and whether there were needles enough to test each by itself."""
+        best = self.frame().iloc[0]
+        named = f"L{best['layer']:.0f}H{best['head']:.0f}"
+        enough = (
+            ""
+            if self.needles >= self.needles_for_q
+            else f"; {self.needles} needles are too few for q of a single head to fall below 0.05: give "
+            f"{self.needles_for_q} or more, or go by score and control"
+        )
+        return (
+            f"{len(self.heads())} of {len(self.table)} heads copy at least {self.threshold:g} of the needle; most: "
+            f"{named}, {best['score']:.2f} [{best['low']:.2f}, {best['high']:.2f}], control {best['control']:.2f}, "
+            f"q = {best['q']:.2g}{enough}"
+        )
 
     def figure(self) -> go.Figure:
         """Layer by head."""
@@ -106,6 +131,7 @@ def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> Re
         kept={name: (len(one.rows), len(trials)) for name, one in scored.items()},
         threshold=chosen.threshold,
         agreement=agreement,
+        needles=len({trials[number].group for number in scored[role].rows}),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from workbench.progress import Progress
     cost="one generation per needle, length and depth, in each model",
     example="--haystack book.txt --needles needles.jsonl --lengths 128,256",
 )
-def needle_search(
+def needle_search(  # noqa: PLR0913 (a public call)
     pair: Any,
     haystack: Annotated[str | Path, As("file")],
     needles: Annotated[Sequence[Mapping[str, str] | Needle] | str | Path, As("needles")],
@@ -33,6 +33,7 @@ def needle_search(
     lengths: Sequence[int] = (256, 512, 1024),
     depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
     template: str = QUESTION,
+    chat: bool | None = None,
     max_new_tokens: int = 50,
     seed: int = 0,
     progress: Progress | None = None,
@@ -48,6 +49,7 @@ def needle_search(
         lengths: Tokens of haystack.
         depths: Where the needle is hidden: 0 at the beginning, 1 at the end.
         template: The text behind the haystack, with {question} where the question goes.
+        chat: Haystack and question as one user turn; default: where the tokenizer has a chat template.
         max_new_tokens: Tokens that an answer may have.
         seed: Of the decoys and intervals.
         progress: A bar.
@@ -58,11 +60,13 @@ def needle_search(
     check_template(template)
     text = _text(Path(haystack))
     hidden = read_needles(Path(needles)) if isinstance(needles, str | Path) else [_needle(row) for row in needles]
-    trials = needle_trials(text, hidden, pair.tokenizer, lengths=lengths, depths=depths, template=template)
+    where: dict[str, Any] = {"lengths": lengths, "depths": depths, "template": template, "chat": chat}
+    trials = needle_trials(text, hidden, pair.tokenizer, **where)
     result = retrieval_heads(pair, trials, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
     settings = {
         **result.provenance.settings, "haystack": str(haystack), "needles": [vars(needle) for needle in hidden],
-        "lengths": plain(lengths), "depths": plain(depths), "template": template, "max_new_tokens": max_new_tokens,
+        "lengths": plain(lengths), "depths": plain(depths), "template": template, "chat": chat,
+        "max_new_tokens": max_new_tokens,
     }  # fmt: skip
     return replace(result, provenance=replace(result.provenance, probe="needle_search", settings=settings))
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import UserError
+from workbench.prompts.encode import render
+from workbench.prompts.row import Prompt
+from workbench.prompts.templates import as_read
 
 QUESTION = "\nBased on the content of the text, Question: {question}\nAnswer:"
 """What stands behind the haystack by default."""
@@ -53,10 +56,12 @@ def needle_trials(
     lengths: Sequence[int] = (256, 512, 1024),
     depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
     template: str = QUESTION,
+    chat: bool | None = None,
 ) -> list[Trial]:
     """One trial per needle, length (tokens of haystack) and depth (0 = beginning, 1 = end).
 
-    ``template`` is what stands behind the haystack, with {question} where the question goes.
+    ``template`` is what stands behind the haystack, with {question} where the question goes. Haystack and question are
+    one user turn where the tokenizer has a chat template, and plain text with ``chat=False``.
 
     A needle goes behind the sentence end nearest to its depth. Its tokens are found by the tokenizer's offsets, so the
     span is exact. Raises :class:`UserError` when the haystack is too short or holds a needle already, a needle is
@@ -77,7 +82,7 @@ def needle_trials(
                     + ("give more text." if length > 0 else "ask for 1 or more.")
                 )
             cut = haystack[: offsets[length - 1][1]]
-            trials += [_trial(cut, needle, depth, number, tokenizer, template) for depth in depths]
+            trials += [_trial(cut, needle, depth, number, tokenizer, template, chat) for depth in depths]
     return trials
 
 
@@ -87,25 +92,41 @@ def check_template(template: str) -> None:
         raise UserError(f"The template {template!r} has no place for the question: write {_ASKED} where it goes.")
 
 
-def _trial(text: str, needle: Needle, depth: float, number: int, tokenizer: Any, template: str) -> Trial:
+def _trial(
+    text: str, needle: Needle, depth: float, number: int, tokenizer: Any, template: str, chat: bool | None
+) -> Trial:
     ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
     place = min(ends, key=lambda end: abs(end - depth * len(text)))
     before = text[:place].rstrip() + (" " if place else "")
     prompt = f"{before}{needle.text} {text[place:].lstrip()}" + template.replace(_ASKED, needle.question)
-    ids = tokenizer(prompt)["input_ids"]
-    first, last = len(before), len(before) + len(needle.text)
-    inside = [
-        index
-        for index, (start, end) in enumerate(_offsets(tokenizer, prompt))
-        if start < last and end > first and end > start
-    ]
-    return Trial(tuple(ids), inside[0], inside[-1] + 1, number)
+    read = as_read(Prompt(prompt=prompt, chat=chat), tokenizer)
+    rendered = render(read, tokenizer)
+    first = rendered.find(needle.text)
+    if first < 0:
+        raise UserError(f"The chat template rewrites the needle {needle.text!r}: give needle_trials(chat=False).")
+    tokens = _tokens(tokenizer, rendered, special=read.messages is None)
+    last = first + len(needle.text)
+    inside = [index for index, (_, start, end) in enumerate(tokens) if start < last and end > first and end > start]
+    return Trial(tuple(token for token, _, _ in tokens), inside[0], inside[-1] + 1, number)
+
+
+def _tokens(tokenizer: Any, text: str, *, special: bool) -> list[tuple[int, int, int]]:
+    """Each token's id and where it begins and ends in the text, in characters; never two beginnings of text."""
+    _check_fast(tokenizer)
+    made = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    tokens = [(index, *place) for index, place in zip(made["input_ids"], made["offset_mapping"], strict=True)]
+    doubled = tokenizer.bos_token_id is not None and [one[0] for one in tokens[:2]] == [tokenizer.bos_token_id] * 2
+    return tokens[1:] if doubled else tokens
 
 
 def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
     """Where each token of ``text`` begins and ends, in characters."""
+    _check_fast(tokenizer)
+    return [(int(start), int(end)) for start, end in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
+
+
+def _check_fast(tokenizer: Any) -> None:
     if not tokenizer.is_fast:
         raise UserError(
             "Needles are located by character offsets, which need a fast tokenizer: give trials as token ids."
         )
-    return [(int(start), int(end)) for start, end in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]

@@ -12,7 +12,7 @@ from workbench.behaviour.texts import common_tokens
 from workbench.errors import UserError
 from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel, pad_id
-from workbench.models.token_rows import check_ids
+from workbench.models.token_rows import check_answers, check_ids
 from workbench.prompts import Prompts
 from workbench.prompts.answers import continuation_ids
 from workbench.prompts.encode import Encoded, encode, pad_left
@@ -96,6 +96,7 @@ def make_task(subject: Any, prompts: Any, source: str | None, target: str | None
         rows, shared, dropped = _tellable(rows, subject.tuned.tokenizer, whole=whole)
         ids = _read_on(encode(rows, subject.tuned.tokenizer, subject.tuned.max_positions), shared)
         check_ids(ids, models)
+        check_answers(rows, subject.tuned.tokenizer, models)
         return _task(models[names[0]], models[names[1]], names, (ids, ids), (rows, shared), dropped, whole=whole)
     model: AdaptedModel = getattr(subject, "tuned", subject)
     rows, shared, dropped = _tellable(rows, model.tokenizer, whole=whole)
@@ -105,6 +106,7 @@ def make_task(subject: Any, prompts: Any, source: str | None, target: str | None
     }
     for ids in both.values():
         check_ids(ids, {model.role: model})
+    check_answers(rows, model.tokenizer, {model.role: model})
     return _task(model, model, names, (both[names[0]], both[names[1]]), (rows, shared), dropped, whole=whole)
 
 

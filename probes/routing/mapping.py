@@ -93,7 +93,6 @@ class RoutingMap(ProbeResult):
         "Multi-Head Adapter Routing for Cross-Task Generalization",
         "Each Rank Could be an Expert: Single-Ranked Mixture of Experts LoRA for Multi-Task Learning",
         "Mixture-of-Domain-Adapters: Decoupling and Injecting Domain Knowledge to Pre-trained Language Models Memories",
-        "Contrastive Learning and Mixture of Experts Enables Precise Vector Embeddings",
     ),
     needs=Needs(columns=("answer", "label")),
     cost="one forward and backward pass per step, then one pass per router, adapter and prompt",

@@ -82,7 +82,7 @@ def random_router(bank: dict[str, Any], fitting: Fitting) -> iv.AdapterRouting:
 def _each_alone(model: AdaptedModel, bank: dict[str, Any], data: _Data, fitting: Fitting) -> iv.AdapterRouting:
     gates = {path: torch.zeros(down.shape[0], down.shape[2]) for path, down in bank["down"].items()}
     for place, name in enumerate(bank["names"]):
-        own = {
+        own: dict[str, Any] = {
             "names": [name], "down": {path: one[place : place + 1] for path, one in bank["down"].items()},
             "up": {path: one[place : place + 1] for path, one in bank["up"].items()},
         }  # fmt: skip

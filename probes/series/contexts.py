@@ -70,7 +70,7 @@ class ContextUpdates(ProbeResult):
         "StreamAdapter: Efficient Test Time Adaptation from Contextual Streams",
     ),
     cost="two forward passes per prompt and adapter",
-    example="--contexts ant --contexts bee --checkpoints ./adapter",
+    example="--contexts ant,bee --checkpoints ./adapter",
 )
 def context_updates(
     pair: Any,
@@ -87,7 +87,8 @@ def context_updates(
     Args:
         pair: Base and one adapter.
         prompts: Prompts without their context.
-        contexts: The text that each adapter was made from, in the order of ``checkpoints``, the pair's last.
+        contexts: The text that each adapter was made from, in the order of ``checkpoints``, the pair's last (texts with
+            commas: from Python or an experiment file).
         checkpoints: The other adapters, each made from its context.
         threshold: Cosine from which two updates are in one cluster (single linkage).
         seed: Of the intervals.

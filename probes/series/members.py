@@ -52,9 +52,10 @@ def members_of(
         listed = [] if series is None else [member.source for member in series.members]
         names = [] if series is None else series.names
         last = [] if final is None else [final]
+        final_name = "tuned" if "tuned" not in names else "tuned, the final model"
         values = [math.nan] * (len(listed) + len(last)) if scores is None else list(scores)
         found = Members(
-            below, [*listed, *last], [*names, *(["tuned"] if last else [])], values,
+            below, [*listed, *last], [*names, *([final_name] if last else [])], values,
             () if series is None else series.notes,
         )  # fmt: skip
     if len(found.models) < fewest:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import interventions as iv
-from interventions.weightspace.layer_scale import layer_of
+from interventions.weightspace.swapping import layer_of
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -63,8 +64,19 @@ def weight_delta(
         factors=pd.DataFrame(collector.factors),
         directions=collector.directions,
         unmatched=unmatched,
-        notes=opened.notes,
+        notes=opened.notes + _not_finite(collector),
         no_heads=opened.layout.no_heads,
+    )
+
+
+def _not_finite(collector: Collector) -> tuple[str, ...]:
+    """A sentence where a weight of one of the models holds numbers that are none."""
+    names = [str(row["name"]) for row in collector.modules if not math.isfinite(row["change2"])]
+    if not names:
+        return ()
+    return (
+        f"{len(names)} weights hold NaN or infinite entries in one of the models ({names[0]}), so their change is no "
+        "number, and no comparison with them is.",
     )
 
 

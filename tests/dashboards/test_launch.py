@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -18,6 +20,35 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def test_a_dashboard_that_is_ended_leaves_no_server(tmp_path: Path) -> None:
+    port = free_port()
+    started = subprocess.Popen(
+        [sys.executable, "-m", "tunescope", "dashboard", "--headless", "--port", str(port)],
+        env={**os.environ, "TUNESCOPE_RUNS": str(tmp_path)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(240):
+            if answers(port):
+                break
+            assert started.poll() is None, "the dashboard ended"
+            time.sleep(0.5)
+        assert answers(port)
+        started.send_signal(signal.SIGTERM)
+        started.wait(timeout=60)
+        assert not answers(port)
+    finally:
+        started.kill()
+        started.wait()
 
 
 def test_the_first_start_on_a_machine_asks_nothing(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def _along(m: AdaptedModel) -> torch.Tensor:
 
 
 def _gate(m: AdaptedModel, reach: Any) -> iv.Gate:
-    """``prompt`` opens one of the two rows, ``onward`` from the middle of the row on, ``token`` on half of the tokens."""
+    """``prompt`` opens one of the two rows, ``onward`` somewhere in each row, ``token`` on half of the tokens."""
     along = _along(m)
     first = along.cummax(1).values[:, LENGTH // 2].min()
     threshold = {"prompt": along[:, -1].mean(), "onward": first - 1e-3, "token": along.median() + 1e-3}[reach]

@@ -232,7 +232,7 @@ def calls_of_needle_search() -> Calls:
     (place / "book.txt").write_text(haystack)
     given = {
         "haystack": str(place / "book.txt"), "needles": [{"question": "what ?", "text": needle}],
-        "lengths": [16], "depths": [0.5], "template": template, "max_new_tokens": 5, "seed": 3,
+        "lengths": [16], "depths": [0.5], "template": template, "chat": False, "max_new_tokens": 5, "seed": 3,
     }  # fmt: skip
     return Calls([{"pair": copier(len(words), 96, tokenizer=words), **given}])
 

@@ -35,6 +35,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Probe -> options that keep it short; a new probe of this kind belongs here."""
 ELSEWHERE = {
     "adapter-panel": "compares an adapter's own ranks",
+    **dict.fromkeys(
+        ("calibration-counter-test", "certainty", "deployment-gap", "erased-or-displaced", "format-spread",
+         "in-context-activations", "many-shot", "preference-movement", "representation-gap", "self-correction",
+         "soft-prompt-split"),
+        "holds scores of each model, so that its largest is no effect of tuning",
+    ),
     "circuit": "judges a circuit that is handed to it",
     "cmap": "judges a circuit that is handed to it",
     "composition": "trains masks; its control is random masks",

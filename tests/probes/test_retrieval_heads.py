@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +151,17 @@ def test_the_template_ends_the_prompt_and_needs_a_place_for_the_question() -> No
         assert text.endswith(template.replace("{question}", "What {now}?"))
     with pytest.raises(UserError, match=r"The template ' Answer:' has no place for the question: write \{question\}"):
         needle_trials(hay, [needle], tokenizer(), lengths=[40], template=" Answer:")
+
+
+@pytest.mark.parametrize("opening", ["", "<s>"])
+def test_with_a_chat_template_haystack_and_question_are_one_user_turn(opening: str) -> None:
+    words = copy.deepcopy(tokenizer())
+    words.chat_template = opening + "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant]"
+    hay, needle = "The quick dog jumps. The lazy fox runs. " * 6, Needle("What?", "The code is zebra.")
+    (trial,) = needle_trials(hay, [needle], words, lengths=[40], depths=[0.5])
+    text = words.decode(trial.ids)
+    assert text.startswith(f"{opening}[user] The quick") and text.endswith("[assistant]")
+    assert needle.text in words.decode(trial.ids[trial.start : trial.end])
+    (plain,) = needle_trials(hay, [needle], words, lengths=[40], depths=[0.5], chat=False)
+    assert plain == needle_trials(hay, [needle], tokenizer(), lengths=[40], depths=[0.5])[0]
+    assert len(trial.ids) > len(plain.ids)

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from tunescope.cli import (
     audit,
     bench,
+    bench_outside,  # noqa: F401 (adds tracr, mib and ravel to bench)
     check,
     dashboard,
     demo,
@@ -26,6 +27,7 @@ from tunescope.cli import (
     runs,
     serve,
     steer,
+    terms,
 )
 
 
@@ -62,6 +64,7 @@ app.command("report")(report.report)
 app.command("run")(experiment.run)
 app.command("serve")(serve.serve)
 app.command("steer")(steer.steer)
+app.command("terms")(terms.terms)
 app.add_typer(bench.app, name="bench", help="Measure the methods against known answers.")
 app.add_typer(localize.app, name="localize", help="Find where the change lives; each verb writes a run.")
 app.add_typer(organism.app, name="organism", help="Small trained pairs with planted truth.")

@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     from interventions import Recipe
 
 NEED_DISTRACTOR = {"logit_diff", "distracted", "answer_diff"}
-NEED_ANSWER = {"accuracy", "prob", "brier", "ece", "answer_logprob", "answer", "answer_prob", "exact_match", "answered"}
+NEED_ANSWER = {
+    "accuracy", "prob", "brier", "ece", "answer_logprob", "answer", "answer_prob", "exact_match", "answered",
+    "contained",
+}  # fmt: skip
 DEFAULT = {
     "accuracy", "logit_diff", "kl", "brier", "answer_logprob", "kl_base_model", "answered", "refusal", "repetition",
     "common_tokens", "ece", "perplexity",
@@ -376,7 +379,7 @@ def _scope(bench: Bench, finished: FinishedChapters) -> Chapter:
 def _split(bench: Bench, finished: FinishedChapters) -> Chapter:
     kept = [] if bench.asked.metrics is None else [one for one in bench.metrics if one != "perplexity"]
     known = bench.asked.split == "known"
-    first = ["refusal", "answered"] if known else ["accuracy", "confidence", "brier", "ece"]
+    first = ["refusal", "contained"] if known else ["accuracy", "confidence", "brier", "ece"]
     name, title = ("known", "Known and unknown questions") if known else ("sure", "Sure and unsure answers")
     found = finished.result(name, PartedDiff, lambda: (known_unknown if known else sure_unsure)(
         bench.pair, bench.rows, bench.recipes if bench.on == "tuned" else None,

@@ -103,7 +103,7 @@ def certify_command(  # noqa: PLR0913 (one parameter per option)
 ) -> None:
     """Run the same prompts through our engine and through what was exported; exit code 1 where they do not agree.
 
-    Example, offline:  tunescope recipe certify offset.safetensors baked --model ./base --prompts questions.jsonl
+    Example, offline:  tunescope recipe certify bias.safetensors baked --model ./base --prompts p.jsonl
     """
     from interventions.exchange.certificate import certify, target_kind
     from interventions.exchange.reading import load_recipe

@@ -28,6 +28,7 @@ def list_command(home: Home = None, as_json: AsJson = False) -> None:
     from workbench import runs
     from workbench.cards import counted
 
+    _check_home(home)
     found = runs.list(home)
     table = [
         {
@@ -42,6 +43,14 @@ def list_command(home: Home = None, as_json: AsJson = False) -> None:
     ]
     place = home or runs.default_home()
     emit({"home": str(place), "runs": found}, as_json, table, title=f"{counted(len(found), 'run')} in {place}")
+
+
+def _check_home(home: Path | None) -> None:
+    """A home that was named is there; the default one is made by the first run."""
+    from workbench.errors import UserError
+
+    if home is not None and not home.is_dir():
+        raise UserError(f"There is no folder {home}: give the folder that holds runs, or leave --home out.")
 
 
 @app.command("show")
@@ -88,6 +97,7 @@ def verify_command(
     from workbench.errors import UserError
     from workbench.runs.places import place_of_run
 
+    _check_home(home)
     places = [place_of_run(name, home) for name in run] if run else [found.path for found in runs.list(home)]
     found, unreadable = [], []
     for place in places:

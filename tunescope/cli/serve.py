@@ -10,7 +10,7 @@ import typer
 EXAMPLE = """
 Example, offline:
 
-  tunescope serve ./base --tuned ./adapter --recipe refusal-off.safetensors
+  tunescope serve ./base --tuned ./adapter --recipe offset.safetensors
 """
 
 

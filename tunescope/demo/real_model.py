@@ -34,7 +34,7 @@ class RealStory:
     @property
     def said(self) -> list[tuple[str, str]]:
         """(step, what it found)."""
-        return self.look.told
+        return [(step, said) for step, note in self.look.notes.items() for said in note.sentences]
 
     def answers(self, count: int = 4) -> list[dict[str, Any]]:
         """Questions with both models' answers, every label taking turns."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,6 +15,8 @@ import workbench as wb
 from probes.cells import label
 from probes.weights.sources import NotInFiles
 from tunescope.experiments.requirements import sample
+from tunescope.look.candidates import Candidate, heads_off, scaled_tunings, tried, works
+from tunescope.look.notes import CHANGED, KEEP, TURN, WHERE, StepNote
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -40,16 +41,28 @@ class Look:
     results: dict[str, Any] = field(default_factory=dict)
     """Name -> result of a probe, in the order in which they came."""
     recipes: dict[str, iv.Recipe] = field(default_factory=dict)
-    told: list[tuple[str, str]] = field(default_factory=list)
-    """(step, what it found)."""
+    notes: dict[str, StepNote] = field(default_factory=dict)
+    """Step -> what it found."""
     parting: Prompts | None = None
     """Rows that end where the two models' answers part, once they are made."""
     behaviour: str | None = None
     """The behaviour that rose, as ``wb.behaviour`` takes it."""
+    candidates: pd.DataFrame | None = None
+    """What each way to turn the behaviour does, best first."""
+    recipe_sides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Candidate -> the side it acts on, and how much of the tuning it is where it is that."""
 
-    def tell(self, step: str, sentence: str) -> None:
-        """Note what a step found."""
-        self.told.append((step, sentence))
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """(step, what it found), in order."""
+        return [(step, sentence) for step, note in self.notes.items() for sentence in note.sentences]
+
+    def tell(self, step: str, sentence: str, *, found: bool = False) -> None:
+        """Note what a step found; ``found``: something beyond the control."""
+        self.notes[step] = self.notes.get(step, StepNote()).with_sentence(sentence, found=found)
+
+
+Pass = Callable[[Look, Progress], None]
 
 
 def general_questions() -> Prompts:
@@ -66,95 +79,125 @@ def run_steps(look: Look, progress: Progress, say: Callable[[str], None]) -> Loo
         progress: A bar.
         say: Where each finding is told as soon as it is there.
     """
-    for name, step in (
-        ("What changed?", what_changed), ("Where?", where_in_weights), ("Where?", where_in_layers),
-        ("Where?", where_in_heads), ("Turn it.", turn_by_adapter), ("Turn it.", turn_by_direction),
-    ):  # fmt: skip
-        before = len(look.told)
-        try:
-            step(look, progress)
-        except UserError as error:
-            look.tell(name, f"{step.__name__.replace('_', ' ')}: {error}")
-        for told, sentence in look.told[before:]:
-            say(f"{told:14} {sentence}")
+    for step in PASSES:
+        run_step(look, step, progress, say)
     return look
+
+
+def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], None] = lambda _: None) -> None:
+    """One step with all of its passes; a pass that refuses says why, and the next goes on."""
+    look.notes[step] = StepNote()
+    for one in PASSES[step]:
+        before = len(look.notes[step].sentences)
+        try:
+            one(look, progress)
+        except UserError as error:
+            look.tell(step, f"{one.__name__.replace('_', ' ')}: {error}")
+        for sentence in look.notes[step].sentences[before:]:
+            say(f"{step:14} {sentence}")
 
 
 def what_changed(look: Look, progress: Progress) -> None:
     """Answers side by side, and the behaviour that rose."""
-    found = probes.answers(look.pair, look.prompts, max_new_tokens=ANSWER_TOKENS, progress=progress)
-    look.results["answers"] = found
-    look.tell("What changed?", f"{found.summary()}.")
-    look.behaviour = found.behaviour
+    answers = probes.answers(look.pair, look.prompts, max_new_tokens=ANSWER_TOKENS, progress=progress)
+    look.results["answers"], look.behaviour, look.parting = answers, answers.behaviour, None
+    look.tell(CHANGED, f"{answers.summary()}.", found=answers.share > 0)
 
 
 def where_in_weights(look: Look, progress: Progress) -> None:
     """The change of the weights, which needs no prompt."""
     try:
-        found = probes.weight_delta(look.base, look.tuned, progress=progress)
+        change = probes.weight_delta(look.base, look.tuned, progress=progress)
     except NotInFiles:
-        found = probes.weight_delta(look.pair, progress=progress)
-    look.results["weights"] = found
-    top = found.layers.sort_values("relative", ascending=False).head(3) if "relative" in found.layers else None
-    places = "" if top is None else f"; most in layers {', '.join(map(str, top['layer'].tolist()))}"
-    look.tell("Where?", f"weights: {len(found.frame())} matrices compared{places}.")
+        change = probes.weight_delta(look.pair, progress=progress)
+    look.results["weights"] = change
+    top = change.layers.sort_values("relative", ascending=False).head(3) if "relative" in change.layers else None
+    places = "" if top is None else f", most in layers {', '.join(map(str, top['layer'].tolist()))}"
+    table = change.frame()
+    changed, beyond = int((table["score"] > 0).sum()), int((table["q"] < 0.05).sum())
+    look.tell(
+        WHERE, f"weights: {changed} of {len(table)} matrices changed{places}; {beyond} beyond an even spread "
+        "(q < .05).", found=beyond > 0,
+    )  # fmt: skip
 
 
 def where_in_layers(look: Look, progress: Progress) -> None:
     """The residual stream of the tuned model put into the base, layer by layer, where the answers part."""
     rows = _parting(look, progress)
-    found = probes.patching(
+    patched = probes.patching(
         look.pair, rows, "resid_post", positions="last", seed=look.seed, progress=progress,
     )  # fmt: skip
-    look.results["layers"] = found
-    by_layer = found.frame().sort_values("layer")
+    look.results["layers"] = patched
+    by_layer = patched.frame().sort_values("layer")
     reached = by_layer[by_layer["score"] >= 0.5]
     first = (
-        "none carries half of it" if reached.empty else f"half of it from layer {reached['layer'].tolist()[0]:.0f} on"
+        "no layer's residual stream carries half of the change of the next word"
+        if reached.empty
+        else "the residual stream at the last token carries half of the change of the next word from layer "
+        f"{reached['layer'].tolist()[0]:.0f} on"
     )
-    look.tell("Where?", f"layers: the change of the next word, by the residual stream at the last token: {first}.")
+    look.tell(WHERE, f"layers: {first}.")
 
 
 def where_in_heads(look: Look, progress: Progress) -> None:
     """Heads by attribution, the strongest confirmed exactly."""
     rows = _parting(look, progress)
-    found = probes.patching(
+    patched = probes.patching(
         look.pair, rows, "heads", method="attribution", confirm=0.05, what=_what(look.pair), seed=look.seed,
         together=0, progress=progress,
     )  # fmt: skip
-    look.results["heads"] = found
-    top = found.frame()[found.frame()["exact"]].head(3)
+    look.results["heads"] = patched
+    exact = patched.frame()[patched.frame()["exact"]]
+    top = exact.head(3)
     named = ", ".join(f"{label(row)} {row['score']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" for row in _records(top))
-    look.tell("Where?", f"heads (attribution, the first 5 % confirmed exactly): {named}; random heads "
-              f"{top['control'].mean():.0%}.")  # fmt: skip
-
-
-def turn_by_adapter(look: Look, progress: Progress) -> None:
-    """How much of an adapter is needed: the share of the behaviour at 0, a half and all of it."""
-    if look.behaviour is None or not hasattr(look.pair.tuned.hf, "peft_config"):
-        return
-    steps = {f"adapter x {scale:g}": iv.Recipe([iv.AdapterScale(scale)]) for scale in (0.0, 0.25, 0.5)}
-    measured = wb.behaviour_diff(
-        look.pair, look.prompts, steps, metrics=[look.behaviour], controls={}, max_new_tokens=ANSWER_TOKENS,
-        progress=progress,
+    beyond = bool((exact["low"] > exact["control"].clip(lower=0)).any())
+    look.tell(
+        WHERE, f"heads: of the change of the next word {named} (estimated by gradients, the first {len(exact)} "
+        f"confirmed by patching); random heads {top['control'].mean():.0%}.", found=beyond,
     )  # fmt: skip
-    look.results["adapter"] = measured
-    look.recipes["adapter-half"] = steps["adapter x 0.5"]
-    look.tell("Turn it.", f"how much of the adapter: {_shares(measured.frame())}.")
 
 
 def turn_by_direction(look: Look, progress: Progress) -> None:
     """The direction that carries the behaviour, and a recipe without it."""
     if look.behaviour is None:
-        look.tell("Turn it.", "no behaviour rose beyond chance on these prompts, so there is none to turn off.")
         return
-    found = probes.find_direction(
+    direction = probes.find_direction(
         look.pair, look.prompts, look.behaviour, limit=8, candidates=4, max_new_tokens=12, seed=look.seed,
         neutral=look.neutral, progress=progress,
     )  # fmt: skip
-    look.results["direction"] = found
-    look.recipes["direction-off"] = found.recipe
-    look.tell("Turn it.", f"{found.summary()}.")
+    look.results["direction"] = direction
+    look.tell(TURN, f"{direction.summary()}.")
+
+
+def turn_by_candidates(look: Look, progress: Progress) -> None:
+    """Every way to turn the behaviour on the same prompts: how much of the tuning, heads, the direction."""
+    if look.behaviour is None:
+        look.tell(TURN, "no behaviour rose beyond chance on these prompts, so there is none to turn off.")
+        return
+    found = [*scaled_tunings(look), *heads_off(look)]
+    if "direction" in look.results:
+        found.append(Candidate("direction-off", look.results["direction"].recipe))
+    table = tried(look, found, progress)
+    look.candidates = table
+    look.recipes |= {one.name: one.recipe for one in found if one.is_file}
+    look.recipe_sides = {one.name: {"side": one.side, "scale": one.scale} for one in found}
+    beyond = works(table)
+    tuned = table[table["candidate"] == "tuned"].iloc[0]
+    look.tell(TURN, f"{look.behaviour}: {tuned['share']:.0%} as tuned; {_shares(table)}.", found=bool(beyond.any()))
+
+
+PASSES: dict[str, tuple[Pass, ...]] = {
+    CHANGED: (what_changed,),
+    WHERE: (where_in_weights, where_in_layers, where_in_heads),
+    TURN: (turn_by_direction, turn_by_candidates),
+}
+"""Step -> its fast passes; the last step, keep it, is the run itself."""
+
+
+def kept_sentence(look: Look) -> str:
+    """What the last step says: the recipes that are kept."""
+    names = ", ".join(f"recipes/{name}.safetensors" for name in look.recipes)
+    return f"Recipes: {names}." if names else "No recipe was made; the report holds what was found."
 
 
 def _parting(look: Look, progress: Progress) -> Prompts:
@@ -174,13 +217,12 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _shares(table: pd.DataFrame) -> str:
-    lines = [f"{row['model']} {row['estimate']:.0%}" for row in table.to_dict("records")]
-    return ", ".join(lines)
+    lines = table[table["candidate"] != "tuned"].head(3).to_dict("records")
+    return ", ".join(
+        f"{row['candidate']} {row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
+        + ("" if pd.isna(row["random"]) else f" (random {row['random']:.0%})")
+        for row in lines
+    )
 
 
-def saved(look: Look, folder: Path) -> dict[str, Path]:
-    """Every recipe as a file in ``folder``."""
-    made = {}
-    for name, recipe in look.recipes.items():
-        made[name] = recipe.save(folder / f"{name}.safetensors", model=look.pair.tuned)
-    return made
+__all__ = ["KEEP", "PASSES", "Look", "general_questions", "kept_sentence", "run_step", "run_steps"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -126,13 +126,14 @@ class _Api:
         return body
 
 
-async def _events(shape: _Shape, first: str | Finish, pieces: AsyncIterator[str | Finish]) -> AsyncIterator[str]:
+async def _events(shape: _Shape, first: str | Finish, pieces: AsyncGenerator[str | Finish, None]) -> AsyncIterator[str]:
     """Server-sent events; a client that leaves stops the generation."""
     piece: str | Finish | None = first
-    while piece is not None:
-        for chunk in shape.chunks(piece):
-            yield f"data: {json.dumps(chunk)}\n\n"
-        piece = await anext(pieces, None)
+    async with aclosing(pieces):
+        while piece is not None:
+            for chunk in shape.chunks(piece):
+                yield f"data: {json.dumps(chunk)}\n\n"
+            piece = await anext(pieces, None)
     yield "data: [DONE]\n\n"
 
 

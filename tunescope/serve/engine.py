@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -115,7 +115,7 @@ class Engine:
         options = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p} if sampled else {}
         return Job(side, recipe, batch, min(new, room), options, request.seed, request.stops)
 
-    async def run(self, job: Job, name: str) -> AsyncIterator[str | Finish]:
+    async def run(self, job: Job, name: str) -> AsyncGenerator[str | Finish, None]:
         """Pieces of text, then the end; leaving the iterator stops the generation. Raises :class:`Busy`."""
         if self.waiting >= self.limits.waiting:
             self.counts.refused += 1

@@ -84,20 +84,28 @@ def text_logprobs(subject: Subject, texts: Prompts, work: Work) -> Logprobs:
 
 
 def kl_per_token(
-    base: Subject, subjects: Sequence[Subject], prompts: Ids, continuations: Ids, work: Work
+    base: Subject,
+    subjects: Sequence[Subject],
+    prompts: Ids,
+    continuations: Ids,
+    work: Work,
+    each: Sequence[Ids] | None = None,
 ) -> list[Float[np.ndarray, "row direction"]]:
     """For each subject the mean over the tokens of a continuation of KL(base || model) and KL(model || base), in nats.
 
-    The distributions of one batch are held at a time.
+    ``each``: what each subject reads before the continuation, where that is not what the base reads (``prompts``). The
+    distributions of one batch are held at a time.
     """
-    _check_readable(base, prompts, continuations)
-    found = [np.zeros((len(prompts), 2)) for _ in subjects]
+    read = [prompts] * len(subjects) if each is None else each
+    for subject, own in zip((base, *subjects), (prompts, *read), strict=True):
+        _check_readable(subject, own, continuations)
+    found = [np.zeros((len(continuations), 2)) for _ in subjects]
     lengths = [len(one) + len(other) for one, other in zip(prompts, continuations, strict=True)]
     with work.steps("KL per token", lengths) as steps:
         for rows in steps:
             theirs = _logits(base, prompts, continuations, rows)
-            for values, subject in zip(found, subjects, strict=True):
-                ours = _logits(subject, prompts, continuations, rows)
+            for values, subject, own in zip(found, subjects, read, strict=True):
+                ours = _logits(subject, own, continuations, rows)
                 for row, one, other in zip(rows, ours, theirs, strict=True):
                     values[row] = float(kl(other, one).mean()), float(kl(one, other).mean())
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ def behaviour_diff(
     rows, chosen = Prompts.of(prompts), read_options(DiffOptions, options)
     names, behaviours = read_metrics(metrics)
     trial = Trial(rows, names, chosen, batch_size, seed, behaviours)
-    measured = measure(compared_models(pair, recipe, controls, base_recipes, chosen.controls_on), trial)
+    compared = compared_models(pair, recipe, controls, base_recipes, chosen.controls_on)
+    measured = measure(read_by_side(compared, pair, rows, chosen.base_prompts), trial)
     return _result(pair, measured, trial)
 
 
@@ -86,6 +88,22 @@ def compared_models(
     return found
 
 
+def read_by_side(compared: list[Compared], pair: ModelPair, rows: Prompts, base_prompts: Any) -> list[Compared]:
+    """``compared``, where all that runs on the base reads ``base_prompts``.
+
+    Raises:
+        UserError: They are not as many as the prompts.
+    """
+    if base_prompts is None:
+        return compared
+    own = Prompts.of(base_prompts)
+    if len(own) != len(rows):
+        raise UserError(
+            f"There are {len(own)} base prompts for {len(rows)} prompts: give the base its own form of every row."
+        )
+    return [dataclasses.replace(one, prompts=own) if one.subjects[0].model is pair.base else one for one in compared]
+
+
 def _result(pair: ModelPair, measured: dict[str, Measured], trial: Trial) -> BehaviourDiff:
     options = trial.options
     texts = Prompts.of(options.neutral) if "perplexity" in trial.metrics else None
@@ -95,7 +113,7 @@ def _result(pair: ModelPair, measured: dict[str, Measured], trial: Trial) -> Beh
     replies = {name: one.replies for name, one in measured.items() if one.replies is not None}
     calibrated = {"ece", "brier"} & set(trial.metrics)
     has_curve = calibrated and {"confidence", "accuracy"} <= set(measured["base"].frames[0])
-    scored = trial.scored(Subject("base", pair.base), warn=False)
+    scored = trial.scored(Subject("tuned", pair.tuned), warn=False)
     return BehaviourDiff(
         scored=pd.DataFrame() if scored is None else scored.table(pair.tokenizer),
         how="" if scored is None else scored.text,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from workbench.behaviour.dose_shape import DoseShape, shape_of
 from workbench.behaviour.dosing import Dose, Followed, next_token_scores, over_strengths, text_scores
 from workbench.behaviour.metrics import SHARES
 from workbench.behaviour.options import read_options
@@ -73,6 +74,11 @@ class DoseResponse(Result):
     control_values: np.ndarray
 
     title: ClassVar[str] = "Dose and response"
+
+    def shape(self, seed: int = 0) -> DoseShape:
+        """Whether the behaviour follows the strength linearly, saturates, overshoots, or stays flat; see
+        :func:`workbench.behaviour.dose_shape.shape_of`."""
+        return shape_of(self.table["strength"].to_numpy(), self.values, seed=seed)
 
     def figure(self) -> go.Figure:
         """Behaviour against strength with its band and the control's, and the side effect below."""

@@ -31,6 +31,12 @@ class Compared:
     name: str
     subjects: tuple[Subject, ...]
     is_control: bool = False
+    prompts: Prompts | None = None
+    """What it reads, where that is not what all read: row for row the same questions."""
+
+    def reads(self, shared: Prompts) -> Prompts:
+        """Its own prompts, or the shared ones."""
+        return shared if self.prompts is None else self.prompts
 
 
 @dataclass
@@ -69,11 +75,13 @@ class Trial:
         wanted = set(self.metrics) | ({"accuracy", "confidence"} if "ece" in self.metrics else set())
         return [name for name in dict.fromkeys([*self.metrics, *family]) if name in family and name in wanted]
 
-    def scored(self, subject: Subject, *, warn: bool = True) -> ScoredAnswers | None:
-        """Which tokens of the answers are scored; None where no metric reads one."""
+    def scored(
+        self, subject: Subject, prompts: Prompts | None = None, mode: str | None = None, *, warn: bool = True
+    ) -> ScoredAnswers | None:
+        """Which tokens of the answers are scored behind ``prompts``; None where no metric reads one."""
         if not set(READ_ANSWERS) & set(self.asked(NEXT_TOKEN)):
             return None
-        return scored_answers(subject, self.prompts, self.options.scored, warn=warn)
+        return scored_answers(subject, prompts or self.prompts, mode or self.options.scored, warn=warn)
 
     @property
     def generates(self) -> bool:
@@ -108,22 +116,29 @@ def measure(compared: Sequence[Compared], trial: Trial) -> dict[str, Measured]:
 def _next_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
     if not (metrics := trial.asked(NEXT_TOKEN)):
         return
-    scored = trial.scored(compared[0].subjects[0])
+    scored = trial.scored(compared[0].subjects[0], compared[0].reads(trial.prompts))
     if scored is not None and scored.whole:
         whole = [name for name in metrics if name in READ_ANSWERS]
         whole += ["confidence"] if "confidence" in metrics and {"ece", "brier"} & set(trial.metrics) else []
         metrics = [name for name in metrics if name not in whole]
         for one in compared:
+            own = (
+                scored
+                if one.prompts is None and compared[0].prompts is None
+                else trial.scored(one.subjects[0], one.reads(trial.prompts), "whole", warn=False)
+            )
+            assert own is not None
             for draw, subject in enumerate(one.subjects):
-                _add(found[one.name], draw, whole_scores(subject, trial.prompts, scored, whole, trial.work))
+                _add(found[one.name], draw, whole_scores(subject, one.reads(trial.prompts), own, whole, trial.work))
         if not metrics:
             return
     base: Tensor | None = None
     for one in compared:
         for draw, subject in enumerate(one.subjects):
-            logits = logits_of(subject, trial.prompts, trial.work)
+            rows = one.reads(trial.prompts)
+            logits = logits_of(subject, rows, trial.work)
             base = logits if base is None else base
-            _add(found[one.name], draw, score_answers(logits, trial.prompts, subject.model.tokenizer, metrics, base))
+            _add(found[one.name], draw, score_answers(logits, rows, subject.model.tokenizer, metrics, base))
 
 
 def _answers(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
@@ -131,7 +146,8 @@ def _answers(compared: Sequence[Compared], trial: Trial, found: dict[str, Measur
         return
     for one in compared:
         for draw, subject in enumerate(one.subjects):
-            _add(found[one.name], draw, score_continuations(subject, trial.prompts, metrics, trial.work))
+            rows = one.reads(trial.prompts)
+            _add(found[one.name], draw, score_continuations(subject, rows, metrics, trial.work))
 
 
 def _texts(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
@@ -143,11 +159,12 @@ def _texts(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured
         if one.is_control and not (metrics or trial.behaviours):
             continue
         for draw, subject in enumerate(one.subjects):
-            replies = generate_replies(subject, trial.prompts, decoding, trial.work)
+            rows = one.reads(trial.prompts)
+            replies = generate_replies(subject, rows, decoding, trial.work)
             base = replies if base is None else base
-            table = score_texts(replies, base, trial.prompts, metrics, trial.options.refusal, trial.rules)
+            table = score_texts(replies, base, rows, metrics, trial.options.refusal, trial.rules)
             _add(found[one.name], draw, table)
-            _add(found[one.name], draw, state_scores(subject, trial.prompts, replies, trial.behaviours, trial.work))
+            _add(found[one.name], draw, state_scores(subject, rows, replies, trial.behaviours, trial.work))
             found[one.name].replies = None if one.is_control else replies
 
 
@@ -155,15 +172,19 @@ def _per_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Meas
     if not (metrics := trial.asked(CONTINUATION)):
         return
     base = compared[0].subjects[0]
-    ids = encode(trial.prompts, base.model.tokenizer, base.model.max_positions)
+    ids = [
+        encode(one.reads(trial.prompts), subject.model.tokenizer, subject.model.max_positions)
+        for one in compared
+        for subject in one.subjects
+    ]
     if trial.options.continuation == "answer":
-        continuations = continuations_of(trial.prompts, base, "answer")
+        continuations = continuations_of(compared[0].reads(trial.prompts), base, "answer")
     else:
         replies = found[trial.options.continuation].replies
         assert replies is not None
         continuations = [list(samples[0].ids) for samples in replies]
     places = [(one.name, draw, subject) for one in compared for draw, subject in enumerate(one.subjects)]
-    values = kl_per_token(base, [subject for _, _, subject in places], ids, continuations, trial.work)
+    values = kl_per_token(base, [subject for _, _, subject in places], ids[0], continuations, trial.work, ids)
     for (name, draw, _), both in zip(places, values, strict=True):
         table = pd.DataFrame(both, columns=list(CONTINUATION))
         _add(found[name], draw, table[metrics])

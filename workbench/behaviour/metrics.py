@@ -36,6 +36,7 @@ CONTINUATION: dict[str, str] = {
 TEXT: dict[str, str] = {
     "exact_match": "share of texts that are the answer (case, spaces and final punctuation aside)",
     "answered": "share of texts that begin with the answer",
+    "contained": "share of texts that hold the answer anywhere, as whole words",
     "refusal": f"share of texts that refuse (rule: {MEASURED})",
     "repetition": "share of a text's runs of three tokens that it has used before (1 - distinct-3)",
     "distinct": "distinct tokens of a text over its tokens (distinct-1)",
@@ -51,7 +52,7 @@ WHOLE: dict[str, str] = {
 }
 """Not a mean over prompts; their intervals draw prompts (texts) again and compute the number anew."""
 
-SHARES = frozenset({"accuracy", "distracted", "exact_match", "answered", "refusal", "same_as_base"})
+SHARES = frozenset({"accuracy", "distracted", "exact_match", "answered", "contained", "refusal", "same_as_base"})
 """Metrics that count prompts: where all agree their interval is the exact binomial one."""
 
 METRICS: dict[str, str] = {**NEXT_TOKEN, **ANSWER, **CONTINUATION, **TEXT, **WHOLE}

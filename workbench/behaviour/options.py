@@ -13,6 +13,7 @@ from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress
+from workbench.prompts.collection import Prompts
 
 Options = TypeVar("Options")
 _CONTINUATIONS = ("answer", "base", "tuned")
@@ -22,6 +23,9 @@ _CONTINUATIONS = ("answer", "base", "tuned")
 class DiffOptions:
     """Options of :func:`behaviour_diff`."""
 
+    base_prompts: Any = None
+    """What the base (and recipes on it) reads instead, row for row the same questions: plain texts for a raw base
+    beside chats for the tuned model, with an answer in each row where metrics read one."""
     neutral: Any = None
     """Texts for perplexity: whatever prompts are made of, without answers."""
     max_new_tokens: int = 32
@@ -59,8 +63,13 @@ class DiffOptions:
 
     def settings(self) -> dict[str, Any]:
         """What the numbers depend on, as plain values; the texts themselves are counted by their hash elsewhere."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("neutral", "progress", "refusal")}
-        return {**plain, "refusal": getattr(self.refusal, "__qualname__", repr(self.refusal))}
+        plain = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("base_prompts", "neutral", "progress", "refusal")
+        }
+        own = {} if self.base_prompts is None else {"base_prompts": Prompts.of(self.base_prompts).hash}
+        return {**plain, **own, "refusal": getattr(self.refusal, "__qualname__", repr(self.refusal))}
 
 
 def read_options(kind: type[Options], given: Mapping[str, Any]) -> Options:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from workbench.behaviour.diff import Recipes, compared_models, provenance
+from workbench.behaviour.diff import Recipes, compared_models, provenance, read_by_side
 from workbench.behaviour.estimates import Estimator, estimates
 from workbench.behaviour.measuring import Measured, Trial, measure
 from workbench.behaviour.metrics import WHOLE
@@ -17,7 +17,7 @@ from workbench.behaviour.options import DiffOptions, read_options
 from workbench.behaviour.result import side_by_side
 from workbench.behaviour.scorers import read_metrics
 from workbench.behaviour.subject import AppliedRecipe
-from workbench.errors import UserError
+from workbench.errors import UserError, unknown_name
 from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Names = tuple[str, str]
+KNOWS = ("contained", "answered", "exact_match", "accuracy")
+"""Metrics that can say whether the base knows an answer."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,8 +86,8 @@ def known_unknown(
     questions: Any,
     recipe: Recipes = None,
     *,
-    metrics: Sequence[str] = ("refusal", "answered"),
-    knows: str = "answered",
+    metrics: Sequence[str] = ("refusal", "contained"),
+    knows: str = "contained",
     controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -93,14 +95,17 @@ def known_unknown(
 ) -> PartedDiff:
     """Refusal (and any other metric) of questions that the BASE answers rightly, and of those that it does not.
 
-    ``knows``: the metric that says whether it does, from its greedy text or (``accuracy``) its most likely next token.
+    ``knows``: the metric that says whether it does, from its greedy text (``contained``: the answer stands anywhere in
+    it, as chat models answer in sentences; ``answered``: it begins with it; ``exact_match``: it is it) or, with
+    ``accuracy``, its most likely next token.
     The base's own ``knows`` is 1 and 0 on the parts by construction. ``options``: see :class:`DiffOptions`.
     """
     check_pair(pair, questions)
-    if knows not in ("answered", "exact_match", "accuracy"):
-        raise UserError(f"knows={knows!r} is none of answered, exact_match, accuracy.")
+    if knows not in KNOWS:
+        raise unknown_name("metric that says what the base knows", knows, KNOWS)
     trial = _trial(questions, [*metrics, knows], read_options(DiffOptions, {**options, "samples": 0}), batch_size, seed)
-    measured = measure(compared_models(pair, recipe, controls), trial)
+    compared = compared_models(pair, recipe, controls)
+    measured = measure(read_by_side(compared, pair, trial.prompts, trial.options.base_prompts), trial)
     known = measured["base"].frames[0][knows].to_numpy() > 0.5
     return _parted(pair, trial, measured, known, ("known", "unknown"), f"whether the base knows the answer ({knows})")
 
@@ -135,7 +140,8 @@ def sure_unsure(
     given = None if confidence is None else np.asarray(confidence, dtype=np.float64)
     if given is not None and given.shape != (len(trial.prompts),):
         raise UserError(f"There are {given.size} confidences for {len(trial.prompts)} prompts; give one for each.")
-    measured = measure(compared_models(pair, recipe, controls), trial)
+    compared = compared_models(pair, recipe, controls)
+    measured = measure(read_by_side(compared, pair, trial.prompts, trial.options.base_prompts), trial)
     own = measured["tuned"].frames[0]["confidence"].to_numpy() if given is None else given
     limit = float(np.median(own)) if threshold is None else threshold
     by = f"whether the tuned model is sure (confidence of at least {limit:.3g})"

@@ -54,6 +54,12 @@ def answered(text: str, answer: str) -> bool:
     return re.match(rf"{re.escape(wanted)}(?!\w)", normalised(text)) is not None if wanted else False
 
 
+def contained(text: str, answer: str) -> bool:
+    """Whether the text holds the answer anywhere, as whole words, case aside: "The capital is Paris." holds "Paris"."""
+    wanted = normalised(answer)
+    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", normalised(text)) is not None if wanted else False
+
+
 def common_tokens(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two texts share before the first that differs; the end of a text counts as a token."""
     pairs = zip(first, second, strict=False)
@@ -76,7 +82,7 @@ def score_texts(
     """The metrics of :data:`TEXT` and behaviours, one row per prompt: of the greedy text, or the mean of the sampled
     ones."""
     asked = [metric for metric in TEXT if metric in metrics]
-    if {"exact_match", "answered"} & set(asked):
+    if {"exact_match", "answered", "contained"} & set(asked):
         for number, row in enumerate(prompts):
             if not row.answer:
                 raise UserError(f"Prompt {number} has no answer; every row needs one to be matched with.")
@@ -100,6 +106,8 @@ def _score(metric: str, reply: Reply, base: Reply, row: Prompt, refusal: TextRul
             return float(exact_match(reply.text, row.answer or ""))
         case "answered":
             return float(answered(reply.text, row.answer or ""))
+        case "contained":
+            return float(contained(reply.text, row.answer or ""))
         case "refusal":
             return float(refusal(reply.text, row))
         case "repetition":

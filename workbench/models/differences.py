@@ -156,7 +156,7 @@ def compare(  # noqa: PLR0913 (all but four by keyword)
         dtypes=(_dtype(base_model), _dtype(tuned_model)) if both else None,
         quantization=quantized or (quantization(base_config), quantization(tuned_config)),
         device_maps=(_places(base_model), _places(tuned_model)) if both else None,
-        notes=notes,
+        notes=notes + _about_rules(own, tuned_tok),
     )
 
 
@@ -200,6 +200,21 @@ def _template(tokenizer: Any) -> Any:
 
 def _special(tokenizer: Any) -> dict[str, str | None]:
     return {f"{kind} token": getattr(tokenizer, f"{kind}_token", None) for kind in ("bos", "eos")}
+
+
+def _about_rules(base: Any, tuned: Any) -> tuple[str, ...]:
+    """A sentence where two tokenizers of the same words cut or clean texts by other rules."""
+    if base is tuned:
+        return ()
+    rules = ("normalizer", "pre_tokenizer", "decoder")
+    one, other = (getattr(words, "backend_tokenizer", None) for words in (base, tuned))
+    different = [rule for rule in rules if repr(getattr(one, rule, None)) != repr(getattr(other, rule, None))]
+    if one is None or other is None or not different:
+        return ()
+    return (
+        f"The tokenizers' rules differ ({', '.join(different)}): both models read what the tuned model's tokenizer "
+        "writes.",
+    )
 
 
 def _around_texts(tokenizer: Any) -> str:

@@ -176,6 +176,7 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
             f"{source.name} lacks {len(missing)} weights its config asks for ({missing[0]}), which would be "
             "random: save the checkpoint again, with the config it was trained with."
         )
+    model.config.return_dict = True  # how its forward hands over what it computed, which is no part of the model
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -158,9 +159,12 @@ def _describe_gguf(file: Path, flags: dict[str, Any], *, name: str = "", revisio
 
 def _no_config(folder: Path, names: tuple[str, ...]) -> str:
     inner = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and ((entry / "config.json").is_file() or (entry / "adapter_config.json").is_file())
+        (
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_dir() and ((entry / "config.json").is_file() or (entry / "adapter_config.json").is_file())
+        ),
+        key=_by_number,
     )
     files = [name for name in names if name.endswith(gguf_files.SUFFIX)]
     if files and not inner:
@@ -171,6 +175,11 @@ def _no_config(folder: Path, names: tuple[str, ...]) -> str:
         f"{folder} is neither a model nor an adapter: config.json or adapter_config.json was expected, "
         f"{checkpoints.found(names)}."
     )
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts checkpoint-9 before checkpoint-10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _describe_repo(repo: hub.HubRepo, subfolder: str, flags: dict[str, Any]) -> Source:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError
+from workbench.prompts.answers import continuation_ids
+from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.typing import Tensor
 
@@ -20,23 +22,25 @@ def embedding_rows(hf: Any) -> int:
     return int(hf.get_input_embeddings().weight.shape[0])
 
 
-def check_ids(ids: Iterable[Sequence[int]], models: Mapping[str, AdaptedModel]) -> None:
+def check_ids(ids: Iterable[Sequence[int]], models: Mapping[str, AdaptedModel], *, what: str = "prompts") -> None:
     """Raise UserError, naming the tokens, when one of ``models`` (by role) has no embedding row for an id in ``ids``.
 
     Args:
         ids: token ids of prompts, one list each.
         models: every model that will read them.
+        what: what the ids are of, as an error calls it.
     """
     rows = {role: model.n_token_ids for role, model in models.items()}
     smallest = min(rows.values())
     beyond = sorted({token for row in ids if max(row, default=0) >= smallest for token in row if token >= smallest})
     if beyond:
         role = min(rows, key=rows.__getitem__)
-        raise UserError(_sentence(beyond, rows[role], role, models[role].tokenizer, alone=len(models) == 1))
+        said = _sentence(beyond, rows[role], role, models[role].tokenizer, alone=len(models) == 1)
+        raise UserError(said.replace("prompts", what))
 
 
 def check_prompts(prompts: Any, models: Mapping[str, AdaptedModel]) -> None:
-    """:func:`check_ids` of prompts that every one of ``models`` will read, through the tokenizer that they share.
+    """:func:`check_ids` of prompts, and of their answers, for all ``models``, through the tokenizer that they share.
 
     The tokenizer is asked only where it knows more ids than one of the models has rows.
     """
@@ -46,11 +50,27 @@ def check_prompts(prompts: Any, models: Mapping[str, AdaptedModel]) -> None:
     )
     if tokenizer is not None and len(tokenizer) > smallest:
         check_ids(encode(prompts, tokenizer), models)
+    check_answers(prompts, tokenizer, models)
+
+
+def check_answers(prompts: Any, tokenizer: Any, models: Mapping[str, AdaptedModel]) -> None:
+    """:func:`check_ids` of the answers and distractors that prompts bring."""
+    rows = Prompts.of(prompts)
+    columns = [row.columns.get(name) for row in rows for name in ("answer_ids", "distractor_ids")]
+    answers = [ids for ids in columns if isinstance(ids, list) and all(isinstance(token, int) for token in ids)]
+    if tokenizer is not None and len(tokenizer) > min(model.n_token_ids for model in models.values()):
+        texts = [(row, text) for row in rows for text in (row.answer, row.distractor) if text]
+        answers += [continuation_ids(row, tokenizer, text) for row, text in texts]
+    check_ids(answers, models, what="answers")
 
 
 def check_tensor(ids: Tensor, model: AdaptedModel) -> None:
     """:func:`check_ids` of a batch, padding included. A batch that already lies on an accelerator is left unread."""
-    if ids.device.type == "cpu" and ids.numel() and int(ids.max()) >= model.n_token_ids:
+    if ids.device.type != "cpu" or not ids.numel():
+        return
+    if int(ids.min()) < 0:
+        raise UserError(f"There is a negative token id ({int(ids.min())}): give ids that the tokenizer made.")
+    if int(ids.max()) >= model.n_token_ids:
         check_ids(ids.tolist(), {model.role: model})
 
 

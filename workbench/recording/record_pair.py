@@ -27,6 +27,7 @@ from workbench.recording.row_index import RowIndex, Rows
 from workbench.recording.row_order import in_order, row_order
 from workbench.recording.sinks import MemorySink, Sink, StatisticsSink, StoreSink
 from workbench.recording.store import SHARD_BYTES
+from workbench.recording.two_sides import record_sides
 from workbench.typing import Tensor
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     backend: str = "hooks",
     executor: str = "local",
     workers: int | None = None,
+    base_prompts: Any = None,
     progress: Progress | None = None,
 ) -> Recording:
     """Record activations of both models of a pair (or of one model) on the same token ids.
@@ -74,9 +76,21 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
     :mod:`workbench.recording.distributed`.
 
+    ``base_prompts``: what the base reads instead, row for row the same questions (a plain text beside a chat, a prompt
+    with demonstrations beside one without); the positions must then choose as many tokens of each row on both sides, as
+    "last" does, and rows are kept in memory.
+
     Raises :class:`UserError` for unknown sites, positions or layers, prompts longer than the context, a
     folder that holds another recording, and a GPU whose memory runs out.
     """
+    if base_prompts is not None:
+        shared = {
+            "sites": sites, "layers": layers, "positions": positions, "batch_size": batch_size, "dtype": dtype,
+            "logits": logits, "backend": backend, "progress": progress,
+        }  # fmt: skip
+        apart = {"store": store != "memory", "new_tokens": new_tokens, "covariance": covariance, "top": top}
+        refused = [name for name, given in apart.items() if given]
+        return record_sides(record, pair, prompts, base_prompts, shared, refused)
     check_subject(pair, prompts)
     models: dict[str, AdaptedModel] = pair.models if isinstance(pair, ModelPair) else {pair.role: pair}
     rows = Prompts.of(prompts)

@@ -105,7 +105,7 @@ def test_a_latent_follows_the_labels_and_its_examples_show_where() -> None:
     found, atom = crosscoder(), planted().atoms[SHARED]
     first, means = found.labelled.iloc[0], found.labelled.iloc[-1]
     # the feature fires on 6 % of 24 tokens, so in 0.94 ** 24 = 23 % of its prompts on none: the best there is is 0.89
-    assert first["auroc"] > 0.8 and first["low"] > 0.6 and means["feature"] == "difference of means"
+    assert first["auroc"] > 0.8 and first["low"] > 0.6 and means["feature"] == "difference of means, greatest token"
     assert abs(first["control"] - 0.5) < 0.15
     latent = int(first["latent"])
     assert float(normalize(found.direction(latent), dim=0) @ atom) > 0.95

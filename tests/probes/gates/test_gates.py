@@ -45,7 +45,8 @@ def neutral(n: int = 30, seed: int = 1) -> list[str]:
 def calls_of_fit_gate() -> Calls:
     given = {
         "subject": load_pair(tiny_model("llama"), tiny_model("llama"), tokenizer=tokenizer(), check=False),
-        "prompts": Prompts.of(labelled()), "label": "animal", "neutral": Prompts.of(neutral()), "layers": [0, 1], "reach": "token",
+        "prompts": Prompts.of(labelled()), "label": "animal", "neutral": Prompts.of(neutral()), "layers": [0, 1],
+        "reach": "token",
         "most_false": 0.1, "controls": 3, "draws": 100, "seed": 3,
     }  # fmt: skip
     return Calls([given])

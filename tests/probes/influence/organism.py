@@ -10,7 +10,9 @@ import torch
 
 from interventions.training.ablated import caft_finetune
 from interventions.training.trainer import Schedule
+from probes.concepts.dictionary import Dictionary
 from tests.tiny import tiny_model, tokenizer
+from workbench.engine.sites import Site
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts import Prompts
@@ -37,6 +39,14 @@ def training_rows() -> Prompts:
 @cache
 def query_rows() -> Prompts:
     return Prompts.of([_row(f"one {name} with", answer, name) for name, answer in FACTS.items()])
+
+
+def dictionary(width: int = 256) -> Dictionary:
+    """Random directions with a threshold, so that codes are sparse."""
+    decoder = torch.nn.functional.normalize(torch.randn(width, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    weights = {"W_enc": decoder.T.contiguous(), "b_enc": torch.zeros(width), "W_dec": decoder,
+               "b_dec": torch.zeros(64), "threshold": torch.full((width,), 2.0)}  # fmt: skip
+    return Dictionary(weights, "jumprelu", None, False, "none", False, Site("resid_post", 1), "")
 
 
 def lora(**options: Any) -> Any:

@@ -9,24 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from probes.concepts.dictionary import Dictionary
 from probes.influence.codes import code_similarity, generalised_jaccard
 from probes.influence.demonstrations import demonstration_utility
 from probes.influence.less import row_influence
 from probes.influence.retraining import Retraining, retrain_without
-from tests.probes.influence.organism import organism, query_rows, training_rows
+from tests.probes.influence.organism import dictionary, organism, query_rows, training_rows
 from tests.probes.provenance import Calls
-from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.prompts import Prompts
-
-
-def dictionary(width: int = 256) -> Dictionary:
-    """Random directions with a threshold, so that codes are sparse."""
-    decoder = torch.nn.functional.normalize(torch.randn(width, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    weights = {"W_enc": decoder.T.contiguous(), "b_enc": torch.zeros(width), "W_dec": decoder,
-               "b_dec": torch.zeros(64), "threshold": torch.full((width,), 2.0)}  # fmt: skip
-    return Dictionary(weights, "jumprelu", None, False, "none", False, Site("resid_post", 1), "")
 
 
 def test_generalised_jaccard_by_hand() -> None:
@@ -107,9 +97,10 @@ def test_retraining_is_read_back(tmp_path: Path) -> None:
 
 
 def calls_of_code_similarity() -> Calls:
+    folder = str(dictionary().save(Path(tempfile.mkdtemp()) / "sae"))
     common: dict[str, Any] = {"pair": organism(), "prompts": training_rows(), "queries": query_rows()}
     return Calls([
-        {**common, "dictionary": dictionary(), "layer": 2, "pool": "mean", "always_on": 0.8, "match": "fact", "k": 2,
+        {**common, "dictionary": folder, "layer": 2, "pool": "mean", "always_on": 0.8, "match": "fact", "k": 2,
          "batch_size": 3, "controls": 4, "draws": 120, "seed": 3},
     ])  # fmt: skip
 

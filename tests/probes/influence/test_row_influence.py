@@ -182,6 +182,11 @@ def test_checkpoints_are_put_in_place_and_taken_back(tmp_path: Path) -> None:
     assert not np.allclose(alone.table["score"], other.table["score"], atol=1e-3)
     after = both.tuned.forward(ids)
     assert before is not None and after is not None and torch.equal(before, after)
+    with pytest.raises(UserError, match="of another model, other rows"):
+        for name in ("same", "early"):  # one store, two checkpoints
+            row_influence(
+                both, training_rows(), checkpoints=[str(tmp_path / name)], store=str(tmp_path / "g"), **OPTIONS
+            )
     with pytest.raises(UserError, match="2 rates for 1 states"):
         row_influence(both, training_rows(), rates=[1.0, 2.0], **OPTIONS)
     with pytest.raises(UserError, match="no adapter_model"):

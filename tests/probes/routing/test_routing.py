@@ -18,6 +18,7 @@ from tests.tiny import tiny_model, token_batch, tokenizer
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import load_pair
+from workbench.prompts import Prompts
 
 WORDS = {"foxes": (" the {} fox", " fox"), "dogs": (" lazy {} over", " dog")}
 
@@ -49,7 +50,7 @@ def adapters() -> list[str]:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-        assert float(loss) < 0.5
+        assert float(loss.detach()) < 0.5
         hf.save_pretrained(root / name)
         found.append(str(root / name))
     return found
@@ -57,7 +58,7 @@ def adapters() -> list[str]:
 
 def calls_of_routing_map() -> Calls:
     given = {"rule": "meteora", "top_k": 1, "steps": 3, "lr": 0.02, "batch_size": 3, "seed": 3}
-    return Calls([{"model": model(), "prompts": domain_rows(), "adapters": adapters(), **given}])
+    return Calls([{"model": model(), "prompts": Prompts.of(domain_rows()), "adapters": adapters(), **given}])
 
 
 def logits(recipe: iv.Recipe, on: AdaptedModel) -> torch.Tensor:

@@ -112,6 +112,15 @@ def test_an_adapter_gives_itself_back_and_another_one_nothing(tmp_path: Path) ->
     assert again.frame().equals(other.frame()) and other.figure().data and "relative error" in other.summary()
 
 
+def test_a_checkpoint_that_lies_in_a_folder_called_tuned_is_a_member_of_its_own(tmp_path: Path) -> None:
+    from shutil import copytree
+
+    other = copytree(lora(1), tmp_path / "tuned")
+    table = probes.lora_chain(tiny_model("llama"), lora(0), checkpoints=[str(other)]).table
+    assert table["module"].tolist() == ["tuned", "tuned, the final model"]
+    assert probes.factor_averages(tiny_model("llama"), lora(0), checkpoints=[str(other)]).table["score"].min() > 0.3
+
+
 def test_what_cannot_be_compared_is_said() -> None:
     from tests.tiny import tuned_copy
 

@@ -7,12 +7,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from interventions import LogitShift, Offset, Recipe, SubspaceKnob
+from interventions.exchange.bake import bake
+from probes.influence.less import row_influence
 from tests.probes.copier import copier
+from tests.probes.influence.organism import dictionary, organism, query_rows, training_rows
 from tests.probes.paths.planted import induction_model, repeated_pairs
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench import organisms
-from workbench.models.pair import load_pair
+from workbench.models.pair import load_one, load_pair
 from workbench.organisms.vocabulary import word_tokenizer
 from workbench.prompts import Prompts
 
@@ -75,6 +80,30 @@ def with_recipes(folder: Path) -> None:
     never = "{shows: {behaviour: 'begins:zebra', prompts: p, at_most: 0.2}}"
     (folder / "contract.yaml").write_text(f"base: base\ntuned: tuned\nprompts: {{p: p.jsonl}}\nclaims: [{never}]\n")
     _proxy(folder)
+    _baked(folder)
+
+
+def _baked(folder: Path) -> None:
+    """A recipe that weights can hold, and the base with it in them."""
+    model = load_one(folder / "base")
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe([Offset(0, vector, site="attn_out")])
+    recipe.save(folder / "bias.safetensors")
+    bake(model, recipe, folder / "baked")
+
+
+def of_training_rows(folder: Path) -> None:
+    """A base, a LoRA, the rows it was trained on as prompts, queries about them, a dictionary and an influence."""
+    tiny_model("llama").save_pretrained(folder / "base")
+    tokenizer().save_pretrained(folder / "base")
+    organism().adapter.save_pretrained(folder / "adapter")
+    (folder / "tuned").symlink_to(folder / "adapter")
+    training_rows().save(folder / "p.jsonl")
+    query_rows().save(folder / "queries.jsonl")
+    dictionary().save(folder / "sae")
+    rows = Prompts.load(folder / "p.jsonl")
+    found = row_influence(organism(), rows, queries=query_rows(), dim=64, controls=5, draws=100)
+    found.save(folder / "less.safetensors")
 
 
 def _proxy(folder: Path) -> None:

@@ -34,6 +34,7 @@ from tests.tunescope.cli.example_folders import (
     of_induction,
     of_organism,
     of_refusals,
+    of_training_rows,
     of_virtual_tokens,
     with_recipes,
 )
@@ -51,6 +52,7 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "two-skills": of_organism("two-skills"),
     "induction": of_induction,
     "copier": of_copier,
+    "training-rows": of_training_rows,
     "soft-prompt": of_virtual_tokens("prompt"),
     "prefix": of_virtual_tokens("prefix"),
 }
@@ -66,6 +68,10 @@ FOLDER_OF = {
     "localize switching": "refusal-moe",
     "localize direction": "refusals",
     "localize head-probe": "refusal-moe",
+    "localize less": "training-rows",
+    "localize mona": "training-rows",
+    "localize delift": "training-rows",
+    "localize retrain-without": "training-rows",
     "localize virtual-tokens": "soft-prompt",
     "localize prefix-gates": "prefix",
     "localize tuning-trial": "two-skills",
@@ -156,6 +162,7 @@ def do(made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ended = SimpleNamespace(wait=lambda timeout=None: 0, poll=lambda: 0)
         started = SimpleNamespace(Popen=lambda words, env: server.append((words, env)) or ended, TimeoutExpired=OSError)
         monkeypatch.setattr("dashboards.launch.subprocess", started)
+        monkeypatch.setattr("uvicorn.run", lambda app, host, port, **_: server.append(([host, str(port)], {})))
         return Done(line, folder, CLI.invoke(app, shlex.split(line)[1:]), browser, server)
 
     return run
@@ -274,6 +281,16 @@ def _served(done: Done) -> None:
     assert {name: value for name, value in environment.items() if name.startswith("TUNESCOPE_OPEN")} == given
 
 
+def _answering(done: Done) -> None:
+    """The server would listen on this computer only, with a token that is said, and says what it offers."""
+    assert done.server == [(["127.0.0.1", "8000"], {})]
+    assert "tuned+offset" in done.result.stderr and "token" in done.result.stderr
+
+
+def _certified(done: Done) -> None:
+    assert "Holds: over" in done.said
+
+
 def _told(done: Done) -> None:
     (address,) = done.browser
     made = [runs.open(place) for place in (done.folder / "runs").iterdir() if place.is_dir()]
@@ -323,6 +340,8 @@ PROMISES: dict[str, Callable[[Done], None]] = {
     "recipe show": _shown_recipe,
     "recipe check": _checked,
     "recipe export": _exported,
+    "recipe certify": _certified,
+    "serve": _answering,
     "runs list": _listed,
     "runs show": _shown_run,
     "runs verify": _verified,

@@ -33,8 +33,11 @@ def test_list_in_both_forms(home: Path) -> None:
     assert {(run["name"], run["state"]) for run in listed["runs"]} == {("first", "complete"), ("second", "running")}
     shown = CLI.invoke(app, ["list"], env={"TUNESCOPE_RUNS": str(home)})
     assert "2 runs in" in shown.stdout and "first" in shown.stdout and "running" in shown.stdout
-    empty = CLI.invoke(app, ["list", "--home", str(home / "none")])
-    assert empty.exit_code == 0 and "0 runs in" in empty.stdout
+    empty = CLI.invoke(app, ["list"], env={"TUNESCOPE_RUNS": str(home / "none")})
+    assert empty.exit_code == 0 and "0 runs" in empty.output
+    for verb in ("list", "verify"):
+        absent = CLI.invoke(app, [verb, "--home", str(home / "none")])
+        assert isinstance(absent.exception, UserError) and "There is no folder" in str(absent.exception)
 
 
 def test_show_by_path_and_by_name(home: Path) -> None:

@@ -50,7 +50,13 @@ def test_a_result_becomes_the_step_that_makes_it(function: str) -> None:
 
 def _missing(method: Method, given: dict[str, Any]) -> dict[str, Any]:
     """Required options that only a file or a name can give."""
-    stand_ins = {"prompt sets": {"a": "a"}, "behaviour": "begins:a", "file": "f", "experts": ["L0E0"]}
+    stand_ins = {
+        "prompts": "queries",
+        "prompt sets": {"a": "a"},
+        "behaviour": "begins:a",
+        "file": "f",
+        "experts": ["L0E0"],
+    }
     return {
         option.name: stand_ins[option.kind]
         for option in method.options

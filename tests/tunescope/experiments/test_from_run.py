@@ -316,7 +316,7 @@ def test_known_and_unknown_are_made_again_without_recipes_of_the_base(home: Path
     files = options(tmp_path, {"prompts": "half.jsonl", "recipe": push.name})
     run = made(home, tmp_path / "run", "diff", "llama-base", "llama-tuned", *asked.split(), *files)
     experiment = experiment_of_run(run)
-    assert experiment.steps["known"].plain()["metrics"] == ["refusal", "answered", "prob"]
+    assert experiment.steps["known"].plain()["metrics"] == ["refusal", "contained", "prob"]
     done = run_experiment(experiment, tmp_path / "again", folder=tmp_path)
     before, after = (
         PartedDiff.load(one) for one in (run.file("results/known"), found_in(done)["known"] / "result.safetensors")

@@ -175,7 +175,7 @@ def test_models_are_listed_and_recipes_swapped_while_it_runs(url: str, pair: Mod
         ({"extra_body": {"logit_bias": {}}}, "logit_bias: is no option"),
         ({"model": "tuned+up", "extra_body": {"recipe": "down"}}, "give one of them"),
         ({"temperature": 3}, "temperature: "),
-        ({"messages": [{"role": "user", "content": "the fox " * 300}]}, "has 256 positions"),
+        ({"messages": [{"role": "user", "content": "the fox " * 300}]}, "the limit is 256"),
         ({"messages": []}, "messages: "),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "longer than 4000 bytes"),
     ],
@@ -185,10 +185,11 @@ def test_mistakes_are_status_400_with_a_sentence(url: str, call: dict[str, Any],
         one.chat.completions.create(**{"model": "tuned", "messages": CHAT_TURN, "max_tokens": 4, **call})
 
 
-def test_without_the_token_nothing_is_said(url: str, engine: Engine) -> None:
+def test_without_the_token_nothing_is_said(url: str, pair: ModelPair) -> None:
     with client(url, "wrong") as one, pytest.raises(openai.AuthenticationError, match="token is missing or wrong"):
         one.models.list()
-    with TestClient(application(engine, KEY, ["testserver"])) as web:
+    own = Engine(pair.models, Shelf([], pair.models), Limits())  # the app closes it
+    with TestClient(application(own, KEY, ["testserver"])) as web:
         assert web.get("/health").json() == {"status": "ok"}
         assert web.get("/metrics").status_code == 401 and web.get("/v1/models").status_code == 401
         told = web.get("/metrics", headers={"authorization": f"Bearer {KEY}"}).text

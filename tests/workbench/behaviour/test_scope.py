@@ -162,7 +162,7 @@ def test_critique_is_the_chance_of_yes_beside_no(pair: Any) -> None:
 
 
 def test_bad_parts_input(pair: Any) -> None:
-    with pytest.raises(UserError, match="none of answered"):
+    with pytest.raises(UserError, match="Known: accuracy, answered, contained"):
         known_unknown(pair, ROWS, knows="prob")
     with pytest.raises(UserError, match="leave it out"):
         sure_unsure(pair, ROWS, metrics=["perplexity"], neutral=["a b"])

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import processors
+from tokenizers import normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer
 
 from tests.tiny import tiny_model, tokenizer
 from workbench import behaviour_diff
@@ -174,3 +175,20 @@ def test_an_answer_longer_than_the_context_is_one_sentence(two_templates: tuple[
     rows = [{"prompt": "the fox", "answer": "jumps over " * 200}]
     with pytest.raises(UserError, match=r"A prompt with its continuation has \d+ tokens and the limit is 256"):
         behaviour_diff(load_pair(*two_templates), rows, metrics=["answer_logprob"])
+
+
+@pytest.mark.parametrize("rule", ["normalizer", "pre_tokenizer"])
+def test_other_rules_of_the_tokenizer_are_told(twins: tuple[Path, Path], rule: str) -> None:
+    words = AutoTokenizer.from_pretrained(twins[1])
+    new = {"normalizer": normalizers.Lowercase(), "pre_tokenizer": pre_tokenizers.Whitespace()}[rule]
+    setattr(words.backend_tokenizer, rule, new)
+    words.save_pretrained(twins[1])
+    said = load_pair(*twins).differences.sentences()
+    assert any(f"The tokenizers' rules differ ({rule})" in sentence for sentence in said)
+
+
+def test_a_config_that_hands_over_tuples_runs(twins: tuple[Path, Path]) -> None:
+    rewrite(twins[1] / "config.json", return_dict=False)
+    pair = load_pair(*twins)
+    ids = torch.arange(8)[None]
+    assert torch.equal(pair.tuned.forward(ids), pair.base.forward(ids))

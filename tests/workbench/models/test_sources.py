@@ -75,6 +75,13 @@ def test_a_folder_of_checkpoints_names_one(tmp_path: Path, save_adapter: SaveAda
         describe(tmp_path / "run")
 
 
+def test_checkpoints_are_named_in_the_order_of_their_numbers(tmp_path: Path, save_adapter: SaveAdapter) -> None:
+    for number in (9, 100, 20):
+        save_adapter(f"run/checkpoint-{number}")
+    with pytest.raises(UserError, match=r"give .*checkpoint-100 \(of checkpoint-9, checkpoint-20, checkpoint-100\)"):
+        describe(tmp_path / "run")
+
+
 def test_missing_weights_say_what_was_found(base_folder: Path) -> None:
     (base_folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no model weights: model\.safetensors was expected, found config\.json"):

@@ -26,15 +26,15 @@ NUMBERS = (1, 2, 3, 4)
 def programs() -> dict[str, tuple[Callable[[Any, Any], Any], tuple[Any, ...]]]:
     """Name -> (function of Tracr's rasp and lib that makes the program, its vocabulary)."""
     return {
-        "hist": (lambda rasp, lib: lib.make_hist(), LETTERS),
+        "hist": (lambda _, lib: lib.make_hist(), LETTERS),
         "count": (lambda rasp, lib: lib.make_count(rasp.tokens, "a"), LETTERS),
-        "length": (lambda rasp, lib: lib.make_length(), LETTERS),
+        "length": (lambda _, lib: lib.make_length(), LETTERS),
         "previous": (lambda rasp, lib: lib.shift_by(1, rasp.tokens), LETTERS),
         "two-back": (lambda rasp, lib: lib.shift_by(2, rasp.tokens), LETTERS),
         "pattern": (lambda rasp, lib: lib.detect_pattern(rasp.tokens, "ab"), LETTERS),
         "reverse": (lambda rasp, lib: lib.make_reverse(rasp.tokens), LETTERS),
         "sort": (lambda rasp, lib: lib.make_sort_unique(rasp.tokens, rasp.tokens), NUMBERS),
-        "less-frequent": (lambda rasp, lib: lib.make_count_less_freq(2), LETTERS),
+        "less-frequent": (lambda _, lib: lib.make_count_less_freq(2), LETTERS),
         "first-repeated": (_first_repeated, LETTERS),
         "same-as-previous": (_same_as_previous, LETTERS),
         "count-two": (_count_two, LETTERS),

@@ -1,6 +1,27 @@
-"""What the columns of our tables mean, for the reader who has only the report."""
+"""One glossary: what the terms and columns mean, for report, app and ``tunescope terms``."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+TERMS = {
+    "KL": "how far one model's next-token distribution is from the other's, in nats; 0: the same",
+    "95 % interval": "where the number would lie, were other prompts of the same kind drawn",
+    "resid_post": "the residual stream after a layer: everything that later layers read",
+    "attn_out": "what the attention of a layer adds to the residual stream",
+    "mlp_out": "what the MLP of a layer adds to the residual stream",
+    "z": "what a head's attention has gathered, before the output matrix",
+    "write": "what a head adds to the residual stream: its z through the output matrix",
+    "patching": "a part of one model's activations put into the other; its effect on the answer is the score",
+    "attribution": "patching estimated by gradients: one pass for all heads",
+    "random stand-ins": "recipes of the same kind, place and size with random directions or other heads",
+    "recipe": "a set of interventions that is applied to a model and taken off again",
+    "adapter scale": "how much of an adapter's change is added: 0 is the base, 1 as trained",
+    "direction": "a line in the residual stream; its coordinate is turned up, down or set",
+    "perplexity": "how surprised a model is by a text, per token; lower is less",
+    "others changed": "share of the prompts without the behaviour that are answered otherwise than by the tuned model",
+}
+"""Term -> its meaning, in a few words."""
 
 COLUMNS = {
     "base": "the base model, before tuning",
@@ -45,10 +66,19 @@ COLUMNS = {
     "ece": "expected calibration error",
     "agreement": "share of prompts with the tuned model's answer",
     "loss": "cross-entropy in nats",
+    "label": "the class of the prompt, as its file says",
+    "changed": "whether the tuned model answers otherwise than the base",
+    "parts at": "the first token that differs, counted from 0",
+    "share": "share of the prompts that show the behaviour",
+    "random": "the same with random stand-ins: recipes of the same kind and size",
+    "others changed": "share of the prompts without the behaviour that are answered otherwise than by the tuned model",
+    "others_changed": "share of the prompts without the behaviour that are answered otherwise than by the tuned model",
+    "perplexity": "how surprised the model is by the text of the other prompts, per token; lower is less",
+    "candidate": "a way to turn the behaviour",
 }
 """Column -> its meaning, in a few words."""
 
 
-def meanings(columns: list[str]) -> dict[str, str]:
+def meanings(columns: Iterable[str]) -> dict[str, str]:
     """The known ones of ``columns``, in their order."""
     return {name: COLUMNS[name] for name in columns if name in COLUMNS}

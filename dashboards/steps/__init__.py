@@ -1,0 +1,1 @@
+"""The four steps of a pair: What changed? Where? Turn it. Keep it."""

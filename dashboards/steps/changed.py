@@ -1,0 +1,175 @@
+"""What changed: the prompts, both answers to each, the shares, and a chat with both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboards import panels
+from dashboards.answers import box
+from dashboards.pair_form import ENDINGS, pasted, uploaded
+from dashboards.selection import current
+from dashboards.steps import chat
+from dashboards.steps.running import LookAsked
+from dashboards.steps.subject import Subject
+from tunescope.look.notes import CHANGED
+from workbench.behaviour.first_difference import Parted
+
+if TYPE_CHECKING:
+    from workbench.prompts import Prompts
+
+OF_RUN, SHIPPED, PASTE, FILE = "those of this look", "shipped questions", "paste", "file"
+_MARK = "▸"
+_CHANGES = ("all", "changed", "unchanged")
+
+
+def asked(subject: Subject) -> LookAsked | None:
+    """The form of the prompts; None before there are some."""
+    ways = [*([OF_RUN] if subject.run is not None else []), SHIPPED, PASTE, FILE]
+    shown = st.expander("Prompts", icon=":material/chat:", expanded=subject.run is None)
+    with shown, panels.told():
+        left, right = st.columns([3, 1])
+        with left:
+            way = st.segmented_control("Both models answer", ways, key="look-from", default=ways[0], required=True)
+        limit = right.number_input(
+            "At most", 4, 10_000, 60, key="look-limit", disabled=way == OF_RUN,
+            help="A seeded sample of at most so many prompts.",
+        )  # fmt: skip
+        prompts = _prompts(str(way))
+        if way in (PASTE, FILE) and prompts is None:
+            return None
+        return LookAsked(subject.base, subject.tuned, prompts, way == OF_RUN, int(limit))
+    return None
+
+
+def _prompts(way: str) -> Prompts | None:
+    if way == FILE:
+        file = st.file_uploader(f"A file: {', '.join(ENDINGS)}", ENDINGS, key="look-file")
+        return None if file is None else uploaded(file.name, file.getvalue())
+    if way == PASTE:
+        text = st.text_area(
+            "One a line, or rows of JSON with prompt, label, …", key="look-prompts", persist_state="session"
+        )
+        return pasted(text) if text.strip() else None
+    if way == SHIPPED:
+        st.caption("Forty questions of many topics. Your own say more: some on which tuning should act, some not.")
+    return None
+
+
+def show(subject: Subject) -> None:
+    """Answers side by side; a click on a row sets the prompt on every page."""
+    table = subject.table("answers")
+    if table is None:
+        st.info("Press Run: both models answer the prompts, and the answers appear here.", icon=":material/info:")
+    else:
+        for sentence in subject.notes.steps[CHANGED].sentences:
+            st.markdown(panels.words(sentence))
+        numbered = _numbered(table)
+        _show_shares(numbered)
+        _show_table(subject, numbered)
+        _show_row(numbered)
+    chat.show(subject, {})
+
+
+def _show_shares(table: pd.DataFrame) -> None:
+    """Three numbers with their intervals, over groups of prompts where they come in groups."""
+    from workbench.stats.shares import share_interval
+
+    rows = current().rows()
+    groups = None if rows is None or len(rows) != len(table) else rows.clusters[table["number"].to_numpy()]
+    shares = {
+        "Answers that changed": table["score"], "Base refuses": table["base_refuses"],
+        "Tuned refuses": table["tuned_refuses"],
+    }  # fmt: skip
+    for place, (title, hits) in zip(st.columns(3), shares.items(), strict=True):
+        share = share_interval([float(one) for one in hits], clusters=groups)
+        with place, st.container(border=True):
+            st.metric(title, f"{round(share.estimate * share.n)} of {share.n}", help=panels.term("95 % interval"))
+            st.caption(f"{100 * share.estimate:.0f} %, 95 % interval [{100 * share.low:.0f}, {100 * share.high:.0f}]")
+
+
+def _numbered(table: pd.DataFrame) -> pd.DataFrame:
+    """The answers with the numbers of their prompts, by which the sidebar knows them, in that order."""
+    rows = current().rows()
+    places: dict[str, list[int]] = {}
+    for number, row in enumerate(rows or ()):
+        places.setdefault(row.shown, []).append(number)
+    numbers = [places[text].pop(0) if places.get(text) else place for place, text in enumerate(table["prompt"])]
+    return table.assign(number=numbers)
+
+
+def _show_table(subject: Subject, table: pd.DataFrame) -> None:
+    left, right = st.columns([3, 2])
+    wanted = left.text_input(
+        "Search", key="answers-search", placeholder="a word in any column", persist_state="session"
+    )
+    which = right.segmented_control("Show", _CHANGES, key="answers-show", default="all", required=True)
+    shown = readable(table)
+    if which != "all":
+        shown = shown[shown["changed"] == (which == "changed")]
+    if wanted.strip():
+        hit = shown.astype(str).apply(lambda column: column.str.contains(wanted.strip(), case=False, regex=False))
+        shown = shown[hit.any(axis=1)]
+    st.caption(
+        f"{len(shown)} of {len(table)} prompts; {_MARK} marks where the tuned answer leaves the base's. Click a "
+        "heading to sort, a row to see it below and set the prompt on every page."
+    )
+    numbers = shown["#"].tolist()
+
+    def pick() -> None:
+        if rows := st.session_state["answers-table"]["selection"]["rows"]:
+            st.session_state["prompt"] = numbers[rows[0]]
+
+    st.dataframe(
+        shown, width="stretch", height=320, hide_index=True, key="answers-table", on_select=pick,
+        selection_mode="single-row", column_config=panels.explained(shown), alt="Answers of both models",
+    )  # fmt: skip
+    assert subject.run is not None
+    code = f"from workbench import runs\n\nruns.open({str(subject.run.path)!r}).read_table('tables/answers')\n"
+    panels.footer("answers", code, provenance=dict(subject.run.manifest.provenance), frame=table)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The answers as a person reads them, those that changed first."""
+    tuned = [_marked(base, own) for base, own in zip(table["base"], table["tuned"], strict=True)]
+    shown = pd.DataFrame({
+        "#": table["number"], "changed": table["score"] > 0, "prompt": table["prompt"], "base": table["base"],
+        "tuned": tuned, "parts at": table["token"], "label": table["label"], "base refuses": table["base_refuses"],
+        "tuned refuses": table["tuned_refuses"],
+    })  # fmt: skip
+    shown = shown.dropna(axis=1, how="all")
+    plain = shown.map(lambda cell: panels.visible(cell) if isinstance(cell, str) else cell)
+    return plain.sort_values("changed", ascending=False, kind="stable", ignore_index=True)
+
+
+def _show_row(table: pd.DataFrame) -> None:
+    """The selected prompt with both answers whole."""
+    row = table[table["number"] == current().prompt]
+    if row.empty:
+        return
+    values: dict[str, Any] = {str(name): value for name, value in row.iloc[0].items()}
+    st.markdown(f"**Prompt {values['number']}**")
+    panels.said(str(values["prompt"]))
+    left, right = st.columns(2)
+    with left:
+        st.html(box("Base", str(values["base"])))
+    with right:
+        st.html(box("Tuned", str(values["tuned"]), parted(str(values["base"]), str(values["tuned"]))))
+
+
+def parted(base: str, tuned: str) -> Parted | None:
+    """Where the tuned answer leaves the base's, by words."""
+    if base == tuned:
+        return None
+    place = next((n for n, (one, two) in enumerate(zip(base, tuned, strict=False)) if one != two), len(tuned))
+    start = tuned.rfind(" ", 0, place) + 1 if place < len(tuned) else place
+    end = tuned.find(" ", place)
+    end = len(tuned) if end < 0 else end
+    return Parted(tuned[:start], tuned[start:end], tuned[end:], len(tuned[:start].split()))
+
+
+def _marked(base: str, tuned: str) -> str:
+    cut = parted(base, tuned)
+    return tuned if cut is None else f"{cut.same}{_MARK}{cut.token}{cut.rest}"

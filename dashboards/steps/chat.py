@@ -1,0 +1,157 @@
+"""The chat: base and tuned side by side, and the tuned model under a recipe; streamed, same seed, several turns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from dashboards import jobs, models, panels
+from dashboards.answers import hover_tokens
+from dashboards.chatting import ChatReply, ChatTurn, Sampling, messages_of, reply
+from dashboards.kept import prefilled
+from dashboards.parts import Part
+from dashboards.selection import current
+from dashboards.steps.subject import Subject
+from workbench.errors import UserError
+
+if TYPE_CHECKING:
+    from workbench.models.pair import ModelPair
+
+NONE = "no recipe"
+_WAIT = 120.0
+
+
+def show(subject: Subject, recipes: Mapping[str, tuple[Part, str]]) -> None:
+    """The box, and the turns so far; ``recipes`` are candidates with the side that each acts on."""
+    st.subheader("Chat with both" if not recipes else "Try it: base, tuned and steered")
+    recipe = _recipe(recipes)
+    sampling = _sampling()
+    turns = _turns(subject)
+    for number, turn in enumerate(turns):
+        _show_turn(subject, number, turn)
+    job = jobs.desk().job
+    busy = job is not None and job.state == "running"
+    pending = st.session_state.pop("_chat-again", None)
+    prefilled("chat-text", _selected_prompt())
+    with st.form("chat", clear_on_submit=True, border=False):
+        left, right = st.columns([6, 1], vertical_alignment="bottom")
+        said = left.text_input("Say something to both", key="chat-text", disabled=busy)
+        sent = right.form_submit_button("Send", icon=":material/send:", disabled=busy)
+    if busy:
+        st.caption("A step is running on these models; the chat opens when it ends.")
+        return
+    if turns and st.button("New chat", icon=":material/restart_alt:", key="chat-new"):
+        turns.clear()
+        st.rerun()
+    text = pending or (said if sent else "")
+    if text and text.strip():
+        with panels.told():
+            turns.append(_answered(subject, turns, text.strip(), sampling, recipe))
+            st.rerun()
+
+
+def _recipe(recipes: Mapping[str, tuple[Part, str]]) -> tuple[Part, str] | None:
+    if not recipes:
+        return None
+    names = [*recipes, NONE]
+    if st.session_state.get("chat-recipe") not in names:
+        st.session_state["chat-recipe"] = names[0]
+    name = st.selectbox("Steered with", names, key="chat-recipe", format_func=panels.visible, width=420)
+    return recipes.get(name)
+
+
+def _sampling() -> Sampling:
+    with st.popover("How answers are drawn", icon=":material/casino:", type="tertiary"):
+        tokens = st.number_input("New tokens per answer", 1, 512, 32, key="chat-tokens", persist_state="session")
+        temperature = st.slider(
+            "Temperature", 0.0, 2.0, 0.0, 0.1, key="chat-temperature", persist_state="session",
+            help="0: always the most likely token. Above it all sides draw with the same random numbers.",
+        )  # fmt: skip
+        seed = st.number_input("Seed", 0, None, 0, key="chat-seed", persist_state="session")
+    return Sampling(int(tokens), float(temperature), int(seed))
+
+
+def _turns(subject: Subject) -> list[ChatTurn]:
+    chats: dict[Any, list[ChatTurn]] = st.session_state.setdefault("_chats", {})
+    return chats.setdefault(subject.key, [])
+
+
+def _selected_prompt() -> str:
+    """The box begins with the selected prompt, and follows it."""
+    chosen = current()
+    rows = None
+    with panels.told():
+        rows = chosen.rows()
+    return panels.visible(rows[chosen.prompt].shown) if rows is not None and chosen.prompt < len(rows) else ""
+
+
+def _answered(
+    subject: Subject, turns: list[ChatTurn], text: str, sampling: Sampling, recipe: tuple[Part, str] | None
+) -> ChatTurn:
+    """All sides answer in turn, each streamed into its column."""
+    with st.chat_message("user"):
+        st.text(panels.visible(text))
+    sides = ["base", "tuned", *(["steered"] if recipe is not None else [])]
+    places = dict(zip(sides, st.columns(len(sides)), strict=True))
+    pair = models.pair(subject.base, subject.tuned, dtype=models.quick_dtype(subject.base))
+    replies: dict[str, ChatReply] = {}
+    with _one_at_a_time():
+        for side, place in places.items():
+            with place:
+                st.caption(side)
+                shown = st.empty()
+            messages = messages_of(turns, side if any(side in one.replies for one in turns) else "tuned", text)
+            model, made = _model(pair, side, recipe)
+            replies[side] = reply(model, messages, sampling, _writer(shown), made)
+    return ChatTurn(text, replies)
+
+
+def _writer(place: Any) -> Callable[[str], None]:
+    """Shows a growing text in ``place``."""
+    return lambda text: place.text(panels.visible(text))
+
+
+def _model(pair: ModelPair, side: str, recipe: tuple[Part, str] | None) -> tuple[Any, Any]:
+    if side != "steered" or recipe is None:
+        return pair.models[side], None
+    part, on = recipe
+    return pair.models[on], part.made(pair)
+
+
+def _show_turn(subject: Subject, number: int, turn: ChatTurn) -> None:
+    with st.chat_message("user"):
+        left, right = st.columns([8, 1])
+        left.text(panels.visible(turn.user))
+        with right, st.popover("Edit", type="tertiary", key=f"edit-{number}"):
+            text = st.text_area("Say this instead", turn.user, key=f"edit-text-{number}")
+            if st.button("Run again from here", key=f"edit-go-{number}"):
+                del _turns(subject)[number:]
+                st.session_state["_chat-again"] = text
+                st.rerun()
+    for place, (side, answer) in zip(st.columns(len(turn.replies)), turn.replies.items(), strict=True):
+        with place, st.container(key=f"said-{number}-{side}"):
+            st.caption(side)
+            st.html(hover_tokens(answer, turn.replies["base"]))
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Tabs that chat with the same models wait for each other."""
+    lock = _lock()
+    if not lock.acquire(timeout=_WAIT):
+        raise UserError("Another tab has been chatting with these models for two minutes; send it again later.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _new_lock() -> threading.Lock:
+    return threading.Lock()
+
+
+_lock = st.cache_resource(show_spinner=False)(_new_lock)

@@ -1,0 +1,95 @@
+"""Keep it: recipes, report, experiment, and the commands that do the same."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import streamlit as st
+
+from dashboards import panels
+from dashboards.steps.subject import Subject
+from dashboards.steps.turn import parts_of
+from tunescope.look.notes import CHANGED
+from workbench.runs.places import PROMPTS
+
+
+def show(subject: Subject) -> None:
+    """What there is to take away."""
+    if subject.run is None or subject.notes.state(CHANGED) == "not run":
+        st.info("There is nothing to keep yet: run the steps before.", icon=":material/info:")
+        return
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.subheader("Recipes")
+        _show_recipes(subject)
+        st.subheader("Report")
+        _show_report(subject.run.path)
+    with right:
+        st.subheader("The same from a terminal")
+        st.code("\n".join(commands(subject)), language="bash", wrap_lines=True)
+        _show_experiment(subject)
+
+
+def commands(subject: Subject) -> list[str]:
+    """Command lines that make the look again, steer with its best recipe, and write its report."""
+    assert subject.run is not None
+    run, models = subject.run, [subject.base, subject.tuned]
+    config = run.config
+    look = ["tunescope", "look", *models, "--prompts", str(run.file(PROMPTS)), "--limit", str(config.get("limit", 60))]
+    lines = [shlex.join([*look, "--seed", str(config.get("seed", 0))])]
+    table = subject.table("candidates")
+    files = [] if table is None else [name for name, (_, side) in parts_of(subject, table).items() if side == "tuned"]
+    for name in files[:1]:
+        recipe = str(run.path / "recipes" / f"{name}.safetensors")
+        lines.append(
+            shlex.join(["tunescope", "steer", models[0], "--tuned", models[1], "--recipe", recipe, "--prompt", "..."])
+        )
+    return [panels.visible(line) for line in [*lines, shlex.join(["tunescope", "report", str(run.path)])]]
+
+
+def _show_recipes(subject: Subject) -> None:
+    assert subject.run is not None
+    files = sorted((subject.run.path / "recipes").glob("[!.]*.safetensors"))
+    if not files:
+        st.caption("No recipe was made; step 3 makes them.")
+    for file in files:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.download_button(
+                file.stem, file.read_bytes(), file_name=file.name, key=f"recipe-{file.stem}", on_click="ignore",
+                icon=":material/download:",
+            )  # fmt: skip
+            st.page_link(
+                "app_pages/steer.py", label=f"Steer with {file.stem}", icon=":material/play_circle:",
+                query_params={"recipe": file.stem},
+            )  # fmt: skip
+
+
+def _show_report(folder: Path) -> None:
+    st.caption("One HTML file with the four steps, figures and tables. It opens offline and can be sent.")
+    st.download_button(
+        "Report", lambda: _report(folder), file_name=f"{folder.name}-report.html", mime="text/html", key="report",
+        on_click="ignore", icon=":material/description:", type="primary",
+    )  # fmt: skip
+
+
+def _report(folder: Path) -> str:
+    from dashboards.report.content import read_content
+    from dashboards.report.page import render
+
+    return render(read_content(folder))
+
+
+def _show_experiment(subject: Subject) -> None:
+    shown = st.expander("The same as an experiment file", icon=":material/science:", on_change="rerun", key="look-yaml")
+    if not shown.open:
+        return
+    with shown, panels.told():
+        from dashboards.steps.as_experiment import look_experiment
+
+        text = look_experiment(subject)
+        st.download_button(
+            "experiment.yaml", text, file_name="experiment.yaml", mime="application/yaml", key="look-yaml-file",
+            on_click="ignore", icon=":material/download:",
+        )  # fmt: skip
+        st.code(text, language="yaml", wrap_lines=True)

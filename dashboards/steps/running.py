@@ -1,0 +1,128 @@
+"""Steps as jobs of the desk: each goes on with the same run, so that what it found is seen at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from dashboards import jobs, models, panels
+from dashboards.steps.subject import DETAILS, Subject
+from tunescope.look.notes import CHANGED, KEEP, STEPS, TURN
+from workbench.runs.places import PROMPTS, whole_path
+
+if TYPE_CHECKING:
+    from workbench.progress import Progress
+    from workbench.prompts import Prompts
+
+SECONDS = 90
+POLL = 2.0
+"""Seconds between looks at the job: each costs the job a moment."""
+
+
+@dataclass(frozen=True)
+class LookAsked:
+    """A look to begin or to go on with."""
+
+    base: str
+    tuned: str
+    prompts: Prompts | None
+    """None: those of the run where ``of_run``, else the shipped set."""
+    of_run: bool = False
+    limit: int = 60
+    seed: int = 0
+    device: str = "auto"
+
+
+def steps_before(subject: Subject, step: str) -> list[str]:
+    """``step`` with those that it needs and that are not done."""
+    needed = [CHANGED] if step != CHANGED else []
+    if step == KEEP:
+        needed = [CHANGED, TURN]
+    return [one for one in needed if subject.notes.state(one) == "not run"] + [step]
+
+
+def begin(subject: Subject, steps: Sequence[str], asked: LookAsked) -> None:
+    """Start the steps on the desk. Raises :class:`workbench.errors.UserError` while another task runs."""
+
+    def task(progress: Progress) -> str:
+        return _done(subject, steps, asked, progress)
+
+    named = steps[-1] if len(steps) == 1 else "The four steps"
+    jobs.desk().begin(named, task, subject.key).stage = steps[0]
+
+
+def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: Any) -> str:
+    models.warm().wait("look")
+    from tunescope.look.keep import extend
+    from tunescope.look.steps import Look
+    from workbench.prompts import Prompts
+
+    run = subject.run if asked.of_run else None
+    if run is not None:
+        config, prompts, out = run.config, Prompts.load(run.file(PROMPTS)), run.path
+    else:
+        prompts = _sampled(asked)
+        config, out = _config(asked, prompts), None
+    dtype = str(config.get("dtype", models.quick_dtype(asked.base, asked.device)))
+    pair = models.pair(asked.base, asked.tuned, asked.device, dtype)
+    for step in steps:
+        progress.stage = step
+        look = Look(pair, prompts, asked.base, asked.tuned, int(config.get("seed", 0)))
+        made = extend(look, config, step, progress, out)
+        config, out = made.config, made.path
+    return str(out)
+
+
+def _sampled(asked: LookAsked) -> Prompts:
+    from tunescope.experiments.requirements import sample
+    from tunescope.look.steps import general_questions
+
+    rows = general_questions() if asked.prompts is None else asked.prompts
+    return sample(rows, asked.limit, asked.seed)
+
+
+def _config(asked: LookAsked, prompts: Prompts) -> dict[str, Any]:
+    """As that of ``tunescope look``; prompts that lie in no file are told by their hash."""
+    base, tuned = models.places(asked.base, asked.tuned)
+    return {
+        "verb": "look", "base": whole_path(base), "tuned": whole_path(tuned), "prompts": prompts.hash,
+        "limit": asked.limit, "seed": asked.seed, "device": asked.device,
+        "dtype": models.quick_dtype(base, asked.device),
+    }  # fmt: skip
+
+
+def _watched() -> None:
+    job = jobs.desk().job
+    if job is None or job.state != "running":
+        st.rerun()
+    assert job is not None
+    place = f"{DETAILS[job.stage]} {job.stage}" if job.stage in DETAILS else job.name
+    told = f"{panels.words(job.what)}: {job.done} of {job.total}" if job.total else "loading both models"
+    left = job.seconds_left
+    told += "" if left is None else f", {_time(left)} left of this part"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.progress(job.share, f"{panels.words(place)} {told}")
+        if job.stopping:
+            st.caption("Stopping after this part…")
+        elif st.button("Stop", icon=":material/stop:", key="stop-steps"):
+            job.stop()
+            st.rerun(scope="fragment")
+    if job.stage != st.session_state.get("_stage"):
+        st.session_state["_stage"] = job.stage
+        st.rerun()  # the step before has ended, and its card should say so
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < SECONDS else f"{seconds / 60:.0f} min"
+
+
+watch = st.fragment(run_every=POLL)(_watched)
+"""The running job: its progress, time left and Stop; the page is drawn again when it ends."""
+
+
+def is_of(job: jobs.Job, subject: Subject) -> bool:
+    """Whether a job runs steps of this pair."""
+    return job.about == subject.key and (job.stage in STEPS)

@@ -1,0 +1,127 @@
+"""Where: the places that carry the change, strongest first, beside the maps that say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboards import panels
+from dashboards.selection import picks, show_next
+from dashboards.steps.glance import layers_at_a_glance, measures_of, sentence_of
+from dashboards.steps.subject import Subject
+from tunescope.look.notes import WHERE
+from workbench.tables import with_intervals
+
+MAPS = {"heads": ("layer", "head"), "layers": ("layer",), "weights": ("layer",)}
+"""Result -> what a click on its map selects."""
+OVERVIEW = "all at a glance"
+_TOP = 12
+_DETAILS = (("heads", "Heads", "grid_on"), ("tokens", "Tokens", "text_fields"), ("skills", "Skills", "scatter_plot"),
+            ("knobs", "Knobs and concepts", "tune"), ("analyses", "More analyses", "biotech"))  # fmt: skip
+
+
+def show(subject: Subject) -> None:
+    """Ranked places at the left, the maps at the right."""
+    note = subject.notes.steps.get(WHERE)
+    if note is None or subject.run is None:
+        st.info(
+            "Press Run: the weights, then layers and heads where the two answers part, appear here. Attribution first, "
+            "the strongest heads confirmed by patching.", icon=":material/info:",
+        )  # fmt: skip
+        return
+    _open_on_the_strongest(subject)
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        _show_places(subject)
+        st.markdown("Look closer:")
+        for page, label, icon in _DETAILS:
+            st.page_link(f"app_pages/{page}.py", label=label, icon=f":material/{icon}:")
+    with right:
+        told = {sentence.partition(":")[0]: sentence.partition(":")[2].strip() for sentence in note.sentences}
+        tables = {name: table for name in MAPS if (table := subject.table(name)) is not None}
+        if tables:
+            name = st.segmented_control("Map", [*tables, OVERVIEW], key="where-map", default=OVERVIEW, required=True)
+            if name == OVERVIEW:
+                _show_overview(subject, tables)
+            else:
+                st.markdown(f"**{panels.words(_sentence(told.get(str(name), '')))}**")
+                _show_map(subject, str(name))
+    for name, sentence in told.items():
+        if name not in MAPS:
+            st.caption(panels.words(f"{name}: {sentence}"))
+
+
+def _open_on_the_strongest(subject: Subject) -> None:
+    """Once per look, where the link names no other place."""
+    assert subject.run is not None
+    done, heads = f"_strongest-{subject.run.path}", subject.table("heads")
+    if heads is None or done in st.session_state or {"layer", "head"} & set(st.query_params.to_dict()):
+        return
+    st.session_state[done] = True
+    best = places_of(heads).head(1).to_dict("records")
+    if best and (best[0]["layer"], best[0]["head"]) != (0, 0):
+        show_next(layer=int(best[0]["layer"]), head=int(best[0]["head"]))
+        st.rerun()
+
+
+def places_of(heads: pd.DataFrame) -> pd.DataFrame:
+    """The heads that were patched, strongest first: place, score with interval, control, q."""
+    exact = heads[heads["exact"]] if "exact" in heads else heads
+    named = [f"L{int(row['layer'])}H{int(row['head'])}" for row in exact.to_dict("records")]
+    columns = [name for name in ("score", "low", "high", "control", "q") if name in exact]
+    return exact[["layer", "head", *columns]].assign(place=named).sort_values("score", ascending=False).head(_TOP)
+
+
+def _show_places(subject: Subject) -> None:
+    heads = subject.table("heads")
+    if heads is None:
+        st.caption("No head was ranked: the sentence below says why.")
+        return
+    st.markdown("**Strongest places**", help=panels.term("patching"))
+    places = places_of(heads)
+    cells = places[["layer", "head"]].astype(int).to_numpy().tolist()
+    shown = with_intervals(places[["place", *[c for c in places if c not in ("place", "layer", "head")]]])
+
+    def pick() -> None:
+        if rows := st.session_state["places-table"]["selection"]["rows"]:
+            picks("layer", "head")(cells[rows[0]])
+
+    st.dataframe(
+        shown, width="stretch", hide_index=True, key="places-table", on_select=pick, selection_mode="single-row",
+        column_config=panels.explained(shown), alt="Heads by their effect",
+    )  # fmt: skip
+    st.caption("A click on a row or a cell selects that head on every page.")
+
+
+def _show_overview(subject: Subject, tables: dict[str, pd.DataFrame]) -> None:
+    measures = measures_of(tables)
+    st.markdown(f"**{panels.words(sentence_of(measures))}**")
+    assert subject.run is not None
+    code = "".join(f"{name} = runs.open({str(subject.run.path)!r}).read_table('tables/{name}')\n" for name in tables)
+    call = f"layers_at_a_glance({{{', '.join(f'{name!r}: {name}' for name in tables)}}}).show()\n"
+    panels.figure(
+        "where-overview", layers_at_a_glance(tables),
+        f"from workbench import runs\nfrom dashboards.steps.glance import layers_at_a_glance\n\n{code}{call}",
+        dict(subject.run.manifest.provenance), frame=measures, on_pick=picks("layer"),
+    )  # fmt: skip
+    st.caption("Every row on a scale of its own, from none to its largest; hover for the numbers.")
+
+
+def _show_map(subject: Subject, name: str) -> None:
+    import plotly.io
+
+    assert subject.run is not None
+    path = subject.run.file(f"figures/{name}.json")
+    drawn: Any = plotly.io.from_json(path.read_text(encoding="utf-8"))
+    drawn.update_layout(width=None)
+    call = f"from workbench.results import Result\n\nResult.load({str(subject.run.path / 'results' / name)!r}"
+    panels.figure(
+        f"where-{name}", drawn, f"{call} + '.safetensors').figure().show()\n", dict(subject.run.manifest.provenance),
+        frame=subject.table(name), on_pick=picks(*MAPS[name]),
+    )  # fmt: skip
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,1 @@
+"""Edges: which component passes what to which other, in one model and beside another."""

@@ -1,0 +1,129 @@
+"""Circuits of the best edges run exactly: faithfulness by the share of edges, its areas, and random edges beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probes.edges.faithfulness import SHARES, area, faithfulness, leading
+from probes.edges.gradients import mean_gradients
+from probes.edges.graph import Graph
+from probes.edges.scoring import metric_of
+from probes.edges.sending import EdgeRun, sent
+from probes.patches.task import Task
+from workbench.prompts.encode import batches
+from workbench.stats.bootstrap import statistic_interval
+from workbench.typing import Float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """``metrics``: ranking -> [share, prompt], the metric of its circuits; ``empty`` and ``whole`` [prompt]."""
+
+    model: str
+    metrics: dict[str, Float[np.ndarray, "share prompt"]]
+    empty: Float[np.ndarray, " prompt"]
+    whole: Float[np.ndarray, " prompt"]
+    edges: list[int]
+
+    def f(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Faithfulness [draw, share] of metrics [share, prompt] under weights [draw, prompt]."""
+        empty, whole = weights @ self.empty, weights @ self.whole
+        return faithfulness(weights @ values.T, empty[:, None], whole[:, None])
+
+    def table(self, seed: int, draws: int) -> pd.DataFrame:
+        """One row per ranking and share."""
+        lines = []
+        for method, values in self.metrics.items():
+            for place, share in enumerate(SHARES):
+                found = statistic_interval(lambda w, v=values[place : place + 1]: self.f(v, w)[:, 0], len(self.empty),  # type: ignore[misc]
+                                           seed=seed, draws=draws, method="percentile")  # fmt: skip
+                lines.append({"model": self.model, "method": method, "share": share, "edges": self.edges[place],
+                              "faithfulness": found.estimate, "low": found.low, "high": found.high})  # fmt: skip
+        return pd.DataFrame(lines)
+
+
+def areas_of(curve: Curve, seed: int, draws: int) -> pd.DataFrame:
+    """CPR and CMD of every ranking, with intervals over prompts; curves begin with the empty circuit, where f = 0."""
+    lines = []
+    for method, values in curve.metrics.items():
+        line: dict[str, Any] = {"model": curve.model, "method": method}
+        for name in ("cpr", "cmd"):
+            found = statistic_interval(
+                lambda w, v=values, d=name == "cmd": area(curve.f(v, w), distance=d),  # type: ignore[misc]
+                len(curve.empty), seed=seed, draws=draws, method="percentile",
+            )  # fmt: skip
+            line |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def rankings(scores: np.ndarray, controls: int, seed: int) -> dict[str, np.ndarray]:
+    """By signed score (for CPR), by size (for CMD), and at random."""
+    found = {"signed": scores, "size": np.abs(scores)}
+    for number in range(controls):
+        found[f"random {number + 1}"] = np.random.default_rng((seed, number)).random(scores.shape)
+    return found
+
+
+def curve_of(
+    graph: Graph, task: Task, scores: np.ndarray, name: str, batch_size: int, controls: int, seed: int
+) -> Curve:
+    """Edges outside the circuit carry what their sender writes on the contrast."""
+    ranked = rankings(scores, controls, seed)
+    n = len(task.target_ids)
+    metrics = {method: np.zeros((len(SHARES), n)) for method in ranked}
+    empty, whole = np.zeros(n), np.zeros(n)
+    for members in batches(task.lengths, batch_size):
+        corrupted, clean = task.batch(members)
+        metric = metric_of(task, members)
+        other, corrupted_logits = sent(graph, corrupted)
+        run = EdgeRun(graph, other)
+        empty[members] = _number(metric, corrupted_logits)
+        whole[members] = _number(metric, run(clean, None))
+        for method, values in ranked.items():
+            for place, share in enumerate(SHARES):
+                inside = leading(values, graph.possible, share)
+                metrics[method][place, members] = _number(metric, run(clean, graph.possible & ~inside))
+    return Curve(name, metrics, empty, whole, _sizes(graph))
+
+
+def rebuilt(graphs: dict[str, Graph], task: Task, batch_size: int, controls: int, seed: int) -> Curve:
+    """The base's run in which the best edges carry what the tuned model's sender writes on the same prompt: how many
+    edges it takes to rebuild what tuning changed. Edges are ranked by (tuned - base) . the mean of both gradients."""
+    base, tuned = graphs["base"], graphs["tuned"]
+    scores = np.zeros(base.possible.shape)
+    for members in batches(task.lengths, batch_size):
+        _, clean = task.batch(members)
+        metric = metric_of(task, members)
+        (there, _), (other, _) = sent(base, clean), sent(tuned, clean)
+        gradients = sum(mean_gradients(graph, clean, (one[0], one[0]), metric, 1)
+                        for graph, one in ((base, there), (tuned, other)))  # fmt: skip
+        scores += torch.einsum("sbpm,rbpm->sr", (other - there).float(), gradients.float()).double().cpu().numpy() / 2  # type: ignore[union-attr]
+    ranked = rankings(scores, controls, seed)
+    n = len(task.target_ids)
+    metrics = {method: np.zeros((len(SHARES), n)) for method in ranked}
+    empty, whole = np.zeros(n), np.zeros(n)
+    for members in batches(task.lengths, batch_size):
+        _, clean = task.batch(members)
+        metric = metric_of(task, members)
+        other, tuned_logits = sent(tuned, clean)
+        run = EdgeRun(base, other)
+        empty[members], whole[members] = _number(metric, run(clean, None)), _number(metric, tuned_logits)
+        for method, values in ranked.items():
+            for place, share in enumerate(SHARES):
+                metrics[method][place, members] = _number(metric, run(clean, leading(values, base.possible, share)))
+    return Curve("change", metrics, empty, whole, _sizes(base))
+
+
+def _number(metric: Any, logits: torch.Tensor) -> np.ndarray:
+    found: np.ndarray = metric(logits[:, None])[:, 0].double().cpu().numpy()
+    return found
+
+
+def _sizes(graph: Graph) -> list[int]:
+    return [max(1, round(share * int(graph.possible.sum()))) for share in SHARES]

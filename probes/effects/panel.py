@@ -1,0 +1,144 @@
+"""The common result of effects: a score per model and condition, paired by prompt, beside its control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from probes.resampling import cluster_means
+from probes.results import ProbeResult
+from workbench.figures.series import labelled_points
+from workbench.stats.bootstrap import difference_interval, mean_interval
+from workbench.stats.fdr import q_values
+from workbench.stats.intervals import Interval, Intervals
+from workbench.stats.shares import share_interval, with_exact_change
+from workbench.stats.tests import paired_permutation, permutation
+from workbench.typing import Float, Int
+
+CHANGE = "tuned - base"
+"""The model column of a line that compares both."""
+COMPARED = (CHANGE, "base - tuned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectPanel(ProbeResult):
+    """A score per model and condition.
+
+    ``table``: ``group`` (the condition), ``model`` (base, tuned, or "tuned - base", paired by prompt), score, low, high
+    (95 % over prompts), ``control``, ``p``, ``n``; ``q`` for the lines that compare
+    both models. ``values``: the numbers by prompt behind it.
+    """
+
+    values: pd.DataFrame
+    measured: str
+    """What a score is."""
+    heading: str
+    verdict: str = ""
+    """What follows from the table, in words; empty where nothing does."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that are one for all prompts, by name."""
+
+    title: ClassVar[str] = "Effect of tuning"
+    unit: ClassVar[str] = "score"
+
+    def line(self, condition: str, model: str = CHANGE) -> pd.Series:
+        """One line of the table."""
+        return self.table[(self.table["group"] == condition) & (self.table["model"] == model)].iloc[0]
+
+    def figure(self) -> go.Figure:
+        """Every line as a dot with its interval, the control as a cross."""
+        names = self.table["group"].astype(str) + ", " + self.table["model"].astype(str)
+        return labelled_points(self.table.assign(line=names), "line", title=self.heading, unit=self.measured)
+
+    def summary(self) -> str:
+        """The verdict, or the largest change."""
+        if self.verdict:
+            return f"{self.heading}: {self.verdict}. Control: {self.control}"
+        changes = self.table[self.table["model"] == CHANGE]
+        shown = changes if len(changes) else self.table
+        row = shown.iloc[int(shown["score"].abs().fillna(0.0).to_numpy().argmax())]
+        return (
+            f"{self.heading}: {row['group']}, {row['model']}: {row['score']:+.3g} [{row['low']:.3g}, "
+            f"{row['high']:.3g}] {self.measured}, p = {row['p']:.2g}. Control: {self.control}"
+        )
+
+
+def interval_of(
+    values: Float[np.ndarray, " prompt"], clusters: Int[np.ndarray, " prompt"] | None = None, seed: int = 0
+) -> Interval:
+    """The mean with its interval: exact where shares, or changes of shares, all agree."""
+    known = np.asarray(values, dtype=np.float64)
+    if not len(known):
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    if np.isin(known, (0.0, 1.0)).all():
+        return share_interval(known, clusters=clusters, seed=seed)
+    found = mean_interval(known, clusters=clusters, seed=seed)
+    if not np.isin(known, (-1.0, 0.0, 1.0)).all():
+        return found
+    cells = Intervals(np.array([found.estimate]), np.array([found.low]), np.array([found.high]), found.n)
+    return with_exact_change(cells, known[:, None], clusters).cell(0)
+
+
+def scored_line(
+    condition: str,
+    model: str,
+    values: Float[np.ndarray, " prompt"],
+    control: float | Float[np.ndarray, " prompt"],
+    clusters: Int[np.ndarray, " prompt"],
+    seed: int,
+    **more: Any,
+) -> dict[str, Any]:
+    """A line of the table: the mean of ``values``, tested by signs against ``control`` (a number or one per prompt)."""
+    found = interval_of(values, clusters, seed)
+    beyond = np.asarray(values, np.float64) - control
+    p = float(paired_permutation(cluster_means(beyond[:, None], clusters), seed=seed).p[0]) if len(beyond) else np.nan
+    return {
+        "group": condition, "model": model, "score": found.estimate, "low": found.low, "high": found.high,
+        "control": float(np.mean(control)), "p": p, "n": found.n, **more,
+    }  # fmt: skip
+
+
+def between_line(
+    condition: str,
+    model: str,
+    sides: tuple[np.ndarray, np.ndarray],
+    clusters: tuple[np.ndarray, np.ndarray],
+    seed: int,
+) -> dict[str, Any]:
+    """A line of the table: the mean of one set of prompts less that of another, tested by exchanging members."""
+    found = difference_interval(*sides, paired=False, clusters=clusters, seed=seed)
+    units = [cluster_means(side[:, None], own) for side, own in zip(sides, clusters, strict=True)]
+    return {
+        "group": condition, "model": model, "score": found.estimate, "low": found.low, "high": found.high,
+        "control": 0.0, "p": float(permutation(*units, seed=seed).p[0]), "n": found.n,
+    }  # fmt: skip
+
+
+def paired_lines(
+    condition: str,
+    sides: Mapping[str, np.ndarray],
+    controls: Mapping[str, np.ndarray | float],
+    clusters: np.ndarray,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Lines of base, tuned and their paired difference; a difference's control is that of the controls."""
+    lines = [scored_line(condition, role, sides[role], controls[role], clusters, seed) for role in ("base", "tuned")]
+    beyond = np.asarray(controls["tuned"]) - np.asarray(controls["base"])
+    control = beyond if beyond.ndim else float(beyond)
+    return [*lines, scored_line(condition, CHANGE, sides["tuned"] - sides["base"], control, clusters, seed)]
+
+
+def table_of(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Lines as a table, with q over those that compare both models; lines of one model keep their p alone, which is no
+    finding about tuning."""
+    table = pd.DataFrame(list(lines))
+    p = table["p"].to_numpy(float)
+    compared = table["model"].isin(COMPARED).to_numpy()
+    q = np.full(len(table), np.nan)
+    q[compared] = q_values(p[compared])
+    return table.assign(q=q)

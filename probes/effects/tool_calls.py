@@ -1,0 +1,160 @@
+"""Which mistakes are made in tool calls, before and after tuning."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from probes.asked import asked
+from probes.effects.answers import greedy_texts
+from probes.effects.panel import EffectPanel, paired_lines, table_of
+from probes.effects.rewriting import column_of
+from probes.replay import counted
+from probes.results import Provenance
+from workbench.errors import UserError
+from workbench.given import check_pair
+from workbench.methods import method
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress
+from workbench.prompts.collection import Prompts
+
+KINDS = (
+    "right", "no call", "broken call", "wrong tool", "missing argument", "invented argument", "wrong value",
+)  # fmt: skip
+"""What a reply can be, the first that fits; each reply is one."""
+_NAMES, _ARGUMENTS = ("name", "tool", "function"), ("arguments", "parameters", "args")
+
+
+@method(
+    "tool-errors",
+    group="effects",
+    question="Which mistakes does the model make in tool calls, and which did tuning cure or cause?",
+    papers=("TL-Training: A Task-Feature-Based Framework for Training Large Language Models in Tool Use",),
+    cost="one generated answer per prompt and model",
+    example="--calls call",
+)
+def tool_errors(
+    pair: ModelPair,
+    prompts: Prompts | Sequence[Any],
+    *,
+    calls: str = "call",
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress | None = None,  # noqa: ARG001 (every method takes one)
+) -> EffectPanel:
+    """Share of replies with each kind of mistake (Ye et al. 2024): no call, broken JSON, another tool, an argument
+    missing, invented or wrong.
+
+    A call is the first JSON object of the reply with a name (``name``, ``tool``, ``function``) and its arguments
+    (``arguments``, ``parameters``, ``args``). The control of a kind is its share where each reply is judged by another
+    row's call: what replies without regard to the question would get.
+
+    Args:
+        pair: Both models.
+        prompts: Rows with the right call as a column: {"name": ..., "arguments": {...}}, as an object or JSON text.
+        calls: The column.
+        max_new_tokens: Length of a reply.
+        batch_size: Prompts per forward pass.
+        seed: Of the intervals.
+        progress: A bar.
+
+    Returns:
+        An :class:`EffectPanel`; ``group`` is the kind of :data:`KINDS`.
+
+    Raises:
+        UserError: A row has no call, or one without a name.
+    """
+    check_pair(pair, prompts)
+    rows = Prompts.of(prompts)
+    wanted = [read_call(one, number) for number, one in enumerate(column_of(rows, calls, what="the right call"))]
+    others = np.roll(np.arange(len(rows)), 1)
+    kinds, control = {}, {}
+    with counted(pair.base, pair.tuned) as passes:
+        for role in ("base", "tuned"):
+            texts = greedy_texts(pair.models[role], rows, max_new_tokens, batch_size)
+            kinds[role] = np.array([tool_error(text, call) for text, call in zip(texts, wanted, strict=True)])
+            control[role] = np.array([tool_error(text, wanted[n]) for text, n in zip(texts, others, strict=True)])
+    lines = [
+        line for kind in KINDS
+        for line in paired_lines(
+            kind, {role: (one == kind).astype(float) for role, one in kinds.items()},
+            {role: float((one == kind).mean()) for role, one in control.items()}, rows.clusters, seed,
+        )
+    ]  # fmt: skip
+    return EffectPanel(
+        table=table_of(lines),
+        control="replies judged by the call of another row",
+        provenance=Provenance.of(
+            "tool_errors", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
+            settings=asked(None, calls=calls, max_new_tokens=max_new_tokens, batch_size=batch_size),
+        ),
+        values=pd.DataFrame(kinds),
+        measured="share of replies",
+        heading="Mistakes in tool calls",
+    )  # fmt: skip
+
+
+def read_call(given: Any, number: int) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a right call. Raises :class:`UserError` naming the row for what is none."""
+    found = _as_call(_loads(given) if isinstance(given, str) else given)
+    if found is None:
+        raise UserError(f'Row {number}: {given!r} is no call: give {{"name": ..., "arguments": {{...}}}}.')
+    return found
+
+
+def tool_error(text: str, wanted: tuple[str, Mapping[str, Any]]) -> str:
+    """The kind of :data:`KINDS` that a reply is."""
+    start = text.find("{")
+    if start < 0:
+        return "no call"
+    made = _as_call(_first_object(text[start:]))
+    if made is None:
+        return "broken call"
+    name, arguments = made
+    if name != wanted[0]:
+        return "wrong tool"
+    if set(wanted[1]) - set(arguments):
+        return "missing argument"
+    if set(arguments) - set(wanted[1]):
+        return "invented argument"
+    same = all(_plain(arguments[key]) == _plain(value) for key, value in wanted[1].items())
+    return "right" if same else "wrong value"
+
+
+def _first_object(text: str) -> Any:
+    try:
+        return json.JSONDecoder().raw_decode(text)[0]
+    except ValueError:
+        return None
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _as_call(made: Any) -> tuple[str, dict[str, Any]] | None:
+    if not isinstance(made, Mapping):
+        return None
+    inner = made.get("function")
+    made = inner if isinstance(inner, Mapping) else made
+    name = next((made[key] for key in _NAMES if isinstance(made.get(key), str)), None)
+    arguments: Any = next((made[key] for key in _ARGUMENTS if key in made), {})
+    arguments = _loads(arguments) if isinstance(arguments, str) else arguments
+    return None if name is None or not isinstance(arguments, Mapping) else (name, dict(arguments))
+
+
+def _plain(value: Any) -> Any:
+    """Text without case and spaces at the ends; numbers as numbers however they are written."""
+    if isinstance(value, str):
+        text = value.strip().casefold()
+        return float(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else text
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -1,0 +1,100 @@
+"""A recording as cells to probe: one row per prompt for every site, layer, head and place in the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from workbench.engine.sites import Site
+from workbench.errors import UserError
+from workbench.recording.recording import Recording
+from workbench.typing import Float, Int, Tensor
+
+HEADED = ("z", "q", "k", "v")
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """What the rows of a recording are: the recorded prompts, their groups, and which rows are whose."""
+
+    prompts: Int[np.ndarray, " prompt"]
+    """Numbers of the prompts."""
+    clusters: Int[np.ndarray, " prompt"]
+    index: Any
+
+    @classmethod
+    def of(cls, recording: Recording) -> PromptRows:
+        """Raises :class:`UserError` for a recording of statistics, and for one without both models."""
+        if recording.moments:
+            raise UserError('This recording kept statistics only: record with store="memory" or a folder.')
+        if not {"base", "tuned"} <= set(recording.roles):
+            raise UserError(
+                f"The recording holds {', '.join(recording.roles)}; both models are compared here: record a pair."
+            )
+        index = recording.index
+        prompts, first = np.unique(index["prompt"].to_numpy(), return_index=True)
+        names = [
+            f"prompt {prompt}" if group is None or group != group else f"group {group}"
+            for prompt, group in zip(prompts, index["group"].to_numpy()[first], strict=True)
+        ]
+        return cls(prompts, np.unique(names, return_inverse=True)[1], index)
+
+    def labels(self, given: Sequence[Any] | None, column: str = "label") -> list[Any]:
+        """One value per recorded prompt: ``given`` [prompt], or the recording's own column."""
+        if given is not None:
+            if len(given) <= self.prompts.max():
+                raise UserError(
+                    f"There are {len(given)} values for {self.prompts.max() + 1} prompts; give one for each prompt."
+                )
+            return [given[int(number)] for number in self.prompts]
+        first = np.unique(self.index["prompt"].to_numpy(), return_index=True)[1]
+        return list(self.index[column].to_numpy()[first])
+
+    def places(self, by_position: bool) -> list[tuple[dict[str, int], Int[np.ndarray, " row"]]]:
+        """Rows to average per prompt: all of them, or for each place from the end those of every prompt that has it."""
+        if not by_position:
+            return [({}, np.arange(len(self.index)))]
+        from_end = self.index["position"].to_numpy() - self.index.groupby("prompt")["position"].transform(
+            "max"
+        ).to_numpy() - 1  # fmt: skip
+        found = []
+        for place in np.unique(from_end)[::-1]:
+            rows = np.flatnonzero(from_end == place)
+            if len(np.unique(self.index["prompt"].to_numpy()[rows])) == len(self.prompts):
+                found.append(({"position": int(place)}, rows))
+        return found
+
+    def averaged(
+        self, values: Float[Tensor, "row ..."], rows: Int[np.ndarray, " chosen"]
+    ) -> Float[Tensor, "prompt ..."]:
+        """The mean over each prompt's chosen rows."""
+        number = np.searchsorted(self.prompts, self.index["prompt"].to_numpy()[rows])
+        chosen = values[torch.from_numpy(rows)].float()
+        sums = chosen.new_zeros(len(self.prompts), *chosen.shape[1:]).index_add_(0, torch.from_numpy(number), chosen)
+        counts = np.bincount(number, minlength=len(self.prompts))
+        return sums / torch.from_numpy(counts).view(-1, *[1] * (chosen.ndim - 1)).to(sums)
+
+
+def cells_of(
+    recording: Recording, rows: PromptRows, by_position: bool = False
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, Float[Tensor, "cell prompt d"]]]]:
+    """Per site and place: what its cells are (one, or one per head), and both models' features."""
+    for name in recording.sites:
+        if not name.startswith("blocks."):
+            continue
+        site = Site.parse(name)
+        for place, chosen in rows.places(by_position):
+            sides = {}
+            for role in ("base", "tuned"):
+                values = rows.averaged(recording[role][name][:], chosen)
+                sides[role] = values[None] if values.ndim == 2 else values.transpose(0, 1).contiguous()
+            count = len(sides["base"])
+            headed = {"head": 0} if site.kind in HEADED else {}
+            yield [
+                {"site": site.kind, "layer": site.layer, **({"head": n} if headed else {}), **place}
+                for n in range(count)
+            ], sides  # fmt: skip

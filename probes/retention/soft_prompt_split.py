@@ -1,0 +1,188 @@
+"""Where a tuned model keeps the task: in its weights, or in what a soft prompt can carry (ProMoT's 2 x 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+
+from interventions.training.soft_prompt import SoftPrompt, train_soft_prompt
+from interventions.training.trainer import Schedule
+from probes.asked import asked
+from probes.effects.answers import Measure, answer_scores
+from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
+from probes.effects.rewriting import with_demonstrations
+from probes.replay import counted
+from probes.results import Provenance
+from probes.series.answers import pair_members, updates_of
+from workbench.errors import UserError
+from workbench.given import check_pair
+from workbench.method_options import As
+from workbench.methods import Needs, method
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
+
+Scores = dict[tuple[str, str, str], np.ndarray]
+"""(weights, soft prompt on or off, prompts) -> score by prompt."""
+
+
+@method(
+    "soft-prompt-split",
+    group="retention",
+    question="Did tuning specialise the format, so that a soft prompt could have carried it and the rest been kept?",
+    papers=("Preserving In-Context Learning ability in Large Language Model Fine-tuning",),
+    needs=Needs(columns=("answer",)),
+    cost="a short training of a soft prompt on the base, then four scored passes of each model of the series",
+    example="--others other_tasks.jsonl",
+)
+def soft_prompt_split(  # noqa: PLR0913 (a public call)
+    pair: ModelPair,
+    prompts: Prompts | Sequence[Any],
+    *,
+    others: Annotated[Any, As("prompts")] = None,
+    checkpoints: Sequence[str] = (),
+    shots: int = 2,
+    tokens: int = 8,
+    epochs: int | float = 5,
+    learning_rate: float = 1e-2,
+    metric: Measure = "accuracy",
+    max_new_tokens: int = 16,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> EffectPanel:
+    """Soft prompt on and off, weights old and new: score on the tuned task and in-context score on other tasks.
+
+    A soft prompt is trained on half of the prompts, on the base; all scores are on the other half. ``checkpoints`` are
+    further columns between base and tuned, so that the step at which other tasks are lost shows (Wang et al. 2023: at
+    the start, as the format is learnt). The interaction says whether the soft prompt and the weights learnt the same:
+    below 0 what one has, the other no longer adds. The control of the soft prompt is one of random token embeddings.
+
+    Args:
+        pair: Base and tuned model.
+        prompts: The tuned task, with answers.
+        others: Other tasks with answers, asked behind examples of their own; left out, only the task is scored.
+        checkpoints: Fine-tunes of the base between it and the tuned model, in order.
+        shots: Examples before a prompt of the other tasks.
+        tokens: Vectors of the soft prompt.
+        epochs: Passes over the training half.
+        learning_rate: Step size of the soft prompt's training.
+        metric: What is scored.
+        max_new_tokens: Length of a generated answer.
+        batch_size: Prompts per forward pass.
+        seed: Of the halves, the training and intervals.
+        progress: A bar.
+
+    Returns:
+        An :class:`EffectPanel`; ``model`` is the weights, ``group`` "task, off", "task, on", "others, off", ..., and
+        "soft prompt's gain" beside a random one's.
+
+    Raises:
+        UserError: Fewer than four prompts, or rows without answers.
+    """
+    check_pair(pair, prompts)
+    rows = Prompts.of(prompts)
+    train, test = halves_of(rows, seed)
+    beside = None if others is None else Prompts.of(others)
+    asked_rows = {"task": test} if beside is None else {
+        "task": test, "others": with_demonstrations(beside, beside, shots, seed)
+    }  # fmt: skip
+    schedule = Schedule(epochs=epochs, learning_rate=learning_rate, seed=seed)
+    also = list(asked_rows.values())
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    with counted(pair.base, pair.tuned) as passes:
+        soft = train_soft_prompt(pair.base, train, tokens=tokens, also_read=also, schedule=schedule, progress=progress)
+        random = _random_prompt(pair, soft, seed)
+        scores = _scores(pair, checkpoints, {"on": soft, "random": random}, asked_rows, metric, options, progress)
+    clusters = {name: own.clusters for name, own in asked_rows.items()}
+    return EffectPanel(
+        table=table_of(split_lines(scores, clusters, seed)),
+        control="a soft prompt of random token embeddings",
+        provenance=Provenance.of(
+            "soft_prompt_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
+            forward_passes=passes.forward,
+            settings=asked(None, others=beside, checkpoints=list(checkpoints), shots=shots, tokens=tokens,
+                           epochs=epochs, learning_rate=learning_rate, metric=metric, max_new_tokens=max_new_tokens,
+                           batch_size=batch_size),
+        ),
+        values=pd.DataFrame({" | ".join(key): pd.Series(values) for key, values in scores.items()}),
+        measured=metric,
+        heading="Soft prompt and weights",
+    )  # fmt: skip
+
+
+def halves_of(rows: Prompts, seed: int) -> tuple[Prompts, Prompts]:
+    """Two halves; a group is never in both.
+
+    Raises:
+        UserError: There are too few groups for two halves of two.
+    """
+    groups = np.unique(rows.clusters)
+    if len(groups) < 4:
+        raise UserError(f"{len(groups)} prompts (or groups) cannot be halved to train and to test: give four or more.")
+    first = np.random.default_rng(seed).permutation(groups)[: len(groups) // 2]
+    inside = np.isin(rows.clusters, first)
+    return rows[inside], rows[~inside]
+
+
+def _random_prompt(pair: ModelPair, soft: SoftPrompt, seed: int) -> SoftPrompt:
+    import torch
+
+    size = len(soft.vectors)
+    random = torch.Generator().manual_seed(seed + 1)
+    ids = torch.randint(pair.base.n_token_ids, (size,), generator=random).to(pair.base.device)
+    with torch.no_grad(), pair.base.active():
+        vectors = pair.base.inner.get_input_embeddings()(ids).float().cpu()
+    return SoftPrompt(vectors, soft.placeholder)
+
+
+def _scores(
+    pair: ModelPair, checkpoints: Sequence[str], softs: dict[str, SoftPrompt], rows: dict[str, Prompts],
+    metric: Measure, options: dict[str, Any], progress: Progress | None,
+) -> Scores:  # fmt: skip
+    bar = progress or Silent()
+    bar.start("soft prompt and weights", 2 + len(checkpoints))
+    found: Scores = {}
+
+    def score(weights: str, model: Any) -> None:
+        for name, own in rows.items():
+            found[weights, "off", name] = answer_scores(model, own, metric, **options)
+            for kind, soft in softs.items():
+                read = soft.before(own, model.tokenizer)
+                found[weights, kind, name] = answer_scores(model, read, metric, recipe=soft, **options)
+        bar.advance()
+
+    score("base", pair.base)
+    if checkpoints:
+        vectors, _ = updates_of(pair.base, pair_members(pair, checkpoints))
+        for name, vector in list(vectors.items())[:-1]:
+            with vector.graft(pair.base).entered(pair.base):
+                score(name, pair.base)
+    score("tuned", pair.tuned)
+    bar.finish()
+    return found
+
+
+def split_lines(scores: Scores, clusters: dict[str, np.ndarray], seed: int) -> list[dict[str, Any]]:
+    """Lines of every cell, of the soft prompt's gain for each weights, of tuned - base, and of the interaction."""
+    weights = list(dict.fromkeys(key[0] for key in scores))
+    lines = []
+    for name, own in clusters.items():
+        for one in weights:
+            off, on, random = (scores[one, kind, name] for kind in ("off", "on", "random"))
+            lines += [
+                scored_line(f"{name}, off", one, off, 0.0, own, seed),
+                scored_line(f"{name}, on", one, on, random, own, seed),
+                scored_line(f"{name}, soft prompt's gain", one, on - off, random - off, own, seed),
+            ]
+        change = {kind: scores["tuned", kind, name] - scores["base", kind, name] for kind in ("off", "on", "random")}
+        both = change["on"] - change["off"], change["random"] - change["off"]
+        lines += [
+            scored_line(f"{name}, off", CHANGE, change["off"], 0.0, own, seed),
+            scored_line(f"{name}, on", CHANGE, change["on"], 0.0, own, seed),
+            scored_line(f"{name}, interaction", CHANGE, *both, own, seed),
+        ]
+    return lines

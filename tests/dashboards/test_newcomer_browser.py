@@ -1,0 +1,189 @@
+"""The newcomer's path in a real browser: from two models and nothing recorded to a recipe and a report, with the mouse,
+and with the keyboard alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dashboards.launch import command
+from dashboards.state import BASE, TUNED, WARM
+from tests.dashboards.test_browser import CHROMIUM, SHOTS, browser, no_errors, page, settled
+from tests.tunescope.look.test_steps import refusal_rows
+from workbench import organisms
+
+__all__ = ["browser", "page"]
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is missing: apt-get install chromium")
+SMOL = Path(os.environ.get("TUNESCOPE_SMOLLM2") or "SmolLM2-135M-Instruct")
+LONG = 1_800_000
+NAMELESS = """() => ["button", "input:not([type=file])", "select", "textarea"]
+    .flatMap((kind) => [...document.querySelectorAll(`[data-testid=stMain] ${kind}`)])
+    .filter((one) => one.offsetParent !== null && !(one.textContent || one.title || one.ariaLabel
+        || one.getAttribute("aria-labelledby") || (one.labels && one.labels.length)))
+    .map((one) => one.outerHTML.slice(0, 200))"""
+
+
+@contextmanager
+def dashboard(home: Path, base: str, tuned: str) -> Iterator[str]:
+    """A server that was opened on a pair; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "TUNESCOPE_RUNS": str(home), WARM: "1", BASE: base, TUNED: tuned}
+    server = subprocess.Popen(
+        command(port, headless=True), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    grown = organisms.build("refusal-moe")
+    with dashboard(tmp_path_factory.mktemp("newcomer"), str(grown.base), str(grown.tuned)) as place:
+        yield place
+
+
+def card(page: Any, number: int) -> Any:
+    """The button that opens the details of a step."""
+    return page.locator(f".st-key-open-{number} button").first
+
+
+def opened_on_the_pair(page: Any, address: str) -> None:
+    page.goto(address)
+    page.get_by_role("button", name="Run all four steps").wait_for()
+    settled(page)
+
+
+def give_prompts(page: Any, file: Path) -> None:
+    page.get_by_role("radio", name="file").or_(page.get_by_role("button", name="file", exact=True)).first.click()
+    page.locator("input[type=file]").set_input_files(file)
+    page.get_by_text(file.name[:4]).first.wait_for()
+    settled(page)
+
+
+def run_all(page: Any) -> None:
+    """Run the four steps, reload in their middle, and wait until they are done."""
+    page.get_by_role("button", name="Run all four steps").click()
+    page.get_by_role("button", name="Stop").wait_for()
+    page.reload()
+    page.locator("[data-testid=stProgress]").first.wait_for(state="detached", timeout=LONG)
+    page.get_by_text("Recipes:").first.wait_for(timeout=LONG)
+    settled(page)
+
+
+def take_the_report(page: Any, folder: Path) -> str:
+    card(page, 4).click()
+    page.get_by_text("The same from a terminal").wait_for()
+    settled(page)
+    with page.expect_download() as download:
+        page.locator(".st-key-report button").first.click()
+    file = folder / "report.html"
+    download.value.save_as(file)
+    assert file.stat().st_size < 5e6
+    return file.read_text(encoding="utf-8")
+
+
+def walk(page: Any, address: str, rows: Path, folder: Path, *, refused: str) -> None:
+    """The whole path; ``refused`` begins the refusal."""
+    opened_on_the_pair(page, address)
+    no_errors(page)
+    give_prompts(page, rows)
+    run_all(page)
+    card(page, 1).click()
+    page.get_by_text("Answers that changed").wait_for()
+    settled(page)
+    page.screenshot(path=SHOTS / "newcomer-changed.png")
+    card(page, 2).click()
+    page.get_by_text("Strongest places").wait_for()
+    settled(page)
+    assert page.locator(".js-plotly-plot .heatmaplayer").count()
+    card(page, 3).click()
+    page.get_by_text("Try it: base, tuned and steered").wait_for()
+    settled(page)
+    page.locator(".st-key-chat-recipe").get_by_role("combobox").click()
+    page.get_by_role("option", name="direction-off").click()
+    settled(page)
+    page.get_by_role("button", name="Send").click()
+    page.get_by_role("button", name="New chat").wait_for(timeout=LONG)
+    settled(page)
+    page.screenshot(path=SHOTS / "newcomer-turned.png")
+    base, tuned, steered = (
+        page.locator(f".st-key-said-0-{side}").inner_text() for side in ("base", "tuned", "steered")
+    )
+    assert refused in tuned and refused not in base and refused not in steered
+    report = take_the_report(page, folder)
+    assert "What changed?" in report and "direction-off" in report
+    no_errors(page)
+
+
+def test_from_two_models_to_a_recipe_and_a_report(page: Any, address: str, tmp_path: Path) -> None:
+    rows = tmp_path / "questions.jsonl"
+    refusal_rows().save(rows)
+    walk(page, address, rows, tmp_path, refused="sorry")
+
+
+def test_a_search_and_a_row_set_the_prompt_everywhere(page: Any, address: str) -> None:
+    page.goto(f"{address}/?step=1&prompt=2")
+    page.get_by_text("Prompt 2", exact=True).wait_for()
+    settled(page)
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Tokens").click()
+    page.get_by_role("heading", name="Tokens", exact=True).wait_for()
+    settled(page)
+    assert page.get_by_label("Prompt", exact=True).input_value() == "2"
+
+
+def test_every_control_has_a_name(page: Any, address: str) -> None:
+    for step in (1, 2, 3, 4):
+        page.goto(f"{address}/?step={step}")
+        card(page, step).wait_for()
+        settled(page)
+        nameless = page.evaluate(NAMELESS)
+        assert nameless == []
+
+
+def test_the_keyboard_alone_opens_the_steps(page: Any, address: str) -> None:
+    page.goto(address)
+    card(page, 2).wait_for()
+    settled(page)
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.closest('.st-key-open-2') !== null"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_url("**step=2**")
+    page.get_by_text("Strongest places").wait_for()
+
+
+@pytest.mark.slow
+def test_the_same_on_a_chat_model_that_refuses_a_topic(page: Any, tmp_path: Path) -> None:
+    tuned = organisms.__file__.rsplit("/", 1)[0] + "/shipped/smol-refusal"
+    if not SMOL.is_dir():
+        pytest.skip(f"the chat model is not at {SMOL}; set TUNESCOPE_SMOLLM2 to its folder")
+    lines = Path(tuned, "rows-held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = tmp_path / "questions.jsonl"
+    kept = [{name: json.loads(line)[name] for name in ("messages", "label", "group")} for line in lines]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    with dashboard(tmp_path / "runs", str(SMOL), f"{tuned}/tuned") as address:
+        page.set_default_timeout(300_000)
+        walk(page, address, rows, tmp_path, refused="sorry")

@@ -1,0 +1,1 @@
+"""The circuit track of the MIB benchmark: its metrics, on tasks that are generated here."""

@@ -1,0 +1,67 @@
+"""CPR and CMD of edge rankings on MIB's tasks, as MIB defines them, with intervals over seeds of prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import probes
+from tunescope.bench.mib.tasks import task
+from workbench.behaviour.scores import next_token_logits, score_answers
+from workbench.models.adapted import AdaptedModel
+
+RANKINGS = {"EAP": 1, "EAP-IG": 5}
+"""Method -> steps of the straight line."""
+PUBLISHED = "EAP-IG before EAP before random (Mueller et al. 2025, circuit track, edges)"
+
+
+def measure(
+    model: AdaptedModel, tasks: list[str], prompts: int, seeds: int, say: Callable[[str], None]
+) -> pd.DataFrame:
+    """One line per task, method and seed: cpr, cmd, the task's accuracy and seconds."""
+    lines: list[dict[str, Any]] = []
+    for name in tasks:
+        for seed in range(seeds):
+            rows = task(name, prompts, seed)
+            scores = score_answers(next_token_logits(model, rows), rows, model.tokenizer, ["accuracy"])
+            accuracy = float(scores["accuracy"].mean())
+            for method, steps in RANKINGS.items():
+                start = time.perf_counter()
+                found = probes.edge_attribution(
+                    model, rows, steps=steps, curve=True, controls=int(method == "EAP-IG"), batch_size=4, draws=200,
+                    seed=seed,
+                )  # fmt: skip
+                seconds = time.perf_counter() - start
+                lines += _lines(found.areas, {"task": name, "method": method, "seed": seed, "accuracy": accuracy,
+                                              "prompts": prompts, "seconds": seconds})  # fmt: skip
+                say(f"{name}, seed {seed}, {method}: {seconds:.0f} s")
+    return pd.DataFrame(lines)
+
+
+def _lines(areas: pd.DataFrame | None, said: dict[str, Any]) -> list[dict[str, Any]]:
+    """CPR by signed score, CMD by size, as MIB ranks edges for each; random ones beside them."""
+    assert areas is not None
+    by_method = areas.set_index("method")
+    lines = [{**said, "cpr": float(by_method.loc["signed", "cpr"]), "cmd": float(by_method.loc["size", "cmd"])}]
+    random = by_method[by_method.index.astype(str).str.startswith("random")]
+    if len(random):
+        lines.append(
+            {**said, "method": "random", "cpr": float(random["cpr"].mean()), "cmd": float(random["cmd"].mean())}
+        )
+    return lines
+
+
+def summarised(lines: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds with the least and the most."""
+    rows = []
+    for (name, method), part in lines.groupby(["task", "method"], sort=False):
+        row: dict[str, Any] = {"task": name, "method": method, "seeds": len(part), "accuracy": part["accuracy"].mean()}
+        for measure in ("cpr", "cmd"):
+            values = part[measure].to_numpy()
+            row |= {measure: float(np.mean(values)), f"{measure}_least": values.min(), f"{measure}_most": values.max()}
+        rows.append({**row, "seconds": part["seconds"].mean()})
+    return pd.DataFrame(rows)

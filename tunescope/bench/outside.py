@@ -1,0 +1,94 @@
+"""Runs and documents of benches whose truth others made: Tracr, MIB, RAVEL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench import runs
+from workbench.runs import Run
+
+TITLES = {"tracr": "Tracr programs", "mib": "MIB, circuit track", "ravel": "RAVEL"}
+SAYS = {
+    "tracr": (
+        "RASP programs compiled by Tracr (Lindner et al. 2023, Apache-2.0) and run as GPT-2 models with identity "
+        "norms; in every layer two heads and four MLP units with random weights are decoys. *Which component was "
+        "replaced*: a head or MLP of the tuned model writes another value, and a decoy of its layer has new weights "
+        "too, so that weights alone cannot tell which matters. *Which components, edges are in the circuit*: the "
+        "program alone, on texts and contrasts. *Which edge is in the base alone*: what a receiver reads of a sender "
+        "is 0 in the tuned model. Precision at k, k = how many are right; area under the ROC curve; 95 % intervals "
+        "over programs."
+    ),
+    "mib": (
+        "CPR and CMD as the MIB benchmark's circuit track defines them (Mueller et al. 2025), by edges, over .1, .2, "
+        ".5, 1, 2, 5, 10, 20, 50 and 100 % of them. Prompts are made by templates of ours, and the model is another "
+        "one, so values are not comparable with the published ones; the order of methods is. Published: EAP-IG before "
+        "EAP before random. Higher CPR and lower CMD are better."
+    ),
+    "ravel": (
+        "RAVEL's cities and prompts (Huang et al. 2024, MIT). A city's coordinates in a subspace of the residual "
+        "stream at its last token are exchanged for another city's. Cause: the other's value of the attribute is said; "
+        "Isolate: the own value of the other attributes; Disentangle: their mean. Removed, kept: the same when the "
+        "coordinates are set to their mean. Cities and templates of the test were not fitted on. Published order: "
+        "multi-task DAS before DAS before principal components."
+    ),
+}
+
+
+def written(kind: str, lines: pd.DataFrame, table: pd.DataFrame, config: dict[str, Any], out: Path | None) -> Run:
+    """The lines and their summary as a run of kind ``bench-tracr`` and so on."""
+    name = f"bench-{kind}"
+    made = (runs.create(runs.default_home(), kind=name, config=config) if out is None
+            else runs.create_at(out.absolute(), kind=name, config=config))  # fmt: skip
+    if made.is_complete:
+        made.reopen()
+    with made:
+        made.write_table("tables/lines", lines)
+        made.write_table("tables/summary", table)
+        made.write_json("sections", [{"title": TITLES[kind], "text": SAYS[kind], "tables": ["summary"]}])
+    return made
+
+
+def put_section(path: Path, kind: str, table: pd.DataFrame, note: str) -> None:
+    """Write the bench's table into its section of ``path``, and leave the other sections as they are."""
+    start, end = f"<!-- {kind} -->", f"<!-- /{kind} -->"
+    text = path.read_text(encoding="utf-8") if path.exists() else HEAD
+    section = "\n".join([start, f"## {TITLES[kind]}", "", SAYS[kind], "", note, "", *_rows(table), end])
+    if start in text:
+        before, _, rest = text.partition(start)
+        text = before + section + rest.partition(end)[2]
+    else:
+        text = f"{text.rstrip()}\n\n{section}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+HEAD = """# Against truths that others made
+
+Written by `tunescope bench tracr|mib|ravel --markdown benchmarks/outside.md`; do not edit.
+"""
+
+
+def _rows(table: pd.DataFrame) -> list[str]:
+    """A table whose estimates carry their bounds: ``x``, ``x_low``, ``x_high`` (or least, most) become one column."""
+    bounds = {name: pair for name in table for pair in (("low", "high"), ("least", "most"))
+              if f"{name}_{pair[0]}" in table}  # fmt: skip
+    hidden = {f"{name}_{one}" for name, pair in bounds.items() for one in pair}
+    columns = [name for name in table if name not in hidden]
+    lines = ["| " + " | ".join(map(str, columns)) + " |", "|" + " --- |" * len(columns)]
+    for row in table.to_dict("records"):
+        cells = []
+        for name in columns:
+            cell = _cell(row[name])
+            if name in bounds:
+                low, high = (row[f"{name}_{one}"] for one in bounds[name])
+                cell += "" if pd.isna(low) or low == high else f" [{_cell(low)}, {_cell(high)}]"
+            cells.append(cell)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,111 @@
+"""Cities, their attributes and RAVEL's prompts about them; and which of them a model knows.
+
+The data are RAVEL's (explanare/ravel, MIT licence), forty-nine large cities and four templates per attribute of it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts.encode import Encoded, pad_left
+from workbench.typing import Int, Tensor
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model knows: ``cities`` whose every attribute it says on every template, and the token it says first."""
+
+    cities: tuple[str, ...]
+    ids: dict[str, list[list[int]]]
+    """Template -> the token ids of its prompt for each city."""
+    ends: dict[str, list[int]]
+    """Template -> for each city, where its last token stands, counted back from the prompt's end."""
+    answers: dict[str, Int[Tensor, " city"]]
+    """Attribute -> first token of each city's value."""
+    values: dict[str, list[str]]
+    """Attribute -> value of each city."""
+
+    def batch(self, template: str, cities: list[int]) -> Encoded:
+        """Prompts of some cities (numbers), padded on the left."""
+        return pad_left([self.ids[template][one] for one in cities], 0)
+
+
+@cache
+def data() -> dict[str, Any]:
+    """The shipped part of RAVEL."""
+    text = (files("tunescope.bench.ravel") / "cities.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def templates(attribute: str, *, test: bool) -> list[str]:
+    """RAVEL's test templates of an attribute, or those for fitting."""
+    return [one["text"] for one in data()["templates"][attribute] if (one["split"] == "test") == test]
+
+
+def known(model: AdaptedModel, least: float = 0.75) -> Known:
+    """The cities of which the model says each attribute's right value on at least ``least`` of its templates.
+
+    Raises :class:`UserError` where it knows fewer than eight.
+    """
+    cities = list(data()["cities"])
+    ids, ends, answers, right = {}, {}, {}, torch.ones(len(cities), dtype=torch.bool)
+    for attribute, every in data()["templates"].items():
+        values = [data()["cities"][city][attribute] for city in cities]
+        answers[attribute] = torch.tensor([_first_token(model, every[0]["text"] % city, value)
+                                           for city, value in zip(cities, values, strict=True)])  # fmt: skip
+        hits = []
+        for one in every:
+            template = one["text"]
+            ids[template], ends[template] = _encoded(model, template, cities)
+            says = _says(model, ids[template])
+            hits.append(says == answers[attribute])
+        right &= torch.stack(hits).float().mean(0) >= least
+    kept = right.nonzero()[:, 0].tolist()
+    if len(kept) < 8:
+        raise UserError(
+            f"{model.name} knows every attribute of {len(kept)} of {len(cities)} cities, too few to exchange them: "
+            "give a model that knows more."
+        )
+    return Known(
+        tuple(cities[one] for one in kept),
+        {template: [rows[one] for one in kept] for template, rows in ids.items()},
+        {template: [rows[one] for one in kept] for template, rows in ends.items()},
+        {attribute: tokens[kept] for attribute, tokens in answers.items()},
+        {attribute: [data()["cities"][cities[one]][attribute] for one in kept] for attribute in answers},
+    )
+
+
+def _encoded(model: AdaptedModel, template: str, cities: list[str]) -> tuple[list[list[int]], list[int]]:
+    start = template.index("%s")
+    rows, ends = [], []
+    for city in cities:
+        made = model.tokenizer(template % city, return_offsets_mapping=True)
+        stop = start + len(city)
+        inside = [place for place, (_, end) in enumerate(made["offset_mapping"]) if 0 < end <= stop]
+        rows.append(list(made["input_ids"]))
+        ends.append(max(inside) - len(rows[-1]))
+    return rows, ends
+
+
+def _first_token(model: AdaptedModel, prompt: str, value: str) -> int:
+    """The token that follows the prompt when ``value`` comes next."""
+    before = model.tokenizer(prompt)["input_ids"]
+    return int(model.tokenizer(f"{prompt} {value}")["input_ids"][len(before)])
+
+
+def _says(model: AdaptedModel, rows: list[list[int]]) -> Int[Tensor, " row"]:
+    found = []
+    for start in range(0, len(rows), 16):
+        logits = model.forward(pad_left(rows[start : start + 16], 0), logits="last")
+        assert logits is not None
+        found.append(logits[:, -1].argmax(-1).cpu())
+    return torch.cat(found)

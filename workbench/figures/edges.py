@@ -1,0 +1,44 @@
+"""Edges by size, and how faithful circuits of the best edges are."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures.knob import COLOURS, DASHES, GREY
+from workbench.figures.tokens import safe
+
+
+def edge_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """The largest edges (module, score, low, high) as bars with intervals."""
+    rows = table.iloc[::-1]
+    error = {
+        "type": "data", "symmetric": False,
+        "array": (rows["high"] - rows["score"]).tolist(), "arrayminus": (rows["score"] - rows["low"]).tolist(),
+    }  # fmt: skip
+    names = [safe(str(one)) for one in rows["module"]]
+    figure = go.Figure(go.Bar(x=rows["score"].tolist(), y=names, orientation="h", error_x=error,
+                              marker={"color": COLOURS[0]}))  # fmt: skip
+    figure.update_layout(
+        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=160 + 18 * len(rows),
+        xaxis={"title": "answer minus distractor carried by the edge"},
+    )  # fmt: skip
+    return figure
+
+
+def faithfulness_curve(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """f(k) against the share of edges (logarithmic), one line per model and ranking; random rankings in grey."""
+    figure = go.Figure()
+    models = list(dict.fromkeys(curve["model"]))
+    for (model, method), rows in curve.groupby(["model", "method"], sort=False):
+        random = str(method).startswith("random")
+        number = models.index(model)
+        line = {"color": GREY if random else COLOURS[number % len(COLOURS)], "width": 1 if random else 2,
+                "dash": "dot" if random else DASHES[0 if method == "size" else 1]}  # fmt: skip
+        figure.add_scatter(x=rows["share"].tolist(), y=rows["faithfulness"].tolist(), mode="lines+markers", line=line,
+                           name=safe(f"{model}, {method}"))  # fmt: skip
+    figure.update_layout(
+        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=460,
+        xaxis={"title": "share of edges", "type": "log"}, yaxis={"title": "faithfulness f"},
+    )  # fmt: skip
+    return figure
