@@ -168,7 +168,6 @@ __all__ = [
     "DomainExperts",
     "EdgeAttribution",
     "EditSites",
-    "EntropySwitching",
     "EffectPanel",
     "EntropySwitching",
     "ErasureVerdict",
