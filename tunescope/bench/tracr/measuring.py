@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -89,7 +89,8 @@ def _cuts(name: str, seed: int) -> Iterator[dict[str, Any]]:
         if _exact_effect(pair.base, rows, edge) < 0.05:
             continue  # it carries what prompts and contrasts share, such as positions: no contrast can show it
         case = f"{name}, {edge[0]} -> {edge[1]}"
-        for method, label in (("exact", "edge patching, exact"), ("ig", "EAP-IG")):
+        labels: dict[Literal["exact", "ig"], str] = {"exact": "edge patching, exact", "ig": "EAP-IG"}
+        for method, label in labels.items():
             table = probes.edge_attribution(
                 pair, rows, method=method, kept=100_000, steps=10, draws=200, batch_size=32, seed=seed
             ).table
