@@ -27,6 +27,9 @@ from workbench.prompts.collection import Prompts
 DRAWS = 200
 FEWEST = 4
 
+MOST_ROWS = 1e30
+"""Rows that a fine-tune is said to be worth at most."""
+
 
 @method(
     "scaling-law",
@@ -165,10 +168,12 @@ def rectified_fit(sizes: np.ndarray, losses: np.ndarray, *, plain: bool = False)
     log_b, log_d, beta, floor = best.x
     d0 = 0.0 if plain else float(np.exp(log_d))
     left = float((best.fun**2).sum())
+    # a curve that hardly falls is worth rows without end
+    worth = 0.0 if d0 == 0 else float(np.exp(min(np.log(d0) / beta, np.log(MOST_ROWS))))
     whole = float(((y - y.mean()) ** 2).sum())
     return {
         "B": float(np.exp(log_b)), "D0": d0, "beta": float(beta), "floor": float(floor),
-        "rows worth": float(d0 ** (1 / beta)), "R2": 1 - left / whole if whole > 0 else 0.0,
+        "rows worth": worth, "R2": 1 - left / whole if whole > 0 else 0.0,
     }  # fmt: skip
 
 

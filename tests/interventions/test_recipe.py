@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::interventions.attention_scale.EagerAttentionWarning")
 
 CASES = registered_cases()
+OTHER_MODELS: dict[str, Callable[[Any, AdaptedModel, AdaptedModel], Any]] = {
+    "logit_shift": lambda one, tuned, base: one.with_models(tuned, base),
+    "logit_mix": lambda one, tuned, base: one.with_models(a=tuned, b=base),
+    "logit_fusion": lambda one, tuned, base: one.with_models(base, a=tuned, b=tuned),
+}
+"""Interventions that read along with other models -> the same with those at hand again."""
 
 
 def everything(family: str = "qwen3moe") -> iv.Recipe:
@@ -54,9 +61,9 @@ def test_file_round_trip(name: str, tmp_path: Path) -> None:
     model = CASES[name].model_of("mixtral" if "expert" in name else "llama")
     recipe = iv.Recipe([CASES[name].make(model, [0, 1])])
     path = recipe.save(tmp_path / "r.safetensors", model=model)
-    if name == "logit_shift":  # the file names its other models, and has to be given them
+    if name in OTHER_MODELS:  # the file names its other models, and has to be given them
         loaded = iv.Recipe.load(path)
-        loaded = iv.Recipe([one.with_models(*small_pair("llama")) for one in loaded], loaded.made_with)
+        loaded = iv.Recipe([OTHER_MODELS[name](one, *small_pair("llama")) for one in loaded], loaded.made_with)
     else:
         loaded = iv.Recipe.load(path, model, strict=True)
     assert loaded == recipe

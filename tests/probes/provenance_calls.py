@@ -165,7 +165,7 @@ def calls_of_find_knob() -> Calls:
 def calls_of_graft() -> Calls:
     data = graft_task("quick", ANIMALS)
     given = {
-        "method": "adaptive", "level": "rows", "sparsity": 0.05, "ood": graft_task("lazy", ANIMALS, seed=5),
+        "method": "optimised", "level": "rows", "sparsity": 0.05, "ood": graft_task("lazy", ANIMALS, seed=5),
         "epochs": 2, "start": "empty", "offset": 2.0, "lr": 0.4, "penalty": 0.02, "sparsities": [0.1, 1.0],
         "draws": 11, "batch_size": 16, "seed": 3, "answer_tokens": "all",
     }  # fmt: skip

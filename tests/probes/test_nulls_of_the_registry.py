@@ -21,6 +21,9 @@ from workbench.models.pair import ModelPair, load_pair
 PROBES = sorted({entry.function for entry in index().entries if entry.kind == "probe"})
 READS_A_DIFFERENCE = [name for name in PROBES if "pair" in inspect.signature(getattr(probes, name)).parameters]
 
+OF_THE_TUNED_MODEL = {"code_similarity": "which rows look alike to the tuned model, whatever tuning changed"}
+"""Probes of a pair whose question is not what differs -> what it is."""
+
 pytestmark = pytest.mark.slow
 
 
@@ -41,6 +44,8 @@ def twins(pair: ModelPair) -> ModelPair:
 @pytest.mark.parametrize("name", READS_A_DIFFERENCE)
 def test_base_against_itself_shows_nothing(name: str) -> None:
     given: dict[str, Any] = dict(calls_of(name).given[0])
+    if name in OF_THE_TUNED_MODEL:
+        pytest.skip(OF_THE_TUNED_MODEL[name])
     if not isinstance(given.get("pair"), ModelPair):
         pytest.skip("reads folders")
     given["pair"] = twins(given["pair"])

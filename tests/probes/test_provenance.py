@@ -49,6 +49,8 @@ def held(made: Provenance, name: str, value: Any) -> bool:
         models = [getattr(value, role) for role in ("base", "tuned") if hasattr(value, role)] or [value]
         known = [one["hash"] for one in made.models.values()]
         return any(model.identity.hash in known for model in models)
+    if name == "model" and name not in made.settings:
+        return value.identity.hash in [one["hash"] for one in made.models.values()]
     if name == "recording":
         where = {key: value.config[key] for key in ("sites", "positions")}
         return made.prompts == value.config["prompts"] and where.items() <= made.settings["recording"].items()

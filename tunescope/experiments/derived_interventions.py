@@ -27,7 +27,7 @@ _Label = Annotated[str, BeforeValidator(str)]
 class Inline(Strict):
     """One intervention."""
 
-    tags: ClassVar[tuple[str, ...]] = ("kind",)
+    leading_keys: ClassVar[tuple[str, ...]] = ("kind",)
 
     strength: float = 1.0
 

@@ -14,7 +14,7 @@ from tunescope.experiments.strict import MOST_SEED, Strict
 class Step(Strict):
     """What every step has."""
 
-    tags: ClassVar[tuple[str, ...]] = ("do",)
+    leading_keys: ClassVar[tuple[str, ...]] = ("do",)
 
     do: str
     """What it does."""

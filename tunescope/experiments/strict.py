@@ -23,7 +23,7 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
-    tags: ClassVar[tuple[str, ...]] = ()
+    leading_keys: ClassVar[tuple[str, ...]] = ()
     """Keys that say which schema this is; they are written first, and always."""
 
     @model_validator(mode="before")
@@ -42,7 +42,7 @@ class Strict(BaseModel):
 
     @model_serializer(mode="wrap")
     def _tags_first(self, write: Callable[[Any], dict[str, Any]]) -> Any:
-        return {**{tag: getattr(self, tag) for tag in self.tags}, **write(self)}
+        return {**{key: getattr(self, key) for key in self.leading_keys}, **write(self)}
 
     def plain(self) -> Any:
         """As plain YAML values, without what is at its default."""
