@@ -205,7 +205,7 @@ def test_a_full_gpu_is_one_sentence(
     assert run(["diff", *pair, *prompts, "--out", str(home / "d")]) == 1
     said = capsys.readouterr().err
     assert "GPU's memory ran out (CUDA out of memory. Tried to allocate 2 GiB.): use fewer or shorter prompts" in said
-    assert "Traceback" not in said and not (home / "d").exists()
+    assert "Traceback" not in said and runs.open(home / "d").state == "failed"
 
 
 def _stop(*_: object, **__: object) -> None:
@@ -242,14 +242,15 @@ def test_control_c_while_a_probe_runs_leaves_an_interrupted_run(
     assert run(call) == 0 and run(["runs", "verify", str(out)]) == 0
 
 
-def test_control_c_before_a_run_is_written(
+def test_control_c_while_models_are_loaded_leaves_an_interrupted_run(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(home)
     monkeypatch.setattr("tunescope.cli.diff_run.load_pair", _stop)
-    assert run(["diff", "base", "tuned", "--prompts", "p.jsonl", "--out", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr() == ("", "Interrupted. No run was being written; the same command begins again.\n")
-    assert not list(tmp_path.iterdir())
+    out = tmp_path / "run"
+    assert run(["diff", "base", "tuned", "--prompts", "p.jsonl", "--out", str(out)]) == 130
+    said = f"Interrupted. {out} keeps what is done, and the same command goes on from there.\n"
+    assert capsys.readouterr() == ("", said) and runs.open(out).state == "interrupted"
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that nobody can write to")
