@@ -324,8 +324,8 @@ def test_known_and_unknown_are_made_again_without_recipes_of_the_base(home: Path
     assert set(before.table["part"]) == {"known", "unknown", "known - unknown"}
     for part in ("table", "rows"):
         alike(getattr(after, part), getattr(before, part))
-    answered = done.metrics.query("step == 'known' and of == 'base' and metric == 'answered, known'")
-    assert answered["estimate"].tolist() == [1.0]
+    contained = done.metrics.query("step == 'known' and of == 'base' and metric == 'contained, known'")
+    assert contained["estimate"].tolist() == [1.0]
 
 
 @pytest.mark.parametrize("on", ["tuned", "base"])
