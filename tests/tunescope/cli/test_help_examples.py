@@ -38,6 +38,7 @@ from tests.tunescope.cli.example_folders import (
     of_virtual_tokens,
     with_recipes,
 )
+from tests.tunescope.cli.example_tasks import of_tasks
 from tunescope.cli.app import app
 from tunescope.cli.localize import command_named
 from workbench import organisms, runs
@@ -48,6 +49,7 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "context-knob": with_recipes,
     "refusal-moe": of_organism("refusal-moe"),
     "refusals": of_refusals,
+    "tasks": of_tasks,
     "planted-heads": of_organism("planted-heads"),
     "two-skills": of_organism("two-skills"),
     "induction": of_induction,
@@ -56,7 +58,48 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "soft-prompt": of_virtual_tokens("prompt"),
     "prefix": of_virtual_tokens("prefix"),
 }
+TASKS = (
+    "attribute-directions",
+    "attribute-intersection",
+    "calibration-counter-test",
+    "certainty",
+    "concept-neurons",
+    "constraints",
+    "context-use",
+    "cross-task",
+    "early-signs",
+    "edges",
+    "erased-or-displaced",
+    "format-spread",
+    "gate",
+    "in-context-activations",
+    "inherent-limits",
+    "instruction-attribution",
+    "intensity-dial",
+    "many-shot",
+    "phrasings",
+    "position-effect",
+    "probe-suite",
+    "procrustes-drift",
+    "representation-gap",
+    "scaling-law",
+    "separability",
+    "skill-profile",
+    "soft-prompt-split",
+    "source-trust",
+    "spurious-attributes",
+    "subject-offset",
+    "template-effect",
+    "tool-errors",
+    "visited",
+    "writing-style",
+)
+"""The probes that read questions of several tasks with many columns, or long prompts."""
 FOLDER_OF = {
+    **{f"localize {name}": "tasks" for name in TASKS},
+    "localize domain-experts": "refusal-moe",
+    "localize expert-sets": "refusal-moe",
+    "localize ways-to-turn": "refusals",
     "localize heads": "planted-heads",
     "localize skills": "two-skills",
     "localize experts": "refusal-moe",
