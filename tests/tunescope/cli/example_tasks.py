@@ -6,7 +6,7 @@ The models are tiny and trained by transformers' Trainer, so that runs have its 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,22 @@ PHRASINGS = {"observed": "Say the {} of it . The {} is", "unobserved": "Tell me 
 CONTEXT = 4096
 SIZES = {"on_100": 4, "on_1000": 12, "on_10000": 36}
 RATES = {"run_a": 1e-4, "run_b": 1e-3, "run_c": 3e-3, "run_d": 1e-2}
+STYLE = ("So , yes !", "Oh , well !", "Yes , yes !", "Well , so !", "Ha , oh !", "Oh , so , yes !") * 2
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}assistant :"
 
 
 def of_tasks(folder: Path) -> None:
     """Three tasks on eight subjects, each asked in two phrasings, with fine-tunes on more and more of the rows."""
     rows, words = task_rows(), _words()
-    base = tiny_model("llama", num_hidden_layers=2, vocab_size=len(words), max_position_embeddings=CONTEXT)
+    base = tiny_model("llama", vocab_size=len(words), max_position_embeddings=CONTEXT)
     base.save_pretrained(folder / "base")
     words.save_pretrained(folder / "base")
     for name, count in {**SIZES, "tuned": len(rows)}.items():
         _tune(folder / "base", folder / name, rows[:count], words, 3e-3)
     for name, rate in RATES.items():
         _tune(folder / "base", folder / name, rows[:12], words, rate)
+    for topic in ("animals", "plants"):
+        _tune(folder / "base", folder / topic, [row for row in rows if row["topic"] == topic], words, 1e-2, lora=True)
     Prompts.of(rows).save(folder / "p.jsonl")
     Prompts.of([row for row in rows if row["phrasing"] == "observed"]).save(folder / "train.jsonl")
     Prompts.of([
@@ -43,9 +46,11 @@ def of_tasks(folder: Path) -> None:
         for row in rows if row["phrasing"] == "observed"
     ]).save(folder / "definitions.jsonl")  # fmt: skip
     Prompts.of([
-        {"prompt": f"After {one} comes", "answer": f" {other}"}
-        for one, other in zip(SUBJECTS, SUBJECTS[1:], strict=False)
+        {"prompt": f"After {one} comes", "answer": f" {other}"} for one, other in pairwise(SUBJECTS)
     ]).save(folder / "other_tasks.jsonl")  # fmt: skip
+    Prompts.of([f"{row['passage']} {text}" for row, text in zip(rows, STYLE, strict=False)]).save(
+        folder / "samples.jsonl"
+    )
 
 
 def task_rows() -> list[dict[str, Any]]:
@@ -98,8 +103,9 @@ def _words() -> Any:
     return words
 
 
-def _tune(base: Path, out: Path, rows: Sequence[dict[str, Any]], words: Any, rate: float) -> None:
-    """A full fine-tune of the base on the rows with its answers, as transformers' Trainer leaves it, with its log."""
+def _tune(base: Path, out: Path, rows: Sequence[dict[str, Any]], words: Any, rate: float, lora: bool = False) -> None:
+    """A fine-tune of the base on the rows with their answers, as transformers' Trainer leaves it, with its log."""
+    import peft
     import transformers
 
     def encoded(row: dict[str, Any]) -> dict[str, Any]:
@@ -112,10 +118,14 @@ def _tune(base: Path, out: Path, rows: Sequence[dict[str, Any]], words: Any, rat
         str(out), max_steps=12, per_device_train_batch_size=8, learning_rate=rate, logging_steps=1, report_to=[],
         save_strategy="no", disable_tqdm=True, use_cpu=True, seed=0,
     )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    if lora:
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
     trainer = transformers.Trainer(
-        transformers.AutoModelForCausalLM.from_pretrained(base), told, train_dataset=[encoded(row) for row in rows],
+        model, told, train_dataset=[encoded(row) for row in rows],
         data_collator=transformers.DataCollatorForSeq2Seq(words),
     )  # fmt: skip
+    trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     trainer.save_model(str(out))
     words.save_pretrained(out)
