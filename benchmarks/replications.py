@@ -113,7 +113,7 @@ def graft(seed: int) -> list[dict[str, Any]]:
     for skill, planted in organism.truth.entries.items():
         rows = [row for row in organism.splits["train"] if row["label"] == skill][:400]
         found = probes.graft(
-            pair, rows, epochs=8, sparsity=0.02, sparsities=(1e-2, 1e-1), draws=DRAWS, seed=seed
+            pair, rows, method="optimised", epochs=8, sparsity=0.02, sparsities=(1e-2, 1e-1), draws=DRAWS, seed=seed
         ).models.set_index("model")  # fmt: skip
         grafted, random = found.loc["graft"], found.loc[f"random ({DRAWS} draws)"]
         size = sum(int(mask.sum()) for mask in planted.values())

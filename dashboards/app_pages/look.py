@@ -62,13 +62,14 @@ def _show_line(subject: Subject, asked: LookAsked | None, *, busy: bool) -> None
                     "Open", key=f"open-{DETAILS[step]}", on_click=_open, args=(step,), type="tertiary",
                     help=f"Show the details of: {step}",
                 )  # fmt: skip
-    if not subject.notes.has_ended:
-        every = [step for step in STEPS if subject.notes.state(step) == "not run"]
-        if st.button(
-            "Run all four steps", type="primary", icon=":material/play_arrow:", key="run-all",
-            disabled=busy or asked is None, help="The fast passes, one step after the other.",
-        ):  # fmt: skip
-            _begin(subject, every, asked)
+    ended = subject.notes.has_ended
+    every = [step for step in STEPS if ended or subject.notes.state(step) == "not run"]
+    if st.button(
+        "Run all four steps again" if ended else "Run all four steps", type="secondary" if ended else "primary",
+        icon=":material/play_arrow:", key="run-all", disabled=busy or asked is None,
+        help="The fast passes, one step after the other, on the prompts chosen above.",
+    ):  # fmt: skip
+        _begin(subject, every, asked)
 
 
 def _badge(subject: Subject, step: str) -> tuple[str, str, str]:

@@ -167,7 +167,10 @@ def _graft(ground: Ground, rows: Prompts, skill: str, bars: bool, kept: dict[str
     size = sum(int(mask.sum()) for mask in planted.values())
 
     def run(pair: Any) -> Any:
-        found = probes.graft(pair, rows, epochs=8, sparsity=0.02, sparsities=(1e-2,), draws=DRAWS, seed=ground.seed)
+        epochs = 20 if bars else 8
+        found = probes.graft(
+            pair, rows, epochs=epochs, sparsity=0.02, sparsities=(1e-2,), draws=DRAWS, seed=ground.seed
+        )
         if kept is not None:
             kept[skill] = found
         return found

@@ -84,7 +84,9 @@ def _grafts(pair: Any, rows: list[dict[str, Any]], settings: Settings, progress:
     """The skill's region as it is searched for, and the weights that moved most, as many: do they overlap?"""
     common: dict[str, Any] = {"sparsity": SIZE, "seed": settings.seed, "progress": progress}
     prompts = Prompts.of(rows)
-    searched = probes.graft(pair, prompts, epochs=settings.epochs, sparsities=SIZES, draws=settings.draws, **common)
+    searched = probes.graft(
+        pair, prompts, method="optimised", epochs=settings.epochs, sparsities=SIZES, draws=settings.draws, **common
+    )
     moved = probes.graft(
         pair, prompts, method="movement", sparsities=(searched.sparsity,), draws=settings.draws,
         **{**common, "sparsity": searched.sparsity},

@@ -43,13 +43,22 @@ class GateSpec(Strict):
     reach: Literal["prompt", "onward", "token"] = "prompt"
 
 
+class VoiceSpec(Strict):
+    """One of several models that decide the next word together (:class:`interventions.Voice`)."""
+
+    model: Side
+    weight: float = 1.0
+    prefix: str = ""
+    adapter_scale: float = 1.0
+
+
 class DerivedInline(Inline):
     """An intervention whose keys are the fields of its class."""
 
     kind: str = ""
     kinds: ClassVar[Mapping[str, str]]
-    """Field -> what the file writes there: "tensor", "tensors" (by label), "model" (a side of the pair), "gate", or
-    "plain"."""
+    """Field -> what the file writes there: "tensor", "tensors" (by label), "model" (a side of the pair), "models"
+    (by name), "gate", or "plain"."""
 
 
 def entries() -> dict[str, Entry]:
@@ -161,6 +170,8 @@ def _kind(name: str, members: Sequence[Any]) -> tuple[str, Any]:
 def _of_mapping(mapping: Any, others: Sequence[Any]) -> tuple[str, Any]:
     """Label -> number or tensor, or one number for all."""
     _, value = get_args(mapping)
+    if value is Any:
+        return "models", dict[_Label, Side | VoiceSpec]
     names = {_name(member) for member in _members(value)}
     if names & {"float", "int"}:
         return "plain", dict[_Label, float] | float if others else dict[_Label, float]

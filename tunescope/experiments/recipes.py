@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 import interventions as iv
 from tunescope.experiments import inline
-from tunescope.experiments.derived_interventions import DerivedInline, GateSpec, class_of
+from tunescope.experiments.derived_interventions import DerivedInline, GateSpec, VoiceSpec, class_of
 from tunescope.experiments.strict import explained
 from tunescope.experiments.tensor_source import TensorRef
 from workbench.engine.sites import Site
@@ -88,6 +88,11 @@ class RecipeBuilder:
         settings = {name: getattr(spec, name) for name in GateSpec.model_fields if name != "direction"}
         return iv.Gate(**settings, direction=self._tensor(spec.direction))
 
+    def _voice(self, voice: str | VoiceSpec) -> Any:
+        if isinstance(voice, str):
+            return self._pair.models[voice]
+        return {**voice.plain(), "model": self._pair.models[voice.model]}
+
     def _field(self, kind: str, value: Any) -> Any:
         if value is None or kind == "plain":
             return value
@@ -95,6 +100,8 @@ class RecipeBuilder:
             return self._gate(value)
         if kind == "model":
             return getattr(self._pair, value)
+        if kind == "models":
+            return {name: self._voice(voice) for name, voice in value.items()}
         if kind == "tensors":
             return {label: self._tensor(vector) for label, vector in value.items()}
         return self._tensor(value)

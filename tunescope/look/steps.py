@@ -196,8 +196,18 @@ PASSES: dict[str, tuple[Pass, ...]] = {
 
 def kept_sentence(look: Look) -> str:
     """What the last step says: the recipes that are kept."""
-    names = ", ".join(f"recipes/{name}.safetensors" for name in look.recipes)
-    return f"Recipes: {names}." if names else "No recipe was made; the report holds what was found."
+    if not look.recipes:
+        return "No recipe was made; the report holds what was found."
+    left = (
+        {}
+        if look.candidates is None
+        else dict(zip(look.candidates["candidate"], look.candidates["share"], strict=True))
+    )
+    names = [
+        f"recipes/{name}.safetensors" + (f" ({left[name]:.0%} of the behaviour is left)" if name in left else "")
+        for name in look.recipes
+    ]
+    return f"Recipes: {', '.join(names)}."
 
 
 def _parting(look: Look, progress: Progress) -> Prompts:

@@ -231,8 +231,12 @@ def test_a_patch_and_a_shift_of_logits_are_made_from_their_classes(pair: ModelPa
     - {kind: Patch, layer: 1, values: [[1.0, 2.0]], site: resid_mid, positions: last}
     - {kind: LogitShift, tuned: tuned, base: base, alpha: matched, positions: generated}
     - {kind: AdapterScale, scale: 0.5, layers: {1: 0.25}}
+    - {kind: LogitMix, voices: {a: {model: tuned, weight: 1.5, prefix: "the "}, b: base}, own: 0.5}
+    - {kind: LogitFusion, experts: {a: tuned}, base: base, weights: {a: 0.5}}
     """
-    patch, shift, scale = built(text, pair, tmp_path)
+    patch, shift, scale, mix, fusion = built(text, pair, tmp_path)
+    assert mix.voices["a"].model is pair.tuned and mix.voices["a"].weight == 1.5 and mix.voices["b"].model is pair.base
+    assert fusion.experts["a"] is pair.tuned and fusion.weights == {"a": 0.5}
     assert patch == iv.Patch(1, torch.tensor([[1.0, 2.0]]), "resid_mid", positions="last")
     assert shift.tuned is pair.tuned and shift.base is pair.base and shift.alpha == "matched"
     assert scale == iv.AdapterScale(0.5, layers={1: 0.25})
