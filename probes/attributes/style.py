@@ -87,6 +87,7 @@ class StyleTransfer(ProbeResult):
     question="Can the model write in a style of which there are only samples?",
     papers=("Learning to Generate Text in Arbitrary Writing Styles",),
     cost="drafts of every prompt, then one generation per strength",
+    example="--style samples.jsonl",
 )
 def writing_style(  # noqa: PLR0913
     subject: Any,

@@ -36,7 +36,7 @@ from workbench.typing import Bool, Float, Tensor
     papers=("Black Sheep in the Herd: Playing with Spuriously Correlated Attributes for Vision-Language Recognition",),
     needs=Needs(columns=("answer",)),
     cost="a scored pass of each model, a recording, and eleven or more scored passes under ablation",
-    example="--attributes cue,length",
+    example="--attributes cue,long",
 )
 def spurious_attributes(  # noqa: PLR0913 (a public call)
     pair: ModelPair,

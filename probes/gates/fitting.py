@@ -86,7 +86,7 @@ class GateFit(ProbeResult):
     question="Which linear probe tells when a recipe should act?",
     needs=Needs(columns=("label",)),
     cost="one forward pass per prompt and neutral text",
-    example="--label topic",
+    example="--label animals",
 )
 def fit_gate(  # noqa: PLR0913 (a public call; all but two by keyword)
     subject: Any,

@@ -39,13 +39,14 @@ def classes_of(labels: Sequence[Any]) -> tuple[Int[np.ndarray, " row"], list[str
     missing = [n for n, one in enumerate(labels) if one is None or (isinstance(one, float) and np.isnan(one))]
     if missing:
         raise UserError(f"Row {missing[0]} has no label ({len(missing)} in all lack one); a probe needs every label.")
-    names, numbers, counts = np.unique([str(one) for one in labels], return_inverse=True, return_counts=True)
+    values, numbers, counts = np.unique([str(one) for one in labels], return_inverse=True, return_counts=True)
+    names: list[str] = values.tolist()
     if len(names) < 2:
         raise UserError(f"All {len(labels)} rows have the label {names[0]!r}: give rows of two or more classes.")
     if counts.min() < FEWEST:
         few = int(counts.argmin())
         raise UserError(f"The class {names[few]!r} has {counts[few]} rows and a probe needs {FEWEST}: give more of it.")
-    return numbers, names.tolist()
+    return numbers, names
 
 
 def dealt_folds(

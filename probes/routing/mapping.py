@@ -97,6 +97,7 @@ class RoutingMap(ProbeResult):
     ),
     needs=Needs(columns=("answer", "label")),
     cost="one forward and backward pass per step, then one pass per router, adapter and prompt",
+    example="--adapters ./animals,./plants",
 )
 def routing_map(  # noqa: PLR0913
     model: Any,

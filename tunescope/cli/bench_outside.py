@@ -46,7 +46,7 @@ def mib(
 ) -> None:
     """MIB's circuit metrics (CPR, CMD) of EAP, EAP-IG and random edges.
 
-    Example: tunescope bench mib --tasks ioi --prompts 8 --seeds 1
+    Example: tunescope bench mib --tasks ioi --prompts 4 --seeds 1
     """
     from tunescope.bench.mib.measuring import measure, summarised
 

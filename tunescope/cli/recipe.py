@@ -135,10 +135,12 @@ def book_command(book: Book = None, as_json: AsJson = False) -> None:
     """
     from interventions.recipe_book import RecipeBook
     from tunescope.cli.output import emit
+    from workbench.cards import counted
 
     held = RecipeBook(book)
     rows = [{"name": name, "does": "; ".join(map(repr, recipe))} for name, recipe in held.items()]
-    emit({"book": str(held.folder), "recipes": rows}, as_json, rows, title=f"{held.folder}: {len(rows)} recipes")
+    title = f"{held.folder}: {counted(len(rows), 'recipe')}"
+    emit({"book": str(held.folder), "recipes": rows}, as_json, rows, title=title)
 
 
 @app.command("keep")
