@@ -45,10 +45,10 @@ class TokenRules(Intervention):
         ``iv.TokenRules(end_ramp=15, ramp_tokens=250, biases={"I": -5}, repeated=-1.5)``
     """
 
-    end_ramp: float = 0.0
+    end_ramp: Number = 0.0
     ramp_tokens: int = 250
     biases: Mapping[str, float] | Mapping[int, float] | Mapping[str | int, float] = field(default_factory=dict)
-    repeated: float = 0.0
+    repeated: Number = 0.0
     strength: Strength = field(default=1.0, kw_only=True)
     positions: PositionSpec | Where = field(default="all", kw_only=True)
 
