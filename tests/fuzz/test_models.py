@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -27,7 +28,7 @@ from workbench.results import Result
 pytestmark = pytest.mark.filterwarnings("ignore")
 FOLDERS = [
     pytest.param(settings(QUICK, max_examples=15), id="quick"),
-    pytest.param(settings(LONG, max_examples=200), id="long", marks=pytest.mark.slow),
+    pytest.param(settings(LONG, max_examples=60), id="long", marks=pytest.mark.slow),
 ]
 """Each input is two loads of a model."""
 
@@ -36,7 +37,7 @@ def small(**sizes: Any) -> Any:
     return tiny_model("llama", num_hidden_layers=1, **sizes)
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("effort", FOLDERS)
 def test_damaged_gguf_models(tmp_path: Path, effort: settings) -> None:
     whole = write_gguf(tmp_path / "whole.gguf", small()).read_bytes()
     bad = tmp_path / "bad.gguf"
@@ -46,6 +47,7 @@ def test_damaged_gguf_models(tmp_path: Path, effort: settings) -> None:
     def check(data: st.DataObject) -> None:
         bad.write_bytes(changed(whole, data.draw))
         answered(lambda: wb.load_model(bad))
+        gc.collect()  # models are circles of references, and hundreds of them are larger than the machine
 
     check()
 

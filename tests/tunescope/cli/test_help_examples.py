@@ -126,6 +126,8 @@ SLOW = (
     "localize ways-to-turn",
     "localize routing",
 )
+BY_HAND = ("bench mib", "bench ravel")
+"""Minutes each on a real chat model; their parts are tested in tests/tunescope/bench."""
 READ_A_RUN = ("runs list", "runs show", "runs verify", "report", "dashboard")
 """Their examples come after that of ``record``, whose run they name."""
 READ_THE_BOOK = ("recipe book", "recipe drop")
@@ -207,6 +209,8 @@ def test_every_command_has_examples_that_call_it_and_shows_them(monkeypatch: pyt
     [pytest.param(*one, marks=pytest.mark.slow if one[0] in SLOW else (), id=one[1]) for one in EXAMPLES],
 )
 def test_an_example_works_as_it_is_written(command: str, line: str, do: Callable[[str, str], Done]) -> None:
+    if command in BY_HAND:
+        pytest.skip("minutes on a real model: run by hand")
     assert command in PROMISES, f"say what the example of `tunescope {command}` promises"
     done = do(command, line)
     assert done.result.exit_code == 0, f"{done.result.exception!r}\n{done.result.output}"
