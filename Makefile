@@ -16,7 +16,7 @@ endif
 .PHONY: demo test install lint stubs docs clean
 
 demo: $(VENV)/.installed $(VENV)/.real
-	$(BIN)/tunescope demo
+	$(BIN)/tunescope demo $(DEMO)
 
 # The real model of the demo, 93 MB; without the network the demo says so and runs the small models alone.
 $(VENV)/.real: $(VENV)/.installed

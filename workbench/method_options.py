@@ -189,6 +189,8 @@ def _option(name: str, hint: Any, default: Any, required: bool, help_: str) -> O
     optional = (default is None or _takes_none(hint)) and not required
     text = help_ or _SHARED.get(name, "")
     low, high = _range(name, kind, hint)
+    if low is not None and isinstance(default, int | float) and default < low:
+        low = default  # a count of 0 that means what suits
     return Option(
         name, kind, default, text, choices, required, field=name, optional=optional, minimum=low, maximum=high
     )  # fmt: skip

@@ -21,15 +21,17 @@ from workbench.stats.shares import share_interval
 if TYPE_CHECKING:
     from tunescope.look.steps import Look
 
-ROWS = 12
+ROWS = 8
 """Prompts that show the behaviour, and others, on which each candidate is tried."""
 DRAWS = 10
 """Random stand-ins of a candidate."""
+DIRECTION = "direction-off"
+"""It was tried beside random directions where it was found, on prompts that chose nothing."""
 HEADS = 4
 """Heads that are switched off together at most."""
 SCALES = (0.0, 0.5, 1.5)
 """How much of the tuning; all of it is the tuned model."""
-TOKENS = 12
+TOKENS = 8
 COLUMNS = (
     "candidate", "share", "low", "high", "n", "change", "change_low", "change_high", "random", "random_low",
     "random_high", "others_changed", "others_changed_low", "others_changed_high", "perplexity",
@@ -119,7 +121,7 @@ def _rows(look: Look) -> tuple[Prompts, Prompts]:
 
 
 def _stand_ins(look: Look, one: Candidate, rows: Prompts) -> list[iv.Recipe]:
-    if one.side == "base":
+    if one.side == "base" or one.name == DIRECTION:
         return []
     return probes.stand_ins(one.recipe, look.pair.tuned, rows, DRAWS, look.seed)
 
