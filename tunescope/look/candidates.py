@@ -21,7 +21,7 @@ from workbench.stats.shares import share_interval
 if TYPE_CHECKING:
     from tunescope.look.steps import Look
 
-ROWS = 8
+ROWS = 12
 """Prompts that show the behaviour, and others, on which each candidate is tried."""
 DRAWS = 10
 """Random stand-ins of a candidate."""
