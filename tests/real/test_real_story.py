@@ -24,7 +24,7 @@ def test_the_demo_tells_what_changed_and_where(smollm2: Path, tmp_path: Path) ->
     said: list[str] = []
     story = tell_real(tmp_path, 0, Silent(), said.append, questions=8)
     assert story is not None and story.look.behaviour == "refusal"
-    assert any("refusals 0% -> " in line for line in said) and any("heads (attribution" in line for line in said)
+    assert any("refusals 0% -> " in line for line in said) and any("heads: of the change" in line for line in said)
     assert {row["label"] for row in story.answers(2)} == {"animal", "thing"}
     assert {"answers", "layers", "heads"} <= set(story.look.results)
     assert runs.verify(story.run.path).ok and story.run.path.parent == tmp_path
