@@ -121,10 +121,7 @@ def walk(page: Any, address: str, rows: Path, folder: Path, *, refused: str) -> 
     card(page, 3).click()
     page.get_by_text("Try it: base, tuned and steered").wait_for()
     settled(page)
-    page.locator(".st-key-chat-recipe").get_by_role("combobox").click()
-    page.get_by_role("option", name="direction-off").click()
-    settled(page)
-    page.get_by_role("button", name="Send").click()
+    page.get_by_role("button", name="Send").click()  # steered with the best candidate, which is chosen already
     page.get_by_role("button", name="New chat").wait_for(timeout=LONG)
     settled(page)
     page.screenshot(path=SHOTS / "newcomer-turned.png")
