@@ -87,7 +87,7 @@ def _show_table(subject: Subject, table: pd.DataFrame) -> None:
     )  # fmt: skip
     st.caption(
         "share: of the prompts that show the behaviour, those that still do. random: the same with random stand-ins "
-        "(a change of all weights has none; the direction's are told below). A click on a row takes it into the chat below."
+        "(a change of all weights has none; the direction's are told below). A click on a row takes it into the chat."
     )
     assert subject.run is not None
     code = f"from workbench import runs\n\nruns.open({str(subject.run.path)!r}).read_table('tables/candidates')\n"
