@@ -79,6 +79,8 @@ class RecipeBook(Mapping[str, Recipe]):
             UserError: The book has none of that name.
         """
         files = self._files()
+        if not files:
+            raise UserError(f"The book {self.folder} is empty: keep a recipe in it first.")
         if name not in files:
             raise unknown_name("recipe of the book", name, files)
         files[name].unlink()

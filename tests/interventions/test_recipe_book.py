@@ -33,7 +33,7 @@ def test_a_book_keeps_reads_and_drops(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Did you mean 'formal'"):
         iv.load_recipe("fromal", book)
     book.drop("formal")
-    with pytest.raises(UserError, match="Unknown recipe of the book"):
+    with pytest.raises(UserError, match="is empty: keep a recipe in it first"):
         book.drop("formal")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +50,9 @@ def mib(
     Example: tunescope bench mib --tasks ioi --prompts 4 --seeds 1
     """
     from tunescope.bench.mib.measuring import measure, summarised
+    from tunescope.bench.mib.tasks import TASKS
 
+    _check("MIB task", _split(tasks), TASKS)
     lines = measure(_loaded(model), _split(tasks), prompts, seeds, _say)
     config = {"model": model, "tasks": _split(tasks), "prompts": prompts, "seeds": seeds}
     _told("mib", lines, summarised(lines), config, out, markdown, as_json)
@@ -71,11 +74,22 @@ def ravel(
 
     Example: tunescope bench ravel --attributes Country --seeds 1
     """
+    from tunescope.bench.ravel.entities import data
     from tunescope.bench.ravel.measuring import measure, summarised
 
+    _check("attribute of RAVEL", _split(attributes), data()["templates"])
     lines = measure(_loaded(model), _split(attributes), layer, seeds, _say)
     config = {"model": model, "attributes": _split(attributes), "layer": layer, "seeds": seeds}
     _told("ravel", lines, summarised(lines), config, out, markdown, as_json)
+
+
+def _check(what: str, names: list[str], known: Iterable[str]) -> None:
+    """Raise :class:`UserError` for a name that is not there, before a model is loaded."""
+    from workbench.errors import unknown_name
+
+    for name in names:
+        if name not in (listed := list(known)):
+            raise unknown_name(what, name, listed)
 
 
 def _loaded(model: str | None) -> Any:

@@ -37,6 +37,7 @@ def look(
     check_paths(base=base, tuned=tuned, prompts=prompts)
     rows = None if prompts is None else sample(Prompts.load(prompts), limit, seed)
     from tunescope.cli.output import command_name, emit, progress_bar
+    from tunescope.look.candidates import turning_recipes
     from tunescope.look.keep import keep
     from tunescope.look.steps import Look, general_questions, run_steps
     from workbench import runs
@@ -58,7 +59,7 @@ def look(
         emit({"run": str(run.path), "behaviour": found.behaviour, "steps": steps, "recipes": recipes}, as_json=True)
         return
     typer.echo(f"\nRun:      {run.path}")
-    for name in found.recipes:
+    for name in turning_recipes(found):
         steer = f"{command_name()} steer {base} --tuned {tuned} --recipe {run.path}/recipes/{name}.safetensors"
         typer.echo(f"Turn it:  {steer} --prompt '...'")
     typer.echo(f"Explore:  {command_name()} dashboard {run.path}")

@@ -31,7 +31,7 @@ HEADS = 4
 """Heads that are switched off together at most."""
 SCALES = (0.0, 0.5, 1.5)
 """How much of the tuning; all of it is the tuned model."""
-TOKENS = 8
+TOKENS = 12
 COLUMNS = (
     "candidate", "share", "low", "high", "n", "change", "change_low", "change_high", "random", "random_low",
     "random_high", "others_changed", "others_changed_low", "others_changed_high", "perplexity",
@@ -107,6 +107,13 @@ def works(table: pd.DataFrame) -> pd.Series:
     some."""
     beyond = table["random_low"].isna() | (table["share"] < table["random_low"])
     return beyond & (table["change_high"] < 0) & (table["candidate"] != "tuned")
+
+
+def turning_recipes(look: Look) -> list[str]:
+    """The kept recipes that turn the behaviour down, best first."""
+    if look.candidates is None:
+        return []
+    return [name for name in look.candidates.loc[works(look.candidates), "candidate"] if name in look.recipes]
 
 
 def _rows(look: Look) -> tuple[Prompts, Prompts]:

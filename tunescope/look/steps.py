@@ -17,6 +17,7 @@ from probes.weights.sources import NotInFiles
 from tunescope.experiments.requirements import sample
 from tunescope.look.candidates import Candidate, heads_off, scaled_tunings, tried, works
 from tunescope.look.notes import CHANGED, KEEP, TURN, WHERE, StepNote
+from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -162,11 +163,25 @@ def turn_by_direction(look: Look, progress: Progress) -> None:
     if look.behaviour is None:
         return
     direction = probes.find_direction(
-        look.pair, look.prompts, look.behaviour, limit=8, candidates=4, max_new_tokens=12, seed=look.seed,
+        look.pair, in_two_classes(look), look.behaviour, limit=8, candidates=4, max_new_tokens=12, seed=look.seed,
         neutral=look.neutral, progress=progress,
     )  # fmt: skip
     look.results["direction"] = direction
     look.tell(TURN, f"{direction.summary()}.")
+
+
+def in_two_classes(look: Look) -> Prompts:
+    """The prompts, labelled by whether the tuned model's answer shows the behaviour where they bring no two labels, so
+    that a sample takes as many of each class."""
+    labels = {row.label for row in look.prompts}
+    if None not in labels and len(labels) == 2:
+        return look.prompts
+    assert look.behaviour is not None
+    shows, answers = read_behaviour(look.behaviour), look.results["answers"].table["tuned"]
+    return Prompts.of([
+        {**row.as_dict(), "label": "shows" if shows(text, row) > 0.5 else "other"}
+        for text, row in zip(answers, look.prompts, strict=True)
+    ])  # fmt: skip
 
 
 def turn_by_candidates(look: Look, progress: Progress) -> None:

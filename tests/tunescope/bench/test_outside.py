@@ -117,3 +117,19 @@ def test_the_command_measures_a_program(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["bench", "tracr", *options], catch_exceptions=False)
     assert result.exit_code == 0 and json.loads(result.stdout)["rows"]
     assert "two-back" in document.read_text()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (["ravel", "--attributes", "Contry"], "Unknown attribute of RAVEL 'Contry'. Did you mean 'Country'?"),
+        (["mib", "--tasks", "io"], "Unknown MIB task 'io'. Did you mean 'ioi'?"),
+        (["tracr", "--programs", "histo"], "Unknown Tracr program 'histo'. Did you mean 'hist'?"),
+    ],
+)
+def test_a_wrong_name_is_told_before_a_model_is_loaded(
+    call: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunescope.cli.bench_outside._loaded", lambda _model: pytest.fail("a model was loaded"))
+    done = CliRunner().invoke(app, ["bench", *call])
+    assert done.exit_code != 0 and sentence in str(done.exception)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tunescope.look.candidates import Candidate, tried, works
+from tunescope.look.candidates import Candidate, tried, turning_recipes, works
 from tunescope.look.keep import extend, keep, resume
 from tunescope.look.notes import CHANGED, KEEP, STEPS, TURN, WHERE, notes_of
-from tunescope.look.steps import Look, run_step, run_steps
+from tunescope.look.steps import Look, in_two_classes, run_step, run_steps
 from workbench import organisms, runs
 from workbench.models.pair import ModelPair, load_pair
 from workbench.progress import Silent
@@ -112,3 +112,15 @@ def test_a_step_that_cannot_be_done_says_why(pair: ModelPair, looked: Look) -> N
     assert look.notes[TURN].sentences == (
         "no behaviour rose beyond chance on these prompts, so there is none to turn off.",
     )
+
+
+def test_only_recipes_that_turn_the_behaviour_are_offered(looked: Look) -> None:
+    assert turning_recipes(looked) == ["direction-off"]  # heads-off leaves what random heads leave
+
+
+def test_prompts_without_labels_are_sampled_by_what_the_tuned_answers_show(looked: Look) -> None:
+    plain = Prompts.of([{"prompt": row.prompt} for row in looked.prompts])
+    look = Look(looked.pair, plain, looked.base, looked.tuned, behaviour="refusal", results=looked.results)
+    labels = [row.label for row in in_two_classes(look)]
+    assert {*labels} == {"shows", "other"} and labels.count("shows") == 16
+    assert in_two_classes(looked) is looked.prompts  # two labels of their own

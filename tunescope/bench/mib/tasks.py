@@ -40,10 +40,10 @@ def task(name: str, rows: int, seed: int) -> Prompts:
 
     Raises :class:`UserError` for another name.
     """
-    if name not in _TASKS:
-        raise unknown_name("MIB task", name, list(_TASKS))
+    if name not in TASKS:
+        raise unknown_name("MIB task", name, list(TASKS))
     draw = np.random.default_rng(seed)
-    return Prompts.of([_TASKS[name](draw) for _ in range(rows)], chat=False)
+    return Prompts.of([TASKS[name](draw) for _ in range(rows)], chat=False)
 
 
 def _indirect_object(draw: np.random.Generator) -> dict[str, str]:
@@ -69,4 +69,4 @@ def _sum(draw: np.random.Generator) -> dict[str, str]:
     }  # fmt: skip
 
 
-_TASKS = {"ioi": _indirect_object, "arithmetic": _sum}
+TASKS = {"ioi": _indirect_object, "arithmetic": _sum}
