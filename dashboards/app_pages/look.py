@@ -92,7 +92,7 @@ def _run_button(subject: Subject, asked: LookAsked | None, step: str, *, busy: b
     again = subject.notes.state(step) != "not run"
     reason = "Another task is running." if busy else "Give prompts first." if asked is None else None
     pressed = st.button(
-        "Run again" if again else "Run", key=f"run-{DETAILS[step]}", icon=":material/play_arrow:",
+        "Again" if again else "Run", key=f"run-{DETAILS[step]}", icon=":material/play_arrow:",
         disabled=reason is not None, help=reason or f"{step} Run the fast passes of this step.",
     )  # fmt: skip
     if pressed:

@@ -15,7 +15,7 @@ import workbench as wb
 from probes.cells import label
 from probes.weights.sources import NotInFiles
 from tunescope.experiments.requirements import sample
-from tunescope.look.candidates import Candidate, heads_off, scaled_tunings, tried, works
+from tunescope.look.candidates import Candidate, heads_off, scaled_tunings, tried, turning_recipes, works
 from tunescope.look.notes import CHANGED, KEEP, TURN, WHERE, StepNote
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.errors import UserError
@@ -213,16 +213,16 @@ def kept_sentence(look: Look) -> str:
     """What the last step says: the recipes that are kept."""
     if not look.recipes:
         return "No recipe was made; the report holds what was found."
+    turning = turning_recipes(look)
     left = (
         {}
         if look.candidates is None
         else dict(zip(look.candidates["candidate"], look.candidates["share"], strict=True))
     )
-    names = [
-        f"recipes/{name}.safetensors" + (f" ({left[name]:.0%} of the behaviour is left)" if name in left else "")
-        for name in look.recipes
-    ]
-    return f"Recipes: {', '.join(names)}."
+    best = ", ".join(f"{name} (leaves {left[name]:.0%})" for name in turning)
+    others = len(look.recipes) - len(turning)
+    rest = f"{others} other{'s' * (others > 1)} tried" if others else ""
+    return f"Recipes: {'; '.join(filter(None, (best, rest)))}."
 
 
 def _parting(look: Look, progress: Progress) -> Prompts:
