@@ -1,6 +1,6 @@
 """All cases of the invariants test: those of the zoo, and those that an intervention's own test file says.
 
-A test file in tests/interventions that defines ``INVARIANT_CASES: dict[str, Case]`` at its top level takes part.
+A file in tests/interventions that defines ``INVARIANT_CASES: dict[str, Case]`` at its top level takes part.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tests.interventions.zoo import CASES, Case
 def registered_cases() -> dict[str, Case]:
     """Name -> case. Raises ValueError where two files give one name."""
     found = dict(CASES)
-    for path in sorted(Path(__file__).parent.rglob("test_*.py")):
-        if not re.search(r"^INVARIANT_CASES\b", path.read_text(), re.MULTILINE):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        if path == Path(__file__) or not re.search(r"^INVARIANT_CASES\b", path.read_text(), re.MULTILINE):
             continue
         parts = path.relative_to(Path(__file__).parents[2]).with_suffix("").parts
         for name, case in import_module(".".join(parts)).INVARIANT_CASES.items():

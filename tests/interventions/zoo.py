@@ -130,7 +130,7 @@ def _offset(site: str, module: Callable[[AdaptedModel], Any], families: tuple[st
     )
 
 
-def _in_layer(path: str) -> Callable[[AdaptedModel], Any]:
+def in_layer(path: str) -> Callable[[AdaptedModel], Any]:
     return lambda m: submodule(layer_of(m), getattr(m.hub.family, path))
 
 
@@ -150,7 +150,7 @@ def _head_offset_dense(m: AdaptedModel) -> Any:
         z[:, :, 0] += 0.7 * noise(m.d_head, seed=1)
         return z.flatten(-2)
 
-    return input_edited(_in_layer("output")(m), edit)
+    return input_edited(in_layer("output")(m), edit)
 
 
 def _head_scale_dense(m: AdaptedModel) -> Any:
@@ -160,7 +160,7 @@ def _head_scale_dense(m: AdaptedModel) -> Any:
         z[:, :-1, 1] *= 1 + noise(m.d_head)
         return z.flatten(-2)
 
-    return input_edited(_in_layer("output")(m), edit)
+    return input_edited(in_layer("output")(m), edit)
 
 
 def _ablation_dense(m: AdaptedModel) -> Any:
@@ -237,19 +237,19 @@ def _patch_dense(m: AdaptedModel) -> Any:
 
 
 def _patch_heads(m: AdaptedModel, rows: list[int]) -> iv.Patch:
-    source = _heads(captured(m, _in_layer("output")(m), side="in")[rows], m)
+    source = _heads(captured(m, in_layer("output")(m), side="in")[rows], m)
     return iv.Patch(LAYER, source[:, -1, [0, 3]], "z", heads=[3, 0][::-1], positions="last")
 
 
 def _patch_heads_dense(m: AdaptedModel) -> Any:
-    source = _heads(captured(m, _in_layer("output")(m), side="in"), m)
+    source = _heads(captured(m, in_layer("output")(m), side="in"), m)
 
     def edit(x: torch.Tensor) -> torch.Tensor:
         z = _heads(x, m).clone()
         z[:, -1, 0], z[:, -1, 3] = source[:, -1, 0], source[:, -1, 3]
         return z.flatten(-2)
 
-    return input_edited(_in_layer("output")(m), edit)
+    return input_edited(in_layer("output")(m), edit)
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def _attention_dense(m: AdaptedModel) -> Iterator[None]:
 
     before = m.inner.config._attn_implementation
     m.inner.set_attn_implementation("eager")
-    handle = _in_layer("attention")(m).register_forward_pre_hook(hook, with_kwargs=True)
+    handle = in_layer("attention")(m).register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
@@ -320,148 +320,12 @@ def _logits_dense(m: AdaptedModel) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def _logits_added(m: AdaptedModel, added: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """``added(logits)`` in place of the logits, from the second token on."""
-
-    def hook(_module: Any, _args: Any, output: Any) -> Any:
-        output.logits = at(slice(1, None), added(output.logits), output.logits)
-        return output
-
-    handle = m.inner.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-PREFIX = "the quick"
-
-
-def _mix_dense(m: AdaptedModel) -> Any:
-    """0.5 of the model, 2 of the tuned model behind a prefix, -1.5 of the base."""
-    tuned, base = small_pair(m.name)
-    prefix = torch.tensor([tokenizer()(PREFIX, add_special_tokens=False)["input_ids"]] * ROWS)
-    with torch.no_grad():
-        behind = tuned.inner(torch.cat([prefix, ids()], dim=1), use_cache=False).logits[:, prefix.shape[1] :]
-        plain = base.inner(ids(), use_cache=False).logits
-    return _logits_added(m, lambda own: 0.5 * own + 2 * behind - 1.5 * plain)
-
-
-def _fusion_dense(m: AdaptedModel) -> Any:
-    tuned, base = small_pair(m.name)
-    with torch.no_grad():
-        change = tuned.inner(ids(), use_cache=False).logits - base.inner(ids(), use_cache=False).logits
-    return _logits_added(m, lambda own: own + 0.5 * change)
-
-
-def _rules_dense(m: AdaptedModel) -> Any:
-    added = torch.zeros(m.vocab_size)
-    added[7], added[9] = 3.0, -6.0
-    return _logits_added(m, lambda own: own + added)
-
-
-def _cats_dense(m: AdaptedModel) -> Any:
-    mlp = _in_layer("mlp")(m)
-    act = next(getattr(mlp, name) for name in ("act_fn", "act", "activation_fn") if hasattr(mlp, name))
-    return output_edited(act, lambda a: a * (a.abs() >= 0.2))
-
-
-def _wina_dense(m: AdaptedModel) -> Any:
-    down = _in_layer("mlp_post")(m)
-    norms = down.weight.detach().norm(dim=1 if type(down).__name__ == "Conv1D" else 0)
-    return input_edited(down, lambda a: at(slice(1, None), a - 0.5 * a * (a.abs() * norms < 0.3), a))
-
-
-def _skip_dense(m: AdaptedModel) -> Any:
-    kept = []
-
-    @contextmanager
-    def both() -> Iterator[None]:
-        handle = layer_of(m).register_forward_pre_hook(
-            lambda module, args, kwargs: kept.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
-        with output_edited(layer_of(m), lambda h: at(slice(1, None), 0.3 * h + 0.7 * kept[-1], h)):
-            yield
-        handle.remove()
-
-    return both()
-
-
-def _schedule_dense(m: AdaptedModel) -> Any:
-    weights = torch.tensor([0.5] * (LENGTH - 1) + [2.0])[:, None]
-    return output_edited(layer_of(m), lambda h: h + 0.5 * weights * noise(64))
-
-
-@contextmanager
-def _handover_dense(m: AdaptedModel) -> Iterator[None]:
-    """Head by head and query by query, as log weights added to eager attention's logits."""
-    before = m.inner.config._attn_implementation
-    m.inner.set_attn_implementation("eager")
-    bias = torch.zeros(ROWS, m.n_heads, LENGTH, LENGTH)
-    with torch.no_grad():
-        pattern = m.inner(ids(), use_cache=False, output_attentions=True).attentions[LAYER]
-    for row in range(ROWS):
-        for head in (1, 2):
-            p = pattern[row, head]
-            sinks = [k for k in range(1, LENGTH) if float(p[k:, k].mean()) > 0.06]
-            others = [k for k in range(1, LENGTH) if k not in sinks]
-            for query in range(LENGTH):
-                room, freed = float(p[query, others].sum()), 0.7 * float(p[query, sinks].sum())
-                if sinks and room > 0:
-                    bias[row, head, query, sinks] = torch.tensor(0.3).log()
-                    bias[row, head, query, others] = torch.tensor(1 + freed / room).log()
-
-    def hook(module: Any, args: Any, kwargs: Any) -> Any:
-        return args, {**kwargs, "attention_mask": kwargs["attention_mask"] + bias}
-
-    handle = _in_layer("attention")(m).register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-        m.inner.set_attn_implementation(before)
-
-
-def _bank(m: AdaptedModel) -> dict[str, Any]:
-    path = f"{m.hub.family.layers}.{LAYER}.{m.hub.family.output}"
-    width = m.n_heads * m.d_head
-    down, up = noise(3, 2, width, seed=5) * 0.2, noise(3, 64, 2, seed=6) * 0.2
-    return {"names": ["a", "b", "c"], "down": {path: down}, "up": {path: up}, "gates": {path: noise(3, width, seed=7)}}
-
-
-def _routing_dense(m: AdaptedModel) -> Any:
-    """Two of three adapters at work on each token, by the product of gate and input."""
-    bank, module = _bank(m), _in_layer("output")(m)
-    down, up, gate = (next(iter(bank[name].values())) for name in ("down", "up", "gates"))
-    kept = []
-    handle = module.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
-
-    def edit(out: torch.Tensor) -> torch.Tensor:
-        x = kept[-1]
-        scores = x @ gate.T + torch.tensor([0.5, 0.0, 0.0])
-        least = scores.argmin(-1, keepdim=True)
-        weights = scores.scatter(-1, least, -torch.inf).softmax(-1)
-        added = sum(weights[..., e, None] * (x @ down[e].T @ up[e].T) for e in range(3))
-        return at(slice(1, None), out + 0.8 * added, out)
-
-    @contextmanager
-    def both() -> Iterator[None]:
-        with output_edited(module, edit):
-            yield
-        handle.remove()
-
-    return both()
-
-
-NEURONS = tuple(one for one in FAMILIES if one not in MOE_FAMILIES)
-
 CASES: dict[str, Case] = {
     "offset_pre": _offset("resid_pre", layer_of),
-    "offset_mid": _offset("resid_mid", _in_layer("attn_out"), tuple(f for f in FAMILIES if f != "neox")),
+    "offset_mid": _offset("resid_mid", in_layer("attn_out"), tuple(f for f in FAMILIES if f != "neox")),
     "offset_post": _offset("resid_post", layer_of),
-    "offset_attn": _offset("attn_out", _in_layer("attn_out")),
-    "offset_mlp": _offset("mlp_out", _in_layer("mlp_out")),
+    "offset_attn": _offset("attn_out", in_layer("attn_out")),
+    "offset_mlp": _offset("mlp_out", in_layer("mlp_out")),
     "offset_rows": Case(
         lambda m, rows: iv.Offset(LAYER, noise(64), strength=[[0.5, -2.0][row] for row in rows]), _rows_dense
     ),
@@ -504,7 +368,7 @@ CASES: dict[str, Case] = {
         "token",
         lambda gate, rows: iv.Offset(LAYER, noise(64), "mlp_out", strength=-0.9, when=gate),
         lambda m, h: h - 0.9 * noise(64),
-        _in_layer("mlp_out"),
+        in_layer("mlp_out"),
     ),
     "patch": Case(_patch, _patch_dense),
     "patch_heads": Case(_patch_heads, _patch_heads_dense),
@@ -516,47 +380,6 @@ CASES: dict[str, Case] = {
     "expert_both": _experts("replace", {0, 1}, {6}, 0.4, columns=slice(-5, None)),
     "logit_shift": Case(
         lambda m, rows: iv.LogitShift(*small_pair(m.name), strength=1.5, positions="all - first"), _logits_dense
-    ),
-    "logit_mix": Case(
-        lambda m, rows: iv.LogitMix(
-            {
-                "a": iv.Voice(small_pair(m.name)[0], 2.0, prefix=PREFIX),
-                "b": {"model": small_pair(m.name)[1], "weight": -1.5},
-            },
-            own=0.5,
-            positions="all - first",
-        ),
-        _mix_dense,
-    ),
-    "logit_fusion": Case(
-        lambda m, rows: iv.LogitFusion(
-            {"a": small_pair(m.name)[0], "b": small_pair(m.name)[0]},
-            small_pair(m.name)[1],
-            {"a": 0.7, "b": -0.2},
-            positions="all - first",
-        ),
-        _fusion_dense,
-    ),
-    "token_rules": Case(
-        lambda m, rows: iv.TokenRules(9.0, 4, {7: 2.0, 9: -4.0}, -2.0, strength=1.5, positions="all - first"),
-        _rules_dense,
-    ),
-    "cats": Case(lambda m, rows: iv.ActivationThreshold({LAYER: 0.2}, "cats"), _cats_dense, NEURONS),
-    "wina": Case(
-        lambda m, rows: iv.ActivationThreshold({LAYER: 0.3}, "wina", strength=0.5, positions="all - first"),
-        _wina_dense,
-        NEURONS,
-    ),
-    "layer_skip": Case(lambda m, rows: iv.LayerSkip([LAYER], strength=0.7, positions="all - first"), _skip_dense),
-    "offset_schedule": Case(
-        lambda m, rows: iv.OffsetSchedule(LAYER, noise(64), [2.0, -1.0], 2, 0.5, strength=0.5), _schedule_dense
-    ),
-    "sink_handover": Case(lambda m, rows: iv.SinkHandover(0.3, [(LAYER, 1), (LAYER, 2)], 0.06), _handover_dense),
-    "adapter_routing": Case(
-        lambda m, rows: iv.AdapterRouting(
-            **_bank(m), rule="meteora", bias={"a": 0.5}, strength=0.8, positions="all - first"
-        ),
-        _routing_dense,
     ),
     "graft": _on_weights(lambda m: iv.Graft(half(m.name), {n: tuned_values(m.name)[n] for n in half(m.name)}), grafted),
     "layer_scale": _on_weights(
