@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunescope.experiments.method_steps import PREFIX
+from tunescope.experiments.method_steps import PREFIX, takes_null
 from tunescope.experiments.yaml_text import write_yaml
 from workbench.errors import NotSupported
 from workbench.method_index import index, load_method
@@ -70,7 +70,8 @@ def step_of(provenance: Provenance) -> dict[str, Any]:
         for name, value in options_of_result(provenance).items()
         if (option := method.option(name)) is not None and _written(option, value)
     }
-    return {"do": f"{PREFIX}{method.name}", **_recorded(method, provenance.settings), **options, **seed}
+    null = {"null": provenance.settings["null"]} if takes_null(method) and provenance.settings.get("null") else {}
+    return {"do": f"{PREFIX}{method.name}", **_recorded(method, provenance.settings), **options, **null, **seed}
 
 
 def call_forms(
@@ -110,7 +111,17 @@ def _python(method: Method, options: Mapping[str, Any], seed: int, base: str, tu
     arguments += [f"{name}={value!r}" for name, value in {**method.fixed, **own}.items()]
     arguments += ["model=pair.tuned"] if "model" in method.arguments[1:] else []
     arguments += [f"seed={seed}"] if seed and "seed" in method.arguments else []
-    return "\n".join([*lines, f"result = probes.{method.function}({', '.join(arguments)})", "result.frame()"])
+    call = f"probes.{method.function}({', '.join(arguments)})"
+    if "null" in options:
+        call = _among_nulls(method, lines, arguments, options["null"])
+    return "\n".join([*lines, f"result = {call}", "result.frame()"])
+
+
+def _among_nulls(method: Method, lines: list[str], arguments: list[str], null: str | int) -> str:
+    """The call on the pair and on its null adapters; a recording is made anew for each, in the function itself."""
+    recorded = [lines.pop().removeprefix("rec = ")] if lines[-1].startswith("rec = ") else []
+    inside = [recorded[0] if word == "rec" else word for word in arguments]
+    return f"probes.against_nulls(lambda pair: probes.{method.function}({', '.join(inside)}), pair, nulls={null!r})"
 
 
 def _command(method: Method, options: Mapping[str, Any], seed: int, base: str, tuned: str, prompts: str) -> str:

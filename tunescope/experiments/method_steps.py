@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
@@ -19,6 +19,10 @@ from workbench.method_options import Option
 from workbench.methods import Method
 
 PREFIX = "localize "
+NULLS = 19
+"""The fewest null adapters with which a place can be at p = .05."""
+NullAdapters = Literal["random", "shuffled"] | Annotated[int, Field(ge=NULLS)]
+"""A kind of null adapter, of which 19 are drawn, or how many random ones."""
 ALIASES = {"label": "labels"}
 """Keys of older experiment files -> the option that they are now."""
 
@@ -54,6 +58,11 @@ class MethodStep(Step):
             if option.name in type(self).model_fields
             and getattr(self, option.name) != _default(self.registration, option)
         }
+
+
+def takes_null(method: Method) -> bool:
+    """Whether a probe can be put among null adapters: it reads a loaded pair, whose adapter can be replaced."""
+    return bool({"pair", "subject", "recording"} & set(method.arguments)) and not method.needs.folders
 
 
 def probe_named(do: str) -> Entry | None:
@@ -100,6 +109,8 @@ def _role_keys(method: Method) -> dict[str, Any]:
         keys["within"] = (Literal["pair", "base", "tuned"], "pair")
     elif first == "model":
         keys["within"] = (Literal["base", "tuned"], "tuned")
+    if takes_null(method):
+        keys["null"] = (NullAdapters | None, None)
     if method.records is not None:
         records = method.records
         keys["record"] = (StepName | None, Field(default=None))
