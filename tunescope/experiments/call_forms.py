@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunescope.experiments.method_steps import PREFIX, takes_null
+from tunescope.experiments.method_steps import PREFIX
 from tunescope.experiments.yaml_text import write_yaml
 from workbench.errors import NotSupported
 from workbench.method_index import index, load_method
@@ -70,8 +70,9 @@ def step_of(provenance: Provenance) -> dict[str, Any]:
         for name, value in options_of_result(provenance).items()
         if (option := method.option(name)) is not None and _written(option, value)
     }
-    null = {"null": provenance.settings["null"]} if takes_null(method) and provenance.settings.get("null") else {}
-    return {"do": f"{PREFIX}{method.name}", **_recorded(method, provenance.settings), **options, **null, **seed}
+    nulls = provenance.settings.get("null_adapters")
+    among = {} if nulls is None else {"null_adapters": nulls}
+    return {"do": f"{PREFIX}{method.name}", **_recorded(method, provenance.settings), **options, **among, **seed}
 
 
 def call_forms(
@@ -112,16 +113,16 @@ def _python(method: Method, options: Mapping[str, Any], seed: int, base: str, tu
     arguments += ["model=pair.tuned"] if "model" in method.arguments[1:] else []
     arguments += [f"seed={seed}"] if seed and "seed" in method.arguments else []
     call = f"probes.{method.function}({', '.join(arguments)})"
-    if "null" in options:
-        call = _among_nulls(method, lines, arguments, options["null"])
+    if "null_adapters" in options:
+        call = _among_nulls(method, lines, arguments, options["null_adapters"])
     return "\n".join([*lines, f"result = {call}", "result.frame()"])
 
 
-def _among_nulls(method: Method, lines: list[str], arguments: list[str], null: str | int) -> str:
+def _among_nulls(method: Method, lines: list[str], arguments: list[str], nulls: str | int) -> str:
     """The call on the pair and on its null adapters; a recording is made anew for each, in the function itself."""
     recorded = [lines.pop().removeprefix("rec = ")] if lines[-1].startswith("rec = ") else []
     inside = [recorded[0] if word == "rec" else word for word in arguments]
-    return f"probes.against_nulls(lambda pair: probes.{method.function}({', '.join(inside)}), pair, nulls={null!r})"
+    return f"probes.against_nulls(lambda pair: probes.{method.function}({', '.join(inside)}), pair, nulls={nulls!r})"
 
 
 def _command(method: Method, options: Mapping[str, Any], seed: int, base: str, tuned: str, prompts: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def call_method(step: MethodStep, bench: Bench) -> Any:
     """The probe's result. Raises :class:`UserError` for what it refuses."""
-    if getattr(step, "null", None) is not None:
+    if getattr(step, "null_adapters", None) is not None:
         return _among_nulls(step, bench)
     return _called(step, bench)
 
@@ -32,23 +32,24 @@ def _among_nulls(step: Any, bench: Bench) -> Any:
 
     if getattr(step, "record", None) is not None:
         raise UserError(
-            f"null records every null adapter anew, and {step.do} reads the recording {step.record!r}: leave record "
+            f"null_adapters records every null adapter anew, and {step.do} reads the recording {step.record!r}: leave record "
             "out, and give sites and positions to the step itself."
         )
 
     def probe(_pair: Any) -> Any:
         return _called(step, bench)
 
-    count, kind = (NULLS, step.null) if isinstance(step.null, str) else (step.null, "random")
+    wanted = step.null_adapters
+    count, kind = (NULLS, wanted) if isinstance(wanted, str) else (wanted, "random")
     found = against_nulls(probe, bench.pair, nulls=count, null=kind, null_seed=bench.seed, progress=bench.progress)
     settings = {name: value for name, value in found.provenance.settings.items() if name not in _OF_NULLS}
     made = dataclasses.replace(
-        found.provenance, probe=step.registration.function, settings={**settings, "null": step.null}
+        found.provenance, probe=step.registration.function, settings={**settings, "null_adapters": step.null_adapters}
     )
     return dataclasses.replace(found, provenance=made)
 
 
-_OF_NULLS = ("probe", "nulls", "null_seed")
+_OF_NULLS = ("probe", "nulls", "null", "null_seed")
 
 
 def _called(step: MethodStep, bench: Bench) -> Any:

@@ -37,14 +37,14 @@ class MethodCall:
     dtype: str = "auto"
     seed: int = 0
     out: Path | None = None
-    null: str | int | None = None
+    null_adapters: str | int | None = None
     """A kind of null adapters, or how many, that the scores are set beside."""
 
     def experiment(self) -> dict[str, Any]:
         """The one-step experiment that does the same, as plain values."""
         name = self.method.name
         step: dict[str, Any] = {"do": f"{PREFIX}{name}"}
-        step |= {} if self.null is None else {"null": self.null}
+        step |= {} if self.null_adapters is None else {"null_adapters": self.null_adapters}
         sets: dict[str, Any] = {}
         if self.prompts is not None:
             sets["prompts"] = {"file": str(self.prompts)}
@@ -109,7 +109,7 @@ def checked(call: MethodCall) -> Checked:
     """
     experiment = Experiment.of(call.experiment(), f"localize {call.method.name}")
     check_pair(call.method, experiment.pair)
-    if call.null is not None:
+    if call.null_adapters is not None:
         check_null(call.method, experiment.pair)
     return Checked(call, experiment, check_prompts(call.method, experiment, call.limit))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from tunescope.experiments.derived_interventions import Layer, Positions
 from tunescope.experiments.key_kinds import StepName
@@ -19,9 +19,18 @@ from workbench.method_options import Option
 from workbench.methods import Method
 
 PREFIX = "localize "
+KINDS = ("random", "shuffled")
 NULLS = 19
 """The fewest null adapters with which a place can be at p = .05."""
-NullAdapters = Literal["random", "shuffled"] | Annotated[int, Field(ge=NULLS)]
+
+
+def _known_null(value: str | int) -> str | int:
+    if value in KINDS or (isinstance(value, int) and not isinstance(value, bool) and value >= NULLS):
+        return value
+    raise ValueError(f"{value!r} names no null adapters; give random, shuffled, or a number of {NULLS} or more.")
+
+
+NullAdapters = Annotated[str | int, AfterValidator(_known_null)]
 """A kind of null adapter, of which 19 are drawn, or how many random ones."""
 ALIASES = {"label": "labels"}
 """Keys of older experiment files -> the option that they are now."""
@@ -110,7 +119,7 @@ def _role_keys(method: Method) -> dict[str, Any]:
     elif first == "model":
         keys["within"] = (Literal["base", "tuned"], "tuned")
     if takes_null(method):
-        keys["null"] = (NullAdapters | None, None)
+        keys["null_adapters"] = (NullAdapters | None, None)
     if method.records is not None:
         records = method.records
         keys["record"] = (StepName | None, Field(default=None))
