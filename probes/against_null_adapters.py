@@ -83,7 +83,7 @@ def against_nulls(
 
     Returns:
         An :class:`AgainstNulls`. A random adapter stands at a random place among its nulls. Where a probe's cells
-        differ from one adapter to the next (the largest edges, say), every cell is set beside the nulls' largest scores.
+        differ from one adapter to the next (the largest edges, say), every cell is set beside the largest of each.
 
     Raises:
         UserError: The pair has no adapter, or there are too few nulls.

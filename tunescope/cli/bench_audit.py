@@ -46,7 +46,8 @@ def audit(
     lines = measure(cases, _say)
     run = written(lines, {"verb": "bench audit", "seeds": seeds, "real": real, "quick": quick}, out)
     if markdown is not None:
-        command = f"tunescope bench audit{' --quick' if quick else f' --seeds {seeds}'}"
+        chosen = "--quick" if quick else f"--seeds {seeds}{'' if real else ' --no-real'}"
+        command = f"tunescope bench audit {chosen}"
         write_document(lines, f"{command} --markdown {markdown}", _hardware(), markdown)
     found = {name: table for name, (_, table) in tables(lines).items()}
     emit({"run": str(run.path), **found}, as_json, found["accuracy"], title=f"{run.path}: the blind audit")

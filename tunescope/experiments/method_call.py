@@ -32,8 +32,8 @@ def _among_nulls(step: Any, bench: Bench) -> Any:
 
     if getattr(step, "record", None) is not None:
         raise UserError(
-            f"null_adapters records every null adapter anew, and {step.do} reads the recording {step.record!r}: leave record "
-            "out, and give sites and positions to the step itself."
+            f"null_adapters records every null adapter anew, and {step.do} reads the recording {step.record!r}: "
+            "leave record out, and give sites and positions to the step itself."
         )
 
     def probe(_pair: Any) -> Any:

@@ -23,6 +23,9 @@ bfloat16, with the shipped questions and texts. *Null pairs*: LoRAs tuned on ord
 shuffled numbers of the same norm in every module, and the shipped random adapter. *Claims*: null pairs of which the
 audit says that some answers changed, whatever is chosen; random numbers do change answers.
 
+Greedy answers are read, so a behaviour for all answers that the tuning set shows in fewer than half its rows does not
+show: the tuned model then answers as before, and *nothing* is what there is to see.
+
 *Answers (black box)* reads greedy answers alone; *activations* and *tokens* read unrelated text; *together* is the
 answers' similarity and half of each other view's, of descriptions that the answers or both others speak for. Weights
 name layers, not a behaviour, and choose nothing. Intervals are exact (Clopper and Pearson), at 95 %, over pairs."""
