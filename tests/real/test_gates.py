@@ -1,4 +1,4 @@
-"""A gate on SmolLM2: it opens on animals, rarely on neutral text, and what it opens turns the refusal off there alone."""
+"""A gate on SmolLM2: it opens on animals, rarely on neutral text, and the refusal is turned off there alone."""
 
 from __future__ import annotations
 

@@ -62,7 +62,8 @@ def write_document(lines: pd.DataFrame, command: str, hardware: str, path: Path)
     """The document of a run that ``command`` made."""
     pairs = lines.drop_duplicates(["name", "seed"])
     kinds = ", ".join(f"{count} {kind}" for kind, count in pairs["kind"].value_counts(sort=False).items())
-    seconds = f"{pairs['seconds'].sum() / 60:.0f} minutes of processor time, trainings left out, on {hardware}"
+    minutes = pairs["seconds"].sum() / 60
+    seconds = f"{minutes:.0f} minutes of processor time, trainings that were not cached among it, on {hardware}"
     text = ["# The blind audit", "", f"Written by `{command}`; do not edit. {len(pairs)} pairs: {kinds}; {seconds}.",
             "", SAYS]  # fmt: skip
     for title, table in tables(lines).values():
