@@ -64,10 +64,10 @@ class PatternTypes(ProbeResult):
         row = self.table.iloc[int(self.table["score"].abs().to_numpy().argmax())]
         moved = int((self.table["q"] < 0.05).sum())
         return (
-            f"{counts[0]} of {len(self.table)} heads query-aware in the base, {counts[1]} after tuning; {moved} changed "
-            f"their coverage (q < 0.05), most L{row['layer']}H{row['head']} {row['base']:.2f} to {row['tuned']:.2f} "
-            f"({row['score']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]); {self.coverage:.0%} of attention held, over "
-            f"{self.resampled}. Control: {self.control}."
+            f"{counts[0]} of {len(self.table)} heads query-aware in the base, {counts[1]} after tuning; {moved} "
+            f"changed their coverage (q < 0.05), most L{row['layer']}H{row['head']} {row['base']:.2f} to "
+            f"{row['tuned']:.2f} ({row['score']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]); {self.coverage:.0%} of "
+            f"attention held, over {self.resampled}. Control: {self.control}."
         )
 
 

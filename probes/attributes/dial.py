@@ -100,8 +100,8 @@ class IntensityDial(ProbeResult):
             f"{row.number} {row.score:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in self.numbers.itertuples()
         )
         return (
-            f"{self.attribute} at L{self.layer}: {said} (standard deviations of plain samples, a tau); range under random "
-            f"directions {self.numbers['control'].iloc[0]:.2f}; intervals over {self.resampled}; "
+            f"{self.attribute} at L{self.layer}: {said} (standard deviations of plain samples, a tau); range under "
+            f"random directions {self.numbers['control'].iloc[0]:.2f}; intervals over {self.resampled}; "
             f"control: {self.control}"
         )
 

@@ -104,8 +104,10 @@ class AttributeDirections(ProbeResult):
             f"{other['score'].abs().mean():.2f} standard deviations (differences of means "
             f"{other['plain'].abs().mean():.2f}); largest cosine of two {self.gram['cosine'].abs().max():.2f} "
             f"(before {self.gram['plain'].abs().max():.2f}); range {self.metrics['range'].mean():.2f} (random "
-            f"{self.metrics['range_control'].mean():.2f}), disentanglement {self.metrics['disentanglement'].mean():.2f} "
-            f"(random {self.metrics['disentanglement_control'].mean():.2f}); intervals over {self.resampled}; control: {self.control}"
+            f"{self.metrics['range_control'].mean():.2f}), disentanglement "
+            f"{self.metrics['disentanglement'].mean():.2f} (random "
+            f"{self.metrics['disentanglement_control'].mean():.2f}); intervals over {self.resampled}; control: "
+            f"{self.control}"
         )
 
 
@@ -197,8 +199,8 @@ def attribute_directions(  # noqa: PLR0913
                 batch_size=batch_size,
             ),
         ),
-        gram=_gram(attributes, vectors, plain), metrics=_metrics(attributes, *spans, parts[1], seed), readout=readout.accuracy(attributes, data[1]), layer=place,
-        attributes=list(attributes), vectors=vectors * size,
+        gram=_gram(attributes, vectors, plain), metrics=_metrics(attributes, *spans, parts[1], seed),
+        readout=readout.accuracy(attributes, data[1]), layer=place, attributes=list(attributes), vectors=vectors * size,
         resampled=units_of(parts[1].clusters).replace("prompts", "texts"),
     )  # fmt: skip
 

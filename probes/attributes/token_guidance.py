@@ -1,4 +1,4 @@
-"""token_guidance: a rule on whole texts decomposed into scores of tokens that guide the base, against the tuned model."""
+"""token_guidance: a rule on whole texts decomposed into scores of tokens that guide the base, beside tuning."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class TokenGuidance(ProbeResult):
     def summary(self) -> str:
         """Every line."""
         said = "; ".join(
-            f"{row.how} {row.strength:g}: {row.score:.2g} [{row.low:.2g}, {row.high:.2g}] (control {row.control:.2g}, KL "
-            f"{row.kept_kl:.2g}){' on the front' if row.front else ''}"
+            f"{row.how} {row.strength:g}: {row.score:.2g} [{row.low:.2g}, {row.high:.2g}] (control {row.control:.2g}, "
+            f"KL {row.kept_kl:.2g}){' on the front' if row.front else ''}"
             for row in self.table.itertuples()
         )
         return f"{self.behaviour}: {said}; intervals over {self.resampled}. Control: {self.control}."
@@ -216,8 +216,9 @@ def _tuned_line(pair: ModelPair, trial: FrontTrial, seed: int) -> dict[str, Any]
     ])  # fmt: skip
     clusters = trial.rows.clusters
     apart = cluster_means((values - plain)[:, None], clusters)
+    found = (scored_share if trial.rule.share else scored)(values, seed=seed, clusters=clusters)
     return {
-        "strength": float("nan"), **(scored_share if trial.rule.share else scored)(values, seed=seed, clusters=clusters),
+        "strength": float("nan"), **found,
         "control": float(plain.mean()), "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0,
         **trial.moved(Subject(TUNED, pair.tuned), seed),
         "repetition": float(np.mean([repetition(one.content) for drawn in replies for one in drawn[1:]])),

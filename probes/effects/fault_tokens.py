@@ -183,7 +183,8 @@ def _row(
         round_ = [np.roll(inside, shift) for shift in range(1, len(inside))]
         lines.append({
             "score": own[inside, 0].mean(), "control": float(np.mean([own[one, 0].mean() for one in round_])),
-            "elsewhere": own[~inside, 0].mean(), "rise": own[inside, 1].mean(), "rise_elsewhere": own[~inside, 1].mean(),
+            "elsewhere": own[~inside, 0].mean(), "rise": own[inside, 1].mean(),
+            "rise_elsewhere": own[~inside, 1].mean(),
             "auc": float(_auc(own[inside, 0], own[~inside, 0])), "share": inside.mean(),
         })  # fmt: skip
     per_prompt = pd.DataFrame(lines)

@@ -140,7 +140,8 @@ def pollution(
         provenance=Provenance.of(
             "pollution", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
             settings=asked(
-                None, wanted=wanted, others=others, samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size
+                None, wanted=wanted, others=others, samples=samples, max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
             ),
         ),
         path=path,

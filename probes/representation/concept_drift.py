@@ -112,7 +112,7 @@ def concept_drift(
     rows = Prompts.of(prompts)
     if missing := [number for number, row in enumerate(rows) if not row.contrast]:
         raise UserError(
-            f"Prompt {missing[0]} has no contrast: give the same prompt with the class in place of the concept."
+            f"Prompt {missing[0]} has no contrast: give the same prompt with the class in the concept's place."
         )
     if len(rows) < 2:
         raise UserError("The control compares with the class prompts of other rows: give two rows or more.")

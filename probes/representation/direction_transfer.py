@@ -35,8 +35,8 @@ class DirectionTransfer(ProbeResult):
     ``score``: area under the ROC curve of the tuned model's held-out states along the transferred direction, with its
     interval over prompts; ``control``: the mean area where the map was fitted on prompts exchanged between the models,
     ``q`` of a larger one; ``own``: the area along the tuned model's own direction, ``source``: of the base's states
-    along its own; ``raw``: along the base's direction as it is (NaN where widths differ); ``cosine``: of transferred and
-    own direction; ``fit``: share of the tuned states' variance that the map explains on held-out prompts.
+    along its own; ``raw``: along the base's direction as it is (NaN where widths differ); ``cosine``: of transferred
+    and own direction; ``fit``: share of the tuned states' variance that the map explains on held-out prompts.
     """
 
     positive: str
@@ -55,8 +55,8 @@ class DirectionTransfer(ProbeResult):
         return (
             f"{self.positive!r}: best at {best['site']} of layer {best['layer']:.0f}, area {best['score']:.2f} "
             f"[{best['low']:.2f}, {best['high']:.2f}] along the transferred direction (exchanged map "
-            f"{best['control']:.2f}), own direction {best['own']:.2f}, untransferred {best['raw']:.2f}; cosine with the "
-            f"own {best['cosine']:.2f}, the map explains {best['fit']:.2f} of the states; over {self.resampled}. "
+            f"{best['control']:.2f}), own direction {best['own']:.2f}, untransferred {best['raw']:.2f}; cosine with "
+            f"the own {best['cosine']:.2f}, the map explains {best['fit']:.2f} of the states; over {self.resampled}. "
             f"Control: {self.control}."
         )
 
@@ -178,16 +178,15 @@ def _line(
     own = {role: _contrast(one[fit], positive[fit]) for role, one in states.items()}
     moved = mapped(base[fit], tuned[fit], own["base"][None], ridge)[0]
     told, held = positive[~fit], ~fit
-    times = np.concatenate(
-        [np.ones((1, int(held.sum()))), bootstrap_weights(int(held.sum()), RESAMPLES, seed, clusters[held])]
-    )
+    count = int(held.sum())
+    times = np.concatenate([np.ones((1, count)), bootstrap_weights(count, RESAMPLES, seed, clusters[held])])
     found = area(tuned[held] @ moved, told, times)
     random = np.random.default_rng(seed)
-    chance = np.array([
-        area(tuned[held] @ mapped(base[fit], tuned[fit][random.permutation(int(fit.sum()))], own["base"][None], ridge)[0],
-             told, times[:1])[0]
+    wrong = [
+        mapped(base[fit], tuned[fit][random.permutation(int(fit.sum()))], own["base"][None], ridge)[0]
         for _ in range(draws)
-    ])  # fmt: skip
+    ]
+    chance = np.array([area(tuned[held] @ one, told, times[:1])[0] for one in wrong])
     low, high = np.nanquantile(found[1:], (0.025, 0.975))
     said = mapped(base[fit], tuned[fit], base[held] - base[fit].mean(0), ridge)
     centred = tuned[held] - tuned[fit].mean(0)

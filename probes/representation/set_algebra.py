@@ -57,12 +57,13 @@ class SetAlgebra(ProbeResult):
         best = [self.table[self.table["operation"] == one].sort_values("score", kind="stable").iloc[-1]
                 for one in OPERATIONS]  # fmt: skip
         said = "; ".join(
-            f"{row['operation']} {row['score']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at layer {row['layer']:.0f} "
-            f"(other pairs {row['control']:.2f}, whole states {row['plain']:.2f}, base {row['base']:.2f})" for row in best
+            f"{row['operation']} {row['score']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at layer "
+            f"{row['layer']:.0f} (other pairs {row['control']:.2f}, whole states {row['plain']:.2f}, base "
+            f"{row['base']:.2f})" for row in best
         )  # fmt: skip
         return (
-            f"{len(self.labels)} labels, {self.pairs} pairs: {said}; single prompts {best[0]['readout']:.2f}; intervals "
-            f"over pairs of {self.resampled}. Control: {self.control}."
+            f"{len(self.labels)} labels, {self.pairs} pairs: {said}; single prompts {best[0]['readout']:.2f}; over "
+            f"pairs of {self.resampled}. Control: {self.control}."
         )
 
 
@@ -205,11 +206,12 @@ def _line(
     others = np.array([f1(told["tuned"], target[random.permutation(len(target))], times) for _ in range(20)]).mean(0)
     band = [np.quantile(one[1:], (0.025, 0.975)) for one in (own["tuned"], own["tuned"] - own["base"])]
     tuned = models["tuned"]
+    plain = f1(tuned.read(tuned.plain(operation, first, second)), target, times)[0]
     return {
         "operation": operation, "score": float(own["tuned"][0]), "low": band[0][0], "high": band[0][1],
         "control": float(others[0]), "p": float((1 + ((own["tuned"] - others)[1:] <= 0).sum()) / (1 + RESAMPLES)),
         "base": float(own["base"][0]), "change": float(own["tuned"][0] - own["base"][0]), "change_low": band[1][0],
-        "change_high": band[1][1], "plain": float(f1(tuned.read(tuned.plain(operation, first, second)), target, times)[0]),
+        "change_high": band[1][1], "plain": float(plain),
         "readout": float(f1(tuned.read(tuned.states[first]), wanted[first], times)[0]), "n": len(first),
     }  # fmt: skip
 
@@ -230,8 +232,8 @@ def _labels(texts: Sequence[Any], fit: np.ndarray) -> tuple[list[str], Bool[np.n
     ])  # fmt: skip
     if enough.sum() < 2:
         raise UserError(
-            f"Fewer than two labels are had and lacked by {FEWEST} prompts of each half: write them as 'sea, summer' in "
-            "the column label."
+            f"Fewer than two labels are had and lacked by {FEWEST} prompts of each half: write them as 'sea, summer' "
+            "in the column label."
         )
     return [name for name, one in zip(every, enough, strict=True) if one], table[:, enough]
 

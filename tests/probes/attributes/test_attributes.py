@@ -8,7 +8,7 @@ import torch
 
 import probes
 from probes.attributes.dial import dial_numbers, inverted
-from probes.attributes.directions import disentangled
+from probes.attributes.directions import disentangled, disentanglement
 from probes.attributes.intersection import meeting_point
 from probes.attributes.perturbed_cache import Push, PushedDecoding
 from probes.attributes.pplm import bag_ids
@@ -113,9 +113,17 @@ def test_leakage_is_a_matrix_with_its_control() -> None:
     assert found.leakage().shape == (2, 2) and len(found.gram) == 1 and found.figure().data
     own = found.table[found.table["steered"] == found.table["measured"]]
     assert (own["score"] > own["control"]).all() and (found.readout["accuracy"] >= 0.5).all()
+    metrics = found.metrics
+    assert (metrics["range"] > metrics["range_control"]).all() and metrics["disentanglement"].between(0, 1).all()
     assert len(found.recipe(length=0.2, pronouns=-0.1).interventions) == 2
     with pytest.raises(UserError, match="does not part"):
         probes.attribute_directions(model(), TEXTS, ["length", "contains:zebra"], layer=1)
+
+
+def test_range_and_disentanglement_by_hand() -> None:
+    spans = np.array([[3.0, 4.0], [3.0, -4.0]])
+    found = disentanglement(spans, 0, np.array([[1.0, 1.0], [2.0, 0.0]]))
+    assert found.tolist() == [[3.0, 1.0], [3.0, 9 / 25]]
 
 
 def test_clouds_meet_where_they_overlap() -> None:

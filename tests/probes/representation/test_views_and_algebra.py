@@ -26,8 +26,8 @@ from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
 
 ROWS = rows_of(
-    48, topic=lambda i: "abc"[i % 3], thing=lambda i: f"t{i % 12}", has=lambda i: ("red, big", "red", "big, old", "old")[i % 4],
-    language=lambda i: "xy"[i // 12 % 2],
+    48, topic=lambda i: "abc"[i % 3], thing=lambda i: f"t{i % 12}", language=lambda i: "xy"[i // 12 % 2],
+    has=lambda i: ("red, big", "red", "big, old", "old")[i % 4],
 )  # fmt: skip
 
 
