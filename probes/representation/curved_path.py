@@ -30,6 +30,8 @@ from workbench.stats.tests import paired_permutation
 from workbench.typing import Bool, Float, Int, Tensor
 
 HIDDEN, AXES, TRAINED = 32, 32, 300
+THIN = 0.05
+"""Axes along which states spread less than this share of the widest are left out: a path would leave the states."""
 PATHS = ("curved", "straight", "random")
 
 
@@ -94,8 +96,8 @@ def curved_path(
 
     Talk-to-Edit learns a field over an image model's latent space, whose direction depends on where one is, so that the
     way to an attribute bends around what should not change. Carried over are the field (the gradient of a small
-    network that scores the attribute, made orthogonal to that of the identity) and the two checks, attribute and
-    identity; its dialogue is not. Fields are fitted on one third of the prompts (whole groups), judges on another, and
+    network that scores the attribute, made orthogonal to that of the identity, and turned back along it in doubt) and
+    the two checks, attribute and identity; its dialogue is not. Fields are fitted on one third of the prompts (whole groups), judges on another, and
     paths start from the last. Each path stops where the field's own scorer reaches ``target``, or at ``reach``.
 
     Args:
@@ -153,7 +155,8 @@ class Scorer:
 
     def __init__(self, states: Float[Tensor, "row d"], y: Int[np.ndarray, " row"], seed: int) -> None:
         self.middle = states.mean(0)
-        axes = torch.linalg.svd(states - self.middle, full_matrices=False).Vh[:AXES]
+        _, sizes, right = torch.linalg.svd(states - self.middle, full_matrices=False)
+        axes = right[:AXES][sizes[:AXES] > THIN * sizes[0]]
         self.scale = ((states - self.middle) @ axes.T).std(0).clamp_min(1e-6)
         self.axes = axes
         random = torch.Generator().manual_seed(seed)
@@ -176,11 +179,17 @@ class Scorer:
         return torch.tanh(read @ self.weights[0] + self.weights[1]) @ self.weights[2] + self.weights[3]
 
     def slope(self, states: Float[Tensor, "row d"], y: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
-        """Gradient of the log-probability of each row's class."""
+        """Gradient of each row's class's logit less the mean of the others'; it does not fade where that is sure."""
         with torch.enable_grad():
             at = states.detach().clone().requires_grad_()
-            total = self.logits(at).log_softmax(-1).gather(1, y[:, None]).sum()
-            return torch.autograd.grad(total, at)[0]
+            logits = self.logits(at)
+            own = logits.gather(1, y[:, None])[:, 0]
+            margin = own - (logits.sum(1) - own) / (logits.shape[1] - 1)
+            return torch.autograd.grad(margin.sum(), at)[0]
+
+    def sure(self, states: Float[Tensor, "row d"], y: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """Probability of each row's class."""
+        return self.logits(states).softmax(-1).gather(1, y[:, None])[:, 0].detach()
 
 
 class _Walk:
@@ -217,17 +226,19 @@ class _Walk:
         at, found = start, [start]
         ones = torch.ones(len(start), dtype=torch.long)
         for _ in range(self.steps):
-            going = self.guide.logits(at).softmax(-1)[:, 1] < self.target
+            going = self.guide.sure(at, ones) < self.target
             step = self._field(at, ones) if straight is None else straight
             at = (at + going[:, None] * self.stride * step).detach()
             found.append(at)
         return torch.stack(found)
 
     def _field(self, at: Tensor, ones: Tensor) -> Float[Tensor, "row d"]:
-        """The guide's gradient without its part along the identity's."""
+        """The guide's gradient without its part along the identity's, and back along that where it is in doubt."""
         up = self.guide.slope(at, ones)
         hold = nn.functional.normalize(self.guard.slope(at, self.identity), dim=-1)
-        return nn.functional.normalize(up - (up * hold).sum(-1, keepdim=True) * hold, dim=-1)
+        beside = nn.functional.normalize(up - (up * hold).sum(-1, keepdim=True) * hold, dim=-1)
+        doubt = (1 - self.guard.sure(at, self.identity))[:, None]
+        return nn.functional.normalize(beside + 2 * doubt * hold, dim=-1)
 
     @staticmethod
     def _length(path: Float[Tensor, "step row d"]) -> Float[Tensor, " row"]:

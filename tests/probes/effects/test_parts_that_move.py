@@ -21,7 +21,7 @@ from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts import Prompts
 
 CODE = Prompts.of([
-    {"prompt": f"the {a}", "answer": f" quick brown {b}\n jumps over the lazy dog\n the fox",
+    {"prompt": f"the {a} {b}", "answer": f" quick brown {b}\n jumps over the lazy dog\n the fox",
      "distractor": f" quick brown {b}\n jumps over the lazy fox\n the fox"}
     for a in "abcd" for b in "xyz"
 ])  # fmt: skip

@@ -95,8 +95,11 @@ def test_the_view_that_holds_the_label_gets_the_weight(tmp_path: Path) -> None:
         0.5, abs=0.1
     )
     saved(result, tmp_path / "v")
-    noise = probes.layer_views(planted(normal(60, 6, seed=1), normal(60, 6, seed=2), list("ab" * 30)), draws=50)
-    assert (noise.table["q"] > 0.05).all()
+    noise = [
+        probes.layer_views(planted(normal(60, 6, seed=10 + n), normal(60, 6, seed=20 + n), list("ab" * 30)), draws=50)
+        for n in range(6)
+    ]
+    assert sum(bool((one.table["q"] < 0.05).any()) for one in noise) <= 1
 
 
 def test_mixture_weights_by_hand() -> None:
@@ -115,7 +118,7 @@ def test_attributes_of_unseen_things_are_told_from_memorised_ones(tmp_path: Path
     own = normal(24, 40, seed=3)[torch.from_numpy(things)] * 2
     states = (
         own
-        + 6.0 * torch.from_numpy(red)[:, None] * torch.nn.functional.one_hot(torch.tensor(0), 40)
+        + 10.0 * torch.from_numpy(red)[:, None] * torch.nn.functional.one_hot(torch.tensor(0), 40)
         + 0.1 * normal(96, 40)
     )
     texts = [", ".join(name for name, one in (("red", a), ("old", b)) if one) for a, b in zip(red, old, strict=True)]
@@ -191,7 +194,7 @@ def test_around_a_ring_the_curved_path_keeps_what_a_straight_one_crosses(tmp_pat
     result = probes.curved_path(recording, keep=[str(one) for one in ring], reach=4.0, steps=40)
     row = result.table.iloc[0]
     assert row["kept_curved"] > row["kept_straight"] and row["score"] > 0.1 and row["q"] < 0.05
-    assert row["gain_curved"] > 0.5 and row["gain_straight"] > 0.5 and row["bend"] > 0.05
+    assert row["gain_curved"] > row["gain_random"] + 0.2 and row["gain_straight"] > 0.5 and row["bend"] > 0.3
     assert set(result.field["path"]) == {"curved", "straight", "random"} and len(result.field) == 3 * 41
     saved(result, tmp_path / "c")
     with pytest.raises(UserError, match="keep="):
