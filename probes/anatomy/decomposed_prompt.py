@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import plotly.graph_objects as go
 import torch
 from safetensors.torch import load_file
 
+from probes.anatomy.foreign_adapter import foreign_adapter
 from probes.anatomy.spaces import Svd
 from probes.anatomy.virtual_tokens import nearest_words, prompts_of
 from probes.asked import asked
@@ -27,7 +27,6 @@ from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
-from workbench.models.identity import ModelIdentity
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.stats.fdr import q_values
@@ -104,12 +103,15 @@ def decomposed_prompt(
 
     if texts is None:
         raise UserError("What the parts do depends on the text: give texts, prompts or a file of them.")
-    parts = read_parts(str(tuned))
     model = base if isinstance(base, AdaptedModel) else load_one(base)
+    adapter = foreign_adapter(model.identity, tuned)
+    parts = read_parts(adapter.folder)
     rows = prompts_of(texts)
     words = model.hf.get_input_embeddings().weight.detach().float().cpu()
     if words.shape[1] != parts.prompt.shape[1]:
-        raise UserError(f"{tuned} has embeddings of {parts.prompt.shape[1]} numbers and the base of {words.shape[1]}.")
+        raise UserError(
+            f"{adapter.folder} has embeddings of {parts.prompt.shape[1]} numbers and the base of {words.shape[1]}."
+        )
     found = _effects(model, rows, parts, seed, progress or Silent())
     table = pd.DataFrame([
         {"module": name, **_row(found[name], rows, seed), **_shape(part, words)}
@@ -119,7 +121,7 @@ def decomposed_prompt(
         table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
         control="the same part with random rows of the same norms",
         provenance=Provenance.of(
-            "decomposed_prompt", {"base": model, "tuned": _identity(model, str(tuned))}, rows, seed=seed,
+            "decomposed_prompt", {"base": model, "tuned": adapter}, rows, seed=seed,
             device=str(model.device), forward_passes=len(rows) * 6,
             settings=asked(None, texts=texts if isinstance(texts, str) else rows),
         ),
@@ -148,8 +150,6 @@ def read_parts(folder: str) -> Parts:
         raise UserError(
             f"{folder} is no DePT adapter: give a folder whose adapter_config.json says PROMPT_TUNING_LORA."
         )
-    if not (Path(folder) / WEIGHTS).is_file():
-        raise UserError(f"{folder} holds no {WEIGHTS}; weights stored as pickle are not read: save them again.")
     stored = load_file(str(Path(folder) / WEIGHTS))
     sides = {name.rpartition(".")[2]: values.float() for name, values in stored.items()}
     wanted = ("prompt_embeddings", "lora_embedding_A", "lora_embedding_B")
@@ -240,9 +240,3 @@ def _each_row(parts: Parts, words: Tensor, model: AdaptedModel) -> pd.DataFrame:
         "part": PARTS[1], "position": range(len(parts.offsets)), "size": (parts.offsets.norm(dim=-1) / size).numpy(),
     })  # fmt: skip
     return pd.concat([prompt, offsets], ignore_index=True)
-
-
-def _identity(model: AdaptedModel, folder: str) -> ModelIdentity:
-    """By the bytes of both files, as PEFT does not know the type."""
-    files = [(Path(folder) / name).read_bytes() for name in ("adapter_config.json", WEIGHTS)]
-    return replace(model.identity, name=folder, adapter=hashlib.sha256(b"".join(files)).hexdigest())

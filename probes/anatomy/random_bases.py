@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interventions.exchange.random_bases import lora_from_random_bases, stored_numbers
+from probes.anatomy.foreign_adapter import ForeignAdapter, foreign_adapter
 from probes.asked import asked
 from probes.results import ProbeResult, Provenance
 from probes.series.members import factored_norm2
@@ -90,21 +91,22 @@ def random_bases(
     """
     watch = progress or Silent()
     watch.start("random bases", draws + 1)
+    folder = tuned.folder if isinstance(tuned, ForeignAdapter) else str(tuned)
     with tempfile.TemporaryDirectory() as held:
-        own = _opened(base, tuned, Path(held) / "own", device, 0, watch)
+        own = _opened(base, folder, Path(held) / "own", device, 0, watch)
         others = [
-            _opened(base, tuned, Path(held) / f"other{draw}", device, 1 + seed * 1009 + draw, watch).factors
+            _opened(base, folder, Path(held) / f"other{draw}", device, 1 + seed * 1009 + draw, watch).factors
             for draw in range(draws)
         ]
         table = pd.DataFrame([_row(own, name, [one[name] for one in others], seed) for name in own.factors])
-        identities = own.identities()
+        below = own.identities()["base"]
     watch.finish()
-    numbers = {f"{key_of(module)}.weight": count for module, count in stored_numbers(str(tuned)).items()}
+    numbers = {f"{key_of(module)}.weight": count for module, count in stored_numbers(folder).items()}
     return RandomBases(
         table=table.assign(numbers=table.pop("name").map(numbers)),
         control=f"the same coefficients over other random matrices ({draws} draws)",
         provenance=Provenance.of(
-            "random_bases", identities, seed=seed, settings=asked(None, device=device, draws=draws)
+            "random_bases", {"base": below, "tuned": foreign_adapter(below, tuned)}, seed=seed, settings=asked(None, device=device, draws=draws)
         ),
         drawn_on=device,
     )  # fmt: skip

@@ -97,8 +97,9 @@ def curved_path(
     Talk-to-Edit learns a field over an image model's latent space, whose direction depends on where one is, so that the
     way to an attribute bends around what should not change. Carried over are the field (the gradient of a small
     network that scores the attribute, made orthogonal to that of the identity, and turned back along it in doubt) and
-    the two checks, attribute and identity; its dialogue is not. Fields are fitted on one third of the prompts (whole groups), judges on another, and
-    paths start from the last. Each path stops where the field's own scorer reaches ``target``, or at ``reach``.
+    the two checks, attribute and identity; its dialogue is not. Fields are fitted on one third of the prompts (whole
+    groups), judges on another, and paths start from the last. Each path stops where the field's own scorer reaches
+    ``target``, or at ``reach``.
 
     Args:
         recording: Both models on labelled prompts; paths are told in the tuned model's states.

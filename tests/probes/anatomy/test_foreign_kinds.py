@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import probes
 from interventions.exchange.random_bases import lora_from_random_bases
 from probes.anatomy.decomposed_prompt import next_logits, read_parts
+from probes.anatomy.foreign_adapter import foreign_adapter
 from probes.anatomy.input_side import linear_form
 from probes.results import ProbeResult
 from tests.probes.provenance import Calls, pair, rows
@@ -85,12 +86,24 @@ def adalink(weight: torch.Tensor) -> torch.Tensor:
 def calls_of_random_bases() -> Calls:
     made = tiny_model("llama")
     both = load_pair(made, copy.deepcopy(made), device="cpu", tokenizer=tokenizer(), check=False)
-    return Calls([{"base": both.base, "tuned": nola(), "device": "cpu:0", "draws": 2, "seed": 3}])
+    return Calls(
+        [
+            {
+                "base": both.base,
+                "tuned": foreign_adapter(both.base.identity, nola()),
+                "device": "cpu:0",
+                "draws": 2,
+                "seed": 3,
+            }
+        ]
+    )
 
 
 def calls_of_decomposed_prompt() -> Calls:
     both = pair()
-    return Calls([{"base": both.base, "tuned": dept(), "texts": rows(4), "seed": 3}])
+    return Calls(
+        [{"base": both.base, "tuned": foreign_adapter(both.base.identity, dept()), "texts": rows(4), "seed": 3}]
+    )
 
 
 def calls_of_input_side() -> Calls:

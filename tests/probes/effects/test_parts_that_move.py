@@ -45,7 +45,7 @@ def calls_of_pollution() -> Calls:
 
 
 def calls_of_token_guidance() -> Calls:
-    given = {"behaviour": "length", "strengths": [1.5], "kept": rows_of(2), "samples": 2, "max_new_tokens": 4,
+    given = {"behaviour": "word_length", "strengths": [1.5], "kept": rows_of(2), "samples": 2, "max_new_tokens": 4,
              "batch_size": 3, "seed": 3}  # fmt: skip
     return Calls([{"pair": pair_of(), "prompts": TEXTS, **given}])
 
