@@ -107,6 +107,7 @@ _HOME = {
     "TuningDictionary": "dictionaries.result",
     "TuningTrial": "selection_scores.tuning_trial",
     "TwinMergeTest": "series.twin",
+    "Undoing": "effects.undoing",
     "UpdateAnatomy": "anatomy.update",
     "UpdateParts": "parts.split",
     "VirtualTokenMap": "anatomy.virtual_tokens",

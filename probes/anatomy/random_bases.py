@@ -106,7 +106,8 @@ def random_bases(
         table=table.assign(numbers=table.pop("name").map(numbers)),
         control=f"the same coefficients over other random matrices ({draws} draws)",
         provenance=Provenance.of(
-            "random_bases", {"base": below, "tuned": foreign_adapter(below, tuned)}, seed=seed, settings=asked(None, device=device, draws=draws)
+            "random_bases", {"base": below, "tuned": foreign_adapter(below, tuned)}, seed=seed,
+            settings=asked(None, device=device, draws=draws),
         ),
         drawn_on=device,
     )  # fmt: skip

@@ -12,14 +12,16 @@ import torch
 import probes
 from probes.attributes.token_guidance import token_scores
 from probes.effects.fault_tokens import differing, differing_lines
+from probes.effects.undoing import continued
 from probes.results import ProbeResult
-from tests.probes.effects.material import pair_of, rows_of
+from tests.probes.effects.material import WORDS, pair_of, rows_of
 from tests.probes.provenance import Calls
 from tests.tiny import tokenizer
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts import Prompts
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 CODE = Prompts.of([
     {"prompt": f"the {a} {b}", "answer": f" quick brown {b}\n jumps over the lazy dog\n the fox",
      "distractor": f" quick brown {b}\n jumps over the lazy fox\n the fox"}
@@ -48,6 +50,12 @@ def calls_of_token_guidance() -> Calls:
     given = {"behaviour": "word_length", "strengths": [1.5], "kept": rows_of(2), "samples": 2, "max_new_tokens": 4,
              "batch_size": 3, "seed": 3}  # fmt: skip
     return Calls([{"pair": pair_of(), "prompts": TEXTS, **given}])
+
+
+def calls_of_undoing() -> Calls:
+    given = {"texts": ["the quick brown fox jumps over", "the lazy dog sleeps over the"], "instructions": rows_of(4),
+             "rank": 2, "epochs": 1, "learning_rate": 1e-2, "batch_size": 2, "draws": 1, "seed": 3}  # fmt: skip
+    return Calls([{"pair": pair_of(), "prompts": rows_of(4), **given}])
 
 
 def leaning(word: str, push: float) -> ModelPair:
@@ -135,6 +143,28 @@ def test_token_scores_raise_what_they_were_learnt_from(tmp_path: Path) -> None:
     assert again.frame().equals(result.frame()) and result.figure().data and "tuned" in result.summary()
     with pytest.raises(UserError, match="nothing tells its tokens"):
         probes.token_guidance(pair_of(), TEXTS, "contains:zebra", samples=1, max_new_tokens=2)
+
+
+def test_texts_that_contradict_undo_and_rows_that_agree_do_not(tmp_path: Path) -> None:
+    """The instructions are what the tuned model says already; plain texts continue the same prompts otherwise."""
+    both = pair_of(0.1)
+    prompts = [f"the {word} {sign}" for word in WORDS[:6] for sign in "xy"]
+    ids = [both.tuned.encode([one]).input_ids for one in prompts]
+    says = [tokenizer().decode([int(both.tuned.forward(one)[0, -1].argmax())]) for one in ids]
+    kept = [(one, word) for one, word in zip(prompts, says, strict=True) if word.strip()]
+    rows = Prompts.of([{"prompt": one, "answer": word} for one, word in kept])
+    texts = Prompts.of([{"prompt": one, "answer": " zebra crossing"} for one, _ in kept])
+    result = probes.undoing(both, rows, texts=texts, instructions=rows, epochs=10, learning_rate=1e-2, draws=2)
+    table = result.table.set_index("module")
+    plain, taught = table.loc["plain texts"], table.loc["instruction rows"]
+    assert plain["score"] < -1 and plain["score"] < plain["control"] and plain["q"] < 0.05 and plain["learnt"] > 0.5
+    assert taught["score"] > plain["score"] + 1 and plain["retained"] < taught["retained"]
+    again = ProbeResult.load(result.save(tmp_path / "u"))
+    assert again.frame().equals(result.frame()) and result.figure().data and "after plain texts" in result.summary()
+    raw = continued(Prompts.of(["the quick brown fox jumps"]))[0]
+    assert (raw.prompt, raw.answer) == ("the quick brown", " fox jumps")
+    with pytest.raises(UserError, match="4 words or more"):
+        probes.undoing(both, rows, texts=["too short"])
 
 
 def test_scores_are_smoothed_log_odds() -> None:
