@@ -103,6 +103,7 @@ _HOME = {
     "SubjectOffset": "attributes.subjects",
     "SwitchingCurve": "experts.switching",
     "TokenGuidance": "attributes.token_guidance",
+    "TokenRelevance": "selection_scores.token_relevance",
     "TokenShift": "token_ranks",
     "TuningDictionary": "dictionaries.result",
     "TuningTrial": "selection_scores.tuning_trial",

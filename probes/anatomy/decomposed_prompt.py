@@ -110,8 +110,8 @@ def decomposed_prompt(
     words = model.hf.get_input_embeddings().weight.detach().float().cpu()
     if words.shape[1] != parts.prompt.shape[1]:
         raise UserError(
-            f"{adapter.folder} has embeddings of {parts.prompt.shape[1]} numbers and the base of {words.shape[1]}: give "
-            "the base that it was trained on."
+            f"{adapter.folder} has embeddings of {parts.prompt.shape[1]} numbers and the base of {words.shape[1]}: "
+            "give the base that it was trained on."
         )
     found = _effects(model, rows, parts, seed, progress or Silent())
     table = pd.DataFrame([

@@ -67,7 +67,7 @@ def random_bases(
     base: Any,
     tuned: Any = None,
     *,
-    device: str = "cpu",
+    drawn_on: str = "cpu",
     draws: int = 3,
     seed: int = 0,
     progress: Progress | None = None,
@@ -75,13 +75,13 @@ def random_bases(
     """Rebuild dW from the seeds, exactly, and compare it with the same coefficients over other random matrices.
 
     ``interventions.exchange.random_bases.lora_from_random_bases`` writes the update as a plain LoRA that every other
-    method reads. The matrices are those of PyTorch's generator of ``device``: a GPU draws others from the same seed,
+    method reads. The matrices are those of PyTorch's generator on ``drawn_on``: a GPU draws others from the same seed,
     and an adapter rebuilt with the wrong one is as far from the trained one as the control here.
 
     Args:
         base: The base: a model, a folder or a hub id.
         tuned: The folder of a NOLA adapter, as its fork of PEFT saves it (weights as safetensors).
-        device: Where training drew its random matrices: cpu or cuda.
+        drawn_on: Where training drew its random matrices: cpu or cuda.
         draws: Other draws of the matrices; 2 or more.
         seed: Of the other draws.
 
@@ -93,9 +93,9 @@ def random_bases(
     watch.start("random bases", draws + 1)
     folder = tuned.folder if isinstance(tuned, ForeignAdapter) else str(tuned)
     with tempfile.TemporaryDirectory() as held:
-        own = _opened(base, folder, Path(held) / "own", device, 0, watch)
+        own = _opened(base, folder, Path(held) / "own", drawn_on, 0, watch)
         others = [
-            _opened(base, folder, Path(held) / f"other{draw}", device, 1 + seed * 1009 + draw, watch).factors
+            _opened(base, folder, Path(held) / f"other{draw}", drawn_on, 1 + seed * 1009 + draw, watch).factors
             for draw in range(draws)
         ]
         table = pd.DataFrame([_row(own, name, [one[name] for one in others], seed) for name in own.factors])
@@ -107,9 +107,9 @@ def random_bases(
         control=f"the same coefficients over other random matrices ({draws} draws)",
         provenance=Provenance.of(
             "random_bases", {"base": below, "tuned": foreign_adapter(below, tuned)}, seed=seed,
-            settings=asked(None, device=device, draws=draws),
+            settings=asked(None, drawn_on=drawn_on, draws=draws),
         ),
-        drawn_on=device,
+        drawn_on=drawn_on,
     )  # fmt: skip
 
 

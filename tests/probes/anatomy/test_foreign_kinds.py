@@ -91,7 +91,7 @@ def calls_of_random_bases() -> Calls:
             {
                 "base": both.base,
                 "tuned": foreign_adapter(both.base.identity, nola()),
-                "device": "cpu:0",
+                "drawn_on": "cpu:0",
                 "draws": 2,
                 "seed": 3,
             }
@@ -157,7 +157,7 @@ def test_no_coefficients_no_update_and_what_is_no_nola_is_refused(tmp_path: Path
         lora_from_random_bases(nola(), tmp_path / "full")
     if not torch.cuda.is_available():
         with pytest.raises(NotSupported, match="no GPU"):
-            probes.random_bases(tiny_model("llama"), nola(), device="cuda")
+            probes.random_bases(tiny_model("llama"), nola(), drawn_on="cuda")
 
 
 def test_both_parts_of_a_decomposed_prompt_by_hand(tmp_path: Path) -> None:
