@@ -199,7 +199,7 @@ def attribute_directions(  # noqa: PLR0913
                 batch_size=batch_size,
             ),
         ),
-        gram=_gram(attributes, vectors, plain), metrics=_metrics(attributes, *spans, parts[1], seed),
+        gram=_gram(attributes, vectors, plain), metrics=_metrics(attributes, spans[0], spans[1], parts[1], seed),
         readout=readout.accuracy(attributes, data[1]), layer=place, attributes=list(attributes), vectors=vectors * size,
         resampled=units_of(parts[1].clusters).replace("prompts", "texts"),
     )  # fmt: skip

@@ -192,7 +192,7 @@ def _row(
     apart = cluster_means((per_prompt["score"] - per_prompt["control"]).to_numpy()[:, None], clusters)
     return {
         **scored(per_prompt["score"].to_numpy(), seed=seed, clusters=clusters),
-        **per_prompt.drop(columns="score").mean().to_dict(),
+        **{str(name): float(one.mean()) for name, one in per_prompt.drop(columns="score").items()},
         "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0, "n": len(chosen),
     }  # fmt: skip
 

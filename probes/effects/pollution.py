@@ -190,11 +190,11 @@ def _path(pair: ModelPair, rows: Prompts, reference: list[Reply], work: Work) ->
 def _leaves(path: pd.DataFrame, rows: Prompts, seed: int) -> tuple[float, float, float]:
     """Over prompts whose reference diverges at all; NaN where none does."""
     shares, units = [], []
-    for prompt, part in path.groupby("prompt"):
-        whole = float(part["kl"].sum())
-        if whole > 0:
-            shares.append(float(part["kl"].iloc[: max(1, len(part) // 4)].sum()) / whole)
-            units.append(rows.clusters[int(prompt)])
+    for prompt in range(len(rows)):
+        apart = path["kl"].to_numpy(np.float64)[(path["prompt"] == prompt).to_numpy()]
+        if apart.sum() > 0:
+            shares.append(float(apart[: max(1, len(apart) // 4)].sum() / apart.sum()))
+            units.append(rows.clusters[prompt])
     if not shares:
         return (float("nan"),) * 3
     found = scored(np.array(shares), seed=seed, clusters=np.array(units))

@@ -53,8 +53,9 @@ def calls_of_token_guidance() -> Calls:
 
 
 def calls_of_undoing() -> Calls:
-    given = {"texts": ["the quick brown fox jumps over", "the lazy dog sleeps over the"], "instructions": rows_of(4),
-             "rank": 2, "epochs": 1, "learning_rate": 1e-2, "batch_size": 2, "draws": 1, "seed": 3}  # fmt: skip
+    texts = Prompts.of(["the quick brown fox jumps over", "the lazy dog sleeps over the"])
+    given = {"texts": texts, "instructions": rows_of(4), "rank": 2, "epochs": 1, "learning_rate": 1e-2, "batch_size": 2,
+             "draws": 1, "seed": 3}  # fmt: skip
     return Calls([{"pair": pair_of(), "prompts": rows_of(4), **given}])
 
 
@@ -148,13 +149,13 @@ def test_token_scores_raise_what_they_were_learnt_from(tmp_path: Path) -> None:
 def test_texts_that_contradict_undo_and_rows_that_agree_do_not(tmp_path: Path) -> None:
     """The instructions are what the tuned model says already; plain texts continue the same prompts otherwise."""
     both = pair_of(0.1)
-    prompts = [f"the {word} {sign}" for word in WORDS[:6] for sign in "xy"]
+    prompts = [f"the {word} {sign}" for word in WORDS for sign in "xyz"]
     ids = [both.tuned.encode([one]).input_ids for one in prompts]
     says = [tokenizer().decode([int(both.tuned.forward(one)[0, -1].argmax())]) for one in ids]
     kept = [(one, word) for one, word in zip(prompts, says, strict=True) if word.strip()]
     rows = Prompts.of([{"prompt": one, "answer": word} for one, word in kept])
     texts = Prompts.of([{"prompt": one, "answer": " zebra crossing"} for one, _ in kept])
-    result = probes.undoing(both, rows, texts=texts, instructions=rows, epochs=10, learning_rate=1e-2, draws=2)
+    result = probes.undoing(both, rows, texts=texts, instructions=rows, epochs=8, learning_rate=1e-2, draws=2)
     table = result.table.set_index("module")
     plain, taught = table.loc["plain texts"], table.loc["instruction rows"]
     assert plain["score"] < -1 and plain["score"] < plain["control"] and plain["q"] < 0.05 and plain["learnt"] > 0.5

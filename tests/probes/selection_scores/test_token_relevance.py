@@ -34,8 +34,8 @@ def test_tokens_that_attention_is_drawn_to_are_needed(tmp_path: Path) -> None:
     heads = [f"L{layer}H{head}" for layer in range(3) for head in range(4)]
     scale = iv.AttentionScale(1e6, heads, keys=[3])
     with iv.Recipe([scale]).applied(both.tuned):
-        says = [both.tuned.tokenizer.decode([int(both.tuned.forward(both.tuned.encode([one]).input_ids)[0, -1].argmax())])
-                for one in texts]  # fmt: skip
+        ids = [both.tuned.encode([one]).input_ids for one in texts]
+        says = [both.tuned.tokenizer.decode([int(both.tuned.forward(one)[0, -1].argmax())]) for one in ids]
         kept = [(one, word) for one, word in zip(texts, says, strict=True) if word.strip()]
         asked = Prompts.of([{"prompt": one, "answer": word} for one, word in kept])
         result = probes.token_relevance(both.tuned, asked, share=0.3)
