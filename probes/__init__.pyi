@@ -97,6 +97,8 @@ from probes.effects.skills import skill_profile as skill_profile
 from probes.effects.skills import visited_forgetting as visited_forgetting
 from probes.effects.spurious import spurious_attributes as spurious_attributes
 from probes.effects.tool_calls import tool_errors as tool_errors
+from probes.effects.undoing import Undoing as Undoing
+from probes.effects.undoing import undoing as undoing
 from probes.experts.counting import Excluded
 from probes.experts.domains import DomainExperts as DomainExperts
 from probes.experts.domains import domain_experts as domain_experts
@@ -191,6 +193,8 @@ from probes.retention.soft_prompt_split import soft_prompt_split as soft_prompt_
 from probes.routing.mapping import RoutingMap as RoutingMap
 from probes.routing.mapping import routing_map as routing_map
 from probes.selection import HeadSelection as HeadSelection
+from probes.selection_scores.token_relevance import TokenRelevance as TokenRelevance
+from probes.selection_scores.token_relevance import token_relevance as token_relevance
 from probes.selection_scores.trial import SelectionTrial as SelectionTrial
 from probes.selection_scores.trial import selection_trial as selection_trial
 from probes.selection_scores.tuning_trial import TuningTrial as TuningTrial
@@ -342,10 +346,12 @@ __all__ = [
     "SubjectOffset",
     "SwitchingCurve",
     "TokenGuidance",
+    "TokenRelevance",
     "TokenShift",
     "TuningDictionary",
     "TuningTrial",
     "TwinMergeTest",
+    "Undoing",
     "UpdateAnatomy",
     "UpdateParts",
     "VirtualTokenMap",
@@ -469,11 +475,13 @@ __all__ = [
     "switching_curve",
     "template_effect",
     "token_guidance",
+    "token_relevance",
     "token_shift",
     "tool_errors",
     "tuning_dictionary",
     "tuning_trial",
     "twin_merge",
+    "undoing",
     "update_anatomy",
     "update_parts",
     "virtual_tokens",
