@@ -74,7 +74,7 @@ class AttributeSuite(ProbeResult):
     records=Recorded(sites=("resid_post",)),
     needs=Needs(columns=("label",)),
     cost="one forward pass of each model; a probe per cell, attribute, fold and split",
-    example="--things thing",
+    example="--things item",
 )
 def attribute_suite(
     recording: Recording,
