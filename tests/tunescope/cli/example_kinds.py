@@ -1,4 +1,4 @@
-"""Folders for the examples of adapters that PEFT does not have, of code with its faulty variants, and of plain texts."""
+"""Folders for examples: adapters that PEFT does not have, code with its faulty variants, and plain texts."""
 
 from __future__ import annotations
 
