@@ -146,6 +146,7 @@ def test_token_scores_raise_what_they_were_learnt_from(tmp_path: Path) -> None:
         probes.token_guidance(pair_of(), TEXTS, "contains:zebra", samples=1, max_new_tokens=2)
 
 
+@pytest.mark.slow
 def test_texts_that_contradict_undo_and_rows_that_agree_do_not(tmp_path: Path) -> None:
     """The instructions are what the tuned model says already; plain texts continue the same prompts otherwise."""
     both = pair_of(0.1)
