@@ -111,11 +111,7 @@ def attribute_suite(
     """
     check_recording(recording)
     rows = PromptRows.of(recording)
-    of = (
-        rows.clusters
-        if things is None
-        else np.unique([str(one) for one in rows.labels(things)], return_inverse=True)[1]
-    )
+    of = rows.clusters if things is None else _numbers(rows.labels(things))
     names, wanted, left_out = _attributes(rows.labels(attributes), of)
     splits = {"unseen": of, "seen": np.arange(len(of))}
     random = _given_out(wanted, of, draws, seed)
@@ -151,6 +147,10 @@ def attribute_suite(
         left_out=tuple(left_out),
         resampled="things" if things is not None else units_of(rows.clusters),
     )  # fmt: skip
+
+
+def _numbers(names: Sequence[Any]) -> Int[np.ndarray, " row"]:
+    return np.unique([str(one) for one in names], return_inverse=True)[1]
 
 
 def macro_f1(

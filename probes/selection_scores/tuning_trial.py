@@ -146,10 +146,8 @@ def tuning_trial(  # noqa: PLR0913
     for rule in rules:
         run = bench.trained(rule, share, refresh)
         watch.advance()
-        random = []
-        for draw in range(draws):
-            random.append(bench.trained_like(run.masks, draw))
-            watch.advance()
+        random = [bench.trained_like(run.masks, draw) for draw in range(draws)]
+        watch.advance(draws)
         table.append(bench.row(rule, run, random, whole.moved, untrained))
         maps += _map(rule, run.masks)
     watch.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,6 @@ from probes.weights.naming import place_of
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
 from workbench.given import check_pair
-from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -81,7 +80,7 @@ def online_offline(
     pair: Any,
     prompts: Any,
     *,
-    offline: Annotated[str, As("file")] = "",
+    offline: str = "",
     draws: int = 3,
     batch_size: int = 32,
     seed: int = 0,

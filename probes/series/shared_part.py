@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,6 @@ from probes.weights.naming import place_of
 from probes.weights.sources import Factors
 from workbench.errors import UserError
 from workbench.figures.weights import cell_map
-from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.stats.bootstrap import mean_interval
@@ -69,7 +68,7 @@ def shared_part(
     base: Any,
     tuned: Any = None,
     *,
-    shared: Annotated[str, As("file")] = "",
+    shared: str = "",
     checkpoints: Sequence[str] = (),
     draws: int = 50,
     seed: int = 0,
