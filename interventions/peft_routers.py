@@ -90,8 +90,9 @@ class _XLora:
     def __init__(self, model: nn.Module) -> None:
         tuner: Any = model.base_model
         self._tuner, self._classifier = tuner, tuner.internal_xlora_classifier
-        layers = {path: getattr(one.forward, "__self__", None) for path, one in tuner.lora_model.model.named_modules()}
-        found = {path: one for path, one in layers.items() if hasattr(one, "get_maybe_topk_scalings")}
+        paths = tuner.lora_model.model.named_modules()
+        owners: dict[str, Any] = {path: getattr(module.forward, "__self__", None) for path, module in paths}
+        found = {path: owner for path, owner in owners.items() if hasattr(owner, "get_maybe_topk_scalings")}
         self._layers = sorted(found.values(), key=lambda one: one.layer_number)
         self.modules = sorted(found, key=lambda path: found[path].layer_number)
         self.adapters = list(self._layers[0].target.active_adapters)
