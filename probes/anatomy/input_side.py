@@ -68,10 +68,13 @@ class InputSide(ProbeResult):
         low, high = self.remainder[1:]
         all_of_it = "all of" if self.remainder[0] <= EXACT else "not all of"
         first = "no layer" if self.first is None else f"layer {self.first}"
+        form = "no embedding moved" if np.isnan(self.form["linear"]) else (
+            f"one linear map explains {self.form['linear']:.2f} of the change of unseen words (exchanged "
+            f"{self.form['linear_control']:.2f})"
+        )  # fmt: skip
         return (
             f"{all_of_it.capitalize()} the tuning enters at the embeddings: the base with the tuned inputs is "
-            f"{self.remainder[0]:.2g} nats [{low:.2g}, {high:.2g}] from the tuned model; one linear map explains "
-            f"{self.form['linear']:.2f} of the change of unseen words (exchanged {self.form['linear_control']:.2f}); "
+            f"{self.remainder[0]:.2g} nats [{low:.2g}, {high:.2g}] from the tuned model; {form}; "
             f"{first} is the first to read another next word; over {self.resampled}. Control: {self.control}."
         )
 
