@@ -13,7 +13,8 @@ from workbench import organisms
 from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts import Prompts
 
-TOKENS = 8
+TOKENS = 12
+"""Fewer cut the refusals before they can be told."""
 
 
 @pytest.fixture(scope="module")
