@@ -5,6 +5,7 @@ from __future__ import annotations
 from workbench.lazy import lazy
 
 _HOME = {
+    "AbilityCollisions": "series.collisions",
     "ActivationDelta": "deltas",
     "AdapterBank": "series.adapter_bank",
     "AdapterPanel": "anatomy.panel",
@@ -61,11 +62,13 @@ _HOME = {
     "MaskChurn": "series.churn",
     "MaskOverlap": "grafting.overlap",
     "MaskTest": "needles.masking",
+    "MergeSynergy": "series.synergy",
     "MergeTest": "series.merges",
     "Needle": "needles.trials",
     "NeuronConcepts": "representation.neurons",
     "Patching": "patches.result",
     "PathPatching": "paths.result",
+    "PlantedSwitch": "attributes.switch",
     "PlugAndPlay": "attributes.pplm",
     "PrefixGates": "anatomy.prefix",
     "ProbabilityMovement": "decoding.movement",
@@ -78,6 +81,7 @@ _HOME = {
     "RetrievalHeads": "needles.heads",
     "RoutingMap": "routing.mapping",
     "RowInfluence": "influence.result",
+    "SameHeads": "needles.lengths",
     "ScaleSweep": "parts.scale_sweep",
     "SelectionTrial": "selection_scores.trial",
     "SeriesCurve": "series.curve",
@@ -87,6 +91,7 @@ _HOME = {
     "StyleTransfer": "attributes.style",
     "SubjectOffset": "attributes.subjects",
     "SwitchingCurve": "experts.switching",
+    "TargetAttention": "attending.targets",
     "TokenShift": "token_ranks",
     "TuningDictionary": "dictionaries.result",
     "TuningTrial": "selection_scores.tuning_trial",
