@@ -90,7 +90,7 @@ def two_axes(  # noqa: PLR0913 (a public call)
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    sides_of(rows, axis, side)
+    _check_sides(*sides_of(rows, axis, side))
     finding, reporting = halves(rows, seed)
     named, sign = sides_of(reporting, axis, side)
     (place,) = resolve_layers(layer, pair.base.n_layers)
@@ -134,13 +134,16 @@ def sides_of(rows: Prompts, axis: str, side: str) -> tuple[np.ndarray, np.ndarra
         sign = np.zeros(len(rows))
     if not np.isin(sign, (-1, 1)).all():
         raise UserError(f"The column {side!r} must say +1 or -1: the side of the axis that agreeing takes.")
-    for name in np.unique(named):
+    return named, sign
+
+
+def _check_sides(named: np.ndarray, sign: np.ndarray) -> None:
+    for name in sorted(set(named.tolist())):
         if len(np.unique(sign[named == name])) < 2:
             raise UserError(
                 f"Axis {name!r} asks for one side only, so that agreeing with everything would look like a position: "
                 "give statements of both sides."
             )
-    return named, sign
 
 
 def _slant(pair: ModelPair, rows: Prompts, sign: np.ndarray, layer: int, batch_size: int) -> Float[Tensor, " d_model"]:
