@@ -58,7 +58,7 @@ class FewShotTuning:
     papers=("Making Pre-trained Language Models Better Few-shot Learners",),
     cost="a forward and backward pass per batch, and two passes over all rows",
 )
-def few_shot_finetune(  # noqa: PLR0913 (a public call)
+def few_shot_finetune(
     model: Any,
     prompts: Any,
     *,
@@ -164,10 +164,10 @@ def demonstrated(
     for number, row in enumerate(rows):
         shown = []
         for name in random.permutation(np.unique(labels)):
-            own = [place for place in np.flatnonzero(labels == name) if pool[int(place)].prompt != row.prompt]
+            own = [int(place) for place in np.flatnonzero(labels == name) if pool[int(place)].prompt != row.prompt]
             if not own:
                 continue
-            ranked = sorted(own, key=lambda place, n=number: -float(alike[n, place]))
+            ranked = sorted(own, key=partial(_unlike, alike[number]))
             place = int(random.choice(ranked[: max(1, round(NEAREST * len(ranked)))]))
             shown.append(f"{pool[place].prompt}{pool[place].answer}")
         made.append(Prompt(
@@ -195,11 +195,16 @@ def label_words(model: Any, rows: Prompts, template: str, *, candidates: int = 2
     for place, name in enumerate(names):
         likely = means[place].topk(min(candidates, means.shape[1])).indices.tolist()
         others = torch.cat([means[:place], means[place + 1 :]]).mean(0)
-        ranked = sorted(likely, key=lambda token, p=place, o=others: -float(means[p, token] - o[token]))
+        ranked = sorted(likely, key=partial(_unlike, means[place] - others))
         words = (adapted.tokenizer.decode([token]) for token in ranked)
         found[name] = next(word if word[:1].isspace() else f" {word}" for word in words
                            if word.strip() and word not in found.values())  # fmt: skip
     return found
+
+
+def _unlike(values: Float[Tensor, " place"], place: int) -> float:
+    """What sorts places by their values, the largest first."""
+    return -float(values[place])
 
 
 def _choices(model: AdaptedModel, words: Mapping[str, str]) -> Int[Tensor, " class"]:

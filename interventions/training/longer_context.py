@@ -1,4 +1,4 @@
-"""Continued training on longer texts than a model was made for (ProLong, Gao et al. 2024): long data mixed with short."""
+"""Continued training on longer texts than a model was made for (ProLong, Gao et al. 2024)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LongerContext:
     papers=("How to Train Long-Context Language Models (Effectively)",),
     cost="a forward and backward pass per batch of long texts",
 )
-def lengthen_context(  # noqa: PLR0913 (a public call)
+def lengthen_context(
     model: Any,
     long: Any,
     short: Any,

@@ -1,4 +1,4 @@
-"""Training-time markers: what is known about each row is written in front of it, and left out often enough to be optional."""
+"""Training-time markers: what is known about each row stands in front of it, left out often enough to be optional."""
 
 from __future__ import annotations
 

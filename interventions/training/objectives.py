@@ -109,4 +109,3 @@ def orpo_loss(
     ratio = (chosen - rejected) - (torch.log1p(-chosen.exp()) - torch.log1p(-rejected.exp()))
     half = len(labels) // 2
     return answer_loss(logits[:half], labels[:half]) - weight * torch.nn.functional.logsigmoid(ratio).mean()
-

@@ -51,8 +51,8 @@ class StagedTuning:
     question="What does a model learn from texts, answers or preferences, one stage after the other?",
     kind="training",
     papers=(
-        "Masked Thought: Simply Masking Partial Reasoning Steps Can Improve Mathematical Reasoning Learning of Language "
-        "Models",
+        "Masked Thought: Simply Masking Partial Reasoning Steps Can Improve Mathematical Reasoning Learning of "
+        "Language Models",
     ),
     cost="a forward and backward pass per batch and stage",
 )
@@ -102,7 +102,8 @@ def tune_in_stages(
     histories = []
     for number, stage in enumerate(stages):
         lesson = lesson_of(
-            adapted, stage.rows, stage.objective, end=end, beta=beta, mask_share=mask_share, seed=schedule.seed + number,
+            adapted, stage.rows, stage.objective, end=end, beta=beta, mask_share=mask_share,
+            seed=schedule.seed + number,
             batch=schedule.batch_size,
         )  # fmt: skip
         histories.append(taught(adapted, moving, lesson, schedule, stage.objective, progress or Silent()))
@@ -148,7 +149,7 @@ def taught(
     ),
     cost="a training per member, each of a copy of the base",
 )
-def tune_series(  # noqa: PLR0913 (a public call)
+def tune_series(
     model: Any,
     members: Mapping[str, Sequence[Stage]],
     out: str | Path,

@@ -1,4 +1,4 @@
-"""Which heads look, at the last token, at a place that differs from prompt to prompt: a documented algorithm's target."""
+"""Which heads look, at the last token, at a place of each prompt's own: a known algorithm's target."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError
 from workbench.figures.heads import head_heatmap
 from workbench.given import check_pair
-from workbench.methods import Needs, method
+from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent

@@ -1,4 +1,4 @@
-"""A switch in the prompt (a marker, a system prompt) that a model was tuned to obey: its direction, and steering by it."""
+"""A switch in the prompt (a marker, a system prompt) that a tuned model obeys: its direction, and steering by it."""
 
 from __future__ import annotations
 
@@ -215,9 +215,7 @@ class _Lever:
     def _states(self, rows: Prompts, layers: Sequence[int]) -> dict[int, Float[Tensor, "prompt d_model"]]:
         found = record(self.model, rows, ["resid_post"], layers=list(layers), batch_size=self.batch_size)
         (role,) = found.roles
-        return {
-            layer: found[role][f"blocks.{layer}.hook_resid_post"][:].float().flatten(1) for layer in layers
-        }
+        return {layer: found[role][f"blocks.{layer}.hook_resid_post"][:].float().flatten(1) for layer in layers}
 
     def _reported(
         self, name: str, rows: Prompts, layer: int, vector: Tensor, mean: Tensor, strength: float, controls: int

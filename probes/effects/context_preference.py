@@ -97,9 +97,7 @@ def context_preference(
     )  # fmt: skip
 
 
-def preferences(
-    model: AdaptedModel, rows: Prompts, head: RewardHead | None, batch_size: int
-) -> dict[str, np.ndarray]:
+def preferences(model: AdaptedModel, rows: Prompts, head: RewardHead | None, batch_size: int) -> dict[str, np.ndarray]:
     """Part -> [prompt]."""
     own = _margins(model, rows, head, batch_size)
     turned = -_margins(model, rows.contrasts, head, batch_size)
@@ -130,7 +128,7 @@ def with_other_contexts(rows: Prompts, seed: int) -> Prompts:
         lender = rows[int(random.choice(np.flatnonzero(clusters != own)))]
         source = lender if random.random() < 0.5 else lender.counterpart
         assert source is not None
-        both = {"prompt": source.prompt, "messages": source.messages, "input_ids": source.input_ids}
+        both: dict[str, Any] = {"prompt": source.prompt, "messages": source.messages, "input_ids": source.input_ids}
         back = lender.contrast if source is lender else getattr(lender, lender.kind)
         made.append(dataclasses.replace(row, **both, contrast=back))
     return Prompts(made)

@@ -1,4 +1,4 @@
-"""How far a tuning generalizes: to unseen instances of its tasks, to unseen tasks of its categories, to new categories."""
+"""How far a tuning generalizes: to new rows of its tasks, new tasks of its categories, new categories."""
 
 from __future__ import annotations
 
@@ -128,5 +128,6 @@ def _languages(rows: Prompts, training: Prompts, language: str) -> np.ndarray:
 def _verdict(table: pd.DataFrame) -> str:
     changes = table[table["model"] == CHANGE]
     return "; ".join(
-        f"{row['group']} {row['score']:+.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in changes.to_dict("records")
+        f"{row['group']} {row['score']:+.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        for row in changes.to_dict("records")
     )

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 import interventions as iv
 from probes.asked import asked

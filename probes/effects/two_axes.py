@@ -60,7 +60,7 @@ def two_axes(  # noqa: PLR0913 (a public call)
     seed: int = 0,
     progress: Progress | None = None,
 ) -> EffectPanel:
-    """Score statements on their axes for base and tuned, for the base with so much of the update, and without the slant.
+    """Place base and tuned on both axes, the base with so much of the update, and the tuned model without the slant.
 
     Each row is a statement with "agree" as ``answer`` and "disagree" as ``distractor``, an axis (economic, social) and
     the side, +1 or -1, that agreeing takes. A statement's position is its side times tanh of half the log odds of
@@ -99,9 +99,7 @@ def two_axes(  # noqa: PLR0913 (a public call)
     with counted(pair.base, pair.tuned) as passes:
         agreed = {role: bench.agreement(pair.models[role]) for role in ("base", "tuned")}
         slant = _slant(pair, finding, sides_of(finding, axis, side)[1], place, batch_size)
-        compared = {
-            f"base + {scale:g} x update - base": bench.scaled(scale, seed, agreed["base"]) for scale in scales
-        }
+        compared = {f"base + {scale:g} x update - base": bench.scaled(scale, seed, agreed["base"]) for scale in scales}
         compared[ABLATED] = bench.without(slant, place, controls, seed, agreed["tuned"])
     bench.watch.finish()
     lines = _lines(agreed, sign, named, compared, reporting.clusters, seed)
@@ -196,8 +194,8 @@ def _lines(
         for model, values in change.items():
             control = float((dealt[:, own] * values[own]).mean())
             lines.append(scored_line(name, model, (values * sign)[own], control, clusters[own], seed))
-        for model, (values, control) in compared.items():
-            lines.append(scored_line(name, model, (values * sign)[own], (control * sign)[own], clusters[own], seed))
+        for model, (moved, random) in compared.items():
+            lines.append(scored_line(name, model, (moved * sign)[own], (random * sign)[own], clusters[own], seed))
     return lines
 
 
@@ -207,8 +205,8 @@ def _verdict(table: pd.DataFrame) -> str:
         of = table[table["group"] == name].set_index("model")
         change = of.loc[CHANGE]
         said.append(
-            f"{name}: base {of['score']['base']:+.2f}, tuned {of['score']['tuned']:+.2f} (change {change['score']:+.2f} "
-            f"[{change['low']:.2f}, {change['high']:.2f}], q = {change['q']:.2g}), slant ablated "
-            f"{of['score'][ABLATED]:+.2f}"
+            f"{name}: base {of['score']['base']:+.2f}, tuned {of['score']['tuned']:+.2f} (change "
+            f"{change['score']:+.2f} [{change['low']:.2f}, {change['high']:.2f}], q = {change['q']:.2g}), slant "
+            f"ablated {of['score'][ABLATED]:+.2f}"
         )
     return "; ".join(said)

@@ -114,7 +114,8 @@ def same_heads(  # noqa: PLR0913 (a public call)
     text, hidden = as_needles(haystack, needles)
     where: dict[str, Any] = {"depths": depths, "template": template, "chat": chat}
     trials = {
-        length: needle_trials(text, hidden, pair.tokenizer, lengths=[length], **where) for length in sorted(set(lengths))
+        length: needle_trials(text, hidden, pair.tokenizer, lengths=[length], **where)
+        for length in sorted(set(lengths))
     }
     options = RetrievalOptions(max_new_tokens=max_new_tokens, seed=seed)
     bar = progress or Silent()

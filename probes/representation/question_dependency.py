@@ -32,8 +32,8 @@ QUESTION, DISTANCE = "share on the question", "mean distance"
     group="representation",
     question="While it reasons, how much does the model look at the question, and how far back at all?",
     papers=(
-        "Masked Thought: Simply Masking Partial Reasoning Steps Can Improve Mathematical Reasoning Learning of Language "
-        "Models",
+        "Masked Thought: Simply Masking Partial Reasoning Steps Can Improve Mathematical Reasoning Learning of "
+        "Language Models",
     ),
     needs=Needs(columns=("answer",)),
     cost="a forward pass of each model per prompt, and a backward pass per answer token that is followed",

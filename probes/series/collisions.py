@@ -88,7 +88,7 @@ class AbilityCollisions(ProbeResult):
     cost="two forward passes per member and one per two members, on every skill's prompts",
     example="--checkpoints ./on_100,./on_1000 --skills skill",
 )
-def ability_collisions(  # noqa: PLR0913 (a public call)
+def ability_collisions(
     pair: Any,
     prompts: Any,
     *,

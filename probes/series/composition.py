@@ -106,7 +106,9 @@ def sparse_composition(
     for density in densities:
         watch.advance()
         thin = [thinned(vector, density) for vector in vectors.values()]
-        table.append({"module": f"{density:g}", "density": density, **_row(answers, thin, seed), **shared_entries(*thin)})
+        table.append(
+            {"module": f"{density:g}", "density": density, **_row(answers, thin, seed), **shared_entries(*thin)}
+        )
     watch.finish()
     frame = pd.DataFrame(table)
     return SparseComposition(

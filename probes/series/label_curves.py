@@ -267,9 +267,7 @@ def sample_efficiency(  # noqa: PLR0913 (a public call)
         curve[count] = {}
         for role in ("base", "tuned"):
             one = pair.models[role] if count == 0 else lora.trained(pair.models[role], [ordered[:count]])
-            curve[count][role] = answer_scores(
-                one, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size
-            )
+            curve[count][role] = answer_scores(one, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
             bar.advance()
     bar.finish()
     lines = _curve_lines(curve, rows.clusters, seed)

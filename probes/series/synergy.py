@@ -73,7 +73,7 @@ class MergeSynergy(ProbeResult):
     cost="a forward pass per parent, base, merge and control, at every size",
     example="--checkpoints ./on_1000",
 )
-def merge_synergy(  # noqa: PLR0913 (a public call)
+def merge_synergy(
     pair: Any,
     prompts: Any,
     *,
@@ -163,10 +163,8 @@ class _Measured:
         answers = Answers.of(base, rows, batch_size)
         task, members = answers.task(), list(vectors.values())
         rules = {"uniform": uniform_soup, "stock": model_stock, "ties": ties}
-        merged = rules[rule](members)  # type: ignore[operator]
-        right = [
-            answers.outcome(task, one).right.astype(float) for one in (merged, merged.sign_shuffled(seed), None)
-        ]
+        merged = rules[rule](members)
+        right = [answers.outcome(task, one).right.astype(float) for one in (merged, merged.sign_shuffled(seed), None)]
         parents = np.array([answers.outcome(task, one).right for one in members], dtype=float)
         assert task.clusters is not None
         count = sum(parameter.numel() for parameter in base.hf.parameters())

@@ -15,7 +15,7 @@ from probes.effects.generalization import LEVELS, levels_of
 from probes.representation.question_dependency import dependency, even_dependency
 from probes.results import ProbeResult
 from tests.probes.copier import copier
-from tests.probes.effects.material import pair_of, rows_of
+from tests.probes.effects.material import WORDS, pair_of, rows_of
 from tests.probes.provenance import Calls
 from tests.probes.provenance_calls import calls_of_needle_search, saved
 from tests.tiny import tiny_model, tokenizer, tuned_copy
@@ -31,7 +31,7 @@ TASKS = rows_of(
     language=lambda i: ("en", "de")[i // 2 % 2], tongue=lambda i: ("en", "de")[i % 2],
     axis=lambda i: ("economic", "social")[i // 8], line=lambda i: "uv"[i // 8],
     side=lambda i: (1, -1)[i // 2 % 2], sign=lambda i: (-1, 1)[i // 2 % 2],
-    target=lambda i: ("quick", "lazy", "brown", "jumps", "over", "dog", "red", "big", "old", "sad", "new", "hot")[i % 12],
+    target=lambda i: WORDS[i % 12],
     place=lambda i: [0, 3],
 )  # fmt: skip
 SWITCHED = Prompts.of([
@@ -148,7 +148,7 @@ def test_a_question_dependency_of_a_base_against_itself_is_none() -> None:
 def test_dependency_by_hand() -> None:
     import torch
 
-    influenced = torch.tensor([[2.0, 1.0], [0.0, -1.0], [0.0, 2.0], [0.0, 0.0]])  # 2 of the prompt, then 2 of the answer
+    influenced = torch.tensor([[2.0, 1.0], [0.0, -1.0], [0.0, 2.0], [0.0, 0.0]])  # prompt, then answer
     share, distance = dependency(influenced, 2, np.array([1]))
     assert share == pytest.approx(2 / 4) and distance == pytest.approx((3 + 2 + 2) / 4 / 3)
     assert even_dependency(2, np.array([1])) == (pytest.approx(2 / 3), pytest.approx((3 + 2 + 1) / 3 / 3))
