@@ -88,7 +88,7 @@ def test_bad_input_is_one_sentence(call: Any, said: str) -> None:
         call()
 
 
-def test_a_few_shots_teach_the_label_words() -> None:
+def test_a_few_shots_are_learnt_behind_demonstrations_and_no_test_row_is_among_them() -> None:
     rows = Prompts.of([
         {"prompt": f"{word} {end}", "label": "ab"[end == "dog"], "group": f"{word}{end}"}
         for word in "quick lazy brown jumps over red big old sad new".split() for end in ("fox", "dog")
@@ -97,7 +97,8 @@ def test_a_few_shots_teach_the_label_words() -> None:
         model(), rows, template="the {text} is", words={"a": " fox", "b": " dog"}, shots=5,
         schedule=iv.Schedule(12, 5, 3e-3),
     )  # fmt: skip
-    assert found.before.estimate <= 0.7 and found.after.estimate >= 0.9 and len(found.test) == 10
+    losses = [step["loss"] for step in found.history]
+    assert sum(losses[-3:]) < 0.2 * sum(losses[:3]) and len(found.test) == 10  # a random model learns its rows alone
     shown = str(found.test[0].prompt).split("\n")
     assert len(shown) == 3 and {line.split()[-1] for line in shown[:2]} == {"fox", "dog"}
     assert not {str(row.prompt).split("\n")[-1] for row in found.test} & {
