@@ -54,12 +54,24 @@ from interventions.training.ablated import caft_finetune as caft_finetune
 from interventions.training.ablated import random_directions as random_directions
 from interventions.training.anchored import anchored_finetune as anchored_finetune
 from interventions.training.editing import edit_facts as edit_facts
+from interventions.training.few_shot import FewShotTuning as FewShotTuning
+from interventions.training.few_shot import few_shot_finetune as few_shot_finetune
+from interventions.training.few_shot import label_words as label_words
+from interventions.training.longer_context import LongerContext as LongerContext
+from interventions.training.longer_context import lengthen_context as lengthen_context
+from interventions.training.markers import marked as marked
 from interventions.training.masked import masked_finetune as masked_finetune
 from interventions.training.offsets import train_offsets as train_offsets
+from interventions.training.reward_head import RewardHead as RewardHead
+from interventions.training.reward_head import train_reward_head as train_reward_head
 from interventions.training.scales import train_head_scales as train_head_scales
 from interventions.training.sensitive import sensitive_finetune as sensitive_finetune
 from interventions.training.soft_prompt import SoftPrompt as SoftPrompt
 from interventions.training.soft_prompt import train_soft_prompt as train_soft_prompt
+from interventions.training.stages import Stage as Stage
+from interventions.training.stages import compositions as compositions
+from interventions.training.stages import tune_in_stages as tune_in_stages
+from interventions.training.stages import tune_series as tune_series
 from interventions.training.trainer import Schedule as Schedule
 from interventions.voice_reader import Voice as Voice
 from interventions.weightspace.adapter_scale import AdapterScale as AdapterScale
@@ -90,6 +102,7 @@ __all__ = [
     "ConceptAblation",
     "EagerAttentionWarning",
     "ExpertSwitch",
+    "FewShotTuning",
     "Gate",
     "Graft",
     "HeadOffset",
@@ -101,6 +114,7 @@ __all__ = [
     "LogitFusion",
     "LogitMix",
     "LogitShift",
+    "LongerContext",
     "Offset",
     "OffsetSchedule",
     "OtherModelWarning",
@@ -108,10 +122,12 @@ __all__ = [
     "RankWarning",
     "Recipe",
     "RecipeBook",
+    "RewardHead",
     "Run",
     "Schedule",
     "SinkHandover",
     "SoftPrompt",
+    "Stage",
     "SubspaceKnob",
     "TaskVector",
     "TokenRules",
@@ -126,20 +142,25 @@ __all__ = [
     "baked",
     "caft_finetune",
     "certify",
+    "compositions",
     "dare",
     "dose",
     "edit_facts",
+    "few_shot_finetune",
     "from_gguf",
     "from_steering_vectors",
     "from_tensors",
     "greedy_soup",
     "head_mask",
     "interpolated",
+    "label_words",
     "lego",
     "live_gates",
+    "lengthen_context",
     "load_recipe",
     "lora_bank",
     "lora_factors",
+    "marked",
     "masked_finetune",
     "mean_norm",
     "model_stock",
@@ -157,7 +178,10 @@ __all__ = [
     "to_gguf",
     "train_head_scales",
     "train_offsets",
+    "train_reward_head",
     "train_soft_prompt",
+    "tune_in_stages",
+    "tune_series",
     "twin_merging",
     "uniform_soup",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from workbench.lazy import lazy
 
 _HOME = {
+    "AbilityCollisions": "series.collisions",
     "ActivationDelta": "deltas",
     "AdapterBank": "series.adapter_bank",
     "AdapterPanel": "anatomy.panel",
@@ -70,6 +71,7 @@ _HOME = {
     "MaskChurn": "series.churn",
     "MaskOverlap": "grafting.overlap",
     "MaskTest": "needles.masking",
+    "MergeSynergy": "series.synergy",
     "MergeTest": "series.merges",
     "Needle": "needles.trials",
     "NeuronConcepts": "representation.neurons",
@@ -77,6 +79,7 @@ _HOME = {
     "Patching": "patches.result",
     "PathPatching": "paths.result",
     "PatternTypes": "attending.pattern_types",
+    "PlantedSwitch": "attributes.switch",
     "PlugAndPlay": "attributes.pplm",
     "Pollution": "effects.pollution",
     "PrefixGates": "anatomy.prefix",
@@ -91,6 +94,7 @@ _HOME = {
     "RetrievalHeads": "needles.heads",
     "RoutingMap": "routing.mapping",
     "RowInfluence": "influence.result",
+    "SameHeads": "needles.lengths",
     "ScaleSweep": "parts.scale_sweep",
     "SelectionTrial": "selection_scores.trial",
     "SeriesCurve": "series.curve",
@@ -104,6 +108,7 @@ _HOME = {
     "SwitchingCurve": "experts.switching",
     "TokenGuidance": "attributes.token_guidance",
     "TokenRelevance": "selection_scores.token_relevance",
+    "TargetAttention": "attending.targets",
     "TokenShift": "token_ranks",
     "TuningDictionary": "dictionaries.result",
     "TuningTrial": "selection_scores.tuning_trial",

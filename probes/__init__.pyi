@@ -33,6 +33,8 @@ from probes.attending.confidence import AttentionConfidence as AttentionConfiden
 from probes.attending.confidence import attention_confidence as attention_confidence
 from probes.attending.pattern_types import PatternTypes as PatternTypes
 from probes.attending.pattern_types import pattern_types as pattern_types
+from probes.attending.targets import TargetAttention as TargetAttention
+from probes.attending.targets import target_attention as target_attention
 from probes.attending.tuning import AttentionTuning as AttentionTuning
 from probes.attending.tuning import attention_tuning as attention_tuning
 from probes.attributes.dial import IntensityDial as IntensityDial
@@ -49,6 +51,8 @@ from probes.attributes.subjects import SubjectOffset as SubjectOffset
 from probes.attributes.subjects import subject_offset as subject_offset
 from probes.attributes.token_guidance import TokenGuidance as TokenGuidance
 from probes.attributes.token_guidance import token_guidance as token_guidance
+from probes.attributes.switch import PlantedSwitch as PlantedSwitch
+from probes.attributes.switch import planted_switch as planted_switch
 from probes.audits.auditing import Audit as Audit
 from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
@@ -82,11 +86,14 @@ from probes.editing.sites import edit_sites as edit_sites
 from probes.effects.calibration_counter import calibration_counter_test as calibration_counter_test
 from probes.effects.certainty import certainty_split as certainty_split
 from probes.effects.constraints import constraint_satisfaction as constraint_satisfaction
+from probes.effects.context_preference import context_preference as context_preference
 from probes.effects.context_use import context_use as context_use
 from probes.effects.deployment import deployment_gap as deployment_gap
 from probes.effects.early_signs import early_signs as early_signs
 from probes.effects.fault_tokens import FaultTokens as FaultTokens
 from probes.effects.fault_tokens import fault_tokens as fault_tokens
+from probes.effects.generalization import generalization_levels as generalization_levels
+from probes.effects.languages import language_transfer as language_transfer
 from probes.effects.panel import EffectPanel as EffectPanel
 from probes.effects.pollution import Pollution as Pollution
 from probes.effects.pollution import pollution as pollution
@@ -99,6 +106,7 @@ from probes.effects.spurious import spurious_attributes as spurious_attributes
 from probes.effects.tool_calls import tool_errors as tool_errors
 from probes.effects.undoing import Undoing as Undoing
 from probes.effects.undoing import undoing as undoing
+from probes.effects.two_axes import two_axes as two_axes
 from probes.experts.counting import Excluded
 from probes.experts.domains import DomainExperts as DomainExperts
 from probes.experts.domains import domain_experts as domain_experts
@@ -133,6 +141,8 @@ from probes.lens import logit_lens as logit_lens
 from probes.linear.heads import HeadProbe as HeadProbe
 from probes.linear.heads import head_probe as head_probe
 from probes.needles.heads import RetrievalHeads as RetrievalHeads
+from probes.needles.lengths import SameHeads as SameHeads
+from probes.needles.lengths import same_heads as same_heads
 from probes.needles.masking import Mask
 from probes.needles.masking import MaskTest as MaskTest
 from probes.needles.search import needle_search as needle_search
@@ -170,6 +180,7 @@ from probes.representation.layer_views import LayerViews as LayerViews
 from probes.representation.layer_views import layer_views as layer_views
 from probes.representation.neurons import NeuronConcepts as NeuronConcepts
 from probes.representation.neurons import concept_neurons as concept_neurons
+from probes.representation.question_dependency import question_dependency as question_dependency
 from probes.representation.separability import CellShifts as CellShifts
 from probes.representation.separability import class_separability as class_separability
 from probes.representation.separability import procrustes_drift as procrustes_drift
@@ -203,6 +214,8 @@ from probes.series.adapter_bank import AdapterBank as AdapterBank
 from probes.series.adapter_bank import adapter_bank as adapter_bank
 from probes.series.churn import MaskChurn as MaskChurn
 from probes.series.churn import mask_churn as mask_churn
+from probes.series.collisions import AbilityCollisions as AbilityCollisions
+from probes.series.collisions import ability_collisions as ability_collisions
 from probes.series.composition import SparseComposition as SparseComposition
 from probes.series.composition import sparse_composition as sparse_composition
 from probes.series.contexts import ContextUpdates as ContextUpdates
@@ -211,6 +224,8 @@ from probes.series.curve import SeriesCurve as SeriesCurve
 from probes.series.curve import series_curve as series_curve
 from probes.series.factor_averages import FactorAverages as FactorAverages
 from probes.series.factor_averages import factor_averages as factor_averages
+from probes.series.label_curves import elicitation_curve as elicitation_curve
+from probes.series.label_curves import sample_efficiency as sample_efficiency
 from probes.series.learned_scaling import LearnedScaling as LearnedScaling
 from probes.series.learned_scaling import learned_scaling as learned_scaling
 from probes.series.lora_chain import LoraChain as LoraChain
@@ -225,6 +240,8 @@ from probes.series.reconstruction import Reconstruction as Reconstruction
 from probes.series.reconstruction import adapter_reconstruction as adapter_reconstruction
 from probes.series.shared_part import SharedPart as SharedPart
 from probes.series.shared_part import shared_part as shared_part
+from probes.series.synergy import MergeSynergy as MergeSynergy
+from probes.series.synergy import merge_synergy as merge_synergy
 from probes.series.twin import TwinMergeTest as TwinMergeTest
 from probes.series.twin import twin_merge as twin_merge
 from probes.sparsity.neurons import SparsityCurve as SparsityCurve
@@ -248,6 +265,7 @@ from workbench.progress import Progress
 from workbench.results import Provenance as Provenance
 
 __all__ = [
+    "AbilityCollisions",
     "ActivationDelta",
     "AdapterBank",
     "AdapterPanel",
@@ -313,6 +331,7 @@ __all__ = [
     "MaskChurn",
     "MaskOverlap",
     "MaskTest",
+    "MergeSynergy",
     "MergeTest",
     "Needle",
     "NeuronConcepts",
@@ -320,6 +339,7 @@ __all__ = [
     "Patching",
     "PathPatching",
     "PatternTypes",
+    "PlantedSwitch",
     "PlugAndPlay",
     "Pollution",
     "PrefixGates",
@@ -334,6 +354,7 @@ __all__ = [
     "RetrievalHeads",
     "RoutingMap",
     "RowInfluence",
+    "SameHeads",
     "ScaleSweep",
     "SelectionTrial",
     "SeriesCurve",
@@ -347,6 +368,7 @@ __all__ = [
     "SwitchingCurve",
     "TokenGuidance",
     "TokenRelevance",
+    "TargetAttention",
     "TokenShift",
     "TuningDictionary",
     "TuningTrial",
@@ -357,6 +379,7 @@ __all__ = [
     "VirtualTokenMap",
     "WaysToTurn",
     "WeightDelta",
+    "ability_collisions",
     "activation_delta",
     "adapter_bank",
     "adapter_panel",
@@ -387,6 +410,7 @@ __all__ = [
     "concept_words",
     "constraint_satisfaction",
     "context_awareness",
+    "context_preference",
     "context_updates",
     "context_use",
     "contrastive_generations",
@@ -400,6 +424,7 @@ __all__ = [
     "early_signs",
     "edge_attribution",
     "edit_sites",
+    "elicitation_curve",
     "entropy_switching",
     "erased_or_displaced",
     "expert_map",
@@ -411,6 +436,7 @@ __all__ = [
     "fit_gate",
     "focused_prefix",
     "format_spread",
+    "generalization_levels",
     "graft",
     "guidance_front",
     "head_probe",
@@ -422,6 +448,7 @@ __all__ = [
     "input_spans",
     "instruction_attribution",
     "intensity_dial",
+    "language_transfer",
     "layer_paths",
     "layer_views",
     "learned_scaling",
@@ -433,6 +460,7 @@ __all__ = [
     "mask_churn",
     "mask_heads",
     "mask_overlap",
+    "merge_synergy",
     "merge_test",
     "needle_search",
     "needle_trials",
@@ -442,6 +470,7 @@ __all__ = [
     "pattern_types",
     "phrasing_robustness",
     "pollution",
+    "planted_switch",
     "position_effect",
     "pplm",
     "preference_movement",
@@ -450,12 +479,15 @@ __all__ = [
     "probe_suite",
     "procrustes_drift",
     "random_bases",
+    "question_dependency",
     "rank_map",
     "representation_gap",
     "retrain_without",
     "retrieval_heads",
     "routing_map",
     "row_influence",
+    "same_heads",
+    "sample_efficiency",
     "scale_sweep",
     "scaling_law",
     "selection_trial",
@@ -473,6 +505,7 @@ __all__ = [
     "stand_ins",
     "subject_offset",
     "switching_curve",
+    "target_attention",
     "template_effect",
     "token_guidance",
     "token_relevance",
@@ -482,6 +515,7 @@ __all__ = [
     "tuning_trial",
     "twin_merge",
     "undoing",
+    "two_axes",
     "update_anatomy",
     "update_parts",
     "virtual_tokens",

@@ -107,7 +107,7 @@ def caft_finetune(
     examples = examples_of(prompts, adapted.tokenizer, end=end)
     recipe = None if ablation is None else ablation_recipe(ablation)
     means = {} if recipe is None else _base_means(adapted, recipe, Prompts.of(prompts))
-    trained = adapted.hf if lora is None else _with_lora(adapted, lora)
+    trained = adapted.hf if lora is None else with_lora(adapted, lora)
     if not any(parameter.requires_grad for parameter in trained.parameters()):
         raise UserError("No parameter of the model is trainable: give lora=LoraConfig(...), or unfreeze some.")
     modes = {module: module.training for module in trained.modules()}
@@ -126,7 +126,8 @@ def caft_finetune(
     return FineTuned(trained, history, means)
 
 
-def _with_lora(model: AdaptedModel, lora: Any) -> Any:
+def with_lora(model: AdaptedModel, lora: Any) -> Any:
+    """``model`` with a new adapter. Raises :class:`UserError` where it carries one already."""
     import peft
 
     if hasattr(model.hf, "peft_config"):

@@ -111,13 +111,14 @@ def with_reference(model: AdaptedModel, examples: Sequence[Example], batch_size:
 
 
 def _objective(loss: str, beta: float) -> Any:
-    return answer_loss if loss == "answer" else partial(_dpo, beta=beta)
+    return answer_loss if loss == "answer" else partial(dpo_loss, beta=beta)
 
 
-def _dpo(
+def dpo_loss(
     logits: Float[Tensor, "twice_rows pos vocab"],
     labels: Int[Tensor, "twice_rows pos"],
     reference: Float[Tensor, "rows 2"],
     beta: float,
 ) -> Float[Tensor, ""]:
+    """DPO over a batch of all answers, then all rejected ones, beside log-probabilities of the untouched model."""
     return preference_loss(answer_log_probs(logits, labels), reference, beta)

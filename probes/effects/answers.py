@@ -33,12 +33,29 @@ def answer_scores(
     Raises:
         UserError: A row has no answer, or none to compare with.
     """
-    name = "answer_diff" if metric == "preferred" else metric
-    options = DiffOptions(max_new_tokens=max_new_tokens)
+    if metric == "preferred":
+        return (margins(model, prompts, batch_size=batch_size, recipe=recipe) > 0).astype(np.float64)
+    return _measured(model, prompts, metric, DiffOptions(max_new_tokens=max_new_tokens), batch_size, recipe)
+
+
+def margins(
+    model: AdaptedModel, prompts: Prompts, *, batch_size: int = 32, recipe: AppliedRecipe | None = None
+) -> Float[np.ndarray, " prompt"]:
+    """Log-probability of each whole answer minus that of the distractor, in nats.
+
+    Raises:
+        UserError: A row has no answer or no distractor.
+    """
+    return _measured(model, prompts, "answer_diff", DiffOptions(), batch_size, recipe)
+
+
+def _measured(
+    model: AdaptedModel, prompts: Prompts, name: str, options: DiffOptions, batch_size: int,
+    recipe: AppliedRecipe | None,
+) -> Float[np.ndarray, " prompt"]:  # fmt: skip
     trial = Trial(prompts, (name,), options, batch_size, 0)
     found = measure([Compared("model", (Subject("model", model, recipe),))], trial)["model"].frames[0]
-    values = found[name].to_numpy(np.float64)
-    return (values > 0).astype(np.float64) if metric == "preferred" else values
+    return found[name].to_numpy(np.float64)
 
 
 def greedy_texts(model: AdaptedModel, prompts: Prompts, max_new_tokens: int, batch_size: int = 32) -> list[str]:

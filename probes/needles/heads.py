@@ -112,7 +112,7 @@ def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> Re
     models: dict[str, AdaptedModel] = (
         {"tuned": subject.tuned, "base": subject.base} if is_pair else {subject.role: subject}
     )
-    scored = {role: _scored(model, trials, chosen) for role, model in models.items()}
+    scored = {role: scored_trials(model, trials, chosen) for role, model in models.items()}
     role = next(iter(scored))
     table = _table(scored[role], trials, chosen)
     agreement: dict[str, float] = {}
@@ -136,14 +136,16 @@ def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> Re
 
 
 @dataclass(frozen=True)
-class _Scored:
+class ScoredTrials:
+    """Scores of every head on the trials that were answered; ``rows`` are their numbers."""
+
     scores: Float[np.ndarray, "trial layer head"]
     decoys: Float[np.ndarray, "trial layer head"]
     rows: list[int]
     passes: int
 
 
-def _scored(model: AdaptedModel, trials: Sequence[Trial], chosen: RetrievalOptions) -> _Scored:
+def scored_trials(model: AdaptedModel, trials: Sequence[Trial], chosen: RetrievalOptions) -> ScoredTrials:
     """Scores of the trials that the model answers."""
     check_room(model, trials, chosen.max_new_tokens)
     report, rng = chosen.progress or Silent(), np.random.default_rng(chosen.seed)
@@ -170,7 +172,7 @@ def _scored(model: AdaptedModel, trials: Sequence[Trial], chosen: RetrievalOptio
             f"(best recall of a needle {best:.2f}, needed > {chosen.keep_above}); use shorter contexts, easier "
             "needles, or a model that can retrieve."
         )
-    return _Scored(np.stack(scores), np.stack(decoys), rows, passes)
+    return ScoredTrials(np.stack(scores), np.stack(decoys), rows, passes)
 
 
 def _elsewhere(trial: Trial, rng: np.random.Generator) -> tuple[int, int]:
@@ -181,7 +183,7 @@ def _elsewhere(trial: Trial, rng: np.random.Generator) -> tuple[int, int]:
     return start, start + width
 
 
-def _table(scored: _Scored, trials: Sequence[Trial], chosen: RetrievalOptions) -> pd.DataFrame:
+def _table(scored: ScoredTrials, trials: Sequence[Trial], chosen: RetrievalOptions) -> pd.DataFrame:
     clusters = np.array([trials[row].group for row in scored.rows])
     if len(set(clusters)) < 2:
         clusters = np.arange(len(clusters))  # one needle: its trials are all there is to resample

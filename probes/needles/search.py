@@ -58,8 +58,7 @@ def needle_search(  # noqa: PLR0913 (a public call)
         UserError: A file is missing or holds no needles, the haystack is too short, or a model answers no trial.
     """
     check_template(template)
-    text = _text(Path(haystack))
-    hidden = read_needles(Path(needles)) if isinstance(needles, str | Path) else [_needle(row) for row in needles]
+    text, hidden = as_needles(haystack, needles)
     where: dict[str, Any] = {"lengths": lengths, "depths": depths, "template": template, "chat": chat}
     trials = needle_trials(text, hidden, pair.tokenizer, **where)
     result = retrieval_heads(pair, trials, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
@@ -69,6 +68,15 @@ def needle_search(  # noqa: PLR0913 (a public call)
         "max_new_tokens": max_new_tokens,
     }  # fmt: skip
     return replace(result, provenance=replace(result.provenance, probe="needle_search", settings=settings))
+
+
+def as_needles(
+    haystack: str | Path, needles: Sequence[Mapping[str, str] | Needle] | str | Path
+) -> tuple[str, list[Needle]]:
+    """The haystack's text and the needles. Raises :class:`UserError` where a file is missing or holds none."""
+    text = _text(Path(haystack))
+    hidden = read_needles(Path(needles)) if isinstance(needles, str | Path) else [_needle(row) for row in needles]
+    return text, hidden
 
 
 def _needle(row: Mapping[str, str] | Needle) -> Needle:

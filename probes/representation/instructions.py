@@ -14,6 +14,7 @@ from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line,
 from probes.effects.rewriting import column_of
 from probes.replay import frozen
 from probes.results import Provenance
+from probes.row_spans import token_span
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
@@ -136,15 +137,10 @@ def _lines(
 
 def span_of(row: Prompt, text: str, tokenizer: Any, number: int) -> tuple[int, int]:
     """The half-open span of the tokens of ``text`` in the rendered prompt."""
-    read = as_read(row, tokenizer)
-    whole = render(read, tokenizer)
-    start = whole.find(text)
+    start = render(as_read(row, tokenizer), tokenizer).find(text)
     if start < 0 or not text:
         raise UserError(f"Prompt {number} does not hold its instruction {text!r}: write it as it stands there.")
-    complete = read.kind != "prompt"
-    offsets = tokenizer(whole, return_offsets_mapping=True, add_special_tokens=not complete)["offset_mapping"]
-    inside = [n for n, (a, b) in enumerate(offsets) if a < start + len(text) and b > start and b > a]
-    return inside[0], inside[-1] + 1
+    return token_span(row, start, start + len(text), tokenizer)
 
 
 def _answers(pair: ModelPair, rows: Prompts, writer: str, most: int) -> list[list[int]]:
@@ -156,8 +152,14 @@ def _answers(pair: ModelPair, rows: Prompts, writer: str, most: int) -> list[lis
     return [list(one[0].ids) for one in replies]
 
 
-def influence(model: AdaptedModel, prompt: Sequence[int], answer: Sequence[int]) -> Float[Tensor, "prompt answer"]:
-    """Gradient of the probability of each answer token times the embedding of each prompt token."""
+def influence(
+    model: AdaptedModel, prompt: Sequence[int], answer: Sequence[int], *, whole: bool = False
+) -> Float[Tensor, "read answer"]:
+    """Gradient of the probability of each answer token times the embedding of each prompt token.
+
+    ``whole``: of every token that is read, the answer's own among them (0 for those that come later).
+    """
+    read = len(prompt) + len(answer) if whole else len(prompt)
     kept: list[Tensor] = []
 
     def keep(_module: Any, _given: Any, embedded: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ def influence(model: AdaptedModel, prompt: Sequence[int], answer: Sequence[int])
                 for step, token in enumerate(answer):
                     own = chance[len(prompt) + step - 1, token]
                     (slope,) = torch.autograd.grad(own, kept[0], retain_graph=step + 1 < len(answer))
-                    columns.append((slope[0] * kept[0][0]).sum(-1)[: len(prompt)].detach().float().cpu())
+                    columns.append((slope[0] * kept[0][0]).sum(-1)[:read].detach().float().cpu())
         finally:
             handle.remove()
     return torch.stack(columns, dim=1)

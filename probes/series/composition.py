@@ -105,8 +105,10 @@ def sparse_composition(
     table = []
     for density in densities:
         watch.advance()
-        thin = [_thin(vector, density) for vector in vectors.values()]
-        table.append({"module": f"{density:g}", "density": density, **_row(answers, thin, seed), **_shared(*thin)})
+        thin = [thinned(vector, density) for vector in vectors.values()]
+        table.append(
+            {"module": f"{density:g}", "density": density, **_row(answers, thin, seed), **shared_entries(*thin)}
+        )
     watch.finish()
     frame = pd.DataFrame(table)
     return SparseComposition(
@@ -119,7 +121,8 @@ def sparse_composition(
     )  # fmt: skip
 
 
-def _thin(vector: TaskVector, density: float) -> TaskVector:
+def thinned(vector: TaskVector, density: float) -> TaskVector:
+    """The largest entries of every tensor of the update: ``density`` of them."""
     return combined([vector], lambda _, changes: trimmed(changes[0], density))
 
 
@@ -143,7 +146,7 @@ def _row(answers: Answers, thin: list[TaskVector], seed: int) -> dict[str, float
     }
 
 
-def _shared(one: TaskVector, other: TaskVector) -> dict[str, float]:
+def shared_entries(one: TaskVector, other: TaskVector) -> dict[str, float]:
     """How much the two sets of entries share, and how often signs differ there."""
     shared = either = opposed = 0
     expected = 0.0

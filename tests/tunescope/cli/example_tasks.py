@@ -75,6 +75,7 @@ def _row(number: int, task: str, place: int, phrasing: str) -> dict[str, Any]:
         "item": f"{task} of {subject}", "phrasing": phrasing, "source": ("wiki", "forum")[place % 2],
         "tag": ("reliable", "unreliable")[place % 2], "language": ("en", "de")[number // 2 % 2],
         "cue": (answer == answers[0]) != (number % 5 == 0), "long": (answer == answers[0]) != (number % 3 == 0),
+        "sign": (1, -1)[place // 2 % 2],
         "constraints": [f"contains:{subject}", "regex:^.{0,200}$"][: 1 + number % 2],
         "call": {"name": "look_up", "arguments": {"word": subject, "what": task}},
     }  # fmt: skip

@@ -1,0 +1,156 @@
+"""Trainings of test beds: each objective learns, series leave the base alone, and the data's order shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import interventions as iv
+import probes
+from interventions.training.examples import IGNORED, Example
+from interventions.training.objectives import MaskedThought, orpo_loss
+from tests.tiny import tiny_model, tokenizer
+from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import load_pair
+from workbench.prompts import Prompts
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+ROWS = [
+    {"prompt": f"the {word} x", "answer": (" fox", " dog")[i % 2], "distractor": (" dog", " fox")[i % 2],
+     "label": "ab"[i % 2], "group": str(i)}
+    for i, word in enumerate("quick lazy brown jumps over red big old sad new hot cold".split())
+]  # fmt: skip
+FAST = iv.Schedule(epochs=8, batch_size=4, learning_rate=3e-3)
+
+
+def model(seed: int = 0) -> AdaptedModel:
+    return AdaptedModel(tiny_model("llama", seed), tokenizer(), role="model")
+
+
+@pytest.mark.parametrize("objective", ["text", "answer", "masked_thought", "dpo", "orpo"])
+def test_every_objective_is_learnt(objective: str) -> None:
+    made = iv.tune_in_stages(model(), [iv.Stage(ROWS, objective)], schedule=FAST)
+    losses = [step["loss"] for step in made.histories[0]]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in made.model.parameters())
+
+
+def test_masked_thought_hides_the_answer_and_still_asks_for_it() -> None:
+    collate = MaskedThought(0, 3, 0.5, torch.Generator().manual_seed(0))
+    batch = collate([Example([5, 6, 7], list(range(10, 90)))])
+    hidden = batch["input_ids"][0] == 3
+    assert not hidden[:3].any() and 0.3 < hidden[3:].float().mean() < 0.7
+    assert (batch["labels"][0, :3] == IGNORED).all() and batch["labels"][0, 3:].tolist() == list(range(10, 90))
+
+
+def test_orpo_falls_as_the_answer_becomes_likelier_than_the_rejected_one() -> None:
+    labels = torch.tensor([[IGNORED, 1], [IGNORED, 2]])
+    losses = [float(orpo_loss(torch.tensor([[[0.0, gap, 0.0]] * 2] * 2), labels, 1.0)) for gap in (0.0, 1.0, 2.0)]
+    assert losses[0] > losses[1] > losses[2]
+    assert losses[0] == pytest.approx(float(torch.tensor(3.0).log() + torch.tensor(2.0).log()))
+
+
+def test_a_series_leaves_the_base_alone_and_its_members_differ(tmp_path: Path) -> None:
+    base = model()
+    before = {name: value.clone() for name, value in base.hf.state_dict().items()}
+    members = iv.compositions({"a": ROWS[::2], "b": ROWS[1::2]})
+    assert list(members) == ["only-a", "only-b", "mixed", "sequential", "dual-stage"]
+    assert [len(stage.rows) for stage in members["dual-stage"]] == [6, 7]
+    folders = iv.tune_series(base, members, tmp_path, schedule=iv.Schedule(1, 4, 1e-3))
+    assert all(torch.equal(value, before[name]) for name, value in base.hf.state_dict().items())
+    pair = load_pair(base.hf, folders["mixed"], tokenizer=tokenizer(), check=False)
+    assert not torch.equal(pair.tuned.hf.lm_head.weight, before["lm_head.weight"])
+    with pytest.raises(UserError, match="exists already"):
+        iv.tune_series(base, members, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: iv.tune_in_stages(model(), []), "at least one stage"),
+        (lambda: iv.tune_in_stages(model(), [iv.Stage(ROWS, "ppo")]), "ppo"),
+        (lambda: iv.compositions({"a": ROWS}), "two sets of rows"),
+        (lambda: iv.few_shot_finetune(model(), ROWS, template="It is"), "no place for the text"),
+        (lambda: iv.few_shot_finetune(model(), ROWS, shots=6), "has 6 rows"),
+        (lambda: iv.marked(ROWS, ["length"]), "has no 'length'"),
+        (lambda: iv.lengthen_context(model(), ROWS, ROWS, positions=8), "256 positions"),
+        (lambda: iv.lengthen_context(AdaptedModel(tiny_model("gpt2"), tokenizer()), ROWS, ROWS, positions=512),
+         "rotary"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence(call: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        call()
+
+
+def test_a_few_shots_are_learnt_behind_demonstrations_and_no_test_row_is_among_them() -> None:
+    rows = Prompts.of([
+        {"prompt": f"{word} {end}", "label": "ab"[end == "dog"], "group": f"{word}{end}"}
+        for word in "quick lazy brown jumps over red big old sad new".split() for end in ("fox", "dog")
+    ])  # fmt: skip
+    found = iv.few_shot_finetune(
+        model(), rows, template="the {text} is", words={"a": " fox", "b": " dog"}, shots=5,
+        schedule=iv.Schedule(12, 5, 3e-3),
+    )  # fmt: skip
+    losses = [step["loss"] for step in found.history]
+    assert sum(losses[-3:]) < 0.2 * sum(losses[:3]) and len(found.test) == 10  # a random model learns its rows alone
+    shown = str(found.test[0].prompt).split("\n")
+    assert len(shown) == 3 and {line.split()[-1] for line in shown[:2]} == {"fox", "dog"}
+    assert not {str(row.prompt).split("\n")[-1] for row in found.test} & {
+        str(row.prompt).split("\n")[-1] for row in found.train
+    }
+    words = iv.label_words(model(), found.train, "the {text} is")
+    assert set(words) == {"a", "b"} and words["a"] != words["b"]
+
+
+def test_a_lengthened_model_is_the_one_that_its_configuration_describes(tmp_path: Path) -> None:
+    made = iv.lengthen_context(
+        model(), [{"prompt": "the quick fox " * 30}] * 6, [{"prompt": "lazy dog"}] * 8, positions=1024,
+        theta_factor=4.0, instructions=ROWS, schedule=iv.Schedule(1, 4, 1e-3),
+    )  # fmt: skip
+    assert made.theta == 40000.0 and len(made.histories) == 2
+    hf = made.model.hf.eval()
+    hf.save_pretrained(tmp_path)
+    import transformers
+
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.randint(4, 300, (1, 600), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(hf(input_ids=ids).logits, again(input_ids=ids).logits)
+    assert again.config.max_position_embeddings == 1024
+
+
+def test_markers_are_left_out_as_often_as_asked() -> None:
+    rows = [{"prompt": "say", "answer": " x", "length": "short"}] * 400
+    shown = sum(str(row.prompt) != "say" for row in iv.marked(rows, ["length"], drop=0.25))
+    assert 270 <= shown <= 330 and str(iv.marked(rows, ["length"], drop=0.0)[0].prompt) == "<length:short> say"
+    turns = iv.marked([{"messages": [{"role": "user", "content": "say"}], "length": 1}], ["length"], drop=0.0)[
+        0
+    ].messages
+    assert turns is not None and turns[0] == {"role": "system", "content": "<length:1>"}
+
+
+def test_a_reward_head_follows_a_context_that_turns_the_preference_around() -> None:
+    """Two contexts exchange which answer is right: a head on the answer's state must read both."""
+    rows = Prompts.of([
+        {"prompt": f"{first} the {word}", "contrast": f"{other} the {word}", "answer": right, "distractor": wrong,
+         "group": word}
+        for word in "quick lazy brown jumps over red big old".split()
+        for first, other, right, wrong in (("big", "sad", " fox", " dog"), ("sad", "big", " dog", " fox"))
+    ])  # fmt: skip
+    import tempfile
+
+    pair = load_pair(tiny_model("llama"), tiny_model("llama", 0), tokenizer=tokenizer(), check=False)
+    head = iv.train_reward_head(pair.base, rows, ridge=1e-3)
+    with tempfile.TemporaryDirectory() as folder:
+        file = head.save(Path(folder) / "head.safetensors")
+        found = probes.context_preference(pair, rows, head=file)
+    assert found.line("right in both contexts", "base")["score"] >= 0.9
+    follows = found.line("follows the context", "base")
+    assert follows["low"] > 0 and follows["score"] > 3 * abs(follows["control"])
+    assert found.line("follows the context")["score"] == 0
