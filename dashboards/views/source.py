@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.models.pair import ModelPair
+    from workbench.progress import Progress
     from workbench.prompts import Prompt, Prompts
 
 LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
@@ -96,7 +97,7 @@ class Probe:
 
     call: Callable[[Asked], str]
     """The expression in Python, with ``pair`` and ``prompts``."""
-    run: Callable[[Asked], Any]
+    run: Callable[[Asked, Progress], Any]
     step: Callable[[Asked], dict[str, Any]]
     """The same as the step of an experiment."""
 
