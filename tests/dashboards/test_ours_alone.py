@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +15,7 @@ import pytest
 
 from dashboards.launch import command, warning_of
 from dashboards.plain_figures import without_fetching
+from tests.dashboards.served import free_port, wait_until_up
 from workbench.csv_text import csv_text
 from workbench.errors import UserError
 
@@ -69,21 +69,13 @@ def test_another_name_is_refused_and_sigterm_leaves_no_server(tmp_path: Path) ->
     (tmp_path / ".streamlit" / "config.toml").write_text(
         "[server]\nenableCORS = false\nenableXsrfProtection = false\nenableAgentApi = true\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "tunescope", "dashboard", "--headless", "--port", str(port)], cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+        wait_until_up(process, port)
         assert b"101" in _answer(port, f"127.0.0.1:{port}")
         assert b"403" in _answer(port, f"evil.example:{port}")
         process.send_signal(signal.SIGTERM)
