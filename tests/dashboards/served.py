@@ -1,4 +1,4 @@
-"""A server of the app as ``tunescope dashboard`` starts it, for tests with a browser or with a connection of their own."""
+"""A server of the app as ``tunescope dashboard`` starts it, for tests with a browser or a connection."""
 
 from __future__ import annotations
 
