@@ -68,7 +68,7 @@ def front(name: str, chosen: Selection, page: str) -> None:
     Raises:
         UserError: An option is not what the method takes, or the prompts cannot be read.
     """
-    models.warm().wait("results")
+    models.warm().wait("models")
     from workbench.method_index import load_method
 
     method = load_method(name)
