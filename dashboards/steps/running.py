@@ -71,6 +71,31 @@ def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: An
     return str(out)
 
 
+def begin_dose(subject: Subject, candidate: str) -> None:
+    """Put the sweep of a candidate's strength into the queue."""
+    assert subject.run is not None
+    run = subject.run
+
+    def task(progress: Progress) -> str:
+        models.warm().wait("look")
+        from tunescope.look.keep import extend_by_dose
+        from tunescope.look.steps import Look
+        from workbench.prompts import Prompts
+
+        config = run.config
+        pair = models.pair(
+            subject.base, subject.tuned, str(config.get("device", "auto")), str(config.get("dtype", "auto"))
+        )
+        rows = Prompts.load(run.file(PROMPTS))
+        look = Look(pair, rows, subject.base, subject.tuned, int(config.get("seed", 0)))
+        return str(extend_by_dose(look, config, candidate, progress, run.path).path)
+
+    job = jobs.desk().begin(
+        f"Dose of {candidate}", task, subject.key, key=("dose", str(run.path), candidate), page="look"
+    )
+    job.stage = TURN
+
+
 def _sampled(asked: LookAsked) -> Prompts:
     from tunescope.experiments.requirements import sample
     from tunescope.look.steps import general_questions
