@@ -11,7 +11,8 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
-_FINISHED = (ForwardMsg.FINISHED_SUCCESSFULLY, ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY)
+_STILL = 0.4
+"""Seconds without a message after which a page is whole: a script may begin again by itself."""
 
 
 class Session:
@@ -42,8 +43,14 @@ class Session:
         asked.rerun_script.page_name = name
         self._link.send(asked.SerializeToString())
         seen: list[str] = []
+        begun = ended = 0
         while True:
-            message = ForwardMsg.FromString(self._link.recv(timeout=120))  # type: ignore[arg-type]
-            seen.append(str(message))
-            if message.WhichOneof("type") == "script_finished" and message.script_finished in _FINISHED:
+            whole = ended > 0 and begun == ended
+            try:
+                message = ForwardMsg.FromString(self._link.recv(timeout=_STILL if whole else 120))  # type: ignore[arg-type]
+            except TimeoutError:
+                assert whole, "the page was not drawn within two minutes"
                 return "\n".join(seen)
+            seen.append(str(message))
+            kind = message.WhichOneof("type")
+            begun, ended = begun + (kind == "new_session"), ended + (kind == "script_finished")
