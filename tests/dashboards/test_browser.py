@@ -124,9 +124,30 @@ def no_errors(page: Any) -> None:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_opens(page: Any, address: str, path: str) -> None:
+    refused: list[str] = []
+    page.on("console", lambda said: refused.append(said.text) if "Content Security Policy" in said.text else None)
     opened(page, address, path)
     no_errors(page)
     whole(page, path or "overview")
+    assert not refused, "the app's own parts keep to its policy"
+
+
+def test_what_is_not_the_apps_own_is_not_loaded_or_run(page: Any, address: str) -> None:
+    refused: list[str] = []
+    page.on("console", lambda said: refused.append(said.text) if "Content Security Policy" in said.text else None)
+    opened(page, address)
+    page.evaluate("""() => {
+        const script = document.createElement("script")
+        script.textContent = "window.obeyed = 1"
+        document.body.append(script)
+        const picture = document.createElement("img")
+        picture.src = "http://127.0.0.2:9/tracker.png"
+        document.body.append(picture)
+        fetch("http://127.0.0.2:9/").catch(() => null)
+    }""")
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.obeyed") is None
+    assert all(any(word in text for text in refused) for word in ("script-src", "img-src", "connect-src"))
 
 
 def test_a_hostile_run_is_shown_as_text(page: Any, address: str) -> None:

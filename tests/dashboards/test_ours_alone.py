@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from dashboards.content_policy import PolicyHeaders, of_streamlit, policy
 from dashboards.launch import command, warning_of
 from dashboards.plain_figures import without_fetching
 from tests.dashboards.served import free_port, wait_until_up
@@ -34,6 +39,30 @@ def test_the_settings_of_the_folder_are_not_obeyed() -> None:
 def test_who_lets_others_connect_is_told_that_there_is_no_password() -> None:
     assert warning_of("127.0.0.1") is None and warning_of("localhost") is None
     assert "no password" in (warning_of("0.0.0.0") or "")
+
+
+def test_the_policy_allows_the_scripts_of_the_page_and_no_other() -> None:
+    first = policy("<script>window.ready = true</script><script src='x.js'></script>")
+    digest = base64.b64encode(hashlib.sha256(b"window.ready = true").digest()).decode()
+    assert f"script-src 'self' 'sha256-{digest}' 'wasm-unsafe-eval';" in first
+    assert "'unsafe-inline'" not in first.partition("script-src")[2].partition(";")[0]
+    assert all(f"{name} 'none'" in first for name in ("object-src", "frame-src", "base-uri", "frame-ancestors"))
+    assert "sha256-" in of_streamlit()
+
+
+def test_every_answer_carries_the_policy_once() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"Content-Security-Policy", b"default-src *"), (b"x-own", b"1")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(PolicyHeaders(app)({"type": "http"}, None, send))  # type: ignore[arg-type]
+    named = [name.lower() for name, _ in sent[0]["headers"]]
+    assert named.count(b"content-security-policy") == 1 and b"x-own" in named and b"x-content-type-options" in named
 
 
 def test_figures_load_nothing() -> None:
