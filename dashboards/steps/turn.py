@@ -138,7 +138,7 @@ def _show_dose_of(subject: Subject, name: str) -> None:
         return
     from workbench.results import Result
 
-    found = Result.load(file)
+    found: Any = Result.load(file)
     st.caption(panels.words(f"{found.summary()}." if found.control else f"{found.summary()}; it has no stand-ins."))
     code = f"from workbench.results import Result\n\nResult.load({str(file)!r}).figure().show()\n"
     panels.figure(f"dose-{name}", found.figure(), code, dict(subject.run.manifest.provenance), frame=found.table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ PAGES = ("tokens", "heads", "skills", "experts", "knobs")
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("TUNESCOPE_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv(RUN, raising=False)
-    return tmp_path / "runs"
+    yield tmp_path / "runs"
+    jobs.desk().clear()
 
 
 @pytest.fixture(scope="module")

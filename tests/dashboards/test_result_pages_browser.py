@@ -10,7 +10,7 @@ import pytest
 from tests.dashboards.made import save_pair
 from tests.dashboards.pages import full_run
 from tests.dashboards.served import served
-from tests.dashboards.test_browser import CHROMIUM, browser
+from tests.dashboards.test_browser import CHROMIUM, browser, settled
 from tunescope.experiments import Experiment
 
 __all__ = ["browser"]
@@ -56,7 +56,7 @@ def still(page: Any) -> None:
     """Wait until the page has been still for a moment."""
     for _ in range(2):
         page.wait_for_timeout(600)
-        page.wait_for_function("!document.querySelector('[data-test-script-state=running],[data-testid=stSpinner]')")
+        settled(page)
 
 
 def click(page: Any, chart: str, x: float, y: float) -> None:
