@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboards import models, selection
+from dashboards import job_strip, models, selection
 from dashboards.state import first_page
 
 PAGES = {
@@ -45,4 +45,5 @@ st.logo(LOGO, size="large")
 st.html("<style>[data-testid=stMainBlockContainer] { padding-top: 3.25rem; }</style>")
 selection.sidebar(page.url_path)
 models.warm()
+job_strip.show(page.url_path or first)
 page.run()

@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
-from dashboards import panels
+from dashboards import jobs, panels
+from workbench.progress import Progress
 
 Asked = TypeVar("Asked")
 Result = TypeVar("Result")
+PATIENCE = 2.0
+"""Seconds for which a page waits for what it asked; longer work is shown with its progress above the page."""
 
 
 @dataclass(frozen=True)
@@ -26,26 +29,58 @@ class Work:
 
 
 def on_button(
-    work: Work, asked: Asked, run: Callable[[Asked], Result], *, disabled: bool = False
+    work: Work, asked: Asked, run: Callable[[Asked, Progress], Result], *, disabled: bool = False
 ) -> tuple[Asked, Result] | None:
-    """``run(asked)`` when the button is pressed; returns the last inputs and their result, or None before the first.
+    """``run(asked, progress)`` when the button is pressed; returns the last inputs and their result, or None before
+    the first.
 
-    ``asked`` compares by value (a frozen dataclass): when it is no longer what the result was made of, the page says
-    so. A :class:`workbench.errors.UserError` becomes one sentence and leaves the last result in place.
+    It runs in the server's queue, so that it goes on while a person looks at other pages or reloads this one; a quick
+    one is waited for. ``asked`` compares by value (a frozen dataclass): when it is no longer what the result was made
+    of, the page says so. A :class:`workbench.errors.UserError` becomes one sentence and leaves the last result in
+    place.
     """
-    held = f"_kept-{work.name}"
+    held, at_work, state = f"_kept-{work.name}", f"_at-work-{work.name}", st.session_state
+    desk = jobs.desk()
     if st.button(work.label, type="primary", icon=":material/play_arrow:", key=f"go-{work.name}", disabled=disabled):
-        with panels.told(), st.spinner(work.working, show_time=True):
-            st.session_state[held] = (asked, run(asked))
-    if held not in st.session_state:
-        st.info(work.empty, icon=":material/info:")
+        with st.spinner(work.working, show_time=True):
+            job = desk.begin(work.label, lambda bar: run(asked, bar), key=(work.name, asked), is_read=True)
+            state[at_work] = (asked, job)
+            job.wait(PATIENCE)
+        if job.is_active:
+            st.rerun()
+    _take(desk, work, asked, held, at_work)
+    if held not in state:
+        if at_work not in state:
+            st.info(work.empty, icon=":material/info:")
         return None
-    kept: tuple[Any, Any] = st.session_state[held]
+    kept: tuple[Any, Any] = state[held]
     if kept[0] != asked:
         st.warning(
             f"Below is the result of earlier inputs; press {work.label} for a new one.", icon=":material/history:"
         )
     return kept
+
+
+def _take(desk: jobs.Desk, work: Work, asked: Any, held: str, at_work: str) -> None:
+    """Put the result of a task that has ended where the page keeps it; say how far one is that has not."""
+    state = st.session_state
+    if at_work not in state:  # after a reload, or in another tab, the server still knows it
+        job = desk.latest((work.name, asked))
+        if job is None or not (job.is_active or (job.state == "done" and held not in state)):
+            return
+        state[at_work] = (asked, job)
+    begun, job = state[at_work]
+    if job.is_active:
+        place = desk.place(job)
+        st.caption(f"In the queue, {place} before it." if place else work.working)
+        return
+    del state[at_work]
+    if job.state == "done":
+        state[held] = (begun, job.result)
+    elif job.state == "stopped":
+        st.warning("Stopped.", icon=":material/stop:")
+    else:
+        st.error(panels.words(job.said), icon=":material/error:")
 
 
 def prefilled(key: str, value: Any) -> None:

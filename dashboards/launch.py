@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from dashboards.state import WARM, Opened
 
-APP = Path(__file__).with_name("app.py")
+APP = Path(__file__).with_name("serve.py")
 LOCALHOST = "127.0.0.1"
 
 

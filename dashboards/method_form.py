@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -10,6 +10,9 @@ from dashboards import panels
 from workbench.errors import UserError
 from workbench.method_options import Option
 from workbench.methods import Method
+
+if TYPE_CHECKING:
+    from workbench.prompts import Prompts
 
 _UNCHOSEN = ""
 _OF_FILES = ("python", "prompts", "prompt sets", "needles")
@@ -34,16 +37,42 @@ def ask(method: Method) -> dict[str, Any]:
     return values
 
 
-def missing(method: Method, base: str, has_prompts: bool) -> str:
-    """Why the method cannot run, in one sentence; empty where it can."""
-    if not base:
+def reason_against(method: Method, models: tuple[str, str], prompts: Prompts | None, options: dict[str, Any]) -> str:
+    """Why the method cannot run, in one sentence; empty where it can.
+
+    Args:
+        method: From the registry.
+        models: Folder or hub id of base and tuned model; empty where there is none yet.
+        prompts: The rows; None where there are none yet.
+        options: What the form holds.
+    """
+    if not models[0]:
         return "Give a base model first: a folder, a hub id, or the name of an organism."
-    if not has_prompts and not {"prompts", "recording"}.isdisjoint(method.arguments):
+    if prompts is None and not {"prompts", "recording"}.isdisjoint(method.arguments):
         columns = f" with {', '.join(method.needs.columns)}" if method.needs.columns else ""
         return f"This needs prompts{columns}."
     files = [option.name for option in method.options if option.required and option.kind in _OF_FILES]
-    told = f"This needs files ({', '.join(files)}): use the command line, tunescope localize {method.name}."
-    return told if files else ""
+    if files:
+        return f"This needs files ({', '.join(files)}): use the command line, tunescope localize {method.name}."
+    empty = [option.name for option in method.options if option.required and option.name not in options]
+    if empty:
+        return f"Fill in {', '.join(name.replace('_', ' ') for name in empty)} first."
+    return _unfit(method, models, prompts, options)
+
+
+def _unfit(method: Method, models: tuple[str, str], prompts: Prompts | None, options: dict[str, Any]) -> str:
+    """What the models' folders and the prompts' columns say against it."""
+    from tunescope.experiments.inputs import PairSpec
+    from tunescope.experiments.requirements import check_columns, check_pair
+
+    try:
+        check_pair(method, PairSpec(base=models[0], tuned=models[1]))
+        if prompts is not None:
+            defaults = {option.name: option.default for option in method.options}
+            check_columns(method, prompts, {**defaults, **options})
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _row(method: Method, options: list[Option]) -> dict[str, Any]:

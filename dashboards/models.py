@@ -46,7 +46,7 @@ def _release() -> None:
         torch.cuda.empty_cache()
 
 
-_held = st.cache_resource(max_entries=1, show_spinner="Loading both models…", on_release=lambda _: _release())(_load)
+_held = st.cache_resource(max_entries=1, show_spinner=False, on_release=lambda _: _release())(_load)
 
 
 def pair(base: str, tuned: str, device: str = "auto", dtype: str = "auto") -> ModelPair:

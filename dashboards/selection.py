@@ -21,6 +21,7 @@ from workbench import runs
 from workbench.cells import AXES
 from workbench.errors import UserError
 from workbench.runs import Run
+from workbench.runs.manifest import MANIFEST
 from workbench.runs.places import whole_path
 from workbench.runs.workspace import beside
 
@@ -93,7 +94,10 @@ class Selection:
         if self.folder is None:
             return []
         own = _results(self.folder, self.pair, self.about, *kinds)
-        return own if self.pair else [*own, *_of_other_runs(self.folder, own, *kinds)]
+        others = _of_other_runs(self.folder, own, *kinds)
+        if self.pair:
+            others = [one for one in others if set(one.glance.models.values()) <= {self.base, self.tuned}]
+        return [*own, *others]
 
     def rows(self) -> Prompts | None:
         """The prompts that the run keeps for the pair; None where it keeps none."""
@@ -316,9 +320,18 @@ _beside = st.cache_data(max_entries=64, show_spinner=False)(_found_beside)
 
 
 def _home_stamp() -> float:
-    """Changes when a run comes or goes."""
+    """Changes when a run comes, ends or goes."""
     home = runs.default_home()
-    return home.stat().st_mtime if home.is_dir() else 0.0
+    if not home.is_dir():
+        return 0.0
+    return home.stat().st_mtime + sum(_changed(folder / MANIFEST) for folder in home.iterdir())
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def pairs_of(folder: Path) -> dict[str, PairOfRun]:

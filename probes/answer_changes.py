@@ -14,6 +14,7 @@ from scipy.stats import fisher_exact
 
 from probes.asked import asked
 from probes.results import ProbeResult, Provenance
+from workbench.behaviour.continuations import kl_per_token
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.subject import Subject, Work
@@ -23,8 +24,12 @@ from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.stats.bootstrap import mean_interval
 from workbench.stats.fdr import q_values
+from workbench.stats.intervals import Interval
 from workbench.stats.shares import share_interval
+from workbench.typing import Float
 
 LONGEST = 4
 """Words of an opening."""
@@ -36,9 +41,11 @@ REFUSALS_ROSE = 0.1
 class AnswerChanges(ProbeResult):
     """Greedy answers of base and tuned, side by side.
 
-    ``table``: prompt, label, base, tuned, ``score`` (1 where the answers differ, else 0), ``token`` (where they part)
-    and whether each refuses. ``openings``: the first words that the tuned model's answers share and the base's do not:
-    their counts, ``p`` (Fisher's exact test) and ``q``.
+    ``table``: prompt, label, base, tuned, ``score`` (1 where the answers differ, else 0), ``token`` (where they part),
+    ``kl`` (how far the tuned model's next-token distribution is from the base's, mean over the tokens of the tuned
+    answer, in nats; missing where the base does not know a token), whether each refuses, and ``drawn_with``: prompts
+    of one number are drawn together for intervals. ``openings``: the first words that the tuned model's answers share
+    and the base's do not: their counts, ``p`` (Fisher's exact test) and ``q``.
     """
 
     share: float
@@ -57,10 +64,19 @@ class AnswerChanges(ProbeResult):
         told = f"{changed} of {n} answers changed ({self.share:.0%} [{self.share_low:.0%}, {self.share_high:.0%}])"
         base, tuned = self.refusals["base"], self.refusals["tuned"]
         told += f"; refusals {base:.0%} -> {tuned:.0%}" if max(base, tuned) > 0 else ""
+        moved = self.kl()
+        told += "" if moved is None else f"; KL {moved.estimate:.2g} [{moved.low:.2g}, {moved.high:.2g}] nats per token"
         rose = self.rising()
         if rose is not None:
             told += f"; {rose['tuned']} answers now begin with {rose['opening']!r} (before: {rose['base']})"
         return told
+
+    def kl(self) -> Interval | None:
+        """Mean over prompts of the KL per token, with its 95 % interval; None where it was not read."""
+        if "kl" not in self.table or self.table["kl"].isna().all():
+            return None
+        read = self.table.dropna(subset=["kl"])
+        return mean_interval(read["kl"].to_numpy(dtype=float), clusters=read["drawn_with"].to_numpy())
 
     def rising(self) -> dict[str, object] | None:
         """The opening that rose most beyond chance (q < .05); None where none did."""
@@ -94,7 +110,7 @@ class AnswerChanges(ProbeResult):
     group="behaviour",
     question="What do the models answer now, and which answers changed?",
     papers=("Delete, Retrieve, Generate: A Simple Approach to Sentiment and Style Transfer",),
-    cost="one generation of each model per prompt",
+    cost="one generation of each model and one forward pass of each over the tuned answer, per prompt",
     example="--max-new-tokens 8",
 )
 def answers(
@@ -137,7 +153,8 @@ def answers(
         "tuned": [reply.text for reply in tuned], "score": differ.astype(float), "low": np.nan, "high": np.nan,
         "control": 0.0, "q": np.nan,
         "token": [first_divergence(own.ids, other.ids) for own, other in zip(tuned, base, strict=True)],
-        "base_refuses": refused["base"], "tuned_refuses": refused["tuned"],
+        "kl": _kl(pair, rows, [reply.ids for reply in tuned], work),
+        "base_refuses": refused["base"], "tuned_refuses": refused["tuned"], "drawn_with": rows.clusters,
     })  # fmt: skip
     share = share_interval(differ.astype(float), clusters=rows.clusters)
     return AnswerChanges(
@@ -151,6 +168,20 @@ def answers(
         refusals={role: float(held.mean()) for role, held in refused.items()},
         openings=rising_openings([reply.text for reply in base], [reply.text for reply in tuned]),
     )  # fmt: skip
+
+
+def _kl(pair: ModelPair, rows: Prompts, written: list[tuple[int, ...]], work: Work) -> Float[np.ndarray, " row"]:
+    """KL(tuned || base) per token of what the tuned model wrote, in nats, both behind the prompt as each reads it."""
+    found = np.full(len(rows), np.nan)
+    known = [row for row, ids in enumerate(written) if ids and max(ids) < pair.base.vocab_size]
+    if not known:
+        return found
+    asked_of = rows[known]
+    base, tuned = (encode(asked_of, model.tokenizer, model.max_positions) for model in pair.models.values())
+    subjects = Subject("base", pair.base), [Subject("tuned", pair.tuned)]
+    (values,) = kl_per_token(*subjects, base, [written[row] for row in known], work, each=[tuned])
+    found[known] = values[:, 1]
+    return found
 
 
 def rising_openings(base: Sequence[str], tuned: Sequence[str]) -> pd.DataFrame:

@@ -24,6 +24,7 @@ TERMS = {
 """Term -> its meaning, in a few words."""
 
 COLUMNS = {
+    "kl": "KL per token of the tuned answer: how far tuned is from base, in nats; 0: the same",
     "base": "the base model, before tuning",
     "tuned": "the fine-tuned model",
     "steered": "the model with the recipe applied",

@@ -11,6 +11,7 @@ from dashboards import panels
 from dashboards.as_experiment import written_out
 from dashboards.kept import Work, on_button
 from dashboards.results import Found
+from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
 from dashboards.views import live
 from dashboards.views.sentence import sentence_of
@@ -18,7 +19,6 @@ from dashboards.views.source import (
     Asked,
     Source,
     asked_of,
-    command,
     experiment_of,
     one_of,
     opened,
@@ -27,6 +27,7 @@ from dashboards.views.source import (
     show_prompt,
     steer_link,
 )
+from workbench.progress import Progress
 
 _STEP = {"do": "record", "sites": ["router"], "positions": "all"}
 _ROUTES = Work(
@@ -61,11 +62,12 @@ def show() -> None:
 def _show_map(chosen: Selection, maps: list[Found], weights: list[Found]) -> None:
     one = one_of([*maps, *weights], "Map", "expert-map")
     if one is None:
-        panels.empty(
-            "This run holds no map of experts for this pair; a mixture of experts is needed, and prompts with a label:",
-            command(chosen, "localize experts", "--prompts", "--target", "LABEL"),
-        )
+        front_if_missing(
+            "No map of experts was made for this pair yet. Run makes one here, for a mixture of experts and prompts "
+            "with a label.", "experts", chosen, "experts",
+        )  # fmt: skip
         return
+    front_for_more("Make another map of experts", "experts", chosen, "experts")
     from workbench.figures.cells import bound_of, mark_cell
 
     source = Source.stored(one, chosen)
@@ -179,7 +181,7 @@ def _show_routes(chosen: Selection, is_mixture: bool) -> None:
     )
 
 
-def _read_routes(asked: Asked) -> Any:
+def _read_routes(asked: Asked, _progress: Progress) -> Any:
     return live.read_routes(asked.pair(), prompt_of(asked, asked.what[0]))
 
 

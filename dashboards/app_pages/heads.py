@@ -13,6 +13,7 @@ from dashboards import panels
 from dashboards.as_experiment import written_out
 from dashboards.kept import Work, on_button
 from dashboards.results import Found
+from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
 from dashboards.views import live
 from dashboards.views.sentence import sentence_of
@@ -20,7 +21,6 @@ from dashboards.views.source import (
     Asked,
     Source,
     asked_of,
-    command,
     experiment_of,
     made,
     one_of,
@@ -30,6 +30,7 @@ from dashboards.views.source import (
     show_prompt,
     steer_link,
 )
+from workbench.progress import Progress
 
 KINDS = ("Patching", "HeadProbe", "HeadSelection", "RetrievalHeads", "WeightDelta", "ActivationDelta")
 MOST_PROMPTS = 64  # whose writes are read; no docstring, Streamlit would show it
@@ -104,11 +105,9 @@ def _has_heads(found: Found) -> bool:
 def _show_map(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -> None:
     one = one_of(found, "Map", "head-map")
     if one is None:
-        panels.empty(
-            "This run holds no map of heads for this pair. This makes one:",
-            command(chosen, "localize heads", "--prompts"),
-        )
+        front_if_missing("No map of heads was made for this pair yet. Run makes one here.", "heads", chosen, "heads")
         return
+    front_for_more("Make another map of heads", "heads", chosen, "heads")
     source, heads = Source.stored(one, chosen), maps[one.file]
     figure = heads.figure(source.result)
     _shared_scale(figure, one, found)
@@ -224,7 +223,7 @@ def _show_attention(chosen: Selection, asked: Asked) -> None:
     )  # fmt: skip
 
 
-def _read_attention(asked: Asked) -> live.Patterns:
+def _read_attention(asked: Asked, _progress: Progress) -> live.Patterns:
     layer, head, number = asked.what
     return live.read_patterns(asked.pair(), prompt_of(asked, number), layer, head)
 
@@ -253,7 +252,7 @@ def _show_words(asked: Asked) -> None:
     )  # fmt: skip
 
 
-def _read_words(asked: Asked) -> Any:
+def _read_words(asked: Asked, _progress: Progress) -> Any:
     import probes
 
     return probes.head_words(asked.pair(), asked.prompts[:MOST_PROMPTS], *asked.what)

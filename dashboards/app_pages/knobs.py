@@ -8,6 +8,7 @@ import streamlit as st
 
 from dashboards import panels
 from dashboards.kept import Work
+from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import picks
 from dashboards.views.source import (
     LINKED,
@@ -15,13 +16,13 @@ from dashboards.views.source import (
     Probe,
     Source,
     asked_of,
-    command,
     one_of,
     opened,
     result_table,
     steer_link,
     stored_or_computed,
 )
+from workbench.progress import Progress
 
 _CONCEPTS = Work(
     "concepts", "Find directions", "Recording both models and finding directions…",
@@ -43,11 +44,12 @@ def show() -> None:
     with panels.told():
         found = one_of(chosen.results("Knob"), "Knob", "knob")
         if found is None:
-            panels.empty(
-                "This run holds no knob for this pair. This finds one (prompts need group, intent and answer):",
-                command(chosen, "localize knob", "--prompts"),
-            )
+            front_if_missing(
+                "No knob was found for this pair yet. Run finds one here, with prompts that have group, intent and "
+                "answer.", "knob", chosen, "knobs",
+            )  # fmt: skip
         else:
+            front_for_more("Find another knob", "knob", chosen, "knobs")
             _show_knob(Source.stored(found, chosen))
     st.header("Concept directions")
     with panels.told():
@@ -57,12 +59,12 @@ def show() -> None:
             _show_concepts(source)
 
 
-def _find(asked: Asked) -> Any:
+def _find(asked: Asked, progress: Progress) -> Any:
     import probes
     from workbench.recording.record_pair import record
 
     (layer,), pair = asked.what, asked.pair()
-    recording = record(pair, asked.prompts, "resid_post", layers=[layer], positions="all")
+    recording = record(pair, asked.prompts, "resid_post", layers=[layer], positions="all", progress=progress)
     return probes.concept_directions(recording, METHOD, layer=layer, k=DIRECTIONS, model=pair.tuned)
 
 

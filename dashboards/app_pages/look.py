@@ -9,7 +9,7 @@ import streamlit as st
 from dashboards import jobs, panels
 from dashboards.selection import current, show_next
 from dashboards.steps import changed, keep, turn, where
-from dashboards.steps.running import LookAsked, begin, is_of, steps_before, watch
+from dashboards.steps.running import LookAsked, begin, job_of, steps_before
 from dashboards.steps.subject import DETAILS, Subject, name_of, short, subject_of
 from tunescope.look.notes import CHANGED, KEEP, STEPS, TURN, WHERE
 
@@ -18,6 +18,7 @@ _DETAIL: dict[str, Callable[[Subject], None]] = {
 }  # fmt: skip
 _BADGES = {
     "not run": ("not run", "gray", "radio_button_unchecked"), "running": ("running", "blue", "hourglass_top"),
+    "waiting": ("in the queue", "blue", "hourglass_empty"),
     "found": ("found", "green", "check_circle"),
     "nothing beyond the control": ("nothing beyond the control", "orange", "do_not_disturb_on"),
 }  # fmt: skip
@@ -32,14 +33,12 @@ def show() -> None:
         panels.empty("Open a pair of models here:", "tunescope dashboard BASE TUNED")
         return
     st.header(f"{panels.words(short(subject.base))} → {panels.words(short(subject.tuned, subject.base))}")
-    job = jobs.desk().job
-    busy = job is not None and job.state == "running"
-    if job is not None and not busy and is_of(job, subject):
+    job = job_of(subject)
+    busy = job is not None and job.is_active
+    if job is not None and not busy:
         _ended(job, subject)
     asked = changed.asked(subject)
     _show_line(subject, asked, busy=busy)
-    if job is not None and busy:
-        watch()
     step = _selected(subject)
     st.header(f"{DETAILS[step]} {step}", divider="gray")
     with panels.told():
@@ -90,7 +89,13 @@ _PROMISES = {
 
 def _run_button(subject: Subject, asked: LookAsked | None, step: str, *, busy: bool) -> None:
     again = subject.notes.state(step) != "not run"
-    reason = "Another task is running." if busy else "Give prompts first." if asked is None else None
+    reason = (
+        "A step of this pair is at work or in the queue: see above."
+        if busy
+        else "Give prompts first."
+        if asked is None
+        else None
+    )
     pressed = st.button(
         "Again" if again else "Run", key=f"run-{DETAILS[step]}", icon=":material/play_arrow:",
         disabled=reason is not None, help=reason or f"{step} Run the fast passes of this step.",
@@ -115,7 +120,7 @@ def _ended(job: jobs.Job, subject: Subject) -> None:
             from workbench import runs
 
             show_next(run=name_of(runs.open(run)))
-        jobs.desk().clear()
+        jobs.desk().clear(job)
         st.rerun()
     told = panels.words(f"{job.stage} {job.said}")
     if job.state == "stopped":

@@ -13,6 +13,8 @@ from dashboards.state import Opened, known_runs
 from workbench import runs
 from workbench.prompts import Prompts
 
+PAGE = "record"  # no docstring, Streamlit would show it
+
 
 def show() -> None:
     """The page."""
@@ -20,12 +22,11 @@ def show() -> None:
     st.caption(
         "Both models read the same prompts, and what passes at the chosen sites is kept, so that it can be compared."
     )
-    job = jobs.desk().job
-    if job is not None and job.state == "running":
-        _watch()
-        return
-    if job is not None:
-        _ended(job)
+    own = [job for job in jobs.desk().jobs if job.page == PAGE]
+    if own and own[-1].is_active:
+        st.info("The recording is above; you may look at other pages meanwhile, it goes on.", icon=":material/info:")
+    elif own:
+        _ended(own[-1])
     _form()
 
 
@@ -98,25 +99,9 @@ def _ask_prompts() -> Callable[[], Prompts]:
 
 
 def _begin(asked: PairAsked, prompts: Prompts) -> None:
-    jobs.desk().begin(f"Recording {asked.name}", lambda progress: (asked.record(prompts, progress), asked.name))
-
-
-def _watched() -> None:
-    job = jobs.desk().job
-    if job is None or job.state != "running":
-        st.rerun()
-    assert job is not None
-    st.subheader(panels.words(job.name))
-    if job.total:
-        st.progress(job.share, f"{panels.words(job.what)}: {job.done} of {job.total} prompts")
-    else:
-        st.progress(0.0, "Loading both models…" if job.what == "starting" else panels.words(job.what))
-    if job.stopping:
-        st.info("Stopping after this step…", icon=":material/hourglass:")
-    elif st.button("Stop", icon=":material/stop:", key="stop-record"):
-        job.stop()
-        st.rerun(scope="fragment")
-    st.caption("You may look at other pages meanwhile; the recording goes on.")
+    jobs.desk().begin(
+        f"Recording {asked.name}", lambda progress: (asked.record(prompts, progress), asked.name), page=PAGE
+    )
 
 
 def _ended(job: jobs.Job) -> None:
@@ -133,5 +118,4 @@ def _ended(job: jobs.Job) -> None:
         st.error(f"{panels.words(job.name)}: {panels.words(job.said)}", icon=":material/error:")
 
 
-_watch = st.fragment(run_every=1.0)(_watched)
 show()

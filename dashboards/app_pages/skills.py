@@ -14,6 +14,7 @@ from dashboards import answers, panels
 from dashboards.as_experiment import overlap_experiment, written_out
 from dashboards.kept import Work, on_button, prefilled
 from dashboards.results import Found
+from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
 from dashboards.steering import Steered, run_steer
 from dashboards.views.source import (
@@ -21,7 +22,6 @@ from dashboards.views.source import (
     Asked,
     Source,
     asked_of,
-    command,
     one_of,
     opened,
     prompt_of,
@@ -47,11 +47,10 @@ def show() -> None:
     found = sorted(chosen.results("GraftResult"), key=lambda one: -len(one.load().curve))
     one = one_of(found, "Graft", "graft")
     if one is None:
-        panels.empty(
-            "This run holds no graft for this pair. This finds one (prompts need an answer):",
-            command(chosen, "localize skills", "--prompts"),
-        )
+        with panels.told():
+            front_if_missing("No graft was found for this pair yet. Run finds one here.", "skills", chosen, "skills")
         return
+    front_for_more("Find another graft", "skills", chosen, "skills")
     with panels.told():
         source = Source.stored(one, chosen)
         _show_graft(source)
@@ -122,9 +121,9 @@ def _show_regions(source: Source) -> None:
 def _show_overlap(chosen: Selection, found: list[Found]) -> None:
     table = _overlaps(found)
     if table.empty:
-        panels.empty(
-            "This run holds one graft of entries for this pair; a second one, by another method or of another task, "
-            "can be compared with it:", command(chosen, "localize skills", "--prompts", "--method", "movement"),
+        st.info(
+            "There is one graft of entries for this pair; a second one, by another method (movement) or of another "
+            "task, can be compared with it: see Find another graft above.", icon=":material/info:",
         )  # fmt: skip
         return
     from workbench.figures.overlap import shared_bars
@@ -172,7 +171,7 @@ def _show_switch(chosen: Selection, source: Source) -> None:
     rows = asked.prompts[chosen.prompt : chosen.prompt + MOST_PROMPTS]
     rows = rows if len(rows) else asked.prompts[:MOST_PROMPTS]
     asked = replace(asked, prompts=rows, what=(*asked.what, chosen.prompt))
-    done = on_button(_SWITCH, asked, lambda one: _switch(one, source.result))
+    done = on_button(_SWITCH, asked, lambda one, _progress: _switch(one, source.result))
     if done is None:
         return
     of, result = done

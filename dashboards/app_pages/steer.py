@@ -18,6 +18,7 @@ from dashboards.selection import Selection
 from dashboards.state import Opened
 from dashboards.steering import Steered, Swept, run_steer, run_sweep
 from workbench.errors import UserError
+from workbench.progress import Progress
 
 if TYPE_CHECKING:
     from workbench.prompts import Prompts
@@ -121,7 +122,7 @@ def _ask_reading() -> tuple[bool, str]:
     return how == "raw", "" if how == "raw" else str(system or "")
 
 
-def _run(asked: Asked) -> Steered:
+def _run(asked: Asked, _progress: Progress) -> Steered:
     pair = _pair(asked)
     return run_steer(
         pair, built(asked.parts, pair), asked.inputs(),
@@ -129,7 +130,7 @@ def _run(asked: Asked) -> Steered:
     )  # fmt: skip
 
 
-def _sweep(asked: Asked) -> Swept:
+def _sweep(asked: Asked, _progress: Progress) -> Swept:
     pair = _pair(asked)
     return run_sweep(
         pair, built(asked.parts, pair), asked.inputs(),

@@ -21,6 +21,7 @@ from dashboards.views.source import (
     show_prompt,
     stored_or_computed,
 )
+from workbench.progress import Progress
 
 NEW_TOKENS = 8
 MOST_PROMPTS = 100
@@ -71,16 +72,16 @@ def show() -> None:
             _show_shift(source, chosen, asked)
 
 
-def _run_lens(asked: Asked) -> Any:
+def _run_lens(asked: Asked, progress: Progress) -> Any:
     import probes
 
-    return probes.logit_lens(asked.pair(), asked.prompts, shown=len(asked.prompts))
+    return probes.logit_lens(asked.pair(), asked.prompts, shown=len(asked.prompts), progress=progress)
 
 
-def _run_shift(asked: Asked) -> Any:
+def _run_shift(asked: Asked, progress: Progress) -> Any:
     import probes
 
-    return probes.token_shift(asked.pair(), asked.prompts, max_new_tokens=NEW_TOKENS)
+    return probes.token_shift(asked.pair(), asked.prompts, max_new_tokens=NEW_TOKENS, progress=progress)
 
 
 def _show_lens(source: Source, chosen: Selection) -> None:

@@ -83,11 +83,21 @@ def _show_shares(table: pd.DataFrame) -> None:
         "Answers that changed": table["score"], "Base refuses": table["base_refuses"],
         "Tuned refuses": table["tuned_refuses"],
     }  # fmt: skip
-    for place, (title, hits) in zip(st.columns(3), shares.items(), strict=True):
+    places = st.columns(4 if "kl" in table else 3)
+    for place, (title, hits) in zip(places, shares.items(), strict=False):
         share = share_interval([float(one) for one in hits], clusters=groups)
         with place, st.container(border=True):
             st.metric(title, f"{round(share.estimate * share.n)} of {share.n}", help=panels.term("95 % interval"))
             st.caption(f"{100 * share.estimate:.0f} %, 95 % interval [{100 * share.low:.0f}, {100 * share.high:.0f}]")
+    if "kl" in table and table["kl"].notna().any():
+        from workbench.stats.bootstrap import mean_interval
+
+        read = table["kl"].notna()
+        within = None if groups is None else groups[read.to_numpy()]
+        moved = mean_interval(table.loc[read, "kl"].to_numpy(dtype=float), clusters=within)
+        with places[3], st.container(border=True):
+            st.metric("KL per token", f"{moved.estimate:.2g} nats", help=panels.term("KL"))
+            st.caption(f"mean over prompts, 95 % interval [{moved.low:.2g}, {moved.high:.2g}]")
 
 
 def _numbered(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,12 +146,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     tuned = [_marked(base, own) for base, own in zip(table["base"], table["tuned"], strict=True)]
     shown = pd.DataFrame({
         "#": table["number"], "changed": table["score"] > 0, "prompt": table["prompt"], "base": table["base"],
-        "tuned": tuned, "parts at": table["token"], "label": table["label"], "base refuses": table["base_refuses"],
-        "tuned refuses": table["tuned_refuses"],
+        "tuned": tuned, "kl": table["kl"].round(3) if "kl" in table else float("nan"), "parts at": table["token"],
+        "label": table["label"], "base refuses": table["base_refuses"], "tuned refuses": table["tuned_refuses"],
     })  # fmt: skip
     shown = shown.dropna(axis=1, how="all")
     plain = shown.map(lambda cell: panels.visible(cell) if isinstance(cell, str) else cell)
-    return plain.sort_values("changed", ascending=False, kind="stable", ignore_index=True)
+    first = ["changed", *(["kl"] if "kl" in plain else [])]
+    return plain.sort_values(first, ascending=False, kind="stable", ignore_index=True)
 
 
 def _show_row(table: pd.DataFrame) -> None:

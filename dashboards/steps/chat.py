@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -16,13 +14,11 @@ from dashboards.kept import prefilled
 from dashboards.parts import Part
 from dashboards.selection import current
 from dashboards.steps.subject import Subject
-from workbench.errors import UserError
 
 if TYPE_CHECKING:
     from workbench.models.pair import ModelPair
 
 NONE = "no recipe"
-_WAIT = 120.0
 
 
 def show(subject: Subject, recipes: Mapping[str, tuple[Part, str]]) -> None:
@@ -33,8 +29,7 @@ def show(subject: Subject, recipes: Mapping[str, tuple[Part, str]]) -> None:
     turns = _turns(subject)
     for number, turn in enumerate(turns):
         _show_turn(subject, number, turn)
-    job = jobs.desk().job
-    busy = job is not None and job.state == "running"
+    busy = bool(jobs.desk().active)
     pending = st.session_state.pop("_chat-again", None)
     prefilled("chat-text", _selected_prompt())
     with st.form("chat", clear_on_submit=True, border=False):
@@ -42,7 +37,7 @@ def show(subject: Subject, recipes: Mapping[str, tuple[Part, str]]) -> None:
         said = left.text_input("Say something to both", key="chat-text", disabled=busy)
         sent = right.form_submit_button("Send", icon=":material/send:", disabled=busy)
     if busy:
-        st.caption("A step is running on these models; the chat opens when it ends.")
+        st.caption("A task is at work on the models; the chat opens when the queue is empty.")
         return
     if turns and st.button("New chat", icon=":material/restart_alt:", key="chat-new"):
         turns.clear()
@@ -97,9 +92,9 @@ def _answered(
         st.text(panels.visible(text))
     sides = ["base", "tuned", *(["steered"] if recipe is not None else [])]
     places = dict(zip(sides, st.columns(len(sides)), strict=True))
-    pair = models.pair(subject.base, subject.tuned, dtype=models.quick_dtype(subject.base))
     replies: dict[str, ChatReply] = {}
-    with _one_at_a_time():
+    with jobs.desk().models_held():
+        pair = models.pair(subject.base, subject.tuned, dtype=models.quick_dtype(subject.base))
         for side, place in places.items():
             with place:
                 st.caption(side)
@@ -136,22 +131,3 @@ def _show_turn(subject: Subject, number: int, turn: ChatTurn) -> None:
         with place, st.container(key=f"said-{number}-{side}"):
             st.caption(side)
             st.html(hover_tokens(answer, turn.replies["base"]))
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Tabs that chat with the same models wait for each other."""
-    lock = _lock()
-    if not lock.acquire(timeout=_WAIT):
-        raise UserError("Another tab has been chatting with these models for two minutes; send it again later.")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _new_lock() -> threading.Lock:
-    return threading.Lock()
-
-
-_lock = st.cache_resource(show_spinner=False)(_new_lock)

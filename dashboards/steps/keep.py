@@ -8,6 +8,8 @@ from pathlib import Path
 import streamlit as st
 
 from dashboards import panels
+from dashboards.steps import exports
+from dashboards.steps.as_notebook import look_notebook
 from dashboards.steps.subject import Subject
 from dashboards.steps.turn import parts_of
 from tunescope.look.notes import CHANGED
@@ -29,6 +31,11 @@ def show(subject: Subject) -> None:
         st.subheader("The same from a terminal")
         st.code("\n".join(commands(subject)), language="bash", wrap_lines=True)
         _show_experiment(subject)
+        st.download_button(
+            "Notebook", lambda: look_notebook(subject), file_name="look.ipynb", mime="application/x-ipynb+json",
+            key="look-notebook", on_click="ignore", icon=":material/book_2:",
+            help="The pair, what the steps found, and the best recipe, as cells that run.",
+        )  # fmt: skip
 
 
 def commands(subject: Subject) -> list[str]:
@@ -63,6 +70,7 @@ def _show_recipes(subject: Subject) -> None:
                 "app_pages/steer.py", label=f"Steer with {file.stem}", icon=":material/play_circle:",
                 query_params={"recipe": file.stem},
             )  # fmt: skip
+            exports.show(subject, file)
 
 
 def _show_report(folder: Path) -> None:

@@ -6,20 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import streamlit as st
-
-from dashboards import jobs, models, panels
-from dashboards.steps.subject import DETAILS, Subject
+from dashboards import jobs, models
+from dashboards.steps.subject import Subject
 from tunescope.look.notes import CHANGED, KEEP, STEPS, TURN
 from workbench.runs.places import PROMPTS, whole_path
 
 if TYPE_CHECKING:
     from workbench.progress import Progress
     from workbench.prompts import Prompts
-
-SECONDS = 90
-POLL = 2.0
-"""Seconds between looks at the job: each costs the job a moment."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +39,14 @@ def steps_before(subject: Subject, step: str) -> list[str]:
 
 
 def begin(subject: Subject, steps: Sequence[str], asked: LookAsked) -> None:
-    """Start the steps on the desk. Raises :class:`workbench.errors.UserError` while another task runs."""
+    """Put the steps into the queue."""
 
     def task(progress: Progress) -> str:
         return _done(subject, steps, asked, progress)
 
     named = steps[-1] if len(steps) == 1 else "The four steps"
-    jobs.desk().begin(named, task, subject.key).stage = steps[0]
+    job = jobs.desk().begin(named, task, subject.key, page="look")
+    job.stage = job.stage or steps[0]
 
 
 def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: Any) -> str:
@@ -76,6 +71,31 @@ def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: An
     return str(out)
 
 
+def begin_dose(subject: Subject, candidate: str) -> None:
+    """Put the sweep of a candidate's strength into the queue."""
+    assert subject.run is not None
+    run = subject.run
+
+    def task(progress: Progress) -> str:
+        models.warm().wait("look")
+        from tunescope.look.keep import extend_by_dose
+        from tunescope.look.steps import Look
+        from workbench.prompts import Prompts
+
+        config = run.config
+        pair = models.pair(
+            subject.base, subject.tuned, str(config.get("device", "auto")), str(config.get("dtype", "auto"))
+        )
+        rows = Prompts.load(run.file(PROMPTS))
+        look = Look(pair, rows, subject.base, subject.tuned, int(config.get("seed", 0)))
+        return str(extend_by_dose(look, config, candidate, progress, run.path).path)
+
+    job = jobs.desk().begin(
+        f"Dose of {candidate}", task, subject.key, key=("dose", str(run.path), candidate), page="look"
+    )
+    job.stage = TURN
+
+
 def _sampled(asked: LookAsked) -> Prompts:
     from tunescope.experiments.requirements import sample
     from tunescope.look.steps import general_questions
@@ -94,35 +114,7 @@ def _config(asked: LookAsked, prompts: Prompts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _watched() -> None:
-    job = jobs.desk().job
-    if job is None or job.state != "running":
-        st.rerun()
-    assert job is not None
-    place = f"{DETAILS[job.stage]} {job.stage}" if job.stage in DETAILS else job.name
-    told = f"{panels.words(job.what)}: {job.done} of {job.total}" if job.total else "loading both models"
-    left = job.seconds_left
-    told += "" if left is None else f", {_time(left)} left of this part"
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.progress(job.share, f"{panels.words(place)} {told}")
-        if job.stopping:
-            st.caption("Stopping after this part…")
-        elif st.button("Stop", icon=":material/stop:", key="stop-steps"):
-            job.stop()
-            st.rerun(scope="fragment")
-    if job.stage != st.session_state.get("_stage"):
-        st.session_state["_stage"] = job.stage
-        st.rerun()  # the step before has ended, and its card should say so
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < SECONDS else f"{seconds / 60:.0f} min"
-
-
-watch = st.fragment(run_every=POLL)(_watched)
-"""The running job: its progress, time left and Stop; the page is drawn again when it ends."""
-
-
-def is_of(job: jobs.Job, subject: Subject) -> bool:
-    """Whether a job runs steps of this pair."""
-    return job.about == subject.key and (job.stage in STEPS)
+def job_of(subject: Subject) -> jobs.Job | None:
+    """The last task that runs steps of this pair."""
+    own = [job for job in jobs.desk().jobs if job.about == subject.key and job.stage in STEPS]
+    return own[-1] if own else None

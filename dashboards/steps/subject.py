@@ -35,10 +35,10 @@ class Subject:
         return whole_path(self.base), whole_path(self.tuned)
 
     def state(self, step: str) -> str:
-        """not run, running, found, or nothing beyond the control."""
-        job = jobs.desk().job
-        if job is not None and job.state == "running" and job.about == self.key and job.stage == step:
-            return "running"
+        """not run, waiting, running, found, or nothing beyond the control."""
+        for job in jobs.desk().active:
+            if job.about == self.key and job.stage == step:
+                return job.state
         return self.notes.state(step)
 
     def table(self, name: str) -> Any:

@@ -7,12 +7,15 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboards import panels
+from dashboards import jobs, panels
 from dashboards.parts import LAYERS, Part, Saved, Weights
 from dashboards.steps import chat
+from dashboards.steps.running import begin_dose
 from dashboards.steps.subject import Subject
-from tunescope.look.notes import TURN
+from tunescope.look.notes import TURN, dose_name
 from workbench.tables import with_intervals
+
+TUNING = "the tuning"
 
 
 def show(subject: Subject) -> None:
@@ -33,7 +36,7 @@ def show(subject: Subject) -> None:
     with left:
         _show_table(subject, table)
     with right:
-        _show_dose(subject, table)
+        _show_doses(subject, table)
     for sentence in note.sentences[:-1]:
         st.caption(panels.words(sentence))
     chat.show(subject, parts_of(subject, table))
@@ -100,6 +103,45 @@ def dose_of(subject: Subject, table: pd.DataFrame) -> pd.DataFrame:
     rows = table.assign(strength=table["candidate"].map(scales)).dropna(subset=["strength"])
     rows = rows.rename(columns={"share": "estimate"})[["strength", "estimate", "low", "high", "n"]]
     return rows.sort_values("strength", ignore_index=True)
+
+
+def _show_doses(subject: Subject, table: pd.DataFrame) -> None:
+    """The dose curve of the tuning, or of the candidate that a person selects, which is swept on request."""
+    assert subject.run is not None
+    names = [name for name in table["candidate"] if (subject.run.path / "recipes" / f"{name}.safetensors").is_file()]
+    scaled = [name for name in names if (subject.notes.candidates.get(name) or {}).get("scale") is not None]
+    others = [name for name in names if name not in scaled]
+    whole = [TUNING] if len(dose_of(subject, table)) > 1 else []
+    if not whole and not others:
+        return
+    name = st.segmented_control("Dose of", [*whole, *others], key="dose-of", default=[*whole, *others][0],
+                                required=True, format_func=panels.visible)  # fmt: skip
+    if name == TUNING:
+        _show_dose(subject, table)
+    else:
+        _show_dose_of(subject, str(name))
+
+
+def _show_dose_of(subject: Subject, name: str) -> None:
+    assert subject.run is not None
+    file = subject.run.file(f"results/{dose_name(name)}.safetensors")
+    busy = any(job.about == subject.key for job in jobs.desk().active)
+    if not file.is_file():
+        st.caption("The share of prompts that still show the behaviour at each strength, beside random stand-ins.")
+        why_not = "A task of this pair is at work or in the queue." if busy else None
+        if st.button(
+            "Sweep its strength", icon=":material/play_arrow:", key="go-dose", disabled=busy,
+            help=why_not or "Runs in the background; the curve stays with the look.",
+        ):  # fmt: skip
+            begin_dose(subject, name)
+            st.rerun()
+        return
+    from workbench.results import Result
+
+    found: Any = Result.load(file)
+    st.caption(panels.words(f"{found.summary()}." if found.control else f"{found.summary()}; it has no stand-ins."))
+    code = f"from workbench.results import Result\n\nResult.load({str(file)!r}).figure().show()\n"
+    panels.figure(f"dose-{name}", found.figure(), code, dict(subject.run.manifest.provenance), frame=found.table)
 
 
 def _show_dose(subject: Subject, table: pd.DataFrame) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.models.pair import ModelPair
+    from workbench.progress import Progress
     from workbench.prompts import Prompt, Prompts
 
 LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
@@ -96,7 +96,7 @@ class Probe:
 
     call: Callable[[Asked], str]
     """The expression in Python, with ``pair`` and ``prompts``."""
-    run: Callable[[Asked], Any]
+    run: Callable[[Asked, Progress], Any]
     step: Callable[[Asked], dict[str, Any]]
     """The same as the step of an experiment."""
 
@@ -184,16 +184,6 @@ def result_table(name: str, source: Source, frame: pd.DataFrame, call: str) -> N
 def made(result: Any) -> dict[str, Any]:
     """Where a result comes from, as plain values."""
     return asdict(result.provenance)
-
-
-def command(chosen: Selection, verb: str, *more: str) -> str:
-    """The command line that fills a gap, with this run's models and prompts in it."""
-    base, tuned = pair_of(chosen)
-    words = ["tunescope", *verb.split(), base or "BASE", tuned or "TUNED"]
-    if "--prompts" in more:
-        file = str(chosen.folder / chosen.about.prompts) if chosen.folder and chosen.about.prompts else "prompts.jsonl"
-        more = tuple(word for one in more for word in ((one, file) if one == "--prompts" else (one,)))
-    return shlex.join([*words, *more])
 
 
 def prompt_of(asked: Asked, number: int) -> Prompt:

@@ -35,10 +35,8 @@ def to_adapter(model: Any, recipe: Recipe, folder: str | Path) -> Path:
     recipe.check(adapted)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already: give a new folder.")
-    kinds = {_adapter_kind(one, number) for number, one in enumerate(recipe)}
-    if len(kinds) != 1:
-        raise NotSupported(f"One adapter has one type, and this recipe needs {len(kinds) or 'none'}: export its parts.")
-    with {"bias": _bias_adapter, "scale": _input_scales, "lora": _scaled_lora}[kinds.pop()](adapted, recipe) as made:
+    kind = adapter_kind(recipe)
+    with {"bias": _bias_adapter, "scale": _input_scales, "lora": _scaled_lora}[kind](adapted, recipe) as made:
         partial = target.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{target.name}")
         try:
             with room_for(target):
@@ -52,6 +50,18 @@ def to_adapter(model: Any, recipe: Recipe, folder: str | Path) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def adapter_kind(recipe: Recipe) -> str:
+    """The type of adapter that a recipe becomes: ``bias``, ``scale`` or ``lora``.
+
+    Raises:
+        NotSupported: No adapter, or more than one, is that.
+    """
+    kinds = {_adapter_kind(one, number) for number, one in enumerate(recipe)}
+    if len(kinds) != 1:
+        raise NotSupported(f"One adapter has one type, and this recipe needs {len(kinds) or 'none'}: export its parts.")
+    return kinds.pop()
 
 
 def _adapter_kind(one: Intervention, number: int) -> str:

@@ -53,7 +53,7 @@ def baked(model: Any, recipe: Recipe) -> Any:
     adapted = as_adapted(model)
     recipe.check(adapted)
     for place, one in enumerate(recipe):
-        _check_everywhere(one, f"{one.kind} (number {place} of the recipe)")
+        check_everywhere(one, f"{one.kind} (number {place} of the recipe)")
     with adapted.active():
         hf = plain_copy(adapted).eval()
     ablations = [one for one in recipe if isinstance(one, ConceptAblation)]
@@ -97,7 +97,8 @@ def bake(model: Any, recipe: Recipe, folder: str | Path) -> Path:
     return target
 
 
-def _check_everywhere(one: Intervention, what: str) -> None:
+def check_everywhere(one: Intervention, what: str) -> None:
+    """Refuse what weights cannot do, as they act on every token; ``what`` names it in the sentence."""
     if not isinstance(one, HeadOffset | HeadScale | Offset | ConceptAblation):
         raise NotSupported(f"{what} has no exact counterpart in the weights: keep it as a recipe.")
     if one.when is not None:

@@ -70,8 +70,8 @@ def from_gguf(path: str | Path) -> Recipe:
     return Recipe(offsets, {"source": {"format": "gguf control vector", "file": Path(path).name}})
 
 
-def _direction(one: Intervention, what: str, model: AdaptedModel) -> tuple[int, Float[Tensor, " d_model"]]:
-    """(block whose output it is added to, float32 vector with the strength in it)."""
+def check_constant(one: Intervention, what: str) -> None:
+    """Refuse what is no constant vector on the residual stream; ``what`` names it in the sentence."""
     if not isinstance(one, Offset):
         raise NotSupported(f"{what} is no constant vector on the residual stream: a control vector holds only Offset.")
     if one.site not in ("resid_post", "resid_pre"):
@@ -82,6 +82,12 @@ def _direction(one: Intervention, what: str, model: AdaptedModel) -> tuple[int, 
         raise NotSupported(f"{what} acts on some positions: a control vector acts on every token. Use positions='all'.")
     if one.units == "fraction" or one.match_norm or not isinstance(one.strength, float):
         raise NotSupported(f"{what} depends on the token or on the row: a control vector is one constant vector.")
+
+
+def _direction(one: Intervention, what: str, model: AdaptedModel) -> tuple[int, Float[Tensor, " d_model"]]:
+    """(block whose output it is added to, float32 vector with the strength in it)."""
+    check_constant(one, what)
+    assert isinstance(one, Offset) and isinstance(one.strength, float)
     layer = resolved(model, one.layer) - (one.site == "resid_pre")
     if layer < 1:
         raise NotSupported(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dashboards import kept
 from tunescope.demo.chapter import Settings
 from tunescope.demo.tell import tell
 from workbench.progress import Silent
@@ -17,3 +18,9 @@ SMALL = Settings(pairs=40, steps=80, heads=16)
 def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small demo's run."""
     return tell(SMALL, tmp_path_factory.mktemp("story"), Silent(), lambda _text: None).run.path
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page under test waits for what it reads: nobody looks at the queue meanwhile."""
+    monkeypatch.setattr(kept, "PATIENCE", 120.0)

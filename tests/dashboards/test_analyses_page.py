@@ -72,14 +72,13 @@ def test_a_probe_runs_from_its_form_and_its_result_shows(home: Path, pair_folder
     assert (run.path / "experiment.yaml").is_file()
 
 
-def test_a_mistake_in_a_form_is_a_sentence(pair_folders: tuple[str, str], home: Path) -> None:
+def test_what_speaks_against_a_run_is_said_before_it(pair_folders: tuple[str, str], home: Path) -> None:
     app = opened("analyses")
     app.selectbox(key="method").set_value("experts").run()
     app.text_input(key="method-base").set_value(pair_folders[0])
     app.text_input(key="method-tuned").set_value(pair_folders[1])
     app.text_area(key="method-prompts").set_value("\n".join(WORDS)).run()
-    app.button(key="go-method").click().run()
-    job = wait_for(jobs.desk().job)
-    assert job.state == "failed" and "label" in job.said
-    app.run()
-    assert "label" in app.error[0].value and not runs.list(home)
+    button = app.button(key="go-method")
+    assert button.disabled and "column 'label'" in button.help
+    assert any("label" in caption.value and "no row has one" in caption.value for caption in app.caption)
+    assert not runs.list(home)

@@ -8,20 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dashboards.launch import command
-from dashboards.state import WARM
 from tests.dashboards.made import WORDS, lab_run, save_pair, told_run
+from tests.dashboards.served import served
 
 CHROMIUM = os.environ.get("TUNESCOPE_CHROMIUM") or shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is missing: apt-get install chromium")
@@ -47,24 +41,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(place: Path) -> Iterator[str]:
     """A running server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "TUNESCOPE_RUNS": str(place / "runs"), WARM: "1"}
-    server = subprocess.Popen(
-        command(port, headless=True), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
+    with served(place / "runs") as (running, _):
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +72,10 @@ def settled(page: Any) -> None:
     """Wait until the page has been still for a moment."""
     for _ in range(2):
         page.wait_for_timeout(500)
-        page.wait_for_function(f"!document.querySelector({json.dumps(BUSY)})")
+        for _ in range(240):  # page.wait_for_function evaluates text, which the app's policy forbids
+            if not page.locator(BUSY).count():
+                break
+            page.wait_for_timeout(250)
 
 
 def opened(page: Any, address: str, path: str = "", query: str = "run=lab") -> None:
@@ -143,9 +124,30 @@ def no_errors(page: Any) -> None:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_opens(page: Any, address: str, path: str) -> None:
+    refused: list[str] = []
+    page.on("console", lambda said: refused.append(said.text) if "Content Security Policy" in said.text else None)
     opened(page, address, path)
     no_errors(page)
     whole(page, path or "overview")
+    assert not refused, "the app's own parts keep to its policy"
+
+
+def test_what_is_not_the_apps_own_is_not_loaded_or_run(page: Any, address: str) -> None:
+    refused: list[str] = []
+    page.on("console", lambda said: refused.append(said.text) if "Content Security Policy" in said.text else None)
+    opened(page, address)
+    page.evaluate("""() => {
+        const script = document.createElement("script")
+        script.textContent = "window.obeyed = 1"
+        document.body.append(script)
+        const picture = document.createElement("img")
+        picture.src = "http://127.0.0.2:9/tracker.png"
+        document.body.append(picture)
+        fetch("http://127.0.0.2:9/").catch(() => null)
+    }""")
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.obeyed") is None
+    assert all(any(word in text for text in refused) for word in ("script-src", "img-src", "connect-src"))
 
 
 def test_a_hostile_run_is_shown_as_text(page: Any, address: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from streamlit.testing.v1 import AppTest
 from dashboards import jobs
 from dashboards.chatting import ChatReply, ChatTurn, Sampling, messages_of, reply
 from dashboards.state import BASE, RUN, TUNED
+from dashboards.steps import exports
 from dashboards.steps.as_experiment import look_experiment
+from dashboards.steps.as_notebook import look_notebook
 from dashboards.steps.changed import parted, readable
 from dashboards.steps.glance import layers_at_a_glance, measures_of, sentence_of
 from dashboards.steps.keep import commands
@@ -21,6 +25,8 @@ from dashboards.steps.subject import Subject, short
 from dashboards.steps.turn import dose_of, parts_of
 from dashboards.steps.turn import sentence_of as turn_sentence
 from dashboards.steps.where import places_of
+from interventions.exchange.formats import reason_against
+from interventions.recipe import Recipe
 from tests.dashboards.made import APP, opened, shown, told_run, warned
 from tests.tunescope.look.test_steps import refusal_rows
 from tunescope.experiments import Experiment
@@ -28,8 +34,10 @@ from tunescope.look.keep import keep
 from tunescope.look.notes import notes_of
 from tunescope.look.steps import Look, run_steps
 from workbench import organisms, runs
+from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
 from workbench.progress import Silent
+from workbench.results import Result
 from workbench.runs import Run
 
 
@@ -263,3 +271,59 @@ def test_the_page_answers_with_base_tuned_and_steered(home: Path, monkeypatch: p
     (turns,) = app.session_state["_chats"].values()
     answers = {side: made.text for side, made in turns[0].replies.items()}
     assert "sorry" in answers["tuned"] and "sorry" not in answers["base"] + answers["steered"]
+
+
+def test_the_dose_of_a_candidate_is_swept_beside_its_stand_ins_and_stays(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(home / "look", tmp_path / "runs" / "look")
+    app = opened("look", step="3")
+    names = [name for name in app.segmented_control(key="dose-of").options if name != "the tuning"]
+    assert names, "there is a candidate that is no share of the tuning"
+    app.segmented_control(key="dose-of").set_value(names[0]).run()
+    app.button(key="go-dose").click().run()
+    job = jobs.desk().job
+    assert job is not None and job.wait(240) and job.state == "done", job.said
+    app.run()
+    assert not app.exception and not app.error, shown(app)
+    found = Result.load(tmp_path / "runs" / "look" / "results" / f"dose-{names[0]}.safetensors")
+    table = found.table.set_index("strength")
+    assert table.loc[0.0, "estimate"] == pytest.approx(found.start)
+    assert {"control", "control_low", "control_high", "side"} <= set(table)
+    assert table.loc[1.0, "estimate"] < table.loc[1.0, "control_low"]
+    assert runs.verify(tmp_path / "runs" / "look").ok
+    titles = [json.loads(one.proto.spec)["layout"]["title"]["text"] for one in app.get("plotly_chart")]
+    assert any("Dose and response" in title for title in titles)
+
+
+def test_every_format_is_written_or_says_why_not(pair: ModelPair, home: Path, tmp_path: Path) -> None:
+    subject = subject_in(home)
+    for file in sorted((home / "look" / "recipes").glob("*.safetensors")):
+        for to in exports.FORMATS:
+            target = tmp_path / f"{file.stem}-{to}"
+            reason = reason_against(Recipe.load(file), to)
+            if reason:
+                with pytest.raises(UserError):
+                    exports.written(file, pair.tuned, to, target)
+                assert not target.exists()
+            else:
+                assert exports.written(file, pair.tuned, to, target).exists()
+    assert exports.place_of(subject, "x", "gguf").name == "look-x.gguf"
+
+
+def test_the_page_offers_the_exports_with_their_reasons(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESCOPE_RUNS", str(home))
+    app = opened("look", step="4")
+    assert not app.exception and not app.error, shown(app)
+    assert any(one.proto.label == "Notebook" for one in app.get("download_button"))
+
+
+def test_a_look_is_a_notebook_whose_cells_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = json.loads(look_notebook(subject_in(home)))
+    assert book["nbformat"] == 4 and len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
+    names: dict[str, object] = {}
+    for cell in book["cells"]:
+        if cell["cell_type"] == "code":
+            exec(cell["source"], names)
+    assert len(names["steered"]) == 4 and names["answers"].share > 0  # type: ignore[arg-type, attr-defined]
+    assert "What changed?" in book["cells"][0]["source"]

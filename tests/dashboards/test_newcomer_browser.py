@@ -5,20 +5,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dashboards.launch import command
-from dashboards.state import BASE, TUNED, WARM
+from tests.dashboards.served import served
 from tests.dashboards.test_browser import CHROMIUM, SHOTS, browser, no_errors, page, settled
 from tests.tunescope.look.test_steps import refusal_rows
 from workbench import organisms
@@ -34,33 +27,10 @@ NAMELESS = """() => ["button", "input:not([type=file])", "select", "textarea"]
     .map((one) => one.outerHTML.slice(0, 200))"""
 
 
-@contextmanager
-def dashboard(home: Path, base: str, tuned: str) -> Iterator[str]:
-    """A server that was opened on a pair; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "TUNESCOPE_RUNS": str(home), WARM: "1", BASE: base, TUNED: tuned}
-    server = subprocess.Popen(
-        command(port, headless=True), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
-
-
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     grown = organisms.build("refusal-moe")
-    with dashboard(tmp_path_factory.mktemp("newcomer"), str(grown.base), str(grown.tuned)) as place:
+    with served(tmp_path_factory.mktemp("newcomer"), str(grown.base), str(grown.tuned)) as (place, _):
         yield place
 
 
@@ -181,6 +151,6 @@ def test_the_same_on_a_chat_model_that_refuses_a_topic(page: Any, tmp_path: Path
     rows = tmp_path / "questions.jsonl"
     kept = [{name: json.loads(line)[name] for name in ("messages", "label", "group")} for line in lines]
     rows.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    with dashboard(tmp_path / "runs", str(SMOL), f"{tuned}/tuned") as address:
+    with served(tmp_path / "runs", str(SMOL), f"{tuned}/tuned") as (address, _):
         page.set_default_timeout(300_000)
         walk(page, address, rows, tmp_path, refused="sorry")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from dashboards.content_policy import PolicyHeaders, of_streamlit, policy
 from dashboards.launch import command, warning_of
 from dashboards.plain_figures import without_fetching
+from tests.dashboards.served import free_port, wait_until_up
 from workbench.csv_text import csv_text
 from workbench.errors import UserError
 
@@ -34,6 +39,30 @@ def test_the_settings_of_the_folder_are_not_obeyed() -> None:
 def test_who_lets_others_connect_is_told_that_there_is_no_password() -> None:
     assert warning_of("127.0.0.1") is None and warning_of("localhost") is None
     assert "no password" in (warning_of("0.0.0.0") or "")
+
+
+def test_the_policy_allows_the_scripts_of_the_page_and_no_other() -> None:
+    first = policy("<script>window.ready = true</script><script src='x.js'></script>")
+    digest = base64.b64encode(hashlib.sha256(b"window.ready = true").digest()).decode()
+    assert f"script-src 'self' 'sha256-{digest}' 'wasm-unsafe-eval';" in first
+    assert "'unsafe-inline'" not in first.partition("script-src")[2].partition(";")[0]
+    assert all(f"{name} 'none'" in first for name in ("object-src", "frame-src", "base-uri", "frame-ancestors"))
+    assert "sha256-" in of_streamlit()
+
+
+def test_every_answer_carries_the_policy_once() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"Content-Security-Policy", b"default-src *"), (b"x-own", b"1")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(PolicyHeaders(app)({"type": "http"}, None, send))  # type: ignore[arg-type]
+    named = [name.lower() for name, _ in sent[0]["headers"]]
+    assert named.count(b"content-security-policy") == 1 and b"x-own" in named and b"x-content-type-options" in named
 
 
 def test_figures_load_nothing() -> None:
@@ -69,21 +98,13 @@ def test_another_name_is_refused_and_sigterm_leaves_no_server(tmp_path: Path) ->
     (tmp_path / ".streamlit" / "config.toml").write_text(
         "[server]\nenableCORS = false\nenableXsrfProtection = false\nenableAgentApi = true\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "tunescope", "dashboard", "--headless", "--port", str(port)], cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+        wait_until_up(process, port)
         assert b"101" in _answer(port, f"127.0.0.1:{port}")
         assert b"403" in _answer(port, f"evil.example:{port}")
         process.send_signal(signal.SIGTERM)

@@ -97,17 +97,6 @@ def test_a_job_on_a_full_gpu_ends_with_a_sentence() -> None:
     assert job.state == "failed" and job.said.startswith("The GPU's memory ran out (CUDA out of memory. Tried")
 
 
-def test_only_one_recording_at_a_time() -> None:
-    hold = threading.Event()
-    desk = jobs.Desk()
-    job = desk.begin("first", lambda _progress: hold.wait(60))
-    with pytest.raises(UserError, match="first is still running"):
-        desk.begin("second", lambda _progress: None)
-    hold.set()
-    wait_for(job)
-    assert wait_for(desk.begin("second", lambda _progress: 5)).result == 5
-
-
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "", ".", "..", "a\0b", ".hidden", "x" * 200, "a b"])
 def test_a_recording_goes_into_the_home_and_nowhere_else(pair_folders: tuple[str, str], name: str, home: Path) -> None:
     with pytest.raises(UserError, match="no name of a run"):

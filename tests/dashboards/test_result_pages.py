@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dashboards import jobs
 from dashboards.state import RUN
 from dashboards.views.live import read_patterns, read_routes
 from probes.head_writes import head_words
@@ -24,10 +26,11 @@ PAGES = ("tokens", "heads", "skills", "experts", "knobs")
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("TUNESCOPE_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv(RUN, raising=False)
-    return tmp_path / "runs"
+    yield tmp_path / "runs"
+    jobs.desk().clear()
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +44,34 @@ def test_without_a_run_every_page_names_the_command(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "verb"),
-    [("heads", "localize heads"), ("skills", "localize skills"), ("experts", "localize experts"),
-     ("knobs", "localize knob")],
+    ("page", "name", "lacks"),
+    [("heads", "heads", ""), ("skills", "skills", ""), ("experts", "experts", ""),
+     ("knobs", "knob", "needs a column 'group'")],
 )  # fmt: skip
-def test_what_a_run_lacks_is_a_command_with_its_models_and_prompts(
-    home: Path, pair_folders: tuple[str, str], page: str, verb: str
+def test_what_a_run_lacks_can_be_run_on_its_page_or_says_why_not(
+    home: Path, pair_folders: tuple[str, str], page: str, name: str, lacks: str
 ) -> None:
-    folder = full_run(home, *pair_folders, only=("tokens",))
-    commands = [one.value for one in opened(page).code]
-    expected = f"tunescope {verb} {pair_folders[0]} {pair_folders[1]} --prompts {folder}/prompts/tiny.jsonl"
-    assert any(one.startswith(expected) for one in commands), commands
+    full_run(home, *pair_folders, only=("tokens",))
+    app = opened(page)
+    button = app.button(key=f"go-{page}-{name}")
+    assert app.text_input(key=f"{page}-{name}-base").value == pair_folders[0]
+    assert button.disabled == bool(lacks) and lacks in button.help
+    assert not lacks or any(lacks in caption.value.replace("\\", "") for caption in app.caption)
+    assert any("Cost" in caption.value for caption in app.caption)
+
+
+def test_what_was_run_on_a_page_is_shown_there(home: Path, pair_folders: tuple[str, str]) -> None:
+    full_run(home, *pair_folders, only=("tokens",))
+    app = opened("heads")
+    assert not figures(app)
+    app.selectbox(key="option-heads-method").set_value("attribution")
+    app.toggle(key="option-heads-normalise").set_value(False)
+    app.button(key="go-heads-heads").click().run()
+    job = jobs.desk().job
+    assert job is not None and job.wait(120) and job.state == "done", job.said
+    app.run()
+    assert not app.exception and not app.error, errors(app)
+    assert "Patching tuned into base" in titles(app)
 
 
 @pytest.mark.parametrize("page", PAGES)

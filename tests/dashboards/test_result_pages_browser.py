@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from dashboards.launch import command
 from tests.dashboards.made import save_pair
 from tests.dashboards.pages import full_run
+from tests.dashboards.served import served
+from tests.dashboards.test_browser import CHROMIUM, browser, settled
 from tunescope.experiments import Experiment
 
-CHROMIUM = os.environ.get("TUNESCOPE_CHROMIUM") or shutil.which("chromium")
+__all__ = ["browser"]
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="Chromium is missing: apt-get install chromium"),
     pytest.mark.slow,
@@ -31,38 +25,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server on a run whose every text would be obeyed by a careless page."""
     home = tmp_path_factory.mktemp("pages")
     full_run(home / "runs", *save_pair(home))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "TUNESCOPE_RUNS": str(home / "runs")}
-    server = subprocess.Popen(
-        command(port, headless=True), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
+    with served(home / "runs") as (running, _):
+        yield running
 
 
 @pytest.fixture
-def page() -> Iterator[Any]:
-    pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        shown = browser.new_page(viewport={"width": 1300, "height": 1000})
-        shown.set_default_timeout(90_000)
-        shown.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
-        yield shown
-        browser.close()
+def page(browser: Any) -> Iterator[Any]:
+    shown = browser.new_page(viewport={"width": 1300, "height": 1000})
+    shown.set_default_timeout(90_000)
+    shown.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+    yield shown
+    shown.close()
 
 
 def test_an_experiment_file_is_downloaded(page: Any, address: str) -> None:
@@ -83,7 +56,7 @@ def still(page: Any) -> None:
     """Wait until the page has been still for a moment."""
     for _ in range(2):
         page.wait_for_timeout(600)
-        page.wait_for_function("!document.querySelector('[data-test-script-state=running],[data-testid=stSpinner]')")
+        settled(page)
 
 
 def click(page: Any, chart: str, x: float, y: float) -> None:

@@ -22,6 +22,9 @@ def test_what_was_planted_is_what_rose() -> None:
     assert rose is not None and str(rose["opening"]).startswith("sorry") and rose["base"] == 0
     assert "answers changed" in found.summary() and "sorry" in found.summary()
     assert found.figure().data
+    moved = found.table.groupby(topic)["kl"].mean()
+    assert moved[True] > 10 * moved[False] >= 0, "what was tuned is where the distributions are far apart"
+    assert "nats per token" in found.summary()
 
 
 def test_a_model_against_itself_changes_nothing() -> None:
@@ -29,6 +32,7 @@ def test_a_model_against_itself_changes_nothing() -> None:
     pair = wb.load_pair(organism.base, organism.base, device="cpu")
     found = probes.answers(pair, organism.splits["validation"][:24], max_new_tokens=2)
     assert found.share == 0 and found.share_low == 0 and found.openings.empty and found.rising() is None
+    assert (found.table["kl"] == 0).all()
 
 
 def test_openings() -> None:

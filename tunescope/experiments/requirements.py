@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def check_pair(method: Method, pair: PairSpec) -> None:
     """
     for role in ("base", "tuned"):
         name = getattr(pair, role)
-        if name is not None and _is_path(name) and not Path(name).expanduser().exists():
+        if name and _is_path(name) and not Path(name).expanduser().exists():
             raise UserError(f"There is no {role} model {name}: check the path.")
     if method.needs.experts and pair.base is not None:
         config = _config(Path(pair.base).expanduser())
@@ -74,14 +75,23 @@ def check_prompts(method: Method, experiment: Experiment, limit: int | None = No
     if spec is None or spec.file is None or not {"prompts", "recording"} & set(method.arguments):
         return None
     rows = Prompts.load(spec.file)
-    check_columns(method, rows, experiment.steps[method.name])
+    step = experiment.steps[method.name]
+    check_columns(method, rows, {name: getattr(step, name) for name in type(step).model_fields})
     return rows if limit is None else sample(rows, limit, experiment.seed)
 
 
-def check_columns(method: Method, rows: Prompts, step: Any) -> None:
-    """Refuse prompts without the columns that the method cannot do without."""
+def check_columns(method: Method, rows: Prompts, settings: Mapping[str, Any]) -> None:
+    """Refuse prompts without the columns that the method cannot do without.
+
+    Args:
+        method: From the registry.
+        rows: The prompts.
+        settings: Option -> value; defaults may be left out.
+
+    Raises:
+        UserError: Names the column.
+    """
     columns = {name for row in rows for name, value in row.as_dict().items() if value is not None}
-    settings = {} if step is None else {name: getattr(step, name) for name in type(step).model_fields}
     if "label" in method.needs.columns and settings.get("labels") is not None:
         return  # the labels come from another column
     for column in method.needs.columns:
@@ -103,7 +113,7 @@ def sample(rows: Prompts, limit: int, seed: int) -> Prompts:
     return rows[sorted(int(number) for number in drawn)]
 
 
-def _excused(column: str, settings: dict[str, Any]) -> bool:
+def _excused(column: str, settings: Mapping[str, Any]) -> bool:
     return column == "answer" and settings.get("metric") == "kl"
 
 

@@ -87,7 +87,7 @@ def tried(look: Look, candidates: list[Candidate], progress: Progress) -> pd.Dat
     Raises:
         UserError: No prompt shows the behaviour.
     """
-    shows, others = _rows(look)
+    shows, others = rows_to_try(look)
     controls = {_control(one.name): stood for one in candidates if (stood := _stand_ins(look, one, shows))}
     measured = _measured(look, candidates, shows, progress, metrics=[look.behaviour], controls=controls)
     effect = measured.table.set_index("model")
@@ -116,7 +116,12 @@ def turning_recipes(look: Look) -> list[str]:
     return [name for name in look.candidates.loc[works(look.candidates), "candidate"] if name in look.recipes]
 
 
-def _rows(look: Look) -> tuple[Prompts, Prompts]:
+def rows_to_try(look: Look) -> tuple[Prompts, Prompts]:
+    """Prompts on which the tuned model shows the behaviour, and others: a seeded sample of each.
+
+    Raises:
+        UserError: No behaviour rose, or no prompt shows it.
+    """
     if look.behaviour is None:
         raise UserError("No behaviour rose beyond chance on these prompts, so there is none to turn off.")
     behaviour, answers = read_behaviour(look.behaviour), look.results["answers"].table["tuned"]

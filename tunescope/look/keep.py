@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import interventions as iv
+from tunescope.look.dosing import follow_dose
 from tunescope.look.notes import CHANGED, FILE, KEEP, STEPS, TURN, WHERE, LookNotes, StepNote, notes_of, plain
 from tunescope.look.steps import Look, kept_sentence, run_step
 from workbench import runs
@@ -31,10 +33,34 @@ def extend(look: Look, config: dict[str, Any], step: str, progress: Progress, ou
     Raises:
         UserError: Another process writes the run.
     """
+
+    def work(resumed: Look) -> None:
+        if step != KEEP:
+            run_step(resumed, step, progress)
+
+    return _extended(look, config, work, out)
+
+
+def extend_by_dose(look: Look, config: dict[str, Any], candidate: str, progress: Progress, out: Path) -> Run:
+    """Follow the dose of a candidate of the run in ``out``, and write the result there.
+
+    Args:
+        look: Both models and the questions, with nothing found yet.
+        config: The run's configuration.
+        candidate: A recipe of the run.
+        progress: A bar.
+        out: The run's folder.
+
+    Raises:
+        UserError: Another process writes the run, or there is no such recipe.
+    """
+    return _extended(look, config, lambda resumed: follow_dose(resumed, candidate, progress), out)
+
+
+def _extended(look: Look, config: dict[str, Any], work: Callable[[Look], object], out: Path | None) -> Run:
     with runs.begun("look", config, out) as run:
         resume(look, run)
-        if step != KEEP:
-            run_step(look, step, progress)
+        work(look)
         keep(look, run)
     return run
 

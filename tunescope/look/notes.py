@@ -16,6 +16,11 @@ FILE = "steps.json"
 State = Literal["not run", "found", "nothing beyond the control"]
 
 
+def dose_name(candidate: str) -> str:
+    """The name of the result that follows a candidate's dose."""
+    return f"dose-{candidate}"
+
+
 @dataclass(frozen=True)
 class StepNote:
     """What a step found, in sentences."""

@@ -1,0 +1,74 @@
+"""What a server was doing, in a file beside the runs, so that the next one can tell what was interrupted."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from workbench.errors import UserError
+from workbench.files import write_text
+
+_NAME = ".dashboard-jobs-"
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A task that had not ended."""
+
+    name: str
+    page: str = ""
+    """The page on which it can be started again."""
+
+
+class Journal:
+    """The unfinished tasks of one server; there is no file while there are none.
+
+    The server locks a file beside its list as long as it lives: a list whose lock is free was left by one that died.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._file = home / f"{_NAME}{secrets.token_hex(6)}.json"
+        self._lock = FileLock(self._file.with_suffix(".lock"), thread_local=False)
+
+    def write(self, unfinished: Sequence[Interrupted]) -> None:
+        """Replace the list. Where the folder cannot be written, nothing will be told after a crash."""
+        if unfinished:
+            try:
+                self._home.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire()
+                write_text(self._file, json.dumps([asdict(one) for one in unfinished]))
+            except (OSError, UserError):
+                return
+        elif self._file.exists():
+            self._file.unlink()
+            self._lock.release(force=True)
+            self._file.with_suffix(".lock").unlink(missing_ok=True)
+
+    def left_behind(self) -> list[Interrupted]:
+        """The tasks of servers that were killed; each is handed out once."""
+        found: list[Interrupted] = []
+        for file in sorted(self._home.glob(f"{_NAME}*.json")):
+            lock = FileLock(file.with_suffix(".lock"), thread_local=False)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue  # its server lives
+            found += _read(file)
+            file.unlink(missing_ok=True)
+            lock.release(force=True)
+            file.with_suffix(".lock").unlink(missing_ok=True)
+        return found
+
+
+def _read(file: Path) -> list[Interrupted]:
+    """Nothing where the file is damaged: it only ever told what was going on."""
+    try:
+        return [Interrupted(str(row["name"]), str(row["page"])) for row in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
