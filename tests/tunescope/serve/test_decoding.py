@@ -13,7 +13,6 @@ from tunescope.serve.decoding import Decoding
 from tunescope.serve.job import Finish, Job, TextOut
 from tunescope.serve.sharing import why_alone
 from workbench.models.adapted import AdaptedModel
-from workbench.models.pair import load_model
 from workbench.prompts import Prompts
 
 TEXTS = (
@@ -26,7 +25,7 @@ TEXTS = (
 
 
 def model_of(family: str) -> AdaptedModel:
-    return load_model(tiny_model(family), tokenizer=tokenizer(), check=False)
+    return AdaptedModel(tiny_model(family), tokenizer())
 
 
 def vector(seed: int, size: float = 4) -> torch.Tensor:
@@ -109,6 +108,16 @@ def test_the_recipe_of_a_row_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.text for one in heard] != [one.by_itself() for one in heard]
 
 
+def logits_of_generate(job: Job, tokens: int) -> tuple[torch.Tensor, ...]:
+    """Hugging Face's own, of every step of a run by itself."""
+    with (job.recipe or iv.Recipe()).applied(job.side) as _, torch.no_grad():
+        made = job.side.inner.generate(
+            job.batch.input_ids, max_new_tokens=tokens, do_sample=False, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+    return tuple(made.logits)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral"])
 @pytest.mark.parametrize("steered", [False, True])
 def test_a_row_by_itself_is_bit_equal_to_generate(
@@ -116,16 +125,13 @@ def test_a_row_by_itself_is_bit_equal_to_generate(
 ) -> None:
     side = model_of(family)
     request = Heard(side, TEXTS[4], recipes()[2] if steered else None, 12)
-    with (request.job.recipe or iv.Recipe()).applied(side):
-        plain = side.generate_ids(
-            request.job.batch, max_new_tokens=12, output_logits=True, return_dict_in_generate=True
-        )
+    plain = logits_of_generate(request.job, 12)
     seen: list[torch.Tensor] = []
     whole = Decoding._logits
     monkeypatch.setattr(Decoding, "_logits", lambda *given: (seen.append(whole(*given)), seen[-1])[1])
     written(side, [request])
-    assert len(seen) == len(plain.logits) > 5
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(seen, plain.logits, strict=True))
+    assert len(seen) == len(plain) > 5
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(seen, plain, strict=True))
 
 
 def test_first_tokens_are_bit_equal_and_steps_close_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,10 +145,7 @@ def test_first_tokens_are_bit_equal_and_steps_close_among_others(monkeypatch: py
         decoding.join(one.job, one.out)
     decoding.step()
     for place, one in enumerate(heard):
-        with (one.job.recipe or iv.Recipe()).applied(side):
-            plain = side.generate_ids(
-                one.job.batch, max_new_tokens=2, output_logits=True, return_dict_in_generate=True
-            ).logits
+        plain = logits_of_generate(one.job, 2)
         assert torch.equal(seen[place], plain[0])
         torch.testing.assert_close(seen[5][place : place + 1], plain[1], atol=1e-4, rtol=1e-4)
     assert [len(text) for text in (decoding.clear(), decoding.clear())] == [5, 0]
@@ -184,7 +187,7 @@ def test_what_cannot_share_steps_says_why() -> None:
     rows = iv.Recipe([iv.Offset(1, vector(1), strength=[1.0, 2.0])])
     assert "strength per row" in str(why_alone(side, rows))
     mixing = tiny_model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
-    assert "longest row" in str(why_alone(load_model(mixing, tokenizer=tokenizer(), check=False), None))
+    assert "longest row" in str(why_alone(AdaptedModel(mixing, tokenizer()), None))
     penalised = tiny_model("llama")
     penalised.generation_config.repetition_penalty = 1.2
-    assert "repetition_penalty" in str(why_alone(load_model(penalised, tokenizer=tokenizer(), check=False), None))
+    assert "repetition_penalty" in str(why_alone(AdaptedModel(penalised, tokenizer()), None))
