@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from interventions.recipe import site_hooks
 from tunescope.serve.cache_rows import CacheRows
 from tunescope.serve.job import Job, TextOut
 from tunescope.serve.next_token import NextToken
-from tunescope.serve.row_hooks import for_row, hooks_of, row_context
+from tunescope.serve.row_hooks import for_row
 from workbench.engine.hub import SiteHook
+from workbench.engine.row_context import row_context
 from workbench.models.adapted import AdaptedModel
 from workbench.models.generation_settings import ends_of
 from workbench.typing import Float, Int, Tensor
@@ -41,7 +43,8 @@ class Decoding:
         self.side = side
         self._rows: list[_Row] = []
         self._cached = CacheRows()
-        self._ends = set(ends_of(side.inner))
+        self.ends = set(ends_of(side.inner))
+        """Tokens that end a text."""
         self._takes_positions = "position_ids" in inspect.signature(side.inner.forward).parameters
 
     def __len__(self) -> int:
@@ -50,7 +53,7 @@ class Decoding:
     def join(self, job: Job, out: TextOut) -> None:
         """Read the prompt, give out the first token, and stay for the next steps unless that was the last."""
         choose = NextToken(job.temperature, job.top_p, job.seed, self.side.device)
-        row = _Row(job, out, hooks_of(job.recipe, self.side), choose)
+        row = _Row(job, out, site_hooks(job.recipe, self.side), choose)
         ids = job.batch.input_ids.to(self.side.device)
         cache = DynamicCache(config=self.side.inner.config.get_text_config(decoder=True))
         out.put(job.batch.input_ids.cpu())
@@ -93,7 +96,7 @@ class Decoding:
         hooks = []
         for place, (row, start) in enumerate(zip(rows, starts, strict=True)):
             if row.hooks:
-                context = row_context(ids[place : place + 1], start, row.job.prompt_tokens, self.side)
+                context = row_context(ids[place : place + 1], start, row.job.prompt_tokens, self.side.hub)
                 hooks += [for_row(hook, place, context) for hook in row.hooks]
         with self.side.hooked(hooks), torch.no_grad():
             made = self.side.inner(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **call)
@@ -105,7 +108,7 @@ class Decoding:
         row.last = row.choose(logits)
         row.made += 1
         row.out.put(torch.tensor([row.last]))
-        full = row.last in self._ends or row.made >= row.job.new_tokens
+        full = row.last in self.ends or row.made >= row.job.new_tokens
         if full or row.out.stopped.is_set():
             row.out.end()
             row.out.finish(row.made, row.last)
