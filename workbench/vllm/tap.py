@@ -42,8 +42,8 @@ class Tap:
         """The hooks are on ``model`` inside, and gone afterwards."""
         sites = dict.fromkeys(hook.site for hooks in self._hooks.values() for hook in hooks)
         with ExitStack() as stack:
-            body: Any = model.get_submodule("model")
-            stack.callback(body.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+            # not at the body, whose compile wrapper calls no hooks
+            stack.callback(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
             for site in sites:
                 place = place_of(model, site)
                 per_row = {
