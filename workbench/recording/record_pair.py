@@ -78,7 +78,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
     :mod:`workbench.recording.distributed`. ``executor="vllm"`` lets vLLM run base and LoRA in one engine (resid_post,
     attn_out, mlp_out; :mod:`workbench.recording.vllm_capture`); ``engine_settings`` go to it, such as
-    ``{"tensor_parallel_size": 2}``.
+    ``{"max_model_len": 4096}``.
 
     ``base_prompts``: what the base reads instead, row for row the same questions (a plain text beside a chat, a prompt
     with demonstrations beside one without); the positions must then choose as many tokens of each row on both sides, as
@@ -103,8 +103,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     if not chosen and not logits:
         raise UserError("Nothing to record: name at least one site, or ask for logits.")
     scope = where(positions)
-    if engine_settings is not None and executor != "vllm":
-        raise UserError('engine_settings are vLLM\'s: give executor="vllm" with them.')
+    _check_executor(executor, workers, engine_settings, backend)
     make = _capturing(backend, models, tuple(chosen), new_tokens, executor)
     written: Callable[[Plan, int, str], list[list[int]]] | None = None
     if executor == "vllm":
@@ -147,14 +146,24 @@ def _out_of_memory(plan_: Plan, store: Store) -> UserError:
     )
 
 
+def _check_executor(
+    executor: str, workers: int | None, engine_settings: Mapping[str, Any] | None, backend: str
+) -> None:
+    """Raise :class:`UserError` for an executor that there is not, or options of another one."""
+    if executor not in EXECUTORS:
+        raise unknown_name("executor", executor, EXECUTORS)
+    if workers is not None and executor != "ray":
+        raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
+    if engine_settings is not None and executor != "vllm":
+        raise UserError('engine_settings are vLLM\'s: give executor="vllm" with them.')
+    if executor == "vllm" and backend != "hooks":
+        raise UserError(f'backend={backend!r} runs the models itself: leave out executor="vllm".')
+
+
 def _team(executor: str, workers: int | None, models: dict[str, AdaptedModel]) -> AbstractContextManager[Team | None]:
     """The processes that run the models; None for this one alone."""
-    if executor in ("local", "vllm"):
-        if workers is not None:
-            raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
-        return nullcontext()
     if executor != "ray":
-        raise unknown_name("executor", executor, EXECUTORS)
+        return nullcontext()
     from workbench.recording.distributed import team
 
     return team(models, workers)
@@ -166,8 +175,6 @@ def _capturing(
     """The class that runs the models; refuses what this backend cannot record before anything is run."""
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
-    if executor == "vllm" and backend != "hooks":
-        raise UserError(f'backend={backend!r} runs the models itself: leave out executor="vllm".')
     for model in models.values():
         if backend != "ndif" and executor != "vllm" and model.weightless:
             raise UserError(f'{model.name} was loaded without weights: only backend="ndif" can run it.')

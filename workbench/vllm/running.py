@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.engine.hub import SiteHook
-from workbench.errors import MissingExtra, UserError
+from workbench.errors import MissingExtra, NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.origin import Origin
 from workbench.vllm.layout import check_architecture
@@ -25,9 +25,10 @@ RANK = 64
 
 
 class VllmEngine:
-    """The models of one origin in vLLM; ``settings`` go to ``vllm.LLM`` (tensor_parallel_size and so on)."""
+    """The models of one origin in vLLM; ``settings`` go to ``vllm.LLM`` (``max_model_len`` and so on)."""
 
     def __init__(self, origin: Origin, **settings: Any) -> None:
+        _check_settings(settings)
         vllm = _vllm()
         self._adapter = _adapter(origin)
         lora = {} if self._adapter is None else {"enable_lora": True, "max_lora_rank": RANK}
@@ -81,6 +82,16 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         return LoRARequest("tuned", 1, self._adapter)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise :class:`NotSupported` for what would run where our hooks are not."""
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+        if settings.get(name, 1) != 1:
+            raise NotSupported(f"{name} starts processes in which Tunescope has no hooks: leave it at 1.")
+    for name, wanted in (("enforce_eager", True), ("enable_prefix_caching", False)):
+        if settings.get(name, wanted) != wanted:
+            raise NotSupported(f"{name}={settings[name]} would leave hooks out or serve steered keys: leave it out.")
 
 
 @lru_cache(maxsize=1)

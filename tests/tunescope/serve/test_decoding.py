@@ -80,9 +80,7 @@ def written(side: AdaptedModel, heard: list[Heard], *, apart: int = 3) -> Decodi
     return decoding
 
 
-@pytest.mark.parametrize(
-    "family", ["llama", "mistral", "gemma3", "gpt2", "neox", "qwen3", "mixtral", "gptoss", "dsv3"]
-)
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "gpt2", "neox", "qwen3", "mixtral", "gptoss", "dsv3"])
 def test_rows_with_different_recipes_are_runs_of_their_own(family: str) -> None:
     side = model_of(family)
     heard = [

@@ -56,7 +56,9 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(pair: ModelPair, recipes: Path) -> Iterator[Engine]:
-    made = Engine(pair.models, Shelf([recipes], pair.models), Limits(max_tokens=24, waiting=16, batch=6, body_bytes=4000))
+    made = Engine(
+        pair.models, Shelf([recipes], pair.models), Limits(max_tokens=24, waiting=16, batch=6, body_bytes=4000)
+    )
     yield made
     made.close()
 
