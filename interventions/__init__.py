@@ -43,7 +43,7 @@ _HOMES = {
     "TokenRules": "token_rules",
     "Trace": "trace",
     "UnknownPromptWarning": "scope",
-    "VocabularyWarning": "logit_shift",
+    "VocabularyWarning": "other_models",
     "Voice": "voice_reader",
     "Where": "scope",
     "ablated_training": "training.ablated",

@@ -26,11 +26,11 @@ from interventions.layer_skip import LayerSkip as LayerSkip
 from interventions.logit_fusion import LogitFusion as LogitFusion
 from interventions.logit_mix import LogitMix as LogitMix
 from interventions.logit_shift import LogitShift as LogitShift
-from interventions.logit_shift import VocabularyWarning as VocabularyWarning
 from interventions.norms import mean_norm as mean_norm
 from interventions.offset import Offset as Offset
 from interventions.offset_schedule import OffsetSchedule as OffsetSchedule
 from interventions.one_line import recipe_from_text as recipe_from_text
+from interventions.other_models import VocabularyWarning as VocabularyWarning
 from interventions.patch import Patch as Patch
 from interventions.recipe import Recipe as Recipe
 from interventions.recipe import per_row as per_row

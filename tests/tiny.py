@@ -6,6 +6,7 @@ shared between heads, sequences are longer than the sliding window, and the shar
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -60,9 +61,16 @@ MOE_FAMILIES: tuple[str, ...] = ("mixtral", "qwen2moe", "qwen3moe", "olmoe", "ds
 DENSE_FAMILIES: tuple[str, ...] = tuple(name for name in FAMILIES if name not in MOE_FAMILIES)
 
 
-@cache
 def tokenizer() -> Any:
-    """A byte-level BPE of 300 tokens with pad, bos, eos; it puts ``<bos>`` in front, as Llama's does."""
+    """A byte-level BPE of 300 tokens with pad, bos, eos; it puts ``<bos>`` in front, as Llama's does.
+
+    A copy each time: a template that one test gives it is no other test's.
+    """
+    return copy.deepcopy(_trained_tokenizer())
+
+
+@cache
+def _trained_tokenizer() -> Any:
     bpe = Tokenizer(models.BPE(unk_token=None))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -93,14 +101,14 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, *
 
 def tuned_copy(model: Any, seed: int = 1, size: float = 0.02) -> Any:
     """A copy of ``model`` whose every matrix moved by a random step of ``size``: stands in for full fine-tuning."""
-    copy = type(model)(model.config)
-    copy.load_state_dict(model.state_dict())
+    tuned = type(model)(model.config)
+    tuned.load_state_dict(model.state_dict())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in copy.parameters():
+        for parameter in tuned.parameters():
             if parameter.ndim >= 2:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
-    return copy.to(model.dtype).eval()
+    return tuned.to(model.dtype).eval()
 
 
 def randomize(model: Any, seed: int) -> None:

@@ -152,7 +152,9 @@ def attention_tuning(  # noqa: PLR0913
     rows, work = Prompts.of(prompts), Work(batch_size)
     choosing, reported = halves(rows, seed)
     chosen_layers = resolve_layers(layers, model.n_layers)
-    places = [one for one in model.hub.geometry.attention_layers if one in chosen_layers]
+    places = [
+        attention_layer for attention_layer in model.hub.geometry.attention_layers if attention_layer in chosen_layers
+    ]
     if not places:
         raise UserError("None of these layers has attention heads.")
     with eager_expected(), counted(model) as passes:
@@ -244,7 +246,7 @@ def _held_out(profile: _Profile, heads: list[str], gamma: float, controls: int, 
     gains = {"plain": np.zeros_like(plain)}
     gains["chosen heads"] = profile.gain(heads, gamma) if heads else np.zeros_like(plain)
     gains["all heads"] = profile.gain(None, gamma)
-    places = [tuple(map(int, one[1:].split("H"))) for one in heads]
+    places = [tuple(map(int, head[1:].split("H"))) for head in heads]
     if controls and places and len(places) < profile.model.n_layers * profile.model.n_heads:
         sizes = [profile.model.n_heads] * profile.model.n_layers
         try:
@@ -253,7 +255,7 @@ def _held_out(profile: _Profile, heads: list[str], gamma: float, controls: int, 
         except UserError:
             names = []  # all heads of a layer were chosen, so it has no others
         if names:
-            gains["random heads"] = np.mean([profile.gain(one, gamma) for one in names], axis=0)
+            gains["random heads"] = np.mean([profile.gain(name, gamma) for name in names], axis=0)
     lines = []
     for name, own in gains.items():
         units = cluster_means(own[:, None], clusters)

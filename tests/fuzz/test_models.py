@@ -30,7 +30,7 @@ FOLDERS = [
     pytest.param(settings(QUICK, max_examples=15), id="quick"),
     pytest.param(settings(LONG, max_examples=60), id="long", marks=pytest.mark.slow),
 ]
-"""Each input is two loads of a model."""
+"""Each input is two loads of a model; models are circles of references, so they are collected after each."""
 
 
 def small(**sizes: Any) -> Any:
@@ -47,7 +47,7 @@ def test_damaged_gguf_models(tmp_path: Path, effort: settings) -> None:
     def check(data: st.DataObject) -> None:
         bad.write_bytes(changed(whole, data.draw))
         answered(lambda: wb.load_model(bad))
-        gc.collect()  # models are circles of references, and hundreds of them are larger than the machine
+        gc.collect()
 
     check()
 
@@ -87,6 +87,7 @@ def test_model_folders(tmp_path: Path, effort: settings) -> None:
             (bad / name).write_bytes(changed((bad / name).read_bytes(), data.draw))
         answered(lambda: probes.weight_delta(tmp_path / "base", bad))
         answered(lambda: wb.load_pair(tmp_path / "base", bad))
+        gc.collect()
 
     check()
 
@@ -111,6 +112,7 @@ def test_adapter_folders(tmp_path: Path, effort: settings) -> None:
             (bad / name).write_bytes(changed((bad / name).read_bytes(), data.draw))
         answered(lambda: probes.weight_delta(tmp_path / "base", bad))
         answered(lambda: wb.load_pair(tmp_path / "base", bad))
+        gc.collect()
 
     check()
 

@@ -29,14 +29,15 @@ def check_causal(config: Mapping[str, Any], name: str) -> None:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    architecture = str((config.get("architectures") or [""])[0])
+    named = config.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list | tuple) and named else ""
     head = next((what for ending, what in _LABEL_HEADS.items() if architecture.endswith(ending)), None)
     if head is not None:
         raise NotSupported(
             f"{name} is a {architecture}, which ends in {head} and predicts no next token: {_INSTEAD}, so give the "
             "language model that it was trained from."
         )
-    kind = config.get("model_type", "")
+    kind = str(config.get("model_type", ""))
     if config.get("is_encoder_decoder"):
         raise NotSupported(f"{name} ({kind}) is an encoder-decoder: {_INSTEAD}, so give one without an encoder.")
     masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder")

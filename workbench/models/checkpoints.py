@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -187,6 +187,17 @@ def check_unpacked(tensors: Mapping[str, StoredTensor], where: str) -> None:
         raise UserError(
             f"{where} holds quantized weights ({packed}) and its config.json has no quantization_config, so they would "
             "be read as numbers that they do not stand for: put the config they were saved with beside them."
+        )
+
+
+def check_depth(config: Mapping[str, Any], tensors: Collection[str], where: str) -> None:
+    """Raises UserError for a config of more layers than there are stored tensors: building them could fill memory."""
+    inner = config.get("text_config")
+    layers = (inner if isinstance(inner, Mapping) else config).get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(tensors) > 0:
+        raise UserError(
+            f"{where}'s config.json says {layers} layers and its files hold {len(tensors)} tensors: put the config and "
+            "the weights of one model together."
         )
 
 

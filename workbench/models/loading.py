@@ -121,16 +121,23 @@ def _class_name(model: Any) -> str:
 
 def _shape_alone(source: Source, dtype: str | torch.dtype) -> Any:
     """The modules of ``source`` without their weights, of which none are downloaded or read."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(source.local(weights=False), **source.reading)
-    except WRONG_TYPES as error:
-        raise UserError(f"The config of {source.name} cannot be read: {_first_line(error)}") from error
+    config = read_config(source)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, dtype=_dtype_of(config, dtype), trust_remote_code=source.trust_remote_code
         ).eval()
+
+
+def read_config(source: Source) -> Any:
+    """What transformers makes of the config of ``source``. Raises UserError when it cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.local(weights=False), **source.reading)
+    except (ValueError, OSError, *WRONG_TYPES) as error:
+        raise UserError(f"The config of {source.name} cannot be read: {_first_line(error)}") from error
 
 
 def _dtype_of(config: Any, dtype: str | torch.dtype) -> torch.dtype:
@@ -159,8 +166,11 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     folder = source.local()
-    if _readable_headers(source) and quantization(source.config) is None:
-        checkpoints.check_unpacked(checkpoints.stored_tensors(folder), source.name)
+    if _readable_headers(source):
+        stored = checkpoints.stored_tensors(folder)
+        checkpoints.check_depth(source.config, stored, source.name)
+        if quantization(source.config) is None:
+            checkpoints.check_unpacked(stored, source.name)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     except ImportError as error:
@@ -282,7 +292,7 @@ def _read_tokenizer(folder: Path, reading: Mapping[str, Any]) -> Any:
         checkpoints.read_json(file)
     try:
         return AutoTokenizer.from_pretrained(folder, **reading)
-    except (ValueError, OSError, ImportError, KeyError, TypeError) as error:
+    except (ValueError, OSError, ImportError, *WRONG_TYPES) as error:
         raise NotSupported(f"The tokenizer in {folder} cannot be read: {_first_line(error)}") from error
     except Exception as error:
         if type(error) is not Exception or not file.is_file():

@@ -17,7 +17,7 @@ from workbench.models.adapted import AdaptedModel, Role
 from workbench.models.adapter_fit import name_notes
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
-from workbench.models.loading import WRONG_TYPES, brings_tokenizer, load_model, load_tokenizer, quantization
+from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer, quantization, read_config
 from workbench.models.origin import Origin, origin_of
 from workbench.models.sources import Kind, Source, describe
 from workbench.models.token_rows import embedding_rows, readable_padding, unreadable_tokens
@@ -177,21 +177,9 @@ def _same_model(base: Source, tuned: Source) -> bool:
 
 def _check_loadable_together(base: Source, tuned: Source) -> None:
     """Refuse a pair of different shapes from the configs alone, before gigabytes are read."""
-    from transformers import AutoConfig
-
     from workbench.models.differences import check_same_shape
 
-    configs = []
-    for source in (base, tuned):
-        if source.model is not None:
-            configs.append(source.model.config)
-        else:
-            try:
-                configs.append(AutoConfig.from_pretrained(source.local(weights=False), **source.reading))
-            except (ValueError, OSError, *WRONG_TYPES) as error:
-                said = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UserError(f"The config of {source.name} cannot be read: {said}") from error
-    check_same_shape(*configs)
+    check_same_shape(*(read_config(side) if side.model is None else side.model.config for side in (base, tuned)))
 
 
 def _load_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], Any]) -> _Parts:

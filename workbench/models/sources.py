@@ -222,7 +222,7 @@ def _check_config(source: Source) -> None:
     from transformers import __version__ as version
 
     model_type = source.config.get("model_type")
-    if model_type in CONFIG_MAPPING or source.trust_remote_code:
+    if str(model_type) in CONFIG_MAPPING or source.trust_remote_code:
         return  # a native class is used even where the checkpoint also brings code of its own
     if source.config.get("auto_map"):
         raise UserError(

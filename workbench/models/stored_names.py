@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from workbench.errors import UserError
+from workbench.models import checkpoints
 from workbench.models.adapter_layers import base_tensors
 from workbench.models.loading import WRONG_TYPES, load_model, quantization
 from workbench.models.sources import Source
@@ -46,6 +47,7 @@ class LoadPlan:
     @cached_property
     def shape(self) -> Any:
         """The model without its weights; None where transformers cannot make it."""
+        checkpoints.check_depth(self._source.config, self._shapes, self._source.name)
         try:
             return load_model(self._source, device="meta")
         except (UserError, ValueError, OSError, ImportError, *WRONG_TYPES):
