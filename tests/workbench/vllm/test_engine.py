@@ -93,21 +93,20 @@ def test_every_request_has_its_own_recipe(pair: ModelPair, engine: VllmEngine) -
         assert vllm_ids(engine, side, TEXTS, [one and one * 0 for one in recipes], max_tokens=10) == plain
 
 
-def test_a_pair_without_weights_is_recorded(
+def test_a_model_without_weights_here_is_recorded_and_continued(
     pair: ModelPair, engine: VllmEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import workbench.recording.vllm_capture as capture
 
     monkeypatch.setattr(capture, "VllmEngine", lambda *_given, **_settings: engine)
-    origin = pair.base.origin
-    assert origin is not None
-    shape = wb.load_pair(origin.base, origin.tuned, device="meta", dtype="float32")
+    assert pair.base.origin is not None
+    folder = pair.base.origin.base
+    shape, whole = (wb.load_model(folder, device=device, dtype="float32") for device in ("meta", "cpu"))
     there = wb.record(shape, TEXTS, ["resid_post"], store=tmp_path / "rows", executor="vllm", new_tokens=4)
-    local = wb.record(pair, TEXTS, ["resid_post"], new_tokens=4)
+    local = wb.record(whole, TEXTS, ["resid_post"], new_tokens=4)
     assert local.index.equals(there.index)
-    for role in ("base", "tuned"):
-        ours, theirs = (torch.as_tensor(one[role][local.sites[-1]][:]) for one in (local, there))
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    ours, theirs = (torch.as_tensor(one["model"][local.sites[-1]][:]) for one in (local, there))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_what_the_engine_cannot_hold_is_said(pair: ModelPair, engine: VllmEngine) -> None:
