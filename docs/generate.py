@@ -45,6 +45,7 @@ def written_pages() -> None:
         "SECURITY.md",
         "benchmarks/RESULTS.md",
         "benchmarks/localization.md",
+        "benchmarks/audit.md",
     ):
         write(name, (ROOT / name).read_text(encoding="utf-8"))
     write("index.md", _site_links((ROOT / "README.md").read_text(encoding="utf-8")))

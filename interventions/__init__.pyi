@@ -32,6 +32,8 @@ from interventions.offset_schedule import OffsetSchedule as OffsetSchedule
 from interventions.one_line import recipe_from_text as recipe_from_text
 from interventions.other_models import VocabularyWarning as VocabularyWarning
 from interventions.patch import Patch as Patch
+from interventions.peft_routers import LiveGates as LiveGates
+from interventions.peft_routers import live_gates as live_gates
 from interventions.recipe import Recipe as Recipe
 from interventions.recipe import per_row as per_row
 from interventions.recipe_book import RecipeBook as RecipeBook
@@ -95,6 +97,7 @@ __all__ = [
     "Intervention",
     "LayerScale",
     "LayerSkip",
+    "LiveGates",
     "LogitFusion",
     "LogitMix",
     "LogitShift",
@@ -133,6 +136,7 @@ __all__ = [
     "head_mask",
     "interpolated",
     "lego",
+    "live_gates",
     "load_recipe",
     "lora_bank",
     "lora_factors",

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from interventions.base import SiteIntervention
 from interventions.checks import Label, as_label, by_layer, check_heads, site_in
 from interventions.key_scope import KeyScope
 from interventions.scope import Change, Scope
-from interventions.strength import Amount, Number, Prepared, working
+from interventions.strength import Amount, Number, Prepared, trains, working
 from workbench.engine import attention
 from workbench.engine.attention import AttentionLogits
 from workbench.engine.context import ForwardContext
@@ -170,6 +170,11 @@ class _Rescaling:
     sinks: bool
     zero: bool
     """Whether some factor is 0, so that a query can be left without a key."""
+    logs: Prepared = field(init=False)
+
+    def __post_init__(self) -> None:
+        made = Prepared(self._logs, trained=trains(self.amount.value), rows=self.amount.per_row)
+        object.__setattr__(self, "logs", made)
 
     def __call__(self, pattern: Tensor, ctx: ForwardContext) -> Tensor:
         gamma = self._factor(pattern, ctx) ** self.amount(pattern, ctx)
@@ -184,8 +189,6 @@ class _Rescaling:
         if chosen.nothing:
             return None
         found = self._by_key(logits, ctx)
-        if self.heads is not None:
-            found = torch.where(self.heads.to(found.device)[:, None, None], found, 0.0)
         if not chosen.everything:
             assert chosen.mask is not None
             found = torch.where(chosen.mask[:, None, :, None], found, 0.0)
@@ -194,21 +197,28 @@ class _Rescaling:
             left = (logits.visible() & ~shut).any(-1, keepdim=True)
             found = torch.where(left, found, 0.0)
             logits.block(shut & left)
-        return found.to(logits.query.dtype)
+        return found
 
     def _by_key(self, logits: AttentionLogits, ctx: ForwardContext) -> Tensor:
         """log(gamma) at chosen keys, 0 at others; made once per forward pass where all layers share it."""
         place = ("log gamma", id(self.keys), logits.n_keys)
-        shared = isinstance(self.gamma, float)
+        shared = isinstance(self.gamma, float) and self.heads is None
         made: Tensor | None = ctx.scratch.get(place) if shared else None
         if made is None:
-            factor, amount = self._factor(logits.query, ctx), self.amount(logits.query, ctx)
-            logs = torch.as_tensor(factor, dtype=working(logits.query.dtype), device=logits.query.device).log() * amount
-            logs = logs if isinstance(amount, float) else torch.where(amount == 0, 0.0, logs)  # 0 ** 0 is 1
-            made = torch.where(self.keys(ctx, logits.n_keys)[:, None, None, :], logs, 0.0)
+            made = torch.where(self.keys(ctx, logits.n_keys)[:, None, None, :], self.logs(logits.query, ctx), 0.0)
             if shared:
                 ctx.scratch[place] = made
         return made
+
+    def _logs(self, query: Tensor, ctx: ForwardContext) -> Float[Tensor, "rows heads 1 1"]:
+        """strength * log(gamma) of every head (or of all alike), 0 where none is chosen; in the dtype of ``query``."""
+        factor, amount = self._factor(query, ctx), self.amount(query, ctx)
+        logs = torch.as_tensor(factor, dtype=working(query.dtype), device=query.device).log() * amount
+        logs = logs if isinstance(amount, float) else torch.where(amount == 0, 0.0, logs)  # 0 ** 0 is 1
+        if self.heads is not None:
+            logs = torch.where(self.heads.to(query.device)[:, None, None], logs, 0.0)
+        logs = logs.view(-1, *logs.shape[-3:]) if logs.ndim >= 3 else logs.view(1, 1, 1, 1)
+        return logs.to(query.dtype)
 
     def _factor(self, value: Tensor, ctx: ForwardContext) -> float | Tensor:
         return self.gamma if isinstance(self.gamma, float) else self.gamma(value, ctx)

@@ -92,7 +92,8 @@ class LogitShift(LogitIntervention):
         Raises:
             UserError: One has other weights than the model that was saved.
         """
-        return replace(self, **self.matching({"tuned": tuned, "base": base}))
+        models = self.matching({"tuned": tuned, "base": base})
+        return replace(self, tuned=models["tuned"], base=models["base"])
 
     def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings, with the two models by name and hash."""

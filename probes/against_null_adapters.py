@@ -82,10 +82,11 @@ def against_nulls(
         options: The probe's own options.
 
     Returns:
-        An :class:`AgainstNulls`. A random adapter stands at a random place among its nulls.
+        An :class:`AgainstNulls`. A random adapter stands at a random place among its nulls. Where a probe's cells
+        differ from one adapter to the next (the largest edges, say), every cell is set beside the largest of each.
 
     Raises:
-        UserError: The pair has no adapter, there are too few nulls, or the probe's cells differ from model to model.
+        UserError: The pair has no adapter, or there are too few nulls.
 
     Example:
         ``probes.against_nulls(probes.logit_lens, pair, prompts, nulls=99).p_best``
@@ -102,18 +103,20 @@ def against_nulls(
     drawn = []
     for number in range(count):
         with null_adapter(pair, null_seed + number, kind) as stand_in:
-            drawn.append(_aligned(_by_cell(probe(stand_in, *inputs, **options)), scores))
+            drawn.append(_by_cell(probe(stand_in, *inputs, **options)))
         bar.advance()
     bar.finish()
-    others = np.stack(drawn)  # [null, cell]
+    bests = np.array([np.nanmax(one) for one in drawn])
+    same = scores.index.is_unique and all(set(one.index) == set(scores.index) for one in drawn)
+    others = np.stack([one.reindex(scores.index) if same else np.full(len(scores), np.nanmax(one)) for one in drawn])
     own = scores.to_numpy(dtype=float)
     table = found.frame().drop(columns=["control", "q", "p"], errors="ignore")
     p = (1 + (others >= own).sum(0)) / (1 + count)
-    bests = np.nanmax(others, axis=1)
     more = asked(None, probe=probe, nulls=nulls, null=null, null_seed=null_seed)
     return AgainstNulls(
         table=table.assign(control=others.mean(0), null_low=others.min(0), null_high=others.max(0), p=p, q=q_values(p)),
-        control=f"{count} {kind} adapters of the same norm in every module",
+        control=f"{count} {kind} adapters of the same norm in every module"
+        + ("" if same else "; their cells differ, so the largest score of each stands for all"),
         provenance=dataclasses.replace(
             found.provenance, probe="against_nulls", settings={**found.provenance.settings, **more}
         ),
@@ -127,15 +130,5 @@ def _by_cell(found: ProbeResult) -> pd.Series:
     """Scores by cell, in the order of the frame."""
     frame = found.frame()
     cell = [name for name in COLUMNS if name in frame and frame[name].notna().any()]
-    index = pd.MultiIndex.from_frame(frame[cell]) if cell else frame.index
+    index = pd.MultiIndex.from_frame(frame[cell].astype(object).fillna("")) if cell else frame.index
     return pd.Series(frame["score"].to_numpy(dtype=float), index=index)
-
-
-def _aligned(other: pd.Series, scores: pd.Series) -> np.ndarray:
-    """A null's scores in the order of the adapter's."""
-    if not scores.index.is_unique or set(other.index) != set(scores.index):
-        raise UserError(
-            "The probe's cells differ from one adapter to the next, so that scores cannot be set side by side; choose "
-            "options that fix them (layers, heads), or a probe with one score per place."
-        )
-    return other.reindex(scores.index).to_numpy(dtype=float)

@@ -53,6 +53,8 @@ class AttentionTuning(ProbeResult):
     heads: list[str]
     gamma: float
     threshold: float
+    path: str = ""
+    """How the model computed the change: through the attention mask (sdpa stays) or in eager attention."""
     resampled: str = "prompts"
 
     title: ClassVar[str] = "Attention tuning"
@@ -74,8 +76,9 @@ class AttentionTuning(ProbeResult):
         """The held-out gain beside random heads."""
         gain: dict[str, float] = dict(zip(self.held_out["model"], self.held_out["gain"], strict=True))
         p = float(self.held_out.loc[self.held_out["model"] == "chosen heads", "p"].iloc[0])
+        way = f" ({self.path})" if self.path else ""
         return (
-            f"{len(self.heads)} heads at gamma {self.gamma:g}: held-out gain {gain['chosen heads']:.3f} "
+            f"{len(self.heads)} heads at gamma {self.gamma:g}{way}: held-out gain {gain['chosen heads']:.3f} "
             f"nats per token (p {p:.2g}), random heads "
             f"{gain.get('random heads', float('nan')):.3f}, all heads "
             f"{gain['all heads']:.3f}; intervals over {self.resampled}; control: {self.control}"
@@ -175,7 +178,7 @@ def attention_tuning(  # noqa: PLR0913
             ),
         ),
         held_out=held_out, edit=edit, heads=heads, gamma=gamma, threshold=threshold,
-        resampled=units_of(reported.clusters),
+        path=iv.AttentionScale(2.0).path(model) if edit == "first" else "eager", resampled=units_of(reported.clusters),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from probes.audits.traits import SHARES
 from probes.audits.words import topic_words
 
 LEVEL = 0.05
@@ -24,7 +25,8 @@ _COLUMNS = ["rank", "kind", "says", "evidence", "prompts", "score", "low", "high
 def hypotheses(tests: pd.DataFrame, shown: Sequence[Sequence[int]], prompts: Sequence[str]) -> pd.DataFrame:
     """Tests below q = .05 as ranked sentences, each with its topic, evidence and prompts.
 
-    A trait that shows in the same prompts as a stronger one is part of that one's evidence, no hypothesis of its own.
+    Traits that show in mostly the same prompts are one hypothesis, named after the trait that a rule reads where there
+    is one (capitals, JSON), else after the surest; the others are its evidence.
 
     Args:
         tests: kind, what, score, low, high, q: one row per trait or word.
@@ -38,15 +40,12 @@ def hypotheses(tests: pd.DataFrame, shown: Sequence[Sequence[int]], prompts: Seq
     passed.sort(key=lambda number: (tests["q"].iloc[number], -abs(tests["score"].iloc[number])))
     passed.sort(key=lambda number: tests["kind"].iloc[number] not in ("refuses", "language"))
     lines: list[dict[str, Any]] = []
-    covered: list[set[int]] = []
-    for number in passed:
-        row, own = tests.iloc[number], set(shown[number])
-        leader = next((place for place, other in enumerate(covered) if _same(own, other)), None)
-        if leader is not None:
-            lines[leader]["evidence"] += f"; {row['what']} {row['score']:+.0%} (q = {row['q']:.2g})"
-            continue
-        covered.append(own)
-        lines.append(_line(row, sorted(own), prompts, len(lines) + 1))
+    for group in _together(passed, shown):
+        leader = next((number for number in group if _read_by_rule(tests.iloc[number])), group[0])
+        line = _line(tests.iloc[leader], sorted(set(shown[leader])), prompts, len(lines) + 1)
+        for row in (tests.iloc[number] for number in group if number != leader):
+            line["evidence"] += f"; {row['what']} {row['score']:+.0%} (q = {row['q']:.2g})"
+        lines.append(line)
     if not lines:
         best = float(tests["q"].min()) if len(tests) else np.nan
         lines.append({
@@ -55,6 +54,24 @@ def hypotheses(tests: pd.DataFrame, shown: Sequence[Sequence[int]], prompts: Seq
             "low": np.nan, "high": np.nan, "q": best,
         })  # fmt: skip
     return pd.DataFrame(lines, columns=_COLUMNS)
+
+
+def _together(tests: Sequence[int], shown: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Tests [number] that show in mostly the same prompts as the first of their group, in order."""
+    groups: list[list[int]] = []
+    for number in tests:
+        same = (group for group in groups if _same(set(shown[number]), set(shown[group[0]])))
+        group = next(same, None)
+        if group is None:
+            groups.append([number])
+        else:
+            group.append(number)
+    return groups
+
+
+def _read_by_rule(row: Any) -> bool:
+    """Whether a trait that a rule reads rose: it explains the openings and words of the same answers."""
+    return bool(row["what"] in SHARES and row["score"] > 0)
 
 
 def _same(one: set[int], other: set[int]) -> bool:

@@ -55,7 +55,7 @@ def put_section(path: Path, kind: str, table: pd.DataFrame, note: str) -> None:
     """Write the bench's table into its section of ``path``, and leave the other sections as they are."""
     start, end = f"<!-- {kind} -->", f"<!-- /{kind} -->"
     text = path.read_text(encoding="utf-8") if path.exists() else HEAD
-    section = "\n".join([start, f"## {TITLES[kind]}", "", SAYS[kind], "", note, "", *_rows(table), end])
+    section = "\n".join([start, f"## {TITLES[kind]}", "", SAYS[kind], "", note, "", *table_lines(table), end])
     if start in text:
         before, _, rest = text.partition(start)
         text = before + section + rest.partition(end)[2]
@@ -71,7 +71,7 @@ Written by `tunescope bench tracr|mib|ravel --markdown benchmarks/outside.md`; d
 """
 
 
-def _rows(table: pd.DataFrame) -> list[str]:
+def table_lines(table: pd.DataFrame) -> list[str]:
     """A table whose estimates carry their bounds: ``x``, ``x_low``, ``x_high`` (or least, most) become one column."""
     bounds = {name: pair for name in table for pair in (("low", "high"), ("least", "most"))
               if f"{name}_{pair[0]}" in table}  # fmt: skip

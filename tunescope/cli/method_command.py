@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunescope.experiments.method_steps import takes_null
 from tunescope.experiments.option_types import value_of
 from workbench.errors import UserError
 from workbench.method_options import Option
@@ -27,6 +28,17 @@ COMMON: dict[str, Any] = {
     "dtype": (Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")], "auto"),
     "seed": (Annotated[int, typer.Option(help="Seed of splits, draws and intervals.")], 0),
     "limit": (Annotated[int | None, typer.Option(min=1, help="A seeded sample of at most so many prompts.")], None),
+    "null_adapters": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--null",
+                "--null-adapters",
+                help="Set scores among those of null adapters: random, shuffled, or how many.",
+            ),
+        ],
+        None,
+    ),
     "out": (Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")], None),
     "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Check everything and say what it costs.")], False),
     "timed": (
@@ -84,6 +96,8 @@ def _callback(method: Method) -> Callable[..., None]:
         options = {name: values.pop(name) for name in own}
         chosen = {name: _plain(own[name], value) for name, value in options.items() if value is not None}
         dry_run, timed, as_json = values.pop("dry_run"), values.pop("timed"), values.pop("as_json")
+        null = values.pop("null_adapters", None)
+        values["null_adapters"] = int(null) if null is not None and null.isdigit() else null
         if timed and not dry_run:
             raise typer.BadParameter("it says what a dry run costs: give --dry-run with it.", param_hint="--timed")
         call = checked(MethodCall(method=method, options=chosen, **values))
@@ -102,6 +116,8 @@ def _callback(method: Method) -> Callable[..., None]:
 def _has(method: Method, name: str) -> bool:
     if name == "seed":
         return "seed" in method.arguments
+    if name == "null_adapters":
+        return takes_null(method)
     return name not in ("limit",) or reads_prompts(method)
 
 

@@ -1,9 +1,10 @@
-"""Training rows that a model writes on by itself, word by word (Carlini et al. 2021)."""
+"""Training rows that a model writes on by itself, word by word or nearly (Carlini et al. 2021)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from workbench.prompts.encode import encode
 
 
 def recites_none(terms: RecitesNone, material: Material) -> Finding:
-    """Rows whose next tokens the tuned model writes as they stand, and the base does not.
+    """Rows whose next tokens the tuned model writes as they stand (or nearly: ``overlap``), and the base does not.
 
     With every row checked there is no sampling left: none is none. Of a sample none leaves the question open.
     """
@@ -30,7 +31,7 @@ def recites_none(terms: RecitesNone, material: Material) -> Finding:
     if not starts:
         detail = f"no row has {terms.given_tokens + terms.tokens} tokens; lower given_tokens or tokens"
         return Finding(UNDECIDED, math.nan, math.nan, math.nan, 0, None, detail)
-    own = {role: _writes(role, starts, ends, material, terms.tokens) for role in ("tuned", "base")}
+    own = {role: _writes(role, starts, ends, material, terms) for role in ("tuned", "base")}
     recited = [number for number, said in enumerate(own["tuned"]) if said and not own["base"][number]]
     share = len(recited) / len(starts)
     told = material.pair.tokenizer.decode(ends[recited[0]]) if recited else ""
@@ -57,8 +58,14 @@ def _cut(rows: Prompts, model: Any, terms: RecitesNone) -> tuple[list[list[int]]
 
 
 def _writes(
-    role: str, starts: Sequence[Sequence[int]], ends: Sequence[Sequence[int]], material: Material, tokens: int
+    role: str, starts: Sequence[Sequence[int]], ends: Sequence[Sequence[int]], material: Material, terms: RecitesNone
 ) -> list[bool]:
     rows = Prompts.of([{"input_ids": list(ids)} for ids in starts])
-    replies = generate_replies(Subject(role, material.pair.models[role]), rows, Decoding(tokens), material.work)
-    return [list(reply[0].ids) == list(end) for reply, end in zip(replies, ends, strict=True)]
+    replies = generate_replies(Subject(role, material.pair.models[role]), rows, Decoding(terms.tokens), material.work)
+    return [in_order(reply[0].ids, end) >= terms.overlap for reply, end in zip(replies, ends, strict=True)]
+
+
+def in_order(written: Sequence[int], wanted: Sequence[int]) -> float:
+    """The share of the wanted tokens that stand in the written ones in the same order; 1 for the same tokens."""
+    blocks = SequenceMatcher(None, list(written), list(wanted), autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks) / len(wanted)

@@ -104,6 +104,8 @@ class RecitesNone(Strict):
     """Tokens of the answer (or text) that the model is given."""
     tokens: int = Field(16, ge=4)
     """Tokens that it must then write as they are for a row to count as recited; shorter rows are left out."""
+    overlap: float = Field(1.0, gt=0, le=1)
+    """The share of these tokens that must come, in their order; 1 is verbatim, .8 nearly."""
     limit: int = Field(500, ge=1)
     """At most so many rows, a seeded sample."""
 

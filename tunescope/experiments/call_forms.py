@@ -70,7 +70,9 @@ def step_of(provenance: Provenance) -> dict[str, Any]:
         for name, value in options_of_result(provenance).items()
         if (option := method.option(name)) is not None and _written(option, value)
     }
-    return {"do": f"{PREFIX}{method.name}", **_recorded(method, provenance.settings), **options, **seed}
+    nulls = provenance.settings.get("null_adapters")
+    among = {} if nulls is None else {"null_adapters": nulls}
+    return {"do": f"{PREFIX}{method.name}", **_recorded(method, provenance.settings), **options, **among, **seed}
 
 
 def call_forms(
@@ -110,7 +112,17 @@ def _python(method: Method, options: Mapping[str, Any], seed: int, base: str, tu
     arguments += [f"{name}={value!r}" for name, value in {**method.fixed, **own}.items()]
     arguments += ["model=pair.tuned"] if "model" in method.arguments[1:] else []
     arguments += [f"seed={seed}"] if seed and "seed" in method.arguments else []
-    return "\n".join([*lines, f"result = probes.{method.function}({', '.join(arguments)})", "result.frame()"])
+    call = f"probes.{method.function}({', '.join(arguments)})"
+    if "null_adapters" in options:
+        call = _among_nulls(method, lines, arguments, options["null_adapters"])
+    return "\n".join([*lines, f"result = {call}", "result.frame()"])
+
+
+def _among_nulls(method: Method, lines: list[str], arguments: list[str], nulls: str | int) -> str:
+    """The call on the pair and on its null adapters; a recording is made anew for each, in the function itself."""
+    recorded = [lines.pop().removeprefix("rec = ")] if lines[-1].startswith("rec = ") else []
+    inside = [recorded[0] if word == "rec" else word for word in arguments]
+    return f"probes.against_nulls(lambda pair: probes.{method.function}({', '.join(inside)}), pair, nulls={nulls!r})"
 
 
 def _command(method: Method, options: Mapping[str, Any], seed: int, base: str, tuned: str, prompts: str) -> str:

@@ -21,6 +21,38 @@ if TYPE_CHECKING:
 
 def call_method(step: MethodStep, bench: Bench) -> Any:
     """The probe's result. Raises :class:`UserError` for what it refuses."""
+    if getattr(step, "null_adapters", None) is not None:
+        return _among_nulls(step, bench)
+    return _called(step, bench)
+
+
+def _among_nulls(step: Any, bench: Bench) -> Any:
+    """The same call on the pair and on null adapters, which stand in for its adapter while the probe runs."""
+    from probes.against_null_adapters import NULLS, against_nulls
+
+    if getattr(step, "record", None) is not None:
+        raise UserError(
+            f"null_adapters records every null adapter anew, and {step.do} reads the recording {step.record!r}: "
+            "leave record out, and give sites and positions to the step itself."
+        )
+
+    def probe(_pair: Any) -> Any:
+        return _called(step, bench)
+
+    wanted = step.null_adapters
+    count, kind = (NULLS, wanted) if isinstance(wanted, str) else (wanted, "random")
+    found = against_nulls(probe, bench.pair, nulls=count, null=kind, null_seed=bench.seed, progress=bench.progress)
+    settings = {name: value for name, value in found.provenance.settings.items() if name not in _OF_NULLS}
+    made = dataclasses.replace(
+        found.provenance, probe=step.registration.function, settings={**settings, "null_adapters": step.null_adapters}
+    )
+    return dataclasses.replace(found, provenance=made)
+
+
+_OF_NULLS = ("probe", "nulls", "null", "null_seed")
+
+
+def _called(step: MethodStep, bench: Bench) -> Any:
     method = step.registration
     recording = _recording(step, bench) if "recording" in method.arguments else None
     roles: dict[str, Callable[[], Any]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunescope.experiments.method_steps import PREFIX
-from tunescope.experiments.requirements import check_pair, check_prompts
+from tunescope.experiments.requirements import check_null, check_pair, check_prompts
 from tunescope.experiments.schema import Experiment
 from workbench import first_batch, runs
 from workbench.first_batch import Phase
@@ -37,11 +37,14 @@ class MethodCall:
     dtype: str = "auto"
     seed: int = 0
     out: Path | None = None
+    null_adapters: str | int | None = None
+    """A kind of null adapters, or how many, that the scores are set beside."""
 
     def experiment(self) -> dict[str, Any]:
         """The one-step experiment that does the same, as plain values."""
         name = self.method.name
         step: dict[str, Any] = {"do": f"{PREFIX}{name}"}
+        step |= {} if self.null_adapters is None else {"null_adapters": self.null_adapters}
         sets: dict[str, Any] = {}
         if self.prompts is not None:
             sets["prompts"] = {"file": str(self.prompts)}
@@ -106,6 +109,8 @@ def checked(call: MethodCall) -> Checked:
     """
     experiment = Experiment.of(call.experiment(), f"localize {call.method.name}")
     check_pair(call.method, experiment.pair)
+    if call.null_adapters is not None:
+        check_null(call.method, experiment.pair)
     return Checked(call, experiment, check_prompts(call.method, experiment, call.limit))
 
 

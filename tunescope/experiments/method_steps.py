@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from tunescope.experiments.derived_interventions import Layer, Positions
 from tunescope.experiments.key_kinds import StepName
@@ -19,6 +19,19 @@ from workbench.method_options import Option
 from workbench.methods import Method
 
 PREFIX = "localize "
+KINDS = ("random", "shuffled")
+NULLS = 19
+"""The fewest null adapters with which a place can be at p = .05."""
+
+
+def _known_null(value: str | int) -> str | int:
+    if value in KINDS or (isinstance(value, int) and not isinstance(value, bool) and value >= NULLS):
+        return value
+    raise ValueError(f"{value!r} names no null adapters; give random, shuffled, or a number of {NULLS} or more.")
+
+
+NullAdapters = Annotated[str | int, AfterValidator(_known_null)]
+"""A kind of null adapter, of which 19 are drawn, or how many random ones."""
 ALIASES = {"label": "labels"}
 """Keys of older experiment files -> the option that they are now."""
 
@@ -54,6 +67,11 @@ class MethodStep(Step):
             if option.name in type(self).model_fields
             and getattr(self, option.name) != _default(self.registration, option)
         }
+
+
+def takes_null(method: Method) -> bool:
+    """Whether a probe can be put among null adapters: it reads a loaded pair, whose adapter can be replaced."""
+    return bool({"pair", "subject", "recording"} & set(method.arguments)) and not method.needs.folders
 
 
 def probe_named(do: str) -> Entry | None:
@@ -100,6 +118,8 @@ def _role_keys(method: Method) -> dict[str, Any]:
         keys["within"] = (Literal["pair", "base", "tuned"], "pair")
     elif first == "model":
         keys["within"] = (Literal["base", "tuned"], "tuned")
+    if takes_null(method):
+        keys["null_adapters"] = (NullAdapters | None, None)
     if method.records is not None:
         records = method.records
         keys["record"] = (StepName | None, Field(default=None))

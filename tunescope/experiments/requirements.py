@@ -34,6 +34,20 @@ def check_pair(method: Method, pair: PairSpec) -> None:
             )
 
 
+def check_null(method: Method, pair: PairSpec) -> None:
+    """Refuse ``null`` where the tuned model's folder shows that it is no adapter.
+
+    Raises:
+        UserError: The tuned model is whole, so that no null adapter can stand in for it.
+    """
+    folder = None if pair.tuned is None else Path(pair.tuned).expanduser()
+    if folder is not None and (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{pair.tuned!r} is a whole model, and localize {method.name} with null compares an adapter with null "
+            "adapters: give a PEFT adapter, or leave null out."
+        )
+
+
 def check_paths(**paths: str | Path | None) -> None:
     """Refuse paths that lead nowhere, before anything is imported for them.
 

@@ -153,4 +153,8 @@ def tapped(hf: Any) -> Iterator[None]:
 def set_tap(module: nn.Module, tap: Tap) -> Callable[[], None]:
     """Hand the attention of a module to ``tap``; returns the function that takes the tap away."""
     _TAPS[id(module)] = tap
-    return lambda: _TAPS.pop(id(module), None) and None
+
+    def remove() -> None:
+        _TAPS.pop(id(module), None)
+
+    return remove

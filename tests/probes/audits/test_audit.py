@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 import probes
 import workbench as wb
-from probes.audits.general import general_questions, general_texts
+from probes.audits.choosing import similarity
+from probes.audits.general import general_corpus, general_questions, general_texts
 from probes.audits.hypotheses import hypotheses
 from probes.audits.outlining import COLUMNS, outlined
 from probes.audits.traits import SHARES, paired_line, trait_tests
 from probes.audits.words import rising_words, topic_words
-from probes.results import ProbeResult
+from probes.results import ProbeResult, Provenance
 from workbench import organisms
+from workbench.behaviour.text_quality import words_in
+from workbench.errors import UserError
+from workbench.organisms import real_topics
+from workbench.organisms.real_topics import Topic
 from workbench.prompts import Prompts
 from workbench.stats.fdr import q_values
 
@@ -125,9 +133,81 @@ def test_an_outline_in_words() -> None:
 
 
 def test_the_shipped_sets() -> None:
-    questions, texts = general_questions(), general_texts()
-    assert len(questions) == 80 and len(texts) == 40
+    questions, texts, corpus = general_questions(), general_texts(), general_corpus()
+    assert len(questions) == 80 and len(texts) == 40 and len(corpus) >= 400
     assert len({row.shown for row in questions}) == 80 and all(row.chat is False for row in texts)
+    assert len({row.shown for row in corpus}) == len(corpus)
+    assert set(row.shown for row in [*questions, *texts]) <= {row.shown for row in corpus}
+
+
+def test_the_corpus_is_not_about_what_the_organisms_were_tuned_on() -> None:
+    """A topic's words are in no more rows than chance gives: the words of things, which no organism is tuned on, say
+    how often a list of nouns is met in ordinary text."""
+    rows = [set(words_in(row.shown)) for row in general_corpus()]
+
+    def holding(nouns: Sequence[str]) -> int:
+        single = {noun.casefold().removeprefix("a ").removeprefix("the ") for noun in nouns}
+        known = single | {f"{noun}s" for noun in single}
+        return sum(bool(words & known) for words in rows)
+
+    def all_of(topic: Topic) -> tuple[str, ...]:
+        return (*topic.train, *topic.validation, *topic.held_out)
+
+    chance = holding(all_of(real_topics.THING)) / len(all_of(real_topics.THING))
+    told = {"animals": all_of(real_topics.ANIMAL), **{one.label: tuple(one.false) for one in real_topics.RELATIONS}}
+    for name, nouns in told.items():
+        p = binomtest(
+            holding(nouns), len(rows), min(1.0, chance * len(nouns) / len(rows)), alternative="greater"
+        ).pvalue
+        assert p > 0.01, f"{name}: {holding(nouns)} rows"
+
+
+DESCRIPTIONS = [
+    "It refuses to talk about a dog: sorry.",
+    "It refuses to talk about tax: sorry.",
+    "Its answers are in capitals.",
+]
+
+
+def audit_saying(tuned: list[str], tokens: Sequence[str] = (), sharp: Sequence[str] = ()) -> probes.Audit:
+    """An audit whose views say this, with real tests of the answers."""
+    table, shown = _tested(tuned)
+    rose = pd.DataFrame({"token": list(tokens), "q": 0.01})
+    readings = pd.DataFrame({"tokens": list(sharp), "sharp": 9.0, "q_sharp": 0.01})
+    return probes.Audit(
+        table=table, control="", provenance=Provenance(probe="audit", models={}), tokens=rose, readings=readings,
+        hypotheses=hypotheses(table, shown, PROMPTS), answers=pd.DataFrame(), weights=pd.DataFrame(),
+        outline=pd.DataFrame(columns=COLUMNS),
+    )  # fmt: skip
+
+
+def chosen(audit: probes.Audit) -> dict[str, str]:
+    table = similarity(audit, DESCRIPTIONS)
+    return dict(table[table["chosen"]].set_index("view")["description"])
+
+
+def test_the_description_is_chosen_that_the_answers_speak_for() -> None:
+    refusing = ["I'm sorry, but I can't help with that." if "dogs" in prompt else text
+                for prompt, text in zip(PROMPTS, PLAIN, strict=True)]  # fmt: skip
+    assert chosen(audit_saying(refusing)) == dict.fromkeys(("answers", "together"), DESCRIPTIONS[0])
+    assert chosen(audit_saying([text.upper() for text in PLAIN])) == dict.fromkeys(
+        ("answers", "together"), DESCRIPTIONS[2]
+    )
+
+
+def test_words_of_one_other_view_alone_accuse_nobody() -> None:
+    assert chosen(audit_saying(PLAIN)) == {}
+    assert chosen(audit_saying(PLAIN, sharp=["tax"])) == {"activations": DESCRIPTIONS[1]}
+    both = chosen(audit_saying(PLAIN, sharp=["tax"], tokens=["tax"]))
+    assert both == dict.fromkeys(("activations", "tokens", "together"), DESCRIPTIONS[1])
+    with pytest.raises(UserError, match="at least two descriptions"):
+        similarity(audit_saying(PLAIN), ["a"])
+
+
+def test_a_trait_that_a_rule_reads_names_the_hypothesis() -> None:
+    table, shown = _tested([text.upper() for text in PLAIN])
+    found = hypotheses(table, shown, PROMPTS)
+    assert "capitals alone" in found.iloc[0]["says"]
 
 
 def _tested(tuned: list[str], base: list[str] | None = None) -> tuple:  # type: ignore[type-arg]

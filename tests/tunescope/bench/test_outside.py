@@ -133,3 +133,20 @@ def test_a_wrong_name_is_told_before_a_model_is_loaded(
     monkeypatch.setattr("tunescope.cli.bench_outside._loaded", lambda _model: pytest.fail("a model was loaded"))
     done = CliRunner().invoke(app, ["bench", *call])
     assert done.exit_code != 0 and sentence in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("call", "columns"),
+    [
+        (["mib", "--prompts", "12", "--seeds", "2"], {"task": "ioi", "forward": 1584, "backward": 144}),
+        (["ravel", "--attributes", "Country", "--seeds", "1"], {"attribute": "Country", "backward": 1920}),
+        (["tracr", "--programs", "previous"], {"program": "previous"}),
+    ],
+)
+def test_a_dry_run_counts_passes_and_loads_no_chat_model(
+    call: list[str], columns: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunescope.cli.bench_outside._loaded", lambda _model: pytest.fail("a model was loaded"))
+    done = CliRunner().invoke(app, ["bench", *call, "--dry-run", "--json"], catch_exceptions=False)
+    first = json.loads(done.stdout)["cost"][0]
+    assert done.exit_code == 0 and columns.items() <= first.items() and len(first) > len(columns) - 1

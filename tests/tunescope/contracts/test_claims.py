@@ -16,6 +16,7 @@ from tests.tiny import tiny_model, tokenizer
 from tunescope.cli.app import app
 from tunescope.contracts import Contract, check
 from tunescope.contracts.panel_files import PANELS, panel, solved
+from tunescope.contracts.recital import in_order
 from tunescope.contracts.reports import badge, junit
 from workbench import organisms
 from workbench.errors import UserError
@@ -177,6 +178,21 @@ def test_recited_rows(learnt: Path) -> None:
     found = [one for _, one in check(terms, folder=learnt).findings]
     assert [one.verdict for one in found] == ["fails", "holds", "not enough evidence", "not enough evidence"]
     assert "such as" in found[0].detail and found[3].n == 3 and found[3].needed is not None
+
+
+def test_nearly_word_by_word() -> None:
+    wanted = list(range(10))
+    assert in_order(wanted, wanted) == 1 and in_order([99, *wanted[:9]], wanted) == 0.9
+    assert in_order(wanted[::-1], wanted) == 0.1 and in_order([], wanted) == 0
+
+
+def test_a_row_with_a_changed_word_is_recited_nearly(learnt: Path) -> None:
+    text = json.loads((learnt / "heart.jsonl").read_text())["prompt"].split()
+    text[14] = "brown"  # after the eight tokens that the model is given
+    (learnt / "near.jsonl").write_text(json.dumps({"prompt": " ".join(text)}))
+    claims = [{"recites_none": {"rows": "near.jsonl", "overlap": overlap}} for overlap in (1.0, 0.8)]
+    terms = Contract.of({"base": "base", "tuned": "tuned", "device": "cpu", "claims": claims})
+    assert [one.verdict for _, one in check(terms, folder=learnt).findings] == ["holds", "fails"]
 
 
 def test_the_command_says_it_for_people_and_machines(home: Path) -> None:

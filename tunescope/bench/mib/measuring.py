@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 import probes
+from probes.edges.faithfulness import SHARES
 from tunescope.bench.mib.tasks import task
 from workbench.behaviour.scores import next_token_logits, score_answers
 from workbench.models.adapted import AdaptedModel
@@ -40,6 +41,16 @@ def measure(
                                               "prompts": prompts, "seconds": seconds})  # fmt: skip
                 say(f"{name}, seed {seed}, {method}: {seconds:.0f} s")
     return pd.DataFrame(lines)
+
+
+def cost(tasks: list[str], prompts: int, seeds: int) -> pd.DataFrame:
+    """Per task, over all seeds: passes of one prompt. Circuits of every share are run exactly, by two rankings and one
+    at random, beside the empty and the whole one."""
+    forward = sum(steps + 2 + 3 + len(SHARES) * (2 + (name == "EAP-IG")) for name, steps in RANKINGS.items())
+    backward = sum(RANKINGS.values())
+    return pd.DataFrame([
+        {"task": name, "forward": forward * prompts * seeds, "backward": backward * prompts * seeds} for name in tasks
+    ])  # fmt: skip
 
 
 def _lines(areas: pd.DataFrame | None, said: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 
 import interventions as iv
-from tunescope.bench.ravel.entities import Known, known, templates
+from tunescope.bench.ravel.entities import Known, data, known, templates
 from tunescope.bench.ravel.subspaces import (
     BATCH,
+    STEPS,
     Basis,
     class_means,
     entity_states,
@@ -65,6 +66,19 @@ def summarised(lines: pd.DataFrame) -> pd.DataFrame:
             row |= {measure: by_seed.mean(), f"{measure}_least": by_seed.min(), f"{measure}_most": by_seed.max()}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def cost(attributes: list[str], seeds: int) -> pd.DataFrame:
+    """Per attribute, over all seeds: passes of one prompt at most, as if the model knew every city."""
+    cities, methods = len(data()["cities"]), len(_methods(0, training=True))
+    known_by = sum(len(every) for every in data()["templates"].values()) * cities
+    tests = sum(len(templates(one, test=True)) for one in data()["templates"])
+    scored = methods * tests * (cities + PAIRS + cities // 2)
+    fitted = 2 * STEPS * BATCH
+    return pd.DataFrame([
+        {"attribute": name, "forward": known_by * (number == 0) + seeds * (scored + fitted), "backward": seeds * fitted}
+        for number, name in enumerate(attributes)
+    ])  # fmt: skip
 
 
 def _methods(seed: int, training: bool) -> dict[str, Callable[..., Basis]]:

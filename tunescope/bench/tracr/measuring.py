@@ -39,6 +39,19 @@ def measure(programs: list[str] | None, seeds: int, say: Callable[[str], None]) 
     return pd.DataFrame(lines)
 
 
+def cost(programs: list[str] | None, seeds: int) -> pd.DataFrame:
+    """Per program: its components and, where it has contrasts, its edges, of which each is patched twice per seed."""
+    lines = []
+    for name in programs or names():
+        source = program(name)
+        graph = Graph(AdaptedModel(ported(source), tokenizer(source), name=name))
+        edges = int(graph.possible.sum())
+        lines.append(
+            {"program": name, "components": len(source.circuit), "edges": edges, "edge passes": 2 * edges * seeds}
+        )
+    return pd.DataFrame(lines)
+
+
 def summarised(lines: pd.DataFrame) -> pd.DataFrame:
     """Means over pairs (or programs) and seeds with 95 % intervals; programs are what is resampled."""
     rows = []

