@@ -168,6 +168,12 @@ def as_adapted(model: Any) -> AdaptedModel:
     return AdaptedModel(model, None)
 
 
+def site_hooks(recipe: Recipe | None, model: AdaptedModel) -> list[SiteHook]:
+    """The hooks of a recipe that acts at sites alone, in its order. What a gate has seen lives as long as they do."""
+    steps = () if recipe is None else recipe.interventions
+    return [hook for step in steps if isinstance(step, SiteIntervention) for hook in step.hooks(model)]
+
+
 def per_row(recipes: Iterable[Recipe | Intervention | None]) -> Recipe:
     """One recipe that gives every prompt of a batch its own: entry i acts on row i alone, None leaves it alone.
 

@@ -31,6 +31,9 @@ def serve(  # noqa: PLR0913 (one parameter per option)
     no_token: Annotated[bool, typer.Option("--no-token", help="Let everybody in who can connect.")] = False,
     max_tokens: Annotated[int, typer.Option(help="New tokens of a request at most.", min=1)] = 1024,
     waiting: Annotated[int, typer.Option(help="Requests that may wait; further ones are refused.", min=1)] = 64,
+    batch: Annotated[
+        int, typer.Option(help="Texts written at once at most; 1: in turns, bit for bit as single runs.", min=1)
+    ] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
@@ -46,7 +49,8 @@ def serve(  # noqa: PLR0913 (one parameter per option)
 
     check_free(address, port)
     sides = load_sides(model, tuned, device=device, dtype=dtype)
-    engine = Engine(sides, Shelf(recipe or [], sides), Limits(max_tokens=max_tokens, waiting=waiting))
+    limits = Limits(max_tokens=max_tokens, waiting=waiting, batch=batch)
+    engine = Engine(sides, Shelf(recipe or [], sides), limits)
     run(engine, address, port, None if no_token else token, made=token is None and not no_token, hosts=host or [])
 
 

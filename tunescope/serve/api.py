@@ -16,7 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tunescope.serve.engine import Busy, Engine, Finish
+from tunescope.serve.engine import Busy, Closed, Engine
+from tunescope.serve.job import Finish
+from tunescope.serve.metrics import exposition
 from tunescope.serve.request import ChatRequest, TextRequest, parsed
 from workbench.errors import UserError
 
@@ -66,6 +68,8 @@ class _Api:
                 return await handler(request)
             except Busy as error:
                 return _refusal(str(error), 429, "rate_limit_exceeded")
+            except Closed as error:
+                return _refusal(str(error), 503, "server_error")
             except UserError as error:
                 return _refusal(str(error), 400, "invalid_request_error")
 
@@ -82,16 +86,7 @@ class _Api:
 
     async def metrics(self, _request: Request) -> Response:
         """Counters in Prometheus's text form."""
-        counts = self.engine.counts
-        lines = [
-            f"tunescope_requests_total {counts.requests}",
-            f"tunescope_refused_total {counts.refused}",
-            f"tunescope_new_tokens_total {counts.new_tokens}",
-            f"tunescope_generation_seconds_total {counts.seconds:.3f}",
-            f"tunescope_waiting {self.engine.waiting}",
-            *(f'tunescope_requests_by_model_total{{model="{name}"}} {n}' for name, n in counts.by_model.items()),
-        ]
-        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(exposition(self.engine), media_type="text/plain; version=0.0.4")
 
     async def chat(self, request: Request) -> Response:
         """A chat completion."""

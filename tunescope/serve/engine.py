@@ -1,37 +1,39 @@
-"""One request after the other through our engine, on a thread of its own, the text given out while it is written."""
+"""Many requests at once through our engine: what shares its steps is written together, the rest takes turns."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
-
 from interventions.recipe import Recipe
+from tunescope.serve.alone import generate_alone
+from tunescope.serve.decoding import Decoding
+from tunescope.serve.job import Counts, Finish, Job, TextOut
 from tunescope.serve.request import ChatRequest, TextRequest
+from tunescope.serve.sharing import why_alone
 from tunescope.serve.shelf import Shelf
-from tunescope.serve.stopping import StopTexts
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
-from workbench.prompts.encode import Encoded
+
+ALONE_BY_CHOICE = "the server writes one text at a time"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may ask for."""
+    """What clients may ask for."""
 
     max_tokens: int = 1024
     """New tokens of a request at most."""
     waiting: int = 64
     """Requests that wait at most; further ones are refused with 429."""
+    batch: int = 32
+    """Texts that are written at once at most; 1: in turns, bit for bit as single runs."""
     body_bytes: int = 2**20
 
 
@@ -39,48 +41,45 @@ class Busy(UserError):
     """Too many requests are waiting."""
 
 
-@dataclass(frozen=True)
-class Finish:
-    """The end of a completion."""
-
-    reason: str
-    prompt_tokens: int
-    new_tokens: int
+class Closed(UserError):
+    """The server ended before the text did."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A request that can be run: the side, the recipe at its strength, and the prompt as tokens."""
+class _Live:
+    """A request that waits or is being written; what it is told comes through a queue of its event loop."""
 
-    side: AdaptedModel
-    recipe: Recipe | None
-    batch: Encoded
-    new_tokens: int
-    options: Mapping[str, Any]
-    seed: int | None
-    stops: list[str]
+    def __init__(self, job: Job) -> None:
+        self.job, self.since = job, time.monotonic()
+        self.pieces: asyncio.Queue[str | Finish | BaseException] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self.out = TextOut(job, self.give)
 
-
-@dataclass
-class Counts:
-    """What ``/metrics`` says."""
-
-    requests: int = 0
-    refused: int = 0
-    new_tokens: int = 0
-    seconds: float = 0.0
-    by_model: dict[str, int] = field(default_factory=dict)
+    def give(self, piece: str | Finish | BaseException) -> None:
+        """Called from whatever thread."""
+        self._loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
 
 class Engine:
-    """Both sides and the shelf of recipes. Requests take turns, so no two recipes are ever on a model at once."""
+    """Both sides and the shelf of recipes. One thread computes; requests join and leave between its steps."""
 
     def __init__(self, sides: Mapping[str, AdaptedModel], shelf: Shelf, limits: Limits) -> None:
         self.sides, self.shelf, self.limits = dict(sides), shelf, limits
         self.counts = Counts()
-        self.waiting = 0
-        self._turn = asyncio.Lock()
+        self._queue: deque[_Live] = deque()
+        self._decoding = {id(side): Decoding(side) for side in self.sides.values()}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._driver: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests that nothing was computed for yet."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Texts that share steps now."""
+        return sum(map(len, self._decoding.values()))
 
     def models(self) -> list[str]:
         """Every name a request may give as its model: a side, or a side with a recipe."""
@@ -89,6 +88,21 @@ class Engine:
 
     def job(self, request: ChatRequest | TextRequest) -> Job:
         """What the request asks for. Raises :class:`UserError` where it cannot be run; nothing runs yet."""
+        side, recipe = self._steered(request)
+        batch = side.encode(Prompts.of([request.row()]))
+        room = (side.max_positions or 2**31) - batch.input_ids.shape[1]
+        new = min(request.limit or self.limits.max_tokens, self.limits.max_tokens)
+        if room < 1 or (request.limit is not None and new > room):
+            raise UserError(
+                f"The prompt has {batch.input_ids.shape[1]} tokens and {new} new ones are asked for, and the model has "
+                f"{side.max_positions} positions: shorten the prompt or lower max_tokens."
+            )
+        alone = ALONE_BY_CHOICE if self.limits.batch == 1 else why_alone(side, recipe)
+        return Job(
+            side, recipe, batch, min(new, room), request.temperature, request.top_p, request.seed, request.stops, alone
+        )
+
+    def _steered(self, request: ChatRequest | TextRequest) -> tuple[AdaptedModel, Recipe | None]:
         name, _, named = request.model.partition("+")
         if name not in self.sides:
             raise unknown_name("model", request.model, self.models())
@@ -103,97 +117,87 @@ class Engine:
         recipe = None if wanted is None else self.shelf.get(wanted) * request.strength
         if recipe is not None:
             recipe.check(side)
-        batch = side.encode(Prompts.of([request.row()]))
-        room = (side.max_positions or 2**31) - batch.input_ids.shape[1]
-        new = min(request.limit or self.limits.max_tokens, self.limits.max_tokens)
-        if room < 1 or (request.limit is not None and new > room):
-            raise UserError(
-                f"The prompt has {batch.input_ids.shape[1]} tokens and {new} new ones are asked for, and the model has "
-                f"{side.max_positions} positions: shorten the prompt or lower max_tokens."
-            )
-        sampled = request.temperature > 0
-        options = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p} if sampled else {}
-        return Job(side, recipe, batch, min(new, room), options, request.seed, request.stops)
+        return side, recipe
 
     async def run(self, job: Job, name: str) -> AsyncGenerator[str | Finish, None]:
-        """Pieces of text, then the end; leaving the iterator stops the generation. Raises :class:`Busy`."""
+        """Pieces of text, then the end; leaving the iterator stops the generation.
+
+        Raises:
+            Busy: Too many requests are waiting.
+            Closed: The server ends.
+        """
+        if self._closed:
+            raise Closed("The server is ending: ask another one.")
         if self.waiting >= self.limits.waiting:
             self.counts.refused += 1
             raise Busy(f"{self.waiting} requests are waiting, which is the limit: try again.")
-        loop, pieces, stop = asyncio.get_running_loop(), asyncio.Queue[str | Finish | None](), threading.Event()
-        self.waiting += 1
+        live = _Live(job)
+        self.counts.requests += 1
+        self.counts.alone += job.alone is not None
+        self.counts.by_model[name] = self.counts.by_model.get(name, 0) + 1
+        self._queue.append(live)
+        if self._driver is None or self._driver.done():
+            self._driver = asyncio.create_task(self._drive())
         try:
-            async with self._turn:
-                began = time.monotonic()
-                self.counts.requests += 1
-                self.counts.by_model[name] = self.counts.by_model.get(name, 0) + 1
-
-                def give(piece: str | Finish | None) -> None:
-                    loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-                work = loop.run_in_executor(self._thread, _generated, job, give, stop)
-                try:
-                    while (piece := await pieces.get()) is not None:
-                        if isinstance(piece, Finish):
-                            self.counts.new_tokens += piece.new_tokens
-                        yield piece
-                    await work
-                finally:
-                    stop.set()
-                    await asyncio.wait([work])
-                    self.counts.seconds += time.monotonic() - began
+            while True:
+                piece = await live.pieces.get()
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+                if isinstance(piece, Finish):
+                    self._count(live, piece)
+                    return
         finally:
-            self.waiting -= 1
+            live.out.stopped.set()
+            if live in self._queue:
+                self._queue.remove(live)
+
+    def _count(self, live: _Live, end: Finish) -> None:
+        self.counts.new_tokens += end.new_tokens
+        if live.out.first_at is not None:
+            self.counts.first_tokens += 1
+            self.counts.first_token_seconds += live.out.first_at - live.since
+
+    async def _drive(self) -> None:
+        """Compute until nothing is left: read the prompts that may join, then a step of every side."""
+        while not self._closed and (self._queue or self.running):
+            began = time.monotonic()
+            while (live := self._next()) is not None:
+                work = generate_alone if live.job.alone else self._decoding[id(live.job.side)].join
+                if error := await self._computed(work, live.job, live.out):
+                    self._failed([live.out], error)
+            for decoding in self._decoding.values():
+                if len(decoding):
+                    self.counts.steps += 1
+                    self.counts.step_rows += len(decoding)
+                    if error := await self._computed(decoding.step):
+                        self._failed(decoding.clear(), error)
+            self.counts.seconds += time.monotonic() - began
+        left = [out for decoding in self._decoding.values() for out in decoding.clear()]
+        self._failed([*left, *(live.out for live in self._queue)], Closed("The server ended before the text did."))
+
+    def _next(self) -> _Live | None:
+        """The request that may be begun now, in the order in which they came."""
+        while self._queue and self._queue[0].out.stopped.is_set():
+            self._queue.popleft()
+        if self._closed or not self._queue:
+            return None
+        free = self.running == 0 if self._queue[0].job.alone else self.running < self.limits.batch
+        return self._queue.popleft() if free else None
+
+    async def _computed(self, work: Callable[..., None], *args: Any) -> BaseException | None:
+        """Do it on the engine's thread; what went wrong there, or None."""
+        done = asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        await asyncio.wait([done])
+        return done.exception()
+
+    def _failed(self, outs: list[TextOut], error: BaseException) -> None:
+        """Those requests end with this error; no other does."""
+        for out in outs:
+            self.counts.failed += 1
+            out.fail(error)
 
     def close(self) -> None:
-        """Let the running request end, and the thread with it."""
+        """Let the running step end, and the thread with it; texts that are not whole yet end with :class:`Closed`."""
+        self._closed = True
         self._thread.shutdown(wait=True)
-
-
-class _Pieces(TextStreamer):  # type: ignore[misc]
-    """Hands text out as soon as whole words are decoded, up to a stop text."""
-
-    def __init__(self, tokenizer: Any, texts: StopTexts, give: Any, stop: threading.Event) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._texts, self._give, self._stop = texts, give, stop
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by transformers with every further piece."""
-        if piece := self._texts.add(text, last=stream_end):
-            self._give(piece)
-        if self._texts.ended:
-            self._stop.set()
-
-
-class _Stopped(StoppingCriteria):  # type: ignore[misc]
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG002
-        return torch.full((len(input_ids),), self._stop.is_set(), device=input_ids.device)
-
-
-def _generated(job: Job, give: Any, stop: threading.Event) -> None:
-    """Generate on the engine's thread; always ends with None, also after an error, which is raised there."""
-    texts, tokenizer = StopTexts(job.stops), job.side.tokenizer
-    prompt = job.batch.input_ids.shape[1]
-    try:
-        with torch.random.fork_rng(), job.recipe.applied(job.side) if job.recipe is not None else nullcontext():
-            if job.seed is not None:
-                torch.manual_seed(job.seed)
-            ids = job.side.generate_ids(
-                job.batch, max_new_tokens=job.new_tokens, streamer=_Pieces(tokenizer, texts, give, stop),
-                stopping_criteria=StoppingCriteriaList([_Stopped(stop)]), **job.options,
-            )[0]  # fmt: skip
-        made = len(ids) - prompt
-        whole = texts.ended or made < job.new_tokens or int(ids[-1]) in _ends(job.side)
-        give(Finish("stop" if whole else "length", prompt, made))
-    finally:
-        give(None)
-
-
-def _ends(side: AdaptedModel) -> set[int]:
-    """Tokens that end a text."""
-    found = getattr(side.inner.generation_config, "eos_token_id", None)
-    known = found if isinstance(found, list) else [found]
-    return {int(one) for one in (*known, side.tokenizer.eos_token_id) if one is not None}

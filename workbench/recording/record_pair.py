@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from workbench.recording.distributed import Team
 
 BACKENDS = ("hooks", "nnsight", "ndif")
+EXECUTORS = ("local", "ray", "vllm")
 Store = Literal["memory"] | str | Path | None
 
 
@@ -55,6 +56,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     backend: str = "hooks",
     executor: str = "local",
     workers: int | None = None,
+    engine_settings: Mapping[str, Any] | None = None,
     base_prompts: Any = None,
     progress: Progress | None = None,
 ) -> Recording:
@@ -74,7 +76,9 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     ``batch_size="auto"`` is chosen from free memory and from what is recorded of a prompt (sites x layers x tokens),
     and is halved where a GPU's runs out all the same. ``executor="ray"`` shares the prompts out over ``workers``
     processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
-    :mod:`workbench.recording.distributed`.
+    :mod:`workbench.recording.distributed`. ``executor="vllm"`` lets vLLM run base and LoRA in one engine (resid_post,
+    attn_out, mlp_out; :mod:`workbench.recording.vllm_capture`); ``engine_settings`` go to it, such as
+    ``{"max_model_len": 4096}``.
 
     ``base_prompts``: what the base reads instead, row for row the same questions (a plain text beside a chat, a prompt
     with demonstrations beside one without); the positions must then choose as many tokens of each row on both sides, as
@@ -99,13 +103,17 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     if not chosen and not logits:
         raise UserError("Nothing to record: name at least one site, or ask for logits.")
     scope = where(positions)
-    make = _capturing(backend, models, tuple(chosen), new_tokens)
+    _check_executor(executor, workers, engine_settings, backend)
+    make = _capturing(backend, models, tuple(chosen), new_tokens, executor)
+    written: Callable[[Plan, int, str], list[list[int]]] | None = None
+    if executor == "vllm":
+        make, written = _by_vllm(models, chosen, engine_settings, logits=logits)
     options = _options(scope, dtype, logits, new_tokens)
     given = _stored_batch_size(store) if batch_size == "auto" else batch_size
     size: int | Literal["auto"] = "auto" if given is None else given
     names = [site.name for site in chosen] + (["logits"] if logits else [])
     with _team(executor, workers, models) as team:
-        elsewhere = None if team is None else team.continued
+        elsewhere = written if team is None else team.continued
         each = partial(recorded_bytes, models, chosen, scope, logits=logits)
         while True:
             plan_ = plan(models, rows, size, new_tokens, _writer(models), elsewhere, each)
@@ -138,27 +146,37 @@ def _out_of_memory(plan_: Plan, store: Store) -> UserError:
     )
 
 
+def _check_executor(
+    executor: str, workers: int | None, engine_settings: Mapping[str, Any] | None, backend: str
+) -> None:
+    """Raise :class:`UserError` for an executor that there is not, or options of another one."""
+    if executor not in EXECUTORS:
+        raise unknown_name("executor", executor, EXECUTORS)
+    if workers is not None and executor != "ray":
+        raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
+    if engine_settings is not None and executor != "vllm":
+        raise UserError('engine_settings are vLLM\'s: give executor="vllm" with them.')
+    if executor == "vllm" and backend != "hooks":
+        raise UserError(f'backend={backend!r} runs the models itself: leave out executor="vllm".')
+
+
 def _team(executor: str, workers: int | None, models: dict[str, AdaptedModel]) -> AbstractContextManager[Team | None]:
     """The processes that run the models; None for this one alone."""
-    if executor == "local":
-        if workers is not None:
-            raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
-        return nullcontext()
     if executor != "ray":
-        raise unknown_name("executor", executor, ["local", "ray"])
+        return nullcontext()
     from workbench.recording.distributed import team
 
     return team(models, workers)
 
 
 def _capturing(
-    backend: str, models: dict[str, AdaptedModel], sites: tuple[Site, ...], new_tokens: int
+    backend: str, models: dict[str, AdaptedModel], sites: tuple[Site, ...], new_tokens: int, executor: str
 ) -> Callable[..., Capture]:
     """The class that runs the models; refuses what this backend cannot record before anything is run."""
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
     for model in models.values():
-        if backend != "ndif" and model.weightless:
+        if backend != "ndif" and executor != "vllm" and model.weightless:
             raise UserError(f'{model.name} was loaded without weights: only backend="ndif" can run it.')
     if backend == "hooks":
         return Capture
@@ -166,6 +184,16 @@ def _capturing(
 
     check(models, sites, remote=backend == "ndif", new_tokens=new_tokens)
     return RemoteCapture if backend == "ndif" else TracedCapture
+
+
+def _by_vllm(
+    models: dict[str, AdaptedModel], sites: Sequence[Site], settings: Mapping[str, Any] | None, *, logits: bool
+) -> tuple[Callable[..., Capture], Callable[[Plan, int, str], list[list[int]]]]:
+    """What captures, and what continues prompts, in a vLLM engine."""
+    from workbench.recording.vllm_capture import VllmCapture, continued, prepared
+
+    engine = prepared(models, sites, logits=logits, settings=settings or {})
+    return partial(VllmCapture, engine=engine), partial(continued, engine, models)
 
 
 def _writer(models: dict[str, AdaptedModel]) -> str:

