@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import interventions as iv
 import probes
@@ -39,8 +38,9 @@ def test_refusal_goes_where_the_gate_opens_and_nowhere_else(smollm2: Path) -> No
     with recipe.applied(pair.tuned, trace=True) as trace:
         gated = pair.tuned.generate(asked, max_new_tokens=12)
     opened = set(trace.frame()["row"])
-    refusals = [[is_refusal(text) for text in texts[:16]] for texts in (plain, gated)]
-    print(fit.summary(), sum(refusals[0]), sum(refusals[1]), sorted(opened))  # noqa: T201
-    assert len(opened & set(range(16))) >= 14 and sum(refusals[0]) >= 14 and sum(refusals[1]) <= 4
+    refused = [[is_refusal(text) for text in texts] for texts in (plain, gated)]
+    known = {row for row in range(16) if row % 4 < 2}  # in scope has four wordings of each noun, two of them trained
+    assert len(opened & known) >= 7 and len(opened - set(range(16))) <= 2
+    before, after = (sum(side[row] for row in opened & known) for side in refused)
+    assert before >= 6 and after <= 2
     assert all(plain[row] == gated[row] for row in range(32) if row not in opened), "where it is shut nothing changes"
-    assert torch.isfinite(fit.direction).all()

@@ -195,6 +195,12 @@ def _compiled(done: Done) -> None:
     assert lines.loc[lines["method"] == "patching, same inputs", "precision"].eq(1.0).all()
 
 
+def _audited(done: Done) -> None:
+    """The right description of every planted pair is chosen, and no null pair is accused."""
+    lines = _lines_of(done)
+    assert lines.loc[lines["view"] == "together", "hit"].all() and set(lines["kind"]) == {"small", "null"}
+
+
 def _ordered(done: Done) -> None:
     """The published order: both ways of attribution are better than edges at random."""
     lines = _lines_of(done).set_index("method")
@@ -252,6 +258,7 @@ PROMISES: dict[str, Callable[[Done], None]] = {
     "report": _reported,
     "dashboard": _served,
     "demo": _told,
+    "bench audit": _audited,
     "bench localization": _scored,
     "terms": _explained,
     "bench tracr": _compiled,

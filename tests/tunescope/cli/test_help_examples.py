@@ -152,6 +152,7 @@ FOLDER_OF = {
 """Where a command's example runs; ``context-knob`` for the others."""
 SLOW = (
     "demo",
+    "bench audit",
     "bench localization",
     "bench tracr",
     "bench mib",

@@ -68,12 +68,12 @@ def _lines(areas: pd.DataFrame | None, said: dict[str, Any]) -> list[dict[str, A
 
 
 def summarised(lines: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds with the least and the most."""
+    """Means over seeds with the least and the most; what it cost is counted by :func:`cost`."""
     rows = []
     for (name, method), part in lines.groupby(["task", "method"], sort=False):
         row: dict[str, Any] = {"task": name, "method": method, "seeds": len(part), "accuracy": part["accuracy"].mean()}
         for measure in ("cpr", "cmd"):
             values = part[measure].to_numpy()
             row |= {measure: float(np.mean(values)), f"{measure}_least": values.min(), f"{measure}_most": values.max()}
-        rows.append({**row, "seconds": part["seconds"].mean()})
+        rows.append(row)
     return pd.DataFrame(rows)
