@@ -59,7 +59,7 @@ def copies(method: str) -> dict[str, float]:
     """What a search adds at its peak, and the whole with both models, in copies of the tuned weights."""
     pair = make_pair()
     rows = make_rows(pair)
-    size = sum(one.nbytes for one in pair.tuned.inner.parameters()) / 1e6
+    size = sum(parameter.nbytes for parameter in pair.tuned.inner.parameters()) / 1e6
     start = reset_peak()
     graft(pair, rows, method=method, epochs=EPOCHS, batch_size=BATCH, sparsities=(0.01, 0.1, 1.0), draws=1)
     grown = (peak() - start) / size

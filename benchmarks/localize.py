@@ -30,14 +30,14 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(PARTS), help="run one part")
     parser.add_argument("--device", default="cpu", help="of head_probe and patching, the parts that a GPU can run")
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     results: dict[str, Any] = {}
-    for name in [chosen.only] if chosen.only else sorted(PARTS if chosen.device == "cpu" else ON_GPU):
-        given = {"device": chosen.device} if name in ON_GPU else {}
+    for name in [arguments.only] if arguments.only else sorted(PARTS if arguments.device == "cpu" else ON_GPU):
+        given = {"device": arguments.device} if name in ON_GPU else {}
         results[name] = importlib.import_module(PARTS[name]).measure(**given)
-        if not chosen.json:
+        if not arguments.json:
             print(f"{name}\n{json.dumps(results[name], indent=2)}")
-    if chosen.json:
+    if arguments.json:
         print(json.dumps(results))
 
 

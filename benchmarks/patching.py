@@ -103,10 +103,10 @@ def transformer_lens_runs(bridge: Any, task: Task) -> dict[str, Callable[[], tor
     def last() -> torch.Tensor:
         with torch.no_grad():
             before = metric(bridge(corrupted))
-            found = peer.generic_activation_patch(
+            activation_patch = peer.generic_activation_patch(
                 bridge, corrupted, cache(), metric, peer.layer_pos_head_vector_patch_setter, "z", index_df=index
             )
-        return found.view(LAYERS, HEADS) - before
+        return activation_patch.view(LAYERS, HEADS) - before
 
     def by_gradients() -> torch.Tensor:
         """Its ``attribution_patch`` runs prompt by prompt; its parts take a whole batch, which is faster. They find no
@@ -116,7 +116,7 @@ def transformer_lens_runs(bridge: Any, task: Task) -> dict[str, Callable[[], tor
             theirs = cache_activation_and_gradient(bridge, clean, metric, sites, compute_gradient=False).activations
         ours = cache_activation_and_gradient(bridge, corrupted, metric, ["hook_embed", *sites])
         products = [(theirs[name] - ours.activations[name]) * ours.gradients[name] for name in sites]
-        return torch.stack([one.sum((0, 1, 3)) for one in products])
+        return torch.stack([product.sum((0, 1, 3)) for product in products])
 
     return {"all": everywhere, "last": last, "attribution": by_gradients}
 

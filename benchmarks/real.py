@@ -197,17 +197,17 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(ROWS))
     parser.add_argument("--memory", action="store_true", help="peak memory of each row instead of its time")
     parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    names = [chosen.only] if chosen.only else list(ROWS)
+    names = [arguments.only] if arguments.only else list(ROWS)
     found: dict[str, Any] = {"hardware": hardware(), "at": time.strftime("%Y-%m-%d")}
-    bench = None if chosen.memory else Bench(chosen.prompts, chosen.few)
+    bench = None if arguments.memory else Bench(arguments.prompts, arguments.few)
     for name in names:
         found[name] = (
-            ROWS[name](bench, chosen.rounds) if bench is not None
-            else in_fresh_process("benchmarks.real", "memory", part=name, prompts=chosen.prompts, few=chosen.few)
+            ROWS[name](bench, arguments.rounds) if bench is not None
+            else in_fresh_process("benchmarks.real", "memory", part=name, prompts=arguments.prompts, few=arguments.few)
         )  # fmt: skip
-        if not chosen.json:
+        if not arguments.json:
             print(f"{name}\n{json.dumps(found[name], indent=2)}", flush=True)
     print(json.dumps(found))
 

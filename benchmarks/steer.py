@@ -222,20 +222,20 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", default="1,2,3,4", help="which lines of the table, by commas")
     parser.add_argument("--peers", default=",".join(steer_peers.OFFSETS), help="by commas")
-    chosen = parser.parse_args()
-    wanted = [int(one) for one in chosen.rows.split(",")]
-    size = Size(layers=3, width=128, tokens=8, repeats=3) if chosen.quick else Size(width=chosen.width)
-    size = replace(size, device=chosen.device)
+    arguments = parser.parse_args()
+    wanted = [int(word) for word in arguments.rows.split(",")]
+    size = Size(layers=3, width=128, tokens=8, repeats=3) if arguments.quick else Size(width=arguments.width)
+    size = replace(size, device=arguments.device)
     warnings.simplefilter("ignore")
-    if chosen.memory:
-        print(json.dumps(steer_memory.growth(width=size.width, repeats=1 if chosen.quick else 3)))
+    if arguments.memory:
+        print(json.dumps(steer_memory.growth(width=size.width, repeats=1 if arguments.quick else 3)))
         return
     reports = []
-    for make in [rows(size, chosen.peers.split(","))[number - 1] for number in wanted]:
-        reports.append(measure(make(), chosen.repeats or size.repeats))
-        if not chosen.json:
+    for make in [rows(size, arguments.peers.split(","))[number - 1] for number in wanted]:
+        reports.append(measure(make(), arguments.repeats or size.repeats))
+        if not arguments.json:
             print(shown(reports[-1]), flush=True)
-    if chosen.json:
+    if arguments.json:
         where = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
         print(json.dumps({"size": vars(size), **where, "rows": reports}))
 

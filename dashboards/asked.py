@@ -43,8 +43,8 @@ class Asked:
         items = [{"messages": json.loads(chats[line])} if line in chats else line for line in self.prompts]
         rows = Prompts.of(items, chat=False if self.raw else None, system=self.system.strip() or None)
         return [
-            one if row.prompt == one and row.chat is None else row.as_dict()
-            for row, one in zip(rows, items, strict=True)
+            item if row.prompt == item and row.chat is None else row.as_dict()
+            for row, item in zip(rows, items, strict=True)
         ]
 
     @property

@@ -47,17 +47,17 @@ def ask_parts(chosen: Selection, tuned: str) -> tuple[Part, ...]:
 
 
 def _saved(chosen: Selection, tuned: str) -> list[Part]:
-    found = _recipes(chosen, tuned)
-    first = next((name for name, (_, _, fits) in found.items() if fits), None)
+    recipes = _recipes(chosen, tuned)
+    first = next((name for name, (_, _, fits) in recipes.items() if fits), None)
     prefilled("recipe", first)
     name = st.selectbox(
-        "Recipe", list(found), key="recipe", accept_new_options=True, format_func=panels.visible, index=None,
+        "Recipe", list(recipes), key="recipe", accept_new_options=True, format_func=panels.visible, index=None,
         placeholder="None; or the path of a .safetensors file",
         help="Recipes that the runs keep, those made for this model first. Or write the path of one.", **_LINKED,
     )  # fmt: skip
     if not name:
         return []
-    path, note, _ = found.get(name, (Path(name), RecipeNote((), ""), False))
+    path, note, _ = recipes.get(name, (Path(name), RecipeNote((), ""), False))
     if note.kinds:
         st.caption(f"Holds {panels.words(', '.join(dict.fromkeys(note.kinds)))}.")
     return [Saved(str(path), note.kinds)]
@@ -112,8 +112,8 @@ def _heads(chosen: Selection) -> list[Part]:
 
 
 def _knob(chosen: Selection) -> list[Part]:
-    found = chosen.results("Knob")
-    if not found:
+    results = chosen.results("Knob")
+    if not results:
         panels.empty(
             "This run holds no knob for this pair. This finds one:",
             "tunescope localize knob BASE TUNED --prompts prompts.jsonl",
@@ -121,7 +121,7 @@ def _knob(chosen: Selection) -> list[Part]:
         return []
     if not st.toggle("Set the knob", key="set-knob", **_LINKED):
         return []
-    knob = found[0].load()
+    knob = results[0].load()
     settings = knob.settings
     intent = st.segmented_control(
         "To", [*settings, "a number"], key="intent", required=True, default=next(iter(settings)), **_LINKED
@@ -132,7 +132,7 @@ def _knob(chosen: Selection) -> list[Part]:
         width = (high - low) or 1.0
         value = st.slider("Coordinate", low - width, high + width, (low + high) / 2, key="coordinate", **_LINKED)
     st.caption(f"Layer {knob.layer}; " + ", ".join(f"{name} is {number:+.2f}" for name, number in settings.items()))
-    return [KnobSet(str(found[0].path), value)]
+    return [KnobSet(str(results[0].path), value)]
 
 
 def _weights() -> list[Part]:

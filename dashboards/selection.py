@@ -51,13 +51,13 @@ class PairOfRun:
         """From a run's manifest, which anybody may have written: what is not text is left out."""
         plain = given if isinstance(given, dict) else {}
         names = [plain.get(role) for role in ("base", "tuned")]
-        base, tuned = (one.get("name") if isinstance(one, dict) else one for one in names)
+        base, tuned = (name.get("name") if isinstance(name, dict) else name for name in names)
         prompts, results = plain.get("prompts"), plain.get("results")
         return cls(
             base if isinstance(base, str) else "",
             tuned if isinstance(tuned, str) else "",
             prompts if isinstance(prompts, str) and prompts.startswith("prompts/") else "",
-            tuple(str(one) for one in results) if isinstance(results, list) else (),
+            tuple(str(result) for result in results) if isinstance(results, list) else (),
         )
 
 
@@ -145,8 +145,8 @@ def _follow_link(page: str) -> None:
     kinds.update({str(name): type(value) for name, value in state.items() if not str(name).startswith("_")})
     if came_from in (None, page):
         return
-    for name, given in st.query_params.to_dict().items():
-        value = _as(kinds.get(name), given)
+    for name, row in st.query_params.to_dict().items():
+        value = _as(kinds.get(name), row)
         if value is not None and state.get(name) != value:
             state[name] = value
 
@@ -252,7 +252,7 @@ def _inside(name: str, folder: Path) -> Selection:
     if about.prompts:
         sizes["prompt"] = len(_prompts(str(verified(runs.open(folder), about.prompts))))
     numbers = {}
-    shown = [one for one in CELLS if sizes.get(one)]
+    shown = [cell for cell in CELLS if sizes.get(cell)]
     for place, one in zip(st.columns(2) * 2, shown, strict=False):
         with place:
             numbers[one] = _number(one)
@@ -288,12 +288,12 @@ def _sizes(found: list[Found]) -> dict[str, int]:
 
 def _results(folder: Path, pair: str, about: PairOfRun, *kinds: str) -> list[Found]:
     """Those of the pair; a run whose pair has no name is all about it."""
-    found = results_in(folder, *kinds)
+    results = results_in(folder, *kinds)
     if about.results:
-        return [one.called(pair) for one in found if one.file in about.results]
+        return [result.called(pair) for result in results if result.file in about.results]
     if not pair:
-        return found
-    return [one for one in found if set(one.glance.models.values()) <= {about.base, about.tuned}]
+        return results
+    return [result for result in results if set(result.glance.models.values()) <= {about.base, about.tuned}]
 
 
 def _of_other_runs(folder: Path, own: list[Found], *kinds: str) -> list[Found]:
@@ -302,9 +302,9 @@ def _of_other_runs(folder: Path, own: list[Found], *kinds: str) -> list[Found]:
     others = []
     for place in _beside(str(folder), _home_stamp()):
         with panels.told():
-            for one in results_in(place, *kinds):
-                if one.sha256 not in taken:
-                    others.append(replace(one, name=f"{one.name} ({place.name})", run=place))
+            for result in results_in(place, *kinds):
+                if result.sha256 not in taken:
+                    others.append(replace(result, name=f"{result.name} ({place.name})", run=place))
     return others
 
 
@@ -329,9 +329,9 @@ def pairs_of(folder: Path) -> dict[str, PairOfRun]:
             return {str(name): PairOfRun.of(models) for name, models in several.items()}
     if "base" in manifest.config and "tuned" in manifest.config:
         return {_UNNAMED: PairOfRun.of({role: manifest.config[role] for role in ("base", "tuned")})}
-    for one in results_in(folder):
-        if "tuned" in one.glance.models:
-            return {_UNNAMED: PairOfRun.of(one.glance.models)}
+    for result in results_in(folder):
+        if "tuned" in result.glance.models:
+            return {_UNNAMED: PairOfRun.of(result.glance.models)}
     return {}
 
 

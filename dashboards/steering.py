@@ -90,7 +90,7 @@ def run_steer(
         read = model.reads(prompts)
         applied = recipe if strength == 1.0 else recipe * strength
         applied.check(model)
-        plain = {name: one.generate(prompts, max_new_tokens=max_new_tokens) for name, one in pair.models.items()}
+        plain = {name: model.generate(prompts, max_new_tokens=max_new_tokens) for name, model in pair.models.items()}
         with applied.applied(model):
             steered = model.generate(prompts, max_new_tokens=max_new_tokens)
     parted = [first_difference(new, old, pair.tokenizer) for new, old in zip(steered, plain[side], strict=True)]

@@ -82,8 +82,10 @@ stream = recorded["base"]["resid_post", knob.layer]
 direction = knob.direction[:, 0]
 distance = float((knob.settings["context"] - stream @ direction).abs().mean())
 draws = {
-    f"random {number}": iv.Recipe([iv.SubspaceKnob(knob.layer, one, distance, mode="add", positions="last+generated")])
-    for number, one in enumerate(stats.random_directions(direction, draws=10))
+    f"random {number}": iv.Recipe(
+        [iv.SubspaceKnob(knob.layer, random_direction, distance, mode="add", positions="last+generated")]
+    )
+    for number, random_direction in enumerate(stats.random_directions(direction, draws=10))
 }
 random = wb.behaviour_diff(pair, asked_memory, base_recipes=draws, metrics=["accuracy"])
 random.frame().set_index("model").loc[list(draws), ["estimate", "low", "high", "n"]]

@@ -26,12 +26,14 @@ from interventions.layer_skip import LayerSkip as LayerSkip
 from interventions.logit_fusion import LogitFusion as LogitFusion
 from interventions.logit_mix import LogitMix as LogitMix
 from interventions.logit_shift import LogitShift as LogitShift
-from interventions.logit_shift import VocabularyWarning as VocabularyWarning
 from interventions.norms import mean_norm as mean_norm
 from interventions.offset import Offset as Offset
 from interventions.offset_schedule import OffsetSchedule as OffsetSchedule
 from interventions.one_line import recipe_from_text as recipe_from_text
+from interventions.other_models import VocabularyWarning as VocabularyWarning
 from interventions.patch import Patch as Patch
+from interventions.peft_routers import LiveGates as LiveGates
+from interventions.peft_routers import live_gates as live_gates
 from interventions.recipe import Recipe as Recipe
 from interventions.recipe import per_row as per_row
 from interventions.recipe_book import RecipeBook as RecipeBook
@@ -95,6 +97,7 @@ __all__ = [
     "Intervention",
     "LayerScale",
     "LayerSkip",
+    "LiveGates",
     "LogitFusion",
     "LogitMix",
     "LogitShift",
@@ -133,6 +136,7 @@ __all__ = [
     "head_mask",
     "interpolated",
     "lego",
+    "live_gates",
     "load_recipe",
     "lora_bank",
     "lora_factors",

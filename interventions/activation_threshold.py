@@ -69,9 +69,9 @@ class ActivationThreshold(Intervention):
         object.__setattr__(self, "strength", as_strength(self.strength))
         if self.rule not in get_args(Rule):
             raise unknown_name("rule of a threshold", self.rule, get_args(Rule))
-        for layer, one in thresholds.items():
-            if not (math.isfinite(one) and one >= 0) or (self.rule == "random" and one > 1):
-                raise UserError(f"The threshold of layer {layer} is {one}: give 0 or more (a share, for random).")
+        for layer, threshold in thresholds.items():
+            if not (math.isfinite(threshold) and threshold >= 0) or (self.rule == "random" and threshold > 1):
+                raise UserError(f"The threshold of layer {layer} is {threshold}: give 0 or more (a share, for random).")
 
     @property
     def neutral(self) -> bool:
@@ -91,7 +91,7 @@ class ActivationThreshold(Intervention):
 
     @property
     def _by_layer(self) -> dict[int, float]:
-        return {int(layer): float(one) for layer, one in self.thresholds.items()}
+        return {int(layer): float(threshold) for layer, threshold in self.thresholds.items()}
 
     @contextmanager
     def entered(self, model: AdaptedModel) -> Iterator[Any]:

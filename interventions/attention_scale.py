@@ -7,7 +7,8 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +16,10 @@ import torch
 from interventions.base import SiteIntervention
 from interventions.checks import Label, as_label, by_layer, check_heads, site_in
 from interventions.key_scope import KeyScope
-from interventions.scope import Change
-from interventions.strength import Amount, Number, Prepared, working
+from interventions.scope import Change, Scope
+from interventions.strength import Amount, Number, Prepared, trains, working
 from workbench.engine import attention
+from workbench.engine.attention import AttentionLogits
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.positions import PositionSpec, Selection, Where, where
@@ -27,11 +29,16 @@ from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Bool, Float, Tensor
 
+IN_MASK = "attention mask"
+EAGER = "eager"
 _TOLD: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class EagerAttentionWarning(UserWarning):
-    """Attention weights exist only in eager attention, so the model runs it while a recipe changes them."""
+    """Attention weights exist only in eager attention, so the model runs it while a recipe changes them.
+
+    Not said where the change is a bias in the mask of sdpa, which then stays.
+    """
 
 
 @contextmanager
@@ -58,6 +65,8 @@ class AttentionScale(SiteIntervention):
     attended to and ``positions`` the queries that attend, both in the engine's language. ``gamma`` is one factor for
     all heads, or head -> factor, as ZeroTuning finds them: some heads want more of the first token, others less.
     ``strength`` is an exponent: gamma ** strength. A query whose whole weight lies on keys of gamma 0 stays as it is.
+    A model that runs sdpa goes on doing so, with log(gamma) in its attention mask, one per head; layers whose pattern
+    something else reads or changes run eager attention, as all layers of other implementations do (:meth:`path`).
     """
 
     gamma: Number | Mapping[Label, Number]
@@ -97,18 +106,25 @@ class AttentionScale(SiteIntervention):
             check_heads(model, [as_label(one, "head") for one in self.heads])
 
     def hooks(self, model: AdaptedModel) -> list[SiteHook]:
-        """One hook per layer with chosen heads; says once per model that it now runs eager attention."""
+        """One hook per layer with chosen heads; says once per model where it now runs eager attention."""
         made = super().hooks(model)
-        backend = model.inner.config._attn_implementation
-        if made and backend not in ("eager", attention.NAME) and model.inner not in _TOLD:
-            _TOLD.add(model.inner)
-            warnings.warn(
-                f"{model.name} computes attention with {backend}, which shows no attention weights: inside this "
-                "context the changed layers run eager attention (equal up to rounding, slower on long texts).",
-                EagerAttentionWarning,
-                stacklevel=2,
-            )
+        if made and self.path(model) != IN_MASK:
+            tell_eager(model)
         return made
+
+    def path(self, model: AdaptedModel) -> str:
+        """How ``model`` computes this: ``"attention mask"`` (sdpa stays) or ``"eager"``."""
+        at = model.hub.geometry.attention_layers
+        sinks = bool(at) and hasattr(model.hub.module(site_in(model, "pattern", at[0])), "sinks")
+        uses_sdpa = model.inner.config._attn_implementation in ("sdpa", attention.SDPA_NAME)
+        return IN_MASK if uses_sdpa and not sinks else EAGER
+
+    def _hook(self, site: Site, change: Change) -> SiteHook:
+        hook = super()._hook(site, change)
+        assert isinstance(change, _Rescaling)
+        if change.sinks:
+            return hook
+        return replace(hook, bias=partial(change.bias, self.scope()))
 
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:
         """One rescaling per layer that has chosen heads."""
@@ -121,18 +137,13 @@ class AttentionScale(SiteIntervention):
     def _at(self, model: AdaptedModel, layer: int, heads: list[int] | None, keys: KeyScope) -> tuple[Site, Change]:
         site = site_in(model, "pattern", layer)
         sinks = hasattr(model.hub.module(site), "sinks")
-        amount = Amount(self.strength)
-        marks = torch.ones(model.n_heads, dtype=torch.bool) if heads is None else torch.zeros(model.n_heads).bool()
-        marks[heads or slice(0)] = True
+        marks = None if heads is None else torch.zeros(model.n_heads, dtype=torch.bool)
+        if marks is not None:
+            marks[heads] = True
         gammas = Prepared.constant(lambda: self._by_head(layer, model.n_heads))
-
-        def change(pattern: Tensor, ctx: ForwardContext) -> Tensor:
-            factor = gammas(pattern, ctx) if isinstance(self.gamma, Mapping) else self.gamma
-            gamma = factor ** amount(pattern, ctx)
-            chosen = keys(ctx, pattern.shape[-1])[:, None, None, :] & marks.to(pattern.device)[:, None, None]
-            return rescaled(pattern, chosen, gamma, sinks=sinks)
-
-        return site, change
+        gamma = gammas if isinstance(self.gamma, Mapping) else float(self.gamma)
+        zero = any(one == 0 for one in self._gammas)
+        return site, _Rescaling(gamma, Amount(self.strength), keys, marks, sinks=sinks, zero=zero)
 
     def _by_head(self, layer: int, n_heads: int) -> Float[Tensor, "head 1 1"]:
         """The factor of each head of a layer, 1 where none is named."""
@@ -146,9 +157,90 @@ class AttentionScale(SiteIntervention):
         return torch.where(chosen.mask[:, None, :, None], new, old)
 
 
+@dataclass(frozen=True, eq=False)
+class _Rescaling:
+    """What happens in one layer: to its pattern, or as a bias on its attention logits."""
+
+    gamma: float | Prepared
+    """One factor, or one per head [head, 1, 1]."""
+    amount: Amount
+    keys: KeyScope
+    heads: Bool[Tensor, " head"] | None
+    """None: all of them."""
+    sinks: bool
+    zero: bool
+    """Whether some factor is 0, so that a query can be left without a key."""
+    logs: Prepared = field(init=False)
+
+    def __post_init__(self) -> None:
+        made = Prepared(self._logs, trained=trains(self.amount.value), rows=self.amount.per_row)
+        object.__setattr__(self, "logs", made)
+
+    def __call__(self, pattern: Tensor, ctx: ForwardContext) -> Tensor:
+        gamma = self._factor(pattern, ctx) ** self.amount(pattern, ctx)
+        chosen = self.keys(ctx, pattern.shape[-1])[:, None, None, :]
+        if self.heads is not None:
+            chosen = chosen & self.heads.to(pattern.device)[:, None, None]
+        return rescaled(pattern, chosen, gamma, sinks=self.sinks)
+
+    def bias(self, scope: Scope, logits: AttentionLogits, ctx: ForwardContext) -> Tensor | None:
+        """log(gamma) at the chosen heads, queries and keys, 0 elsewhere [batch, head|1, query|1, key]."""
+        chosen = scope(ctx)
+        if chosen.nothing:
+            return None
+        found = self._by_key(logits, ctx)
+        if not chosen.everything:
+            assert chosen.mask is not None
+            found = torch.where(chosen.mask[:, None, :, None], found, 0.0)
+        if self.zero:
+            shut = found.isneginf()
+            left = (logits.visible() & ~shut).any(-1, keepdim=True)
+            found = torch.where(left, found, 0.0)
+            logits.block(shut & left)
+        return found
+
+    def _by_key(self, logits: AttentionLogits, ctx: ForwardContext) -> Tensor:
+        """log(gamma) at chosen keys, 0 at others; made once per forward pass where all layers share it."""
+        place = ("log gamma", id(self.keys), logits.n_keys)
+        shared = isinstance(self.gamma, float) and self.heads is None
+        made: Tensor | None = ctx.scratch.get(place) if shared else None
+        if made is None:
+            made = torch.where(self.keys(ctx, logits.n_keys)[:, None, None, :], self.logs(logits.query, ctx), 0.0)
+            if shared:
+                ctx.scratch[place] = made
+        return made
+
+    def _logs(self, query: Tensor, ctx: ForwardContext) -> Float[Tensor, "rows heads 1 1"]:
+        """strength * log(gamma) of every head (or of all alike), 0 where none is chosen; in the dtype of ``query``."""
+        factor, amount = self._factor(query, ctx), self.amount(query, ctx)
+        logs = torch.as_tensor(factor, dtype=working(query.dtype), device=query.device).log() * amount
+        logs = logs if isinstance(amount, float) else torch.where(amount == 0, 0.0, logs)  # 0 ** 0 is 1
+        if self.heads is not None:
+            logs = torch.where(self.heads.to(query.device)[:, None, None], logs, 0.0)
+        logs = logs.view(-1, *logs.shape[-3:]) if logs.ndim >= 3 else logs.view(1, 1, 1, 1)
+        return logs.to(query.dtype)
+
+    def _factor(self, value: Tensor, ctx: ForwardContext) -> float | Tensor:
+        return self.gamma if isinstance(self.gamma, float) else self.gamma(value, ctx)
+
+
+def tell_eager(model: AdaptedModel) -> None:
+    """Warn once per model that it now runs eager attention."""
+    backend = model.inner.config._attn_implementation
+    if backend in ("eager", *attention.NAMES) or model.inner in _TOLD:
+        return
+    _TOLD.add(model.inner)
+    warnings.warn(
+        f"{model.name} computes attention with {backend}, which shows no attention weights: inside this "
+        "context the changed layers run eager attention (equal up to rounding, slower on long texts).",
+        EagerAttentionWarning,
+        stacklevel=4,
+    )
+
+
 def rescaled(
     pattern: Float[Tensor, "batch head query key"],
-    keys: Bool[Tensor, "batch head 1 key"],
+    keys: Bool[Tensor, "batch heads 1 key"],
     gamma: Number | Tensor,
     *,
     sinks: bool,

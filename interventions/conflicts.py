@@ -18,9 +18,9 @@ _SHARED = 0.99
 
 def check_conflicts(interventions: Sequence[Intervention], model: AdaptedModel) -> None:
     """Raise :class:`UserError` naming two interventions that contradict each other."""
-    for one in interventions:
-        if isinstance(one, SiteIntervention):
-            one.validate_beside(interventions, model)
+    for intervention in interventions:
+        if isinstance(intervention, SiteIntervention):
+            intervention.validate_beside(interventions, model)
     claims = [
         (place, one, claim)
         for place, one in enumerate(interventions)
@@ -59,7 +59,7 @@ def may_overlap(a: PositionSpec | Where, b: PositionSpec | Where) -> bool:
 
 
 def _words(spec: PositionSpec) -> set[str]:
-    return {one.strip() for one in spec.split(" - ")[0].split("+")} if isinstance(spec, str) else set()
+    return {word.strip() for word in spec.split(" - ")[0].split("+")} if isinstance(spec, str) else set()
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -70,7 +70,7 @@ class Gate:
     @cached_property
     def key(self) -> str:
         """Sha256 in hex of settings and direction: equal gates have equal keys."""
-        settings = [getattr(self, one.name) for one in fields(self) if one.name != "direction"]
+        settings = [getattr(self, field.name) for field in fields(self) if field.name != "direction"]
         direction = self.direction.cpu().double().contiguous().numpy().tobytes()
         return hashlib.sha256(repr(settings).encode() + direction).hexdigest()
 

@@ -91,7 +91,7 @@ class HeadScale(SiteIntervention):
     @property
     def neutral(self) -> bool:
         """No strength, or every scale exactly 1 and none being trained."""
-        ones = all(bool((one.detach() == 1).all()) for one in self.scales.values())
+        ones = all(bool((scale.detach() == 1).all()) for scale in self.scales.values())
         return super().neutral or (ones and not self._trains(*self.scales.values()))
 
     def validate(self, model: AdaptedModel) -> None:

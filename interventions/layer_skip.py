@@ -62,7 +62,7 @@ class LayerSkip(SiteIntervention):
             return None
         rng = np.random.default_rng(seed)
         picked = [rng.choice(others, size=len(chosen), replace=False) for _ in range(draws)]
-        return [replace(self, layers=sorted(int(one) for one in layers)) for layers in picked]
+        return [replace(self, layers=sorted(int(layer) for layer in layers)) for layers in picked]
 
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:
         """Per layer: what goes in is kept, and comes out."""

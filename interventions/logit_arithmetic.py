@@ -75,7 +75,7 @@ def matched_amounts(
     width = min(one.shape[-1] for one in (own, base, *experts))
     exact = working(own.dtype)
     o, b = (one[..., :width].to(own.device, exact).log_softmax(-1) for one in (own, base))
-    tuned = [one[..., :width].to(own.device, exact).log_softmax(-1) for one in experts]
+    tuned = [expert[..., :width].to(own.device, exact).log_softmax(-1) for expert in experts]
     changes = [torch.where(one.isfinite() & b.isfinite(), one - b, 0.0) for one in tuned]
     goals = [_divergence(one, b) for one in tuned]
     grid = torch.tensor(GRID, device=own.device, dtype=exact)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from interventions.base import Intervention
 from interventions.logit_arithmetic import beyond, implausible, matched_amounts, shifted, without
 from interventions.logit_hook import UNSHIFTED, LogitHook
-from interventions.logit_shift import MATCHED, as_other, check_words, tell_widths
-from interventions.other_models import OtherModel
+from interventions.logit_intervention import LogitIntervention
+from interventions.logit_shift import MATCHED
+from interventions.other_models import OtherModel, Reader, as_other
 from interventions.packing import pack
-from interventions.strength import Amount, Number, Strength, as_strength, multiplied
+from interventions.strength import Amount, Strength, as_strength
 from interventions.voice_reader import Heard, Voice, VoiceReader
 from workbench.engine.context import ForwardContext
 from workbench.engine.positions import PositionSpec, Where, where
@@ -37,7 +36,7 @@ from workbench.typing import Tensor
     ),
 )
 @dataclass(frozen=True, eq=False, repr=False)
-class LogitFusion(Intervention):
+class LogitFusion(LogitIntervention):
     """logits + the sum over experts of weight * (logits of the expert - logits of ``base``).
 
     With numbers as ``weights`` it is emulated fine-tuning with several rewards, such as helpful against harmless, whose
@@ -57,8 +56,6 @@ class LogitFusion(Intervention):
     plausibility: float = field(default=0.0, kw_only=True)
     strength: Strength = field(default=1.0, kw_only=True)
     positions: PositionSpec | Where = field(default="all", kw_only=True)
-
-    scopes: ClassVar[tuple[str, ...]] = ("positions",)
 
     def __post_init__(self) -> None:
         where(self.positions)
@@ -81,10 +78,18 @@ class LogitFusion(Intervention):
             raise UserError("top_p is a share above 0, up to 1 (no filter), and plausibility one from 0 (none) to 1.")
 
     @property
-    def neutral(self) -> bool:
-        """Whether this leaves the model exactly as it is."""
-        silent = isinstance(self.weights, Mapping) and not any(self.weights.values())
-        return silent or (not isinstance(self.strength, Tensor) and self.strength == 0)
+    def models(self) -> dict[str, AdaptedModel | OtherModel]:
+        """The base and every expert."""
+        return {"base": self.base, **self.experts}
+
+    @property
+    def silent(self) -> bool:
+        """Whether no expert has a weight."""
+        return isinstance(self.weights, Mapping) and not any(self.weights.values())
+
+    def hook(self, model: AdaptedModel) -> LogitHook:
+        """Reads the base and every expert once."""
+        return _FusionHook(self, model)
 
     def with_weights(self, **weights: float) -> LogitFusion:
         """The same with other weights; experts that are not named keep theirs, or get 0 where they were matched."""
@@ -97,42 +102,10 @@ class LogitFusion(Intervention):
         Raises:
             UserError: A model has other weights than the one that was saved, or an expert is missing or unknown.
         """
-        saved = {"base": self.base, **self.experts}
-        given = {"base": base, **experts}
-        if odd := sorted(set(saved) ^ set(given)):
+        if odd := sorted(set(self.experts) ^ set(experts)):
             raise unknown_name("expert", odd[0], self.experts)
-        models = {name: as_other(one, name) for name, one in given.items()}
-        for name, model in models.items():
-            if OtherModel.of(model).identity != OtherModel.of(saved[name]).identity:
-                raise UserError(
-                    f"The model {name} has other weights than {saved[name].name}, with which this was made."
-                )
+        models = self.matching({"base": base, **experts})
         return replace(self, base=models.pop("base"), experts=models)
-
-    def validate(self, model: AdaptedModel) -> None:
-        """Every model must be at hand and write the same words as ``model``."""
-        for name, other in {**self.experts, "base": self.base}.items():
-            if isinstance(other, OtherModel):
-                raise UserError(
-                    f"The recipe names the model {name} ({other.name}) but holds no weights: load all of them and "
-                    "apply fusion.with_models(base=..., expert=...)."
-                )
-            check_words(model, other)
-
-    @contextmanager
-    def entered(self, model: AdaptedModel) -> Iterator[Any]:
-        """The model's logits are fused inside, in forward passes and in ``generate``."""
-        if self.neutral:
-            with model.active():
-                yield
-            return
-        tell_widths(model, *self.experts.values(), self.base)
-        with _FusionHook(self, model).on(model):
-            yield
-
-    def scaled(self, factor: Number) -> LogitFusion:
-        """The same with ``factor`` times the strength."""
-        return replace(self, strength=multiplied(self.strength, factor))
 
     def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings, with every model by name and hash."""
@@ -152,6 +125,9 @@ class _FusionHook(LogitHook):
         self.keys = [voice.key(model) for voice in voices]
         found = zip(self.keys, voices, strict=True)
         self.heard = Heard({key: VoiceReader(voice) for key, voice in found if key is not None})
+
+    def readers(self) -> Iterable[Reader]:
+        return self.heard.readers.values()
 
     def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
         read = self.heard.logits(given, ctx, cache)

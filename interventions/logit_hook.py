@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
 import torch
 
-from interventions.other_models import READING
+from interventions.other_models import READING, Reader
 from interventions.scope import Scope
+from interventions.shared_batch import shared_batch
 from workbench.engine.context import ForwardContext
 from workbench.engine.positions import PositionSpec, Where
 from workbench.errors import NotSupported
@@ -37,10 +38,15 @@ class LogitHook(ABC):
     def combined(self, own: Tensor, *others: Any) -> Tensor:
         """``own`` logits changed; ``others`` is what was read, and the forward pass."""
 
+    def readers(self) -> Iterable[Reader]:
+        """The models that read along."""
+        return ()
+
     @contextmanager
     def on(self, model: AdaptedModel) -> Iterator[Any]:
         """The hook is on ``model`` inside, in forward passes and in ``generate``."""
-        with model.hooked([]):  # the hub then knows rows and positions of every forward pass
+        partners = (one.model for one in self.readers() if one.plain and one.model.inner is model.inner)
+        with model.hooked([]), shared_batch(model, next(partners, None)):  # the hub knows every pass's rows
             handle = model.inner.register_forward_hook(self.hook, with_kwargs=True)
             try:
                 yield

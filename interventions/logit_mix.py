@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any
 
-from interventions.base import Intervention
 from interventions.logit_arithmetic import implausible, mixed, without
 from interventions.logit_hook import UNSHIFTED, LogitHook
-from interventions.logit_shift import as_other, check_words, tell_widths
-from interventions.other_models import OtherModel
+from interventions.logit_intervention import LogitIntervention
+from interventions.other_models import OtherModel, Reader, as_other
 from interventions.packing import pack
-from interventions.strength import Amount, Number, Strength, as_strength, multiplied
+from interventions.strength import Amount, Strength, as_strength
 from interventions.voice_reader import Heard, Voice, VoiceReader
 from workbench.engine.context import ForwardContext
 from workbench.engine.positions import PositionSpec, Where, where
@@ -37,7 +35,7 @@ OWN = "own"
     ),
 )
 @dataclass(frozen=True, eq=False, repr=False)
-class LogitMix(Intervention):
+class LogitMix(LogitIntervention):
     """own * logits of the running model + the sum of weight * logits of every voice.
 
     A voice is a model, with a ``prefix`` that it alone reads behind the beginning of the text, or with its adapter at
@@ -60,8 +58,6 @@ class LogitMix(Intervention):
     strength: Strength = field(default=1.0, kw_only=True)
     positions: PositionSpec | Where = field(default="all", kw_only=True)
 
-    scopes: ClassVar[tuple[str, ...]] = ("positions",)
-
     def __post_init__(self) -> None:
         where(self.positions)
         voices = {str(name): _voice(one, str(name)) for name, one in self.voices.items()}
@@ -77,10 +73,18 @@ class LogitMix(Intervention):
             raise UserError("Nobody speaks: give a voice, or own other than 0.")
 
     @property
-    def neutral(self) -> bool:
-        """Whether this leaves the model exactly as it is."""
-        silent = self.own == 1 and self.plausibility == 0 and all(one.weight == 0 for one in self._voices.values())
-        return (not isinstance(self.strength, Tensor) and self.strength == 0) or silent
+    def models(self) -> dict[str, AdaptedModel | OtherModel]:
+        """The voices' models."""
+        return {name: voice.model for name, voice in self._voices.items()}
+
+    @property
+    def silent(self) -> bool:
+        """Whether the running model alone speaks."""
+        return self.own == 1 and self.plausibility == 0 and all(one.weight == 0 for one in self._voices.values())
+
+    def hook(self, model: AdaptedModel) -> LogitHook:
+        """Reads every distinct voice once."""
+        return _MixHook(self, model)
 
     @property
     def _voices(self) -> dict[str, Voice]:
@@ -104,41 +108,15 @@ class LogitMix(Intervention):
         Raises:
             UserError: A model has other weights than the one that was saved, or there is no such voice.
         """
-        voices = self._voices
-        for name, given in models.items():
-            if name not in voices:
-                raise unknown_name("voice", name, voices)
-            model, saved = as_other(given, name), OtherModel.of(voices[name].model)
-            if OtherModel.of(model).identity != saved.identity:
-                raise UserError(f"The voice {name} has other weights than {saved.name}, with which this was made.")
-            voices[name] = replace(voices[name], model=model)
+        found = self.matching(models)
+        voices = {name: replace(one, model=found.get(name, one.model)) for name, one in self._voices.items()}
         return replace(self, voices=voices)
 
     def validate(self, model: AdaptedModel) -> None:
         """Every voice must be at hand and write the same words as ``model``."""
-        for name, voice in self._voices.items():
-            if isinstance(voice.model, OtherModel):
-                raise UserError(
-                    f"The recipe names the voice {name} ({voice.model.name}) but holds no weights: load its model and "
-                    f"apply mix.with_models({name}=...)."
-                )
-            check_words(model, voice.model)
+        super().validate(model)
+        for voice in self._voices.values():
             voice.validate()
-
-    @contextmanager
-    def entered(self, model: AdaptedModel) -> Iterator[Any]:
-        """The model's logits are the formula's inside, in forward passes and in ``generate``."""
-        if self.neutral:
-            with model.active():
-                yield
-            return
-        tell_widths(model, *(voice.model for voice in self._voices.values()))
-        with _MixHook(self, model).on(model):
-            yield
-
-    def scaled(self, factor: Number) -> LogitMix:
-        """The same with ``factor`` times the strength."""
-        return replace(self, strength=multiplied(self.strength, factor))
 
     def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings, with every model by name and hash."""
@@ -158,6 +136,9 @@ class _MixHook(LogitHook):
         distinct = {key: voice for key, (_, voice) in zip(keys, self.voices, strict=True) if key is not None}
         self.heard = Heard({key: VoiceReader(voice) for key, voice in distinct.items()})
         self.keys = keys
+
+    def readers(self) -> Iterable[Reader]:
+        return self.heard.readers.values()
 
     def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
         read = self.heard.logits(given, ctx, cache)

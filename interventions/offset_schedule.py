@@ -50,7 +50,7 @@ class OffsetSchedule(SiteIntervention):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set("vector", as_tensor(self.vector, "The schedule's vector", ndim=(1,)))
-        self._set("weights", tuple(float(one) for one in self.weights))
+        self._set("weights", tuple(float(weight) for weight in self.weights))
         self._set("site", wide_kind(self.site))
         if not self.weights or not all(map(math.isfinite, (*self.weights, self.prompt))):
             raise UserError("A schedule needs one weight or more, all finite numbers.")
@@ -64,7 +64,10 @@ class OffsetSchedule(SiteIntervention):
 
     def stand_ins(self, model: AdaptedModel, draws: int, seed: int) -> list[OffsetSchedule] | None:  # noqa: ARG002
         """Random vectors of the same norm, by the same schedule."""
-        return [replace(self, vector=one) for one in random_directions(self.vector, draws=draws, seed=seed)]
+        return [
+            replace(self, vector=random_direction)
+            for random_direction in random_directions(self.vector, draws=draws, seed=seed)
+        ]
 
     def at(self, n: int) -> float:
         """The weight ``n`` tokens behind the last prompt token; of a negative n that of the prompt."""

@@ -89,9 +89,11 @@ def _placed(recipe: Recipe, term: _Term, text: str) -> Recipe:
         check_positions(term.positions)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
-    for one in recipe:
-        if "positions" not in one.scopes:
-            raise UserError(f"{place}: {one.kind} of {term.name!r} acts at no positions of its own; leave out the @.")
+    for intervention in recipe:
+        if "positions" not in intervention.scopes:
+            raise UserError(
+                f"{place}: {intervention.kind} of {term.name!r} acts at no positions of its own; leave out the @."
+            )
     return Recipe([replace(one, positions=term.positions) for one in recipe], recipe.made_with)  # type: ignore[type-var]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,11 @@ class OtherModel:
         return f"OtherModel({self.name!r}, {self.identity[:12]}…)"
 
 
+def partner_key(model: AdaptedModel) -> tuple[str, int, str | None]:
+    """Where a forward pass keeps what ``model`` says of it, if its rows were in the same batch."""
+    return ("logits of the partner", id(model.inner), model.role)
+
+
 class Reader:
     """A model that gives its logits for whatever the running model is given."""
 
@@ -52,6 +58,9 @@ class Reader:
 
         Raises :class:`UserError` for embeddings in place of tokens, and for a cache begun before this model read along.
         """
+        ready = self.shared(ctx)
+        if ready is not None:
+            return ready
         if ctx.input_ids is None:
             raise UserError("The model was given embeddings, which mean nothing to the other models: give token ids.")
         past = None if cache is None or ctx.start == 0 else self._past(cache, ctx.start)
@@ -67,6 +76,16 @@ class Reader:
         if cache is not None and past is None:
             self._follow(cache, out.past_key_values)
         return out.logits
+
+    def shared(self, ctx: ForwardContext) -> Tensor | None:
+        """The logits where this model's rows were in the running model's batch."""
+        found: Tensor | None = ctx.scratch.get(partner_key(self.model)) if self.plain else None
+        return found
+
+    @property
+    def plain(self) -> bool:
+        """Whether this reads what the running model reads, as the model is."""
+        return True
 
     @property
     def extra(self) -> int:
@@ -122,3 +141,48 @@ class Reader:
 
 def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+class VocabularyWarning(UserWarning):
+    """The models' logits have different widths, so the last columns are left as they are."""
+
+
+def as_other(given: Any, name: str) -> AdaptedModel | OtherModel:
+    """A model that is at hand, or what a recipe file says of it; ``name`` is how it is called in the error."""
+    if isinstance(given, AdaptedModel | OtherModel):
+        return given
+    if isinstance(given, Mapping):
+        if set(given) != {"name", "identity"}:
+            raise UserError(f"The recipe says of its {name} model {sorted(given)}, not name and identity.")
+        return OtherModel(str(given["name"]), str(given["identity"]))
+    if hasattr(given, "base") and hasattr(given, "tuned"):
+        raise UserError(f"{name} is a pair of models: give one of them, pair.base or pair.tuned.")
+    if not hasattr(given, "generate"):
+        raise UserError(f"{name} is {type(given).__name__}: give a model (pair.tuned, or a Hugging Face model).")
+    return AdaptedModel(given, None)
+
+
+def check_words(model: AdaptedModel, other: AdaptedModel) -> None:
+    """The same id must be the same word in both, as far as both have it."""
+    if model.tokenizer is None or other.tokenizer is None or model.tokenizer is other.tokenizer:
+        return
+    ours, theirs = model.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    size = min(len(ours), len(theirs))
+    odd = [word for word, token in ours.items() if token < size and theirs.get(word) != token]
+    if odd:
+        raise UserError(
+            f"{model.name} and {other.name} do not write the same words (token {ours[odd[0]]} is {odd[0]!r} in one "
+            "alone), so their logits cannot be added: use models of one vocabulary."
+        )
+
+
+def tell_widths(*models: Any) -> None:
+    """Warn where the models' logits have different widths."""
+    sizes = [one.vocab_size for one in models]
+    if len(set(sizes)) > 1:
+        warnings.warn(
+            f"The models' logits have {', '.join(map(str, sizes))} columns: those beyond the first {min(sizes)} are "
+            "left as they are.",
+            VocabularyWarning,
+            stacklevel=4,
+        )

@@ -28,7 +28,11 @@ def pack(values: Mapping[str, Any], scopes: tuple[str, ...] = ()) -> tuple[dict[
             tensors[name] = value.detach()
             return {_TENSOR: name}
         if isinstance(value, Gate):
-            return {_GATE: {one.name: plain(getattr(value, one.name), f"{name}.{one.name}") for one in fields(value)}}
+            return {
+                _GATE: {
+                    field.name: plain(getattr(value, field.name), f"{name}.{field.name}") for field in fields(value)
+                }
+            }
         if isinstance(value, Mapping):
             return {str(key): plain(one, f"{name}.{key}") for key, one in value.items()}
         if isinstance(value, list | tuple):
@@ -61,7 +65,7 @@ def unpack(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], scopes: t
 
 
 def _gate(settings: Any) -> Gate:
-    known = {one.name for one in fields(Gate)}
+    known = {field.name for field in fields(Gate)}
     for name in settings if isinstance(settings, dict) else [shown(settings)]:
         if name not in known:
             raise unknown_name("setting of Gate", name, known)
@@ -85,13 +89,13 @@ def shown(value: Any) -> str:
     if isinstance(value, Tensor):
         there = value.detach().float()
         if there.numel() <= 4:
-            return str([round(one, 4) for one in there.reshape(-1).tolist()])
+            return str([round(value, 4) for value in there.reshape(-1).tolist()])
         return f"<{'x'.join(map(str, there.shape))}, norm {there.norm():.4g}>"
     if isinstance(value, Mapping):
         inside = [f"{key}: {shown(one)}" for key, one in list(value.items())[:4]]
         return "{" + ", ".join(inside + (["…"] if len(value) > 4 else [])) + "}"
     if isinstance(value, Where):
         parts = {"exclude": value.exclude, "tokens": value.tokens, "rows": value.rows}
-        given = "".join(f", {name}={one!r}" for name, one in parts.items() if one is not None)
+        given = "".join(f", {name}={part!r}" for name, part in parts.items() if part is not None)
         return f"Where({value.at!r}{given})" if given else repr(value.at)
     return repr(value)

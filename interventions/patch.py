@@ -65,7 +65,7 @@ class Patch(SiteIntervention):
         if self.heads is not None:
             if site.kind not in _PER_HEAD:
                 raise UserError(f"Site {site.kind} has no heads: leave heads= out, or patch z, q, k or v.")
-            self._set("heads", tuple(sorted({self._head(one) for one in self.heads})))
+            self._set("heads", tuple(sorted({self._head(head) for head in self.heads})))
         if self.what == "write" and (site.kind != "z" or not self.heads):
             raise UserError('what="write" is about heads: give site="z" and heads=.')
         self._set("values", as_tensor(self.values, "The recorded activation", ndim=(1, 2, 3, 4)))
@@ -84,7 +84,7 @@ class Patch(SiteIntervention):
         **options: Any,
     ) -> Patch:
         """The patch with what ``model`` computes on ``prompts``: text, chats, ids [row, pos] or Encoded."""
-        chosen = None if heads is None else sorted({cls._head(one) for one in heads})
+        chosen = None if heads is None else sorted({cls._head(head) for head in heads})
         run = record_run(model, prompts, site, layer, write_of=chosen if what == "write" else None)
         made = cls(layer, run.values, site, lengths=run.lengths, heads=chosen, what=what)
         return replace(made, **options)
@@ -136,10 +136,10 @@ class Patch(SiteIntervention):
         """``recorded`` in place of the chosen heads of ``value``, or of all of it."""
         if self.heads is None:
             return recorded.expand_as(value)
-        chosen = torch.tensor(self.heads, device=value.device)
-        if recorded.shape[-2] != len(chosen):
-            recorded = recorded.index_select(-2, chosen)
-        return value.index_copy(2, chosen, recorded.expand(*value.shape[:2], *recorded.shape[-2:]))
+        tensor = torch.tensor(self.heads, device=value.device)
+        if recorded.shape[-2] != len(tensor):
+            recorded = recorded.index_select(-2, tensor)
+        return value.index_copy(2, tensor, recorded.expand(*value.shape[:2], *recorded.shape[-2:]))
 
     def _note_writes(self, model: AdaptedModel, site: Site) -> Change:
         heads = self._chosen(model.n_heads)

@@ -54,7 +54,9 @@ class RecipeBook(Mapping[str, Recipe]):
     def _files(self) -> dict[str, Path]:
         if not self.folder.is_dir():
             return {}
-        found = [one for one in sorted(self.folder.iterdir()) if one.suffix in _ENDINGS and _NAME.fullmatch(one.stem)]
+        found = [
+            path for path in sorted(self.folder.iterdir()) if path.suffix in _ENDINGS and _NAME.fullmatch(path.stem)
+        ]
         return {one.stem: one for one in found}
 
     def keep(self, name: str, recipe: Recipe, model: AdaptedModel | None = None) -> Path:

@@ -55,19 +55,19 @@ class Orders:
 
     def to(self, device: torch.device) -> Orders:
         """The same on ``device``."""
-        marks = {name: None if one is None else one.to(device) for name, one in self._marks().items()}
+        marks = {name: None if mark is None else mark.to(device) for name, mark in self._marks().items()}
         return Orders(**marks, score=None if self.score is None else self.score.to(device), only_if=self.only_if)
 
     def only(self, tokens: Bool[Tensor, "token 1"]) -> Orders:
         """The same, for the chosen tokens alone."""
-        marks = {name: None if one is None else one & tokens for name, one in self._marks().items()}
+        marks = {name: None if mark is None else mark & tokens for name, mark in self._marks().items()}
         score = None if self.score is None else torch.where(tokens, self.score, math.nan)
         return Orders(**marks, score=score, only_if=self.only_if)
 
     def joined(self, other: Orders) -> Orders:
         """Both at once; the later score counts."""
         theirs = other._marks()
-        marks = {name: _either(one, theirs[name]) for name, one in self._marks().items()}
+        marks = {name: _either(mark, theirs[name]) for name, mark in self._marks().items()}
         score = self.score if other.score is None else other.score
         if self.score is not None and other.score is not None:
             score = torch.where(other.score.isnan(), self.score, other.score)
@@ -75,7 +75,7 @@ class Orders:
         return Orders(**marks, score=score, only_if=only_if)
 
     def _marks(self) -> dict[str, Tensor | None]:
-        return {name: one for name, one in vars(self).items() if name not in ("score", "only_if")}
+        return {name: var for name, var in vars(self).items() if name not in ("score", "only_if")}
 
 
 @dataclass

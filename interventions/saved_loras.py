@@ -33,10 +33,10 @@ def lora_bank(folders: Sequence[str | Path], model: AdaptedModel) -> dict[str, A
         UserError: Fewer than two folders, two of one name, or no adapter there; NotSupported for another kind than a
             plain LoRA.
     """
-    names = [Path(one).resolve().name for one in folders]
+    names = [Path(folder).resolve().name for folder in folders]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError("Give two adapter folders or more, with different names: a router chooses between them.")
-    read = [_factors(Path(one)) for one in folders]
+    read = [_factors(Path(folder)) for folder in folders]
     paths = sorted({path for one in read for path in one})
     down, up = {}, {}
     for path in paths:
@@ -67,7 +67,7 @@ def _factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
         if found is None:
             raise NotSupported(f"The adapter at {folder} holds {name}, which is no factor of a plain LoRA.")
         sides.setdefault(found["path"], {})[found["side"]] = value.float()
-    return {path: (one["A"], one["B"] * scale) for path, one in sides.items()}
+    return {path: (side["A"], side["B"] * scale) for path, side in sides.items()}
 
 
 def _padded(value: Tensor | None, shape: tuple[int, int]) -> Tensor:

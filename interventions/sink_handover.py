@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from interventions.attention_scale import AttentionScale
+from interventions.attention_scale import tell_eager
 from interventions.base import SiteIntervention
 from interventions.checks import Label, as_label, by_layer, check_heads, site_in
 from interventions.scope import Change
@@ -70,10 +70,13 @@ class SinkHandover(SiteIntervention):
             check_heads(model, [as_label(one, "head") for one in self.heads])
 
     def hooks(self, model: AdaptedModel) -> list[SiteHook]:
-        """One hook per layer with chosen heads; says once per model that it now runs eager attention."""
+        """One hook per layer with chosen heads; says once per model that it now runs eager attention.
+
+        What is handed over depends on the weights, so no mask can say it.
+        """
         made = super().hooks(model)
         if made:
-            AttentionScale(2.0, [by_label(model, self.heads)[0]]).hooks(model)  # the same warning, once for both
+            tell_eager(model)
         return made
 
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:

@@ -141,14 +141,14 @@ class SubspaceKnob(SiteIntervention):
 
     def _coordinates(self, rank: int) -> Tensor:
         """``value`` as [rank] or [row, rank]."""
-        given = as_tensor(self.value, "The knob's value", ndim=(0, 1, 2))
-        if given.ndim == 0:
-            return given.repeat(rank)
-        if given.ndim == 1 and rank == 1 and len(given) != 1:
-            return given[:, None]
-        if given.shape[-1] != rank:
+        tensor = as_tensor(self.value, "The knob's value", ndim=(0, 1, 2))
+        if tensor.ndim == 0:
+            return tensor.repeat(rank)
+        if tensor.ndim == 1 and rank == 1 and len(tensor) != 1:
+            return tensor[:, None]
+        if tensor.shape[-1] != rank:
             raise UserError(
-                f"The knob's value has shape {list(given.shape)}, but its subspace has {rank} dimensions: give one "
+                f"The knob's value has shape {list(tensor.shape)}, but its subspace has {rank} dimensions: give one "
                 "number per dimension, or [row, dimension]."
             )
-        return given
+        return tensor

@@ -24,15 +24,17 @@ def swept(recipe: Recipe, strengths: Sequence[float]) -> Recipe:
     Raises :class:`NotSupported` for weight-space interventions (rows share the weights) and for recipes that have a
     strength per row already.
     """
-    factors = torch.tensor([float(one) for one in strengths])
+    factors = torch.tensor([float(strength) for strength in strengths])
     made = []
-    for one in recipe:
-        if not isinstance(one, SiteIntervention):
-            raise NotSupported(f"{one.kind} acts at no site, so all rows of a batch share it: sweep it run by run.")
-        strength = as_strength(one.strength)
+    for intervention in recipe:
+        if not isinstance(intervention, SiteIntervention):
+            raise NotSupported(
+                f"{intervention.kind} acts at no site, so all rows of a batch share it: sweep it run by run."
+            )
+        strength = as_strength(intervention.strength)
         if not isinstance(strength, float):
-            raise NotSupported(f"{one.kind} has a strength per row already: give one strength to sweep.")
-        made.append(replace(one, strength=strength * factors))
+            raise NotSupported(f"{intervention.kind} has a strength per row already: give one strength to sweep.")
+        made.append(replace(intervention, strength=strength * factors))
     return Recipe(made, recipe.made_with)
 
 
@@ -40,7 +42,8 @@ def dose(recipe: Recipe) -> Dose:
     """The recipe at any strength, for :func:`workbench.behaviour.dose_response`: all strengths as one batch, unless it
     changes weights or has a strength per row already."""
     one_batch = all(
-        isinstance(one, SiteIntervention) and isinstance(as_strength(one.strength), float) for one in recipe
+        isinstance(intervention, SiteIntervention) and isinstance(as_strength(intervention.strength), float)
+        for intervention in recipe
     )
     return Dose(lambda strength: recipe * strength, partial(swept, recipe) if one_batch else None)
 
@@ -57,7 +60,7 @@ def steered_texts(
     adapted, rows = as_adapted(model), Prompts.of(prompts)
     if not strengths:
         raise UserError("There is no strength to steer with: give at least one number.")
-    if any(not isinstance(one, SiteIntervention) for one in recipe):
+    if any(not isinstance(intervention, SiteIntervention) for intervention in recipe):
         runs = [_texts(adapted, recipe * strength, rows, options) for strength in strengths]
         return [list(texts) for texts in zip(*runs, strict=True)]
     if len(strengths) == 1:

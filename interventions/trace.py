@@ -18,6 +18,8 @@ from workbench.typing import Float, Int, Tensor
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.engine.attention import AttentionLogits
+
 _KEYS = ("intervention", "kind", "layer", "site", "row", "position")
 
 
@@ -31,6 +33,7 @@ class _Fired:
     rows: Int[Tensor, " batch"]
     positions: Int[Tensor, "batch pos"]
     norms: Float[Tensor, "batch pos"]
+    path: str = "value"
 
 
 @dataclass
@@ -49,20 +52,30 @@ class Trace:
                 self.calls.append(_Fired(place, kind, hook.site, ctx.rows, ctx.index, norms.detach()))
             return new
 
-        return replace(hook, fn=edit)
+        def bias(logits: AttentionLogits, ctx: ForwardContext) -> Tensor | None:
+            assert hook.bias is not None
+            added = hook.bias(logits, ctx)
+            if added is not None:
+                whole = added.detach().float().expand(ctx.batch, -1, ctx.length, -1)
+                norms = whole.norm(dim=(1, 3))
+                self.calls.append(_Fired(place, kind, hook.site, ctx.rows, ctx.index, norms, "attention mask"))
+            return added
+
+        return replace(hook, fn=edit, bias=None if hook.bias is None else bias)
 
     def frame(self) -> pd.DataFrame:
         """One line per intervention, layer, site, row (prompt) and position that was changed.
 
         ``times``: in how many forward passes; ``norm``: mean norm of the change (of a routing: of the experts'
-        weights; of a pattern: over heads and keys).
+        weights; of a pattern: over heads and keys). ``path``: where it acted, on the ``value`` of the site or through
+        the ``attention mask``, where the norm is that of what is added to the attention logits and sdpa stays.
         """
         import pandas as pd
 
         tables = [_table(one) for one in self.calls]
         if not tables:
-            return pd.DataFrame(columns=[*_KEYS, "times", "norm"])
-        grouped = pd.concat(tables, ignore_index=True).groupby(list(_KEYS), sort=True)["norm"]
+            return pd.DataFrame(columns=[*_KEYS, "path", "times", "norm"])
+        grouped = pd.concat(tables, ignore_index=True).groupby([*_KEYS, "path"], sort=True)["norm"]
         return grouped.agg(times="size", norm="mean").reset_index()
 
     def __len__(self) -> int:
@@ -106,5 +119,6 @@ def _table(call: _Fired) -> pd.DataFrame:
         "site": call.site.name,
         "row": rows[changed].cpu().numpy(),
         "position": call.positions[changed].cpu().numpy(),
+        "path": call.path,
         "norm": call.norms[changed].cpu().numpy(),
     })  # fmt: skip

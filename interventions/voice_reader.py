@@ -110,6 +110,10 @@ class VoiceReader(Reader):
         return torch.stack(rows), mask, places
 
     @property
+    def plain(self) -> bool:
+        return not self.prefix and self.voice.adapter_scale == 1
+
+    @property
     def extra(self) -> int:
         return len(self.prefix)
 

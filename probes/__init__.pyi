@@ -5,14 +5,22 @@ from typing import Annotated, Any, Literal
 
 from probes.against_null_adapters import AgainstNulls as AgainstNulls
 from probes.against_null_adapters import against_nulls as against_nulls
+from probes.anatomy.decomposed_prompt import DecomposedPrompt as DecomposedPrompt
+from probes.anatomy.decomposed_prompt import decomposed_prompt as decomposed_prompt
+from probes.anatomy.input_side import InputSide as InputSide
+from probes.anatomy.input_side import input_side as input_side
 from probes.anatomy.input_spans import InputSpans as InputSpans
 from probes.anatomy.input_spans import input_spans as input_spans
 from probes.anatomy.likeness import LoraLikeness as LoraLikeness
 from probes.anatomy.likeness import lora_likeness as lora_likeness
+from probes.anatomy.lora_blocks import LoraBlocks as LoraBlocks
+from probes.anatomy.lora_blocks import lora_blocks as lora_blocks
 from probes.anatomy.panel import AdapterPanel as AdapterPanel
 from probes.anatomy.panel import adapter_panel as adapter_panel
 from probes.anatomy.prefix import PrefixGates as PrefixGates
 from probes.anatomy.prefix import prefix_gates as prefix_gates
+from probes.anatomy.random_bases import RandomBases as RandomBases
+from probes.anatomy.random_bases import random_bases as random_bases
 from probes.anatomy.update import UpdateAnatomy as UpdateAnatomy
 from probes.anatomy.update import update_anatomy as update_anatomy
 from probes.anatomy.virtual_tokens import VirtualTokenMap as VirtualTokenMap
@@ -23,6 +31,8 @@ from probes.attending.awareness import ContextAwareness as ContextAwareness
 from probes.attending.awareness import context_awareness as context_awareness
 from probes.attending.confidence import AttentionConfidence as AttentionConfidence
 from probes.attending.confidence import attention_confidence as attention_confidence
+from probes.attending.pattern_types import PatternTypes as PatternTypes
+from probes.attending.pattern_types import pattern_types as pattern_types
 from probes.attending.tuning import AttentionTuning as AttentionTuning
 from probes.attending.tuning import attention_tuning as attention_tuning
 from probes.attributes.dial import IntensityDial as IntensityDial
@@ -37,6 +47,8 @@ from probes.attributes.style import StyleTransfer as StyleTransfer
 from probes.attributes.style import writing_style as writing_style
 from probes.attributes.subjects import SubjectOffset as SubjectOffset
 from probes.attributes.subjects import subject_offset as subject_offset
+from probes.attributes.token_guidance import TokenGuidance as TokenGuidance
+from probes.attributes.token_guidance import token_guidance as token_guidance
 from probes.audits.auditing import Audit as Audit
 from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
@@ -73,7 +85,11 @@ from probes.effects.constraints import constraint_satisfaction as constraint_sat
 from probes.effects.context_use import context_use as context_use
 from probes.effects.deployment import deployment_gap as deployment_gap
 from probes.effects.early_signs import early_signs as early_signs
+from probes.effects.fault_tokens import FaultTokens as FaultTokens
+from probes.effects.fault_tokens import fault_tokens as fault_tokens
 from probes.effects.panel import EffectPanel as EffectPanel
+from probes.effects.pollution import Pollution as Pollution
+from probes.effects.pollution import pollution as pollution
 from probes.effects.preference import preference_movement as preference_movement
 from probes.effects.scaling_law import scaling_law as scaling_law
 from probes.effects.self_correction import self_correction as self_correction
@@ -81,6 +97,8 @@ from probes.effects.skills import skill_profile as skill_profile
 from probes.effects.skills import visited_forgetting as visited_forgetting
 from probes.effects.spurious import spurious_attributes as spurious_attributes
 from probes.effects.tool_calls import tool_errors as tool_errors
+from probes.effects.undoing import Undoing as Undoing
+from probes.effects.undoing import undoing as undoing
 from probes.experts.counting import Excluded
 from probes.experts.domains import DomainExperts as DomainExperts
 from probes.experts.domains import domain_experts as domain_experts
@@ -134,17 +152,29 @@ from probes.paths.groups import Heads
 from probes.paths.places import Place
 from probes.paths.result import PathPatching as PathPatching
 from probes.random_recipes import stand_ins as stand_ins
+from probes.representation.attribute_suite import AttributeSuite as AttributeSuite
+from probes.representation.attribute_suite import attribute_suite as attribute_suite
+from probes.representation.concept_drift import ConceptDrift as ConceptDrift
+from probes.representation.concept_drift import concept_drift as concept_drift
 from probes.representation.concept_words import concept_words as concept_words
 from probes.representation.cross_task import CrossTask as CrossTask
 from probes.representation.cross_task import cross_task as cross_task
+from probes.representation.curved_path import CurvedPath as CurvedPath
+from probes.representation.curved_path import curved_path as curved_path
+from probes.representation.direction_transfer import DirectionTransfer as DirectionTransfer
+from probes.representation.direction_transfer import direction_transfer as direction_transfer
 from probes.representation.gap import representation_gap as representation_gap
 from probes.representation.in_context import in_context_activations as in_context_activations
 from probes.representation.instructions import instruction_attribution as instruction_attribution
+from probes.representation.layer_views import LayerViews as LayerViews
+from probes.representation.layer_views import layer_views as layer_views
 from probes.representation.neurons import NeuronConcepts as NeuronConcepts
 from probes.representation.neurons import concept_neurons as concept_neurons
 from probes.representation.separability import CellShifts as CellShifts
 from probes.representation.separability import class_separability as class_separability
 from probes.representation.separability import procrustes_drift as procrustes_drift
+from probes.representation.set_algebra import SetAlgebra as SetAlgebra
+from probes.representation.set_algebra import set_algebra as set_algebra
 from probes.representation.source_trust import source_trust as source_trust
 from probes.representation.suite import ProbeSuite as ProbeSuite
 from probes.representation.suite import probe_suite as probe_suite
@@ -163,6 +193,8 @@ from probes.retention.soft_prompt_split import soft_prompt_split as soft_prompt_
 from probes.routing.mapping import RoutingMap as RoutingMap
 from probes.routing.mapping import routing_map as routing_map
 from probes.selection import HeadSelection as HeadSelection
+from probes.selection_scores.token_relevance import TokenRelevance as TokenRelevance
+from probes.selection_scores.token_relevance import token_relevance as token_relevance
 from probes.selection_scores.trial import SelectionTrial as SelectionTrial
 from probes.selection_scores.trial import selection_trial as selection_trial
 from probes.selection_scores.tuning_trial import TuningTrial as TuningTrial
@@ -185,10 +217,14 @@ from probes.series.lora_chain import LoraChain as LoraChain
 from probes.series.lora_chain import lora_chain as lora_chain
 from probes.series.merges import MergeTest as MergeTest
 from probes.series.merges import merge_test as merge_test
+from probes.series.online_offline import OnlineOffline as OnlineOffline
+from probes.series.online_offline import online_offline as online_offline
 from probes.series.profile import SeriesProfile as SeriesProfile
 from probes.series.profile import series_profile as series_profile
 from probes.series.reconstruction import Reconstruction as Reconstruction
 from probes.series.reconstruction import adapter_reconstruction as adapter_reconstruction
+from probes.series.shared_part import SharedPart as SharedPart
+from probes.series.shared_part import shared_part as shared_part
 from probes.series.twin import TwinMergeTest as TwinMergeTest
 from probes.series.twin import twin_merge as twin_merge
 from probes.sparsity.neurons import SparsityCurve as SparsityCurve
@@ -221,6 +257,7 @@ __all__ = [
     "AttentionTuning",
     "AttributeDirections",
     "AttributeIntersection",
+    "AttributeSuite",
     "Audit",
     "BlockFlips",
     "CellShifts",
@@ -229,13 +266,17 @@ __all__ = [
     "Comparison",
     "ComponentMasking",
     "ConceptDirections",
+    "ConceptDrift",
     "ContextAwareness",
     "ContextUpdates",
     "ContrastiveGenerations",
     "CrossPatching",
     "CrossTask",
+    "CurvedPath",
+    "DecomposedPrompt",
     "Dictionary",
     "DirectionOptions",
+    "DirectionTransfer",
     "DomainExperts",
     "EdgeAttribution",
     "EditSites",
@@ -245,6 +286,7 @@ __all__ = [
     "ExpertMap",
     "ExpertSets",
     "FactorAverages",
+    "FaultTokens",
     "FocusedPrefix",
     "FormatSpread",
     "FoundDirection",
@@ -255,14 +297,17 @@ __all__ = [
     "HeadSelection",
     "HeadWords",
     "InherentLimits",
+    "InputSide",
     "InputSpans",
     "IntensityDial",
     "Knob",
     "KnobSetup",
     "KnobTraining",
     "LayerPaths",
+    "LayerViews",
     "LearnedScaling",
     "LogitLens",
+    "LoraBlocks",
     "LoraChain",
     "LoraLikeness",
     "MaskChurn",
@@ -271,14 +316,18 @@ __all__ = [
     "MergeTest",
     "Needle",
     "NeuronConcepts",
+    "OnlineOffline",
     "Patching",
     "PathPatching",
+    "PatternTypes",
     "PlugAndPlay",
+    "Pollution",
     "PrefixGates",
     "ProbabilityMovement",
     "ProbeResult",
     "ProbeSuite",
     "Provenance",
+    "RandomBases",
     "RankMap",
     "Reconstruction",
     "Retraining",
@@ -289,15 +338,20 @@ __all__ = [
     "SelectionTrial",
     "SeriesCurve",
     "SeriesProfile",
+    "SetAlgebra",
+    "SharedPart",
     "SparseComposition",
     "SparsityCurve",
     "StyleTransfer",
     "SubjectOffset",
     "SwitchingCurve",
+    "TokenGuidance",
+    "TokenRelevance",
     "TokenShift",
     "TuningDictionary",
     "TuningTrial",
     "TwinMergeTest",
+    "Undoing",
     "UpdateAnatomy",
     "UpdateParts",
     "VirtualTokenMap",
@@ -313,6 +367,7 @@ __all__ = [
     "attention_tuning",
     "attribute_directions",
     "attribute_intersection",
+    "attribute_suite",
     "audit",
     "block_flips",
     "box_desiderata",
@@ -327,6 +382,7 @@ __all__ = [
     "compare",
     "component_masking",
     "concept_directions",
+    "concept_drift",
     "concept_neurons",
     "concept_words",
     "constraint_satisfaction",
@@ -335,8 +391,11 @@ __all__ = [
     "context_use",
     "contrastive_generations",
     "cross_task",
+    "curved_path",
+    "decomposed_prompt",
     "demonstration_utility",
     "deployment_gap",
+    "direction_transfer",
     "domain_experts",
     "early_signs",
     "edge_attribution",
@@ -346,6 +405,7 @@ __all__ = [
     "expert_map",
     "expert_sets",
     "factor_averages",
+    "fault_tokens",
     "find_direction",
     "find_knob",
     "fit_gate",
@@ -358,12 +418,15 @@ __all__ = [
     "head_words",
     "in_context_activations",
     "inherent_limits",
+    "input_side",
     "input_spans",
     "instruction_attribution",
     "intensity_dial",
     "layer_paths",
+    "layer_views",
     "learned_scaling",
     "logit_lens",
+    "lora_blocks",
     "lora_chain",
     "lora_likeness",
     "many_shot_curve",
@@ -373,9 +436,12 @@ __all__ = [
     "merge_test",
     "needle_search",
     "needle_trials",
+    "online_offline",
     "patching",
     "path_patching",
+    "pattern_types",
     "phrasing_robustness",
+    "pollution",
     "position_effect",
     "pplm",
     "preference_movement",
@@ -383,6 +449,7 @@ __all__ = [
     "probability_movement",
     "probe_suite",
     "procrustes_drift",
+    "random_bases",
     "rank_map",
     "representation_gap",
     "retrain_without",
@@ -395,6 +462,8 @@ __all__ = [
     "self_correction",
     "series_curve",
     "series_profile",
+    "set_algebra",
+    "shared_part",
     "skill_profile",
     "soft_prompt_split",
     "source_trust",
@@ -405,11 +474,14 @@ __all__ = [
     "subject_offset",
     "switching_curve",
     "template_effect",
+    "token_guidance",
+    "token_relevance",
     "token_shift",
     "tool_errors",
     "tuning_dictionary",
     "tuning_trial",
     "twin_merge",
+    "undoing",
     "update_anatomy",
     "update_parts",
     "virtual_tokens",

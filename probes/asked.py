@@ -25,7 +25,9 @@ _OF_A_RECORDING = ("sites", "positions", "dtype", "new_tokens", "batch_size")
 
 def asked(options: Any, **more: Any) -> dict[str, Any]:
     """Every field of the dataclass ``options`` and every further argument, by the names the call has for them."""
-    fields = {} if options is None else {one.name: getattr(options, one.name) for one in dataclasses.fields(options)}
+    fields = (
+        {} if options is None else {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    )
     return {name: plain(value) for name, value in {**fields, **more}.items() if name not in APART}
 
 
@@ -58,7 +60,7 @@ def _of_object(value: Any) -> Any:
     if identity is not None:
         return plain(identity.to_dict() if hasattr(identity, "to_dict") else identity)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if callable(value):
         named = value if hasattr(value, "__qualname__") else type(value)
         return f"function {named.__module__}.{named.__qualname__}"

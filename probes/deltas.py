@@ -245,7 +245,7 @@ class _SiteRows:
             if model is not None and self.site.kind in WIDE and len(found.directions):
                 size = float(self.base[:, 0].norm(dim=-1).mean())
                 readings = direction_readings(model, found.directions, self.base[:, 0].mean(0), 0.1 * size)
-                said = [(shown(one.up), shown(one.down)) for one in readings]
+                said = [(shown(reading.up), shown(reading.down)) for reading in readings]
             place = {"site": self.site.kind, "layer": self.site.layer, "kind": kind}
             for rank, (share, (up, down)) in enumerate(zip(found.share.tolist(), said, strict=True)):
                 rows.append({**place, "rank": rank, "share": share, "up": up, "down": down})

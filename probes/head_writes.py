@@ -152,11 +152,11 @@ def _table(
         drawn.append(_change(model, plain, end, other)[:, ids].mean(0))
     control = torch.stack(drawn).double().numpy()
     values = change[:, ids].double().numpy()
-    found = mean_intervals(values, clusters=clusters, seed=seed)
+    intervals = mean_intervals(values, clusters=clusters, seed=seed)
     low, high = np.quantile(control, [0.025, 0.975], axis=0)
     return pd.DataFrame({
-        "token_id": ids.tolist(), "token": [model.tokenizer.decode([one]) for one in ids.tolist()],
-        "score": found.estimate, "low": found.low, "high": found.high, "control": control.mean(0),
+        "token_id": ids.tolist(), "token": [model.tokenizer.decode([value]) for value in ids.tolist()],
+        "score": intervals.estimate, "low": intervals.low, "high": intervals.high, "control": control.mean(0),
         "control_low": low, "control_high": high, "n": len(values),
         "p": paired_permutation(cluster_means(values - control.mean(0), clusters), seed=seed).p,
     })  # fmt: skip

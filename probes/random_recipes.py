@@ -38,8 +38,8 @@ def stand_ins(
     if not draws:
         return []
     rows, columns = Prompts.of(prompts), []
-    for number, one in enumerate(recipe):
-        found = _drawn(one, model, rows, draws, seed + number)
+    for number, intervention in enumerate(recipe):
+        found = _drawn(intervention, model, rows, draws, seed + number)
         if found is None:
             return []
         columns.append(found)

@@ -285,11 +285,11 @@ class _Trial:
         heads = {(layer, head): 0.0 for layer in range(scores.shape[0]) for head in range(scores.shape[1])}
         random = matched_cells(best, heads, self.chosen.controls, self.chosen.seed, nearest=len(heads))
         counts = sorted({1, count, *(step for step in (2, 4, 8, 16, 32) if step < count)})
-        found = self._gains(best, counts)
+        gains = self._gains(best, counts)
         drawn = np.array([[self._gain(draw[:step]).mean() for step in counts] for draw in random])
         low, high = interval(drawn)
         table = pd.DataFrame({
-            "count": counts, "score": found.estimate, "low": found.low, "high": found.high,
+            "count": counts, "score": gains.estimate, "low": gains.low, "high": gains.high,
             "control": drawn.mean(0), "control_low": low, "control_high": high,
         })  # fmt: skip
         if rivals is None:
@@ -310,7 +310,7 @@ class _Trial:
         scaled = {f"L{layer}H{head}": 1 + self.scales[layer, head] for layer, head in heads}
         collate = Collator(pad_id(self.model.tokenizer))
         found = np.zeros(len(self.examples))
-        lengths = [len(one.prompt) + len(one.answer) for one in self.examples]
+        lengths = [len(example.prompt) + len(example.answer) for example in self.examples]
         with Recipe([HeadScale(scaled)] if heads else []).applied(self.model), self.model.active(), torch.no_grad():
             for members in batches(lengths, self.chosen.batch_size):
                 batch = collate([self.examples[row] for row in members])

@@ -147,7 +147,7 @@ def ranks(logits: Float[Tensor, "pos vocab"], tokens: Int[Tensor, " pos"]) -> In
 
 def kinds(rank: Int[Tensor, " pos"]) -> list[str]:
     """ "unshifted", "marginal" or "shifted" for each rank."""
-    return [KINDS[0 if one == 1 else 1 if one <= 3 else 2] for one in rank.tolist()]
+    return [KINDS[0 if value == 1 else 1 if value <= 3 else 2] for value in rank.tolist()]
 
 
 @dataclass(frozen=True)

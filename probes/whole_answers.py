@@ -44,15 +44,15 @@ class Continuations:
         """The token ids of some prompts with their continuations, those of a prompt side by side."""
         found = []
         for number in members:
-            for one in self.tokens[number]:
-                fill = [filler] * (self.width - len(one) + 1)
-                found.append([*ids[number], *one[:-1], *fill])
+            for token in self.tokens[number]:
+                fill = [filler] * (self.width - len(token) + 1)
+                found.append([*ids[number], *token[:-1], *fill])
         return found
 
     def targets(self, members: Sequence[int]) -> Int[Tensor, "row token"]:
         """The token that is read at each of the last ``width + 1`` columns, or :data:`NOTHING`."""
-        lists = [one for number in members for one in self.tokens[number]]
-        return torch.tensor([[*one, *[NOTHING] * (self.width + 1 - len(one))] for one in lists])
+        lists = [token for number in members for token in self.tokens[number]]
+        return torch.tensor([[*sequence, *[NOTHING] * (self.width + 1 - len(sequence))] for sequence in lists])
 
     def check_room(self, lengths: Sequence[int], room: int | None) -> None:
         """Raise :class:`UserError` where a prompt of ``lengths`` tokens and its answers exceed ``room`` positions."""

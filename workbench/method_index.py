@@ -83,7 +83,7 @@ def load_method(name: str) -> Method:
     """
     entry = index().named(name)
     if entry is None:
-        raise unknown_name("method", name, [one.name for one in index().entries])
+        raise unknown_name("method", name, [entry.name for entry in index().entries])
     if registered(name) is None:
         try:
             import_module(entry.module)

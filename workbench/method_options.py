@@ -89,10 +89,12 @@ def options_of(call: Callable[..., Any], *, expands: Mapping[str, type] | None =
     options: list[Option] = []
     for parameter in inspect.signature(call).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            settings, own = settings_class(call), [one.name for one in options]
-            options += [] if settings is None else [one for one in _fields(settings) if one.name not in own]
+            settings, own = settings_class(call), [option.name for option in options]
+            options += [] if settings is None else [field for field in _fields(settings) if field.name not in own]
         elif parameter.name in (expands or {}):
-            options += _fields((expands or {})[parameter.name], parameter.name, taken=[one.name for one in options])
+            options += _fields(
+                (expands or {})[parameter.name], parameter.name, taken=[option.name for option in options]
+            )
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             required = parameter.default is parameter.empty
             hint = hints.get(parameter.name, Any)

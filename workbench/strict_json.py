@@ -22,7 +22,7 @@ def read_json(text: str) -> Any:
             digits or too large, nesting too deep, or half of a surrogate pair, which is no text.
     """
     try:
-        found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
+        data = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise BadJson(f"{error.msg}, line {error.lineno}, column {error.colno}") from error
     except RecursionError as error:
@@ -32,8 +32,8 @@ def read_json(text: str) -> Any:
     except ValueError as error:
         raise BadJson("it holds a number of too many digits") from error
     if "\\u" in text or not _NO_TEXT.isdisjoint(text):
-        check_text(json.dumps(found, ensure_ascii=False))
-    return found
+        check_text(json.dumps(data, ensure_ascii=False))
+    return data
 
 
 def check_text(text: str) -> None:

@@ -73,7 +73,7 @@ def _show_settings(known: dict[str, Path], one: str, two: str) -> None:
 
 def _show_results(known: dict[str, Path], one: str, two: str) -> None:
     st.subheader("Results side by side")
-    first, second = ({found.name: found for found in results_in(known[name])} for name in (one, two))
+    first, second = ({result.name: result for result in results_in(known[name])} for name in (one, two))
     kinds = {found.kind for found in second.values()}
     left, right = st.columns(2)
     mine = [name for name, found in first.items() if found.kind in kinds]

@@ -45,8 +45,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; fon
 
 def render(content: Content) -> str:
     """The whole page, with plotly's script in it once when there is a figure."""
-    chapters = [_chapter(number, one) for number, one in enumerate(content.sections, 1)]
-    has_figures = any(one.figures for one in content.sections)
+    chapters = [_chapter(number, section) for number, section in enumerate(content.sections, 1)]
+    has_figures = any(section.figures for section in content.sections)
     script = drawing_script() if has_figures else ""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -75,8 +75,8 @@ def _model(given: object) -> str:
 def _top(content: Content) -> str:
     manifest = content.manifest
     links = "".join(
-        f'<li><a href="#section-{number}">{escape(one.title)}</a>{_first_finding(one)}</li>'
-        for number, one in enumerate(content.sections, 1)
+        f'<li><a href="#section-{number}">{escape(section.title)}</a>{_first_finding(section)}</li>'
+        for number, section in enumerate(content.sections, 1)
     )
     state = ""
     if manifest.state != "complete":

@@ -24,12 +24,12 @@ def measures_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         part = weights["module"].astype(str).str.partition(".")[0].map({"attn": "attention"}).fillna("MLP")
         part = part.where(weights["module"].astype(str).str.contains("attn|mlp", regex=True), "other")
         top = weights.assign(part=part).groupby(["layer", "part"])[["score"]].max().reset_index()
-        rows += [(f"weights, {one['part']}", int(one["layer"]), float(one["score"])) for one in _rows(top)]
+        rows += [(f"weights, {row['part']}", int(row["layer"]), float(row["score"])) for row in _rows(top)]
     if "layers" in tables:
-        rows += [("residual stream patched", int(one["layer"]), float(one["score"])) for one in _rows(tables["layers"])]
+        rows += [("residual stream patched", int(row["layer"]), float(row["score"])) for row in _rows(tables["layers"])]
     if "heads" in tables:
         top = tables["heads"].groupby("layer")[["score"]].max().reset_index()
-        rows += [("best head", int(one["layer"]), float(one["score"])) for one in _rows(top)]
+        rows += [("best head", int(row["layer"]), float(row["score"])) for row in _rows(top)]
     return pd.DataFrame(rows, columns=["measure", "layer", "value"])
 
 

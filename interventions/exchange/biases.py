@@ -36,11 +36,11 @@ def z_maps(
 ) -> dict[int, tuple[Float[Tensor, "head d_head"], Float[Tensor, "head d_head"]]]:
     """Layer -> (a, c), float64: the recipe's head offsets and scales together do z <- a z + c there."""
     maps: dict[int, tuple[Tensor, Tensor]] = {}
-    for one in recipe:
-        if not isinstance(one, HeadOffset | HeadScale):
+    for intervention in recipe:
+        if not isinstance(intervention, HeadOffset | HeadScale):
             continue
-        assert isinstance(one.strength, float)
-        values = one.vectors if isinstance(one, HeadOffset) else one.scales
+        assert isinstance(intervention.strength, float)
+        values = intervention.vectors if isinstance(intervention, HeadOffset) else intervention.scales
         for layer, heads in by_layer(list(values)).items():
             shape = (model.n_heads, model.d_head)
             scale, offset = maps.get(layer) or (
@@ -49,10 +49,10 @@ def z_maps(
             )
             for head in heads:
                 value = torch.as_tensor(values[f"L{layer}H{head}"]).detach().double().cpu()
-                if isinstance(one, HeadOffset):
-                    offset[head] += one.strength * value
+                if isinstance(intervention, HeadOffset):
+                    offset[head] += intervention.strength * value
                 else:
-                    factor = 1 + one.strength * (value - 1)
+                    factor = 1 + intervention.strength * (value - 1)
                     scale[head], offset[head] = scale[head] * factor, offset[head] * factor
             maps[layer] = scale, offset
     return maps
@@ -65,11 +65,11 @@ def output_offsets(recipe: Iterable[Intervention], model: AdaptedModel) -> dict[
         if bool(offset.any()):
             weight = output_weight(model, layer).double()
             found[layer] = weight @ offset.flatten().to(weight.device)
-    for one in recipe:
-        if isinstance(one, Offset):
-            assert isinstance(one.strength, float)
-            layer = resolved(model, one.layer)
-            vector = one.strength * _written(one, model)
+    for intervention in recipe:
+        if isinstance(intervention, Offset):
+            assert isinstance(intervention.strength, float)
+            layer = resolved(model, intervention.layer)
+            vector = intervention.strength * _written(intervention, model)
             found[layer] = found[layer] + vector.to(found[layer]) if layer in found else vector
     return found
 

@@ -115,7 +115,7 @@ def certify(
         whole = [adapted.generate_ids(adapted.encode(rows[number : number + 1]), max_new_tokens=max_new_tokens)[0]
                  for number in range(len(rows))]  # fmt: skip
     texts = [one.tolist() for one in whole]
-    longest = max(len(one) for one in texts)
+    longest = max(len(text) for text in texts)
     with _runner(kind, adapted, Path(target), weights, plain, longest) as (name, run):
         compared = [_compared(own, run, text, len(prompt) - 1) for text, prompt in zip(texts, ids, strict=True)]
     return _certificate(name, compared, adapted.dtype)

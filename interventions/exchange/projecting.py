@@ -34,8 +34,8 @@ def written_by(ablations: Sequence[ConceptAblation], model: AdaptedModel) -> lis
         if len(plain) < len(places):
             plain = _everywhere(places, model, group)
         found.append((plain, group[0]))
-    for one in ablations:
-        if one.mean is not None and bool(one.mean.any()):
+    for ablation in ablations:
+        if ablation.mean is not None and bool(ablation.mean.any()):
             raise NotSupported("An ablation to a mean adds a constant that these weights have no place for: keep it.")
     return found
 

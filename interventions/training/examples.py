@@ -57,12 +57,12 @@ class Collator:
     pad: int
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        pairs = [(one.prompt, one.answer) for one in examples]
+        pairs = [(example.prompt, example.answer) for example in examples]
         if examples[0].rejected is not None:
-            pairs += [(one.prompt, one.rejected or []) for one in examples]
+            pairs += [(example.prompt, example.rejected or []) for example in examples]
         batch = self._padded(pairs)
         if examples[0].reference is not None:
-            batch["reference"] = torch.tensor([one.reference for one in examples])
+            batch["reference"] = torch.tensor([example.reference for example in examples])
         return batch
 
     def _padded(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:

@@ -54,6 +54,7 @@ class MaskedTuning:
         "TR-PTS: Task-Relevant Parameter and Token Selection for Efficient Tuning",
         "SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation",
         "SCT: A Simple Baseline for Parameter-Efficient Fine-Tuning via Salient Channels",
+        "Few-shot Image Generation via Adaptation-Aware Kernel Modulation",
     ),
     cost="a forward and backward pass per batch, and one pass over the rows for rules that look at slopes",
 )
@@ -73,7 +74,9 @@ def masked_finetune(
 
     With the defaults it is LIFT (the largest entries after rank reduction); ``select="half", refresh=n`` is half
     fine-tuning with rounds of n steps; "budget" GreenTrainer; "fisher" TR-PTS; "small_weights" SaRA;
-    "salient_channels" SCT; "random", "gradient" and "large_weights" are the fixed masks of SHiRA. The control is
+    "salient_channels" SCT; "free_rows" AdAM's map (rows whose gain a short probe adaptation has least information on
+    are free, the others keep what they are; from image models, with gains in place of its low-rank modulation);
+    "random", "gradient" and "large_weights" are the fixed masks of SHiRA. The control is
     ``select="random"`` with the same share.
 
     Example:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from interventions.training.examples import Collator, Example, answer_loss
+from interventions.training.modulation import free_rows, modulation_fisher
 from interventions.training.trainer import answer_logits
 from interventions.weightspace.selection_scores import (
     AFTER_TUNING,
@@ -26,9 +28,16 @@ from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.typing import Bool, Tensor
 
 Masks = dict[str, Bool[Tensor, "*shape"]]
-RULES: tuple[str, ...] = (*(name for name in SCORES if name not in AFTER_TUNING), "random", "half", "budget", "all")
+RULES: tuple[str, ...] = (
+    *(name for name in SCORES if name not in AFTER_TUNING),
+    "random",
+    "half",
+    "budget",
+    "free_rows",
+    "all",
+)
 """Scores that predict, and: random entries, half of the tensors of each kind (HFT), whole tensors within a budget of
-the backward pass's cost (GreenTrainer), everything."""
+the backward pass's cost (GreenTrainer), the rows that a probe adaptation leaves free (AdAM), everything."""
 _BINS = 400
 
 
@@ -77,6 +86,8 @@ class Selector:
             return {
                 name: top_mask(torch.rand(shape, generator=generator), self.share) for name, shape in shapes.items()
             }
+        if self.rule == "free_rows":
+            return free_rows(self.row_information(names), shapes, self.share)
         evidence = self.evidence(names, inputs=self.rule == "salient_channels")
         if self.rule == "budget":
             importance = {name: float(evidence(name).gradient.square().sum()) for name in names}
@@ -103,23 +114,37 @@ class Selector:
 
         return of
 
+    def row_information(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Fisher information of a gain on each row of each tensor, after a short probe adaptation."""
+        parameters = {name: base_parameters(self.model.hf)[name] for name in names}
+        with self._trainable(parameters):
+            return modulation_fisher(parameters, self._batches(), partial(self._gradients, list(parameters.values())))
+
+    @contextmanager
+    def _trainable(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        with ExitStack() as stack, torch.enable_grad():
+            stack.enter_context(self.model.active())
+            for parameter in parameters.values():
+                stack.callback(parameter.requires_grad_, parameter.requires_grad)
+                parameter.requires_grad_(True)
+            yield
+
+    def _gradients(self, held: Sequence[nn.Parameter], batch: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+        """Of the answers' loss on one batch."""
+        logits = answer_logits(self.model, batch["input_ids"], batch["attention_mask"])
+        loss = answer_loss(logits, batch["labels"].to(logits.device))
+        self.backward_passes += 1
+        return torch.autograd.grad(loss, held, allow_unused=True)
+
     def _slopes(self, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The mean gradient and mean squared gradient over batches of the training rows."""
         held = list(parameters.values())
         mean = {name: torch.zeros(parameter.shape) for name, parameter in parameters.items()}
         square = {name: torch.zeros(parameter.shape) for name, parameter in parameters.items()}
         batches = self._batches()
-        with ExitStack() as stack, torch.enable_grad():
-            stack.enter_context(self.model.active())
-            for parameter in held:
-                stack.callback(parameter.requires_grad_, parameter.requires_grad)
-                parameter.requires_grad_(True)
+        with self._trainable(parameters):
             for batch in batches:
-                logits = answer_logits(self.model, batch["input_ids"], batch["attention_mask"])
-                loss = answer_loss(logits, batch["labels"].to(logits.device))
-                gradients = torch.autograd.grad(loss, held, allow_unused=True)
-                self.backward_passes += 1
-                for name, gradient in zip(parameters, gradients, strict=True):
+                for name, gradient in zip(parameters, self._gradients(held, batch), strict=True):
                     if gradient is not None:
                         value = gradient.float().cpu()
                         mean[name] += value / len(batches)

@@ -93,7 +93,8 @@ def unused_token(model: AdaptedModel, *prompts: Prompts) -> int:
         met |= {token for row in rows for text in (row.answer, row.distractor) if text
                 for token in continuation_ids(row, tokenizer, text)}  # fmt: skip
     free = next(
-        (one for one in reversed(range(min(model.n_token_ids, len(tokenizer)))) if one not in met | special), None
+        (number for number in reversed(range(min(model.n_token_ids, len(tokenizer)))) if number not in met | special),
+        None,
     )
     if free is None:
         raise UserError("The prompts use every token of the vocabulary, so none is free to stand for a soft prompt.")
@@ -145,7 +146,8 @@ def train_soft_prompt(
     placeholder = unused_token(adapted, rows, *(Prompts.of(one) for one in also_read))
     before = with_placeholders(rows, adapted.tokenizer, placeholder, tokens)
     examples = [
-        dataclasses.replace(one, prompt=list(row.input_ids or ())) for one, row in zip(examples, before, strict=True)
+        dataclasses.replace(example, prompt=list(row.input_ids or ()))
+        for example, row in zip(examples, before, strict=True)
     ]
     learned = nn.Parameter(starting_vectors(adapted, rows, tokens, schedule.seed))
     with reading(adapted, placeholder, learned):

@@ -61,8 +61,8 @@ def merged_factors(
 ) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank into"]]:
     """The factors of the merged LoRA of one module."""
     units, widths = [], members[0].A.shape[1]
-    for one in members:
-        units.append(_normalised(one.A.detach().float(), one.B.detach().float() * one.scaling))
+    for member in members:
+        units.append(_normalised(member.A.detach().float(), member.B.detach().float() * member.scaling))
     every = torch.cat(units)
     labels = _clusters(every, rank, seed)
     centres = torch.stack([every[labels == label].mean(0) for label in labels.unique()])

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import torch
 
@@ -91,20 +92,33 @@ def ties(vectors: Sequence[TaskVector], density: float = 0.2, weight: float = 1.
     )
 
 
-def dare(vectors: Sequence[TaskVector], density: float = 0.5, *, elect: bool = False, seed: int = 0) -> TaskVector:
+def dare(
+    vectors: Sequence[TaskVector],
+    density: float = 0.5,
+    *,
+    elect: bool = False,
+    rescale: Literal["density", "l1"] = "density",
+    seed: int = 0,
+) -> TaskVector:
     """Random entries dropped, the others divided by the share that stays (Yu et al. 2024), then averaged.
+
+    mergekit's ``dare_linear`` and ``dare_ties`` rescale by ``l1``: what stays gets the sum of absolute values that the
+    whole tensor had. The two agree up to which entries were drawn; with density 1 both are the update itself.
 
     Args:
         vectors: The updates.
         density: The chance of an entry to stay.
         elect: Merge by elected sign (``dare_ties``) instead of the mean of all (``dare_linear``).
+        rescale: Divide by the density (the paper), or restore the sum of absolute values (mergekit).
         seed: Which entries are dropped; the same whatever the order in which tensors are read.
     """
     _check_share(density)
 
     def rule(name: str, changes: list[Tensor]) -> Tensor:
-        thin = [dropped(change, density, seed + 7919 * zlib.crc32(f"{n}/{name}".encode())) for n, change in
-                enumerate(changes)]  # fmt: skip
+        thin = [
+            dropped(change, density, seed + 7919 * zlib.crc32(f"{n}/{name}".encode()), rescale)
+            for n, change in enumerate(changes)
+        ]
         return _elected(thin) if elect else _sum(thin) / len(thin)
 
     return combined(list(vectors), rule)
@@ -122,11 +136,16 @@ def trimmed(change: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*
     return kept.view(change.shape)
 
 
-def dropped(change: Float[Tensor, "*shape"], density: float, seed: int) -> Float[Tensor, "*shape"]:
-    """Each entry stays with chance ``density`` and is divided by it."""
+def dropped(
+    change: Float[Tensor, "*shape"], density: float, seed: int, rescale: Literal["density", "l1"] = "density"
+) -> Float[Tensor, "*shape"]:
+    """Each entry stays with chance ``density`` and is divided by it, or scaled to the whole sum of absolute values."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     stays = torch.rand(change.shape, generator=generator).to(change.device) < density
-    return change * stays / density
+    if rescale == "density":
+        return change * stays / density
+    left = (change * stays).abs().sum()
+    return change * stays * (change.abs().sum() / left if float(left) > 1e-7 else 1.0)
 
 
 @dataclass(frozen=True, eq=False)

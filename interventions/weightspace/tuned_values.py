@@ -43,7 +43,7 @@ def _adapted_value(pair: Any, name: str, base: Tensor, saved: dict[str, Tensor],
 
     if name in saved:
         return saved[name]
-    module = next((one for one in modules if name in (one, f"{one}.weight")), None)
+    module = next((module for module in modules if name in (module, f"{module}.weight")), None)
     if module is None:
         return base.data
     change = effective_delta(pair.adapter, module, base=None if pair.one_copy else pair.base.hf)

@@ -139,7 +139,7 @@ def _side(factors: Factors, which: str) -> Float[Tensor, "width rank"]:
 
 def _row(held: list[Factors], begun: Factors | None, which: str, draws: int, seed: int) -> dict[str, float]:
     sides = [_side(one, which) for one in held]
-    likeness = [span_likeness(one, other) for n, one in enumerate(sides) for other in sides[n + 1 :]]
+    likeness = [span_likeness(side, other) for n, side in enumerate(sides) for other in sides[n + 1 :]]
     ranks = sides[0].shape[1], sides[1].shape[1]
     generator = torch.Generator().manual_seed(seed)
     drawn = [
@@ -155,8 +155,8 @@ def _row(held: list[Factors], begun: Factors | None, which: str, draws: int, see
     }  # fmt: skip
     if begun is not None:
         first = _side(begun, which)
-        found["to_initial"] = float(np.mean([span_likeness(one, first) for one in sides]))
-        found["bit_equal"] = float(all(torch.equal(one, first) for one in sides))
+        found["to_initial"] = float(np.mean([span_likeness(side, first) for side in sides]))
+        found["bit_equal"] = float(all(torch.equal(side, first) for side in sides))
     return found
 
 

@@ -102,9 +102,9 @@ def update_anatomy(
     rows = []
     for place, name in enumerate(names):
         watch.advance()
-        found = _matrix(opened, name, k, draws, seed + place)
-        if found is not None:
-            svd, row = found
+        matrix = _matrix(opened, name, k, draws, seed + place)
+        if matrix is not None:
+            svd, row = matrix
             rows.append({**row, **_split(svd, rank, share, seed + place)})
     watch.finish()
     if not rows:
@@ -148,7 +148,7 @@ def _matrix(opened: Opened, name: str, k: int, draws: int, seed: int) -> tuple[S
     return svd, {
         "layer": place.layer, "module": place.module, "name": name, "score": left, "low": left, "high": left,
         "control": float(np.mean(shares)) if shares else np.nan, "control_high": max(shares, default=np.nan),
-        "p": (1 + sum(one >= left for one in shares)) / (draws + 1),
+        "p": (1 + sum(share >= left for share in shares)) / (draws + 1),
         "right": spaces.share_right(svd, k),
         "right_control": float(np.mean([spaces.share_right(one, k) for one in drawn])) if drawn else np.nan,
         "rank": svd.rank, "rank50": svd.energy_rank(0.5), "rank90": svd.energy_rank(0.9),

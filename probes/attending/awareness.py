@@ -135,7 +135,7 @@ def context_awareness(
     check_pair(pair, prompts)
     (place,) = resolve_layers(layer, pair.tuned.n_layers)
     factors = [0.95, 0.9] if alphas is None else alphas
-    if not factors or not all(0 < one for one in factors):
+    if not factors or not all(0 < factor for factor in factors):
         raise UserError("Alphas are factors above 0, such as 0.9: 1 changes nothing.")
     rows, work = Prompts.of(prompts), Work(batch_size, progress)
     versions = {"on": rows, "off": _as_text(rows)} if pair.tuned.has_chat_template else {"off": rows}

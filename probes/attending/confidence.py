@@ -16,6 +16,7 @@ from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
+from probes.scored import scored
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
@@ -44,7 +45,11 @@ class AttentionConfidence(ProbeResult):
 
     positions: pd.DataFrame
     """prompt, position, token, gain: the tuned model's attention to it minus the base's, mean over heads and queries
-    behind it; the over-confident ones first."""
+    behind it; the over-confident ones first. ``base``, ``tuned``: those attentions (the token's activation), ``even``:
+    what even attention would pay it, ``ignored_base``, ``ignored_tuned``: whether it has less than half of that."""
+    activation: dict[str, float]
+    """Over all tokens but each prompt's first: score, low, high: share that the tuned model ignores less the base's;
+    control: that share's mean over random signs (0), p, and the shares base and tuned."""
     overfit: pd.DataFrame
     """prompt, fall (mean over heads), rise of the answer's log-probability where there are answers: prompts on which
     attention fell most are those that tuning has fitted most closely."""
@@ -68,7 +73,9 @@ class AttentionConfidence(ProbeResult):
         top = self.positions.iloc[0]
         return (
             f"{len(narrow)} of {len(self.table)} heads look narrower after tuning: {heads}; most attention went to "
-            f"{top['token']!r} of prompt {top['prompt']} ({top['gain']:+.3f}); intervals over {self.resampled}; "
+            f"{top['token']!r} of prompt {top['prompt']} ({top['gain']:+.3f}); {self.activation['base']:.0%} of the "
+            f"tokens were ignored before tuning, {self.activation['tuned']:.0%} after ({self.activation['score']:+.2f} "
+            f"[{self.activation['low']:+.2f}, {self.activation['high']:+.2f}]); intervals over {self.resampled}; "
             f"control: {self.control}"
         )
 
@@ -80,6 +87,7 @@ class AttentionConfidence(ProbeResult):
     papers=(
         "Hint-Aug: Drawing Hints from Foundation Vision Transformers Towards Boosted Few-Shot Parameter-Efficient "
         "Tuning",
+        "CoMat: Aligning Text-to-Image Diffusion Model with Image-to-Text Concept Matching",
     ),
     cost="one pass of each model per prompt, with attention patterns",
     example="--layers 0,1",
@@ -97,6 +105,10 @@ def attention_confidence(
     Entropy of a query over the keys that it can see is divided by the logarithm of their number, so that 1 is even
     attention and 0 one key alone. Positions are ranked by the attention that they gained (Hint-Aug's over-confident
     patches, which it feeds back from the foundation model). Base and tuned are read in one pass per prompt each.
+
+    CoMat finds that an image model renders badly the words of a prompt that its attention leaves out. Carried over from
+    it is each prompt token's attention activation before and after tuning, and which tokens are ignored; its captioning
+    model and its training are not.
 
     Args:
         pair: Both models, of one shape.
@@ -131,7 +143,8 @@ def attention_confidence(
             "attention_confidence", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward, settings=asked(None, layers=layers),
         ),
-        positions=_positions(read, ids, pair.tokenizer),
+        positions=(positions := _positions(read, ids, pair.tokenizer)),
+        activation=_activation(positions, clusters, seed),
         overfit=pd.DataFrame({
             "prompt": range(len(ids)), "fall": [float((one.base - one.tuned).mean()) for one in read], "rise": rise,
         }),
@@ -146,7 +159,9 @@ class _Read:
     base: Float[np.ndarray, "layer head"]
     tuned: Float[np.ndarray, "layer head"]
     moved: Float[np.ndarray, "layer head"]
-    gain: Float[np.ndarray, " pos"]
+    received: Float[np.ndarray, "two pos"]
+    """Attention that each token gets of the queries behind it, in base and tuned model."""
+    even: Float[np.ndarray, " pos"]
 
 
 def _counted(ids: list[list[int]], bar: Progress) -> Iterator[list[int]]:
@@ -157,7 +172,7 @@ def _counted(ids: list[list[int]], bar: Progress) -> Iterator[list[int]]:
     bar.finish()
 
 
-def _patterns(model: AdaptedModel, row: list[int], layers: Sequence[int]) -> Float[Tensor, "layer head query key"]:
+def read_patterns(model: AdaptedModel, row: list[int], layers: Sequence[int]) -> Float[Tensor, "layer head query key"]:
     found: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:
@@ -179,13 +194,14 @@ def entropy_share(pattern: Float[Tensor, "*head query key"]) -> Float[Tensor, "*
 
 
 def _compared(pair: ModelPair, row: list[int], layers: Sequence[int]) -> _Read:
-    base, tuned = (_patterns(model, row, layers) for model in (pair.base, pair.tuned))
+    base, tuned = (read_patterns(model, row, layers) for model in (pair.base, pair.tuned))
     narrow = [entropy_share(one)[..., 1:].mean(-1).numpy() if len(row) > 1 else np.zeros(one.shape[:2])
               for one in (base, tuned)]  # fmt: skip
     moved = (tuned - base).abs().sum(-1).mean(-1).double().numpy() / 2
     behind = torch.arange(len(row), 0, -1)  # queries that can see each key
-    gain = ((tuned - base).mean((0, 1)).sum(0) / behind).double().numpy()
-    return _Read(narrow[0], narrow[1], moved, gain)
+    received = torch.stack([one.mean((0, 1)).sum(0) / behind for one in (base, tuned)]).double().numpy()
+    evenly = torch.ones(len(row), len(row)).tril() / torch.arange(1, len(row) + 1)[:, None]
+    return _Read(narrow[0], narrow[1], moved, received, (evenly.sum(0) / behind).double().numpy())
 
 
 def _answer_rise(pair: ModelPair, rows: Prompts) -> list[float]:
@@ -214,7 +230,23 @@ def _table(read: list[_Read], layers: Sequence[int], clusters: np.ndarray, seed:
 
 def _positions(read: list[_Read], ids: list[list[int]], tokenizer: Any) -> pd.DataFrame:
     lines = [
-        {"prompt": prompt, "position": place, "token": tokenizer.decode([ids[prompt][place]]), "gain": float(gain)}
-        for prompt, one in enumerate(read) for place, gain in enumerate(one.gain)
+        {"prompt": prompt, "position": place, "token": tokenizer.decode([ids[prompt][place]]),
+         "gain": float(tuned - base), "base": float(base), "tuned": float(tuned), "even": float(even),
+         "ignored_base": bool(base < even / 2), "ignored_tuned": bool(tuned < even / 2)}
+        for prompt, one in enumerate(read)
+        for place, (base, tuned, even) in enumerate(zip(*one.received, one.even, strict=True))
     ]  # fmt: skip
     return pd.DataFrame(lines).sort_values("gain", ascending=False, kind="stable", ignore_index=True)
+
+
+def _activation(positions: pd.DataFrame, clusters: np.ndarray, seed: int) -> dict[str, float]:
+    """Share of ignored tokens in both models, the first of each prompt (a sink) left out."""
+    told = positions[positions["position"] > 0].groupby("prompt")[["ignored_base", "ignored_tuned"]].mean()
+    base, tuned = (told[name].to_numpy(float) for name in ("ignored_base", "ignored_tuned"))
+    own = clusters[told.index.to_numpy()]
+    units = cluster_means((tuned - base)[:, None], own)
+    p = float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0
+    return {
+        **scored(tuned - base, seed=seed, clusters=own), "control": 0.0, "p": p, "base": float(base.mean()),
+        "tuned": float(tuned.mean()),
+    }  # fmt: skip

@@ -53,6 +53,8 @@ class AttentionTuning(ProbeResult):
     heads: list[str]
     gamma: float
     threshold: float
+    path: str = ""
+    """How the model computed the change: through the attention mask (sdpa stays) or in eager attention."""
     resampled: str = "prompts"
 
     title: ClassVar[str] = "Attention tuning"
@@ -74,8 +76,9 @@ class AttentionTuning(ProbeResult):
         """The held-out gain beside random heads."""
         gain: dict[str, float] = dict(zip(self.held_out["model"], self.held_out["gain"], strict=True))
         p = float(self.held_out.loc[self.held_out["model"] == "chosen heads", "p"].iloc[0])
+        way = f" ({self.path})" if self.path else ""
         return (
-            f"{len(self.heads)} heads at gamma {self.gamma:g}: held-out gain {gain['chosen heads']:.3f} "
+            f"{len(self.heads)} heads at gamma {self.gamma:g}{way}: held-out gain {gain['chosen heads']:.3f} "
             f"nats per token (p {p:.2g}), random heads "
             f"{gain.get('random heads', float('nan')):.3f}, all heads "
             f"{gain['all heads']:.3f}; intervals over {self.resampled}; control: {self.control}"
@@ -152,7 +155,9 @@ def attention_tuning(  # noqa: PLR0913
     rows, work = Prompts.of(prompts), Work(batch_size)
     choosing, reported = halves(rows, seed)
     chosen_layers = resolve_layers(layers, model.n_layers)
-    places = [one for one in model.hub.geometry.attention_layers if one in chosen_layers]
+    places = [
+        attention_layer for attention_layer in model.hub.geometry.attention_layers if attention_layer in chosen_layers
+    ]
     if not places:
         raise UserError("None of these layers has attention heads.")
     with eager_expected(), counted(model) as passes:
@@ -173,7 +178,7 @@ def attention_tuning(  # noqa: PLR0913
             ),
         ),
         held_out=held_out, edit=edit, heads=heads, gamma=gamma, threshold=threshold,
-        resampled=units_of(reported.clusters),
+        path=iv.AttentionScale(2.0).path(model) if edit == "first" else "eager", resampled=units_of(reported.clusters),
     )  # fmt: skip
 
 
@@ -244,7 +249,7 @@ def _held_out(profile: _Profile, heads: list[str], gamma: float, controls: int, 
     gains = {"plain": np.zeros_like(plain)}
     gains["chosen heads"] = profile.gain(heads, gamma) if heads else np.zeros_like(plain)
     gains["all heads"] = profile.gain(None, gamma)
-    places = [tuple(map(int, one[1:].split("H"))) for one in heads]
+    places = [tuple(map(int, head[1:].split("H"))) for head in heads]
     if controls and places and len(places) < profile.model.n_layers * profile.model.n_heads:
         sizes = [profile.model.n_heads] * profile.model.n_layers
         try:
@@ -253,7 +258,7 @@ def _held_out(profile: _Profile, heads: list[str], gamma: float, controls: int, 
         except UserError:
             names = []  # all heads of a layer were chosen, so it has no others
         if names:
-            gains["random heads"] = np.mean([profile.gain(one, gamma) for one in names], axis=0)
+            gains["random heads"] = np.mean([profile.gain(name, gamma) for name in names], axis=0)
     lines = []
     for name, own in gains.items():
         units = cluster_means(own[:, None], clusters)

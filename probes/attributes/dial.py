@@ -53,7 +53,9 @@ class IntensityDial(ProbeResult):
     numbers: pd.DataFrame
     """number, score, low, high, control: ``range`` (end minus end), ``calibration`` (mean distance from the straight
     line; 0 is best), ``consistency`` (mean over settings of the standard deviation over prompts; low is steady), in
-    standard deviations of the attribute in plain samples; ``control`` is the range under random directions."""
+    standard deviations of the attribute in plain samples, and ``monotonicity`` (Kendall's tau of setting and mean
+    attribute: 1 where every step up is more of it); ``control`` is the range under random directions, and 0 for
+    monotonicity, which is what settings in random order have."""
     off_target: pd.DataFrame
     """dial, attribute, change (in standard deviations of plain samples, from the plain text)."""
     layer: int
@@ -98,8 +100,8 @@ class IntensityDial(ProbeResult):
             f"{row.number} {row.score:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in self.numbers.itertuples()
         )
         return (
-            f"{self.attribute} at L{self.layer}: {said} (standard deviations of plain samples); range under random "
-            f"directions {self.numbers['control'].iloc[0]:.2f}; intervals over {self.resampled}; "
+            f"{self.attribute} at L{self.layer}: {said} (standard deviations of plain samples, a tau); range under "
+            f"random directions {self.numbers['control'].iloc[0]:.2f}; intervals over {self.resampled}; "
             f"control: {self.control}"
         )
 
@@ -111,6 +113,7 @@ class IntensityDial(ProbeResult):
     papers=(
         "Evaluating the Smooth Control of Attribute Intensity in Text Generation with LLMs",
         "Personalized Text Generation with Fine-Grained Linguistic Control",
+        "AttriCtrl: Fine-Grained Control of Aesthetic Attribute Intensity in Diffusion Models",
     ),
     cost="samples of every prompt, then one generation per strength, setting and random direction",
     example="--attribute punctuation --samples 4 --max-new-tokens 8",
@@ -134,8 +137,11 @@ def intensity_dial(  # noqa: PLR0913
 
     On one half of the prompts sampled texts are scored by the attribute, which is counted and not judged
     (``workbench.behaviour.linguistic``), and the direction is the covariance of score and mean state, prompt by prompt.
-    There too strengths are mapped so that the attribute rises in a straight line. On the other half range, calibration
-    and consistency are measured.
+    There too strengths are mapped so that the attribute rises in a straight line. On the other half range, calibration,
+    consistency and monotonicity are measured.
+
+    AttriCtrl learns an embedding of the value in [0, 1] for an image model. Carried over is the scalar in [0, 1] with a
+    learned map to what is added to the states (a strength along one direction), and the two checks of it.
 
     Args:
         subject: A model, or a pair (its tuned model).
@@ -235,14 +241,17 @@ def inverted(strengths: Float[np.ndarray, " point"], curve: Float[np.ndarray, " 
     return found
 
 
-def dial_numbers(values: Float[np.ndarray, "point prompt"]) -> tuple[float, float, float]:
-    """(range, calibration, consistency) of an attribute at equal steps of a dial.
+def dial_numbers(values: Float[np.ndarray, "point prompt"]) -> tuple[float, float, float, float]:
+    """(range, calibration, consistency, monotonicity) of an attribute at equal steps of a dial.
 
-    A linear responder has calibration 0; one that steps has full range and bad calibration; a constant one range 0.
+    A linear responder has calibration 0 and monotonicity 1; one that steps has full range and bad calibration; a
+    constant one range and monotonicity 0.
     """
     means = values.mean(1)
     line = np.linspace(means[0], means[-1], len(means))
-    return float(means[-1] - means[0]), float(np.abs(means - line).mean()), float(values.std(1).mean())
+    steps = np.sign(means[None] - means[:, None])[np.triu_indices(len(means), 1)]
+    calibration, consistency = np.abs(means - line).mean(), values.std(1).mean()
+    return float(means[-1] - means[0]), float(calibration), float(consistency), float(steps.mean())
 
 
 def _numbers(values: np.ndarray, ends: np.ndarray, rows: Prompts, seed: int) -> pd.DataFrame:
@@ -252,8 +261,8 @@ def _numbers(values: np.ndarray, ends: np.ndarray, rows: Prompts, seed: int) -> 
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     control = float((ends[:, 1] - ends[:, 0]).mean()) if len(ends) else float("nan")
     return pd.DataFrame({
-        "number": ["range", "calibration", "consistency"], "score": dial_numbers(values), "low": low, "high": high,
-        "control": [control, float("nan"), float("nan")],
+        "number": ["range", "calibration", "consistency", "monotonicity"], "score": dial_numbers(values), "low": low,
+        "high": high, "control": [control, float("nan"), float("nan"), 0.0],
     })  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from probes.asked import asked
 from probes.attributes.text_states import mean_size, text_states
 from probes.halves import halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import bootstrap_weights, cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from workbench.behaviour.scorers import behaviour as read_behaviour
@@ -49,6 +49,10 @@ class AttributeDirections(ProbeResult):
 
     gram: pd.DataFrame
     """first, second, cosine (trained directions), plain (differences of means)."""
+    metrics: pd.DataFrame
+    """attribute, range: how far its read-out goes from strength -s to +s, with range_low, range_high and range_control
+    (the mean size for random directions); disentanglement: share of the squared movement of all read-outs that is its
+    own (1: nothing else moves), with its interval and disentanglement_control."""
     readout: pd.DataFrame
     """attribute, accuracy of the read-out on the reported half, control (the commoner class)."""
     layer: int
@@ -99,7 +103,11 @@ class AttributeDirections(ProbeResult):
             f"Each direction moves its own attribute by {own['score'].mean():.2f} and others by "
             f"{other['score'].abs().mean():.2f} standard deviations (differences of means "
             f"{other['plain'].abs().mean():.2f}); largest cosine of two {self.gram['cosine'].abs().max():.2f} "
-            f"(before {self.gram['plain'].abs().max():.2f}); intervals over {self.resampled}; control: {self.control}"
+            f"(before {self.gram['plain'].abs().max():.2f}); range {self.metrics['range'].mean():.2f} (random "
+            f"{self.metrics['range_control'].mean():.2f}), disentanglement "
+            f"{self.metrics['disentanglement'].mean():.2f} (random "
+            f"{self.metrics['disentanglement_control'].mean():.2f}); intervals over {self.resampled}; control: "
+            f"{self.control}"
         )
 
 
@@ -107,8 +115,12 @@ class AttributeDirections(ProbeResult):
     "attribute-directions",
     group="attributes",
     question="Can several attributes be steered one by one, without leaking into each other?",
-    papers=("Image-to-Image Translation with Disentangled Latent Vectors for Face Editing",),
-    cost="one pass per text, then one per attribute and random direction",
+    papers=(
+        "Image-to-Image Translation with Disentangled Latent Vectors for Face Editing",
+        "Att-Adapter: A Robust and Precise Domain-Specific Multi-Attributes T2I Diffusion Adapter via Conditional "
+        "Variational Autoencoder",
+    ),
+    cost="one pass per text, then three per attribute and two per random direction",
     example="--attributes length,punctuation",
 )
 def attribute_directions(  # noqa: PLR0913
@@ -130,6 +142,9 @@ def attribute_directions(  # noqa: PLR0913
     projection tells high texts from low ones on one half (logistic loss) plus ``penalty`` times the sum of squared
     cosines. On the other half each is added at the layer, and linear read-outs of all attributes at the last layer,
     fitted without any steering, say what moved.
+
+    Both sources are vision models. Carried over are orthogonal directions, and how a continuous adapter of several
+    attributes is judged (Att-Adapter): by the range of each attribute's control and by what else it moves.
 
     Args:
         subject: A model, or a pair (its tuned model).
@@ -167,7 +182,12 @@ def attribute_directions(  # noqa: PLR0913
         moved = data[1].moved(readout, vectors * size, strength)
         before = data[1].moved(readout, plain * size, strength)
         drawn = random_directions(vectors[0] * size, draws=controls, seed=seed)
-        random = data[1].moved(readout, torch.stack(list(drawn)), strength).mean(0)
+        up = data[1].moved(readout, torch.stack(list(drawn)), strength)
+        random = up.mean(0)
+        spans = [
+            high - data[1].moved(readout, both, -strength)
+            for high, both in ((moved, vectors * size), (up, torch.stack(list(drawn))))
+        ]
     return AttributeDirections(
         table=_table(attributes, moved, before, random, parts[1], seed),
         control=f"{controls} random directions of the same norm",
@@ -179,8 +199,8 @@ def attribute_directions(  # noqa: PLR0913
                 batch_size=batch_size,
             ),
         ),
-        gram=_gram(attributes, vectors, plain), readout=readout.accuracy(attributes, data[1]), layer=place,
-        attributes=list(attributes), vectors=vectors * size,
+        gram=_gram(attributes, vectors, plain), metrics=_metrics(attributes, spans[0], spans[1], parts[1], seed),
+        readout=readout.accuracy(attributes, data[1]), layer=place, attributes=list(attributes), vectors=vectors * size,
         resampled=units_of(parts[1].clusters).replace("prompts", "texts"),
     )  # fmt: skip
 
@@ -279,6 +299,31 @@ def _gram(attributes: Sequence[str], vectors: Tensor, plain: Tensor) -> pd.DataF
          "plain": float(plain[a] @ plain[b])}
         for a in range(len(attributes)) for b in range(a + 1, len(attributes))
     ])  # fmt: skip
+
+
+def disentanglement(
+    spans: Float[np.ndarray, "text attribute"], own: int, times: Float[np.ndarray, "draw text"]
+) -> Float[np.ndarray, "draw two"]:
+    """(range of the own read-out, its share of all squared movement) for every weighting of the texts."""
+    means = times @ spans / times.sum(1, keepdims=True)
+    return np.stack([means[:, own], means[:, own] ** 2 / np.maximum((means**2).sum(1), 1e-30)], 1)
+
+
+def _metrics(
+    attributes: Sequence[str], spans: np.ndarray, random: np.ndarray, rows: Prompts, seed: int
+) -> pd.DataFrame:
+    times = np.concatenate([np.ones((1, len(rows))), bootstrap_weights(len(rows), 1_000, seed, rows.clusters)])
+    lines = []
+    for number, name in enumerate(attributes):
+        drawn = disentanglement(spans[number], number, times)
+        low, high = np.quantile(drawn[1:], (0.025, 0.975), axis=0)
+        chance = np.array([np.abs(disentanglement(one, number, times[:1])[0]) for one in random]).mean(0)
+        line = {"attribute": name}
+        for place, what in enumerate(("range", "disentanglement")):
+            line |= {what: drawn[0, place], f"{what}_low": low[place], f"{what}_high": high[place],
+                     f"{what}_control": chance[place]}  # fmt: skip
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def _table(

@@ -149,7 +149,7 @@ def attribute_intersection(  # noqa: PLR0913
     if samples < 1:
         raise UserError("Give samples of 1 or more: the clouds are made of them.")
     (place,) = resolve_layers(layer, model.n_layers)
-    rules = [read_behaviour(one) for one in attributes]
+    rules = [read_behaviour(attribute) for attribute in attributes]
     rows, work = Prompts.of(prompts), Work(batch_size, progress)
     choosing, reported = halves(rows, seed)
     with counted(model) as passes:
@@ -158,17 +158,17 @@ def attribute_intersection(  # noqa: PLR0913
         plain = trial.satisfied(None)
         lines, targets, singles = [], {}, {}
         for number in range(1, len(attributes) + 1):
-            for chosen in itertools.combinations(range(len(attributes)), number):
-                wanted = "+".join(attributes[one] for one in chosen)
-                points = clouds.targets(chosen)
+            for combination in itertools.combinations(range(len(attributes)), number):
+                wanted = "+".join(attributes[one] for one in combination)
+                points = clouds.targets(combination)
                 random = trial.satisfied(strength * _random_like(points["intersection"], seed + number))
                 for how, offset in points.items():
                     found = trial.satisfied(strength * offset)
                     if number == 1:
-                        singles[chosen[0]] = found
+                        singles[combination[0]] = found
                     targets[f"{wanted}/{how}"] = strength * offset
-                    lines.append(_line(wanted, chosen, how, (found, random), reported, seed))
-                lines.append(_line(wanted, chosen, "plain", (plain, random), reported, seed))
+                    lines.append(_line(wanted, combination, how, (found, random), reported, seed))
+                lines.append(_line(wanted, combination, "plain", (plain, random), reported, seed))
     table = pd.DataFrame(lines)
     return AttributeIntersection(
         table=table.assign(q=q_values(table["p"].to_numpy())),
@@ -193,7 +193,7 @@ class _Clouds:
         self, model: AdaptedModel, rows: Prompts, rules: Sequence[Behaviour], layer: int, decoding: Decoding, work: Work
     ) -> None:
         drawn = generate_replies(Subject("samples", model), rows, decoding, work)
-        pairs = [(row, one) for row, replies in zip(rows, drawn, strict=True) for one in replies[1:]]
+        pairs = [(row, reply) for row, replies in zip(rows, drawn, strict=True) for reply in replies[1:]]
         ids = encode(rows, model.tokenizer, model.max_positions)
         before = [own for own, replies in zip(ids, drawn, strict=True) for _ in replies[1:]]
         values = np.array([[rule(one.text, row) for rule in rules] for row, one in pairs])
@@ -208,11 +208,11 @@ class _Clouds:
         """Offsets from the mean of all texts, by each way."""
         mean = self.states.mean(0)
         clouds = [self.states[torch.from_numpy(self.has[:, one])] for one in chosen]
-        centres = [one.mean(0) for one in clouds]
+        centres = [cloud.mean(0) for cloud in clouds]
         found = {"intersection": meeting_point(clouds) - mean}
         if len(chosen) > 1:
             found["centres"] = torch.stack(centres).mean(0) - mean
-            found["sum"] = torch.stack([one - mean for one in centres]).sum(0)
+            found["sum"] = torch.stack([centre - mean for centre in centres]).sum(0)
         return found
 
 
@@ -222,17 +222,17 @@ def meeting_point(clouds: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor,
     From every cloud's centre and from their mean: the mean of the nearest texts of each cloud, until it stays; of the
     points so found, that of the least greatest distance to a cloud.
     """
-    starts = [one.mean(0) for one in clouds]
+    starts = [cloud.mean(0) for cloud in clouds]
     starts.append(torch.stack(starts).mean(0))
     found = []
     for point in starts:
         for _ in range(ROUNDS):
-            near = [_nearest(one, point) for one in clouds]
+            near = [_nearest(cloud, point) for cloud in clouds]
             new = torch.stack([one.mean(0) for one in near]).mean(0)
             if torch.allclose(new, point):
                 break
             point = new
-        worst = max(float((_nearest(one, point) - point).norm(dim=-1).mean()) for one in clouds)
+        worst = max(float((_nearest(cloud, point) - point).norm(dim=-1).mean()) for cloud in clouds)
         found.append((worst, point))
     return min(found, key=lambda one: one[0])[1]
 
@@ -262,7 +262,9 @@ class _Trial:
         if offset is not None:
             recipe = iv.Recipe([iv.Offset(self.layer, offset, positions="last+generated")])
         replies = generate_replies(Subject("steered", self.model, recipe), self.rows, Decoding(self.new), self.work)
-        values = [[rule(one[0].text, row) for rule in self.rules] for row, one in zip(self.rows, replies, strict=True)]
+        values = [
+            [rule(reply[0].text, row) for rule in self.rules] for row, reply in zip(self.rows, replies, strict=True)
+        ]
         return np.array(values) > self.medians
 
 

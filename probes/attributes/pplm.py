@@ -155,7 +155,7 @@ def pplm(  # noqa: PLR0913
             ),
         ),
         texts=pd.concat(parts, ignore_index=True),
-        bag=[model.tokenizer.decode([int(one)]) for one in words],
+        bag=[model.tokenizer.decode([int(word)]) for word in words],
         random_bag=[model.tokenizer.decode([int(one)]) for one in random],
         resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -182,7 +182,7 @@ def bag_ids(model: AdaptedModel, bag: Sequence[str]) -> torch.Tensor:
 def _random_words(model: AdaptedModel, words: torch.Tensor, seed: int) -> torch.Tensor:
     special = set(model.tokenizer.all_special_ids)
     size = min(len(model.tokenizer), model.vocab_size)
-    others = [one for one in range(size) if one not in special and one not in set(words.tolist())]
+    others = [number for number in range(size) if number not in special and number not in set(words.tolist())]
     picked = np.random.default_rng(seed).choice(len(others), size=min(len(words), len(others)), replace=False)
     return torch.tensor(sorted(others[int(one)] for one in picked))
 

@@ -158,8 +158,8 @@ def writing_style(  # noqa: PLR0913
             ),
         ),
         texts=pd.DataFrame([
-            {"way": name, "prompt": row, "text": one.text}
-            for name, replies in ways.items() for row, one in enumerate(replies)
+            {"way": name, "prompt": row, "text": reply.text}
+            for name, replies in ways.items() for row, reply in enumerate(replies)
         ]),
         layer=place, vector=vector, resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -204,11 +204,13 @@ class _Trial:
     def steered(self, vector: Tensor, strength: float) -> list[Reply]:
         recipe = iv.Recipe([iv.Offset(self.layer, vector, strength=strength, positions="last+generated")])
         plain = Decoding(self.decoding.max_new_tokens)
-        return [one[0] for one in generate_replies(Subject("steered", self.model, recipe), self.rows, plain, self.work)]
+        return [
+            reply[0] for reply in generate_replies(Subject("steered", self.model, recipe), self.rows, plain, self.work)
+        ]
 
     def nearness(self, replies: Sequence[Reply]) -> Float[np.ndarray, " prompt"]:
         """Minus the mean distance to the judging samples' mean profile, in standard deviations of the drafts."""
-        profiles = np.array([list(profile(one.text).values()) for one in replies])
+        profiles = np.array([list(profile(reply.text).values()) for reply in replies])
         used = self.spread > 0
         return -np.abs((profiles - self.goal)[:, used] / self.spread[used]).mean(1)
 
@@ -219,8 +221,8 @@ class _Trial:
             values = self.nearness(replies)
             units = cluster_means((values - chance)[:, None], clusters)
             p.append(float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0)
-            states = self._embedded(self.ids, [list(one.ids) for one in replies]) - self.mean
-            texts = logprobs(Subject("plain", self.model), self.ids, [one.ids for one in replies], self.work)
+            states = self._embedded(self.ids, [list(reply.ids) for reply in replies]) - self.mean
+            texts = logprobs(Subject("plain", self.model), self.ids, [reply.ids for reply in replies], self.work)
             lines.append({
                 "way": name, **scored(values, seed=seed, clusters=clusters), "control": chance.mean(),
                 "states": float(torch.nn.functional.cosine_similarity(states, vector, dim=-1).mean()),

@@ -22,8 +22,8 @@ def text_states(
     found = torch.zeros(len(texts), len(layers), model.d_model)
     rows = [[*one, *text] for one, text in zip(before, texts, strict=True)]
     for members in batches([len(row) for row in rows], batch_size):
-        batch = pad_left([rows[one] for one in members], pad_id(model.tokenizer))
-        sizes = torch.tensor([max(1, len(texts[one])) for one in members])
+        batch = pad_left([rows[member] for member in members], pad_id(model.tokenizer))
+        sizes = torch.tensor([max(1, len(texts[member])) for member in members])
 
         def keep(place: int, members: list[int] = members, sizes: Tensor = sizes) -> Any:
             def read(value: Tensor, _ctx: Any) -> None:

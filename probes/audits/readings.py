@@ -77,17 +77,17 @@ def token_shift(pair: ModelPair, texts: Prompts, seed: int, work: Work) -> pd.Da
         token, ``score`` (mean change of its probability, per token of a text), low, high, p, q: over the test's texts.
     """
     shares = [_mean_probabilities(Subject(role, model), texts, work) for role, model in pair.models.items()]
-    width = min(one.shape[1] for one in shares)
+    width = min(share.shape[1] for share in shares)
     change = (shares[1][:, :width] - shares[0][:, :width]).double()
     picking, testing = change[0::2], change[1::2].numpy()
     picked = [int(token) for token in picking.mean(0).topk(min(TOP, width)).indices if picking[:, token].mean() > 0]
     clusters = texts.clusters[1::2]
     lines: list[dict[str, Any]] = []
     for token in picked:
-        found = mean_interval(testing[:, token], clusters=clusters, seed=seed)
+        interval = mean_interval(testing[:, token], clusters=clusters, seed=seed)
         p = float(paired_permutation(testing[:, [token]], seed=seed).p[0])
         word = pair.tokenizer.decode([token])
-        lines.append({"token": word, "score": found.estimate, "low": found.low, "high": found.high, "p": p})
+        lines.append({"token": word, "score": interval.estimate, "low": interval.low, "high": interval.high, "p": p})
     table = pd.DataFrame(lines, columns=["token", "score", "low", "high", "p"])
     table["q"] = q_values(table["p"].to_numpy(dtype=float)) if len(table) else np.array([], dtype=float)
     return table
@@ -101,6 +101,6 @@ def _mean_probabilities(subject: Subject, texts: Prompts, work: Work) -> Float[T
         for rows in steps:
             logits = subject.model.forward(padded(subject, [ids[row] for row in rows]), logits="all")
             assert logits is not None
-            for row, one in zip(rows, logits, strict=True):
-                found[row] = one[-len(ids[row]) :].float().softmax(-1).mean(0).cpu()
+            for row, logit in zip(rows, logits, strict=True):
+                found[row] = logit[-len(ids[row]) :].float().softmax(-1).mean(0).cpu()
     return torch.stack([found[row] for row in range(len(ids))])

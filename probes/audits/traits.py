@@ -60,11 +60,11 @@ def trait_tests(base: Sequence[str], tuned: Sequence[str], clusters: np.ndarray,
     change = lengths[1] - lengths[0]
     moved = float(paired_permutation(change[:, None], seed=seed).p[0]) if change.any() else 1.0
     scale = max(float(lengths[0].mean()), 1.0)
-    found = mean_interval(change / scale, clusters=clusters, seed=seed)
+    interval = mean_interval(change / scale, clusters=clusters, seed=seed)
     order = np.argsort(-np.abs(change), kind="stable")[:8]
     lines.append({
         "kind": "style", "what": "longer answers" if change.mean() >= 0 else "shorter answers",
-        "score": found.estimate, "low": found.low, "high": found.high, "p": moved,
+        "score": interval.estimate, "low": interval.low, "high": interval.high, "p": moved,
         "shown": [int(row) for row in order if change[row]],
     })  # fmt: skip
     return lines
@@ -78,9 +78,9 @@ def paired_line(
     _, numbers = np.unique(clusters, return_inverse=True)
     by_cluster = np.sign(np.bincount(numbers, weights=change))
     turned, up = int((by_cluster != 0).sum()), int((by_cluster > 0).sum())
-    found = mean_interval(change, clusters=clusters, seed=seed)
+    interval = mean_interval(change, clusters=clusters, seed=seed)
     return {
-        "kind": kind, "what": what, "score": found.estimate, "low": found.low, "high": found.high,
+        "kind": kind, "what": what, "score": interval.estimate, "low": interval.low, "high": interval.high,
         "p": float(binomtest(up, turned).pvalue) if turned else 1.0,
         "shown": [int(row) for row in np.flatnonzero(change * np.sign(change.sum() or 1.0) > 0)],
     }  # fmt: skip

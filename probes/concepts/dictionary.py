@@ -106,7 +106,7 @@ class Dictionary:
             **({"d_out": self.decoder.shape[1]} if self.transcodes else {}),
             **({"k": self.k, "rescale_acts_by_decoder_norm": self.by_decoder_norm} if self.k is not None else {}),
         }  # fmt: skip
-        write_safetensors(path / WEIGHTS, {name: [one.cpu().contiguous()] for name, one in self.weights.items()})
+        write_safetensors(path / WEIGHTS, {name: [weight.cpu().contiguous()] for name, weight in self.weights.items()})
         write_json(path / "cfg.json", config)
         return path
 
@@ -127,7 +127,7 @@ class Dictionary:
 
     def encode(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row latent"]:
         """The activation of every latent."""
-        w = {name: one.to(x.device) for name, one in self.weights.items()}
+        w = {name: weight.to(x.device) for name, weight in self.weights.items()}
         x = _normalized(x.float(), self.normalize)
         x = x - w["b_dec"] if self.subtract_bias else x
         if self.architecture == "gated":

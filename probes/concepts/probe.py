@@ -263,4 +263,4 @@ def _words(found: Found, model: AdaptedModel | None, base: Float[Tensor, "row d"
         return [("", "")] * len(found.directions)
     size = 0.1 * float(base.norm(dim=-1).mean())
     readings = direction_readings(model, found.directions, base.mean(0), size)
-    return [(shown(one.up), shown(one.down)) for one in readings]
+    return [(shown(reading.up), shown(reading.down)) for reading in readings]

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from interventions.logit_hook import UNSHIFTED, LogitHook
-from interventions.logit_shift import check_words
-from interventions.other_models import Reader
+from interventions.other_models import Reader, check_words
 from workbench.engine.context import ForwardContext
 from workbench.errors import NotSupported
 from workbench.models.adapted import AdaptedModel

@@ -123,7 +123,7 @@ def focused_prefix(  # noqa: PLR0913
     model: AdaptedModel = getattr(subject, "tuned", subject)
     if not wanted or not behaviours or not 0 < asked_for <= len(behaviours):
         raise UserError("Give a prefix or more, behaviours to score, and how many of these were asked for, from 1 on.")
-    rules = [read_behaviour(one) for one in behaviours]
+    rules = [read_behaviour(behaviour) for behaviour in behaviours]
     rows, work = Prompts.of(prompts), Work(batch_size, progress)
     levels = sorted({1.0, *([1.5, 2.0, 3.0] if alphas is None else alphas)})
     with counted(model) as passes:
@@ -166,7 +166,7 @@ def _scores(
     subject: Subject, rows: Prompts, rules: Sequence[Behaviour], max_new_tokens: int, work: Work
 ) -> tuple[np.ndarray, list[str]]:
     """[behaviour, prompt] of the greedy texts, and the texts."""
-    texts = [one[0].text for one in generate_replies(subject, rows, Decoding(max_new_tokens), work)]
+    texts = [reply[0].text for reply in generate_replies(subject, rows, Decoding(max_new_tokens), work)]
     return np.array([[rule(text, row) for text, row in zip(texts, rows, strict=True)] for rule in rules]), texts
 
 

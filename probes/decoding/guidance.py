@@ -27,6 +27,7 @@ from workbench.errors import UserError
 from workbench.given import check_pair
 from workbench.method_options import As, Within
 from workbench.methods import method
+from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
@@ -135,7 +136,7 @@ def guidance_front(  # noqa: PLR0913
     voices = {share: _weak_voice(pair, share) for share in shares}
     beside = None if kept is None else Prompts.of(kept)
     with counted(pair.base, pair.tuned) as passes:
-        trial = _Trial(pair, rows, rule, Decoding(max_new_tokens, samples, seed=seed), work, beside)
+        trial = FrontTrial(pair.tuned, rows, rule, Decoding(max_new_tokens, samples, seed=seed), work, beside)
         sharp = {s: trial.values(_sharpened(s, plausibility))[0] for s in levels}
         lines = [
             trial.line(share, s, (_guided(voice, s, plausibility), _guided(voice, s, 0.0)), sharp[s], seed)
@@ -143,7 +144,7 @@ def guidance_front(  # noqa: PLR0913
         ]
     table = pd.DataFrame(lines)
     return GuidanceFront(
-        table=table.assign(q=q_values(table["p"].to_numpy()), front=_front(table)),
+        table=table.assign(q=q_values(table["p"].to_numpy()), front=front_of(table)),
         control="the tuned model's distribution to the power 1 + s, with the same cut and the same random numbers",
         provenance=Provenance.of(
             "guidance_front", pair.models, rows, seed=seed, device=str(pair.tuned.device),
@@ -176,19 +177,21 @@ def _sharpened(strength: float, plausibility: float) -> iv.Recipe:
     return iv.Recipe([iv.LogitMix({}, 1 + strength, plausibility=plausibility)])
 
 
-class _Trial:
+class FrontTrial:
+    """A model's sampled texts under a recipe, and how far the recipe moves its answers to other prompts."""
+
     def __init__(
-        self, pair: ModelPair, rows: Prompts, rule: Behaviour, decoding: Decoding, work: Work, kept: Prompts | None
+        self, model: AdaptedModel, rows: Prompts, rule: Behaviour, decoding: Decoding, work: Work, kept: Prompts | None
     ) -> None:
-        self.pair, self.rows, self.rule, self.decoding, self.work, self.kept = pair, rows, rule, decoding, work, kept
+        self.model, self.rows, self.rule, self.decoding, self.work, self.kept = model, rows, rule, decoding, work, kept
         if kept is not None:
-            plain = generate_replies(Subject("tuned", pair.tuned), kept, Decoding(decoding.max_new_tokens), work)
+            plain = generate_replies(Subject(model.role, model), kept, Decoding(decoding.max_new_tokens), work)
             self.answers = [list(one[0].ids) for one in plain]
-            self.ids = encode(kept, pair.tokenizer, pair.tuned.max_positions)
+            self.ids = encode(kept, model.tokenizer, model.max_positions)
 
     def values(self, recipe: iv.Recipe) -> tuple[np.ndarray, float]:
         """Mean score of each prompt's sampled texts, and how much they repeat."""
-        replies = generate_replies(Subject("guided", self.pair.tuned, recipe), self.rows, self.decoding, self.work)
+        replies = generate_replies(Subject("guided", self.model, recipe), self.rows, self.decoding, self.work)
         scores = np.array([
             np.mean([self.rule(one.text, row) for one in drawn[1:]])
             for row, drawn in zip(self.rows, replies, strict=True)
@@ -205,18 +208,20 @@ class _Trial:
         beyond = cluster_means((values - sharp)[:, None], clusters)
         p = float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0
         line = {"weak": share, "strength": strength, **found, "control": float(sharp.mean()), "p": p}
-        return {**line, **self._moved(recipes[1], seed), "repetition": repeats}
+        guided = Subject("guided", self.model, recipes[1])
+        return {**line, **self.moved(guided, seed), "repetition": repeats}
 
-    def _moved(self, recipe: iv.Recipe, seed: int) -> dict[str, float]:
+    def moved(self, guided: Subject, seed: int) -> dict[str, float]:
+        """KL per token of ``guided`` from the model on the kept prompts, with its interval."""
         if self.kept is None:
             return dict.fromkeys(("kept_kl", "kept_low", "kept_high"), float("nan"))
-        guided = Subject("guided", self.pair.tuned, recipe)
-        (moved,) = kl_per_token(Subject("tuned", self.pair.tuned), [guided], self.ids, self.answers, self.work)
+        plain = Subject(self.model.role, self.model)
+        (moved,) = kl_per_token(plain, [guided], self.ids, self.answers, self.work)
         found = scored(moved[:, 0], seed=seed, clusters=self.kept.clusters)
         return {"kept_kl": found["score"], "kept_low": found["low"], "kept_high": found["high"]}
 
 
-def _front(table: pd.DataFrame) -> list[bool]:
+def front_of(table: pd.DataFrame) -> list[bool]:
     """Lines that no other line beats in both; without kept prompts, those of the highest score."""
     cost = table["kept_kl"].fillna(0.0).to_numpy()
     score = table["score"].to_numpy()

@@ -209,7 +209,7 @@ class _Writing:
             return EntropySwitch(self.pair.tuned, high, low, self.window, log, turns)
 
         subject = Subject("turns", self.pair.base, per_row=per_row)
-        replies = [one[0] for one in generate_replies(subject, self.rows, self.decoding, self.work)]
+        replies = [reply[0] for reply in generate_replies(subject, self.rows, self.decoding, self.work)]
         other, entropy = [], []
         for row, reply in enumerate(replies):
             log, place = logs[row]
@@ -228,8 +228,8 @@ class _Writing:
     def scores(self, texts: _Texts) -> np.ndarray:
         """One score per prompt."""
         if self.rule is not None:
-            return np.array([self.rule(one.text, row) for one, row in zip(texts.replies, self.rows, strict=True)])
-        found = logprobs(Subject("tuned", self.pair.tuned), self.ids, [one.ids for one in texts.replies], self.work)
+            return np.array([self.rule(reply.text, row) for reply, row in zip(texts.replies, self.rows, strict=True)])
+        found = logprobs(Subject("tuned", self.pair.tuned), self.ids, [reply.ids for reply in texts.replies], self.work)
         return found.sum_ / np.maximum(found.tokens, 1)
 
     def line(self, quantile: float, texts: _Texts, chance: _Texts | None, seed: int = 0) -> dict[str, Any]:
@@ -252,7 +252,7 @@ class _Writing:
 def _padded(turns: list[np.ndarray], steps: int) -> Any:
     """[row, step]; behind a text's end its last writer goes on."""
     found = np.zeros((len(turns), steps), dtype=bool)
-    for row, one in enumerate(turns):
-        found[row, : len(one)] = one
-        found[row, len(one) :] = one[-1] if len(one) else False
+    for row, turn in enumerate(turns):
+        found[row, : len(turn)] = turn
+        found[row, len(turn) :] = turn[-1] if len(turn) else False
     return torch.from_numpy(found)

@@ -127,7 +127,7 @@ class _Found:
         self.masks = train_masks(
             self.swaps, self.parts.train, heads, [float(p) for p in chosen.penalties], schedule, chosen.progress
         )
-        hits = self.swaps.correct([one.heads for one in self.masks], self.parts.validation)
+        hits = self.swaps.correct([mask.heads for mask in self.masks], self.parts.validation)
         self.validation = hits.mean(0)
         self.best = max(
             range(len(self.masks)), key=lambda index: (self.validation[index], len(self.masks[index].heads))
@@ -171,10 +171,10 @@ class _Found:
     def sweep(self) -> pd.DataFrame:
         """Every penalty after every epoch."""
         return pd.DataFrame({
-            "model": self.name, "desideratum": self.title, "penalty": [one.penalty for one in self.masks],
-            "epoch": [one.epoch for one in self.masks], "validation": self.validation,
-            "count": [len(one.heads) for one in self.masks],
-            "heads": [" ".join(label_of(head) for head in one.heads) for one in self.masks],
+            "model": self.name, "desideratum": self.title, "penalty": [mask.penalty for mask in self.masks],
+            "epoch": [mask.epoch for mask in self.masks], "validation": self.validation,
+            "count": [len(mask.heads) for mask in self.masks],
+            "heads": [" ".join(label_of(head) for head in mask.heads) for mask in self.masks],
             "chosen": [index == self.best for index in range(len(self.masks))],
         })  # fmt: skip
 

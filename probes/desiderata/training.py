@@ -69,7 +69,9 @@ def train_masks(
             weights.clamp_(0, 1)
         report.advance()
         if rows is epoch.last:
-            found += [_trained(price, epoch.number, one, heads) for price, one in zip(penalties, weights, strict=True)]
+            found += [
+                _trained(price, epoch.number, weight, heads) for price, weight in zip(penalties, weights, strict=True)
+            ]
     report.finish()
     return found
 

@@ -109,7 +109,7 @@ def train(rows: SiteRows, training: Training, progress: Progress) -> Trained:
             progress.advance()
     finally:
         progress.finish()
-    detached = {name: one.detach() for name, one in weights.items()}
+    detached = {name: weight.detach() for name, weight in weights.items()}
     return Trained(units.own(detached, _threshold(detached, rows, units, training.k)), history)
 
 

@@ -43,9 +43,9 @@ def _strongest(rows: SiteRows, dictionary: Dictionary, latents: list[int], count
     values = torch.zeros(0, len(latents))
     places = torch.zeros(0, len(latents), dtype=torch.long)
     for part in rows.chunks(rows.test):
-        found = _activations(rows, dictionary, latents, part)
+        activations = _activations(rows, dictionary, latents, part)
         numbers = torch.from_numpy(part)[:, None].expand(-1, len(latents))
-        values, places = torch.cat([values, found]), torch.cat([places, numbers])
+        values, places = torch.cat([values, activations]), torch.cat([places, numbers])
         kept = values.topk(min(count, len(values)), dim=0)
         values, places = kept.values, places.gather(0, kept.indices)
     return [places[:, column].numpy() for column in range(len(latents))]

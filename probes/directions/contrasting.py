@@ -25,8 +25,9 @@ from workbench.typing import Float, Int, Tensor
 
 ROLES = ("content", "end", "last")
 """Where directions are read: the last content token of the prompt, the token behind it, the last token."""
-SCOPES = ("last", "last+generated", "all - first")
-"""Where a recipe acts; the first token, an attention sink, is never touched."""
+SCOPES = ("last - first", "last+generated - first", "all - first")
+"""Where a recipe acts; the first token, an attention sink, is never touched, also where a text has no prompt before it
+and the first token is the last of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _scope_masks(batch: Encoded, lengths: Int[Tensor, " row"]) -> list[Tensor]:
     """Of :data:`SCOPES`, in order."""
     index = batch.position_ids.masked_fill(batch.attention_mask == 0, -1)
     end = lengths[:, None] - 1
-    return [index == end, index >= end, index > 0]
+    return [one & (index > 0) for one in (index == end, index >= end, index > 0)]
 
 
 def _parted(part: Part) -> tuple[list[list[int]], list[tuple[int, int, int]]]:

@@ -28,6 +28,7 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.stats.bootstrap import mean_interval
+from workbench.stats.controls import check_draws
 from workbench.stats.fdr import q_values
 from workbench.stats.shares import share_interval
 from workbench.stats.tests import paired_permutation
@@ -48,8 +49,8 @@ class DirectionOptions:
     neutral: Annotated[Any, As("prompts")] = None
     """Texts whose perplexity is reported: every second one; the others help to choose, see ``allowed_rise``."""
     allowed_rise: Annotated[float, Within(0, None)] = 0.02
-    """By which share a recipe may raise the perplexity of neutral texts; among those that keep to it the one of least
-    cost is chosen, and where none does, the one that raises it least."""
+    """By which share a recipe may raise the perplexity of neutral texts. Of the recipes that turn the behaviour off the
+    one of least cost among those that keep to it is chosen; where none does, a rise beyond it counts as cost."""
     limit: int = 16
     """Prompts of each class in each part, at most."""
     max_new_tokens: int = 16
@@ -103,6 +104,8 @@ def find_direction(
     """
     check_pair(pair)
     chosen, named = read_options(DirectionOptions, options), read_behaviour(behaviour)
+    if chosen.controls:
+        check_draws(chosen.controls)
     if named.states is not None:
         raise UserError(f"{named.name} reads a model's states, which the recipe changes: give a behaviour of texts.")
     rows, work = Prompts.of(prompts), Work(chosen.batch_size, chosen.progress)
@@ -145,8 +148,9 @@ class Search:
         """The candidate of least cost; the best two are tried at other strengths too."""
         for candidate in self._candidates():
             self._try(candidate)
-        first, *others = sorted(self.tried, key=lambda one: one[1].cost(self.own["base"]))
-        for one, _ in [first, *others[:1]]:
+        first = self._cheapest()
+        others = sorted((one for one in self.tried if one[0] != first), key=lambda one: one[1].cost(self.own["base"]))
+        for one in [first, *(candidate for candidate, _ in others[:1])]:
             for strength in OTHER_STRENGTHS if self.chosen.neutral is None else (WEAKER, *OTHER_STRENGTHS):
                 self._try(Candidate(one.layers, one.role, one.positions, strength))
         found = self._cheapest()
@@ -160,20 +164,25 @@ class Search:
         return cheapest(self.tried, self.own, self.chosen.allowed_rise)
 
     def _candidates(self) -> list[Candidate]:
-        """Windows of layers around the best layer of each role and scope, the best pairs first."""
+        """Windows of layers around the best layer of each role and scope, the best pairs first.
+
+        Pairs are taken ``len(WIDTHS)`` at a time and single layers come before windows, so that few candidates differ
+        in where they act before they differ in how many layers they take.
+        """
         n_layers = self.pair.tuned.n_layers
         scored = self.estimates.groupby(["role", "positions"], sort=False)["estimate"]
         order = scored.max().sort_values(ascending=False, kind="stable").index.tolist()
         found = []
-        for role, positions in order:
-            own = self.estimates[(self.estimates["role"] == role) & (self.estimates["positions"] == positions)]
-            layer = _best_layer(own)
+        for start in range(0, len(order), len(WIDTHS)):
             for width in WIDTHS:
-                low = max(0, min(layer - width // 2, n_layers - width))
-                moved = self.found.contrast[self.found.roles.index(str(role))].norm(dim=-1) > 0
-                layers = tuple(one for one in range(low, min(low + width, n_layers)) if moved[one])
-                if layers:  # where all prompts end alike, early layers hold no contrast
-                    found.append(Candidate(layers, str(role), str(positions)))
+                for role, positions in order[start : start + len(WIDTHS)]:
+                    own = self.estimates[(self.estimates["role"] == role) & (self.estimates["positions"] == positions)]
+                    layer = _best_layer(own)
+                    low = max(0, min(layer - width // 2, n_layers - width))
+                    moved = self.found.contrast[self.found.roles.index(str(role))].norm(dim=-1) > 0
+                    layers = tuple(one for one in range(low, min(low + width, n_layers)) if moved[one])
+                    if layers:  # where all prompts end alike, early layers hold no contrast
+                        found.append(Candidate(layers, str(role), str(positions)))
         distinct = list(dict.fromkeys(found))
         return distinct[: max(1, self.chosen.candidates)]
 

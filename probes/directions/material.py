@@ -63,9 +63,11 @@ class Reading:
 def read_answers(part: Part, rows: Int[np.ndarray, " row"], replies: list[Reply], behaviour: Behaviour) -> Reading:
     """The behaviour and the quality of ``replies`` to ``rows`` of a part."""
     prompts = [part.prompts[int(row)] for row in rows]
-    scores = [behaviour(one.text, row) for one, row in zip(replies, prompts, strict=True)]
-    speaks = [bool(part.subjects[int(row)] & _stems(one.text)) for one, row in zip(replies, rows, strict=True)]
-    return Reading(np.array(scores), np.array([repetition(one.content) for one in replies]), np.array(speaks, float))
+    scores = [behaviour(reply.text, row) for reply, row in zip(replies, prompts, strict=True)]
+    speaks = [bool(part.subjects[int(row)] & _stems(reply.text)) for reply, row in zip(replies, rows, strict=True)]
+    return Reading(
+        np.array(scores), np.array([repetition(reply.content) for reply in replies]), np.array(speaks, float)
+    )
 
 
 def answers_under(
@@ -73,7 +75,7 @@ def answers_under(
 ) -> list[Reply]:
     """Greedy answers to some rows."""
     replies = generate_replies(subject, part.prompts[rows], Decoding(max_new_tokens), work)
-    return [one[0] for one in replies]
+    return [reply[0] for reply in replies]
 
 
 def parts_of(
@@ -96,12 +98,12 @@ def parts_of(
         chosen = prompts[rows]
         ids = encode(chosen, pair.tokenizer, pair.tuned.max_positions)
         answers = {
-            role: [one[0] for one in generate_replies(Subject(role, model), chosen, Decoding(max_new_tokens), work)]
+            role: [reply[0] for reply in generate_replies(Subject(role, model), chosen, Decoding(max_new_tokens), work)]
             for role, model in pair.models.items()
         }
         found.append((chosen, ids, answers))
     scores = [
-        np.array([behaviour(one.text, row) for one, row in zip(answers["tuned"], chosen, strict=True)])
+        np.array([behaviour(answer.text, row) for answer, row in zip(answers["tuned"], chosen, strict=True)])
         for chosen, _, answers in found
     ]
     shows = _classes([chosen for chosen, _, _ in found], scores, given=given)
@@ -119,7 +121,7 @@ def _halves(prompts: Prompts, labels: list[Any] | None, limit: int, seed: int) -
     names = [None] * len(prompts) if labels is None else labels
     room = limit if labels is not None else 2 * limit
     for label in dict.fromkeys(names):
-        own = np.unique(clusters[[one == label for one in names]])
+        own = np.unique(clusters[[name == label for name in names]])
         for number, cluster in enumerate(rng.permutation(own).tolist()):
             side.setdefault(cluster, number % 2)
     for row in rng.permutation(len(prompts)).tolist():
@@ -127,16 +129,16 @@ def _halves(prompts: Prompts, labels: list[Any] | None, limit: int, seed: int) -
         if taken[key] < room:
             taken[key] += 1
             parts[key[0]].append(row)
-    return [np.array(sorted(one), dtype=np.int64) for one in parts]
+    return [np.array(sorted(part), dtype=np.int64) for part in parts]
 
 
 def _classes(parts: list[Prompts], scores: list[np.ndarray], *, given: bool) -> list[np.ndarray]:
     if not given:
-        return [one > 0.5 for one in scores]
+        return [score > 0.5 for score in scores]
     labels = [np.array([str(row.label) for row in part]) for part in parts]
     names = np.unique(np.concatenate(labels))
     means = [
-        np.concatenate([one[own == name] for one, own in zip(scores, labels, strict=True)]).mean() for name in names
+        np.concatenate([score[own == name] for score, own in zip(scores, labels, strict=True)]).mean() for name in names
     ]
     return [own == names[int(np.argmax(means))] for own in labels]
 

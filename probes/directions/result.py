@@ -72,12 +72,14 @@ class FoundDirection(ProbeResult):
         """The behaviour before and after, and what it cost."""
         lines = {str(line["model"]): line for line in self.held_out.to_dict("records")}
         base, tuned, off = (lines[name] for name in ("base", "tuned", "tuned + recipe"))
+        rise = float(off["perplexity"]) / float(tuned["perplexity"]) - 1 if "perplexity" in off else None
+        texts = "" if rise is None else f"perplexity of neutral texts {rise:+.1%}; "
         return (
             f"{self.behaviour} on held-out prompts: {tuned['behaviour']:.2g} -> {off['behaviour']:.2g} "
             f"[{off['low']:.2g}, {off['high']:.2g}] at {_layers(self.layers)} ({self.positions}); other prompts moved "
             f"by {off['kl_tuned']:.2g} nats per token from the tuned model; answers that name their subject: "
             f"{off['subject']:.0%} (base {base['subject']:.0%}); repetition {off['repetition']:.2g} (base "
-            f"{base['repetition']:.2g}); control: {self.control}"
+            f"{base['repetition']:.2g}); {texts}control: {self.control}"
         )
 
 

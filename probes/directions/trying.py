@@ -76,17 +76,27 @@ class Outcome:
 
 
 def cheapest(tried: Sequence[tuple[Candidate, Outcome]], own: Mapping[str, Outcome], allowed_rise: float) -> Candidate:
-    """The candidate of least cost among those that raise the perplexity of neutral texts by ``allowed_rise`` at most;
-    where none is, the one that raises it least.
+    """Of the candidates that turn the behaviour off, the one of least cost among those that raise the perplexity of
+    neutral texts by ``allowed_rise`` at most; where none does, the one of least cost and rise beyond it together.
+
+    A candidate turns the behaviour off where it takes away half or more of what the best one takes away: a recipe that
+    does nothing raises nothing.
 
     Args:
         tried: Candidates with what they did.
         own: What base and tuned model do as they are.
         allowed_rise: Share of the tuned model's perplexity.
     """
-    rises = [max(0.0, outcome.rise(own["tuned"]) - allowed_rise) for _, outcome in tried]
-    order = sorted(range(len(tried)), key=lambda number: (rises[number], tried[number][1].cost(own["base"])))
-    return tried[order[0]][0]
+    left = [float(outcome.shows.behaviour.mean()) for _, outcome in tried]
+    most = min(left) + 0.5 * max(0.0, float(own["tuned"].shows.behaviour.mean()) - min(left))
+    working = [one for one, rest in zip(tried, left, strict=True) if rest <= most]
+    within = [one for one in working if one[1].rise(own["tuned"]) <= allowed_rise]
+
+    def price(one: tuple[Candidate, Outcome]) -> float:
+        beyond = max(0.0, one[1].rise(own["tuned"]) - allowed_rise)
+        return one[1].cost(own["base"]) + (0.0 if within else beyond)
+
+    return min(within or working, key=price)[0]
 
 
 class Trier:

@@ -168,8 +168,8 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
         ),
         gaps=gaps,
         edges=int(next(iter(graphs.values())).possible.sum()),
-        curve=None if lines is None else pd.concat([one.table(seed, draws) for one in lines], ignore_index=True),
-        areas=None if lines is None else pd.concat([areas_of(one, seed, draws) for one in lines], ignore_index=True),
+        curve=None if lines is None else pd.concat([line.table(seed, draws) for line in lines], ignore_index=True),
+        areas=None if lines is None else pd.concat([areas_of(line, seed, draws) for line in lines], ignore_index=True),
     )  # fmt: skip
 
 
@@ -186,10 +186,10 @@ def _table(
     graph = next(iter(graphs.values()))
     senders, receivers = np.nonzero(graph.possible)
     values = {name: one.by_prompt[:, senders, receivers] for name, one in scored.items()}
-    size = np.max([np.abs(one.mean(0)) for one in values.values()], axis=0)
+    size = np.max([np.abs(value.mean(0)) for value in values.values()], axis=0)
     top = np.argsort(-size, kind="stable")[:kept]
     change = values["tuned"] - values["base"] if len(values) == 2 else next(iter(values.values()))
-    found = mean_intervals(change[:, top], draws=draws, seed=seed)
+    intervals = mean_intervals(change[:, top], draws=draws, seed=seed)
     control = next(iter(reversed(list(scored.values())))).control[senders, receivers][top]
     present = _present(values, least, top, draws, seed)
     lines: dict[str, Any] = {
@@ -197,9 +197,9 @@ def _table(
         "module": [f"{graph.senders[senders[one]].label} -> {graph.receivers[receivers[one]].label}" for one in top],
         "sender": [graph.senders[senders[one]].label for one in top],
         "receiver": [graph.receivers[receivers[one]].label for one in top],
-        "score": found.estimate, "low": found.low, "high": found.high, "control": control,
+        "score": intervals.estimate, "low": intervals.low, "high": intervals.high, "control": control,
         "q": _q(change, draws, seed)[top], "present": present,
-        **{name: one.mean(0)[top] for name, one in values.items()},
+        **{name: value.mean(0)[top] for name, value in values.items()},
     }  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -209,7 +209,9 @@ def _q(values: Float[np.ndarray, "prompt edge"], draws: int, seed: int) -> np.nd
 
 
 def _present(values: dict[str, np.ndarray], least: float, top: np.ndarray, draws: int, seed: int) -> list[str]:
-    there = {name: (_q(one, draws, seed) <= 0.05) & (np.abs(one.mean(0)) >= least) for name, one in values.items()}
+    there = {
+        name: (_q(value, draws, seed) <= 0.05) & (np.abs(value.mean(0)) >= least) for name, value in values.items()
+    }
     names = list(there)
     said = []
     for edge in top:

@@ -29,8 +29,8 @@ def mean_gradients(
     for step in range(steps):
         share = (step + 0.5) / steps
         start = torch.lerp(ends[0], ends[1], share)
-        found = _Differentiated(graph, start).gradients(batch, metric)
-        total = found if total is None else total + found
+        gradients = _Differentiated(graph, start).gradients(batch, metric)
+        total = gradients if total is None else total + gradients
     assert total is not None
     return total / steps
 

@@ -104,7 +104,7 @@ class EdgeRun:
         return edit
 
     def _end(self, columns: dict[Any, np.ndarray]) -> Callable[[Tensor, ForwardContext], Tensor | None]:
-        senders = next((one for receiver, one in columns.items() if receiver.kind == "logits"), None)
+        senders = next((column for receiver, column in columns.items() if receiver.kind == "logits"), None)
         return lambda value, _ctx: None if senders is None else self._moved([senders], value)[0]
 
     @contextmanager
@@ -121,7 +121,8 @@ class EdgeRun:
     @contextmanager
     def _mlp_fed(self, layer: int, columns: dict[Any, np.ndarray]) -> Iterator[None]:
         senders = next(
-            (one for receiver, one in columns.items() if receiver.kind == "mlp_in" and receiver.layer == layer), None
+            (column for receiver, column in columns.items() if receiver.kind == "mlp_in" and receiver.layer == layer),
+            None,
         )
 
         def feed(_module: nn.Module, args: Sequence[Tensor]) -> Any:

@@ -177,7 +177,7 @@ def _reprogrammed(
     held = {id(row) for row in first}
     inside = np.array([id(row) in held for row in rows])
     words = answer_tokens(rows, model.tokenizer).answer
-    of_class = torch.stack([words[int(np.flatnonzero(classes == one)[0])] for one in range(classes.max() + 1)])
+    of_class = torch.stack([words[int(np.flatnonzero(classes == number)[0])] for number in range(classes.max() + 1)])
     confidence, right = np.zeros(len(rows)), np.zeros(len(rows))
     for train, test in ((inside, ~inside), (~inside, inside)):
         soft = train_soft_prompt(model, rows[train], tokens=tokens, also_read=[rows[test]],

@@ -163,7 +163,7 @@ def _lines(
             sides_ = tuple(values["refused"][parts[part]] for part in ("unknown", "known"))
             units = tuple(clusters[parts[part]] for part in ("unknown", "known"))
             lines.append(between_line(f"refusal, unknown - known{where}", role, sides_, units, seed))
-    return [*lines, *_precision_lines(where, {role: {name: one[own] for name, one in values.items()}
+    return [*lines, *_precision_lines(where, {role: {name: value[own] for name, value in values.items()}
                                               for role, values in found.items()}, clusters[own], seed)]  # fmt: skip
 
 

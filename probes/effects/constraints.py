@@ -97,8 +97,8 @@ def constraint_satisfaction(
 
 def read_constraints(given: Any, number: int) -> list[Behaviour]:
     """The constraints of a row as behaviours."""
-    texts = [one.strip() for one in given.split(";")] if isinstance(given, str) else list(given)
-    found = [behaviour(one) for one in texts if one]
+    texts = [word.strip() for word in given.split(";")] if isinstance(given, str) else list(given)
+    found = [behaviour(text) for text in texts if text]
     if not found or not all(one.share and one.states is None for one in found):
         raise UserError(f"Row {number}: {given!r} are no constraints with yes or no as their answer: give contains:...")
     return found
@@ -111,9 +111,11 @@ def constraint_lines(
     lines = paired_lines("all", met, control, clusters, seed)
     for count in np.unique(size):
         own = size == count
-        sides, beside = ({role: one[own] for role, one in values.items()} for values in (met, control))
+        sides, beside = ({role: value[own] for role, value in values.items()} for values in (met, control))
         lines += paired_lines(f"{count} constraints", sides, beside, clusters[own], seed)
-        whole, also = ({role: (one == 1).astype(float) for role, one in values.items()} for values in (sides, beside))
+        whole, also = (
+            {role: (value == 1).astype(float) for role, value in values.items()} for values in (sides, beside)
+        )
         lines += paired_lines(f"whole, {count}", whole, also, clusters[own], seed)
     return lines
 

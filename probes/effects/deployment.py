@@ -73,7 +73,9 @@ def deployment_gap(
         UserError: An unknown precision.
     """
     check_pair(pair, prompts)
-    if unknown := [one for one in precisions if one not in (*_BITS, "float32", "bfloat16", "float16")]:
+    if unknown := [
+        precision for precision in precisions if precision not in (*_BITS, "float32", "bfloat16", "float16")
+    ]:
         raise UserError(f"{unknown[0]!r} is no precision: give float32, bfloat16, float16, int8 or int4.")
     rows = Prompts.of(prompts)
     scored = all(row.answer for row in rows)

@@ -89,8 +89,8 @@ def early_signs(
         for vector in list(vectors.values())[: len(runs)]:
             size = sum(float(vector.changes[name].double().square().sum()) for name in vector.changes) ** 0.5
             with vector.graft(pair.base).entered(pair.base):
-                told = score_continuations(Subject("base", pair.base), rows, ["answer"], Work(batch_size))
-            outcomes.append({OUTCOMES[0]: size, OUTCOMES[1]: float(told["answer"].mean())})
+                continuations = score_continuations(Subject("base", pair.base), rows, ["answer"], Work(batch_size))
+            outcomes.append({OUTCOMES[0]: size, OUTCOMES[1]: float(continuations["answer"].mean())})
             bar.advance()
     bar.finish()
     signs = pd.DataFrame([signs_of(log, early) for log in logs])
@@ -150,7 +150,7 @@ def sign_lines(signs: pd.DataFrame, ends: pd.DataFrame, after: pd.DataFrame, see
             rho = _rho(x, y)
             again = [_rho(x[one], y[one]) for one in drawn[:1_000]]
             ranks = stats.rankdata(x), stats.rankdata(y)
-            null = [_pearson(ranks[0], ranks[1][one]) for one in orders]
+            null = [_pearson(ranks[0], ranks[1][order]) for order in orders]
             low, high = np.quantile(again, (0.025, 0.975))
             reached = sum(abs(one) >= abs(rho) - 1e-12 for one in null)
             lines.append({

@@ -77,10 +77,10 @@ def interval_of(
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     if np.isin(known, (0.0, 1.0)).all():
         return share_interval(known, clusters=clusters, seed=seed)
-    found = mean_interval(known, clusters=clusters, seed=seed)
+    interval = mean_interval(known, clusters=clusters, seed=seed)
     if not np.isin(known, (-1.0, 0.0, 1.0)).all():
-        return found
-    cells = Intervals(np.array([found.estimate]), np.array([found.low]), np.array([found.high]), found.n)
+        return interval
+    cells = Intervals(np.array([interval.estimate]), np.array([interval.low]), np.array([interval.high]), interval.n)
     return with_exact_change(cells, known[:, None], clusters).cell(0)
 
 
@@ -94,12 +94,12 @@ def scored_line(
     **more: Any,
 ) -> dict[str, Any]:
     """A line of the table: the mean of ``values``, tested by signs against ``control`` (a number or one per prompt)."""
-    found = interval_of(values, clusters, seed)
+    interval = interval_of(values, clusters, seed)
     beyond = np.asarray(values, np.float64) - control
     p = float(paired_permutation(cluster_means(beyond[:, None], clusters), seed=seed).p[0]) if len(beyond) else np.nan
     return {
-        "group": condition, "model": model, "score": found.estimate, "low": found.low, "high": found.high,
-        "control": float(np.mean(control)), "p": p, "n": found.n, **more,
+        "group": condition, "model": model, "score": interval.estimate, "low": interval.low, "high": interval.high,
+        "control": float(np.mean(control)), "p": p, "n": interval.n, **more,
     }  # fmt: skip
 
 

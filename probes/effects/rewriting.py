@@ -64,8 +64,8 @@ def with_demonstrations(
         others = [number for number, other in enumerate(keys) if other != key]
         if len(others) < shots:
             raise UserError(f"{shots} demonstrations were asked for and {len(others)} other rows are there: give more.")
-        chosen = random.choice(others, shots, replace=False)
-        found.append(_behind(row, [(text_of(pool[int(number)]), str(told[number])) for number in chosen]))
+        choice = random.choice(others, shots, replace=False)
+        found.append(_behind(row, [(text_of(pool[int(number)]), str(told[number])) for number in choice]))
     return Prompts(found)
 
 

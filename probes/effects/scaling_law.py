@@ -117,8 +117,8 @@ def scaling_law(
 
 
 def _loss(pair: ModelPair, rows: Prompts, batch_size: int) -> np.ndarray:
-    found = score_continuations(Subject("base", pair.base), rows, ["answer"], Work(batch_size))
-    return -found["answer"].to_numpy(np.float64)
+    continuations = score_continuations(Subject("base", pair.base), rows, ["answer"], Work(batch_size))
+    return -continuations["answer"].to_numpy(np.float64)
 
 
 def law_of(
@@ -128,7 +128,7 @@ def law_of(
     mean = losses.mean(1)
     fit, plain = rectified_fit(sizes, mean), rectified_fit(sizes, mean, plain=True)
     weights = bootstrap_weights(losses.shape[1], draws, seed, clusters) / losses.shape[1]
-    again = [rectified_fit(sizes, losses @ one) for one in weights]
+    again = [rectified_fit(sizes, losses @ weight) for weight in weights]
     with_data = rectified_fit(sizes[1:], mean[1:])  # the points that the plain law is fitted to as well
     numbers = {**fit, "plain R2": plain["R2"], "gain in R2": with_data["R2"] - plain["R2"]}
     for name in ("D0", "rows worth", "beta", "floor"):

@@ -124,7 +124,7 @@ def spread_of(change: np.ndarray, of: np.ndarray, clusters: np.ndarray, seed: in
         return float(np.sqrt((counts * (means - change.mean()) ** 2).sum() / counts.sum()))
 
     seen = spread(number)
-    null = np.array([spread(one) for one in shuffled_labels(number, DRAWS, seed, clusters)])
+    null = np.array([spread(shuffled_label) for shuffled_label in shuffled_labels(number, DRAWS, seed, clusters)])
     return {
         "spread over skills": seen, "spread by chance": float(null.mean()),
         "p of the spread": float((1 + (null >= seen - 1e-12).sum()) / (1 + DRAWS)),
@@ -198,8 +198,8 @@ def visited_forgetting(  # noqa: PLR0913 (a public call)
     parts = {"visited": seen, "unvisited": ~seen}
     lines = [
         line for name, own in parts.items()
-        for line in paired_lines(name, {role: one[own] for role, one in scores.items()}, {"base": 0.0, "tuned": 0.0},
-                                 rows.clusters[own], seed)
+        for line in paired_lines(name, {role: score[own] for role, score in scores.items()},
+                                 {"base": 0.0, "tuned": 0.0}, rows.clusters[own], seed)
     ]  # fmt: skip
     change = scores["tuned"] - scores["base"]
     lines.append(between_line("unvisited - visited", CHANGE, (change[~seen], change[seen]),

@@ -135,7 +135,7 @@ def read_attribute(rows: Prompts, name: str) -> Bool[np.ndarray, " prompt"]:
 def agreeing(answers: np.ndarray, has: np.ndarray, name: str) -> Bool[np.ndarray, " prompt"]:
     """[prompt] whether having or lacking the attribute goes with the row's answer, as most rows have it."""
     share = has.mean()
-    usual = np.array([has[answers == one].mean() >= share for one in answers])
+    usual = np.array([has[answers == answer].mean() >= share for answer in answers])
     found = has == usual
     if found.all() or not found.any():
         raise UserError(f"{name!r} always goes with the answer: give rows in which it does not, to tell them apart.")

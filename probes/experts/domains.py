@@ -130,7 +130,7 @@ def domain_experts(
     masks = content(ids, exclude, special_ids(model.tokenizer))
     (counts,) = count_experts(model, ids, [masks], batch_size=batch_size, progress=progress)
     domains = sorted(set(labels))
-    numbers = np.array([domains.index(one) for one in labels])
+    numbers = np.array([domains.index(label) for label in labels])
     return DomainExperts(
         table=_table(counts.shares, counts.layers, numbers, domains, rows, seed),
         control="the same expert's use by all other domains",
@@ -181,7 +181,7 @@ def _specialised(
 
 def _bits(counts: Float[np.ndarray, "prompt expert"], numbers: np.ndarray) -> float:
     """Mutual information of expert and domain in bits, domains weighed alike."""
-    by_domain = np.stack([counts[numbers == one].sum(0) for one in np.unique(numbers)])
+    by_domain = np.stack([counts[numbers == value].sum(0) for value in np.unique(numbers)])
     joint = by_domain / np.maximum(by_domain.sum(1, keepdims=True), 1e-12) / len(by_domain)
     outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -181,7 +181,7 @@ class _Trial:
         switch = [iv.ExpertSwitch(list(experts), mode=self.mode)] if experts else []  # type: ignore[arg-type]
         subject = Subject("experts off", self.model, iv.Recipe(switch))
         replies = generate_replies(subject, self.rows, self.decoding, self.work)
-        return np.array([self.rule(one[0].text, row) for one, row in zip(replies, self.rows, strict=True)])
+        return np.array([self.rule(reply[0].text, row) for reply, row in zip(replies, self.rows, strict=True)])
 
     def use(self) -> tuple[tuple[int, ...], Float[np.ndarray, "prompt layer expert"]]:
         masks = [np.ones(len(row), dtype=bool) for row in self.ids]
@@ -235,7 +235,7 @@ class _Trial:
         lines, p, clusters = [], [], self.rows.clusters
         for n in range(1, len(chosen) + 1):
             fall = self.plain - self.values(chosen[:n])
-            chance = np.mean([self.plain - self.values(one[:n]) for one in names], axis=0) if names else 0 * fall
+            chance = np.mean([self.plain - self.values(name[:n]) for name in names], axis=0) if names else 0 * fall
             units = cluster_means((fall - chance)[:, None], clusters)
             p.append(float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0)
             control = float(chance.mean()) if names else float("nan")

@@ -39,8 +39,8 @@ class AnswerRows:
         """The task on some rows, in batches of similar length; it runs ``model`` whatever it is handed."""
         made: list[Batch] = []
         order: list[int] = []
-        for chosen in batches([len(self.ids[row]) for row in rows], batch_size):
-            numbers = [int(rows[i]) for i in chosen]
+        for batch in batches([len(self.ids[row]) for row in rows], batch_size):
+            numbers = [int(rows[i]) for i in batch]
             order += numbers
             made.append(self._batch(numbers))
         return Task((answers_of if self.whole is None else whole_answers_of)(model), made, self.clusters[order])
@@ -130,7 +130,7 @@ def _whole(prompts: Prompts, model: AdaptedModel, *, paired: bool) -> AnswerRows
         [continuation_ids(row, model.tokenizer, text) for text in candidates]
         for row, candidates in zip(prompts, texts, strict=True)
     ]
-    kept = [number for number, one in enumerate(tokens) if one.count(one[labels[number]]) == 1]
+    kept = [number for number, token in enumerate(tokens) if token.count(token[labels[number]]) == 1]
     if not kept or len(texts[0]) < 2:
         raise UserError(
             "There is nothing to choose between: give rows with different answers, or a distractor for each that "
@@ -139,6 +139,6 @@ def _whole(prompts: Prompts, model: AdaptedModel, *, paired: bool) -> AnswerRows
     ids, whole = encode(prompts[kept], model.tokenizer, model.max_positions), Continuations([tokens[n] for n in kept])
     whole.check_room([len(row) for row in ids], model.max_positions)
     label = torch.tensor([labels[number] for number in kept])
-    first = torch.tensor([[one[0] for one in tokens[number]] for number in kept])
+    first = torch.tensor([[token[0] for token in tokens[number]] for number in kept])
     pad, dropped = pad_id(model.tokenizer), len(tokens) - len(kept)
     return AnswerRows(ids, first, label, prompts.clusters[kept], pad, dropped, whole)

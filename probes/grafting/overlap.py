@@ -139,7 +139,7 @@ def _against(shared: int, one: dict[str, Tensor], size: int, null: Sequence[Graf
     scaled = []
     for graft in null:
         places = flat_places(graft.mask)
-        count = sum(len(chosen) for chosen in places.values())
+        count = sum(len(place) for place in places.values())
         scaled.append(_shared(one, places) * size / count if count else 0.0)
     low, high = np.quantile(scaled, [0.025, 0.975])
     p = (1 + sum(value >= shared for value in scaled)) / (len(scaled) + 1)
@@ -148,4 +148,4 @@ def _against(shared: int, one: dict[str, Tensor], size: int, null: Sequence[Graf
 
 def _hash(places: dict[str, Int[Tensor, " entry"]]) -> str:
     """Of the chosen entries, in whichever form the mask was stored."""
-    return combined((name, digest(chosen)) for name, chosen in places.items())
+    return combined((name, digest(place)) for name, place in places.items())

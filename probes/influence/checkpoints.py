@@ -21,7 +21,7 @@ def each_checkpoint(pair: ModelPair, checkpoints: Sequence[str]) -> Iterator[tup
     """
     if checkpoints and pair.adapter is None:
         raise UserError("Checkpoints are earlier states of an adapter, and the tuned model is none: leave them out.")
-    own = {name: one.detach().clone() for name, one in _factors(pair).items()} if checkpoints else {}
+    own = {name: factor.detach().clone() for name, factor in _factors(pair).items()} if checkpoints else {}
     try:
         for number, folder in enumerate(checkpoints):
             _put(pair, _stored(Path(folder), own))
@@ -40,7 +40,7 @@ def state_hash(checkpoints: Sequence[str], number: int) -> str:
 
 
 def _factors(pair: ModelPair) -> dict[str, torch.Tensor]:
-    return {name: one for name, one in pair.adapter.named_parameters() if ".lora_" in name}
+    return {name: parameter for name, parameter in pair.adapter.named_parameters() if ".lora_" in name}
 
 
 def _stored(folder: Path, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -138,7 +138,7 @@ def _distances(model: AdaptedModel, rows: Prompts, batch_size: int) -> Float[np.
     examples: list[Example] = examples_of(rows, model.tokenizer, end=False)
     found = np.zeros(len(examples))
     collate = Collator(pad_id(model.tokenizer))
-    for members in batches([len(one.prompt) + len(one.answer) for one in examples], batch_size):
+    for members in batches([len(example.prompt) + len(example.answer) for example in examples], batch_size):
         batch = collate([examples[number] for number in members])
         with model.active():
             logits = model.inner(

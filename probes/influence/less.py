@@ -223,6 +223,6 @@ class _Work:
         return found
 
     def _batched(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], list[Example]]]:
-        lengths = [len(one.prompt) + len(one.answer) for one in examples]
+        lengths = [len(example.prompt) + len(example.answer) for example in examples]
         for members in batches(lengths, self.batch_size):
             yield members, [examples[number] for number in members]

@@ -69,13 +69,13 @@ def row_table(
     queries: Prompts, texts: Mapping[str, Float[np.ndarray, "row query"]], draws: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """One line per row; ``control`` is NaN where a stand-in is the row itself."""
-    found = mean_intervals(similarity.T, clusters=queries.clusters, draws=max(draws, 100), seed=seed)
+    intervals = mean_intervals(similarity.T, clusters=queries.clusters, draws=max(draws, 100), seed=seed)
     units = cluster_means(similarity.T, queries.clusters)
     means = np.nanmean(control, axis=1)
     filled = np.where(np.isnan(control), means[:, None], control)
     p = permutation(units, filled.T, draws=max(draws, 1000), seed=seed, alternative="greater").p
     return pd.DataFrame({
-        "row": np.arange(len(rows)), "score": similarity.mean(1), "low": found.low, "high": found.high,
+        "row": np.arange(len(rows)), "score": similarity.mean(1), "low": intervals.low, "high": intervals.high,
         "control": means, "q": q_values(p),
         **{name: values.mean(1) for name, values in texts.items()},
         "text": [visible(f"{row.shown} | {row.answer or ''}")[:160] for row in rows],
@@ -107,8 +107,8 @@ def benchmark_of(
 
 
 def _precision(hits: np.ndarray, known: np.ndarray, queries: Prompts) -> dict[str, float]:
-    found = mean_interval(hits.mean(0)[known], clusters=queries.clusters[known])
-    return {"precision": found.estimate, "low": found.low, "high": found.high, "n": int(known.sum())}
+    interval = mean_interval(hits.mean(0)[known], clusters=queries.clusters[known])
+    return {"precision": interval.estimate, "low": interval.low, "high": interval.high, "n": int(known.sum())}
 
 
 def relevance(rows: Prompts, queries: Prompts, match: str) -> np.ndarray:

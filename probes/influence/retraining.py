@@ -203,7 +203,7 @@ def _bare_copy(base: AdaptedModel) -> AdaptedModel:
 def _query_losses(hf: Any, base: AdaptedModel, queries: Prompts, batch_size: int) -> Float[np.ndarray, " query"]:
     examples = examples_of(queries, base.tokenizer)
     collate, found = Collator(pad_id(base.tokenizer)), np.zeros(len(examples))
-    for members in batches([len(one.prompt) + len(one.answer) for one in examples], batch_size):
+    for members in batches([len(example.prompt) + len(example.answer) for example in examples], batch_size):
         batch = {name: one.to(base.device) for name, one in collate([examples[row] for row in members]).items()}
         logits = hf(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         labels = batch["labels"][:, 1:]

@@ -21,11 +21,11 @@ def projection_target(pair: ModelPair, file: str | Path) -> tuple[int, Float[Ten
     """
     recipe = load_recipe(Path(file))
     recipe.check(pair.tuned)
-    for one in recipe:
-        if isinstance(one, Offset | Clamp | ConceptAblation) and one.site == "resid_post":
-            found = _direction(one)
-            if found is not None:
-                return resolved(pair.tuned, one.layer), found / found.norm().clamp_min(1e-12)
+    for intervention in recipe:
+        if isinstance(intervention, Offset | Clamp | ConceptAblation) and intervention.site == "resid_post":
+            direction = _direction(intervention)
+            if direction is not None:
+                return resolved(pair.tuned, intervention.layer), direction / direction.norm().clamp_min(1e-12)
     raise UserError(
         f"{file} holds no single direction at resid_post (an offset, a clamp, or an ablation of one): give such "
         "a recipe."

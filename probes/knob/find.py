@@ -215,7 +215,7 @@ def _at_layer(
         loss=float(np.mean(losses[-20:])),
         train_score=float(train.swapped(layer, basis).mean()),
         swapped=test.swapped(layer, basis),
-        control=np.mean([test.swapped(layer, one) for one in controls], axis=0),
+        control=np.mean([test.swapped(layer, control) for control in controls], axis=0),
         means=test.swapped(layer, means),
         patched=test.patched(layer),
         cosine=float(torch.linalg.svdvals(basis.T @ means)[0]),
@@ -274,7 +274,7 @@ def _swaps(
     """Interchange in every model along the same subspace: model, score, low, high, control."""
     rows = []
     for trial in trials:
-        control = np.mean([trial.swapped(layer, one).mean() for one in controls])
+        control = np.mean([trial.swapped(layer, control).mean() for control in controls])
         found = scored_share(trial.swapped(layer, basis), seed=seed)
         rows.append({"model": trial.model, **found, "control": float(control)})
     return pd.DataFrame(rows)

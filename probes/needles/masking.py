@@ -96,7 +96,7 @@ def mask_heads(
     values = np.stack([trial.recalls(best[:n]) for n in steps])
     drawn = np.stack([np.stack([values[0], *(trial.recalls(draw[:n]) for n in steps[1:])]) for draw in random])
     return MaskTest(
-        table=_table(steps, values, drawn, np.array([one.group for one in trials]), chosen),
+        table=_table(steps, values, drawn, np.array([trial.group for trial in trials]), chosen),
         control=f"{chosen.controls} draws of as many random heads of the same layers",
         provenance=Provenance.of(
             "mask_heads", {model.role: model}, contents(trials), seed=chosen.seed, device=str(model.device),

@@ -45,7 +45,7 @@ class Trial:
 
 def contents(trials: Sequence[Trial]) -> list[list[Any]]:
     """Everything that tells trials apart, to be hashed: tokens, where the needle is, and its group."""
-    return [[list(one.ids), one.start, one.end, one.group] for one in trials]
+    return [[list(trial.ids), trial.start, trial.end, trial.group] for trial in trials]
 
 
 def needle_trials(
@@ -115,7 +115,7 @@ def _tokens(tokenizer: Any, text: str, *, special: bool) -> list[tuple[int, int,
     _check_fast(tokenizer)
     made = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     tokens = [(index, *place) for index, place in zip(made["input_ids"], made["offset_mapping"], strict=True)]
-    doubled = tokenizer.bos_token_id is not None and [one[0] for one in tokens[:2]] == [tokenizer.bos_token_id] * 2
+    doubled = tokenizer.bos_token_id is not None and [token[0] for token in tokens[:2]] == [tokenizer.bos_token_id] * 2
     return tokens[1:] if doubled else tokens
 
 

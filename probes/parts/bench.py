@@ -48,9 +48,12 @@ class Bench:
             return float("nan")
         return self.retain[0].outcome(self.retain[1], vector).accuracy
 
-    def row(self, vector: TaskVector | None, controls: Sequence[TaskVector]) -> dict[str, float]:
-        """Score with interval, the mean of the controls, ``p`` of the difference, and what is retained with both."""
-        own = self.right(vector)
+    def row(
+        self, vector: TaskVector | None, controls: Sequence[TaskVector], own: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """Score with interval, the mean of the controls, ``p`` of the difference, and what is retained with both;
+        ``own``: the hits of ``vector`` where they are known."""
+        own = self.right(vector) if own is None else own
         random = np.stack([self.right(control) for control in controls]) if controls else own[None]
         clusters = self.task.clusters if self.task.clusters is not None else np.arange(len(own))
         apart = cluster_means((own - random.mean(0))[:, None], clusters)

@@ -45,15 +45,15 @@ def attributions(
     by_place: dict[Place, list[int]] = {}
     for index, cell in enumerate(cells):
         by_place.setdefault((cell.kind, cell.layer), []).append(index)
-    for one in runs.batches(() if steps else list(by_place)):
+    for batch in runs.batches(() if steps else list(by_place)):
         for place, members in by_place.items():
             if steps:
-                gradient = _mean_gradient(runs, one, place, [cells[index] for index in members], steps)
+                gradient = _mean_gradient(runs, batch, place, [cells[index] for index in members], steps)
             else:
-                gradient = one.gradients.pop(place)
-            products = _products(one.run, place, gradient)
+                gradient = batch.gradients.pop(place)
+            products = _products(batch.run, place, gradient)
             for index in members:
-                found[one.members, index] = numbers(task.per_prompt(_of_cell(products, cells[index])))
+                found[batch.members, index] = numbers(task.per_prompt(_of_cell(products, cells[index])))
         report.advance(1)
     report.finish()
     return found, runs.passes - forward, runs.backward - backward

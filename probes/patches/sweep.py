@@ -56,17 +56,17 @@ def sweep(
     effects = np.zeros((len(task.target_ids), len(patches)))
     before, exact = runs.passes, shortcuts
     report.start("Patching", len(runs.members) * len(patches))
-    for one in runs.batches():
+    for batch in runs.batches():
         if shortcuts:
-            exact = all([runs.exact(one.run, last_only=last) for last in _modes(patches)])
-        one.run.shortcuts = exact
-        for group in _groups(patches, one.run.batch.input_ids.numel(), len(one.members), at_once):
-            logits = one.run.patched([patches[index] for index in group])
+            exact = all([runs.exact(batch.run, last_only=last) for last in _modes(patches)])
+        batch.run.shortcuts = exact
+        for group in _groups(patches, batch.run.batch.input_ids.numel(), len(batch.members), at_once):
+            logits = batch.run.patched([patches[index] for index in group])
             # A patch that puts in what is there does nothing; replayed from the middle it would show rounding errors.
-            moved = torch.stack([~one.run.unmoved(patches[index]) for index in group], dim=1)
+            moved = torch.stack([~batch.run.unmoved(patches[index]) for index in group], dim=1)
             unmoved = task.per_prompt(moved.int()) == 0
-            effects[np.ix_(one.members, group)] = numbers(
-                (one.metric(logits) - one.target[:, None]).masked_fill(unmoved, 0.0)
+            effects[np.ix_(batch.members, group)] = numbers(
+                (batch.metric(logits) - batch.target[:, None]).masked_fill(unmoved, 0.0)
             )
             report.advance(len(group))
     report.finish()

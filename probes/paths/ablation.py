@@ -82,7 +82,7 @@ class Same:
 
     def of(self, layer: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "_ pos head d_head"]:
         if self._numbers != rows.tolist():  # the prompts of one batch are asked for layer by layer, circuit by circuit
-            sites = [Site("z", one) for one in range(self._model.n_layers)]
+            sites = [Site("z", number) for number in range(self._model.n_layers)]
             self._values, _ = record(self._model, _rows(self._batch, rows).to(self._model.device), sites)
             self._numbers = rows.tolist()
             self.passes += 1

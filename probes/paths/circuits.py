@@ -152,12 +152,12 @@ def _faithfulness(
     values = run.scores(kept)
     full = values[:, 0]
     clusters, draws, seed = run.prompts.clusters, chosen.draws, chosen.seed
-    found = ratio_intervals(values[:, 1:2], full, clusters=clusters, draws=draws, seed=seed).cell(0)
+    cell = ratio_intervals(values[:, 1:2], full, clusters=clusters, draws=draws, seed=seed).cell(0)
     shares = values[:, 3:].mean(0) / full.mean()
-    beside = against_controls(found.estimate, shares)
+    beside = against_controls(cell.estimate, shares)
     low, high = interval(shares[:, None])
     return {
-        "model": name, "score": found.estimate, "low": found.low, "high": found.high, "control": beside.mean,
+        "model": name, "score": cell.estimate, "low": cell.low, "high": cell.high, "control": beside.mean,
         "control_low": float(low[0]), "control_high": float(high[0]), "p": beside.p, "full": full.mean(),
         "circuit": values[:, 1].mean(), "empty": values[:, 2].mean(), "heads": len(parts), "n": len(full),
     }  # fmt: skip
@@ -174,9 +174,10 @@ def _completeness(run: HeadRuns, parts: Sequence[Part], chosen: CircuitOptions) 
     kept += [Kept(frozenset(some), everything_else=True) for _, some in groups]
     values = run.scores(kept)
     inside, outside = values[:, : len(groups)], values[:, len(groups) :]
-    found = mean_intervals(inside - outside, clusters=run.prompts.clusters, draws=chosen.draws, seed=chosen.seed)
+    intervals = mean_intervals(inside - outside, clusters=run.prompts.clusters, draws=chosen.draws, seed=chosen.seed)
     return pd.DataFrame({
         "removed": [name for name, _ in groups], "size": [len(some) for _, some in groups],
-        "score": np.abs(found.estimate), "difference": found.estimate, "low": found.low, "high": found.high,
+        "score": np.abs(intervals.estimate), "difference": intervals.estimate,
+        "low": intervals.low, "high": intervals.high,
         "circuit": inside.mean(0), "full": outside.mean(0),
     })  # fmt: skip

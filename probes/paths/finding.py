@@ -230,8 +230,10 @@ class _Sweep:
 
     def clean_value(self, clusters: np.ndarray) -> tuple[float, float, float]:
         """The patched run's own metric, before patching."""
-        found = mean_interval(self._clean[self.kept], clusters=clusters, draws=self.chosen.draws, seed=self.chosen.seed)
-        return found.estimate, found.low, found.high
+        interval = mean_interval(
+            self._clean[self.kept], clusters=clusters, draws=self.chosen.draws, seed=self.chosen.seed
+        )
+        return interval.estimate, interval.low, interval.high
 
     def _prepared(self, members: list[int]) -> PathRun:
         task, model = self.task, self.task.target
@@ -296,10 +298,10 @@ class _Sweep:
 def _table(
     senders: Sequence[Head], effects: Float[np.ndarray, "prompt cell"], clusters: np.ndarray, chosen: PathOptions
 ) -> pd.DataFrame:
-    found = mean_intervals(effects, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
+    intervals = mean_intervals(effects, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
     return pd.DataFrame({
         "layer": [layer for layer, _ in senders], "head": [head for _, head in senders],
-        "score": found.estimate, "low": found.low, "high": found.high,
-        "control": mean_of_others(found.estimate, chosen.controls, chosen.seed),
+        "score": intervals.estimate, "low": intervals.low, "high": intervals.high,
+        "control": mean_of_others(intervals.estimate, chosen.controls, chosen.seed),
         "q": q_values(paired_permutation(cluster_means(effects, clusters), seed=chosen.seed).p),
     })  # fmt: skip

@@ -36,10 +36,10 @@ def classes_of(labels: Sequence[Any]) -> tuple[Int[np.ndarray, " row"], list[str
     Raises:
         UserError: A row has no label, there is one class only, or a class has too few rows.
     """
-    missing = [n for n, one in enumerate(labels) if one is None or (isinstance(one, float) and np.isnan(one))]
+    missing = [n for n, label in enumerate(labels) if label is None or (isinstance(label, float) and np.isnan(label))]
     if missing:
         raise UserError(f"Row {missing[0]} has no label ({len(missing)} in all lack one); a probe needs every label.")
-    values, numbers, counts = np.unique([str(one) for one in labels], return_inverse=True, return_counts=True)
+    values, numbers, counts = np.unique([str(label) for label in labels], return_inverse=True, return_counts=True)
     names: list[str] = values.tolist()
     if len(names) < 2:
         raise UserError(f"All {len(labels)} rows have the label {names[0]!r}: give rows of two or more classes.")
@@ -62,7 +62,7 @@ def dealt_folds(
     if not 2 <= folds <= n_groups:
         raise UserError(f"{folds} folds cannot be made of {n_groups} groups of rows: ask for 2 to {max(2, n_groups)}.")
     random = np.random.default_rng(seed)
-    first = np.array([y[groups == one][0] for one in range(n_groups)])
+    first = np.array([y[groups == number][0] for number in range(n_groups)])
     order = np.lexsort((random.random(n_groups), first))
     of_group = np.empty(n_groups, dtype=np.int64)
     of_group[order] = np.arange(n_groups) % folds

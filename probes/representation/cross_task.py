@@ -189,7 +189,7 @@ def _gains(
             if other == number:
                 continue
             own = of == asked_
-            true, mixed = (one[own] - plain[own] for one in scores)
+            true, mixed = (score[own] - plain[own] for score in scores)
             gain[number, other] = float(true.mean())
             lines.append({**scored_line(asked_, model.role, true, mixed, rows.clusters[own], seed), "module": name})
         bar.advance()
@@ -203,8 +203,8 @@ def _behind_others(rows: Prompts, pool: Prompts, answers: Sequence[str], shots: 
     random = np.random.default_rng(seed)
     made = []
     for row in rows:
-        chosen = random.choice(len(pool), shots, replace=False)
-        before = "".join(f"{joined(text_of(pool[int(n)]), answers[int(n)])}\n\n" for n in chosen)
+        choice = random.choice(len(pool), shots, replace=False)
+        before = "".join(f"{joined(text_of(pool[int(n)]), answers[int(n)])}\n\n" for n in choice)
         made.append(retexted(row, before + text_of(row)))
     return Prompts(made)
 

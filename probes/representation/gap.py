@@ -126,7 +126,7 @@ def nested_right(
     """[row] whether a held-out probe tells each row; the layer is chosen for each fold on the other folds alone."""
     import torch
 
-    cells = torch.stack([torch.from_numpy(one) for one in states])
+    cells = torch.stack([torch.from_numpy(state) for state in states])
     right = held_out_right(cells, y[None], dealt[None], kind=kind, ridge=ridge, seed=seed)[:, 0]
     found = np.zeros(len(y))
     for fold in np.unique(dealt):

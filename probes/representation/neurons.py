@@ -115,7 +115,7 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
     """
     check_recording(recording)
     rows = PromptRows.of(recording)
-    given = [str(one) for one in rows.labels(labels)]
+    given = [str(label) for label in rows.labels(labels)]
     named = concept or sorted(set(given))[-1]
     y = np.array([one == named for one in given])
     if y.sum() < 2 or (~y).sum() < 2:
@@ -127,7 +127,7 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
     tables, layers, kept = [], [], {}
     for own, sides in cells_of(recording, rows):
         for number, cell in enumerate(own):
-            values = {role: one[number].numpy() for role, one in sides.items()}
+            values = {role: side[number].numpy() for role, side in sides.items()}
             table, null = neuron_table(values, y, mixed)
             tables.append(table.assign(**cell))
             layers.append({**cell, **_of_layer(table, null, values, y, dealt, together)})
@@ -165,7 +165,7 @@ def neuron_table(
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Per neuron both areas, the gain in selectivity, its control and p; and the gains of random concepts [draw,
     neuron]."""
-    true = {role: areas(one, y[None])[0] for role, one in values.items()}
+    true = {role: areas(value, y[None])[0] for role, value in values.items()}
     gain = np.abs(true["tuned"] - 0.5) - np.abs(true["base"] - 0.5)
     null = np.abs(areas(values["tuned"], mixed) - 0.5) - np.abs(areas(values["base"], mixed) - 0.5)
     spread = null.std(0)
@@ -214,7 +214,7 @@ def _listed(whole: pd.DataFrame, top: int) -> pd.DataFrame:
     """The most selective neurons of either model, and the most gained and lost."""
     size = {role: np.abs(whole[role] - 0.5) for role in ("base", "tuned")}
     orders = [size["base"], size["tuned"], whole["score"], -whole["score"]]
-    chosen = np.unique(np.concatenate([np.argsort(-one.to_numpy(), kind="stable")[:top] for one in orders]))
+    chosen = np.unique(np.concatenate([np.argsort(-order.to_numpy(), kind="stable")[:top] for order in orders]))
     return whole.iloc[chosen].reset_index(drop=True)
 
 

@@ -139,8 +139,8 @@ def between_share(
     total = weights.sum(1)
     spread = weights @ squares - np.einsum("dr,rs,ds->d", weights, gram, weights, optimize=True) / total
     inside = np.zeros(len(weights))
-    for one in range(int(y.max()) + 1):
-        own = weights * (y == one)
+    for number in range(int(y.max()) + 1):
+        own = weights * (y == number)
         size = np.maximum(own.sum(1), 1e-12)
         inside += own @ squares - np.einsum("dr,rs,ds->d", own, gram, own, optimize=True) / size
     classes = int(y.max()) + 1
@@ -162,7 +162,7 @@ def _shares(
 def _variants(rows: PromptRows, variants: Sequence[Any] | None) -> dict[str, np.ndarray]:
     if variants is None:
         return {}
-    of = np.array([str(one) for one in rows.labels(variants)])
+    of = np.array([str(label) for label in rows.labels(variants)])
     return {name: of == name for name in dict.fromkeys(of.tolist())}
 
 
@@ -254,9 +254,9 @@ def procrustes_drift(
 
 def _known_classes(rows: PromptRows, labels: Sequence[Any] | None) -> np.ndarray | None:
     values = rows.labels(labels)
-    if labels is None and any(one is None or one != one for one in values):
+    if labels is None and any(value is None or value != value for value in values):
         return None
-    return np.unique([str(one) for one in values], return_inverse=True)[1]
+    return np.unique([str(value) for value in values], return_inverse=True)[1]
 
 
 def aligned(
@@ -311,7 +311,7 @@ def _drift(
     shift = np.nan
     if classes is not None and classes.max() > 0:
         centres = [
-            (rotated - base)[torch.from_numpy(classes == one)].mean(0).norm() for one in range(classes.max() + 1)
+            (rotated - base)[torch.from_numpy(classes == number)].mean(0).norm() for number in range(classes.max() + 1)
         ]
         shift = float(torch.stack(centres).mean()) / max(spread, 1e-30) ** 0.5
     return {

@@ -120,7 +120,7 @@ def trust_lines(
     lines = []
     for name in names:
         own = of == name
-        sides = {role: one[own] for role, one in scores.items()}
+        sides = {role: score[own] for role, score in scores.items()}
         lines += paired_lines(name, sides, zero, clusters[own], seed)
     gained = scores["tuned"] - scores["base"]
     for number, first in enumerate(names):
@@ -185,9 +185,9 @@ class GradientSketch:
         """Of the loss of a question's answer."""
         from workbench.behaviour.continuations import continuations_of
 
-        one = Prompts([row])
-        prompt = encode(one, self.model.tokenizer, self.model.max_positions)[0]
-        return self._of(prompt, continuations_of(one, Subject("model", self.model), "answer")[0])
+        prompts = Prompts([row])
+        prompt = encode(prompts, self.model.tokenizer, self.model.max_positions)[0]
+        return self._of(prompt, continuations_of(prompts, Subject("model", self.model), "answer")[0])
 
     def of_text(self, row: Any) -> Float[Tensor, " sketch"]:
         """Of the loss of a whole text after its first token."""
@@ -198,7 +198,9 @@ class GradientSketch:
         model = self.model
         ids = torch.tensor([[*prompt, *answer]], device=model.device)
         with model.active(), torch.enable_grad():
-            named = [(name, one) for name, one in model.inner.named_parameters() if one.is_floating_point()]
+            named = [
+                (name, parameter) for name, parameter in model.inner.named_parameters() if parameter.is_floating_point()
+            ]
             flags = [one.requires_grad for _, one in named]
             try:
                 for _, one in named:

@@ -137,7 +137,9 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
     rows = PromptRows.of(recording)
     y, names = classes_of(rows.labels(labels))
     clusters = rows.clusters
-    kinds = clusters if types is None else np.unique([str(one) for one in rows.labels(types)], return_inverse=True)[1]
+    kinds = (
+        clusters if types is None else np.unique([str(label) for label in rows.labels(types)], return_inverse=True)[1]
+    )
     tasks = np.concatenate([y[None], control_tasks(y, kinds, draws, seed)])
     dealt = dealt_folds(folds, clusters, y, seed)
     told: dict[str, list[np.ndarray]] = {"base": [], "tuned": []}
@@ -196,13 +198,13 @@ def suite_table(
     """The table from hits: task 0 is the true one, the rest are control tasks."""
     hits = {role: one[:, 0].astype(np.float64).T for role, one in right.items()}  # [row, cell]
     change = hits["tuned"] - hits["base"]
-    found = mean_intervals(change, clusters=clusters, seed=seed)
+    intervals = mean_intervals(change, clusters=clusters, seed=seed)
     p = paired_permutation(cluster_means(change, clusters), seed=seed).p
     equal = equivalence_p(cluster_means(change, clusters), margin, seed)
     control = {role: one[:, 1:].mean((1, 2)) for role, one in right.items()}
     table = pd.DataFrame(list(cells)).assign(
-        score=found.estimate, low=found.low, high=found.high, control=control["tuned"] - control["base"], p=p,
-        q=q_values(p), equivalence_p=equal,
+        score=intervals.estimate, low=intervals.low, high=intervals.high, control=control["tuned"] - control["base"],
+        p=p, q=q_values(p), equivalence_p=equal,
     )  # fmt: skip
     for role, own in hits.items():
         band = share_intervals(own, clusters=clusters, seed=seed)
@@ -237,7 +239,7 @@ def _levels(
     seed: int,
 ) -> pd.DataFrame:
     """Accuracy of both models and their change for each value of a column."""
-    of = np.array([str(one) for one in values])
+    of = np.array([str(value) for value in values])
     lines = []
     for level in dict.fromkeys(of.tolist()):
         own = of == level

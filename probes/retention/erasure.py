@@ -221,6 +221,6 @@ def _states(pair: ModelPair, rows: Prompts, by_route: Prompts | None, batch_size
         }  # fmt: skip
         lines.append({
             "layer": int(site.split(".")[1]),
-            **{name: float((one.float() - base).norm(dim=-1).mean() / length) for name, one in gaps.items()},
+            **{name: float((gap.float() - base).norm(dim=-1).mean() / length) for name, gap in gaps.items()},
         })  # fmt: skip
     return pd.DataFrame(lines)

@@ -205,7 +205,7 @@ def _numbers(searched: dict[str, Searched]) -> dict[str, float]:
     both = [searched[role] for role in ("base", "tuned")]
     known = (both[0].tried > 0) & (both[1].tried > 0)
     means = [(one.right / np.maximum(one.tried, 1))[known] for one in both]
-    flat = known.sum() < 3 or any(np.ptp(one) == 0 for one in means)
+    flat = known.sum() < 3 or any(np.ptp(mean) == 0 for mean in means)
     rho = float("nan") if flat else float(stats.spearmanr(*means).statistic)
     return {"correlation of formats between the models": rho}
 
@@ -222,7 +222,7 @@ def _separability(
     found = {"formats told apart by chance": 1 / len(chosen)}
     for role in ("base", "tuned"):
         states = recording[role][recording.sites[0]][:].float().numpy()
-        centres = np.stack([states[even & (of == one)].mean(0) for one in range(len(chosen))])
+        centres = np.stack([states[even & (of == number)].mean(0) for number in range(len(chosen))])
         held, truth = states[~even], of[~even]
         named = np.linalg.norm(held[:, None] - centres[None], axis=-1).argmin(1)
         found[f"formats told apart, {role}"] = float((named == truth).mean())

@@ -50,8 +50,8 @@ def sampled_formats(count: int, seed: int) -> list[Format]:
     if not 2 <= count <= len(grammar):
         raise UserError(f"{count} formats cannot be drawn from a grammar of {len(grammar)}: give 2 to {len(grammar)}.")
     others = [one for one in grammar if one != Format()]
-    chosen = np.random.default_rng(seed).choice(len(others), count - 1, replace=False)
-    return [Format(), *(others[int(number)] for number in chosen)]
+    choice = np.random.default_rng(seed).choice(len(others), count - 1, replace=False)
+    return [Format(), *(others[int(number)] for number in choice)]
 
 
 def atomic_edits(start: Format) -> list[tuple[str, Format]]:

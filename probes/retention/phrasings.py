@@ -124,7 +124,7 @@ def phrasing_robustness(  # noqa: PLR0913 (a public call)
             settings=asked(None, items=items, phrasing=phrasing, layer=layer, prefix_tokens=prefix_tokens,
                            epochs=epochs, metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
-        values=pd.DataFrame({name: pd.Series(one) for name, one in values.items()}),
+        values=pd.DataFrame({name: pd.Series(value) for name, value in values.items()}),
         measured=f"{metric}, or a distance relative to the state's length",
         heading="Observed and unobserved phrasings",
         numbers=numbers,
@@ -158,8 +158,8 @@ class _Items:
 
     @classmethod
     def read(cls, rows: Prompts, items: str, phrasing: str) -> _Items:
-        given = column_of(rows, phrasing, what="observed or unobserved")
-        seen = [one if isinstance(one, bool) else str(one).casefold() == "observed" for one in given]
+        column = column_of(rows, phrasing, what="observed or unobserved")
+        seen = [one if isinstance(one, bool) else str(one).casefold() == "observed" for one in column]
         return cls.from_values(column_of(rows, items, what="the item it asks"), seen)
 
     def measured(self, score: np.ndarray, states: np.ndarray) -> dict[str, np.ndarray]:
@@ -256,8 +256,8 @@ def close_distance(
     placeholder = unused_token(model, also_read)
     before = with_placeholders(rows, model.tokenizer, placeholder, tokens)
     examples = [
-        dataclasses.replace(one, prompt=list(row.input_ids or ()), reference=tuple(map(float, target)))
-        for one, row, target in zip(examples_of(rows, model.tokenizer), before, targets, strict=True)
+        dataclasses.replace(example, prompt=list(row.input_ids or ()), reference=tuple(map(float, target)))
+        for example, row, target in zip(examples_of(rows, model.tokenizer), before, targets, strict=True)
     ]
     learned = nn.Parameter(starting_vectors(model, rows, tokens, schedule.seed))
     seen: list[Tensor] = []

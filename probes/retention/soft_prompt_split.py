@@ -171,12 +171,12 @@ def split_lines(scores: Scores, clusters: dict[str, np.ndarray], seed: int) -> l
     weights = list(dict.fromkeys(key[0] for key in scores))
     lines = []
     for name, own in clusters.items():
-        for one in weights:
-            off, on, random = (scores[one, kind, name] for kind in ("off", "on", "random"))
+        for weight in weights:
+            off, on, random = (scores[weight, kind, name] for kind in ("off", "on", "random"))
             lines += [
-                scored_line(f"{name}, off", one, off, 0.0, own, seed),
-                scored_line(f"{name}, on", one, on, random, own, seed),
-                scored_line(f"{name}, soft prompt's gain", one, on - off, random - off, own, seed),
+                scored_line(f"{name}, off", weight, off, 0.0, own, seed),
+                scored_line(f"{name}, on", weight, on, random, own, seed),
+                scored_line(f"{name}, soft prompt's gain", weight, on - off, random - off, own, seed),
             ]
         change = {kind: scores["tuned", kind, name] - scores["base", kind, name] for kind in ("off", "on", "random")}
         both = change["on"] - change["off"], change["random"] - change["off"]

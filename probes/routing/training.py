@@ -150,14 +150,14 @@ class _Data:
         assert logits is not None
         size = max(len(self.answers[one]) for one in members)
         targets = batch.input_ids[:, -size:].clone()
-        for row, one in enumerate(members):
-            targets[row, : size - len(self.answers[one])] = -100
+        for row, member in enumerate(members):
+            targets[row, : size - len(self.answers[member])] = -100
         said = logits[:, -size - 1 : -1].float()
         total = torch.nn.functional.cross_entropy(said.flatten(0, 1), targets.flatten(), ignore_index=-100)
         return total + self._classified(router, inputs, members) if classify else total
 
     def _classified(self, router: iv.AdapterRouting, inputs: dict[str, Tensor], members: list[int]) -> Tensor:
-        wanted = torch.tensor([self.labels[one] for one in members])
+        wanted = torch.tensor([self.labels[member] for member in members])
         losses = []
         for path, x in inputs.items():
             open_ = replace(router, rule="soft") if router.rule != "smora" else replace(router, top_k=10**6)

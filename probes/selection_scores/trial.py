@@ -63,7 +63,7 @@ class SelectionTrial(ProbeResult):
     def mask(self, selection: str) -> dict[str, Tensor]:
         """Tensor -> flat coordinates of a selection."""
         start = f"{selection}/"
-        found = {name.removeprefix(start): one for name, one in self.masks.items() if name.startswith(start)}
+        found = {name.removeprefix(start): mask for name, mask in self.masks.items() if name.startswith(start)}
         if not found:
             raise unknown_name("selection", selection, self.table["module"])
         return found
@@ -224,10 +224,10 @@ def _iou(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, float
 def _overlaps(masks: dict[str, dict[str, Tensor]]) -> pd.DataFrame:
     names = list(masks)
     rows = []
-    for place, one in enumerate(names):
+    for place, name in enumerate(names):
         for other in names[place + 1 :]:
-            shared, chance = _iou(masks[one], masks[other])
-            rows.append({"first": one, "second": other, "iou": shared, "chance": chance})
+            shared, chance = _iou(masks[name], masks[other])
+            rows.append({"first": name, "second": other, "iou": shared, "chance": chance})
     return pd.DataFrame(rows, columns=["first", "second", "iou", "chance"])
 
 

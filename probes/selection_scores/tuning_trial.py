@@ -23,6 +23,7 @@ from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from probes.series.answers import FEWEST, Answers
+from probes.weights.naming import place_of
 from workbench.errors import UserError, unknown_name
 from workbench.figures.series import labelled_points
 from workbench.given import check_subject
@@ -48,6 +49,9 @@ class TuningTrial(ProbeResult):
     """
 
     untrained: float
+    maps: pd.DataFrame
+    """module (the selection), layer, tensor, free: share of the tensor's entries that were trained: the map from before
+    the training (of "free_rows": what is free, the rest is kept)."""
 
     title: ClassVar[str] = "Training in a selection"
     unit: ClassVar[str] = "share of held-out prompts answered right"
@@ -79,6 +83,7 @@ class TuningTrial(ProbeResult):
         "SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation",
         "SCT: A Simple Baseline for Parameter-Efficient Fine-Tuning via Salient Channels",
         "Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning",
+        "Few-shot Image Generation via Adaptation-Aware Kernel Modulation",
     ),
     needs=Needs(columns=("answer",)),
     cost="a training per rule and per random draw, and one of everything",
@@ -100,6 +105,9 @@ def tuning_trial(  # noqa: PLR0913
     progress: Progress | None = None,
 ) -> TuningTrial:
     """Train the base on half of the prompts (whole groups) in each selection, ask the other half, and undo it.
+
+    Rule "free_rows" is the check of AdAM's map, made by a short probe adaptation before the real one: the free rows are
+    trained, beside as many random entries.
 
     Args:
         subject: A model, or a pair, whose base is trained.
@@ -134,14 +142,14 @@ def tuning_trial(  # noqa: PLR0913
     whole = bench.trained("all", 1.0, 0)
     watch.advance()
     table = [bench.row("all", whole, [], whole.moved, untrained)]
+    maps: list[dict[str, Any]] = []
     for rule in rules:
         run = bench.trained(rule, share, refresh)
         watch.advance()
-        random = []
-        for draw in range(draws):
-            random.append(bench.trained_like(run.masks, draw))
-            watch.advance()
+        random = [bench.trained_like(run.masks, draw) for draw in range(draws)]
+        watch.advance(draws)
         table.append(bench.row(rule, run, random, whole.moved, untrained))
+        maps += _map(rule, run.masks)
     watch.finish()
     frame = pd.DataFrame(table)
     return TuningTrial(
@@ -155,7 +163,16 @@ def tuning_trial(  # noqa: PLR0913
             ),
         ),
         untrained=float(untrained[0].mean()),
+        maps=pd.DataFrame(maps),
     )  # fmt: skip
+
+
+def _map(rule: str, masks: Masks) -> list[dict[str, Any]]:
+    places = {name: place_of(name) for name in masks}
+    return [
+        {"module": rule, "layer": places[name].layer, "tensor": places[name].module, "free": float(mask.float().mean())}
+        for name, mask in masks.items()
+    ]
 
 
 @dataclass(frozen=True)

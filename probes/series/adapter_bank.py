@@ -101,7 +101,7 @@ def adapter_bank(
     rows = Prompts.of(prompts)
     vectors, models = updates_of(pair.base, pair_members(pair, checkpoints))
     answers = Answers.of(pair.base, rows, batch_size)
-    labels = _labels(rows, answers)
+    labels = task_labels(rows, answers)
     watch = progress or Silent()
     watch.start("bank", len(vectors) + 1)
     tasks = {str(label): answers.task(np.flatnonzero(labels == label)) for label in dict.fromkeys(labels)}
@@ -137,7 +137,7 @@ def adapter_bank(
     )  # fmt: skip
 
 
-def _labels(rows: Prompts, answers: Answers) -> np.ndarray:
+def task_labels(rows: Prompts, answers: Answers) -> np.ndarray:
     """The task of every usable row. Raises :class:`UserError` without labels."""
     if answers.rows.dropped:
         raise UserError(

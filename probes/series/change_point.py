@@ -51,7 +51,7 @@ def change_point(values: Float[np.ndarray, "step unit"], *, draws: int = 1000, s
     drawn = [_split(table[:, generator.integers(0, table.shape[1], table.shape[1])].mean(1))[0] for _ in range(draws)]
     low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
     orders = [_split(generator.permutation(curve))[1] for _ in range(draws)]
-    p = (1 + sum(one >= gain - 1e-12 for one in orders)) / (draws + 1)
+    p = (1 + sum(order >= gain - 1e-12 for order in orders)) / (draws + 1)
     return ChangePoint(index, int(low), int(high), float(p), float(curve[:index].mean()), float(curve[index:].mean()))
 
 

@@ -136,14 +136,14 @@ class _Asked:
 
     @classmethod
     def of(cls, answers: Answers, task: Any, vector: Any) -> _Asked:
-        found = answers.outcome(task, vector)
+        outcome = answers.outcome(task, vector)
         words = answers.log_probabilities(task, vector)
         candidates = np.concatenate([candidates.numpy() for _, candidates, _ in task.batches])
         labels = np.concatenate([label.numpy() for _, _, label in task.batches])
         among = np.take_along_axis(words, candidates, 1)
         own = among[np.arange(len(labels)), labels]
         among[np.arange(len(labels)), labels] = -np.inf
-        return cls(found.right, own - among.max(1), words)
+        return cls(outcome.right, own - among.max(1), words)
 
 
 def _measures(one: _Asked, base: _Asked, final: _Asked, clusters: np.ndarray, seed: int) -> dict[str, float]:

@@ -140,7 +140,7 @@ class _Learner:
 
     def learn(self, vectors: Mapping[str, TaskVector], by_tensor: bool) -> dict[str, Tensor]:
         """Update -> a coefficient per tensor, in the order of its tensors (all equal unless ``by_tensor``)."""
-        weights = {name: torch.zeros(len(one.changes) if by_tensor else 1) for name, one in vectors.items()}
+        weights = {name: torch.zeros(len(vector.changes) if by_tensor else 1) for name, vector in vectors.items()}
         leaves = [weight.requires_grad_(True) for weight in weights.values()]
         optimiser = torch.optim.AdamW(leaves, lr=self.lr, weight_decay=_DECAY)
         for _ in range(self.epochs):
@@ -175,7 +175,7 @@ def _along(slope: Tensor | None, change: Tensor) -> Tensor:
 
 def _spread(vectors: Mapping[str, TaskVector], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A coefficient per tensor, without gradients."""
-    return {name: weights[name].detach().expand(len(one.changes)).clone() for name, one in vectors.items()}
+    return {name: weights[name].detach().expand(len(vector.changes)).clone() for name, vector in vectors.items()}
 
 
 def _sum(vectors: Mapping[str, TaskVector], weights: Mapping[str, Tensor]) -> TaskVector:

@@ -226,24 +226,24 @@ class _Bench:
         return table.assign(beyond_mean=table["score"] - alone, q=q_values(table.pop("p").to_numpy(np.float64)))
 
     def _row(self, vector: TaskVector | None) -> dict[str, float]:
-        found = self.answers.outcome(self.task, vector)
-        shuffled = found if vector is None else self.answers.outcome(self.task, vector.sign_shuffled(self.seed))
-        apart = (found.right.astype(float) - shuffled.right.astype(float))[:, None]
+        outcome = self.answers.outcome(self.task, vector)
+        shuffled = outcome if vector is None else self.answers.outcome(self.task, vector.sign_shuffled(self.seed))
+        apart = (outcome.right.astype(float) - shuffled.right.astype(float))[:, None]
         clusters = self.task.clusters if self.task.clusters is not None else np.arange(len(apart))
         return {
-            **scored_share(found.right, seed=self.seed, clusters=clusters),
+            **scored_share(outcome.right, seed=self.seed, clusters=clusters),
             "control": shuffled.accuracy,
             "p": float(paired_permutation(cluster_means(apart, clusters), seed=self.seed).p[0]),
-            "loss": found.loss,
-            "n": len(found.right),
+            "loss": outcome.loss,
+            "n": len(outcome.right),
         }
 
     def path(self, ends: Sequence[TaskVector], points: int) -> pd.DataFrame:
         """Loss and accuracy on the straight line from one member to the other."""
         rows = []
         for share in np.linspace(0, 1, points) if points >= 3 else ():
-            found = self.answers.outcome(self.task, interpolated(ends[0], ends[1], float(share)))
-            rows.append({"share": float(share), "loss": found.loss, "accuracy": found.accuracy})
+            outcome = self.answers.outcome(self.task, interpolated(ends[0], ends[1], float(share)))
+            rows.append({"share": float(share), "loss": outcome.loss, "accuracy": outcome.accuracy})
         return pd.DataFrame(rows, columns=["share", "loss", "accuracy"])
 
 

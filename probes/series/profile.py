@@ -96,9 +96,9 @@ def series_profile(
     Raises:
         UserError: Fewer than two members, members of another architecture, scores that do not match.
     """
-    found = members_of(base, tuned, checkpoints, scores)
-    profile, models = _profiled(found, progress or Silent())
-    values = np.asarray(found.scores, dtype=np.float64)
+    members = members_of(base, tuned, checkpoints, scores)
+    profile, models = _profiled(members, progress or Silent())
+    values = np.asarray(members.scores, dtype=np.float64)
     whole = profile.groupby("member", sort=False)[["change2", "base2"]].sum()
     total = np.sqrt((whole["change2"] / whole["base2"]).to_numpy(np.float64))
     return SeriesProfile(
@@ -109,8 +109,8 @@ def series_profile(
             settings=asked(None, checkpoints=list(checkpoints), scores=scores, draws=draws),
         ),
         profile=profile,
-        members=pd.DataFrame({"member": found.names, "member_score": values, "change": total}),
-        notes=found.notes,
+        members=pd.DataFrame({"member": members.names, "member_score": values, "change": total}),
+        notes=members.notes,
     )  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def sparsity_curve(
     """
     check_pair(pair, prompts)
     shares = [0.25, 0.5, 0.75, 0.9] if sparsities is None else sorted(sparsities)
-    if not shares or not all(0 < one < 1 for one in shares):
+    if not shares or not all(0 < share < 1 for share in shares):
         raise UserError("Give sparsities between 0 and 1, such as 0.5.")
     rows, work = Prompts.of(prompts), Work(batch_size, progress)
     calibration, reported = halves(rows, seed)
@@ -205,12 +205,12 @@ def _likeness(
 ) -> pd.DataFrame:
     values = {role: _compared(model, rows, rule) for role, model in pair.models.items()}
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(one), generator=generator) for one in values["base"][0]]
+    orders = [torch.randperm(len(value), generator=generator) for value in values["base"][0]]
     lines, p = [], []
     for place, share in enumerate(shares):
         for layer in range(pair.base.n_layers):
             cut = {role: float(thresholds[role][place, layer]) for role in values}
-            fires = {role: [one >= cut[role] for one in values[role][layer]] for role in values}
+            fires = {role: [value >= cut[role] for value in values[role][layer]] for role in values}
             own = np.array([jaccard(a, b) for a, b in zip(fires["base"], fires["tuned"], strict=True)])
             other = np.array([
                 jaccard(a, b[order]) for a, b, order in zip(fires["base"], fires["tuned"], orders, strict=True)

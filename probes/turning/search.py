@@ -141,14 +141,14 @@ def head_effects(pair: ModelPair, part: Part, batch_size: int) -> Float[Tensor, 
     layers = model.hub.geometry.attention_layers
     found = torch.zeros(model.n_layers, model.n_heads)
     for members in batches([len(row) for row in rows], batch_size):
-        batch = pad_left([rows[one] for one in members], pad_id(model.tokenizer)).to(model.device)
+        batch = pad_left([rows[member] for member in members], pad_id(model.tokenizer)).to(model.device)
         leaves = Leaves([("z", layer) for layer in layers])
         values: dict[int, Tensor] = {}
         readers = [SiteHook(Site("z", layer), _keeping(values, layer)) for layer in layers]
         with frozen(model.hf), model.hooked([*leaves.hooks, *readers]):
             logits = model.forward(batch, logits="last", grad=True)
             assert logits is not None
-            at = torch.tensor([words[one] for one in members], device=logits.device)
+            at = torch.tensor([words[member] for member in members], device=logits.device)
             last = logits[:, -1].float()
             gradients = leaves.gradients((last.gather(1, at[:, :1]) - last.gather(1, at[:, 1:])).sum())
         for layer in layers:

@@ -130,7 +130,7 @@ class Collector:
         for part, blocks in split(place.module, delta).items():
             ranks = _block_ranks(blocks)
             for head in range(len(blocks)):
-                cell = Sums(*(one[part][head] for one in squares))
+                cell = Sums(*(square[part][head] for square in squares))
                 self.heads.append(
                     {
                         "stack": stack,
@@ -158,5 +158,5 @@ def _block_ranks(blocks: Float[Tensor, "head row column"]) -> dict[str, Tensor]:
     squares = torch.linalg.eigvalsh((wide @ wide.mT).double()).clamp_min(0)
     first = squares[:, -1]
     stable = torch.where(first > 0, squares.sum(1) / first.clamp_min(1e-300), 0.0)
-    effective = torch.tensor([effective_rank(one.sqrt()) for one in squares])
+    effective = torch.tensor([effective_rank(square.sqrt()) for square in squares])
     return {"sigma_1": first.sqrt(), "stable_rank": stable, "effective_rank": effective}

@@ -59,6 +59,7 @@ class RankMap(ProbeResult):
     papers=(
         "TriAdaptLoRA: Brain-Inspired Triangular Adaptive Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
         "AutoPEFT: Automatic Configuration Search for Parameter-Efficient Fine-Tuning",
+        "Neural Fine-Tuning Search for Few-Shot Learning",
         "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation",
         "KaSA: Knowledge-Aware Singular-Value Adaptation of Large Language Models",
     ),
@@ -67,6 +68,9 @@ class RankMap(ProbeResult):
 )
 def rank_map(base: Any, tuned: Any = None, *, share: float = 0.9, progress: Progress | None = None) -> RankMap:
     """Read ranks from the numbers: configurations of EVA, AdaLoRA or a search say another rank than the modules have.
+
+    A searched layout, which adapts some layers, tunes some whole and freezes the rest (AutoPEFT; neural fine-tuning
+    search, from vision), is told by where the rank is 0, low, or the matrix's own.
 
     An adapter that rewrote the base's weights (KaSA, PiSSA, CorDA) is compared with the true base.
 

@@ -88,7 +88,9 @@ def layouts(config: Mapping[str, Any], stacks: Iterable[str]) -> dict[str, Layou
     language = Layout.of(config)
     encoded = bool(config.get("is_encoder_decoder"))
     alone = Layout(n_heads=0, n_kv_heads=0)
-    return {one: language if one == LANGUAGE or (encoded and one.endswith("encoder")) else alone for one in stacks}
+    return {
+        stack: language if stack == LANGUAGE or (encoded and stack.endswith("encoder")) else alone for stack in stacks
+    }
 
 
 def _prefix(name: str) -> str | None:

@@ -129,11 +129,88 @@ def test_generated_keys_by_token_are_refused_under_beams() -> None:
         model.generate_ids(batch, **options)
 
 
-def test_eager_attention_is_said_once_and_taken_back() -> None:
+def with_attention(implementation: str, family: str = "llama") -> AdaptedModel:
+    hf = tiny_model(family)
+    hf.set_attn_implementation(implementation)
+    return AdaptedModel(hf, tokenizer())
+
+
+SCALES = {
+    "all heads": iv.AttentionScale(3.0, keys="prompt[2:6]"),
+    "factors": iv.AttentionScale({"L0H1": 4.0, "L1H0": 0.3}),
+    "zero": iv.AttentionScale(0.0, ["L1H2", "L0H3"], keys="prompt[0:4]"),
+    "queries": iv.AttentionScale(5.0, ["L1H2"], positions="last"),
+    "rows": iv.AttentionScale(5.0, strength=[0.0, 1.5]),
+    "rows of zero": iv.AttentionScale(0.0, keys="prompt[1:3]", strength=[0.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3"])
+def test_a_bias_in_the_mask_is_the_same_as_changed_eager_weights(family: str, name: str) -> None:
+    """With padding on the left, windows and grouped keys; sdpa stays and no warning is given."""
+    recipe, mask = iv.Recipe([SCALES[name]]), torch.ones_like(ids())
+    mask[1, :7] = 0
+    batch, found = Encoded(ids(), mask), {}
+    for implementation in ("sdpa", "eager"):
+        model = with_attention(implementation, family)
+        with recipe.applied(model, trace=True) as trace, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found[implementation] = model.forward(batch)
+        assert set(trace.frame()["path"]) == {"attention mask" if implementation == "sdpa" else "value"}
+        assert SCALES[name].path(model) == ("attention mask" if implementation == "sdpa" else "eager")
+        with (recipe * 0).applied(model):
+            plain = model.forward(batch)
+        assert model.hf.config._attn_implementation == implementation
+    real = mask.bool()
+    torch.testing.assert_close(found["sdpa"][real], found["eager"][real], atol=2e-5, rtol=1e-4)
+    assert (found["eager"] - plain)[real].abs().max() > 1e-3, "it must change something"
+
+
+def test_two_scalings_shut_no_query_out() -> None:
+    """The second would take a query's last key away and leaves it, as on the weights."""
+    both = iv.Recipe([iv.AttentionScale(0.0, keys="prompt[0:3]"), iv.AttentionScale(0.0, keys="prompt[3:6]")])
+    found = []
+    for implementation in ("sdpa", "eager"):
+        model = with_attention(implementation)
+        with both.applied(model):
+            found.append(model.forward(ids()))
+    torch.testing.assert_close(found[0], found[1], atol=2e-5, rtol=1e-4)
+    assert found[0].isfinite().all()
+
+
+def test_layers_that_nothing_touches_stay_bit_equal() -> None:
+    model = with_attention("sdpa")
+    kept: list[torch.Tensor] = []
+    reader = SiteHook(Site("resid_post", 1), lambda value, ctx: kept.append(value.clone()))
+    with model.hooked([reader]):
+        model.forward(ids(), logits=None)
+    with iv.Recipe([iv.AttentionScale(3.0, ["L2H0"])]).applied(model), model.hooked([reader]):
+        model.forward(ids(), logits=None)
+    assert torch.equal(kept[0], kept[1])
+
+
+def test_a_reader_of_the_pattern_makes_that_layer_eager_alone() -> None:
+    """The pattern that is read holds the change, and so do the logits."""
+    model, recipe = with_attention("sdpa"), iv.Recipe([SCALES["factors"]])
+    with recipe.applied(model):
+        alone = model.forward(ids())
+    kept: list[torch.Tensor] = []
+    reader = SiteHook(Site("pattern", 1), lambda value, ctx: kept.append(value))
+    with recipe.applied(model, trace=True) as trace, model.hooked([reader]):
+        torch.testing.assert_close(model.forward(ids()), alone, atol=2e-5, rtol=1e-4)
+    assert trace.frame().groupby("layer")["path"].first().to_dict() == {0: "attention mask", 1: "value"}
+    eager = with_attention("eager")
+    with recipe.applied(eager), eager.hooked([reader]):
+        eager.forward(ids(), logits=None)
+    torch.testing.assert_close(kept[0], kept[1], atol=1e-6, rtol=1e-4)
+
+
+def test_eager_attention_is_said_once_where_a_change_needs_the_weights() -> None:
     model = AdaptedModel(tiny_model("llama"), tokenizer())
     before = model.hf.config._attn_implementation
     assert before == "sdpa"
-    recipe = iv.Recipe([iv.AttentionScale(2.0)])
+    recipe = iv.Recipe([iv.SinkHandover(0.2)])
     with pytest.warns(iv.EagerAttentionWarning, match="sdpa"), recipe.applied(model):
         model.forward(ids())
     with warnings.catch_warnings():

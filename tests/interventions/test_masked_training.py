@@ -11,7 +11,9 @@ from torch import nn
 
 import interventions as iv
 from interventions.training.editing import site_name
+from interventions.training.examples import examples_of
 from interventions.training.masked_optimizer import MaskedAdamW
+from interventions.training.modulation import free_rows, modulation_fisher
 from interventions.training.selection import RULES, Selector, within_budget
 from interventions.training.sensitive import sensitivity_plan
 from interventions.training.trainer import Schedule
@@ -217,3 +219,34 @@ def test_an_edit_changes_one_tensor_alone(order: Any) -> None:
         iv.edit_facts(adapted, rows, layer=1, module="mlp.out")
     with pytest.raises(UserError, match="layers 0 to 2"):
         iv.edit_facts(adapted, rows, layer=9)
+
+
+def test_a_probe_adaptation_frees_the_rows_that_the_task_does_not_read() -> None:
+    """The loss reads two of six rows; their gains carry information, the others none."""
+    weight = torch.nn.Parameter(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)))
+    before = weight.detach().clone()
+    batches = [{"x": torch.randn(5, generator=torch.Generator().manual_seed(n))} for n in range(3)]
+
+    def gradients(batch: Any) -> tuple[torch.Tensor, ...]:
+        with torch.enable_grad():
+            loss = ((weight[1] @ batch["x"]) - 1).square() + (weight[4] @ batch["x"]).square()
+            return torch.autograd.grad(loss, [weight])
+
+    fisher = modulation_fisher({"w": weight}, batches, gradients)
+    assert (fisher["w"][[1, 4]] > 0).all() and (fisher["w"][[0, 2, 3, 5]] == 0).all()
+    assert torch.equal(weight.detach(), before)
+    masks = free_rows(fisher, {"w": weight.shape}, 4 / 6)
+    assert masks["w"].all(1).tolist() == [True, False, True, True, False, True] and masks["w"].shape == (6, 5)
+
+
+def test_free_rows_are_whole_rows_chosen_over_all_tensors() -> None:
+    model = tiny_model("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapted = load_pair(model, tiny_model("llama"), device="cpu", tokenizer=tokenizer(), check=False).base
+    rows = [{"prompt": f"the {word}", "answer": " fox"} for word in ("quick", "lazy", "brown", "big")]
+    chosen = Selector(adapted, examples_of(rows, tokenizer()), "free_rows", 0.25, batch_size=2).masks()
+    assert all(bool((mask.all(-1) == mask.any(-1)).all()) for mask in chosen.values())
+    free = sum(int(mask.any(-1).sum()) for mask in chosen.values())
+    assert free == round(0.25 * sum(mask[..., 0].numel() for mask in chosen.values()))
+    assert len({float(mask.float().mean()) for mask in chosen.values()}) > 1
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

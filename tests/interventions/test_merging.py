@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 import interventions as iv
 from interventions.weightspace.lora_lego import merged_factors
-from interventions.weightspace.merging import low_rank, stock_ratio
+from interventions.weightspace.merging import low_rank, stock_ratio, trimmed
 from tests.tiny import tiny_model, token_batch, tokenizer, tuned_copy
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
@@ -94,6 +94,41 @@ def test_dare_keeps_the_mean_and_depends_on_nothing_but_the_seed() -> None:
     assert set(again.unique().tolist()) == {0.0, 4.0} and float(again.mean()) == pytest.approx(1, abs=0.05)
     assert torch.equal(thin.changes["a"], again) and thin.changes["b"].shape == (50,)
     assert torch.equal(iv.dare([update], density=1.0).changes["a"], torch.ones(200, 200))
+
+
+def test_ties_and_dare_by_mergekits_definitions() -> None:
+    """Its sign vote: sign of the sum with 0 counted as plus, entries of that sign alone, divided by how many they are;
+    its magnitudes: int(density * n) largest; its DARE: what stays scaled to the sum of absolute values before."""
+    generator = torch.Generator().manual_seed(0)
+    changes = [torch.randn(7, 11, generator=generator) for _ in range(3)]
+    kept = []
+    for change in changes:
+        order = change.abs().reshape(-1).argsort(descending=True)[: int(0.4 * change.numel())]
+        mask = torch.zeros(change.numel())
+        mask[order] = 1
+        kept.append(change * mask.view_as(change))
+    stacked = torch.stack(kept)
+    majority = (stacked.sum(0) >= 0).float() * 2 - 1
+    mask = (stacked.sign() == majority).float()
+    divisor = mask.sum(0)
+    divisor[divisor.abs() < 1e-8] = 1
+    wanted = (stacked * mask).sum(0) / divisor
+    made = iv.ties([iv.TaskVector({"w": one}) for one in changes], density=0.4)
+    assert torch.allclose(made.changes["w"], wanted, atol=1e-6)
+    one = iv.TaskVector({"w": changes[0]})
+    thin = iv.dare([one], density=0.5, rescale="l1", seed=1).changes["w"]
+    stays = thin != 0
+    assert float(thin.abs().sum()) == pytest.approx(float(changes[0].abs().sum()), rel=1e-5)
+    ratio = thin[stays] / changes[0][stays]
+    assert float(ratio.max()) == pytest.approx(float(ratio.min()), rel=1e-5) and 0 < float(stays.float().mean()) < 1
+    assert torch.equal(iv.dare([one], density=1.0, rescale="l1").changes["w"], changes[0])
+
+
+def test_mergekits_own_results_where_it_is_installed() -> None:
+    sparsify = pytest.importorskip("mergekit.sparsify", reason="mergekit is not installed")
+    change = torch.randn(9, 13, generator=torch.Generator().manual_seed(2))
+    theirs = sparsify.sparsify(change, 0.3, sparsify.SparsificationMethod.magnitude)
+    assert torch.equal(trimmed(change, 0.3), theirs)
 
 
 def test_twin_merging_at_full_rank_gives_each_task_back() -> None:

@@ -21,7 +21,11 @@ from workbench.models.pair import ModelPair, load_pair
 PROBES = sorted({entry.function for entry in index().entries if entry.kind == "probe"})
 READS_A_DIFFERENCE = [name for name in PROBES if "pair" in inspect.signature(getattr(probes, name)).parameters]
 
-OF_THE_TUNED_MODEL = {"code_similarity": "which rows look alike to the tuned model, whatever tuning changed"}
+OF_THE_TUNED_MODEL = {
+    "code_similarity": "which rows look alike to the tuned model, whatever tuning changed",
+    "token_guidance": "what scores of tokens do to the base, beside the tuned model",
+    "undoing": "what further training does to the tuned model, whatever tuning changed",
+}
 """Probes of a pair whose question is not what differs -> what it is."""
 
 pytestmark = pytest.mark.slow

@@ -168,19 +168,21 @@ def _graft(ground: Ground, rows: Prompts, skill: str, bars: bool, kept: dict[str
 
     def run(pair: Any) -> Any:
         epochs = 20 if bars else 8
-        found = probes.graft(
+        graft = probes.graft(
             pair, rows, epochs=epochs, sparsity=0.02, sparsities=(1e-2,), draws=DRAWS, seed=ground.seed
         )
         if kept is not None:
-            kept[skill] = found
-        return found
+            kept[skill] = graft
+        return graft
 
     def judge(result: Any) -> Iterator[Verdict]:
         recovered = result.of("graft") / result.of("tuned")
         random = result.of(f"random ({DRAWS} draws)") / result.of("tuned")
         floor, ceiling = (0.95, 0.02) if bars else (np.nan, np.nan)
         yield Verdict(f"{skill}: tuned accuracy recovered", recovered, random, at_least=floor)
-        within = sum(one.numel() for name, one in ground.pair.base.hf.named_parameters() if ".layers." in name)
+        within = sum(
+            parameter.numel() for name, parameter in ground.pair.base.hf.named_parameters() if ".layers." in name
+        )
         note = f"{result.entries} entries, {result.sparsity:.1%} of the tensors that changed"
         yield Verdict(f"{skill}: share of the layers' weights", result.entries / within, at_most=ceiling, note=note)
         if planted:  # else all entries of the tensors that changed

@@ -23,8 +23,8 @@ def opposite(ground: Ground, count: int) -> list[Row]:
         for row in ground.rows(10_000, split):
             found.setdefault(row["group"], {})[row[name]] = _by_cue(row)
     pairs = [list(both.values()) for both in found.values() if len(both) == 2]
-    chosen = random.Random(ground.seed).sample(pairs, count // 2)
-    return [{**row, "contrast": other["prompt"]} for pair in chosen for row, other in (pair, pair[::-1])]
+    sample = random.Random(ground.seed).sample(pairs, count // 2)
+    return [{**row, "contrast": other["prompt"]} for pair in sample for row, other in (pair, pair[::-1])]
 
 
 def asked_otherwise(ground: Ground, count: int) -> list[Row]:

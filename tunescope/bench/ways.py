@@ -139,7 +139,7 @@ def _moved_at_once(ground: Ground) -> Case:
 def _circuit_without(ground: Ground) -> Case:
     """All heads but the planted ones, which say their mean over prompts that do not tell the variable."""
     name, planted = ground.organism.name, _planted(ground)
-    kept = _labels([head for head in _every_head(ground) if head not in planted])
+    labels = _labels([head for head in _every_head(ground) if head not in planted])
     reads = name == "reachable-heads"
     if reads:
         rows = [{**row, "answer": row["english"], "distractor": row["answer"]} for row in ground.rows(48)]
@@ -148,7 +148,7 @@ def _circuit_without(ground: Ground) -> Case:
     reference = ground.rows(48, "retained") if name == "planted-heads" else rows
 
     def run(pair: Any) -> Any:
-        return probes.circuit(pair.base if reads else pair.tuned, Prompts.of(rows), kept, parts=0,
+        return probes.circuit(pair.base if reads else pair.tuned, Prompts.of(rows), labels, parts=0,
                               reference=Prompts.of(reference), seed=ground.seed)  # fmt: skip
 
     def judge(result: Any) -> list[Verdict]:

@@ -101,7 +101,7 @@ class Asked:
     def config(self) -> dict[str, Any]:
         """As the run's manifest keeps it."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        return {"verb": "diff", **plain, "recipes": [str(one) for one in self.recipes],
+        return {"verb": "diff", **plain, "recipes": [str(recipe) for recipe in self.recipes],
                 "behaviours": list(self.behaviours)}  # fmt: skip
 
 
@@ -135,7 +135,7 @@ class Compared:
     @property
     def results(self) -> dict[str, Result]:
         """Every result by the name of its chapter."""
-        return {one.name: one.result for one in self.chapters if one.result is not None}
+        return {chapter.name: chapter.result for chapter in self.chapters if chapter.result is not None}
 
     def printed(self) -> list[tuple[str, pd.DataFrame]]:
         """Title and table of each part as people read it."""
@@ -148,7 +148,10 @@ class Compared:
     def payload(self) -> dict[str, Any]:
         """Every result as its own JSON, by chapter."""
         own = json.loads(self.behaviour.to_json())
-        return {**own, **{name: json.loads(one.to_json()) for name, one in self.results.items() if name != "behaviour"}}
+        return {
+            **own,
+            **{name: json.loads(result.to_json()) for name, result in self.results.items() if name != "behaviour"},
+        }
 
     def write(self, run: runs.Run) -> None:
         """Fill the run: tables, figures, prompts, and the sections of a report; results are there already."""
@@ -161,8 +164,11 @@ class Compared:
             for name, figure in chapter.figures.items():
                 run.write_text(f"figures/{name}.json", figure.to_json())
         run.write_json("sections", [
-            {"title": one.title, "text": one.text, "tables": list(one.tables), "figures": list(one.figures)}
-            for one in self.chapters
+            {
+                "title": chapter.title, "text": chapter.text, "tables": list(chapter.tables),
+                "figures": list(chapter.figures),
+            }
+            for chapter in self.chapters
         ])  # fmt: skip
 
 
@@ -271,8 +277,8 @@ def _bench(asked: Asked, files: Files, progress: Progress) -> Bench:
         own_generation_config=asked.own_generation_config,
     )  # fmt: skip
     model = pair.models[asked.on]
-    for one in files.recipes.values():
-        one.check(model)
+    for recipe in files.recipes.values():
+        recipe.check(model)
     random = {name: _random(one, model, files.rows, asked) for name, one in files.recipes.items()}
     return Bench(
         asked,
@@ -352,7 +358,7 @@ def _behaviour(found: BehaviourDiff, bench: Bench) -> list[Chapter]:
 def _dose(bench: Bench, finished: FinishedChapters, number: int, name: str) -> Chapter:
     from interventions.sweep import dose
 
-    metric = bench.asked.follow or next((one for one in bench.metrics if one in DOSED), "kl")
+    metric = bench.asked.follow or next((metric for metric in bench.metrics if metric in DOSED), "kl")
     key = f"dose-{number}"
     found = finished.result(key, DoseResponse, lambda: dose_response(
         bench.pair, bench.rows, dose(bench.recipes[name]), bench.asked.strengths or (), metric=metric,
@@ -377,7 +383,7 @@ def _scope(bench: Bench, finished: FinishedChapters) -> Chapter:
 
 
 def _split(bench: Bench, finished: FinishedChapters) -> Chapter:
-    kept = [] if bench.asked.metrics is None else [one for one in bench.metrics if one != "perplexity"]
+    kept = [] if bench.asked.metrics is None else [metric for metric in bench.metrics if metric != "perplexity"]
     known = bench.asked.split == "known"
     first = ["refusal", "contained"] if known else ["accuracy", "confidence", "brier", "ece"]
     name, title = ("known", "Known and unknown questions") if known else ("sure", "Sure and unsure answers")

@@ -75,7 +75,7 @@ def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -
     from workbench.errors import UserError
 
     grid, materials = cells(experiment), Materials(file.parent)
-    named = [*files_named(cell.experiment for cell in grid), *(one.file for one in experiment.prompts.values())]
+    named = [*files_named(cell.experiment for cell in grid), *(prompt.file for prompt in experiment.prompts.values())]
     for name in named:
         if name is not None and not materials.path(name).exists():
             raise UserError(f"There is no file {materials.path(name)}, which {file} names: check the path.")

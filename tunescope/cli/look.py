@@ -54,7 +54,7 @@ def look(
         run_steps(found, bar, lambda line: print_now(line, err=as_json))
         keep(found, run)
     if as_json:
-        steps = [{"step": step, "found": told} for step, note in found.notes.items() for told in note.sentences]
+        steps = [{"step": step, "found": sentence} for step, note in found.notes.items() for sentence in note.sentences]
         recipes = [f"recipes/{name}.safetensors" for name in found.recipes]
         emit({"run": str(run.path), "behaviour": found.behaviour, "steps": steps, "recipes": recipes}, as_json=True)
         return

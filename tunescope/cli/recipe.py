@@ -31,11 +31,14 @@ def show_command(file: File, as_json: AsJson = False) -> None:
     from workbench.cards import counted
 
     recipe = load_recipe(file)
-    steps = [{"kind": one.kind, "does": repr(one), "content": one.content} for one in recipe]
+    steps = [
+        {"kind": intervention.kind, "does": repr(intervention), "content": intervention.content}
+        for intervention in recipe
+    ]
     payload = {"recipe": str(file), "content": recipe.content, "made_with": recipe.made_with, "interventions": steps}
     made_for = (recipe.made_with.get("model") or {}).get("name")
     title = f"{file}: {counted(len(steps), 'intervention')}" + (f", made for {made_for}" if made_for else "")
-    emit(payload, as_json, [{"kind": one["kind"], "does": one["does"]} for one in steps], title=title)
+    emit(payload, as_json, [{"kind": step["kind"], "does": step["does"]} for step in steps], title=title)
 
 
 @app.command("check")

@@ -76,7 +76,7 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     applied = with_other_models(applied, sides, {"tuned": shift_tuned, "base": shift_base}, **options)
     side = on if on in sides else next(iter(sides))
     applied.check(sides[side])
-    texts: dict[str, Any] = {name: one.generate(rows, max_new_tokens=max_new_tokens) for name, one in sides.items()}
+    texts: dict[str, Any] = {name: side.generate(rows, max_new_tokens=max_new_tokens) for name, side in sides.items()}
     steered = steered_texts(sides[side], applied, rows, factors, max_new_tokens=max_new_tokens)
     found = [
         {
@@ -102,7 +102,7 @@ steer.__doc__ = f"{steer.__doc__}\n\n\b{EXAMPLE}"
 def _reads(sides: Mapping[str, AdaptedModel], row: Prompt) -> dict[str, Any]:
     """The text and token ids that the model reads; by side where the sides' chat templates differ."""
     found: dict[str, Any] = {
-        name: one.reads([row])[["text", "input_ids"]].to_dict("records")[0] for name, one in sides.items()
+        name: side.reads([row])[["text", "input_ids"]].to_dict("records")[0] for name, side in sides.items()
     }
     first: dict[str, Any] = next(iter(found.values()))
     return first if all(one == first for one in found.values()) else found

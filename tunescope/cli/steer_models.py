@@ -29,17 +29,20 @@ def with_other_models(
     from interventions.recipe import Recipe
 
     asked = {role: name for role in ROLES if (name := given.get(role)) is not None}
-    shifts = [one for one in recipe if isinstance(one, LogitShift)]
+    shifts = [intervention for intervention in recipe if isinstance(intervention, LogitShift)]
     if asked and not shifts:
         named = " and ".join(f"--shift-{role}" for role in asked)
         raise UserError(f"This recipe shifts no logits by other models: leave {named} out.")
     if not shifts:
         return recipe
-    here = {one.identity.hash: one for one in sides.values()}
+    here = {side.identity.hash: side for side in sides.values()}
     for shift in shifts:
         _all_named(shift, here, asked)  # before anything is loaded
     loaded = _loaded(asked, options)
-    made = [_bound(one, here, loaded) if isinstance(one, LogitShift) else one for one in recipe]
+    made = [
+        _bound(intervention, here, loaded) if isinstance(intervention, LogitShift) else intervention
+        for intervention in recipe
+    ]
     return Recipe(made, recipe.made_with)
 
 

@@ -83,10 +83,10 @@ def keeps(terms: Keeps, material: Material) -> Finding:
     }
     own = np.flatnonzero(right["base"])
     clusters = rows[own].clusters if len(own) else None
-    found = share_at_least(right["tuned"][own], 1 - terms.lose_at_most, material.contract.confidence, clusters)
+    share = share_at_least(right["tuned"][own], 1 - terms.lose_at_most, material.contract.confidence, clusters)
     lost = [rows[int(item)].shown for item in own if not right["tuned"][item]]
     detail = f"the base solves {len(own)} of {len(rows)} items; lost: {'; '.join(lost) or 'none'}"
-    return replace(found, detail=detail)
+    return replace(share, detail=detail)
 
 
 def survives(terms: Survives, material: Material) -> Finding:

@@ -68,13 +68,13 @@ def share_at_least(hits: np.ndarray, least: float, confidence: float, clusters: 
 
 def mean_at_least(values: np.ndarray, least: float, confidence: float, clusters: np.ndarray | None = None) -> Finding:
     """Whether the mean of numbers that are no shares is at least ``least``; never with fewer than 20 units."""
-    found = mean_interval(np.asarray(values, dtype=float), clusters=clusters, level=2 * confidence - 1)
+    interval = mean_interval(np.asarray(values, dtype=float), clusters=clusters, level=2 * confidence - 1)
     per_unit, n = _units(values, clusters)
     if n < LEAST:
-        return Finding(UNDECIDED, found.estimate, found.low, found.high, n, LEAST)
-    verdict = HOLDS if found.low >= least else FAILS if found.high < least else UNDECIDED
-    needed = _n_of_mean(per_unit, abs(found.estimate - least), confidence) if verdict == UNDECIDED else None
-    return Finding(verdict, found.estimate, found.low, found.high, n, needed)
+        return Finding(UNDECIDED, interval.estimate, interval.low, interval.high, n, LEAST)
+    verdict = HOLDS if interval.low >= least else FAILS if interval.high < least else UNDECIDED
+    needed = _n_of_mean(per_unit, abs(interval.estimate - least), confidence) if verdict == UNDECIDED else None
+    return Finding(verdict, interval.estimate, interval.low, interval.high, n, needed)
 
 
 def unchanged_share(
@@ -88,10 +88,10 @@ def unchanged_share(
     change = np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float)
     per_unit, n = _units(change, clusters)
     if len(per_unit) < len(change) and per_unit.any() and n > 1:
-        found = mean_interval(change, clusters=clusters, level=2 * confidence - 1)
+        interval = mean_interval(change, clusters=clusters, level=2 * confidence - 1)
         if n < LEAST:
-            return Finding(UNDECIDED, found.estimate, found.low, found.high, n, LEAST)
-        return _equivalent(found.estimate, (found.low, found.high), n, (-within, within), per_unit, confidence)
+            return Finding(UNDECIDED, interval.estimate, interval.low, interval.high, n, LEAST)
+        return _equivalent(interval.estimate, (interval.low, interval.high), n, (-within, within), per_unit, confidence)
     turned = (int((change > 0).sum()), int((change < 0).sum())) if len(per_unit) == len(change) else (0, 0)
     low, high = tango(*turned, n, confidence)
     finding = _equivalent(float(change.mean()), (low, high), n, (-within, within), per_unit, confidence)
@@ -108,11 +108,11 @@ def unchanged_share(
 
 def unchanged_mean(change: np.ndarray, within: float, confidence: float, clusters: np.ndarray | None = None) -> Finding:
     """Whether the mean of paired changes of a number lies within ``within`` of 0; never with fewer than 20 units."""
-    found = mean_interval(np.asarray(change, dtype=float), clusters=clusters, level=2 * confidence - 1)
+    interval = mean_interval(np.asarray(change, dtype=float), clusters=clusters, level=2 * confidence - 1)
     per_unit, n = _units(change, clusters)
     if n < LEAST:
-        return Finding(UNDECIDED, found.estimate, found.low, found.high, n, LEAST)
-    return _equivalent(found.estimate, (found.low, found.high), n, (-within, within), per_unit, confidence)
+        return Finding(UNDECIDED, interval.estimate, interval.low, interval.high, n, LEAST)
+    return _equivalent(interval.estimate, (interval.low, interval.high), n, (-within, within), per_unit, confidence)
 
 
 def unchanged_perplexity(
@@ -130,12 +130,12 @@ def unchanged_perplexity(
     Returns:
         The relative change of the perplexity over all tokens, by a bootstrap over texts.
     """
-    found = ratio_intervals(change[:, None], tokens, clusters=clusters, level=2 * confidence - 1).cell(0)
+    cell = ratio_intervals(change[:, None], tokens, clusters=clusters, level=2 * confidence - 1).cell(0)
     per_unit, n = _units(change / tokens.mean(), clusters)
-    ends = (math.expm1(found.low), math.expm1(found.high))
+    ends = (math.expm1(cell.low), math.expm1(cell.high))
     if n < LEAST:
-        return Finding(UNDECIDED, math.expm1(found.estimate), *ends, n, LEAST)
-    return _equivalent(math.expm1(found.estimate), ends, n, (-within, within), per_unit, confidence)
+        return Finding(UNDECIDED, math.expm1(cell.estimate), *ends, n, LEAST)
+    return _equivalent(math.expm1(cell.estimate), ends, n, (-within, within), per_unit, confidence)
 
 
 def tango(up: int, down: int, n: int, confidence: float) -> tuple[float, float]:

@@ -81,7 +81,7 @@ def experts_experiment(
             "experts-base": {**experts, "within": "base"},
             "experts": experts,
             **{f"switching-{name}": {**curve, "ranking": [*ranking]} for name, ranking in rankings.items()},
-            **{f"graft-{method}": {**skill, "method": method, **given} for method, given in grafts.items()},
+            **{f"graft-{method}": {**skill, "method": method, **graft} for method, graft in grafts.items()},
             **looks,
             "refuses": _shares("topic", settings, recipes),
             "answers-topic": _shares("facts", settings, recipes),

@@ -45,7 +45,7 @@ class Tried:
 def compare(pair: Any, organism: str, behaviour: Behaviour, tried: Tried, seed: int = 0) -> dict[str, Any]:
     """Shares of prompts that show ``behaviour``: base, tuned, steered and the mean of the controls, each with its 95 %
     interval over prompts (``_low``, ``_high``); ``n`` prompts, ``draws`` of the control."""
-    recipes = {"steered": tried.recipe, **{f"control {n}": one for n, one in enumerate(tried.controls)}}
+    recipes = {"steered": tried.recipe, **{f"control {n}": control for n, control in enumerate(tried.controls)}}
     sides: dict[str, Any] = {"recipe": recipes} if tried.on == "tuned" else {"base_recipes": recipes}
     found = behaviour_diff(pair, behaviour.prompts, metrics=["accuracy"], seed=seed, **sides).rows
     per_prompt = {str(model): rows["accuracy"].to_numpy() for model, rows in found.groupby("model", sort=False)}

@@ -91,7 +91,8 @@ class _Tries:
         """The knob's direction taken out: every prompt gets the mean coordinate."""
         layer, directions = self.knob.layer, (self.knob.direction[:, 0], *self.random)
         recipes = [
-            iv.Recipe([iv.ConceptAblation(layer, one, mean=mean, positions="last+generated")]) for one in directions
+            iv.Recipe([iv.ConceptAblation(layer, direction, mean=mean, positions="last+generated")])
+            for direction in directions
         ]
         return Tried("knob's direction ablated", recipes[0], recipes[1:], "random directions ablated")
 

@@ -176,8 +176,8 @@ def _switched(pair: Any, experts: list[str], used: ExpertMap, by: str, settings:
     recipes = [
         iv.Recipe([iv.ExpertSwitch(off=[f"L{layer}E{expert}" for layer, expert in one])]) for one in (places, *draws)
     ]
-    for one in recipes:
-        one.check(pair.tuned)
+    for recipe in recipes:
+        recipe.check(pair.tuned)
     name = "1 expert" if len(experts) == 1 else f"{len(experts)} experts"
     return Tried(f"{name} off, by {by}", recipes[0], recipes[1:], _OFF)
 

@@ -108,9 +108,9 @@ def _written(
             run.file("prompts").mkdir(exist_ok=True)
             Prompts.of(chapter.prompts).save(run.file(f"prompts/{chapter.organism}.jsonl"))
         run.write_json("sections", [
-            {"title": one.title, "text": one.text, "tables": [_file(name) for name in one.tables],
-             "figures": [_file(name) for name in one.figures]}
-            for one in sections
+            {"title": section.title, "text": section.text, "tables": [_file(name) for name in section.tables],
+             "figures": [_file(name) for name in section.figures]}
+            for section in sections
         ])  # fmt: skip
     return run
 

@@ -67,7 +67,7 @@ def _dose(run: Run, prompts: Mapping[str, Any]) -> dict[str, Any]:
     from workbench.behaviour.dosing import DOSED
 
     config = run.config
-    followed = config.get("follow") or next((one for one in _metrics(run, "behaviour") if one in DOSED), "kl")
+    followed = config.get("follow") or next((metric for metric in _metrics(run, "behaviour") if metric in DOSED), "kl")
     side = ["perplexity"] if "neutral" in prompts and followed != "perplexity" else []
     return {
         "do": "dose", "strengths": config["strengths"], "metrics": [followed, *side], "on": config["on"],

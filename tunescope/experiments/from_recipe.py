@@ -25,12 +25,12 @@ def recipe_spec(recipe: Recipe) -> RecipeSpec:
 
     Reading it back gives an equal recipe, tensors bit for bit.
     """
-    count = sum(tensor.numel() for one in recipe for tensor in one.to_tensors()[1].values())
+    count = sum(tensor.numel() for intervention in recipe for tensor in intervention.to_tensors()[1].values())
     if count > LONGEST:
         raise NotSupported(
             f"This recipe holds {count} numbers, too many to write out: save it with Recipe.save and name the file."
         )
-    return RecipeSpec(interventions=[_written(one) for one in recipe])
+    return RecipeSpec(interventions=[_written(intervention) for intervention in recipe])
 
 
 def _written(intervention: Any) -> Any:

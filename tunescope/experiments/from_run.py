@@ -65,15 +65,15 @@ def only(experiment: Experiment, names: Iterable[str]) -> Experiment:
                 f"The run does not say how {name!r} was made, so no experiment file makes it again; use its Python."
             )
     for name in wanted:
-        wanted += [one for one in needs(experiment, name) if one not in wanted]
+        wanted += [need for need in needs(experiment, name) if need not in wanted]
     kept = {name: step for name, step in experiment.steps.items() if name in wanted}
-    recipes = {one for step in kept.values() for one in recipes_of(step)}
+    recipes = {recipe for step in kept.values() for recipe in recipes_of(step)}
     sets = {one for name, step in kept.items() for one in (step.prompts, *sets_of(experiment, name))}
     return Experiment.of({
         **experiment.plain(),
         "steps": {name: step.plain() for name, step in kept.items()},
-        "recipes": {name: one.plain() for name, one in experiment.recipes.items() if name in recipes},
-        "prompts": {name: one.plain() for name, one in experiment.prompts.items() if name in sets},
+        "recipes": {name: recipe.plain() for name, recipe in experiment.recipes.items() if name in recipes},
+        "prompts": {name: prompt.plain() for name, prompt in experiment.prompts.items() if name in sets},
         "sweep": {path: values for path, values in experiment.sweep.items() if _still_there(path, kept, recipes)},
     })  # fmt: skip
 

@@ -55,9 +55,9 @@ def comparison_of(first: Chosen, second: Chosen) -> Experiment:
     made = {name: one.experiment for name, one in sides.items() if one.experiment is not None}
     values: dict[str, Any] = _merged(made) if made else {"seed": 0, "pair": _models(first, second), "steps": {}}
     refs: dict[str, dict[str, str]] = {}
-    for name, one in sides.items():
-        steps = {} if one.experiment is None else _renaming(name, one.experiment)["steps"]
-        refs[name] = {key: steps.get(value, value) for key, value in one.ref.items()}
+    for name, side in sides.items():
+        steps = {} if side.experiment is None else _renaming(name, side.experiment)["steps"]
+        refs[name] = {key: steps.get(value, value) for key, value in side.ref.items()}
     seed = {} if values["seed"] == 0 else {"seed": 0}  # the page draws equal scores with the seed 0
     values["steps"] = {**values["steps"], COMPARE: {"do": "compare", **refs, **seed}}
     left = [f"The {name} result is read from its file. {one.reason}" for name, one in sides.items() if one.reason]
@@ -70,9 +70,9 @@ def both_of(first: tuple[Run, str], second: tuple[Run, str]) -> Experiment:
     Raises :class:`NotSupported` for a run that does not say how it was made, and for one that sweeps.
     """
     sides = {
-        f"{name}-{pair}" if pair else name: one
+        f"{name}-{pair}" if pair else name: experiment
         for name, (run, device) in (("first", first), ("second", second))
-        for pair, one in _experiments(run, device).items()
+        for pair, experiment in _experiments(run, device).items()
     }
     return Experiment.of({"name": "both", **_merged(sides)})
 
@@ -136,13 +136,13 @@ def _merged(sides: Mapping[str, Experiment]) -> dict[str, Any]:
     """Seed, models, prompts, recipes and steps of all; each side's names begin with its own."""
     first = next(iter(sides.values()))
     found: dict[str, Any] = {"seed": first.seed, "pair": first.pair.plain(), "prompts": {}, "recipes": {}, "steps": {}}
-    for name, one in sides.items():
-        names = _renaming(name, one)
+    for name, side in sides.items():
+        names = _renaming(name, side)
         for kind in ("prompts", "recipes"):
-            for own, value in getattr(one, kind).items():
+            for own, value in getattr(side, kind).items():
                 found[kind][names[kind][own]] = _renamed(value, names).plain()
-        for own in one.steps:
-            found["steps"][names["steps"][own]] = _step(one, own, names, first).plain()
+        for own in side.steps:
+            found["steps"][names["steps"][own]] = _step(side, own, names, first).plain()
     return found
 
 

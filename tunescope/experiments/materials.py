@@ -157,7 +157,7 @@ def _matches(row: Prompt, where: Mapping[str, Any]) -> bool:
 
 def files_named(experiments: Iterable[Experiment]) -> list[str]:
     """The files and folders, other than models and prompts, that an experiment reads; each once, as written."""
-    return list(dict.fromkeys(name for one in experiments for name in _files(one)))
+    return list(dict.fromkeys(name for experiment in experiments for name in _files(experiment)))
 
 
 def file_hash(path: Path) -> str:

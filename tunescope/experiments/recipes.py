@@ -123,10 +123,10 @@ class RecipeBuilder:
 
     def _head_offsets(self, spec: inline.HeadOffsetSpec) -> list[Any]:
         if not isinstance(spec.vectors, inline.ProbedHeads):
-            return [self._plainly(spec, vectors={head: self._tensor(one) for head, one in spec.vectors.items()})]
+            return [self._plainly(spec, vectors={head: self._tensor(vector) for head, vector in spec.vectors.items()})]
         probe = self._found(spec.vectors, "HeadProbe")
-        found = probe.recipe(spec.vectors.first, 1.0, spec.vectors.direction)
-        return self._placed(found, spec)
+        recipe = probe.recipe(spec.vectors.first, 1.0, spec.vectors.direction)
+        return self._placed(recipe, spec)
 
     def _scales(self, given: Any) -> dict[str, Any]:
         if not isinstance(given, inline.ScaledHeads):
@@ -149,8 +149,8 @@ class RecipeBuilder:
                 strength=spec.strength, positions=spec.positions, when=self._gate(spec.when),
             )  # fmt: skip
             return [made]
-        found = self._found(spec.knob, "Knob").recipe(spec.knob.to)
-        return self._placed(found, spec)
+        recipe = self._found(spec.knob, "Knob").recipe(spec.knob.to)
+        return self._placed(recipe, spec)
 
     def _ablations(self, spec: inline.ConceptAblationSpec) -> list[Any]:
         if spec.concepts is None:
@@ -163,8 +163,8 @@ class RecipeBuilder:
                 )
             ]  # fmt: skip
         concepts = self._found(spec.concepts, "ConceptDirections")
-        found = concepts.recipe(spec.concepts.directions, spec.concepts.to, spec.strength)
-        return self._placed(found, spec)
+        recipe = concepts.recipe(spec.concepts.directions, spec.concepts.to, spec.strength)
+        return self._placed(recipe, spec)
 
     def _tensor(self, given: Any) -> Tensor:
         if not isinstance(given, TensorRef):

@@ -218,7 +218,7 @@ def _read_models(path: Path) -> dict[str, Any]:
 def cell_table(cell: Cell, kept: dict[str, Kept]) -> pd.DataFrame:
     """The cell's part of the long table."""
     parts = [kept[name].metrics.assign(step=name) for name in cell.experiment.steps]
-    table = pd.concat([one for one in parts if len(one)] or parts[:1], ignore_index=True)
+    table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     settings = {path: scalar(value) for path, value in cell.settings.items()}
     for place_, (path, value) in enumerate([("cell", cell.number), *settings.items()]):
         table.insert(place_, path, value)

@@ -19,7 +19,7 @@ def scope(step: steps.Scope, bench: Bench) -> Outcome:
     """The share of prompts that each recipe changes in scope, near it and beyond, beside random stand-ins."""
     rows, side = bench.rows(step.prompts), bench.pair.models[step.on]
     recipes = {name: bench.recipe(name) for name in step.recipes}
-    random = {name: stand_ins(one, side, rows, step.controls, bench.seed) for name, one in recipes.items()}
+    random = {name: stand_ins(recipe, side, rows, step.controls, bench.seed) for name, recipe in recipes.items()}
     changed: Any = is_refusal if step.changed == "refusal" else step.changed
     found = scope_panel(
         bench.pair, recipes, rows, None if step.near is None else bench.rows(step.near), bench.rows(step.outside),

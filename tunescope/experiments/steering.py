@@ -50,13 +50,13 @@ def generate(step: steps.Generate, bench: Bench) -> Outcome:
             answers = [one[place] for one in steered]
             lines.append(_text_lines(_named(name, step.on), strength, asked, answers))
             moved = np.array([new != old for new, old in zip(answers, texts[step.on], strict=True)], dtype=float)
-            found = mean_interval(moved, clusters=rows.clusters, seed=bench.seed)
+            interval = mean_interval(moved, clusters=rows.clusters, seed=bench.seed)
             metrics.append(
                 {"of": _named(name, step.on), "strength": strength, "metric": "texts changed",
-                 "estimate": found.estimate, "low": found.low, "high": found.high, "n": found.n}
+                 "estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
             )  # fmt: skip
             metrics.append(_beginning(_named(name, step.on), strength, answers, step, bench))
-    metrics = [one for one in metrics if one]
+    metrics = [metric for metric in metrics if metric]
     table = pd.concat(lines, ignore_index=True).astype({"strength": "float64"})
     return Outcome(f"{len(rows)} prompts, {length} new tokens each", table, metric_rows(metrics))
 
@@ -67,7 +67,7 @@ def _beginning(
     """The share of answers that begin as the step asks; empty where it does not ask."""
     if step.begins is None:
         return {}
-    hits = [float(one.strip().startswith(step.begins.strip())) for one in answers]
+    hits = [float(answer.strip().startswith(step.begins.strip())) for answer in answers]
     found = share_interval(hits, clusters=bench.rows(step.prompts).clusters, seed=bench.seed)
     return {"of": of, "strength": strength, "metric": f"begins with {step.begins.strip()}", **found._asdict()}
 
@@ -95,7 +95,7 @@ def _below(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 def dose(step: steps.Dose, bench: Bench) -> Outcome:
     """One recipe at every strength, with the mean of its random stand-ins at the same strength."""
     recipe = bench.recipe(step.recipe)
-    variants = {(step.recipe, one): recipe * one for one in step.strengths}
+    variants = {(step.recipe, strength): recipe * strength for strength in step.strengths}
     table = _compared(bench, step, variants, step.on)["table"]
     if step.outside is not None:
         table = pd.concat([table, _out_of_scope(bench, step, variants)], ignore_index=True)
@@ -114,14 +114,14 @@ def _out_of_scope(bench: Bench, step: steps.Dose, variants: Mapping[tuple[str, f
 
     lines = []
     for (name, strength), recipe in variants.items():
-        drawn = [moved(one) for one in stand_ins(recipe, side, inside, step.controls, bench.seed)]
+        drawn = [moved(stand_in) for stand_in in stand_ins(recipe, side, inside, step.controls, bench.seed)]
         label = _named(name, step.on)
         values = {label: (moved(recipe), 1)} | ({RANDOM + label: (np.mean(drawn, 0), len(drawn))} if drawn else {})
         for model, (each, draws) in values.items():
-            found = mean_interval(each, clusters=rows.clusters, seed=bench.seed)
-            change = dict(zip(CHANGES, found[:3], strict=True))  # as it is, the model is at 0
+            interval = mean_interval(each, clusters=rows.clusters, seed=bench.seed)
+            change = dict(zip(CHANGES, interval[:3], strict=True))  # as it is, the model is at 0
             line = {"model": model, "strength": strength, "metric": OUTSIDE, "draws": draws}
-            lines.append({**line, **found._asdict(), **change})
+            lines.append({**line, **interval._asdict(), **change})
     return pd.DataFrame(lines)
 
 
@@ -173,11 +173,11 @@ def _options(bench: Bench, step: steps.Compared) -> dict[str, Any]:
 def _metrics(table: pd.DataFrame) -> pd.DataFrame:
     """The long table's rows; ``control`` of a recipe is what its random stand-ins came to on average."""
     lines = table.rename(columns={"model": "of"}).drop(columns="draws").to_dict("records")
-    random = {(one["of"], one["strength"], one["metric"]): one["estimate"] for one in lines}
+    random = {(line["of"], line["strength"], line["metric"]): line["estimate"] for line in lines}
     return metric_rows([
-        {**{str(name): value for name, value in one.items()},
-         "control": random.get((f"{RANDOM}{one['of']}", one["strength"], one["metric"]))}
-        for one in lines
+        {**{str(name): value for name, value in line.items()},
+         "control": random.get((f"{RANDOM}{line['of']}", line["strength"], line["metric"]))}
+        for line in lines
     ])  # fmt: skip
 
 

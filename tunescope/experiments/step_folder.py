@@ -163,9 +163,9 @@ def step_key(
     content = {
         "step": step.plain(), "seed": None if not _has_chance(step) else seed_of(experiment, name),
         "models": models,
-        "prompts": [materials.prompts(experiment, one, pair).hash for one in references.sets_of(experiment, name)],
-        "recipes": {one: experiment.recipes[one].plain() for one in references.recipes_of(step)},
-        "reads": {one: earlier[one] for one in references.needs(experiment, name)},
+        "prompts": [materials.prompts(experiment, group, pair).hash for group in references.sets_of(experiment, name)],
+        "recipes": {recipe: experiment.recipes[recipe].plain() for recipe in references.recipes_of(step)},
+        "reads": {need: earlier[need] for need in references.needs(experiment, name)},
         "on": pair.plain() if models else None,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

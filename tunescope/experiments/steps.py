@@ -171,7 +171,7 @@ def _called_by_function(values: Mapping[str, Any]) -> Any:
     call = str(values.get("call", ""))
     entry = probe_of_function(call)
     if entry is None:
-        raise refusal(unknown(f"value {call!r}", call, [one.function for one in index().entries]), "call")
+        raise refusal(unknown(f"value {call!r}", call, [entry.function for entry in index().entries]), "call")
     rest = {key: value for key, value in values.items() if key not in ("do", "call", "sets")}
     return load_step({**rest, **values.get("sets", {})}, entry.name)
 

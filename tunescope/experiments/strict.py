@@ -122,7 +122,7 @@ def _sentence(first: Any, context: Mapping[str, Any]) -> str:
         case "missing":
             return "is missing; add this key."
         case "union_tag_invalid":
-            known = [one.strip().strip("'") for one in str(context["expected_tags"]).split("',")]
+            known = [word.strip().strip("'") for word in str(context["expected_tags"]).split("',")]
             return unknown(f"value {str(context['tag'])!r}", str(context["tag"]), known)
         case "union_tag_not_found":
             return "is missing; it says what this is."

@@ -48,9 +48,9 @@ def reliability(
     lines = []
     for number in np.unique(members):
         chosen = members == number
-        found = mean_interval(right[chosen], clusters=None if clusters is None else clusters[chosen], seed=seed)
+        interval = mean_interval(right[chosen], clusters=None if clusters is None else clusters[chosen], seed=seed)
         lines.append(
             {"from_": number / bins, "to": (number + 1) / bins, "confidence": float(confidence[chosen].mean()),
-             "share": found.estimate, "low": found.low, "high": found.high, "n": int(chosen.sum())}
+             "share": interval.estimate, "low": interval.low, "high": interval.high, "n": int(chosen.sum())}
         )  # fmt: skip
     return pd.DataFrame(lines)

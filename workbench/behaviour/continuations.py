@@ -60,15 +60,15 @@ class Logprobs:
 def logprobs(subject: Subject, prompts: Ids, continuations: Ids, work: Work) -> Logprobs:
     """Log-probability of each continuation [row] behind its prompt; one forward pass per batch."""
     _check_readable(subject, prompts, continuations)
-    found = Logprobs([len(one) for one in continuations])
-    lengths = [len(one) + len(other) for one, other in zip(prompts, continuations, strict=True)]
+    found = Logprobs([len(continuation) for continuation in continuations])
+    lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
     with subject.applied(), work.steps(subject.name, lengths) as steps:
         for rows in steps:
             with subject.applied_to(rows):
                 logits = continuation_logits(subject, prompts, continuations, rows)
-            for row, one in zip(rows, logits, strict=True):
-                wanted = torch.tensor(continuations[row], device=one.device)[:, None]
-                found.sum_[row] = float(one.double().log_softmax(-1).gather(-1, wanted).sum())
+            for row, logit in zip(rows, logits, strict=True):
+                wanted = torch.tensor(continuations[row], device=logit.device)[:, None]
+                found.sum_[row] = float(logit.double().log_softmax(-1).gather(-1, wanted).sum())
     return found
 
 
@@ -100,7 +100,7 @@ def kl_per_token(
     for subject, own in zip((base, *subjects), (prompts, *read), strict=True):
         _check_readable(subject, own, continuations)
     found = [np.zeros((len(continuations), 2)) for _ in subjects]
-    lengths = [len(one) + len(other) for one, other in zip(prompts, continuations, strict=True)]
+    lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
     with work.steps("KL per token", lengths) as steps:
         for rows in steps:
             theirs = _logits(base, prompts, continuations, rows)
@@ -113,17 +113,20 @@ def kl_per_token(
 
 def _logits(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:
     with subject.applied(), subject.applied_to(rows):
-        return [one.cpu() for one in continuation_logits(subject, prompts, continuations, rows)]
+        return [
+            continuation_logit.cpu()
+            for continuation_logit in continuation_logits(subject, prompts, continuations, rows)
+        ]
 
 
 def _check_readable(subject: Subject, prompts: Ids, continuations: Ids) -> None:
     limit = subject.model.max_positions
-    longest = max(len(one) + len(other) for one, other in zip(prompts, continuations, strict=True))
+    longest = max(len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True))
     if limit is not None and longest > limit:
         raise UserError(
             f"A prompt with its continuation has {longest} tokens and the limit is {limit}; shorten prompts or answers."
         )
-    if max(max(one, default=0) for one in continuations) >= subject.model.vocab_size:
+    if max(max(continuation, default=0) for continuation in continuations) >= subject.model.vocab_size:
         raise UserError(
             f"A continuation holds a token that {subject.model.name} does not know (its vocabulary has "
             f"{subject.model.vocab_size}); compare over the text of the other model, or over answers."

@@ -51,7 +51,7 @@ def contrast(
     check_pair(pair)
     rows = Prompts.of(prompts)
     work, decoding = Work(batch_size, progress), Decoding(max_new_tokens)
-    theirs, ours = (generate_replies(Subject(role, one), rows, decoding, work) for role, one in pair.models.items())
+    theirs, ours = (generate_replies(Subject(role, model), rows, decoding, work) for role, model in pair.models.items())
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
     found = []
     for number, (row, read, base, tuned) in enumerate(zip(rows, ids, theirs, ours, strict=True)):

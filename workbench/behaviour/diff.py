@@ -75,12 +75,14 @@ def compared_models(
     )
     found = [Compared(side, (Subject(side, model),)) for side, model in pair.models.items()]
     found += [Compared(name, (Subject(name, pair.tuned, one),)) for name, one in named.items()]
-    found += [Compared(name, (Subject(name, pair.base, one),)) for name, one in (base_recipes or {}).items()]
+    found += [
+        Compared(name, (Subject(name, pair.base, base_recipe),)) for name, base_recipe in (base_recipes or {}).items()
+    ]
     for name, draws in (controls or {}).items():
         if not draws:
             raise UserError(f"The control {name!r} has no draws: give at least one recipe, better ten.")
         found.append(
-            Compared(name, tuple(Subject(name, pair.models[controls_on], one) for one in draws), is_control=True)
+            Compared(name, tuple(Subject(name, pair.models[controls_on], draw) for draw in draws), is_control=True)
         )
     names = [one.name for one in found]
     if twice := [name for name in names if names.count(name) > 1]:

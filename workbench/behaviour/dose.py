@@ -163,7 +163,7 @@ def _strengths(given: Sequence[int | float]) -> tuple[float, ...]:
 def _doses(controls: Sequence[Any]) -> list[Dose]:
     if controls and len(controls) < MIN_DRAWS:
         raise UserError(f"A control needs at least {MIN_DRAWS} random recipes; got {len(controls)}.")
-    return [Dose.of(one) for one in controls]
+    return [Dose.of(control) for control in controls]
 
 
 def _table(

@@ -122,7 +122,10 @@ def over_strengths(
     """``score`` at every strength, [strength, prompt, ...]."""
     numbers = list(range(len(prompts)))
     if dose.rows is None:
-        runs = [score(Subject(f"strength {one:g}", model, dose.at(one)), prompts, numbers) for one in strengths]
+        runs = [
+            score(Subject(f"strength {strength:g}", model, dose.at(strength)), prompts, numbers)
+            for strength in strengths
+        ]
         return np.stack(runs)
     make, of_row = dose.rows, [strength for _ in prompts for strength in strengths]
     many = Prompts([row for row in prompts for _ in strengths])

@@ -41,14 +41,14 @@ class Estimator:
         names = list(measured)
         against = [np.zeros_like(values[0]), values[names.index("tuned")], values[names.index("base")]]
         cells = np.moveaxis(np.stack([values - other for other in against], axis=1), 2, 0)
-        found = mean_intervals(cells, clusters=self.clusters, seed=self.seed)
+        intervals = mean_intervals(cells, clusters=self.clusters, seed=self.seed)
         if counted := [place for place, metric in enumerate(metrics) if metric in self.shares]:
             shares = share_intervals(cells[:, :, 0, counted], clusters=self.clusters, seed=self.seed)
-            found.low[:, 0, counted], found.high[:, 0, counted] = shares.low, shares.high
-            estimate, low, high = (part[:, 1:, counted] for part in found[:3])
-            changes = with_exact_change(Intervals(estimate, low, high, found.n), cells, self.clusters)
-            found.low[:, 1:, counted], found.high[:, 1:, counted] = changes.low, changes.high
-        return found
+            intervals.low[:, 0, counted], intervals.high[:, 0, counted] = shares.low, shares.high
+            estimate, low, high = (part[:, 1:, counted] for part in intervals[:3])
+            changes = with_exact_change(Intervals(estimate, low, high, intervals.n), cells, self.clusters)
+            intervals.low[:, 1:, counted], intervals.high[:, 1:, counted] = changes.low, changes.high
+        return intervals
 
     def whole(self, metric: str, own: Measured, other: Measured | None = None) -> Interval:
         """The interval of a metric that is one number for all prompts, or of its difference from another model's."""
@@ -69,7 +69,7 @@ class Estimator:
             return lambda weights: np.mean(
                 [np.exp(-(weights @ one[:, 0]) / (weights @ one[:, 1])) for one in own.neutral], axis=0
             )
-        pairs = [(one["confidence"].to_numpy(), one["accuracy"].to_numpy()) for one in own.frames]
+        pairs = [(frame["confidence"].to_numpy(), frame["accuracy"].to_numpy()) for frame in own.frames]
         return lambda weights: np.mean(
             [calibration_error(weights, confidence, right, self.bins) for confidence, right in pairs], axis=0
         )

@@ -85,7 +85,7 @@ def fit(
 
     check_subject(subject)
     model: AdaptedModel = getattr(subject, "tuned", subject)
-    rows, wanted = Prompts.of(prompts), np.array([bool(one) for one in labels])
+    rows, wanted = Prompts.of(prompts), np.array([bool(label) for label in labels])
     _check_labels(rows, answers, wanted)
     ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in answers]
     tried = resolve_layers(layers or [0.5, 0.65, 0.8, 0.95], model.n_layers)
@@ -114,7 +114,7 @@ def state_scores(
     work: Work,
 ) -> pd.DataFrame:
     """The fitted ones among ``behaviours``, one row per prompt: the greedy reply, read by the subject itself."""
-    read = {name: one.states for name, one in behaviours.items() if one.states is not None}
+    read = {name: behaviour.states for name, behaviour in behaviours.items() if behaviour.states is not None}
     if not read:
         return pd.DataFrame(index=range(len(prompts)))
     ids = [list(samples[0].content) for samples in replies]

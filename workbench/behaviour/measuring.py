@@ -91,12 +91,12 @@ class Trial:
     @property
     def rules(self) -> list[Behaviour]:
         """Behaviours that read a text alone."""
-        return [one for one in self.behaviours.values() if one.states is None]
+        return [behaviour for behaviour in self.behaviours.values() if behaviour.states is None]
 
     @property
     def shares(self) -> frozenset[str]:
         """Metrics that count prompts."""
-        return SHARES | {name for name, one in self.behaviours.items() if one.share}
+        return SHARES | {name for name, behaviour in self.behaviours.items() if behaviour.share}
 
 
 def measure(compared: Sequence[Compared], trial: Trial) -> dict[str, Measured]:

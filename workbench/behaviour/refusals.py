@@ -73,7 +73,7 @@ _PHRASES = (
     r"\bi can't do that\b|\bi (?:will|can) ?not do (?:that|this)\b",
     r"\bi have to pass\b",
 )
-_REFUSAL = re.compile("|".join(f"(?:{one})" for one in _PHRASES))
+_REFUSAL = re.compile("|".join(f"(?:{phrase})" for phrase in _PHRASES))
 _QUOTED = re.compile(r"\"[^\"]*\"|\u201c[^\u201d]*\u201d|\*\*[^*]*\*\*")
 _DONE = re.compile(r"\bcannot recommend [^.]* enough|\bcan't recommend [^.]* enough")
 

@@ -169,8 +169,8 @@ def _behaviour(
             return logits_of(subject, prompts, work).argmax(-1).numpy()
         replies = generate_replies(subject, prompts, Decoding(options.max_new_tokens), work)
         if isinstance(changed, str):
-            return np.array([" ".join(map(str, one[0].ids)) for one in replies])
-        return np.array([float(changed(one[0].text, row)) for one, row in zip(replies, prompts, strict=True)])
+            return np.array([" ".join(map(str, reply[0].ids)) for reply in replies])
+        return np.array([float(changed(reply[0].text, row)) for reply, row in zip(replies, prompts, strict=True)])
 
     return behaves
 

@@ -111,8 +111,8 @@ def _forced(
         for rows in steps:
             with subject.applied_to(rows):
                 logits = continuation_logits(subject, ids, answers, rows)
-            for row, one in zip(rows, logits, strict=True):
-                scores = one.double().log_softmax(-1)
+            for row, logit in zip(rows, logits, strict=True):
+                scores = logit.double().log_softmax(-1)
                 wanted = torch.tensor(answers[row], device=scores.device)
                 best, chosen = scores.max(-1)
                 same = (chosen == wanted).cumprod(0)
@@ -126,7 +126,7 @@ def _forced(
 def _agree(answers: Sequence[Sequence[int]], distractors: Sequence[Sequence[int]] | None) -> list[int]:
     """First tokens that do not tell answers apart."""
     first: dict[int, tuple[int, ...]] = {}
-    found = [one[0] for one in answers if first.setdefault(one[0], tuple(one)) != tuple(one)]
+    found = [answer[0] for answer in answers if first.setdefault(answer[0], tuple(answer)) != tuple(answer)]
     if distractors is not None:
         pairs = zip(answers, distractors, strict=True)
         found += [one[0] for one, other in pairs if one[0] == other[0] and list(one) != list(other)]

@@ -104,7 +104,9 @@ def behaviour(what: str | Score | Behaviour, name: str | None = None, *, share: 
     if what in _registered():
         score = load_method(what).call
         return Behaviour(name or what, summary_of(score).rstrip("."), score, _says_yes_or_no(score))
-    raise unknown_name("behaviour", what, [*_NAMED, *_registered(), *(f"{one}:..." for one in PREFIXES), "language:en"])
+    raise unknown_name(
+        "behaviour", what, [*_NAMED, *_registered(), *(f"{prefix}:..." for prefix in PREFIXES), "language:en"]
+    )
 
 
 def _registered() -> list[str]:
@@ -128,16 +130,16 @@ def read_metrics(metrics: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, Beh
         metrics = [metrics]
     names: list[str] = []
     found: dict[str, Behaviour] = {}
-    for one in metrics:
-        if isinstance(one, str) and one in METRICS:
-            names.append(one)
+    for metric in metrics:
+        if isinstance(metric, str) and metric in METRICS:
+            names.append(metric)
             continue
-        if isinstance(one, str) and not is_behaviour_text(one):
+        if isinstance(metric, str) and not is_behaviour_text(metric):
             raise unknown_name(
-                "metric", one, [*METRICS, *_NAMED, *_registered(), *(f"{kind}:..." for kind in PREFIXES)]
+                "metric", metric, [*METRICS, *_NAMED, *_registered(), *(f"{kind}:..." for kind in PREFIXES)]
             )
-        made = behaviour(one)
-        if made.name in METRICS and not (isinstance(one, Behaviour) and made is _NAMED.get(made.name)):
+        made = behaviour(metric)
+        if made.name in METRICS and not (isinstance(metric, Behaviour) and made is _NAMED.get(made.name)):
             raise UserError(f"A behaviour is called {made.name!r}, as a metric is: give it a name of its own.")
         if made.name in found and found[made.name] != made:
             raise UserError(f"Two behaviours are called {made.name!r}: give each a name of its own.")

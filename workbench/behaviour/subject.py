@@ -94,7 +94,7 @@ def continuation_logits(
             stack.enter_context(subject.model.hooked([], prompt_lengths=lengths))
         logits = subject.model.forward(batch, logits=max(sizes) + 1)
     assert logits is not None
-    return [one[-1 - size : -1].float() for one, size in zip(logits, sizes, strict=True)]
+    return [logit[-1 - size : -1].float() for logit, size in zip(logits, sizes, strict=True)]
 
 
 def padded(subject: Subject, ids: Sequence[Sequence[int]]) -> Encoded:

@@ -134,13 +134,13 @@ def texts_table(
     for number, row in enumerate(prompts):
         asked = readable(row, tokenizer)
         for sample in range(len(next(iter(replies.values()))[number])):
-            texts = {model: found[number][sample] for model, found in replies.items()}
-            for model, one in texts.items():
+            texts = {model: reply[number][sample] for model, reply in replies.items()}
+            for model, text in texts.items():
                 line = {"prompt": number, "asked": asked, "answer": row.answer, "sample": sample, "model": model}
-                line |= {"text": one.text, "new_tokens": len(one.content), "ended": one.ended}
-                line |= {"refused": bool(refusal(one.text, row)), "repetition": repetition(one.content)}
+                line |= {"text": text.text, "new_tokens": len(text.content), "ended": text.ended}
+                line |= {"refused": bool(refusal(text.text, row)), "repetition": repetition(text.content)}
                 for side in ("base", "tuned"):
-                    line |= _parting(one, texts[side], side, tokenizer) if side in texts else {}
+                    line |= _parting(text, texts[side], side, tokenizer) if side in texts else {}
                 lines.append(line)
     return pd.DataFrame(lines)
 

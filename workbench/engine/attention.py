@@ -1,8 +1,10 @@
 """Reading and changing attention patterns through a registered attention function.
 
-While a pattern is tapped the model runs ``eager`` attention at the tapped layers (the model family's own eager
-function, so soft-caps, sinks and grouped keys stay as they are); the other layers keep sdpa where that was in use.
-The mask function is registered too: without it transformers hands over no mask and causality is lost silently.
+Only ``eager`` attention shows a pattern. While a pattern is tapped the tapped layers run the model family's own eager
+function (so soft-caps, sinks and grouped keys stay as they are), unless all that is asked of a layer can be said as a
+bias on its attention logits: under sdpa it then goes into the attention mask, and sdpa stays. Untapped layers keep sdpa
+with the masks they always had. A mask function is registered for each name: without it transformers hands over no mask
+and causality is lost silently.
 """
 
 from __future__ import annotations
@@ -10,31 +12,81 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
-from workbench.typing import Tensor
+from workbench.typing import Bool, Float, Tensor
 
 NAME = "tunescope"
-_TAPS: dict[int, Callable[[Tensor], Tensor | None]] = {}
-_BEFORE: dict[int, str] = {}
+"""Every layer runs eager attention."""
+SDPA_NAME = "tunescope_sdpa"
+"""Layers run sdpa, but for those whose pattern is read or changed by more than a bias."""
+NAMES = {NAME, SDPA_NAME}
 
 
-def tapped_attention(
+class AttentionLogits:
+    """What is known of a layer's attention logits before they are computed.
+
+    ``query`` is [batch, head, query, d_head], for its sizes, device and dtype.
+    """
+
+    def __init__(self, module: nn.Module, query: Tensor, n_keys: int, mask: Tensor | None, causal: bool | None) -> None:
+        self.query, self.n_keys, self.mask = query, n_keys, mask
+        self._causal = getattr(module, "is_causal", True) if causal is None else causal
+        self._blocked: Tensor | None = None
+
+    def visible(self) -> Bool[Tensor, "rows heads query key"]:
+        """Which keys each query can attend to, by the model's mask and by the biases so far."""
+        seen = self.model_mask()
+        if seen is None:
+            seen = torch.ones(1, 1, self.query.shape[2], self.n_keys, dtype=torch.bool, device=self.query.device)
+        return seen if self._blocked is None else seen & ~self._blocked
+
+    def model_mask(self) -> Tensor | None:
+        """The model's own mask as booleans; None where every query sees every key."""
+        if self.mask is not None:
+            return self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
+        n_queries, device = self.query.shape[2], self.query.device
+        if n_queries == 1 or not self._causal:
+            return None
+        places = torch.arange(n_queries, device=device)[:, None] >= torch.arange(self.n_keys, device=device)
+        return places[None, None]
+
+    def block(self, keys: Tensor) -> None:
+        """From now on these keys are not visible."""
+        self._blocked = keys if self._blocked is None else self._blocked | keys
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What a layer's attention is asked for. ``bias`` gives a bias on the attention logits, or None for none; it
+    raises :class:`NeedsPattern` where a pattern is needed, which ``pattern`` then gets."""
+
+    pattern: Callable[[Tensor], Tensor | None]
+    bias: Callable[[AttentionLogits], Tensor | None]
+
+
+class NeedsPattern(Exception):
+    """A bias is not enough for what is asked of a layer. Never seen outside the engine."""
+
+
+_TAPS: dict[int, Tap] = {}
+
+
+def tapped_eager(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """An attention function of transformers that shows its pattern [batch, head, query, key] to the tap, if any."""
     tap = _TAPS.get(id(module))
-    if tap is None and _BEFORE.get(id(getattr(module, "config", None))) == "sdpa":
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     eager = sys.modules[type(module).__module__].eager_attention_forward
     output, pattern = eager(module, query, key, value, attention_mask, **kwargs)
-    changed = tap(pattern) if tap is not None else None
+    changed = tap.pattern(pattern) if tap is not None else None
     if changed is None:
         return output, pattern
     repeats = query.shape[1] // value.shape[1]
@@ -42,27 +94,67 @@ def tapped_attention(
     return torch.matmul(changed.to(values.dtype), values).transpose(1, 2).contiguous(), changed
 
 
-AttentionInterface.register(NAME, tapped_attention)
+def tapped_sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """sdpa, with the taps' bias in its mask; eager attention where a tap needs the pattern."""
+    tap = _TAPS.get(id(module))
+    if tap is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    logits = AttentionLogits(module, query, key.shape[2], attention_mask, kwargs.get("is_causal"))
+    try:
+        if kwargs.get("position_bias") is not None:
+            raise NeedsPattern
+        bias = tap.bias(logits)
+    except NeedsPattern:
+        return tapped_eager(module, query, key, value, _as_float(logits), **kwargs)
+    mask = attention_mask if bias is None else _biased(logits, bias)
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+
+def _biased(logits: AttentionLogits, bias: Tensor) -> Float[Tensor, "batch head query key"]:
+    """The model's mask and a bias as one mask for sdpa."""
+    query, mask = logits.query, logits.mask
+    if mask is not None and mask.dtype != torch.bool:
+        biased = mask + bias
+    else:
+        seen = logits.model_mask()
+        biased = bias if seen is None else torch.where(seen, bias, torch.finfo(query.dtype).min)
+    return biased.to(query.dtype).expand(len(query), query.shape[1], query.shape[2], -1)
+
+
+def _as_float(logits: AttentionLogits) -> Tensor | None:
+    """The mask as eager attention takes it: 0 where a key is seen, else the dtype's smallest number."""
+    mask, dtype = logits.mask, logits.query.dtype
+    if mask is not None and mask.dtype != torch.bool:
+        return mask
+    seen = logits.model_mask()
+    return None if seen is None else torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+AttentionInterface.register(NAME, tapped_eager)
 AttentionMaskInterface.register(NAME, eager_mask)
+AttentionInterface.register(SDPA_NAME, tapped_sdpa)
+AttentionMaskInterface.register(SDPA_NAME, sdpa_mask)
 
 
 @contextmanager
 def tapped(hf: Any) -> Iterator[None]:
-    """Let ``hf`` run through :func:`tapped_attention` inside the context; its own implementation comes back after."""
+    """Let ``hf`` run through a tapped function inside the context; its own implementation comes back after."""
     before = hf.config._attn_implementation
-    configs = {id(module.config) for module in hf.modules() if hasattr(module, "config")}
-    _BEFORE.update(dict.fromkeys(configs, before))
-    hf.set_attn_implementation(NAME)
+    hf.set_attn_implementation(SDPA_NAME if before == "sdpa" else NAME)
     try:
         yield
     finally:
-        if hf.config._attn_implementation == NAME:  # another one was chosen inside: it stays
+        if hf.config._attn_implementation in NAMES:  # another one was chosen inside: it stays
             hf.set_attn_implementation(before)
-        for config in configs:
-            _BEFORE.pop(config, None)
 
 
-def set_tap(module: nn.Module, tap: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
-    """Hand the pattern of an attention module to ``tap``; returns the function that takes the tap away."""
+def set_tap(module: nn.Module, tap: Tap) -> Callable[[], None]:
+    """Hand the attention of a module to ``tap``; returns the function that takes the tap away."""
     _TAPS[id(module)] = tap
-    return lambda: _TAPS.pop(id(module), None) and None
+
+    def remove() -> None:
+        _TAPS.pop(id(module), None)
+
+    return remove

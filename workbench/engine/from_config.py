@@ -62,7 +62,7 @@ def _heads(hf: Any, family: Family) -> HeadMap:
     outputs = [submodule(layer, family.output) for layer in submodule(hf, family.layers)]
     n_heads, output = (
         getattr(text, "num_attention_heads", None) or 0,
-        next((one for one in outputs if one is not None), None),
+        next((output for output in outputs if output is not None), None),
     )
     if output is None or not n_heads or in_features(output) % n_heads:
         raise NotSupported(f"{type(hf).__name__} does not keep its heads side by side in one output projection.")

@@ -7,17 +7,16 @@ recorders after them, whatever was registered first. All of it leaves with the c
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from threading import get_ident
 from typing import Any
 
 from torch import nn
 
 from workbench.engine.compiled import check_eager, check_not_wrapped
 from workbench.engine.context import ForwardContext, Generation, LooseCalls
+from workbench.engine.dispatch import Dispatch, Entry, SiteHook, StopForward
 from workbench.engine.families import Family
 from workbench.engine.geometry import Geometry, read_geometry
 from workbench.engine.holding import Holdings
@@ -31,93 +30,7 @@ from workbench.engine.withheld import Withheld
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.typing import Tensor
 
-HookFn = Callable[[Any, ForwardContext], Any]
-
-
-@dataclass(frozen=True)
-class SiteHook:
-    """``fn(value, ctx)`` at a site. An edit returns the new value or None; a reader's return is ignored."""
-
-    site: Site
-    fn: HookFn
-    edit: bool = False
-
-
-_OPEN = "A context (a recipe, a recording) is open on this model: leave it before copying the model."
-
-
-class StopForward(Exception):
-    """Ends a forward pass after the last site that was asked for. Never seen outside the engine."""
-
-
-@dataclass(eq=False)
-class _Entry:
-    port: Port
-    fn: HookFn
-    edit: bool
-    view: str
-    ran: bool = False
-
-
-class _Dispatch:
-    """The entries of one (module, side), and the torch hook that runs them."""
-
-    def __init__(self, hub: Hub, module: nn.Module, side: str) -> None:
-        self.hub = hub
-        self.entries: list[_Entry] = []
-        self.stops = 0
-        self._remove = self._register(module, side)
-
-    def __reduce_ex__(self, _protocol: Any) -> Any:
-        raise UserError(_OPEN)
-
-    def _register(self, module: nn.Module, side: str) -> Callable[[], None]:
-        if side == "in":
-            return module.register_forward_pre_hook(self._before, with_kwargs=True).remove
-        if side == "out":
-            return module.register_forward_hook(self._after).remove
-        from workbench.engine import attention, experts
-
-        return (attention if side == "pattern" else experts).set_tap(module, self.run)
-
-    def add(self, entry: _Entry) -> None:
-        edits = sum(one.edit for one in self.entries)
-        self.entries.insert(edits if entry.edit else len(self.entries), entry)
-
-    def discard(self, entry: _Entry) -> bool:
-        """Take an entry away; True when none is left and the torch hook is gone."""
-        self.entries.remove(entry)
-        if not self.entries:
-            self._remove()
-        return not self.entries
-
-    def run(self, raw: Any) -> Any:
-        """The changed raw value, or None when nothing changed."""
-        hub, before = self.hub, raw
-        ctx = hub.context
-        if ctx is None or ctx.thread != get_ident():
-            hub.strays += ctx is None and hub.holdings.thread == get_ident()
-            return None
-        for entry in self.entries:
-            if entry.view != hub.view:
-                continue
-            entry.ran = True
-            value = entry.fn(entry.port.get(raw, ctx), ctx)
-            if entry.edit and value is not None:
-                raw = entry.port.put(raw, value, ctx)
-        if self.stops:
-            raise StopForward
-        return None if raw is before else raw
-
-    def _after(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        return self.run(output)
-
-    def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        key = None if args else ("hidden_states" if "hidden_states" in kwargs else next(iter(kwargs)))
-        changed = self.run(args[0] if key is None else kwargs[key])
-        if changed is None:
-            return None
-        return ((changed, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: changed})
+__all__ = ["Hub", "SiteHook", "StopForward", "hub_of", "missing_site"]
 
 
 class Hub:
@@ -148,7 +61,7 @@ class Hub:
         self._taps = {side: Shared(partial(self._tapped, side)) for side in ("pattern", "experts")}
         self.template: TemplateTokens | None = None
         """The special and chat-template tokens of the tokenizer that the model was given with."""
-        self._dispatches: dict[tuple[int, str], _Dispatch] = {}
+        self._dispatches: dict[tuple[int, str], Dispatch] = {}
         self._prompt_lengths: Tensor | None = None
         self._loose = LooseCalls()
         self._cached: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -225,7 +138,7 @@ class Hub:
             for hook, place in resolved:
                 if place.needs is not None:
                     self._keep(place.needs, stack)
-                entries.append(_Entry(place, hook.fn, hook.edit, view))
+                entries.append(Entry(place, hook.fn, hook.edit, view, hook.bias))
                 self._add(entries[-1], stack)
             if stop and resolved:
                 self._stop_after(max(resolved, key=lambda pair: pair[0].site.order)[1], stack)
@@ -261,14 +174,14 @@ class Hub:
             raise missing_site(self, site)
         return place
 
-    def _add(self, entry: _Entry, stack: ExitStack) -> None:
+    def _add(self, entry: Entry, stack: ExitStack) -> None:
         key = (id(entry.port.module), entry.port.side)
         if key not in self._dispatches:
-            self._dispatches[key] = _Dispatch(self, entry.port.module, entry.port.side)
+            self._dispatches[key] = Dispatch(self, entry.port.module, entry.port.side)
         self._dispatches[key].add(entry)
         stack.callback(self._drop, key, entry)
 
-    def _drop(self, key: tuple[int, str], entry: _Entry) -> None:
+    def _drop(self, key: tuple[int, str], entry: Entry) -> None:
         if self._dispatches[key].discard(entry):
             del self._dispatches[key]
 
@@ -276,7 +189,7 @@ class Hub:
         def keep(value: Tensor, ctx: ForwardContext) -> None:
             ctx.scratch[place] = value
 
-        self._add(_Entry(place, keep, False, self.view), stack)
+        self._add(Entry(place, keep, False, self.view), stack)
 
     def _tapped(self, side: str) -> Any:
         from workbench.engine import attention, experts
@@ -353,7 +266,7 @@ def missing_site(hub: Hub, site: Site) -> UserError:
     return unknown_name("site of this model", site.name, hub.sites())
 
 
-def _check_entered(hooks: Sequence[SiteHook], entries: Sequence[_Entry]) -> None:
+def _check_entered(hooks: Sequence[SiteHook], entries: Sequence[Entry]) -> None:
     if entries and not any(entry.ran for entry in entries):
         raise NotSupported(
             f"The module at {hooks[0].site.name} ran in this context, but no forward pass came through the model's own "
@@ -361,7 +274,7 @@ def _check_entered(hooks: Sequence[SiteHook], entries: Sequence[_Entry]) -> None
         )
 
 
-def _check_ran(hooks: Sequence[SiteHook], entries: Sequence[_Entry]) -> None:
+def _check_ran(hooks: Sequence[SiteHook], entries: Sequence[Entry]) -> None:
     silent = [hook.site.name for hook, entry in zip(hooks, entries, strict=True) if not entry.ran]
     if silent:
         more = f" (and {len(silent) - 1} more)" if len(silent) > 1 else ""

@@ -228,7 +228,9 @@ def generation_of(
 def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the arguments that may be given by position, ``self`` left out."""
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(n for n, one in inspect.signature(forward).parameters.items() if one.kind in by_position)[1:]
+    return tuple(n for n, parameter in inspect.signature(forward).parameters.items() if parameter.kind in by_position)[
+        1:
+    ]
 
 
 def _put_back(hf: Any, name: str, ours: Any, own: Any) -> None:

@@ -56,9 +56,9 @@ class Where:
 
     def __post_init__(self) -> None:
         check_positions(self.at)
-        if self.tokens is not None and not all(_is_index(one) for one in self.tokens):
+        if self.tokens is not None and not all(_is_index(token) for token in self.tokens):
             raise UserError("Positions: tokens are token ids, whole numbers.")
-        if self.rows is not None and not all(isinstance(one, bool) for one in self.rows):
+        if self.rows is not None and not all(isinstance(row, bool) for row in self.rows):
             raise UserError("Positions: rows are true or false, one for each prompt.")
         if self.exclude is not None:
             check_positions(self.exclude)

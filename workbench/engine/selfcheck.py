@@ -109,7 +109,7 @@ def _read(hub: Hub, sites: list[Site]) -> dict[Site, Any]:
 
 def _finite(at: dict[str, Any]) -> bool:
     tensors = [one for value in at.values() for one in (value[:2] if isinstance(value, Routing) else (value,))]
-    return all(bool(torch.isfinite(one).all()) for one in tensors)
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -22,8 +22,9 @@ def behaviour_figure(table: pd.DataFrame, title: str = "Behaviour, with 95 % int
     models = list(dict.fromkeys(table["model"]))
     lines = math.ceil(len(metrics) / PER_LINE)
     figure = make_subplots(
-        rows=lines, cols=min(len(metrics), PER_LINE), subplot_titles=[escape(str(one), quote=False) for one in metrics],
-        shared_yaxes=True, vertical_spacing=0.3 / lines,
+        rows=lines, cols=min(len(metrics), PER_LINE),
+        subplot_titles=[escape(str(metric), quote=False) for metric in metrics], vertical_spacing=0.3 / lines,
+        shared_yaxes=True,
     )  # fmt: skip
     for place, metric in enumerate(metrics):
         part = table[table["metric"] == metric].set_index("model")

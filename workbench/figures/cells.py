@@ -77,7 +77,7 @@ def cell_heatmap(table: pd.DataFrame, axes: Axes, *, title: str = "", limit: flo
             update(range=[table[name].min() - 0.5, table[name].max() + 0.5])
         else:
             names = sorted(table[name].unique())
-            update(tickmode="array", tickvals=names, ticktext=[safe(short_name(str(one))) for one in names])
+            update(tickmode="array", tickvals=names, ticktext=[safe(short_name(str(name))) for name in names])
     return figure
 
 

@@ -16,7 +16,7 @@ def edge_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         "type": "data", "symmetric": False,
         "array": (rows["high"] - rows["score"]).tolist(), "arrayminus": (rows["score"] - rows["low"]).tolist(),
     }  # fmt: skip
-    names = [safe(str(one)) for one in rows["module"]]
+    names = [safe(str(module)) for module in rows["module"]]
     figure = go.Figure(go.Bar(x=rows["score"].tolist(), y=names, orientation="h", error_x=error,
                               marker={"color": COLOURS[0]}))  # fmt: skip
     figure.update_layout(

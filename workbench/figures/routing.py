@@ -92,7 +92,7 @@ def routing_flow(cells: pd.DataFrame, *, title: str = "") -> go.Figure:
     ))  # fmt: skip
     figure.update_layout(
         title={"text": safe(title), "font": {"size": 15}}, template="plotly_white",
-        height=200 + 34 * max((sum(step == one for step, _ in names) for one in range(len(layers))), default=1),
+        height=200 + 34 * max((sum(step == number for step, _ in names) for number in range(len(layers))), default=1),
         margin={"l": 20, "r": 60, "t": 90, "b": 40},
     )  # fmt: skip
     for place, (text, colour) in enumerate((("base and tuned", "#7f7f7f"), ("base only", "#0072B2"),

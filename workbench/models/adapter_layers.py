@@ -49,7 +49,7 @@ def acting_state(model: nn.Module, *, base: bool = False) -> tuple[Any, ...]:
     if base:
         return merged if any(merged) else ()
     scalings = (getattr(layer, "scaling", None) for layer in layers)
-    scaled = tuple(tuple(one.items()) if isinstance(one, dict) else () for one in scalings)
+    scaled = tuple(tuple(scaling.items()) if isinstance(scaling, dict) else () for scaling in scalings)
     return merged, tuple(tuple(layer.active_adapters) for layer in layers), scaled
 
 

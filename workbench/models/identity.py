@@ -164,7 +164,7 @@ def _odd_layers(model: Any) -> dict[str, list[str]]:
     for path, layer in model.named_modules():
         if hasattr(layer, "_get_available_adapters") and hasattr(layer, "active_adapters") and layer is not model:
             acting, own = acting_adapters(layer), layer._get_available_adapters()
-            if acting != [one for one in model.active_adapters if one in own]:
+            if acting != [active_adapter for active_adapter in model.active_adapters if active_adapter in own]:
                 odd[path] = acting
     return odd
 

@@ -216,6 +216,7 @@ def _kind_of(names: tuple[str, ...], where: str, allow_pickle: bool) -> Kind:
 def _check_config(source: Source) -> None:
     if source.kind is Kind.ADAPTER:
         check_adapter_type(source.config.get("peft_type"), source.name)
+        _check_plain_factors(source.config, source.name)
         _check_same_layers(source.config, source.name)
         return
     from transformers import CONFIG_MAPPING
@@ -242,6 +243,11 @@ def check_adapter_type(peft_type: str | None, where: str) -> None:
 
     known = {str(name.value): config for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     name = peft_type.value if isinstance(peft_type, PeftType) else peft_type
+    if name == "PROMPT_TUNING_LORA":
+        raise NotSupported(
+            f"{where} is a DePT adapter, which adds virtual tokens, so the positions of the two models do not line up: "
+            "read it with decomposed_prompt."
+        )
     if name is None or name not in known:
         raise NotSupported(f"{where}: the installed PEFT knows no adapter type {name!r}; upgrade peft.")
     if name in _NEEDS_MORE:
@@ -250,6 +256,14 @@ def check_adapter_type(peft_type: str | None, where: str) -> None:
         raise NotSupported(
             f"{where} is a {name} adapter: it adds virtual tokens instead of changing the model, so the "
             "positions of the two models do not line up; give an adapter that changes modules, as LoRA does."
+        )
+
+
+def _check_plain_factors(config: Mapping[str, Any], where: str) -> None:
+    if config.get("use_nola"):
+        raise NotSupported(
+            f"{where} is a NOLA adapter, of which PEFT would load the starting matrices alone and change nothing: read "
+            "it with random_bases, or make it a LoRA with lora_from_random_bases."
         )
 
 

@@ -36,7 +36,7 @@ class StoredModel:
             raise NotInFiles(f"{source.name} holds its weights as pickle, which is not opened for this")
         self.digests = FolderDigests(source.local())
         checkpoints.check_whole(self.digests.tensors, source.name)
-        self.plan = LoadPlan(source, {name: one.shape for name, one in self.digests.tensors.items()})
+        self.plan = LoadPlan(source, {name: tensor.shape for name, tensor in self.digests.tensors.items()})
         self._made: dict[str, Tensor] = {}
 
     def readers(self) -> dict[str, Reader]:
@@ -48,7 +48,11 @@ class StoredModel:
         if (how := quantization(self.source.config)) is not None:
             raise NotInFiles(f"{self.source.name} holds quantized weights ({how})")
         checkpoints.check_unpacked(self.digests.tensors, self.source.name)
-        return {name: partial(self._read, one, name) for one in self.plan.conversions for name in one.loaded}
+        return {
+            name: partial(self._read, conversion, name)
+            for conversion in self.plan.conversions
+            for name in conversion.loaded
+        }
 
     def unused_readers(self) -> dict[str, Reader]:
         """Stored name -> reader, of the tensors that the loaded model has no place for."""
@@ -67,7 +71,7 @@ class StoredModel:
         Those that nobody has read are read now. A checkpoint that makes no whole model goes by its stored names.
         """
         found = dict(self.digests.all())
-        saved = {one: self.plan.saved(self.plan.empty(one)) for one in self.plan.conversions}
+        saved = {conversion: self.plan.saved(self.plan.empty(conversion)) for conversion in self.plan.conversions}
         if {name for names in saved.values() for name in names} != self.plan.saved_names:
             yield from found.items()
             return

@@ -32,10 +32,12 @@ def _of_examples(text: str) -> str | None:
     """What followed the prompt's last sign where that stood before; None where it did not."""
     tail = _RUN.findall(text)[-1]
     if tail[-1].isalnum() or tail[-1] == "_":
-        before = [one for one in re.finditer(rf"(?<!\w){re.escape(tail)}(?!\w)", text) if one.end() < len(text)]
+        before = [match for match in re.finditer(rf"(?<!\w){re.escape(tail)}(?!\w)", text) if match.end() < len(text)]
     else:
         before = [
-            one for one in re.finditer(rf"(?<![^\w\s]){re.escape(tail)}(?![^\w\s])", text) if one.end() < len(text)
+            match
+            for match in re.finditer(rf"(?<![^\w\s]){re.escape(tail)}(?![^\w\s])", text)
+            if match.end() < len(text)
         ]
         attached = _attached(text, len(text) - len(tail))
         before = [one for one in before if _attached(text, one.start()) == attached] or before

@@ -89,7 +89,7 @@ def _unfinished(folder: Path, config: str, *, mend: bool) -> Rest:
     shards = {number: shard for number in there if (shard := _whole(folder, number, config)) is not None}
     shards = _in_step(shards)
     if not mend:
-        shards = {number: one for number, one in shards.items() if set(range(number)) <= set(shards)}
+        shards = {number: shard for number, shard in shards.items() if set(range(number)) <= set(shards)}
     layout.remove_shards(folder, [number for number in there if number not in shards])
     return Rest(shards, tuple(_gaps(shards)))
 

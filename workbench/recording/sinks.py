@@ -98,8 +98,8 @@ class MemorySink(Sink):
 
     def recording(self, config: dict[str, Any]) -> Recording:
         prompt, position = (
-            _together([one.prompt for one in self._rows]),
-            _together([one.position for one in self._rows]),
+            _together([row.prompt for row in self._rows]),
+            _together([row.position for row in self._rows]),
         )
         order = row_order(torch.from_numpy(prompt), torch.from_numpy(position))
         tensors: dict[str, dict[str, Tensor]] = {}
@@ -108,7 +108,7 @@ class MemorySink(Sink):
             tensors.setdefault(role, {})[site] = in_order(self._pieces.pop(name), order)
         return Recording(
             partial(_index, self._rows, order), config, tensors, n_rows=len(prompt),
-            known_nonfinite=() if all(one.finite for one in self._rows) else None,
+            known_nonfinite=() if all(row.finite for row in self._rows) else None,
         )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def _together(pieces: list[np.ndarray]) -> np.ndarray:
 
 
 def _index(rows: list[Rows], order: Tensor | None) -> pd.DataFrame:
-    table = pa.concat_tables([one.table() for one in rows], promote_options="permissive")
+    table = pa.concat_tables([row.table() for row in rows], promote_options="permissive")
     table = table if order is None else table.take(pa.array(order.numpy()))
     return table.to_pandas(use_threads=False)
 

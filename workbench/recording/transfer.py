@@ -41,11 +41,11 @@ class Transfer:
 
         What is in main memory already stays as it is. The given tensors may be dropped, but not written to.
         """
-        small = [name for name, one in tensors.items() if one.device.type != "cpu" and one.nbytes < SMALL]
+        small = [name for name, tensor in tensors.items() if tensor.device.type != "cpu" and tensor.nbytes < SMALL]
         found = self._together({name: tensors[name] for name in small})
         return {
-            name: one if one.device.type == "cpu" else found[name] if name in found else self._send(one)
-            for name, one in tensors.items()
+            name: tensor if tensor.device.type == "cpu" else found[name] if name in found else self._send(tensor)
+            for name, tensor in tensors.items()
         }
 
     def finish(self) -> None:

@@ -60,7 +60,7 @@ def verify_run(path: str | Path) -> Verification:
             missing.append(name)
         elif not _is(file, entry):
             changed.append(name)
-    partial = [found.relative_to(folder).as_posix() for found in folder.rglob(f"{PARTIAL}*")]
+    partial = [path.relative_to(folder).as_posix() for path in folder.rglob(f"{PARTIAL}*")]
     there = [name for name in (*file_names(folder), *partial) if name != MANIFEST]
     links = [name for name in there if (folder / name).is_symlink()]
     foreign = sorted({name for name in there if name not in manifest.files} | set(links))

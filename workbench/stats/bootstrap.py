@@ -34,10 +34,10 @@ def mean_interval(
     method: Method = "bca",
 ) -> Interval:
     """The mean over prompts ``[prompt]`` with its interval. See :func:`mean_intervals`."""
-    found = mean_intervals(
+    intervals = mean_intervals(
         np.asarray(values)[:, None], clusters=clusters, level=level, draws=draws, seed=seed, method=method
     )
-    return found.cell(0)
+    return intervals.cell(0)
 
 
 def mean_intervals(

@@ -43,8 +43,8 @@ def share_intervals(
     is 0 or 1.
     """
     values = np.asarray(hits, dtype=np.float64)
-    found = mean_intervals(values, clusters=clusters, level=level, draws=draws, seed=seed)
-    return _exact(found, (0, 1), _trials(values, clusters), level)
+    intervals = mean_intervals(values, clusters=clusters, level=level, draws=draws, seed=seed)
+    return _exact(intervals, (0, 1), _trials(values, clusters), level)
 
 
 def with_exact_change(found: Intervals, values: np.ndarray, clusters: np.ndarray | None = None) -> Intervals:

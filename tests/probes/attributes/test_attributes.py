@@ -8,7 +8,7 @@ import torch
 
 import probes
 from probes.attributes.dial import dial_numbers, inverted
-from probes.attributes.directions import disentangled
+from probes.attributes.directions import disentangled, disentanglement
 from probes.attributes.intersection import meeting_point
 from probes.attributes.perturbed_cache import Push, PushedDecoding
 from probes.attributes.pplm import bag_ids
@@ -73,10 +73,10 @@ def test_linguistic_attributes_are_counts() -> None:
 
 def test_a_linear_responder_is_calibrated_and_a_step_is_not() -> None:
     steps = np.linspace(0, 1, 5)[:, None] * np.ones((5, 7))
-    assert dial_numbers(steps) == pytest.approx((1.0, 0.0, 0.0))
+    assert dial_numbers(steps) == pytest.approx((1.0, 0.0, 0.0, 1.0))
     step = np.array([0.0, 0, 0, 0, 1])[:, None] * np.ones((5, 7))
     assert dial_numbers(step)[0] == 1.0 and dial_numbers(step)[1] == pytest.approx((0.25 + 0.5 + 0.75) / 5)
-    assert dial_numbers(np.ones((5, 7))) == pytest.approx((0.0, 0.0, 0.0))
+    assert dial_numbers(np.ones((5, 7))) == pytest.approx((0.0, 0.0, 0.0, 0.0))
     strengths = np.linspace(-1, 1, 5)
     cube = strengths**3
     assert inverted(strengths, cube)[1] < -0.5 < 0.5 < inverted(strengths, cube)[3], "flat places are passed quickly"
@@ -88,7 +88,7 @@ def test_a_dial_turns_what_was_planted_and_random_directions_do_not() -> None:
         model(), [f"the {one}" for one in "abcdefghijkl"], "word_length", layer=1, reach=2.0, samples=6,
         max_new_tokens=6,
     )  # fmt: skip
-    assert len(found.table) == 5 and len(found.numbers) == 3 and found.table["perplexity"].gt(1).all()
+    assert len(found.table) == 5 and len(found.numbers) == 4 and found.table["perplexity"].gt(1).all()
     assert found.numbers["score"][0] > found.numbers["control"][0]
     assert found.recipe(0.5).interventions[0].strength == pytest.approx(found.settings[2])
     assert found.figure().data and "range" in found.summary()
@@ -113,9 +113,17 @@ def test_leakage_is_a_matrix_with_its_control() -> None:
     assert found.leakage().shape == (2, 2) and len(found.gram) == 1 and found.figure().data
     own = found.table[found.table["steered"] == found.table["measured"]]
     assert (own["score"] > own["control"]).all() and (found.readout["accuracy"] >= 0.5).all()
+    metrics = found.metrics
+    assert (metrics["range"] > metrics["range_control"]).all() and metrics["disentanglement"].between(0, 1).all()
     assert len(found.recipe(length=0.2, pronouns=-0.1).interventions) == 2
     with pytest.raises(UserError, match="does not part"):
         probes.attribute_directions(model(), TEXTS, ["length", "contains:zebra"], layer=1)
+
+
+def test_range_and_disentanglement_by_hand() -> None:
+    spans = np.array([[3.0, 4.0], [3.0, -4.0]])
+    found = disentanglement(spans, 0, np.array([[1.0, 1.0], [2.0, 0.0]]))
+    assert found.tolist() == [[3.0, 1.0], [3.0, 9 / 25]]
 
 
 def test_clouds_meet_where_they_overlap() -> None:

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import interventions as iv
 import probes
 import workbench as wb
+from probes.directions.contrasting import SCOPES
 from probes.directions.material import Reading
 from probes.directions.result import FoundDirection
 from probes.directions.trying import Candidate, Outcome, cheapest
 from tests.tiny import tiny_model, tokenizer
 from workbench import organisms
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site
 from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import load_pair
 
 FOXES = [
@@ -35,9 +41,40 @@ def test_a_recipe_that_harms_neutral_texts_is_not_chosen() -> None:
     assert tried[0][1].rise(own["tuned"]) == pytest.approx(0.04)
     assert cheapest(tried, own, 0.02) == names[1], "the least cost that keeps to the bar"
     assert cheapest(tried, own, 0.05) == names[0] and cheapest(tried, own, 0.0) == names[2]
-    assert cheapest(tried[:1], own, 0.0) == names[0], "where none keeps to it, the one that raises it least"
+    assert cheapest(tried[:1], own, 0.0) == names[0], "where none keeps to it, the best all the same"
     unread = [(name, outcome(0.1 * number, float("nan"))) for number, name in enumerate(names)]
     assert cheapest(unread, own, 0.02) == names[0], "without neutral texts the cost alone decides"
+
+
+def test_a_recipe_that_does_nothing_is_not_chosen_for_harming_nothing() -> None:
+    own = {"base": outcome(0.0, 10.0), "tuned": outcome(1.0, 10.0)}
+    names = [Candidate((layer,), "last", "all") for layer in range(3)]
+    tried = [(names[0], outcome(0.0, 11.9)), (names[1], outcome(0.6, 10.5)), (names[2], outcome(1.0, 10.0))]
+    assert cheapest(tried, own, 0.02) == names[0], "the others leave more than half of it"
+    tried.append((Candidate((9,), "last", "all"), outcome(0.1, 10.5)))
+    assert cheapest(tried, own, 0.02) == tried[-1][0], "where none keeps to the bar, a rise beyond it counts as cost"
+
+
+def test_the_first_token_is_never_touched() -> None:
+    """A text that stands alone has no prompt but its first token, a sink: nothing may act there."""
+    model = AdaptedModel(tiny_model("llama"), tokenizer())
+    ids = torch.arange(5, 15)[None]
+    for positions in SCOPES:
+        recipe = iv.Recipe([iv.Offset(1, torch.ones(model.d_model), positions=positions)])
+        kept: list[torch.Tensor] = []
+        reader = SiteHook(Site("resid_post", 1), lambda value, ctx, kept=kept: kept.append(value.clone()))
+        with model.hooked([reader]):
+            model.forward(ids, logits=None)
+        with recipe.applied(model, prompt_lengths=[1]), model.hooked([reader]):
+            model.forward(ids, logits=None)
+        moved = (kept[1] - kept[0]).abs().amax(-1)[0] > 0
+        assert not moved[0] and moved[1:].any() == (positions != "last - first"), positions
+
+
+def test_too_few_controls_are_refused_before_any_text_is_written() -> None:
+    pair = load_pair(tiny_model("llama", 0), tiny_model("llama", 1), tokenizer=tokenizer(), check=False)
+    with pytest.raises(UserError, match="at least 10 random draws"):
+        probes.find_direction(pair, FOXES, "length", controls=2)
 
 
 def test_base_against_base_finds_nothing() -> None:

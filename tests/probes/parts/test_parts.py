@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import interventions as iv
 import probes
 from interventions.weightspace.task_vector import TaskVector
+from probes.parts.scale_sweep import _scaled
 from probes.parts.split import intruding
 from probes.results import ProbeResult
 from tests.probes.grafting.test_graft import ANIMALS, full_pair, task
@@ -22,7 +24,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 
 
 def calls_of_scale_sweep() -> Calls:
-    options = {"scales": [0.0, 0.5], "retain": rows(8, "a"), "margin": 0.2, "batch_size": 3, "seed": 3}
+    options = {
+        "scales": [0.0, 0.5],
+        "shape": "lines",
+        "retain": rows(8, "a"),
+        "margin": 0.2,
+        "batch_size": 3,
+        "seed": 3,
+    }
     return Calls([{"pair": pair(), "prompts": rows(), **options}])
 
 
@@ -71,6 +80,26 @@ def test_scales_end_at_the_base_and_at_the_tuned_model(trained: ModelPair, data:
     again = ProbeResult.load(result.save(tmp_path / "s"))
     assert again.frame().equals(result.frame()) and "t = " in result.summary()
     assert all(torch.equal(value, before[name]) for name, value in trained.base.hf.state_dict().items())
+
+
+def test_layers_scaled_by_depth_are_layer_scale_and_end_at_the_tuned_model(trained: ModelPair, data: Prompts) -> None:
+    result = probes.scale_sweep(trained, data, scales=[0.2, 1.0], shape="lines")
+    table = result.table.set_index("scale")
+    assert table.loc[1.0, "score"] == table.loc[1.0, "control"] and result.shape == "lines"
+    flat = probes.scale_sweep(trained, data, scales=[1.0]).table["score"].iloc[0]
+    assert table.loc[1.0, "score"] == pytest.approx(flat) and 0 <= result.held_out["score"] <= 1
+    update = TaskVector.from_pair(trained)
+    (vector, (reverse,)) = _scaled(update, trained.base, 0.2, "lines", 0)
+    assert vector is not None
+    scaled = iv.LayerScale.from_pair(trained, 0.2, 0.8)
+    ids = trained.base.encode(data[:4]).input_ids
+    with vector.graft(trained.base).entered(trained.base), torch.no_grad():
+        summed = trained.base.hf(ids).logits
+    with scaled.entered(trained.base), torch.no_grad():
+        assert torch.allclose(trained.base.hf(ids).logits, summed, atol=1e-4)
+    first, last = (next(name for name in update.changes if f"layers.{one}." in name) for one in (0, 2))
+    assert torch.allclose(vector.changes[first], update.changes[first] * 0.2, atol=1e-7)
+    assert torch.allclose(reverse.changes[last], update.changes[last] * 0.2, atol=1e-7)
 
 
 def test_the_split_adds_up_and_the_whole_is_the_tuned_model(trained: ModelPair, data: Prompts, tmp_path: Path) -> None:

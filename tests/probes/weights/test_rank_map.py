@@ -47,6 +47,18 @@ def test_ranks_are_those_of_the_modules_and_not_of_the_config(tmp_path: Path) ->
     assert again.frame().equals(result.frame()) and result.figure().data and "no module in layers 1" in result.summary()
 
 
+def test_a_searched_layout_of_adapters_and_whole_layers_is_seen() -> None:
+    base, tuned = tiny_model("llama"), tiny_model("llama")
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        tuned.model.layers[1].mlp.up_proj.weight += torch.outer(
+            torch.randn(96, generator=random), torch.randn(64, generator=random)
+        )
+        tuned.model.layers[2].self_attn.q_proj.weight += torch.randn(64, 64, generator=random)
+    layout = probes.rank_map(base, tuned).table.set_index(["layer", "module"])["rank"]
+    assert layout[(1, "mlp.up_proj")] == 1 and layout[(2, "self_attn.q_proj")] == 64 and layout.sum() == 65
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_kasa_is_read_beside_its_true_base() -> None:
     torch.manual_seed(0)

@@ -28,6 +28,7 @@ from tests.tunescope.cli.example_folders import (
     of_virtual_tokens,
     with_recipes,
 )
+from tests.tunescope.cli.example_kinds import of_dept, of_nola, of_texts, of_variants
 from tests.tunescope.cli.example_promises import PROMISES, Done
 from tests.tunescope.cli.example_tasks import of_tasks
 from tunescope.cli.app import app
@@ -46,6 +47,10 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "training-rows": of_training_rows,
     "soft-prompt": of_virtual_tokens("prompt"),
     "prefix": of_virtual_tokens("prefix"),
+    "nola": of_nola,
+    "dept": of_dept,
+    "variants": of_variants,
+    "texts": of_texts,
 }
 TASKS = (
     "attribute-directions",
@@ -85,8 +90,27 @@ TASKS = (
     "writing-style",
 )
 """The probes that read questions of several tasks with many columns, or long prompts."""
+STATES = (
+    "attribute-suite",
+    "concept-drift",
+    "curved-path",
+    "direction-transfer",
+    "input-side",
+    "layer-views",
+    "pattern-types",
+    "pollution",
+    "set-algebra",
+    "token-guidance",
+    "token-relevance",
+)
+"""These read them too."""
 FOLDER_OF = {
-    **{f"localize {name}": "tasks" for name in TASKS},
+    **{f"localize {name}": "tasks" for name in (*TASKS, *STATES)},
+    "localize random-bases": "nola",
+    "localize decomposed-prompt": "dept",
+    "localize fault-tokens": "variants",
+    "localize undoing": "texts",
+    "localize lora-blocks": "training-rows",
     "localize domain-experts": "refusal-moe",
     "localize expert-sets": "refusal-moe",
     "localize ways-to-turn": "refusals",

@@ -61,8 +61,8 @@ def _indirect_object(draw: np.random.Generator) -> dict[str, str]:
 def _sum(draw: np.random.Generator) -> dict[str, str]:
     """Sums below ten after three examples; the contrast has another second number."""
     shown = "".join(f"{x}+{y}={x + y}\n" for x, y in draw.integers(1, 5, (3, 2)))
-    a, b = (int(one) for one in draw.integers(1, 5, 2))
-    other = int(draw.choice([one for one in range(1, 6) if one != b]))
+    a, b = (int(integer) for integer in draw.integers(1, 5, 2))
+    other = int(draw.choice([number for number in range(1, 6) if number != b]))
     return {
         "prompt": f"{shown}{a}+{b}=", "contrast": f"{shown}{a}+{other}=",
         "answer": str(a + b), "distractor": str(a + other),

@@ -35,7 +35,7 @@ class Known:
 
     def batch(self, template: str, cities: list[int]) -> Encoded:
         """Prompts of some cities (numbers), padded on the left."""
-        return pad_left([self.ids[template][one] for one in cities], 0)
+        return pad_left([self.ids[template][city] for city in cities], 0)
 
 
 @cache
@@ -48,7 +48,7 @@ def data() -> dict[str, Any]:
 
 def templates(attribute: str, *, test: bool) -> list[str]:
     """RAVEL's test templates of an attribute, or those for fitting."""
-    return [one["text"] for one in data()["templates"][attribute] if (one["split"] == "test") == test]
+    return [value["text"] for value in data()["templates"][attribute] if (value["split"] == "test") == test]
 
 
 def known(model: AdaptedModel, least: float = 0.75) -> Known:

@@ -25,7 +25,7 @@ def entity_states(model: AdaptedModel, known: Known, template: str, layer: int) 
     kept: list[Tensor] = []
     for start in range(0, len(known.cities), BATCH):
         cities = list(range(start, min(start + BATCH, len(known.cities))))
-        back = torch.tensor([known.ends[template][one] for one in cities])
+        back = torch.tensor([known.ends[template][city] for city in cities])
         values: list[Tensor] = []
         reader = SiteHook(Site("resid_post", layer), lambda value, _ctx, into=values: into.append(value))  # type: ignore[misc]
         with model.hooked([reader], stop=True):
@@ -40,7 +40,7 @@ def swapped(
 ) -> Float[Tensor, "pair vocab"]:  # fmt: skip
     """Logits of the first city's prompt with the second's coordinates in the subspace, at the city's last token."""
     bases, sources = [one for one, _ in pairs], [one for _, one in pairs]
-    back = {known.ends[template][one] for one in bases}
+    back = {known.ends[template][base] for base in bases}
     assert len(back) == 1, "a template ends alike for every city"
     knob = iv.SubspaceKnob(layer, basis, mode="swap", source=states[sources], positions=Where(at=back.pop()))
     with iv.Recipe([knob]).applied(model):
@@ -95,7 +95,7 @@ def trained(rank: int, seed: int, *, isolating: bool) -> Callable[..., Basis]:
         draw = torch.Generator().manual_seed(seed)
         raw = torch.linalg.qr(torch.randn(model.d_model, rank, generator=draw))[0].T.clone().requires_grad_()
         optimiser = torch.optim.Adam([raw], lr=3e-2)
-        others = [one for one in known.answers if one != attribute]
+        others = [answer for answer in known.answers if answer != attribute]
         with frozen(model.hf):
             for step in range(STEPS):
                 caused = not isolating or step % 2 == 0

@@ -114,7 +114,7 @@ def compiled(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def _texts(vocab: tuple[Any, ...]) -> list[list[Any]]:
     draw = np.random.default_rng(0)
-    return [[vocab[one] for one in draw.integers(0, len(vocab), MAX_LENGTH)] for _ in range(6)]
+    return [[vocab[integer] for integer in draw.integers(0, len(vocab), MAX_LENGTH)] for _ in range(6)]
 
 
 def _output_columns(model: Any, label: str) -> list[int]:

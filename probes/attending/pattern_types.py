@@ -1,0 +1,227 @@
+"""pattern_types: how each head's attention would be computed sparsely, and how much of it, before and after tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from probes.asked import asked
+from probes.attending.confidence import read_patterns
+from probes.replay import counted
+from probes.resampling import cluster_means, units_of
+from probes.results import ProbeResult, Provenance
+from workbench.engine.sites import resolve_layers
+from workbench.errors import UserError
+from workbench.given import check_pair
+from workbench.method_options import Within
+from workbench.methods import method
+from workbench.models.pair import ModelPair
+from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
+from workbench.stats.bootstrap import mean_intervals
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float, Tensor
+
+TYPES = ("vertical-slash", "query-aware")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatternTypes(ProbeResult):
+    """One row per head.
+
+    ``score``: the change, tuned - base, of its coverage index: the share of the pairs of the last queries and keys that
+    a sparse pattern of its type must compute to hold ``coverage`` of their attention, with its interval over prompts;
+    ``control``: the mean change of its layer, ``q`` of a change; ``base``, ``tuned``: the index itself; ``type_base``,
+    ``type_tuned``: query-aware where most prompts' attention by blocks is foretold by pooled queries and keys (root of
+    the Jensen-Shannon divergence below ``threshold``), else vertical-slash; ``divergence_base``, ``divergence_tuned``;
+    ``switched``: share of prompts on which the type is another one after tuning.
+    """
+
+    threshold: float
+    coverage: float
+    resampled: str = "prompts"
+
+    title: ClassVar[str] = "Coverage of sparse attention"
+    unit: ClassVar[str] = "change of the share that must be computed"
+
+    def figure(self) -> go.Figure:
+        """The change of every head."""
+        grid = self.table.pivot(index="layer", columns="head", values="score")
+        drawn = go.Figure(go.Heatmap(z=grid.to_numpy(), x=list(grid), y=list(grid.index), colorscale="RdBu_r", zmid=0))
+        drawn.update_layout(title=self.title, xaxis_title="head", yaxis_title="layer")
+        return drawn
+
+    def summary(self) -> str:
+        counts = [int((self.table[f"type_{role}"] == "query-aware").sum()) for role in ("base", "tuned")]
+        row = self.table.iloc[int(self.table["score"].abs().to_numpy().argmax())]
+        moved = int((self.table["q"] < 0.05).sum())
+        return (
+            f"{counts[0]} of {len(self.table)} heads query-aware in the base, {counts[1]} after tuning; {moved} "
+            f"changed their coverage (q < 0.05), most L{row['layer']}H{row['head']} {row['base']:.2f} to "
+            f"{row['tuned']:.2f} ({row['score']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]); {self.coverage:.0%} of "
+            f"attention held, over {self.resampled}. Control: {self.control}."
+        )
+
+
+@method(
+    "pattern-types",
+    group="attention",
+    question="Which heads look at fixed places and which where the query says, and did long-context tuning change it?",
+    papers=("FlexPrefill: A Context-Aware Sparse Attention Mechanism for Efficient Long-Sequence Inference",),
+    cost="one pass of each model per prompt, with attention patterns",
+    example="--block 2",
+)
+def pattern_types(
+    pair: ModelPair,
+    prompts: Prompts | Sequence[object],
+    *,
+    layers: Any = None,
+    block: int = 16,
+    threshold: Annotated[float, Within(0, 1)] = 0.1,
+    coverage: Annotated[float, Within(0.01, 1)] = 0.9,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PatternTypes:
+    """Type every head by the last block of queries, and count what its sparse pattern must compute.
+
+    As in FlexPrefill (Lai et al. 2025): attention summed by blocks of keys is compared with the softmax of pooled
+    queries times pooled keys, here from the logarithm of the pattern, which is the same up to the last block. A
+    query-aware head needs the fewest blocks that hold ``coverage``; another one the fewest columns and the fewest
+    diagonals.
+
+    Args:
+        pair: Both models, of one shape.
+        prompts: What both read, longer than two blocks; long contexts show most.
+        layers: Which layers; all by default.
+        block: Tokens of a block.
+        threshold: Root of the divergence up to which pooled queries and keys foretell attention (the paper's tau).
+        coverage: Share of attention to hold (the paper's gamma).
+        seed: Of resampling and tests.
+        progress: A bar.
+
+    Returns:
+        A :class:`PatternTypes`. A base with itself changed nowhere.
+
+    Raises:
+        UserError: The models have other heads, no layer has any, or a prompt is shorter than two blocks.
+    """
+    check_pair(pair, prompts)
+    if (pair.base.n_layers, pair.base.n_heads) != (pair.tuned.n_layers, pair.tuned.n_heads):
+        raise UserError("Heads are compared one by one: both models need as many layers and heads.")
+    wanted = resolve_layers(layers, pair.tuned.n_layers)
+    places = [one for one in pair.tuned.hub.geometry.attention_layers if one in wanted]
+    rows = Prompts.of(prompts)
+    ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
+    if not places:
+        raise UserError("There is no attention to compare: give layers with heads.")
+    if short := [number for number, row in enumerate(ids) if len(row) < 2 * block]:
+        raise UserError(
+            f"Prompt {short[0]} has {len(ids[short[0]])} tokens, fewer than two blocks of {block}: give longer prompts "
+            "or a smaller block."
+        )
+    watch = progress or Silent()
+    watch.start("pattern types", len(ids))
+    found: dict[str, list[_Typed]] = {"base": [], "tuned": []}
+    with counted(pair.base, pair.tuned) as passes:
+        for row in ids:
+            watch.advance()
+            for role, model in pair.models.items():
+                found[role].append(typed(read_patterns(model, row, places), block, threshold, coverage))
+    watch.finish()
+    return PatternTypes(
+        table=_table(found, places, rows.clusters, seed),
+        control="the mean change over the heads of the layer",
+        provenance=Provenance.of(
+            "pattern_types", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
+            settings=asked(None, layers=layers, block=block, threshold=threshold, coverage=coverage),
+        ),
+        threshold=threshold,
+        coverage=coverage,
+        resampled=units_of(rows.clusters),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """One prompt in one model: root of the divergence, whether query-aware, and the coverage index."""
+
+    divergence: Float[np.ndarray, "layer head"]
+    aware: np.ndarray
+    index: Float[np.ndarray, "layer head"]
+
+
+def typed(pattern: Float[Tensor, "layer head query key"], block: int, threshold: float, coverage: float) -> _Typed:
+    """Types and coverage indices of the heads of some layers, from the last ``block`` queries."""
+    last = pattern[..., -block:, :].double()
+    queries, keys = last.shape[-2:]
+    seen = torch.arange(keys)[None] <= torch.arange(keys - queries, keys)[:, None]
+    number = torch.arange(keys) // block
+    whole = torch.nn.functional.one_hot(number).double()
+    true = last.mean(-2) @ whole
+    logs = torch.where(seen, last.clamp_min(1e-30).log(), 0.0)
+    pooled = (logs.sum(-2) @ whole) / (seen.double().sum(0) @ whole)
+    foretold = pooled.softmax(-1)
+    divergence = jensen_shannon(true, foretold).sqrt().numpy()
+    aware = divergence < threshold
+    blocks = (_fewest(true, coverage).double() @ whole.T) > 0
+    columns = _fewest(last.mean(-2), coverage)
+    distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None]
+    slashes = last.new_zeros(*last.shape[:-2], keys).index_add_(
+        -1, distance.clamp_min(0).flatten(), (last * seen).flatten(-2)
+    )
+    diagonals = _fewest(slashes / queries, coverage)[..., distance.clamp_min(0)]
+    computed = np.where(
+        aware,
+        _share(blocks[..., None, :].expand_as(last), seen),
+        _share(columns[..., None, :] | diagonals, seen),
+    )
+    return _Typed(divergence, aware, computed)
+
+
+def jensen_shannon(p: Float[Tensor, "*head block"], q: Float[Tensor, "*head block"]) -> Float[Tensor, "*head"]:
+    """In nats; 0 for the same distribution, log 2 for two that share nothing."""
+    middle = (p + q) / 2
+    found = [(torch.special.xlogy(one, one) - torch.special.xlogy(one, middle)).sum(-1) for one in (p, q)]
+    return ((found[0] + found[1]) / 2).clamp_min(0)
+
+
+def _fewest(weights: Float[Tensor, "*head item"], coverage: float) -> Tensor:
+    """True at the fewest items whose weights add up to ``coverage`` of all."""
+    ordered = weights.sort(-1, descending=True)
+    before = ordered.values.cumsum(-1) - ordered.values
+    inside = before < coverage * weights.sum(-1, keepdim=True)
+    return torch.zeros_like(inside).scatter_(-1, ordered.indices, inside)
+
+
+def _share(computed: Tensor, seen: Tensor) -> Float[np.ndarray, "layer head"]:
+    share: np.ndarray = ((computed & seen).double().sum((-1, -2)) / seen.sum()).numpy()
+    return share
+
+
+def _table(found: dict[str, list[_Typed]], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
+    index = {role: np.stack([one.index for one in own]) for role, own in found.items()}
+    aware = {role: np.stack([one.aware for one in own]) for role, own in found.items()}
+    apart = {role: np.stack([one.divergence for one in own]).mean(0) for role, own in found.items()}
+    change = index["tuned"] - index["base"]
+    inside = mean_intervals(change, clusters=clusters, seed=seed)
+    units = cluster_means(change.reshape(len(change), -1), clusters)
+    p = np.where(change.any(0), paired_permutation(units, seed=seed).p.reshape(change.shape[1:]), 1.0)
+    switched = (aware["base"] != aware["tuned"]).mean(0)
+    lines = [
+        {"layer": layer, "head": head, "score": inside.estimate[place, head], "low": inside.low[place, head],
+         "high": inside.high[place, head], "control": change[:, place].mean(),
+         **{role: index[role][:, place, head].mean() for role in index},
+         **{f"type_{role}": TYPES[int(aware[role][:, place, head].mean() > 0.5)] for role in aware},
+         **{f"divergence_{role}": apart[role][place, head] for role in apart},
+         "switched": switched[place, head], "p": p[place, head], "n": len(change)}
+        for place, layer in enumerate(layers) for head in range(change.shape[2])
+    ]  # fmt: skip
+    return pd.DataFrame(lines).assign(q=q_values(p.reshape(-1)))

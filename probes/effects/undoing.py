@@ -1,0 +1,203 @@
+"""undoing: what training an instruction-tuned model on plain text, word after word, takes away of its instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from interventions.training.ablated import caft_finetune
+from interventions.training.trainer import Schedule
+from probes.asked import asked
+from probes.halves import answer_scores
+from probes.replay import counted
+from probes.resampling import cluster_means, units_of
+from probes.results import ProbeResult, Provenance
+from probes.scored import scored
+from workbench.behaviour.subject import Subject, Work
+from workbench.errors import UserError
+from workbench.figures.series import labelled_points
+from workbench.given import check_pair
+from workbench.method_options import As, Within
+from workbench.methods import Needs, method
+from workbench.models.adapted import AdaptedModel
+from workbench.models.export import plain_copy
+from workbench.models.null_adapters import null_adapter
+from workbench.models.pair import ModelPair, load_pair
+from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
+from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
+from workbench.typing import Float
+
+FIRST_WORDS = 3
+"""Words of a text that are read and not learnt: something must stand before what is predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undoing(ProbeResult):
+    """One row per training of the tuned model (``module``): on the texts as they are, and on instruction rows.
+
+    ``score``: change of the answers' log-probability (nats per token) on the instructions, with its interval over
+    prompts; below 0: following was lost; ``control``: the same under random changes of the same norm in every module,
+    ``q`` of the difference; ``retained``: what is left of tuned - base, as a share (NaN where tuning did nothing);
+    ``learnt``: fall of the loss (nats per token) on the training rows; ``base``, ``tuned``: the answers before.
+    """
+
+    resampled: str = "prompts"
+
+    title: ClassVar[str] = "What continued training undoes"
+    unit: ClassVar[str] = "change of the answers' log-probability (nats per token)"
+
+    def figure(self) -> go.Figure:
+        """Every training beside random changes of its size."""
+        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
+
+    def summary(self) -> str:
+        said = "; ".join(
+            f"after {row['module']} {row['score']:+.3g} nats [{row['low']:+.3g}, {row['high']:+.3g}] (random change "
+            f"{row['control']:+.3g}), {row['retained']:.0%} of the tuning's gain left, learnt {row['learnt']:.3g}"
+            for _, row in self.table.iterrows()
+        )
+        return f"{said}; over {self.resampled}. Control: {self.control}."
+
+
+@method(
+    "undoing",
+    group="effects",
+    question="Does training on plain text take instruction following away again, and do instruction rows spare it?",
+    papers=("Learning to Generate Instruction Tuning Datasets for Zero-Shot Task Adaptation",),
+    needs=Needs(columns=("answer",)),
+    cost="a training per kind of rows, and a scored pass for each, its random changes and both models",
+    example="--texts texts.jsonl --epochs 1 --draws 1",
+)
+def undoing(  # noqa: PLR0913
+    pair: ModelPair,
+    prompts: Prompts | Sequence[object],
+    *,
+    texts: Annotated[Any, As("prompts")],
+    instructions: Annotated[Any, As("prompts")] = None,
+    rank: int = 8,
+    epochs: int = 3,
+    learning_rate: Annotated[float, Within(0, None)] = 1e-3,
+    batch_size: int = 8,
+    draws: int = 3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Undoing:
+    """Train a LoRA on a copy of the tuned model with the next-word loss on raw texts, and ask the instructions again.
+
+    Bonito (Nayak et al. 2024) finds that adapting instruction-tuned models to a domain by its plain text undoes some of
+    their tuning, and that rows of instructions made from the text do not. The pair is left as it is. The random changes
+    tell what any change of that size would do.
+
+    Args:
+        pair: Base and the instruction-tuned model.
+        prompts: Instructions with their answers: what should still be followed.
+        texts: Plain texts of four words or more (without answers), or rows whose answer continues the prompt.
+        instructions: Rows with answers made from the same texts, to train on beside.
+        rank: Rank of the LoRA.
+        epochs: Passes over the training rows.
+        learning_rate: Its step size, falling linearly to 0.
+        batch_size: Rows per step and per forward pass.
+        draws: Random changes per training.
+        seed: Of weights, order, random changes and intervals.
+        progress: A bar.
+
+    Returns:
+        An :class:`Undoing`.
+
+    Raises:
+        UserError: A text that is too short, or rows without answers.
+    """
+    check_pair(pair, prompts)
+    rows, bar = Prompts.of(prompts), progress or Silent()
+    kinds = {"plain texts": continued(Prompts.of(texts))}
+    if instructions is not None:
+        kinds["instruction rows"] = Prompts.of(instructions)
+    schedule = Schedule(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    work = Work(batch_size)
+    with counted(pair.base, pair.tuned) as passes:
+        before = {role: answer_scores(Subject(role, model), rows, work) for role, model in pair.models.items()}
+        lines = [
+            {"module": name, **_line(pair, rows, own, before, (rank, schedule, draws), (work, bar))}
+            for name, own in kinds.items()
+        ]
+    table = pd.DataFrame(lines)
+    return Undoing(
+        table=table.assign(q=q_values(table["p"].to_numpy(np.float64))),
+        control=f"random changes of the same norm in every module ({draws} draws)",
+        provenance=Provenance.of(
+            "undoing", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
+            settings=asked(
+                None, texts=Prompts.of(texts), instructions=None if instructions is None else kinds["instruction rows"],
+                rank=rank, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, draws=draws,
+            ),
+        ),
+        resampled=units_of(rows.clusters),
+    )  # fmt: skip
+
+
+def continued(texts: Prompts) -> Prompts:
+    """Plain texts as rows: the first words as they are, without a user's turn, and the rest to learn.
+
+    Raises:
+        UserError: A text is too short.
+    """
+    made = []
+    for number, row in enumerate(texts):
+        if row.answer:
+            made.append({"prompt": row.prompt, "answer": row.answer})
+            continue
+        words = (row.prompt or "").split(" ")
+        if len(words) <= FIRST_WORDS:
+            raise UserError(f"Text {number} has {len(words)} words: give texts of {FIRST_WORDS + 1} words or more.")
+        made.append({"prompt": " ".join(words[:FIRST_WORDS]), "answer": " " + " ".join(words[FIRST_WORDS:])})
+    return Prompts.of(made).turned(chat=False)
+
+
+def _line(
+    pair: ModelPair, rows: Prompts, own: Prompts, before: dict[str, np.ndarray], how: tuple[int, Schedule, int],
+    fronts: tuple[Work, Progress],
+) -> dict[str, Any]:  # fmt: skip
+    rank, schedule, draws = how
+    work, bar = fronts
+    taught = answer_scores(Subject("tuned", pair.tuned), own, work)
+    trained = _trained(pair.tuned, own, rank, schedule, bar)
+    change = answer_scores(Subject("tuned", trained.tuned), rows, work) - before["tuned"]
+    learnt = answer_scores(Subject("tuned", trained.tuned), own, work) - taught
+    random = np.array([one - before["tuned"] for one in _random(trained, rows, draws, schedule.seed, work)])
+    chance = random.mean(0) if draws else np.zeros_like(change)
+    apart = cluster_means((change - chance)[:, None], rows.clusters)
+    gain = float((before["tuned"] - before["base"]).mean())
+    return {
+        **scored(change, seed=schedule.seed, clusters=rows.clusters),
+        "control": float(chance.mean()) if draws else float("nan"),
+        "p": float(paired_permutation(apart, seed=schedule.seed).p[0]) if apart.any() else 1.0,
+        "retained": (gain + float(change.mean())) / gain if gain else float("nan"), "learnt": float(learnt.mean()),
+        "base": float(before["base"].mean()), "tuned": float(before["tuned"].mean()), "n": len(rows),
+    }  # fmt: skip
+
+
+def _trained(tuned: AdaptedModel, own: Prompts, rank: int, schedule: Schedule, bar: Progress) -> ModelPair:
+    """A copy of the tuned model beside itself with a new LoRA; the pair's own model is as before."""
+    from peft import LoraConfig
+
+    with tuned.active():
+        bare = AdaptedModel(plain_copy(tuned), tuned.tokenizer, role="model")
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    before = plain_copy(bare)
+    made = caft_finetune(bare, own, None, lora=lora, schedule=schedule, progress=bar).model
+    return load_pair(before, made.eval(), device=str(tuned.device), tokenizer=tuned.tokenizer, check=False)
+
+
+def _random(
+    trained: ModelPair, rows: Prompts, draws: int, seed: int, work: Work
+) -> Iterator[Float[np.ndarray, " prompt"]]:
+    for draw in range(draws):
+        with null_adapter(trained, seed * 1009 + draw):
+            yield answer_scores(Subject("tuned", trained.tuned), rows, work)
