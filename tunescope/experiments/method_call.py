@@ -28,7 +28,7 @@ def call_method(step: MethodStep, bench: Bench) -> Any:
 
 def _among_nulls(step: Any, bench: Bench) -> Any:
     """The same call on the pair and on null adapters, which stand in for its adapter while the probe runs."""
-    from probes.against_null_adapters import NULLS, against_nulls
+    from probes.against_null_adapters import against_nulls
 
     if getattr(step, "record", None) is not None:
         raise UserError(
@@ -40,8 +40,7 @@ def _among_nulls(step: Any, bench: Bench) -> Any:
         return _called(step, bench)
 
     wanted = step.null_adapters
-    count, kind = (NULLS, wanted) if isinstance(wanted, str) else (wanted, "random")
-    found = against_nulls(probe, bench.pair, nulls=count, null=kind, null_seed=bench.seed, progress=bench.progress)
+    found = against_nulls(probe, bench.pair, nulls=wanted, null_seed=bench.seed, progress=bench.progress)
     settings = {name: value for name, value in found.provenance.settings.items() if name not in _OF_NULLS}
     made = dataclasses.replace(
         found.provenance, probe=step.registration.function, settings={**settings, "null_adapters": step.null_adapters}

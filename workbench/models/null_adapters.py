@@ -15,7 +15,7 @@ from workbench.models.weight_changes import adapted_modules, bias_changes, facto
 from workbench.typing import Float, Tensor
 
 Null = Literal["random", "shuffled"]
-KINDS = ("random", "shuffled")
+KINDS: tuple[Null, ...] = ("random", "shuffled")
 
 
 class _Factors(NamedTuple):
