@@ -49,10 +49,10 @@ from probes.attributes.style import StyleTransfer as StyleTransfer
 from probes.attributes.style import writing_style as writing_style
 from probes.attributes.subjects import SubjectOffset as SubjectOffset
 from probes.attributes.subjects import subject_offset as subject_offset
-from probes.attributes.token_guidance import TokenGuidance as TokenGuidance
-from probes.attributes.token_guidance import token_guidance as token_guidance
 from probes.attributes.switch import PlantedSwitch as PlantedSwitch
 from probes.attributes.switch import planted_switch as planted_switch
+from probes.attributes.token_guidance import TokenGuidance as TokenGuidance
+from probes.attributes.token_guidance import token_guidance as token_guidance
 from probes.audits.auditing import Audit as Audit
 from probes.audits.auditing import audit as audit
 from probes.comparison import Comparison as Comparison
@@ -104,9 +104,9 @@ from probes.effects.skills import skill_profile as skill_profile
 from probes.effects.skills import visited_forgetting as visited_forgetting
 from probes.effects.spurious import spurious_attributes as spurious_attributes
 from probes.effects.tool_calls import tool_errors as tool_errors
+from probes.effects.two_axes import two_axes as two_axes
 from probes.effects.undoing import Undoing as Undoing
 from probes.effects.undoing import undoing as undoing
-from probes.effects.two_axes import two_axes as two_axes
 from probes.experts.counting import Excluded
 from probes.experts.domains import DomainExperts as DomainExperts
 from probes.experts.domains import domain_experts as domain_experts
@@ -366,9 +366,9 @@ __all__ = [
     "StyleTransfer",
     "SubjectOffset",
     "SwitchingCurve",
+    "TargetAttention",
     "TokenGuidance",
     "TokenRelevance",
-    "TargetAttention",
     "TokenShift",
     "TuningDictionary",
     "TuningTrial",
@@ -469,8 +469,8 @@ __all__ = [
     "path_patching",
     "pattern_types",
     "phrasing_robustness",
-    "pollution",
     "planted_switch",
+    "pollution",
     "position_effect",
     "pplm",
     "preference_movement",
@@ -478,8 +478,8 @@ __all__ = [
     "probability_movement",
     "probe_suite",
     "procrustes_drift",
-    "random_bases",
     "question_dependency",
+    "random_bases",
     "rank_map",
     "representation_gap",
     "retrain_without",
@@ -514,8 +514,8 @@ __all__ = [
     "tuning_dictionary",
     "tuning_trial",
     "twin_merge",
-    "undoing",
     "two_axes",
+    "undoing",
     "update_anatomy",
     "update_parts",
     "virtual_tokens",

@@ -39,7 +39,8 @@ def _among_nulls(step: Any, bench: Bench) -> Any:
     def probe(_pair: Any) -> Any:
         return _called(step, bench)
 
-    found = against_nulls(probe, bench.pair, nulls=step.null_adapters, null_seed=bench.seed, progress=bench.progress)
+    wanted = step.null_adapters
+    found = against_nulls(probe, bench.pair, nulls=wanted, null_seed=bench.seed, progress=bench.progress)
     settings = {name: value for name, value in found.provenance.settings.items() if name not in _OF_NULLS}
     made = dataclasses.replace(
         found.provenance, probe=step.registration.function, settings={**settings, "null_adapters": step.null_adapters}
