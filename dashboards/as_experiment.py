@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dashboards import models
-from dashboards.asked import Asked
 from dashboards.pair_form import PairAsked
-from dashboards.parts import ADAPTER, LAYERS, Experts, HeadDirections, Heads, KnobSet, Part, Saved, Weights
+from dashboards.recipe_parts import ADAPTER, LAYERS, Experts, HeadDirections, Heads, KnobSet, Part, Saved, Weights
 from dashboards.registered_part import Registered
 from dashboards.results import Found, results_in
 from dashboards.selection import Selection, pair_of
+from dashboards.steer_request import Asked
 from workbench import runs
 
 if TYPE_CHECKING:

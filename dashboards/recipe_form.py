@@ -9,8 +9,7 @@ from typing import Any
 import streamlit as st
 
 from dashboards import panels
-from dashboards.kept import prefilled
-from dashboards.parts import (
+from dashboards.recipe_parts import (
     ADAPTER,
     LAYERS,
     MODES,
@@ -27,6 +26,7 @@ from dashboards.parts import (
 from dashboards.registered_part import ask_registered
 from dashboards.selection import Selection
 from dashboards.state import RecipeNote, known_runs, recipes_of
+from dashboards.work_on_button import prefilled
 from workbench.errors import UserError
 
 _LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}

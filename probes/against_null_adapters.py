@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.results import ProbeResult
 from workbench.cells import COLUMNS
 from workbench.errors import UserError
@@ -112,7 +112,7 @@ def against_nulls(
     own = scores.to_numpy(dtype=float)
     table = found.frame().drop(columns=["control", "q", "p"], errors="ignore")
     p = (1 + (others >= own).sum(0)) / (1 + count)
-    more = asked(None, probe=probe, nulls=nulls, null=null, null_seed=null_seed)
+    more = call_settings(None, probe=probe, nulls=nulls, null=null, null_seed=null_seed)
     return AgainstNulls(
         table=table.assign(control=others.mean(0), null_low=others.min(0), null_high=others.max(0), p=p, q=q_values(p)),
         control=f"{count} {kind} adapters of the same norm in every module"

@@ -12,14 +12,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import fisher_exact
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
+from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import kl_per_token
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import first_divergence
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -162,7 +162,7 @@ def answers(
         control="greedy answers of a model against its own, of which none differs",
         provenance=Provenance.of(
             "answers", pair.models, rows, device=str(pair.tuned.device),
-            settings=asked(None, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            settings=call_settings(None, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         share=share.estimate, share_low=share.low, share_high=share.high,
         refusals={role: float(held.mean()) for role, held in refused.items()},

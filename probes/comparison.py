@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import hypergeom, spearmanr
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.cells import columns_of, keys
 from probes.results import ProbeResult, Provenance
 from workbench.cells import COLUMNS
@@ -124,7 +124,7 @@ def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int =
         control=f"two random choices of k of the {n} cells (hypergeometric)",
         provenance=Provenance.of(
             "compare", _models(first, second), seed=seed,
-            settings=asked(None, first=first, second=second, ks=ks, cells=cells),
+            settings=call_settings(None, first=first, second=second, ks=ks, cells=cells),
         ),
         spearman=float(correlation.statistic) if correlation is not None else float("nan"),
         spearman_p=float(correlation.pvalue) if correlation is not None else float("nan"),

@@ -11,14 +11,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.principal import Principal, direction_readings, principal, shown
 from probes.resampling import row_clusters, units_of
 from probes.results import ProbeResult
 from probes.shift import mean_shift
+from workbench.argument_checks import check_recording
 from workbench.engine.sites import Site
 from workbench.errors import UserError
-from workbench.given import check_recording
 from workbench.methods import Recorded, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
@@ -117,7 +117,7 @@ def activation_delta(
         "control": "the prompts' signs flipped at random",
         "provenance": of_recording(
             "activation_delta", recording, ("base", "tuned"),
-            asked(None, by_position=by_position, components=components, model=model, tokens=tokens), seed,
+            call_settings(None, by_position=by_position, components=components, model=model, tokens=tokens), seed,
         ),
     }  # fmt: skip
     if recording.moments:

@@ -19,8 +19,8 @@ from probes.patches.runs import output_matrix
 from probes.replay import counted, read_out
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair

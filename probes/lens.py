@@ -11,14 +11,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.replay import counted, read_out
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.engine.positions import PositionSpec, Where
 from workbench.engine.sites import Site
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
@@ -119,7 +119,7 @@ def logit_lens(
             seed=seed,
             device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, layers=numbers, positions=positions, top=top, shown=shown),
+            settings=call_settings(None, layers=numbers, positions=positions, top=top, shown=shown),
         ),
         cells=pd.DataFrame(cells),
         resampled=units_of(rows.clusters),

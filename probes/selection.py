@@ -21,7 +21,7 @@ from interventions import HeadScale, Recipe
 from interventions.training.examples import Collator, answer_log_probs, examples_of
 from interventions.training.scales import train_head_scales
 from interventions.training.trainer import Schedule, answer_logits
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.cells import mean_of_others
 from probes.matching import Place, matched_cells
 from probes.options import read_options
@@ -154,7 +154,7 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
         provenance=Provenance.of(
             "head_selection", {model.role: model}, rows, seed=chosen.seed, device=str(model.device),
             forward_passes=steps + trial.passes, backward_passes=steps,
-            settings={**asked(chosen, other=other), "held_out": len(test)},
+            settings={**call_settings(chosen, other=other), "held_out": len(test)},
         ),
         scales=found.scales,
         chosen=found.best(count),

@@ -11,13 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.models.token_rows import check_ids
@@ -124,7 +124,7 @@ def token_shift(
             seed=seed,
             device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None,
                 base_prompts=None if base_prompts is None else other,
                 max_new_tokens=max_new_tokens,

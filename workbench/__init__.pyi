@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy
 
+from workbench.behaviour.by_certainty import PartedDiff
 from workbench.behaviour.contrast import contrast as contrast
 from workbench.behaviour.critique import self_critique as self_critique
 from workbench.behaviour.diff import Recipes
 from workbench.behaviour.dose import DoseResponse
-from workbench.behaviour.parts import PartedDiff
 from workbench.behaviour.result import BehaviourDiff
 from workbench.behaviour.scope import Changed, ScopePanel
 from workbench.behaviour.scorers import Behaviour, Score

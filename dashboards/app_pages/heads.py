@@ -11,7 +11,6 @@ import streamlit as st
 
 from dashboards import panels
 from dashboards.as_experiment import written_out
-from dashboards.kept import Work, on_button
 from dashboards.results import Found
 from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
@@ -30,6 +29,7 @@ from dashboards.views.source import (
     show_prompt,
     steer_link,
 )
+from dashboards.work_on_button import Work, on_button
 from workbench.progress import Progress
 
 KINDS = ("Patching", "HeadProbe", "HeadSelection", "RetrievalHeads", "WeightDelta", "ActivationDelta")

@@ -7,7 +7,6 @@ from typing import Any
 import streamlit as st
 
 from dashboards import panels
-from dashboards.kept import Work
 from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import picks
 from dashboards.views.source import (
@@ -22,6 +21,7 @@ from dashboards.views.source import (
     steer_link,
     stored_or_computed,
 )
+from dashboards.work_on_button import Work
 from workbench.progress import Progress
 
 _CONCEPTS = Work(

@@ -9,10 +9,10 @@ import streamlit as st
 
 from dashboards import panels, selection
 from dashboards.as_experiment import stored_experiment
+from dashboards.headline_cards import cards
 from dashboards.report.content import Content, Section, read_content
 from dashboards.selection import Selection, pairs_of, picks
 from dashboards.state import recipes_of
-from dashboards.story import cards
 from dashboards.views.sentence import sentence_of
 from dashboards.views.source import experiment_of
 from workbench.runs import Run

@@ -12,7 +12,6 @@ import streamlit as st
 
 from dashboards import answers, panels
 from dashboards.as_experiment import overlap_experiment, written_out
-from dashboards.kept import Work, on_button, prefilled
 from dashboards.results import Found
 from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
@@ -27,6 +26,7 @@ from dashboards.views.source import (
     prompt_of,
     result_table,
 )
+from dashboards.work_on_button import Work, on_button, prefilled
 from workbench.errors import UserError
 
 MOST_PROMPTS = 12  # that are answered; no docstring, Streamlit would show it

@@ -10,13 +10,13 @@ import streamlit as st
 
 from dashboards import answers, models, panels, selection
 from dashboards.as_experiment import steer_experiment
-from dashboards.asked import Asked, chats_of, lines, one_line
-from dashboards.kept import Work, on_button, prefilled
-from dashboards.parts import built
 from dashboards.recipe_form import ask_parts
+from dashboards.recipe_parts import built
 from dashboards.selection import Selection
 from dashboards.state import Opened
+from dashboards.steer_request import Asked, chats_of, lines, one_line
 from dashboards.steering import Steered, Swept, run_steer, run_sweep
+from dashboards.work_on_button import Work, on_button, prefilled
 from workbench.errors import UserError
 from workbench.progress import Progress
 

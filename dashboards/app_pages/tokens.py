@@ -8,7 +8,6 @@ import pandas as pd
 import streamlit as st
 
 from dashboards import panels
-from dashboards.kept import Work
 from dashboards.selection import Selection
 from dashboards.views.source import (
     LINKED,
@@ -21,6 +20,7 @@ from dashboards.views.source import (
     show_prompt,
     stored_or_computed,
 )
+from dashboards.work_on_button import Work
 from workbench.progress import Progress
 
 NEW_TOKENS = 8

@@ -10,10 +10,10 @@ import streamlit as st
 from dashboards import jobs, models, panels
 from dashboards.answers import hover_tokens
 from dashboards.chatting import ChatReply, ChatTurn, Sampling, messages_of, reply
-from dashboards.kept import prefilled
-from dashboards.parts import Part
+from dashboards.recipe_parts import Part
 from dashboards.selection import current
 from dashboards.steps.subject import Subject
+from dashboards.work_on_button import prefilled
 
 if TYPE_CHECKING:
     from workbench.models.pair import ModelPair

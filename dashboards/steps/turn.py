@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboards import jobs, panels
-from dashboards.parts import LAYERS, Part, Saved, Weights
+from dashboards.recipe_parts import LAYERS, Part, Saved, Weights
 from dashboards.steps import chat
 from dashboards.steps.running import begin_dose
 from dashboards.steps.subject import Subject

@@ -11,10 +11,10 @@ import streamlit as st
 
 from dashboards import models, panels
 from dashboards.as_experiment import computed_experiment, stored_experiment, written_out
-from dashboards.kept import Work, on_button
 from dashboards.results import Found
 from dashboards.selection import Selection, current
 from dashboards.state import Opened
+from dashboards.work_on_button import Work, on_button
 from workbench.errors import UserError
 
 if TYPE_CHECKING:

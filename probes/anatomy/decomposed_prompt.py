@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from probes.anatomy.foreign_adapter import foreign_adapter
 from probes.anatomy.spaces import Svd
 from probes.anatomy.virtual_tokens import nearest_words, prompts_of
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.lens import kl
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -124,7 +124,7 @@ def decomposed_prompt(
         provenance=Provenance.of(
             "decomposed_prompt", {"base": model, "tuned": adapter}, rows, seed=seed,
             device=str(model.device), forward_passes=len(rows) * 6,
-            settings=asked(None, texts=texts if isinstance(texts, str) else rows),
+            settings=call_settings(None, texts=texts if isinstance(texts, str) else rows),
         ),
         rows=_each_row(parts, words, model),
         resampled=units_of(rows.clusters).replace("prompts", "texts"),

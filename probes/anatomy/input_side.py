@@ -11,17 +11,17 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.lens import kl
 from probes.replay import counted, read_out
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.figures.weights import layer_bars
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -135,7 +135,7 @@ def input_side(
         control="the base's inputs moved as far in random directions, another one for every token",
         provenance=Provenance.of(
             "input_side", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(None),
+            settings=call_settings(None),
         ),
         remainder=(remainder["score"], remainder["low"], remainder["high"]),
         form=linear_form(*(_embeddings(model) for model in (pair.base, pair.tuned)), seed=seed),

@@ -16,14 +16,14 @@ from torch import nn
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
 from probes.anatomy.spaces import Svd
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from probes.weights.naming import place_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.weights import cell_map
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.adapter_layers import bare_module
@@ -125,7 +125,8 @@ def input_spans(
         control=f"random spans of the same rank on the same inputs ({draws} draws)",
         provenance=Provenance.of(
             "input_spans", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            forward_passes=-(-len(rows) // batch_size), settings=asked(None, draws=draws, batch_size=batch_size),
+            forward_passes=-(-len(rows) // batch_size),
+            settings=call_settings(None, draws=draws, batch_size=batch_size),
         ),
     )  # fmt: skip
 

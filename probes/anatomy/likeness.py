@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import members_of
 from probes.weights.naming import place_of
@@ -114,7 +114,7 @@ def lora_likeness(
         control=f"random spans of the same ranks in the same width ({draws} draws)",
         provenance=Provenance.of(
             "lora_likeness", models, seed=seed,
-            settings=asked(None, checkpoints=list(checkpoints), initial=initial, draws=draws),
+            settings=call_settings(None, checkpoints=list(checkpoints), initial=initial, draws=draws),
         ),
     )  # fmt: skip
 

@@ -13,16 +13,16 @@ import torch
 
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.lens import kl
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from probes.weights.naming import key_of, place_of
 from probes.weights.sources import Factors, Opened, open_weights
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
@@ -119,7 +119,7 @@ def lora_blocks(
         control="the block's own update with random signs added, nothing taken out",
         provenance=Provenance.of(
             "lora_blocks", pair.models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes,
-            settings=asked(None, blocks=blocks),
+            settings=call_settings(None, blocks=blocks),
         ),
         modules=modules,
         resampled=units_of(rows.clusters),

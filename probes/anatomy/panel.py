@@ -13,15 +13,15 @@ import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.adapter_scale import AdapterScale, adapted_layers
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.lens import kl
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from probes.weights.naming import place_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.weights import cell_map
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.weight_changes import effective_delta
@@ -122,7 +122,7 @@ def adapter_panel(
         control="a Gaussian change of weights with the norm of the adapter's, on the same inputs (expected value)",
         provenance=Provenance.of(
             "adapter_panel", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(model.device),
-            forward_passes=1 + (len(layers) if ablate else 0), settings=asked(None, ablate=ablate),
+            forward_passes=1 + (len(layers) if ablate else 0), settings=call_settings(None, ablate=ablate),
         ),
         tokens=_tokens(seen),
     )  # fmt: skip

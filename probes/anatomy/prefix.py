@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.virtual_tokens import prompts_of
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
@@ -114,7 +114,7 @@ def prefix_gates(
         provenance=Provenance.of(
             "prefix_gates", {"base": opened.base, "tuned": opened}, rows, seed=seed, device=str(opened.base.device),
             forward_passes=len(rows) * (2 + len(others)),
-            settings=asked(None, texts=texts if isinstance(texts, str) else rows, others=list(others)),
+            settings=call_settings(None, texts=texts if isinstance(texts, str) else rows, others=list(others)),
         ),
         gap=own.gap,
         virtual=prefix[0][0].shape[2],

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Spaces, Svd, low_rank_sparse, nulls
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import difference
 from probes.weights.naming import place_of
@@ -115,7 +115,7 @@ def update_anatomy(
         control=f"random directions with the update's own singular values ({draws} draws)",
         provenance=Provenance.of(
             "update_anatomy", opened.identities(), seed=seed,
-            settings=asked(None, k=k, rank=rank, share=share, draws=draws),
+            settings=call_settings(None, k=k, rank=rank, share=share, draws=draws),
         ),
         k=k,
     )  # fmt: skip

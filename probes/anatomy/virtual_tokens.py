@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.lens import kl
 from probes.results import ProbeResult, Provenance
 from workbench.errors import UserError
@@ -119,7 +119,7 @@ def virtual_tokens(
         provenance=Provenance.of(
             "virtual_tokens", {"base": opened.base, "tuned": opened}, rows, seed=seed, device=str(opened.base.device),
             forward_passes=passes,
-            settings=asked(None, texts=texts if isinstance(texts, str) else rows, task=task, draws=draws),
+            settings=call_settings(None, texts=texts if isinstance(texts, str) else rows, task=task, draws=draws),
         ),
         kind=opened.kind,
         off_is_base=_off_is_base(opened),

@@ -13,19 +13,19 @@ import torch
 
 import interventions as iv
 from interventions.attention_scale import eager_expected
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -156,7 +156,7 @@ def context_awareness(
         provenance=Provenance.of(
             "context_awareness", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, layer=layer, alphas=alphas, threshold=threshold, batch_size=batch_size),
+            settings=call_settings(None, layer=layer, alphas=alphas, threshold=threshold, batch_size=batch_size),
         ),
         steering=pd.DataFrame(lines), rows=pd.concat(parts, ignore_index=True), layer=place,
         resampled=units_of(rows.clusters),

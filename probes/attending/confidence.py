@@ -11,17 +11,17 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -141,7 +141,7 @@ def attention_confidence(
         control="the mean over the heads of the layer",
         provenance=Provenance.of(
             "attention_confidence", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, settings=asked(None, layers=layers),
+            forward_passes=passes.forward, settings=call_settings(None, layers=layers),
         ),
         positions=(positions := _positions(read, ids, pair.tokenizer)),
         activation=_activation(positions, clusters, seed),

@@ -11,14 +11,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
 from probes.attending.confidence import read_patterns
+from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
+from workbench.argument_checks import check_pair
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -141,7 +141,7 @@ def pattern_types(
         control="the mean change over the heads of the layer",
         provenance=Provenance.of(
             "pattern_types", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(None, layers=layers, block=block, threshold=threshold, coverage=coverage),
+            settings=call_settings(None, layers=layers, block=block, threshold=threshold, coverage=coverage),
         ),
         threshold=threshold,
         coverage=coverage,

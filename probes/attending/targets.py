@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.row_spans import row_spans
+from workbench.argument_checks import check_pair
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError
 from workbench.figures.heads import head_heatmap
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.models.pair import ModelPair
@@ -127,7 +127,7 @@ def target_attention(
         provenance=Provenance.of(
             "target_attention", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, target=target, layers=layers, draws=draws, batch_size=batch_size),
+            settings=call_settings(None, target=target, layers=layers, draws=draws, batch_size=batch_size),
         ),
         heading=f"Attention to {target}",
     )  # fmt: skip

@@ -12,16 +12,16 @@ import plotly.graph_objects as go
 
 import interventions as iv
 from interventions.attention_scale import eager_expected
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_subject
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
@@ -172,7 +172,7 @@ def attention_tuning(  # noqa: PLR0913
         provenance=Provenance.of(
             "attention_tuning", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, edit=edit, layers=layers, share=share, threshold=threshold, controls=controls,
                 batch_size=batch_size,
             ),

@@ -12,13 +12,14 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
-from probes.asked import asked
 from probes.attributes.text_states import mean_size, text_states
+from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_subject
 from workbench.behaviour.continuations import logprobs
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
 from workbench.behaviour.scorers import Behaviour
@@ -26,7 +27,6 @@ from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
@@ -195,7 +195,7 @@ def intensity_dial(  # noqa: PLR0913
         provenance=Provenance.of(
             "intensity_dial", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, attribute=attribute, layer=layer, reach=reach, samples=samples, off_target=off_target,
                 controls=controls, max_new_tokens=max_new_tokens, batch_size=batch_size,
             ),

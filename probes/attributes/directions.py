@@ -12,17 +12,17 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
-from probes.asked import asked
 from probes.attributes.text_states import mean_size, text_states
+from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import bootstrap_weights, cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_subject
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
@@ -194,7 +194,7 @@ def attribute_directions(  # noqa: PLR0913
         provenance=Provenance.of(
             "attribute_directions", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, attributes=attributes, layer=layer, penalty=penalty, strength=strength, controls=controls,
                 batch_size=batch_size,
             ),

@@ -13,20 +13,20 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
-from probes.asked import asked
 from probes.attributes.text_states import text_states
+from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
+from workbench.argument_checks import check_subject
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
@@ -176,7 +176,7 @@ def attribute_intersection(  # noqa: PLR0913
         provenance=Provenance.of(
             "attribute_intersection", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, attributes=attributes, layer=layer, strength=strength, samples=samples,
                 max_new_tokens=max_new_tokens, batch_size=batch_size,
             ),

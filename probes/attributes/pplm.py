@@ -11,16 +11,16 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
 from probes.attributes.perturbed_cache import Push, PushedDecoding
+from probes.call_settings import call_settings
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_subject
 from workbench.behaviour.continuations import logprobs
 from workbench.behaviour.generation import end_ids
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
@@ -149,7 +149,7 @@ def pplm(  # noqa: PLR0913
         provenance=Provenance.of(
             "pplm", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=trial.forward_passes, backward_passes=trial.backward_passes,
-            settings=asked(
+            settings=call_settings(
                 None, bag=bag, sizes=sizes, steps=steps, gamma=gamma, kl=kl, fusion=fusion,
                 max_new_tokens=max_new_tokens,
             ),

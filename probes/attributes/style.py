@@ -12,13 +12,14 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
-from probes.asked import asked
 from probes.attributes.text_states import text_states
+from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_subject
 from workbench.behaviour.continuations import logprobs
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
 from workbench.behaviour.linguistic import profile
@@ -26,7 +27,6 @@ from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.text_quality import words_in
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
@@ -152,7 +152,7 @@ def writing_style(  # noqa: PLR0913
         provenance=Provenance.of(
             "writing_style", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, style=samples, drafts=drafts, layer=layer, strengths=strengths, max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
             ),

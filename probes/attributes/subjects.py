@@ -12,16 +12,16 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_subject
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
@@ -147,7 +147,8 @@ def subject_offset(
         control=f"{controls} random offsets of the same norm",
         provenance=Provenance.of(
             "subject_offset", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward, settings=asked(None, layer=layer, strength=strength, controls=controls),
+            forward_passes=passes.forward,
+            settings=call_settings(None, layer=layer, strength=strength, controls=controls),
         ),
         strength=strength, layer=place, vector=vector, resampled=units_of(reported.clusters),
     )  # fmt: skip

@@ -11,16 +11,16 @@ import pandas as pd
 import torch
 
 import interventions as iv
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import EffectPanel, scored_line
 from probes.effects.rewriting import column_of
 from probes.halves import halves
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_subject
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -142,7 +142,8 @@ def planted_switch(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "planted_switch", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=asked(None, levers=levers, layers=layers, strength=strength, controls=controls, metric=metric,
+            settings=call_settings(None, levers=levers, layers=layers, strength=strength, controls=controls,
+                metric=metric,
                            max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.concat([one.values for one in measured], ignore_index=True),

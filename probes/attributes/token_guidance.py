@@ -11,20 +11,20 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import interventions as iv
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.decoding.guidance import FrontTrial, front_of
 from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored, scored_share
+from workbench.argument_checks import check_pair
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import repetition
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -152,7 +152,7 @@ def token_guidance(  # noqa: PLR0913
         control="the same scores given to other tokens of the texts; beside the tuned model, the plain base",
         provenance=Provenance.of(
             "token_guidance", pair.models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, behaviour=behaviour, strengths=strengths, kept=beside, samples=samples,
                 max_new_tokens=max_new_tokens, batch_size=batch_size,
             ),

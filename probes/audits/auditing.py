@@ -11,19 +11,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probes.answer_changes import AnswerChanges, answers, rising_openings
-from probes.asked import asked
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
 from probes.audits.outlining import COLUMNS, outline, outlined
 from probes.audits.readings import difference_lens, token_shift
 from probes.audits.traits import SHARES, paired_line, trait_tests
 from probes.audits.words import rising_words
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
+from workbench.argument_checks import check_pair
 from workbench.behaviour.generation import Decoding
 from workbench.behaviour.subject import Work
 from workbench.errors import NotSupported
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -175,7 +175,7 @@ def audit(
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
         provenance=Provenance.of(
             "audit", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=asked(
+            settings=call_settings(
                 None, questions=questions, texts=texts, max_new_tokens=max_new_tokens, variations=variations,
                 batch_size=batch_size,
             ),

@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.concepts.contexts import extreme_contexts
 from probes.concepts.dictionary import Dictionary
 from probes.concepts.finding import Found, Rows, find
@@ -20,9 +20,9 @@ from probes.principal import direction_readings, shown
 from probes.resampling import cluster_means, row_clusters, units_of
 from probes.results import ProbeResult
 from probes.scored import scored
+from workbench.argument_checks import check_recording
 from workbench.engine.sites import Site
 from workbench.errors import UserError
-from workbench.given import check_recording
 from workbench.method_options import As
 from workbench.methods import Recorded, method
 from workbench.models.adapted import AdaptedModel
@@ -171,7 +171,7 @@ def concept_directions(  # noqa: PLR0913 (a public call; all but two by keyword)
         control="random directions (10 draws)",
         provenance=of_recording(
             "concept_directions", recording, tuple(recording.roles),
-            asked(None, method=method, layer=int(site.layer or 0), k=k, labels=labels,
+            call_settings(None, method=method, layer=int(site.layer or 0), k=k, labels=labels,
                   dictionary=read, model=model, examples=examples, tokens=tokens),
             seed,
         ),

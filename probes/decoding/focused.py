@@ -11,17 +11,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import interventions as iv
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored, scored_share
+from workbench.argument_checks import check_subject
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
@@ -144,7 +144,7 @@ def focused_prefix(  # noqa: PLR0913
         provenance=Provenance.of(
             "focused_prefix", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, wanted=wanted, general=general, behaviours=behaviours, asked_for=asked_for, alphas=alphas,
                 plausibility=plausibility, max_new_tokens=max_new_tokens, batch_size=batch_size,
             ),

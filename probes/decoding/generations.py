@@ -10,19 +10,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.decoding.contrast import Contrast
 from probes.decoding.phrases import risen_phrases
 from probes.replay import counted
 from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
+from workbench.argument_checks import check_pair
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -149,7 +149,7 @@ def contrastive_generations(  # noqa: PLR0913
         provenance=Provenance.of(
             "contrastive_generations", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, samples=samples, plausibility=plausibility, temperature=temperature, behaviour=behaviour,
                 max_new_tokens=max_new_tokens, batch_size=batch_size,
             ),

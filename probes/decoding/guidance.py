@@ -12,11 +12,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import interventions as iv
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored, scored_share
+from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import kl_per_token
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
@@ -24,7 +25,6 @@ from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import repetition
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As, Within
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
@@ -149,7 +149,7 @@ def guidance_front(  # noqa: PLR0913
         provenance=Provenance.of(
             "guidance_front", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, behaviour=behaviour, weak=weak, strengths=strengths, kept=beside, plausibility=plausibility,
                 samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size,
             ),

@@ -11,13 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.models.pair import ModelPair
@@ -131,7 +131,7 @@ def probability_movement(
         control="the mean movement of the same prompts' tokens whatever their entropy",
         provenance=Provenance.of(
             "probability_movement", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, settings=asked(None, bins=bins, batch_size=batch_size),
+            forward_passes=passes.forward, settings=call_settings(None, bins=bins, batch_size=batch_size),
         ),
         tokens=tokens,
         selectivity=_selectivity(tokens, rows.clusters, bins, seed),

@@ -11,19 +11,19 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.decoding.entropy_switch import Decisions, EntropySwitch
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored, scored_share
+from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import logprobs
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -152,7 +152,7 @@ def entropy_switching(  # noqa: PLR0913
         provenance=Provenance.of(
             "entropy_switching", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, quantiles=quantiles, hysteresis=hysteresis, window=window, behaviour=behaviour,
                 max_new_tokens=max_new_tokens, batch_size=batch_size,
             ),

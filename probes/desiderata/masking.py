@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.desiderata.result import ComponentMasking
 from probes.desiderata.swapping import Swaps
 from probes.desiderata.training import Schedule, Trained, train_masks
@@ -104,7 +104,7 @@ def component_masking(
             "component_masking", models, None, seed=chosen.seed, device=str(first.device),
             forward_passes=math.ceil(sum(one.swaps.passes for one in found)),
             backward_passes=sum(one.swaps.backward for one in found),
-            settings={**asked(chosen, desiderata=named, position=position), "candidates": len(heads),
+            settings={**call_settings(chosen, desiderata=named, position=position), "candidates": len(heads),
                       "split": "50 / 25 / 25 by group", "mixed with": "the running base output"},
         ),
         masks=pd.concat([one.mask() for one in found], ignore_index=True),

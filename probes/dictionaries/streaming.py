@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from probes.resampling import row_clusters
+from workbench.argument_checks import check_recording
 from workbench.engine.sites import Site
 from workbench.errors import UserError
-from workbench.given import check_recording
 from workbench.recording.recording import Recording
 from workbench.recording.sink_rows import Tokens, averaged_rows
 from workbench.typing import Float, Int, Tensor

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.concepts.dictionary import Dictionary
 from probes.dictionaries.batch_topk import Trained, Training, train
 from probes.dictionaries.examples import top_examples
@@ -135,7 +135,7 @@ def tuning_dictionary(  # noqa: PLR0913 (a public call; all but two by keyword)
         ),
         provenance=of_recording(
             "tuning_dictionary", recording, ("base", "tuned"),
-            asked(None, kind=kind, layer=int(rows.site.layer or 0), width=width, k=k, epochs=epochs,
+            call_settings(None, kind=kind, layer=int(rows.site.layer or 0), width=width, k=k, epochs=epochs,
                   batch_size=batch_size, learning_rate=learning_rate, dictionary=dictionary, labels=labels, top=top,
                   examples=examples, draws=draws, tokens=tokens), seed,
         ),

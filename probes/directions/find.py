@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.directions.contrasting import SCOPES, Directions, directions_of, estimated
 from probes.directions.material import Part, parts_of
 from probes.directions.result import FoundDirection
@@ -17,11 +17,11 @@ from probes.directions.trying import Candidate, Outcome, Trier, cheapest, push
 from probes.options import read_options
 from probes.random_recipes import stand_ins
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.behaviour.scorers import Behaviour, Score
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Work
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
@@ -123,7 +123,7 @@ def find_direction(
         control=f"{chosen.controls} random recipes of the same norm, on the reported part",
         provenance=Provenance.of(
             "find_direction", pair.models, rows, seed=chosen.seed, device=str(pair.tuned.device),
-            settings=asked(chosen, behaviour=behaviour),
+            settings=call_settings(chosen, behaviour=behaviour),
         ),
         behaviour=named.name, held_out=held_out, estimates=search.estimates, layers=layers,
         directions=search.found.unit[role, layers], means=search.found.other[role, layers], positions=best.positions,

@@ -15,13 +15,13 @@ from interventions.training.editing import site_name, train_site, written_right
 from interventions.training.examples import Example, examples_of
 from interventions.training.trainer import Schedule
 from interventions.weightspace.swapping import base_parameters, swapped
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
+from workbench.argument_checks import check_subject
 from workbench.errors import UserError
 from workbench.figures.weights import cell_map
-from workbench.given import check_subject
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -132,7 +132,7 @@ def edit_sites(  # noqa: PLR0913
         control="the unedited model on the same prompts; and the same edit with the answers dealt out anew (shuffled)",
         provenance=Provenance.of(
             "edit_sites", {model.role: model}, rows, seed=seed, device=str(model.device),
-            settings=asked(
+            settings=call_settings(
                 None, paraphrases=_prompts(paraphrases), locality=_prompts(locality), general=_prompts(general),
                 layers=layers, modules=list(modules), order=order, epochs=epochs, learning_rate=learning_rate,
                 batch_size=batch_size,

@@ -12,18 +12,18 @@ import torch
 
 from interventions.training.soft_prompt import train_soft_prompt
 from interventions.training.trainer import Schedule
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, table_of
 from probes.effects.rewriting import column_of
 from probes.representation.classifier import held_out_probabilities
 from probes.resampling import bootstrap_weights
 from probes.results import Provenance
 from probes.retention.soft_prompt_split import halves_of
+from workbench.argument_checks import check_pair
 from workbench.behaviour.calibration import BINS, calibration_error
 from workbench.behaviour.scores import next_token_logits
 from workbench.engine.families import submodule
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -111,7 +111,7 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
         control="as many weights kept at random",
         provenance=Provenance.of(
             "calibration_counter_test", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=asked(None, sparsities=list(sparsities), reprogram=reprogram, tokens=tokens, epochs=epochs,
+            settings=call_settings(None, sparsities=list(sparsities), reprogram=reprogram, tokens=tokens, epochs=epochs,
                            folds=folds, ridge=ridge, batch_size=batch_size),
         ),
         values=pd.DataFrame({

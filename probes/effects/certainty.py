@@ -8,13 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import CHANGE, EffectPanel, between_line, paired_lines, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
 from probes.resampling import bootstrap_weights
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.behaviour.critique import self_critique
 from workbench.behaviour.measuring import Compared, Trial, measure
 from workbench.behaviour.options import DiffOptions
@@ -22,7 +23,6 @@ from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.subject import Subject
 from workbench.behaviour.texts import contained
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -111,7 +111,7 @@ def certainty_split(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "certainty_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, certainty=certainty, yes=yes, no=no, domains=domains,
+            settings=call_settings(None, certainty=certainty, yes=yes, no=no, domains=domains,
                            refusal=refusal, max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),

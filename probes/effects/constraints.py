@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.behaviour.scorers import Behaviour, behaviour
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -86,7 +86,7 @@ def constraint_satisfaction(
         provenance=Provenance.of(
             "constraint_satisfaction", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, column=column, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            settings=call_settings(None, column=column, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({**met, "constraints": size}),
         measured="share of constraints met",

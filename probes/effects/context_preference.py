@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from interventions.training.reward_head import RewardHead, both_answers
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import margins
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -89,7 +89,7 @@ def context_preference(
         provenance=Provenance.of(
             "context_preference", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, head=head, tuned_head=tuned_head, batch_size=batch_size),
+            settings=call_settings(None, head=head, tuned_head=tuned_head, batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}: {part}": one[part] for role, one in scores.items() for part in PARTS}),
         measured="share of prompts; margin (nats, or units of the head)",

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import column_of, retexted, text_of
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -90,7 +90,8 @@ def context_use(
         control="the context of another question",
         provenance=Provenance.of(
             "context_use", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(None, context=context, template=template, metric=metric, max_new_tokens=max_new_tokens,
+            settings=call_settings(None, context=context, template=template, metric=metric,
+                max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),
         values=pd.DataFrame({

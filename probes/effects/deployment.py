@@ -12,13 +12,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores, greedy_texts
 from probes.effects.panel import EffectPanel, scored_line, table_of
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.behaviour.scores import kl, next_token_logits
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
@@ -95,7 +95,7 @@ def deployment_gap(
         control="the base in the place of the deployed form",
         provenance=Provenance.of(
             "deployment_gap", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=asked(None, precisions=precisions, metric=metric, max_new_tokens=max_new_tokens,
+            settings=call_settings(None, precisions=precisions, metric=metric, max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),
         values=pd.DataFrame({"kl of the base": base.kl_from(reference)}),

@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, table_of
 from probes.replay import counted
 from probes.results import Provenance
 from probes.series.answers import pair_members, updates_of
+from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import score_continuations
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
@@ -101,7 +101,7 @@ def early_signs(
         control="the same sign read from the end of the log",
         provenance=Provenance.of(
             "early_signs", models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes.forward,
-            settings=asked(None, runs=list(runs), early=early, batch_size=batch_size),
+            settings=call_settings(None, runs=list(runs), early=early, batch_size=batch_size),
         ),
         values=pd.concat([pd.Series(list(map(str, runs)), name="run"), signs, after], axis=1),
         measured="Spearman's rho over runs",

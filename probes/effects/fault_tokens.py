@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.scores import kl
 from workbench.behaviour.subject import Subject, Work, continuation_logits
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -124,7 +124,7 @@ def fault_tokens(
         control="the same answers with the differing places moved round, every shift alike",
         provenance=Provenance.of(
             "fault_tokens", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(None, batch_size=batch_size),
+            settings=call_settings(None, batch_size=batch_size),
         ),
         tokens=_tokens(right, masks, moved, decode),
         dropped=len(rows) - len(usable),

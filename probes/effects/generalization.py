@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.panel import CHANGE, EffectPanel, table_of
 from probes.effects.rewriting import column_of, text_of
 from probes.effects.skills import skill_lines
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
@@ -95,7 +95,8 @@ def generalization_levels(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "generalization_levels", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, training=taught, task=task, category=category, language=language, metric=metric,
+            settings=call_settings(None, training=taught, task=task, category=category, language=language,
+                metric=metric,
                            max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({**scores, "level": level, **({} if spoken is None else {"language": spoken})}),

@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 
 import interventions as iv
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores, role_scores
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line
 from probes.effects.rewriting import column_of
 from probes.halves import halves
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
@@ -116,7 +116,8 @@ def language_transfer(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "language_transfer", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, source=source, language=language, layer=layer, strength=strength, controls=controls,
+            settings=call_settings(None, source=source, language=language, layer=layer, strength=strength,
+                controls=controls,
                            metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({**scores, "moved": change, "random": random, "language": spoken}),

@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.scores import kl
 from workbench.behaviour.subject import Subject, Work, continuation_logits
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -139,7 +139,7 @@ def pollution(
         control="another draw of the base's samples in place of the tuned model's",
         provenance=Provenance.of(
             "pollution", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, wanted=wanted, others=others, samples=samples, max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
             ),

@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import sampled_texts
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
 from probes.results import Provenance
 from probes.retention.many_shot import exchanged_answers
+from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import continuations_of, logprobs
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -98,7 +98,7 @@ def preference_movement(
         provenance=Provenance.of(
             "preference_movement", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            settings=call_settings(None, samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in logs.items() for name, one in own.items()}),
         measured="nats of the whole answer (a share for displaced, a correlation for mode seeking)",

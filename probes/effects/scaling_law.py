@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, scored_line, table_of
 from probes.replay import counted
 from probes.resampling import bootstrap_weights
 from probes.results import Provenance
 from probes.series.answers import pair_members, updates_of
+from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import score_continuations
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
@@ -102,7 +102,8 @@ def scaling_law(
         control="a plain power law through the same losses, without knowledge of the base",
         provenance=Provenance.of(
             "scaling_law", models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes.forward,
-            settings=asked(None, checkpoints=list(checkpoints), sizes=list(sizes), draws=draws, batch_size=batch_size),
+            settings=call_settings(None, checkpoints=list(checkpoints), sizes=list(sizes), draws=draws,
+                batch_size=batch_size),
         ),
         values=pd.DataFrame(dict(zip(names, losses, strict=True))),
         measured="nats per token of the answer",

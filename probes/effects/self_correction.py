@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import CHANGE, EffectPanel, table_of
 from probes.effects.rewriting import as_chat, column_of, next_turn
 from probes.replay import counted
 from probes.resampling import bootstrap_weights
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.behaviour.texts import contained
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
@@ -95,7 +95,7 @@ def self_correction(
         provenance=Provenance.of(
             "self_correction", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, challenge=challenge, neutral=neutral, max_new_tokens=max_new_tokens,
+            settings=call_settings(None, challenge=challenge, neutral=neutral, max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in right.items() for name, one in own.items()}),

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.panel import CHANGE, EffectPanel, between_line, paired_lines, table_of
 from probes.effects.rewriting import column_of, text_of
 from probes.replay import counted
 from probes.resampling import shuffled_labels
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
@@ -90,7 +90,7 @@ def skill_profile(
         provenance=Provenance.of(
             "skill_profile", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, skills=skills, kinds=kinds, metric=metric, max_new_tokens=max_new_tokens,
+            settings=call_settings(None, skills=skills, kinds=kinds, metric=metric, max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),
         values=pd.DataFrame({**scores, "skill": of}),
@@ -210,7 +210,8 @@ def visited_forgetting(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "visited_forgetting", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, training=None if training is None else Prompts.of(training), column=column, near=near,
+            settings=call_settings(None, training=None if training is None else Prompts.of(training), column=column,
+                near=near,
                            metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({**scores, "visited": seen}),

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from interventions import ConceptAblation, Recipe
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores, role_scores
 from probes.effects.panel import EffectPanel, between_line, scored_line, table_of
 from probes.effects.rewriting import column_of
@@ -18,8 +18,8 @@ from probes.replay import counted
 from probes.resampling import shuffled_labels
 from probes.results import Provenance
 from probes.retention.soft_prompt_split import halves_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
@@ -115,7 +115,7 @@ def spurious_attributes(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "spurious_attributes", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, attributes=list(attributes), layer=layer, metric=metric, controls=controls,
+            settings=call_settings(None, attributes=list(attributes), layer=layer, metric=metric, controls=controls,
                            max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({**scores, **{f"{name} agrees": own for name, own in agrees.items()}}),

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -92,7 +92,7 @@ def tool_errors(
         control="replies judged by the call of another row",
         provenance=Provenance.of(
             "tool_errors", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(None, calls=calls, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            settings=call_settings(None, calls=calls, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame(kinds),
         measured="share of replies",

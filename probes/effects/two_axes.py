@@ -11,7 +11,7 @@ import torch
 
 import interventions as iv
 from interventions.weightspace.task_vector import TaskVector
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import margins
 from probes.effects.panel import CHANGE, EffectPanel, scored_line
 from probes.effects.rewriting import column_of
@@ -19,9 +19,9 @@ from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import shuffled_labels
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -112,7 +112,7 @@ def two_axes(  # noqa: PLR0913 (a public call)
         f"random signs; of the ablation, {controls} random directions",
         provenance=Provenance.of(
             "two_axes", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(None, axis=axis, side=side, scales=list(scales), layer=layer, controls=controls,
+            settings=call_settings(None, axis=axis, side=side, scales=list(scales), layer=layer, controls=controls,
                            batch_size=batch_size),
         ),
         values=pd.DataFrame({**{role: one * sign for role, one in agreed.items()}, "axis": named, "side": sign}),

@@ -12,16 +12,16 @@ import plotly.graph_objects as go
 
 from interventions.training.ablated import caft_finetune
 from interventions.training.trainer import Schedule
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -133,7 +133,7 @@ def undoing(  # noqa: PLR0913
         control=f"random changes of the same norm in every module ({draws} draws)",
         provenance=Provenance.of(
             "undoing", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, texts=Prompts.of(texts), instructions=None if instructions is None else kinds["instruction rows"],
                 rank=rank, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, draws=draws,
             ),

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.experts.counting import content, count_experts, require_experts, special_ids
 from probes.resampling import permutation_p, shuffled_labels, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_subject
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
@@ -136,7 +136,7 @@ def domain_experts(
         control="the same expert's use by all other domains",
         provenance=Provenance.of(
             "domain_experts", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=counts.passes, settings=asked(None, exclude=exclude, batch_size=batch_size),
+            forward_passes=counts.passes, settings=call_settings(None, exclude=exclude, batch_size=batch_size),
         ),
         specialised=_specialised(counts.counts, counts.layers, numbers, rows, seed),
         domains=domains, resampled=units_of(rows.clusters),

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import rankdata
 
 from probes import resampling
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.experts.counting import (
     Excluded,
     ExpertCounts,
@@ -29,8 +29,8 @@ from probes.experts.counting import (
 from probes.experts.labels import Classes, Labeller, classes_of, respond
 from probes.options import read_options
 from probes.results import ProbeResult, Provenance
+from workbench.argument_checks import check_subject
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -191,7 +191,10 @@ def expert_map(
             seed=chosen.seed,
             device=str(model.device),
             forward_passes=passes + counts[0].passes + (0 if before is None else before[0].passes),
-            settings={**asked(chosen, labels=labels, target=target), "unlabelled": len(rows) - len(classes.rows)},
+            settings={
+                **call_settings(chosen, labels=labels, target=target),
+                "unlabelled": len(rows) - len(classes.rows),
+            },
         ),
         target=classes.target,
         others=classes.others,

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import interventions as iv
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.experts.counting import count_experts, require_experts
 from probes.halves import halves
 from probes.matching import matched_cells
@@ -19,13 +19,13 @@ from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_subject
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import parse_label
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -153,7 +153,7 @@ def expert_sets(  # noqa: PLR0913
         provenance=Provenance.of(
             "expert_sets", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, behaviour=behaviour, size=size, tried=tried, mode=mode, controls=controls,
                 max_new_tokens=max_new_tokens, batch_size=batch_size,
             ),

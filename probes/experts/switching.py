@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.experts.counting import content, count_experts, require_experts
 from probes.experts.labels import respond
 from probes.experts.mapping import ExpertMap
@@ -21,9 +21,9 @@ from probes.matching import Place, matched_cells
 from probes.options import read_options
 from probes.resampling import cluster_means, interval
 from probes.results import SHARED, ProbeResult, Provenance
+from workbench.argument_checks import check_subject
 from workbench.engine.sites import parse_label
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -139,7 +139,7 @@ def switching_curve(
             seed=chosen.seed,
             device=str(model.device),
             forward_passes=counted + trial.passes,
-            settings=asked(chosen, behaviour=behaviour, ranking=ranking, counts=counts, mode=mode),
+            settings=call_settings(chosen, behaviour=behaviour, ranking=ranking, counts=counts, mode=mode),
         ),
         ranked=_labels(ranked),
         random=[_labels(draw) for draw in random],

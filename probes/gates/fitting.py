@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
 from probes.audits.general import general_questions
+from probes.call_settings import call_settings
 from probes.gates.separation import LayerFit, Reading, halves, read_rows, separated
 from probes.replay import counted
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
+from workbench.argument_checks import check_subject
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -147,7 +147,8 @@ def fit_gate(  # noqa: PLR0913 (a public call; all but two by keyword)
         provenance=Provenance.of(
             "fit_gate", {getattr(model, "role", "model"): model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=asked(None, label=label, neutral=None if neutral is None else apart, layers=layers, reach=reach,
+            settings=call_settings(None, label=label, neutral=None if neutral is None else apart, layers=layers,
+                reach=reach,
                            most_false=most_false, controls=controls, draws=draws),
         ),
         direction=fits[best].direction,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.grafting.blend import Blender
 from probes.grafting.curve import Judge, sparsity_curve, variants
 from probes.grafting.cutting import pair_region
@@ -107,7 +107,7 @@ def graft(
         device=str(pair.base.device),
         forward_passes=found.forward_passes + judge.forward_passes,
         backward_passes=found.backward_passes,
-        settings=asked(
+        settings=call_settings(
             settings,
             method=method,
             level=level,

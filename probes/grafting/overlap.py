@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.comparison import Overlap, overlap
 from probes.grafting.result import GraftResult, flat_places
 from probes.results import ProbeResult, Provenance
@@ -123,7 +123,7 @@ def mask_overlap(first: GraftResult, second: GraftResult, *, null: Sequence[Graf
             "mask_overlap",
             {f"{side} {role}": model for side, graft in (("first", first), ("second", second))
              for role, model in graft.provenance.models.items()},
-            settings={**asked(None, first=first, second=second, null=list(null)), "masks": masks},
+            settings={**call_settings(None, first=first, second=second, null=list(null)), "masks": masks},
         ),
         no_price="optimised" in (first.method, second.method),
         **found._asdict(),

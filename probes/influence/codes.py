@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.concepts.dictionary import Dictionary
 from probes.influence.result import (
     CONTROL,
@@ -23,9 +23,9 @@ from probes.influence.result import (
 from probes.influence.text_rankers import bm25
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As, Within
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
@@ -125,7 +125,8 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
         provenance=Provenance.of(
             "code_similarity", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
             device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(None, queries=asked_for, dictionary=dictionary, layer=layer, pool=pool, always_on=always_on,
+            settings=call_settings(None, queries=asked_for, dictionary=dictionary, layer=layer, pool=pool,
+                always_on=always_on,
                            match=match, k=k, batch_size=batch_size, controls=controls, draws=draws),
         ),
         ranker="dictionary codes",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from interventions.training.examples import Collator, Example, examples_of
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.influence.result import (
     CONTROL,
     RowInfluence,
@@ -22,8 +22,8 @@ from probes.influence.result import (
 from probes.influence.text_rankers import bm25
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
@@ -108,7 +108,7 @@ def demonstration_utility(  # noqa: PLR0913 (a public call; all but three by key
         provenance=Provenance.of(
             "demonstration_utility", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
             device=str(model.device), forward_passes=passes.forward,
-            settings=asked(None, queries=asked_for, within=within, match=match, k=k, batch_size=batch_size,
+            settings=call_settings(None, queries=asked_for, within=within, match=match, k=k, batch_size=batch_size,
                            controls=controls, draws=draws),
         ),
         ranker="utility as a demonstration",

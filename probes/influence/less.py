@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from interventions.training.examples import Example, examples_of
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.influence.checkpoints import each_checkpoint, state_hash
 from probes.influence.result import (
     CONTROL,
@@ -29,8 +29,8 @@ from probes.influence.target import projection_target
 from probes.influence.text_rankers import bm25, embedding_similarity
 from probes.influence.weights import trained_matrices
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -126,7 +126,7 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
         progress or Silent(),
     )  # fmt: skip
     drawn = stand_ins(rows, controls, seed)
-    settings = asked(
+    settings = call_settings(
         None, queries=asked_for, dim=dim, optimiser=optimiser, layers=layers, modules=list(modules),
         direction=direction, checkpoints=list(checkpoints), rates=list(rates), store=store, match=match, k=k,
         embeddings=embeddings, batch_size=batch_size, controls=controls, draws=draws,

@@ -15,13 +15,13 @@ import torch
 from interventions.training.ablated import caft_finetune
 from interventions.training.examples import IGNORED, Collator, examples_of
 from interventions.training.trainer import Schedule
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.influence.result import RowInfluence
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As, Within
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
@@ -156,7 +156,8 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
         control=f"as many random rows left out ({random_draws} draws)",
         provenance=Provenance.of(
             "retrain_without", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            settings=asked(None, queries=asked_for, influence=influence, drop=drop, rank=rank, modules=list(modules),
+            settings=call_settings(None, queries=asked_for, influence=influence, drop=drop, rank=rank,
+                modules=list(modules),
                            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
                            random_draws=random_draws, draws=draws),
         ),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.knob.intents import IntentPairs, both, intent_pairs
 from probes.knob.layers import LayerSearch, PatchedHeads, Thresholds, search_layers
 from probes.knob.result import Knob
@@ -18,9 +18,9 @@ from probes.knob.subspace import Training, mean_difference, train_subspace
 from probes.knob.trial import Axis, Trial, best_settings, flips, natural_settings, random_bases, sweep
 from probes.results import Provenance
 from probes.scored import scored_share
+from workbench.argument_checks import check_pair
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
@@ -118,7 +118,7 @@ def find_knob(
             device=str(pair.tuned.device),
             forward_passes=passes + skill.pop("passes"),
             backward_passes=training.steps * len(candidates),
-            settings=asked(None, prompts=rows, layers=layers, training=training, setup=setup, others=others),
+            settings=call_settings(None, prompts=rows, layers=layers, training=training, setup=setup, others=others),
         ),
         layer=best.layer,
         intents=known.intents,

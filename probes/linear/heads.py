@@ -12,13 +12,13 @@ import plotly.graph_objects as go
 import torch
 from scipy import stats
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.linear.folds import folds_of_shuffled, make_folds, numbered, shuffled_labels, two_classes
 from probes.linear.logistic import Features, cell_chunks, solve
 from probes.results import ProbeResult
+from workbench.argument_checks import check_recording
 from workbench.engine.sites import Site
 from workbench.errors import UserError
-from workbench.given import check_recording
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
@@ -161,7 +161,7 @@ def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)
             "head_probe",
             recording,
             (role,),
-            asked(None, labels=labels, role=role, groups=groups, folds=folds, ridge=ridge, draws=draws),
+            call_settings(None, labels=labels, role=role, groups=groups, folds=folds, ridge=ridge, draws=draws),
             seed,
         ),
         classes=data.classes,

@@ -12,14 +12,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import spearmanr
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.needles.decoding import answer, check_room, copy_scores, recall
 from probes.needles.trials import Trial, contents
 from probes.options import read_options
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
+from workbench.argument_checks import check_subject
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.stats.bootstrap import mean_intervals
@@ -126,7 +126,7 @@ def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> Re
         provenance=Provenance.of(
             "retrieval_heads", models, contents(trials), seed=chosen.seed,
             device=str(models[role].device), forward_passes=sum(one.passes for one in scored.values()),
-            settings=asked(chosen),
+            settings=call_settings(chosen),
         ),
         kept={name: (len(one.rows), len(trials)) for name, one in scored.items()},
         threshold=chosen.threshold,

@@ -12,16 +12,16 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import spearmanr
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.comparison import overlap
 from probes.needles.heads import RetrievalOptions, ScoredTrials, scored_trials
 from probes.needles.search import as_needles
 from probes.needles.trials import QUESTION, Needle, Trial, check_template, contents, needle_trials
 from probes.resampling import bootstrap_weights, interval
 from probes.results import ProbeResult, Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
@@ -141,7 +141,8 @@ def same_heads(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "same_heads", pair.models, contents([one for own in trials.values() for one in own]), seed=seed,
             device=str(pair.tuned.device), forward_passes=sum(one.passes for one in everything),
-            settings=asked(None, haystack=str(haystack), needles=[vars(one) for one in hidden], lengths=list(lengths),
+            settings=call_settings(None, haystack=str(haystack), needles=[vars(one) for one in hidden],
+                lengths=list(lengths),
                            depths=list(depths), template=template, chat=chat, best=best,
                            max_new_tokens=max_new_tokens),
         ),

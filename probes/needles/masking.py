@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.matching import Place, matched_cells
 from probes.needles.decoding import answer, check_room, recall
 from probes.needles.heads import RetrievalHeads
@@ -100,7 +100,7 @@ def mask_heads(
         control=f"{chosen.controls} draws of as many random heads of the same layers",
         provenance=Provenance.of(
             "mask_heads", {model.role: model}, contents(trials), seed=chosen.seed, device=str(model.device),
-            forward_passes=trial.passes, settings=asked(chosen, heads=names[: steps[-1]], counts=counts),
+            forward_passes=trial.passes, settings=call_settings(chosen, heads=names[: steps[-1]], counts=counts),
         ),
         heads=names[: steps[-1]],
         how=chosen.how,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from probes.asked import plain
+from probes.call_settings import plain
 from probes.needles.heads import RetrievalHeads, retrieval_heads
 from probes.needles.trials import QUESTION, Needle, check_template, needle_trials
 from workbench.errors import UserError

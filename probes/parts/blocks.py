@@ -10,13 +10,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interventions.weightspace.task_vector import TaskVector
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.parts.bench import Bench
 from probes.results import ProbeResult, Provenance
 from probes.weights.naming import place_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.weights import cell_map
-from workbench.given import check_pair
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
@@ -118,7 +118,7 @@ def block_flips(
         provenance=Provenance.of(
             "block_flips", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
             forward_passes=bench.passes,
-            settings=asked(
+            settings=call_settings(
                 None, cut=cut, retain=None if retain is None else Prompts.of(retain), threshold=threshold,
                 batch_size=batch_size,
             ),

@@ -13,13 +13,13 @@ import plotly.graph_objects as go
 
 from interventions.weightspace.swapping import layer_of
 from interventions.weightspace.task_vector import TaskVector
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.parts.bench import Bench
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -141,7 +141,7 @@ def scale_sweep(
         provenance=Provenance.of(
             "scale_sweep", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
             forward_passes=bench.passes,
-            settings=asked(
+            settings=call_settings(
                 None, scales=list(scales), shape=shape, retain=None if retain is None else Prompts.of(retain),
                 margin=margin, batch_size=batch_size,
             ),

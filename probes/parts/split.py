@@ -15,13 +15,13 @@ from interventions.weightspace.lazy_tensors import LazyTensors
 from interventions.weightspace.swapping import base_parameters, find_parameter
 from interventions.weightspace.task_vector import TaskVector
 from probes.anatomy.spaces import INTRUDER_BELOW, Spaces, Svd, low_rank_sparse
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.parts.bench import Bench
 from probes.results import ProbeResult, Provenance
 from probes.weights.naming import place_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError, unknown_name
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
@@ -131,7 +131,7 @@ def update_parts(  # noqa: PLR0913
         provenance=Provenance.of(
             "update_parts", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
             forward_passes=bench.passes,
-            settings=asked(
+            settings=call_settings(
                 None, parts=list(parts), rank=rank, share=share, k=k,
                 retain=None if retain is None else Prompts.of(retain), batch_size=batch_size,
             ),

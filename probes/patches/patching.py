@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.cells import mean_of_others
 from probes.options import read_options
 from probes.patches.cells import HEADS, Cell, all_cells, kinds_of, places_of
@@ -107,7 +107,9 @@ def patching(
         + ("" if together is None else "; together: as many random heads of the same layers"),
         provenance=_provenance(
             search,
-            asked(chosen, prompts=Prompts.of(prompts), sites=sites, what=what, metric=metric, positions=positions),
+            call_settings(
+                chosen, prompts=Prompts.of(prompts), sites=sites, what=what, metric=metric, positions=positions
+            ),
         ),
         source=task.names[0],
         target=task.names[1],

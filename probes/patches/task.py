@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from probes.whole_answers import Continuations, continuations
+from workbench.argument_checks import check_subject
 from workbench.behaviour.texts import common_tokens
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.models.token_rows import check_answers, check_ids
 from workbench.prompts import Prompts

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.options import read_options
 from probes.paths.ablation import HeadRuns, Kept, Part, mean_ablation
 from probes.paths.circuit_result import CircuitTest
@@ -119,7 +119,7 @@ def circuit(
         provenance=Provenance.of(
             "circuit", models, rows, seed=chosen.seed, device=str(next(iter(models.values())).device),
             forward_passes=math.ceil(passes),
-            settings={**asked(chosen, heads=named(parts), metric=metric, reference=reference),
+            settings={**call_settings(chosen, heads=named(parts), metric=metric, reference=reference),
                       "reference_is_the_prompts": chosen.reference is None, "ablation": "mean by position",
                       "mlps": "intact"},
         ),

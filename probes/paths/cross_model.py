@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.options import read_options
 from probes.paths.ablation import HeadRuns, Kept, Part, Same, padded_prompts
 from probes.paths.groups import Heads, by_place, named, parts_of, random_parts
@@ -137,7 +137,8 @@ def cmap(
         control=f"{chosen.controls} random groups with as many heads at each place, drawn without replacement",
         provenance=Provenance.of(
             "cmap", {"base": pair.base, "tuned": pair.tuned}, rows, seed=chosen.seed, device=str(pair.base.device),
-            forward_passes=math.ceil(passes), settings=asked(chosen, heads=named(parts), what="z", metric=metric),
+            forward_passes=math.ceil(passes),
+            settings=call_settings(chosen, heads=named(parts), what="z", metric=metric),
         ),
         heads=named(parts),
         metric=metric,

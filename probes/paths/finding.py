@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.cells import mean_of_others
 from probes.options import read_options
 from probes.patches.metrics import Metric
@@ -122,7 +122,7 @@ def path_patching(
             "path_patching", task.models, task.prompts, seed=chosen.seed, device=str(task.target.device),
             forward_passes=math.ceil(sweep.passes),
             settings={
-                **asked(chosen, prompts=Prompts.of(prompts), receivers=_labels(receivers), through=through,
+                **call_settings(chosen, prompts=Prompts.of(prompts), receivers=_labels(receivers), through=through,
                         position=position, metric=metric, source=task.names[0], target=task.names[1]),
                 "frozen": "z of every head at the position and after it", "incorrect_dropped": int((~sweep.kept).sum()),
                 "clashing_answers_dropped": task.dropped, "read_to_the_difference": task.read_on,

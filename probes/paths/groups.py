@@ -10,8 +10,8 @@ import numpy as np
 
 from probes.paths.ablation import EVERYWHERE, Part
 from probes.paths.places import Head, Place, head_of, label_of
+from workbench.argument_checks import check_subject
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel
 
 Heads = Sequence[str] | Mapping[Place, Sequence[str]]

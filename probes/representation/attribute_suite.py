@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import dealt_folds, held_out_right
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
+from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_recording
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
@@ -141,7 +141,7 @@ def attribute_suite(
         control=f"classifiers of attributes given out at random to the things ({draws} times)",
         provenance=of_recording(
             "attribute_suite", recording, ("base", "tuned"),
-            asked(None, attributes=attributes, things=things, folds=folds, ridge=ridge, draws=draws), seed,
+            call_settings(None, attributes=attributes, things=things, folds=folds, ridge=ridge, draws=draws), seed,
         ),
         attributes=pd.DataFrame(each),
         left_out=tuple(left_out),

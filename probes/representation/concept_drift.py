@@ -11,18 +11,18 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
 from probes.attributes.text_states import text_states
+from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
 from workbench.figures.weights import layer_bars
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -129,7 +129,7 @@ def concept_drift(
         control="the distance from the class prompts of the other rows",
         provenance=Provenance.of(
             "concept_drift", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, settings=asked(None, layers=layers, batch_size=batch_size),
+            forward_passes=passes.forward, settings=call_settings(None, layers=layers, batch_size=batch_size),
         ),
         composition=composition,
         resampled=units_of(rows.clusters),

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
 from probes.representation.classifier import classes_of, dealt_folds, held_out_right
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -105,7 +105,7 @@ def concept_words(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "concept_words", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, words=list(words), sizes=list(sizes), labels=labels, layer=layer, draws=draws,
+            settings=call_settings(None, words=list(words), sizes=list(sizes), labels=labels, layer=layer, draws=draws,
                            folds=folds, ridge=ridge, batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {count} words": one for (role, count), one in right.items()}),

@@ -12,16 +12,16 @@ import plotly.graph_objects as go
 import torch
 from scipy import stats
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import scored_line, table_of
 from probes.effects.rewriting import column_of, joined, retexted, text_of, with_demonstrations
 from probes.replay import counted
 from probes.results import ProbeResult, Provenance
+from workbench.argument_checks import check_pair
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -144,7 +144,7 @@ def cross_task(
         control="the same examples with their answers exchanged within the task",
         provenance=Provenance.of(
             "cross_task", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(None, tasks=tasks, shots=shots, metric=metric, max_new_tokens=max_new_tokens,
+            settings=call_settings(None, tasks=tasks, shots=shots, metric=metric, max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),
         by_layer=pd.concat(layers, ignore_index=True),

@@ -12,15 +12,15 @@ import plotly.graph_objects as go
 import torch
 from torch import nn
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult
 from probes.scored import scored
+from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_recording
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
@@ -143,7 +143,7 @@ def curved_path(
         control="random straight paths, as long as each curved one, in place of it",
         provenance=of_recording(
             "curved_path", recording, ("base", "tuned"),
-            asked(None, labels=labels, keep=keep, steps=steps, reach=reach, target=target), seed,
+            call_settings(None, labels=labels, keep=keep, steps=steps, reach=reach, target=target), seed,
         ),
         field=pd.DataFrame(fields),
         positive=names[-1],

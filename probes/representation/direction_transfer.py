@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
+from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_recording
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
@@ -123,7 +123,8 @@ def direction_transfer(
         table=table.assign(q=q_values(table["p"].to_numpy(float))),
         control=f"maps fitted on prompts exchanged between the models ({draws} draws)",
         provenance=of_recording(
-            "direction_transfer", recording, ("base", "tuned"), asked(None, labels=labels, ridge=ridge, draws=draws),
+            "direction_transfer", recording, ("base", "tuned"), call_settings(None, labels=labels, ridge=ridge,
+                draws=draws),
             seed,
         ),
         positive=names[-1],

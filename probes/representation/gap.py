@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of, with_demonstrations
@@ -17,7 +17,7 @@ from probes.representation.classifier import Kind, classes_of, dealt_folds, held
 from probes.resampling import shuffled_labels
 from probes.results import Provenance
 from probes.retention.many_shot import exchanged_answers
-from workbench.given import check_pair
+from workbench.argument_checks import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -111,7 +111,7 @@ def representation_gap(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "representation_gap", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, shots=shots, layers=layers, kind=kind, metric=metric, folds=folds, ridge=ridge,
+            settings=call_settings(None, shots=shots, layers=layers, kind=kind, metric=metric, folds=folds, ridge=ridge,
                            max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame(arms),

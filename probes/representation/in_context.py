@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.panel import scored_line
 from probes.effects.rewriting import with_demonstrations
 from probes.replay import counted
@@ -17,9 +17,9 @@ from probes.representation.separability import CellShifts
 from probes.resampling import units_of
 from probes.results import Provenance
 from probes.retention.many_shot import exchanged_answers
+from workbench.argument_checks import check_pair
 from workbench.engine.sites import Site
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -97,7 +97,7 @@ def in_context_activations(
         provenance=Provenance.of(
             "in_context_activations", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, shots=shots, sites=list(sites), layers=layers, batch_size=batch_size),
+            settings=call_settings(None, shots=shots, sites=list(sites), layers=layers, batch_size=batch_size),
         ),
         heading="Tuning and examples",
         measured="cosine of both shifts",

@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import frozen
 from probes.results import Provenance
 from probes.row_spans import token_span
+from workbench.argument_checks import check_pair
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -113,7 +113,7 @@ def instruction_attribution(
         provenance=Provenance.of(
             "instruction_attribution", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=2 * len(rows), backward_passes=2 * steps,
-            settings=asked(None, instruction=instruction, writer=writer, max_new_tokens=max_new_tokens),
+            settings=call_settings(None, instruction=instruction, writer=writer, max_new_tokens=max_new_tokens),
         ),
         values=pd.DataFrame({**scores, **{f"control of {role}": one for role, one in controls.items()}}),
         measured="attribution density of the instruction",

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of, held_out_probabilities
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
+from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import lines_by_layer
-from workbench.given import check_recording
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
@@ -128,7 +128,7 @@ def layer_views(
         control=f"labels exchanged between prompts ({draws} times)",
         provenance=of_recording(
             "layer_views", recording, ("base", "tuned"),
-            asked(None, labels=labels, folds=folds, ridge=ridge, draws=draws), seed,
+            call_settings(None, labels=labels, folds=folds, ridge=ridge, draws=draws), seed,
         ),
         held_out=_told(table, stacked[:, ~fit], y[~fit], rows.clusters[~fit], seed),
         classes=tuple(names),

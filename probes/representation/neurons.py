@@ -12,15 +12,15 @@ import plotly.graph_objects as go
 from scipy import stats
 from scipy.stats import rankdata
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import dealt_folds
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
+from workbench.argument_checks import check_recording
 from workbench.cards import visible
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_recording
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
@@ -142,7 +142,7 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
         control=f"random concepts of as many prompts ({draws})",
         provenance=of_recording(
             "concept_neurons", recording, ("base", "tuned"),
-            asked(None, labels=labels, concept=concept, top=top, together=together, shown=shown, folds=folds,
+            call_settings(None, labels=labels, concept=concept, top=top, together=together, shown=shown, folds=folds,
                   draws=draws), seed,
         ),
         layers=pd.DataFrame(layers),

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.replay import counted
 from probes.representation.instructions import influence
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.subject import Subject
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
@@ -111,7 +111,7 @@ def question_dependency(
             "question_dependency", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward or 2 * len(rows),
             backward_passes=2 * sum(int(_steps(len(one), skip, most)[-1]) + 1 for one in answers),
-            settings=asked(None, skip=skip, most=most),
+            settings=call_settings(None, skip=skip, most=most),
         ),
         values=pd.DataFrame({
             f"{role}: {name}": scores[role][:, column]

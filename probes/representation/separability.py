@@ -11,14 +11,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
+from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_recording
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
@@ -123,7 +123,7 @@ def class_separability(
         control=f"the labels exchanged ({draws} times)",
         provenance=of_recording(
             "class_separability", recording, ("base", "tuned"),
-            asked(None, labels=labels, variants=variants, draws=draws), seed,
+            call_settings(None, labels=labels, variants=variants, draws=draws), seed,
         ),
         heading="Class separability",
         measured="share of variance between classes, tuned - base",
@@ -244,7 +244,11 @@ def procrustes_drift(
         table=table.assign(q=q_values(table["p"].to_numpy(float))),
         control="tuned states of other prompts, aligned the same way",
         provenance=of_recording(
-            "procrustes_drift", recording, ("base", "tuned"), asked(None, labels=labels, folds=folds, draws=draws), seed
+            "procrustes_drift",
+            recording,
+            ("base", "tuned"),
+            call_settings(None, labels=labels, folds=folds, draws=draws),
+            seed,
         ),
         heading="Drift after rotation",
         measured="share of the base states' variance",

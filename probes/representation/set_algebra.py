@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
+from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_recording
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
@@ -128,7 +128,7 @@ def set_algebra(
         table=table.assign(q=q_values(table["p"].to_numpy(float))),
         control="the same combined states against the labels of other pairs",
         provenance=of_recording(
-            "set_algebra", recording, ("base", "tuned"), asked(None, sets=sets, pairs=pairs, ridge=ridge), seed
+            "set_algebra", recording, ("base", "tuned"), call_settings(None, sets=sets, pairs=pairs, ridge=ridge), seed
         ),
         labels=tuple(names),
         pairs=len(first),

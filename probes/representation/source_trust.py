@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.panel import CHANGE, EffectPanel, between_line, paired_lines, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -103,7 +103,7 @@ def source_trust(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "source_trust", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward, backward_passes=0 if told is None else 2 * (len(rows) + len(told)),
-            settings=asked(None, tags=tags, items=items, definitions=told, metric=metric,
+            settings=call_settings(None, tags=tags, items=items, definitions=told, metric=metric,
                            max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({**scores, "tag": of}),

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked, of_recording
+from probes.call_settings import call_settings, of_recording
 from probes.effects.panel import interval_of
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import Kind, classes_of, dealt_folds, held_out_right
 from probes.resampling import cluster_means, shuffled_labels, units_of
 from probes.results import ProbeResult
+from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_recording
 from workbench.method_options import As, Within
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
@@ -163,7 +163,7 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
         control=f"the same probes on {draws} control tasks: labels at random for each type of input",
         provenance=of_recording(
             "probe_suite", recording, ("base", "tuned"),
-            asked(None, labels=labels, kind=kind, types=types, by=by, by_position=by_position, margin=margin,
+            call_settings(None, labels=labels, kind=kind, types=types, by=by, by_position=by_position, margin=margin,
                   folds=folds, ridge=ridge, draws=draws), seed,
         ),
         classes=tuple(names),

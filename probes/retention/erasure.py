@@ -9,15 +9,15 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure
 from probes.effects.panel import EffectPanel, scored_line, table_of
 from probes.replay import counted
 from probes.results import Provenance
 from probes.retention.routes import BANK, PLAIN, route_scores, routed, soft_scores
 from probes.retention.soft_prompt_split import halves_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
@@ -134,7 +134,7 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "erased_or_displaced", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, shots=shots, bank=bank, codes=codes, soft_tokens=soft_tokens, margin=margin,
+            settings=call_settings(None, shots=shots, bank=bank, codes=codes, soft_tokens=soft_tokens, margin=margin,
                            metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in scores.items() for name, one in own.items()}),

@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.context_use import of_others
 from probes.effects.panel import EffectPanel, paired_lines, scored_line, table_of
 from probes.effects.rewriting import column_of, retexted, text_of
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -89,7 +89,8 @@ def template_effect(
         provenance=Provenance.of(
             "template_effect", pair.models, Prompts.of(prompts), seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, context=context, metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            settings=call_settings(None, context=context, metric=metric, max_new_tokens=max_new_tokens,
+                batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for name, own in scores.items() for role, one in own.items()}),
         measured=metric,
@@ -170,7 +171,7 @@ def position_effect(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "position_effect", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, context=context, among=among, places=places, metric=metric,
+            settings=call_settings(None, context=context, among=among, places=places, metric=metric,
                            max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for name, own in scores.items() for role, one in own.items()}),

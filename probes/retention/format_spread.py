@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import retexted, text_of, with_demonstrations
@@ -18,8 +18,8 @@ from probes.replay import counted
 from probes.results import Provenance
 from probes.retention.formats import Format, Searched, atomic_edits, sampled_formats, search_extremes
 from probes.retention.soft_prompt_split import halves_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -128,7 +128,7 @@ def format_spread(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "format_spread", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, formats=formats, budget=budget, batch=batch, shots=shots, atomic=atomic,
+            settings=call_settings(None, formats=formats, budget=budget, batch=batch, shots=shots, atomic=atomic,
                            separability=separability, metric=metric, max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),

@@ -11,15 +11,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy import stats
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import scored_line, table_of
 from probes.effects.rewriting import column_of, with_demonstrations
 from probes.replay import counted
 from probes.results import ProbeResult, Provenance
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -124,7 +124,7 @@ def inherent_limits(
         provenance=Provenance.of(
             "inherent_limits", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, tasks=tasks, shots=shots, metric=metric, max_new_tokens=max_new_tokens,
+            settings=call_settings(None, tasks=tasks, shots=shots, metric=metric, max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),
         correlation=correlation(scores, of, names, seed),

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import with_demonstrations
 from probes.replay import counted
 from probes.results import Provenance
-from workbench.given import check_pair
+from workbench.argument_checks import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
@@ -84,7 +84,8 @@ def many_shot_curve(
         provenance=Provenance.of(
             "many_shot_curve", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, shots=shots, metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            settings=call_settings(None, shots=shots, metric=metric, max_new_tokens=max_new_tokens,
+                batch_size=batch_size),
         ),
         values=pd.DataFrame({
             f"{role}, {count} shots": values for count, own in true.items() for role, values in own.items()

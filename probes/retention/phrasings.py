@@ -15,16 +15,16 @@ from torch import nn
 from interventions.training.examples import examples_of
 from interventions.training.soft_prompt import SoftPrompt, reading, starting_vectors, unused_token, with_placeholders
 from interventions.training.trainer import Schedule, train_on_frozen
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
 from probes.results import Provenance
+from workbench.argument_checks import check_pair
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -121,7 +121,7 @@ def phrasing_robustness(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "phrasing_robustness", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, items=items, phrasing=phrasing, layer=layer, prefix_tokens=prefix_tokens,
+            settings=call_settings(None, items=items, phrasing=phrasing, layer=layer, prefix_tokens=prefix_tokens,
                            epochs=epochs, metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({name: pd.Series(value) for name, value in values.items()}),

@@ -10,15 +10,15 @@ import pandas as pd
 
 from interventions.training.soft_prompt import SoftPrompt, train_soft_prompt
 from interventions.training.trainer import Schedule
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import with_demonstrations
 from probes.replay import counted
 from probes.results import Provenance
 from probes.series.answers import pair_members, updates_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
@@ -104,7 +104,7 @@ def soft_prompt_split(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "soft_prompt_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, others=beside, checkpoints=list(checkpoints), shots=shots, tokens=tokens,
+            settings=call_settings(None, others=beside, checkpoints=list(checkpoints), shots=shots, tokens=tokens,
                            epochs=epochs, learning_rate=learning_rate, metric=metric, max_new_tokens=max_new_tokens,
                            batch_size=batch_size),
         ),

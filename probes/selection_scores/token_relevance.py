@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
 from probes.attending.confidence import read_patterns
+from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_subject
 from workbench.behaviour.continuations import continuations_of, logprobs
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_subject
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -135,7 +135,8 @@ def token_relevance(
         control=f"as many random tokens left ({draws} draws)",
         provenance=Provenance.of(
             "token_relevance", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward, settings=asked(None, share=share, draws=draws, batch_size=batch_size),
+            forward_passes=passes.forward,
+            settings=call_settings(None, share=share, draws=draws, batch_size=batch_size),
         ),
         tokens=_tokens(ids, weights, share, model),
         resampled=units_of(rows.clusters),

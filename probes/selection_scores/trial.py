@@ -13,7 +13,7 @@ import torch
 
 from interventions.weightspace.graft import Graft
 from interventions.weightspace.selection_scores import SCORES, half_of_tensors, top_mask
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.grafting.blend import Blender
 from probes.grafting.cutting import pair_region
 from probes.grafting.tasks import Task, grafted_outcome
@@ -24,9 +24,9 @@ from probes.scored import scored_share
 from probes.selection_scores.evidence import Gathered, gather
 from probes.series.answers import Answers
 from probes.weights.naming import place_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError, unknown_name
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
@@ -171,7 +171,7 @@ def selection_trial(
             "selection_trial", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
             device=str(pair.base.device), forward_passes=judge.passes + gathered.passes,
             backward_passes=gathered.passes,
-            settings=asked(
+            settings=call_settings(
                 None, scores=list(scores), share=share, retain=None if retain is None else Prompts.of(retain),
                 draws=draws, batch_size=batch_size,
             ),

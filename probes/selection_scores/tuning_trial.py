@@ -17,16 +17,16 @@ from interventions.training.selection import RULES, Masks, Selector, trainable_n
 from interventions.training.trainer import Schedule
 from interventions.weightspace.selection_scores import top_mask
 from interventions.weightspace.swapping import base_parameters, swapped
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from probes.series.answers import FEWEST, Answers
 from probes.weights.naming import place_of
+from workbench.argument_checks import check_subject
 from workbench.errors import UserError, unknown_name
 from workbench.figures.series import labelled_points
-from workbench.given import check_subject
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -157,7 +157,7 @@ def tuning_trial(  # noqa: PLR0913
         control=f"the same training of random entries, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
             "tuning_trial", {model.role: model}, rows, seed=seed, device=str(model.device),
-            settings=asked(
+            settings=call_settings(
                 None, rules=list(rules), share=share, retain=None if retain is None else Prompts.of(retain),
                 refresh=refresh, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, draws=draws,
             ),

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from probes.series.answers import Answers, pair_members, updates_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -128,7 +128,7 @@ def adapter_bank(
         control="a member of the bank at random, on the same prompts",
         provenance=Provenance.of(
             "adapter_bank", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=asked(None, checkpoints=list(checkpoints), shots=shots, batch_size=batch_size),
+            settings=call_settings(None, checkpoints=list(checkpoints), shots=shots, batch_size=batch_size),
         ),
         shares=pd.DataFrame(shares),
         likeness=pd.DataFrame([

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import hypergeom
 
 from interventions.weightspace.selection_scores import top_mask
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import difference, members_of
 from probes.weights.naming import place_of
@@ -94,7 +94,7 @@ def mask_churn(
         table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
         control="as many entries drawn at random in every tensor",
         provenance=Provenance.of(
-            "mask_churn", models, settings=asked(None, checkpoints=list(checkpoints), share=share)
+            "mask_churn", models, settings=call_settings(None, checkpoints=list(checkpoints), share=share)
         ),
     )
 

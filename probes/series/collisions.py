@@ -13,15 +13,15 @@ import plotly.graph_objects as go
 from scipy.stats import spearmanr
 
 from interventions.weightspace.task_vector import TaskVector
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.panel import scored_line
 from probes.effects.rewriting import column_of
 from probes.results import ProbeResult, Provenance
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.composition import shared_entries, thinned
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
@@ -145,7 +145,8 @@ def ability_collisions(
         control="the same update under random signs, entry by entry",
         provenance=Provenance.of(
             "ability_collisions", models, rows, seed=seed, device=str(pair.base.device), forward_passes=bench.passes,
-            settings=asked(None, checkpoints=list(checkpoints), skills=skills, density=density, batch_size=batch_size),
+            settings=call_settings(None, checkpoints=list(checkpoints), skills=skills, density=density,
+                batch_size=batch_size),
         ),
         pairs=pairs,
         agreement={

@@ -12,14 +12,14 @@ import plotly.graph_objects as go
 
 from interventions.weightspace.merging import trimmed
 from interventions.weightspace.task_vector import TaskVector, combined
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from probes.series.answers import Answers, pair_members, updates_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -116,7 +116,8 @@ def sparse_composition(
         control="the second update with the same entries under random signs",
         provenance=Provenance.of(
             "sparse_composition", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=asked(None, checkpoints=list(checkpoints), densities=list(densities), batch_size=batch_size),
+            settings=call_settings(None, checkpoints=list(checkpoints), densities=list(densities),
+                batch_size=batch_size),
         ),
     )  # fmt: skip
 

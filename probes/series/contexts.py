@@ -11,14 +11,14 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interventions.weightspace.task_vector import TaskVector
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from probes.series.answers import pair_members, updates_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
@@ -132,7 +132,7 @@ def context_updates(
         provenance=Provenance.of(
             "context_updates", models, rows, seed=seed, device=str(pair.base.device),
             forward_passes=1 + 2 * len(vectors),
-            settings=asked(None, contexts=list(contexts), checkpoints=list(checkpoints), threshold=threshold),
+            settings=call_settings(None, contexts=list(contexts), checkpoints=list(checkpoints), threshold=threshold),
         ),
         likeness=likeness,
     )  # fmt: skip

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored, scored_share
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.change_point import change_point
+from workbench.argument_checks import check_pair
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -121,7 +121,7 @@ def series_curve(
         control="the base, on the same prompts",
         provenance=Provenance.of(
             "series_curve", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=asked(None, checkpoints=list(checkpoints), draws=draws, batch_size=batch_size),
+            settings=call_settings(None, checkpoints=list(checkpoints), draws=draws, batch_size=batch_size),
         ),
         change=_dated([one.odds for one in asked_of.values()], draws, seed),
         notes=members.notes,

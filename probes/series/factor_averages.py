@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.lora_sets import read_adapters, shared_modules
 from probes.series.members import Members, members_of
@@ -97,7 +97,7 @@ def factor_averages(
         table=pd.DataFrame(rows),
         control="the same adapters with the first one's A in all of them (what freezing A gives)",
         provenance=Provenance.of(
-            "factor_averages", models, settings=asked(None, checkpoints=list(checkpoints), initial=initial)
+            "factor_averages", models, settings=call_settings(None, checkpoints=list(checkpoints), initial=initial)
         ),
     )
 

@@ -14,14 +14,14 @@ from sklearn.preprocessing import StandardScaler
 
 from interventions.training.stages import Stage, tune_in_stages
 from interventions.training.trainer import Schedule
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.results import Provenance
+from workbench.argument_checks import check_pair, check_subject
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_pair, check_subject
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -147,7 +147,8 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
         control="the weak labels alone (of those: the untuned model)",
         provenance=Provenance.of(
             "elicitation_curve", {model.role: model}, rows, seed=seed, device=str(model.device),
-            settings=asked(None, strong=good, weak=poor, counts=list(counts), layer=layer, rank=rank, epochs=epochs,
+            settings=call_settings(None, strong=good, weak=poor, counts=list(counts), layer=layer, rank=rank,
+                epochs=epochs,
                            learning_rate=learning_rate, train_batch_size=train_batch_size, metric=metric,
                            max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
@@ -278,7 +279,8 @@ def sample_efficiency(  # noqa: PLR0913 (a public call)
         control="each model untrained; of a category, the other categories",
         provenance=Provenance.of(
             "sample_efficiency", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=asked(None, training=taught, counts=list(counts), category=category, rank=rank, epochs=epochs,
+            settings=call_settings(None, training=taught, counts=list(counts), category=category, rank=rank,
+                epochs=epochs,
                            learning_rate=learning_rate, train_batch_size=train_batch_size, metric=metric,
                            max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from interventions.weightspace.swapping import base_parameters, find_parameter
 from interventions.weightspace.task_vector import TaskVector
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
@@ -22,8 +22,8 @@ from probes.scored import scored_share
 from probes.selection_scores.evidence import differentiable
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.weights.naming import place_of
+from workbench.argument_checks import check_pair
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -123,7 +123,7 @@ def learned_scaling(
         provenance=Provenance.of(
             "learned_scaling", models, rows, seed=seed, device=str(pair.base.device),
             forward_passes=answers.passes + learner.passes, backward_passes=learner.passes,
-            settings=asked(None, checkpoints=list(checkpoints), epochs=epochs, lr=lr, batch_size=batch_size),
+            settings=call_settings(None, checkpoints=list(checkpoints), epochs=epochs, lr=lr, batch_size=batch_size),
         ),
         coefficients=_coefficients(vectors, learned["per tensor"]),
     )  # fmt: skip

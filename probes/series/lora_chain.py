@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Svd
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.lora_sets import read_adapters, shared_modules
 from probes.series.members import members_of
@@ -95,7 +95,9 @@ def lora_chain(
     return LoraChain(
         table=pd.DataFrame(table),
         control="links of random directions with each link's own singular values",
-        provenance=Provenance.of("lora_chain", models, seed=seed, settings=asked(None, checkpoints=list(checkpoints))),
+        provenance=Provenance.of(
+            "lora_chain", models, seed=seed, settings=call_settings(None, checkpoints=list(checkpoints))
+        ),
     )
 
 

@@ -23,7 +23,7 @@ from interventions.weightspace.merging import (
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
 from interventions.weightspace.tuned_values import as_stored
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
@@ -32,9 +32,9 @@ from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.lora_sets import read_adapters
 from probes.series.members import Members
 from probes.weights.naming import key_of, place_of
+from workbench.argument_checks import check_pair
 from workbench.errors import unknown_name
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.weight_changes import Factors as LoraFactors
@@ -153,7 +153,7 @@ def merge_test(
         control="the base with the same update under random signs, entry by entry",
         provenance=Provenance.of(
             "merge_test", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=asked(
+            settings=call_settings(
                 None, checkpoints=list(checkpoints), rules=list(rules), density=density, points=points,
                 batch_size=batch_size,
             ),

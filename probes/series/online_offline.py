@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.task_vector import TaskVector
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
@@ -20,9 +20,9 @@ from probes.scored import scored_share
 from probes.series.adapter_bank import task_labels
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.weights.naming import place_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -131,7 +131,7 @@ def online_offline(
         control=f"the online adapter with itself moved at random as far as the offline one is away ({draws} draws)",
         provenance=Provenance.of(
             "online_offline", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=asked(None, offline=offline, draws=draws, batch_size=batch_size),
+            settings=call_settings(None, offline=offline, draws=draws, batch_size=batch_size),
         ),
         modules=_modules(fast, slow),
     )  # fmt: skip

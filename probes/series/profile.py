@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import rankdata
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import Members, members_of, moved
 from workbench.figures.series import lines_by_layer
@@ -106,7 +106,7 @@ def series_profile(
         control=CONTROL,
         provenance=Provenance.of(
             "series_profile", models, seed=seed,
-            settings=asked(None, checkpoints=list(checkpoints), scores=scores, draws=draws),
+            settings=call_settings(None, checkpoints=list(checkpoints), scores=scores, draws=draws),
         ),
         profile=profile,
         members=pd.DataFrame({"member": members.names, "member_score": values, "change": total}),

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Svd
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.lora_sets import read_adapters, shared_modules
 from probes.series.members import members_of
@@ -95,7 +95,9 @@ def adapter_reconstruction(
     return Reconstruction(
         table=pd.DataFrame(rows),
         control="the best multiple of random directions with the made adapter's singular values",
-        provenance=Provenance.of("adapter_reconstruction", models, seed=seed, settings=asked(None, trained=trained)),
+        provenance=Provenance.of(
+            "adapter_reconstruction", models, seed=seed, settings=call_settings(None, trained=trained)
+        ),
     )
 
 

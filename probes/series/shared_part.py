@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Svd
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.lora_sets import read_adapters, shared_modules
 from probes.series.members import Members, members_of
@@ -113,7 +113,7 @@ def shared_part(
         control=f"random spaces of the shared part's rank ({draws} draws)",
         provenance=Provenance.of(
             "shared_part", models, seed=seed,
-            settings=asked(None, shared=shared, checkpoints=list(checkpoints), draws=draws),
+            settings=call_settings(None, shared=shared, checkpoints=list(checkpoints), draws=draws),
         ),
         tasks=pd.DataFrame(tasks),
     )  # fmt: skip

@@ -13,14 +13,14 @@ import plotly.graph_objects as go
 
 from interventions.weightspace.merging import model_stock, ties, uniform_soup
 from interventions.weightspace.task_vector import TaskVector
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.effects.panel import scored_line
 from probes.results import ProbeResult, Provenance
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.members import members_of
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import load_one
@@ -127,7 +127,8 @@ def merge_synergy(
         provenance=Provenance.of(
             "merge_synergy", models, rows, seed=seed, device=str(pair.base.device),
             forward_passes=sum(one.passes for one in measured),
-            settings=asked(None, checkpoints=list(checkpoints), sizes=list(sizes), rule=rule, batch_size=batch_size),
+            settings=call_settings(None, checkpoints=list(checkpoints), sizes=list(sizes), rule=rule,
+                batch_size=batch_size),
         ),
         larger=_larger(measured, seed),
     )  # fmt: skip

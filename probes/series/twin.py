@@ -13,18 +13,18 @@ import torch
 
 from interventions.weightspace.merging import TwinMerge, twin_merging
 from interventions.weightspace.task_vector import TaskVector
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share
 from probes.series.answers import Answers, pair_members, updates_of
+from workbench.argument_checks import check_pair
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
@@ -134,7 +134,7 @@ def twin_merge(
         control="the same parts under a router that draws tasks at random",
         provenance=Provenance.of(
             "twin_merge", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=asked(
+            settings=call_settings(
                 None, checkpoints=list(checkpoints), tasks=list(tasks), rank=rank, layer=layer, batch_size=batch_size
             ),
         ),

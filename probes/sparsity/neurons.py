@@ -13,17 +13,17 @@ import torch
 
 import interventions as iv
 from interventions.activation_threshold import column_norms, nonlinearity, saliency
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
+from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -154,7 +154,7 @@ def sparsity_curve(
         provenance=Provenance.of(
             "sparsity_curve", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(None, rule=rule, sparsities=sparsities, batch_size=batch_size),
+            settings=call_settings(None, rule=rule, sparsities=sparsities, batch_size=batch_size),
         ),
         skill=skill, rule=rule, resampled=units_of(reported.clusters),
     )  # fmt: skip

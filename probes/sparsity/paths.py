@@ -12,16 +12,16 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from probes.sparsity.row_paths import BIG, NAMES, SKIP, SMALL, RowPaths
+from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
@@ -136,7 +136,7 @@ def layer_paths(
         control="the oracle's choices for each sample, given to its layers at random",
         provenance=Provenance.of(
             "layer_paths", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=asked(None, budget=budget, small_cost=small_cost, batch_size=batch_size),
+            settings=call_settings(None, budget=budget, small_cost=small_cost, batch_size=batch_size),
         ),
         use=_use(oracle), paths=_listed({**chosen, "random": random}, scores, search),
         search="exhaustive" if search.exhaustive else "greedy", resampled=units_of(reported.clusters),

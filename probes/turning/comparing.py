@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import interventions as iv
-from probes.asked import asked
+from probes.call_settings import call_settings
 from probes.directions.find import DirectionOptions
 from probes.directions.material import Part, parts_of
 from probes.directions.trying import Outcome
@@ -21,14 +21,14 @@ from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored, scored_share
+from probes.turning.off_recipes import SHARES, WAYS, Placed, Way, recipe_of, update_by_chance, update_scaled
 from probes.turning.search import BLOCKS, Finder
-from probes.turning.ways import SHARES, WAYS, Placed, Way, recipe_of, update_by_chance, update_scaled
+from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import text_logprobs
 from workbench.behaviour.scorers import Behaviour, Score
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError, unknown_name
-from workbench.given import check_pair
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -207,7 +207,7 @@ def ways_to_turn(  # noqa: PLR0913
         provenance=Provenance.of(
             "ways_to_turn", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=asked(
+            settings=call_settings(
                 None, behaviour=behaviour, ways=ways, neutral=None if neutral is None else Prompts.of(neutral),
                 limit=limit, max_new_tokens=max_new_tokens, candidates=candidates, controls=controls,
                 batch_size=batch_size,

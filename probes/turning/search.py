@@ -14,7 +14,7 @@ from probes.directions.trying import Outcome, Trier
 from probes.experts.counting import count_experts
 from probes.patches.gradients import Leaves
 from probes.replay import frozen
-from probes.turning.ways import SHARES, Placed, Way, recipe_of
+from probes.turning.off_recipes import SHARES, Placed, Way, recipe_of
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.subject import Work
 from workbench.behaviour.texts import common_tokens

@@ -9,7 +9,7 @@ import pytest
 from dashboards import jobs
 from dashboards.state import RUN
 from tests.cuda.place import DEVICE
-from tests.dashboards.made import opened, shown
+from tests.dashboards.sample_runs import opened, shown
 
 
 def test_steer(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from dashboards import kept
 from tunescope.demo.chapter import Settings
 from tunescope.demo.tell import tell
 from workbench.progress import Silent

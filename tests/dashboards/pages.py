@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 import dashboards
 import probes
 from probes.grafting.result import GraftResult
-from tests.dashboards.made import HOSTILE, prompts, results
+from tests.dashboards.sample_runs import HOSTILE, prompts, results
 from workbench import runs
 from workbench.models.pair import load_pair
 from workbench.recording.record_pair import record

@@ -11,7 +11,7 @@ import pytest
 
 from dashboards import jobs
 from dashboards.state import RUN
-from tests.dashboards.made import WORDS, opened, save_pair, shown
+from tests.dashboards.sample_runs import WORDS, opened, save_pair, shown
 from workbench import runs
 from workbench.method_index import index
 

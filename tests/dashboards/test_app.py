@@ -12,12 +12,12 @@ import plotly.graph_objects as go
 import pytest
 import streamlit as st
 
-from dashboards import jobs, panels, parts
+from dashboards import jobs, panels, recipe_parts
 from dashboards.launch import command
 from dashboards.results import results_in
 from dashboards.selection import pairs_of, picks
 from dashboards.state import RUN, known_runs, recipes_of, verified
-from tests.dashboards.made import WORDS, lab_run, opened, save_pair, shown, told_run, warned
+from tests.dashboards.sample_runs import WORDS, lab_run, opened, save_pair, shown, told_run, warned
 from workbench import runs
 from workbench.errors import UserError
 
@@ -236,7 +236,7 @@ def test_recipes_are_found_by_their_header_and_refused_when_changed(home: Path, 
     with pytest.raises(UserError, match="not the file"):
         verified(runs.open(folder), "recipes/off.safetensors")
     with pytest.raises(UserError, match="not the file"):
-        parts.trusted(str(folder / "recipes" / "off.safetensors"))
+        recipe_parts.trusted(str(folder / "recipes" / "off.safetensors"))
 
 
 # panels and the server

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.dashboards.made import WORDS, lab_run, save_pair, told_run
+from tests.dashboards.sample_runs import WORDS, lab_run, save_pair, told_run
 from tests.dashboards.served import served
 
 CHROMIUM = os.environ.get("TUNESCOPE_CHROMIUM") or shutil.which("chromium")

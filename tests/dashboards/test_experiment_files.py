@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from dashboards.state import RUN
 from probes import ProbeResult, mask_overlap
-from tests.dashboards.made import prompts, save_pair
 from tests.dashboards.pages import errors, full_run, opened
+from tests.dashboards.sample_runs import prompts, save_pair
 from tunescope.cli.app import app as command_line
 from tunescope.experiments import Experiment, run_experiment
 from workbench import organisms, runs

@@ -27,7 +27,7 @@ from dashboards.steps.turn import sentence_of as turn_sentence
 from dashboards.steps.where import places_of
 from interventions.exchange.formats import reason_against
 from interventions.recipe import Recipe
-from tests.dashboards.made import APP, opened, shown, told_run, warned
+from tests.dashboards.sample_runs import APP, opened, shown, told_run, warned
 from tests.tunescope.look.test_steps import refusal_rows
 from tunescope.experiments import Experiment
 from tunescope.look.keep import keep

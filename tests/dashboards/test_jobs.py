@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 from dashboards import job_strip, jobs
 from dashboards.job_journal import Interrupted, Journal
 from dashboards.state import RUN
-from tests.dashboards.made import APP
+from tests.dashboards.sample_runs import APP
 from workbench.errors import UserError
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.dashboards.made import lab_run, save_pair
+from tests.dashboards.sample_runs import lab_run, save_pair
 from tests.dashboards.served import served
 from tests.dashboards.socket_session import Session
 

@@ -16,7 +16,7 @@ import probes
 from dashboards import panels
 from dashboards.report import write_report
 from dashboards.results import results_in
-from tests.dashboards.made import opened, prompts, save_pair
+from tests.dashboards.sample_runs import opened, prompts, save_pair
 from tunescope.cli.app import app as command_line
 from workbench.models.pair import load_pair
 

@@ -13,7 +13,7 @@ from dashboards import as_experiment, jobs
 from dashboards.pair_form import PairAsked, pasted, uploaded
 from dashboards.selection import pairs_of
 from dashboards.state import RUN
-from tests.dashboards.made import WORDS, opened, save_pair, shown
+from tests.dashboards.sample_runs import WORDS, opened, save_pair, shown
 from tunescope.experiments.schema import Experiment
 from workbench import runs
 from workbench.errors import UserError

@@ -14,9 +14,9 @@ from dashboards import jobs
 from dashboards.state import RUN
 from dashboards.views.live import read_patterns, read_routes
 from probes.head_writes import head_words
-from tests.dashboards.made import prompts as the_prompts
-from tests.dashboards.made import save_pair
 from tests.dashboards.pages import errors, figures, full_run, obeyed, opened, titles
+from tests.dashboards.sample_runs import prompts as the_prompts
+from tests.dashboards.sample_runs import save_pair
 from workbench import runs
 from workbench.errors import UserError
 from workbench.models.pair import load_pair

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.dashboards.made import save_pair
 from tests.dashboards.pages import full_run
+from tests.dashboards.sample_runs import save_pair
 from tests.dashboards.served import served
 from tests.dashboards.test_browser import CHROMIUM, browser, settled
 from tunescope.experiments import Experiment

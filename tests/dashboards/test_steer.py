@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 import interventions as iv
 import probes
-from dashboards import answers, as_experiment, jobs, models, parts
-from dashboards.asked import Asked
+from dashboards import answers, as_experiment, jobs, models, recipe_parts
 from dashboards.state import RUN
+from dashboards.steer_request import Asked
 from dashboards.steering import run_steer, run_sweep
-from tests.dashboards.made import HOSTILE, WORDS, lab_run, opened, prompts, save_pair, shown, warned
 from tests.dashboards.pages import a_knob
+from tests.dashboards.sample_runs import HOSTILE, WORDS, lab_run, opened, prompts, save_pair, shown, warned
 from tunescope.cli.app import app as command_line
 from tunescope.experiments import Experiment, recipe_of, run_experiment
 from workbench.errors import ModelBusy, UserError
@@ -121,20 +121,20 @@ def test_what_a_steer_shows_can_be_made_again(pair_folders: tuple[str, str]) -> 
 def test_parts_make_the_recipes_they_say(home: Path, pair_folders: tuple[str, str]) -> None:
     """Every part's Python is the recipe that the page applies."""
     folder, pair = lab_run(home, *pair_folders), load_pair(*pair_folders)
-    given: list[parts.Part] = [
-        parts.Saved(str(folder / "recipes" / "offset.safetensors"), ("Offset",)),
-        parts.Experts(off=("L0E1",), mode="drop"),
-        parts.Experts(on=("L0E2",)),
-        parts.Heads((("L1H2", 0.0),)),
-        parts.Weights(parts.LAYERS, 0.5, 0.25),
+    given: list[recipe_parts.Part] = [
+        recipe_parts.Saved(str(folder / "recipes" / "offset.safetensors"), ("Offset",)),
+        recipe_parts.Experts(off=("L0E1",), mode="drop"),
+        recipe_parts.Experts(on=("L0E2",)),
+        recipe_parts.Heads((("L1H2", 0.0),)),
+        recipe_parts.Weights(recipe_parts.LAYERS, 0.5, 0.25),
     ]
     for part in given:
         written = eval(part.python(), {"iv": iv, "pair": pair})
         assert written == part.made(pair), part
     with pytest.raises(UserError, match="adapter"):
-        parts.built([parts.Weights(parts.ADAPTER, 0.5)], pair).check(pair.tuned)
+        recipe_parts.built([recipe_parts.Weights(recipe_parts.ADAPTER, 0.5)], pair).check(pair.tuned)
     with pytest.raises(UserError, match="no scaled head"):
-        parts.scales("L1H2=x")
+        recipe_parts.scales("L1H2=x")
 
 
 def test_steer_with_a_saved_recipe_and_a_sweep(home: Path, pair_folders: tuple[str, str]) -> None:
@@ -241,7 +241,7 @@ def test_one_model_alone_is_no_pair() -> None:
 
 
 def test_a_sweep_is_an_experiment_too(pair_folders: tuple[str, str]) -> None:
-    steer = Asked(*pair_folders, (parts.Heads((("L0H1", 0.0),)),), 1.0, "tuned", ("a",), 4, strengths=(0.0, 1.0))
+    steer = Asked(*pair_folders, (recipe_parts.Heads((("L0H1", 0.0),)),), 1.0, "tuned", ("a",), 4, strengths=(0.0, 1.0))
     assert Experiment.parse(as_experiment.steer_experiment(steer)).to_yaml()
 
 
@@ -273,14 +273,14 @@ def test_a_mixed_recipe_is_an_experiment_that_gives_the_same_answers(
     probe.save(tmp_path / "probe.safetensors")
     a_knob(pair.base.d_model).save(tmp_path / "knob.safetensors")
     mixed = (
-        parts.Saved(str(folder / "recipes" / "offset.safetensors"), ("Offset",)),
-        parts.Heads((("L1H2", 0.5),)),
-        parts.HeadDirections(str(tmp_path / "probe.safetensors"), 3, 25.0),
-        parts.KnobSet(str(tmp_path / "knob.safetensors"), "context"),
-        parts.Weights(parts.LAYERS, 0.5, 0.25),
+        recipe_parts.Saved(str(folder / "recipes" / "offset.safetensors"), ("Offset",)),
+        recipe_parts.Heads((("L1H2", 0.5),)),
+        recipe_parts.HeadDirections(str(tmp_path / "probe.safetensors"), 3, 25.0),
+        recipe_parts.KnobSet(str(tmp_path / "knob.safetensors"), "context"),
+        recipe_parts.Weights(recipe_parts.LAYERS, 0.5, 0.25),
     )
-    to_a_number = parts.KnobSet(str(tmp_path / "knob.safetensors"), 12.5)
-    with_experts = (*mixed[:2], parts.Experts(off=("L0E1",), mode="drop"), to_a_number)
+    to_a_number = recipe_parts.KnobSet(str(tmp_path / "knob.safetensors"), 12.5)
+    with_experts = (*mixed[:2], recipe_parts.Experts(off=("L0E1",), mode="drop"), to_a_number)
     for number, (given, strengths) in enumerate(((mixed, (0.5, 2.0)), (with_experts, ()))):
         asked = Asked(*pair_folders, given, 1.0, "base", WORDS[:3], 4, strengths=strengths)
         (tmp_path / "e.yaml").write_text(as_experiment.steer_experiment(asked), encoding="utf-8")
@@ -289,7 +289,7 @@ def test_a_mixed_recipe_is_an_experiment_that_gives_the_same_answers(
         assert told.exit_code == 0, told.output
         (table,) = (pd.read_parquet(path) for path in out.glob("steps/*/table.parquet"))
         steered = table[table["model"] == "steered, in the base"]
-        recipe = parts.built(given, pair)
+        recipe = recipe_parts.built(given, pair)
         for strength in strengths or (1.0,):
             want = run_steer(pair, recipe, WORDS[:3], strength=strength, side="base", max_new_tokens=4)
             assert steered[steered["strength"] == strength]["text"].tolist() == list(want.steered)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dashboards import as_experiment
-from tests.dashboards.made import opened, save_pair, shown
+from tests.dashboards.sample_runs import opened, save_pair, shown
 from tunescope.experiments import Experiment
 from workbench import runs
 from workbench.models.pair import load_pair

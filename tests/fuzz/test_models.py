@@ -20,7 +20,7 @@ import workbench as wb
 from interventions.exchange.control_vectors import to_gguf
 from interventions.exchange.reading import load_recipe
 from tests.fuzz.test_files import EFFORTS, LONG, QUICK, VALUES, answered, changed, dumped
-from tests.gguf_made import write_gguf
+from tests.gguf_writing import write_gguf
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.recording.recording import Recording
 from workbench.results import Result

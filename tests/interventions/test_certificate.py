@@ -13,7 +13,7 @@ from interventions.exchange.adapter import to_adapter
 from interventions.exchange.bake import bake
 from interventions.exchange.certificate import certify
 from interventions.exchange.control_vectors import to_gguf
-from tests.gguf_made import write_gguf
+from tests.gguf_writing import write_gguf
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import MissingExtra, UserError
 from workbench.models.adapted import AdaptedModel

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from probes.headlines import beside, headlines
-from tests.dashboards.made import results, save_pair
+from tests.dashboards.sample_runs import results, save_pair
 from workbench.errors import UserError
 from workbench.result_glance import glance
 

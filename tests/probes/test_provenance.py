@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 import probes
-from probes.asked import APART, LONG, asked, plain
+from probes.call_settings import APART, LONG, call_settings, plain
 from probes.knob.find import Setup
 from probes.knob.subspace import Training
 from probes.needles.trials import contents
@@ -93,7 +93,7 @@ def test_a_probe_that_forgets_an_option_is_told_so() -> None:
 
 
 def test_values_become_plain() -> None:
-    assert asked(Options(), more=(1, 2.5, None)) == {"kept": 1, "forgotten": 2, "more": [1, 2.5, None]}
+    assert call_settings(Options(), more=(1, 2.5, None)) == {"kept": 1, "forgotten": 2, "more": [1, 2.5, None]}
     assert set(APART) == {"seed", "progress"}
     assert plain(slice(1, None)) == "slice(1, None, None)" and plain(np.arange(2)) == [0, 1]
     assert plain({1: np.float64(0.5)}) == {"1": 0.5} and plain(shouts) == f"function {shouts.__module__}.shouts"

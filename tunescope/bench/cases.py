@@ -11,9 +11,9 @@ import torch
 
 import interventions as iv
 import probes
+from tunescope.bench.circuit_cases import ways_of
 from tunescope.bench.ground import CAN, WHERE, Case, Ground, Verdict, inside, labels_of, precision
 from tunescope.bench.reading import reading_of
-from tunescope.bench.ways import ways_of
 from workbench.behaviour.scores import next_token_logits, score_answers
 from workbench.prompts import Prompt, Prompts
 from workbench.recording.record_pair import record

@@ -25,10 +25,10 @@ from workbench.behaviour import (
     scope_panel,
     sure_unsure,
 )
+from workbench.behaviour.by_certainty import PartedDiff
 from workbench.behaviour.dose import DoseResponse
 from workbench.behaviour.dosing import DOSED
 from workbench.behaviour.metrics import check_metrics
-from workbench.behaviour.parts import PartedDiff
 from workbench.behaviour.scope import ScopePanel
 from workbench.behaviour.scorers import meaning_of, read_metrics
 from workbench.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunescope.experiments.from_loading import loading_of
-from tunescope.experiments.given_files import further_prompts, given_file, hash_in, settings_of
+from tunescope.experiments.input_files import further_prompts, given_file, hash_in, settings_of
 from tunescope.experiments.naming import plain_names
 from workbench.runs import Run
 

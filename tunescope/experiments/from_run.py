@@ -8,7 +8,7 @@ from typing import Any
 
 from tunescope.experiments.from_diff import diff_parts
 from tunescope.experiments.from_loading import loading_of
-from tunescope.experiments.given_files import further_prompts, hash_in, own_prompts, settings_of
+from tunescope.experiments.input_files import further_prompts, hash_in, own_prompts, settings_of
 from tunescope.experiments.references import needs, recipes_of, sets_of
 from tunescope.experiments.schema import Experiment
 from tunescope.experiments.step_folder import RESULT

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from workbench.lazy import lazy
 
 if TYPE_CHECKING:
+    from workbench.behaviour.by_certainty import PartedDiff as PartedDiff
+    from workbench.behaviour.by_certainty import known_unknown as known_unknown
+    from workbench.behaviour.by_certainty import sure_unsure as sure_unsure
     from workbench.behaviour.critique import self_critique as self_critique
     from workbench.behaviour.diff import behaviour_diff as behaviour_diff
     from workbench.behaviour.dose import DoseResponse as DoseResponse
@@ -20,9 +23,6 @@ if TYPE_CHECKING:
     from workbench.behaviour.fitted import fit as fit
     from workbench.behaviour.metrics import METRICS as METRICS
     from workbench.behaviour.options import DiffOptions as DiffOptions
-    from workbench.behaviour.parts import PartedDiff as PartedDiff
-    from workbench.behaviour.parts import known_unknown as known_unknown
-    from workbench.behaviour.parts import sure_unsure as sure_unsure
     from workbench.behaviour.refusals import is_refusal as is_refusal
     from workbench.behaviour.result import BehaviourDiff as BehaviourDiff
     from workbench.behaviour.scope import ScopePanel as ScopePanel

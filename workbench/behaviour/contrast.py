@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from workbench.argument_checks import check_pair
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import common_tokens
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts

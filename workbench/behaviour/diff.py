@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.argument_checks import check_pair
 from workbench.behaviour.estimates import Estimator, estimates
 from workbench.behaviour.measuring import Compared, Measured, Trial, measure
 from workbench.behaviour.options import DiffOptions, read_options
@@ -17,7 +18,6 @@ from workbench.behaviour.scorers import Behaviour, Score, read_metrics
 from workbench.behaviour.subject import AppliedRecipe, Subject
 from workbench.behaviour.texts import texts_table
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from workbench.argument_checks import check_pair
 from workbench.behaviour.dose_shape import DoseShape, shape_of
 from workbench.behaviour.dosing import Dose, Followed, next_token_scores, over_strengths, text_scores
 from workbench.behaviour.metrics import SHARES
@@ -20,7 +21,6 @@ from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair

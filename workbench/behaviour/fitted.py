@@ -14,12 +14,12 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from workbench.argument_checks import check_subject
 from workbench.behaviour.generation import Reply
 from workbench.behaviour.subject import Subject, Work, padded
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError
-from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode

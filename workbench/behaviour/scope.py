@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from workbench.argument_checks import check_pair
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.options import read_options
 from workbench.behaviour.scorers import Behaviour, behaviour, is_behaviour_text
@@ -16,7 +17,6 @@ from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import AppliedRecipe, Subject, Work
 from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import UserError, unknown_name
 from workbench.files import is_file
 from workbench.prompts.csv_form import check_csv
-from workbench.prompts.given_ids import IDS, are_ids, rows_of_batch
 from workbench.prompts.row import FIELDS, KINDS, Prompt, is_message, row_from
+from workbench.prompts.token_ids import IDS, are_ids, rows_of_batch
 from workbench.strict_json import BadJson, read_json
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import numpy as np
 
 from workbench.errors import UserError
 from workbench.jsonable import jsonable
-from workbench.prompts.given_ids import IDS, MASK, are_ids, ids_of
 from workbench.prompts.likeness import likeness
+from workbench.prompts.token_ids import IDS, MASK, are_ids, ids_of
 from workbench.strict_json import text_or_refuse
 
 Message = Mapping[str, Any]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from workbench.argument_checks import check_subject
 from workbench.engine.positions import PositionSpec, Where, where
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
-from workbench.given import check_subject
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.given import check_pair
 from workbench.prompts.collection import Prompts
 from workbench.recording.recording import Recording
 

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 import interventions as iv
 import probes
 from probes.turning.comparing import WaysToTurn
-from probes.turning.ways import Way, recipe_of, update_by_chance, update_scaled
+from probes.turning.off_recipes import Way, recipe_of, update_by_chance, update_scaled
 from tests.probes.provenance import Calls
 from tests.tiny import tiny_model, token_batch, tokenizer, tuned_copy
 from workbench import organisms

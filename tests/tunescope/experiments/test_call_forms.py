@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import probes
-from probes.asked import plain
+from probes.call_settings import plain
 from tests.probes.provenance import calls_of, homes
 from tunescope.cli.app import app
 from tunescope.experiments.call_forms import call_forms, method_of, options_of_result, step_of

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 import interventions as iv
 from interventions.sweep import steered_texts
-from tests.gguf_made import CHAT
+from tests.gguf_writing import CHAT
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from tunescope.serve.api import application
 from tunescope.serve.engine import Closed, Engine, Limits

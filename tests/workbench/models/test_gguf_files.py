@@ -10,7 +10,7 @@ import torch
 from gguf import GGMLQuantizationType as Stored
 
 from probes import weight_delta
-from tests.gguf_made import CHAT, write_gguf
+from tests.gguf_writing import CHAT, write_gguf
 from tests.tiny import tiny_model, token_batch, tokenizer, tuned_copy
 from workbench.errors import UserError
 from workbench.models.pair import load_one, load_pair

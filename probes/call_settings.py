@@ -23,7 +23,7 @@ LONG = 64
 _OF_A_RECORDING = ("sites", "positions", "dtype", "new_tokens", "batch_size")
 
 
-def asked(options: Any, **more: Any) -> dict[str, Any]:
+def call_settings(options: Any, **more: Any) -> dict[str, Any]:
     """Every field of the dataclass ``options`` and every further argument, by the names the call has for them."""
     fields = (
         {} if options is None else {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dashboards import models
-from dashboards.parts import Part
+from dashboards.recipe_parts import Part
 
 if TYPE_CHECKING:
     from workbench.prompts import Prompt

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from workbench.argument_checks import check_pair
 from workbench.behaviour.diff import Recipes, compared_models, provenance, read_by_side
 from workbench.behaviour.estimates import Estimator, estimates
 from workbench.behaviour.measuring import Measured, Trial, measure
@@ -18,7 +19,6 @@ from workbench.behaviour.result import side_by_side
 from workbench.behaviour.scorers import read_metrics
 from workbench.behaviour.subject import AppliedRecipe
 from workbench.errors import UserError, unknown_name
-from workbench.given import check_pair
 from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
