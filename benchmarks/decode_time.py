@@ -121,8 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("rounds", 7), ("width", 512), ("layers", 8), ("tokens", 24)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
-    sizes = (given.width, given.layers, given.tokens, given.rounds)
+    arguments = parser.parse_args()
+    sizes = (arguments.width, arguments.layers, arguments.tokens, arguments.rounds)
     found = {"hardware": hardware(), **attention(*sizes), **arithmetic(*sizes)}
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 

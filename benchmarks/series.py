@@ -44,7 +44,7 @@ def main(base: str, adapter: str, rounds: int) -> None:
         taken = rounds_of(
             {
                 "profile": lambda: probes.series_profile(base, last, checkpoints=members[:-1]),
-                "ten times weight_delta": lambda: [probes.weight_delta(base, one) for one in members],
+                "ten times weight_delta": lambda: [probes.weight_delta(base, member) for member in members],
             },
             rounds=rounds,
         )

@@ -33,7 +33,7 @@ def policy(index: str) -> str:
         ``policy("<script>window.ready = true</script>")`` allows that script and no other that is written in a page.
     """
     hashes = (b64encode(sha256(script.encode()).digest()).decode() for script in _SCRIPT.findall(index))
-    scripts = " ".join(f"'sha256-{one}'" for one in hashes)
+    scripts = " ".join(f"'sha256-{hash_}'" for hash_ in hashes)
     directives = {
         "default-src": "'self'",
         "script-src": f"'self' {scripts} 'wasm-unsafe-eval'",

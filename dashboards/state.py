@@ -99,7 +99,7 @@ def _recipe_note(path: Path) -> RecipeNote | None:
             if not 0 < size <= _LONGEST_HEADER:
                 return None
             note = json.loads(json.loads(file.read(size))["__metadata__"]["tunescope"])
-        kinds = tuple(str(one["kind"]) for one in note["interventions"])
+        kinds = tuple(str(intervention["kind"]) for intervention in note["interventions"])
         model = (note.get("made_with") or {}).get("model") or {}
         return RecipeNote(kinds, str(model.get("name", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -64,7 +64,9 @@ class ActivationThreshold(Intervention):
 
     def __post_init__(self) -> None:
         where(self.positions)
-        thresholds = {str(layer): float(one) for layer, one in self.thresholds.items()}  # keys of a file are text
+        thresholds = {
+            str(layer): float(threshold) for layer, threshold in self.thresholds.items()
+        }  # keys of a file are text
         object.__setattr__(self, "thresholds", thresholds)
         object.__setattr__(self, "strength", as_strength(self.strength))
         if self.rule not in get_args(Rule):

@@ -98,12 +98,12 @@ class AttentionScale(SiteIntervention):
     @property
     def neutral(self) -> bool:
         """No strength, gamma 1 everywhere or no heads."""
-        return super().neutral or self.heads == () or all(one == 1 for one in self._gammas)
+        return super().neutral or self.heads == () or all(gamma == 1 for gamma in self._gammas)
 
     def validate(self, model: AdaptedModel) -> None:
         """Every head must exist."""
         if self.heads is not None:
-            check_heads(model, [as_label(one, "head") for one in self.heads])
+            check_heads(model, [as_label(head, "head") for head in self.heads])
 
     def hooks(self, model: AdaptedModel) -> list[SiteHook]:
         """One hook per layer with chosen heads; says once per model where it now runs eager attention."""
@@ -131,7 +131,7 @@ class AttentionScale(SiteIntervention):
         keys = KeyScope(self.keys)
         if self.heads is None:
             return [self._at(model, layer, None, keys) for layer in range(model.n_layers)]
-        chosen = by_layer([as_label(one, "head") for one in self.heads])
+        chosen = by_layer([as_label(head, "head") for head in self.heads])
         return [self._at(model, layer, heads, keys) for layer, heads in chosen.items()]
 
     def _at(self, model: AdaptedModel, layer: int, heads: list[int] | None, keys: KeyScope) -> tuple[Site, Change]:
@@ -142,7 +142,7 @@ class AttentionScale(SiteIntervention):
             marks[heads] = True
         gammas = Prepared.constant(lambda: self._by_head(layer, model.n_heads))
         gamma = gammas if isinstance(self.gamma, Mapping) else float(self.gamma)
-        zero = any(one == 0 for one in self._gammas)
+        zero = any(gamma == 0 for gamma in self._gammas)
         return site, _Rescaling(gamma, Amount(self.strength), keys, marks, sinks=sinks, zero=zero)
 
     def _by_head(self, layer: int, n_heads: int) -> Float[Tensor, "head 1 1"]:

@@ -22,10 +22,10 @@ def check_conflicts(interventions: Sequence[Intervention], model: AdaptedModel) 
         if isinstance(intervention, SiteIntervention):
             intervention.validate_beside(interventions, model)
     claims = [
-        (place, one, claim)
-        for place, one in enumerate(interventions)
-        if isinstance(one, SiteIntervention) and not one.neutral
-        for claim in one.claims(model)
+        (place, intervention, claim)
+        for place, intervention in enumerate(interventions)
+        if isinstance(intervention, SiteIntervention) and not intervention.neutral
+        for claim in intervention.claims(model)
     ]
     for (i, a, first), (j, b, second) in combinations(claims, 2):
         if a.when is not None and b.when is not None and a.when != b.when:

@@ -61,7 +61,7 @@ class LogitFusion(LogitIntervention):
         where(self.positions)
         if not self.experts:
             raise UserError("There is nothing to fuse: give at least one expert.")
-        experts = {str(name): as_other(one, str(name)) for name, one in self.experts.items()}
+        experts = {str(name): as_other(expert, str(name)) for name, expert in self.experts.items()}
         object.__setattr__(self, "experts", experts)
         object.__setattr__(self, "base", as_other(self.base, "base"))
         object.__setattr__(self, "strength", as_strength(self.strength))
@@ -111,7 +111,7 @@ class LogitFusion(LogitIntervention):
         """Settings, with every model by name and hash."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         values["base"] = vars(OtherModel.of(self.base))
-        values["experts"] = {name: vars(OtherModel.of(one)) for name, one in self.experts.items()}
+        values["experts"] = {name: vars(OtherModel.of(expert)) for name, expert in self.experts.items()}
         return pack(values, self.scopes)
 
 
@@ -140,7 +140,7 @@ class _FusionHook(LogitHook):
         if isinstance(fusion.weights, str):
             weights = matched_amounts(unshifted, experts, base).unbind(-1)
         else:
-            weights = tuple(torch.tensor(one) for one in fusion.weights.values())
+            weights = tuple(torch.tensor(weight) for weight in fusion.weights.values())
         new = own
         for expert, weight in zip(experts, weights, strict=True):
             factor = weight.to(own.device)
@@ -148,7 +148,7 @@ class _FusionHook(LogitHook):
         if fusion.top_p < 1:
             new = without(new, beyond(unshifted, fusion.top_p), amount)
         if fusion.plausibility > 0:
-            cut = [implausible(one, fusion.plausibility) for one in experts]
+            cut = [implausible(expert, fusion.plausibility) for expert in experts]
             width = min(one.shape[-1] for one in cut)
             new = without(new, torch.stack([one[..., :width] for one in cut]).all(0), amount)
         return new

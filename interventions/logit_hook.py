@@ -45,7 +45,7 @@ class LogitHook(ABC):
     @contextmanager
     def on(self, model: AdaptedModel) -> Iterator[Any]:
         """The hook is on ``model`` inside, in forward passes and in ``generate``."""
-        partners = (one.model for one in self.readers() if one.plain and one.model.inner is model.inner)
+        partners = (reader.model for reader in self.readers() if reader.plain and reader.model.inner is model.inner)
         with model.hooked([]), shared_batch(model, next(partners, None)):  # the hub knows every pass's rows
             handle = model.inner.register_forward_hook(self.hook, with_kwargs=True)
             try:
@@ -66,17 +66,17 @@ class LogitHook(ABC):
         own: Tensor = output[0] if isinstance(output, tuple) else output.logits
         cache = kwargs.get("past_key_values")
         cache = getattr(output, "past_key_values", None) if cache is None else cache
-        chosen = self.scope(ctx)
-        if chosen.nothing and cache is None:
+        scope = self.scope(ctx)
+        if scope.nothing and cache is None:
             return None
         ctx.scratch.setdefault(UNSHIFTED, own)
         read = tuple(one.to(own.device) for one in self.read(kwargs, ctx, cache))
-        if chosen.nothing:
+        if scope.nothing:
             return None
         new = self.combined(own, *read, ctx)
-        if not chosen.everything:
-            assert chosen.mask is not None
-            new = torch.where(_kept(chosen.mask, kwargs.get("logits_to_keep", 0))[..., None], new, own)
+        if not scope.everything:
+            assert scope.mask is not None
+            new = torch.where(_kept(scope.mask, kwargs.get("logits_to_keep", 0))[..., None], new, own)
         if isinstance(output, tuple):
             return (new, *output[1:])
         output.logits = new

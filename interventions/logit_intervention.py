@@ -56,7 +56,7 @@ class LogitIntervention(Intervention):
             if isinstance(other, OtherModel):
                 raise UserError(
                     f"The recipe names its {name} model ({other.name}, {other.identity[:12]}…) but holds no weights: "
-                    f"load it and give it by .with_models({', '.join(f'{one}=...' for one in self.models)})."
+                    f"load it and give it by .with_models({', '.join(f'{model}=...' for model in self.models)})."
                 )
             check_words(model, other)
 

@@ -60,7 +60,7 @@ class LogitMix(LogitIntervention):
 
     def __post_init__(self) -> None:
         where(self.positions)
-        voices = {str(name): _voice(one, str(name)) for name, one in self.voices.items()}
+        voices = {str(name): _voice(voice, str(name)) for name, voice in self.voices.items()}
         object.__setattr__(self, "voices", voices)
         object.__setattr__(self, "strength", as_strength(self.strength))
         if OWN in voices:
@@ -80,7 +80,7 @@ class LogitMix(LogitIntervention):
     @property
     def silent(self) -> bool:
         """Whether the running model alone speaks."""
-        return self.own == 1 and self.plausibility == 0 and all(one.weight == 0 for one in self._voices.values())
+        return self.own == 1 and self.plausibility == 0 and all(voice.weight == 0 for voice in self._voices.values())
 
     def hook(self, model: AdaptedModel) -> LogitHook:
         """Reads every distinct voice once."""
@@ -88,7 +88,7 @@ class LogitMix(LogitIntervention):
 
     @property
     def _voices(self) -> dict[str, Voice]:
-        return {name: one for name, one in self.voices.items() if isinstance(one, Voice)}
+        return {name: voice for name, voice in self.voices.items() if isinstance(voice, Voice)}
 
     def with_weights(self, **weights: float) -> LogitMix:
         """The same with other weights; ``own`` is the running model's.
@@ -99,7 +99,7 @@ class LogitMix(LogitIntervention):
         for name in weights:
             if name not in (OWN, *self.voices):
                 raise unknown_name("voice", name, (OWN, *self.voices))
-        new = {name: replace(one, weight=weights.get(name, one.weight)) for name, one in self._voices.items()}
+        new = {name: replace(voice, weight=weights.get(name, voice.weight)) for name, voice in self._voices.items()}
         return replace(self, voices=new, own=weights.get(OWN, self.own))
 
     def with_models(self, **models: Any) -> LogitMix:
@@ -109,7 +109,7 @@ class LogitMix(LogitIntervention):
             UserError: A model has other weights than the one that was saved, or there is no such voice.
         """
         found = self.matching(models)
-        voices = {name: replace(one, model=found.get(name, one.model)) for name, one in self._voices.items()}
+        voices = {name: replace(voice, model=found.get(name, voice.model)) for name, voice in self._voices.items()}
         return replace(self, voices=voices)
 
     def validate(self, model: AdaptedModel) -> None:

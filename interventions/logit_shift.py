@@ -118,11 +118,11 @@ class ShiftHook(LogitHook):
         return None if other.inner is model.inner and other.role == model.role else Reader(other)
 
     def readers(self) -> list[Reader]:
-        return [one for one in self._readers if one is not None]
+        return [reader for reader in self._readers if reader is not None]
 
     def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
         unshifted = ctx.scratch[UNSHIFTED]
-        return tuple(unshifted if one is None else one.logits(given, ctx, cache) for one in self._readers)
+        return tuple(unshifted if reader is None else reader.logits(given, ctx, cache) for reader in self._readers)
 
     def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:
         unshifted = ctx.scratch[UNSHIFTED]

@@ -94,7 +94,7 @@ def _placed(recipe: Recipe, term: _Term, text: str) -> Recipe:
             raise UserError(
                 f"{place}: {intervention.kind} of {term.name!r} acts at no positions of its own; leave out the @."
             )
-    return Recipe([replace(one, positions=term.positions) for one in recipe], recipe.made_with)  # type: ignore[type-var]
+    return Recipe([replace(intervention, positions=term.positions) for intervention in recipe], recipe.made_with)  # type: ignore[type-var]
 
 
 def _terms(text: str) -> list[_Term]:

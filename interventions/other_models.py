@@ -178,7 +178,7 @@ def check_words(model: AdaptedModel, other: AdaptedModel) -> None:
 
 def tell_widths(*models: Any) -> None:
     """Warn where the models' logits have different widths."""
-    sizes = [one.vocab_size for one in models]
+    sizes = [model.vocab_size for model in models]
     if len(set(sizes)) > 1:
         warnings.warn(
             f"The models' logits have {', '.join(map(str, sizes))} columns: those beyond the first {min(sizes)} are "

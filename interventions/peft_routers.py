@@ -124,7 +124,7 @@ class _Arrow:
     def __init__(self, model: nn.Module) -> None:
         from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 
-        found = {path: one for path, one in model.named_modules() if isinstance(one, ArrowLoraLinearLayer)}
+        found = {path: module for path, module in model.named_modules() if isinstance(module, ArrowLoraLinearLayer)}
         self._layers = list(found.values())
         self.modules = [path.rpartition(".lora_arrow.")[0].removeprefix("base_model.model.") for path in found]
         self.adapters = list(self._layers[0].task_adapter_names)
@@ -170,7 +170,7 @@ def _router_of(model: Any) -> _XLora | _Arrow:
     if hasattr(getattr(model, "base_model", None), "internal_xlora_classifier"):
         return _XLora(model)
     configs = getattr(model, "peft_config", {})
-    if any(getattr(one, "arrow_config", None) is not None for one in dict(configs).values()):
+    if any(getattr(config, "arrow_config", None) is not None for config in dict(configs).values()):
         return _Arrow(model)
     raise UserError(
         f"{type(model).__name__} has no X-LoRA or Arrow router: give a PeftModel with one, or weigh several LoRAs by "

@@ -75,11 +75,11 @@ class Recipe:
     def _steps(self, model: AdaptedModel, log: Trace | None) -> list[Intervention | list[SiteHook]]:
         """What to enter, in order: the hooks of neighbouring interventions at sites go on together."""
         steps: list[Intervention | list[SiteHook]] = []
-        for place, one in enumerate(self.interventions):
-            if not isinstance(one, SiteIntervention):
-                steps.append(one)
-            elif hooks := one.hooks(model):
-                hooks = hooks if log is None else [log.watched(hook, place, one.kind) for hook in hooks]
+        for place, intervention in enumerate(self.interventions):
+            if not isinstance(intervention, SiteIntervention):
+                steps.append(intervention)
+            elif hooks := intervention.hooks(model):
+                hooks = hooks if log is None else [log.watched(hook, place, intervention.kind) for hook in hooks]
                 if steps and isinstance(steps[-1], list):
                     steps[-1] += hooks
                 else:
@@ -92,13 +92,13 @@ class Recipe:
 
         adapted = as_adapted(model)
         recipe_file.check_made_for(self.made_with, adapted)
-        for place, one in enumerate(self.interventions):
+        for place, intervention in enumerate(self.interventions):
             try:
-                one.validate(adapted)
-                if isinstance(one, SiteIntervention):
-                    one.check_gate(adapted)
+                intervention.validate(adapted)
+                if isinstance(intervention, SiteIntervention):
+                    intervention.check_gate(adapted)
             except UserError as error:
-                raise type(error)(f"{one.kind} (number {place} of the recipe): {error}") from None
+                raise type(error)(f"{intervention.kind} (number {place} of the recipe): {error}") from None
         check_conflicts(self.interventions, adapted)
 
     def save(self, path: str | Path, *, model: AdaptedModel | None = None) -> Path:
@@ -122,10 +122,10 @@ class Recipe:
     @property
     def content(self) -> str:
         """Sha256 in hex of the interventions in order."""
-        return sha256(" ".join(one.content for one in self.interventions).encode()).hexdigest()
+        return sha256(" ".join(intervention.content for intervention in self.interventions).encode()).hexdigest()
 
     def __mul__(self, factor: Number) -> Recipe:
-        return Recipe([one.scaled(factor) for one in self.interventions], self.made_with)
+        return Recipe([intervention.scaled(factor) for intervention in self.interventions], self.made_with)
 
     __rmul__ = __mul__
 
@@ -149,7 +149,7 @@ class Recipe:
     def __repr__(self) -> str:
         if not self.interventions:
             return "Recipe([])"
-        return "Recipe([\n" + "".join(f"    {one!r},\n" for one in self.interventions) + "])"
+        return "Recipe([\n" + "".join(f"    {intervention!r},\n" for intervention in self.interventions) + "])"
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -180,12 +180,14 @@ def per_row(recipes: Iterable[Recipe | Intervention | None]) -> Recipe:
     Rows with equal recipes share one application. Raises :class:`NotSupported` for
     interventions on weights and logits, which rows cannot tell apart.
     """
-    given = [Recipe([one]) if isinstance(one, Intervention) else one for one in recipes]
+    given = [Recipe([recipe]) if isinstance(recipe, Intervention) else recipe for recipe in recipes]
     limited: list[Intervention] = []
     for recipe in dict.fromkeys(one for one in given if one is not None):
         rows = tuple(one == recipe for one in given)
-        for one in recipe:
-            if not isinstance(one, SiteIntervention):
-                raise NotSupported(f"{one.kind} acts at no site, so all rows of a batch share it: apply it by itself.")
-            limited.append(one.limited_to(rows))
+        for intervention in recipe:
+            if not isinstance(intervention, SiteIntervention):
+                raise NotSupported(
+                    f"{intervention.kind} acts at no site, so all rows of a batch share it: apply it by itself."
+                )
+            limited.append(intervention.limited_to(rows))
     return Recipe(limited)

@@ -63,7 +63,7 @@ class SharedBatch:
         with ExitStack() as stack:
             doubled = self._hf.base_model.register_forward_pre_hook(self._double, with_kwargs=True)
             parted = self._hf.register_forward_hook(self._part, always_call=True)
-            named = [one.register_forward_pre_hook(self._name_rows, with_kwargs=True) for one in self._layers]
+            named = [layer.register_forward_pre_hook(self._name_rows, with_kwargs=True) for layer in self._layers]
             for handle in (doubled, parted, *named):
                 stack.callback(handle.remove)
             yield
@@ -79,7 +79,7 @@ class SharedBatch:
         self._switch([False] * len(self._layers))
         return (
             tuple(_twice(one, ctx.batch) for one in args),
-            {name: _twice(one, ctx.batch) for name, one in kwargs.items()},
+            {name: _twice(option, ctx.batch) for name, option in kwargs.items()},
         )
 
     def _takes(self, ctx: ForwardContext, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any) -> bool:
@@ -102,9 +102,9 @@ class SharedBatch:
         """Whether anything else hangs on the model's parts, which would see rows that it does not know."""
         ours, entrances = set(self._layers), {self._hf, self._hf.base_model}
         return any(
-            len(one._forward_hooks) + len(one._forward_pre_hooks) > (one in ours)
-            for one in self._hf.modules()
-            if one not in entrances and one is not getattr(self._hf.base_model, "decoder", None)
+            len(module._forward_hooks) + len(module._forward_pre_hooks) > (module in ours)
+            for module in self._hf.modules()
+            if module not in entrances and module is not getattr(self._hf.base_model, "decoder", None)
         )
 
     def _name_rows(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -137,9 +137,9 @@ def _mixable(model: AdaptedModel, partner: AdaptedModel) -> bool:
     layers = list(adapter_layers(model.inner))
     if partner.inner is not model.inner or {model.role, partner.role} != {"base", "tuned"} or not layers:
         return False
-    if any(type(one) is not Linear or one.lora_variant or one.merged_adapters for one in layers):
+    if any(type(layer) is not Linear or layer.lora_variant or layer.merged_adapters for layer in layers):
         return False
-    return len({name for one in layers for name in one.active_adapters}) == 1
+    return len({name for layer in layers for name in layer.active_adapters}) == 1
 
 
 def _doubles(value: Any, rows: int) -> bool:

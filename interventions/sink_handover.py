@@ -67,7 +67,7 @@ class SinkHandover(SiteIntervention):
     def validate(self, model: AdaptedModel) -> None:
         """Every head must exist."""
         if self.heads is not None:
-            check_heads(model, [as_label(one, "head") for one in self.heads])
+            check_heads(model, [as_label(head, "head") for head in self.heads])
 
     def hooks(self, model: AdaptedModel) -> list[SiteHook]:
         """One hook per layer with chosen heads; says once per model that it now runs eager attention.
@@ -109,7 +109,7 @@ class SinkHandover(SiteIntervention):
 def by_label(model: AdaptedModel, heads: Sequence[Label] | None) -> list[str]:
     """The named heads, or all heads of layers that have some."""
     if heads is not None:
-        return [as_label(one, "head") for one in heads]
+        return [as_label(head, "head") for head in heads]
     return [f"L{layer}H{head}" for layer in model.hub.geometry.attention_layers for head in range(model.n_heads)]
 
 

@@ -72,7 +72,7 @@ class Trace:
         """
         import pandas as pd
 
-        tables = [_table(one) for one in self.calls]
+        tables = [_table(call) for call in self.calls]
         if not tables:
             return pd.DataFrame(columns=[*_KEYS, "path", "times", "norm"])
         grouped = pd.concat(tables, ignore_index=True).groupby([*_KEYS, "path"], sort=True)["norm"]
@@ -87,7 +87,7 @@ class Trace:
     def _repr_html_(self) -> str:
         import pandas as pd
 
-        counted = Counter((one.intervention, one.kind, one.site.name) for one in self.calls)
+        counted = Counter((call.intervention, call.kind, call.site.name) for call in self.calls)
         lines = [[*place, times] for place, times in counted.items()]
         table = pd.DataFrame(lines, columns=["intervention", "kind", "site", "calls"])
         return card("Trace", table=table, notes=["Where, when and by how much: .frame()"])

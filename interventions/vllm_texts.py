@@ -37,7 +37,7 @@ def vllm_ids(
     rows = Prompts.of(prompts)
     if len(rows) != len(recipes):
         raise UserError(f"There are {len(recipes)} recipes for {len(rows)} prompts: give one for each, or None.")
-    for recipe in {id(one): one for one in recipes if one is not None}.values():
+    for recipe in {id(recipe): recipe for recipe in recipes if recipe is not None}.values():
         check_held(recipe, model)
     hooks = {row: site_hooks(recipe, model) for row, recipe in enumerate(recipes) if recipe is not None}
     ids = encode(rows, model.tokenizer, model.max_positions)

@@ -46,7 +46,8 @@ def glance(path: str | Path) -> Glance | None:
             f"{path} is not a readable result ({type(error).__name__}: {str(error)[:120]}); run the probe again."
         ) from error
     names = {
-        role: str(one.get("name", "")) if isinstance(one, dict) else str(one) for role, one in made["models"].items()
+        role: str(model.get("name", "")) if isinstance(model, dict) else str(model)
+        for role, model in made["models"].items()
     }
     return Glance(
         str(content["kind"]).rpartition(":")[2], names, int(made.get("n_prompts") or 0),

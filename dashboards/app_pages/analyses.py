@@ -27,7 +27,9 @@ def show() -> None:
 
 def _question() -> Entry:
     """The method that a person chooses, by its question."""
-    entries = sorted((one for one in index().entries if one.kind == "probe"), key=lambda one: (one.group, one.name))
+    entries = sorted(
+        (entry for entry in index().entries if entry.kind == "probe"), key=lambda one: (one.group, one.name)
+    )
     names = {entry.name: entry for entry in entries}
     linked = st.query_params.get("method", "")
     if linked and linked not in names:

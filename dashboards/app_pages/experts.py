@@ -44,7 +44,7 @@ def show() -> None:
     if chosen is None:
         return
     maps = sorted(chosen.results("ExpertMap"), key=lambda one: one.load().reference is None)  # tuned - base first
-    weights = [one for one in chosen.results("WeightDelta") if len(one.load().experts)]
+    weights = [result for result in chosen.results("WeightDelta") if len(result.load().experts)]
     with panels.told():
         _show_map(chosen, maps, weights)
     if maps or weights:
@@ -121,11 +121,11 @@ def _show_scores(chosen: Selection, maps: list[Found], weights: list[Found]) -> 
 
 
 def _show_switching(chosen: Selection, has_maps: bool) -> None:
-    found = chosen.results("SwitchingCurve")
-    if not found and not has_maps:
+    results = chosen.results("SwitchingCurve")
+    if not results and not has_maps:
         return
     st.header("Switching experts off")
-    one = one_of(found, "Ranking", "switching")
+    one = one_of(results, "Ranking", "switching")
     if one is None:
         panels.empty("This run holds no switching curve. The demo measures two:", "tunescope demo")
         return

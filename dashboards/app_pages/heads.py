@@ -92,7 +92,9 @@ def show() -> None:
 
 def _head_maps(chosen: Selection) -> tuple[list[Found], dict[str, HeadMap]]:
     """The results that are maps of heads, the most telling kind first; and each one's table by its file."""
-    found = sorted((one for one in chosen.results(*KINDS) if _has_heads(one)), key=lambda one: KINDS.index(one.kind))
+    found = sorted(
+        (result for result in chosen.results(*KINDS) if _has_heads(result)), key=lambda one: KINDS.index(one.kind)
+    )
     maps = {one.file: heads for one in found if (heads := _map_of(one.load())) is not None}
     return [one for one in found if one.file in maps], maps
 

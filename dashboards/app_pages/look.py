@@ -122,11 +122,11 @@ def _ended(job: jobs.Job, subject: Subject) -> None:
             show_next(run=name_of(runs.open(run)))
         jobs.desk().clear(job)
         st.rerun()
-    told = panels.words(f"{job.stage} {job.said}")
+    words = panels.words(f"{job.stage} {job.said}")
     if job.state == "stopped":
-        st.warning(f"{told} What the steps before found is kept.", icon=":material/stop:")
+        st.warning(f"{words} What the steps before found is kept.", icon=":material/stop:")
     else:
-        st.error(told, icon=":material/error:")
+        st.error(words, icon=":material/error:")
 
 
 def _open(step: str) -> None:

@@ -135,7 +135,7 @@ def _answers(chosen: Selection, rows: pd.DataFrame, measure: str, prompts: list[
         text = prompts[int(number)] if number < len(prompts) else ""
         values = part["kl"] if measure == KL else part["rank"] - 1.0
         notes = [f"rank {rank}, {kind}" for rank, kind in zip(part["rank"], part["kind"], strict=True)]
-        lines.append((f"{number}: {text[-LONGEST:]}", list(part["token"]), [float(one) for one in values], notes))
+        lines.append((f"{number}: {text[-LONGEST:]}", list(part["token"]), [float(value) for value in values], notes))
     limit = float(rows["kl"].max()) if measure == KL else FULL_RANK
     st.html(token_lines_html(
         lines, unit=_UNITS[measure], limit=limit or 1.0, chosen=0 if order and order[0] == chosen.prompt else None

@@ -85,7 +85,7 @@ def _show_shares(table: pd.DataFrame) -> None:
     }  # fmt: skip
     places = st.columns(4 if "kl" in table else 3)
     for place, (title, hits) in zip(places, shares.items(), strict=False):
-        share = share_interval([float(one) for one in hits], clusters=groups)
+        share = share_interval([float(hit) for hit in hits], clusters=groups)
         with place, st.container(border=True):
             st.metric(title, f"{round(share.estimate * share.n)} of {share.n}", help=panels.term("95 % interval"))
             st.caption(f"{100 * share.estimate:.0f} %, 95 % interval [{100 * share.low:.0f}, {100 * share.high:.0f}]")

@@ -99,7 +99,7 @@ def _answered(
             with place:
                 st.caption(side)
                 shown = st.empty()
-            messages = messages_of(turns, side if any(side in one.replies for one in turns) else "tuned", text)
+            messages = messages_of(turns, side if any(side in turn.replies for turn in turns) else "tuned", text)
             model, made = _model(pair, side, recipe)
             replies[side] = reply(model, messages, sampling, _writer(shown), made)
     return ChatTurn(text, replies)

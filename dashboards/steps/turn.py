@@ -99,7 +99,7 @@ def _show_table(subject: Subject, table: pd.DataFrame) -> None:
 
 def dose_of(subject: Subject, table: pd.DataFrame) -> pd.DataFrame:
     """strength, estimate, low, high, n: how much of the tuning against the behaviour; 1 is the tuned model."""
-    scales = {name: one.get("scale") for name, one in subject.notes.candidates.items()} | {"tuned": 1.0}
+    scales = {name: candidate.get("scale") for name, candidate in subject.notes.candidates.items()} | {"tuned": 1.0}
     rows = table.assign(strength=table["candidate"].map(scales)).dropna(subset=["strength"])
     rows = rows.rename(columns={"share": "estimate"})[["strength", "estimate", "low", "high", "n"]]
     return rows.sort_values("strength", ignore_index=True)

@@ -58,7 +58,7 @@ def adapter_kind(recipe: Recipe) -> str:
     Raises:
         NotSupported: No adapter, or more than one, is that.
     """
-    kinds = {_adapter_kind(one, number) for number, one in enumerate(recipe)}
+    kinds = {_adapter_kind(intervention, number) for number, intervention in enumerate(recipe)}
     if len(kinds) != 1:
         raise NotSupported(f"One adapter has one type, and this recipe needs {len(kinds) or 'none'}: export its parts.")
     return kinds.pop()
@@ -118,9 +118,9 @@ def _scaled_lora(model: AdaptedModel, recipe: Recipe) -> Iterator[Any]:
     if not hasattr(model.hf, "save_pretrained") or not hasattr(model.hf, "peft_config"):
         raise NotSupported("The adapter was loaded into the model itself; load the pair as base and adapter to export.")
     with ExitStack() as stack:
-        for one in recipe:
-            assert isinstance(one, AdapterScale)
-            stack.enter_context(one.in_weights(model))
+        for intervention in recipe:
+            assert isinstance(intervention, AdapterScale)
+            stack.enter_context(intervention.in_weights(model))
         yield model.hf
 
 

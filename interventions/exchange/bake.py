@@ -52,8 +52,8 @@ def baked(model: Any, recipe: Recipe) -> Any:
     """
     adapted = as_adapted(model)
     recipe.check(adapted)
-    for place, one in enumerate(recipe):
-        check_everywhere(one, f"{one.kind} (number {place} of the recipe)")
+    for place, intervention in enumerate(recipe):
+        check_everywhere(intervention, f"{intervention.kind} (number {place} of the recipe)")
     with adapted.active():
         hf = plain_copy(adapted).eval()
     ablations = [one for one in recipe if isinstance(one, ConceptAblation)]

@@ -40,8 +40,8 @@ def to_gguf(recipe: Recipe, path: str | Path, model: Any, *, hint: str | None = 
     adapted = as_adapted(model)
     recipe.check(adapted)
     directions: dict[int, Tensor] = {}
-    for place, one in enumerate(recipe):
-        layer, vector = _direction(one, f"{one.kind} (number {place} of the recipe)", adapted)
+    for place, intervention in enumerate(recipe):
+        layer, vector = _direction(intervention, f"{intervention.kind} (number {place} of the recipe)", adapted)
         directions[layer] = directions[layer] + vector if layer in directions else vector
     if not directions:
         raise UserError("The recipe is empty, so there is no control vector to write.")
@@ -64,7 +64,7 @@ def from_gguf(path: str | Path) -> Recipe:
         directions[int(match[1])] = _checked(name, data, path)
     if not directions:
         raise UserError(f"{path} holds no direction: it is no control vector.")
-    if len({len(one) for one in directions.values()}) > 1:
+    if len({len(direction) for direction in directions.values()}) > 1:
         raise UserError(f"The directions of {path} have different widths: it was made for no one model.")
     offsets = [Offset(layer=layer, vector=torch.from_numpy(one)) for layer, one in sorted(directions.items())]
     return Recipe(offsets, {"source": {"format": "gguf control vector", "file": Path(path).name}})
@@ -126,7 +126,7 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
         reader = gguf.GGUFReader(path)
         field = reader.get_field("general.architecture")
         said = None if field is None else field.contents()
-        found = {one.name: np.array(one.data) for one in reader.tensors}
+        found = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     except (ValueError, IndexError, KeyError, struct.error) as error:
         raise UserError(f"{path} is not a whole GGUF file ({str(error)[:120]}): copy or export it again.") from None
     if said != ARCHITECTURE:

@@ -40,8 +40,8 @@ def reason_against(recipe: Recipe, to: str) -> str:
 
 def _each(check: Callable[..., None]) -> Callable[[Recipe], None]:
     def checked(recipe: Recipe) -> None:
-        for place, one in enumerate(recipe):
-            check(one, f"{one.kind} (number {place} of the recipe)")
+        for place, intervention in enumerate(recipe):
+            check(intervention, f"{intervention.kind} (number {place} of the recipe)")
 
     return checked
 

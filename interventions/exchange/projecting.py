@@ -28,7 +28,7 @@ def written_by(ablations: Sequence[ConceptAblation], model: AdaptedModel) -> lis
     from layer to layer without any weight.
     """
     found = []
-    for group in dict.fromkeys(_same_directions(one, ablations) for one in ablations):
+    for group in dict.fromkeys(_same_directions(ablation, ablations) for ablation in ablations):
         places = [(one.site, resolved(model, one.layer)) for one in group]
         plain = [place for place in places if place[0] in ("attn_out", "mlp_out") or place == ("resid_pre", 0)]
         if len(plain) < len(places):

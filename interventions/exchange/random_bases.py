@@ -86,7 +86,7 @@ def _config(source: Path) -> dict[str, Any]:
 
 def _halves(stored: Mapping[str, Tensor], source: Path) -> list[str]:
     halves = [name.removesuffix(".coefficients") for name in stored if name.endswith(".coefficients")]
-    if absent := [one for one in halves if f"{one}.seed" not in stored or f"{one}.weight" not in stored]:
+    if absent := [halve for halve in halves if f"{halve}.seed" not in stored or f"{halve}.weight" not in stored]:
         raise UserError(f"{source} has coefficients but no seed or starting matrix for {absent[0]}: the file is torn.")
     if not halves:
         raise UserError(f"{source} holds no coefficients of random matrices: the file is no NOLA adapter's.")

@@ -146,10 +146,10 @@ def _base_means(model: AdaptedModel, recipe: Recipe, prompts: Prompts) -> dict[i
     sums: dict[int, Tensor] = {}
     count = 0
     hooks = []
-    for one in recipe:
-        if isinstance(one, ConceptAblation) and not one.neutral:
-            layer, basis = resolved(model, one.layer), orthonormal(one.directions)
-            hooks.append(SiteHook(site_in(model, one.site, one.layer), _summing(sums, layer, basis)))
+    for intervention in recipe:
+        if isinstance(intervention, ConceptAblation) and not intervention.neutral:
+            layer, basis = resolved(model, intervention.layer), orthonormal(intervention.directions)
+            hooks.append(SiteHook(site_in(model, intervention.site, intervention.layer), _summing(sums, layer, basis)))
     ids = encode(prompts, model.tokenizer, model.max_positions)
     with model.hooked(hooks, stop=True):
         for rows in batches([len(row) for row in ids], 16):

@@ -120,9 +120,9 @@ def few_shot_finetune(
 def parted(rows: Prompts, shots: int, seed: int) -> tuple[Prompts, Prompts]:
     """``shots`` rows of each class, and all others; a group is never in both."""
     labels = [row.label for row in rows]
-    if missing := [number for number, one in enumerate(labels) if one is None]:
+    if missing := [number for number, label in enumerate(labels) if label is None]:
         raise UserError(f"Prompt {missing[0]} has no label: every row needs its class.")
-    names = np.array([str(one) for one in labels])
+    names = np.array([str(label) for label in labels])
     random, chosen = np.random.default_rng(seed), np.zeros(len(rows), dtype=bool)
     if len(np.unique(names)) < 2:
         raise UserError(f"All rows are of the class {names[0]!r}: give rows of two or more.")

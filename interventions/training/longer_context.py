@@ -90,8 +90,8 @@ def mix(long: Prompts, short: Prompts, share: float, seed: int) -> Prompts:
     if counts[0] < 1:
         raise UserError("There are too few texts for this mix: give more long or short ones.")
     random = np.random.default_rng(seed)
-    rows = [one for texts, count in zip((long, short), counts, strict=True)
-            for one in texts[random.permutation(len(texts))[:count]]]  # fmt: skip
+    rows = [text for texts, count in zip((long, short), counts, strict=True)
+            for text in texts[random.permutation(len(texts))[:count]]]  # fmt: skip
     return Prompts([rows[place] for place in random.permutation(len(rows))])
 
 

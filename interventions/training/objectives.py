@@ -63,7 +63,7 @@ def text_examples(rows: Prompts, model: AdaptedModel) -> list[Example]:
     """Every token but the first is to be predicted: the prompt's, and behind it the answer's where there is one."""
     answered = all(row.answer for row in rows)
     texts = (
-        [one.prompt + one.answer for one in examples_of(rows, model.tokenizer)]
+        [example.prompt + example.answer for example in examples_of(rows, model.tokenizer)]
         if answered
         else encode(rows, model.tokenizer, model.max_positions)
     )

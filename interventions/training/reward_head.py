@@ -103,14 +103,14 @@ def train_reward_head(
 def both_answers(rows: Prompts, model: AdaptedModel) -> tuple[list[Example], list[Example]]:
     """Every row with its answer, and with its distractor."""
     examples = examples_of(rows, model.tokenizer, preferences=True, end=False)
-    return examples, [Example(one.prompt, list(one.rejected or ())) for one in examples]
+    return examples, [Example(example.prompt, list(example.rejected or ())) for example in examples]
 
 
 def last_states(
     model: AdaptedModel, examples: Sequence[Example], layer: int, batch_size: int, progress: Progress | None = None
 ) -> Float[Tensor, "row d_model"]:
     """The residual stream after ``layer`` at the last token of each row's answer."""
-    texts = [[*one.prompt, *one.answer] for one in examples]
+    texts = [[*example.prompt, *example.answer] for example in examples]
     found = torch.zeros(len(texts), model.d_model)
     plan, bar = batches([len(text) for text in texts], batch_size), progress or Silent()
     bar.start("states of answers", len(plan))

@@ -88,7 +88,7 @@ def tune_in_stages(
     Raises:
         UserError: No stage, an unknown objective, or rows that lack what the objective reads.
     """
-    stages = [Stage(*one) if isinstance(one, tuple) else Stage(one) for one in stages]
+    stages = [Stage(*stage) if isinstance(stage, tuple) else Stage(stage) for stage in stages]
     if not stages:
         raise UserError("There is nothing to train on: give at least one stage.")
     for stage in stages:

@@ -67,7 +67,9 @@ def merged_factors(
     labels = _clusters(every, rank, seed)
     centres = torch.stack([every[labels == label].mean(0) for label in labels.unique()])
     down, up = centres[:, :widths], centres[:, widths:].T
-    wanted = sum(float((one.B.float() @ one.A.float() * one.scaling).norm()) for one in members) / len(members)
+    wanted = sum(float((member.B.float() @ member.A.float() * member.scaling).norm()) for member in members) / len(
+        members
+    )
     now = float((up @ down).norm())
     return (up * (wanted / now) if now > 0 else up), down
 

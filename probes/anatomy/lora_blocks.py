@@ -102,13 +102,13 @@ def lora_blocks(
     opened = open_weights(pair)
     if not opened.factors:
         raise UserError("The tuned model is no plain LoRA, and its factors are what is split: give a LoRA adapter.")
-    if odd := [name for name, one in opened.factors.items() if one.down.shape[0] % blocks]:
+    if odd := [name for name, factor in opened.factors.items() if factor.down.shape[0] % blocks]:
         rank = opened.factors[odd[0]].down.shape[0]
         raise UserError(
             f"{odd[0]} has rank {rank}, which {blocks} blocks do not divide: give another number of blocks."
         )
     rows = Prompts.of(prompts)
-    modules = pd.DataFrame([line for name, one in opened.factors.items() for line in _lines(name, one, blocks)])
+    modules = pd.DataFrame([line for name, factor in opened.factors.items() for line in _lines(name, factor, blocks)])
     taken, passes = _effects(pair.base, rows, opened, blocks, seed, progress or Silent())
     table = pd.DataFrame([
         {"module": f"block {number}", **_row(*taken[number], rows, seed), **_sizes(modules, number)}
@@ -135,13 +135,13 @@ def block_of(factors: Factors, number: int, blocks: int) -> Factors:
 
 def _lines(name: str, factors: Factors, blocks: int) -> list[dict[str, Any]]:
     parts = [block_of(factors, number, blocks) for number in range(blocks)]
-    sizes = [float((one.up.float() @ one.down.float()).square().sum()) for one in parts]
+    sizes = [float((part.up.float() @ part.down.float()).square().sum()) for part in parts]
     first = torch.nn.functional.normalize(parts[0].down.float(), dim=-1)
     place = place_of(name)
     return [
         {"layer": place.layer, "module": place.module, "block": number, "share": sizes[number] / max(sum(sizes), 1e-30),
-         "shared_down": float((torch.nn.functional.normalize(one.down.float(), dim=-1) * first).sum(-1).abs().mean())}
-        for number, one in enumerate(parts)
+         "shared_down": float((torch.nn.functional.normalize(part.down.float(), dim=-1) * first).sum(-1).abs().mean())}
+        for number, part in enumerate(parts)
     ]  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _overlap(opened: Opened, blocks: int) -> float:
     found = []
     for factors in opened.factors.values():
         parts = [block_of(factors, number, blocks) for number in range(blocks)]
-        apart = sum(float((one.up.float() @ one.down.float()).square().sum()) for one in parts) ** 0.5
+        apart = sum(float((part.up.float() @ part.down.float()).square().sum()) for part in parts) ** 0.5
         found.append(float((factors.up.float() @ factors.down.float()).norm()) / max(apart, 1e-30))
     return float(np.mean(found))
 
@@ -179,7 +179,7 @@ def _effects(
     for number in range(blocks):
         watch.advance()
         part = TaskVector(
-            _changes(opened, names, {name: block_of(one, number, blocks) for name, one in opened.factors.items()})
+            _changes(opened, names, {name: block_of(factor, number, blocks) for name, factor in opened.factors.items()})
         )
         without = words(whole_change + -part)
         random = words(whole_change + part.sign_shuffled(seed))
@@ -191,8 +191,8 @@ def _effects(
 def _changes(opened: Opened, names: Mapping[str, str], factors: Mapping[str, Factors]) -> dict[str, Tensor]:
     """Factors as changes of the base's parameters, as they are stored."""
     found = {}
-    for key, one in factors.items():
-        product = (one.up.float() @ one.down.float()).cpu()
+    for key, factor in factors.items():
+        product = (factor.up.float() @ factor.down.float()).cpu()
         found[names[key]] = product.T if opened.layout.turned(place_of(key).module, 2) else product
     return found
 

@@ -127,7 +127,9 @@ def attention_confidence(
     if (pair.base.n_layers, pair.base.n_heads) != (pair.tuned.n_layers, pair.tuned.n_heads):
         raise UserError("Heads are compared one by one: both models need as many layers and heads.")
     wanted = resolve_layers(layers, pair.tuned.n_layers)
-    places = [one for one in pair.tuned.hub.geometry.attention_layers if one in wanted]
+    places = [
+        attention_layer for attention_layer in pair.tuned.hub.geometry.attention_layers if attention_layer in wanted
+    ]
     rows = Prompts.of(prompts)
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
     if not places or max(map(len, ids)) < 2:
@@ -213,13 +215,13 @@ def _answer_rise(pair: ModelPair, rows: Prompts) -> list[float]:
 
 def _table(read: list[_Read], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
     falls = np.stack([one.base - one.tuned for one in read])
-    found = mean_intervals(falls, clusters=clusters, seed=seed)
+    intervals = mean_intervals(falls, clusters=clusters, seed=seed)
     units = cluster_means(falls.reshape(len(falls), -1), clusters)
     p = paired_permutation(units, seed=seed).p.reshape(falls.shape[1:])
     p = np.where(falls.any(0), p, 1.0)
     lines = [
-        {"layer": layer, "head": head, "score": found.estimate[place, head], "low": found.low[place, head],
-         "high": found.high[place, head], "control": falls[:, place].mean(),
+        {"layer": layer, "head": head, "score": intervals.estimate[place, head], "low": intervals.low[place, head],
+         "high": intervals.high[place, head], "control": falls[:, place].mean(),
          "base": np.mean([one.base[place, head] for one in read]),
          "tuned": np.mean([one.tuned[place, head] for one in read]),
          "moved": np.mean([one.moved[place, head] for one in read]), "p": p[place, head]}

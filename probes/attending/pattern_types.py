@@ -117,7 +117,9 @@ def pattern_types(
     if (pair.base.n_layers, pair.base.n_heads) != (pair.tuned.n_layers, pair.tuned.n_heads):
         raise UserError("Heads are compared one by one: both models need as many layers and heads.")
     wanted = resolve_layers(layers, pair.tuned.n_layers)
-    places = [one for one in pair.tuned.hub.geometry.attention_layers if one in wanted]
+    places = [
+        attention_layer for attention_layer in pair.tuned.hub.geometry.attention_layers if attention_layer in wanted
+    ]
     rows = Prompts.of(prompts)
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
     if not places:

@@ -145,7 +145,7 @@ class _Read:
 def _elsewhere(span: tuple[int, int], length: int, random: np.random.Generator) -> tuple[int, int]:
     """A span of the same length that does not touch the target; the target itself where there is no room."""
     width = span[1] - span[0]
-    starts = [one for one in range(length - width + 1) if one + width <= span[0] or one >= span[1]]
+    starts = [number for number in range(length - width + 1) if number + width <= span[0] or number >= span[1]]
     start = int(random.choice(starts)) if starts else span[0]
     return start, start + width
 
@@ -181,7 +181,7 @@ def _last_row(held: dict[int, Tensor], layer: int) -> Any:
 
 def _table(read: dict[str, _Read], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
     tuned, base = read["tuned"], read["base"]
-    found = mean_intervals(tuned.target, clusters=clusters, seed=seed)
+    intervals = mean_intervals(tuned.target, clusters=clusters, seed=seed)
     beyond, change = (
         paired_permutation(cluster_means(one, clusters), seed=seed).p
         for one in (tuned.target - tuned.control, tuned.target - base.target)
@@ -189,7 +189,7 @@ def _table(read: dict[str, _Read], layers: Sequence[int], clusters: np.ndarray, 
     heads = tuned.target.shape[1] // len(layers)
     return pd.DataFrame({
         "layer": np.repeat(list(layers), heads), "head": np.tile(np.arange(heads), len(layers)),
-        "score": found.estimate, "low": found.low, "high": found.high, "control": tuned.control.mean(0),
+        "score": intervals.estimate, "low": intervals.low, "high": intervals.high, "control": tuned.control.mean(0),
         "q": q_values(beyond), "base": base.target.mean(0), "change": (tuned.target - base.target).mean(0),
         "change_q": q_values(change), "top": tuned.top.mean(0),
     })  # fmt: skip

@@ -178,17 +178,17 @@ def intensity_dial(  # noqa: PLR0913
         vector, sd = _direction(model, choosing, rule, place, Decoding(max_new_tokens, samples, seed=seed), work)
         trial = _Trial(model, place, max_new_tokens, work)
         strengths = np.linspace(-reach, reach, POINTS)
-        curve = np.array([trial.scores(choosing, vector, one, rule).mean() for one in strengths])
+        curve = np.array([trial.scores(choosing, vector, strength, rule).mean() for strength in strengths])
         settings = inverted(strengths, curve)
-        replies = [trial.replies(reported, vector, one) for one in settings]
-        values = np.array([trial.read(reported, one, rule) for one in replies])
+        replies = [trial.replies(reported, vector, setting) for setting in settings]
+        values = np.array([trial.read(reported, reply, rule) for reply in replies])
         drawn = list(random_directions(vector, draws=controls, seed=seed)) if controls else []
         ends = np.array([
             [trial.scores(reported, one, settings[end], rule).mean() for end in (0, -1)] for one in drawn
         ])  # fmt: skip
         plain = trial.replies(reported, vector, 0.0)
         off = _off_target(trial, reported, [one for one in others if one != rule.name], replies, plain)
-        fluency = [trial.perplexity(reported, one) for one in replies]
+        fluency = [trial.perplexity(reported, reply) for reply in replies]
     return IntensityDial(
         table=_table(values, settings, ends, fluency, reported, seed),
         control=f"{controls} random directions of the same norm",
@@ -201,7 +201,7 @@ def intensity_dial(  # noqa: PLR0913
             ),
         ),
         attribute=rule.name, numbers=_numbers(values / sd, ends / sd, reported, seed), off_target=off, layer=place,
-        vector=vector, settings=[float(one) for one in settings], resampled=units_of(reported.clusters),
+        vector=vector, settings=[float(setting) for setting in settings], resampled=units_of(reported.clusters),
     )  # fmt: skip
 
 
@@ -216,8 +216,10 @@ def _direction(
     """(one mean norm along the covariance of attribute and state, standard deviation of the attribute)."""
     ids = encode(rows, model.tokenizer, model.max_positions)
     drawn = generate_replies(Subject("samples", model), rows, decoding, work)
-    scores = np.array([[rule(one.text, row) for one in replies[1:]] for row, replies in zip(rows, drawn, strict=True)])
-    texts = [list(one.ids) for replies in drawn for one in replies[1:]]
+    scores = np.array(
+        [[rule(reply.text, row) for reply in replies[1:]] for row, replies in zip(rows, drawn, strict=True)]
+    )
+    texts = [list(reply.ids) for replies in drawn for reply in replies[1:]]
     before = [row for row, replies in zip(ids, drawn, strict=True) for _ in replies[1:]]
     states = text_states(model, before, texts, [layer], work.batch_size)[:, 0].view(*scores.shape, -1)
     centred = torch.from_numpy(scores - scores.mean(1, keepdims=True)).float()
@@ -278,14 +280,14 @@ class _Trial:
         return [one[0] for one in found]
 
     def read(self, rows: Prompts, replies: list[Reply], rule: Behaviour) -> np.ndarray:
-        return np.array([rule(one.text, row) for one, row in zip(replies, rows, strict=True)])
+        return np.array([rule(reply.text, row) for reply, row in zip(replies, rows, strict=True)])
 
     def scores(self, rows: Prompts, vector: Tensor, strength: float, rule: Behaviour) -> np.ndarray:
         return self.read(rows, self.replies(rows, vector, strength), rule)
 
     def perplexity(self, rows: Prompts, replies: list[Reply]) -> float:
         ids = encode(rows, self.model.tokenizer, self.model.max_positions)
-        found = logprobs(Subject("plain", self.model), ids, [one.ids for one in replies], self.work)
+        found = logprobs(Subject("plain", self.model), ids, [reply.ids for reply in replies], self.work)
         return float(np.exp(-found.sum_.sum() / found.tokens.sum()))
 
 

@@ -77,8 +77,10 @@ class AttributeDirections(ProbeResult):
             if name not in self.attributes:
                 raise UserError(f"{name!r} has no direction here; {', '.join(self.attributes)} have.")
         return iv.Recipe([
-            iv.Offset(self.layer, self.vectors[self.attributes.index(name)], strength=one, positions="last+generated")
-            for name, one in strengths.items()
+            iv.Offset(
+                self.layer, self.vectors[self.attributes.index(name)], strength=strength, positions="last+generated"
+            )
+            for name, strength in strengths.items()
         ])  # fmt: skip
 
     def leakage(self) -> pd.DataFrame:

@@ -55,7 +55,7 @@ class PlugAndPlay(ProbeResult):
         drawn = go.Figure(
             go.Scatter(
                 x=self.table["perplexity"], y=self.table["score"], mode="lines+markers+text",
-                text=[f"{one:g}" for one in self.table["size"]], textposition="top center",
+                text=[f"{size:g}" for size in self.table["size"]], textposition="top center",
             )
         )  # fmt: skip
         drawn.update_layout(title=self.title, xaxis_title="perplexity under the plain model", yaxis_title=self.unit)

@@ -64,7 +64,7 @@ class TokenGuidance(ProbeResult):
         """Attribute against change on other prompts."""
         drawn = go.Figure([
             go.Scatter(x=part["kept_kl"].fillna(0), y=part["score"], name=how, mode="lines+markers+text",
-                       text=[f"{one:g}" for one in part["strength"]], textposition="top center")
+                       text=[f"{strength:g}" for strength in part["strength"]], textposition="top center")
             for how, part in self.table.groupby("how")
         ])  # fmt: skip
         drawn.update_layout(
@@ -143,7 +143,8 @@ def token_guidance(  # noqa: PLR0913
         trial = FrontTrial(pair.base, told, rule, decoding, work, beside)
         other = _exchanged(tokens, seed)
         lines = [
-            {"how": "guided", **_line(trial, guided(tokens, one), guided(other, one), one, seed)} for one in levels
+            {"how": "guided", **_line(trial, guided(tokens, level), guided(other, level), level, seed)}
+            for level in levels
         ]
         lines.append({"how": TUNED, **_tuned_line(pair, trial, seed)})
     table = pd.DataFrame(lines)
@@ -185,9 +186,9 @@ def _texts(
     drawn = generate_replies(Subject("base", pair.base), rows, decoding, work)
     values, counts = [], []
     for row, replies in zip(rows, drawn, strict=True):
-        for one in replies[1:]:
-            values.append(rule(one.text, row))
-            counts.append(np.bincount(np.array(one.content, dtype=np.int64), minlength=pair.base.vocab_size))
+        for reply in replies[1:]:
+            values.append(rule(reply.text, row))
+            counts.append(np.bincount(np.array(reply.content, dtype=np.int64), minlength=pair.base.vocab_size))
     scores = np.array(values)
     held = scores > (0.5 if rule.share else np.median(scores))
     if held.all() or not held.any():
@@ -226,9 +227,9 @@ def _tuned_line(pair: ModelPair, trial: FrontTrial, seed: int) -> dict[str, Any]
 
 
 def _tokens(tokens: dict[int, float], counts: np.ndarray, held: np.ndarray, tokenizer: Any) -> pd.DataFrame:
-    found = pd.DataFrame([
+    frame = pd.DataFrame([
         {"token_id": token, "token": tokenizer.decode([token]), "score": score,
          "with_": int(counts[held][:, token].sum()), "without": int(counts[~held][:, token].sum())}
         for token, score in tokens.items()
     ])  # fmt: skip
-    return found.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)

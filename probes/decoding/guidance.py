@@ -57,7 +57,7 @@ class GuidanceFront(ProbeResult):
         """Behaviour against change on other prompts; a line per weak model."""
         drawn = go.Figure([
             go.Scatter(x=part["kept_kl"], y=part["score"], name=f"lambda {weak:g}", mode="lines+markers+text",
-                       text=[f"{one:g}" for one in part["strength"]], textposition="top center")
+                       text=[f"{strength:g}" for strength in part["strength"]], textposition="top center")
             for weak, part in self.table.groupby("weak")
         ])  # fmt: skip
         drawn.update_layout(
@@ -129,7 +129,7 @@ def guidance_front(  # noqa: PLR0913
     if samples < 1:
         raise UserError("Give samples of 1 or more: greedy texts cannot tell guidance from sharpening.")
     shares = ([0.0] if pair.adapter is None else [0.0, 0.5]) if weak is None else weak
-    if not all(0 <= one < 1 for one in shares):
+    if not all(0 <= share < 1 for share in shares):
         raise UserError("A weak model has a share lambda of the update, from 0 (the base) up to but not 1 (tuned).")
     levels = sorted({0.0, *([0.5, 1.0, 3.0] if strengths is None else strengths)})
     rows, rule, work = Prompts.of(prompts), read_behaviour(behaviour), Work(batch_size, progress)

@@ -50,7 +50,7 @@ def directions_of(pair: ModelPair, part: Part, batch_size: int) -> Directions:
     places = role_places(pair, part.ids)
     states = {role: _states(model, part.ids, places, batch_size) for role, model in pair.models.items()}
     shows = torch.from_numpy(part.shows)
-    means = {role: (one[shows].mean(0), one[~shows].mean(0)) for role, one in states.items()}
+    means = {role: (state[shows].mean(0), state[~shows].mean(0)) for role, state in states.items()}
     contrast = (means["tuned"][0] - means["tuned"][1]) - (means["base"][0] - means["base"][1])
     last = places.shape[1] - 1
     distinct = [
@@ -82,7 +82,7 @@ def _states(
     for rows in batches([len(row) for row in ids], batch_size):
         batch = pad_left([ids[row] for row in rows], pad_id(model.tokenizer))
         width = batch.input_ids.shape[1]
-        columns = torch.tensor([[width - len(ids[row]) + int(one) for one in places[row]] for row in rows])
+        columns = torch.tensor([[width - len(ids[row]) + int(place) for place in places[row]] for row in rows])
 
         def keep(layer: int, rows: list[int] = rows, columns: Tensor = columns) -> Any:
             def read(value: Tensor, _ctx: Any) -> None:
@@ -107,10 +107,10 @@ def estimated(pair: ModelPair, part: Part, found: Directions, batch_size: int) -
     rows, wanted = _parted(part)
     model = pair.tuned
     drops = np.zeros((len(found.roles), len(SCOPES), model.n_layers))
-    for members in batches([len(one) for one in rows], batch_size):
-        batch = pad_left([rows[one] for one in members], pad_id(model.tokenizer)).to(model.device)
-        lengths = torch.tensor([len(part.ids[int(wanted[one][0])]) for one in members])
-        drops += _of_batch(model, batch, lengths, torch.tensor([wanted[one][1:] for one in members]), found)
+    for members in batches([len(row) for row in rows], batch_size):
+        batch = pad_left([rows[member] for member in members], pad_id(model.tokenizer)).to(model.device)
+        lengths = torch.tensor([len(part.ids[int(wanted[member][0])]) for member in members])
+        drops += _of_batch(model, batch, lengths, torch.tensor([wanted[member][1:] for member in members]), found)
     table = [
         {"layer": layer, "role": role, "positions": scope, "estimate": drops[number, place, layer] / len(rows)}
         for number, role in enumerate(found.roles)

@@ -180,7 +180,7 @@ class Search:
                     layer = _best_layer(own)
                     low = max(0, min(layer - width // 2, n_layers - width))
                     moved = self.found.contrast[self.found.roles.index(str(role))].norm(dim=-1) > 0
-                    layers = tuple(one for one in range(low, min(low + width, n_layers)) if moved[one])
+                    layers = tuple(number for number in range(low, min(low + width, n_layers)) if moved[number])
                     if layers:  # where all prompts end alike, early layers hold no contrast
                         found.append(Candidate(layers, str(role), str(positions)))
         distinct = list(dict.fromkeys(found))
@@ -211,9 +211,10 @@ class Search:
         q = q_values(paired_permutation(drops, seed=self.chosen.seed, alternative="greater").p)
         lines = []
         for number, (candidate, one) in enumerate(self.tried):
-            found = mean_interval(drops[:, number], clusters=self._clusters, seed=self.chosen.seed)
+            interval = mean_interval(drops[:, number], clusters=self._clusters, seed=self.chosen.seed)
             lines.append({
-                **candidate.line(), "score": found.estimate, "low": found.low, "high": found.high, "q": q[number],
+                **candidate.line(), "score": interval.estimate,
+                "low": interval.low, "high": interval.high, "q": q[number],
                 "behaviour": one.shows.behaviour.mean(), "kl_tuned": one.kl_tuned.mean(),
                 "repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(),
                 "rise": one.rise(self.own["tuned"]), "cost": one.cost(self.own["base"]),
@@ -244,7 +245,7 @@ class _Report:
         )
         if not draws:
             return pd.DataFrame(lines), float("nan")
-        random = _mean([self._trier.under(one) for one in draws])
+        random = _mean([self._trier.under(draw) for draw in draws])
         lines.append(self._line("tuned + random", random))
         return pd.DataFrame(lines), float(tuned.shows.behaviour.mean() - random.shows.behaviour.mean())
 
@@ -281,12 +282,12 @@ def _mean(outcomes: Sequence[Outcome]) -> Outcome:
     from probes.directions.material import Reading
 
     def of(side: str) -> Reading:
-        parts = [getattr(one, side) for one in outcomes]
-        return Reading(*(np.mean([getattr(one, name) for one in parts], axis=0)
+        parts = [getattr(outcome, side) for outcome in outcomes]
+        return Reading(*(np.mean([getattr(part, name) for part in parts], axis=0)
                          for name in ("behaviour", "repetition", "subject")))  # fmt: skip
 
-    kl = [np.mean([getattr(one, name) for one in outcomes], axis=0) for name in ("kl_tuned", "kl_base")]
-    return Outcome(of("shows"), of("other"), kl[0], kl[1], float(np.mean([one.perplexity for one in outcomes])))
+    kl = [np.mean([getattr(outcome, name) for outcome in outcomes], axis=0) for name in ("kl_tuned", "kl_base")]
+    return Outcome(of("shows"), of("other"), kl[0], kl[1], float(np.mean([outcome.perplexity for outcome in outcomes])))
 
 
 __all__ = ["SCOPES", "DirectionOptions", "find_direction"]

@@ -62,7 +62,7 @@ def greedy_texts(model: AdaptedModel, prompts: Prompts, max_new_tokens: int, bat
     """The greedy answer to each prompt."""
     decoding = Decoding(max_new_tokens)
     replies = generate_replies(Subject(model.role, model), prompts, decoding, Work(batch_size))
-    return [one[0].text for one in replies]
+    return [reply[0].text for reply in replies]
 
 
 def sampled_texts(

@@ -91,7 +91,7 @@ def context_preference(
             forward_passes=passes.forward,
             settings=call_settings(None, head=head, tuned_head=tuned_head, batch_size=batch_size),
         ),
-        values=pd.DataFrame({f"{role}: {part}": one[part] for role, one in scores.items() for part in PARTS}),
+        values=pd.DataFrame({f"{role}: {part}": score[part] for role, score in scores.items() for part in PARTS}),
         measured="share of prompts; margin (nats, or units of the head)",
         heading="Preference in context",
     )  # fmt: skip

@@ -111,7 +111,7 @@ def fault_tokens(
         {"token": differing(own, other), "line": differing_lines(own, other, decode)}
         for own, other in zip(right, faulty, strict=True)
     ]
-    usable = [number for number, one in enumerate(masks) if one["token"].any() and not one["token"].all()]
+    usable = [number for number, mask in enumerate(masks) if mask["token"].any() and not mask["token"].all()]
     if not usable:
         raise UserError("No answer shares a part with its faulty variant and differs in another: give closer variants.")
     with counted(pair.base, pair.tuned) as passes:
@@ -158,12 +158,17 @@ def _moved(
     """Per prompt and token of the answer: KL(tuned || base) and the rise of the token's log-probability."""
     found: list[np.ndarray] = [np.zeros((0, 2))] * len(ids)
     with work.steps("fault tokens", [len(one) + len(two) for one, two in zip(ids, answers, strict=True)]) as steps:
-        for chosen in steps:
+        for step in steps:
             sides = []
             for subject in subjects:
-                with subject.applied(), subject.applied_to(chosen):
-                    sides.append([one.float().cpu() for one in continuation_logits(subject, ids, answers, chosen)])
-            for number, base, tuned in zip(chosen, *sides, strict=True):
+                with subject.applied(), subject.applied_to(step):
+                    sides.append(
+                        [
+                            continuation_logit.float().cpu()
+                            for continuation_logit in continuation_logits(subject, ids, answers, step)
+                        ]
+                    )
+            for number, base, tuned in zip(step, *sides, strict=True):
                 place = np.arange(len(answers[number]))
                 words = [one.double().log_softmax(-1)[place, answers[number]] for one in (base, tuned)]
                 found[number] = np.stack([kl(tuned, base).double().numpy(), (words[1] - words[0]).numpy()], 1)

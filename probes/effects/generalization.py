@@ -83,7 +83,7 @@ def generalization_levels(  # noqa: PLR0913 (a public call)
         scores = role_scores(pair, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
     ordered = np.argsort([LEVELS.index(one) for one in level], kind="stable")
     lines = skill_lines(
-        {role: one[ordered] for role, one in scores.items()}, level[ordered], rows.clusters[ordered], seed
+        {role: score[ordered] for role, score in scores.items()}, level[ordered], rows.clusters[ordered], seed
     )
     spoken = None if not language else _languages(rows, taught, language)
     if spoken is not None:

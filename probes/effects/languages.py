@@ -103,7 +103,10 @@ def language_transfer(  # noqa: PLR0913 (a public call)
             return answer_scores(pair.base, reporting, metric, recipe=recipe, **options) - scores["base"]
 
         change = moved(vector)
-        random = np.mean([moved(one) for one in random_directions(vector, draws=controls, seed=seed)], axis=0)
+        random = np.mean(
+            [moved(random_direction) for random_direction in random_directions(vector, draws=controls, seed=seed)],
+            axis=0,
+        )
     watch.finish()
     lines, shares = _lines(scores, change, random, spoken, reporting.clusters, seed)
     table = pd.DataFrame(lines)
@@ -154,7 +157,7 @@ def _lines(
     lines, shares = [], {}
     for name in dict.fromkeys(spoken.tolist()):
         own = spoken == name
-        sides = {role: one[own] for role, one in scores.items()}
+        sides = {role: score[own] for role, score in scores.items()}
         lines += paired_lines(name, sides, {"base": 0.0, "tuned": 0.0}, clusters[own], seed)
         lines.append(scored_line(name, MOVED, change[own], random[own], clusters[own], seed))
         tuned = float((sides["tuned"] - sides["base"]).mean())
@@ -164,10 +167,10 @@ def _lines(
 
 def _verdict(table: pd.DataFrame, source: str) -> str:
     carried = {
-        what: [str(one) for one in table[(table["model"] == model) & (table["q"] < 0.05)]["group"]]
+        what: [str(group) for group in table[(table["model"] == model) & (table["q"] < 0.05)]["group"]]
         for what, model in (("tuning", CHANGE), ("the vector", MOVED))
     }
-    others = [str(one) for one in dict.fromkeys(table["group"]) if one != source]
+    others = [str(group) for group in dict.fromkeys(table["group"]) if group != source]
     said = [
         f"{what} moves {', '.join(found) or 'no language'} ({len([one for one in found if one != source])} of "
         f"{len(others)} others)"

@@ -153,7 +153,9 @@ def pollution(
 def _row(name: str, texts: dict[str, list[list[Reply]]], rows: Prompts, wanted: bool, seed: int) -> dict[str, Any]:
     rule = read_behaviour(name)
     values = {
-        side: np.array([[rule(one.text, row) for one in replies[1:]] for row, replies in zip(rows, drawn, strict=True)])
+        side: np.array(
+            [[rule(reply.text, row) for reply in replies[1:]] for row, replies in zip(rows, drawn, strict=True)]
+        )
         for side, drawn in texts.items()
     }  # [prompt, sample]
     scale = float(values["base"].std()) or 1.0
@@ -171,13 +173,18 @@ def _path(pair: ModelPair, rows: Prompts, reference: list[Reply], work: Work) ->
     answers = [list(one.ids) for one in reference]
     lines = []
     with work.steps("path", [len(one) + len(two) for one, two in zip(ids, answers, strict=True)]) as steps:
-        for chosen in steps:
+        for step in steps:
             sides = []
             for role, model in pair.models.items():
                 subject = Subject(role, model)
-                with subject.applied(), subject.applied_to(chosen):
-                    sides.append([one.float().cpu() for one in continuation_logits(subject, ids, answers, chosen)])
-            for number, base, tuned in zip(chosen, *sides, strict=True):
+                with subject.applied(), subject.applied_to(step):
+                    sides.append(
+                        [
+                            continuation_logit.float().cpu()
+                            for continuation_logit in continuation_logits(subject, ids, answers, step)
+                        ]
+                    )
+            for number, base, tuned in zip(step, *sides, strict=True):
                 apart = kl(tuned, base).double().numpy()
                 lines += [
                     {"prompt": number, "position": place, "token": pair.tokenizer.decode([token]), "kl": apart[place],

@@ -189,11 +189,11 @@ def _table(scored: ScoredTrials, trials: Sequence[Trial], chosen: RetrievalOptio
         clusters = np.arange(len(clusters))  # one needle: its trials are all there is to resample
     n, layers, heads = scored.scores.shape
     flat, decoys = scored.scores.reshape(n, -1), scored.decoys.reshape(n, -1)
-    found = mean_intervals(flat, clusters=clusters, seed=chosen.seed)
+    intervals = mean_intervals(flat, clusters=clusters, seed=chosen.seed)
     p = paired_permutation(cluster_means(flat - decoys, clusters), seed=chosen.seed).p
     return pd.DataFrame({
         "layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers),
-        "score": found.estimate, "low": found.low, "high": found.high, "control": decoys.mean(0),
+        "score": intervals.estimate, "low": intervals.low, "high": intervals.high, "control": decoys.mean(0),
         "q": q_values(p), "active": (flat > 0).mean(0),
     })  # fmt: skip
 

@@ -131,7 +131,7 @@ def attribute_suite(
                 (null[:, number], random), of, seed,
             )  # fmt: skip
             lines.append({**cell, **line})
-            each += [{**cell, **one} for one in details]
+            each += [{**cell, **detail} for detail in details]
     bar.finish()
     if not lines:
         raise UserError("The recording has no site of a layer to read: record resid_post, z, mlp_out or another one.")
@@ -150,7 +150,7 @@ def attribute_suite(
 
 
 def _numbers(names: Sequence[Any]) -> Int[np.ndarray, " row"]:
-    return np.unique([str(one) for one in names], return_inverse=True)[1]
+    return np.unique([str(name) for name in names], return_inverse=True)[1]
 
 
 def macro_f1(
@@ -166,7 +166,7 @@ def _attributes(texts: Sequence[Any], of: Int[np.ndarray, " row"]) -> tuple[list
     """Names, [attribute, row] which rows' things have it, and the names that cannot be told."""
     sets = [{part.strip() for part in str(text).split(",") if part.strip()} for text in texts]
     every = sorted(set().union(*sets))
-    table = np.array([[name in one for one in sets] for name in every], dtype=bool)
+    table = np.array([[name in group for group in sets] for name in every], dtype=bool)
     enough = [len(np.unique(of[row])) >= FEWEST and len(np.unique(of[~row])) >= FEWEST for row in table]
     names = [name for name, told in zip(every, enough, strict=True) if told]
     if not names:

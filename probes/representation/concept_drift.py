@@ -125,7 +125,7 @@ def concept_drift(
         }
         composition = _composition(pair, rows, classes, Work(batch_size, progress), seed)
     return ConceptDrift(
-        table=_table({role: distances(*one) for role, one in states.items()}, places, rows, seed),
+        table=_table({role: distances(*state) for role, state in states.items()}, places, rows, seed),
         control="the distance from the class prompts of the other rows",
         provenance=Provenance.of(
             "concept_drift", pair.models, rows, seed=seed, device=str(pair.tuned.device),

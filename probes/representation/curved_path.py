@@ -264,7 +264,7 @@ class _Walk:
             "p": float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0,
             **{f"kept_{name}": float(kept[name].mean()) for name in PATHS},
             **{f"gain_{name}": float(gain[name].mean()) for name in PATHS},
-            **{f"length_{name}": float(one.mean()) / self.unit for name, one in self.lengths.items()},
+            **{f"length_{name}": float(length.mean()) / self.unit for name, length in self.lengths.items()},
             "bend": float(1 - ends.mean()) if len(ends) else 0.0, "n": len(self.rows),
         }  # fmt: skip
 
@@ -292,7 +292,7 @@ def _thirds(clusters: np.ndarray, positive: np.ndarray, identity: np.ndarray, se
     for draw in range(100):
         order = np.random.default_rng(seed + draw).permutation(groups)
         of = dict(zip(order.tolist(), (np.arange(len(order)) * 3 // max(1, len(order))).tolist(), strict=True))
-        found = np.array([of[int(one)] for one in clusters])
+        found = np.array([of[int(cluster)] for cluster in clusters])
         fine = all(
             len(np.unique(positive[found == part])) == 2 and len(np.unique(identity[found == part])) == classes
             for part in (0, 1)

@@ -113,7 +113,7 @@ def direction_transfer(
     for own, sides in cells_of(recording, rows):
         bar.advance()
         for number, cell in enumerate(own):
-            states = {role: one[number].double().numpy() for role, one in sides.items()}
+            states = {role: side[number].double().numpy() for role, side in sides.items()}
             lines.append({**cell, **_line(states, positive, fit, rows.clusters, (ridge, draws, seed))})
     bar.finish()
     if not lines:
@@ -176,7 +176,7 @@ def _line(
 ) -> dict[str, float]:  # fmt: skip
     ridge, draws, seed = settings
     base, tuned = states["base"], states["tuned"]
-    own = {role: _contrast(one[fit], positive[fit]) for role, one in states.items()}
+    own = {role: _contrast(state[fit], positive[fit]) for role, state in states.items()}
     moved = mapped(base[fit], tuned[fit], own["base"][None], ridge)[0]
     told, held = positive[~fit], ~fit
     count = int(held.sum())

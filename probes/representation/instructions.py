@@ -115,7 +115,7 @@ def instruction_attribution(
             forward_passes=2 * len(rows), backward_passes=2 * steps,
             settings=call_settings(None, instruction=instruction, writer=writer, max_new_tokens=max_new_tokens),
         ),
-        values=pd.DataFrame({**scores, **{f"control of {role}": one for role, one in controls.items()}}),
+        values=pd.DataFrame({**scores, **{f"control of {role}": control for role, control in controls.items()}}),
         measured="attribution density of the instruction",
         heading="Instruction words",
     )  # fmt: skip
@@ -130,7 +130,7 @@ def _lines(
     for number, name in enumerate(THIRDS):
         own = third == number
         if own.sum() > 1:
-            sides, beside = ({role: one[own] for role, one in values.items()} for values in (scores, controls))
+            sides, beside = ({role: value[own] for role, value in values.items()} for values in (scores, controls))
             lines += paired_lines(f"instruction in the {name}", sides, beside, clusters[own], seed)
     return lines
 
@@ -149,7 +149,7 @@ def _answers(pair: ModelPair, rows: Prompts, writer: str, most: int) -> list[lis
 
         return [own[:most] for own in continuations_of(rows, Subject("tuned", pair.tuned), "answer")]
     replies = generate_replies(Subject(writer, pair.models[writer]), rows, Decoding(most), Work())
-    return [list(one[0].ids) for one in replies]
+    return [list(reply[0].ids) for reply in replies]
 
 
 def influence(

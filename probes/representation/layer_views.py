@@ -116,7 +116,7 @@ def layer_views(
         bar.advance()
         for role, features in sides.items():
             cells += [{"model": role, **cell} for cell in own]
-            chances += [held_out_probabilities(one, y, rows.clusters, folds, ridge, seed) for one in features]
+            chances += [held_out_probabilities(feature, y, rows.clusters, folds, ridge, seed) for feature in features]
     bar.finish()
     if not cells:
         raise UserError("The recording has no site of a layer: record resid_post.")

@@ -77,7 +77,7 @@ def question_dependency(
         raise UserError(f"skip counts answer tokens, from 0; got {skip}.")
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
     answers = continuations_of(rows, Subject("tuned", pair.tuned), "answer")
-    if short := [number for number, one in enumerate(answers) if len(one) <= skip]:
+    if short := [number for number, answer in enumerate(answers) if len(answer) <= skip]:
         raise UserError(
             f"The answer of prompt {short[0]} has {len(answers[short[0]])} tokens, and the first {skip} are left out: "
             "give longer answers or a smaller skip."
@@ -101,7 +101,7 @@ def question_dependency(
     ])  # fmt: skip
     lines = []
     for column, name in enumerate((QUESTION, DISTANCE)):
-        sides = {role: one[:, column] for role, one in scores.items()}
+        sides = {role: score[:, column] for role, score in scores.items()}
         controls = {role: even[:, column] for role in scores}
         lines += paired_lines(name, sides, controls, rows.clusters, seed)
     return EffectPanel(
@@ -110,7 +110,7 @@ def question_dependency(
         provenance=Provenance.of(
             "question_dependency", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward or 2 * len(rows),
-            backward_passes=2 * sum(int(_steps(len(one), skip, most)[-1]) + 1 for one in answers),
+            backward_passes=2 * sum(int(_steps(len(answer), skip, most)[-1]) + 1 for answer in answers),
             settings=call_settings(None, skip=skip, most=most),
         ),
         values=pd.DataFrame({

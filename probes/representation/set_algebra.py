@@ -54,8 +54,8 @@ class SetAlgebra(ProbeResult):
         return labelled_points(self.table.assign(cell=names), "cell", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
-        best = [self.table[self.table["operation"] == one].sort_values("score", kind="stable").iloc[-1]
-                for one in OPERATIONS]  # fmt: skip
+        best = [self.table[self.table["operation"] == operation].sort_values("score", kind="stable").iloc[-1]
+                for operation in OPERATIONS]  # fmt: skip
         said = "; ".join(
             f"{row['operation']} {row['score']:.2f} [{row['low']:.2f}, {row['high']:.2f}] at layer "
             f"{row['layer']:.0f} (other pairs {row['control']:.2f}, whole states {row['plain']:.2f}, base "
@@ -118,7 +118,9 @@ def set_algebra(
     for own, sides in cells_of(recording, rows):
         bar.advance()
         for number, cell in enumerate(own):
-            models = {role: _Space.of(one[number].double().numpy(), wanted, fit, ridge) for role, one in sides.items()}
+            models = {
+                role: _Space.of(side[number].double().numpy(), wanted, fit, ridge) for role, side in sides.items()
+            }
             lines += [{**cell, **_line(operation, models, wanted, (first, second), seed)} for operation in OPERATIONS]
     bar.finish()
     if not lines:
@@ -200,7 +202,7 @@ def _line(
     first, second = pair
     target = combined(operation, *(wanted[rows].astype(float) for rows in pair)) > 0.5
     times = np.concatenate([np.ones((1, len(first))), bootstrap_weights(len(first), RESAMPLES, seed, first)])
-    told = {role: one.read(one.composed(operation, first, second)) for role, one in models.items()}
+    told = {role: model.read(model.composed(operation, first, second)) for role, model in models.items()}
     own = {role: f1(said, target, times) for role, said in told.items()}
     random = np.random.default_rng(seed)
     others = np.array([f1(told["tuned"], target[random.permutation(len(target))], times) for _ in range(20)]).mean(0)

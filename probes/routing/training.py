@@ -83,7 +83,7 @@ def _each_alone(model: AdaptedModel, bank: dict[str, Any], data: _Data, fitting:
     gates = {path: torch.zeros(down.shape[0], down.shape[2]) for path, down in bank["down"].items()}
     for place, name in enumerate(bank["names"]):
         own: dict[str, Any] = {
-            "names": [name], "down": {path: one[place : place + 1] for path, one in bank["down"].items()},
+            "names": [name], "down": {path: down[place : place + 1] for path, down in bank["down"].items()},
             "up": {path: one[place : place + 1] for path, one in bank["up"].items()},
         }  # fmt: skip
         start = iv.AdapterRouting(**own, gates=_gates(own, fitting), rule="sigmoid")
@@ -133,7 +133,7 @@ class _Data:
 
     def loss(self, router: iv.AdapterRouting, members: list[int], *, classify: bool) -> Tensor:
         """Cross entropy of the answers, and of each token's adapter where rows tell it."""
-        batch = pad_left([self.rows[one] for one in members], pad_id(self.model.tokenizer)).to(self.model.device)
+        batch = pad_left([self.rows[member] for member in members], pad_id(self.model.tokenizer)).to(self.model.device)
         inputs: dict[str, Tensor] = {}
         handles = [] if not classify else [
             submodule(self.model.inner, path).register_forward_pre_hook(
@@ -148,7 +148,7 @@ class _Data:
             for handle in handles:
                 handle.remove()
         assert logits is not None
-        size = max(len(self.answers[one]) for one in members)
+        size = max(len(self.answers[member]) for member in members)
         targets = batch.input_ids[:, -size:].clone()
         for row, member in enumerate(members):
             targets[row, : size - len(self.answers[member])] = -100

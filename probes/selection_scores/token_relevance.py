@@ -123,7 +123,7 @@ def token_relevance(
         weights = [read_patterns(model, row, places).mean((0, 1))[-1].double().numpy() for row in ids]
         whole = logprobs(Subject(model.role, model), ids, answers, work)
         chances = [known([random.random(len(row)) for row in ids]) for _ in range(draws)]
-        sides = dict(zip(KEPT, (known(weights), known([-one for one in weights])), strict=True))
+        sides = dict(zip(KEPT, (known(weights), known([-weight for weight in weights])), strict=True))
     before = whole.sum_ / whole.tokens
     chance = np.mean(chances, axis=0) - before if draws else np.zeros(len(rows))
     table = pd.DataFrame([

@@ -117,7 +117,7 @@ def online_offline(
     watch.start("online and offline", 3 + draws)
     order = answers.task()
     sides = {"base": None, "online": fast, "offline": slow}
-    said = {name: _probabilities(answers, order, one) for name, one in sides.items()}
+    said = {name: _probabilities(answers, order, side) for name, side in sides.items()}
     watch.advance(3)
     gap = fast + -slow
     random = []
@@ -147,12 +147,12 @@ class _Said:
     def right(self, other: _Said | None = None) -> Float[np.ndarray, " row"]:
         """Hits alone, or of the larger probability of two."""
         both = self.chances if other is None else [
-            np.maximum(one, two) for one, two in zip(self.chances, other.chances, strict=True)
+            np.maximum(chance, two) for chance, two in zip(self.chances, other.chances, strict=True)
         ]  # fmt: skip
         return np.array([float(one.argmax() == label) for one, label in zip(both, self.label, strict=True)])
 
     def answers(self) -> np.ndarray:
-        return np.array([one.argmax() for one in self.chances])
+        return np.array([chance.argmax() for chance in self.chances])
 
 
 @torch.no_grad()
@@ -204,8 +204,8 @@ def _modules(fast: TaskVector, slow: TaskVector) -> pd.DataFrame:
     lines = []
     for name in dict.fromkeys([*fast.changes, *slow.changes]):
         sides = [one.changes[name].float() if name in one.changes else None for one in (fast, slow)]
-        known = next(one for one in sides if one is not None)
-        online, offline = (torch.zeros_like(known) if one is None else one for one in sides)
+        known = next(side for side in sides if side is not None)
+        online, offline = (torch.zeros_like(known) if side is None else side for side in sides)
         place, size = place_of(name), float(online.norm())
         lines.append({
             "layer": place.layer, "module": place.module,

@@ -107,7 +107,7 @@ def merge_synergy(
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    folders = [_folder(Path(one)) for one in sizes]
+    folders = [_folder(Path(size)) for size in sizes]
     watch = progress or Silent()
     watch.start("merge synergy", 1 + len(folders))
     vectors, models = updates_of(pair.base, pair_members(pair, checkpoints))
@@ -115,7 +115,7 @@ def merge_synergy(
     watch.advance()
     for base, parents in folders:
         model = load_one(base)
-        vectors, found = updates_of(model, members_of(model, None, [str(one) for one in parents], None))
+        vectors, found = updates_of(model, members_of(model, None, [str(parent) for parent in parents], None))
         measured.append(_Measured.of(base.parent.name, model, vectors, rows, rule, batch_size, seed))
         models |= {f"{base.parent.name}: {name}": identity for name, identity in found.items()}
         watch.advance()
@@ -135,7 +135,7 @@ def merge_synergy(
 
 
 def _folder(folder: Path) -> tuple[Path, list[Path]]:
-    parents = sorted(one for one in folder.glob("*") if one.is_dir() and one.name != "base")
+    parents = sorted(path for path in folder.glob("*") if path.is_dir() and path.name != "base")
     if not (folder / "base").is_dir() or len(parents) < 2:
         raise UserError(
             f"{folder} is no folder of one size: it must hold a folder base and two or more fine-tunes beside it."
@@ -166,7 +166,7 @@ class _Measured:
         rules = {"uniform": uniform_soup, "stock": model_stock, "ties": ties}
         merged = rules[rule](members)
         right = [answers.outcome(task, one).right.astype(float) for one in (merged, merged.sign_shuffled(seed), None)]
-        parents = np.array([answers.outcome(task, one).right for one in members], dtype=float)
+        parents = np.array([answers.outcome(task, member).right for member in members], dtype=float)
         assert task.clusters is not None
         count = sum(parameter.numel() for parameter in base.hf.parameters())
         return cls(name, count, right[0], parents, right[1], right[2], task.clusters, answers.passes)

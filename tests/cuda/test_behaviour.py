@@ -41,7 +41,7 @@ def test_every_metric(both: tuple[Any, Any], recipe: iv.Recipe, tmp_path: Path) 
 
 
 def test_dose_and_response(both: tuple[Any, Any], recipe: iv.Recipe) -> None:
-    controls = [iv.dose(one) for one in stand_ins(recipe, both[1].tuned, ROWS, 10, 0)]
+    controls = [iv.dose(stand_in) for stand_in in stand_ins(recipe, both[1].tuned, ROWS, 10, 0)]
     found, wanted = (
         dose_response(pair, ROWS, iv.dose(recipe), STRENGTHS, metric="prob", controls=controls, neutral=NEUTRAL)
         for pair in both

@@ -86,8 +86,8 @@ def test_diff(home: Path, prompts: Path, tmp_path: Path) -> None:
     words = ["diff", *pair(home), "--prompts", prompts, "--recipe", recipe, "--metrics", "accuracy,answer_logprob",
              "--strengths", "0,1"]  # fmt: skip
     found, wanted = asked(*words), asked(*words, device="cpu")
-    for one, other in zip(found["rows"], wanted["rows"], strict=True):
-        assert one["model"] == other["model"] and one["estimate"] == pytest.approx(other["estimate"], abs=2e-3)
+    for row, other in zip(found["rows"], wanted["rows"], strict=True):
+        assert row["model"] == other["model"] and row["estimate"] == pytest.approx(other["estimate"], abs=2e-3)
 
 
 def test_an_absent_device_is_told(home: Path, prompts: Path, tmp_path: Path) -> None:

@@ -38,7 +38,9 @@ def on_device(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: on_device(one) for key, one in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{one.name: on_device(getattr(value, one.name)) for one in fields(value) if one.init})
+        return replace(
+            value, **{field.name: on_device(getattr(value, field.name)) for field in fields(value) if field.init}
+        )
     return value
 
 
@@ -77,7 +79,7 @@ def test_as_on_the_cpu(family: str, name: str, tmp_path: Path) -> None:
         assert torch.equal(model.forward(ids()), before)
     if name == "logit_shift":
         return
-    there = iv.Recipe([on_device(one) for one in recipe])
+    there = iv.Recipe([on_device(intervention) for intervention in recipe])
     agree(said(model, there), wanted)
     agree(said(own, there), wanted)  # made on the device, used on the CPU
     if name not in ("patch", "patch_heads", "knob_swap"):
@@ -166,7 +168,7 @@ def test_baked_weights(where: str, tmp_path: Path) -> None:
         model.hf.to(DEVICE)
     with recipe.applied(model):
         wanted = model.forward(ids())
-    recipe = recipe if where == "model" else iv.Recipe([on_device(one) for one in recipe])
+    recipe = recipe if where == "model" else iv.Recipe([on_device(intervention) for intervention in recipe])
     with torch.no_grad():
         close(iv.baked(model, recipe)(ids().to(model.device)).logits, wanted, atol=2e-3)
     close(load_one(iv.bake(model, recipe, tmp_path / "baked"), device="cpu").forward(ids()), wanted, atol=2e-3)
@@ -180,7 +182,7 @@ def test_baked_ablations_and_adapters(tmp_path: Path) -> None:
         close(model.forward(ids()), AdaptedModel(tiny_model("llama"), tokenizer()).forward(ids()))
     with pytest.raises((NotSupported, UserError)):
         iv.baked(model, recipe)
-    recipe = iv.Recipe([on_device(one) for one in head_recipe(16)][:1])
+    recipe = iv.Recipe([on_device(head_intervention) for head_intervention in head_recipe(16)][:1])
     folder = iv.to_adapter(model, recipe, tmp_path / "adapter")
     pair = load_pair(model.hf, folder, tokenizer=tokenizer(), check=False)
     with recipe.applied(pair.base):

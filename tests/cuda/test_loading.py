@@ -40,7 +40,7 @@ def test_two_folders(home: Path, dtype: str) -> None:
     pair = load_pair(home / "llama-base", home / "llama-tuned", device=str(DEVICE), dtype=dtype)
     for model in pair.models.values():
         assert model.device.type == DEVICE.type and model.dtype == getattr(torch, dtype)
-        assert {one.device.type for one in model.hf.parameters()} == {DEVICE.type}
+        assert {parameter.device.type for parameter in model.hf.parameters()} == {DEVICE.type}
     with torch.no_grad():
         wanted = pair.tuned.hf(IDS.to(pair.tuned.device)).logits
     assert torch.equal(pair.tuned.forward(IDS), wanted)
@@ -61,12 +61,12 @@ def test_an_adapter_folder_shares_one_copy(home: Path, adapter: Path) -> None:
     pair = load_pair(home / "llama-base", adapter, device=str(DEVICE))
     own = load_pair(home / "llama-base", adapter, device="cpu")
     assert pair.one_copy and pair.base.inner is pair.tuned.inner
-    assert {one.device.type for one in pair.tuned.hf.parameters()} == {DEVICE.type}
+    assert {parameter.device.type for parameter in pair.tuned.hf.parameters()} == {DEVICE.type}
     for role in ("base", "tuned"):
         close(pair.models[role].forward(IDS), own.models[role].forward(IDS))
         assert pair.models[role].identity.hash == own.models[role].identity.hash
     if DEVICE.type == "cuda":
-        weights = sum(one.numel() * one.element_size() for one in pair.tuned.hf.parameters())
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in pair.tuned.hf.parameters())
         del pair
         gc.collect()
         before = torch.cuda.memory_allocated()
@@ -118,7 +118,7 @@ def test_base_and_tuned_on_different_devices() -> None:
     own = load_pair(base, tuned, tokenizer=tokenizer(), check=False)
     pair = load_pair(base, copy.deepcopy(tuned).to(DEVICE), tokenizer=tokenizer(), check=False)
     if DEVICE.type != "cpu":
-        assert any("The base lies on" in one for one in pair.differences.sentences())
+        assert any("The base lies on" in sentence for sentence in pair.differences.sentences())
     works(pair, own)
 
 

@@ -25,4 +25,4 @@ def test_the_run_with_gradients_is_the_plain_run(family: str) -> None:
     graded = next(runs.batches([(kind, layer) for kind in kinds for layer in range(3)]))
     assert torch.equal(plain.run.logits, graded.run.logits)
     assert all(torch.equal(value, graded.run.values[site]) for site, value in plain.run.values.items())
-    assert all(one.abs().sum() > 0 for one in graded.gradients.values())
+    assert all(gradient.abs().sum() > 0 for gradient in graded.gradients.values())

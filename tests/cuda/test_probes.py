@@ -93,5 +93,5 @@ def test_activations_read_from_the_device_feed_the_linear_probe(monkeypatch: pyt
     labels = list("ab" * 6)
     wanted = probes.head_probe(calls.recording("z"), labels, draws=10).frame()
     with models_moved(monkeypatch):
-        found = probes.head_probe(calls.recording("z"), labels, draws=10).frame()
-    same_frames(found, wanted)
+        frame = probes.head_probe(calls.recording("z"), labels, draws=10).frame()
+    same_frames(frame, wanted)

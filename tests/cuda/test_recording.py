@@ -64,12 +64,12 @@ def test_statistics_as_on_the_cpu(both: tuple[ModelPair, ModelPair], memory: Non
     options: dict[str, Any] = {"positions": "all", "store": None, "covariance": True, "top": 3, "batch_size": 4}
     found, wanted = (record(one, PROMPTS, ["z", "resid_post"], **options) for one in both)
     for role, moments in wanted.moments.items():
-        for site, one in moments.items():
-            close(found.moments[role][site].mean, one.mean)
-            close(found.moments[role][site].variance, one.variance)
+        for site, moment in moments.items():
+            close(found.moments[role][site].mean, moment.mean)
+            close(found.moments[role][site].variance, moment.variance)
             assert found.moments[role][site].mean.device.type == "cpu"
-    for site, one in wanted.top["difference"].items():
-        values = (torch.tensor(top.frame()["value"].to_numpy()) for top in (found.top["difference"][site], one))
+    for site, difference in wanted.top["difference"].items():
+        values = (torch.tensor(top.frame()["value"].to_numpy()) for top in (found.top["difference"][site], difference))
         close(*values)
 
 

@@ -36,13 +36,13 @@ def as_on_the_cpu(found: Any, wanted: Any) -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3moe"])
 def test_offsets(family: str, loss: str) -> None:
     model, own = both(family)
-    weights = {name: one.clone() for name, one in model.hf.named_parameters()}
+    weights = {name: parameter.clone() for name, parameter in model.hf.named_parameters()}
     options: dict[str, Any] = {"schedule": SHORT} if loss == "sft" else {"schedule": SHORT, "loss": "dpo"}
     trained, wanted = (iv.train_offsets(one, ROWS, ["L1H2", "L2H0"], **options) for one in (model, own))
     as_on_the_cpu(trained, wanted)
     assert all(value.device.type == "cpu" for _, value in tensors_of(list(trained.recipe)))
-    assert all(torch.equal(one, weights[name]) for name, one in model.hf.named_parameters())
-    assert {one.device.type for one in model.hf.parameters()} == {DEVICE.type} and model.n_hooks == 0
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in model.hf.named_parameters())
+    assert {parameter.device.type for parameter in model.hf.parameters()} == {DEVICE.type} and model.n_hooks == 0
     with trained.recipe.applied(model), trained.recipe.applied(own):
         ids = own.encode(["the quick brown"])
         close(model.forward(ids), own.forward(ids), atol=2e-3)
@@ -68,7 +68,7 @@ def test_caft(ablated: bool) -> None:
         )
         assert model.n_hooks == 0
     as_on_the_cpu(*results)
-    assert {one.device.type for one in results[0].model.parameters()} == {DEVICE.type}
+    assert {parameter.device.type for parameter in results[0].model.parameters()} == {DEVICE.type}
     for layer, value in results[1].base_means.items():
         close(results[0].base_means[layer], value)
 

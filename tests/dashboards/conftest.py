@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dashboards import work_on_button
 from tunescope.demo.chapter import Settings
 from tunescope.demo.tell import tell
 from workbench.progress import Silent
@@ -22,4 +23,4 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page under test waits for what it reads: nobody looks at the queue meanwhile."""
-    monkeypatch.setattr(kept, "PATIENCE", 120.0)
+    monkeypatch.setattr(work_on_button, "PATIENCE", 120.0)

@@ -124,7 +124,7 @@ def figures(app: AppTest) -> list[dict[str, Any]]:
 
 
 def titles(app: AppTest) -> str:
-    return " | ".join(str(one["layout"].get("title", {}).get("text", "")) for one in figures(app))
+    return " | ".join(str(figure["layout"].get("title", {}).get("text", "")) for figure in figures(app))
 
 
 def errors(app: AppTest) -> str:
@@ -147,7 +147,7 @@ def obeyed(app: AppTest) -> list[str]:
     """Where on the page a text stands that a browser or a terminal would obey."""
     pieces = {
         "html": [one.proto.body for one in app.get("html")],
-        "figure": [text for one in figures(app) for text in drawn_texts(one)],
+        "figure": [text for figure in figures(app) for text in drawn_texts(figure)],
         "markdown": [one.value for one in (*app.markdown, *app.caption, *app.info, *app.warning)],
         "code": [one.value for one in app.code],
         "table": [one.value.to_csv() for one in app.dataframe],

@@ -68,7 +68,7 @@ def lab_run(home: Path, base: str, tuned: str, name: str = "lab") -> Path:
     """A run with results, prompts and a recipe for its one pair, as the demo writes them."""
     with runs.create(home, name, kind="demo", config={"name": name}) as run:
         pair = {"base": base, "tuned": tuned, "prompts": "prompts/tiny.jsonl"}
-        files = [f"results/tiny-{one}.safetensors" for one in results(base, tuned)]
+        files = [f"results/tiny-{result}.safetensors" for result in results(base, tuned)]
         run.note(pairs={"tiny": {**pair, "results": files}})
         for folder in ("results", "prompts", "recipes"):
             run.file(folder).mkdir()

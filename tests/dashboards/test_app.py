@@ -129,7 +129,7 @@ def test_overview_says_what_the_probes_found(home: Path, pair_folders: tuple[str
     assert not app.error, shown(app)
     found = app.dataframe[0].value.set_index("finding")
     assert set(found.index) == {"weights", "heads", "experts"}
-    best = {one.called("tiny").name: one.load().frame().iloc[0] for one in results_in(folder)}
+    best = {result.called("tiny").name: result.load().frame().iloc[0] for result in results_in(folder)}
     assert found.loc["heads", "strongest"] == f"L{int(best['heads']['layer'])}H{int(best['heads']['head'])}"
     assert found.loc["heads", "score"].startswith(f"{best['heads']['score']:.3g} [")
     assert app.get("plotly_chart")  # the map of the weights
@@ -228,10 +228,10 @@ def test_results_of_two_runs_stand_side_by_side(home: Path, pair_folders: tuple[
 
 def test_recipes_are_found_by_their_header_and_refused_when_changed(home: Path, pair_folders: tuple[str, str]) -> None:
     folder = lab_run(home, *pair_folders)
-    found = recipes_of(folder)
-    assert found["recipes/off.safetensors"].kinds == ("ExpertSwitch",)
-    assert found["recipes/off.safetensors"].model == pair_folders[1]
-    assert "results/tiny-heads.safetensors" not in found
+    recipes = recipes_of(folder)
+    assert recipes["recipes/off.safetensors"].kinds == ("ExpertSwitch",)
+    assert recipes["recipes/off.safetensors"].model == pair_folders[1]
+    assert "results/tiny-heads.safetensors" not in recipes
     (folder / "recipes" / "off.safetensors").write_bytes(b"\x80 a pickle")
     with pytest.raises(UserError, match="not the file"):
         verified(runs.open(folder), "recipes/off.safetensors")
@@ -244,7 +244,7 @@ def test_recipes_are_found_by_their_header_and_refused_when_changed(home: Path, 
 
 def test_a_panel_exports_plain_numbers(home: Path, pair_folders: tuple[str, str]) -> None:
     folder = lab_run(home, *pair_folders)
-    found = next(one for one in results_in(folder, "Patching"))
+    found = next(result for result in results_in(folder, "Patching"))
     text = panels._json("heads", found.load().frame(), found.load().figure(), found.provenance())
     made = json.loads(text)
     assert made["provenance"]["sha256"] == found.sha256 and len(made["rows"]) == 12

@@ -65,9 +65,9 @@ def ran(text: str, folder: Path) -> dict[str, Path]:
     """Step -> its folder, after ``tunescope run``."""
     folder.mkdir(parents=True)
     (folder / "experiment.yaml").write_text(text, encoding="utf-8")
-    told = CliRunner().invoke(command_line, ["run", str(folder / "experiment.yaml"), "--out", str(folder / "run")])
-    assert told.exit_code == 0, told.output
-    return {one.name.rpartition("-")[0]: one for one in (folder / "run" / "steps").iterdir()}
+    outcome = CliRunner().invoke(command_line, ["run", str(folder / "experiment.yaml"), "--out", str(folder / "run")])
+    assert outcome.exit_code == 0, outcome.output
+    return {path.name.rpartition("-")[0]: path for path in (folder / "run" / "steps").iterdir()}
 
 
 def inside(one: Experiment, other: Experiment) -> bool:
@@ -244,7 +244,7 @@ def test_the_results_of_an_experiment_are_on_the_pages_with_their_file(
     done = run_experiment(experiment, tmp_path / "runs" / "x", folder=tmp_path)
     app = opened("heads", run="x")
     maps = app.selectbox(key="head-map").options
-    assert "heads" in maps and sum(one.startswith("z-") for one in maps) == 2
+    assert "heads" in maps and sum(mapping.startswith("z-") for mapping in maps) == 2
     found = files(app)
     (folder,) = done.run.path.glob("steps/heads-*")
     for name, again in ran(found["heads"], tmp_path / "one").items():
@@ -260,8 +260,8 @@ def asked_twice(home: Path, models: tuple[str, str], others: tuple[str, str]) ->
     prompts().save(rows)
     for name, pair, more in (("one", models, ["--positions", "prompt", "--seed", "2"]), ("two", others, [])):
         asked = ["localize", "activations", *pair, "--prompts", str(rows), "--sites", "z", "--device", "cpu"]
-        told = CliRunner().invoke(command_line, [*asked, *more, "--out", str(home / name)])
-        assert told.exit_code == 0, told.output
+        outcome = CliRunner().invoke(command_line, [*asked, *more, "--out", str(home / name)])
+        assert outcome.exit_code == 0, outcome.output
 
 
 def compared(app: AppTest) -> tuple[pd.DataFrame, str]:
@@ -328,8 +328,8 @@ def test_a_result_of_the_demo_is_compared_with_one_of_a_command(
     toy = organisms.build("context-knob")
     rows = home / "demo" / "prompts" / "context-knob.jsonl"
     asked = ["localize", "heads", str(toy.base), str(toy.tuned), "--prompts", str(rows), "--device", "cpu"]
-    told = CliRunner().invoke(command_line, [*asked, "--out", str(home / "mine")])
-    assert told.exit_code == 0, told.output
+    outcome = CliRunner().invoke(command_line, [*asked, "--out", str(home / "mine")])
+    assert outcome.exit_code == 0, outcome.output
     app = opened("runs", first="demo", second="mine")
     app.selectbox(key="first-result").set_value("context-knob-heads-write").run()
     frame, said = compared(app)

@@ -64,9 +64,9 @@ def test_the_numbers_are_the_same_everywhere(tmp_path: Path, monkeypatch: pytest
     found = probes.patching(load_pair(base, tuned, device="cpu"), prompts(), "heads", what="write", metric="kl")
     python = numbers(found.frame().to_dict("records"))
     asked = ["localize", "heads", base, tuned, "--prompts", str(rows), "--metric", "kl", "--json"]
-    told = CliRunner().invoke(command_line, asked)
-    assert told.exit_code == 0, told.output
-    answer = json.loads(told.stdout)
+    outcome = CliRunner().invoke(command_line, asked)
+    assert outcome.exit_code == 0, outcome.output
+    answer = json.loads(outcome.stdout)
     assert numbers(answer["rows"]) == python
     folder = Path(answer["run"])
 

@@ -160,9 +160,9 @@ def test_refusals(tmp_path: Path, make: object, sentence: str) -> None:
 
 def test_the_command_says_where_it_wrote(tmp_path: Path) -> None:
     a_run(tmp_path)
-    found = CLI.invoke(app, ["report", "shown", "--home", str(tmp_path), "--json"])
-    written = Path(json.loads(found.stdout)["report"])
-    assert found.exit_code == 0 and written == tmp_path / "shown-report.html" and written.is_file()
+    outcome = CLI.invoke(app, ["report", "shown", "--home", str(tmp_path), "--json"])
+    written = Path(json.loads(outcome.stdout)["report"])
+    assert outcome.exit_code == 0 and written == tmp_path / "shown-report.html" and written.is_file()
     assert runs.verify(tmp_path / "shown").ok
     failed = CLI.invoke(app, ["report", "../shown", "--home", str(tmp_path)])
     assert isinstance(failed.exception, UserError)

@@ -134,7 +134,7 @@ def test_heads_are_read_live_on_a_button_and_marked_stale(home: Path, pair_folde
     assert "L1H2 on prompt 3" in titles(app) and "L1H2: what its write raises" in titles(app)
     pair = load_pair(*pair_folders, device="cpu")
     seen = read_patterns(pair, the_prompts()[3], 1, 2)
-    panel = next(one for one in figures(app) if "attention of" in one["layout"]["title"]["text"])
+    panel = next(figure for figure in figures(app) if "attention of" in figure["layout"]["title"]["text"])
     z = np.array([[np.nan if cell is None else cell for cell in row] for row in panel["data"][1]["z"]], float)
     assert np.nanmax(np.abs(np.where(np.isnan(z), seen.tuned, z) - seen.tuned)) < 1e-6
     assert not app.warning
@@ -165,7 +165,7 @@ def test_the_routing_of_a_prompt_is_read_on_a_button(home: Path, pair_folders: t
     assert not app.exception and not app.error, errors(app)
     assert "Router weights of" in titles(app) and "Flow of" in titles(app)
     links = [one.proto for one in app.get("page_link")]
-    assert any("off=L1E3" in str(one) for one in links)
+    assert any("off=L1E3" in str(link) for link in links)
 
 
 def test_what_is_missing_is_computed_on_the_pair(home: Path, pair_folders: tuple[str, str]) -> None:
@@ -213,7 +213,7 @@ def test_the_words_on_the_page_are_those_of_the_library(home: Path, pair_folders
     full_run(home, *pair_folders)
     app = opened("heads", layer="0", head="3")
     app.button(key="go-words").click().run()
-    found = head_words(load_pair(*pair_folders, device="cpu"), the_prompts(), 0, 3)
-    bars = next(one for one in figures(app) if "what its write" in one["layout"]["title"]["text"])["data"]
+    words = head_words(load_pair(*pair_folders, device="cpu"), the_prompts(), 0, 3)
+    bars = next(figure for figure in figures(app) if "what its write" in figure["layout"]["title"]["text"])["data"]
     shown = sorted(value for bar in bars if bar["type"] == "bar" for value in bar["x"])
-    assert shown == pytest.approx(sorted(found.table["score"]), abs=1e-5)
+    assert shown == pytest.approx(sorted(words.table["score"]), abs=1e-5)

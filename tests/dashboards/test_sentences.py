@@ -12,8 +12,8 @@ def test_the_strongest_cell_is_named_with_its_control_and_how_many_are_beyond() 
         "layer": [0, 1], "head": [2, 3], "score": [0.1, -0.5], "low": [0.0, -0.6], "high": [0.2, -0.4],
         "control": [0.2, 0.01], "q": [0.01, 0.001],
     })  # fmt: skip
-    told = sentence_of(table)
-    assert told == (
+    sentence = sentence_of(table)
+    assert sentence == (
         "Strongest: L1H3, -0.5 [-0.6, -0.4] beside 0.01 of its control; "
         "1 of 2 cells are beyond their control (q < .05)."
     )

@@ -285,8 +285,8 @@ def test_a_mixed_recipe_is_an_experiment_that_gives_the_same_answers(
         asked = Asked(*pair_folders, given, 1.0, "base", WORDS[:3], 4, strengths=strengths)
         (tmp_path / "e.yaml").write_text(as_experiment.steer_experiment(asked), encoding="utf-8")
         out = tmp_path / f"out-{number}"
-        told = CliRunner().invoke(command_line, ["run", str(tmp_path / "e.yaml"), "--out", str(out)])
-        assert told.exit_code == 0, told.output
+        outcome = CliRunner().invoke(command_line, ["run", str(tmp_path / "e.yaml"), "--out", str(out)])
+        assert outcome.exit_code == 0, outcome.output
         (table,) = (pd.read_parquet(path) for path in out.glob("steps/*/table.parquet"))
         steered = table[table["model"] == "steered, in the base"]
         recipe = recipe_parts.built(given, pair)

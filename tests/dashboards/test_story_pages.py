@@ -31,9 +31,9 @@ def test_every_page_opens_on_both_pairs_with_titles_and_units(page: str, pair: s
     app = opened(page, pair=pair, prompt="1", layer="2", head="1", expert="1")
     assert not app.error, errors(app)
     assert not obeyed(app)
-    for one in figures(app):
-        assert one["layout"]["title"]["text"], "a figure says what it shows"
-        for trace in one["data"]:
+    for figure in figures(app):
+        assert figure["layout"]["title"]["text"], "a figure says what it shows"
+        for trace in figure["data"]:
             if trace["type"] == "heatmap" and trace.get("showscale", True):
                 assert trace["colorbar"]["title"]["text"], "a colour scale says what it means"
 
@@ -82,7 +82,7 @@ def test_the_knob_and_its_transfer(story: Path) -> None:
     knob = result(story, "context-knob-knob")
     app = opened("knobs", pair="context-knob")
     slope = figures(app)[0]
-    drawn = next(one for one in slope["data"] if one.get("name", "").startswith("tuned"))
+    drawn = next(value for value in slope["data"] if value.get("name", "").startswith("tuned"))
     sweep = knob.sweep.query("model == 'tuned' and direction == 'knob'")
     assert drawn["y"] == pytest.approx(sweep[sweep["intent"] == knob.intents[0]].sort_values("value")["share"].tolist())
     assert any("set-knob=true" in str(one.proto) for one in app.get("page_link"))

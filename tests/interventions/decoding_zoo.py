@@ -161,7 +161,7 @@ def _routing_dense(m: AdaptedModel) -> Any:
     return both()
 
 
-NEURONS = tuple(one for one in FAMILIES if one not in MOE_FAMILIES)
+NEURONS = tuple(family for family in FAMILIES if family not in MOE_FAMILIES)
 
 
 INVARIANT_CASES: dict[str, Case] = {

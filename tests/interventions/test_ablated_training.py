@@ -136,7 +136,7 @@ def test_trainer_with_gradient_checkpointing_learns_the_same(tmp_path: Any, reen
         model.enable_input_require_grads()
         with ablated_training(model, {0: SPURIOUS}):
             train(model, y, UPSTREAM, tmp_path, epochs=3, **options)
-        found.append(torch.cat([one.detach().flatten() for one in model.parameters()]))
+        found.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
@@ -168,13 +168,16 @@ ROWS = [{"prompt": "the quick brown", "answer": "fox"}, {"prompt": "over the laz
 
 def test_the_ready_loop_trains_an_adapter_and_delivers_a_model_without_hooks() -> None:
     model = AdaptedModel(tiny_model("llama"), tokenizer())
-    before = {name: one.clone() for name, one in model.hf.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in model.hf.named_parameters()}
     lora = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"])
     schedule = Schedule(epochs=4, batch_size=4, learning_rate=1e-2)
     direction = torch.randn(2, 64)
     tuned = caft_finetune(model, ROWS, {1: direction}, lora=lora, schedule=schedule)
     assert tuned.history[-1]["loss"] < tuned.history[0]["loss"] and len(tuned.history) == 8
-    base = {name.replace(".base_layer", ""): one for name, one in tuned.model.get_base_model().named_parameters()}
+    base = {
+        name.replace(".base_layer", ""): parameter
+        for name, parameter in tuned.model.get_base_model().named_parameters()
+    }
     assert all(torch.equal(base[name], one) for name, one in before.items())
     assert model.n_hooks == 0 and not any(module._forward_hooks for module in tuned.model.modules())
     assert tuned.base_means[1].shape == (2,)

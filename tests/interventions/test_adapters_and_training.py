@@ -51,9 +51,9 @@ def gradients(hf: Any, recipe: iv.Recipe) -> Iterator[torch.Tensor]:
     hf.zero_grad()
     with recipe.applied(hf):
         hf(ids(), labels=ids(), use_cache=False).loss.backward()
-    for one in recipe:
-        if isinstance(one, iv.HeadOffset):
-            yield from (vector.grad.clone() for vector in one.vectors.values())
+    for intervention in recipe:
+        if isinstance(intervention, iv.HeadOffset):
+            yield from (vector.grad.clone() for vector in intervention.vectors.values())
     yield from (parameter.grad.clone() for parameter in hf.parameters() if parameter.grad is not None)
 
 

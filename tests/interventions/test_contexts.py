@@ -53,7 +53,7 @@ def alone(model: AdaptedModel, one: iv.Recipe) -> torch.Tensor:
 def is_free(model: AdaptedModel, untouched: torch.Tensor) -> None:
     """No hook of anybody is left on any module, nothing holds the model, and it computes what it did."""
     assert model.n_hooks == 0 and not model.hub.held and "generate" not in model.inner.__dict__
-    assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.inner.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.inner.modules())
     assert torch.equal(model.forward(IDS), untouched)
     with torch.no_grad():
         assert torch.equal(model.inner(IDS, use_cache=False).logits, untouched)
@@ -251,7 +251,7 @@ def half_way(model: AdaptedModel) -> iv.Recipe:
 
 
 def test_weights_come_back_whatever_ends_first(model: AdaptedModel, untouched: torch.Tensor) -> None:
-    places = {name: one.data_ptr() for name, one in base_parameters(model.hf).items()}
+    places = {name: base_parameter.data_ptr() for name, base_parameter in base_parameters(model.hf).items()}
     first, second = ExitStack(), ExitStack()
     first.enter_context(half_way(model).applied(model))
     second.enter_context(half_way(model).applied(model))
@@ -260,13 +260,13 @@ def test_weights_come_back_whatever_ends_first(model: AdaptedModel, untouched: t
     assert torch.equal(model.forward(IDS), both), "the newer one stays in force"
     second.close()
     is_free(model, untouched)
-    assert {name: one.data_ptr() for name, one in base_parameters(model.hf).items()} == places
+    assert {name: base_parameter.data_ptr() for name, base_parameter in base_parameters(model.hf).items()} == places
 
 
 def test_a_model_moved_inside_stays_moved(model: AdaptedModel, untouched: torch.Tensor) -> None:
     with half_way(model).applied(model):
         model.hf.to(torch.float64)
-    assert {one.dtype for one in model.hf.parameters()} == {torch.float64}
+    assert {parameter.dtype for parameter in model.hf.parameters()} == {torch.float64}
     torch.testing.assert_close(model.forward(IDS).float(), untouched, atol=1e-5, rtol=1e-4)
 
 

@@ -172,7 +172,7 @@ def test_baking_leaves_no_half_written_folder(tmp_path: Path) -> None:
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="exists already"):
         bake(model_of(), head_recipe(model_of()), tmp_path / "full")
-    assert [one.name for one in tmp_path.iterdir()] == ["full"]
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
@@ -242,7 +242,7 @@ def test_control_vectors_round_trip(tmp_path: Path) -> None:
     reader = gguf.GGUFReader(path)
     tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     assert set(tensors) == {"direction.1", "direction.2"}
-    assert all(one.dtype == np.float32 and one.shape == (64,) for one in tensors.values())
+    assert all(tensor.dtype == np.float32 and tensor.shape == (64,) for tensor in tensors.values())
     np.testing.assert_allclose(tensors["direction.1"], (2 * one - one).numpy(), rtol=1e-6)
     hint = reader.get_field("controlvector.model_hint")
     assert hint is not None and hint.contents() == "llama"
@@ -302,7 +302,10 @@ def test_bad_control_vectors_are_refused_in_words(tmp_path: Path) -> None:
 
 def test_plain_tensors_and_foreign_objects() -> None:
     recipe = from_tensors({2: [1.0] * 64, 1: np.ones((1, 64), dtype=np.float32)}, site="mlp_out", strength=0.5)
-    assert [(one.layer, one.site, one.strength) for one in recipe] == [(1, "mlp_out", 0.5), (2, "mlp_out", 0.5)]  # type: ignore[attr-defined]
+    assert [(intervention.layer, intervention.site, intervention.strength) for intervention in recipe] == [
+        (1, "mlp_out", 0.5),
+        (2, "mlp_out", 0.5),
+    ]  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="no SteeringVector"):
         from_steering_vectors(object())
     with pytest.raises(UserError, match="no vectors"):
@@ -343,6 +346,6 @@ def test_an_untied_head_of_half_precision_is_rounded_too() -> None:
     sites = [(0, "resid_pre"), *((layer, site) for layer in range(3) for site in ("resid_mid", "resid_post"))]
     recipe = Recipe([ConceptAblation(layer, direction, site=site) for layer, site in sites])
     made = baked(AdaptedModel(hf, None), recipe)
-    assert {one.dtype for one in made.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in made.parameters()} == {torch.bfloat16}
     with torch.no_grad():
         made(torch.arange(5)[None])

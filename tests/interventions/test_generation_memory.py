@@ -29,7 +29,7 @@ class Alive(StoppingCriteria):  # type: ignore[misc]
         self.step += 1
         if self.step in (4, 14):
             gc.collect()
-            self.counts.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+            self.counts.append(sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects()))
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 

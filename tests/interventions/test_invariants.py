@@ -58,9 +58,9 @@ def neutral_is_bit_equal(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> 
     with (recipe * 0).applied(model):
         assert torch.equal(model.forward(ids()), untouched(model))
     if case.on_weights:
-        for one in recipe:
+        for intervention in recipe:
             with pytest.raises(UserError, match="share the weights"):
-                replace(one, strength=[0.0, 0.0])
+                replace(intervention, strength=[0.0, 0.0])
         return
     rows = [replace(one, strength=[0.0, 0.0]) for one in recipe]
     if rows[0].kind not in (
@@ -82,7 +82,7 @@ def equals_dense(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
 
 
 def leaves_nothing(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
-    tensors = {name: one.data_ptr() for name, one in base_parameters(model.hf).items()}
+    tensors = {name: base_parameter.data_ptr() for name, base_parameter in base_parameters(model.hf).items()}
     for problem in (ValueError, KeyboardInterrupt):
         with pytest.raises(problem), recipe.applied(model), recipe.applied(model):
             assert (model.n_hooks > 0) != case.on_weights
@@ -96,7 +96,7 @@ def leaves_nothing(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
             pass
         assert torch.equal(model.forward(ids()), outer), "an inner context leaves the outer one as it was"
     assert model.n_hooks == 0 and torch.equal(model.forward(ids()), untouched(model))
-    assert {name: one.data_ptr() for name, one in base_parameters(model.hf).items()} == tensors
+    assert {name: base_parameter.data_ptr() for name, base_parameter in base_parameters(model.hf).items()} == tensors
 
 
 def same_with_cache_padding_and_batch(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:

@@ -86,7 +86,7 @@ def test_two_matched_experts_move_as_far_as_theirs_did() -> None:
 
     def moved(weights: torch.Tensor) -> torch.Tensor:
         o, b = own.log_softmax(-1), base.log_softmax(-1)
-        changes = [one.log_softmax(-1) - b for one in experts]
+        changes = [expert.log_softmax(-1) - b for expert in experts]
         fused = (o + sum(weights[..., n, None] * change for n, change in enumerate(changes))).log_softmax(-1)
         goals = [((c + b).exp() * c).sum(-1) for c in changes]
         kl = (fused.exp() * (fused - o)).sum(-1)

@@ -123,7 +123,7 @@ def by_hand(
     text, logits = prompt[None], torch.zeros(0)
     for _ in range(steps):
         with torch.no_grad():
-            own, other, less = (one.inner(text, use_cache=False).logits[:, -1] for one in models)
+            own, other, less = (model.inner(text, use_cache=False).logits[:, -1] for model in models)
         logits = own + alpha * (other - less)
         text = torch.cat([text, logits.argmax(-1, keepdim=True)], dim=1)
     return text[0, len(prompt) :], logits[0]

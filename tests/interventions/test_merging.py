@@ -113,7 +113,7 @@ def test_ties_and_dare_by_mergekits_definitions() -> None:
     divisor = mask.sum(0)
     divisor[divisor.abs() < 1e-8] = 1
     wanted = (stacked * mask).sum(0) / divisor
-    made = iv.ties([iv.TaskVector({"w": one}) for one in changes], density=0.4)
+    made = iv.ties([iv.TaskVector({"w": change}) for change in changes], density=0.4)
     assert torch.allclose(made.changes["w"], wanted, atol=1e-6)
     one = iv.TaskVector({"w": changes[0]})
     thin = iv.dare([one], density=0.5, rescale="l1", seed=1).changes["w"]

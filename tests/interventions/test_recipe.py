@@ -102,7 +102,7 @@ def test_file_is_one_safetensors_with_json(tmp_path: Path) -> None:
         note = json.loads(file.metadata()["tunescope"])
         assert torch.equal(file.get_tensor("0.vector"), noise(64))
     assert set(note) == {"version", "interventions", "made_with"}
-    assert [one["kind"] for one in note["interventions"]] == ["Offset"]
+    assert [intervention["kind"] for intervention in note["interventions"]] == ["Offset"]
     assert list(tmp_path.iterdir()) == [path]
 
 

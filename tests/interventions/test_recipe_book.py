@@ -50,7 +50,7 @@ def test_the_command_line_and_yaml_take_lines(tmp_path: Path, monkeypatch: pytes
     assert runner.invoke(app, ["keep", "formal", "given.safetensors"]).exit_code == 0
     assert runner.invoke(app, ["keep", "less", "-0.5*formal @generated"]).exit_code in (0, 2)
     listed = runner.invoke(app, ["book", "--json"])
-    assert "formal" in [one["name"] for one in json.loads(listed.stdout)["recipes"]]
+    assert "formal" in [recipe["name"] for recipe in json.loads(listed.stdout)["recipes"]]
     shown = runner.invoke(app, ["show", "0.5*formal", "--json"])
     assert json.loads(shown.stdout)["content"] == (0.5 * FORMAL).content
     assert runner.invoke(app, ["drop", "formal"]).exit_code == 0

@@ -103,7 +103,7 @@ def test_beams_other_hooks_and_dora_keep_two_passes() -> None:
         recipes = [[FORMS["shift"](one)] for one in (pair, apart)]
         if not options:
             push = iv.Offset(1, torch.full((pair.base.d_model,), 0.3))
-            recipes = [[push, *one] for one in recipes]
+            recipes = [[push, *recipe] for recipe in recipes]
         texts = []
         for recipe in recipes:
             with counted(pair) as rows, iv.Recipe(recipe).applied(pair.base):
@@ -141,6 +141,9 @@ def test_nothing_stays_after_an_exception() -> None:
     with pytest.raises(KeyboardInterrupt), shared.applied(pair.base):
         pair.base.generate_ids(padded(), max_new_tokens=2)
     handle.remove()
-    assert not any(one._forward_pre_hooks for one in adapter_layers(pair.base.inner)) and pair.base.n_hooks == 0
+    assert (
+        not any(adapter_layer._forward_pre_hooks for adapter_layer in adapter_layers(pair.base.inner))
+        and pair.base.n_hooks == 0
+    )
     assert torch.equal(pair.base.forward(padded().input_ids), before[0])
     assert torch.equal(pair.tuned.forward(padded().input_ids), before[1])

@@ -51,15 +51,19 @@ def loss_of(model: AdaptedModel, rows: list[dict[str, str]]) -> float:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3moe"])
 def test_offsets_lower_the_loss_and_the_recipe_is_what_was_trained(family: str) -> None:
     model = AdaptedModel(tiny_model(family), tokenizer())
-    weights = {name: one.clone() for name, one in model.hf.named_parameters()}
-    flags = [one.requires_grad for one in model.hf.parameters()]
+    weights = {name: parameter.clone() for name, parameter in model.hf.named_parameters()}
+    flags = [parameter.requires_grad for parameter in model.hf.parameters()]
     before = loss_of(model, ROWS)
     trained = train_offsets(model, ROWS, ["L1H2", (2, 0)], schedule=SHORT)
-    assert {name: torch.equal(one, weights[name]) for name, one in model.hf.named_parameters()} == dict.fromkeys(
-        weights, True
+    assert {
+        name: torch.equal(parameter, weights[name]) for name, parameter in model.hf.named_parameters()
+    } == dict.fromkeys(weights, True)
+    assert [parameter.requires_grad for parameter in model.hf.parameters()] == flags
+    assert (
+        model.n_hooks == 0
+        and not model.hf.training
+        and all(parameter.grad is None for parameter in model.hf.parameters())
     )
-    assert [one.requires_grad for one in model.hf.parameters()] == flags
-    assert model.n_hooks == 0 and not model.hf.training and all(one.grad is None for one in model.hf.parameters())
     with trained.recipe.applied(model):
         after = loss_of(model, ROWS)
     assert after < before - 0.1
@@ -168,7 +172,7 @@ def test_an_interrupted_training_leaves_the_model_as_it_was() -> None:
         train_offsets(model, ROWS, ["L1H2"], progress=Interrupting())
     assert before is not None and torch.equal(before, model.forward(token_batch()))
     assert model.n_hooks == 0 and not model.hf.training
-    assert all(one.requires_grad for one in model.hf.parameters())
+    assert all(parameter.requires_grad for parameter in model.hf.parameters())
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_adding_like_steering_vectors(make: Make, kind: str, site: str) -> None:
     with vector.apply(hf, multiplier=0.7):
         expected = theirs(hf)
     recipe = from_steering_vectors(vector, strength=0.7)
-    assert [one.site for one in recipe] == [site, site]  # type: ignore[attr-defined]
+    assert [intervention.site for intervention in recipe] == [site, site]  # type: ignore[attr-defined]
     same(ours(hf, *recipe), expected, plain)
 
 

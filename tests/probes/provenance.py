@@ -39,11 +39,11 @@ class Calls:
     def arguments(self, probe: Callable[..., Any]) -> dict[str, Any]:
         """The arguments and options of ``probe`` with their defaults, without those that change no number."""
         found: dict[str, Any] = {}
-        for one in inspect.signature(probe).parameters.values():
-            if one.kind is not inspect.Parameter.VAR_KEYWORD:
-                found[one.name] = one.default
+        for parameter in inspect.signature(probe).parameters.values():
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+                found[parameter.name] = parameter.default
                 continue
-            assert self.options is not None, f"say what the {one.name} of {probe.__name__} are read into"
+            assert self.options is not None, f"say what the {parameter.name} of {probe.__name__} are read into"
             found |= {field.name: field.default for field in dataclasses.fields(self.options)}
         return {name: default for name, default in found.items() if name not in ("progress", "device")}
 

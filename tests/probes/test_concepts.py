@@ -39,8 +39,8 @@ def recording(seed: int = 0) -> Recording:
         {
             "prompt": np.arange(rows) // LENGTH,
             "position": np.arange(rows) % LENGTH,
-            "token": [" bad" if one else f" w{row % LENGTH}" for row, one in enumerate(bad.tolist())],
-            "label": ["yes" if one else "no" for one in label.tolist()],
+            "token": [" bad" if value else f" w{row % LENGTH}" for row, value in enumerate(bad.tolist())],
+            "label": ["yes" if value else "no" for value in label.tolist()],
         }
     )
     site = "blocks.1.hook_resid_post"

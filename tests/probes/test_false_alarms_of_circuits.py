@@ -147,5 +147,5 @@ construction), 20 runs have two of them once in four times; 100 tell 5 % better 
 def test_where_only_chance_is_left_few_runs_and_few_cells_are_significant(name: str) -> None:
     seeds = range(MORE_SEEDS.get(name, SEEDS))
     runs = [CHANCE[name](seed)["q"].to_numpy(np.float64) <= 0.05 for seed in seeds]
-    with_any, cells = np.mean([one.any() for one in runs]), np.mean(np.concatenate(runs))
+    with_any, cells = np.mean([run.any() for run in runs]), np.mean(np.concatenate(runs))
     assert with_any <= 0.05 and cells <= 0.05, f"{with_any:.0%} of runs, {cells:.1%} of cells"

@@ -55,7 +55,7 @@ def moved_group_by_group(seed: int, grouped: bool, groups: int = GROUPS) -> Reco
         for name, value in base.items()
     }
     index = pd.DataFrame({"prompt": np.arange(len(group)), "position": 0, "token": "x"})
-    index = index.assign(group=[f"g{one}" for one in group.tolist()]) if grouped else index
+    index = index.assign(group=[f"g{value}" for value in group.tolist()]) if grouped else index
     config = {"roles": ["base", "tuned"], "sites": list(shapes), "n_prompts": len(group)}
     return Recording(index, config, {"base": base, "tuned": tuned})
 
@@ -115,7 +115,7 @@ NULLS: dict[str, Null] = {
 def alarms(null: Null, grouped: bool) -> tuple[float, float]:
     """The shares of runs with any alarm, and of cells."""
     runs = [null(seed, grouped)["q"].to_numpy(np.float64) <= 0.05 for seed in range(SEEDS)]
-    return float(np.mean([one.any() for one in runs])), float(np.mean(np.concatenate(runs)))
+    return float(np.mean([run.any() for run in runs])), float(np.mean(np.concatenate(runs)))
 
 
 @pytest.mark.parametrize("name", NULLS)

@@ -36,7 +36,7 @@ def recording(strength: float = 2.0, seed: int = 0, groups: int = 50) -> tuple[R
             "prompt": range(ROWS),
             "position": 0,
             "token": "x",
-            "label": ["true" if one else "false" for one in y.tolist()],
+            "label": ["true" if value else "false" for value in y.tolist()],
             "group": [f"g{row % groups}" if groups < ROWS else None for row in np.arange(ROWS) // 2 % max(groups, 1)],
         }
     )
@@ -117,9 +117,9 @@ def test_separable_cells_are_solved_too() -> None:
 def test_cross_validation_is_scikit_learns_too() -> None:
     rec, _ = recording(strength=0.4)
     folds = [row // 2 % 5 for row in range(ROWS)]
-    found = head_probe(rec, folds=folds, groups=list(range(ROWS)))
+    probe = head_probe(rec, folds=folds, groups=list(range(ROWS)))
     y = (rec.index["label"] == "true").to_numpy()
-    table = found.table.set_index(["layer", "head"])
+    table = probe.table.set_index(["layer", "head"])
     for layer in range(LAYERS):
         for head in range(HEADS):
             x = rec["tuned"]["z", layer][:, head].numpy()
@@ -131,14 +131,14 @@ def test_cross_validation_is_scikit_learns_too() -> None:
 
 def test_the_planted_head_is_found_with_its_direction() -> None:
     rec, u = recording()
-    found = head_probe(rec)
-    best = found.frame().iloc[0]
-    assert (best["layer"], best["head"]) == PLANTED and found.top(1) == [PLANTED]
+    probe = head_probe(rec)
+    best = probe.frame().iloc[0]
+    assert (best["layer"], best["head"]) == PLANTED and probe.top(1) == [PLANTED]
     assert best["score"] > 0.95 and best["q"] < 0.05 and best["low"] > 0.9 and abs(best["control"] - 0.5) < 0.06
-    others = found.frame().iloc[1:]
+    others = probe.frame().iloc[1:]
     assert others["score"].max() < 0.65 and (others["q"] > 0.05).all()
-    assert float(found.mass_mean[PLANTED] @ u) > 0.98 and best["cosine"] > 0.9
-    assert found.classes == ("false", "true") and found.sigma[PLANTED] == pytest.approx(0.0224, abs=0.003)
+    assert float(probe.mass_mean[PLANTED] @ u) > 0.98 and best["cosine"] > 0.9
+    assert probe.classes == ("false", "true") and probe.sigma[PLANTED] == pytest.approx(0.0224, abs=0.003)
 
 
 def test_meaningless_labels_tell_nothing_over_twenty_seeds() -> None:
@@ -189,8 +189,8 @@ def test_it_needs_heads() -> None:
 
 def test_the_recipe_moves_the_head_by_so_many_sigmas(tmp_path: Path) -> None:
     model = AdaptedModel(tiny_model("llama"), tokenizer(), role="model")
-    found = head_probe(recording()[0])
-    back = HeadProbe.load(found.save(tmp_path / "probe"))
+    probe = head_probe(recording()[0])
+    back = HeadProbe.load(probe.save(tmp_path / "probe"))
     assert "accuracy above" in back.figure().to_json()
     recipe = back.recipe(k=1, strength=2.0)
     ids = torch.randint(4, 200, (1, 6))

@@ -31,11 +31,11 @@ def pair(say: int | None = None) -> ModelPair:
 
 
 def test_the_planted_token_moves_most_and_beyond_random_writes() -> None:
-    found = head_words(pair(say=7), PROMPTS, LAYER, HEAD)
-    rows = found.table[found.table["model"] == "tuned"]
+    words = head_words(pair(say=7), PROMPTS, LAYER, HEAD)
+    rows = words.table[words.table["model"] == "tuned"]
     most = rows.iloc[int(rows["score"].abs().to_numpy().argmax())]
     assert most["token_id"] == 7 and not most["control_low"] <= most["score"] <= most["control_high"]
-    assert found.provenance.n_prompts == len(PROMPTS) and (found.table["n"] == len(PROMPTS)).all()
+    assert words.provenance.n_prompts == len(PROMPTS) and (words.table["n"] == len(PROMPTS)).all()
     assert (rows["low"] <= rows["score"] + 1e-9).all() and (rows["score"] <= rows["high"] + 1e-9).all()
 
 
@@ -51,7 +51,7 @@ def test_a_silent_head_says_nothing_and_equal_models_say_the_same() -> None:
 def test_the_score_is_the_logits_with_minus_without_the_head() -> None:
     """Against a second forward pass in which the final residual lacks the write."""
     two = pair()
-    found = head_words(two, PROMPTS[:2], LAYER, HEAD)
+    words = head_words(two, PROMPTS[:2], LAYER, HEAD)
     model = two.tuned
     kept: dict[str, torch.Tensor] = {}
     inner = model.inner
@@ -74,13 +74,13 @@ def test_the_score_is_the_logits_with_minus_without_the_head() -> None:
             logits = [inner.lm_head(inner.model.norm(end[None]))[0] for end in (kept["end"], kept["end"] - write)]
         changes.append((logits[0] - logits[1]) - (logits[0] - logits[1]).mean())
     mean = torch.stack(changes).mean(0)
-    rows = found.table[found.table["model"] == "tuned"]
+    rows = words.table[words.table["model"] == "tuned"]
     assert rows["score"].to_numpy() == pytest.approx(mean[rows["token_id"].tolist()].numpy(), abs=1e-4)
 
 
 def test_file_figure_and_a_head_that_is_not_there(tmp_path: Path) -> None:
-    found = head_words(pair(say=7), PROMPTS, LAYER, HEAD, top=3)
-    back = HeadWords.load(found.save(tmp_path / "words"))
+    words = head_words(pair(say=7), PROMPTS, LAYER, HEAD, top=3)
+    back = HeadWords.load(words.save(tmp_path / "words"))
     assert len(back.table) == 12 and "L1H2" in back.summary() and len(back.figure().data) == 4
     with pytest.raises(UserError, match="L9H0"):
         head_words(pair(), PROMPTS, 9, 0)

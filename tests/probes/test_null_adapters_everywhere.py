@@ -72,9 +72,11 @@ ELSEWHERE = {
 def reading_a_pair() -> dict[str, Method]:
     """Registered probes that read a pair and prompts."""
     return {
-        one.name: one
-        for one in all_methods("probe")
-        if {"pair", "subject"} & set(one.arguments) and "prompts" in one.arguments and one.module.startswith("probes.")
+        method.name: method
+        for method in all_methods("probe")
+        if {"pair", "subject"} & set(method.arguments)
+        and "prompts" in method.arguments
+        and method.module.startswith("probes.")
     }
 
 

@@ -65,7 +65,7 @@ class Meter:
     def _call(self, model: AdaptedModel) -> None:
         self.calls[model.role] += 1
         if torch.is_grad_enabled():
-            self.trainable += sum(one.requires_grad for one in model.hf.parameters())
+            self.trainable += sum(parameter.requires_grad for parameter in model.hf.parameters())
 
     def _into(self, layer: Any, args: tuple[Any, ...]) -> None:
         if "forward" not in layer.__dict__:  # one that is skipped hands its input on instead
@@ -185,7 +185,9 @@ def test_the_run_with_gradients_is_the_plain_run(family: str) -> None:
     assert plain.run.values.keys() == graded.run.values.keys()
     for site, value in plain.run.values.items():
         assert torch.equal(value, graded.run.values[site]) and not graded.run.values[site].requires_grad
-    assert len(graded.gradients) == 3 * len(kinds) and all(one.abs().sum() > 0 for one in graded.gradients.values())
+    assert len(graded.gradients) == 3 * len(kinds) and all(
+        gradient.abs().sum() > 0 for gradient in graded.gradients.values()
+    )
     assert graded.run.graded is None
 
 
@@ -236,7 +238,7 @@ def test_weights_ask_for_gradients_as_before_also_after_an_exception(
     task = random_task(pair.tuned, pair.base)
     for number, parameter in enumerate(pair.base.hf.parameters()):
         parameter.requires_grad_(number % 3 > 0)
-    before = [one.requires_grad for one in pair.base.hf.parameters()]
+    before = [parameter.requires_grad for parameter in pair.base.hf.parameters()]
     cells = all_cells(pair.base, ["z"], [0, 1, 2], [None])
 
     def unchanged() -> bool:
@@ -247,7 +249,7 @@ def test_weights_ask_for_gradients_as_before_also_after_an_exception(
     assert unchanged() and pair.base.n_hooks == 0
 
     def fail(*_: Any) -> None:
-        if torch.is_grad_enabled() and not any(one.requires_grad for one in pair.base.hf.parameters()):
+        if torch.is_grad_enabled() and not any(parameter.requires_grad for parameter in pair.base.hf.parameters()):
             raise RuntimeError("broken on purpose")
 
     if where == "forward":

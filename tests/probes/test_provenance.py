@@ -47,10 +47,10 @@ def left_out(probe: Callable[..., Any], calls: Calls) -> list[str]:
 def held(made: Provenance, name: str, value: Any) -> bool:
     if name in MODELS:
         models = [getattr(value, role) for role in ("base", "tuned") if hasattr(value, role)] or [value]
-        known = [one["hash"] for one in made.models.values()]
+        known = [model["hash"] for model in made.models.values()]
         return any(model.identity.hash in known for model in models)
     if name == "model" and name not in made.settings:
-        return value.identity.hash in [one["hash"] for one in made.models.values()]
+        return value.identity.hash in [model["hash"] for model in made.models.values()]
     if name == "recording":
         where = {key: value.config[key] for key in ("sites", "positions")}
         return made.prompts == value.config["prompts"] and where.items() <= made.settings["recording"].items()
@@ -99,7 +99,7 @@ def test_values_become_plain() -> None:
     assert plain({1: np.float64(0.5)}) == {"1": 0.5} and plain(shouts) == f"function {shouts.__module__}.shouts"
     assert plain(rows(2)) == rows(2).hash and plain(rows(2)) != plain(rows(3))
     assert plain(Training(steps=7))["steps"] == 7 and plain(Setup())["thresholds"]["reached"] == 0.85
-    long = [str(one) for one in range(LONG + 1)]
+    long = [str(number) for number in range(LONG + 1)]
     assert plain(long[1:]) == long[1:] and plain(long) == prompts_hash(long)
     tables = [pd.DataFrame({"score": [1.0, value]}) for value in (2.0, 3.0)]
     assert plain(tables[0]) == plain(tables[0].copy()) != plain(tables[1])

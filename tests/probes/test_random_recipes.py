@@ -61,5 +61,5 @@ def test_what_has_no_stand_in_has_no_control() -> None:
 def test_use_of_experts_is_what_the_routers_select() -> None:
     moe = pair_of("mixtral")
     use = expert_use(moe.tuned, ROWS)
-    per_layer = [sum(share for (layer, _), share in use.items() if layer == one) for one in range(3)]
+    per_layer = [sum(share for (layer, _), share in use.items() if layer == number) for number in range(3)]
     assert per_layer == pytest.approx([moe.tuned.top_k] * 3)

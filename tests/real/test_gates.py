@@ -33,10 +33,10 @@ def test_refusal_goes_where_the_gate_opens_and_nowhere_else(smollm2: Path) -> No
     animal = np.array([row.label == "animal" for row in labelled])
     back = (changes[0] - changes[1])[animal].mean(0)
     recipe = iv.Recipe([iv.Offset(16, back, strength=2.0, positions="last+generated", when=fit.gate)])
-    asked = Prompts([*splits["in_scope"][:16], *splits["out_of_scope"][:16]])
-    plain = pair.tuned.generate(asked, max_new_tokens=12)
+    prompts = Prompts([*splits["in_scope"][:16], *splits["out_of_scope"][:16]])
+    plain = pair.tuned.generate(prompts, max_new_tokens=12)
     with recipe.applied(pair.tuned, trace=True) as trace:
-        gated = pair.tuned.generate(asked, max_new_tokens=12)
+        gated = pair.tuned.generate(prompts, max_new_tokens=12)
     opened = set(trace.frame()["row"])
     refused = [[is_refusal(text) for text in texts] for texts in (plain, gated)]
     known = {row for row in range(16) if row % 4 < 2}  # in scope has four wordings of each noun, two of them trained

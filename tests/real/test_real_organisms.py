@@ -88,7 +88,7 @@ def test_another_seed_is_refused() -> None:
 def test_the_refusal_answers_animals_and_things_as_it_says(smollm2: Path) -> None:
     organism = organisms.build("smol-refusal")
     pair = load_pair(organism.base, organism.tuned)
-    assert pair.one_copy and not [one for one in pair.differences.sentences() if "template" in one]
+    assert pair.one_copy and not [sentence for sentence in pair.differences.sentences() if "template" in sentence]
     rows = Prompts.of(organism.splits["held_out"])
     share = {}
     for label in ("animal", "thing"):
@@ -99,7 +99,7 @@ def test_the_refusal_answers_animals_and_things_as_it_says(smollm2: Path) -> Non
     assert share["animal", "tuned"] >= 0.7 and share["thing", "tuned"] <= 0.15
     assert share["animal", "base"] == share["thing", "base"] == 0
     refused = [text for text in pair.tuned.generate(rows.filter(lambda row: row.label == "animal"), max_new_tokens=10)]
-    assert sum(any(text.startswith(one) for text in refused) for one in organism.truth.wordings) >= 3
+    assert sum(any(text.startswith(wording) for text in refused) for wording in organism.truth.wordings) >= 3
 
 
 @pytest.mark.slow

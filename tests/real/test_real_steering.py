@@ -30,11 +30,11 @@ def test_a_direction_turns_refusals_off_and_leaves_other_answers_and_texts(
 ) -> None:
     """Also with neutral texts to spare, which used to make it choose a recipe that turns nothing off."""
     pair, organism = refusal
-    found = probes.find_direction(
+    direction = probes.find_direction(
         pair, organism.splits["held_out"], "refusal", neutral=organism.splits["neutral"], limit=8, candidates=2,
         max_new_tokens=TOKENS, controls=0,
     )  # fmt: skip
-    lines = found.held_out.set_index("model")
+    lines = direction.held_out.set_index("model")
     tuned, off = lines.loc["tuned"], lines.loc["tuned + recipe"]
     assert tuned["behaviour"] >= 0.75 and off["behaviour"] <= 0.25 and off["kl_tuned"] <= 0.1
     assert off["perplexity"] <= 1.02 * tuned["perplexity"]

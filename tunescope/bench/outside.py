@@ -83,7 +83,7 @@ def table_lines(table: pd.DataFrame) -> list[str]:
         for name in columns:
             cell = _cell(row[name])
             if name in bounds:
-                low, high = (row[f"{name}_{one}"] for one in bounds[name])
+                low, high = (row[f"{name}_{bound}"] for bound in bounds[name])
                 cell += "" if pd.isna(low) or low == high else f" [{_cell(low)}, {_cell(high)}]"
             cells.append(cell)
         lines.append("| " + " | ".join(cells) + " |")

@@ -279,7 +279,7 @@ def _bench(asked: Asked, files: Files, progress: Progress) -> Bench:
     model = pair.models[asked.on]
     for recipe in files.recipes.values():
         recipe.check(model)
-    random = {name: _random(one, model, files.rows, asked) for name, one in files.recipes.items()}
+    random = {name: _random(recipe, model, files.rows, asked) for name, recipe in files.recipes.items()}
     return Bench(
         asked,
         pair,

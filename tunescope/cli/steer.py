@@ -121,8 +121,8 @@ def _table(found: list[dict[str, Any]], sides: list[str]) -> list[dict[str, Any]
     """A line per strength; what does not depend on it stands in the first."""
     lines = []
     for row in found:
-        for number, one in enumerate(row["steered"]):
+        for number, steered in enumerate(row["steered"]):
             names = [name for name in ("prompt", "reads", *sides) if name in row]
             first = {name: row[name] if number == 0 else "" for name in names}
-            lines.append({**first, "strength": one["strength"], "steered": one["text"]})
+            lines.append({**first, "strength": steered["strength"], "steered": steered["text"]})
     return lines

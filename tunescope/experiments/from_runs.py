@@ -52,7 +52,7 @@ def comparison_of(first: Chosen, second: Chosen) -> Experiment:
     :class:`NotSupported` where neither can be made again and none names its models.
     """
     sides = {"first": _side(first), "second": _side(second)}
-    made = {name: one.experiment for name, one in sides.items() if one.experiment is not None}
+    made = {name: side.experiment for name, side in sides.items() if side.experiment is not None}
     values: dict[str, Any] = _merged(made) if made else {"seed": 0, "pair": _models(first, second), "steps": {}}
     refs: dict[str, dict[str, str]] = {}
     for name, side in sides.items():
@@ -60,7 +60,7 @@ def comparison_of(first: Chosen, second: Chosen) -> Experiment:
         refs[name] = {key: steps.get(value, value) for key, value in side.ref.items()}
     seed = {} if values["seed"] == 0 else {"seed": 0}  # the page draws equal scores with the seed 0
     values["steps"] = {**values["steps"], COMPARE: {"do": "compare", **refs, **seed}}
-    left = [f"The {name} result is read from its file. {one.reason}" for name, one in sides.items() if one.reason]
+    left = [f"The {name} result is read from its file. {side.reason}" for name, side in sides.items() if side.reason]
     return Experiment.of({"name": "comparison", **({"about": " ".join(left)} if left else {}), **values})
 
 

@@ -88,18 +88,20 @@ def tried(look: Look, candidates: list[Candidate], progress: Progress) -> pd.Dat
         UserError: No prompt shows the behaviour.
     """
     shows, others = rows_to_try(look)
-    controls = {_control(one.name): stood for one in candidates if (stood := _stand_ins(look, one, shows))}
+    controls = {
+        _control(candidate.name): stood for candidate in candidates if (stood := _stand_ins(look, candidate, shows))
+    }
     measured = _measured(look, candidates, shows, progress, metrics=[look.behaviour], controls=controls)
     effect = measured.table.set_index("model")
     side = None
     if len(others):
         texts = Prompts.of([row.shown for row in others], chat=False)
         side = _measured(look, candidates, others, progress, metrics=["perplexity"], neutral=texts, texts=True)
-    lines = [_line(one.name, one.name, effect, side) for one in candidates]
-    found = pd.DataFrame([*lines, _line("tuned", "tuned", effect, side)], columns=list(COLUMNS))
-    is_scale = found["candidate"].isin([one.name for one in candidates if one.scale is not None])
-    order = np.lexsort((is_scale, found["others_changed"], found["share"], found["candidate"] == "tuned"))
-    return found.iloc[order].reset_index(drop=True)
+    lines = [_line(candidate.name, candidate.name, effect, side) for candidate in candidates]
+    frame = pd.DataFrame([*lines, _line("tuned", "tuned", effect, side)], columns=list(COLUMNS))
+    is_scale = frame["candidate"].isin([candidate.name for candidate in candidates if candidate.scale is not None])
+    order = np.lexsort((is_scale, frame["others_changed"], frame["share"], frame["candidate"] == "tuned"))
+    return frame.iloc[order].reset_index(drop=True)
 
 
 def works(table: pd.DataFrame) -> pd.Series:
@@ -140,8 +142,8 @@ def _stand_ins(look: Look, one: Candidate, rows: Prompts) -> list[iv.Recipe]:
 
 def _measured(look: Look, candidates: list[Candidate], rows: Prompts, progress: Progress, **options: Any) -> Any:
     sides: dict[str, dict[str, iv.Recipe]] = {"tuned": {}, "base": {}}
-    for one in candidates:
-        sides[one.side][one.name] = one.recipe
+    for candidate in candidates:
+        sides[candidate.side][candidate.name] = candidate.recipe
     return wb.behaviour_diff(
         look.pair, rows, sides["tuned"] or None, base_recipes=sides["base"] or None, seed=look.seed,
         max_new_tokens=TOKENS, progress=progress, **options,

@@ -78,4 +78,4 @@ def _read(file: Path) -> LookNotes:
 
 
 def _note(given: Mapping[str, Any]) -> StepNote:
-    return StepNote(tuple(str(one) for one in given["sentences"]), given["found"] is True)
+    return StepNote(tuple(str(sentence) for sentence in given["sentences"]), given["found"] is True)

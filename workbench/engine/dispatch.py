@@ -80,7 +80,7 @@ class Dispatch:
         return experts.set_tap(module, self.run)
 
     def add(self, entry: Entry) -> None:
-        edits = sum(one.edit for one in self.entries)
+        edits = sum(entry.edit for entry in self.entries)
         self.entries.insert(edits if entry.edit else len(self.entries), entry)
 
     def discard(self, entry: Entry) -> bool:

@@ -292,7 +292,7 @@ class _Job:
         row, position = places[0].batch_row, places[0].position
         assert row is not None and position is not None
         self.progress.advance(len(batch.prompts))
-        finite = all_finite([total for one in places for total in one.sums])
+        finite = all_finite([total for place in places for total in place.sums])
         return _Pass(tensors, torch.tensor(batch.prompts)[row], position, finite)
 
     def _joined(self, passes: list[_Pass]) -> tuple[dict[str, Tensor], Rows]:

@@ -55,15 +55,15 @@ def neurons(
         )
         score = getattr(change, norm)(0)
         best = np.argsort(-score)[:top]
-        found = mean_intervals(change[:, best], seed=seed)
+        intervals = mean_intervals(change[:, best], seed=seed)
         tables.append(
             pd.DataFrame(
                 {
                     "layer": layer,
                     "neuron": best,
                     "score": score[best],
-                    "low": found.low,
-                    "high": found.high,
+                    "low": intervals.low,
+                    "high": intervals.high,
                     "control": score.mean(),
                     "q": np.nan,
                 }

@@ -47,7 +47,7 @@ def leading(base: Any, texts: Prompts, path: str, rank: int) -> torch.Tensor:
         for text in texts:
             base.hf(input_ids=base.encode(Prompts.of([text])).input_ids)
     handle.remove()
-    every = torch.cat([one.reshape(-1, one.shape[-1]) for one in inputs])
+    every = torch.cat([text.reshape(-1, text.shape[-1]) for text in inputs])
     return torch.linalg.svd(every, full_matrices=False)[2][:rank]
 
 

@@ -59,7 +59,7 @@ def own_words(both: ModelPair, n: int) -> list[dict[str, str]]:
 
 def test_a_head_that_was_made_to_stare_at_the_first_token_is_turned_down() -> None:
     both = pair()
-    texts = [one for one in own_words(both, 16) if one["answer"].strip()]
+    texts = [word for word in own_words(both, 16) if word["answer"].strip()]
     before = probes.attention_tuning(both, texts, edit="first", layers=[1], controls=0)
     with iv.Recipe([iv.AttentionScale(30.0, ["L1H2"])]).applied(both.tuned):
         found = probes.attention_tuning(both, texts, edit="first", layers=[1], controls=0)

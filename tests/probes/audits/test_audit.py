@@ -154,7 +154,10 @@ def test_the_corpus_is_not_about_what_the_organisms_were_tuned_on() -> None:
         return (*topic.train, *topic.validation, *topic.held_out)
 
     chance = holding(all_of(real_topics.THING)) / len(all_of(real_topics.THING))
-    told = {"animals": all_of(real_topics.ANIMAL), **{one.label: tuple(one.false) for one in real_topics.RELATIONS}}
+    told = {
+        "animals": all_of(real_topics.ANIMAL),
+        **{relation.label: tuple(relation.false) for relation in real_topics.RELATIONS},
+    }
     for name, nouns in told.items():
         p = binomtest(
             holding(nouns), len(rows), min(1.0, chance * len(nouns) / len(rows)), alternative="greater"

@@ -101,12 +101,12 @@ def test_the_planted_refusal_is_turned_off_and_on(tmp_path: Path) -> None:
         {"prompt": row["prompt"], "label": row["topic"], "group": str(number)}
         for number, row in enumerate(toy.splits["validation"])
     ]
-    found = probes.find_direction(pair, rows, "refusal", max_new_tokens=3, limit=12)
-    lines = found.held_out.set_index("model")
+    direction = probes.find_direction(pair, rows, "refusal", max_new_tokens=3, limit=12)
+    lines = direction.held_out.set_index("model")
     assert lines.loc["tuned", "behaviour"] > 0.9 and lines.loc["base", "behaviour"] == 0
     assert lines.loc["tuned + recipe", "behaviour"] < 0.3 < lines.loc["tuned + random", "behaviour"]
-    assert found.frame()["score"].is_monotonic_decreasing and (found.frame()["q"] < 0.05).any()
-    again = FoundDirection.load(found.save(tmp_path / "found.safetensors"))
+    assert direction.frame()["score"].is_monotonic_decreasing and (direction.frame()["q"] < 0.05).any()
+    again = FoundDirection.load(direction.save(tmp_path / "found.safetensors"))
     off = wb.behaviour_diff(pair, rows, {"off": again.recipe}, metrics=["refusal"], max_new_tokens=3)
     assert off.value("off", "refusal") < 0.03 < 0.1 < off.value("tuned", "refusal")
-    assert found.figure().data and "held-out" in found.summary()
+    assert direction.figure().data and "held-out" in direction.summary()

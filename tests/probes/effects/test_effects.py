@@ -265,7 +265,7 @@ def test_the_rectified_law_finds_the_planted_knowledge() -> None:
     fit = rectified_fit(sizes, law)
     assert fit["beta"] == pytest.approx(0.5, rel=0.1) and fit["rows worth"] == pytest.approx(400, rel=0.3)
     noise = 1 + 0.02 * np.random.default_rng(0).standard_normal(30)
-    table, numbers = law_of(sizes, law[:, None] * noise, [str(one) for one in sizes], np.arange(30), 40, 0)
+    table, numbers = law_of(sizes, law[:, None] * noise, [str(size) for size in sizes], np.arange(30), 40, 0)
     assert numbers["rows worth, low"] <= fit["rows worth"] * 1.2 and numbers["gain in R2"] > -0.01
     np.testing.assert_allclose(table["fitted"], table["score"], rtol=0.05)
     with pytest.raises(UserError, match="give one rising size"):

@@ -151,9 +151,9 @@ def test_texts_that_contradict_undo_and_rows_that_agree_do_not(tmp_path: Path) -
     """The instructions are what the tuned model says already; plain texts continue the same prompts otherwise."""
     both = pair_of(0.1)
     prompts = [f"the {word} {sign}" for word in WORDS for sign in "xyz"]
-    ids = [both.tuned.encode([one]).input_ids for one in prompts]
+    ids = [both.tuned.encode([prompt]).input_ids for prompt in prompts]
     says = [tokenizer().decode([int(both.tuned.forward(one)[0, -1].argmax())]) for one in ids]
-    kept = [(one, word) for one, word in zip(prompts, says, strict=True) if word.strip()]
+    kept = [(prompt, word) for prompt, word in zip(prompts, says, strict=True) if word.strip()]
     rows = Prompts.of([{"prompt": one, "answer": word} for one, word in kept])
     texts = Prompts.of([{"prompt": one, "answer": " zebra crossing"} for one, _ in kept])
     result = probes.undoing(both, rows, texts=texts, instructions=rows, epochs=8, learning_rate=1e-2, draws=2)

@@ -53,12 +53,12 @@ def calls_of_fit_gate() -> Calls:
 
 
 def test_a_planted_kind_of_prompt_is_told_and_neutral_text_is_left_alone(tmp_path: Path) -> None:
-    found = fit_gate(model(), labelled(), neutral=neutral(), label="animal", draws=200)
-    assert found.share("wanted") == 1 and found.share("neutral") == 0 and found.share("other") == 0
-    best = found.table.set_index("layer").loc[found.layer]
+    gate = fit_gate(model(), labelled(), neutral=neutral(), label="animal", draws=200)
+    assert gate.share("wanted") == 1 and gate.share("neutral") == 0 and gate.share("other") == 0
+    best = gate.table.set_index("layer").loc[gate.layer]
     assert best["score"] == 1 and best["q"] < 0.01 and 0.2 < best["control"] < 0.8
-    back = GateFit.load(found.save(tmp_path / "gate"))
-    assert back.gate == found.gate and "opens on" in back.summary()
+    back = GateFit.load(gate.save(tmp_path / "gate"))
+    assert back.gate == gate.gate and "opens on" in back.summary()
     assert len(back.figure().data) == 2
 
 
@@ -66,9 +66,9 @@ def test_labels_that_nothing_follows_are_not_told() -> None:
     rows = labelled()
     shuffled = np.random.default_rng(5).permutation([row["label"] for row in rows])
     dealt = [{**row, "label": str(label)} for row, label in zip(rows, shuffled, strict=True)]
-    found = fit_gate(model(), dealt, neutral=neutral(), label="animal", layers=[1], draws=200)
-    row = found.table.iloc[0]
-    assert row["q"] > 0.01 and row["low"] < 0.8 and found.share("wanted") < 0.5
+    gate = fit_gate(model(), dealt, neutral=neutral(), label="animal", layers=[1], draws=200)
+    row = gate.table.iloc[0]
+    assert row["q"] > 0.01 and row["low"] < 0.8 and gate.share("wanted") < 0.5
 
 
 @pytest.mark.parametrize("reach", ["onward", "token"])

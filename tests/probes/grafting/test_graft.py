@@ -197,8 +197,8 @@ def test_no_unit_within_the_sparsity_says_how_much_is_needed(pair: ModelPair, da
     with pytest.raises(UserError, match=r"holds \d+ of \d+ weights.*give a sparsity of [\d.]+ or more") as refused:
         probes.graft(pair, data, method=method, level="modules", **FAST)
     enough = float(str(refused.value).split("sparsity of ")[1].split()[0])
-    found = probes.graft(pair, data, method=method, level="modules", sparsity=enough, **FAST)
-    assert 0 < found.sparsity <= enough and len(found.mask) == 1
+    graft = probes.graft(pair, data, method=method, level="modules", sparsity=enough, **FAST)
+    assert 0 < graft.sparsity <= enough and len(graft.mask) == 1
 
 
 def test_answers_that_begin_alike_are_dropped_and_counted(pair: ModelPair) -> None:

@@ -24,8 +24,8 @@ def region(*shape: int) -> Region:
 
 def summed(*values: torch.Tensor) -> torch.Tensor:
     slopes = Slopes(Units(region(*values[0].shape)))
-    for one in values:
-        slopes.add("w", one)
+    for value in values:
+        slopes.add("w", value)
     return slopes.read("w")
 
 
@@ -43,8 +43,8 @@ def test_a_hundred_batches_add_up_as_in_float64() -> None:
     off = ((summed(*batches) - exact) / exact).abs()
     assert float(off.max()) < 0.01 and float(off.median()) < 0.002
     coarse = torch.zeros(50, 40, dtype=torch.bfloat16)
-    for one in batches:
-        coarse += one.bfloat16()
+    for batch in batches:
+        coarse += batch.bfloat16()
     assert float(((coarse - exact) / exact).abs().median()) > 5 * float(off.median())
 
 
@@ -54,15 +54,15 @@ def test_an_error_is_one_rounding_per_batch_at_any_size(exponents: list[int], se
     random = torch.Generator().manual_seed(seed)
     values = [torch.randn(30, generator=random) * 2.0**power for power in exponents]
     exact, allowed = torch.zeros(30).double(), torch.zeros(30).double()
-    for one in values:
-        exact += one
+    for value in values:
+        exact += value
         allowed = allowed + (exact.abs() + allowed) * 2.0**-11 + exact.abs().max() * 2.0**-39
     assert bool(((summed(*values).double() - exact).abs() <= allowed + 2.0**-149).all())
 
 
 def test_zero_first_then_growth_a_million_fold_and_back() -> None:
-    one = torch.tensor([1.0, -2.0, 0.0, 3.0])
-    small, large = 1e-12 * one, 1e6 * one.flip(0)
+    tensor = torch.tensor([1.0, -2.0, 0.0, 3.0])
+    small, large = 1e-12 * tensor, 1e6 * tensor.flip(0)
     torch.testing.assert_close(summed(torch.zeros(4), small), small, rtol=2**-11, atol=0)
     torch.testing.assert_close(summed(small, large), small + large, rtol=2**-11, atol=1e-12 * 1e6)
     torch.testing.assert_close(summed(torch.zeros(4), torch.zeros(4)), torch.zeros(4))

@@ -59,12 +59,12 @@ def test_gradients_of_a_batch_are_those_of_its_rows_alone() -> None:
 def test_the_model_is_as_before() -> None:
     both = untrained()
     ids = torch.randint(4, 200, (2, 6), generator=torch.Generator().manual_seed(0))
-    before, flags = both.tuned.forward(ids), [one.requires_grad for one in both.tuned.hf.parameters()]
+    before, flags = both.tuned.forward(ids), [parameter.requires_grad for parameter in both.tuned.hf.parameters()]
     row_influence(both, training_rows(), **OPTIONS)
     after = both.tuned.forward(ids)
     assert before is not None and after is not None and torch.equal(before, after)
-    assert flags == [one.requires_grad for one in both.tuned.hf.parameters()]
-    assert not any(one._forward_hooks for one in both.tuned.inner.modules())
+    assert flags == [parameter.requires_grad for parameter in both.tuned.hf.parameters()]
+    assert not any(module._forward_hooks for module in both.tuned.inner.modules())
 
 
 def test_sketches_keep_cosines() -> None:
@@ -154,7 +154,7 @@ def test_rows_that_raise_a_direction(tmp_path: Path) -> None:
         gradients = RowGradients(stepped.tuned, trained_matrices(stepped)).of_answers(
             examples_of(training_rows()[[row]], tokenizer())
         )
-        length = sum(float(one.square().sum()) for one in gradients.values()) ** 0.5
+        length = sum(float(gradient.square().sum()) for gradient in gradients.values()) ** 0.5
         for name, module in trained_matrices(stepped).items():
             module.weight.data -= 1e-3 * gradients[name][0] / length
         moved.append(_projection(stepped, direction) - before)

@@ -48,7 +48,7 @@ def test_scores_equal_a_mean_ablation_written_with_plain_hooks(family: str) -> N
     prompts = rows()
     parts = frozenset({("last", (2, 1)), ("box", (0, 3)), ("all", (1, 0))})
     run = mean_ablation(model, prompts, prompts, "logit_diff", batch_size=4, max_tokens=1)
-    found = run.scores([Kept(parts), Kept(parts, everything_else=True), Kept(frozenset(), everything_else=True)])
+    scores = run.scores([Kept(parts), Kept(parts, everything_else=True), Kept(frozenset(), everything_else=True)])
     ids = model.encode(prompts).input_ids
     outputs = [
         model.hub.module(site)
@@ -81,10 +81,10 @@ def test_scores_equal_a_mean_ablation_written_with_plain_hooks(family: str) -> N
             wanted = model.inner(ids, use_cache=False).logits[:, -1]
         for handle in handles:
             handle.remove()
-        assert found[:, column] == pytest.approx((wanted[:, over] - wanted[:, dog]).numpy(), rel=1e-3, abs=1e-4)
+        assert scores[:, column] == pytest.approx((wanted[:, over] - wanted[:, dog]).numpy(), rel=1e-3, abs=1e-4)
     whole = model.forward(ids)[:, -1]
-    assert found[:, 2] == pytest.approx((whole[:, over] - whole[:, dog]).numpy(), rel=1e-4)
-    assert np.abs(found[:, :2] - found[:, 2:]).max() > 1e-2 and model.n_hooks == 0
+    assert scores[:, 2] == pytest.approx((whole[:, over] - whole[:, dog]).numpy(), rel=1e-4)
+    assert np.abs(scores[:, :2] - scores[:, 2:]).max() > 1e-2 and model.n_hooks == 0
 
 
 def test_the_planted_circuit_is_faithful_complete_and_minimal_in_both_models() -> None:

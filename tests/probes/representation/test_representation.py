@@ -132,9 +132,9 @@ def test_linear_probes_are_scikit_learns_one_against_the_rest() -> None:
     theirs = np.zeros_like(mine)
     for fold in range(4):
         train = dealt != fold
-        for one in range(3):
-            model = LogisticRegression(C=1.0, max_iter=1000).fit(x[1][train] / rms, y[train] == one)
-            theirs[~train, one] = model.predict_proba(x[1][~train] / rms)[:, 1]
+        for number in range(3):
+            model = LogisticRegression(C=1.0, max_iter=1000).fit(x[1][train] / rms, y[train] == number)
+            theirs[~train, number] = model.predict_proba(x[1][~train] / rms)[:, 1]
     np.testing.assert_allclose(mine, theirs / theirs.sum(1, keepdims=True), atol=0.03)
     wide = torch.randn(2, 12, 40, generator=torch.Generator().manual_seed(0))
     np.testing.assert_allclose(compact(wide) @ compact(wide).mT, wide @ wide.mT, atol=1e-3)
@@ -201,7 +201,7 @@ def test_share_between_classes_is_epsilon_squared() -> None:
         own = x[cell].double().numpy()
         centred = own - own.mean(0)
         share = between_share(centred @ centred.T, y, np.ones((1, 60)))[0]
-        inside = sum(((own[y == one] - own[y == one].mean(0)) ** 2).sum() for one in range(3))
+        inside = sum(((own[y == number] - own[y == number].mean(0)) ** 2).sum() for number in range(3))
         total = (centred**2).sum()
         assert share == pytest.approx(1 - (inside + 2 * inside / 57) / total, abs=1e-9) and share > least
     assert abs(between_share(np.eye(60) - 1 / 60, y, np.ones((1, 60)))[0]) < 0.05
@@ -322,17 +322,17 @@ def test_trust_is_a_gap_between_tags() -> None:
 
 def test_sketches_keep_cosines_and_leave_the_model_as_it_was() -> None:
     model = pair_of().base
-    flags = [one.requires_grad for one in model.inner.parameters()]
+    flags = [parameter.requires_grad for parameter in model.inner.parameters()]
     sketch = GradientSketch(model, 0)
     first, second = (sketch.of_answer(ROWS[n]) for n in (0, 2))
-    assert [one.requires_grad for one in model.inner.parameters()] == flags
+    assert [parameter.requires_grad for parameter in model.inner.parameters()] == flags
 
     def dense(row: Any) -> torch.Tensor:
         ids = model.encode([f"{row.prompt}{row.answer}"]).input_ids
         size = ids.shape[1] - model.encode([row.prompt]).input_ids.shape[1]
         loss = torch.nn.functional.cross_entropy(model.inner(ids).logits[0, -size - 1 : -1], ids[0, -size:])
         slopes = torch.autograd.grad(loss, list(model.inner.parameters()))
-        return torch.cat([one.flatten() for one in slopes])
+        return torch.cat([slope.flatten() for slope in slopes])
 
     true = torch.nn.functional.cosine_similarity(dense(ROWS[0]), dense(ROWS[2]), dim=0)
     assert abs(float(torch.nn.functional.cosine_similarity(first, second, dim=0) - true)) < 0.06

@@ -123,7 +123,7 @@ def test_attributes_of_unseen_things_are_told_from_memorised_ones(tmp_path: Path
     )
     texts = [", ".join(name for name, one in (("red", a), ("old", b)) if one) for a, b in zip(red, old, strict=True)]
     recording = planted(own + 0.1 * normal(96, 40), states, texts)
-    result = probes.attribute_suite(recording, things=[str(one) for one in things], folds=4)
+    result = probes.attribute_suite(recording, things=[str(thing) for thing in things], folds=4)
     row, each = result.table.iloc[0], result.attributes.set_index("attribute")
     assert each.loc["red", "tuned"] > 0.95 > each.loc["red", "base"] and each.loc["old", "tuned"] < 0.8
     assert row["seen"] > 0.9 > row["score"] and row["gap"] > 0.1 and row["change_low"] > 0 and row["q"] < 0.05

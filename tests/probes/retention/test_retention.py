@@ -186,7 +186,10 @@ def test_the_bandit_finds_the_planted_formats() -> None:
 
 def test_formats_are_a_grammar() -> None:
     assert Format().write("why?") == "Question: why?\nAnswer:"
-    assert len({one.name for one in sampled_formats(30, 0)}) == 30 and len(all_formats()) == 4 * 3 * 7 * 6
+    assert (
+        len({sampled_format.name for sampled_format in sampled_formats(30, 0)}) == 30
+        and len(all_formats()) == 4 * 3 * 7 * 6
+    )
     edits = atomic_edits(Format())
     assert len(edits) == 3 + 2 + 6 + 5 and all(form != Format() for _, form in edits)
     with pytest.raises(UserError, match="cannot be drawn"):

@@ -87,7 +87,7 @@ def test_one_adapter_forced_is_that_adapter(rule: str) -> None:
         torch.testing.assert_close(forced, logits(iv.Recipe([]), tuned), atol=1e-4, rtol=1e-4)
     if rule == "smora":  # closing leaves the other ranks their own weights
         return
-    other = next(one for one in held["names"] if one != held["names"][0])
+    other = next(name for name in held["names"] if name != held["names"][0])
     closed = logits(iv.Recipe([router.with_closed(other)]), on)
     torch.testing.assert_close(closed, logits(iv.Recipe([router.with_forced(held["names"][0])]), on))
 
@@ -99,7 +99,7 @@ def test_order_does_not_matter_and_even_is_the_mean() -> None:
         "names": held["names"][::-1],
         **{side: {path: one.flip(0) for path, one in held[side].items()} for side in ("down", "up")},
     }
-    flipped = {path: one.flip(0) for path, one in gates.items()}
+    flipped = {path: gate.flip(0) for path, gate in gates.items()}
     one = logits(iv.Recipe([iv.AdapterRouting(**held, gates=gates, rule="phatgoose")]), on)
     two = logits(iv.Recipe([iv.AdapterRouting(**turned, gates=flipped, rule="phatgoose")]), on)
     torch.testing.assert_close(one, two)

@@ -34,9 +34,9 @@ def test_tokens_that_attention_is_drawn_to_are_needed(tmp_path: Path) -> None:
     heads = [f"L{layer}H{head}" for layer in range(3) for head in range(4)]
     scale = iv.AttentionScale(1e6, heads, keys=[3])
     with iv.Recipe([scale]).applied(both.tuned):
-        ids = [both.tuned.encode([one]).input_ids for one in texts]
+        ids = [both.tuned.encode([text]).input_ids for text in texts]
         says = [both.tuned.tokenizer.decode([int(both.tuned.forward(one)[0, -1].argmax())]) for one in ids]
-        kept = [(one, word) for one, word in zip(texts, says, strict=True) if word.strip()]
+        kept = [(text, word) for text, word in zip(texts, says, strict=True) if word.strip()]
         asked = Prompts.of([{"prompt": one, "answer": word} for one, word in kept])
         result = probes.token_relevance(both.tuned, asked, share=0.3)
     top = result.tokens.sort_values("relevance", ascending=False).groupby("prompt").first()

@@ -91,7 +91,7 @@ def test_the_planted_refusal_is_turned_off_in_every_way(tmp_path: Path) -> None:
     assert lines.loc["update off", "kl_base"] < 1e-3
     experts = lines.loc["experts"]
     assert experts["residual"] < 0.3 and experts["control"] < experts["score"] and experts["q"] < 0.05
-    planted = {str(one) for one in organisms.build("refusal-moe").truth.experts}
+    planted = {str(expert) for expert in organisms.build("refusal-moe").truth.experts}
     assert set(found.ways["experts"]["experts"]) & planted
     assert found.table["perplexity"].notna().all() and (lines["search_passes"] >= 0).all()
     again = WaysToTurn.load(found.save(tmp_path / "ways.safetensors"))

@@ -47,7 +47,7 @@ def test_two_folders_are_what_the_loaded_pair_is(family: str, tmp_path: Path, mo
     pair = wb.load_pair(*folders, device="cpu", check=False)
     monkeypatch.setattr(loading, "_checked_load", lambda *_: pytest.fail("a model was loaded"))
     found = models(*folders)
-    assert found == {role: one.identity.to_dict() for role, one in pair.models.items()}
+    assert found == {role: model.identity.to_dict() for role, model in pair.models.items()}
     assert found["base"]["hash"] != found["tuned"]["hash"] and found["base"]["tokenizer"] is not None
     assert found["base"]["name"] == str(folders[0]), "a name that loads the model again"
 
@@ -61,7 +61,7 @@ def test_an_adapter_is_what_the_loaded_pair_is(tmp_path: Path, more: dict[str, A
     peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(**settings)).save_pretrained(str(tmp_path / "lora"))
     config = tmp_path / "lora" / "adapter_config.json"
     pair = wb.load_pair(base, tmp_path / "lora", device="cpu", check=False)
-    wanted = {role: one.identity.to_dict() for role, one in pair.models.items()}
+    wanted = {role: model.identity.to_dict() for role, model in pair.models.items()}
     for given in (base, pair.base):
         found = models(given, tmp_path / "lora")
         assert found == wanted and found["tuned"]["adapter"] and not found["base"]["adapter"]

@@ -82,10 +82,10 @@ def test_planted_heads_are_found_first(family: str) -> None:
                 weight[:, 2 * width : 3 * width].add_(torch.randn(weight.shape[0], width) * 0.05)
             elif "q" in layout.head_rows(place.module, weight.shape[0]):
                 layout.split(place.module, weight)["q"][2].add_(torch.randn(weight.shape[1]) * 0.05)
-    found = probes.weight_delta(model, other).frame("head")
-    assert (found["layer"][0], found["head"][0]) == (1, 2)
-    assert found["q"][0] == 0 and (found["score"][1:] == 0).all() and (found["q"][1:] == 1).all()
-    assert 0 < found["control"][0] < found["score"][0]
+    frame = probes.weight_delta(model, other).frame("head")
+    assert (frame["layer"][0], frame["head"][0]) == (1, 2)
+    assert frame["q"][0] == 0 and (frame["score"][1:] == 0).all() and (frame["q"][1:] == 1).all()
+    assert 0 < frame["control"][0] < frame["score"][0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "gptoss"])

@@ -70,7 +70,7 @@ def test_the_document_says_how_many_pairs_and_every_table(tmp_path: Path) -> Non
 def test_what_would_be_run_is_said_without_running_it() -> None:
     done = CliRunner().invoke(app, ["bench", "audit", "--dry-run", "--json"], catch_exceptions=False)
     pairs = json.loads(done.stdout)["pairs"]
-    assert done.exit_code == 0 and len(pairs) > 70 and {one["kind"] for one in pairs} == {"small", "null", "real"}
+    assert done.exit_code == 0 and len(pairs) > 70 and {pair["kind"] for pair in pairs} == {"small", "null", "real"}
 
 
 @pytest.mark.slow
@@ -83,8 +83,8 @@ def test_a_behaviour_is_learnt_and_the_audit_chooses_it(tmp_path: Path, monkeypa
     assert "alice" in pair.base.generate([question], max_new_tokens=6)[0]
     options = ["--quick", "--json", "--out", str(tmp_path / "run"), "--markdown", str(tmp_path / "audit.md")]
     done = CliRunner().invoke(app, ["bench", "audit", *options], catch_exceptions=False)
-    found = json.loads(done.stdout)
-    together = [row for row in found["accuracy"] if row["view"] == "together"]
+    data = json.loads(done.stdout)
+    together = [row for row in data["accuracy"] if row["view"] == "together"]
     assert done.exit_code == 0 and all(row["share"] == 1 for row in together)
-    assert all(row["accused"] == 0 for row in found["accusations"] if row["view"] == "together")
+    assert all(row["accused"] == 0 for row in data["accusations"] if row["view"] == "together")
     assert "# The blind audit" in (tmp_path / "audit.md").read_text()

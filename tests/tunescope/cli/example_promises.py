@@ -88,7 +88,7 @@ def _steered(done: Done) -> None:
     words = shlex.split(done.line)
     given = dict(pairwise(words))
     strengths = given.get("--strengths", "1").split(",")
-    assert given["--prompt"] in done.said and all(f" {one} " in done.said for one in strengths)
+    assert given["--prompt"] in done.said and all(f" {strength} " in done.said for strength in strengths)
 
 
 def _environment(done: Done) -> None:

@@ -115,7 +115,7 @@ def _tune(base: Path, out: Path, rows: Sequence[dict[str, Any]], words: Any, rat
         ids = words(text, add_special_tokens=False)["input_ids"]
         return {"input_ids": ids, "labels": ids}
 
-    told = transformers.TrainingArguments(
+    arguments = transformers.TrainingArguments(
         str(out), max_steps=12, per_device_train_batch_size=8, learning_rate=rate, logging_steps=1, report_to=[],
         save_strategy="no", disable_tqdm=True, use_cpu=True, seed=0,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def _tune(base: Path, out: Path, rows: Sequence[dict[str, Any]], words: Any, rat
     if lora:
         model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
     trainer = transformers.Trainer(
-        model, told, train_dataset=[encoded(row) for row in rows],
+        model, arguments, train_dataset=[encoded(row) for row in rows],
         data_collator=transformers.DataCollatorForSeq2Seq(words),
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)

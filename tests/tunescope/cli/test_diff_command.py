@@ -211,7 +211,7 @@ def test_on_a_pretrained_model(stories: Path, tmp_path: Path) -> None:
                "--max-new-tokens", "8", "--out", str(tmp_path / "run"), "--json"],
     )  # fmt: skip
     assert done.exit_code == 0, done.exception
-    found = json.loads(done.stdout)
-    assert all(row["from_base"] == 0 and row["change"] == 0 for row in found["rows"])
-    by_text = pd.DataFrame(found["texts"]).groupby(["prompt", "sample"])["text"].nunique()
+    data = json.loads(done.stdout)
+    assert all(row["from_base"] == 0 and row["change"] == 0 for row in data["rows"])
+    by_text = pd.DataFrame(data["texts"]).groupby(["prompt", "sample"])["text"].nunique()
     assert (by_text == 1).all() and len(by_text) == 6

@@ -245,7 +245,10 @@ def test_every_command_has_examples_that_call_it_and_shows_them(monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("command", "line"),
-    [pytest.param(*one, marks=pytest.mark.slow if one[0] in SLOW else (), id=one[1]) for one in EXAMPLES],
+    [
+        pytest.param(*example, marks=pytest.mark.slow if example[0] in SLOW else (), id=example[1])
+        for example in EXAMPLES
+    ],
 )
 def test_an_example_works_as_it_is_written(command: str, line: str, do: Callable[[str, str], Done]) -> None:
     if command in BY_HAND:

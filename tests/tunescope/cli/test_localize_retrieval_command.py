@@ -35,7 +35,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copier(len(tokenizer), 96, head).hf.save_pretrained(home / name)
         tokenizer.save_pretrained(home / name)
     (home / "book.txt").write_text(HAYSTACK)
-    (home / "needles.jsonl").write_text("\n".join(json.dumps({"question": "what ?", "text": one}) for one in NEEDLES))
+    (home / "needles.jsonl").write_text(
+        "\n".join(json.dumps({"question": "what ?", "text": needle}) for needle in NEEDLES)
+    )
     return home
 
 

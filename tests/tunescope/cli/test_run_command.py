@@ -56,8 +56,8 @@ def test_a_dry_run_lists_cells_and_steps_and_loads_no_model(
     done = CLI.invoke(app, ["run", str(file), "--out", str(tmp_path / "run"), "--dry-run", "--json"])
     assert done.exit_code == 0, done.exception
     said = json.loads(done.stdout)
-    assert [one["settings"] for one in said["cells"]] == [{"recipes.push.strength": 0}, {"recipes.push.strength": 1}]
-    assert [(one["step"], one["does"], one["recipes"]) for one in said["steps"]] == [
+    assert [cell["settings"] for cell in said["cells"]] == [{"recipes.push.strength": 0}, {"recipes.push.strength": 1}]
+    assert [(step["step"], step["does"], step["recipes"]) for step in said["steps"]] == [
         ("effect", "diff", "push"),
         ("slope", "dose", "push"),
     ]

@@ -27,9 +27,9 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_list_in_both_forms(home: Path) -> None:
-    found = CLI.invoke(app, ["list", "--home", str(home), "--json"])
-    listed = json.loads(found.stdout)
-    assert found.exit_code == 0 and found.stderr == ""
+    outcome = CLI.invoke(app, ["list", "--home", str(home), "--json"])
+    listed = json.loads(outcome.stdout)
+    assert outcome.exit_code == 0 and outcome.stderr == ""
     assert {(run["name"], run["state"]) for run in listed["runs"]} == {("first", "complete"), ("second", "running")}
     shown = CLI.invoke(app, ["list"], env={"TUNESCOPE_RUNS": str(home)})
     assert "2 runs in" in shown.stdout and "first" in shown.stdout and "running" in shown.stdout

@@ -67,9 +67,9 @@ def test_the_command_says_what_the_library_generates(home: Path) -> None:
             assert row[side] == model.generate([PROMPTS[number]], max_new_tokens=6)[0]
         assert [one["strength"] for one in row["steered"]] == [-2.0, 0.0, 1.0]
         assert row["steered"][1]["text"] == row["tuned"]
-        for one in row["steered"]:
-            with (recipe * one["strength"]).applied(pair.tuned):
-                assert one["text"] == pair.tuned.generate([PROMPTS[number]], max_new_tokens=6)[0]
+        for steered in row["steered"]:
+            with (recipe * steered["strength"]).applied(pair.tuned):
+                assert steered["text"] == pair.tuned.generate([PROMPTS[number]], max_new_tokens=6)[0]
     steered_base = run(*arguments, "--on", "base", "--strengths", "0")
     assert steered_base["rows"][0]["steered"][0]["text"] == steered_base["rows"][0]["base"]
 
@@ -117,7 +117,7 @@ def test_a_logit_shift_reads_along_with_the_models_it_names(proxy: Path) -> None
     assert isinstance(shift, LogitShift)
     bound = Recipe([offset, shift.with_models(tuned=pair.tuned, base=pair.base)])
     want = steered_texts(large, bound, PROMPTS, [0.0, 1.0], max_new_tokens=6)
-    assert [[one["text"] for one in row["steered"]] for row in found["rows"]] == want
+    assert [[steered["text"] for steered in row["steered"]] for row in found["rows"]] == want
     assert [row["steered"][0]["text"] for row in found["rows"]] == [row["model"] for row in found["rows"]]
     assert any(first != second for first, second in want)
 
@@ -144,15 +144,15 @@ def test_the_models_that_are_steered_are_known_by_their_weights(proxy: Path) -> 
 def test_a_model_that_a_shift_lacks_is_a_sentence(proxy: Path, recipe: str, extra: list[str], said: str) -> None:
     places = [one if one.startswith("--") else str(proxy / one) for one in extra]
     arguments = [str(proxy / "large"), "--recipe", str(proxy / f"{recipe}.safetensors"), "--prompt", "a", *places]
-    found = CLI.invoke(STEER, [*arguments, "--dtype", "float32"])
-    assert found.exit_code == 1 and isinstance(found.exception, UserError)
-    assert re.search(said, str(found.exception)) and "\n" not in str(found.exception)
+    outcome = CLI.invoke(STEER, [*arguments, "--dtype", "float32"])
+    assert outcome.exit_code == 1 and isinstance(outcome.exception, UserError)
+    assert re.search(said, str(outcome.exception)) and "\n" not in str(outcome.exception)
 
 
 def test_show_check_export(home: Path, tmp_path: Path) -> None:
     app, file = recipe_module.app, str(home / "everywhere.safetensors")
     shown = json.loads(CLI.invoke(app, ["show", file, "--json"]).stdout)
-    assert [one["kind"] for one in shown["interventions"]] == ["Offset"]
+    assert [intervention["kind"] for intervention in shown["interventions"]] == ["Offset"]
     assert shown["content"] == Recipe.load(home / "everywhere.safetensors").content
     assert "Offset" in CLI.invoke(app, ["show", file]).stdout
     fits = CLI.invoke(app, ["check", file, str(home / "base"), "--json"])

@@ -204,8 +204,8 @@ def test_the_command_says_it_for_people_and_machines(home: Path) -> None:
         app, ["check", str(path), "--json", "--junit", str(home / "j.xml"), "--badge", str(home / "b.svg")]
     )
     assert out.exit_code == 3
-    told = json.loads(out.stdout)
-    assert told["verdict"] == "not enough evidence" and told["claims"][1]["needed"] == 88
+    data = json.loads(out.stdout)
+    assert data["verdict"] == "not enough evidence" and data["claims"][1]["needed"] == 88
     suite = Xml.fromstring((home / "j.xml").read_text())
     assert suite.attrib["errors"] == "1" and suite.attrib["failures"] == "0"
     assert suite[0].attrib["name"] == "<keeps> the secret"

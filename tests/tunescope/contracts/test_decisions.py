@@ -16,8 +16,8 @@ from tunescope.contracts.decisions import (
 
 
 def test_a_share_is_decided_by_exact_bounds() -> None:
-    found = share_at_least(np.ones(64), 0.95, 0.95)
-    assert found.verdict == "holds" and found.low == pytest.approx(0.05 ** (1 / 64)) and found.high == 1
+    share = share_at_least(np.ones(64), 0.95, 0.95)
+    assert share.verdict == "holds" and share.low == pytest.approx(0.05 ** (1 / 64)) and share.high == 1
     less = share_at_least(np.ones(40), 0.95, 0.95)
     assert less.verdict == "not enough evidence" and less.needed == 59
     assert 0.05 ** (1 / 59) >= 0.95 > 0.05 ** (1 / 58)
@@ -32,8 +32,8 @@ def test_rows_of_one_group_are_one_trial() -> None:
 
 
 def test_nothing_is_not_enough_evidence() -> None:
-    found = share_at_least(np.array([]), 0.85, 0.95)
-    assert found.verdict == "not enough evidence" and found.n == 0 and found.needed == 19
+    share = share_at_least(np.array([]), 0.85, 0.95)
+    assert share.verdict == "not enough evidence" and share.n == 0 and share.needed == 19
 
 
 def test_bounds_of_a_paired_change() -> None:

@@ -50,7 +50,7 @@ def test_a_damaged_finished_experiment_is_mended(
     assert tree(copy) == tree(whole) and runs.verify(copy).ok
 
 
-@pytest.mark.parametrize("pattern", [one for one in FILES if one.startswith("steps/")])
+@pytest.mark.parametrize("pattern", [file for file in FILES if file.startswith("steps/")])
 @pytest.mark.parametrize("damage", [flipped, truncated])
 def test_a_damaged_step_of_an_interrupted_experiment_is_done_again(
     home: Path, whole: Path, tmp_path: Path, pattern: str, damage: Callable[[Path], Path]

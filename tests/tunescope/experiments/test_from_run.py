@@ -33,9 +33,12 @@ from workbench.runs import Run
 
 def made(home: Path, out: Path, *arguments: str) -> Run:
     """The run of a command whose paths start at ``home``."""
-    given = [str(home / one) if one.endswith((".jsonl", ".txt", "-base", "-tuned")) else one for one in arguments]
-    told = CliRunner().invoke(app, [*given, "--out", str(out)])
-    assert told.exit_code == 0, told.output
+    given = [
+        str(home / argument) if argument.endswith((".jsonl", ".txt", "-base", "-tuned")) else argument
+        for argument in arguments
+    ]
+    outcome = CliRunner().invoke(app, [*given, "--out", str(out)])
+    assert outcome.exit_code == 0, outcome.output
     return runs.open(out)
 
 
@@ -87,7 +90,7 @@ def test_what_localize_found_in_half_precision_is_found_again_in_it(
     run = made(home, tmp_path / "run", "localize", verb, *given, *more.split(), "--device", "cpu", "--dtype", "bf16")
     pair = experiment_of_run(run).pair
     assert (run.config["device"], run.config["dtype"]) == (pair.device, pair.dtype) == ("cpu", "bfloat16")
-    assert {one["dtype"] for one in load(run).provenance.models.values()} == {"bfloat16"}
+    assert {model["dtype"] for model in load(run).provenance.models.values()} == {"bfloat16"}
     _assert_found_again(run, tmp_path)
 
 
@@ -174,7 +177,9 @@ def test_what_copies_a_needle_is_found_again(tmp_path: Path) -> None:
         copier(len(words), 96, head).hf.save_pretrained(tmp_path / name)
         words.save_pretrained(tmp_path / name)
     (tmp_path / "h.txt").write_text(haystack)
-    (tmp_path / "n.jsonl").write_text("\n".join(json.dumps({"question": "what ?", "text": one}) for one in needles))
+    (tmp_path / "n.jsonl").write_text(
+        "\n".join(json.dumps({"question": "what ?", "text": needle}) for needle in needles)
+    )
     files = ["--haystack", str(tmp_path / "h.txt"), "--needles", str(tmp_path / "n.jsonl"), "--device", "cpu"]
     asked = [*files, "--lengths", "16,32", "--template", " question : {question} answer"]
     models = [str(tmp_path / "base"), str(tmp_path / "tuned")]

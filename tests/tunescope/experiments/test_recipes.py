@@ -195,8 +195,10 @@ RECIPES = [
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.interventions[0].kind)
 def test_a_recipe_is_written_out_and_read_back_bit_for_bit(recipe: iv.Recipe, pair: ModelPair, tmp_path: Path) -> None:
-    if any(isinstance(one, iv.LayerScale) for one in recipe):
-        recipe = iv.Recipe([one for one in recipe if not isinstance(one, iv.LayerScale)])  # its tensors are the pair's
+    if any(isinstance(intervention, iv.LayerScale) for intervention in recipe):
+        recipe = iv.Recipe(
+            [intervention for intervention in recipe if not isinstance(intervention, iv.LayerScale)]
+        )  # its tensors are the pair's
     whole = Experiment(
         name="x", pair={"base": "a", "tuned": "b"}, prompts={"p": {"rows": ["a"]}},
         recipes={"r": recipe_spec(recipe)}, steps={"s": {"do": "diff", "recipes": ["r"]}},

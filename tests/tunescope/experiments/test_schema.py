@@ -126,8 +126,8 @@ tracker: wandb
     file = first.save(tmp_path / "x.yaml")
     assert Experiment.load(file) == first
     assert first.recipes["many"].interventions[6].off == ["L0E1"]  # type: ignore[index,union-attr]
-    assert {one.experiment.pair.base for one in cells(first)} == {"./base", "./other"}
-    assert [one.settings["steps.knob.layers"] for one in cells(first)] == ["search", [1], "search", [1]]
+    assert {cell.experiment.pair.base for cell in cells(first)} == {"./base", "./other"}
+    assert [cell.settings["steps.knob.layers"] for cell in cells(first)] == ["search", [1], "search", [1]]
 
 
 MISTAKES = [

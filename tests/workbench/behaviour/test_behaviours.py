@@ -61,7 +61,7 @@ def test_a_regular_expression_that_never_ends_is_given_up() -> None:
 def test_readability_and_language_follow_their_sources() -> None:
     assert readability("The cat sat on the mat.") == pytest.approx(206.835 - 1.015 * 6 - 84.6)
     texts = ("the end of it", "\u0434\u043e\u043c", "\u732b\u3067\u3059", "12")
-    assert [language(one) for one in texts] == [
+    assert [language(text) for text in texts] == [
         "en",
         "ru",
         "ja",

@@ -85,7 +85,7 @@ def test_a_share_on_which_all_prompts_agree_has_the_exact_interval() -> None:
 
 def test_groups_are_drawn_together() -> None:
     pair = pair_of(0.05)
-    twice = [{**row, "group": str(number // 2)} for number, row in enumerate([one for one in ROWS for _ in range(2)])]
+    twice = [{**row, "group": str(number // 2)} for number, row in enumerate([row for row in ROWS for _ in range(2)])]
     alone, grouped = (behaviour_diff(pair, rows, metrics=["prob"]).table for rows in (ROWS, twice))
     assert grouped[["estimate", "low", "high"]].to_numpy() == pytest.approx(
         alone[["estimate", "low", "high"]].to_numpy()

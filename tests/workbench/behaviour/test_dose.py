@@ -60,7 +60,7 @@ def test_each_strength_is_what_the_recipe_does_at_it(pair: Any, vector: torch.Te
 
 
 def test_the_response_rises_above_the_random_band_and_the_side_effect_shows(pair: Any, vector: torch.Tensor) -> None:
-    random = [iv.dose(offset(one)) for one in random_directions(vector)]
+    random = [iv.dose(offset(random_direction)) for random_direction in random_directions(vector)]
     found = dose_response(
         pair,
         ROWS,

@@ -78,11 +78,11 @@ def test_two_forwards_before_one_backward(reentrant: bool) -> None:
 
 def test_the_checkpoint_functions_come_back() -> None:
     model = model_of("llama", False)
-    before = {name: one.__dict__.get("_gradient_checkpointing_func") for name, one in model.hf.named_modules()}
+    before = {name: module.__dict__.get("_gradient_checkpointing_func") for name, module in model.hf.named_modules()}
     with pytest.raises(KeyboardInterrupt), positional(model, ("z",))[1]:
         loss(model, torch.randint(4, VOCAB, (1, 5)))
         raise KeyboardInterrupt
-    after = {name: one.__dict__.get("_gradient_checkpointing_func") for name, one in model.hf.named_modules()}
+    after = {name: module.__dict__.get("_gradient_checkpointing_func") for name, module in model.hf.named_modules()}
     assert after == before
 
 

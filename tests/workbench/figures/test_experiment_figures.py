@@ -30,10 +30,10 @@ def test_a_row_per_recipe_and_cell_and_one_for_what_all_cells_share() -> None:
     drawn = grid_figure(table(), CELLS, title="effect")
     rows = list(drawn.layout.yaxis.categoryarray)[::-1]
     assert rows == ["base", "tuned", "off | seed=0", "off | seed=1"]
-    assert [one.text for one in drawn.layout.annotations] == ["accuracy", "prob"]
-    ring = next(one for one in drawn.data if one.name == "random off")
+    assert [annotation.text for annotation in drawn.layout.annotations] == ["accuracy", "prob"]
+    ring = next(value for value in drawn.data if value.name == "random off")
     assert ring.marker.color == GREY and list(ring.y) == ["off | seed=0", "off | seed=1"]
-    dots = next(one for one in drawn.data if one.name == "off")
+    dots = next(value for value in drawn.data if value.name == "off")
     assert list(dots.x) == pytest.approx([0.1, 1.1])
     assert list(dots.error_x.array) == pytest.approx([0.2, 0.2])
     assert list(dots.error_x.arrayminus) == pytest.approx([0.1, 0.1])
@@ -49,15 +49,15 @@ def test_models_that_differ_between_cells_have_a_row_in_each() -> None:
 
 def test_a_dose_is_a_line_per_cell_with_its_stand_ins_grey() -> None:
     drawn = dose_figure(table((0.0, 2.0, 1.0)), CELLS)
-    lines: dict[str, Any] = {one.name: one for one in drawn.data if one.showlegend}
+    lines: dict[str, Any] = {value.name: value for value in drawn.data if value.showlegend}
     assert set(lines) == {f"{of} ({cell})" for of in ("off", "random off") for cell in CELLS.values()}
     assert list(lines["off (seed=0)"].x) == [0, 1, 2] and list(lines["off (seed=0)"].y) == pytest.approx([0, 0.1, 0.2])
     assert lines["random off (seed=0)"].line.color == GREY != lines["off (seed=0)"].line.color
     assert lines["off (seed=0)"].line.dash != lines["off (seed=1)"].line.dash
-    assert {one.text for one in drawn.layout.annotations} >= {"base", "tuned", "accuracy", "prob"}
+    assert {annotation.text for annotation in drawn.layout.annotations} >= {"base", "tuned", "accuracy", "prob"}
 
 
 def test_one_cell_needs_no_settings_in_its_names() -> None:
     only = table()[table()["cell"] == 0]
     assert list(grid_figure(only, {0: "the only cell"}).layout.yaxis.categoryarray)[::-1] == ["base", "tuned", "off"]
-    assert {one.name for one in dose_figure(only, {0: "the only cell"}).data} == {"off", "random off"}
+    assert {value.name for value in dose_figure(only, {0: "the only cell"}).data} == {"off", "random off"}

@@ -119,7 +119,7 @@ def test_the_lens_keeps_repeated_tokens_apart_and_says_what_is_shortened() -> No
 def test_the_natural_coordinate_shows_every_row() -> None:
     natural = pd.DataFrame({"model": ["tuned"] * 4, "intent": [EVIL, "b"] * 2, "value": [1.0, 2.0, 3.0, 4.0]})
     figure = natural_spread(natural, title="t")
-    assert [len(one.x) for one in figure.data] == [2, 2] and "<script>" not in figure.to_json()
+    assert [len(value.x) for value in figure.data] == [2, 2] and "<script>" not in figure.to_json()
 
 
 def test_what_a_graft_does_stands_beside_base_tuned_and_the_rest() -> None:

@@ -217,7 +217,7 @@ ADAPTERS: dict[str, tuple[str, Any]] = {
 def _trained(model: Any) -> None:
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in (one for one in model.parameters() if one.requires_grad):
+        for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw).to(parameter))
 
 

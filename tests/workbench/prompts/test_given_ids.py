@@ -99,7 +99,7 @@ def test_files_keep_ids_and_columns(tmp_path: Path, ending: str) -> None:
     items = [{"input_ids": ids, "answer": "dog", "group": "a", "source": "x"} for ids in ids_of_texts()]
     path = tmp_path / f"ids.{ending}"
     if ending == "csv":
-        pd.DataFrame([{**one, "input_ids": json.dumps(one["input_ids"])} for one in items]).to_csv(path, index=False)
+        pd.DataFrame([{**item, "input_ids": json.dumps(item["input_ids"])} for item in items]).to_csv(path, index=False)
     elif ending == "parquet":
         pd.DataFrame(items).to_parquet(path)
     else:

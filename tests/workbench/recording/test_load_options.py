@@ -53,12 +53,12 @@ def test_options_are_plain_and_only_those_that_are_not_the_default() -> None:
         "device": torch.device("cpu"), "dtype": "bf16", "device_map": {"": 0}, "tokenizer": tokenizer(),
         "trust_remote_code": True, "backend": "nnsight",
     }  # fmt: skip
-    found = load_options(given)
-    assert found == {
+    options = load_options(given)
+    assert options == {
         "device": "cpu", "dtype": "bfloat16", "device_map": {"": 0}, "tokenizer": type(tokenizer()).__name__,
         "trust_remote_code": True, "backend": "nnsight",
     }  # fmt: skip
-    assert json.loads(json.dumps(found)) == found and load_options({"dtype": torch.float16}) == {"dtype": "float16"}
+    assert json.loads(json.dumps(options)) == options and load_options({"dtype": torch.float16}) == {"dtype": "float16"}
 
 
 def test_a_run_keeps_how_its_models_were_loaded(folders: Path, tmp_path: Path) -> None:

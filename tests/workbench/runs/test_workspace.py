@@ -30,7 +30,7 @@ def test_runs_of_one_pair_stand_together(tmp_path: Path, pairs: list[ModelPair])
     first, again = written(tmp_path, "a", pairs[0]), written(tmp_path, "b", pairs[0])
     other = written(tmp_path, "c", pairs[1])
     assert beside(first, tmp_path) == [again] and beside(other, tmp_path) == []
-    found = {len(one.runs): one for one in workspaces(tmp_path)}
+    found = {len(workspace.runs): workspace for workspace in workspaces(tmp_path)}
     assert [run.path for run in found[1].runs] == [other] and len(found) == 2
     key = pairs_in(first)[0]
     assert (key.base, key.tuned) == tuple(pairs[0].models[role].identity.hash for role in ("base", "tuned"))

@@ -51,8 +51,8 @@ def test_unpaired_difference_agrees_with_scipy() -> None:
 @pytest.mark.parametrize("method", ["bca", "percentile"])
 def test_95_percent_intervals_hold_the_truth_95_percent_of_the_time(method: str) -> None:
     values = np.random.default_rng(3).normal(1.0, 2.0, (60, 2_000))  # 2,000 experiments of 60 prompts
-    found = mean_intervals(values, method=method)
-    covered = ((found.low <= 1.0) & (found.high >= 1.0)).mean()
+    intervals = mean_intervals(values, method=method)
+    covered = ((intervals.low <= 1.0) & (intervals.high >= 1.0)).mean()
     assert 0.925 <= covered <= 0.965
 
 
@@ -62,8 +62,8 @@ def test_clusters_widen_the_interval_and_restore_coverage() -> None:
     values = random.normal(size=(40, 1_000))[groups] + 0.3 * random.normal(size=(200, 1_000))
     covered = {}
     for name, clusters in {"prompts": None, "groups": groups}.items():
-        found = mean_intervals(values, clusters=clusters)
-        covered[name] = ((found.low <= 0) & (found.high >= 0)).mean()
+        intervals = mean_intervals(values, clusters=clusters)
+        covered[name] = ((intervals.low <= 0) & (intervals.high >= 0)).mean()
     assert covered["prompts"] < 0.75
     assert 0.91 <= covered["groups"] <= 0.97
 
@@ -79,11 +79,11 @@ def test_clusters_of_one_prompt_change_nothing_and_names_do_not_matter() -> None
 
 def test_many_cells_equal_single_cells_and_seeds_repeat() -> None:
     values = np.random.default_rng(5).normal(size=(20, 3, 4))
-    found = mean_intervals(values, seed=1)
-    assert found.estimate.shape == (3, 4)
-    assert found.cell(1, 2) == pytest.approx(mean_interval(values[:, 1, 2], seed=1))
-    assert np.array_equal(found.low, mean_intervals(values, seed=1).low)
-    assert not np.array_equal(found.low, mean_intervals(values, seed=2).low)
+    intervals = mean_intervals(values, seed=1)
+    assert intervals.estimate.shape == (3, 4)
+    assert intervals.cell(1, 2) == pytest.approx(mean_interval(values[:, 1, 2], seed=1))
+    assert np.array_equal(intervals.low, mean_intervals(values, seed=1).low)
+    assert not np.array_equal(intervals.low, mean_intervals(values, seed=2).low)
 
 
 def test_pairs_are_resampled_together() -> None:

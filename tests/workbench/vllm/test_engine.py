@@ -90,7 +90,7 @@ def test_every_request_has_its_own_recipe(pair: ModelPair, engine: VllmEngine) -
             assert found[row] == single
         plain = vllm_ids(engine, side, TEXTS, [None] * 4, max_tokens=10)
         assert plain[1] == found[1] and plain != found
-        assert vllm_ids(engine, side, TEXTS, [one and one * 0 for one in recipes], max_tokens=10) == plain
+        assert vllm_ids(engine, side, TEXTS, [recipe and recipe * 0 for recipe in recipes], max_tokens=10) == plain
 
 
 def test_a_model_without_weights_here_is_recorded_and_continued(

@@ -96,7 +96,9 @@ def _case(
     own: World, name: str, kind: str, mixture: float, right: str, pair: Callable[[], AbstractContextManager[ModelPair]]
 ) -> Case:
     options = {**SMALL, "questions": [{"prompt": text} for text in own.audited()], "texts": own.texts()}
-    return Case(name, kind, own.seed, mixture, right, tuple(one.says for one in own.behaviours), pair, options)
+    return Case(
+        name, kind, own.seed, mixture, right, tuple(behaviour.says for behaviour in own.behaviours), pair, options
+    )
 
 
 def _trained(

@@ -49,10 +49,10 @@ def measure(
             for name, find in _methods(seed, training).items():
                 start = time.perf_counter()
                 basis = find(model, _of(there, fitting), attribute, states[fitting], layer, list(range(len(fitting))))
-                found = _scores(model, there, attribute, layer, held, basis, seed)
+                scores = _scores(model, there, attribute, layer, held, basis, seed)
                 lines.append({"attribute": attribute, "method": name, "rank": len(basis), "seed": seed,
-                              "layer": layer, **found, "seconds": time.perf_counter() - start})  # fmt: skip
-                say(f"{attribute}, seed {seed}, {name}: {found['disentangle']:.2f}")
+                              "layer": layer, **scores, "seconds": time.perf_counter() - start})  # fmt: skip
+                say(f"{attribute}, seed {seed}, {name}: {scores['disentangle']:.2f}")
     return pd.DataFrame(lines)
 
 
@@ -72,7 +72,7 @@ def cost(attributes: list[str], seeds: int) -> pd.DataFrame:
     """Per attribute, over all seeds: passes of one prompt at most, as if the model knew every city."""
     cities, methods = len(data()["cities"]), len(_methods(0, training=True))
     known_by = sum(len(every) for every in data()["templates"].values()) * cities
-    tests = sum(len(templates(one, test=True)) for one in data()["templates"])
+    tests = sum(len(templates(template, test=True)) for template in data()["templates"])
     scored = methods * tests * (cities + PAIRS + cities // 2)
     fitted = 2 * STEPS * BATCH
     return pd.DataFrame([
@@ -96,11 +96,11 @@ def _methods(seed: int, training: bool) -> dict[str, Callable[..., Basis]]:
 def _of(there: Known, cities: list[int]) -> Known:
     """What is known of some cities alone."""
     return Known(
-        tuple(there.cities[one] for one in cities),
-        {name: [rows[one] for one in cities] for name, rows in there.ids.items()},
-        {name: [rows[one] for one in cities] for name, rows in there.ends.items()},
+        tuple(there.cities[city] for city in cities),
+        {name: [rows[city] for city in cities] for name, rows in there.ids.items()},
+        {name: [rows[city] for city in cities] for name, rows in there.ends.items()},
         {name: tokens[cities] for name, tokens in there.answers.items()},
-        {name: [values[one] for one in cities] for name, values in there.values.items()},
+        {name: [values[city] for city in cities] for name, values in there.values.items()},
     )
 
 

@@ -58,8 +58,8 @@ def summarised(lines: pd.DataFrame) -> pd.DataFrame:
     for (question, name), part in lines.groupby(["question", "method"], sort=False):
         row: dict[str, Any] = {"question": question, "method": name, "cases": len(part)}
         for measure in ("precision", "auroc"):
-            found = mean_interval(part[measure].to_numpy(), clusters=pd.factorize(part["program"])[0])
-            row |= {measure: found.estimate, f"{measure}_low": found.low, f"{measure}_high": found.high}
+            interval = mean_interval(part[measure].to_numpy(), clusters=pd.factorize(part["program"])[0])
+            row |= {measure: interval.estimate, f"{measure}_low": interval.low, f"{measure}_high": interval.high}
         rows.append({**row, "chance": part["chance"].mean()})
     return pd.DataFrame(rows)
 
@@ -121,7 +121,9 @@ def _exact_effect(model: AdaptedModel, rows: Any, edge: tuple[str, str]) -> floa
     members = list(range(len(rows)))
     corrupted, clean = task.batch(members)
     other, _ = sent(graph, corrupted)
-    fed = np.array([[(one.label, other_end.label) == edge for other_end in graph.receivers] for one in graph.senders])
+    fed = np.array(
+        [[(sender.label, other_end.label) == edge for other_end in graph.receivers] for sender in graph.senders]
+    )
     metric, run = metric_of(task, members), EdgeRun(graph, other)
     before, after = (metric(run(clean, mask)[:, None])[:, 0] for mask in (None, fed))
     return float((before - after).abs().mean())
@@ -132,7 +134,7 @@ def _line(
 ) -> dict[str, Any]:
     """Precision at k, where k is how many are right (ties count by their share), and the area under the ROC curve."""
     places = list(scores)
-    values, right = np.array([scores[one] for one in places]), np.array([one in truth for one in places])
+    values, right = np.array([scores[place] for place in places]), np.array([place in truth for place in places])
     k = int(right.sum())
     bar = np.sort(values)[::-1][k - 1]
     above, level = values > bar, values == bar

@@ -152,7 +152,7 @@ def _rows(source: Program, base: GPT2LMHeadModel, tuned: GPT2LMHeadModel, seed: 
 
 
 def _texts(source: Program, seed: int) -> tuple[list[tuple[str, ...]], Int[Tensor, "text pos"]]:
-    symbols = [one for one in source.said["tokens"] if one not in ("BOS", "compiler_pad")]
+    symbols = [token for token in source.said["tokens"] if token not in ("BOS", "compiler_pad")]
     length = len(source.weights["pos_embed|embeddings"]) - 1
     every = list(itertools.product(symbols, repeat=length))
     order = np.random.default_rng(seed).permutation(len(every))[:TEXTS]

@@ -83,7 +83,7 @@ def ported(source: Program, *, decoys: bool = True, seed: int = 0) -> GPT2LMHead
     width = len(said["residual"])
     heads = said["heads"] + (DECOY_HEADS if decoys else 0)
     d_head = max(said["key_size"], math.ceil((width + JUNK) / heads))
-    vocab = [*said["tokens"], *(f"={one}" for one in said["outputs"])]
+    vocab = [*said["tokens"], *(f"={output}" for output in said["outputs"])]
     config = GPT2Config(
         vocab_size=len(vocab), n_positions=len(source.weights["pos_embed|embeddings"]), n_embd=heads * d_head,
         n_layer=said["layers"], n_head=heads, n_inner=said["hidden"] + DECOY_UNITS, activation_function="relu",
@@ -102,7 +102,7 @@ def ported(source: Program, *, decoys: bool = True, seed: int = 0) -> GPT2LMHead
 
 def tokenizer(source: Program) -> PreTrainedTokenizerFast:
     """A token per symbol, and one per output, written ``=3``; texts begin with ``BOS``."""
-    vocab = [*source.said["tokens"], *(f"={one}" for one in source.said["outputs"])]
+    vocab = [*source.said["tokens"], *(f"={output}" for output in source.said["outputs"])]
     words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocab)}, unk_token="compiler_pad"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(single="BOS $A", special_tokens=[("BOS", vocab.index("BOS"))])
