@@ -195,7 +195,7 @@ def _compiled(done: Done) -> None:
     assert lines.loc[lines["method"] == "patching, same inputs", "precision"].eq(1.0).all()
 
 
-def _audited(done: Done) -> None:
+def _audit_benched(done: Done) -> None:
     """The right description of every planted pair is chosen, and no null pair is accused."""
     lines = _lines_of(done)
     assert lines.loc[lines["view"] == "together", "hit"].all() and set(lines["kind"]) == {"small", "null"}
@@ -258,7 +258,7 @@ PROMISES: dict[str, Callable[[Done], None]] = {
     "report": _reported,
     "dashboard": _served,
     "demo": _told,
-    "bench audit": _audited,
+    "bench audit": _audit_benched,
     "bench localization": _scored,
     "terms": _explained,
     "bench tracr": _compiled,
