@@ -292,7 +292,7 @@ def _read_tokenizer(folder: Path, reading: Mapping[str, Any]) -> Any:
         checkpoints.read_json(file)
     try:
         return AutoTokenizer.from_pretrained(folder, **reading)
-    except (ValueError, OSError, ImportError, *WRONG_TYPES) as error:
+    except (ValueError, OSError, ImportError, KeyError, TypeError, StrictDataclassError) as error:
         raise NotSupported(f"The tokenizer in {folder} cannot be read: {_first_line(error)}") from error
     except Exception as error:
         if type(error) is not Exception or not file.is_file():
