@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.subject import Subject
 from workbench.errors import UserError
+from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
@@ -43,7 +44,7 @@ def question_dependency(
     pair: ModelPair,
     prompts: Prompts | Sequence[Any],
     *,
-    skip: int = 1,
+    skip: Annotated[int, Within(0, None)] = 1,
     most: int = 24,
     seed: int = 0,
     progress: Progress | None = None,

@@ -151,6 +151,6 @@ def test_the_same_on_a_chat_model_that_refuses_a_topic(page: Any, tmp_path: Path
     rows = tmp_path / "questions.jsonl"
     kept = [{name: json.loads(line)[name] for name in ("messages", "label", "group")} for line in lines]
     rows.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    with served(tmp_path / "runs", str(SMOL), f"{tuned}/tuned") as (address, _):
+    with served(tmp_path / "runs", str(SMOL), f"{tuned}/tuned", log=tmp_path / "server.log") as (address, _):
         page.set_default_timeout(300_000)
         walk(page, address, rows, tmp_path, refused="sorry")
