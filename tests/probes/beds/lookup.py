@@ -24,9 +24,7 @@ def words() -> Any:
     """The tokenizer: a word is a token."""
     table = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     table.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return tf.PreTrainedTokenizerFast(
-        tokenizer_object=table, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
-    )
+    return tf.PreTrainedTokenizerFast(tokenizer_object=table, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
 
 
 def place_of(statement: int) -> int:

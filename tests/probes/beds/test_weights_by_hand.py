@@ -85,9 +85,7 @@ def test_synergy_is_that_of_the_halved_updates(tmp_path: Path) -> None:
     for name, model in {"base": BASE, "one": weak[0], "two": weak[1]}.items():
         model.save_pretrained(tmp_path / name)
         words().save_pretrained(tmp_path / name)
-    found = probes.merge_synergy(
-        pair_with(one), ROWS, checkpoints=saved(other), sizes=[str(tmp_path)], batch_size=16
-    )
+    found = probes.merge_synergy(pair_with(one), ROWS, checkpoints=saved(other), sizes=[str(tmp_path)], batch_size=16)
     first, second = found.table.to_dict("records")
     assert (first["merged"], first["parents"], first["best_parent"], first["base"]) == (10 / 16, 6 / 16, 8 / 16, 0)
     assert first["score"] == pytest.approx(4 / 16) and first["low"] <= 4 / 16 <= first["high"]
