@@ -48,6 +48,13 @@ def test_a_training_that_moves_nothing_elicits_nothing() -> None:
     assert np.allclose(trained["score"], trained["control"]) and (trained["p"] >= 0.05).all()
 
 
+@pytest.mark.parametrize(("metric", "probed"), [("accuracy", True), ("prob", False), ("answer", False)])
+def test_right_answers_of_the_probe_stand_beside_right_answers_only(metric: str, probed: bool) -> None:
+    options = {**STILL, "metric": metric}
+    found = probes.elicitation_curve(pair_of(), TRUE, strong=TRUE, weak=FALSE, counts=[12], **options)
+    assert ("probe of the untuned states" in set(found.table["model"])) == probed
+
+
 def test_who_knows_the_task_starts_at_the_end_of_the_curve() -> None:
     base = AdaptedModel(tiny_model("llama"), tokenizer(), role="model")
     untaught, knowing = (taught(base, rows) for rows in (FALSE, TRUE))
