@@ -33,6 +33,8 @@ from workbench.recording.record_pair import record
 from workbench.stats.fdr import q_values
 
 WEAK, STRONG, BOTH, PROBE = "weak only", "strong only", "weak, then strong", "probe of the untuned states"
+UNCOUNTED = ("prob", "answer")
+"""Measures that are no shares of right answers, which is all that a probe of the states has."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
 
     For every count the first so many strong rows (in an order drawn by the seed) are used. Beside them stands a
     logistic probe of the untuned model's states at the last token, fitted on the same strong rows: what the labels can
-    read out without any tuning, the latent knowledge. The control of every line is the weak labels alone; of those, the
-    untuned model.
+    read out without any tuning, the latent knowledge; under ``metric`` prob and answer it is left out, as it has right
+    answers alone. The control of every line is the weak labels alone; of those, the untuned model.
 
     Args:
         subject: A model, or a pair, whose base is trained.
@@ -133,7 +135,7 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
         few = ordered[:count]
         found = {
             STRONG: scored(lora.trained(model, [few])), BOTH: scored(lora.trained(model, [poor, few])),
-            PROBE: probe.right(count),
+            PROBE: None if metric in UNCOUNTED else probe.right(count),
         }  # fmt: skip
         lines += [
             scored_line(f"strong labels: {count}", name, one, after_weak, rows.clusters, seed)
