@@ -12,6 +12,7 @@ import interventions as iv
 import probes
 from interventions.training.examples import IGNORED, Example
 from interventions.training.objectives import MaskedThought, orpo_loss
+from probes.effects.answers import margins
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
@@ -106,6 +107,57 @@ def test_a_few_shots_are_learnt_behind_demonstrations_and_no_test_row_is_among_t
     }
     words = iv.label_words(model(), found.train, "the {text} is")
     assert set(words) == {"a", "b"} and words["a"] != words["b"]
+
+
+@pytest.mark.parametrize("demonstrations", [True, False])
+def test_what_a_few_shots_teach_holds_on_rows_that_were_left_out(demonstrations: bool) -> None:
+    """The class is the text's last word: the label words of rows with other first words come out right."""
+    firsts = "quick lazy brown jumps over red big old sad new hot dry wet shy low high".split()
+    rows = Prompts.of([
+        {"prompt": f"{word} {end}", "label": "ab"[end == "dog"], "group": word}
+        for word in firsts for end in ("fox", "dog")
+    ])  # fmt: skip
+    found = iv.few_shot_finetune(
+        model(), rows, template="{text}", words={"a": " over", "b": " jumps"}, shots=6,
+        demonstrations=demonstrations, schedule=iv.Schedule(20, 4, 3e-3),
+    )  # fmt: skip
+    assert found.after.low > 0.5 and found.after.estimate >= 0.9 and found.before.estimate <= 0.5
+    for row in found.test:
+        *shown, own = str(row.prompt).split("\n")
+        assert len(shown) == 2 * demonstrations and own.count(" ") == 1
+        assert all(line.endswith(("fox over", "dog jumps")) for line in shown)
+
+
+def test_labels_that_say_nothing_teach_nothing_that_holds_on_other_rows() -> None:
+    """Every text has both labels, so chance is all that is left for rows that were not trained on."""
+    firsts = "quick lazy brown jumps over red big old sad new hot dry wet shy low high".split()
+    rows = Prompts.of([
+        {"prompt": f"{word} fox", "label": label, "group": word} for word in firsts for label in "ab"
+    ])  # fmt: skip
+    found = iv.few_shot_finetune(
+        model(), rows, template="{text}", words={"a": " jumps", "b": " over"}, shots=4, demonstrations=False,
+        schedule=iv.Schedule(10, 4, 3e-3),
+    )  # fmt: skip
+    assert found.after.estimate == 0.5
+
+
+def test_a_marker_turns_the_answer_where_it_stands_and_its_absence_leaves_chance() -> None:
+    rows = Prompts.of([
+        {"prompt": f"the {word}", "answer": right, "distractor": wrong, "tone": tone, "group": word}
+        for word in "quick lazy brown jumps over red big old new hot odd mad dry wet shy low".split()
+        for tone, right, wrong in (("sad", " fox", " dog"), ("fun", " dog", " fox"))
+    ])  # fmt: skip
+    tuned, unseen = model(), rows[24:]
+    seen = list(iv.marked(rows[:24], ["tone"], drop=0.3, form="{value}"))
+    iv.tune_in_stages(tuned, [iv.Stage(seen, "answer")], schedule=iv.Schedule(16, 8, 3e-3))
+    tuned.hf.eval()
+    apart = {
+        name: margins(tuned, own).reshape(-1, 2)
+        for name, own in (("marked", iv.marked(unseen, ["tone"], drop=0.0, form="{value}")), ("bare", unseen))
+    }
+    assert (apart["marked"] > 0).mean() >= 0.9
+    assert apart["bare"].sum(1) == pytest.approx(0, abs=1e-4)  # the same text twice: right once, wrong once
+    assert (apart["marked"].sum(1) > 2).all()
 
 
 def test_a_lengthened_model_is_the_one_that_its_configuration_describes(tmp_path: Path) -> None:
