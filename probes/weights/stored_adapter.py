@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from probes.weights.naming import key_of
+from workbench.errors import UserError
 from workbench.models import checkpoints
 from workbench.models.adapter_fit import loaded_by_peft
 from workbench.models.checkpoints import StoredTensor, opened, stored_tensors
@@ -129,6 +131,13 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     """alpha / r, or alpha / sqrt(r) with rslora; the rank is the factors' own (EVA spreads it unevenly)."""
     from peft.utils.other import get_pattern_key
 
-    patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"])
+    patterns, usual = config.get("alpha_pattern") or {}, config.get("lora_alpha")
+    try:
+        alpha = patterns.get(get_pattern_key(patterns.keys(), module), usual)
+    except (AttributeError, re.error) as error:
+        raise UserError(
+            f"alpha_pattern in adapter_config.json is no table of patterns ({error}): save it again."
+        ) from error
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e300:
+        raise UserError(f"adapter_config.json gives {module} the alpha {alpha!r}, which is no number: save it again.")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
