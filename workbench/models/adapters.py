@@ -65,7 +65,7 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
                 peft_model = PeftModel.from_pretrained(
                     hf, str(source.local()), ADAPTER_NAME, torch_device=str(hf.device)
                 )
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         detach_adapters(hf)
         raise UserError(f"PEFT cannot put {source.name} on {name}: {_gist(error)}") from error
     for warning in caught:
