@@ -22,6 +22,7 @@ from workbench.behaviour.subject import Subject, Work
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError
+from workbench.figures.heads import head_heatmap
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -60,10 +61,7 @@ class AttentionConfidence(ProbeResult):
 
     def figure(self) -> go.Figure:
         """The fall of every head."""
-        grid = self.table.pivot(index="layer", columns="head", values="score")
-        drawn = go.Figure(go.Heatmap(z=grid.to_numpy(), x=list(grid), y=list(grid.index), colorscale="RdBu_r", zmid=0))
-        drawn.update_layout(title=self.title, xaxis_title="head", yaxis_title="layer")
-        return drawn
+        return head_heatmap(self.table, title=self.title, score=self.unit)
 
     def summary(self) -> str:
         """Heads that narrowed and the position they narrowed on most."""

@@ -19,6 +19,7 @@ from probes.results import ProbeResult, Provenance
 from workbench.argument_checks import check_pair
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
+from workbench.figures.heads import head_heatmap
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -54,10 +55,7 @@ class PatternTypes(ProbeResult):
 
     def figure(self) -> go.Figure:
         """The change of every head."""
-        grid = self.table.pivot(index="layer", columns="head", values="score")
-        drawn = go.Figure(go.Heatmap(z=grid.to_numpy(), x=list(grid), y=list(grid.index), colorscale="RdBu_r", zmid=0))
-        drawn.update_layout(title=self.title, xaxis_title="head", yaxis_title="layer")
-        return drawn
+        return head_heatmap(self.table, title=self.title, score=self.unit)
 
     def summary(self) -> str:
         counts = [int((self.table[f"type_{role}"] == "query-aware").sum()) for role in ("base", "tuned")]

@@ -22,6 +22,7 @@ from workbench.argument_checks import check_subject
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
+from workbench.figures.heads import head_heatmap
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
@@ -67,10 +68,7 @@ class AttentionTuning(ProbeResult):
 
     def figure(self) -> go.Figure:
         """The gain of every head."""
-        grid = self.table.pivot(index="layer", columns="head", values="score")
-        drawn = go.Figure(go.Heatmap(z=grid.to_numpy(), x=list(grid), y=list(grid.index), colorscale="RdBu", zmid=0))
-        drawn.update_layout(title=self.title, xaxis_title="head", yaxis_title="layer")
-        return drawn
+        return head_heatmap(self.table, title=self.title, score=self.unit)
 
     def summary(self) -> str:
         """The held-out gain beside random heads."""

@@ -163,9 +163,10 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
             "edge_attribution", models, rows, seed=seed, device=str(next(iter(models.values())).device),
             forward_passes=sum(one.passes for one in scored.values()),
             backward_passes=sum(one.backward for one in scored.values()),
-            settings=call_settings(None, method=method, steps=steps, curve=curve, kept=kept, least=least,
-                controls=controls,
-                           batch_size=batch_size, draws=draws),
+            settings=call_settings(
+                None, method=method, steps=steps, curve=curve, kept=kept, least=least, controls=controls,
+                batch_size=batch_size, draws=draws,
+            ),
         ),
         gaps=gaps,
         edges=int(next(iter(graphs.values())).possible.sum()),

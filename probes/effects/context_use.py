@@ -90,9 +90,10 @@ def context_use(
         control="the context of another question",
         provenance=Provenance.of(
             "context_use", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, context=context, template=template, metric=metric,
-                max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
+            settings=call_settings(
+                None, context=context, template=template, metric=metric, max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+            ),
         ),
         values=pd.DataFrame({
             f"{role}, {name}": values for name, own in scores.items() for role, values in own.items()

@@ -119,9 +119,10 @@ def language_transfer(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "language_transfer", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, source=source, language=language, layer=layer, strength=strength,
-                controls=controls,
-                           metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            settings=call_settings(
+                None, source=source, language=language, layer=layer, strength=strength, controls=controls,
+                metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size,
+            ),
         ),
         values=pd.DataFrame({**scores, "moved": change, "random": random, "language": spoken}),
         measured=metric,

@@ -149,10 +149,11 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
         control="the weak labels alone (of those: the untuned model)",
         provenance=Provenance.of(
             "elicitation_curve", {model.role: model}, rows, seed=seed, device=str(model.device),
-            settings=call_settings(None, strong=good, weak=poor, counts=list(counts), layer=layer, rank=rank,
-                epochs=epochs,
-                           learning_rate=learning_rate, train_batch_size=train_batch_size, metric=metric,
-                           max_new_tokens=max_new_tokens, batch_size=batch_size),
+            settings=call_settings(
+                None, strong=good, weak=poor, counts=list(counts), layer=layer, rank=rank, epochs=epochs,
+                learning_rate=learning_rate, train_batch_size=train_batch_size, metric=metric,
+                max_new_tokens=max_new_tokens, batch_size=batch_size,
+            ),
         ),
         values=pd.DataFrame(values),
         measured=metric,
@@ -281,10 +282,11 @@ def sample_efficiency(  # noqa: PLR0913 (a public call)
         control="each model untrained; of a category, the other categories",
         provenance=Provenance.of(
             "sample_efficiency", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=call_settings(None, training=taught, counts=list(counts), category=category, rank=rank,
-                epochs=epochs,
-                           learning_rate=learning_rate, train_batch_size=train_batch_size, metric=metric,
-                           max_new_tokens=max_new_tokens, batch_size=batch_size),
+            settings=call_settings(
+                None, training=taught, counts=list(counts), category=category, rank=rank, epochs=epochs,
+                learning_rate=learning_rate, train_batch_size=train_batch_size, metric=metric,
+                max_new_tokens=max_new_tokens, batch_size=batch_size,
+            ),
         ),
         values=pd.DataFrame({f"{count}: {role}": one for count, of in curve.items() for role, one in of.items()}),
         measured=metric,

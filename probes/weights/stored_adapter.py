@@ -31,6 +31,7 @@ _NOT_PLAIN = {
     "use_qalora": "a QALoRA adapter",
     "use_bdlora": "a block-diagonal LoRA",
 }
+_LARGEST = 1e300
 _SIDES = {"A": "down", "B": "up", "embedding_A": "up", "embedding_B": "down"}
 
 
@@ -138,6 +139,6 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
         raise UserError(
             f"alpha_pattern in adapter_config.json is no table of patterns ({error}): save it again."
         ) from error
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e300:
+    if not isinstance(alpha, int | float) or not -_LARGEST < alpha < _LARGEST:
         raise UserError(f"adapter_config.json gives {module} the alpha {alpha!r}, which is no number: save it again.")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

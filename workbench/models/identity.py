@@ -189,7 +189,7 @@ def _stored_settings(folder: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of settings of a newer version, which PEFT leaves out as it loads
             return PeftConfig.from_pretrained(str(folder)).to_dict()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"PEFT cannot read the settings in {folder / 'adapter_config.json'}: {error}") from error
 
 
