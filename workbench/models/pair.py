@@ -98,6 +98,11 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
     from_, to = describe(base, **flags), describe(tuned, **flags)
     if from_.is_adapter:
         raise UserError(f"The base {from_.name} is an adapter: give the model it was trained on as the base.")
+    if to.is_adapter and str(device) == "meta":
+        raise UserError(
+            "device='meta' loads names and shapes alone, and that an adapter gives its base back is seen on weights: "
+            "load this pair on a device; load_model takes meta for one model."
+        )
     load = partial(
         load_model, device=device, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation
     )

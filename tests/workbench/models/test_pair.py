@@ -66,6 +66,11 @@ def test_an_adapter_folder_shares_its_base(base_folder: Path, save_adapter: Save
     assert "one copy of the weights" in repr(pair)
 
 
+def test_an_adapter_without_weights_is_a_sentence(base_folder: Path, save_adapter: SaveAdapter) -> None:
+    with pytest.raises(UserError, match=r"device='meta' .* load this pair on a device"):
+        load_pair(base_folder, save_adapter(), device="meta")
+
+
 def test_two_adapters_in_one_folder_tree_never_collide(base_folder: Path, save_adapter: SaveAdapter) -> None:
     hashes = set()
     for seed, name in enumerate(("repo/step-1", "repo/step-2")):
