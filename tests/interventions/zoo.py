@@ -13,15 +13,6 @@ import torch
 
 import interventions as iv
 from tests.interventions.dense_moe import by_hand
-from tests.interventions.weight_cases import (
-    RANK,
-    adapter_model_of,
-    adapter_scaled,
-    grafted,
-    half,
-    layers_scaled,
-    tuned_values,
-)
 from tests.tiny import FAMILIES, MOE_FAMILIES, tiny_model, token_batch, tokenizer, tuned_copy
 from workbench.engine.families import submodule
 from workbench.models.adapted import AdaptedModel
@@ -110,14 +101,6 @@ class Case:
     families: tuple[str, ...] = FAMILIES
     model_of: Callable[[str], AdaptedModel] = model_of
     on_weights: bool = False
-
-
-def _on_weights(
-    make: Callable[[AdaptedModel], Any],
-    dense: Callable[[AdaptedModel], AbstractContextManager[None]],
-    model: Callable[[str], AdaptedModel] = model_of,
-) -> Case:
-    return Case(lambda m, rows: make(m), dense, FAMILIES, model, on_weights=True)
 
 
 def _offset(site: str, module: Callable[[AdaptedModel], Any], families: tuple[str, ...] = FAMILIES) -> Case:
@@ -286,14 +269,6 @@ def _experts(mode: str, off: set[int], on: set[int], weight: Any = "own", column
     return Case(make, dense, MOE_FAMILIES)
 
 
-_RANKS = [1.0, 0.0, 0.5, -1.0]
-
-
-def _dense_name(m: AdaptedModel) -> str:
-    """The attention output projection, as the adapter's paths end."""
-    return m.hub.family.output.split(".")[-1]
-
-
 @cache
 def small_pair(family: str) -> tuple[AdaptedModel, AdaptedModel]:
     """Two other models of the family: (tuned, base)."""
@@ -380,23 +355,5 @@ CASES: dict[str, Case] = {
     "expert_both": _experts("replace", {0, 1}, {6}, 0.4, columns=slice(-5, None)),
     "logit_shift": Case(
         lambda m, rows: iv.LogitShift(*small_pair(m.name), strength=1.5, positions="all - first"), _logits_dense
-    ),
-    "graft": _on_weights(lambda m: iv.Graft(half(m.name), {n: tuned_values(m.name)[n] for n in half(m.name)}), grafted),
-    "layer_scale": _on_weights(
-        lambda m: iv.LayerScale(0.4, 0.8, tuned_values(m.name)), lambda m: layers_scaled(m, 0.4, 0.8)
-    ),
-    "layer_scale_adapter": _on_weights(
-        lambda m: iv.LayerScale(0.4, 0.8),
-        lambda m: adapter_scaled(m, lambda path, layer: 0.4 + 0.4 * layer, torch.ones(RANK)),
-        adapter_model_of,
-    ),
-    "adapter_scale": _on_weights(
-        lambda m: iv.AdapterScale(0.7, layers={0: 0.0, 2: 2.0}, modules={_dense_name(m): 0.5}, ranks=_RANKS),
-        lambda m: adapter_scaled(
-            m,
-            lambda path, layer: 0.7 * {0: 0.0, 1: 1.0, 2: 2.0}[layer] * (0.5 if path.endswith(_dense_name(m)) else 1.0),
-            torch.tensor(_RANKS),
-        ),
-        adapter_model_of,
     ),
 }
