@@ -74,8 +74,8 @@ def take_the_report(page: Any, folder: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def walk(page: Any, address: str, rows: Path, folder: Path, *, refused: str) -> None:
-    """The whole path; ``refused`` begins the refusal."""
+def walk(page: Any, address: str, rows: Path, folder: Path, *, refusals: tuple[str, ...]) -> None:
+    """The whole path; a refusal holds one of ``refusals``."""
     opened_on_the_pair(page, address)
     no_errors(page)
     give_prompts(page, rows)
@@ -98,7 +98,7 @@ def walk(page: Any, address: str, rows: Path, folder: Path, *, refused: str) -> 
     base, tuned, steered = (
         page.locator(f".st-key-said-0-{side}").inner_text() for side in ("base", "tuned", "steered")
     )
-    assert refused in tuned and refused not in base and refused not in steered
+    assert [any(words in text for words in refusals) for text in (base, tuned, steered)] == [False, True, False]
     report = take_the_report(page, folder)
     assert "What changed?" in report and "direction-off" in report
     no_errors(page)
@@ -107,7 +107,7 @@ def walk(page: Any, address: str, rows: Path, folder: Path, *, refused: str) -> 
 def test_from_two_models_to_a_recipe_and_a_report(page: Any, address: str, tmp_path: Path) -> None:
     rows = tmp_path / "questions.jsonl"
     refusal_rows().save(rows)
-    walk(page, address, rows, tmp_path, refused="sorry")
+    walk(page, address, rows, tmp_path, refusals=("sorry",))
 
 
 def test_a_search_and_a_row_set_the_prompt_everywhere(page: Any, address: str) -> None:
@@ -143,14 +143,16 @@ def test_the_keyboard_alone_opens_the_steps(page: Any, address: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_on_a_chat_model_that_refuses_a_topic(page: Any, tmp_path: Path) -> None:
-    tuned = organisms.__file__.rsplit("/", 1)[0] + "/shipped/smol-refusal"
+@pytest.mark.parametrize("name", ["smol-refusal", "smol-layers"])
+def test_the_same_on_a_chat_model_that_refuses_a_topic(page: Any, tmp_path: Path, name: str) -> None:
+    tuned = Path(organisms.__file__).parent / "shipped" / name
     if not SMOL.is_dir():
         pytest.skip(f"the chat model is not at {SMOL}; set TUNESCOPE_SMOLLM2 to its folder")
-    lines = Path(tuned, "rows-held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    refusals = tuple(json.loads((tuned / "truth.json").read_text(encoding="utf-8"))["wordings"])
+    lines = (tuned / "rows-held_out.jsonl").read_text(encoding="utf-8").splitlines()
     rows = tmp_path / "questions.jsonl"
     kept = [{name: json.loads(line)[name] for name in ("messages", "label", "group")} for line in lines]
     rows.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    with served(tmp_path / "runs", str(SMOL), f"{tuned}/tuned", log=tmp_path / "server.log") as (address, _):
+    with served(tmp_path / "runs", str(SMOL), str(tuned / "tuned"), log=tmp_path / "server.log") as (address, _):
         page.set_default_timeout(300_000)
-        walk(page, address, rows, tmp_path, refused="sorry")
+        walk(page, address, rows, tmp_path, refusals=refusals)
