@@ -1,4 +1,4 @@
-"""Twenty tabs on one server: none sees what another selected, and the server grows little; many runs cost no second.
+"""Twenty tabs on one server: none sees what another selected, and the server grows little; many runs make no page dear.
 
 Time is the server's own processor time, which others at work on the machine do not lengthen.
 """
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 TABS, RUNS = 20, 200
 MOST_GROWTH = 50e6
 """Bytes of a tab."""
-MOST_SECONDS = 1.0
-"""Of a page."""
+MOST_TIMES, SLACK = 3.0, 0.3
+"""What a page may cost among many runs: so many times what it costs beside one, and so many seconds."""
 PAGES = ("heads", "tokens", "skills", "runs", "look")
 
 
@@ -52,18 +52,24 @@ def _heads(tab: Session, own: str) -> set[str]:
     return set(re.findall(r"Head L\d+H\d+", tab.page("heads", f"run=lab&layer={own[1]}&head={own[3]}")))
 
 
-def test_a_page_of_a_workspace_with_many_runs_costs_no_second(tmp_path: Path) -> None:
+def test_a_page_costs_no_more_for_many_runs_in_the_workspace(tmp_path: Path) -> None:
     home = tmp_path / "runs"
     lab = lab_run(home, *save_pair(tmp_path))
-    for number in range(RUNS - 1):
-        shutil.copytree(lab, home / f"copy-{number:03}")
     with served(home) as (address, process), Session(address) as tab:
         server = psutil.Process(process)
-        for page in PAGES:  # what the first look at every run costs is the server's start, not a switch
-            tab.page(page, "run=lab")
-        time.sleep(2)
-        costs = {page: _cost(server, tab, page) for page in (*PAGES, *PAGES)}
-    assert max(costs.values()) < MOST_SECONDS, costs
+        alone = _costs(server, tab)
+        for number in range(RUNS - 1):
+            shutil.copytree(lab, home / f"copy-{number:03}")
+        among = _costs(server, tab)
+    assert all(among[page] <= MOST_TIMES * alone[page] + SLACK for page in PAGES), (alone, among)
+
+
+def _costs(server: psutil.Process, tab: Session) -> dict[str, float]:
+    """Processor seconds of every page, once it has been seen: the first look at every run is no switch of pages."""
+    for page in PAGES:
+        tab.page(page, "run=lab")
+    time.sleep(2)
+    return {page: min(_cost(server, tab, page) for _ in range(2)) for page in PAGES}
 
 
 def _cost(server: psutil.Process, tab: Session, page: str) -> float:

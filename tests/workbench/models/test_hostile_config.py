@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,9 @@ def test_a_config_of_wrong_values_is_one_sentence(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
-    start = time.monotonic()
     answered(lambda: probes.weight_delta(folders["base"], tmp_path))
     if sentence is None:
         wb.load_model(tmp_path)  # the name of a class that is never used
     else:
         with pytest.raises(UserError, match=sentence):
             wb.load_model(tmp_path)
-    assert time.monotonic() - start < 60
