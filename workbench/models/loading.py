@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,13 @@ DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
     "bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float64": torch.float64,
 }  # fmt: skip
-WRONG_TYPES = (TypeError, AttributeError, KeyError, IndexError, ArithmeticError, StrictDataclassError)
+WRONG_TYPES = (
+    TypeError, AttributeError, KeyError, IndexError, ArithmeticError, AssertionError, RecursionError,
+    StrictDataclassError,
+)  # fmt: skip
 """What transformers raises for a config.json whose fields are of a wrong type."""
+_SMALL = 10_000_000
+"""So many weights are made without asking: what they take is not worth a look at the shapes."""
 DeviceMap = str | Mapping[str, Any]
 
 
@@ -132,12 +138,16 @@ def _shape_alone(source: Source, dtype: str | torch.dtype) -> Any:
 
 def read_config(source: Source) -> Any:
     """What transformers makes of the config of ``source``. Raises UserError when it cannot be read."""
+    return _config_in(source.local(weights=False), source.reading, source.name)
+
+
+def _config_in(folder: Path, reading: Mapping[str, Any], name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source.local(weights=False), **source.reading)
+        return AutoConfig.from_pretrained(folder, **reading)
     except (ValueError, OSError, *WRONG_TYPES) as error:
-        raise UserError(f"The config of {source.name} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"The config of {name} cannot be read: {_first_line(error)}") from error
 
 
 def _dtype_of(config: Any, dtype: str | torch.dtype) -> torch.dtype:
@@ -171,6 +181,7 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
         checkpoints.check_depth(source.config, stored, source.name)
         if quantization(source.config) is None:
             checkpoints.check_unpacked(stored, source.name)
+            _check_size(source, folder, stored)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     except ImportError as error:
@@ -190,14 +201,27 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
     return model
 
 
+def _check_size(source: Source, folder: Path, stored: Mapping[str, checkpoints.StoredTensor]) -> None:
+    """Raises UserError where the config asks for far more weights than are stored, before memory is filled with them."""
+    held = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if sum(tensor.numel() for tensor in _wanted(source).values()) > max(4 * held, _SMALL):
+        said = _other_shape(source, folder) or "its config.json asks for far more weights than its files hold."
+        raise UserError(f"transformers could not load {source.name}: {said}")
+
+
+def _wanted(source: Source) -> Mapping[str, torch.Tensor]:
+    """What the config asks for, as shapes alone; nothing where transformers cannot make them."""
+    try:
+        return dict(_shape_alone(source, "auto").state_dict())
+    except (UserError, ValueError, RuntimeError, OSError, ImportError, *WRONG_TYPES):
+        return {}
+
+
 def _other_shape(source: Source, folder: Path) -> str | None:
     """The first stored weight of another shape than the config gives it, in words."""
     if not _readable_headers(source):
         return None
-    try:
-        wanted = _shape_alone(source, "auto").state_dict()
-    except (UserError, ValueError, RuntimeError, OSError, ImportError, *WRONG_TYPES):
-        return None
+    wanted = _wanted(source)
     for name, tensor in checkpoints.stored_tensors(folder).items():
         if name in wanted and tuple(wanted[name].shape) != tensor.shape and quantization(source.config) is None:
             return (
@@ -290,6 +314,8 @@ def _read_tokenizer(folder: Path, reading: Mapping[str, Any]) -> Any:
     file = folder / reading.get("gguf_file", "tokenizer.json")
     if file.name == "tokenizer.json" and file.is_file():
         checkpoints.read_json(file)
+    if (folder / "config.json").is_file():
+        _config_in(folder, reading, str(folder))  # what the tokenizer's class is chosen by
     try:
         return AutoTokenizer.from_pretrained(folder, **reading)
     except (ValueError, OSError, ImportError, KeyError, TypeError, StrictDataclassError) as error:

@@ -31,6 +31,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     [
         ("num_hidden_layers", 10**6, "1000000 layers and its files hold 12 tensors"),
         ("attention_bias", None, "attention_bias"),
+        ("vocab_size", 10**10, r"\[300, 64\] in the files and \[10000000000, 64\]"),  # 2.5 TB of random weights
+        ("head_dim", 10**8, "put the config and the weights of one model together"),
+        ("pad_token_id", 10**6, "num_embeddings"),
+        ("dtype", [], "config"),
         ("model_type", {"llama": 1}, "does not know"),
         ("architectures", {"LlamaForCausalLM": []}, None),
     ],
