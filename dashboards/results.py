@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from workbench import runs
 from workbench.errors import UserError
 from workbench.result_glance import Glance, glance
 from workbench.runs.manifest import hash_file
+from workbench.runs.places import inside
 
 PATTERNS = ("result.safetensors", "results/*.safetensors", "steps/*/result.safetensors")
 """Of one probe, of several, of the steps of an experiment."""
@@ -74,7 +76,7 @@ def results_in(folder: Path, *kinds: str) -> list[Found]:
         if entry is None:
             continue
         with panels.told():
-            seen = _glanced(str(run.file(file)), entry.sha256, path.stat().st_mtime_ns)
+            seen = _glanced(run.path, file, entry.sha256, path.stat().st_mtime_ns)
             if seen is not None and (not kinds or seen.kind in kinds):
                 name = run.manifest.kind if "/" not in file else path.stem.replace("_", " ")
                 found.append(Found(name, file, path, entry.sha256, seen))
@@ -93,8 +95,10 @@ def _by_step(found: list[Found]) -> list[Found]:
     ]  # fmt: skip
 
 
-def _glance(path: str, sha256: str, changed: int) -> Glance | None:  # noqa: ARG001 (part of the cache's key)
-    if hash_file(Path(path)).sha256 != sha256:
+@lru_cache(maxsize=1 << 14)
+def _glanced(folder: Path, file: str, sha256: str, changed: int) -> Glance | None:  # noqa: ARG001 (part of the key)
+    path = inside(folder, file)
+    if hash_file(path).sha256 != sha256:
         raise UserError(f"{path} is not the file that the run ended with; see  tunescope runs verify  and run again.")
     return glance(path)
 
@@ -111,5 +115,4 @@ def _load(path: str, sha256: str) -> Any:
         raise UserError(f"{path} is no whole result ({type(error).__name__}); run the probe again.") from error
 
 
-_glanced = st.cache_data(max_entries=512, show_spinner=False)(_glance)
 _loaded = st.cache_resource(max_entries=64, show_spinner="Reading the result…")(_load)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,8 @@ from workbench.folder_lock import FolderLock
 
 SCHEMA = 1
 MANIFEST = "run.json"
+_TOO_NEW = 2 * 10**9
+"""Nanoseconds: a file changed less long ago may change again without a new time."""
 State = Literal["running", "interrupted", "complete", "failed"]
 
 
@@ -55,6 +59,29 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not os.path.lexists(path):
         raise UserError(f"{folder} is no run: it has no {MANIFEST}; give a folder that a Tunescope command wrote.")
+    manifest = _unchanged(path) or _read(path)
+    killed = manifest.state == "running" and FolderLock.is_left_behind(folder)
+    return manifest.model_copy(update={"state": "interrupted"}) if killed else manifest
+
+
+def _unchanged(path: Path) -> Manifest | None:
+    """What was read of a file that is the same since; nothing of one so new that a later writing has the same time."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < _TOO_NEW:
+        return None
+    return _read_once(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _read_once(path: Path, *_stamp: int) -> Manifest:
+    return _read(path)
+
+
+def _read(path: Path) -> Manifest:
+    folder = path.parent
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -74,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest:
             "update your checkout of Tunescope."
         )
     try:
-        found = Manifest.model_validate(raw)
+        return Manifest.model_validate(raw)
     except RecursionError as error:
         raise UserError(
             f"{path} is damaged (nested too deeply); restore it or run again into another folder."
@@ -84,8 +111,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(
             f"{path} is no valid manifest ({where}: {error.errors()[0]['msg']}); restore it or run again."
         ) from error
-    killed = found.state == "running" and FolderLock.is_left_behind(folder)
-    return found.model_copy(update={"state": "interrupted"}) if killed else found
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
