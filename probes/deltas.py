@@ -76,6 +76,7 @@ class ActivationDelta(ProbeResult):
 
 @method(
     "activations",
+    gives=("directions",),
     group="activations",
     question="How far did the activations move, at which site and layer?",
     records=Recorded(sites=("resid_post", "z")),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError, unknown_name
-from workbench.methods import Kind, Method, registered
+from workbench.methods import VERBS, Kind, Method, registered
 
 PACKAGES = ("probes", "interventions", "workbench")
 ENTRY_POINTS = "tunescope.methods"
@@ -33,8 +33,14 @@ class Entry:
     question: str
     module: str
     function: str
+    gives: tuple[str, ...] = ()
     plugin: str = ""
     """The entry point that brought it; empty for ours."""
+
+    @property
+    def command(self) -> str:
+        """How commands and steps call it."""
+        return f"{VERBS[self.kind]} {self.name}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,16 @@ class Index:
     def named(self, name: str) -> Entry | None:
         """The method called ``name``."""
         return next((entry for entry in self.entries if entry.name == name), None)
+
+    def called(self, do: str) -> Entry | None:
+        """The method that a step names: ``train NAME``, ``localize NAME``, ...; a probe by its name alone too."""
+        verb, _, name = do.rpartition(" ")
+        entry = self.named(name)
+        return entry if entry is not None and VERBS.get(entry.kind) == (verb or VERBS["probe"]) else None
+
+    def giving(self, what: str) -> tuple[str, ...]:
+        """The methods from whose results recipes can take ``what``."""
+        return tuple(entry.name for entry in self.entries if what in entry.gives)
 
     def functions(self, package: str) -> dict[str, str]:
         """Public function -> its module, of the methods of a package."""
@@ -147,8 +163,11 @@ def _of_file(file: Path, module: str, plugin: str = "") -> Iterator[Entry]:
                     yield _entry(decorator, module, node.name, plugin)
 
 
+_PLAIN = ("name", "kind", "group", "question", "gives")
+
+
 def _entry(call: ast.Call, module: str, function: str, plugin: str) -> Entry:
-    given = {word.arg: word.value for word in call.keywords if word.arg in ("name", "kind", "group", "question")}
+    given = {word.arg: word.value for word in call.keywords if word.arg in _PLAIN}
     if call.args:
         given["name"] = call.args[0]
     values: dict[str, Any] = {str(key): ast.literal_eval(value) for key, value in given.items()}

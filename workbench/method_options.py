@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 OptionKind = Literal[
     "text", "integer", "number", "flag", "choice", "value", "texts", "integers", "numbers", "layers", "positions",
-    "place", "prompts", "prompt sets", "column", "experts", "heads by place", "behaviour", "file", "needles", "python",
+    "place", "prompts", "prompt sets", "column", "experts", "heads by place", "behaviour", "file", "needles", "recipe",
+    "recipes", "controls", "lora", "python",
 ]  # fmt: skip
 """How a value is written outside Python; ``python``: only there."""
 
@@ -30,7 +31,13 @@ _SHARED = {
     "max_tokens": "Tokens that run together as copies of a batch; by default what suits the device.",
     "max_new_tokens": "Tokens that are generated at most.",
     "draws": "Resamples of the intervals, or random draws of the control.",
-    "controls": "Random stand-ins of the control.",
+    "controls": "Random stand-ins of the control, for each recipe.",
+    "on": "The model that recipes are applied to: base or tuned.",
+    "end": "The model also learns to stop after an answer.",
+    "temperature": "Temperature of sampled texts.",
+    "top_p": "Sampled texts take the most likely tokens up to this probability.",
+    "top_k": "Sampled texts take so many of the most likely tokens; 0: all.",
+    "warmup_steps": "Steps until the learning rate is reached.",
     "heads": "Heads, as L3H5.",
     "metric": "What is measured.",
     "limit": "A seeded sample of at most so many prompts.",
@@ -83,7 +90,7 @@ _FROM_NOTHING = ("draws", "controls", "together", "parts", "components", "decoys
 """Counts that may be 0; all others are at least 1."""
 
 
-def options_of(call: Callable[..., Any], *, expands: Mapping[str, type] | None = None) -> list[Option]:
+def options_of(call: Callable[..., Any], *, expands: Mapping[str, Any] | None = None) -> list[Option]:
     """Every parameter of ``call`` as an option: own ones, those of its ``**options`` dataclass, and expanded ones."""
     hints, documented = _hints(call), documented_arguments(call)
     options: list[Option] = []
@@ -212,12 +219,15 @@ def _range(name: str, kind: OptionKind, hint: Any) -> tuple[int | float | None, 
     return (0 if name in _FROM_NOTHING else 1, None) if kind in ("integer", "integers") else (None, None)
 
 
-def _fields(settings: type, parameter: str = "", taken: Sequence[str] = ()) -> list[Option]:
+def _fields(usual: Any, parameter: str = "", taken: Sequence[str] = ()) -> list[Option]:
+    """The fields of a dataclass; of one with values, those are the defaults."""
+    settings = usual if isinstance(usual, type) else type(usual)
     hints, documented = _hints(settings), documented_fields(settings)
     options = []
     for entry in dataclasses.fields(settings):
         factory = entry.default_factory
         default = factory() if factory is not dataclasses.MISSING else entry.default
+        default = default if usual is settings else getattr(usual, entry.name)
         required = default is dataclasses.MISSING
         option = _option(
             entry.name, hints[entry.name], None if required else default, required, documented.get(entry.name, "")

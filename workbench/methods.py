@@ -17,8 +17,10 @@ from workbench.method_options import Option, options_of, summary_of
 Kind = Literal["probe", "intervention", "behaviour", "training"]
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
-ROLES = ("pair", "subject", "model", "base", "tuned", "recording", "prompts", "progress", "seed")
+ROLES = ("pair", "subject", "model", "base", "tuned", "recording", "prompts", "progress", "seed", "out")
 """Parameters that a front fills itself: they are no options."""
+VERBS: dict[str, str] = {"probe": "localize", "training": "train", "behaviour": "measure"}
+"""Kind -> the command, and the word of an experiment's step, that its methods are called by."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,12 @@ class Method:
     records: Recorded | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Arguments that make this method of a function that answers several questions."""
-    expands: Mapping[str, type] = field(default_factory=dict)
-    """Parameter -> the dataclass of settings whose fields are options of the method."""
+    expands: Mapping[str, Any] = field(default_factory=dict)
+    """Parameter -> the dataclass of settings whose fields are options of the method, or one with the defaults."""
+    gives: tuple[str, ...] = ()
+    """What recipes can take from its result: ``ranked heads``, ``directions``, ..."""
+    reads: str = "prompts"
+    """The parameter that takes the prompts."""
     example: str = ""
     """Options of an example that runs, as on the command line."""
 
@@ -76,13 +82,14 @@ class Method:
         return tuple(
             option
             for option in options_of(self.call, expands=self.expands)
-            if option.name not in self.fixed and not (option.name in ROLES and not self._is_option(option.name))
+            if option.name not in (*self.fixed, self.reads)
+            and not (option.name in ROLES and not self._is_option(option.name))
         )
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """The roles among its parameters, in their order."""
-        names = list(inspect.signature(self.call).parameters)
+        names = ["prompts" if name == self.reads else name for name in inspect.signature(self.call).parameters]
         taken = [name for name in names if name in ROLES and not self._is_option(name)]
         own = {option.name for option in options_of(self.call, expands=self.expands)}
         return (*taken, *(name for name in ("seed", "progress") if name in own and name not in taken))
@@ -91,6 +98,11 @@ class Method:
     def summary(self) -> str:
         """The first sentence of the docstring."""
         return summary_of(self.call)
+
+    @property
+    def command(self) -> str:
+        """How commands and steps call it: ``localize heads``."""
+        return f"{VERBS[self.kind]} {self.name}"
 
     @property
     def module(self) -> str:
@@ -124,7 +136,9 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
     cost: str = "",
     records: Recorded | None = None,
     fixed: Mapping[str, Any] | None = None,
-    expands: Mapping[str, type] | None = None,
+    expands: Mapping[str, Any] | None = None,
+    gives: tuple[str, ...] = (),
+    reads: str = "prompts",
     example: str = "",
 ) -> Callable[[Registered], Registered]:
     """Register the decorated function (or class) as method ``name``; it is returned as it is.
@@ -140,7 +154,9 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
         cost: Passes per prompt or batch, in words.
         records: What is recorded for it where its first parameter is a recording.
         fixed: Arguments that make this method of a function which answers several questions.
-        expands: Parameter -> dataclass whose fields are options of their own.
+        expands: Parameter -> dataclass whose fields are options of their own, or an instance with the defaults.
+        gives: What recipes can take from its result, in plain text: "ranked heads", "directions", ...
+        reads: The parameter that takes the prompts, where it is not called so.
         example: Options of an example that runs, as on the command line.
 
     Raises:
@@ -151,7 +167,7 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
         entry = Method(
             name=name, kind=kind, group=group, question=question, call=call,
             papers=(papers,) if isinstance(papers, str) else papers, needs=needs or Needs(), cost=cost,
-            records=records, fixed=fixed or {}, expands=expands or {}, example=example,
+            records=records, fixed=fixed or {}, expands=expands or {}, gives=gives, reads=reads, example=example,
         )  # fmt: skip
         holder = _METHODS.get(name)
         if holder is not None and (holder.module, holder.function) != (call.__module__, call.__name__):

@@ -23,7 +23,7 @@ from workbench.jsonable import jsonable
 
 Kept = TypeVar("Kept", bound="Result")
 _PACKAGES = ("tunescope", "torch", "transformers", "peft", "numpy", "scipy")
-_ROOMS = ("probes", "workbench.behaviour")
+_ROOMS = ("probes", "workbench.behaviour", "interventions.training")
 """Where results are defined: a file cannot name other code."""
 
 

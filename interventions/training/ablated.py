@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import Trainer
@@ -17,6 +17,7 @@ from interventions.recipe import Recipe, as_adapted
 from interventions.training.examples import Collator, examples_of
 from interventions.training.trainer import Schedule, run_trainer, seeded
 from workbench.errors import UserError
+from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
@@ -81,29 +82,45 @@ class FineTuned:
     shifts the model; ``ConceptAblation(mean=...)`` sets it to its mean instead."""
 
 
+_SCHEDULE = Schedule(epochs=1, learning_rate=1e-4)
+"""How long and how fast, where nothing else is said."""
+
+
 @method(
     "caft",
     group="training",
     question="What does tuning learn when a direction is ablated meanwhile?",
     kind="training",
     papers=("Steering Out-of-Distribution Generalization with Concept Ablation Fine-Tuning",),
+    cost="a forward and backward pass per batch and epoch, and a pass over the rows for the means",
+    expands={"schedule": _SCHEDULE},
+    example="--ablation ablation.safetensors --epochs 1",
 )
 def caft_finetune(
     model: Any,
     prompts: Any,
-    ablation: Ablation | None,
+    ablation: Annotated[Ablation | None, As("recipe")] = None,
     *,
-    lora: Any = None,
+    lora: Annotated[Any, As("lora")] = None,
     end: bool = True,
     schedule: Schedule | None = None,
     progress: Progress | None = None,
 ) -> FineTuned:
     """Fine-tune on each row's ``answer`` with ``ablation`` in force; None trains plainly, which is the comparison.
 
-    ``lora``: a PEFT config, put on the model first (the base is then frozen); None trains whatever parameters of the
-    model require gradients. For other losses, data or trainers use :func:`ablated_training` around your own loop.
+    For other losses, data or trainers use :func:`ablated_training` around your own loop.
+
+    Args:
+        model: A model; without ``lora`` its weights are changed.
+        prompts: Rows with an answer.
+        ablation: What is ablated while it trains: a recipe, an intervention, or layer -> directions.
+        lora: A PEFT config (on the command line the rank of a LoRA on every linear layer), put on the model first and
+            trained alone; None trains whatever parameters of the model require gradients.
+        end: The model also learns to stop after an answer.
+        schedule: How long and how fast.
+        progress: Where steps are reported.
     """
-    adapted, schedule = as_adapted(model), schedule or Schedule(epochs=1, learning_rate=1e-4)
+    adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     examples = examples_of(prompts, adapted.tokenizer, end=end)
     recipe = None if ablation is None else ablation_recipe(ablation)
     means = {} if recipe is None else _base_means(adapted, recipe, Prompts.of(prompts))

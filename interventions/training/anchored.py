@@ -32,6 +32,10 @@ class AnchoredTuning:
     ``kl`` (KL of the trained model's next words from the base's, at the answers' tokens, nats)."""
 
 
+_SCHEDULE = Schedule(epochs=3, learning_rate=1e-5)
+"""How long and how fast, where nothing else is said."""
+
+
 @method(
     "anchored-tuning",
     group="training",
@@ -39,6 +43,8 @@ class AnchoredTuning:
     kind="training",
     papers=("Anchored Supervised Fine-Tuning",),
     cost="two forward passes and a backward pass per batch; a second copy of the model while it trains",
+    expands={"schedule": _SCHEDULE},
+    example="--epochs 1",
 )
 def anchored_finetune(
     model: Any,
@@ -69,7 +75,7 @@ def anchored_finetune(
     """
     if anchor < 0:
         raise UserError(f"The anchor is a weight of 0 or more; got {anchor:g}.")
-    adapted, schedule = as_adapted(model), schedule or Schedule(epochs=3, learning_rate=1e-5)
+    adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     if hasattr(adapted.hf, "peft_config"):
         raise UserError("This model carries an adapter: give the bare model, whose weights are what is trained here.")
     examples = examples_of(prompts, adapted.tokenizer, end=end)

@@ -41,6 +41,8 @@ class EditedFacts:
     kind="training",
     papers=("Fine-tuning Done Right in Model Editing",),
     cost="a forward and backward pass per batch and epoch",
+    expands={"schedule": EDITING},
+    example="--layer 1 --epochs 2",
 )
 def edit_facts(
     model: Any,

@@ -50,6 +50,10 @@ class FewShotTuning:
     history: tuple[dict[str, float], ...]
 
 
+_SCHEDULE = Schedule(epochs=10, batch_size=8, learning_rate=1e-5)
+"""How long and how fast, where nothing else is said."""
+
+
 @method(
     "few-shot-tuning",
     group="training",
@@ -57,6 +61,8 @@ class FewShotTuning:
     kind="training",
     papers=("Making Pre-trained Language Models Better Few-shot Learners",),
     cost="a forward and backward pass per batch, and two passes over all rows",
+    expands={"schedule": _SCHEDULE},
+    example="--shots 4 --epochs 1",
 )
 def few_shot_finetune(
     model: Any,
@@ -93,7 +99,7 @@ def few_shot_finetune(
     """
     if TEXT not in template:
         raise UserError(f"The template {template!r} has no place for the text: write {TEXT} where it goes.")
-    adapted, schedule = as_adapted(model), schedule or Schedule(epochs=10, batch_size=8, learning_rate=1e-5)
+    adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     rows = Prompts.of(prompts)
     few, rest = parted(rows, shots, schedule.seed)
     chosen = dict(words) if words is not None else label_words(adapted, few, template)
@@ -196,10 +202,17 @@ def label_words(model: Any, rows: Prompts, template: str, *, candidates: int = 2
         likely = means[place].topk(min(candidates, means.shape[1])).indices.tolist()
         others = torch.cat([means[:place], means[place + 1 :]]).mean(0)
         ranked = sorted(likely, key=partial(_unlike, means[place] - others))
-        words = (adapted.tokenizer.decode([token]) for token in ranked)
-        found[name] = next(word if word[:1].isspace() else f" {word}" for word in words
-                           if word.strip() and word not in found.values())  # fmt: skip
+        words = [f" {word}" for word in (adapted.tokenizer.decode([token]).strip() for token in ranked) if word]
+        whole = [word for word in words if word not in found.values() and len(_word_ids(adapted, word)) == 1]
+        if not whole:
+            raise UserError(f"None of the likeliest words for the class {name!r} is one token: give words of your own.")
+        found[name] = whole[0]
     return found
+
+
+def _word_ids(model: AdaptedModel, word: str) -> list[int]:
+    """The tokens of a word behind a prompt."""
+    return continuation_ids(Prompt(prompt="a", chat=False), model.tokenizer, word)
 
 
 def _unlike(values: Float[Tensor, " place"], place: int) -> float:
@@ -210,7 +223,7 @@ def _unlike(values: Float[Tensor, " place"], place: int) -> float:
 def _choices(model: AdaptedModel, words: Mapping[str, str]) -> Int[Tensor, " class"]:
     tokens = {}
     for label, word in words.items():
-        ids = continuation_ids(Prompt(prompt="a", chat=False), model.tokenizer, word)
+        ids = _word_ids(model, word)
         if len(ids) != 1:
             raise UserError(f"The label word {word!r} of {label!r} is {len(ids)} tokens: give words of one token.")
         tokens[label] = ids[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from interventions.recipe import as_adapted
 from interventions.training.stages import Stage, tune_in_stages
 from interventions.training.trainer import Schedule
 from workbench.errors import UserError
+from workbench.method_options import As
 from workbench.methods import method
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
@@ -29,6 +30,10 @@ class LongerContext:
     """Of the continued training and, where there was one, of the fine-tuning."""
 
 
+_SCHEDULE = Schedule(epochs=1, learning_rate=1e-5)
+"""How long and how fast, where nothing else is said."""
+
+
 @method(
     "lengthen-context",
     group="training",
@@ -36,16 +41,18 @@ class LongerContext:
     kind="training",
     papers=("How to Train Long-Context Language Models (Effectively)",),
     cost="a forward and backward pass per batch of long texts",
+    expands={"schedule": _SCHEDULE},
+    example="--long long.jsonl --short p.jsonl --positions 512",
 )
 def lengthen_context(
     model: Any,
-    long: Any,
-    short: Any,
+    long: Annotated[Any, As("prompts")],
+    short: Annotated[Any, As("prompts")],
     *,
     positions: int,
     theta_factor: float = 16.0,
     long_share: float = 0.6,
-    instructions: Any = None,
+    instructions: Annotated[Any, As("prompts")] = None,
     schedule: Schedule | None = None,
     progress: Progress | None = None,
 ) -> LongerContext:
@@ -75,7 +82,7 @@ def lengthen_context(
     adapted = as_adapted(model)
     if not 0 < long_share <= 1:
         raise UserError(f"long_share is the share of long texts, above 0 and at most 1; got {long_share:g}.")
-    schedule = schedule or Schedule(epochs=1, learning_rate=1e-5)
+    schedule = schedule or _SCHEDULE
     mixed = mix(Prompts.of(long), Prompts.of(short), long_share, schedule.seed)
     theta = _stretched(adapted.hf, positions, theta_factor)
     stages = [Stage(mixed, "text"), *([] if instructions is None else [Stage(instructions)])]

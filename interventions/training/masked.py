@@ -41,6 +41,10 @@ class MaskedTuning:
     """Per step: ``step``, ``epoch``, ``loss`` in nats, ``learning_rate``, ``grad_norm``."""
 
 
+_SCHEDULE = Schedule(epochs=3, learning_rate=1e-4)
+"""How long and how fast, where nothing else is said."""
+
+
 @method(
     "masked-tuning",
     group="training",
@@ -57,6 +61,8 @@ class MaskedTuning:
         "Few-shot Image Generation via Adaptation-Aware Kernel Modulation",
     ),
     cost="a forward and backward pass per batch, and one pass over the rows for rules that look at slopes",
+    expands={"schedule": _SCHEDULE},
+    example="--share 0.1 --epochs 1",
 )
 def masked_finetune(
     model: Any,
@@ -99,7 +105,7 @@ def masked_finetune(
     Raises:
         UserError: An unknown rule, a mask of another model, a share that leaves nothing, rows without answers.
     """
-    adapted, schedule = as_adapted(model), schedule or Schedule(epochs=3, learning_rate=1e-4)
+    adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     examples = examples_of(prompts, adapted.tokenizer, end=end)
     selector = Selector(adapted, examples, select, share, schedule.batch_size, schedule.seed)
     first = selector.masks() if mask is None else masks_of(adapted, mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from interventions.training.examples import (
 )
 from interventions.training.trainer import Schedule, answer_logits, train_on_frozen
 from workbench.errors import UserError, unknown_name
+from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
@@ -47,11 +48,14 @@ class TrainedOffsets:
     question="Can offsets of chosen heads alone learn the task?",
     kind="training",
     papers=("LoFiT: Localized Fine-tuning on LLM Representations",),
+    cost="a forward and backward pass per batch and epoch on the frozen model",
+    expands={"schedule": Schedule},
+    example="--heads L0H1,L1H0 --epochs 1",
 )
 def train_offsets(
     model: Any,
     prompts: Any,
-    heads: Iterable[Label],
+    heads: Annotated[Iterable[Label], As("texts")],
     *,
     loss: str = "answer",
     beta: float = 0.5,
@@ -63,10 +67,20 @@ def train_offsets(
 
     ``loss="answer"``: cross-entropy of each row's ``answer`` after its prompt. ``loss="dpo"``: its ``answer`` preferred
     to its ``distractor`` with ``beta`` (Rafailov et al. 2023), against log-probabilities of the untouched model that
-    are computed once. ``end``: the end-of-text token is part of an answer. Vectors start at N(0, 1e-3).
+    are computed once. Vectors start at N(0, 1e-3). The control is the same training on random heads.
 
-    The control is the same training on random heads. Raises :class:`UserError` for heads the model lacks and rows
-    without answers.
+    Args:
+        model: A model; its weights stay as they are.
+        prompts: Rows with an answer, and for "dpo" a distractor.
+        heads: The heads that get an offset.
+        loss: "answer" or "dpo".
+        beta: Strength of dpo.
+        end: The end-of-text token is part of an answer.
+        schedule: How long and how fast.
+        progress: Where steps are reported.
+
+    Raises:
+        UserError: Heads the model lacks, or rows without answers.
     """
     adapted, schedule = as_adapted(model), schedule or Schedule()
     labels = [as_label(head, "head") for head in heads]

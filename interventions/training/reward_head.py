@@ -59,6 +59,7 @@ class RewardHead:
     kind="training",
     papers=("Improving Context-Aware Preference Modeling for Language Models",),
     cost="two forward passes per row; the fit costs nothing",
+    example="--ridge 0.1",
 )
 def train_reward_head(
     model: Any,

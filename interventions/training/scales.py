@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from interventions.recipe import as_adapted
@@ -33,11 +35,25 @@ class HeadScales:
         """The L2 norm of each head's A. Rank by it: with Adam unneeded entries jitter around 0 and never reach it."""
         return self.scales.norm(dim=-1)
 
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file."""
+        save_file({"scales": self.scales.contiguous()}, path)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadScales:
+        """The scales in a file that :meth:`save` wrote; the history is not in it."""
+        return cls(load_file(path)["scales"], ())
+
     def best(self, count: int) -> list[str]:
         """Labels of the ``count`` heads with the largest score, best first."""
         scores = self.scores()
         order = scores.flatten().argsort(descending=True, stable=True)[:count].tolist()
         return [f"L{place // scores.shape[1]}H{place % scores.shape[1]}" for place in order]
+
+
+_SCHEDULE = Schedule(learning_rate=5e-3)
+"""How long and how fast, where nothing else is said."""
 
 
 @method(
@@ -46,6 +62,9 @@ class HeadScales:
     question="Can scales of chosen heads alone learn the task?",
     kind="training",
     papers=("LoFiT: Localized Fine-tuning on LLM Representations",),
+    cost="a forward and backward pass per batch and epoch on the frozen model",
+    expands={"schedule": _SCHEDULE},
+    example="--epochs 1",
 )
 def train_head_scales(
     model: Any,
@@ -60,8 +79,16 @@ def train_head_scales(
 
     The loss is the cross-entropy of each row's ``answer`` plus ``penalty`` * sum |A|; the sum grows with the model, so
     a penalty does not carry over to another size. A starts at N(0, 1e-3).
+
+    Args:
+        model: A model; its weights stay as they are.
+        prompts: Rows with an answer.
+        penalty: Weight of sum |A|.
+        end: The end-of-text token is part of an answer.
+        schedule: How long and how fast.
+        progress: Where steps are reported.
     """
-    adapted, schedule = as_adapted(model), schedule or Schedule(learning_rate=5e-3)
+    adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     examples = examples_of(prompts, adapted.tokenizer, end=end)
     generator = torch.Generator().manual_seed(schedule.seed)
     shape = (adapted.n_layers, adapted.n_heads, adapted.d_head)

@@ -64,6 +64,10 @@ def sensitivity_plan(
     return SensitivityPlan(counts, lora, masks)
 
 
+_SCHEDULE = Schedule(epochs=3, learning_rate=1e-4)
+"""How long and how fast, where nothing else is said."""
+
+
 @method(
     "sensitive-tuning",
     group="training",
@@ -71,6 +75,8 @@ def sensitivity_plan(
     kind="training",
     papers=("Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning",),
     cost="one pass over the rows for the slopes, then a forward and backward pass per batch",
+    expands={"schedule": _SCHEDULE},
+    example="--share 0.05 --epochs 1",
 )
 def sensitive_finetune(
     model: Any,
@@ -96,7 +102,7 @@ def sensitive_finetune(
     Raises:
         UserError: Rows without answers, or no slope at all.
     """
-    adapted, schedule = as_adapted(model), schedule or Schedule(epochs=3, learning_rate=1e-4)
+    adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     examples = examples_of(prompts, adapted.tokenizer, end=end)
     names = trainable_names(adapted)
     selector = Selector(adapted, examples, "sensitivity", share, schedule.batch_size, schedule.seed)

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from interventions.recipe import as_adapted
@@ -37,6 +39,17 @@ class SoftPrompt:
     """A token id that no prompt holds."""
     history: tuple[dict[str, float], ...] = field(default=(), repr=False)
     """Per step: ``step``, ``epoch``, ``loss`` in nats."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file."""
+        save_file({"vectors": self.vectors.contiguous(), "placeholder": torch.tensor(self.placeholder)}, path)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SoftPrompt:
+        """The vectors in a file that :meth:`save` wrote; the history is not in it."""
+        held = load_file(path)
+        return cls(held["vectors"], int(held["placeholder"]))
 
     def before(self, prompts: Any, tokenizer: Any) -> Prompts:
         """The prompts with placeholders in front (behind the token that begins a text), their answers as before."""
@@ -107,6 +120,9 @@ def unused_token(model: AdaptedModel, *prompts: Prompts) -> int:
     question="Can a few learned vectors in front of the prompt do the task on the frozen model?",
     kind="training",
     papers=("Preserving In-Context Learning ability in Large Language Model Fine-tuning",),
+    cost="a forward and backward pass per batch and epoch on the frozen model",
+    expands={"schedule": Schedule},
+    example="--tokens 4 --epochs 1",
 )
 def train_soft_prompt(
     model: Any,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from transformers import Trainer
@@ -17,6 +17,7 @@ from interventions.training.ablated import with_lora
 from interventions.training.objectives import OBJECTIVES, Lesson, lesson_of
 from interventions.training.trainer import OnFrozen, Schedule, frozen, run_trainer, seeded
 from workbench.errors import UserError, unknown_name
+from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.export import plain_copy
@@ -45,6 +46,10 @@ class StagedTuning:
     """Per stage and step: ``step``, ``epoch``, ``loss`` in nats, ``learning_rate``, ``grad_norm``."""
 
 
+_SCHEDULE = Schedule(epochs=1, learning_rate=1e-4)
+"""How long and how fast, where nothing else is said."""
+
+
 @method(
     "tune-in-stages",
     group="training",
@@ -55,12 +60,14 @@ class StagedTuning:
         "Language Models",
     ),
     cost="a forward and backward pass per batch and stage",
+    expands={"schedule": _SCHEDULE},
+    example="--stages text=long.jsonl --stages answer=p.jsonl",
 )
 def tune_in_stages(
     model: Any,
-    stages: Sequence[Stage],
+    stages: Annotated[Sequence[Stage] | Mapping[str, Any], As("prompt sets")],
     *,
-    lora: Any = None,
+    lora: Annotated[Any, As("lora")] = None,
     beta: float = 0.1,
     mask_share: float = 0.4,
     end: bool = True,
@@ -74,8 +81,9 @@ def tune_in_stages(
 
     Args:
         model: A bare model; its weights are changed unless ``lora`` is given.
-        stages: Rows, each with its objective: text, answer, masked_thought, dpo or orpo.
-        lora: A PEFT config, put on the model before the first stage; None trains every weight.
+        stages: Rows, each with its objective: text, answer, masked_thought, dpo or orpo; or objective -> rows.
+        lora: A PEFT config (on the command line the rank of a LoRA on every linear layer), put on the model before the
+            first stage; None trains every weight.
         beta: Strength of dpo, weight of orpo's odds ratio.
         mask_share: Share of an answer's tokens that masked_thought hides in the input.
         end: The model also learns to stop after an answer.
@@ -88,6 +96,7 @@ def tune_in_stages(
     Raises:
         UserError: No stage, an unknown objective, or rows that lack what the objective reads.
     """
+    stages = [Stage(rows, name) for name, rows in stages.items()] if isinstance(stages, Mapping) else stages
     stages = [Stage(*stage) if isinstance(stage, tuple) else Stage(stage) for stage in stages]
     if not stages:
         raise UserError("There is nothing to train on: give at least one stage.")
@@ -96,7 +105,7 @@ def tune_in_stages(
             raise unknown_name("objective", stage.objective, OBJECTIVES)
     if not 0 <= mask_share < 1:
         raise UserError(f"mask_share is a share of an answer's tokens, from 0 to below 1; got {mask_share:g}.")
-    adapted, schedule = as_adapted(model), schedule or Schedule(epochs=1, learning_rate=1e-4)
+    adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     trained = adapted.hf if lora is None else with_lora(adapted, lora)
     moving = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     histories = []
@@ -148,13 +157,15 @@ def taught(
         "merging and synergistic capabilities",
     ),
     cost="a training per member, each of a copy of the base",
+    expands={"schedule": _SCHEDULE},
+    example="--members near=p.jsonl --members far=long.jsonl",
 )
 def tune_series(
     model: Any,
-    members: Mapping[str, Sequence[Stage]],
+    members: Annotated[Mapping[str, Any], As("prompt sets")],
     out: str | Path,
     *,
-    lora: Any = None,
+    lora: Annotated[Any, As("lora")] = None,
     beta: float = 0.1,
     mask_share: float = 0.4,
     end: bool = True,
@@ -170,9 +181,10 @@ def tune_series(
 
     Args:
         model: The base; it stays as it is.
-        members: Name -> its stages.
+        members: Name -> its stages, or the rows of the one stage that it has.
         out: A folder, made if it is not there.
-        lora: A function without arguments that makes a PEFT config, or a config; None trains every weight.
+        lora: A function without arguments that makes a PEFT config, or a config (on the command line the rank of a LoRA
+            on every linear layer); None trains every weight.
         beta: Strength of dpo, weight of orpo's odds ratio.
         mask_share: Share of an answer's tokens that masked_thought hides in the input.
         end: The models also learn to stop after an answer.
@@ -187,6 +199,7 @@ def tune_series(
             :func:`tune_in_stages` refuses.
     """
     base, home = as_adapted(model), Path(out)
+    members = {name: [Stage(rows)] if isinstance(rows, Prompts) else rows for name, rows in members.items()}
     _check_members(members, home)
     folders: dict[str, Path] = {}
     for name, stages in members.items():

@@ -105,6 +105,7 @@ class ConceptDirections(ProbeResult):
 
 @method(
     "concepts",
+    gives=("concepts", "directions"),
     group="directions",
     question="Along which directions did tuning move the residual stream, and what do they stand for?",
     papers=("Steering Out-of-Distribution Generalization with Concept Ablation Fine-Tuning",),

@@ -134,6 +134,7 @@ class ExpertMap(ProbeResult):
 
 @method(
     "experts",
+    gives=("ranked experts",),
     group="experts",
     question="Which experts does one class of behaviour use more?",
     papers=("Mixture of Tunable Experts -- Behavior Modification of DeepSeek-R1 at Inference Time",),

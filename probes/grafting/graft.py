@@ -32,6 +32,7 @@ CONTROL = "random masks with as many entries in every tensor, and the entries th
 
 @method(
     "skills",
+    gives=("region",),
     group="skills",
     question="Which tuned weights, put into the base, carry the task?",
     papers=("Task-Specific Skill Localization in Fine-tuned Language Models",),

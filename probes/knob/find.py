@@ -60,6 +60,7 @@ class Setup:
 
 @method(
     "knob",
+    gives=("knob", "directions"),
     group="directions",
     question="Which direction decides between two intents?",
     papers=("Controllable Context Sensitivity and the Knob Behind It",),

@@ -105,6 +105,7 @@ class HeadProbe(ProbeResult):
 
 @method(
     "head-probe",
+    gives=("probed heads", "ranked heads"),
     group="heads",
     question="In which heads can the prompts' label be read off?",
     papers=("LoFiT: Localized Fine-tuning on LLM Representations",),

@@ -32,6 +32,7 @@ from workbench.prompts import Prompts
 
 @method(
     "heads",
+    gives=("ranked heads",),
     group="heads",
     question="Which attention heads carry the change?",
     fixed={"sites": "heads"},

@@ -1,4 +1,4 @@
-"""The command of a registered probe: arguments and options from its signature, help from its docstring."""
+"""The command of a registered method: arguments and options from its signature, help from its docstring."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ COMMON: dict[str, Any] = {
     ),
     "as_json": (Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")], False),
 }
-"""Options of every probe."""
-PLAIN = {"integer": int, "number": float, "flag": bool}
+"""Options of every method."""
+PLAIN = {"integer": int, "number": float, "flag": bool, "controls": int, "lora": int}
 _REPEATED = "prompt sets"
 
 
 def command_of(method: Method) -> Any:
-    """The click command of a probe."""
+    """The click command of a method."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(method.name, help=help_of(method))(_callback(method))
     return typer.main.get_command(app)
@@ -72,7 +72,8 @@ def help_of(method: Method) -> str:
 def example_of(method: Method) -> str:
     """A command line that runs beside a folder with these models and prompts."""
     prompts = "--prompts p.jsonl" if reads_prompts(method) else ""
-    parts = ["tunescope localize", method.name, "./base ./tuned", prompts, method.example]
+    models = "./base" if method.kind == "training" else "./base ./tuned"
+    parts = ["tunescope", method.command, models, prompts, method.example]
     return " ".join(part for part in parts if part)
 
 
@@ -83,7 +84,8 @@ def reads_prompts(method: Method) -> bool:
 
 def _callback(method: Method) -> Callable[..., None]:
     """The function behind the command, with a signature for Typer."""
-    parameters: dict[str, Any] = {"base": (Base, inspect.Parameter.empty), "tuned": (Tuned, inspect.Parameter.empty)}
+    models = {"base": Base} | ({} if method.kind == "training" else {"tuned": Tuned})
+    parameters: dict[str, Any] = {name: (hint, inspect.Parameter.empty) for name, hint in models.items()}
     if reads_prompts(method):
         parameters["prompts"] = (PromptFile, inspect.Parameter.empty)
     own = {option.name: option for option in shown_options(method)}
@@ -132,7 +134,7 @@ def shown_options(method: Method) -> list[Option]:
         if method.option("layer") is None:
             options.append(Option("layers", "layers", None, "Layers, by commas: indices or fractions of depth."))
     first = method.arguments[0] if method.arguments else ""
-    if first in ("subject", "model"):
+    if first in ("subject", "model") and method.kind != "training":
         sides = ("pair", "base", "tuned") if first == "subject" else ("base", "tuned")
         default = "pair" if first == "subject" else "tuned"
         options.append(Option("within", "choice", default, "Both models, or one alone.", choices=sides))
@@ -146,7 +148,7 @@ def _parameter(option: Option) -> tuple[Any, Any]:
     missing = inspect.Parameter.empty if option.required else None
     if option.kind == "flag":
         return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=told)], missing
-    if option.kind in ("integer", "number"):
+    if option.kind in PLAIN:
         limits = {"min": option.minimum, "max": option.maximum}
         return Annotated[PLAIN[option.kind] | None, typer.Option(flag, help=told, **limits)], missing  # type: ignore[arg-type]
     if option.kind == _REPEATED:
@@ -201,11 +203,11 @@ def _say_cost(call: Checked, as_json: bool, *, timed: bool) -> None:
 
     method, rows = call.call.method, None if call.prompts is None else len(call.prompts)
     payload: dict[str, Any] = {"method": method.name, "prompts": rows, "cost": method.cost}
-    title = f"localize {method.name}: nothing is missing, and nothing was run"
+    title = f"{method.command}: nothing is missing, and nothing was run"
     if timed:
         phases, whole = call.timed()
         payload |= {"phases": [phase.to_dict() for phase in phases], "ran_to_the_end": whole}
-        title = f"localize {method.name}: {_told(phases, whole=whole)}; nothing was kept"
+        title = f"{method.command}: {_told(phases, whole=whole)}; nothing was kept"
     emit(payload, as_json, title=title)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from tunescope.experiments.method_steps import PREFIX
 from tunescope.experiments.yaml_text import write_yaml
 from workbench.errors import NotSupported
 from workbench.method_index import index, load_method
@@ -72,7 +74,7 @@ def step_of(provenance: Provenance) -> dict[str, Any]:
     }
     nulls = provenance.settings.get("null_adapters")
     among = {} if nulls is None else {"null_adapters": nulls}
-    return {"do": f"{PREFIX}{method.name}", **_recorded(method, provenance.settings), **options, **among, **seed}
+    return {"do": method.command, **_recorded(method, provenance.settings), **options, **among, **seed}
 
 
 def call_forms(
@@ -98,8 +100,11 @@ def _python(method: Method, options: Mapping[str, Any], seed: int, base: str, tu
     """A script: load, record where that is read, call."""
     recording = {name: options[name] for name in ("sites", "layers", "positions", "new_tokens") if name in options}
     own = {name: value for name, value in options.items() if method.option(name) is not None}
-    lines = ["import probes", "import workbench as wb", "", f"pair = wb.load_pair({base!r}, {tuned!r})"]
+    lines = [*_IMPORTS[method.kind], "", f"pair = wb.load_pair({base!r}, {tuned!r})"]
+    if method.kind == "training":
+        lines[-1] = f"model = wb.load_model({base!r})"
     first = {"pair": "pair", "subject": "pair", "model": "pair.tuned", "base": "pair", "recording": "rec"}
+    first |= {"model": "model"} if method.kind == "training" else {}
     arguments = [first[role] for role in method.arguments[:1] if role in first]
     if _reads_prompts(method):
         lines.append(f"prompts = wb.Prompts.load({prompts!r})")
@@ -109,13 +114,56 @@ def _python(method: Method, options: Mapping[str, Any], seed: int, base: str, tu
         lines.append(f"rec = wb.record(pair, prompts, {sites!r}{more})")
     elif "prompts" in method.arguments:
         arguments.append("prompts")
-    arguments += [f"{name}={value!r}" for name, value in {**method.fixed, **own}.items()]
+    arguments += [f"{name}={value!r}" for name, value in method.fixed.items()] + _packed(method, own, seed)
     arguments += ["model=pair.tuned"] if "model" in method.arguments[1:] else []
-    arguments += [f"seed={seed}"] if seed and "seed" in method.arguments else []
-    call = f"probes.{method.function}({', '.join(arguments)})"
+    own_seed = "seed" in method.arguments and not _seeded_settings(method)
+    arguments += [f"seed={seed}"] if seed and own_seed else []
+    call = f"{_IMPORTS[method.kind][0].split()[-1]}.{method.function}({', '.join(arguments)})"
     if "null_adapters" in options:
         call = _among_nulls(method, lines, arguments, options["null_adapters"])
-    return "\n".join([*lines, f"result = {call}", "result.frame()"])
+    return "\n".join([*lines, f"result = {call}", *([] if method.kind == "training" else ["result.frame()"])])
+
+
+_IMPORTS = {
+    "probe": ["import probes", "import workbench as wb"],
+    "training": ["import interventions as iv", "import workbench as wb"],
+    "behaviour": ["import workbench.behaviour as behaviour", "import workbench as wb"],
+}
+
+
+def _seeded_settings(method: Method) -> str:
+    """The parameter whose settings hold the seed; empty where the method takes it itself."""
+    return "" if "seed" in inspect.signature(method.call).parameters else next(iter(method.expands), "")
+
+
+def _packed(method: Method, own: Mapping[str, Any], seed: int) -> list[str]:
+    """Options as arguments; fields of settings as those settings."""
+    options = {name: method.option(name) for name in own}
+    words = [f"{name}={own[name]!r}" for name, option in options.items() if option is None or not option.parameter]
+    for parameter, usual in method.expands.items():
+        fields = {
+            option.field: own[name] for name, option in options.items() if option and option.parameter == parameter
+        }
+        fields |= {"seed": seed} if seed and parameter == _seeded_settings(method) else {}
+        if fields and isinstance(usual, type):
+            words.append(f"{parameter}={_SHORT[method.kind]}{_public(usual)}({_words(fields)})")
+        elif fields:
+            words.append(f"{parameter}=iv.{type(usual).__name__}({_words({**dataclasses.asdict(usual), **fields})})")
+    return words
+
+
+_SHORT = {"probe": "probes.", "training": "iv.", "behaviour": "behaviour."}
+
+
+def _public(settings: type) -> str:
+    """The name under which a package of ours shows a class of settings: ``KnobSetup`` for ``Setup`` of the knob."""
+    package = import_module(settings.__module__.split(".")[0])
+    return next((name for name in package.__all__ if name.endswith(settings.__name__)
+                 and getattr(package, name) is settings), settings.__name__)  # fmt: skip
+
+
+def _words(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in fields.items())
 
 
 def _among_nulls(method: Method, lines: list[str], arguments: list[str], nulls: str | int) -> str:
@@ -126,7 +174,7 @@ def _among_nulls(method: Method, lines: list[str], arguments: list[str], nulls: 
 
 
 def _command(method: Method, options: Mapping[str, Any], seed: int, base: str, tuned: str, prompts: str) -> str:
-    words = ["tunescope", "localize", method.name, base, tuned]
+    words = ["tunescope", *method.command.split(), base, *([] if method.kind == "training" else [tuned])]
     words += ["--prompts", prompts] if _reads_prompts(method) else []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
@@ -179,7 +227,7 @@ def _fixed_as(method: Method, settings: Mapping[str, Any]) -> bool:
 
 def _written(option: Option, value: Any) -> bool:
     """Whether a file can say it: functions and data are known by name or hash alone."""
-    if option.kind in ("python", "prompts", "prompt sets", "column"):
+    if option.kind in ("python", "prompts", "prompt sets", "column", "recipe", "recipes"):
         return False
     return not (isinstance(value, str) and value.startswith("function "))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from probes.cells import label
+from probes.results import ProbeResult
 from tunescope.experiments import steps
 from tunescope.experiments.materials import Materials
 from tunescope.experiments.method_call import call_method
@@ -95,6 +96,8 @@ def _record(step: steps.Record, bench: Bench) -> Outcome:
 def _best(result: Any) -> pd.DataFrame:
     """The first cells of the map as rows of the long table."""
     n = result.provenance.n_prompts or float("nan")
+    if not isinstance(result, ProbeResult):
+        return metric_rows([])
     return metric_rows([
         {"of": label(row), "metric": "score", "estimate": row["score"], "n": n,
          **{name: row[name] for name in ("low", "high", "control", "q")}}

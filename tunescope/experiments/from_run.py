@@ -13,6 +13,7 @@ from tunescope.experiments.references import needs, recipes_of, sets_of
 from tunescope.experiments.schema import Experiment
 from tunescope.experiments.step_folder import RESULT
 from workbench.errors import NotSupported, unknown_name
+from workbench.methods import VERBS
 from workbench.runs import Run
 from workbench.runs.places import whole_path
 
@@ -39,7 +40,7 @@ def experiment_of_run(run: Run, pair: str = "") -> Experiment:
     if run.manifest.kind == "experiment" and "experiment" in config:
         made = Experiment.of(config["experiment"], f"{run.path}, its experiment")
         return _absolute(made, Path(str(run.manifest.provenance.get("folder", "."))))
-    if verb.startswith("localize ") and "experiment" in config:
+    if verb.split(" ")[0] in VERBS.values() and "experiment" in config:
         return _of_command(run)
     if verb == "diff":
         return _of_diff_command(run)

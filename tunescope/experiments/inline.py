@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
@@ -14,6 +14,9 @@ from tunescope.experiments.tensor_source import TensorSource
 
 class FoundRef(Strict):
     """Something that a probe found: in an earlier step, or in the result that a run keeps (a .safetensors file)."""
+
+    takes: ClassVar[str] = ""
+    """What it takes from a result, as the registry says what methods give; empty for any probe's."""
 
     from_step: str | None = Field(default=None, alias="from")
     file: str | None = None
@@ -32,17 +35,23 @@ class ResultRef(FoundRef):
 class FirstOf(FoundRef):
     """The first cells of a table: experts of an experts map, heads of patching."""
 
+    takes: ClassVar[str] = "ranked experts"
+
     first: int = Field(default=1, ge=1)
 
 
 class KnobRef(FoundRef):
     """A knob that was found, set to an intent's value or to a number."""
 
+    takes: ClassVar[str] = "knob"
+
     to: str | float
 
 
 class ConceptsRef(FoundRef):
     """Directions that a concepts step found, by number."""
+
+    takes: ClassVar[str] = "concepts"
 
     directions: list[int] = Field(default=[0])
     to: Literal["zero", "mean"] = "zero"
@@ -51,12 +60,16 @@ class ConceptsRef(FoundRef):
 class ProbedHeads(FoundRef):
     """The ``first`` heads of a head probe, each along its direction, in standard deviations of its rows."""
 
+    takes: ClassVar[str] = "probed heads"
+
     first: int = Field(default=48, ge=1)
     direction: Literal["mass_mean", "weight"] = "mass_mean"
 
 
 class SkillRef(FoundRef):
     """The region that a skills step found."""
+
+    takes: ClassVar[str] = "region"
 
 
 def _labels(given: Any) -> str:
@@ -91,6 +104,8 @@ class HeadOffsetSpec(AtSites):
 
 class ScaledHeads(FirstOf):
     """The first heads of a patching or head-probe step, all with one scale."""
+
+    takes: ClassVar[str] = "ranked heads"
 
     scale: float = 0.0
 

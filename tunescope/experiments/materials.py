@@ -58,6 +58,12 @@ class Materials:
             ))  # fmt: skip
         return self._pair[1]
 
+    def single(self, spec: PairSpec, side: str) -> Any:
+        """One side alone, loaded anew, for what may change it."""
+        from workbench.models.pair import load_one
+
+        return load_one(self._sides(spec)[side == "tuned"], device=spec.device, dtype=spec.dtype)
+
     def prompts(self, experiment: Experiment, name: str | None, pair: PairSpec | None = None) -> Prompts:
         """A set of prompts by name; None is the first. Splits are those of ``pair``, else of the experiment's."""
         known = next(iter(experiment.prompts)) if name is None else name

@@ -1,29 +1,57 @@
-"""Calling a registered probe with what an experiment's step says."""
+"""Calling a registered method with what an experiment's step says."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import interventions as iv
+from interventions.training.log import TrainingLog, save_trained
 from tunescope.experiments import inline
 from tunescope.experiments.method_steps import MethodStep
+from tunescope.experiments.references import recipes_of
+from workbench.behaviour.by_prompt import ByPrompt
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError, unknown_name
 from workbench.method_options import Option
 from workbench.methods import Method
 from workbench.prompts import Prompts
+from workbench.results import Provenance, Result
 
 if TYPE_CHECKING:
     from tunescope.experiments.execute import Bench
 
 
+TRAINED = "trained"
+"""Folder, in that of the run or step, of what a training makes."""
+
+
 def call_method(step: MethodStep, bench: Bench) -> Any:
-    """The probe's result. Raises :class:`UserError` for what it refuses."""
+    """The method's result. Raises :class:`UserError` for what it refuses."""
     if getattr(step, "null_adapters", None) is not None:
         return _among_nulls(step, bench)
-    return _called(step, bench)
+    if step.registration.kind == "training":
+        return trained(step, bench)
+    result = _called(step, bench)
+    if isinstance(result, Result):
+        return result
+    rows = bench.rows(step.prompts)
+    return ByPrompt.of(step.registration, step.settings(), subject(step, bench), rows, result, bench.seed)
+
+
+def trained(step: MethodStep, bench: Bench) -> TrainingLog:
+    """Train a model of its own, loaded for it, and save what comes of it in the step's folder."""
+    model = bench.materials.single(bench.spec, step.within)  # type: ignore[attr-defined]
+    identity, place = model.identity.to_dict(), bench.folder / TRAINED
+    settings = {"within": step.within, **step.settings()}  # type: ignore[attr-defined]
+    made = _called(step, bench, model=model, out=place)
+    save_trained(made, place, model.tokenizer)
+    rows = bench.rows(step.prompts) if "prompts" in step.registration.arguments else None
+    where = {"seed": bench.seed, "device": str(model.device), "settings": settings}
+    return TrainingLog.of(made, Provenance.of(step.registration.function, {step.within: identity}, rows, **where))  # type: ignore[attr-defined]
 
 
 def _among_nulls(step: Any, bench: Bench) -> Any:
@@ -51,7 +79,8 @@ def _among_nulls(step: Any, bench: Bench) -> Any:
 _OF_NULLS = ("probe", "nulls", "null", "null_seed")
 
 
-def _called(step: MethodStep, bench: Bench) -> Any:
+def _called(step: MethodStep, bench: Bench, **own: Any) -> Any:
+    """``own``: what a training is given instead: a model that it may change, and a folder."""
     method = step.registration
     recording = _recording(step, bench) if "recording" in method.arguments else None
     roles: dict[str, Callable[[], Any]] = {
@@ -64,14 +93,34 @@ def _called(step: MethodStep, bench: Bench) -> Any:
         "seed": lambda: bench.seed,
         "progress": lambda: bench.progress,
     }
-    given = {role: roles[role]() for role in method.arguments if role in roles}
+    given = {
+        role: own[role] if role in own else roles[role]() for role in method.arguments if role in own or role in roles
+    }  # fmt: skip
     rows = recorded_rows(step, bench)
     values = {
         name: _value(_option(method, name), value, bench, rows) for name, value in step.settings().items()
     }  # fmt: skip
     if method.option("layer") is not None and method.records is not None:
         values["layer"] = resolve_layers(step.layer, bench.pair.tuned.n_layers)[0]  # type: ignore[attr-defined]
-    return method.call(**given, **method.fixed, **_packed(method, values))
+    controls = [name for name in values if _option(method, name).kind == "controls"]
+    values |= {name: _stand_ins(step, bench, values[name]) for name in controls}
+    if "prompts" in given:
+        given[method.reads] = given.pop("prompts")
+    return method.call(**method.fixed, **_packed(method, values, given))
+
+
+def _stand_ins(step: MethodStep, bench: Bench, draws: int) -> Any:
+    """Random recipes like those that the step applies: a list for each, or one list where it applies one."""
+    from probes.random_recipes import stand_ins
+
+    names = recipes_of(step)
+    model = bench.pair.models[str(getattr(step, "on", None) or getattr(step, "controls_on", "tuned"))]
+    drawn = {
+        name: stand_ins(bench.recipe(name), model, bench.rows(step.prompts), draws, bench.seed) for name in names
+    }  # fmt: skip
+    if any(option.kind == "recipe" for option in step.registration.options):
+        return next(iter(drawn.values()))
+    return {name: recipes for name, recipes in drawn.items() if recipes}
 
 
 def subject(step: Any, bench: Bench) -> Any:
@@ -134,6 +183,14 @@ def _value(option: Option, value: Any, bench: Bench, rows: Prompts | None) -> An
             return _existing(bench.materials.path(value), option)
         case "needles" if isinstance(value, str):
             return _existing(bench.materials.path(value), option)
+        case "recipe":
+            return iv.dose(bench.recipe(value)) if option.name == "dose" else bench.recipe(value)
+        case "recipes":
+            return {name: bench.recipe(name) for name in value}
+        case "lora":
+            from peft import LoraConfig
+
+            return LoraConfig(r=value, lora_alpha=2 * value, target_modules="all-linear", task_type="CAUSAL_LM")
         case "behaviour":
             from workbench.behaviour.scorers import behaviour
 
@@ -147,14 +204,18 @@ def _existing(path: Path, option: Option) -> Path:
     return path
 
 
-def _packed(method: Method, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that are fields of a settings dataclass, as that dataclass."""
+def _packed(method: Method, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments; options that are fields of a settings dataclass, as that dataclass; so is the seed."""
+    given = dict(given)
+    takes = inspect.signature(method.call).parameters.values()
+    own_seed = any(one.name == "seed" or one.kind is one.VAR_KEYWORD for one in takes)
+    seed = {} if own_seed or "seed" not in given else {"seed": given.pop("seed")}
     options = {name: _option(method, name) for name in values}
     plain = {name: value for name, value in values.items() if not options[name].parameter}
     for parameter, settings in method.expands.items():
         fields = {
             option.field: values[name] for name, option in options.items() if option.parameter == parameter
-        }  # fmt: skip
+        } | seed  # fmt: skip
         if fields:
-            plain[parameter] = dataclasses.replace(settings(), **fields)
-    return plain
+            plain[parameter] = dataclasses.replace(settings() if isinstance(settings, type) else settings, **fields)
+    return {**given, **plain}

@@ -1,13 +1,14 @@
-"""A probe called by itself, from command line or app: a one-step experiment, and the run that keeps its result."""
+"""A method called by itself, from command line or app: a one-step experiment, and the run that keeps its result."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunescope.experiments.method_steps import PREFIX
+from tunescope.experiments.inputs import PromptSet
 from tunescope.experiments.requirements import check_null, check_pair, check_prompts
 from tunescope.experiments.schema import Experiment
 from workbench import first_batch, runs
@@ -25,11 +26,12 @@ EXPERIMENT = "experiment.yaml"
 
 @dataclass(frozen=True)
 class MethodCall:
-    """What a person says: a probe, two models, prompts and options."""
+    """What a person says: a method, its models, prompts and options."""
 
     method: Method
     base: str
-    tuned: str
+    tuned: str | None = None
+    """None for a method that reads the base alone."""
     options: Mapping[str, Any] = field(default_factory=dict)
     prompts: Path | None = None
     limit: int | None = None
@@ -43,9 +45,10 @@ class MethodCall:
     def experiment(self) -> dict[str, Any]:
         """The one-step experiment that does the same, as plain values."""
         name = self.method.name
-        step: dict[str, Any] = {"do": f"{PREFIX}{name}"}
+        step: dict[str, Any] = {"do": self.method.command}
         step |= {} if self.null_adapters is None else {"null_adapters": self.null_adapters}
         sets: dict[str, Any] = {}
+        recipes: dict[str, Any] = {}
         if self.prompts is not None:
             sets["prompts"] = {"file": str(self.prompts)}
         for key, value in self.options.items():
@@ -57,12 +60,17 @@ class MethodCall:
                 named = _names(value)
                 sets |= {named[title]: {"file": file} for title, file in value.items()}
                 step[key] = {title: named[title] for title in value}
+            elif kind in ("recipe", "recipes"):
+                files = {Path(file).stem: file for file in ([value] if kind == "recipe" else value)}
+                recipes |= {name: {"file": file} for name, file in files.items()}
+                step[key] = next(iter(files)) if kind == "recipe" else [*files]
             else:
                 step[key] = value
         loading = {key: value for key, value in (("device", self.device), ("dtype", self.dtype)) if value != "auto"}
         seed = {"seed": self.seed} if self.seed else {}
-        pair = {"base": self.base, "tuned": self.tuned, **loading}
-        return {"name": name, **seed, "pair": pair, "prompts": sets, "steps": {name: step}}
+        pair = {"base": self.base, "tuned": self.tuned or self.base, **loading}
+        named_recipes = {"recipes": recipes} if recipes else {}
+        return {"name": name, **seed, "pair": pair, "prompts": sets, **named_recipes, "steps": {name: step}}
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Checked:
         """
         call, say = self.call, say or (lambda _: None)
         with runs.begun(call.method.name, _config(call, self.experiment), call.out) as run:
-            result = _result(self.experiment, call.method, self.prompts, progress, say)
+            result = _result(self.experiment, call.method, self.prompts, progress, say, run.path)
             _write(run, self, result)
         return run, result
 
@@ -96,9 +104,12 @@ class Checked:
         Returns:
             The phases with the seconds that each takes, and whether the method came to its end meanwhile.
         """
-        return first_batch.timed(
-            lambda progress: _result(self.experiment, self.call.method, self.prompts, progress, lambda _: None)
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            return first_batch.timed(
+                lambda progress: _result(
+                    self.experiment, self.call.method, self.prompts, progress, lambda _: None, Path(folder)
+                )
+            )
 
 
 def checked(call: MethodCall) -> Checked:
@@ -107,7 +118,7 @@ def checked(call: MethodCall) -> Checked:
     Raises:
         UserError: An option, a path or a column is wrong; one sentence.
     """
-    experiment = Experiment.of(call.experiment(), f"localize {call.method.name}")
+    experiment = Experiment.of(call.experiment(), call.method.command)
     check_pair(call.method, experiment.pair)
     if call.null_adapters is not None:
         check_null(call.method, experiment.pair)
@@ -117,11 +128,16 @@ def checked(call: MethodCall) -> Checked:
 def _names(titles: Mapping[str, Any]) -> dict[str, str]:
     from tunescope.experiments.naming import plain_names
 
-    return plain_names(titles, taken=["prompts"], otherwise="desideratum")
+    return plain_names(titles, taken=["prompts", *PromptSet.model_fields], otherwise="desideratum")
 
 
 def _result(
-    experiment: Experiment, method: Method, prompts: Prompts | None, bar: Progress, say: Callable[[str], None]
+    experiment: Experiment,
+    method: Method,
+    prompts: Prompts | None,
+    bar: Progress,
+    say: Callable[[str], None],
+    folder: Path,
 ) -> Any:
     from tunescope.experiments.execute import Bench
     from tunescope.experiments.materials import Materials
@@ -133,7 +149,7 @@ def _result(
     if prompts is not None:
         materials.hold_prompts(experiment, "prompts", prompts)
     bench = Bench(
-        experiment=experiment, spec=experiment.pair, materials=materials, results=_no_step, folder=Path(),
+        experiment=experiment, spec=experiment.pair, materials=materials, results=_no_step, folder=folder,
         seed=experiment.seed, progress=bar,
     )  # fmt: skip
     step: Any = experiment.steps[method.name]
@@ -164,9 +180,13 @@ def _config(call: MethodCall, experiment: Experiment) -> dict[str, Any]:
     """What the run was asked for: the same again is the same run."""
     from workbench.recording.load_options import load_options
 
-    given = {"base": call.base, "tuned": call.tuned, **({"prompts": str(call.prompts)} if call.prompts else {})}
+    given = {
+        "base": call.base,
+        **({"tuned": call.tuned} if call.tuned else {}),
+        **({"prompts": str(call.prompts)} if call.prompts else {}),
+    }
     config = {
-        "verb": f"{PREFIX}{call.method.name}", **given, "seed": call.seed,
+        "verb": call.method.command, **given, "seed": call.seed,
         **load_options({"device": call.device, "dtype": call.dtype}), "experiment": experiment.plain(),
     }  # fmt: skip
     return config if call.limit is None else {**config, "limit": call.limit}
@@ -174,7 +194,7 @@ def _config(call: MethodCall, experiment: Experiment) -> dict[str, Any]:
 
 def _write(run: Run, checked: Checked, result: Any) -> None:
     """The run's result, table, figure and prompts, and the experiment that makes it again."""
-    run.keep_pair(checked.call.base, checked.call.tuned, checked.prompts)
+    run.keep_pair(checked.call.base, checked.call.tuned or checked.call.base, checked.prompts)
     result.save(run.file(RESULT))
     run.write_table("table", result.frame())
     run.write_text(EXPERIMENT, _as_kept(checked.experiment).to_yaml())
@@ -188,4 +208,6 @@ def _as_kept(experiment: Experiment) -> Experiment:
         values["pair"][role] = whole_path(values["pair"][role])
     for name, spec in values.get("prompts", {}).items():
         spec["file"] = PROMPTS if name == "prompts" else whole_path(spec["file"])
+    for spec in values.get("recipes", {}).values():
+        spec["file"] = whole_path(spec["file"])
     return Experiment.of(values)

@@ -1,4 +1,5 @@
-"""The step ``do: localize NAME`` of every registered probe, made from its signature."""
+"""The step of every registered probe (``do: localize NAME``), training (``train``) and behaviour (``measure``), made
+from its signature."""
 
 from __future__ import annotations
 
@@ -16,9 +17,8 @@ from tunescope.experiments.strict import refusal, unknown
 from workbench.errors import UserError
 from workbench.method_index import Entry, index, load_method
 from workbench.method_options import Option
-from workbench.methods import Method
+from workbench.methods import VERBS, Method
 
-PREFIX = "localize "
 KINDS = ("random", "shuffled")
 NULLS = 19
 """The fewest null adapters with which a place can be at p = .05."""
@@ -37,7 +37,7 @@ ALIASES = {"label": "labels"}
 
 
 class MethodStep(Step):
-    """A registered probe: its options are keys, and whatever its first parameters ask for comes from the experiment."""
+    """A registered method: its options are keys; what its first parameters ask for comes from the experiment."""
 
     registration: ClassVar[Method]
 
@@ -71,13 +71,13 @@ class MethodStep(Step):
 
 def takes_null(method: Method) -> bool:
     """Whether a probe can be put among null adapters: it reads a loaded pair, whose adapter can be replaced."""
-    return bool({"pair", "subject", "recording"} & set(method.arguments)) and not method.needs.folders
+    reads = {"pair", "subject", "recording"} & set(method.arguments)
+    return method.kind == "probe" and bool(reads) and not method.needs.folders
 
 
-def probe_named(do: str) -> Entry | None:
-    """The registered probe that ``do`` names, as ``localize NAME`` or as NAME alone."""
-    entry = index().named(do.removeprefix(PREFIX))
-    return entry if entry is not None and entry.kind == "probe" else None
+def step_names() -> list[str]:
+    """What ``do`` may be, of registered methods."""
+    return [entry.command for entry in index().entries if entry.kind in VERBS]
 
 
 def probe_of_function(function: str) -> Entry | None:
@@ -87,27 +87,27 @@ def probe_of_function(function: str) -> Entry | None:
 
 @cache
 def step_type(name: str) -> type[MethodStep]:
-    """The schema of the step of probe ``name``; imports that probe."""
+    """The schema of the step of method ``name``; imports that method."""
     method = load_method(name)
-    do = f"{PREFIX}{name}"
+    do = method.command
     keys: dict[str, Any] = {"do": (Literal[do], do), **_role_keys(method)}
     for option in method.options:
         if option.kind != "python":
             keys[option.name] = (annotation_of(option), ... if option.required else _default(method, option))
-    made = create_model(f"Localize_{name}", __base__=MethodStep, __doc__=method.question, **keys)
+    made = create_model(do.replace(" ", "_"), __base__=MethodStep, __doc__=method.question, **keys)
     made.registration = method
     return made
 
 
 def load_step(values: Mapping[str, Any], do: str) -> MethodStep:
-    """A step from plain values. Raises pydantic's errors, or a refusal where the probe cannot be imported."""
-    entry = probe_named(do)
+    """A step from plain values. Raises pydantic's errors, or a refusal where the method cannot be imported."""
+    entry = index().called(do)
     assert entry is not None
     try:
         kind = step_type(entry.name)
     except UserError as error:
         raise refusal(str(error), "do") from error
-    return kind.model_validate({**values, "do": f"{PREFIX}{entry.name}"})
+    return kind.model_validate({**values, "do": entry.command})
 
 
 def _role_keys(method: Method) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _role_keys(method: Method) -> dict[str, Any]:
     if first == "subject":
         keys["within"] = (Literal["pair", "base", "tuned"], "pair")
     elif first == "model":
-        keys["within"] = (Literal["base", "tuned"], "tuned")
+        keys["within"] = (Literal["base", "tuned"], "base" if method.kind == "training" else "tuned")
     if takes_null(method):
         keys["null_adapters"] = (NullAdapters | None, None)
     if method.records is not None:

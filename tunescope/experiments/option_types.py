@@ -11,7 +11,7 @@ from tunescope.experiments.derived_interventions import Layer, Positions
 from tunescope.experiments.head_groups import heads_by_place, parts, place
 from tunescope.experiments.inline import Labels
 from tunescope.experiments.inputs import Scalar
-from tunescope.experiments.key_kinds import FILE, PROMPTS
+from tunescope.experiments.key_kinds import FILE, PROMPTS, RECIPE
 from tunescope.experiments.strict import MOST, MOST_DRAWS, refusal
 from workbench.errors import UserError
 from workbench.method_options import Option, OptionKind
@@ -58,6 +58,10 @@ _TYPES: dict[OptionKind, Any] = {
     "behaviour": Annotated[str, BeforeValidator(_scored), StringConstraints(min_length=1, strip_whitespace=True)],
     "file": Annotated[str, FILE],
     "needles": Needles | Annotated[str, FILE],
+    "recipe": Annotated[str, RECIPE],
+    "recipes": Annotated[list[Annotated[str, RECIPE]], BeforeValidator(_texts)],
+    "controls": Annotated[int, Field(ge=0, le=MOST_DRAWS)],
+    "lora": Annotated[int, Field(ge=1, le=MOST)],
 }
 
 
@@ -135,11 +139,15 @@ def _needles(text: str) -> list[dict[str, str]]:
 def _sets(text: str) -> Mapping[str, str]:
     from pathlib import Path
 
-    return {Path(part).stem: part for part in parts(text)}
+    named = [part.rpartition("=") for part in parts(text)]
+    return {name or Path(file).stem: file for name, _, file in named}
 
 
 _FROM_TEXT: dict[OptionKind, Callable[[str], Any]] = {
     "integer": int,
+    "controls": int,
+    "lora": int,
+    "recipes": parts,
     "number": _number,
     "value": _scalar,
     "texts": parts,

@@ -7,27 +7,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
-from tunescope.experiments import inline, steps
+from tunescope.experiments import steps
 from tunescope.experiments.key_kinds import named
-from tunescope.experiments.method_steps import PREFIX, MethodStep
+from tunescope.experiments.method_steps import MethodStep
 from tunescope.experiments.step_options import check_options
 from tunescope.experiments.strict import refusal, unknown
-from tunescope.experiments.tensor_source import TensorRef
+from workbench.method_index import index
 
 if TYPE_CHECKING:
     from tunescope.experiments.inputs import PairSpec
     from tunescope.experiments.schema import Experiment
 
-_GIVES: dict[type, tuple[str, ...]] = {
-    inline.KnobRef: ("knob",),
-    inline.ConceptsRef: ("concepts",),
-    inline.ProbedHeads: ("head-probe",),
-    inline.SkillRef: ("skills",),
-    inline.ScaledHeads: ("heads", "head-probe"),
-    inline.FirstOf: ("experts",),
-    TensorRef: ("record", "activations", "concepts", "knob"),
-}
-"""Reference -> the steps that it can read: record, or probes by name; a reference that is not here reads any probe."""
 _TAKEN = ("cells", "effects", "metrics")
 """Tables of every run, which no step's table may replace."""
 
@@ -138,13 +128,15 @@ def _check_use(experiment: Experiment, use: Use, place: tuple[Any, ...], earlier
         raise refusal(f"step {use.step!r} comes later; move it up.", *where)
     step: Any = experiment.steps[use.step]
     if not _can_read(step, use.kinds):
-        wanted = " or ".join(repr(kind if kind == "record" else f"{PREFIX}{kind}") for kind in use.kinds)
+        wanted = " or ".join(repr(kind if kind == "record" else f"localize {kind}") for kind in use.kinds)
         wanted = wanted or "any localize step"
         raise refusal(f"step {use.step!r} does {step.do!r}; this needs a step that does {wanted}.", *where)
 
 
 def _can_read(step: Any, kinds: tuple[str, ...]) -> bool:
-    return step.do.removeprefix(PREFIX) in kinds if kinds else isinstance(step, MethodStep)
+    if kinds:
+        return step.do.rpartition(" ")[2] in kinds
+    return isinstance(step, MethodStep) and step.registration.kind == "probe"
 
 
 def _check_metrics(step: Any, place: tuple[Any, ...]) -> None:
@@ -174,7 +166,8 @@ def _check_metrics(step: Any, place: tuple[Any, ...]) -> None:
 def _walk(value: Any, path: tuple[Any, ...]) -> Iterator[Use]:
     step = getattr(value, "from_step", None)
     if step is not None:
-        yield Use((*path, "from"), step, _GIVES.get(type(value), ()))
+        what = getattr(type(value), "takes", "")
+        yield Use((*path, "from"), step, (*(["record"] if what == "directions" else []), *index().giving(what)))
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             yield from _walk(getattr(value, name), (*path, field.alias or name))

@@ -30,8 +30,8 @@ def check_pair(method: Method, pair: PairSpec) -> None:
         config = _config(Path(pair.base).expanduser())
         if config is not None and not any(config.get(key) for key in _EXPERT_KEYS):
             raise UserError(
-                f"{pair.base!r} is dense ({config.get('model_type', 'no mixture of experts')}), and localize "
-                f"{method.name} reads the experts of a mixture: use localize heads or localize weights on this model."
+                f"{pair.base!r} is dense ({config.get('model_type', 'no mixture of experts')}), and "
+                f"{method.command} reads the experts of a mixture: use localize heads or localize weights here."
             )
 
 
@@ -44,7 +44,7 @@ def check_null(method: Method, pair: PairSpec) -> None:
     folder = None if pair.tuned is None else Path(pair.tuned).expanduser()
     if folder is not None and (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
         raise UserError(
-            f"{pair.tuned!r} is a whole model, and localize {method.name} with null compares an adapter with null "
+            f"{pair.tuned!r} is a whole model, and {method.command} with null compares an adapter with null "
             "adapters: give a PEFT adapter, or leave null out."
         )
 
@@ -119,7 +119,7 @@ def _excused(column: str, settings: Mapping[str, Any]) -> bool:
 
 def _lacks(method: Method, column: str) -> str:
     instead = f"; {method.needs.instead}" if method.needs.instead else ""
-    return f"localize {method.name} needs a column {column!r} in the prompts, and no row has one: add it{instead}."
+    return f"{method.command} needs a column {column!r} in the prompts, and no row has one: add it{instead}."
 
 
 def _is_path(name: str) -> bool:

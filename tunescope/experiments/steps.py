@@ -1,4 +1,4 @@
-"""The steps of an experiment; localize steps are named as ``tunescope localize`` names its verbs."""
+"""The steps of an experiment; those of registered methods are named as their commands are: ``localize heads``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, Val
 from tunescope.experiments.derived_interventions import Layer, Positions
 from tunescope.experiments.inline import ResultRef
 from tunescope.experiments.key_kinds import PromptsName, RecipeName
-from tunescope.experiments.method_steps import PREFIX, MethodStep, load_step, probe_named, probe_of_function
+from tunescope.experiments.method_steps import MethodStep, load_step, probe_of_function, step_names
 from tunescope.experiments.step_base import Step
 from tunescope.experiments.strict import MOST, MOST_DRAWS, misplaced, placed, refusal, unknown
 from workbench.method_index import index
@@ -156,11 +156,10 @@ def _step_of(values: Any) -> Any:
     try:
         if do == "probe":
             return _called_by_function(values)
-        if probe_named(do) is not None and do not in _BUILT_IN:
+        if index().called(do) is not None and do not in _BUILT_IN:
             return load_step(values, do)
         if do not in _BUILT_IN:
-            known = [*_BUILT_IN, *(f"{PREFIX}{entry.name}" for entry in index().entries if entry.kind == "probe")]
-            raise refusal(unknown(f"value {do!r}", do, known), "do")
+            raise refusal(unknown(f"value {do!r}", do, [*_BUILT_IN, *step_names()]), "do")
         return _BUILT_IN[do].model_validate(values)
     except ValidationError as error:
         raise placed(error, values) from None

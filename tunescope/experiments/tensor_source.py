@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -17,6 +17,8 @@ class TensorRef(Strict):
     rows that match minus that of the others. ``from`` activations: the ``kind`` of direction there. ``from`` concepts
     or knob: the ``direction`` of that number.
     """
+
+    takes: ClassVar[str] = "directions"
 
     file: str | None = None
     tensor: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,8 @@ from workbench.behaviour.result import side_by_side
 from workbench.behaviour.scorers import read_metrics
 from workbench.behaviour.subject import AppliedRecipe
 from workbench.errors import UserError, unknown_name
-from workbench.methods import method
+from workbench.method_options import As
+from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.results import Result
@@ -80,15 +81,19 @@ class PartedDiff(Result):
     question="Does tuning change what the base knows, or what it does not?",
     kind="behaviour",
     papers=("R-Tuning: Teaching Large Language Models to Refuse Unknown Questions",),
+    needs=Needs(columns=("answer",)),
+    cost="generated answers of both models, and of the tuned one under each recipe",
+    reads="questions",
+    example="--metrics refusal,contained --max-new-tokens 4",
 )
 def known_unknown(
     pair: ModelPair,
     questions: Any,
-    recipe: Recipes = None,
+    recipe: Annotated[Recipes, As("recipes")] = None,
     *,
     metrics: Sequence[str] = ("refusal", "contained"),
     knows: str = "contained",
-    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
+    controls: Annotated[Mapping[str, Sequence[AppliedRecipe]] | None, As("controls")] = None,
     seed: int = 0,
     batch_size: int = 32,
     **options: Any,
@@ -98,7 +103,19 @@ def known_unknown(
     ``knows``: the metric that says whether it does, from its greedy text (``contained``: the answer stands anywhere in
     it, as chat models answer in sentences; ``answered``: it begins with it; ``exact_match``: it is it) or, with
     ``accuracy``, its most likely next token.
-    The base's own ``knows`` is 1 and 0 on the parts by construction. ``options``: see :class:`DiffOptions`.
+    The base's own ``knows`` is 1 and 0 on the parts by construction.
+
+    Args:
+        pair: Base and tuned.
+        questions: Rows with an answer.
+        recipe: One recipe for the tuned model, or named ones.
+        metrics: Names of :data:`workbench.behaviour.METRICS`, and behaviours: ``"begins:I am sorry"``.
+        knows: The metric that says whether the base knows the answer.
+        controls: Named lists of random recipes matched to a recipe, as :func:`probes.stand_ins` draws them (on the
+            command line how many); each list is averaged over its draws per prompt.
+        seed: Of intervals and sampled texts.
+        batch_size: Prompts per forward pass.
+        **options: See :class:`DiffOptions`.
     """
     check_pair(pair, questions)
     if knows not in KNOWS:
@@ -115,25 +132,39 @@ def known_unknown(
     group="behaviour",
     question="Does tuning change what the model is sure of?",
     kind="behaviour",
+    needs=Needs(columns=("answer",)),
+    cost="a forward pass per batch and model",
+    reads="questions",
+    example="--metrics accuracy,ece",
 )
 def sure_unsure(
     pair: ModelPair,
     questions: Any,
-    recipe: Recipes = None,
+    recipe: Annotated[Recipes, As("recipes")] = None,
     *,
     metrics: Sequence[str] = ("accuracy", "confidence", "brier", "ece"),
     confidence: Sequence[int | float] | np.ndarray | None = None,
     threshold: int | float | None = None,
-    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
+    controls: Annotated[Mapping[str, Sequence[AppliedRecipe]] | None, As("controls")] = None,
     seed: int = 0,
     batch_size: int = 32,
     **options: Any,
 ) -> PartedDiff:
     """Accuracy and calibration where the tuned model is sure of its answer, and where it is not.
 
-    ``confidence``: one number per prompt, such as that of :func:`self_critique`; by default the probability of the
-    tuned model's most likely next token. Sure: at least ``threshold`` (default: the median). ``options``: see
-    :class:`DiffOptions`.
+    Args:
+        pair: Base and tuned.
+        questions: Rows with an answer.
+        recipe: One recipe for the tuned model, or named ones.
+        metrics: Names of :data:`workbench.behaviour.METRICS`, and behaviours: ``"begins:I am sorry"``.
+        confidence: One number per prompt, such as that of :func:`self_critique`; by default the probability
+            of the tuned model's most likely next token.
+        threshold: From which confidence the model is sure; by default the median.
+        controls: Named lists of random recipes matched to a recipe, as :func:`probes.stand_ins` draws them (on the
+            command line how many); each list is averaged over its draws per prompt.
+        seed: Of intervals and sampled texts.
+        batch_size: Prompts per forward pass.
+        **options: See :class:`DiffOptions`.
     """
     check_pair(pair, questions)
     trial = _trial(questions, [*metrics, "confidence"], read_options(DiffOptions, options), batch_size, seed)

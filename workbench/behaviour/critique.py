@@ -26,6 +26,8 @@ QUESTION = "\nIs this answer right? Answer yes or no:"
     question="Does the model stand by right answers and mend wrong ones?",
     kind="behaviour",
     papers=("Confidence v.s. Critique: A Decomposition of Self-Correction Capability for LLMs",),
+    cost="generated answers, and a forward pass per batch",
+    example="--yes ' accept' --no ' reject' --max-new-tokens 2",
 )
 def self_critique(
     model: AdaptedModel,
@@ -43,6 +45,16 @@ def self_critique(
     P(True) of Kadavath et al. 2022: the prompt, the answer (by default the model's greedy text) and ``question`` are
     read, and the first tokens of ``yes`` and ``no`` compared. A model that was not tuned to judge itself may say
     anything here: look at its calibration before you trust it.
+
+    Args:
+        model: A model.
+        prompts: Anything :class:`workbench.Prompts` takes.
+        answers: What it judges, one text per prompt; by default its own greedy texts.
+        question: What it is asked about the answer.
+        yes: The word that says that the answer is right.
+        no: The word that says that it is wrong.
+        max_new_tokens: Tokens of its own answers at most.
+        batch_size: Prompts per forward pass.
     """
     rows = Prompts.of(prompts)
     said = answers if answers is not None else model.generate(rows, max_new_tokens=max_new_tokens)

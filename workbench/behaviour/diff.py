@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from workbench.behaviour.scorers import Behaviour, Score, read_metrics
 from workbench.behaviour.subject import AppliedRecipe, Subject
 from workbench.behaviour.texts import texts_table
 from workbench.errors import UserError
+from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
@@ -32,26 +33,38 @@ Recipes = AppliedRecipe | Mapping[str, AppliedRecipe] | None
     group="behaviour",
     question="How differently do base, tuned and steered models behave?",
     kind="behaviour",
+    cost="a forward pass per batch and model, and generated texts where a metric reads them",
+    example="--metrics accuracy,kl --recipe offset.safetensors --controls 10",
 )
 def behaviour_diff(
     pair: ModelPair,
     prompts: Any,
-    recipe: Recipes = None,
+    recipe: Annotated[Recipes, As("recipes")] = None,
     *,
     metrics: Sequence[str | Behaviour | Score] = DEFAULT_METRICS,
-    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
-    base_recipes: Mapping[str, AppliedRecipe] | None = None,
+    controls: Annotated[Mapping[str, Sequence[AppliedRecipe]] | None, As("controls")] = None,
+    base_recipes: Annotated[Mapping[str, AppliedRecipe] | None, As("recipes")] = None,
     batch_size: int = 32,
     seed: int = 0,
     **options: Any,
 ) -> BehaviourDiff:
     """Compare base, tuned, and the tuned model under any number of recipes.
 
-    ``recipe``: one recipe, or named ones. ``metrics``: names of :data:`workbench.behaviour.METRICS`, and
-    behaviours (:func:`workbench.behaviour`: ``"begins:I am sorry"``, a function of response and prompt). ``controls``:
-    named lists of random recipes matched to a recipe; each list is averaged over its draws per prompt.
-    ``base_recipes``: recipes applied to the base instead. ``options``: see :class:`DiffOptions`. Intervals are 95 %
-    bootstraps over prompts (over groups where prompts have them), seeded; sampled texts share their noise.
+    Intervals are 95 % bootstraps over prompts (over groups where prompts have them), seeded; sampled texts share their
+    noise.
+
+    Args:
+        pair: Base and tuned.
+        prompts: Anything :class:`workbench.Prompts` takes.
+        recipe: One recipe for the tuned model, or named ones.
+        metrics: Names of :data:`workbench.behaviour.METRICS`, and behaviours (:func:`workbench.behaviour`: ``"begins:I
+            am sorry"``, a function of response and prompt).
+        base_recipes: Recipes applied to the base instead.
+        controls: Named lists of random recipes matched to a recipe, as :func:`probes.stand_ins` draws them (on the
+            command line how many); each list is averaged over its draws per prompt.
+        seed: Of intervals and sampled texts.
+        batch_size: Prompts per forward pass.
+        **options: See :class:`DiffOptions`.
     """
     check_pair(pair, prompts)
     rows, chosen = Prompts.of(prompts), read_options(DiffOptions, options)
@@ -69,7 +82,10 @@ def compared_models(
     base_recipes: Mapping[str, AppliedRecipe] | None = None,
     controls_on: str = "tuned",
 ) -> list[Compared]:
-    """Base, tuned, and one line for every recipe and control. Raises :class:`UserError` for a name used twice."""
+    """Base, tuned, and one line for every recipe and control. Raises :class:`UserError` for a name used twice.
+
+    Controls under a recipe's own name are called ``random <name>``.
+    """
     named: Mapping[str, AppliedRecipe] = (
         {} if recipe is None else recipe if isinstance(recipe, Mapping) else {"tuned + recipe": recipe}
     )
@@ -78,7 +94,8 @@ def compared_models(
     found += [
         Compared(name, (Subject(name, pair.base, base_recipe),)) for name, base_recipe in (base_recipes or {}).items()
     ]
-    for name, draws in (controls or {}).items():
+    for label, draws in (controls or {}).items():
+        name = f"random {label}" if label in named else label
         if not draws:
             raise UserError(f"The control {name!r} has no draws: give at least one recipe, better ten.")
         found.append(

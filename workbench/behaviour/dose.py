@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
+from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -44,9 +45,9 @@ ROUNDING = 1e-6
 class DoseOptions:
     """Options of :func:`dose_response`."""
 
-    neutral: Any = None
+    neutral: Annotated[Any, As("prompts")] = None
     """Texts whose perplexity is followed beside the behaviour."""
-    out_of_scope: Any = None
+    out_of_scope: Annotated[Any, As("prompts")] = None
     """Prompts that should not change: followed by KL(steered || as it is) of the next token."""
     max_new_tokens: int = 32
     refusal: TextRule = is_refusal
@@ -102,15 +103,17 @@ class DoseResponse(Result):
     group="behaviour",
     question="How does behaviour follow the strength of a recipe?",
     kind="behaviour",
+    cost="one batch for all strengths, and for those of each control",
+    example="--dose offset.safetensors --strengths 0.5,1",
 )
 def dose_response(
     pair: ModelPair,
     prompts: Any,
-    dose: Any,
-    strengths: Sequence[int | float],
+    dose: Annotated[Any, As("recipe")],
+    strengths: Annotated[Sequence[int | float], As("numbers")],
     *,
-    metric: str | Behaviour | Score = "accuracy",
-    controls: Sequence[Any] = (),
+    metric: Annotated[str | Behaviour | Score, As("text")] = "accuracy",
+    controls: Annotated[Sequence[Any], As("controls")] = (),
     on: str = "tuned",
     seed: int = 0,
     batch_size: int = 32,
@@ -118,8 +121,17 @@ def dose_response(
 ) -> DoseResponse:
     """Follow ``metric`` (a name, or a behaviour) of one side of a pair over the strengths of a recipe.
 
-    ``dose``: see :meth:`Dose.of`; with ``interventions.dose(recipe)`` all strengths are one batch. ``controls``: at
-    least ten random recipes matched to it, each a dose too. ``options``: see :class:`DoseOptions`; texts are greedy.
+    Args:
+        pair: Base and tuned.
+        prompts: Anything :class:`workbench.Prompts` takes.
+        dose: A recipe, see :meth:`Dose.of`; with ``interventions.dose(recipe)`` all strengths are one batch.
+        strengths: What the recipe is multiplied by.
+        metric: A name of :data:`workbench.behaviour.METRICS`, or a behaviour: ``"begins:I am sorry"``.
+        controls: At least ten random recipes matched to it, each a dose too (on the command line how many).
+        on: The model that the recipe is applied to: "base" or "tuned".
+        seed: Of intervals.
+        batch_size: Prompts per forward pass.
+        **options: See :class:`DoseOptions`; texts are greedy.
     """
     check_pair(pair, prompts)
     rows, chosen = Prompts.of(prompts), read_options(DoseOptions, options)

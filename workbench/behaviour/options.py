@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from workbench.behaviour.calibration import BINS
 from workbench.behaviour.generation import Decoding
 from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
+from workbench.method_options import As
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 
@@ -26,7 +27,7 @@ class DiffOptions:
     base_prompts: Any = None
     """What the base (and recipes on it) reads instead, row for row the same questions: plain texts for a raw base
     beside chats for the tuned model, with an answer in each row where metrics read one."""
-    neutral: Any = None
+    neutral: Annotated[Any, As("prompts")] = None
     """Texts for perplexity: whatever prompts are made of, without answers."""
     max_new_tokens: int = 32
     samples: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import AppliedRecipe, Subject, Work
 from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
+from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -82,25 +83,40 @@ class ScopePanel(Result):
     question="Does a recipe change what it should, and nothing near it?",
     kind="behaviour",
     papers=("RLVF: Learning from Verbal Feedback without Overgeneralization",),
+    cost="two passes per batch and set of prompts for each recipe and each of its controls",
+    reads="in_scope",
+    example="--recipe offset.safetensors --near-scope prompts.jsonl --out-of-scope prompts.jsonl",
 )
 def scope_panel(
     pair: ModelPair,
-    recipe: AppliedRecipe | Mapping[str, AppliedRecipe],
+    recipe: Annotated[AppliedRecipe | Mapping[str, AppliedRecipe], As("recipes")],
     in_scope: Any,
-    near_scope: Any,
-    out_of_scope: Any,
+    near_scope: Annotated[Any, As("prompts")],
+    out_of_scope: Annotated[Any, As("prompts")],
     *,
-    changed: Changed = "next_token",
-    controls: Mapping[str, Sequence[AppliedRecipe]] | Sequence[AppliedRecipe] = (),
+    changed: Annotated[Changed, As("text")] = "next_token",
+    controls: Annotated[Mapping[str, Sequence[AppliedRecipe]] | Sequence[AppliedRecipe], As("controls")] = (),
     on: str = "tuned",
     seed: int = 0,
     **options: Any,
 ) -> ScopePanel:
     """Share of prompts whose behaviour a recipe changes, in three sets of prompts (``near_scope`` may be None).
 
-    ``changed``: "next_token", "text" (greedy), or a rule ``rule(text, prompt)`` whose answer must change, such as
-    :func:`is_refusal`. ``controls``: at least ten random recipes matched to the recipe (by its name where there are
-    several). Intervals: bootstrap over prompts, seeded. ``options``: see :class:`ScopeOptions`.
+    Intervals: bootstrap over prompts, seeded.
+
+    Args:
+        pair: Base and tuned.
+        recipe: One recipe, or named ones.
+        in_scope: Prompts whose behaviour should change.
+        near_scope: Prompts near those; None for none.
+        out_of_scope: Prompts whose behaviour should not change.
+        changed: "next_token", "text" (greedy), a behaviour such as "refusal" or "contains:sorry", or a rule
+            ``rule(text, prompt)`` whose answer must change, such as :func:`is_refusal`.
+        controls: At least ten random recipes matched to the recipe (by its name where there are several); on the
+            command line how many.
+        on: The model that recipes are applied to: "base" or "tuned".
+        seed: Of intervals.
+        **options: See :class:`ScopeOptions`.
     """
     check_pair(pair)
     if on not in pair.models:

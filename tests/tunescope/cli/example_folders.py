@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from interventions import LogitShift, Offset, Recipe, SubspaceKnob
+from interventions import ConceptAblation, LogitShift, Offset, Recipe, SubspaceKnob
 from interventions.exchange.bake import bake
 from probes.influence.less import row_influence
 from tests.probes.copier import copier
@@ -57,6 +57,25 @@ def of_virtual_tokens(kind: str) -> Callable[[Path], None]:
         Prompts.of(["the quick fox", "lazy dog over", "jumps a b", "brown the"]).save(folder / "prompts.jsonl")
 
     return fill
+
+
+def of_lessons(folder: Path) -> None:
+    """Fills a folder with two tiny models, rows with all columns that trainings read, long texts, and a recipe."""
+    base = tiny_model("llama")
+    for name, model in (("base", base), ("tuned", tuned_copy(base, size=0.1))):
+        model.save_pretrained(folder / name)
+        tokenizer().save_pretrained(folder / name)
+    Prompts.of([
+        {"prompt": f"{word} {end}", "answer": f" {answer}", "distractor": f" {other}", "label": answer}
+        for word in ("quick", "brown", "lazy", "fox", "dog", "over", "jumps", "b")
+        for end, answer, other in (("the", "fox", "dog"), ("a", "dog", "fox"))
+    ]).save(folder / "p.jsonl")  # fmt: skip
+    Prompts.of([{"prompt": "the quick brown fox jumps", "answer": " over the lazy dog"}] * 8).save(
+        folder / "long.jsonl"
+    )
+    vector = torch.randn(base.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    Recipe([Offset(0, vector)]).save(folder / "offset.safetensors")
+    Recipe([ConceptAblation(0, vector[None])]).save(folder / "ablation.safetensors")
 
 
 def of_refusals(folder: Path) -> None:

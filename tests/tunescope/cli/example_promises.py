@@ -21,10 +21,12 @@ from dashboards.state import Opened
 from interventions import Recipe
 from interventions.exchange.control_vectors import from_gguf
 from interventions.recipe_book import RecipeBook
+from interventions.training.log import TrainingLog
 from probes.results import ProbeResult
-from workbench import organisms, runs
+from workbench import load_model, load_pair, organisms, runs
 from workbench.glossary import COLUMNS
 from workbench.method_index import index
+from workbench.results import Result as Kept
 
 
 @dataclass(frozen=True)
@@ -234,9 +236,34 @@ def _described(done: Done) -> None:
     assert json.loads(done.result.stdout)["truth"]["site"] == organisms.build("context-knob").truth.site
 
 
+def _trained(done: Done) -> None:
+    """A log of steps, and what was trained as files that can be read."""
+    run = done.run()
+    log = TrainingLog.load(run.file("result.safetensors"))
+    assert log.provenance.models["base"]["hash"] and log.summary() in done.said
+    made = run.file("trained")
+    member = made / "near" if (made / "near").is_dir() else made
+    if (made / "recipe.safetensors").is_file():
+        assert len(Recipe.load(made / "recipe.safetensors")) == 1
+    elif not (made / "learned.safetensors").is_file():
+        with load_pair(done.folder / "base", member).tuned.active() as model:
+            assert sum(parameter.numel() for parameter in model.parameters()) > 0
+        base = load_model(done.folder / "base").identity.hash
+        assert load_pair(done.folder / "base", member).tuned.identity.hash != base
+
+
+def _measured(done: Done) -> None:
+    run = done.run()
+    result = Kept.load(run.file("result.safetensors"))
+    assert len(result.table) and json.loads(run.file("figures/figure.json").read_text())["data"]
+    assert result.provenance.n_prompts == 48
+
+
 LOCALIZE = [entry.name for entry in index().entries if entry.kind == "probe"]
 PROMISES: dict[str, Callable[[Done], None]] = {
     **{f"localize {verb}": _localized for verb in LOCALIZE},
+    **{entry.command: _trained for entry in index().entries if entry.kind == "training"},
+    **{entry.command: _measured for entry in index().entries if entry.kind == "behaviour"},
     "localize retrieval": _copied,
     "audit": _audited,
     "check": _contract_holds,

@@ -22,6 +22,7 @@ from tests.tunescope.cli.example_folders import (
     a_view_of,
     of_copier,
     of_induction,
+    of_lessons,
     of_organism,
     of_refusals,
     of_training_rows,
@@ -33,11 +34,14 @@ from tests.tunescope.cli.example_promises import PROMISES, Done
 from tests.tunescope.cli.example_tasks import of_tasks
 from tunescope.cli.app import app
 from tunescope.cli.localize import command_named
+from workbench.method_index import index
+from workbench.methods import VERBS
 
 CLI = CliRunner()
 FOLDERS: dict[str, Callable[[Path], None]] = {
     "context-knob": with_recipes,
     "refusal-moe": of_organism("refusal-moe"),
+    "confounded": of_organism("confounded"),
     "refusals": of_refusals,
     "tasks": of_tasks,
     "planted-heads": of_organism("planted-heads"),
@@ -45,6 +49,7 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "induction": of_induction,
     "copier": of_copier,
     "training-rows": of_training_rows,
+    "lessons": of_lessons,
     "soft-prompt": of_virtual_tokens("prompt"),
     "prefix": of_virtual_tokens("prefix"),
     "nola": of_nola,
@@ -116,7 +121,9 @@ STATES = (
 )
 """These read them too."""
 FOLDER_OF = {
+    **{entry.command: "lessons" for entry in index().entries if entry.kind == "training"},
     **{f"localize {name}": "tasks" for name in (*TASKS, *STATES)},
+    "measure self-critique": "confounded",
     "localize random-bases": "nola",
     "localize decomposed-prompt": "dept",
     "localize fault-tokens": "variants",
@@ -176,9 +183,9 @@ READ_THE_BOOK = ("recipe book", "recipe drop")
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Every command that can be run, by the words that call it."""
     command = command or typer.main.get_command(app)
-    if path == ("localize",):
-        for probe in command.list_commands(None):
-            yield f"localize {probe}", command_named(probe)
+    if path in [(verb,) for verb in VERBS.values()]:
+        for name in command.list_commands(None):
+            yield f"{path[0]} {name}", command_named(name)
         return
     for name, one in getattr(command, "commands", {}).items():
         yield from commands(one, (*path, name))

@@ -13,10 +13,10 @@ from probes.call_settings import plain
 from tests.probes.provenance import calls_of, homes
 from tunescope.cli.app import app
 from tunescope.experiments.call_forms import call_forms, method_of, options_of_result, step_of
-from tunescope.experiments.method_steps import PREFIX, step_type
+from tunescope.experiments.method_steps import step_type
 from workbench.errors import NotSupported
 from workbench.method_index import all_methods, index
-from workbench.methods import Method
+from workbench.methods import VERBS, Method
 from workbench.results import Provenance
 
 PROBES = sorted({entry.function for entry in index().entries if entry.kind == "probe"})
@@ -45,7 +45,7 @@ def test_a_result_becomes_the_step_that_makes_it(function: str) -> None:
             assert plain(again[name]) in (said[name], [said[name]])
     forms = call_forms(result.provenance)
     compile(forms.python, "call", "exec")
-    assert f"{PREFIX}{method.name}" in forms.yaml and shlex.split(forms.command)[2] == method.name
+    assert method.command in forms.yaml and shlex.split(forms.command)[2] == method.name
 
 
 def _missing(method: Method, given: dict[str, Any]) -> dict[str, Any]:
@@ -69,10 +69,14 @@ def test_a_result_of_a_method_that_is_gone_is_a_sentence() -> None:
         method_of(Provenance(probe="old_probe", models={}))
 
 
-@pytest.mark.parametrize("method", all_methods("probe"), ids=lambda method: method.name)
-def test_the_help_of_every_probe_has_question_example_and_help_for_each_option(method: Method) -> None:
-    done = CliRunner().invoke(app, ["localize", method.name, "--help"], env={"COLUMNS": "200"})
+FRONTED = [method for kind in VERBS for method in all_methods(kind) if "tests" not in method.module]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", FRONTED, ids=lambda method: method.name)
+def test_the_help_of_every_method_has_question_example_and_help_for_each_option(method: Method) -> None:
+    done = CliRunner().invoke(app, [*method.command.split(), "--help"], env={"COLUMNS": "200"})
     assert done.exit_code == 0 and method.question.split("?")[0][:40] in done.stdout
-    assert f"Example: tunescope localize {method.name}" in done.stdout
+    assert f"Example: tunescope {method.command}" in done.stdout
+    assert method.cost, "say what it costs"
     bare = [option.name for option in method.options if option.kind != "python" and not option.help]
     assert not bare, f"say what they are, in the docstring's Args or under the field: {bare}"
