@@ -167,8 +167,9 @@ def _method_page(method: Any) -> str:
         lines.append(f"Needs {needs}.")
     if getattr(method, "cost", ""):
         lines.append(f"Costs {method.cost}.")
-    if method.kind == "probe" and "tunescope.cli.app" in sys.modules and getattr(method, "example", ""):
-        lines.append(f"```\ntunescope localize {method.name} BASE TUNED {method.example}\n```")
+    if method.kind != "intervention" and "tunescope.cli.app" in sys.modules and getattr(method, "example", ""):
+        example_of = importlib.import_module("tunescope.cli.method_command").example_of
+        lines.append(f"```\n{example_of(method)}\n```")
     if method.options:
         rows = [f"| `{one.name}` | `{_cell(getattr(one, 'default', ''))}` | {_cell(getattr(one, 'help', ''))} |"
                 for one in method.options]  # fmt: skip

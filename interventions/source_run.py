@@ -111,11 +111,6 @@ class Aligned:
         full = torch.full((len(values),), values.shape[1]) if self._leading == 2 else torch.ones(0)
         self._lengths = full if lengths is None else lengths
 
-    @property
-    def positionwise(self) -> bool:
-        """Whether every position has a value of its own."""
-        return self._leading == 2
-
     def __call__(self, value: Tensor, ctx: ForwardContext) -> tuple[Tensor, Bool[Tensor, "batch pos"] | None]:
         """(recorded values, broadcastable to ``value``'s positions; where there are any, None: everywhere)."""
         recorded = self._values.to(value.device)

@@ -44,17 +44,5 @@ def layer_bars(table: pd.DataFrame, *, title: str = "", unit: str = "score") -> 
     return figure
 
 
-def spectrum_lines(values: dict[str, np.ndarray], *, title: str = "") -> go.Figure:
-    """Leading singular values of several changes over their rank, on a logarithmic scale."""
-    figure = go.Figure()
-    for name, some in values.items():
-        figure.add_scatter(x=list(range(1, len(some) + 1)), y=some, mode="lines+markers", name=name)
-    figure.update_layout(
-        title=dict(text=title), template="plotly_white", colorway=list(_DISTINCT),
-        xaxis=dict(title=dict(text="i")), yaxis=dict(title=dict(text="singular value"), type="log"),
-    )  # fmt: skip
-    return figure
-
-
 # Okabe & Ito's colour-blind safe palette
 _DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")

@@ -171,14 +171,6 @@ def encode(tokenizer: Any, rows: Sequence[Row]) -> Examples:
     return Examples(input_ids=ids, labels=labels, attention_mask=(torch.arange(width) < lengths[:, None]).long())
 
 
-@torch.no_grad()
-def write_rows(splits: Splits, folder: Path) -> None:
-    """``rows-<split>.jsonl`` per split, in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in splits.items():
-        (folder / f"rows-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def _recipe(name: str) -> RealRecipe:
     if name not in RECIPES:
         raise unknown_name("real organism", name, RECIPES)
