@@ -1,4 +1,4 @@
-"""A probe that is really killed is listed as interrupted, and goes on behind its last finished batch to the same run."""
+"""A killed probe is listed as interrupted, and goes on behind its last finished batch to the same bytes."""
 
 from __future__ import annotations
 
