@@ -54,7 +54,9 @@ def audit(
     lines = measure(cases, _say)
     run = written(lines, {"verb": "bench audit", "seeds": seeds, "small": small, "real": real, "quick": quick}, out)
     if markdown is not None:
-        chosen = "--quick" if quick else f"--seeds {seeds}{'' if small else ' --no-small'}{'' if real else ' --no-real'}"
+        chosen = (
+            "--quick" if quick else f"--seeds {seeds}{'' if small else ' --no-small'}{'' if real else ' --no-real'}"
+        )
         command = f"tunescope bench audit {chosen}"
         write_document(lines, f"{command} --markdown {markdown}", _hardware(), markdown)
     found = {name: table for name, (_, table) in tables(lines).items()}
