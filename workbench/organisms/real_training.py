@@ -5,7 +5,6 @@ They are shipped, so nobody has to run this; ``python -m workbench.organisms.rea
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence

@@ -73,7 +73,8 @@ def test_a_training_is_the_same_by_command_by_step_and_in_python(here: Path) -> 
     assert step == {"do": "train masked-tuning", "share": 0.1, "epochs": 1, "seed": 3}
     forms = call_forms(log.provenance, base="base", prompts="p.jsonl")
     assert (
-        "schedule=iv.Schedule(epochs=1.0, batch_size=8, learning_rate=0.0001" in forms.python and "seed=3" in forms.python
+        "schedule=iv.Schedule(epochs=1.0, batch_size=8, learning_rate=0.0001" in forms.python
+        and "seed=3" in forms.python
     )
     assert forms.command.split()[1:4] == ["train", "masked-tuning", "base"]
     scope: dict[str, object] = {}
