@@ -1,7 +1,7 @@
 # Written by .ci/stubs.py (make stubs) from the package's table of lazy names; do not edit.
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy
 
@@ -17,6 +17,7 @@ from workbench.behaviour.subject import AppliedRecipe
 from workbench.behaviour.texts import TextRule
 from workbench.engine.sites import Site as Site
 from workbench.errors import UserError as UserError
+from workbench.method_options import As
 from workbench.models.adapted import AdaptedModel as AdaptedModel
 from workbench.models.pair import ModelPair as ModelPair
 from workbench.models.pair import load_one as load_model
@@ -54,15 +55,15 @@ __all__ = [
 def behaviour_diff(
     pair: ModelPair,
     prompts: Any,
-    recipe: Recipes = None,
+    recipe: Annotated[Recipes, As("recipes")] = None,
     *,
     metrics: Sequence[str | Behaviour | Score] = ...,
-    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
-    base_recipes: Mapping[str, AppliedRecipe] | None = None,
+    controls: Annotated[Mapping[str, Sequence[AppliedRecipe]] | None, As("controls")] = None,
+    base_recipes: Annotated[Mapping[str, AppliedRecipe] | None, As("recipes")] = None,
     batch_size: int = 32,
     seed: int = 0,
     base_prompts: Any = None,
-    neutral: Any = None,
+    neutral: Annotated[Any, As("prompts")] = None,
     max_new_tokens: int = 32,
     samples: int = 0,
     temperature: float = 1.0,
@@ -84,16 +85,16 @@ def behaviour_diff(
 def dose_response(
     pair: ModelPair,
     prompts: Any,
-    dose: Any,
-    strengths: Sequence[int | float],
+    dose: Annotated[Any, As("recipe")],
+    strengths: Annotated[Sequence[int | float], As("numbers")],
     *,
-    metric: str | Behaviour | Score = "accuracy",
-    controls: Sequence[Any] = (),
+    metric: Annotated[str | Behaviour | Score, As("text")] = "accuracy",
+    controls: Annotated[Sequence[Any], As("controls")] = (),
     on: str = "tuned",
     seed: int = 0,
     batch_size: int = 32,
-    neutral: Any = None,
-    out_of_scope: Any = None,
+    neutral: Annotated[Any, As("prompts")] = None,
+    out_of_scope: Annotated[Any, As("prompts")] = None,
     max_new_tokens: int = 32,
     refusal: TextRule = ...,
     progress: Progress | None = None,
@@ -106,15 +107,15 @@ def dose_response(
 def known_unknown(
     pair: ModelPair,
     questions: Any,
-    recipe: Recipes = None,
+    recipe: Annotated[Recipes, As("recipes")] = None,
     *,
     metrics: Sequence[str] = ("refusal", "contained"),
     knows: str = "contained",
-    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
+    controls: Annotated[Mapping[str, Sequence[AppliedRecipe]] | None, As("controls")] = None,
     seed: int = 0,
     batch_size: int = 32,
     base_prompts: Any = None,
-    neutral: Any = None,
+    neutral: Annotated[Any, As("prompts")] = None,
     max_new_tokens: int = 32,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -134,13 +135,13 @@ def known_unknown(
 
 def scope_panel(
     pair: ModelPair,
-    recipe: AppliedRecipe | Mapping[str, AppliedRecipe],
+    recipe: Annotated[AppliedRecipe | Mapping[str, AppliedRecipe], As("recipes")],
     in_scope: Any,
-    near_scope: Any,
-    out_of_scope: Any,
+    near_scope: Annotated[Any, As("prompts")],
+    out_of_scope: Annotated[Any, As("prompts")],
     *,
-    changed: Changed = "next_token",
-    controls: Mapping[str, Sequence[AppliedRecipe]] | Sequence[AppliedRecipe] = (),
+    changed: Annotated[Changed, As("text")] = "next_token",
+    controls: Annotated[Mapping[str, Sequence[AppliedRecipe]] | Sequence[AppliedRecipe], As("controls")] = (),
     on: str = "tuned",
     seed: int = 0,
     max_new_tokens: int = 32,
@@ -154,16 +155,16 @@ def scope_panel(
 def sure_unsure(
     pair: ModelPair,
     questions: Any,
-    recipe: Recipes = None,
+    recipe: Annotated[Recipes, As("recipes")] = None,
     *,
     metrics: Sequence[str] = ("accuracy", "confidence", "brier", "ece"),
     confidence: Sequence[int | float] | numpy.ndarray | None = None,
     threshold: int | float | None = None,
-    controls: Mapping[str, Sequence[AppliedRecipe]] | None = None,
+    controls: Annotated[Mapping[str, Sequence[AppliedRecipe]] | None, As("controls")] = None,
     seed: int = 0,
     batch_size: int = 32,
     base_prompts: Any = None,
-    neutral: Any = None,
+    neutral: Annotated[Any, As("prompts")] = None,
     max_new_tokens: int = 32,
     samples: int = 0,
     temperature: float = 1.0,
