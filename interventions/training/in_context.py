@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from interventions.training.trainer import Schedule, answer_logits
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError
+from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
@@ -43,6 +44,10 @@ class ContextAlignment:
     history: tuple[dict[str, float], ...]
 
 
+_SCHEDULE = Schedule(epochs=5, learning_rate=1e-4)
+"""How long and how fast, where nothing else is said."""
+
+
 @method(
     "in-context-alignment",
     group="training",
@@ -50,11 +55,13 @@ class ContextAlignment:
     kind="training",
     papers=("IA2: Alignment with ICL Activations Improves Supervised Fine-Tuning",),
     cost="a forward pass per row behind its examples, then a forward and backward pass per batch",
+    expands={"schedule": _SCHEDULE},
+    example="--shown shown.jsonl --epochs 1",
 )
 def align_with_context(
     model: Any,
     prompts: Any,
-    shown: Any,
+    shown: Annotated[Any, As("prompts")],
     *,
     site: str = "attn_out",
     layers: Any = None,
@@ -90,7 +97,7 @@ def align_with_context(
         >>> shown = with_demonstrations(rows, rows, 4, seed=0)  # doctest: +SKIP
         >>> align_with_context(model, rows, shown).after  # doctest: +SKIP
     """
-    adapted, schedule = as_adapted(model), schedule or Schedule(epochs=5, learning_rate=1e-4)
+    adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     rows, behind = Prompts.of(prompts), Prompts.of(shown)
     if len(rows) != len(behind):
         raise UserError(f"There are {len(rows)} rows and {len(behind)} with examples: give each row once in both.")

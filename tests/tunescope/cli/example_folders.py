@@ -70,6 +70,8 @@ def of_lessons(folder: Path) -> None:
         for word in ("quick", "brown", "lazy", "fox", "dog", "over", "jumps", "b")
         for end, answer, other in (("the", "fox", "dog"), ("a", "dog", "fox"))
     ]).save(folder / "p.jsonl")  # fmt: skip
+    rows = Prompts.load(folder / "p.jsonl")
+    Prompts.of([{**row.as_dict(), "prompt": f"the dog fox {row.prompt}"} for row in rows]).save(folder / "shown.jsonl")
     Prompts.of([{"prompt": "the quick brown fox jumps", "answer": " over the lazy dog"}] * 8).save(
         folder / "long.jsonl"
     )
