@@ -363,3 +363,5 @@ _BY_NAME: dict[str, Callable[[Ground], list[Case]]] = {
     "context-knob": _context_knob, "refusal-moe": _refusal_moe, "planted-heads": _planted_heads,
     "two-skills": _two_skills, "confounded": _confounded, "reachable-heads": _reachable_heads,
 }  # fmt: skip
+MEASURED = tuple(_BY_NAME)
+"""The organisms that have cases here; ``marker-switch`` has one probe of its own, which its test measures."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from tunescope.bench.cases import cases_of
+from tunescope.bench.cases import MEASURED, cases_of
 from tunescope.bench.ground import Ground
 from workbench import organisms, runs
 from workbench.errors import UserError, unknown_name
@@ -26,8 +26,8 @@ def measure(names: Sequence[str], probes: Sequence[str], seeds: int, say: Say) -
     ``probes`` chooses by the first word of a probe's name (empty: all). Raises :class:`UserError` for unknown names.
     """
     for name in names:
-        if name not in organisms.names():
-            raise unknown_name("organism", name, organisms.names())
+        if name not in MEASURED:
+            raise unknown_name("organism", name, MEASURED)
     lines: list[dict[str, Any]] = []
     known: set[str] = set()
     for seed, name in product(range(seeds), names):

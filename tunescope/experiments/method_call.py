@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probes.row_spans import row_spans
 from tunescope.experiments import inline
 from tunescope.experiments.materials import file_hash, files_named
 from tunescope.experiments.method_steps import MethodStep
@@ -146,6 +147,9 @@ def _value(option: Option, value: Any, bench: Bench, rows: Prompts | None) -> An
         case "column":
             assert rows is not None
             return column(rows, value)
+        case "spans":
+            assert rows is not None
+            return row_spans(rows, bench.pair.tokenizer, value)
         case "experts" if isinstance(value, inline.FirstOf):
             from tunescope.experiments.recipes import found_in
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tunescope.bench.cases import cases_of
+from tunescope.bench.cases import MEASURED, cases_of
 from tunescope.bench.contrasts import asked_otherwise, exchanged, moved, opposite, shuffled_answers
 from tunescope.bench.ground import Case, Ground, Refused, Verdict, inside, labels_of, or_refused, precision
 from tunescope.bench.markdown import write_markdown
@@ -47,7 +47,7 @@ def test_labels_and_the_share_of_a_graft_inside_a_region() -> None:
 
 
 def test_every_organism_has_cases_and_a_first_layer() -> None:
-    for name in organisms.names():
+    for name in MEASURED:
         ground = Ground(organisms.build(name))
         cases = cases_of(ground)
         assert any(case.probe == "weight_delta" and case.own for case in cases) and 0 <= ground.first_layer <= 3
@@ -55,7 +55,7 @@ def test_every_organism_has_cases_and_a_first_layer() -> None:
 
 def test_every_probe_is_asked_on_every_organism_where_it_can_run() -> None:
     asked = {name: {case.probe.replace(",", " ").split()[0] for case in cases_of(Ground(organisms.build(name)))}
-             for name in organisms.names()}  # fmt: skip
+             for name in MEASURED}  # fmt: skip
     every = {
         "activation_delta", "cmap", "compare", "component_masking", "concept_directions", "circuit", "expert_map",
         "find_knob", "graft", "head_probe", "head_selection", "head_words", "logit_lens", "mask_heads", "mask_overlap",
@@ -88,7 +88,7 @@ def test_contrasts_differ_in_the_planted_variable_alone() -> None:
             }
 
 
-@pytest.mark.parametrize("name", organisms.names())
+@pytest.mark.parametrize("name", MEASURED)
 def test_a_moved_variable_has_the_answer_that_must_follow(name: str) -> None:
     organism = organisms.build(name)
     every = [row for rows in organism.splits.values() for row in rows]
@@ -190,7 +190,7 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", organisms.names())
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_bar_is_reached_and_base_against_base_is_silent(name: str) -> None:
     lines = measure([name], [], 1, lambda _text: None)
     barred = lines[lines["bar"] != ""]
