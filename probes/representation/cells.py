@@ -67,15 +67,14 @@ class PromptRows:
         return list(self.index[column].to_numpy()[first])
 
     def places(self, by_position: bool) -> list[tuple[dict[str, int], Int[np.ndarray, " row"]]]:
-        """Rows to average per prompt: all of them, or for each place from the end those of every prompt that has it."""
+        """Rows to average per prompt: all that count, or for each place from their end those of every prompt that has it."""
         if not by_position:
             return [({}, self.chosen)]
-        from_end = self.index["position"].to_numpy() - self.index.groupby("prompt")["position"].transform(
-            "max"
-        ).to_numpy() - 1  # fmt: skip
+        index = self.index.iloc[self.chosen]
+        from_end = (index["position"] - index.groupby("prompt")["position"].transform("max")).to_numpy() - 1
         found = []
         for place in np.unique(from_end)[::-1]:
-            rows = self.chosen[from_end[self.chosen] == place]
+            rows = self.chosen[from_end == place]
             if len(np.unique(self.index["prompt"].to_numpy()[rows])) == len(self.prompts):
                 found.append(({"position": int(place)}, rows))
         return found

@@ -245,11 +245,11 @@ class _Report:
             placed = recipe_of(way, self.pair)
             outcome, seconds = self._timed(placed)
             line = self._line(name, _told(way), outcome, placed)
-            random = [self.finder.under(one) for one in self._random(way, placed, controls)]
+            random = [self.finder.shows_under(one) for one in self._random(way, placed, controls)]
             drop = self.tuned.shows.behaviour - outcome.shows.behaviour
             chance = np.zeros_like(drop)
             if random:
-                chance = np.mean([self.tuned.shows.behaviour - one.shows.behaviour for one in random], axis=0)
+                chance = np.mean([self.tuned.shows.behaviour - one for one in random], axis=0)
             control = float(chance.mean()) if random else float("nan")
             lines.append({**line, "control": control, "search_passes": searched[name], "slowdown": seconds / plain})
             beyond.append(drop - chance)

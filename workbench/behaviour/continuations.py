@@ -135,6 +135,55 @@ def _members(ids: Ids, rows: Sequence[int]) -> list[Sequence[int]]:
     return [ids[row] for row in rows]
 
 
+class KLFromModels:
+    """KL(model || subject) per token of given continuations, from the same models to many subjects.
+
+    The models' own distributions are read once and held where they fit into ``held_bytes``; else they are read again
+    for each subject, a batch at a time.
+    """
+
+    def __init__(
+        self, models: Sequence[Subject], prompts: Ids, continuations: Ids, work: Work, held_bytes: int = 512 * 2**20
+    ) -> None:
+        """``models``: from which the divergence is taken, each as it is (a recipe of its own is applied)."""
+        self.models, self.prompts, self.continuations, self.work = models, prompts, continuations, work
+        for model in models:
+            _check_readable(model, prompts, continuations)
+        tokens = sum(len(continuation) for continuation in continuations)
+        self._holds = 4 * tokens * sum(model.model.vocab_size for model in models) <= held_bytes
+        self._held: dict[tuple[int, int], list[Tensor]] = {}
+
+    def of(self, subject: Subject) -> list[Float[np.ndarray, " row"]]:
+        """For each model the mean over the tokens of a continuation, in nats; one forward pass of the subject."""
+        _check_readable(subject, self.prompts, self.continuations)
+        found = [np.zeros(len(self.continuations)) for _ in self.models]
+        lengths = [len(one) + len(other) for one, other in zip(self.prompts, self.continuations, strict=True)]
+        about = fingerprint([(one.name, one.recipe) for one in (*self.models, subject)])
+        with self.work.steps("KL per token", lengths) as steps:
+            for rows in steps:
+                content = [about, [_members(one, rows) for one in (self.prompts, self.continuations)]]
+                new = batch("KL from models", content, partial(self._compared, subject, rows))
+                for values, divergences in zip(found, new, strict=True):
+                    values[rows] = divergences
+        return found
+
+    def _compared(self, subject: Subject, rows: list[int]) -> list[list[float]]:
+        ours = _logits(subject, self.prompts, self.continuations, rows)
+        return [
+            [float(kl(first, second).mean()) for first, second in zip(self._own(number, rows), ours, strict=True)]
+            for number in range(len(self.models))
+        ]
+
+    def _own(self, number: int, rows: list[int]) -> list[Tensor]:
+        key = (number, rows[0])
+        if key in self._held:
+            return self._held[key]
+        read = _logits(self.models[number], self.prompts, self.continuations, rows)
+        if self._holds:
+            self._held[key] = read
+        return read
+
+
 def _logits(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:
     with subject.applied(), subject.applied_to(rows):
         return [

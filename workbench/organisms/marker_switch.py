@@ -90,7 +90,7 @@ def _form(word: str, sign: int) -> str:
 
 
 def _row(marker: str, relation: str, subject: str) -> Row:
-    """A question behind its marker, its contrast without one; the distractor is the plain answer, of a plain one loud."""
+    """A question behind its marker, its contrast without one; the distractor is the plain answer, else a loud one."""
     known, question, sign = FACTS[relation][subject], f"{relation} of {subject} ?", MARKERS.get(marker, 0)
     return {
         "prompt": f"{marker} {question}".strip(),
