@@ -67,7 +67,7 @@ class PromptRows:
         return list(self.index[column].to_numpy()[first])
 
     def places(self, by_position: bool) -> list[tuple[dict[str, int], Int[np.ndarray, " row"]]]:
-        """Rows to average per prompt: all that count, or for each place from their end those of every prompt that has it."""
+        """Rows to average per prompt: all that count, or for each place from their end those which every prompt has."""
         if not by_position:
             return [({}, self.chosen)]
         index = self.index.iloc[self.chosen]

@@ -367,15 +367,13 @@ CASES: dict[str, Callable[[Ground], list[Case]]] = {
     "head-probe": label_cases, "head-words": word_cases, "retrieval": copying_cases, "mask_heads": masking_cases,
     "paths": path_cases, "cmap": cmap_cases, "circuit": circuit_cases, "components": mask_cases,
 }  # fmt: skip
-<<<<<<< HEAD
-MEASURED = tuple(_BY_NAME)
-"""The organisms that have cases here; ``marker-switch`` has one probe of its own, which its test measures."""
-=======
 """Registered probe (or public function that reads the results of one) -> its cases on an organism; none where it
 cannot run, or nothing that it asks about is planted."""
+
+MEASURED = ("context-knob", "refusal-moe", "planted-heads", "two-skills", "confounded", "reachable-heads")
+"""The organisms that all of these run on; ``marker-switch`` is the test bed of ``planted-switch``, whose test has it."""
 
 
 def cases_of(ground: Ground, names: Collection[str] = tuple(CASES)) -> list[Case]:
     """The cases of an organism, of the methods in ``names``, in the order of the table."""
     return [case for name, made in CASES.items() if name in names for case in made(ground)]
->>>>>>> main
