@@ -371,7 +371,7 @@ CASES: dict[str, Callable[[Ground], list[Case]]] = {
 cannot run, or nothing that it asks about is planted."""
 
 MEASURED = ("context-knob", "refusal-moe", "planted-heads", "two-skills", "confounded", "reachable-heads")
-"""The organisms that these run on; ``marker-switch`` is the test bed of ``planted-switch``, which has it in its test."""
+"""The organisms that these run on; ``marker-switch`` is the test bed of ``planted-switch``, whose test has it."""
 
 
 def cases_of(ground: Ground, names: Collection[str] = tuple(CASES)) -> list[Case]:
