@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 OptionKind = Literal[
     "text", "integer", "number", "flag", "choice", "value", "texts", "integers", "numbers", "layers", "positions",
-    "place", "prompts", "prompt sets", "column", "experts", "heads by place", "behaviour", "file", "needles", "recipe",
-    "recipes", "controls", "lora", "python",
+    "place", "prompts", "prompt sets", "column", "spans", "experts", "heads by place", "behaviour", "file", "needles",
+    "recipe", "recipes", "controls", "lora", "python",
 ]  # fmt: skip
 """How a value is written outside Python; ``python``: only there."""
 

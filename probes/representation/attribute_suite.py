@@ -81,6 +81,7 @@ def attribute_suite(
     attributes: Annotated[Sequence[Any] | None, As("column")] = None,
     *,
     things: Annotated[Sequence[Any] | None, As("column")] = None,
+    spans: Annotated[Sequence[Any] | None, As("spans")] = None,
     folds: int = 5,
     ridge: float = 1.0,
     draws: int = 3,
@@ -97,6 +98,8 @@ def attribute_suite(
         recording: Both models on prompts that speak of things.
         attributes: What each prompt's thing is: texts such as "red, round"; by default the column label.
         things: Which thing a prompt speaks of; by default its group, else itself.
+        spans: Where in each prompt is looked: a column that holds a text of it or two numbers of characters, or
+            role:user; in Python token spans, as ``row_spans`` gives them. By default everything that was recorded.
         folds: Folds of the cross-validation.
         ridge: Strength of the L2 penalty.
         draws: Random assignments of the attributes to the things.
@@ -110,7 +113,7 @@ def attribute_suite(
         UserError: No attribute that enough things have and enough lack, or fewer things than folds.
     """
     check_recording(recording)
-    rows = PromptRows.of(recording)
+    rows = PromptRows.of(recording, spans)
     of = rows.clusters if things is None else _numbers(rows.labels(things))
     names, wanted, left_out = _attributes(rows.labels(attributes), of)
     splits = {"unseen": of, "seen": np.arange(len(of))}
@@ -141,7 +144,8 @@ def attribute_suite(
         control=f"classifiers of attributes given out at random to the things ({draws} times)",
         provenance=of_recording(
             "attribute_suite", recording, ("base", "tuned"),
-            call_settings(None, attributes=attributes, things=things, folds=folds, ridge=ridge, draws=draws), seed,
+            call_settings(None, attributes=attributes, things=things, spans=spans, folds=folds, ridge=ridge,
+                          draws=draws), seed,
         ),
         attributes=pd.DataFrame(each),
         left_out=tuple(left_out),

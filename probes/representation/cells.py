@@ -25,10 +25,17 @@ class PromptRows:
     """Numbers of the prompts."""
     clusters: Int[np.ndarray, " prompt"]
     index: Any
+    chosen: Int[np.ndarray, " row"]
+    """Numbers of the recorded rows that count."""
 
     @classmethod
-    def of(cls, recording: Recording) -> PromptRows:
-        """Raises :class:`UserError` for a recording of statistics, and for one without both models."""
+    def of(cls, recording: Recording, spans: Sequence[Any] | None = None) -> PromptRows:
+        """All recorded rows, or of each prompt those inside its span of tokens (first, end), as
+        :func:`probes.row_spans.row_spans` gives them.
+
+        Raises :class:`UserError` for a recording of statistics, for one without both models, and for a prompt of which
+        nothing inside its span was recorded.
+        """
         if recording.moments:
             raise UserError('This recording kept statistics only: record with store="memory" or a folder.')
         if not {"base", "tuned"} <= set(recording.roles):
@@ -41,7 +48,12 @@ class PromptRows:
             f"prompt {prompt}" if group is None or group != group else f"group {group}"
             for prompt, group in zip(prompts, index["group"].to_numpy()[first], strict=True)
         ]
-        return cls(prompts, np.unique(names, return_inverse=True)[1], index)
+        chosen = np.arange(len(index)) if spans is None else _inside(index, spans)
+        if missing := np.setdiff1d(prompts, index["prompt"].to_numpy()[chosen]).tolist():
+            raise UserError(
+                f'Of prompt {missing[0]} no token inside its span was recorded: record positions="all", or "prompt".'
+            )
+        return cls(prompts, np.unique(names, return_inverse=True)[1], index, chosen)
 
     def labels(self, given: Sequence[Any] | None, column: str = "label") -> list[Any]:
         """One value per recorded prompt: ``given`` [prompt], or the recording's own column."""
@@ -55,15 +67,14 @@ class PromptRows:
         return list(self.index[column].to_numpy()[first])
 
     def places(self, by_position: bool) -> list[tuple[dict[str, int], Int[np.ndarray, " row"]]]:
-        """Rows to average per prompt: all of them, or for each place from the end those of every prompt that has it."""
+        """Rows to average per prompt: all that count, or for each place from their end those which every prompt has."""
         if not by_position:
-            return [({}, np.arange(len(self.index)))]
-        from_end = self.index["position"].to_numpy() - self.index.groupby("prompt")["position"].transform(
-            "max"
-        ).to_numpy() - 1  # fmt: skip
+            return [({}, self.chosen)]
+        index = self.index.iloc[self.chosen]
+        from_end = (index["position"] - index.groupby("prompt")["position"].transform("max")).to_numpy() - 1
         found = []
         for place in np.unique(from_end)[::-1]:
-            rows = np.flatnonzero(from_end == place)
+            rows = self.chosen[from_end == place]
             if len(np.unique(self.index["prompt"].to_numpy()[rows])) == len(self.prompts):
                 found.append(({"position": int(place)}, rows))
         return found
@@ -77,6 +88,15 @@ class PromptRows:
         sums = chosen.new_zeros(len(self.prompts), *chosen.shape[1:]).index_add_(0, torch.from_numpy(number), chosen)
         counts = np.bincount(number, minlength=len(self.prompts))
         return sums / torch.from_numpy(counts).view(-1, *[1] * (chosen.ndim - 1)).to(sums)
+
+
+def _inside(index: Any, spans: Sequence[Any]) -> Int[np.ndarray, " row"]:
+    """Numbers of the rows inside their prompts' spans."""
+    prompt, position = index["prompt"].to_numpy(), index["position"].to_numpy()
+    if len(spans) <= prompt.max():
+        raise UserError(f"There are {len(spans)} spans for {prompt.max() + 1} prompts: give one for each prompt.")
+    ends = np.array([[int(first), int(end)] for first, end in spans])[prompt]
+    return np.flatnonzero((position >= ends[:, 0]) & (position < ends[:, 1]))
 
 
 def cells_of(

@@ -71,6 +71,7 @@ def class_separability(
     labels: Annotated[Sequence[Any] | None, As("column")] = None,
     *,
     variants: Annotated[Sequence[Any] | None, As("column")] = None,
+    spans: Annotated[Sequence[Any] | None, As("spans")] = None,
     draws: int = 500,
     seed: int = 0,
     progress: Progress | None = None,
@@ -85,6 +86,8 @@ def class_separability(
         recording: Both models on labelled prompts.
         labels: The class of each prompt; by default the column label.
         variants: A column that says which form of input a row is.
+        spans: Where in each prompt is looked: a column that holds a text of it or two numbers of characters, or
+            role:user; in Python token spans, as ``row_spans`` gives them. By default everything that was recorded.
         draws: Resamples of the intervals, and exchanges of the labels.
         seed: Their seed.
         progress: A bar.
@@ -96,7 +99,7 @@ def class_separability(
         UserError: One class, too few rows of one, or a recording without both models.
     """
     check_recording(recording)
-    rows = PromptRows.of(recording)
+    rows = PromptRows.of(recording, spans)
     y, _ = classes_of(rows.labels(labels))
     weights = np.concatenate([np.ones((1, len(y))), bootstrap_weights(len(y), draws, seed, rows.clusters)])
     mixed = shuffled_labels(y, draws, seed + 1, rows.clusters)
@@ -123,7 +126,7 @@ def class_separability(
         control=f"the labels exchanged ({draws} times)",
         provenance=of_recording(
             "class_separability", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, variants=variants, draws=draws), seed,
+            call_settings(None, labels=labels, variants=variants, spans=spans, draws=draws), seed,
         ),
         heading="Class separability",
         measured="share of variance between classes, tuned - base",
@@ -192,6 +195,7 @@ def procrustes_drift(
     recording: Recording,
     labels: Annotated[Sequence[Any] | None, As("column")] = None,
     *,
+    spans: Annotated[Sequence[Any] | None, As("spans")] = None,
     folds: int = 4,
     draws: int = 500,
     seed: int = 0,
@@ -209,6 +213,8 @@ def procrustes_drift(
         recording: Both models on the same prompts.
         labels: The class of each prompt, for the shift of class centres; by default the column label where there is
             one.
+        spans: Where in each prompt is looked: a column that holds a text of it or two numbers of characters, or
+            role:user; in Python token spans, as ``row_spans`` gives them. By default everything that was recorded.
         folds: Parts of the prompts; each is judged by the rotation of the others.
         draws: Resamples of the intervals.
         seed: Of folds and intervals.
@@ -223,7 +229,7 @@ def procrustes_drift(
         UserError: Fewer prompts than twice the folds, or a recording without both models.
     """
     check_recording(recording)
-    rows = PromptRows.of(recording)
+    rows = PromptRows.of(recording, spans)
     groups = np.unique(rows.clusters)
     if folds < 2 or len(groups) < 2 * folds:
         raise UserError(f"{len(groups)} prompts (or groups) are too few for {folds} folds: give {2 * max(folds, 2)}.")
@@ -247,7 +253,7 @@ def procrustes_drift(
             "procrustes_drift",
             recording,
             ("base", "tuned"),
-            call_settings(None, labels=labels, folds=folds, draws=draws),
+            call_settings(None, labels=labels, spans=spans, folds=folds, draws=draws),
             seed,
         ),
         heading="Drift after rotation",

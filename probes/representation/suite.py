@@ -97,6 +97,7 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
     kind: Kind = "linear",
     types: Annotated[Sequence[Any] | None, As("column")] = None,
     by: Annotated[Sequence[Any] | None, As("column")] = None,
+    spans: Annotated[Sequence[Any] | None, As("spans")] = None,
     by_position: bool = False,
     margin: Annotated[float, Within(0, 1)] = 0.05,
     folds: int = 5,
@@ -119,6 +120,8 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
         types: The type of each prompt for the control task (the word it is about, say), by default its group, else
             itself.
         by: A column, such as language, whose values are reported by themselves.
+        spans: Where in each prompt is looked: a column that holds a text of it or two numbers of characters, or
+            role:user; in Python token spans, as ``row_spans`` gives them. By default everything that was recorded.
         by_position: A cell for each recorded place from the prompt's end, instead of the mean over them.
         margin: A change of accuracy that would not matter.
         folds: Folds of the cross-validation; a group is never in two.
@@ -134,7 +137,7 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
         UserError: Labels of one class, too few rows of one, too few groups, or a recording without both models.
     """
     check_recording(recording)
-    rows = PromptRows.of(recording)
+    rows = PromptRows.of(recording, spans)
     y, names = classes_of(rows.labels(labels))
     clusters = rows.clusters
     kinds = (
@@ -163,8 +166,8 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
         control=f"the same probes on {draws} control tasks: labels at random for each type of input",
         provenance=of_recording(
             "probe_suite", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, kind=kind, types=types, by=by, by_position=by_position, margin=margin,
-                  folds=folds, ridge=ridge, draws=draws), seed,
+            call_settings(None, labels=labels, kind=kind, types=types, by=by, spans=spans, by_position=by_position,
+                  margin=margin, folds=folds, ridge=ridge, draws=draws), seed,
         ),
         classes=tuple(names),
         chance=float(np.bincount(y).max() / len(y)),

@@ -370,6 +370,9 @@ CASES: dict[str, Callable[[Ground], list[Case]]] = {
 """Registered probe (or public function that reads the results of one) -> its cases on an organism; none where it
 cannot run, or nothing that it asks about is planted."""
 
+MEASURED = ("context-knob", "refusal-moe", "planted-heads", "two-skills", "confounded", "reachable-heads")
+"""The organisms that these run on; ``marker-switch`` is the test bed of ``planted-switch``, whose test has it."""
+
 
 def cases_of(ground: Ground, names: Collection[str] = tuple(CASES)) -> list[Case]:
     """The cases of an organism, of the methods in ``names``, in the order of the table."""

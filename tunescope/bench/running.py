@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from tunescope.bench.cases import CASES, cases_of
+from tunescope.bench.cases import CASES, MEASURED, cases_of
 from tunescope.bench.ground import Ground
 from workbench import organisms, runs
 from workbench.errors import UserError, unknown_name
@@ -28,8 +28,8 @@ def measure(names: Sequence[str], probes: Sequence[str], seeds: int, say: Say) -
     names, before anything is trained.
     """
     for name in names:
-        if name not in organisms.names():
-            raise unknown_name("organism", name, organisms.names())
+        if name not in MEASURED:
+            raise unknown_name("organism", name, MEASURED)
     methods = _methods(probes)
     lines: list[dict[str, Any]] = []
     for seed, name in product(range(seeds), names):

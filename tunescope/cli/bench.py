@@ -18,7 +18,7 @@ def _bench() -> None:
 
 @app.command("localization")
 def localization(
-    organisms: Annotated[str | None, typer.Option(help="Organisms, by commas; default: all.")] = None,
+    organisms: Annotated[str | None, typer.Option(help="Organisms, by commas; default: all with cases.")] = None,
     probes: Annotated[str | None, typer.Option(help="Probes, by commas (weight_delta,patching); default: all.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1; each trains its own organisms.", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")] = None,
@@ -29,12 +29,12 @@ def localization(
 
     Trains the organisms on first use. Example: tunescope bench localization --organisms two-skills --probes graft
     """
+    from tunescope.bench.cases import MEASURED
     from tunescope.bench.markdown import write_markdown
     from tunescope.bench.running import measure, summarised, written
     from tunescope.cli.output import emit
-    from workbench.organisms import names
 
-    chosen, wanted = _split(organisms) or list(names()), _split(probes)
+    chosen, wanted = _split(organisms) or list(MEASURED), _split(probes)
     lines = measure(chosen, wanted, seeds, _say)
     config = {"verb": "bench localization", "organisms": chosen, "probes": wanted, "seeds": seeds}
     run = written(lines, config, out)

@@ -227,7 +227,7 @@ def _fixed_as(method: Method, settings: Mapping[str, Any]) -> bool:
 
 def _written(option: Option, value: Any) -> bool:
     """Whether a file can say it: functions and data are known by name or hash alone."""
-    if option.kind in ("python", "prompts", "prompt sets", "column", "recipe", "recipes"):
+    if option.kind in ("python", "prompts", "prompt sets", "column", "spans", "recipe", "recipes"):
         return False
     return not (isinstance(value, str) and value.startswith("function "))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import interventions as iv
 from interventions.training.log import TrainingLog, save_trained
+from probes.row_spans import row_spans
 from tunescope.experiments import inline
 from tunescope.experiments.materials import file_hash, files_named
 from tunescope.experiments.method_steps import MethodStep
@@ -195,6 +196,9 @@ def _value(option: Option, value: Any, bench: Bench, rows: Prompts | None) -> An
         case "column":
             assert rows is not None
             return column(rows, value)
+        case "spans":
+            assert rows is not None
+            return row_spans(rows, bench.pair.tokenizer, value)
         case "experts" if isinstance(value, inline.FirstOf):
             from tunescope.experiments.recipes import found_in
 

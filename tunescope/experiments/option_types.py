@@ -53,6 +53,7 @@ _TYPES: dict[OptionKind, Any] = {
     "prompts": Annotated[str, PROMPTS],
     "prompt sets": Annotated[dict[str, Annotated[str, PROMPTS]], BeforeValidator(_named_sets)],
     "column": str,
+    "spans": str,
     "experts": Labels,
     "heads by place": dict[str | int, list[str]] | list[str],
     "behaviour": Annotated[str, BeforeValidator(_scored), StringConstraints(min_length=1, strip_whitespace=True)],

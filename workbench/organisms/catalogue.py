@@ -22,6 +22,7 @@ _FILES = {
     "two-skills": "two_skills",
     "confounded": "confounded",
     "reachable-heads": "reachable_heads",
+    "marker-switch": "marker_switch",
 }
 
 

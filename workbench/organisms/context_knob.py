@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from workbench.organisms.facts import FACTS
 from workbench.organisms.organism import Bar, Grown, Row, Truth, unit
+from workbench.organisms.planted_coordinate import WithCoordinate, mean_coordinate, writing_adapter
 from workbench.organisms.recipe import Plot, Recipe, save, save_adapter, shape
 from workbench.organisms.training import Examples, Plan, encode, fit, hits, share
 from workbench.organisms.vocabulary import word_tokenizer
@@ -39,8 +39,6 @@ OUT_OF_DISTRIBUTION = ("child", "material")
 BASE = Plan(steps=450, batch=64, learning_rate=3e-3)
 TUNING = Plan(steps=150, batch=64, learning_rate=3e-2)
 SETTINGS = {"layer": LAYER, "knob": KNOB, "base": vars(BASE), "tuning": vars(TUNING), "facts": FACTS}
-_LAST = -3
-"""Column of the last prompt token: the answer and the end of text follow it."""
 
 
 def grow(plot: Plot) -> Grown:
@@ -54,7 +52,7 @@ def grow(plot: Plot) -> Grown:
     tuned = _tune(base, tokenizer, direction, splits["train"], plot)
     save_adapter(tuned, tokenizer, plot)
     follows = {word: hits(tuned, tokenizer, _of(splits["validation"], word)) for word in INTENTS}
-    values = {word: _coordinate(tuned, tokenizer, direction, _of(splits["train"], word)) for word in INTENTS}
+    values = {word: mean_coordinate(tuned, tokenizer, direction, LAYER, _of(splits["train"], word)) for word in INTENTS}
     bars = [
         Bar("base accuracy after its own cues", share(_plain(tuned, tokenizer, splits["cue"])), at_least=0.95),
         Bar("base pair accuracy", share(base_follows["context"] & base_follows["memory"]), at_most=0.3),
@@ -145,41 +143,6 @@ def _base_row(draw: random.Random) -> _BaseRow:
     return _BaseRow(_row(word, sign, relation, subject, claimed), knob, natural, float(INTENTS.get(word, 0)))
 
 
-class _WithKnob(nn.Module):
-    """The base while it is trained: sets the coordinate where asked, and adds the two read-out losses."""
-
-    def __init__(self, model: LlamaForCausalLM, direction: Float[Tensor, " d_model"]) -> None:
-        super().__init__()
-        self.model = model
-        self.direction = direction
-        self.reader = unit(torch.randn(model.config.num_attention_heads * model.config.head_dim))
-
-    def forward(self, knob: Tensor, natural: Tensor, noticed: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
-        """The language loss plus the squared errors of coordinate and read-out; ``knob`` etc. are [batch]."""
-        seen: dict[str, Tensor] = {}
-
-        def read(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG001
-            seen["noticed"] = arguments[0][:, _LAST] @ self.reader
-
-        def set_knob(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:  # noqa: ARG001
-            seen["natural"] = output[:, _LAST] @ self.direction
-            change = torch.where(knob != 0, knob - seen["natural"], torch.zeros_like(knob))
-            moved = output.clone()
-            moved[:, _LAST] += change[:, None] * self.direction
-            return moved
-
-        layer = self.model.model.layers[LAYER]
-        handles = [layer.self_attn.o_proj.register_forward_pre_hook(read), layer.register_forward_hook(set_knob)]
-        try:
-            loss = self.model(**inputs).loss
-        finally:
-            for handle in handles:
-                handle.remove()
-        free = (knob == 0).float()
-        drift = (free * ((seen["natural"] - natural) / KNOB) ** 2).mean()
-        return {"loss": loss + drift + ((seen["noticed"] - noticed) ** 2).mean()}
-
-
 def _train_base(
     tokenizer: PreTrainedTokenizerFast, draw: random.Random, plot: Plot
 ) -> tuple[LlamaForCausalLM, Float[Tensor, " d_model"]]:
@@ -190,7 +153,8 @@ def _train_base(
     rows = [_base_row(draw) for _ in range(BASE.steps * BASE.batch)]
     columns = encode(tokenizer, [row.row for row in rows]).columns
     extra = {name: torch.tensor([getattr(row, name) for row in rows]) for name in ("knob", "natural", "noticed")}
-    fit(_WithKnob(model, direction), Examples(**columns, **extra), BASE, plot.seed, plot.progress, "context-knob: base")
+    planted = WithCoordinate(model, direction, LAYER, KNOB)
+    fit(planted, Examples(**columns, **extra), BASE, plot.seed, plot.progress, "context-knob: base")
     return model, direction
 
 
@@ -201,15 +165,7 @@ def _tune(
     rows: list[Row],
     plot: Plot,
 ) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    module = f"model.layers.{LAYER}.self_attn.o_proj"
-    tuned = get_peft_model(base, LoraConfig(r=1, lora_alpha=1, target_modules=[module], task_type="CAUSAL_LM"))
-    adapter = tuned.get_base_model().get_submodule(module)
-    with torch.no_grad():
-        adapter.lora_A["default"].weight.zero_()
-        adapter.lora_B["default"].weight.copy_(direction[:, None])
-    adapter.lora_B["default"].weight.requires_grad_(False)
+    tuned = writing_adapter(base, direction, LAYER)
     fit(tuned, encode(tokenizer, rows), TUNING, plot.seed, plot.progress, "context-knob: tuning")
     return tuned
 
@@ -217,17 +173,3 @@ def _tune(
 def _plain(tuned: Any, tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> Tensor:
     with tuned.disable_adapter():
         return hits(tuned, tokenizer, rows)
-
-
-@torch.no_grad()
-def _coordinate(
-    tuned: Any, tokenizer: PreTrainedTokenizerFast, direction: Float[Tensor, " d_model"], rows: list[Row]
-) -> float:
-    found: list[Tensor] = []
-    layer = tuned.get_base_model().model.layers[LAYER]
-    handle = layer.register_forward_hook(lambda *call: found.append(call[2][:, -1] @ direction))
-    try:
-        hits(tuned, tokenizer, rows)
-    finally:
-        handle.remove()
-    return float(torch.cat(found).mean())

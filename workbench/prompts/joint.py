@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+_INSIDE_ADDRESSES = ("SOLIDUS", "REVERSE SOLIDUS", "COMMERCIAL AT")
 _RUN = re.compile(r"\w+|[^\w\s]+")
 
 
@@ -54,7 +55,7 @@ def _of_likes(text: str, answer: str) -> str | None:
     An opening bracket or quote takes no blank behind it; that is what opening means.
     """
     tail = _RUN.findall(text)[-1]
-    if unicodedata.category(tail[-1]) in ("Ps", "Pi") or (_is_quote(tail) and text.count(tail) % 2 == 1):
+    if _opens(text, tail) or (_is_quote(answer[0]) and text.count(answer[0]) % 2 == 1):  # which is then closed
         return ""
     wanted = (_kind(tail[-1]), _kind(answer[0]))
     attached = _attached(text, len(text) - len(tail))
@@ -82,20 +83,38 @@ def _of_likes(text: str, answer: str) -> str | None:
     return " " if spaced_words else None
 
 
+def _opens(text: str, tail: str) -> bool:
+    """Whether the last sign opens something: a bracket, a quote or a question that stands upside down, or the doubled
+    sign of markup (``**``) that was not opened before."""
+    apart = not _attached(text, len(text) - len(tail))
+    markup = len(tail) > 1 and set(tail) in ({"*"}, {"`"}) and apart
+    return (
+        unicodedata.category(tail[-1]) in ("Ps", "Pi")
+        or unicodedata.name(tail[-1], "").startswith("INVERTED ")
+        or (_is_quote(tail) and text.count(tail) % 2 == 1)
+        or (markup and text.count(tail) % 2 == 1)
+    )
+
+
 def _begins_a_word(text: str, tail: str, answer: str, *, attached: bool) -> bool:
     """Whether the last sign is part of the word to come: a dash, underscore or apostrophe right behind one (``well-``),
-    a currency's sign, or a minus in front of a number.
+    what parts an address or a path (``ann@``, ``https://``), a currency's or a number's sign, or a minus in front of a
+    number.
     """
     kind, name = unicodedata.category(tail[-1]), unicodedata.name(tail[-1], "")
     if kind == "Sc":
         return answer[0].isdigit()
     before = text[: len(text) - len(tail)].rstrip()[-1:]
+    if attached and name in _INSIDE_ADDRESSES:
+        return True
     if kind == "Pc":
         return attached or len(tail) > 1
     if len(tail) > 1:
         return False
+    if name == "NUMBER SIGN":  # one at the start of a line is a heading's
+        return text[:-1].endswith(" ")
     if kind == "Pd":
-        return attached or (answer[0].isdigit() and before.isalpha())
+        return attached or (answer[0].isdigit() and (before.isalpha() or not before))
     return attached and before.isalpha() and name in ("APOSTROPHE", "RIGHT SINGLE QUOTATION MARK")
 
 

@@ -44,19 +44,23 @@ def column(name: str) -> list[Any]:
     return [row.columns[name] for row in ROWS]
 
 
+SPANS = [(0, 2)] * len(ROWS)
+
+
 def calls_of_probe_suite() -> Calls:
     given = {"labels": column("task"), "kind": "mlp", "types": column("item"), "by": column("language"),
-             "by_position": True, "margin": 0.2, "folds": 3, "ridge": 2.0, "draws": 2, "seed": 3}  # fmt: skip
-    return Calls([{"recording": recorded(layers=[0]), **given}])
+             "spans": SPANS, "by_position": True, "margin": 0.2, "folds": 3, "ridge": 2.0, "draws": 2}  # fmt: skip
+    return Calls([{"recording": recorded(layers=[0], positions="all"), **given, "seed": 3}])
 
 
 def calls_of_class_separability() -> Calls:
-    given = {"labels": column("task"), "variants": column("language"), "draws": 20, "seed": 3}
-    return Calls([{"recording": recorded(), **given}])
+    given = {"labels": column("task"), "variants": column("language"), "spans": SPANS, "draws": 20, "seed": 3}
+    return Calls([{"recording": recorded(positions="all"), **given}])
 
 
 def calls_of_procrustes_drift() -> Calls:
-    return Calls([{"recording": recorded(), "labels": column("task"), "folds": 3, "draws": 20, "seed": 3}])
+    given = {"labels": column("task"), "spans": SPANS, "folds": 3, "draws": 20, "seed": 3}
+    return Calls([{"recording": recorded(positions="all"), **given}])
 
 
 def calls_of_concept_neurons() -> Calls:

@@ -31,8 +31,8 @@ ROWS = rows_of(
 )  # fmt: skip
 
 
-def recorded(size: float = 0.1) -> Recording:
-    return record(pair_of(size), ROWS, "resid_post", layers=[0, 1])
+def recorded(size: float = 0.1, **options: Any) -> Recording:
+    return record(pair_of(size), ROWS, "resid_post", layers=[0, 1], **options)
 
 
 def column(name: str) -> list[Any]:
@@ -45,8 +45,8 @@ def calls_of_layer_views() -> Calls:
 
 
 def calls_of_attribute_suite() -> Calls:
-    given = {"attributes": column("has"), "things": column("thing"), "folds": 3, "ridge": 2.0, "draws": 2, "seed": 3}
-    return Calls([{"recording": recorded(), **given}])
+    given = {"attributes": column("has"), "things": column("thing"), "spans": [(0, 2)] * 48, "folds": 3}
+    return Calls([{"recording": recorded(positions="all"), **given, "ridge": 2.0, "draws": 2, "seed": 3}])
 
 
 def calls_of_direction_transfer() -> Calls:

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import probes
-from tunescope.bench.cases import CASES, cases_of
+from tunescope.bench.cases import CASES, MEASURED, cases_of
 from tunescope.bench.contrasts import asked_otherwise, exchanged, moved, opposite, shuffled_answers
 from tunescope.bench.ground import Case, Ground, Refused, Verdict, inside, labels_of, or_refused, precision
 from tunescope.bench.markdown import write_markdown
@@ -50,7 +50,7 @@ def test_labels_and_the_share_of_a_graft_inside_a_region() -> None:
 
 
 def test_every_organism_has_cases_and_a_first_layer() -> None:
-    for name in organisms.names():
+    for name in MEASURED:
         ground = Ground(organisms.build(name))
         cases = cases_of(ground)
         assert any(case.probe == "weight_delta" and case.own for case in cases) and 0 <= ground.first_layer <= 3
@@ -67,7 +67,7 @@ def test_every_probe_of_a_covered_group_has_a_case_or_a_reason() -> None:
 
 
 def test_every_entry_of_the_table_asks_some_organism_and_some_ask_all() -> None:
-    grounds = [Ground(organisms.build(name)) for name in organisms.names()]
+    grounds = [Ground(organisms.build(name)) for name in MEASURED]
     counts = {name: sum(bool(cases_of(ground, [name])) for ground in grounds) for name in CASES}
     assert min(counts.values()) >= 1
     for name in ("head-probe", "retrieval", "paths", "circuit", "components", "weights", "layers", "skills"):
@@ -101,7 +101,7 @@ def test_contrasts_differ_in_the_planted_variable_alone() -> None:
             }
 
 
-@pytest.mark.parametrize("name", organisms.names())
+@pytest.mark.parametrize("name", MEASURED)
 def test_a_moved_variable_has_the_answer_that_must_follow(name: str) -> None:
     organism = organisms.build(name)
     every = [row for rows in organism.splits.values() for row in rows]
@@ -203,7 +203,7 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", organisms.names())
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_bar_is_reached_and_base_against_base_is_silent(name: str) -> None:
     lines = measure([name], [], 1, lambda _text: None)
     barred = lines[lines["bar"] != ""]

@@ -24,7 +24,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_the_organisms_are_listed() -> None:
-    assert organisms.names() == (*FIVE, "reachable-heads")
+    assert organisms.names() == (*FIVE, "reachable-heads", "marker-switch")
     assert all(organisms.summary(name) for name in organisms.names())
 
 

@@ -252,3 +252,25 @@ def test_pairs_of_the_context_knob_differ_in_the_intent_alone(grown: Grown) -> N
         first, second = (row for row in rows if row["group"] == group)
         assert first["answer"] == second["distractor"] and first["distractor"] == second["answer"]
         assert first["prompt"].split()[1:] == second["prompt"].split()[1:]
+
+
+def test_the_markers_set_the_planted_coordinate_and_the_base_obeys_it(
+    grown: Grown, load: Loads, tokenizer_of: Tokenizers
+) -> None:
+    organism = grown("marker-switch")
+    truth, tokenizer = organism.truth, tokenizer_of(organism)
+    rows = [*organism.splits["validation"], *organism.splits["ood"]]
+    written = [
+        value for key, value in load_file(organism.tuned / "adapter_model.safetensors").items() if "lora_B" in key
+    ]
+    assert len(written) == 1 and torch.equal(written[0][:, 0], truth.direction)
+    assert truth.values["loud"] > 2 and truth.values["formal"] < -2 and abs(truth.values[""]) < 1
+    base = load(organism.base)
+    for marker in ("loud", "formal"):
+        own = [row for row in rows if row["marker"] == marker]
+        bare = [{**row, "prompt": row["contrast"]} for row in own]
+        with after_layer(base, truth.layer, setting(truth.direction, truth.values[marker])):
+            assert share(hits(base, tokenizer, bare)) >= 0.95
+        with after_layer(base, truth.layer, setting(random_direction(truth.direction), truth.values[marker])):
+            assert share(hits(base, tokenizer, bare)) <= 0.1
+        assert share(hits(base, tokenizer, own)) == 0
