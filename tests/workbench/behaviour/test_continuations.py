@@ -12,7 +12,7 @@ import torch
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from tests.workbench.behaviour.pushed import Push, token
 from workbench.behaviour import behaviour_diff
-from workbench.behaviour.continuations import kl_per_token, logprobs, text_logprobs
+from workbench.behaviour.continuations import KLFromModels, kl_per_token, logprobs, text_logprobs
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
@@ -94,6 +94,20 @@ def test_kl_over_generated_texts_needs_no_answers(pair: Any) -> None:
         assert found.rows[found.rows["model"] == "tuned"]["kl_base_model"].iloc[0] == pytest.approx(
             values[0, 0], abs=1e-5
         )
+
+
+@pytest.mark.parametrize("held_bytes", [0, 2**30])
+def test_kl_from_models_is_kl_per_token_whether_they_are_held_or_read_again(pair: Any, held_bytes: int) -> None:
+    prompts = encode(Prompts.of([row["prompt"] for row in ROWS]), tokenizer())
+    answers = [tokenizer()(row["answer"], add_special_tokens=False)["input_ids"] for row in ROWS]
+    plain = [Subject(role, model) for role, model in pair.models.items()]
+    read = KLFromModels(plain, prompts, answers, Work(2), held_bytes)
+    for _ in range(2):
+        for subject in plain:
+            for model, values in zip(plain, read.of(subject), strict=True):
+                (wanted,) = kl_per_token(model, [subject], prompts, answers, Work(2))
+                assert np.array_equal(values, wanted[:, 0]) and (model is subject) == (not values.any())
+    assert bool(read._held) == bool(held_bytes)
 
 
 def test_perplexity_is_per_token_over_all_texts(pair: Any) -> None:
