@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from dashboards import jobs, method_form, models, panels
+from dashboards.job_journal import Order
 from dashboards.method_panel import show_result
 from dashboards.pair_form import ENDINGS, pasted, uploaded
 from dashboards.results import results_in
@@ -73,7 +74,7 @@ def front(name: str, chosen: Selection, page: str) -> None:
 
     method = load_method(name)
     ended(page, name)
-    st.markdown(panels.words(method.summary))
+    st.markdown(panels.words(method.summary.replace("``", "")))
     notes = [f"Cost: {method.cost}." if method.cost else "", *(f"From: {paper}." for paper in method.papers)]
     st.caption(panels.words(" ".join(note for note in notes if note)))
     filled = _form(method, chosen, page)
@@ -90,7 +91,8 @@ def front(name: str, chosen: Selection, page: str) -> None:
     if reason:
         st.caption(panels.words(reason))
     if pressed:
-        _begin(filled, page)
+        begin(filled, page)
+        st.rerun()
     elif timing:
         _begin_timing(filled, page)
     _show_timing(filled, page)
@@ -136,12 +138,30 @@ def _prompts(method: Method, chosen: Selection, page: str) -> tuple[Prompts | No
     return rows, limit if rows is not None and limit < len(rows) else None
 
 
-def _begin(filled: Filled, page: str) -> None:
+def begin(filled: Filled, page: str) -> None:
+    """Put a method into the queue."""
+
     def task(progress: Progress) -> str:
         return _computed(filled, progress)
 
-    jobs.desk().begin(filled.method.question, task, key=("run", page, *filled.key), page=page)
-    st.rerun()
+    order = Order("method", {
+        "name": filled.method.name, "base": filled.base, "tuned": filled.tuned, "options": filled.options,
+        "limit": filled.limit, "page": page,
+        "prompts": None if filled.prompts is None else [row.as_dict() for row in filled.prompts],
+    })  # fmt: skip
+    jobs.desk().begin(filled.method.question, task, key=("run", page, *filled.key), page=page, order=order)
+
+
+def begin_again(options: dict[str, Any]) -> None:
+    """As it was ordered. Raises :class:`UserError` where the method is no longer there."""
+    models.warm().wait("models")
+    from workbench.method_index import load_method
+    from workbench.prompts import Prompts
+
+    rows = None if options["prompts"] is None else Prompts.of(options["prompts"])
+    method = load_method(str(options["name"]))
+    filled = Filled(method, options["base"], options["tuned"], options["options"], rows, options["limit"])
+    begin(filled, str(options["page"]))
 
 
 def _computed(filled: Filled, progress: Progress) -> str:
