@@ -86,7 +86,7 @@ def _show_interrupted(desk: jobs.Desk) -> None:
     """What an earlier server was at when it was killed."""
     for number, lost in enumerate(desk.interrupted):
         with st.container(horizontal=True, vertical_alignment="center", key=f"interrupted-{number}"):
-            st.markdown(f":orange[:material/warning:] {panels.words(lost.name)} was interrupted: the dashboard ended.")
+            st.markdown(f":orange[:material/warning:] {panels.words(lost.name)}: interrupted, the dashboard ended.")
             if lost.order is not None:
                 st.button("Resume", icon=":material/play_arrow:", key=f"resume-{number}", on_click=_resume,
                           args=(desk, lost), help=f"With the same options; what was complete is kept: "

@@ -74,7 +74,7 @@ def test_a_recording_of_a_killed_server_goes_on(tmp_path: Path, home: Path, monk
     assert run.state == "interrupted"
     desk = next_server(monkeypatch)
     app = AppTest.from_file(APP, default_timeout=60).run()
-    assert any("Recording mine was interrupted" in text.value for text in app.markdown)
+    assert any("Recording mine: interrupted" in text.value for text in app.markdown)
     app.button(key="resume-0").click().run()
     assert not app.exception and not app.error
     job = desk.jobs[-1]
