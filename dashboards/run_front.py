@@ -19,6 +19,7 @@ from dashboards.state import known_runs
 from dashboards.views.source import pair_of
 from workbench.first_batch import Phase
 from workbench.methods import Method
+from workbench.runs.places import default_home
 
 if TYPE_CHECKING:
     from tunescope.experiments.method_run import MethodCall
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 OF_RUN, PASTE, FILE = "of the run", "paste", "file"
+_HASH = 16
 MOST = 60
 """Prompts that are read unless a person asks for more."""
 
@@ -168,8 +170,11 @@ def _computed(filled: Filled, progress: Progress) -> str:
     models.warm().wait("models")
     from tunescope.experiments.method_run import checked
 
-    with tempfile.TemporaryDirectory(prefix="tunescope-prompts-") as folder:
-        run, _ = checked(filled.call(Path(folder))).computed(progress)
+    folder = default_home()  # a place of its own for each set: the same call again goes on with the same run
+    if filled.prompts is not None:
+        folder = folder / ".prompts" / filled.prompts.hash[:_HASH]
+        folder.mkdir(parents=True, exist_ok=True)
+    run, _ = checked(filled.call(folder)).computed(progress)
     return run.path.name
 
 
