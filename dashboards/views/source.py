@@ -153,7 +153,7 @@ SELECTED = "the selected prompt"
 
 def stored_or_computed(chosen: Selection, asked: Asked | None, kind: str, probe: Probe, work: Work) -> Source | None:
     """A stored result of ``kind``; where the run has none, a button that computes it on the run's pair, for the
-    selected prompt at once or for all of them."""
+    selected prompt at once or for all of them; what is asked of a layer is always of all."""
     key = f"result-{work.name}"
     found = one_of(chosen.results(kind), "Result", key)
     if found is not None:
@@ -163,7 +163,7 @@ def stored_or_computed(chosen: Selection, asked: Asked | None, kind: str, probe:
     if asked is None:
         return None
     every = f"all {len(asked.prompts)} prompts"
-    alone = len(asked.prompts) > 1 and SELECTED == st.segmented_control(
+    alone = not asked.what and len(asked.prompts) > 1 and SELECTED == st.segmented_control(
         "Read", [SELECTED, every], default=SELECTED, required=True, key=f"which-{work.name}",
         help="The selected prompt alone takes a moment; only all of them give intervals and a control over prompts.",
     )  # fmt: skip
