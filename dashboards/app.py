@@ -22,6 +22,9 @@ PAGES = {
     "record": ("Record a pair", "fiber_manual_record"),
     "runs": ("Runs", "folder"),
 }
+START = "start"
+"""The path of the first page, which stands at the root: its own name stays for links from a server whose first page
+is another."""
 HERE = Path(__file__).parent / "app_pages"
 _SHAPES = """<g stroke="#0b6e8f" stroke-width="3" stroke-linecap="round"><path d="M5 5v22M14 5v22M23 5v22"
  opacity=".35"/></g><g fill="#0b6e8f"><circle cx="5" cy="20" r="4"/><circle cx="14" cy="10" r="4"/>
@@ -36,11 +39,17 @@ LOGO = _SVG.format(
 
 st.set_page_config(page_title="Tunescope", page_icon=MARK, layout="wide")
 first = first_page()
-page = st.navigation([
-    st.Page(f"app_pages/{name}.py", title=title, icon=f":material/{icon}:", url_path=name, default=name == first)
+pages = [
+    st.Page(
+        f"app_pages/{name}.py", title=title, icon=f":material/{icon}:", default=name == first,
+        url_path=START if name == first else name,
+    )
     for name, (title, icon) in PAGES.items()
     if (HERE / f"{name}.py").is_file()
-])  # fmt: skip
+]  # fmt: skip
+title = PAGES[first][0]
+pages.append(st.Page(f"app_pages/{first}.py", title=title, url_path=first, visibility="hidden"))
+page = st.navigation(pages)
 st.logo(LOGO, size="large")
 st.html("<style>[data-testid=stMainBlockContainer] { padding-top: 3.25rem; }</style>")
 selection.sidebar(page.url_path)

@@ -1,19 +1,30 @@
-"""What a server was doing, in a file beside the runs, so that the next one can tell what was interrupted."""
+"""What a server was doing, in a file beside the runs, so that the next one can tell and resume what was interrupted."""
 
 from __future__ import annotations
 
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from workbench.errors import UserError
 from workbench.files import write_text
+from workbench.jsonable import jsonable
 
 _NAME = ".dashboard-jobs-"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a task was asked to do, as plain values from which it can be begun again."""
+
+    kind: str
+    """Which kind of task: one of those that :mod:`dashboards.resuming` knows."""
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,8 @@ class Interrupted:
     name: str
     page: str = ""
     """The page on which it can be started again."""
+    order: Order | None = None
+    """What it was asked to do, where it can be resumed."""
 
 
 class Journal:
@@ -42,7 +55,7 @@ class Journal:
             try:
                 self._home.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire()
-                write_text(self._file, json.dumps([asdict(one) for one in unfinished]))
+                write_text(self._file, json.dumps(jsonable([asdict(one) for one in unfinished])))
             except (OSError, UserError):
                 return
         elif self._file.exists():
@@ -51,7 +64,7 @@ class Journal:
             self._file.with_suffix(".lock").unlink(missing_ok=True)
 
     def left_behind(self) -> list[Interrupted]:
-        """The tasks of servers that were killed; each is handed out once."""
+        """The tasks of servers that were killed; who takes them writes them down again until they are dealt with."""
         found: list[Interrupted] = []
         for file in sorted(self._home.glob(f"{_NAME}*.json")):
             lock = FileLock(file.with_suffix(".lock"), thread_local=False)
@@ -69,6 +82,13 @@ class Journal:
 def _read(file: Path) -> list[Interrupted]:
     """Nothing where the file is damaged: it only ever told what was going on."""
     try:
-        return [Interrupted(str(row["name"]), str(row["page"])) for row in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return [_interrupted(row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
+
+
+def _interrupted(row: dict[str, Any]) -> Interrupted:
+    order = row.get("order")
+    return Interrupted(
+        str(row["name"]), str(row["page"]), None if order is None else Order(str(order["kind"]), dict(order["options"]))
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboards import jobs, panels
+from dashboards.job_journal import Interrupted
+from workbench.errors import UserError
 
 POLL = 1.5
 """Seconds between looks at the queue; each costs the task that runs a moment."""
 _MINUTES_FROM = 90
 _SEEN = "_tasks-seen"
+_REFUSED = "_resume-refused"
 
 
 def show(page: str) -> None:
@@ -83,11 +86,26 @@ def _show_interrupted(desk: jobs.Desk) -> None:
     """What an earlier server was at when it was killed."""
     for number, lost in enumerate(desk.interrupted):
         with st.container(horizontal=True, vertical_alignment="center", key=f"interrupted-{number}"):
-            st.markdown(
-                f":orange[:material/warning:] {panels.words(lost.name)} was interrupted: the dashboard ended. "
-                "Started again, it goes on with what was complete."
-            )
-            if lost.page:
+            st.markdown(f":orange[:material/warning:] {panels.words(lost.name)}: interrupted, the dashboard ended.")
+            if lost.order is not None:
+                st.button("Resume", icon=":material/play_arrow:", key=f"resume-{number}", on_click=_resume,
+                          args=(desk, lost), help=f"With the same options; what was complete is kept: "
+                          f"{panels.visible(lost.name)}")  # fmt: skip
+            elif lost.page:
                 st.page_link(f"app_pages/{lost.page}.py", label="Start it again", icon=":material/arrow_forward:")
-            st.button("Dismiss", key=f"forget-{number}", type="tertiary", on_click=desk.interrupted.remove,
+            st.button("Dismiss", key=f"forget-{number}", type="tertiary", on_click=desk.dismiss,
                       args=(lost,), help=f"Leave out: {panels.visible(lost.name)}")  # fmt: skip
+    if refused := st.session_state.pop(_REFUSED, ""):
+        st.error(panels.words(refused), icon=":material/error:")
+
+
+def _resume(desk: jobs.Desk, lost: Interrupted) -> None:
+    """Put it into the queue; it stays interrupted where it can no longer be begun."""
+    from dashboards.resuming import begin_again
+
+    assert lost.order is not None
+    try:
+        begin_again(lost.order)
+        desk.dismiss(lost)
+    except UserError as error:
+        st.session_state[_REFUSED] = f"{lost.name} cannot go on: {error}"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from dashboards.job_journal import Interrupted, Journal
+from dashboards.job_journal import Interrupted, Journal, Order
 from workbench.errors import UserError, full_gpu_told
 from workbench.progress import Progress, Stopped
 from workbench.runs.places import default_home
@@ -52,6 +52,8 @@ class Job:
     """The page that shows how it ended."""
     is_read: bool = False
     """Something that a page reads for itself, and shows where its button stands."""
+    order: Order | None = None
+    """What a server that comes after this one begins again, should this one be killed."""
     _part_began: float = field(default_factory=time.monotonic)
     _stop: threading.Event = field(default_factory=threading.Event)
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -129,7 +131,8 @@ class Desk:
         self._numbers = count(1)
         self._journal = Journal(default_home())
         self.interrupted: list[Interrupted] = self._journal.left_behind()
-        """Tasks of a server that was killed while they waited or ran."""
+        """Tasks of a server that was killed while they waited or ran, until they are resumed or dismissed."""
+        self._note()
 
     def begin(
         self,
@@ -140,6 +143,7 @@ class Desk:
         key: Any = None,
         page: str = "",
         is_read: bool = False,
+        order: Order | None = None,
     ) -> Job:
         """Put a task into the queue, where it runs as soon as those before it have ended.
 
@@ -150,6 +154,7 @@ class Desk:
             key: What it computes, compared by value.
             page: The page that shows how it ended.
             is_read: Something that a page reads for itself.
+            order: What is begun again should this server be killed.
 
         Returns:
             The job; the one that is at work where the same ``key`` waits or runs already.
@@ -159,7 +164,8 @@ class Desk:
             if same is not None and same.is_active:
                 return same
             state: State = "waiting" if self.active else "running"
-            job = Job(name, state, about=about, number=next(self._numbers), key=key, page=page, is_read=is_read)
+            number = next(self._numbers)
+            job = Job(name, state, about=about, number=number, key=key, page=page, is_read=is_read, order=order)
             self._jobs.append(job)
             self._trim()
             self._note()
@@ -226,8 +232,21 @@ class Desk:
                 self._note()
                 self._turn.notify_all()
 
+    def goes_on_with(self, job: Job, order: Order) -> None:
+        """A part of a task is complete: what would be begun again is less from here on."""
+        with self._turn:
+            job.order = order
+            self._note()
+
+    def dismiss(self, lost: Interrupted) -> None:
+        """An interrupted task is told no longer."""
+        with self._turn:
+            self.interrupted = [one for one in self.interrupted if one is not lost]
+            self._note()
+
     def _note(self) -> None:
-        self._journal.write([Interrupted(job.name, job.page) for job in self.active if not job.is_read])
+        active = [Interrupted(job.name, job.page, job.order) for job in self.active if not job.is_read]
+        self._journal.write([*self.interrupted, *active])
 
     def _trim(self) -> None:
         """Forget the oldest that have ended, where there are many."""

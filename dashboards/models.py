@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,36 +98,42 @@ def places(base: str, tuned: str) -> tuple[str, str]:
 
 
 class Warm:
-    """Imports of model code in a thread, beside the first page; nothing is loaded.
+    """Imports of model code, by one thread of the server at a time: ahead of the first click in a thread of its own,
+    or by whoever waits for them first.
 
-    Others wait for it before they import the same: two threads at once inside a library that imports lazily can each
-    find it half there.
+    transformers imports lazily and in circles: of two threads at once inside it, one can find a module that is half
+    there ("cannot import name LogitsProcessorList").
     """
 
     def __init__(self) -> None:
-        self._done = {stage: threading.Event() for stage in _STAGES}
+        self._alone = threading.RLock()
+        self._done: set[str] = set()
         if os.environ.get(WARM):
-            threading.Thread(target=self._import, name="warm", daemon=True).start()
-        else:
-            self._finish()
+            threading.Thread(target=self._warm, name="warm", daemon=True).start()
 
     def wait(self, stage: str) -> None:
         """Return when the imports of ``stage`` are over."""
-        self._done[stage].wait()
+        if stage in self._done:
+            return
+        for name, modules in _STAGES.items():
+            for module in modules:
+                with self._alone:
+                    import_module(module)
+            self._done.add(name)
+            if name == stage:
+                return
 
-    def _import(self) -> None:
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """For what imports model code of which no stage knows: no other thread imports any meanwhile."""
+        with self._alone:
+            yield
+
+    def _warm(self) -> None:
         try:
-            for stage, names in _STAGES.items():
-                for name in names:
-                    import_module(name)
-                self._done[stage].set()
+            self.wait(list(_STAGES)[-1])
         finally:
             gc.freeze()  # Streamlit collects garbage after every rerun: a third of a second with all of torch to walk
-            self._finish()  # whoever waits meets the same error with its own traceback
-
-    def _finish(self) -> None:
-        for event in self._done.values():
-            event.set()
 
 
 warm = st.cache_resource(show_spinner=False)(Warm)

@@ -13,6 +13,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 import streamlit as st
 
 from dashboards.plain_figures import without_fetching
+from dashboards.readable_figures import with_room
 from workbench import glossary
 from workbench.csv_text import csv_text
 from workbench.errors import UserError, full_gpu_told
@@ -113,7 +114,7 @@ def figure(
     ``on_pick`` gets the ``customdata`` of a clicked cell (``selection.picks("layer", "head")`` writes the selection);
     ``frame`` is the table behind the figure, for its CSV.
     """
-    without_fetching(drawn, name)
+    with_room(without_fetching(drawn, name))
     drawn.layout.font.family = "Source Sans, Source Sans Pro, sans-serif"
     key = f"chart-{name}"
     picking: dict[str, Any] = {}

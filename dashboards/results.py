@@ -110,7 +110,8 @@ def _load(path: str, sha256: str) -> Any:
     if hash_file(Path(path)).sha256 != sha256:
         raise UserError(f"{path} changed since the run ended; see  tunescope runs verify  and run again.")
     try:
-        return Result.load(path)
+        with models.warm().importing():  # of the probe that made it, which may need transformers
+            return Result.load(path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no whole result ({type(error).__name__}); run the probe again.") from error
 

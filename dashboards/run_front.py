@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from dashboards import jobs, method_form, models, panels
+from dashboards.job_journal import Order
 from dashboards.method_panel import show_result
 from dashboards.pair_form import ENDINGS, pasted, uploaded
 from dashboards.results import results_in
@@ -18,6 +19,7 @@ from dashboards.state import known_runs
 from dashboards.views.source import pair_of
 from workbench.first_batch import Phase
 from workbench.methods import Method
+from workbench.runs.places import default_home
 
 if TYPE_CHECKING:
     from tunescope.experiments.method_run import MethodCall
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 OF_RUN, PASTE, FILE = "of the run", "paste", "file"
+_HASH = 16
 MOST = 60
 """Prompts that are read unless a person asks for more."""
 
@@ -73,7 +76,7 @@ def front(name: str, chosen: Selection, page: str) -> None:
 
     method = load_method(name)
     ended(page, name)
-    st.markdown(panels.words(method.summary))
+    st.markdown(panels.words(method.summary.replace("``", "")))
     notes = [f"Cost: {method.cost}." if method.cost else "", *(f"From: {paper}." for paper in method.papers)]
     st.caption(panels.words(" ".join(note for note in notes if note)))
     filled = _form(method, chosen, page)
@@ -90,7 +93,8 @@ def front(name: str, chosen: Selection, page: str) -> None:
     if reason:
         st.caption(panels.words(reason))
     if pressed:
-        _begin(filled, page)
+        begin(filled, page)
+        st.rerun()
     elif timing:
         _begin_timing(filled, page)
     _show_timing(filled, page)
@@ -136,20 +140,41 @@ def _prompts(method: Method, chosen: Selection, page: str) -> tuple[Prompts | No
     return rows, limit if rows is not None and limit < len(rows) else None
 
 
-def _begin(filled: Filled, page: str) -> None:
+def begin(filled: Filled, page: str) -> None:
+    """Put a method into the queue."""
+
     def task(progress: Progress) -> str:
         return _computed(filled, progress)
 
-    jobs.desk().begin(filled.method.question, task, key=("run", page, *filled.key), page=page)
-    st.rerun()
+    order = Order("method", {
+        "name": filled.method.name, "base": filled.base, "tuned": filled.tuned, "options": filled.options,
+        "limit": filled.limit, "page": page,
+        "prompts": None if filled.prompts is None else [row.as_dict() for row in filled.prompts],
+    })  # fmt: skip
+    jobs.desk().begin(filled.method.question, task, key=("run", page, *filled.key), page=page, order=order)
+
+
+def begin_again(options: dict[str, Any]) -> None:
+    """As it was ordered. Raises :class:`UserError` where the method is no longer there."""
+    models.warm().wait("models")
+    from workbench.method_index import load_method
+    from workbench.prompts import Prompts
+
+    rows = None if options["prompts"] is None else Prompts.of(options["prompts"])
+    method = load_method(str(options["name"]))
+    filled = Filled(method, options["base"], options["tuned"], options["options"], rows, options["limit"])
+    begin(filled, str(options["page"]))
 
 
 def _computed(filled: Filled, progress: Progress) -> str:
     models.warm().wait("models")
     from tunescope.experiments.method_run import checked
 
-    with tempfile.TemporaryDirectory(prefix="tunescope-prompts-") as folder:
-        run, _ = checked(filled.call(Path(folder))).computed(progress)
+    folder = default_home()  # a place of its own for each set: the same call again goes on with the same run
+    if filled.prompts is not None:
+        folder = folder / ".prompts" / filled.prompts.hash[:_HASH]
+        folder.mkdir(parents=True, exist_ok=True)
+    run, _ = checked(filled.call(folder)).computed(progress)
     return run.path.name
 
 

@@ -26,6 +26,8 @@ class Work:
     label: str = "Run"
     working: str = "Working…"
     empty: str = "Press the button: the result appears here."
+    held: str = ""
+    """Where the page keeps the result; of the name, unless there are several."""
 
 
 def on_button(
@@ -39,7 +41,8 @@ def on_button(
     of, the page says so. A :class:`workbench.errors.UserError` becomes one sentence and leaves the last result in
     place.
     """
-    held, at_work, state = f"_kept-{work.name}", f"_at-work-{work.name}", st.session_state
+    place = work.held or work.name
+    held, at_work, state = f"_kept-{place}", f"_at-work-{place}", st.session_state
     desk = jobs.desk()
     if st.button(work.label, type="primary", icon=":material/play_arrow:", key=f"go-{work.name}", disabled=disabled):
         with st.spinner(work.working, show_time=True):

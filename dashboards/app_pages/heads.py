@@ -117,7 +117,7 @@ def _show_map(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -
 
     mark_cell(figure, chosen.layer, chosen.head)
     st.markdown(f"**{panels.words(sentence_of(heads.table))}**")
-    st.caption(panels.words(source.result.summary()))
+    st.caption(panels.words(f"{source.result.summary()}. Greyed cells: q of .05 or more, or no test."))
     code = f"{source.python}{heads.call}.show()\n"
     panels.figure(
         "heads", figure, code, source.provenance, frame=heads.table, on_pick=picks("layer", "head"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import shorten
 
 import streamlit as st
 
@@ -54,7 +55,8 @@ def _show_line(subject: Subject, asked: LookAsked | None, *, busy: bool) -> None
             note = subject.notes.steps.get(step)
             sentences = () if note is None else note.sentences[::-1] if step == TURN else note.sentences
             sentence = " ".join(sentences) or _PROMISES[step]
-            st.caption(panels.words(sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]}…"))
+            st.caption(panels.words(shorten(sentence, _LONGEST, placeholder=" …")))
+            st.space("stretch")
             with st.container(horizontal=True, gap="small"):
                 _run_button(subject, asked, step, busy=busy)
                 st.button(

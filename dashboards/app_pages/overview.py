@@ -10,6 +10,7 @@ import streamlit as st
 from dashboards import panels, selection
 from dashboards.as_experiment import stored_experiment
 from dashboards.headline_cards import cards
+from dashboards.readable_figures import from_zero
 from dashboards.report.content import Content, Section, read_content
 from dashboards.selection import Selection, pairs_of, picks
 from dashboards.state import recipes_of
@@ -116,12 +117,13 @@ def _show_findings(chosen: Selection, run: Run) -> None:
     for one in found:
         if one.kind == "WeightDelta" and one.name in results:
             st.markdown(f"**{panels.words(sentence_of(results[one.name].frame()))}**")
-            drawn = results[one.name].figure()
-            drawn.update_xaxes(automargin=True, tickangle=-30)
+            drawn = from_zero(results[one.name].figure())
+            drawn.update_xaxes(tickangle=-30)
             panels.figure(
                 "weights", drawn, one.python + "result.figure().show()\n", one.provenance(),
                 frame=results[one.name].frame(), on_pick=picks("layer"), experiment=experiment_of(chosen, [one]),
             )  # fmt: skip
+            st.caption("Grey: no more than its control, the same change spread evenly over the layer's weights.")
             break
     st.subheader("What the probes found")
     from probes.headlines import headlines
@@ -131,6 +133,7 @@ def _show_findings(chosen: Selection, run: Run) -> None:
     code += "".join(f"    {one.name!r}: Result.load({str(one.path)!r}),\n" for one in found) + "})\n"
     made = {"run": run.name, "results": {one.file: one.sha256 for one in found}}
     panels.table("findings", table, code, made, shown=with_intervals(table), experiment=experiment_of(chosen, found))
+    st.caption("beyond control: q below .05; where there is no q, the control lies outside the interval.")
 
 
 def _has_tables(run: Run) -> bool:
@@ -162,7 +165,7 @@ def _show_section(content: Content, section: Section, place: str, chosen: Select
         for name, frame in section.tables.items():
             st.markdown(f"**{panels.words(name.replace('_', ' '))}**")
             code = f"{start}section.tables[{name!r}]"
-            shown = with_intervals(frame)
+            shown = with_intervals(frame.dropna(axis=1, how="all"))
             panels.table(f"table-{place}-{name}", frame, code, provenance, shown=shown, experiment=again)
 
 

@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from dashboards import jobs, panels
+from dashboards import jobs, panels, recording
 from dashboards.as_experiment import record_experiment
 from dashboards.pair_form import ENDINGS, POSITIONS, SITES, PairAsked, pasted, uploaded
 from dashboards.state import Opened, known_runs
 from workbench import runs
 from workbench.prompts import Prompts
-
-PAGE = "record"  # no docstring, Streamlit would show it
 
 
 def show() -> None:
@@ -22,7 +20,7 @@ def show() -> None:
     st.caption(
         "Both models read the same prompts, and what passes at the chosen sites is kept, so that it can be compared."
     )
-    own = [job for job in jobs.desk().jobs if job.page == PAGE]
+    own = [job for job in jobs.desk().jobs if job.page == recording.PAGE]
     if own and own[-1].is_active:
         st.info("The recording is above; you may look at other pages meanwhile, it goes on.", icon=":material/info:")
     elif own:
@@ -42,7 +40,7 @@ def _form() -> None:
     if st.button("Record", type="primary", icon=":material/fiber_manual_record:", key="go-record"):
         with panels.told():
             asked.check()
-            _begin(asked, read())
+            recording.begin(asked, read())
             st.rerun()
     with st.expander("The same on the command line", icon=":material/terminal:"):
         st.code(asked.command(), language="bash", wrap_lines=True)
@@ -96,12 +94,6 @@ def _ask_prompts() -> Callable[[], Prompts]:
         persist_state="session",
     )  # fmt: skip
     return lambda: uploaded(file.name, file.getvalue()) if file is not None else pasted(text)
-
-
-def _begin(asked: PairAsked, prompts: Prompts) -> None:
-    jobs.desk().begin(
-        f"Recording {asked.name}", lambda progress: (asked.record(prompts, progress), asked.name), page=PAGE
-    )
 
 
 def _ended(job: jobs.Job) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from dashboards.views.source import (
     asked_of,
     opened,
     result_table,
+    rows_of,
     show_prompt,
     stored_or_computed,
 )
@@ -58,7 +60,7 @@ def show() -> None:
     with panels.told():
         lens = Probe(
             lambda _: "probes.logit_lens(pair, prompts, shown=len(prompts))", _run_lens,
-            lambda one: {"do": "probe", "call": "logit_lens", "options": {"shown": len(one.prompts)}},
+            lambda one: {"do": "probe", "call": "logit_lens", "options": {"shown": len(rows_of(one))}},
         )  # fmt: skip
         if (source := stored_or_computed(chosen, asked, "LogitLens", lens, _LENS)) is not None:
             _show_lens(source, chosen)
@@ -75,13 +77,16 @@ def show() -> None:
 def _run_lens(asked: Asked, progress: Progress) -> Any:
     import probes
 
-    return probes.logit_lens(asked.pair(), asked.prompts, shown=len(asked.prompts), progress=progress)
+    rows = rows_of(asked)
+    result = probes.logit_lens(asked.pair(), rows, shown=len(rows), progress=progress)
+    return replace(result, cells=result.cells.assign(prompt=asked.what[0])) if asked.what else result
 
 
 def _run_shift(asked: Asked, progress: Progress) -> Any:
     import probes
 
-    return probes.token_shift(asked.pair(), asked.prompts, max_new_tokens=NEW_TOKENS, progress=progress)
+    result = probes.token_shift(asked.pair(), rows_of(asked), max_new_tokens=NEW_TOKENS, progress=progress)
+    return replace(result, tokens=result.tokens.assign(prompt=asked.what[0])) if asked.what else result
 
 
 def _show_lens(source: Source, chosen: Selection) -> None:
@@ -94,29 +99,37 @@ def _show_lens(source: Source, chosen: Selection) -> None:
         )  # fmt: skip
         return
     last = cells[(cells["layer"] == cells["layer"].max()) & (cells["model"] == "tuned")].sort_values("position")
-    limit = float(result.cells["kl"].max())
+    limit = float(last["kl"].max())  # of this prompt: beside one that moved far all others would be white
     _coloured(last["token"], last["kl"], "KL of tuned from base (nats) after this token", limit, list(last["top"]))
-    call = f"result.figure({chosen.prompt}).show()\n"
+    call = f"result.figure({0 if source.alone else chosen.prompt}).show()\n"
     panels.figure(
         "lens", result.figure(chosen.prompt), source.python + call, source.provenance, frame=cells,
         experiment=source.experiment,
     )  # fmt: skip
+    if source.alone:
+        st.caption("One prompt: no interval and no test. All prompts give them.")
+        return
     st.caption(panels.words(f"Over all prompts (n = {result.provenance.n_prompts}): {result.summary()}."))
     result_table("lens-layers", source, result.frame(), "result.frame()")
 
 
 def _show_shift(source: Source, chosen: Selection, asked: Asked | None) -> None:
     result = source.result
-    st.caption(panels.words(f"n = {result.provenance.n_prompts} prompts. {result.summary()}."))
+    if source.alone:
+        st.caption("One prompt: no interval and no test. All prompts give them.")
+    else:
+        st.caption(panels.words(f"n = {result.provenance.n_prompts} prompts. {result.summary()}."))
     left, right = st.columns([3, 2])
     writers = list(dict.fromkeys(result.tokens["direction"]))
     writer = left.segmented_control("Who writes", writers, key="writer", required=True, default=writers[0], **LINKED)
     measure = right.segmented_control("Colour", [KL, RANK], key="colour", required=True, default=KL, **LINKED)
     rows = result.tokens[result.tokens["direction"] == writer]
-    known = asked is not None and result.provenance.prompts == asked.prompts.hash
+    known = asked is not None and (source.alone or result.provenance.prompts == asked.prompts.hash)
     _answers(chosen, rows, str(measure), [str(row) for row in asked.prompts] if asked is not None and known else [])
     code = source.python + f"result.tokens[result.tokens['direction'] == {writer!r}]\n"
     panels.footer("answers", code, provenance=source.provenance, frame=rows, experiment=source.experiment)
+    if source.alone:
+        return
     panels.figure(
         "shift", result.figure(), source.python + "result.figure().show()\n", source.provenance, frame=result.shares,
         experiment=source.experiment,

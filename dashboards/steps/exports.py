@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from dashboards import jobs, models, panels
+from dashboards.job_journal import Order
 from dashboards.steps.subject import Subject
+from workbench import runs
 from workbench.errors import UserError
 from workbench.runs.places import default_home
 
@@ -75,7 +77,18 @@ def _begin(subject: Subject, file: Path, to: str, key: tuple[str, ...]) -> None:
         pair = models.pair(subject.base, subject.tuned, dtype=models.quick_dtype(subject.base))
         return str(written(file, pair.tuned, to, target))
 
-    jobs.desk().begin(f"Exporting {file.stem} as {FORMATS[to][0]}", task, key=key, page="look")
+    assert subject.run is not None
+    order = Order("export", {
+        "base": subject.base, "tuned": subject.tuned, "run": str(subject.run.path), "recipe": file.stem, "to": to,
+    })  # fmt: skip
+    jobs.desk().begin(f"Exporting {file.stem} as {FORMATS[to][0]}", task, key=key, page="look", order=order)
+
+
+def begin_again(options: dict[str, Any]) -> None:
+    """As it was ordered. Raises :class:`UserError` where the run is gone."""
+    run = runs.open(options["run"])
+    file, to = run.file(f"recipes/{options['recipe']}.safetensors"), str(options["to"])
+    _begin(Subject(options["base"], options["tuned"], run), file, to, ("export", str(file), to))
 
 
 def written(file: Path, model: object, to: str, target: Path) -> Path:

@@ -21,9 +21,9 @@ def measures_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows: list[tuple[str, int, float]] = []
     if "weights" in tables:
         weights = tables["weights"].dropna(subset=["layer"])
-        part = weights["module"].astype(str).str.partition(".")[0].map({"attn": "attention"}).fillna("MLP")
-        part = part.where(weights["module"].astype(str).str.contains("attn|mlp", regex=True), "other")
+        part = weights["module"].astype(str).map(_part)
         top = weights.assign(part=part).groupby(["layer", "part"])[["score"]].max().reset_index()
+        top = top[top.groupby("part")["score"].transform("max") > 0]  # what was not tuned takes no row
         rows += [(f"weights, {row['part']}", int(row["layer"]), float(row["score"])) for row in _rows(top)]
     if "layers" in tables:
         rows += [("residual stream patched", int(row["layer"]), float(row["score"])) for row in _rows(tables["layers"])]
@@ -68,6 +68,13 @@ def sentence_of(measures: pd.DataFrame) -> str:
     best = measures.loc[measures.groupby("measure", sort=False)["value"].idxmax()]
     told = [f"{row['measure']} in layer {row['layer']} ({row['value']:.2g})" for row in _rows(best)]
     return f"Strongest: {'; '.join(told)}."
+
+
+def _part(module: str) -> str:
+    """Of the layer: attention, MLP or other, by the name that the family gives the matrix."""
+    if "norm" in module:
+        return "other"
+    return "attention" if "attn" in module or "attention" in module else "MLP" if "mlp" in module else "other"
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dashboards import jobs, models
+from dashboards.job_journal import Order
 from dashboards.steps.subject import Subject
-from tunescope.look.notes import CHANGED, KEEP, STEPS, TURN
+from tunescope.look.notes import CHANGED, KEEP, STEPS, TURN, LookNotes, notes_of
+from workbench import runs
 from workbench.runs.places import PROMPTS, whole_path
 
 if TYPE_CHECKING:
@@ -45,8 +47,32 @@ def begin(subject: Subject, steps: Sequence[str], asked: LookAsked) -> None:
         return _done(subject, steps, asked, progress)
 
     named = steps[-1] if len(steps) == 1 else "The four steps"
-    job = jobs.desk().begin(named, task, subject.key, page="look")
+    run = str(subject.run.path) if asked.of_run and subject.run is not None else None
+    job = jobs.desk().begin(named, task, subject.key, page="look", order=_order(steps, asked, run))
     job.stage = job.stage or steps[0]
+
+
+def begin_again(options: dict[str, Any]) -> None:
+    """The steps of a look that were ordered, on the run that has those before them. Raises :class:`UserError` where
+    that run is gone."""
+    from workbench.prompts import Prompts
+
+    run = None if options["run"] is None else runs.open(options["run"])
+    rows = None if options["prompts"] is None else Prompts.of(options["prompts"])
+    subject = Subject(options["base"], options["tuned"], run, LookNotes() if run is None else notes_of(run))
+    asked = LookAsked(
+        subject.base, subject.tuned, rows, run is not None, options["limit"], options["seed"], options["device"]
+    )
+    begin(subject, options["steps"], asked)
+
+
+def _order(steps: Sequence[str], asked: LookAsked, run: str | None) -> Order:
+    """``run``: the one that the steps go on with."""
+    rows = None if asked.prompts is None or run is not None else [row.as_dict() for row in asked.prompts]
+    return Order("look", {
+        "base": asked.base, "tuned": asked.tuned, "steps": list(steps), "prompts": rows, "limit": asked.limit,
+        "seed": asked.seed, "device": asked.device, "run": run,
+    })  # fmt: skip
 
 
 def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: Any) -> str:
@@ -63,11 +89,13 @@ def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: An
         config, out = _config(asked, prompts), None
     dtype = str(config.get("dtype", models.quick_dtype(asked.base, asked.device)))
     pair = models.pair(asked.base, asked.tuned, asked.device, dtype)
-    for step in steps:
+    for number, step in enumerate(steps):
         progress.stage = step
         look = Look(pair, prompts, asked.base, asked.tuned, int(config.get("seed", 0)))
         made = extend(look, config, step, progress, out)
         config, out = made.config, made.path
+        if rest := steps[number + 1 :]:
+            jobs.desk().goes_on_with(progress, _order(rest, asked, str(out)))
     return str(out)
 
 
@@ -90,10 +118,18 @@ def begin_dose(subject: Subject, candidate: str) -> None:
         look = Look(pair, rows, subject.base, subject.tuned, int(config.get("seed", 0)))
         return str(extend_by_dose(look, config, candidate, progress, run.path).path)
 
-    job = jobs.desk().begin(
-        f"Dose of {candidate}", task, subject.key, key=("dose", str(run.path), candidate), page="look"
-    )
+    order = Order("dose", {
+        "base": subject.base, "tuned": subject.tuned, "run": str(run.path), "candidate": candidate
+    })  # fmt: skip
+    key = ("dose", str(run.path), candidate)
+    job = jobs.desk().begin(f"Dose of {candidate}", task, subject.key, key=key, page="look", order=order)
     job.stage = TURN
+
+
+def begin_dose_again(options: dict[str, Any]) -> None:
+    """As it was ordered. Raises :class:`UserError` where the run is gone."""
+    run = runs.open(options["run"])
+    begin_dose(Subject(options["base"], options["tuned"], run, notes_of(run)), str(options["candidate"]))
 
 
 def _sampled(asked: LookAsked) -> Prompts:

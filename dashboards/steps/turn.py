@@ -32,13 +32,10 @@ def show(subject: Subject) -> None:
             st.markdown(panels.words(sentence))
         return
     st.markdown(f"**{panels.words(sentence_of(table, subject.notes.behaviour or ''))}**")
-    left, right = st.columns([3, 2], gap="large")
-    with left:
-        _show_table(subject, table)
-    with right:
-        _show_doses(subject, table)
+    _show_table(subject, table)
     for sentence in note.sentences[:-1]:
         st.caption(panels.words(sentence))
+    _show_doses(subject, table)
     chat.show(subject, parts_of(subject, table))
 
 
@@ -86,10 +83,12 @@ def _show_table(subject: Subject, table: pd.DataFrame) -> None:
 
     st.dataframe(
         shown, width="stretch", hide_index=True, key="candidates-table", on_select=pick, selection_mode="single-row",
-        column_config=panels.explained(shown), alt="Ways to turn the behaviour",
+        column_config={**panels.explained(shown), "random": st.column_config.Column(width=150)},
+        alt="Ways to turn the behaviour",
     )  # fmt: skip
     st.caption(
-        "share: of the prompts that show the behaviour, those that still do. random: the same with random stand-ins "
+        "share: of the n prompts that show the behaviour, those that still do (0 none, 1 all). random: the same with "
+        "random stand-ins "
         "(a change of all weights has none; the direction's are told below). A click on a row takes it into the chat."
     )
     assert subject.run is not None
@@ -155,6 +154,7 @@ def _show_dose(subject: Subject, table: pd.DataFrame) -> None:
         title="How much of the tuning: 0 is the base, 1 as tuned",
     )  # fmt: skip
     drawn.update_xaxes(title={"text": "how much of the tuning"})
+    drawn.update_layout(showlegend=False)  # its one line is named at the axis
     assert subject.run is not None
     code = f"from workbench import runs\n\nruns.open({str(subject.run.path)!r}).read_table('tables/candidates')\n"
     panels.figure("dose-of-tuning", drawn, code, dict(subject.run.manifest.provenance), frame=dose)

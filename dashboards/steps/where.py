@@ -8,11 +8,12 @@ import pandas as pd
 import streamlit as st
 
 from dashboards import panels
+from dashboards.readable_figures import from_zero
 from dashboards.selection import picks, show_next
 from dashboards.steps.glance import layers_at_a_glance, measures_of, sentence_of
 from dashboards.steps.subject import Subject
 from tunescope.look.notes import WHERE
-from workbench.tables import with_intervals
+from workbench.tables import cell_text, with_intervals
 
 MAPS = {"heads": ("layer", "head"), "layers": ("layer",), "weights": ("layer",)}
 """Result -> what a click on its map selects."""
@@ -23,7 +24,7 @@ _DETAILS = (("heads", "Heads", "grid_on"), ("tokens", "Tokens", "text_fields"), 
 
 
 def show(subject: Subject) -> None:
-    """Ranked places at the left, the maps at the right."""
+    """The maps, and the ranked places below them."""
     note = subject.notes.steps.get(WHERE)
     if note is None or subject.run is None:
         st.info(
@@ -32,22 +33,20 @@ def show(subject: Subject) -> None:
         )  # fmt: skip
         return
     _open_on_the_strongest(subject)
-    left, right = st.columns([2, 3], gap="large")
-    with left:
-        _show_places(subject)
+    told = {sentence.partition(":")[0]: sentence.partition(":")[2].strip() for sentence in note.sentences}
+    tables = {name: table for name in MAPS if (table := subject.table(name)) is not None}
+    if tables:
+        name = st.segmented_control("Map", [*tables, OVERVIEW], key="where-map", default=OVERVIEW, required=True)
+        if name == OVERVIEW:
+            _show_overview(subject, tables)
+        else:
+            st.markdown(f"**{panels.words(_sentence(told.get(str(name), '')))}**")
+            _show_map(subject, str(name))
+    _show_places(subject)
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.markdown("Look closer:")
         for page, label, icon in _DETAILS:
             st.page_link(f"app_pages/{page}.py", label=label, icon=f":material/{icon}:")
-    with right:
-        told = {sentence.partition(":")[0]: sentence.partition(":")[2].strip() for sentence in note.sentences}
-        tables = {name: table for name in MAPS if (table := subject.table(name)) is not None}
-        if tables:
-            name = st.segmented_control("Map", [*tables, OVERVIEW], key="where-map", default=OVERVIEW, required=True)
-            if name == OVERVIEW:
-                _show_overview(subject, tables)
-            else:
-                st.markdown(f"**{panels.words(_sentence(told.get(str(name), '')))}**")
-                _show_map(subject, str(name))
     for name, sentence in told.items():
         if name not in MAPS:
             st.caption(panels.words(f"{name}: {sentence}"))
@@ -83,6 +82,8 @@ def _show_places(subject: Subject) -> None:
     places = places_of(heads)
     cells = places[["layer", "head"]].astype(int).to_numpy().tolist()
     shown = with_intervals(places[["place", *[c for c in places if c not in ("place", "layer", "head")]]])
+    for name in {"control", "q"} & set(shown):
+        shown[name] = [cell_text(float(value), 2) for value in places[name]]
 
     def pick() -> None:
         if rows := st.session_state["places-table"]["selection"]["rows"]:
@@ -116,6 +117,8 @@ def _show_map(subject: Subject, name: str) -> None:
     path = subject.run.file(f"figures/{name}.json")
     drawn: Any = plotly.io.from_json(path.read_text(encoding="utf-8"))
     drawn.update_layout(width=None)
+    if name == "weights":
+        from_zero(drawn)
     call = f"from workbench.results import Result\n\nResult.load({str(subject.run.path / 'results' / name)!r}"
     panels.figure(
         f"where-{name}", drawn, f"{call} + '.safetensors').figure().show()\n", dict(subject.run.manifest.provenance),

@@ -37,6 +37,8 @@ class Source:
     provenance: dict[str, Any]
     experiment: panels.Maker
     """Makes the experiment file that gives the result."""
+    alone: bool = False
+    """Whether it is about the selected prompt alone."""
 
     @classmethod
     def stored(cls, found: Found, chosen: Selection) -> Source:
@@ -61,16 +63,18 @@ class Asked:
         """The models, loaded once for all pages. Raises :class:`UserError` where the run names none."""
         if not self.base:
             raise UserError("This run names no pair of models; open one with  tunescope dashboard BASE TUNED.")
-        return models.pair(self.base, self.tuned)
+        return models.pair(self.base, self.tuned, dtype=models.quick_dtype(self.base))
 
     def python(self, one: int | None = None) -> str:
         """``pair`` and ``prompts`` (all, or number ``one`` alone) as a person writes them."""
         written = [row.as_dict() for row in self.prompts]
         rows = f"Prompts.load({self.file!r})" if self.file else f"Prompts.of({written!r})"
         chosen = "" if one is None else f"[{one}:{one + 1}]"
+        dtype = models.quick_dtype(self.base)
+        loaded = "" if dtype == "auto" else f", dtype={dtype!r}"
         return (
             "import workbench as wb\nfrom workbench.prompts import Prompts\n\n"
-            f"pair = wb.load_pair({self.base!r}, {self.tuned!r})\nprompts = {rows}{chosen}\n"
+            f"pair = wb.load_pair({self.base!r}, {self.tuned!r}{loaded})\nprompts = {rows}{chosen}\n"
         )
 
     def experiment(
@@ -144,8 +148,12 @@ def one_of(found: list[Found], label: str, key: str) -> Found | None:
     return names.get(name, found[0])
 
 
+SELECTED = "the selected prompt"
+
+
 def stored_or_computed(chosen: Selection, asked: Asked | None, kind: str, probe: Probe, work: Work) -> Source | None:
-    """A stored result of ``kind``; where the run has none, a button that computes it on the run's pair."""
+    """A stored result of ``kind``; where the run has none, a button that computes it on the run's pair, for the
+    selected prompt at once or for all of them; what is asked of a layer is always of all."""
     key = f"result-{work.name}"
     found = one_of(chosen.results(kind), "Result", key)
     if found is not None:
@@ -154,12 +162,29 @@ def stored_or_computed(chosen: Selection, asked: Asked | None, kind: str, probe:
         return None
     if asked is None:
         return None
+    every = f"all {len(asked.prompts)} prompts"
+    alone = not asked.what and len(asked.prompts) > 1 and SELECTED == st.segmented_control(
+        "Read", [SELECTED, every], default=SELECTED, required=True, key=f"which-{work.name}",
+        help="The selected prompt alone takes a moment; only all of them give intervals and a control over prompts.",
+    )  # fmt: skip
+    if alone:
+        number = min(chosen.prompt, len(asked.prompts) - 1)
+        asked, work = replace(asked, what=(number,)), replace(work, held=f"{work.name}-{number}")
     done = on_button(work, asked, probe.run)
     if done is None:
         return None
     of, result = done
-    python = f"import probes\n{of.python()}result = {probe.call(of)}\n"
-    return Source(work.name, result, python, made(result), lambda: of.experiment(work.name, probe.step(of)))
+    one = of.what[0] if alone and of.what else None
+    python = f"import probes\n{of.python(one)}result = {probe.call(of)}\n"
+    rows = None if one is None else written_out(of.prompts[one : one + 1])
+    return Source(
+        work.name, result, python, made(result), lambda: of.experiment(work.name, probe.step(of), rows), alone
+    )
+
+
+def rows_of(asked: Asked) -> Prompts:
+    """What a probe reads: all prompts, or the one that is selected."""
+    return asked.prompts[asked.what[0] : asked.what[0] + 1] if asked.what else asked.prompts
 
 
 def experiment_of(chosen: Selection, found: Sequence[Found]) -> panels.Maker:

@@ -211,6 +211,8 @@ def test_what_a_page_computes_is_computed_again(
         if not keep:
             app.text_area(key="look-prompts").set_value("the quick brown fox\nthe lazy dog\na quick dog").run()
         for button in buttons:
+            if page == "tokens":
+                app.segmented_control(key=f"which-{button}").set_value(f"all {7 if keep else 3} prompts").run()
             app.button(key=f"go-{button}").click().run()
         app.number_input(key="layer").set_value(2).run()  # what is shown was computed for layer 1
         for number, text in enumerate(dict.fromkeys(files(app).values())):

@@ -98,7 +98,7 @@ def test_only_some_ended_tasks_are_remembered() -> None:
     assert len(desk.jobs) < 12
 
 
-def test_a_server_that_was_killed_is_told_once(home: Path) -> None:
+def test_what_a_killed_server_was_at_is_told_until_it_is_dismissed(home: Path) -> None:
     """Another process dies with one task at work and one in the queue."""
     code = (
         "import os, threading\nfrom dashboards.jobs import Desk\ndesk = Desk()\nbegan = threading.Event()\n"
@@ -110,7 +110,13 @@ def test_a_server_that_was_killed_is_told_once(home: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, check=False,
                            stderr=subprocess.DEVNULL)  # fmt: skip
     assert ended.returncode == 9
-    assert jobs.Desk().interrupted == [Interrupted("Where?", "look"), Interrupted("Recording mine", "record")]
+    lost = [Interrupted("Where?", "look"), Interrupted("Recording mine", "record")]
+    assert jobs.Desk().interrupted == lost
+    desk = jobs.Desk()
+    assert desk.interrupted == lost
+    desk.dismiss(desk.interrupted[0])
+    assert desk.interrupted == lost[1:]
+    desk.dismiss(desk.interrupted[0])
     assert jobs.Desk().interrupted == [] and not list(home.iterdir())
 
 

@@ -175,7 +175,14 @@ def test_what_is_missing_is_computed_on_the_pair(home: Path, pair_folders: tuple
     app.button(key="go-lens").click().run()
     app.button(key="go-shift").click().run()
     assert not app.exception and not app.error, errors(app)
-    assert "Logit lens, prompt 1" in titles(app) and "Token shift" in titles(app)
+    assert "Logit lens, prompt 1" in titles(app) and "Token shift" not in titles(app)
+    assert sum("One prompt" in caption.value for caption in app.caption) == 2
+    app.segmented_control(key="which-shift").set_value("all 7 prompts").run()
+    app.button(key="go-shift").click().run()
+    assert not app.exception and not app.error, errors(app)
+    assert "Token shift" in titles(app)
+    app.number_input(key="prompt").set_value(2).run()
+    assert "Logit lens" not in titles(app), "another prompt waits for its own button"
     app = opened("knobs", layer="1")
     app.button(key="go-concepts").click().run()
     assert not app.exception and "directions by pca-uncentred" in titles(app)
