@@ -89,7 +89,7 @@ def whole_scores(
     written, up to the first token that is not the answer's.
     """
     ids = encode(prompts, subject.model.tokenizer, subject.model.max_positions)
-    answer = _forced(subject, ids, scored.answers, work)
+    answer = forced_answers(subject, ids, scored.answers, work)
     columns = {
         "accuracy": answer["right"], "prob": np.exp(answer["logprob"]), "confidence": answer["confidence"],
         "brier": (answer["confidence"] - answer["right"]) ** 2,
@@ -99,14 +99,16 @@ def whole_scores(
             raise UserError(
                 "logit_diff and distracted compare with a distractor: give prompts the column 'distractor'."
             )
-        other = _forced(subject, ids, scored.distractors, work)
+        other = forced_answers(subject, ids, scored.distractors, work)
         columns |= {"logit_diff": answer["logprob"] - other["logprob"], "distracted": other["right"]}
     return pd.DataFrame({name: columns[name] for name in metrics})
 
 
-def _forced(
+def forced_answers(
     subject: Subject, ids: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], work: Work
 ) -> dict[str, np.ndarray]:
+    """Of each answer [row] behind its prompt: whether the model would write all of it (``right``), its ``logprob``, and
+    the ``confidence`` of what the model would write up to the first other token."""
     found = {name: np.zeros(len(ids)) for name in ("right", "logprob", "confidence")}
     lengths = [len(one) + len(other) for one, other in zip(ids, answers, strict=True)]
     about = fingerprint([subject.name, subject.recipe])
