@@ -29,6 +29,7 @@ class Kind(StrEnum):
     ADAPTER = "adapter"  # a PEFT adapter: a folder or a hub id
     LOADED = "loaded model"  # a transformers PreTrainedModel
     PEFT = "PeftModel"  # a base with adapters on it, already loaded
+    ATTACHED = "attachment"  # a module or prompt rows of a kind of ours, beside a base: a folder, or one just trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Source:
     @property
     def is_adapter(self) -> bool:
         """Whether this is an adapter on a base, loaded or not."""
-        return self.kind in (Kind.ADAPTER, Kind.PEFT)
+        return self.kind in (Kind.ADAPTER, Kind.PEFT, Kind.ATTACHED)
 
     @property
     def base_name(self) -> str | None:
@@ -137,6 +138,11 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.{_closest(folder)}")
     names = checkpoints.listing(folder)
+    if "attachment.json" in names:
+        raise NotSupported(
+            f"{folder} is an attachment (a side path or prompt rows), which changes no weight and runs beside its base: "
+            "give it to load_pair, and read it there by activations or parts."
+        )
     if "config.json" not in names and "adapter_config.json" not in names:
         raise UserError(_no_config(folder, names))
     kind = _kind_of(names, str(folder), flags["allow_pickle"])
