@@ -1,4 +1,4 @@
-"""Trainings that leave the model frozen and make an attachment: a side path, gated prompt spaces, instruction prompts."""
+"""Trainings that leave a model frozen and make an attachment: side path, prompt spaces, instruction prompts."""
 
 from __future__ import annotations
 

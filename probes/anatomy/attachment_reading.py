@@ -69,7 +69,7 @@ def side_shares(pair: Any, prompts: Any, *, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         A row per source and target layer: ``score``, the norm of the share in norms of all that is added there, the
-        mean over prompts with ``low`` and ``high``; ``control``, the same with Gaussian links of the trained ones' norm.
+        mean over prompts with ``low`` and ``high``; ``control``, the same with Gaussian links of the trained norms.
 
     Raises:
         UserError: The tuned model is no side path.

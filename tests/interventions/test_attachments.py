@@ -110,7 +110,7 @@ def test_a_folder_brings_back_the_same_logits_and_identity(kind: str, tmp_path: 
     with pytest.raises(UserError, match="holds an attachment already"):
         trained(kind).save(folder)
     (folder / "attachment.safetensors").write_bytes(b"torn")
-    with pytest.raises(UserError, match="no whole safetensors file|cannot be read"):
+    with pytest.raises(UserError, match=r"no whole safetensors file"):
         load_attachment(folder)
 
 
@@ -132,7 +132,7 @@ def test_recordings_diffs_and_recipes_read_it_as_a_tuned_model(kind: str) -> Non
     recording = wb.record(pair, prompts[:4], sites="resid_post", positions="last")
     change = recording["tuned"]["resid_post", 2] - recording["base"]["resid_post", 2]
     assert float(torch.as_tensor(change).abs().max()) > 1e-2
-    offset = iv.Recipe([iv.Offset(torch.ones(64), layer=1)])
+    offset = iv.Recipe([iv.Offset(1, torch.ones(64))])
     before = pair.tuned.forward(pair.tuned.encode(prompts), logits="last")
     with offset.applied(pair.tuned):
         moved = pair.tuned.forward(pair.tuned.encode(prompts), logits="last")

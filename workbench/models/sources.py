@@ -16,7 +16,8 @@ from workbench.models import checkpoints, gguf_files, hub
 _LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
 # adapters that a plain forward pass on token ids cannot run, or that run the model more than once
 _NEEDS_MORE = {
-    "XLORA": "it runs every input twice, first to mix its parts, so a hook would fire twice",
+    "XLORA": "it runs every input twice, first to mix its parts, so a hook would fire twice "
+    "(interventions.live_gates reads and changes its mixing on the PeftModel itself)",
     "POLY": "it needs a task id with every input",
     "SHADOW": "its layers hand on a second stream beside the model's own, which is at none of the sites",
 }
@@ -140,8 +141,8 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
     names = checkpoints.listing(folder)
     if "attachment.json" in names:
         raise NotSupported(
-            f"{folder} is an attachment (a side path or prompt rows), which changes no weight and runs beside its base: "
-            "give it to load_pair, and read it there by activations or parts."
+            f"{folder} is an attachment (a side path or prompt rows), which changes no weight and runs beside its "
+            "base: give it to load_pair, and read it there by activations or parts."
         )
     if "config.json" not in names and "adapter_config.json" not in names:
         raise UserError(_no_config(folder, names))

@@ -76,7 +76,7 @@ class InstructionPrompts(Attachment):
 
     @torch.no_grad()
     def activations(self, points: int = 33) -> pd.DataFrame:
-        """A line per layer and x in [-4, 4]: the learnt activation ``y``, and ``start``, what it was before training."""
+        """A line per layer and x in [-4, 4]: the learnt activation ``y``, and ``start``, that before training."""
         x = torch.linspace(-4, 4, points)
         start = rational(x, _gelu_as_rational())
         learnt = [rational(x, one.cpu()) for one in self.activation]
