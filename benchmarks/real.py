@@ -51,6 +51,11 @@ class Bench:
         self._parting: Prompts | None = None
 
     @property
+    def answered(self) -> Prompts:
+        """The rows with an answer, which accuracy and prob need."""
+        return Prompts([row for row in self.rows if row.answer])
+
+    @property
     def parting(self) -> Prompts:
         """Rows that end where the answers of a few questions part."""
         if self._parting is None:
@@ -88,7 +93,7 @@ class Bench:
 
 
 def diff(bench: Bench, rounds: int) -> dict[str, Any]:
-    rows = Prompts([row for row in bench.rows if row.answer])
+    rows = bench.answered
     measured = rounds_of({
         "ours": lambda: wb.behaviour_diff(bench.pair, rows, metrics=["accuracy", "prob", "kl"], batch_size=BATCH),
         "bare": lambda: bench.bare(rows),
@@ -163,7 +168,7 @@ def memory(part: str, prompts: int, few: int) -> dict[str, Any]:
     reset_peak()
     calls: dict[str, Callable[[], Any]] = {
         "diff": lambda: wb.behaviour_diff(
-            bench.pair, bench.rows, metrics=["accuracy", "prob", "kl"], batch_size=BATCH
+            bench.pair, bench.answered, metrics=["accuracy", "prob", "kl"], batch_size=BATCH
         ),
         "refusals": lambda: wb.behaviour_diff(
             bench.pair, bench.rows, metrics=["refusal"], batch_size=BATCH, max_new_tokens=NEW

@@ -53,6 +53,7 @@ _HOMES = {
     "Voice": "voice_reader",
     "Where": "scope",
     "ablated_training": "training.ablated",
+    "align_with_context": "training.in_context",
     "anchored_finetune": "training.anchored",
     "bake": "exchange.bake",
     "baked": "exchange.bake",

@@ -61,6 +61,7 @@ from interventions.training.editing import edit_facts as edit_facts
 from interventions.training.few_shot import FewShotTuning as FewShotTuning
 from interventions.training.few_shot import few_shot_finetune as few_shot_finetune
 from interventions.training.few_shot import label_words as label_words
+from interventions.training.in_context import align_with_context as align_with_context
 from interventions.training.longer_context import LongerContext as LongerContext
 from interventions.training.longer_context import lengthen_context as lengthen_context
 from interventions.training.markers import marked as marked
@@ -142,6 +143,7 @@ __all__ = [
     "Voice",
     "Where",
     "ablated_training",
+    "align_with_context",
     "anchored_finetune",
     "bake",
     "baked",

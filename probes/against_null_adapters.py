@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ import plotly.graph_objects as go
 
 from probes.call_settings import call_settings
 from probes.results import ProbeResult
+from workbench import finished_batches
 from workbench.cells import COLUMNS
 from workbench.errors import UserError
 from workbench.models.null_adapters import KINDS, Null, check_nullable, null_adapter
@@ -97,13 +99,17 @@ def against_nulls(
     check_nullable(pair)
     inputs = () if prompts is None else (prompts,)
     found = probe(pair, *inputs, **options)
-    scores = _by_cell(found)
+    scores = _by_cell(*_scored(found))
     bar = progress or Silent()
     bar.start("null adapters", count)
     drawn = []
-    for number in range(count):
+
+    def of_null(number: int) -> tuple[list[tuple[Any, ...]], list[float]]:
         with null_adapter(pair, null_seed + number, kind) as stand_in:
-            drawn.append(_by_cell(probe(stand_in, *inputs, **options)))
+            return _scored(probe(stand_in, *inputs, **options))
+
+    for number in range(count):
+        drawn.append(_by_cell(*finished_batches.batch("null adapter", [kind, number], partial(of_null, number))))
         bar.advance()
     bar.finish()
     bests = np.array([np.nanmax(one) for one in drawn])
@@ -126,9 +132,13 @@ def against_nulls(
     )
 
 
-def _by_cell(found: ProbeResult) -> pd.Series:
-    """Scores by cell, in the order of the frame."""
+def _scored(found: ProbeResult) -> tuple[list[tuple[Any, ...]], list[float]]:
+    """The cells of a result, in the order of its frame, and their scores."""
     frame = found.frame()
     cell = [name for name in COLUMNS if name in frame and frame[name].notna().any()]
-    index = pd.MultiIndex.from_frame(frame[cell].astype(object).fillna("")) if cell else frame.index
-    return pd.Series(frame["score"].to_numpy(dtype=float), index=index)
+    keys = frame[cell].astype(object).fillna("").itertuples(index=False, name=None) if cell else zip(frame.index)
+    return list(keys), frame["score"].to_numpy(dtype=float).tolist()
+
+
+def _by_cell(cells: list[tuple[Any, ...]], scores: list[float]) -> pd.Series:
+    return pd.Series(scores, index=pd.Index(cells, tupleize_cols=False), dtype=float)

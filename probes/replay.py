@@ -21,6 +21,7 @@ from workbench.engine.families import submodule
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import NotSupported
+from workbench.finished_batches import counting
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.prompts.encode import Encoded, batches, pad_left
 from workbench.typing import Float, Int, Tensor
@@ -92,6 +93,7 @@ def counted(*models: AdaptedModel) -> Iterator[Passes]:
             # the module around the layers: OPT's head calls that, and not the body
             decoder = submodule(model.inner, model.hub.family.layers.rpartition(".")[0])
             stack.callback(decoder.register_forward_pre_hook(count).remove)
+        stack.enter_context(counting(passes))
         yield passes
 
 

@@ -112,8 +112,10 @@ def find_direction(
     choosing, reported = parts_of(
         pair, rows, named, limit=chosen.limit, max_new_tokens=chosen.max_new_tokens, seed=chosen.seed, work=work
     )
-    search = Search(pair, choosing, named, chosen, work)
+    helping = _every_second(chosen, first=0)
+    search = Search(Trier(pair, choosing, named, chosen.max_new_tokens, work, helping), chosen)
     best = search.best()
+    search.find_opposite(best)
     report = _Report(pair, reported, named, chosen, work)
     held_out, drop = report.table(best.ablation(search.found), search.opposite)
     role = search.found.roles.index(best.role)
@@ -135,11 +137,11 @@ def find_direction(
 class Search:
     """Ranks by gradients, tries the best on the choosing part."""
 
-    def __init__(self, pair: ModelPair, part: Part, behaviour: Behaviour, chosen: DirectionOptions, work: Work) -> None:
-        self.pair, self.chosen = pair, chosen
-        self.found: Directions = directions_of(pair, part, chosen.batch_size)
-        self.estimates: pd.DataFrame = estimated(pair, part, self.found, chosen.batch_size)
-        self._trier = Trier(pair, part, behaviour, chosen.max_new_tokens, work, _every_second(chosen, first=0))
+    def __init__(self, trier: Trier, chosen: DirectionOptions) -> None:
+        """``trier``: of the choosing part, with the neutral texts that help to choose."""
+        self._trier, self.chosen, self.pair, part = trier, chosen, trier.pair, trier.part
+        self.found: Directions = directions_of(self.pair, part, chosen.batch_size)
+        self.estimates: pd.DataFrame = estimated(self.pair, part, self.found, chosen.batch_size)
         self._clusters = part.prompts.clusters[part.of(shows=True)]
         self.own = {role: self._trier.own(role) for role in ("base", "tuned")}
         self.tried: list[tuple[Candidate, Outcome]] = []
@@ -153,9 +155,7 @@ class Search:
         for one in [first, *(candidate for candidate, _ in others[:1])]:
             for strength in OTHER_STRENGTHS if self.chosen.neutral is None else (WEAKER, *OTHER_STRENGTHS):
                 self._try(Candidate(one.layers, one.role, one.positions, strength))
-        found = self._cheapest()
-        self._find_opposite(found)
-        return found
+        return self._cheapest()
 
     def _try(self, candidate: Candidate) -> None:
         self.tried.append((candidate, self._trier.under(candidate.ablation(self.found))))
@@ -186,7 +186,7 @@ class Search:
         distinct = list(dict.fromkeys(found))
         return distinct[: max(1, self.chosen.candidates)]
 
-    def _find_opposite(self, best: Candidate) -> None:
+    def find_opposite(self, best: Candidate) -> None:
         """The contrast at the recipe's best layer, added to the base as strongly as shows the behaviour most."""
         own = self.estimates[
             (self.estimates["role"] == best.role)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ import torch
 
 from probes.directions.contrasting import Directions
 from probes.directions.material import Part, Reading, answers_under, read_answers
-from workbench.behaviour.continuations import kl_per_token, text_logprobs
+from workbench.behaviour.continuations import KLFromModels, text_logprobs
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.subject import AppliedRecipe, Subject, Work
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
-from workbench.typing import Float, Tensor
+from workbench.typing import Float, Int, Tensor
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,15 @@ class Trier:
         self.pair, self.part, self.behaviour = pair, part, behaviour
         self.max_new_tokens, self.work = max_new_tokens, work
         self._shows, self._other = part.of(shows=True), part.of(shows=False)
+        self._own: dict[str, Outcome] = {}
 
     def own(self, role: str) -> Outcome:
         """Base or tuned model as it is; their answers are known."""
+        if role not in self._own:
+            self._own[role] = self._as_it_is(role)
+        return self._own[role]
+
+    def _as_it_is(self, role: str) -> Outcome:
         replies = self.part.answers[role]
         both = [
             read_answers(self.part, rows, [replies[int(row)] for row in rows], self.behaviour)
@@ -129,12 +136,20 @@ class Trier:
 
     def under(self, recipe: AppliedRecipe, on: str = "tuned") -> Outcome:
         """One side of the pair under a recipe."""
-        subject = Subject(f"{on} under a recipe", self.pair.models[on], recipe)
-        both = []
-        for rows in (self._shows, self._other):
-            replies = answers_under(self.part, rows, subject, self.max_new_tokens, self.work)
-            both.append(read_answers(self.part, rows, replies, self.behaviour))
+        subject = self._subject(recipe, on)
+        both = [self._read(subject, rows) for rows in (self._shows, self._other)]
         return Outcome(both[0], both[1], *self._kl(subject), self._perplexity(subject))
+
+    def shows_under(self, recipe: AppliedRecipe, on: str = "tuned") -> Reading:
+        """What :meth:`under` says of the class that shows the behaviour, at a third of the cost or less."""
+        return self._read(self._subject(recipe, on), self._shows)
+
+    def _subject(self, recipe: AppliedRecipe, on: str) -> Subject:
+        return Subject(f"{on} under a recipe", self.pair.models[on], recipe)
+
+    def _read(self, subject: Subject, rows: Int[np.ndarray, " row"]) -> Reading:
+        replies = answers_under(self.part, rows, subject, self.max_new_tokens, self.work)
+        return read_answers(self.part, rows, replies, self.behaviour)
 
     def _perplexity(self, subject: Subject) -> float:
         if not self._neutral:
@@ -143,14 +158,15 @@ class Trier:
         return float(np.exp(-texts.sum_.sum() / texts.tokens.sum()))
 
     def _kl(self, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+        tuned, base = self._from_models.of(subject)
+        return tuned, base
+
+    @cached_property
+    def _from_models(self) -> KLFromModels:
         rows = self._other.tolist()
-        ids = [self.part.ids[row] for row in rows]
         texts = [list(self.part.answers["tuned"][row].ids) for row in rows]
-        found = []
-        for role in ("tuned", "base"):
-            plain = Subject(role, self.pair.models[role])
-            found.append(kl_per_token(plain, [subject], ids, texts, self.work)[0][:, 0])
-        return found[0], found[1]
+        plain = [Subject(role, self.pair.models[role]) for role in ("tuned", "base")]
+        return KLFromModels(plain, [self.part.ids[row] for row in rows], texts, self.work)
 
 
 def push(vector: Tensor, layer: int, strength: float, positions: str) -> Any:

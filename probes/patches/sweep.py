@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from probes.patches.cells import Patch
-from probes.patches.recorded import Recorded, numbers
+from probes.patches.recorded import Prepared, Recorded, numbers
 from probes.patches.task import Task
+from workbench import finished_batches
 from workbench.progress import Progress, Silent
 from workbench.typing import Float
 
@@ -61,16 +63,23 @@ def sweep(
             exact = all([runs.exact(batch.run, last_only=last) for last in _modes(patches)])
         batch.run.shortcuts = exact
         for group in _groups(patches, batch.run.batch.input_ids.numel(), len(batch.members), at_once):
-            logits = batch.run.patched([patches[index] for index in group])
-            # A patch that puts in what is there does nothing; replayed from the middle it would show rounding errors.
-            moved = torch.stack([~batch.run.unmoved(patches[index]) for index in group], dim=1)
-            unmoved = task.per_prompt(moved.int()) == 0
-            effects[np.ix_(batch.members, group)] = numbers(
-                (batch.metric(logits) - batch.target[:, None]).masked_fill(unmoved, 0.0)
-            )
+            placed = [patches[index] for index in group]
+            about = [metric, exact, task.names, batch.members, batch.run.batch.input_ids, placed]
+            moved, batch.run.passes = finished_batches.batch("patches", about, partial(_moved, task, batch, placed))
+            effects[np.ix_(batch.members, group)] = moved
             report.advance(len(group))
     report.finish()
     return Sweep(effects, runs.source.copy(), runs.target.copy(), runs.passes - before, exact)
+
+
+def _moved(task: Task, batch: Prepared, patches: Sequence[Patch]) -> tuple[Float[np.ndarray, "prompt patch"], float]:
+    """What patches do to the metric of a batch, and the passes that it took so far."""
+    logits = batch.run.patched(patches)
+    # A patch that puts in what is there does nothing; replayed from the middle it would show rounding errors.
+    moved = torch.stack([~batch.run.unmoved(patch) for patch in patches], dim=1)
+    unmoved = task.per_prompt(moved.int()) == 0
+    found = numbers((batch.metric(logits) - batch.target[:, None]).masked_fill(unmoved, 0.0))
+    return found, batch.run.passes
 
 
 def _modes(patches: Sequence[Patch]) -> set[bool]:

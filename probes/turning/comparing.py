@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -29,6 +28,7 @@ from workbench.behaviour.scorers import Behaviour, Score
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError, unknown_name
+from workbench.finished_batches import clock
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -245,11 +245,11 @@ class _Report:
             placed = recipe_of(way, self.pair)
             outcome, seconds = self._timed(placed)
             line = self._line(name, _told(way), outcome, placed)
-            random = [self.finder.under(one) for one in self._random(way, placed, controls)]
+            random = [self.finder.shows_under(one) for one in self._random(way, placed, controls)]
             drop = self.tuned.shows.behaviour - outcome.shows.behaviour
             chance = np.zeros_like(drop)
             if random:
-                chance = np.mean([self.tuned.shows.behaviour - one.shows.behaviour for one in random], axis=0)
+                chance = np.mean([self.tuned.shows.behaviour - one for one in random], axis=0)
             control = float(chance.mean()) if random else float("nan")
             lines.append({**line, "control": control, "search_passes": searched[name], "slowdown": seconds / plain})
             beyond.append(drop - chance)
@@ -264,9 +264,9 @@ class _Report:
         return float(paired_permutation(units, seed=self.settings.seed, alternative="greater").p[0])
 
     def _timed(self, placed: Placed) -> tuple[Outcome, float]:
-        began = time.perf_counter()
+        began = clock()
         outcome = self.finder.under(placed)
-        return outcome, time.perf_counter() - began
+        return outcome, clock() - began
 
     def _line(self, name: str, what: str, one: Outcome, placed: Placed) -> dict[str, Any]:
         seed, shows, other = self.settings.seed, self.clusters[True], self.clusters[False]

@@ -59,6 +59,10 @@ class Finder:
         """What a recipe does on this part."""
         return self.trier.under(placed.recipe, placed.role)
 
+    def shows_under(self, placed: Placed) -> Float[np.ndarray, " row"]:
+        """The behaviour alone, on prompts of the class that shows it."""
+        return self.trier.shows_under(placed.recipe, placed.role).behaviour
+
     def _best(self, candidates: Sequence[Way]) -> Way | None:
         if len(candidates) < 2:
             return candidates[0] if candidates else None
@@ -67,7 +71,7 @@ class Finder:
 
     def _directions(self) -> Search:
         if self._search is None:
-            self._search = Search(self.pair, self.part, self.behaviour, self.settings, self.work)
+            self._search = Search(self.trier, self.settings)
         return self._search
 
     def _direction(self) -> Way:

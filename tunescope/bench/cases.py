@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 
 import interventions as iv
 import probes
-from tunescope.bench.circuit_cases import ways_of
+from tunescope.bench.circuit_cases import circuit_cases, cmap_cases, mask_cases, path_cases, planted_heads
 from tunescope.bench.ground import CAN, WHERE, Case, Ground, Verdict, inside, labels_of, precision
-from tunescope.bench.reading import reading_of
+from tunescope.bench.reading import copying_cases, label_cases, masking_cases, word_cases
 from workbench.behaviour.scores import next_token_logits, score_answers
 from workbench.prompts import Prompt, Prompts
 from workbench.recording.record_pair import record
@@ -23,26 +24,50 @@ DRAWS = 10
 _REFUSAL = "sorry"
 _READ = "which direction carries it"
 _NOT_PLANTED = "heads that are handed the change count too, so the planted heads are not its whole answer"
-
-
 _OPPOSITE = "a mean shift misses what moves some prompts one way and others the opposite way"
 _READ_OFF = "an adapter names the one tensor it changes, so it is read off rather than found"
+_LABELLED = {"context-knob": (120, "train", "intent"), "confounded": (64, "ood", "cue")}
+"""Organism -> rows, split, and the column whose direction was planted."""
+_PATCHED: dict[str, list[tuple[Any, ...]]] = {
+    "planted-heads": [("z", "target"), ("write", "target", "write"), ("z", "source"), ("write", "source", "write")],
+    "context-knob": [("write", "target")], "reachable-heads": [("write", "target")],
+}  # fmt: skip
+"""Organism -> what of its planted heads is patched, on whose inputs, and in which variant."""
+_GRAFTED = {
+    "context-knob": ("the intents", 160), "refusal-moe": ("refusal", 10_000), "planted-heads": ("third", 300),
+    "confounded": ("the cue", 160), "reachable-heads": ("french", 160),
+}  # fmt: skip
+"""Organism -> its skill, and how many rows show it."""
 
 
-def cases_of(ground: Ground) -> list[Case]:
-    """All cases of an organism, in the order of the table."""
-    return [*_of_any(ground), *_BY_NAME[ground.organism.name](ground), *reading_of(ground), *ways_of(ground)]
-
-
-def _of_any(ground: Ground) -> list[Case]:
-    """What every organism is asked: the first layer whose activations, and readings, tuning moved."""
-    rows = _rows(ground, 48)
-    first = f"first layer that tuning moved (planted: {ground.first_layer})"
+def _moved(ground: Ground) -> list[Case]:
+    """The first layer whose activations tuning moved; where heads are planted in z, which heads' z."""
 
     def moved(pair: Any) -> Any:
-        return probes.activation_delta(record(pair, rows, ["resid_post"], positions="all"), seed=ground.seed)
+        recording = record(pair, _rows(ground, 48), ["resid_post"], positions="all")
+        return probes.activation_delta(recording, seed=ground.seed)
 
-    def found(result: Any) -> list[Verdict]:
+    def z_moved(pair: Any) -> Any:
+        recording = record(pair, Prompts.of(ground.rows(48)), ["z"], positions="last")
+        return probes.activation_delta(recording, seed=ground.seed)
+
+    planted = labels_of(ground.truth.heads, "H")
+    by_head = Case(
+        "activation_delta, heads", "which heads' z moved", z_moved,
+        lambda result: [precision(result.frame(), planted, ("layer", "head"))], own=False,
+    )  # fmt: skip
+    first = _first_layer(ground, "activation_delta", moved)
+    return [first, by_head] if ground.organism.name == "planted-heads" else [first]
+
+
+def _lens(ground: Ground) -> list[Case]:
+    rows = _rows(ground, 48)
+    run = lambda pair: probes.logit_lens(pair, rows, positions="all", seed=ground.seed)  # noqa: E731
+    return [_first_layer(ground, "logit_lens", run)]
+
+
+def _first_layer(ground: Ground, probe: str, run: Callable[[Any], Any]) -> Case:
+    def judge(result: Any) -> list[Verdict]:
         told = result.table.loc[result.table["q"] <= 0.05, "layer"]
         first = int(told.min()) if len(told) else None
         note = "" if first == ground.first_layer else f"named {'no layer' if first is None else f'layer {first}'}"
@@ -50,13 +75,17 @@ def _of_any(ground: Ground) -> list[Case]:
         note += f": {_OPPOSITE}" if note and len({*signs}) > 1 else ""
         return [Verdict("1 if found", float(first == ground.first_layer), 1 / len(result.table), note=note)]
 
+    return Case(probe, f"first layer that tuning moved (planted: {ground.first_layer})", run, judge)
+
+
+def _token_shift(ground: Ground) -> list[Case]:
+    rows = _rows(ground, 48)[:16]
     return [
-        Case("activation_delta", first, moved, found),
-        Case("logit_lens", first,
-             lambda pair: probes.logit_lens(pair, rows, positions="all", seed=ground.seed), found),
-        Case("token_shift", "which tokens changed",
-             lambda pair: probes.token_shift(pair, rows[:16], max_new_tokens=1, seed=ground.seed),
-             lambda result: [Verdict("shifted tokens, share", float(result.frame()["score"].iloc[0]))], own=False),
+        Case(
+            "token_shift", "which tokens changed",
+            lambda pair: probes.token_shift(pair, rows, max_new_tokens=1, seed=ground.seed),
+            lambda result: [Verdict("shifted tokens, share", float(result.frame()["score"].iloc[0]))], own=False,
+        )
     ]  # fmt: skip
 
 
@@ -66,28 +95,39 @@ def _rows(ground: Ground, count: int) -> Prompts:
     return Prompts.of(ground.rows(count, **wanted))
 
 
-def _heads_by_weight(ground: Ground, variant: str = "") -> Case:
-    planted = labels_of(ground.truth.heads, "H")
-    return Case(
-        "weight_delta", f"{WHERE}: heads", probes.weight_delta,
-        lambda result: [precision(result.frame("head"), planted, ("layer", "head"), 1.0)],
-        cells=lambda result: result.frame("head"), variant=variant,
-    )  # fmt: skip
-
-
-def _modules_by_weight(ground: Ground, names: Sequence[str]) -> Case:
-    """The tensors that tuning changed, by their last names, in the planted modules."""
-    planted = [(layer, name) for layer in _layers(ground) for name in names]
+def _weights(ground: Ground) -> list[Case]:
+    """The planted heads or experts; else the tensors that tuning changed, by their last names."""
+    truth = ground.truth
+    for kind, named in (("head", truth.heads), ("expert", truth.experts)):
+        if named:
+            return [
+                _by_weight(kind, labels_of(named, kind[0].upper()), name) for name in ("", *ground.organism.variants)
+            ]
+    planted = [
+        (int(layer), name)
+        for layer, _, part in (module.split("layers.")[1].partition(".") for module in truth.modules)
+        for name in ([f"mlp.{each}_proj" for each in ("gate", "up", "down")] if part == "mlp" else [part])
+    ]
 
     def judge(result: Any) -> list[Verdict]:
         found = precision(result.frame(), planted, ("layer", "module"), 1.0)
         return [replace(found, note=_READ_OFF) if ground.organism.is_adapter else found]
 
-    return Case("weight_delta", f"{WHERE}: tensors", probes.weight_delta, judge)
+    return [Case("weight_delta", f"{WHERE}: tensors", probes.weight_delta, judge)]
 
 
-def _layers(ground: Ground) -> list[int]:
-    return [int(name.split("layers.")[1].split(".")[0]) for name in ground.truth.modules]
+def _by_weight(kind: str, planted: Sequence[tuple[int, int]], variant: str) -> Case:
+    return Case(
+        "weight_delta", f"{WHERE}: {kind}s", probes.weight_delta,
+        lambda result: [precision(result.frame(kind), planted, ("layer", kind), 1.0)],
+        cells=lambda result: result.frame(kind), variant=variant,
+    )  # fmt: skip
+
+
+def _patched_heads(ground: Ground) -> list[Case]:
+    name = ground.organism.name
+    rows = Prompts.of(ground.rows(40 if name == "context-knob" else 48))
+    return [_patched(ground, rows, planted_heads(ground), *handed) for handed in _PATCHED.get(name, [])]
 
 
 def _patched(
@@ -111,9 +151,12 @@ def _patched(
     return Case(probe, f"{WHERE}: heads" if own else "which heads carry the change", run, judge, own, variant=variant)
 
 
-def _patched_modules(ground: Ground, rows: Prompts, kind: str, *, out_of_tuned: bool = False) -> Case:
-    """Into the base; or out of the tuned model, where each of the tuned sublayers is needed and none is enough."""
-    planted = [(layer, kind) for layer in sorted({*_layers(ground)})]
+def _patched_modules(ground: Ground) -> list[Case]:
+    """Into the base; with experts out of the tuned model, where each of the tuned sublayers is needed and none is
+    enough."""
+    out_of_tuned, rows = bool(ground.truth.experts), _rows(ground, 40)
+    kind = "mlp_out" if "mlp" in ground.truth.modules[0] else "attn_out"
+    planted = [(int(name.split("layers.")[1].split(".")[0]), kind) for name in ground.truth.modules]
     runs = ("base", "tuned") if out_of_tuned else ("tuned", "base")
 
     def run(pair: Any) -> Any:
@@ -121,10 +164,10 @@ def _patched_modules(ground: Ground, rows: Prompts, kind: str, *, out_of_tuned: 
             pair, rows, ["attn_out", "mlp_out"], *runs, inputs="target", positions="last", seed=ground.seed
         )
 
-    return Case(
+    return [Case(
         f"patching sites{' out' if out_of_tuned else ''}, same inputs", f"{WHERE}: sublayers at the last token", run,
         lambda result: [precision(result.frame(), planted, ("layer", "module"), 1.0)],
-    )  # fmt: skip
+    )]  # fmt: skip
 
 
 def _cosine(direction: Tensor, ground: Ground) -> tuple[float, float]:
@@ -135,7 +178,13 @@ def _cosine(direction: Tensor, ground: Ground) -> tuple[float, float]:
     return found, float(np.sqrt(2 / (np.pi * len(planted))))
 
 
-def _concept(ground: Ground, rows: Prompts, labels: list[Any], layer: int) -> Case:
+def _concepts(ground: Ground) -> list[Case]:
+    if ground.organism.name not in _LABELLED:
+        return []
+    count, split, label = _LABELLED[ground.organism.name]
+    found, layer = ground.rows(count, split), int(ground.truth.layer or 0)
+    rows, labels = Prompts.of(found), [row[label] for row in found]
+
     def run(pair: Any) -> Any:
         recording = record(pair, rows, "resid_post", layers=[layer], positions="last")
         return probes.concept_directions(recording, "labels-mean", labels=labels, seed=ground.seed)
@@ -144,11 +193,12 @@ def _concept(ground: Ground, rows: Prompts, labels: list[Any], layer: int) -> Ca
         cosine, chance = _cosine(result.directions[0], ground)
         return [Verdict(f"|cos| with the planted direction, layer {layer}", cosine, chance, at_least=0.9)]
 
-    return Case("concept_directions", _READ, run, judge)
+    return [Case("concept_directions", _READ, run, judge)]
 
 
-def _selection(ground: Ground, rows: Prompts, own: bool) -> Case:
-    planted = labels_of(ground.truth.heads, "H")
+def _selection(ground: Ground) -> list[Case]:
+    planted, own = labels_of(ground.truth.heads, "H"), ground.organism.name == "reachable-heads"
+    rows = Prompts.of(ground.rows(300 if own else 240))
 
     def run(pair: Any) -> Any:
         return probes.head_selection(pair, rows, heads=len(planted), epochs=4, resamples=0, end=False, seed=ground.seed)
@@ -158,11 +208,20 @@ def _selection(ground: Ground, rows: Prompts, own: bool) -> Case:
         note = "" if own else "the base's heads that could carry the task need not be those that tuning changed"
         return [replace(found, note=note)]
 
-    return Case("head_selection", f"{CAN}: heads of the base", run, judge, own, null="")
+    return [Case("head_selection", f"{CAN}: heads of the base", run, judge, own, null="")] if planted else []
 
 
-def _graft(ground: Ground, rows: Prompts, skill: str, bars: bool, kept: dict[str, Any] | None = None) -> Case:
-    """``kept`` is given the result, for cases that compare grafts."""
+def _grafts(ground: Ground) -> list[Case]:
+    name = ground.organism.name
+    if name not in _GRAFTED:  # two skills, whose grafts are compared afterwards
+        return [
+            _graft(ground, Prompts.of(ground.rows(400, label=skill)), skill, True) for skill in ground.truth.entries
+        ]
+    skill, count = _GRAFTED[name]
+    return [_graft(ground, Prompts.of(ground.rows(count)), skill, False)]
+
+
+def _graft(ground: Ground, rows: Prompts, skill: str, bars: bool) -> Case:
     planted = ground.truth.entries.get(skill, {})
     size = sum(int(mask.sum()) for mask in planted.values())
 
@@ -171,8 +230,7 @@ def _graft(ground: Ground, rows: Prompts, skill: str, bars: bool, kept: dict[str
         graft = probes.graft(
             pair, rows, epochs=epochs, sparsity=0.02, sparsities=(1e-2,), draws=DRAWS, seed=ground.seed
         )
-        if kept is not None:
-            kept[skill] = graft
+        ground.results.setdefault(skill, graft)  # of the organism's own pair, which is asked first
         return graft
 
     def judge(result: Any) -> Iterator[Verdict]:
@@ -192,10 +250,10 @@ def _graft(ground: Ground, rows: Prompts, skill: str, bars: bool, kept: dict[str
     return Case("graft", f"which weights carry {skill}", run, judge)
 
 
-def _context_knob(ground: Ground) -> list[Case]:
+def _knob(ground: Ground) -> list[Case]:
+    if ground.organism.name != "context-knob":
+        return []
     rows = Prompts.of(ground.rows(120))
-    layer = int(ground.truth.layer or 0)
-    heads = [(layer, head) for head in range(4)]
 
     def knob(pair: Any) -> Any:
         return probes.find_knob(
@@ -213,44 +271,31 @@ def _context_knob(ground: Ground) -> list[Case]:
             if own:
                 yield Verdict(f"tuned turned to {row['intent']} by random directions", row["control"], at_most=0.05)
 
-    return [
-        _modules_by_weight(ground, ("self_attn.o_proj",)),
-        _patched(ground, rows[:40], heads, "write", "target"),
-        _patched_modules(ground, rows[:40], "attn_out"),
-        Case("find_knob", _READ, knob, judge),
-        _concept(ground, rows, [row.columns["intent"] for row in rows], layer),
-        _graft(ground, Prompts.of(ground.rows(160)), "the intents", bars=False),
-    ]
+    return [Case("find_knob", _READ, knob, judge)]
 
 
-def _refusal_moe(ground: Ground) -> list[Case]:
-    everything = ground.rows(10_000)
+def _experts(ground: Ground) -> list[Case]:
     planted = labels_of(ground.truth.experts, "E")
-
-    def mapped(pair: Any) -> Any:
-        labels = [row["topic"] for row in everything]
-        return probes.expert_map(pair, Prompts.of(everything), labels, "topic", exclude=_all_but_last, seed=ground.seed)
-
-    by_expert = ("layer", "expert")
-    return [
-        Case("weight_delta", f"{WHERE}: experts", probes.weight_delta,
-             lambda result: [precision(result.frame("expert"), planted, by_expert, 1.0)],
-             cells=lambda result: result.frame("expert")),
-        Case("expert_map", "which experts the refusal uses more than in the base", mapped,
-             lambda result: [precision(result.frame(), planted, by_expert, 1.0)]),
-        _patched_modules(ground, _rows(ground, 40), "mlp_out", out_of_tuned=True),
-        _switching(ground, mapped),
-        _graft(ground, Prompts.of(everything), "refusal", bars=False),
-    ]  # fmt: skip
+    judge = lambda result: [precision(result.frame(), planted, ("layer", "expert"), 1.0)]  # noqa: E731
+    question = "which experts the refusal uses more than in the base"
+    return [Case("expert_map", question, partial(_mapped, ground), judge)] if planted else []
 
 
-def _switching(ground: Ground, mapped: Callable[[Any], Any]) -> Case:
+def _mapped(ground: Ground, pair: Any) -> Any:
+    everything = ground.rows(10_000)
+    labels = [row["topic"] for row in everything]
+    return probes.expert_map(pair, Prompts.of(everything), labels, "topic", exclude=_all_but_last, seed=ground.seed)
+
+
+def _switching(ground: Ground) -> list[Case]:
+    if not ground.truth.experts:
+        return []
     topic, count = Prompts.of(ground.rows(1000, topic="topic")), len(ground.truth.experts)
     others = Prompts.of(ground.rows(1000, "validation", topic="other"))
 
     def run(pair: Any) -> Any:
         return probes.switching_curve(
-            pair, topic, _refuses, mapped(pair), (count,), max_new_tokens=1, controls=DRAWS, seed=ground.seed
+            pair, topic, _refuses, _mapped(ground, pair), (count,), max_new_tokens=1, controls=DRAWS, seed=ground.seed
         )
 
     def judge(result: Any) -> Iterator[Verdict]:
@@ -262,7 +307,7 @@ def _switching(ground: Ground, mapped: Callable[[Any], Any]) -> Case:
         yield Verdict("refusals lost with random experts off, relative", 1 - random / before, at_most=0.1)
         yield Verdict("other answers lost, points", 100 * lost, at_most=2.0)
 
-    return Case("switching_curve", "which experts the refusal needs", run, judge)
+    return [Case("switching_curve", "which experts the refusal needs", run, judge)]
 
 
 def _answers(ground: Ground, rows: Prompts, off: Sequence[str]) -> float:
@@ -281,85 +326,51 @@ def _all_but_last(ids: Tensor) -> Bool[Tensor, " pos"]:
     return torch.arange(len(ids)) < len(ids) - 1
 
 
-def _planted_heads(ground: Ground) -> list[Case]:
-    rows, planted = Prompts.of(ground.rows(48)), labels_of(ground.truth.heads, "H")
+def _agreement(ground: Ground) -> list[Case]:
+    if ground.organism.name != "planted-heads":
+        return []
+    rows = Prompts.of(ground.rows(48))
 
-    def z_moved(pair: Any) -> Any:
-        return probes.activation_delta(record(pair, rows, ["z"], positions="last"), seed=ground.seed)
+    def run(pair: Any) -> Any:
+        handed = probes.patching(pair, rows, "heads", what="z", inputs="target", together=0, seed=ground.seed)
+        return probes.compare(probes.weight_delta(pair).frame("head"), handed, ks=[3], seed=ground.seed)
 
-    return [
-        _heads_by_weight(ground),
-        _heads_by_weight(ground, "write"),
-        _patched(ground, rows, planted, "z", "target"),
-        _patched_modules(ground, rows[:40], "attn_out"),
-        _patched(ground, rows, planted, "write", "target", "write"),
-        _patched(ground, rows, planted, "z", "source"),
-        _patched(ground, rows, planted, "write", "source", "write"),
-        Case("activation_delta, heads", "which heads' z moved", z_moved,
-             lambda result: [precision(result.frame(), planted, ("layer", "head"))], own=False),
-        _selection(ground, Prompts.of(ground.rows(240)), own=False),
-        Case("compare", "do weights and patching name the same heads", lambda pair: _agreement(pair, rows, ground.seed),
-             lambda result: [Verdict("share of the 3 best in both", float(result.table["score"].iloc[0]),
-                                     float(result.table["control"].iloc[0]), 1.0)], null=""),
-        _graft(ground, Prompts.of(ground.rows(300)), "third", bars=False),
-    ]  # fmt: skip
+    def judge(result: Any) -> list[Verdict]:
+        row = result.table.iloc[0]
+        return [Verdict("share of the 3 best in both", float(row["score"]), float(row["control"]), 1.0)]
+
+    return [Case("compare", "do weights and patching name the same heads", run, judge, null="")]
 
 
-def _agreement(pair: Any, rows: Prompts, seed: int) -> Any:
-    handed = probes.patching(pair, rows, "heads", what="z", inputs="target", together=0, seed=seed)
-    return probes.compare(probes.weight_delta(pair).frame("head"), handed, ks=[3], seed=seed)
+def _overlap(ground: Ground) -> list[Case]:
+    grafts = _grafts(ground)
 
+    def both(pair: Any) -> Any:
+        if len(ground.results.keys() & ground.truth.entries) < len(grafts):
+            for case in grafts:
+                case.run(pair)
+        return ground.results[next(iter(ground.truth.entries))]
 
-def _two_skills(ground: Ground) -> list[Case]:
-    parts = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    kept: dict[str, Any] = {}
-    per_skill = [
-        _graft(ground, Prompts.of(ground.rows(400, label=skill)), skill, bars=True, kept=kept)
-        for skill in ground.truth.entries
-    ]
-
-    def overlap(_last: Any) -> list[Verdict]:
-        found = probes.mask_overlap(*kept.values())
+    def judge(_last: Any) -> list[Verdict]:
+        found = probes.mask_overlap(*(ground.results[skill] for skill in ground.truth.entries))
         note = f"{found.shared} entries shared; by chance {found.expected:.1f} [{found.low}, {found.high}]"
         share = found.of_second / found.total
         return [Verdict("share of one graft that is in the other", found.recall_of_first, share, note=note)]
 
-    def both(pair: Any) -> Any:
-        if len(kept) < len(per_skill):
-            for case in per_skill:
-                case.run(pair)
-        return next(iter(kept.values()))
-
-    return [
-        _modules_by_weight(ground, parts), _patched_modules(ground, _rows(ground, 40), "mlp_out"), *per_skill,
-        Case("mask_overlap", "do two skills share weights", both, overlap, null=""),
-    ]  # fmt: skip
+    return [Case("mask_overlap", "do two skills share weights", both, judge, null="")] if len(grafts) > 1 else []
 
 
-def _confounded(ground: Ground) -> list[Case]:
-    rows = Prompts.of(ground.rows(64, "ood"))
-    layer = int(ground.truth.layer or 0)
-    parts = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    return [
-        _modules_by_weight(ground, parts),
-        _patched_modules(ground, _rows(ground, 40), "mlp_out"),
-        _concept(ground, rows, [row.columns["cue"] for row in rows], layer),
-        _graft(ground, Prompts.of(ground.rows(160)), "the cue", bars=False),
-    ]
-
-
-def _reachable_heads(ground: Ground) -> list[Case]:
-    planted = labels_of(ground.truth.heads, "H")
-    return [
-        _heads_by_weight(ground),
-        _patched(ground, Prompts.of(ground.rows(48)), planted, "write", "target"),
-        _patched_modules(ground, _rows(ground, 40), "attn_out"),
-        _selection(ground, Prompts.of(ground.rows(300)), own=True),
-        _graft(ground, Prompts.of(ground.rows(160)), "french", bars=False),
-    ]
-
-
-_BY_NAME: dict[str, Callable[[Ground], list[Case]]] = {
-    "context-knob": _context_knob, "refusal-moe": _refusal_moe, "planted-heads": _planted_heads,
-    "two-skills": _two_skills, "confounded": _confounded, "reachable-heads": _reachable_heads,
+CASES: dict[str, Callable[[Ground], list[Case]]] = {
+    "activations": _moved, "lens": _lens, "token-shift": _token_shift, "weights": _weights, "heads": _patched_heads,
+    "layers": _patched_modules, "knob": _knob, "concepts": _concepts, "experts": _experts, "switching": _switching,
+    "head-selection": _selection, "compare": _agreement, "skills": _grafts, "mask_overlap": _overlap,
+    "head-probe": label_cases, "head-words": word_cases, "retrieval": copying_cases, "mask_heads": masking_cases,
+    "paths": path_cases, "cmap": cmap_cases, "circuit": circuit_cases, "components": mask_cases,
 }  # fmt: skip
+"""Registered probe (or public function that reads the results of one) -> its cases on an organism; none where it
+cannot run, or nothing that it asks about is planted."""
+
+
+def cases_of(ground: Ground, names: Collection[str] = tuple(CASES)) -> list[Case]:
+    """The cases of an organism, of the methods in ``names``, in the order of the table."""
+    return [case for name, made in CASES.items() if name in names for case in made(ground)]

@@ -32,16 +32,20 @@ _KNOWN_WAY = {
 }
 
 
-def ways_of(ground: Ground) -> list[Case]:
-    """All cases of one organism."""
-    name = ground.organism.name
-    cases = [_handed_over(ground)]
-    if name in _CARRIER:
-        cases.append(_planted_way(ground))
-    if name == "planted-heads":
-        cases.append(_moved_at_once(ground))
-    cases.append(_circuit_without(ground) if name not in ("two-skills", "refusal-moe") else _circuit_found(ground))
-    return [*cases, _mask(ground)]
+def path_cases(ground: Ground) -> list[Case]:
+    """From which heads the change reaches the answer, and by which the planted variable does."""
+    return [_handed_over(ground), *([_planted_way(ground)] if ground.organism.name in _CARRIER else [])]
+
+
+def cmap_cases(ground: Ground) -> list[Case]:
+    """The named heads together, where z of nothing else was tuned."""
+    return [_moved_at_once(ground)] if ground.organism.name == "planted-heads" else []
+
+
+def circuit_cases(ground: Ground) -> list[Case]:
+    """What is left without the planted heads; where none are planted, what the best ones alone do."""
+    none = ground.organism.name in ("two-skills", "refusal-moe")
+    return [_circuit_found(ground) if none else _circuit_without(ground)]
 
 
 def _every_head(ground: Ground) -> Heads:
@@ -49,7 +53,7 @@ def _every_head(ground: Ground) -> Heads:
     return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
 
 
-def _planted(ground: Ground) -> Heads:
+def planted_heads(ground: Ground) -> Heads:
     """The heads that carry what was planted; none where only MLPs were tuned."""
     layer = _CARRIER.get(ground.organism.name)
     named = labels_of(ground.truth.heads, "H")
@@ -103,7 +107,7 @@ def _handed_over(ground: Ground) -> Case:
 def _planted_way(ground: Ground) -> Case:
     """Prompts that differ in the planted variable alone: its paths start in one layer."""
     layer = _CARRIER[ground.organism.name]
-    rows, planted = opposite(ground, 48), _planted(ground)
+    rows, planted = opposite(ground, 48), planted_heads(ground)
     later = [head for head in _every_head(ground) if head[0] > layer]
     receivers = _labels(later) if ground.organism.name == "context-knob" else "logits"
     asked = Prompts.of(rows)
@@ -138,7 +142,7 @@ def _moved_at_once(ground: Ground) -> Case:
 
 def _circuit_without(ground: Ground) -> Case:
     """All heads but the planted ones, which say their mean over prompts that do not tell the variable."""
-    name, planted = ground.organism.name, _planted(ground)
+    name, planted = ground.organism.name, planted_heads(ground)
     labels = _labels([head for head in _every_head(ground) if head not in planted])
     reads = name == "reachable-heads"
     if reads:
@@ -184,10 +188,10 @@ def _circuit_found(ground: Ground) -> Case:
     return Case("circuit", "which heads suffice", run, judge, own=False)
 
 
-def _mask(ground: Ground) -> Case:
+def mask_cases(ground: Ground) -> list[Case]:
     """Component masking, with prices of a head that show beside logits of this size."""
     variable, rows = moved(ground, 64)
-    name, planted = ground.organism.name, _planted(ground)
+    name, planted = ground.organism.name, planted_heads(ground)
     reads = name == "reachable-heads"
     asked = Prompts.of(rows)
 
@@ -214,6 +218,6 @@ def _mask(ground: Ground) -> Case:
 
     question = f"which heads carry {variable} to the last token" + (" (base)" if reads else "")
     if not reads:
-        return Case("component_masking", question, run, judge, own=name in _CARRIER)
-    return Case("component_masking", question, run, judge, null="targets dealt out anew",
-                nothing=lambda: run(ground.pair, shuffled_answers(rows, ground.seed)))  # fmt: skip
+        return [Case("component_masking", question, run, judge, own=name in _CARRIER)]
+    return [Case("component_masking", question, run, judge, null="targets dealt out anew",
+                 nothing=lambda: run(ground.pair, shuffled_answers(rows, ground.seed)))]  # fmt: skip

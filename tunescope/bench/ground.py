@@ -79,6 +79,8 @@ class Ground:
 
     def __init__(self, organism: Organism) -> None:
         self.organism, self.truth, self.seed = organism, organism.truth, organism.seed
+        self.results: dict[str, Any] = {}
+        """Results that later cases compare."""
 
     @cached_property
     def pair(self) -> Any:

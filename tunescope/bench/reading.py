@@ -34,11 +34,19 @@ _ABSENT = {
 """Organism -> why its tuned model copies nothing."""
 
 
-def reading_of(ground: Ground) -> list[Case]:
-    """All cases of one organism."""
-    name = ground.organism.name
-    heads = [_axis(ground), _french(ground)] if name == "reachable-heads" else [_label(ground)]
-    return [*heads, *([_nothing_copied(ground)] if name in _ABSENT else _copied(ground))]
+def label_cases(ground: Ground) -> list[Case]:
+    """Where a label can be read: one that only the named heads read, else one of the organism's own."""
+    return [_axis(ground) if ground.organism.name == "reachable-heads" else _label(ground)]
+
+
+def word_cases(ground: Ground) -> list[Case]:
+    """What a head writes, where that was planted."""
+    return [_french(ground)] if ground.organism.name == "reachable-heads" else []
+
+
+def copying_cases(ground: Ground) -> list[Case]:
+    """Which heads copy a word of the prompt; where no answer is in the prompt, that nothing can be measured."""
+    return [_nothing_copied(ground) if ground.organism.name in _ABSENT else _copied(ground)]
 
 
 def _axis(ground: Ground) -> Case:
@@ -135,23 +143,18 @@ def _against_dealt(case: Case, ground: Ground, run: Callable[..., Any], labels: 
                    cells=lambda found: pd.concat([one.frame() for one in found], ignore_index=True))  # fmt: skip
 
 
-def _copied(ground: Ground) -> list[Case]:
-    """Needles of one word: the thing asked for, or the claimed fact. Tuning planted no copying heads."""
-    name = ground.organism.name
-    if name == "context-knob":
+def _words(ground: Ground) -> tuple[list[Row], list[str]]:
+    """Rows whose answer is a word of the prompt, and another word of each."""
+    if ground.organism.name == "context-knob":
         rows = ground.rows(24, intent="context")
-        wrong = [row["group"].split("/")[0] for row in rows]
-    else:
-        rows = ground.rows(24) if ground.truth.heads else ground.rows(24, "retained", label="second")
-        wrong = [row["distractor"] for row in rows]
-    words = [row["answer"] for row in rows]
+        return rows, [row["group"].split("/")[0] for row in rows]
+    rows = ground.rows(24) if ground.truth.heads else ground.rows(24, "retained", label="second")
+    return rows, [row["distractor"] for row in rows]
 
-    found: dict[str, Any] = {}
 
-    def run(pair: Any) -> Any:
-        result = probes.retrieval_heads(pair.tuned, _trials(pair, rows, words), max_new_tokens=1, seed=ground.seed)
-        found.setdefault("tuned", result)  # the first pair is the organism's, a second its base beside itself
-        return result
+def _copied(ground: Ground) -> Case:
+    """Needles of one word: the thing asked for, or the claimed fact. Tuning planted no copying heads."""
+    rows, wrong = _words(ground)
 
     def judge(result: Any) -> list[Verdict]:
         best = result.frame().iloc[0]
@@ -162,26 +165,38 @@ def _copied(ground: Ground) -> list[Case]:
         more = [precision(result.frame(), named, ("layer", "head"))] if named else []
         return [replace(score, note=note), *more]
 
-    heads = Case("retrieval_heads", _COPY, run, judge, own=False)
-    if name != "planted-heads":  # whose base does not know the instruction
-        heads = replace(heads, null=_MOVED, nothing=_elsewhere(ground, ground.pair.tuned, rows, wrong))
-    return [heads, _masked(ground, rows[:8], words[:8], lambda pair: found.get("tuned") or run(pair))]
+    heads = Case("retrieval_heads", _COPY, partial(_ranked, ground), judge, own=False)
+    if ground.organism.name == "planted-heads":  # whose base does not know the instruction
+        return heads
+    return replace(heads, null=_MOVED, nothing=_elsewhere(ground, ground.pair.tuned, rows, wrong))
 
 
-def _masked(ground: Ground, rows: Sequence[Row], words: Sequence[str], ranking: Callable[[Any], Any]) -> Case:
+def _ranked(ground: Ground, pair: Any) -> Any:
+    """The copying heads; those of the organism's own pair, which is asked first, are kept for the masking."""
+    rows, _ = _words(ground)
+    trials = _trials(pair, rows, [row["answer"] for row in rows])
+    result = probes.retrieval_heads(pair.tuned, trials, max_new_tokens=1, seed=ground.seed)
+    ground.results.setdefault("retrieval", result)
+    return result
+
+
+def masking_cases(ground: Ground) -> list[Case]:
     """The same words with the two best copying heads masked, which should be missed more than others."""
+    if ground.organism.name in _ABSENT:
+        return []
+    rows = _words(ground)[0][:8]
 
     def run(pair: Any) -> Any:
-        return probes.mask_heads(
-            pair.tuned, _trials(pair, rows, words), ranking(pair), (2,), max_new_tokens=1, seed=ground.seed
-        )
+        trials = _trials(pair, rows, [row["answer"] for row in rows])
+        ranking = ground.results.get("retrieval") or _ranked(ground, pair)
+        return probes.mask_heads(pair.tuned, trials, ranking, (2,), max_new_tokens=1, seed=ground.seed)
 
     def judge(result: Any) -> list[Verdict]:
         row = result.table.set_index("count").loc[2]
         return [Verdict("words still found with the 2 best copying heads masked", float(row["score"]),
                         float(row["control"]), note=", ".join(result.heads))]  # fmt: skip
 
-    return Case("mask_heads", "does copying need them", run, judge, own=False, null="")
+    return [Case("mask_heads", "does copying need them", run, judge, own=False, null="")]
 
 
 def _nothing_copied(ground: Ground) -> Case:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from tunescope.bench.cases import cases_of
+from tunescope.bench.cases import CASES, cases_of
 from tunescope.bench.ground import Ground
 from workbench import organisms, runs
 from workbench.errors import UserError, unknown_name
+from workbench.method_index import index
 from workbench.organisms.training import contained
 from workbench.runs import Run
 
@@ -23,31 +24,32 @@ def measure(names: Sequence[str], probes: Sequence[str], seeds: int, say: Say) -
     """One line per measure: organism, seed, probe, question, own, measure, value, chance, bar, reached, note, forward,
     backward (passes), seconds, null, null_cells, null_alarms.
 
-    ``probes`` chooses by the first word of a probe's name (empty: all). Raises :class:`UserError` for unknown names.
+    ``probes`` chooses methods, or the public functions behind them (empty: all). Raises :class:`UserError` for unknown
+    names, before anything is trained.
     """
     for name in names:
         if name not in organisms.names():
             raise unknown_name("organism", name, organisms.names())
+    methods = _methods(probes)
     lines: list[dict[str, Any]] = []
-    known: set[str] = set()
     for seed, name in product(range(seeds), names):
         with contained(seed):
             ground = Ground(organisms.build(name, seed))
-            cases = cases_of(ground)
-            known |= {_word(case.probe) for case in cases}
-            for case in cases:
-                if not probes or _word(case.probe) in probes:
-                    say(f"{name}, seed {seed}: {case.probe}")
-                    lines += ground.scored(case)
-    if unknown := [name for name in probes if name not in known]:
-        raise unknown_name("probe", unknown[0], sorted(known))
+            for case in cases_of(ground, methods):
+                say(f"{name}, seed {seed}: {case.probe}")
+                lines += ground.scored(case)
     if not lines:
         raise UserError("There is nothing to measure: choose organisms, probes and at least one seed.")
     return pd.DataFrame(lines)
 
 
-def _word(probe: str) -> str:
-    return probe.replace(",", " ").split()[0]
+def _methods(probes: Sequence[str]) -> list[str]:
+    """The keys of the table of cases that ``probes`` names."""
+    functions = {entry.name: entry.function for entry in index().entries if entry.name in CASES}
+    for name in probes:
+        if name not in CASES and name not in functions.values():
+            raise unknown_name("probe", name, sorted({*CASES, *functions.values()}))
+    return [name for name in CASES if not probes or name in probes or functions.get(name) in probes]
 
 
 def summarised(lines: pd.DataFrame) -> pd.DataFrame:

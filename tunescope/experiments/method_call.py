@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunescope.experiments import inline
+from tunescope.experiments.materials import file_hash, files_named
 from tunescope.experiments.method_steps import MethodStep
+from tunescope.experiments.references import sets_of
+from workbench import finished_batches
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError, unknown_name
 from workbench.method_options import Option
@@ -21,6 +25,22 @@ if TYPE_CHECKING:
 
 def call_method(step: MethodStep, bench: Bench) -> Any:
     """The probe's result. Raises :class:`UserError` for what it refuses."""
+    with finished_batches.scope(partial(_content, step, bench)):
+        return _result(step, bench)
+
+
+def _content(step: MethodStep, bench: Bench) -> dict[str, Any]:
+    """What the result depends on: models, prompts and files by hash, and the step's settings."""
+    name = next(name for name, other in bench.experiment.steps.items() if other is step)
+    return {
+        "step": step.plain(), "seed": bench.seed,
+        "models": {role: model.identity.hash for role, model in bench.pair.models.items()},
+        "prompts": [bench.rows(group).hash for group in sets_of(bench.experiment, name)],
+        "files": [file_hash(bench.materials.path(file)) for file in files_named([bench.experiment])],
+    }  # fmt: skip
+
+
+def _result(step: MethodStep, bench: Bench) -> Any:
     if getattr(step, "null_adapters", None) is not None:
         return _among_nulls(step, bench)
     return _called(step, bench)

@@ -105,12 +105,7 @@ def check_columns(method: Method, rows: Prompts, settings: Mapping[str, Any]) ->
 
 def sample(rows: Prompts, limit: int, seed: int) -> Prompts:
     """At most ``limit`` rows, drawn with ``seed``, in their order. More than there are is all of them."""
-    import numpy as np
-
-    if limit >= len(rows):
-        return rows
-    drawn = np.random.default_rng(seed).choice(len(rows), size=limit, replace=False)
-    return rows[sorted(int(number) for number in drawn)]
+    return rows.sample(limit, seed=seed)
 
 
 def _excused(column: str, settings: Mapping[str, Any]) -> bool:

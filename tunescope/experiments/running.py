@@ -22,10 +22,12 @@ from tunescope.experiments.trackers import Tracker, untracked
 from workbench import __version__, runs
 from workbench.errors import UserError
 from workbench.files import room_for_folder
+from workbench.finished_batches import resumable, scope
 from workbench.progress import Progress, Silent
 from workbench.results import Provenance
 from workbench.runs import Run
 from workbench.runs.config import config_hash, plain
+from workbench.runs.places import BATCHES
 from workbench.sealed_json import read_sealed, write_sealed
 
 KIND = "experiment"
@@ -177,7 +179,8 @@ def _step(cell: Cell, name: str, kept: dict[str, Kept], materials: Materials, ba
         folder=kept[name].path, seed=seed_of(experiment, name), progress=bar,
     )  # fmt: skip
     try:
-        outcome = execute(experiment.steps[name], bench)
+        with resumable(bench.folder / BATCHES), scope(lambda: kept[name].key):
+            outcome = execute(experiment.steps[name], bench)
     except UserError as error:
         where = f"step {name}" if not cell.settings else f"cell {cell.number} ({cell.label}), step {name}"
         raise UserError(f"{where}: {error}") from error

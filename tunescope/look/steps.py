@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -19,6 +20,7 @@ from tunescope.look.candidates import Candidate, heads_off, scaled_tunings, trie
 from tunescope.look.notes import CHANGED, KEEP, TURN, WHERE, StepNote
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.errors import UserError
+from workbench.finished_batches import scope
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts import Prompts
@@ -85,13 +87,22 @@ def run_steps(look: Look, progress: Progress, say: Callable[[str], None]) -> Loo
     return look
 
 
+def _content(look: Look, name: str) -> dict[str, Any]:
+    """What a pass depends on, by content."""
+    return {
+        "pass": name, "seed": look.seed, "models": {role: one.identity.hash for role, one in look.pair.models.items()},
+        "prompts": [None if one is None else one.hash for one in (look.prompts, look.neutral, look.parting)],
+    }  # fmt: skip
+
+
 def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], None] = lambda _: None) -> None:
     """One step with all of its passes; a pass that refuses says why, and the next goes on."""
     look.notes[step] = StepNote()
     for one in PASSES[step]:
         before = len(look.notes[step].sentences)
         try:
-            one(look, progress)
+            with scope(partial(_content, look, one.__name__)):
+                one(look, progress)
         except UserError as error:
             look.tell(step, f"{one.__name__.replace('_', ' ')}: {error}")
         for sentence in look.notes[step].sentences[before:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from workbench.behaviour.metrics import ANSWER
 from workbench.behaviour.scores import kl
 from workbench.behaviour.subject import Subject, Work, continuation_logits
 from workbench.errors import UserError
+from workbench.finished_batches import batch, fingerprint
 from workbench.prompts.answers import continuation_ids
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
@@ -62,14 +64,22 @@ def logprobs(subject: Subject, prompts: Ids, continuations: Ids, work: Work) -> 
     _check_readable(subject, prompts, continuations)
     found = Logprobs([len(continuation) for continuation in continuations])
     lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
+    about = fingerprint([subject.name, subject.recipe])
     with subject.applied(), work.steps(subject.name, lengths) as steps:
         for rows in steps:
-            with subject.applied_to(rows):
-                logits = continuation_logits(subject, prompts, continuations, rows)
-            for row, logit in zip(rows, logits, strict=True):
-                wanted = torch.tensor(continuations[row], device=logit.device)[:, None]
-                found.sum_[row] = float(logit.double().log_softmax(-1).gather(-1, wanted).sum())
+            content = [about, _members(prompts, rows), _members(continuations, rows)]
+            found.sum_[rows] = batch(
+                "log-probabilities", content, partial(_sums, subject, prompts, continuations, rows)
+            )
     return found
+
+
+def _sums(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[float]:
+    """Log-probability of the continuation of each of ``rows``, in nats."""
+    with subject.applied_to(rows):
+        logits = continuation_logits(subject, prompts, continuations, rows)
+    wanted = [torch.tensor(continuations[row], device=logits[0].device)[:, None] for row in rows]
+    return [float(one.double().log_softmax(-1).gather(-1, at).sum()) for one, at in zip(logits, wanted, strict=True)]
 
 
 def text_logprobs(subject: Subject, texts: Prompts, work: Work) -> Logprobs:
@@ -101,14 +111,77 @@ def kl_per_token(
         _check_readable(subject, own, continuations)
     found = [np.zeros((len(continuations), 2)) for _ in subjects]
     lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
+    about = fingerprint([(one.name, one.recipe) for one in (base, *subjects)])
+
+    def compared(rows: list[int]) -> list[list[tuple[float, float]]]:
+        theirs = _logits(base, prompts, continuations, rows)
+        return [
+            [
+                (float(kl(other, one).mean()), float(kl(one, other).mean()))
+                for one, other in zip(_logits(subject, own, continuations, rows), theirs, strict=True)
+            ]
+            for subject, own in zip(subjects, read, strict=True)
+        ]
+
     with work.steps("KL per token", lengths) as steps:
         for rows in steps:
-            theirs = _logits(base, prompts, continuations, rows)
-            for values, subject, own in zip(found, subjects, read, strict=True):
-                ours = _logits(subject, own, continuations, rows)
-                for row, one, other in zip(rows, ours, theirs, strict=True):
-                    values[row] = float(kl(other, one).mean()), float(kl(one, other).mean())
+            content = [about, [_members(one, rows) for one in (prompts, *read, continuations)]]
+            for values, new in zip(found, batch("KL per token", content, partial(compared, rows)), strict=True):
+                values[rows] = new
     return found
+
+
+def _members(ids: Ids, rows: Sequence[int]) -> list[Sequence[int]]:
+    return [ids[row] for row in rows]
+
+
+class KLFromModels:
+    """KL(model || subject) per token of given continuations, from the same models to many subjects.
+
+    The models' own distributions are read once and held where they fit into ``held_bytes``; else they are read again
+    for each subject, a batch at a time.
+    """
+
+    def __init__(
+        self, models: Sequence[Subject], prompts: Ids, continuations: Ids, work: Work, held_bytes: int = 512 * 2**20
+    ) -> None:
+        """``models``: from which the divergence is taken, each as it is (a recipe of its own is applied)."""
+        self.models, self.prompts, self.continuations, self.work = models, prompts, continuations, work
+        for model in models:
+            _check_readable(model, prompts, continuations)
+        tokens = sum(len(continuation) for continuation in continuations)
+        self._holds = 4 * tokens * sum(model.model.vocab_size for model in models) <= held_bytes
+        self._held: dict[tuple[int, int], list[Tensor]] = {}
+
+    def of(self, subject: Subject) -> list[Float[np.ndarray, " row"]]:
+        """For each model the mean over the tokens of a continuation, in nats; one forward pass of the subject."""
+        _check_readable(subject, self.prompts, self.continuations)
+        found = [np.zeros(len(self.continuations)) for _ in self.models]
+        lengths = [len(one) + len(other) for one, other in zip(self.prompts, self.continuations, strict=True)]
+        about = fingerprint([(one.name, one.recipe) for one in (*self.models, subject)])
+        with self.work.steps("KL per token", lengths) as steps:
+            for rows in steps:
+                content = [about, [_members(one, rows) for one in (self.prompts, self.continuations)]]
+                new = batch("KL from models", content, partial(self._compared, subject, rows))
+                for values, divergences in zip(found, new, strict=True):
+                    values[rows] = divergences
+        return found
+
+    def _compared(self, subject: Subject, rows: list[int]) -> list[list[float]]:
+        ours = _logits(subject, self.prompts, self.continuations, rows)
+        return [
+            [float(kl(first, second).mean()) for first, second in zip(self._own(number, rows), ours, strict=True)]
+            for number in range(len(self.models))
+        ]
+
+    def _own(self, number: int, rows: list[int]) -> list[Tensor]:
+        key = (number, rows[0])
+        if key in self._held:
+            return self._held[key]
+        read = _logits(self.models[number], self.prompts, self.continuations, rows)
+        if self._holds:
+            self._held[key] = read
+        return read
 
 
 def _logits(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:

@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from workbench.behaviour.subject import Subject, Work, padded
 from workbench.errors import UserError
+from workbench.finished_batches import batch, fingerprint
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
@@ -71,14 +73,16 @@ def generate_replies(subject: Subject, prompts: Prompts, decoding: Decoding, wor
     width = decoding.samples + 1
     jobs = [(prompt, sample) for prompt in range(len(ids)) for sample in range(width)]
     found: list[list[Reply]] = [[Reply((), "", False)] * width for _ in ids]
+    about = fingerprint([subject.name, subject.recipe, decoding])
     with subject.applied(), work.steps(f"{subject.name}: texts", [len(ids[prompt]) for prompt, _ in jobs]) as steps:
         for rows in steps:
             chosen = [jobs[row] for row in rows]
             noise = [None if sample == 0 else f"{seeds[prompt]} {sample}" for prompt, sample in chosen]
-            with subject.applied_to([prompt for prompt, _ in chosen]):
-                replies = _batch(subject, [ids[prompt] for prompt, _ in chosen], noise, decoding)
-            for (prompt, sample), reply in zip(chosen, replies, strict=True):
-                found[prompt][sample] = reply
+            read = [ids[prompt] for prompt, _ in chosen]
+            members = [prompt for prompt, _ in chosen]
+            written = batch("texts", [about, read, noise], partial(_written, subject, members, read, noise, decoding))
+            for (prompt, sample), new in zip(chosen, written, strict=True):
+                found[prompt][sample] = Reply(*new)
     return found
 
 
@@ -123,21 +127,25 @@ def gumbel(key: Any, step: int, size: int) -> np.ndarray:
     return -np.log(-np.log(uniform))
 
 
-def _batch(subject: Subject, ids: list[list[int]], noise: list[str | None], decoding: Decoding) -> list[Reply]:
-    model, batch = subject.model, padded(subject, ids)
-    columns = batch.input_ids.shape[1]
+def _written(
+    subject: Subject, members: list[int], ids: list[list[int]], noise: list[str | None], decoding: Decoding
+) -> list[tuple[tuple[int, ...], str, bool]]:
+    """The fields of the :class:`Reply` to each prompt of one batch."""
+    model, encoded = subject.model, padded(subject, ids)
+    columns = encoded.input_ids.shape[1]
     options = {"max_new_tokens": decoding.max_new_tokens, "num_beams": 1, "num_return_sequences": 1}
     sampling = LogitsProcessorList([SharedNoise(noise, columns, decoding)])
-    new = model.generate_ids(batch.to(model.device), logits_processor=sampling, **options)[:, columns:]
+    with subject.applied_to(members):
+        new = model.generate_ids(encoded.to(model.device), logits_processor=sampling, **options)[:, columns:]
     ends = end_ids(model)
     return [_reply(row, ends, model.tokenizer) for row in new.cpu()]
 
 
-def _reply(row: Tensor, ends: set[int], tokenizer: Any) -> Reply:
+def _reply(row: Tensor, ends: set[int], tokenizer: Any) -> tuple[tuple[int, ...], str, bool]:
     ids = row.tolist()
     place = next((place for place, token in enumerate(ids) if token in ends), None)
     kept = ids if place is None else ids[: place + 1]
-    return Reply(tuple(kept), tokenizer.decode(kept, skip_special_tokens=True), place is not None)
+    return tuple(kept), tokenizer.decode(kept, skip_special_tokens=True), place is not None
 
 
 def _seeds(prompts: Prompts, seed: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.subject import Subject, Work, continuation_logits
 from workbench.errors import UserError, unknown_name
+from workbench.finished_batches import batch, fingerprint
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.prompts.token_texts import token_texts
@@ -107,19 +109,30 @@ def _forced(
 ) -> dict[str, np.ndarray]:
     found = {name: np.zeros(len(ids)) for name in ("right", "logprob", "confidence")}
     lengths = [len(one) + len(other) for one, other in zip(ids, answers, strict=True)]
+    about = fingerprint([subject.name, subject.recipe])
     with subject.applied(), work.steps(f"{subject.name}: answers", lengths) as steps:
         for rows in steps:
-            with subject.applied_to(rows):
-                logits = continuation_logits(subject, ids, answers, rows)
-            for row, logit in zip(rows, logits, strict=True):
-                scores = logit.double().log_softmax(-1)
-                wanted = torch.tensor(answers[row], device=scores.device)
-                best, chosen = scores.max(-1)
-                same = (chosen == wanted).cumprod(0)
-                reached = torch.cat([same.new_ones(1), same[:-1]])
-                found["right"][row] = float(same[-1])
-                found["logprob"][row] = float(scores.gather(1, wanted[:, None]).sum())
-                found["confidence"][row] = float((best * reached).sum().exp())
+            content = [about, [ids[row] for row in rows], [answers[row] for row in rows]]
+            for name, new in batch("answers", content, partial(_forced_batch, subject, ids, answers, rows)).items():
+                found[name][rows] = new
+    return found
+
+
+def _forced_batch(
+    subject: Subject, ids: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], rows: list[int]
+) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {"right": [], "logprob": [], "confidence": []}
+    with subject.applied_to(rows):
+        logits = continuation_logits(subject, ids, answers, rows)
+    for row, logit in zip(rows, logits, strict=True):
+        scores = logit.double().log_softmax(-1)
+        wanted = torch.tensor(answers[row], device=scores.device)
+        best, chosen = scores.max(-1)
+        same = (chosen == wanted).cumprod(0)
+        reached = torch.cat([same.new_ones(1), same[:-1]])
+        found["right"].append(float(same[-1]))
+        found["logprob"].append(float(scores.gather(1, wanted[:, None]).sum()))
+        found["confidence"].append(float((best * reached).sum().exp()))
     return found
 
 

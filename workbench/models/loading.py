@@ -202,7 +202,7 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
 
 
 def _check_size(source: Source, folder: Path, stored: Mapping[str, checkpoints.StoredTensor]) -> None:
-    """Raises UserError where the config asks for far more weights than are stored, before memory is filled with them."""
+    """Raises UserError where the config asks for far more weights than are stored, before memory fills."""
     held = sum(math.prod(tensor.shape) for tensor in stored.values())
     if sum(tensor.numel() for tensor in _wanted(source).values()) > max(4 * held, _SMALL):
         said = _other_shape(source, folder) or "its config.json asks for far more weights than its files hold."

@@ -129,6 +129,26 @@ class Prompts(Sequence[Prompt]):
         """The rows for which ``keep`` is true, in order."""
         return Prompts(row for row in self._rows if keep(row))
 
+    def sample(self, limit: int, *, seed: int = 0) -> Prompts:
+        """A seeded sample, in the rows' order: what ``--limit`` of a command reads.
+
+        Args:
+            limit: How many rows at most; more than there are is all of them.
+            seed: Of the draw.
+
+        Raises:
+            UserError: ``limit`` is below 1.
+
+        Example:
+            ``probes.patching(pair, prompts.sample(60), "heads")``
+        """
+        if limit < 1:
+            raise UserError(f"A sample of {limit} prompts holds none; give a limit of 1 or more.")
+        if limit >= len(self):
+            return self
+        drawn = np.random.default_rng(seed).choice(len(self), size=limit, replace=False)
+        return self[np.sort(drawn)]
+
     @property
     def groups(self) -> dict[str, list[int]]:
         """Group -> its row numbers, in order of first appearance; rows without a group are in none."""

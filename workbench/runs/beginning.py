@@ -10,16 +10,18 @@ from typing import Any
 
 from workbench.errors import UserError
 from workbench.files import write_bytes
+from workbench.finished_batches import resumable
 from workbench.runs.folder import Run, create_run, create_run_at
 from workbench.runs.manifest import MANIFEST, file_names
-from workbench.runs.places import default_home
+from workbench.runs.places import BATCHES, default_home
 
 
 @contextmanager
 def begun(kind: str, config: Mapping[str, Any], out: str | Path | None = None) -> Iterator[Run]:
     """A run that is running inside the context, and complete after it; killed in between, it is listed as interrupted.
 
-    What is written in the context stays after an error, and the run is failed or interrupted. When a
+    What is written in the context stays after an error, and the run is failed or interrupted; so do the finished
+    batches of the work (:mod:`workbench.finished_batches`), from which the same call goes on. When a
     :class:`UserError` leaves the context before anything was written (a refusal before any work), a run that was made
     here is removed again, and one that was complete stays complete.
 
@@ -49,7 +51,7 @@ def begun(kind: str, config: Mapping[str, Any], out: str | Path | None = None) -
         run.let_go()
         raise
     try:
-        with run:
+        with run, resumable(run.file(BATCHES)):
             yield run
     except UserError:
         if fresh and not file_names(run.path):

@@ -10,6 +10,8 @@ from workbench.errors import UserError
 HOME_VARIABLE = "TUNESCOPE_RUNS"
 PROMPTS = "prompts/prompts.jsonl"
 """Where a run keeps its prompts."""
+BATCHES = "batches"
+"""Where a run that is not complete keeps the finished batches of its work."""
 
 
 def default_home() -> Path:

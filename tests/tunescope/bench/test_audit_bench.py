@@ -71,6 +71,10 @@ def test_what_would_be_run_is_said_without_running_it() -> None:
     done = CliRunner().invoke(app, ["bench", "audit", "--dry-run", "--json"], catch_exceptions=False)
     pairs = json.loads(done.stdout)["pairs"]
     assert done.exit_code == 0 and len(pairs) > 70 and {pair["kind"] for pair in pairs} == {"small", "null", "real"}
+    real = CliRunner().invoke(app, ["bench", "audit", "--no-small", "--dry-run", "--json"], catch_exceptions=False)
+    assert {pair["pair"] for pair in json.loads(real.stdout)["pairs"]} >= {"smol-refusal", "smol-null-random"}
+    none = CliRunner().invoke(app, ["bench", "audit", "--no-small", "--no-real"])
+    assert "No pairs are left" in f"{none.output}{none.exception}" and none.exit_code
 
 
 @pytest.mark.slow

@@ -13,14 +13,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tunescope.bench.cases import cases_of
+import probes
+from tunescope.bench.cases import CASES, cases_of
 from tunescope.bench.contrasts import asked_otherwise, exchanged, moved, opposite, shuffled_answers
 from tunescope.bench.ground import Case, Ground, Refused, Verdict, inside, labels_of, or_refused, precision
 from tunescope.bench.markdown import write_markdown
+from tunescope.bench.no_case import NO_CASE
 from tunescope.bench.running import measure, summarised, written
 from tunescope.cli.app import app
 from workbench import organisms, runs
 from workbench.errors import UserError
+from workbench.method_index import index
 
 
 def heads(scores: list[float]) -> pd.DataFrame:
@@ -53,17 +56,27 @@ def test_every_organism_has_cases_and_a_first_layer() -> None:
         assert any(case.probe == "weight_delta" and case.own for case in cases) and 0 <= ground.first_layer <= 3
 
 
-def test_every_probe_is_asked_on_every_organism_where_it_can_run() -> None:
-    asked = {name: {case.probe.replace(",", " ").split()[0] for case in cases_of(Ground(organisms.build(name)))}
-             for name in organisms.names()}  # fmt: skip
-    every = {
-        "activation_delta", "cmap", "compare", "component_masking", "concept_directions", "circuit", "expert_map",
-        "find_knob", "graft", "head_probe", "head_selection", "head_words", "logit_lens", "mask_heads", "mask_overlap",
-        "patching", "path_patching", "retrieval_heads", "switching_curve", "token_shift", "weight_delta",
-    }  # fmt: skip
-    assert set().union(*asked.values()) == every
-    everywhere = {"head_probe", "retrieval_heads", "path_patching", "circuit", "component_masking", "weight_delta"}
-    assert all(everywhere <= words for words in asked.values())
+def test_every_probe_of_a_covered_group_has_a_case_or_a_reason() -> None:
+    probed = {entry.name: entry.group for entry in index().entries if entry.kind == "probe" and not entry.plugin}
+    covered = {probed[name] for name in CASES if name in probed}
+    assert {"weights", "activations", "heads", "experts", "directions", "paths", "skills", "tokens"} <= covered
+    wanted = {name for name, group in probed.items() if group in covered}
+    assert not (CASES.keys() & NO_CASE.keys())
+    assert wanted - CASES.keys() == NO_CASE.keys(), "give the probe a case in bench.cases, or a reason in bench.no_case"
+    assert all(hasattr(probes, name) for name in CASES.keys() - probed.keys())
+
+
+def test_every_entry_of_the_table_asks_some_organism_and_some_ask_all() -> None:
+    grounds = [Ground(organisms.build(name)) for name in organisms.names()]
+    counts = {name: sum(bool(cases_of(ground, [name])) for ground in grounds) for name in CASES}
+    assert min(counts.values()) >= 1
+    for name in ("head-probe", "retrieval", "paths", "circuit", "components", "weights", "layers", "skills"):
+        assert counts[name] == len(grounds)
+    for ground in grounds:
+        for name in CASES:
+            entry = index().named(name)
+            words = {case.probe.replace(",", " ").split()[0] for case in cases_of(ground, [name])}
+            assert words <= {name if entry is None else entry.function, "retrieval_heads"}
 
 
 def _of(rows: list[dict[str, Any]], column: str) -> dict[str, str]:
@@ -183,7 +196,7 @@ def test_a_missed_bar_is_said_with_its_figure(tmp_path: Path) -> None:
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
     for asked, expected in (
         (["--organisms", "two-skill"], "two-skills"),
-        (["--organisms", "confounded", "--probes", "weights"], "weight_delta"),
+        (["--organisms", "confounded", "--probes", "weight"], "weight_delta'|weights"),
     ):
         with pytest.raises(UserError, match=expected):
             CliRunner().invoke(app, ["bench", "localization", *asked], catch_exceptions=False)

@@ -203,3 +203,14 @@ def test_a_prompt_that_stands_there_twice_is_drawn_once() -> None:
     ]  # fmt: skip
     assert prompts.clusters.tolist() == [0, 1, 1, 2, 3, 0, 4, 5, 2, 3, 5]
     assert list(prompts.groups) == ["g"]  # what was given, and no more
+
+
+def test_a_sample_is_seeded_in_order_and_what_a_command_reads() -> None:
+    rows = Prompts.of([f"the fox number {number}" for number in range(12)])
+    drawn = rows.sample(5, seed=2)
+    places = [list(rows).index(row) for row in drawn]
+    assert len(drawn) == 5 and places == sorted(places)
+    assert drawn == rows.sample(5, seed=2) != rows.sample(5, seed=3)
+    assert rows.sample(12) is rows and rows.sample(99) is rows
+    with pytest.raises(UserError, match="give a limit of 1 or more"):
+        rows.sample(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,16 @@ def measure(
     there = known(model)
     say(f"{model.name} knows {len(there.cities)} cities")
     lines: list[dict[str, Any]] = []
+    states_of = cache(lambda template: entity_states(model, there, template, layer))
     for attribute in attributes:
-        states = entity_states(model, there, templates(attribute, test=False)[0], layer)
+        states = states_of(templates(attribute, test=False)[0])
         for seed in range(seeds):
             order = np.random.default_rng(seed).permutation(len(there.cities)).tolist()
             fitting, held = order[: len(order) // 2], order[len(order) // 2 :]
             for name, find in _methods(seed, training).items():
                 start = time.perf_counter()
                 basis = find(model, _of(there, fitting), attribute, states[fitting], layer, list(range(len(fitting))))
-                scores = _scores(model, there, attribute, layer, held, basis, seed)
+                scores = _scores(model, there, attribute, layer, held, basis, seed, states_of)
                 lines.append({"attribute": attribute, "method": name, "rank": len(basis), "seed": seed,
                               "layer": layer, **scores, "seconds": time.perf_counter() - start})  # fmt: skip
                 say(f"{attribute}, seed {seed}, {name}: {scores['disentangle']:.2f}")
@@ -105,14 +107,15 @@ def _of(there: Known, cities: list[int]) -> Known:
 
 
 def _scores(
-    model: AdaptedModel, there: Known, attribute: str, layer: int, held: list[int], basis: Basis, seed: int
-) -> dict[str, float]:
+    model: AdaptedModel, there: Known, attribute: str, layer: int, held: list[int], basis: Basis, seed: int,
+    states_of: Callable[[str], torch.Tensor],
+) -> dict[str, float]:  # fmt: skip
     """``cause``: the other city's value is said; ``isolate``: the own value of other attributes; ``removed`` and
     ``kept``: the same two when the subspace is set to its mean instead (ConceptAblation)."""
     cause, isolate, removed, kept = [], [], [], []
     for about in there.answers:
         for template in templates(about, test=True):
-            states = entity_states(model, there, template, layer)
+            states = states_of(template)
             pairs = _pairs(there, attribute, held, seed)
             says = _argmax(lambda some, t=template, s=states: swapped(model, there, t, layer, some, basis, s), pairs)  # type: ignore[misc]
             left = _ablated(model, there, template, layer, held, basis, states)
