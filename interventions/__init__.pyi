@@ -53,6 +53,10 @@ from interventions.training.ablated import ablated_training as ablated_training
 from interventions.training.ablated import caft_finetune as caft_finetune
 from interventions.training.ablated import random_directions as random_directions
 from interventions.training.anchored import anchored_finetune as anchored_finetune
+from interventions.training.attachments import TrainedAttachment as TrainedAttachment
+from interventions.training.attachments import train_instruction_prompts as train_instruction_prompts
+from interventions.training.attachments import train_prompt_spaces as train_prompt_spaces
+from interventions.training.attachments import train_side_path as train_side_path
 from interventions.training.editing import edit_facts as edit_facts
 from interventions.training.few_shot import FewShotTuning as FewShotTuning
 from interventions.training.few_shot import few_shot_finetune as few_shot_finetune
@@ -133,6 +137,7 @@ __all__ = [
     "TaskVector",
     "TokenRules",
     "Trace",
+    "TrainedAttachment",
     "UnknownPromptWarning",
     "VocabularyWarning",
     "Voice",
@@ -179,8 +184,11 @@ __all__ = [
     "to_adapter",
     "to_gguf",
     "train_head_scales",
+    "train_instruction_prompts",
     "train_offsets",
+    "train_prompt_spaces",
     "train_reward_head",
+    "train_side_path",
     "train_soft_prompt",
     "tune_in_stages",
     "tune_series",

@@ -5,6 +5,9 @@ from typing import Annotated, Any, Literal
 
 from probes.against_null_adapters import AgainstNulls as AgainstNulls
 from probes.against_null_adapters import against_nulls as against_nulls
+from probes.anatomy.attachment_reading import part_effects as part_effects
+from probes.anatomy.attachment_reading import realised_prompts as realised_prompts
+from probes.anatomy.attachment_reading import side_shares as side_shares
 from probes.anatomy.decomposed_prompt import DecomposedPrompt as DecomposedPrompt
 from probes.anatomy.decomposed_prompt import decomposed_prompt as decomposed_prompt
 from probes.anatomy.input_side import InputSide as InputSide
@@ -465,6 +468,7 @@ __all__ = [
     "needle_search",
     "needle_trials",
     "online_offline",
+    "part_effects",
     "patching",
     "path_patching",
     "pattern_types",
@@ -481,6 +485,7 @@ __all__ = [
     "question_dependency",
     "random_bases",
     "rank_map",
+    "realised_prompts",
     "representation_gap",
     "retrain_without",
     "retrieval_heads",
@@ -496,6 +501,7 @@ __all__ = [
     "series_profile",
     "set_algebra",
     "shared_part",
+    "side_shares",
     "skill_profile",
     "soft_prompt_split",
     "source_trust",

@@ -23,6 +23,7 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.answers import continuation_ids
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
+from workbench.prompts.prompt_rows import PromptRows, rows_read
 from workbench.typing import Float, Tensor
 
 
@@ -67,11 +68,7 @@ def reading(model: AdaptedModel, placeholder: int, vectors: Tensor) -> Iterator[
     """Embed placeholders as the vectors, in their order, until the context is left."""
 
     def put(_module: nn.Module, given: Any, embedded: Tensor) -> Tensor | None:
-        here = given[0] == placeholder
-        if not bool(here.any()):
-            return None
-        place = (here.long().cumsum(-1) - 1).clamp(0, len(vectors) - 1)
-        return torch.where(here[..., None], vectors.to(embedded)[place], embedded)
+        return rows_read(given[0], placeholder, vectors, embedded)
 
     handle = model.inner.get_input_embeddings().register_forward_hook(put)
     try:
@@ -84,8 +81,7 @@ def with_placeholders(rows: Prompts, tokenizer: Any, placeholder: int, count: in
     """Rows as token ids with ``count`` placeholders in front; answers and distractors keep their tokens."""
     made = []
     for row, ids in zip(rows, encode(rows, tokenizer), strict=True):
-        first = 1 if ids and ids[0] == tokenizer.bos_token_id else 0
-        read = (*ids[:first], *[placeholder] * count, *ids[first:])
+        read = tuple(PromptRows(placeholder, count).placed(ids, tokenizer.bos_token_id))
         known = {
             f"{name}_ids": continuation_ids(row, tokenizer, text)
             for name, text in (("answer", row.answer), ("distractor", row.distractor))

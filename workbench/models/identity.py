@@ -23,6 +23,7 @@ from workbench.models.quantized import quantized_parts
 from workbench.models.sources import Source, describe
 from workbench.models.stored_model import StoredModel
 from workbench.models.stored_names import as_saved
+from workbench.prompts.prompt_rows import rows_of
 from workbench.typing import Tensor
 
 _WORKERS = 8
@@ -230,4 +231,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
         rules = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if key != "pad_token"}
     content = [rules, special, getattr(tokenizer, "chat_template", None)]
+    if (rows := rows_of(tokenizer)) is not None:
+        content.append(asdict(rows))
     return hash_text(json.dumps(content, sort_keys=True))

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cards import card, columns
+from workbench.engine.hub import hub_of
 from workbench.engine.selfcheck import self_check
 from workbench.errors import UserError, unknown_name
 from workbench.models import adapters
 from workbench.models.adapted import AdaptedModel, Role
 from workbench.models.adapter_fit import name_notes
+from workbench.models.attachments.attachment import Attachment, Switch
+from workbench.models.attachments.stored import attached_identity, attachment_of, attachment_source
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
 from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer, quantization, read_config
@@ -39,6 +42,8 @@ class ModelPair:
     differences: Differences
     adapter: Any = field(default=None, repr=False)
     """The ``PeftModel`` that carries the adapter, if the tuned model is one."""
+    attachment: Attachment | None = field(default=None, repr=False)
+    """The side path or prompt rows that the tuned model runs with, if it is its base with one of those."""
 
     @property
     def models(self) -> dict[str, AdaptedModel]:
@@ -81,7 +86,8 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
     """Load a base model and its fine-tuned version.
 
     Each is a folder, a ``.gguf`` file, a hub id (``org/name``, ``org/name@revision``, ``org/name/sub/folder``,
-    ``org/name/file.gguf``), a loaded Hugging Face model, a PEFT adapter's folder or hub id, or a ``PeftModel``. An
+    ``org/name/file.gguf``), a loaded Hugging Face model, a PEFT adapter's folder or hub id, or a ``PeftModel``. The
+    tuned one may be an attachment (``interventions.train_side_path`` and its like), itself or its folder. An
     adapter shares its base's weights where switching it off gives the base back exactly (checked); otherwise two copies
     are held, and ``differences`` says so.
 
@@ -95,7 +101,7 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
     if template not in TEMPLATES:
         raise unknown_name("template", template, TEMPLATES)
     flags: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    from_, to = describe(base, **flags), describe(tuned, **flags)
+    from_, to = describe(base, **flags), attachment_source(tuned) or describe(tuned, **flags)
     if from_.is_adapter:
         raise UserError(f"The base {from_.name} is an adapter: give the model it was trained on as the base.")
     if to.is_adapter and str(device) == "meta":
@@ -163,6 +169,7 @@ class _Parts:
     tuned: Any
     adapter: Any = None
     notes: tuple[str, ...] = ()
+    attachment: Attachment | None = None
 
     @property
     def one_copy(self) -> bool:
@@ -191,6 +198,8 @@ def _load_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], Any
     if tuned.kind is Kind.PEFT:
         return _loaded_adapter_pair(base, tuned, load)
     hf = load(base)
+    if tuned.kind is Kind.ATTACHED:
+        return _attached_pair(hf, attachment_of(tuned))
     before = adapters.snapshot_base(hf)
     peft_model = adapters.attach_adapter(hf, tuned, base_name=base.name)
     reason = adapters.rewrites_base(peft_model, before)
@@ -205,6 +214,19 @@ def _load_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], Any
         )
     held = f"Two copies of the weights are held: {reason}."
     return _Parts(load(base), peft_model, peft_model, (held, *notes))
+
+
+def _attached_pair(hf: Any, attachment: Attachment) -> _Parts:
+    """One model, with the attachment on and off; nothing of it is changed."""
+    place = hf.get_input_embeddings().weight.device
+    notes = [f"The tuned model is its base with an attachment ({attachment.kind}): no weight differs."]
+    if attachment.rows is not None:
+        side = "behind" if attachment.rows.behind else "in front of"
+        notes.append(
+            f"Prompts get {attachment.rows.count} placeholders (token {attachment.rows.token}) {side} them, which the "
+            "base reads as that word and the tuned model as its trained rows."
+        )
+    return _Parts(hf, hf, notes=tuple(notes), attachment=attachment.to(place))
 
 
 def _loaded_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], Any]) -> _Parts:
@@ -247,7 +269,7 @@ class _Reading:
 def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> ModelPair:
     words, notes = _words(tuned, base, tokenizer=reading.tokenizer)
     own_words = words if reading.tokenizer is not None else _own_tokenizer(base, words)
-    base_words = words if parts.adapter is not None else own_words
+    base_words = words if parts.adapter is not None or parts.attachment is not None else own_words
     bare = [part.get_base_model() if part is parts.adapter else part for part in (parts.base, parts.tuned)]
     notes += _about_rows(words, *map(embedding_rows, bare))
     differences = compare(
@@ -256,16 +278,21 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> 
         template=reading.template, own_generation_config=reading.own_generation_config,
         quantized=(quantization(base.config), quantization((base if tuned.is_adapter else tuned).config)),
     )  # fmt: skip
-    switch = None if parts.adapter is None else partial(adapters.set_adapter_enabled, parts.adapter)
+    switch: Any = None if parts.adapter is None else partial(adapters.set_adapter_enabled, parts.adapter)
+    if parts.attachment is not None:
+        switch = Switch(parts.attachment, hub_of(parts.base))
+        words = _with_rows(words, parts.attachment)
+        own_words = words
 
     def side(role: Role, hf: Any, source: Source) -> AdaptedModel:
         own = reading.side(role, words, own_words)
         return AdaptedModel(
             hf, own, name=source.name, role=role,
-            switch=switch if hf is parts.adapter else None,
+            switch=switch if hf is parts.adapter or parts.attachment is not None else None,
             template=role if reading.template == "own" else reading.template,
             own_generation_config=reading.own_generation_config,
-            identify=_identifier(hf, own, source, base if source.is_adapter else source, adapter=role == "tuned"),
+            identify=_identifier(hf, own, source, base if source.is_adapter else source, adapter=role == "tuned",
+                                 attachment=parts.attachment if role == "tuned" else None),
             stored_as=quantization((base if source.is_adapter else source).config),
         )  # fmt: skip
 
@@ -275,7 +302,17 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> 
         one_copy=parts.one_copy,
         differences=differences,
         adapter=parts.adapter,
+        attachment=parts.attachment,
     )
+
+
+def _with_rows(words: Any, attachment: Attachment) -> Any:
+    """The tokenizer, which puts placeholders for the attachment's rows into the prompts that it encodes."""
+    if words is None or attachment.rows is None:
+        return words
+    changed = copy.deepcopy(words)
+    changed.prompt_rows = attachment.rows
+    return changed
 
 
 def _words(*sources: Source, tokenizer: Any) -> tuple[Any, tuple[str, ...]]:
@@ -300,8 +337,13 @@ def _own_tokenizer(base: Source, fallback: Any) -> Any:
 
 
 def _identifier(
-    hf: Any, tokenizer: Any, source: Source, weights: Source, *, adapter: bool
+    hf: Any, tokenizer: Any, source: Source, weights: Source, *, adapter: bool, attachment: Attachment | None = None
 ) -> Callable[[], ModelIdentity]:
     """``weights``: where the full weights are, which of an adapter are its base's."""
     folder: Path | None = weights.folder if weights.kind is Kind.MODEL and weights.gguf is None else None
-    return lambda: identify(hf, tokenizer, name=source.name, revision=source.revision, adapter=adapter, folder=folder)
+
+    def identity() -> ModelIdentity:
+        own = identify(hf, tokenizer, name=source.name, revision=source.revision, adapter=adapter, folder=folder)
+        return own if attachment is None else attached_identity(own, attachment, source.name)
+
+    return identity

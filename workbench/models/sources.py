@@ -16,7 +16,8 @@ from workbench.models import checkpoints, gguf_files, hub
 _LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
 # adapters that a plain forward pass on token ids cannot run, or that run the model more than once
 _NEEDS_MORE = {
-    "XLORA": "it runs every input twice, first to mix its parts, so a hook would fire twice",
+    "XLORA": "it runs every input twice, first to mix its parts, so a hook would fire twice "
+    "(interventions.live_gates reads and changes its mixing on the PeftModel itself)",
     "POLY": "it needs a task id with every input",
     "SHADOW": "its layers hand on a second stream beside the model's own, which is at none of the sites",
 }
@@ -29,6 +30,7 @@ class Kind(StrEnum):
     ADAPTER = "adapter"  # a PEFT adapter: a folder or a hub id
     LOADED = "loaded model"  # a transformers PreTrainedModel
     PEFT = "PeftModel"  # a base with adapters on it, already loaded
+    ATTACHED = "attachment"  # a module or prompt rows of a kind of ours, beside a base: a folder, or one just trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ class Source:
     @property
     def is_adapter(self) -> bool:
         """Whether this is an adapter on a base, loaded or not."""
-        return self.kind in (Kind.ADAPTER, Kind.PEFT)
+        return self.kind in (Kind.ADAPTER, Kind.PEFT, Kind.ATTACHED)
 
     @property
     def base_name(self) -> str | None:
@@ -137,6 +139,11 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.{_closest(folder)}")
     names = checkpoints.listing(folder)
+    if "attachment.json" in names:
+        raise NotSupported(
+            f"{folder} is an attachment (a side path or prompt rows), which changes no weight and runs beside its "
+            "base: give it to load_pair, and read it there by activations or parts."
+        )
     if "config.json" not in names and "adapter_config.json" not in names:
         raise UserError(_no_config(folder, names))
     kind = _kind_of(names, str(folder), flags["allow_pickle"])

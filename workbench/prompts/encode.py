@@ -12,6 +12,7 @@ import torch
 
 from workbench.errors import UserError
 from workbench.prompts.collection import Prompts
+from workbench.prompts.prompt_rows import rows_of
 from workbench.prompts.row import Prompt
 from workbench.prompts.templates import as_read, chat_text
 from workbench.typing import Int, Tensor
@@ -109,6 +110,7 @@ def _one_bos(ids: list[int], bos: int | None) -> list[int]:
 def encode(prompts: Any, tokenizer: Any, max_length: int | None = None) -> list[list[int]]:
     """Token ids of every prompt, in order; those of a row that has token ids already as they are.
 
+    A tokenizer of a pair with trained prompt rows puts their placeholders into the others.
     Raises :class:`UserError` naming the prompt when one is empty, longer than ``max_length`` tokens, a
     chat the tokenizer has no template for, or holds an id that this tokenizer does not know.
     """
@@ -119,7 +121,7 @@ def encode(prompts: Any, tokenizer: Any, max_length: int | None = None) -> list[
     if tokenizer is None:
         return _given_alone(ids, max_length)
     _check_known(ids, tokenizer)
-    kinds = [_kind_read(row, number, tokenizer) for number, row in enumerate(rows)]
+    kinds, placing = [_kind_read(row, number, tokenizer) for number, row in enumerate(rows)], rows_of(tokenizer)
     for kind in ("prompt", "messages"):
         alike = [number for number, found in enumerate(kinds) if found == kind]
         for start in range(0, len(alike), _AT_ONCE):
@@ -127,7 +129,7 @@ def encode(prompts: Any, tokenizer: Any, max_length: int | None = None) -> list[
             texts = [_rendered(rows[number], number, tokenizer) for number in numbers]
             found = _batch_of_ids(texts, tokenizer, rendered_chat=kind == "messages")
             for number, one in zip(numbers, found, strict=True):
-                ids[number] = one
+                ids[number] = one if placing is None else placing.placed(one, tokenizer.bos_token_id)
     for number, one in enumerate(ids):
         _check_length(one, number, max_length)
     return ids
