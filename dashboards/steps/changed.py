@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 OF_RUN, SHIPPED, PASTE, FILE = "those of this look", "shipped questions", "paste", "file"
+_WIDTHS = {"prompt": 210, "base": 330, "tuned": 330}
+"""In pixels: both answers are seen beside each other."""
 _MARK = "▸"
 _CHANGES = ("all", "changed", "unchanged")
 
@@ -132,9 +134,10 @@ def _show_table(subject: Subject, table: pd.DataFrame) -> None:
         if rows := st.session_state["answers-table"]["selection"]["rows"]:
             st.session_state["prompt"] = numbers[rows[0]]
 
+    widths = {name: st.column_config.Column(width=pixels) for name, pixels in _WIDTHS.items()}
     st.dataframe(
         shown, width="stretch", height=320, hide_index=True, key="answers-table", on_select=pick,
-        selection_mode="single-row", column_config=panels.explained(shown), alt="Answers of both models",
+        selection_mode="single-row", column_config={**panels.explained(shown), **widths}, alt="Answers of both models",
     )  # fmt: skip
     assert subject.run is not None
     code = f"from workbench import runs\n\nruns.open({str(subject.run.path)!r}).read_table('tables/answers')\n"

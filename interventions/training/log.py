@@ -60,7 +60,7 @@ class TrainingLog(Result):
 
 
 def save_trained(made: Any, folder: Path, tokenizer: Any) -> None:
-    """Write what a training made into ``folder``: a model or adapter with its tokenizer, as ``load_pair`` takes it; a
+    """Write what a training made into ``folder``: a model, an adapter or an attachment, as ``load_pair`` takes it; a
     recipe; or what else was learned. A series is there already."""
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(made, "model"):
@@ -69,5 +69,7 @@ def save_trained(made: Any, folder: Path, tokenizer: Any) -> None:
             tokenizer.save_pretrained(folder)
     elif hasattr(made, "recipe"):
         made.recipe.save(folder / RECIPE)
+    elif hasattr(made, "attachment"):
+        made.save(folder)
     elif not isinstance(made, Mapping):
         made.save(folder / LEARNED)

@@ -64,6 +64,11 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
     if tuned is None:
         if not (hasattr(base, "base") and hasattr(base, "tuned")):
             raise UserError("Give both models: weight_delta(base, tuned), or a pair from load_pair().")
+        if getattr(base, "attachment", None) is not None:
+            raise UserError(
+                f"The tuned model is its base with an attachment ({base.attachment.kind}), which changes no weight: "
+                "read it by its parts (probes.part_effects) or by activations."
+            )
         given = {"base": base.base, "tuned": base.tuned}
     below, above = (_readable(describe(getattr(one, "hf", one))) for one in given.values())
     if below.kind is Kind.ADAPTER:

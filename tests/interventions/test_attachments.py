@@ -231,3 +231,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (folder / "attachment.json").write_text('{"kind": "other"}')
     with pytest.raises(UserError, match="names the kind 'other'"):
         load_attachment(folder)
+
+
+def test_a_pair_with_an_attachment_has_no_difference_of_weights() -> None:
+    pair = load_pair(tiny_model("llama"), SidePath(64, range(3)), tokenizer=tokenizer(), check=False)
+    with pytest.raises(UserError, match="changes no weight"):
+        probes.weight_delta(pair)
