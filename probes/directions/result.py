@@ -73,11 +73,13 @@ class FoundDirection(ProbeResult):
         lines = {str(line["model"]): line for line in self.held_out.to_dict("records")}
         base, tuned, off = (lines[name] for name in ("base", "tuned", "tuned + recipe"))
         rise = float(off["perplexity"]) / float(tuned["perplexity"]) - 1 if "perplexity" in off else None
+        control = lines.get("tuned + random")
+        random = "" if control is None else f", random ones {control['behaviour']:.0%}"
         texts = "" if rise is None else f"perplexity of neutral texts {rise:+.1%}; "
         return (
-            f"{self.behaviour} on held-out prompts: {tuned['behaviour']:.2g} -> {off['behaviour']:.2g} "
-            f"[{off['low']:.2g}, {off['high']:.2g}] at {_layers(self.layers)} ({self.positions}); other prompts moved "
-            f"by {off['kl_tuned']:.2g} nats per token from the tuned model; answers that name their subject: "
+            f"{self.behaviour} on held-out prompts: {tuned['behaviour']:.0%} -> {off['behaviour']:.0%} "
+            f"[{off['low']:.0%}, {off['high']:.0%}] at {_layers(self.layers)} ({self.positions}){random}; others "
+            f"moved by {off['kl_tuned']:.2g} nats per token from the tuned model; answers that name their subject: "
             f"{off['subject']:.0%} (base {base['subject']:.0%}); repetition {off['repetition']:.2g} (base "
             f"{base['repetition']:.2g}); {texts}control: {self.control}"
         )

@@ -63,9 +63,27 @@ def _print_real(story: RealStory) -> None:
     for step, sentence in story.said:
         typer.echo(f"{step:14} {sentence}")
     if left := story.held_out():
-        emit(None, False, left, title="Switched off, and what else moved (kl in nats per token on the other questions)")
+        emit(None, False, _held_out_lines(left), title=_TITLE.format(story.look.behaviour))
     typer.echo(f"Run:      {story.run.path}\nExplore:  {command_name()} dashboard {story.run.path}\n")
     typer.echo("How you know that it tells the truth: the same on small models in which the change was planted.\n")
+
+
+_TITLE = "{} switched off, on held-out questions, and what else moved (KL on the others, nats per token)"
+
+
+def _held_out_lines(left: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The table of a found direction, narrow enough for a terminal."""
+    return [
+        {
+            "model": line["model"],
+            "share": f"{line['behaviour']:.0%} [{line['low']:.0%}, {line['high']:.0%}]",
+            "KL from tuned": f"{line['kl_tuned']:.2g} [{line['kl_tuned_low']:.2g}, {line['kl_tuned_high']:.2g}]",
+            "names subject": f"{line['subject']:.0%}",
+            "n": f"{line['n']} + {line['n_other']}",
+            **({"perplexity": f"{line['perplexity']:.1f}"} if "perplexity" in line else {}),
+        }
+        for line in left
+    ]
 
 
 def _print_json(story: Story, report: Path, real: RealStory | None) -> None:

@@ -209,7 +209,8 @@ def turn_by_candidates(look: Look, progress: Progress) -> None:
     look.recipe_sides = {one.name: {"side": one.side, "scale": one.scale} for one in found}
     beyond = works(table)
     tuned = table[table["candidate"] == "tuned"].iloc[0]
-    look.tell(TURN, f"{look.behaviour}: {tuned['share']:.0%} as tuned; {_shares(table)}.", found=bool(beyond.any()))
+    said = f"{look.behaviour}, left on the {tuned['n']:.0f} prompts that show it: {_shares(table)}."
+    look.tell(TURN, said, found=bool(beyond.any()))
 
 
 PASSES: dict[str, tuple[Pass, ...]] = {
