@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -186,8 +187,11 @@ def demonstrated(
 def label_words(model: Any, rows: Prompts, template: str, *, candidates: int = 20) -> dict[str, str]:
     """A label word for each class: of the words the untouched model finds likeliest there, those that part it best.
 
-    For every class the ``candidates`` words of highest mean log-probability behind its rows are taken, as in the paper;
-    of them the one that is most above the other classes' mean is chosen, so no two classes share one.
+    For every class the ``candidates`` words of one token of highest mean log-probability behind its rows are taken, as
+    in the paper; of them the one that is most above the other classes' mean is chosen, so no two classes share one.
+
+    Raises:
+        UserError: The tokenizer has fewer words of one token than there are classes.
     """
     adapted = as_adapted(model)
     asked = filled(rows, template, {str(row.label): "" for row in rows})
@@ -199,15 +203,25 @@ def label_words(model: Any, rows: Prompts, template: str, *, candidates: int = 2
     means[:, special] = -torch.inf
     found: dict[str, str] = {}
     for place, name in enumerate(names):
-        likely = means[place].topk(min(candidates, means.shape[1])).indices.tolist()
         others = torch.cat([means[:place], means[place + 1 :]]).mean(0)
-        ranked = sorted(likely, key=partial(_unlike, means[place] - others))
-        words = [f" {word}" for word in (adapted.tokenizer.decode([token]).strip() for token in ranked) if word]
-        whole = [word for word in words if word not in found.values() and len(_word_ids(adapted, word)) == 1]
-        if not whole:
-            raise UserError(f"None of the likeliest words for the class {name!r} is one token: give words of your own.")
-        found[name] = whole[0]
+        likely = islice(_words(adapted, means[place]), candidates + len(found))
+        words = {word: token for token, word in likely if word not in found.values()}
+        if not words:
+            raise UserError(f"The tokenizer has no word of one token for the class {name!r}: give words of your own.")
+        found[name] = _most_above(words, means[place] - others)
     return found
+
+
+def _words(model: AdaptedModel, chances: Float[Tensor, " vocab"]) -> Iterator[tuple[int, str]]:
+    """Every token that is a word behind a prompt, the likeliest first."""
+    for token in chances.argsort(descending=True).tolist():
+        word = f" {model.tokenizer.decode([token]).strip()}"
+        if word.strip() and len(_word_ids(model, word)) == 1:
+            yield token, word
+
+
+def _most_above(words: Mapping[str, int], margins: Float[Tensor, " vocab"]) -> str:
+    return max(words, key=lambda word: float(margins[words[word]]))
 
 
 def _word_ids(model: AdaptedModel, word: str) -> list[int]:
