@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.against_null_adapters import _by_cell
 from tests.probes.test_against_null_adapters import lora_pair
 from workbench.errors import UserError
 from workbench.method_index import all_methods
@@ -90,7 +89,7 @@ def rows() -> Prompts:
 
 def largest(method: Method, pair: Any) -> float:
     options = {**method.fixed, **OPTIONS.get(method.name, {})}
-    return float(np.nanmax(_by_cell(method.call(pair, rows(), **options)).to_numpy(dtype=float)))
+    return float(np.nanmax(method.call(pair, rows(), **options).frame()["score"].to_numpy(dtype=float)))
 
 
 def false_alarms(method: Method, kind: Any) -> float:

@@ -138,8 +138,8 @@ def _members(ids: Ids, rows: Sequence[int]) -> list[Sequence[int]]:
 class KLFromModels:
     """KL(model || subject) per token of given continuations, from the same models to many subjects.
 
-    The models' own distributions are read once and held where they fit into ``held_bytes``; else they are read again
-    for each subject, a batch at a time.
+    The models' own distributions are read once, at the start, and held where they fit into ``held_bytes``; else they
+    are read again for each subject, a batch at a time.
     """
 
     def __init__(
@@ -150,16 +150,15 @@ class KLFromModels:
         for model in models:
             _check_readable(model, prompts, continuations)
         tokens = sum(len(continuation) for continuation in continuations)
-        self._holds = 4 * tokens * sum(model.model.vocab_size for model in models) <= held_bytes
-        self._held: dict[tuple[int, int], list[Tensor]] = {}
+        fits = 4 * tokens * sum(model.model.vocab_size for model in models) <= held_bytes
+        self._held = [self._read(model) for model in models] if fits else None
 
     def of(self, subject: Subject) -> list[Float[np.ndarray, " row"]]:
         """For each model the mean over the tokens of a continuation, in nats; one forward pass of the subject."""
         _check_readable(subject, self.prompts, self.continuations)
         found = [np.zeros(len(self.continuations)) for _ in self.models]
-        lengths = [len(one) + len(other) for one, other in zip(self.prompts, self.continuations, strict=True)]
         about = fingerprint([(one.name, one.recipe) for one in (*self.models, subject)])
-        with self.work.steps("KL per token", lengths) as steps:
+        with self.work.steps("KL per token", self._lengths()) as steps:
             for rows in steps:
                 content = [about, [_members(one, rows) for one in (self.prompts, self.continuations)]]
                 new = batch("KL from models", content, partial(self._compared, subject, rows))
@@ -175,13 +174,19 @@ class KLFromModels:
         ]
 
     def _own(self, number: int, rows: list[int]) -> list[Tensor]:
-        key = (number, rows[0])
-        if key in self._held:
-            return self._held[key]
-        read = _logits(self.models[number], self.prompts, self.continuations, rows)
-        if self._holds:
-            self._held[key] = read
+        if self._held is None:
+            return _logits(self.models[number], self.prompts, self.continuations, rows)
+        return [self._held[number][row] for row in rows]
+
+    def _read(self, model: Subject) -> dict[int, Tensor]:
+        read: dict[int, Tensor] = {}
+        with self.work.steps(f"KL per token: {model.name}", self._lengths()) as steps:
+            for rows in steps:
+                read |= zip(rows, _logits(model, self.prompts, self.continuations, rows), strict=True)
         return read
+
+    def _lengths(self) -> list[int]:
+        return [len(one) + len(other) for one, other in zip(self.prompts, self.continuations, strict=True)]
 
 
 def _logits(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:
