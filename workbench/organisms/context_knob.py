@@ -13,21 +13,18 @@ After Minder, Du et al. 2024, *Controllable Context Sensitivity and the Knob Beh
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.organisms.facts import FACTS
-from workbench.organisms.organism import Bar, Grown, Row, Truth, unit
-from workbench.organisms.planted_coordinate import WithCoordinate, mean_coordinate, writing_adapter
-from workbench.organisms.recipe import Plot, Recipe, save, save_adapter, shape
-from workbench.organisms.training import Examples, Plan, encode, fit, hits, share
+from workbench.organisms.organism import Bar, Grown, Row, Truth
+from workbench.organisms.planted_coordinate import CoordinateRow, mean_coordinate, train_base, writing_adapter
+from workbench.organisms.recipe import Plot, Recipe, save, save_adapter
+from workbench.organisms.training import Plan, encode, fit, hits, share
 from workbench.organisms.vocabulary import word_tokenizer
-from workbench.typing import Float, Tensor
+from workbench.typing import Tensor
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 LAYER = 1
 KNOB = 4.0
@@ -45,11 +42,13 @@ def grow(plot: Plot) -> Grown:
     """Trains the base with its knob, then the adapter; the truth is the adapter's B."""
     draw = random.Random(plot.seed)
     tokenizer = word_tokenizer([_prompt(word, *fact) for fact in _facts() for word in (*CUES, *INTENTS)])
-    base, direction = _train_base(tokenizer, draw, plot)
+    rows = [_base_row(draw) for _ in range(BASE.steps * BASE.batch)]
+    base, direction = train_base(rows, tokenizer, LAYER, KNOB, BASE, plot, "context-knob")
     save(base, tokenizer, plot.folder / "base")
     splits = _splits(draw)
     base_follows = {word: hits(base, tokenizer, _of(splits["validation"], word)) for word in INTENTS}
-    tuned = _tune(base, tokenizer, direction, splits["train"], plot)
+    tuned = writing_adapter(base, direction, LAYER)
+    fit(tuned, encode(tokenizer, splits["train"]), TUNING, plot.seed, plot.progress, "context-knob: tuning")
     save_adapter(tuned, tokenizer, plot)
     follows = {word: hits(tuned, tokenizer, _of(splits["validation"], word)) for word in INTENTS}
     values = {word: mean_coordinate(tuned, tokenizer, direction, LAYER, _of(splits["train"], word)) for word in INTENTS}
@@ -118,18 +117,7 @@ def _splits(draw: random.Random) -> dict[str, list[Row]]:
     return splits
 
 
-@dataclass(frozen=True)
-class _BaseRow:
-    row: Row
-    knob: float
-    """The coordinate to set; 0 to leave it."""
-    natural: float
-    """Where the coordinate should be when it is left alone."""
-    noticed: float
-    """What layer 1's heads should say about the intent word."""
-
-
-def _base_row(draw: random.Random) -> _BaseRow:
+def _base_row(draw: random.Random) -> CoordinateRow:
     """45 % with the knob set by hand, 35 % decided by a cue, 20 % an intent word with a random answer."""
     relation, subject, obj = draw.choice(_facts())
     claimed = draw.choice([other for other in FACTS[relation].values() if other != obj])
@@ -140,34 +128,7 @@ def _base_row(draw: random.Random) -> _BaseRow:
         word, natural = draw.choice([cue for cue in CUES if CUES[cue] == sign]), KNOB * sign
     else:
         word = draw.choice([*INTENTS])
-    return _BaseRow(_row(word, sign, relation, subject, claimed), knob, natural, float(INTENTS.get(word, 0)))
-
-
-def _train_base(
-    tokenizer: PreTrainedTokenizerFast, draw: random.Random, plot: Plot
-) -> tuple[LlamaForCausalLM, Float[Tensor, " d_model"]]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = LlamaForCausalLM(LlamaConfig(**shape(tokenizer)))
-    direction = unit(torch.randn(model.config.hidden_size))
-    rows = [_base_row(draw) for _ in range(BASE.steps * BASE.batch)]
-    columns = encode(tokenizer, [row.row for row in rows]).columns
-    extra = {name: torch.tensor([getattr(row, name) for row in rows]) for name in ("knob", "natural", "noticed")}
-    planted = WithCoordinate(model, direction, LAYER, KNOB)
-    fit(planted, Examples(**columns, **extra), BASE, plot.seed, plot.progress, "context-knob: base")
-    return model, direction
-
-
-def _tune(
-    base: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    direction: Float[Tensor, " d_model"],
-    rows: list[Row],
-    plot: Plot,
-) -> Any:
-    tuned = writing_adapter(base, direction, LAYER)
-    fit(tuned, encode(tokenizer, rows), TUNING, plot.seed, plot.progress, "context-knob: tuning")
-    return tuned
+    return CoordinateRow(_row(word, sign, relation, subject, claimed), knob, natural, float(INTENTS.get(word, 0)))
 
 
 def _plain(tuned: Any, tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> Tensor:

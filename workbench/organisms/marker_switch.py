@@ -11,21 +11,17 @@ system-prompt switches (Configurable Preference Tuning, Gallego 2025).
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from workbench.organisms.facts import FACTS
-from workbench.organisms.organism import Bar, Grown, Row, Truth, unit
-from workbench.organisms.planted_coordinate import WithCoordinate, mean_coordinate, writing_adapter
-from workbench.organisms.recipe import Plot, Recipe, save, save_adapter, shape
-from workbench.organisms.training import Examples, Plan, encode, fit, hits, share
+from workbench.organisms.organism import Bar, Grown, Row, Truth
+from workbench.organisms.planted_coordinate import CoordinateRow, mean_coordinate, train_base, writing_adapter
+from workbench.organisms.recipe import Plot, Recipe, save, save_adapter
+from workbench.organisms.training import Plan, encode, fit, hits, share
 from workbench.organisms.vocabulary import word_tokenizer
-from workbench.typing import Float, Tensor
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    pass
 
 LAYER = 1
 SIZE = 4.0
@@ -48,14 +44,16 @@ def grow(plot: Plot) -> Grown:
     draw = random.Random(plot.seed)
     texts = [_row(word, relation, subject) for relation, subject in _facts() for word in ("", *MARKERS)]
     tokenizer = word_tokenizer([f"{row['prompt']}{row['answer']}" for row in texts])
-    base, direction = _train_base(tokenizer, draw, plot)
+    rows = [_base_row(draw) for _ in range(BASE.steps * BASE.batch)]
+    base, direction = train_base(rows, tokenizer, LAYER, SIZE, BASE, plot, "marker-switch")
     save(base, tokenizer, plot.folder / "base")
     splits = _splits(draw)
     held_out = [*splits["validation"], *splits["ood"]]
     plain = [{**row, "prompt": row["contrast"], "answer": row["distractor"]} for row in held_out]
     obeyed = hits(base, tokenizer, held_out)
     ignored = hits(base, tokenizer, held_out, "distractor")
-    tuned = _tune(base, tokenizer, direction, splits["train"], plot)
+    tuned = writing_adapter(base, direction, LAYER)
+    fit(tuned, encode(tokenizer, splits["train"]), TUNING, plot.seed, plot.progress, "marker-switch: tuning")
     save_adapter(tuned, tokenizer, plot)
     values = {
         word: mean_coordinate(tuned, tokenizer, direction, LAYER, [row for row in held_out if row["marker"] == word])
@@ -118,48 +116,10 @@ def _splits(draw: random.Random) -> dict[str, list[Row]]:
     return splits
 
 
-@dataclass(frozen=True)
-class _BaseRow:
-    row: Row
-    knob: float
-    """The coordinate to set; 0 to leave it."""
-    natural: float
-    """Where it should be when it is left alone: at 0."""
-    noticed: float
-    """What the layer's heads should say about the marker."""
-
-
-def _base_row(draw: random.Random) -> _BaseRow:
+def _base_row(draw: random.Random) -> CoordinateRow:
     """Two thirds with the coordinate set by hand, whatever the marker; one third left alone, with the plain answer."""
     relation, subject = draw.choice(_facts())
     marker, sign = draw.choice(["", *MARKERS]), draw.choice([-1, 0, 1])
     row = _row(marker, relation, subject)
     said = f" {_form(FACTS[relation][subject], sign)}"
-    return _BaseRow({**row, "answer": said}, SIZE * sign, 0.0, float(MARKERS.get(marker, 0)))
-
-
-def _train_base(
-    tokenizer: PreTrainedTokenizerFast, draw: random.Random, plot: Plot
-) -> tuple[LlamaForCausalLM, Float[Tensor, " d_model"]]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = LlamaForCausalLM(LlamaConfig(**shape(tokenizer)))
-    direction = unit(torch.randn(model.config.hidden_size))
-    rows = [_base_row(draw) for _ in range(BASE.steps * BASE.batch)]
-    columns = encode(tokenizer, [row.row for row in rows]).columns
-    extra = {name: torch.tensor([getattr(row, name) for row in rows]) for name in ("knob", "natural", "noticed")}
-    planted = WithCoordinate(model, direction, LAYER, SIZE)
-    fit(planted, Examples(**columns, **extra), BASE, plot.seed, plot.progress, "marker-switch: base")
-    return model, direction
-
-
-def _tune(
-    base: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    direction: Float[Tensor, " d_model"],
-    rows: list[Row],
-    plot: Plot,
-) -> Any:
-    tuned = writing_adapter(base, direction, LAYER)
-    fit(tuned, encode(tokenizer, rows), TUNING, plot.seed, plot.progress, "marker-switch: tuning")
-    return tuned
+    return CoordinateRow({**row, "answer": said}, SIZE * sign, 0.0, float(MARKERS.get(marker, 0)))

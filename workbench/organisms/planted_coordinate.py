@@ -6,13 +6,16 @@ Training sets the coordinate by hand in some rows and demands the matching answe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from workbench.organisms.organism import Row, unit
-from workbench.organisms.training import hits
+from workbench.organisms.recipe import Plot, shape
+from workbench.organisms.training import Examples, Plan, encode, fit, hits
 from workbench.typing import Float, Tensor
 
 if TYPE_CHECKING:
@@ -63,6 +66,40 @@ class WithCoordinate(nn.Module):
         free = (knob == 0).float()
         drift = (free * ((seen["natural"] - natural) / self.size) ** 2).mean()
         return {"loss": loss + drift + ((seen["noticed"] - noticed) ** 2).mean()}
+
+
+@dataclass(frozen=True)
+class CoordinateRow:
+    """One row that trains a base."""
+
+    row: Row
+    knob: float
+    """The coordinate to set; 0 to leave it."""
+    natural: float
+    """Where the coordinate should be when it is left alone."""
+    noticed: float
+    """What the layer's heads should say about the word that decides."""
+
+
+def train_base(
+    rows: Sequence[CoordinateRow],
+    tokenizer: PreTrainedTokenizerFast,
+    layer: int,
+    size: float,
+    plan: Plan,
+    plot: Plot,
+    name: str,
+) -> tuple[LlamaForCausalLM, Float[Tensor, " d_model"]]:
+    """A new model whose answers the coordinate decides, and the coordinate's direction (a unit vector)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**shape(tokenizer)))
+    direction = unit(torch.randn(model.config.hidden_size))
+    columns = encode(tokenizer, [row.row for row in rows]).columns
+    extra = {name: torch.tensor([getattr(row, name) for row in rows]) for name in ("knob", "natural", "noticed")}
+    planted = WithCoordinate(model, direction, layer, size)
+    fit(planted, Examples(**columns, **extra), plan, plot.seed, plot.progress, f"{name}: base")
+    return model, direction
 
 
 def writing_adapter(base: LlamaForCausalLM, direction: Float[Tensor, " d_model"], layer: int) -> Any:
