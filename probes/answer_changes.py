@@ -12,7 +12,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import fisher_exact
 
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import kl_per_token
@@ -160,10 +159,7 @@ def answers(
     return AnswerChanges(
         table=table,
         control="greedy answers of a model against its own, of which none differs",
-        provenance=Provenance.of(
-            "answers", pair.models, rows, device=str(pair.tuned.device),
-            settings=call_settings(None, max_new_tokens=max_new_tokens, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("answers", pair.models, rows, device=str(pair.tuned.device)),
         share=share.estimate, share_low=share.low, share_high=share.high,
         refusals={role: float(held.mean()) for role, held in refused.items()},
         openings=rising_openings([reply.text for reply in base], [reply.text for reply in tuned]),

@@ -117,8 +117,7 @@ def activation_delta(
     common: dict[str, Any] = {
         "control": "the prompts' signs flipped at random",
         "provenance": of_recording(
-            "activation_delta", recording, ("base", "tuned"),
-            call_settings(None, by_position=by_position, components=components, model=model, tokens=tokens), seed,
+            "activation_delta", recording, ("base", "tuned"), seed, call_settings(None, model=model)
         ),
     }  # fmt: skip
     if recording.moments:

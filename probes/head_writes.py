@@ -114,7 +114,6 @@ def head_words(
             seed=seed,
             device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings={"layer": layer, "head": head, "top": top},
         ),
         layer=layer,
         head=head,

@@ -119,7 +119,7 @@ def logit_lens(
             seed=seed,
             device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, layers=numbers, positions=positions, top=top, shown=shown),
+            settings=call_settings(None, layers=numbers),
         ),
         cells=pd.DataFrame(cells),
         resampled=units_of(rows.clusters),

@@ -124,12 +124,7 @@ def token_shift(
             seed=seed,
             device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None,
-                base_prompts=None if base_prompts is None else other,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            ),
+            settings=call_settings(None, base_prompts=None if base_prompts is None else other),
         ),
         tokens=tokens.drop(columns="own_rank"),
         shares=_shares(tokens, rows.clusters, seed),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import html
 import json
 import platform
@@ -17,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import pandas as pd
 
 from workbench import result_file
+from workbench.call_settings import call_settings, prompts_hash
 from workbench.cards import visible
 from workbench.errors import UserError
 from workbench.jsonable import jsonable
@@ -36,17 +36,6 @@ def _installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def prompts_hash(prompts: Any) -> str | None:
-    """A hash of ``prompts``: their own ``hash`` if they have one, else of their rows."""
-    if prompts is None:
-        return None
-    own = getattr(prompts, "hash", None)
-    if isinstance(own, str):
-        return own
-    rows = json.dumps(list(prompts), sort_keys=True, default=str)
-    return hashlib.sha256(rows.encode()).hexdigest()
 
 
 def _identity(model: Any) -> Any:
@@ -100,6 +89,15 @@ class Result:
     def frame(self) -> pd.DataFrame:
         """The table."""
         return self.table.copy()
+
+    def of_call(self: Kept, function: str, arguments: Mapping[str, Any]) -> Kept:
+        """This result with ``arguments`` among the settings of its provenance, if ``function`` made it; settings that
+        it says itself stay as they are."""
+        made = self.provenance
+        if made.probe != function:
+            return self
+        settings = {**call_settings(None, **arguments), **made.settings}
+        return dataclasses.replace(self, provenance=dataclasses.replace(made, settings=settings))
 
     def save(self, path: str | Path) -> Path:
         """Write one ``.safetensors`` file (arrays, and JSON in its header); returns its path."""

@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.lens import kl
 from probes.replay import counted, read_out
 from probes.resampling import cluster_means, units_of
@@ -135,7 +134,6 @@ def input_side(
         control="the base's inputs moved as far in random directions, another one for every token",
         provenance=Provenance.of(
             "input_side", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None),
         ),
         remainder=(remainder["score"], remainder["low"], remainder["high"]),
         form=linear_form(*(_embeddings(model) for model in (pair.base, pair.tuned)), seed=seed),

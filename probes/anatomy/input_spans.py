@@ -16,7 +16,6 @@ from torch import nn
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
 from probes.anatomy.spaces import Svd
-from probes.call_settings import call_settings
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
@@ -126,7 +125,6 @@ def input_spans(
         provenance=Provenance.of(
             "input_spans", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
             forward_passes=-(-len(rows) // batch_size),
-            settings=call_settings(None, draws=draws, batch_size=batch_size),
         ),
     )  # fmt: skip
 

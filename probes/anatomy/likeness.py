@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import members_of
 from probes.weights.naming import place_of
@@ -112,10 +111,7 @@ def lora_likeness(
     return LoraLikeness(
         table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
         control=f"random spans of the same ranks in the same width ({draws} draws)",
-        provenance=Provenance.of(
-            "lora_likeness", models, seed=seed,
-            settings=call_settings(None, checkpoints=list(checkpoints), initial=initial, draws=draws),
-        ),
+        provenance=Provenance.of("lora_likeness", models, seed=seed),
     )  # fmt: skip
 
 

@@ -13,7 +13,6 @@ import torch
 
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
-from probes.call_settings import call_settings
 from probes.lens import kl
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -119,7 +118,6 @@ def lora_blocks(
         control="the block's own update with random signs added, nothing taken out",
         provenance=Provenance.of(
             "lora_blocks", pair.models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes,
-            settings=call_settings(None, blocks=blocks),
         ),
         modules=modules,
         resampled=units_of(rows.clusters),

@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.adapter_scale import AdapterScale, adapted_layers
-from probes.call_settings import call_settings
 from probes.lens import kl
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
@@ -122,7 +121,7 @@ def adapter_panel(
         control="a Gaussian change of weights with the norm of the adapter's, on the same inputs (expected value)",
         provenance=Provenance.of(
             "adapter_panel", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(model.device),
-            forward_passes=1 + (len(layers) if ablate else 0), settings=call_settings(None, ablate=ablate),
+            forward_passes=1 + (len(layers) if ablate else 0),
         ),
         tokens=_tokens(seen),
     )  # fmt: skip

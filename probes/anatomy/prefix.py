@@ -114,7 +114,7 @@ def prefix_gates(
         provenance=Provenance.of(
             "prefix_gates", {"base": opened.base, "tuned": opened}, rows, seed=seed, device=str(opened.base.device),
             forward_passes=len(rows) * (2 + len(others)),
-            settings=call_settings(None, texts=texts if isinstance(texts, str) else rows, others=list(others)),
+            settings=call_settings(None, texts=texts if isinstance(texts, str) else rows),
         ),
         gap=own.gap,
         virtual=prefix[0][0].shape[2],

@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 
 from interventions.exchange.random_bases import lora_from_random_bases, stored_numbers
 from probes.anatomy.foreign_adapter import ForeignAdapter, foreign_adapter
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import factored_norm2
 from probes.weights.naming import key_of, place_of
@@ -105,10 +104,7 @@ def random_bases(
     return RandomBases(
         table=table.assign(numbers=table.pop("name").map(numbers)),
         control=f"the same coefficients over other random matrices ({draws} draws)",
-        provenance=Provenance.of(
-            "random_bases", {"base": below, "tuned": foreign_adapter(below, tuned)}, seed=seed,
-            settings=call_settings(None, drawn_on=drawn_on, draws=draws),
-        ),
+        provenance=Provenance.of("random_bases", {"base": below, "tuned": foreign_adapter(below, tuned)}, seed=seed),
         drawn_on=drawn_on,
     )  # fmt: skip
 

@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Spaces, Svd, low_rank_sparse, nulls
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import difference
 from probes.weights.naming import place_of
@@ -113,10 +112,7 @@ def update_anatomy(
     return UpdateAnatomy(
         table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
         control=f"random directions with the update's own singular values ({draws} draws)",
-        provenance=Provenance.of(
-            "update_anatomy", opened.identities(), seed=seed,
-            settings=call_settings(None, k=k, rank=rank, share=share, draws=draws),
-        ),
+        provenance=Provenance.of("update_anatomy", opened.identities(), seed=seed),
         k=k,
     )  # fmt: skip
 

@@ -13,7 +13,6 @@ import torch
 
 import interventions as iv
 from interventions.attention_scale import eager_expected
-from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
@@ -156,7 +155,6 @@ def context_awareness(
         provenance=Provenance.of(
             "context_awareness", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, layer=layer, alphas=alphas, threshold=threshold, batch_size=batch_size),
         ),
         steering=pd.DataFrame(lines), rows=pd.concat(parts, ignore_index=True), layer=place,
         resampled=units_of(rows.clusters),

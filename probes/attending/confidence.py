@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
@@ -141,7 +140,7 @@ def attention_confidence(
         control="the mean over the heads of the layer",
         provenance=Provenance.of(
             "attention_confidence", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, settings=call_settings(None, layers=layers),
+            forward_passes=passes.forward,
         ),
         positions=(positions := _positions(read, ids, pair.tokenizer)),
         activation=_activation(positions, clusters, seed),

@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 import torch
 
 from probes.attending.confidence import read_patterns
-from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -141,7 +140,6 @@ def pattern_types(
         control="the mean change over the heads of the layer",
         provenance=Provenance.of(
             "pattern_types", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, layers=layers, block=block, threshold=threshold, coverage=coverage),
         ),
         threshold=threshold,
         coverage=coverage,

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
@@ -127,7 +126,6 @@ def target_attention(
         provenance=Provenance.of(
             "target_attention", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, target=target, layers=layers, draws=draws, batch_size=batch_size),
         ),
         heading=f"Attention to {target}",
     )  # fmt: skip

@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 
 import interventions as iv
 from interventions.attention_scale import eager_expected
-from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
@@ -170,10 +169,6 @@ def attention_tuning(  # noqa: PLR0913
         provenance=Provenance.of(
             "attention_tuning", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, edit=edit, layers=layers, share=share, threshold=threshold, controls=controls,
-                batch_size=batch_size,
-            ),
         ),
         held_out=held_out, edit=edit, heads=heads, gamma=gamma, threshold=threshold,
         path=iv.AttentionScale(2.0).path(model) if edit == "first" else "eager", resampled=units_of(reported.clusters),

@@ -13,7 +13,6 @@ import torch
 
 import interventions as iv
 from probes.attributes.text_states import mean_size, text_states
-from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import bootstrap_weights, cluster_means, units_of
@@ -196,10 +195,6 @@ def attribute_directions(  # noqa: PLR0913
         provenance=Provenance.of(
             "attribute_directions", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, attributes=attributes, layer=layer, penalty=penalty, strength=strength, controls=controls,
-                batch_size=batch_size,
-            ),
         ),
         gram=_gram(attributes, vectors, plain), metrics=_metrics(attributes, spans[0], spans[1], parts[1], seed),
         readout=readout.accuracy(attributes, data[1]), layer=place, attributes=list(attributes), vectors=vectors * size,

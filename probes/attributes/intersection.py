@@ -14,7 +14,6 @@ import torch
 
 import interventions as iv
 from probes.attributes.text_states import text_states
-from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
@@ -176,10 +175,6 @@ def attribute_intersection(  # noqa: PLR0913
         provenance=Provenance.of(
             "attribute_intersection", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, attributes=attributes, layer=layer, strength=strength, samples=samples,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
         ),
         interference=_interference(attributes, singles, plain), layer=place, targets=targets,
         resampled=units_of(reported.clusters),

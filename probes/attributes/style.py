@@ -152,10 +152,7 @@ def writing_style(  # noqa: PLR0913
         provenance=Provenance.of(
             "writing_style", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, style=samples, drafts=drafts, layer=layer, strengths=strengths, max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            ),
+            settings=call_settings(None, style=samples),
         ),
         texts=pd.DataFrame([
             {"way": name, "prompt": row, "text": reply.text}

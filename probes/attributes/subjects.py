@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
-from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
@@ -148,7 +147,6 @@ def subject_offset(
         provenance=Provenance.of(
             "subject_offset", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, layer=layer, strength=strength, controls=controls),
         ),
         strength=strength, layer=place, vector=vector, resampled=units_of(reported.clusters),
     )  # fmt: skip

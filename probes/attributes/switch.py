@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 
 import interventions as iv
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import EffectPanel, scored_line
 from probes.effects.rewriting import column_of
@@ -142,10 +141,6 @@ def planted_switch(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "planted_switch", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, levers=levers, layers=layers, strength=strength, controls=controls, metric=metric,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
         ),
         values=pd.concat([one.values for one in measured], ignore_index=True),
         measured=f"change of {metric}",

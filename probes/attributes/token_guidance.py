@@ -153,10 +153,7 @@ def token_guidance(  # noqa: PLR0913
         control="the same scores given to other tokens of the texts; beside the tuned model, the plain base",
         provenance=Provenance.of(
             "token_guidance", pair.models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes.forward,
-            settings=call_settings(
-                None, behaviour=behaviour, strengths=strengths, kept=beside, samples=samples,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            settings=call_settings(None, kept=beside),
         ),
         behaviour=rule.name,
         tokens=_tokens(tokens, counts, held, pair.tokenizer),

@@ -17,7 +17,6 @@ from probes.audits.outlining import COLUMNS, outline, outlined
 from probes.audits.readings import difference_lens, token_shift
 from probes.audits.traits import SHARES, paired_line, trait_tests
 from probes.audits.words import rising_words
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
 from workbench.argument_checks import check_pair
@@ -173,13 +172,7 @@ def audit(
     return Audit(
         table=tests,
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
-        provenance=Provenance.of(
-            "audit", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=call_settings(
-                None, questions=questions, texts=texts, max_new_tokens=max_new_tokens, variations=variations,
-                batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("audit", pair.models, rows, seed=seed, device=str(pair.tuned.device)),
         hypotheses=hypotheses(tests, shown, prompts),
         answers=replies.table[["prompt", "base", "tuned"]],
         readings=readings.assign(

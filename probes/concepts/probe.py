@@ -171,10 +171,8 @@ def concept_directions(  # noqa: PLR0913 (a public call; all but two by keyword)
         table=table.assign(layer=site.layer, up=[up for up, _ in words], down=[down for _, down in words]),
         control="random directions (10 draws)",
         provenance=of_recording(
-            "concept_directions", recording, tuple(recording.roles),
-            call_settings(None, method=method, layer=int(site.layer or 0), k=k, labels=labels,
-                  dictionary=read, model=model, examples=examples, tokens=tokens),
-            seed,
+            "concept_directions", recording, tuple(recording.roles), seed,
+            call_settings(None, layer=int(site.layer or 0), dictionary=read, model=model),
         ),
         method=method,
         site=site.kind,

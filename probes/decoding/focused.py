@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import interventions as iv
-from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -144,10 +143,6 @@ def focused_prefix(  # noqa: PLR0913
         provenance=Provenance.of(
             "focused_prefix", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, wanted=wanted, general=general, behaviours=behaviours, asked_for=asked_for, alphas=alphas,
-                plausibility=plausibility, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
         ),
         texts=pd.concat(parts, ignore_index=True), resampled=units_of(rows.clusters),
     )  # fmt: skip

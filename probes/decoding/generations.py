@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.decoding.contrast import Contrast
 from probes.decoding.phrases import risen_phrases
 from probes.replay import counted
@@ -149,10 +148,6 @@ def contrastive_generations(  # noqa: PLR0913
         provenance=Provenance.of(
             "contrastive_generations", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, samples=samples, plausibility=plausibility, temperature=temperature, behaviour=behaviour,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
         ),
         texts=texts,
         shares=_shares(texts, list(subjects), clusters, seed),

@@ -149,10 +149,7 @@ def guidance_front(  # noqa: PLR0913
         provenance=Provenance.of(
             "guidance_front", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, behaviour=behaviour, weak=weak, strengths=strengths, kept=beside, plausibility=plausibility,
-                samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            settings=call_settings(None, kept=beside),
         ),
         behaviour=rule.name, resampled=units_of(rows.clusters),
     )  # fmt: skip

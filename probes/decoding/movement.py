@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -131,7 +130,7 @@ def probability_movement(
         control="the mean movement of the same prompts' tokens whatever their entropy",
         provenance=Provenance.of(
             "probability_movement", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, settings=call_settings(None, bins=bins, batch_size=batch_size),
+            forward_passes=passes.forward,
         ),
         tokens=tokens,
         selectivity=_selectivity(tokens, rows.clusters, bins, seed),

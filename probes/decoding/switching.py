@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.decoding.entropy_switch import Decisions, EntropySwitch
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
@@ -152,10 +151,6 @@ def entropy_switching(  # noqa: PLR0913
         provenance=Provenance.of(
             "entropy_switching", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, quantiles=quantiles, hysteresis=hysteresis, window=window, behaviour=behaviour,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
         ),
         tokens=pd.concat(tokens, ignore_index=True), measured=measured, resampled=units_of(rows.clusters),
     )  # fmt: skip

@@ -104,7 +104,7 @@ def component_masking(
             "component_masking", models, None, seed=chosen.seed, device=str(first.device),
             forward_passes=math.ceil(sum(one.swaps.passes for one in found)),
             backward_passes=sum(one.swaps.backward for one in found),
-            settings={**call_settings(chosen, desiderata=named, position=position), "candidates": len(heads),
+            settings={**call_settings(chosen, desiderata=named), "candidates": len(heads),
                       "split": "50 / 25 / 25 by group", "mixed with": "the running base output"},
         ),
         masks=pd.concat([one.mask() for one in found], ignore_index=True),

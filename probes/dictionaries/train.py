@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.concepts.dictionary import Dictionary
 from probes.dictionaries.batch_topk import Trained, Training, train
 from probes.dictionaries.examples import top_examples
@@ -134,10 +134,7 @@ def tuning_dictionary(  # noqa: PLR0913 (a public call; all but two by keyword)
             else "the same activations along a random direction"
         ),
         provenance=of_recording(
-            "tuning_dictionary", recording, ("base", "tuned"),
-            call_settings(None, kind=kind, layer=int(rows.site.layer or 0), width=width, k=k, epochs=epochs,
-                  batch_size=batch_size, learning_rate=learning_rate, dictionary=dictionary, labels=labels, top=top,
-                  examples=examples, draws=draws, tokens=tokens), seed,
+            "tuning_dictionary", recording, ("base", "tuned"), seed, {"layer": int(rows.site.layer or 0)}
         ),
         form=kind, site=rows.site.kind, layer=int(rows.site.layer or 0), weights=trained.weights,
         history=pd.DataFrame(trained.history, columns=["step", "loss", "dead"]),

@@ -125,7 +125,7 @@ def find_direction(
         control=f"{chosen.controls} random recipes of the same norm, on the reported part",
         provenance=Provenance.of(
             "find_direction", pair.models, rows, seed=chosen.seed, device=str(pair.tuned.device),
-            settings=call_settings(chosen, behaviour=behaviour),
+            settings=call_settings(chosen),
         ),
         behaviour=named.name, held_out=held_out, estimates=search.estimates, layers=layers,
         directions=search.found.unit[role, layers], means=search.found.other[role, layers], positions=best.positions,

@@ -133,9 +133,7 @@ def edit_sites(  # noqa: PLR0913
         provenance=Provenance.of(
             "edit_sites", {model.role: model}, rows, seed=seed, device=str(model.device),
             settings=call_settings(
-                None, paraphrases=_prompts(paraphrases), locality=_prompts(locality), general=_prompts(general),
-                layers=layers, modules=list(modules), order=order, epochs=epochs, learning_rate=learning_rate,
-                batch_size=batch_size,
+                None, paraphrases=_prompts(paraphrases), locality=_prompts(locality), general=_prompts(general)
             ),
         ),
     )  # fmt: skip

@@ -12,7 +12,6 @@ import torch
 
 from interventions.training.soft_prompt import train_soft_prompt
 from interventions.training.trainer import Schedule
-from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, table_of
 from probes.effects.rewriting import column_of
 from probes.representation.classifier import held_out_probabilities
@@ -111,8 +110,6 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
         control="as many weights kept at random",
         provenance=Provenance.of(
             "calibration_counter_test", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=call_settings(None, sparsities=list(sparsities), reprogram=reprogram, tokens=tokens, epochs=epochs,
-                           folds=folds, ridge=ridge, batch_size=batch_size),
         ),
         values=pd.DataFrame({
             f"{role}, {reader}, {level:g}{', random' if random else ''}, {name}": pd.Series(values)

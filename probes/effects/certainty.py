@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import CHANGE, EffectPanel, between_line, paired_lines, table_of
 from probes.effects.rewriting import column_of
@@ -111,9 +110,6 @@ def certainty_split(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "certainty_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, certainty=certainty, yes=yes, no=no, domains=domains,
-                           refusal=refusal, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in found.items() for name, one in own.items()}),
         measured="share of prompts, or average precision",

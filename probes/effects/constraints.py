@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import column_of
@@ -86,7 +85,6 @@ def constraint_satisfaction(
         provenance=Provenance.of(
             "constraint_satisfaction", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, column=column, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({**met, "constraints": size}),
         measured="share of constraints met",

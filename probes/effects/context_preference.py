@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from interventions.training.reward_head import RewardHead, both_answers
-from probes.call_settings import call_settings
 from probes.effects.answers import margins
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.replay import counted
@@ -89,7 +88,6 @@ def context_preference(
         provenance=Provenance.of(
             "context_preference", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, head=head, tuned_head=tuned_head, batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}: {part}": score[part] for role, score in scores.items() for part in PARTS}),
         measured="share of prompts; margin (nats, or units of the head)",

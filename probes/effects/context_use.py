@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import column_of, retexted, text_of
@@ -90,10 +89,6 @@ def context_use(
         control="the context of another question",
         provenance=Provenance.of(
             "context_use", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(
-                None, context=context, template=template, metric=metric, max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            ),
         ),
         values=pd.DataFrame({
             f"{role}, {name}": values for name, own in scores.items() for role, values in own.items()

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores, greedy_texts
 from probes.effects.panel import EffectPanel, scored_line, table_of
 from probes.results import Provenance
@@ -93,11 +92,7 @@ def deployment_gap(
     return EffectPanel(
         table=table_of(lines),
         control="the base in the place of the deployed form",
-        provenance=Provenance.of(
-            "deployment_gap", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=call_settings(None, precisions=precisions, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
-        ),
+        provenance=Provenance.of("deployment_gap", pair.models, rows, seed=seed, device=str(pair.tuned.device)),
         values=pd.DataFrame({"kl of the base": base.kl_from(reference)}),
         measured="nats, shares, or a change of the score",
         heading="Deployed against trained",

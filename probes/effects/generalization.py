@@ -95,10 +95,7 @@ def generalization_levels(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "generalization_levels", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, training=taught, task=task, category=category, language=language, metric=metric,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            settings=call_settings(None, training=taught),
         ),
         values=pd.DataFrame({**scores, "level": level, **({} if spoken is None else {"language": spoken})}),
         measured=metric,

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 import interventions as iv
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores, role_scores
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line
 from probes.effects.rewriting import column_of
@@ -119,10 +118,6 @@ def language_transfer(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "language_transfer", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, source=source, language=language, layer=layer, strength=strength, controls=controls,
-                metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
         ),
         values=pd.DataFrame({**scores, "moved": change, "random": random, "language": spoken}),
         measured=metric,

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.answers import sampled_texts
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of
@@ -98,7 +97,6 @@ def preference_movement(
         provenance=Provenance.of(
             "preference_movement", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in logs.items() for name, one in own.items()}),
         measured="nats of the whole answer (a share for displaced, a correlation for mode seeking)",

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, scored_line, table_of
 from probes.replay import counted
 from probes.resampling import bootstrap_weights
@@ -102,8 +101,6 @@ def scaling_law(
         control="a plain power law through the same losses, without knowledge of the base",
         provenance=Provenance.of(
             "scaling_law", models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes.forward,
-            settings=call_settings(None, checkpoints=list(checkpoints), sizes=list(sizes), draws=draws,
-                batch_size=batch_size),
         ),
         values=pd.DataFrame(dict(zip(names, losses, strict=True))),
         measured="nats per token of the answer",

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import CHANGE, EffectPanel, table_of
 from probes.effects.rewriting import as_chat, column_of, next_turn
@@ -95,8 +94,6 @@ def self_correction(
         provenance=Provenance.of(
             "self_correction", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, challenge=challenge, neutral=neutral, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in right.items() for name, one in own.items()}),
         measured="share of prompts",

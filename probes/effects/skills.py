@@ -90,8 +90,6 @@ def skill_profile(
         provenance=Provenance.of(
             "skill_profile", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, skills=skills, kinds=kinds, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
         ),
         values=pd.DataFrame({**scores, "skill": of}),
         measured=metric,
@@ -210,10 +208,7 @@ def visited_forgetting(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "visited_forgetting", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, training=None if training is None else Prompts.of(training), column=column, near=near,
-                metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            settings=call_settings(None, training=None if training is None else Prompts.of(training)),
         ),
         values=pd.DataFrame({**scores, "visited": seen}),
         measured=metric,

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from interventions import ConceptAblation, Recipe
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores, role_scores
 from probes.effects.panel import EffectPanel, between_line, scored_line, table_of
 from probes.effects.rewriting import column_of
@@ -115,8 +114,6 @@ def spurious_attributes(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "spurious_attributes", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, attributes=list(attributes), layer=layer, metric=metric, controls=controls,
-                           max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({**scores, **{f"{name} agrees": own for name, own in agrees.items()}}),
         measured=metric,

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import column_of
@@ -92,7 +91,6 @@ def tool_errors(
         control="replies judged by the call of another row",
         provenance=Provenance.of(
             "tool_errors", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, calls=calls, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame(kinds),
         measured="share of replies",

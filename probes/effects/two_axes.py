@@ -11,7 +11,6 @@ import torch
 
 import interventions as iv
 from interventions.weightspace.task_vector import TaskVector
-from probes.call_settings import call_settings
 from probes.effects.answers import margins
 from probes.effects.panel import CHANGE, EffectPanel, scored_line
 from probes.effects.rewriting import column_of
@@ -112,8 +111,6 @@ def two_axes(  # noqa: PLR0913 (a public call)
         f"random signs; of the ablation, {controls} random directions",
         provenance=Provenance.of(
             "two_axes", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, axis=axis, side=side, scales=list(scales), layer=layer, controls=controls,
-                           batch_size=batch_size),
         ),
         values=pd.DataFrame({**{role: one * sign for role, one in agreed.items()}, "axis": named, "side": sign}),
         measured="position on the axis (-1 to 1)",

@@ -134,8 +134,7 @@ def undoing(  # noqa: PLR0913
         provenance=Provenance.of(
             "undoing", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
             settings=call_settings(
-                None, texts=Prompts.of(texts), instructions=None if instructions is None else kinds["instruction rows"],
-                rank=rank, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, draws=draws,
+                None, texts=Prompts.of(texts), instructions=None if instructions is None else kinds["instruction rows"]
             ),
         ),
         resampled=units_of(rows.clusters),

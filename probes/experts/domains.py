@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.experts.counting import content, count_experts, require_experts, special_ids
 from probes.resampling import permutation_p, shuffled_labels, units_of
 from probes.results import ProbeResult, Provenance
@@ -136,7 +135,7 @@ def domain_experts(
         control="the same expert's use by all other domains",
         provenance=Provenance.of(
             "domain_experts", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=counts.passes, settings=call_settings(None, exclude=exclude, batch_size=batch_size),
+            forward_passes=counts.passes,
         ),
         specialised=_specialised(counts.counts, counts.layers, numbers, rows, seed),
         domains=domains, resampled=units_of(rows.clusters),

@@ -193,7 +193,7 @@ def expert_map(
             device=str(model.device),
             forward_passes=passes + counts[0].passes + (0 if before is None else before[0].passes),
             settings={
-                **call_settings(chosen, labels=labels, target=target),
+                **call_settings(chosen),
                 "unlabelled": len(rows) - len(classes.rows),
             },
         ),

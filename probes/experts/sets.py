@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import interventions as iv
-from probes.call_settings import call_settings
 from probes.experts.counting import count_experts, require_experts
 from probes.halves import halves
 from probes.matching import matched_cells
@@ -153,10 +152,6 @@ def expert_sets(  # noqa: PLR0913
         provenance=Provenance.of(
             "expert_sets", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, behaviour=behaviour, size=size, tried=tried, mode=mode, controls=controls,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
         ),
         alone=pd.DataFrame([
             {"expert": name, "use": nominated[name], "effect": effect} for name, effect in alone.items()

@@ -139,7 +139,7 @@ def switching_curve(
             seed=chosen.seed,
             device=str(model.device),
             forward_passes=counted + trial.passes,
-            settings=call_settings(chosen, behaviour=behaviour, ranking=ranking, counts=counts, mode=mode),
+            settings=call_settings(chosen),
         ),
         ranked=_labels(ranked),
         random=[_labels(draw) for draw in random],

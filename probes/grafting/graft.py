@@ -108,13 +108,7 @@ def graft(
         device=str(pair.base.device),
         forward_passes=found.forward_passes + judge.forward_passes,
         backward_passes=found.backward_passes,
-        settings=call_settings(
-            settings,
-            method=method,
-            level=level,
-            answer_tokens=answer_tokens,
-            ood=None if ood is None else Prompts.of(ood),
-        ),
+        settings=call_settings(settings, ood=None if ood is None else Prompts.of(ood)),
     )
     return GraftResult(
         table=density_table(blender.region, mask).assign(effect=effects), control=CONTROL, provenance=made,

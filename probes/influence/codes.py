@@ -125,10 +125,7 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
         provenance=Provenance.of(
             "code_similarity", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
             device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(
-                None, queries=asked_for, dictionary=dictionary, layer=layer, pool=pool, always_on=always_on,
-                match=match, k=k, batch_size=batch_size, controls=controls, draws=draws,
-            ),
+            settings=call_settings(None, queries=asked_for),
         ),
         ranker="dictionary codes",
         benchmark=benchmark_of({"dictionary codes": similarity, **texts}, rows, asked_for, match, k),

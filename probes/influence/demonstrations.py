@@ -108,8 +108,7 @@ def demonstration_utility(  # noqa: PLR0913 (a public call; all but three by key
         provenance=Provenance.of(
             "demonstration_utility", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
             device=str(model.device), forward_passes=passes.forward,
-            settings=call_settings(None, queries=asked_for, within=within, match=match, k=k, batch_size=batch_size,
-                           controls=controls, draws=draws),
+            settings=call_settings(None, queries=asked_for),
         ),
         ranker="utility as a demonstration",
         benchmark=benchmark_of({"utility as a demonstration": similarity, **texts}, rows, asked_for, match, k),

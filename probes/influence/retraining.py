@@ -156,11 +156,7 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
         control=f"as many random rows left out ({random_draws} draws)",
         provenance=Provenance.of(
             "retrain_without", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            settings=call_settings(
-                None, queries=asked_for, influence=influence, drop=drop, rank=rank, modules=list(modules),
-                epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, random_draws=random_draws,
-                draws=draws,
-            ),
+            settings=call_settings(None, queries=asked_for),
         ),
         untrained=float(training.untrained().mean()),
         dropped=drop,

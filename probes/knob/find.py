@@ -119,7 +119,7 @@ def find_knob(
             device=str(pair.tuned.device),
             forward_passes=passes + skill.pop("passes"),
             backward_passes=training.steps * len(candidates),
-            settings=call_settings(None, prompts=rows, layers=layers, training=training, setup=setup, others=others),
+            settings=call_settings(None, prompts=rows, training=training, setup=setup),
         ),
         layer=best.layer,
         intents=known.intents,

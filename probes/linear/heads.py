@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 from scipy import stats
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.linear.folds import folds_of_shuffled, make_folds, numbered, shuffled_labels, two_classes
 from probes.linear.logistic import Features, cell_chunks, solve
 from probes.results import ProbeResult
@@ -158,13 +158,7 @@ def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)
     return HeadProbe(
         table=table,
         control=f"the same probes on shuffled labels ({draws} draws)",
-        provenance=of_recording(
-            "head_probe",
-            recording,
-            (role,),
-            call_settings(None, labels=labels, role=role, groups=groups, folds=folds, ridge=ridge, draws=draws),
-            seed,
-        ),
+        provenance=of_recording("head_probe", recording, (role,), seed),
         classes=data.classes,
         weight=torch.stack([one.weight for one in found]),
         bias=torch.stack([one.bias for one in found]),

@@ -141,10 +141,7 @@ def same_heads(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "same_heads", pair.models, contents([one for own in trials.values() for one in own]), seed=seed,
             device=str(pair.tuned.device), forward_passes=sum(one.passes for one in everything),
-            settings=call_settings(
-                None, haystack=str(haystack), needles=[vars(one) for one in hidden], lengths=list(lengths),
-                depths=list(depths), template=template, chat=chat, best=best, max_new_tokens=max_new_tokens,
-            ),
+            settings=call_settings(None, haystack=str(haystack), needles=[vars(one) for one in hidden]),
         ),
         reference=reference,
     )  # fmt: skip

@@ -118,10 +118,7 @@ def block_flips(
         provenance=Provenance.of(
             "block_flips", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
             forward_passes=bench.passes,
-            settings=call_settings(
-                None, cut=cut, retain=None if retain is None else Prompts.of(retain), threshold=threshold,
-                batch_size=batch_size,
-            ),
+            settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         active=len(blocks),
         total=_total(pair.base, cut),

@@ -141,10 +141,7 @@ def scale_sweep(
         provenance=Provenance.of(
             "scale_sweep", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
             forward_passes=bench.passes,
-            settings=call_settings(
-                None, scales=list(scales), shape=shape, retain=None if retain is None else Prompts.of(retain),
-                margin=margin, batch_size=batch_size,
-            ),
+            settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         best_scale=float(frame["scale"][both >= both.max() - 1e-12].min()),
         margin=margin,

@@ -131,10 +131,7 @@ def update_parts(  # noqa: PLR0913
         provenance=Provenance.of(
             "update_parts", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
             forward_passes=bench.passes,
-            settings=call_settings(
-                None, parts=list(parts), rank=rank, share=share, k=k,
-                retain=None if retain is None else Prompts.of(retain), batch_size=batch_size,
-            ),
+            settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         base=float(bench.right(None).mean()),
     )  # fmt: skip

@@ -119,7 +119,7 @@ def circuit(
         provenance=Provenance.of(
             "circuit", models, rows, seed=chosen.seed, device=str(next(iter(models.values())).device),
             forward_passes=math.ceil(passes),
-            settings={**call_settings(chosen, heads=named(parts), metric=metric, reference=reference),
+            settings={**call_settings(chosen, heads=named(parts), reference=reference),
                       "reference_is_the_prompts": chosen.reference is None, "ablation": "mean by position",
                       "mlps": "intact"},
         ),

@@ -138,7 +138,7 @@ def cmap(
         provenance=Provenance.of(
             "cmap", {"base": pair.base, "tuned": pair.tuned}, rows, seed=chosen.seed, device=str(pair.base.device),
             forward_passes=math.ceil(passes),
-            settings=call_settings(chosen, heads=named(parts), what="z", metric=metric),
+            settings=call_settings(chosen, heads=named(parts), what="z"),
         ),
         heads=named(parts),
         metric=metric,

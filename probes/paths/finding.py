@@ -122,8 +122,8 @@ def path_patching(
             "path_patching", task.models, task.prompts, seed=chosen.seed, device=str(task.target.device),
             forward_passes=math.ceil(sweep.passes),
             settings={
-                **call_settings(chosen, prompts=Prompts.of(prompts), receivers=_labels(receivers), through=through,
-                        position=position, metric=metric, source=task.names[0], target=task.names[1]),
+                **call_settings(chosen, prompts=Prompts.of(prompts), receivers=_labels(receivers),
+                        source=task.names[0], target=task.names[1]),
                 "frozen": "z of every head at the position and after it", "incorrect_dropped": int((~sweep.kept).sum()),
                 "clashing_answers_dropped": task.dropped, "read_to_the_difference": task.read_on,
             },

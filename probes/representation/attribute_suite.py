@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import dealt_folds, held_out_right
 from probes.resampling import bootstrap_weights, units_of
@@ -142,11 +142,7 @@ def attribute_suite(
     return AttributeSuite(
         table=table.assign(q=q_values(table["p"].to_numpy(float))),
         control=f"classifiers of attributes given out at random to the things ({draws} times)",
-        provenance=of_recording(
-            "attribute_suite", recording, ("base", "tuned"),
-            call_settings(None, attributes=attributes, things=things, spans=spans, folds=folds, ridge=ridge,
-                          draws=draws), seed,
-        ),
+        provenance=of_recording("attribute_suite", recording, ("base", "tuned"), seed),
         attributes=pd.DataFrame(each),
         left_out=tuple(left_out),
         resampled="things" if things is not None else units_of(rows.clusters),

@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 import torch
 
 from probes.attributes.text_states import text_states
-from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
@@ -129,7 +128,7 @@ def concept_drift(
         control="the distance from the class prompts of the other rows",
         provenance=Provenance.of(
             "concept_drift", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, settings=call_settings(None, layers=layers, batch_size=batch_size),
+            forward_passes=passes.forward,
         ),
         composition=composition,
         resampled=units_of(rows.clusters),

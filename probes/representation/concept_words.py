@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.call_settings import call_settings
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
@@ -105,8 +104,6 @@ def concept_words(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "concept_words", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, words=list(words), sizes=list(sizes), labels=labels, layer=layer, draws=draws,
-                           folds=folds, ridge=ridge, batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {count} words": one for (role, count), one in right.items()}),
         measured="held-out accuracy",

@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 import torch
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import scored_line, table_of
 from probes.effects.rewriting import column_of, joined, retexted, text_of, with_demonstrations
@@ -144,8 +143,6 @@ def cross_task(
         control="the same examples with their answers exchanged within the task",
         provenance=Provenance.of(
             "cross_task", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, tasks=tasks, shots=shots, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
         ),
         by_layer=pd.concat(layers, ignore_index=True),
         similarities=pd.DataFrame(similar),

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 from torch import nn
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
 from probes.resampling import cluster_means, units_of
@@ -141,10 +141,7 @@ def curved_path(
     return CurvedPath(
         table=table.assign(q=q_values(table["p"].to_numpy(float))),
         control="random straight paths, as long as each curved one, in place of it",
-        provenance=of_recording(
-            "curved_path", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, keep=keep, steps=steps, reach=reach, target=target), seed,
-        ),
+        provenance=of_recording("curved_path", recording, ("base", "tuned"), seed),
         field=pd.DataFrame(fields),
         positive=names[-1],
         resampled=units_of(rows.clusters),

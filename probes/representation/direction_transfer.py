@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
 from probes.resampling import bootstrap_weights, units_of
@@ -122,11 +122,7 @@ def direction_transfer(
     return DirectionTransfer(
         table=table.assign(q=q_values(table["p"].to_numpy(float))),
         control=f"maps fitted on prompts exchanged between the models ({draws} draws)",
-        provenance=of_recording(
-            "direction_transfer", recording, ("base", "tuned"), call_settings(None, labels=labels, ridge=ridge,
-                draws=draws),
-            seed,
-        ),
+        provenance=of_recording("direction_transfer", recording, ("base", "tuned"), seed),
         positive=names[-1],
         resampled=units_of(rows.clusters),
     )  # fmt: skip

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of, with_demonstrations
@@ -111,8 +110,6 @@ def representation_gap(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "representation_gap", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, shots=shots, layers=layers, kind=kind, metric=metric, folds=folds, ridge=ridge,
-                           max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame(arms),
         measured="accuracy",

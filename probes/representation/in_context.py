@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.call_settings import call_settings
 from probes.effects.panel import scored_line
 from probes.effects.rewriting import with_demonstrations
 from probes.replay import counted
@@ -97,7 +96,6 @@ def in_context_activations(
         provenance=Provenance.of(
             "in_context_activations", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, shots=shots, sites=list(sites), layers=layers, batch_size=batch_size),
         ),
         heading="Tuning and examples",
         measured="cosine of both shifts",

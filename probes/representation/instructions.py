@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.call_settings import call_settings
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import frozen
@@ -113,7 +112,6 @@ def instruction_attribution(
         provenance=Provenance.of(
             "instruction_attribution", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=2 * len(rows), backward_passes=2 * steps,
-            settings=call_settings(None, instruction=instruction, writer=writer, max_new_tokens=max_new_tokens),
         ),
         values=pd.DataFrame({**scores, **{f"control of {role}": control for role, control in controls.items()}}),
         measured="attribution density of the instruction",

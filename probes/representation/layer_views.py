@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of, held_out_probabilities
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
@@ -126,10 +126,7 @@ def layer_views(
     return LayerViews(
         table=table.assign(q=q_values(table["p"].to_numpy(np.float64)), n=int(fit.sum())),
         control=f"labels exchanged between prompts ({draws} times)",
-        provenance=of_recording(
-            "layer_views", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, folds=folds, ridge=ridge, draws=draws), seed,
-        ),
+        provenance=of_recording("layer_views", recording, ("base", "tuned"), seed),
         held_out=_told(table, stacked[:, ~fit], y[~fit], rows.clusters[~fit], seed),
         classes=tuple(names),
         resampled=units_of(rows.clusters),

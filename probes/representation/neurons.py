@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from scipy import stats
 from scipy.stats import rankdata
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import dealt_folds
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
@@ -140,11 +140,7 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
     return NeuronConcepts(
         table=_with_intervals(listed, kept, y, rows.clusters, draws, seed),
         control=f"random concepts of as many prompts ({draws})",
-        provenance=of_recording(
-            "concept_neurons", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, concept=concept, top=top, together=together, shown=shown, folds=folds,
-                  draws=draws), seed,
-        ),
+        provenance=of_recording("concept_neurons", recording, ("base", "tuned"), seed),
         layers=pd.DataFrame(layers),
         examples=_examples(listed, kept, rows, given, shown),
         concept=named,

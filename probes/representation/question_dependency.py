@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.replay import counted
 from probes.representation.instructions import influence
@@ -112,7 +111,6 @@ def question_dependency(
             "question_dependency", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward or 2 * len(rows),
             backward_passes=2 * sum(int(_steps(len(answer), skip, most)[-1]) + 1 for answer in answers),
-            settings=call_settings(None, skip=skip, most=most),
         ),
         values=pd.DataFrame({
             f"{role}: {name}": scores[role][:, column]

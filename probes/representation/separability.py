@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
@@ -124,10 +124,7 @@ def class_separability(
     return CellShifts(
         table=table.assign(q=q_values(table["p"].to_numpy(float))),
         control=f"the labels exchanged ({draws} times)",
-        provenance=of_recording(
-            "class_separability", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, variants=variants, spans=spans, draws=draws), seed,
-        ),
+        provenance=of_recording("class_separability", recording, ("base", "tuned"), seed),
         heading="Class separability",
         measured="share of variance between classes, tuned - base",
         resampled=units_of(rows.clusters),
@@ -249,13 +246,7 @@ def procrustes_drift(
     return CellShifts(
         table=table.assign(q=q_values(table["p"].to_numpy(float))),
         control="tuned states of other prompts, aligned the same way",
-        provenance=of_recording(
-            "procrustes_drift",
-            recording,
-            ("base", "tuned"),
-            call_settings(None, labels=labels, spans=spans, folds=folds, draws=draws),
-            seed,
-        ),
+        provenance=of_recording("procrustes_drift", recording, ("base", "tuned"), seed),
         heading="Drift after rotation",
         measured="share of the base states' variance",
         resampled=units_of(rows.clusters),

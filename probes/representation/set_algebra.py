@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
@@ -129,9 +129,7 @@ def set_algebra(
     return SetAlgebra(
         table=table.assign(q=q_values(table["p"].to_numpy(float))),
         control="the same combined states against the labels of other pairs",
-        provenance=of_recording(
-            "set_algebra", recording, ("base", "tuned"), call_settings(None, sets=sets, pairs=pairs, ridge=ridge), seed
-        ),
+        provenance=of_recording("set_algebra", recording, ("base", "tuned"), seed),
         labels=tuple(names),
         pairs=len(first),
         resampled=units_of(rows.clusters),

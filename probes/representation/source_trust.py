@@ -103,8 +103,7 @@ def source_trust(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "source_trust", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward, backward_passes=0 if told is None else 2 * (len(rows) + len(told)),
-            settings=call_settings(None, tags=tags, items=items, definitions=told, metric=metric,
-                           max_new_tokens=max_new_tokens, batch_size=batch_size),
+            settings=call_settings(None, definitions=told),
         ),
         values=pd.DataFrame({**scores, "tag": of}),
         measured=f"{metric}, or a cosine of gradients",

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.effects.panel import interval_of
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import Kind, classes_of, dealt_folds, held_out_right
@@ -164,11 +164,7 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
     return ProbeSuite(
         table=table,
         control=f"the same probes on {draws} control tasks: labels at random for each type of input",
-        provenance=of_recording(
-            "probe_suite", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, kind=kind, types=types, by=by, spans=spans, by_position=by_position,
-                  margin=margin, folds=folds, ridge=ridge, draws=draws), seed,
-        ),
+        provenance=of_recording("probe_suite", recording, ("base", "tuned"), seed),
         classes=tuple(names),
         chance=float(np.bincount(y).max() / len(y)),
         kind=kind,

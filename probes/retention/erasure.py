@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure
 from probes.effects.panel import EffectPanel, scored_line, table_of
 from probes.replay import counted
@@ -134,8 +133,6 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "erased_or_displaced", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, shots=shots, bank=bank, codes=codes, soft_tokens=soft_tokens, margin=margin,
-                           metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in scores.items() for name, one in own.items()}),
         measured=metric,

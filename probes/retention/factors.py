@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.context_use import of_others
 from probes.effects.panel import EffectPanel, paired_lines, scored_line, table_of
@@ -89,8 +88,6 @@ def template_effect(
         provenance=Provenance.of(
             "template_effect", pair.models, Prompts.of(prompts), seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, context=context, metric=metric, max_new_tokens=max_new_tokens,
-                batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for name, own in scores.items() for role, one in own.items()}),
         measured=metric,
@@ -171,8 +168,6 @@ def position_effect(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "position_effect", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, context=context, among=among, places=places, metric=metric,
-                           max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for name, own in scores.items() for role, one in own.items()}),
         measured=metric,

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import retexted, text_of, with_demonstrations
@@ -128,9 +127,6 @@ def format_spread(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "format_spread", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, formats=formats, budget=budget, batch=batch, shots=shots, atomic=atomic,
-                           separability=separability, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
         ),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in lines.items() for name, one in own.items()}),
         measured=metric,

@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import scored_line, table_of
 from probes.effects.rewriting import column_of, with_demonstrations
@@ -124,8 +123,6 @@ def inherent_limits(
         provenance=Provenance.of(
             "inherent_limits", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, tasks=tasks, shots=shots, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
         ),
         correlation=correlation(scores, of, names, seed),
     )  # fmt: skip

@@ -15,7 +15,6 @@ from torch import nn
 from interventions.training.examples import examples_of
 from interventions.training.soft_prompt import SoftPrompt, reading, starting_vectors, unused_token, with_placeholders
 from interventions.training.trainer import Schedule, train_on_frozen
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of
@@ -121,8 +120,6 @@ def phrasing_robustness(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "phrasing_robustness", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, items=items, phrasing=phrasing, layer=layer, prefix_tokens=prefix_tokens,
-                           epochs=epochs, metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
         ),
         values=pd.DataFrame({name: pd.Series(value) for name, value in values.items()}),
         measured=f"{metric}, or a distance relative to the state's length",

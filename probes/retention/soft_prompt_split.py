@@ -104,9 +104,7 @@ def soft_prompt_split(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "soft_prompt_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, others=beside, checkpoints=list(checkpoints), shots=shots, tokens=tokens,
-                           epochs=epochs, learning_rate=learning_rate, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
+            settings=call_settings(None, others=beside),
         ),
         values=pd.DataFrame({" | ".join(key): pd.Series(values) for key, values in scores.items()}),
         measured=metric,

@@ -14,7 +14,6 @@ import torch
 
 import interventions as iv
 from interventions.saved_loras import lora_bank
-from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
@@ -156,9 +155,6 @@ def routing_map(  # noqa: PLR0913
         provenance=Provenance.of(
             "routing_map", {base.role: base}, rows, seed=seed, device=str(base.device), forward_passes=passes.forward,
             backward_passes=steps,
-            settings=call_settings(
-                None, adapters=adapters, rule=rule, top_k=top_k, steps=steps, lr=lr, batch_size=batch_size
-            ),
         ),
         routers=answers, composite=composite, tokens=tokens, adapters=list(bank["names"]),
         resampled=units_of(reported.clusters),

@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probes.attending.confidence import read_patterns
-from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -136,7 +135,6 @@ def token_relevance(
         provenance=Provenance.of(
             "token_relevance", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, share=share, draws=draws, batch_size=batch_size),
         ),
         tokens=_tokens(ids, weights, share, model),
         resampled=units_of(rows.clusters),

@@ -171,10 +171,7 @@ def selection_trial(
             "selection_trial", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
             device=str(pair.base.device), forward_passes=judge.passes + gathered.passes,
             backward_passes=gathered.passes,
-            settings=call_settings(
-                None, scores=list(scores), share=share, retain=None if retain is None else Prompts.of(retain),
-                draws=draws, batch_size=batch_size,
-            ),
+            settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         masks={
             f"{name}/{tensor}": one.reshape(-1).nonzero()[:, 0]

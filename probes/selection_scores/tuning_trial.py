@@ -157,10 +157,7 @@ def tuning_trial(  # noqa: PLR0913
         control=f"the same training of random entries, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
             "tuning_trial", {model.role: model}, rows, seed=seed, device=str(model.device),
-            settings=call_settings(
-                None, rules=list(rules), share=share, retain=None if retain is None else Prompts.of(retain),
-                refresh=refresh, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, draws=draws,
-            ),
+            settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         untrained=float(untrained[0].mean()),
         maps=pd.DataFrame(maps),

@@ -13,7 +13,6 @@ import torch
 
 import interventions as iv
 from interventions.activation_threshold import column_norms, nonlinearity, saliency
-from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
@@ -154,7 +153,6 @@ def sparsity_curve(
         provenance=Provenance.of(
             "sparsity_curve", pair.models, rows, seed=seed, device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, rule=rule, sparsities=sparsities, batch_size=batch_size),
         ),
         skill=skill, rule=rule, resampled=units_of(reported.clusters),
     )  # fmt: skip

@@ -12,7 +12,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
@@ -136,7 +135,6 @@ def layer_paths(
         control="the oracle's choices for each sample, given to its layers at random",
         provenance=Provenance.of(
             "layer_paths", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, budget=budget, small_cost=small_cost, batch_size=batch_size),
         ),
         use=_use(oracle), paths=_listed({**chosen, "random": random}, scores, search),
         search="exhaustive" if search.exhaustive else "greedy", resampled=units_of(reported.clusters),

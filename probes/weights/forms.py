@@ -10,7 +10,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import difference
 from probes.weights.naming import place_of
@@ -105,9 +104,7 @@ def change_forms(
     return ChangeForms(
         table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
         control=f"the same update under random signs, entry by entry ({draws} draws)",
-        provenance=Provenance.of(
-            "change_forms", opened.identities(), seed=seed, settings=call_settings(None, group=group, draws=draws)
-        ),
+        provenance=Provenance.of("change_forms", opened.identities(), seed=seed),
         group=group,
     )
 

@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Svd
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import difference
 from probes.weights.naming import place_of
@@ -103,7 +102,7 @@ def rank_map(base: Any, tuned: Any = None, *, share: float = 0.9, progress: Prog
     return RankMap(
         table=table,
         control="a rank that is used evenly: the same share of the nominal rank",
-        provenance=Provenance.of("rank_map", opened.identities(), settings=call_settings(None, share=share)),
+        provenance=Provenance.of("rank_map", opened.identities()),
         layers=layers.reset_index(),
     )
 
