@@ -14,6 +14,7 @@ from scipy.stats import hypergeom, spearmanr
 from probes.call_settings import call_settings
 from probes.cells import columns_of, keys
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from workbench.cells import COLUMNS
 from workbench.errors import UserError
 from workbench.figures.overlap import overlap_curve
@@ -117,10 +118,9 @@ def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int =
     first_best, second_best = _ranked(left, generator), _ranked(right, generator)
     rows = [_row(first_best, second_best, k) for k in sizes]
     table = pd.DataFrame(rows)
-    from workbench.stats import q_values
 
     return Comparison(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=with_q(table),
         control=f"two random choices of k of the {n} cells (hypergeometric)",
         provenance=Provenance.of(
             "compare", _models(first, second), seed=seed,

@@ -13,9 +13,9 @@ import torch
 
 from probes.call_settings import call_settings
 from probes.replay import counted, read_out
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.engine.positions import PositionSpec, Where
 from workbench.engine.sites import Site
@@ -25,8 +25,6 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Int, Tensor
 
 CHUNK = 256
@@ -209,13 +207,10 @@ def _says(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "
 def _table(measured: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: int) -> pd.DataFrame:
     """One row per layer: means over prompts of the mean over a prompt's rows; whole clusters are drawn."""
     per_prompt = measured.groupby(["layer", "prompt"]).mean()
-    rows, p = [], []
+    rows = []
     for layer, part in per_prompt.groupby("layer"):
         units = clusters[part.index.get_level_values("prompt")]
-        beyond = cluster_means((part["kl"] - part["control"]).to_numpy()[:, None], units)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]))
-        means = {name: part[name].mean() for name in ("control", "to_final_base", "to_final_tuned")}
-        rows.append(
-            {"layer": layer, **scored(part["kl"].to_numpy(), seed=seed, clusters=units), **means, "n": len(part)}
-        )
-    return pd.DataFrame(rows).assign(q=q_values(np.array(p)))
+        line = beside_control(part["kl"].to_numpy(), part["control"].to_numpy(), units, seed=seed)
+        means = {name: part[name].mean() for name in ("to_final_base", "to_final_tuned")}
+        rows.append({"layer": layer, **line, **means, "n": len(part)})
+    return with_q(pd.DataFrame(rows), keep_p=False)

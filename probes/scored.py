@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
+from probes.resampling import cluster_means
 from workbench.stats.bootstrap import mean_interval
+from workbench.stats.fdr import q_values
 from workbench.stats.intervals import Interval
 from workbench.stats.shares import share_interval
+from workbench.stats.tests import Alternative, paired_permutation
 
 
 def scored(
@@ -24,6 +28,39 @@ def scored_share(
 ) -> dict[str, float]:
     """The same for hits [unit], bools or shares in 0..1; where all are 0 or all are 1, the exact binomial interval."""
     return _columns(name, share_interval(hits, seed=seed, clusters=clusters))
+
+
+def beside_control(
+    values: np.ndarray, control: np.ndarray, clusters: np.ndarray, *, seed: int = 0, share: bool = False
+) -> dict[str, float]:
+    """A cell beside its control: score, low, high of ``values`` [unit], ``control`` (the mean of what the control
+    scored on the same units) and ``p`` of the difference.
+
+    Args:
+        values: What the cell scored.
+        control: What its control scored, on the same units.
+        clusters: What is resampled together.
+        seed: Of the resamples and of the flipped signs.
+        share: ``values`` are hits or shares in 0..1 (:func:`scored_share`).
+    """
+    columns = (scored_share if share else scored)(values, seed=seed, clusters=clusters)
+    p = paired_p(np.asarray(values, np.float64) - control, clusters, seed=seed)
+    return {**columns, "control": float(np.mean(control)), "p": p}
+
+
+def paired_p(
+    differences: np.ndarray, clusters: np.ndarray, *, seed: int = 0, alternative: Alternative = "two-sided"
+) -> float:
+    """Whether ``differences`` [unit] are centred on 0, by flipping the signs of the clusters' means; 1 where none
+    differs."""
+    tested = paired_permutation(cluster_means(differences[:, None], clusters), seed=seed, alternative=alternative)
+    return float(tested.p[0])
+
+
+def with_q(table: pd.DataFrame, *, keep_p: bool = True) -> pd.DataFrame:
+    """``table`` with the column q, the false-discovery rates of its column p, which goes unless it is kept."""
+    tested = table.assign(q=q_values(table["p"].to_numpy(np.float64)))
+    return tested if keep_p else tested.drop(columns="p")
 
 
 def _columns(name: str, found: Interval) -> dict[str, float]:

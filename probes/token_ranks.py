@@ -13,9 +13,9 @@ import torch
 
 from probes.call_settings import call_settings
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, scored_share, with_q
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.methods import method
@@ -24,8 +24,6 @@ from workbench.models.token_rows import check_ids
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode, pad_left
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Bool, Float, Int, Tensor
 
 KINDS = ("unshifted", "marginal", "shifted")
@@ -225,22 +223,19 @@ def _shares(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: in
 def _by_position(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: int) -> pd.DataFrame:
     """Share of shifted tokens at each position of the response, against the writer judging itself."""
     counted = tokens[~tokens["special"]]
-    rows, p = [], []
+    rows = []
     for position, part in counted.groupby("position"):
         shifted, own = part["rank"].to_numpy() > 3, part["own_rank"].to_numpy() > 3
         units = clusters[part["prompt"].to_numpy()]
-        beyond = cluster_means((shifted.astype(float) - own)[:, None], units)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]))
         rows.append(
             {
                 "position": position,
-                **scored_share(shifted, seed=seed, clusters=units),
-                "control": own.mean(),
+                **beside_control(shifted, own, units, seed=seed, share=True),
                 "kl": part["kl"].mean(),
                 "n": len(part),
             }
         )
-    return pd.DataFrame(rows).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(rows), keep_p=False)
 
 
 def _until(row: list[int], ends: set[int]) -> list[int]:

@@ -19,9 +19,9 @@ from probes.anatomy.spaces import Svd
 from probes.anatomy.virtual_tokens import nearest_words, prompts_of
 from probes.call_settings import call_settings
 from probes.lens import kl
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
 from workbench.method_options import As
@@ -29,8 +29,6 @@ from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 WEIGHTS = "adapter_model.safetensors"
@@ -119,7 +117,7 @@ def decomposed_prompt(
         for name, part in zip(PARTS, (parts.prompt, parts.offsets), strict=True)
     ])  # fmt: skip
     return DecomposedPrompt(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control="the same part with random rows of the same norms",
         provenance=Provenance.of(
             "decomposed_prompt", {"base": model, "tuned": adapter}, rows, seed=seed,
@@ -213,12 +211,8 @@ def _random_rows(own: Float[Tensor, "row d_model"], generator: torch.Generator) 
 
 
 def _row(own: dict[str, np.ndarray], rows: Prompts, seed: int) -> dict[str, float]:
-    apart = cluster_means((own["without"] - own["random"])[:, None], rows.clusters)
-    return {
-        **scored(own["without"], seed=seed, clusters=rows.clusters), "control": float(own["random"].mean()),
-        "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0,
-        "alone": float(own["alone"].mean()), "n": len(rows),
-    }  # fmt: skip
+    line = beside_control(own["without"], own["random"], rows.clusters, seed=seed)
+    return {**line, "alone": float(own["alone"].mean()), "n": len(rows)}
 
 
 def _shape(part: Tensor, words: Tensor) -> dict[str, float]:

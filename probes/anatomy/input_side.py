@@ -13,9 +13,9 @@ import torch
 
 from probes.lens import kl
 from probes.replay import counted, read_out
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, scored, with_q
 from workbench.argument_checks import check_pair
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
@@ -27,8 +27,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 ENTRY = Site("resid_pre", 0)
@@ -207,15 +205,13 @@ def _table(taken: Sequence[_Followed], rows: Prompts, seed: int) -> pd.DataFrame
     lines = []
     for layer in range(len(taken[0].change)):
         own, random = (np.array([getattr(one, name)[layer] for one in taken]) for name in ("change", "random"))
-        apart = cluster_means((own - random)[:, None], rows.clusters)
         lines.append({
-            "layer": layer, **scored(own, seed=seed, clusters=rows.clusters), "control": float(random.mean()),
-            "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0,
+            "layer": layer, **beside_control(own, random, rows.clusters, seed=seed),
             "moved": float(np.mean([one.moved[layer] for one in taken])),
             "moved_control": float(np.mean([one.random_moved[layer] for one in taken])), "n": len(taken),
         })  # fmt: skip
     table = pd.DataFrame(lines)
-    return table.assign(q=q_values(table.pop("p").to_numpy(np.float64)))
+    return with_q(table, keep_p=False)
 
 
 def _embeddings(model: AdaptedModel) -> Float[Tensor, "word d_model"]:

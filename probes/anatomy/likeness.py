@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.series.members import members_of
 from probes.weights.naming import place_of
 from probes.weights.sources import Factors, open_weights
@@ -20,7 +21,6 @@ from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.stats.bootstrap import mean_interval
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Tensor
 
 
@@ -109,7 +109,7 @@ def lora_likeness(
             rows.append({**where, **_row(held, begun, factor, draws, seed + number)})
     table = pd.DataFrame(rows)
     return LoraLikeness(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control=f"random spans of the same ranks in the same width ({draws} draws)",
         provenance=Provenance.of("lora_likeness", models, seed=seed),
     )  # fmt: skip

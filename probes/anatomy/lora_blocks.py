@@ -14,9 +14,9 @@ import torch
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
 from probes.lens import kl
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from probes.weights.naming import key_of, place_of
 from probes.weights.sources import Factors, Opened, open_weights
 from workbench.argument_checks import check_pair
@@ -26,8 +26,6 @@ from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 
@@ -114,7 +112,7 @@ def lora_blocks(
         for number in range(blocks)
     ])  # fmt: skip
     return LoraBlocks(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64)), overlap=_overlap(opened, blocks)),
+        table=with_q(table, keep_p=False).assign(overlap=_overlap(opened, blocks)),
         control="the block's own update with random signs added, nothing taken out",
         provenance=Provenance.of(
             "lora_blocks", pair.models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes,
@@ -196,8 +194,4 @@ def _changes(opened: Opened, names: Mapping[str, str], factors: Mapping[str, Fac
 
 
 def _row(own: np.ndarray, random: np.ndarray, rows: Prompts, seed: int) -> dict[str, float]:
-    apart = cluster_means((own - random)[:, None], rows.clusters)
-    return {
-        **scored(own, seed=seed, clusters=rows.clusters), "control": float(random.mean()),
-        "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0, "n": len(own),
-    }  # fmt: skip
+    return {**beside_control(own, random, rows.clusters, seed=seed), "n": len(own)}

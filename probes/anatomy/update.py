@@ -12,6 +12,7 @@ import torch
 
 from probes.anatomy.spaces import Spaces, Svd, low_rank_sparse, nulls
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.series.members import difference
 from probes.weights.naming import place_of
 from probes.weights.sources import Opened, open_weights
@@ -20,7 +21,6 @@ from workbench.figures.weights import cell_map
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
-from workbench.stats.fdr import q_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def update_anatomy(
         raise UserError("The two models do not differ in any matrix inside the layers: there is nothing to take apart.")
     table = pd.DataFrame(rows)
     return UpdateAnatomy(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control=f"random directions with the update's own singular values ({draws} draws)",
         provenance=Provenance.of("update_anatomy", opened.identities(), seed=seed),
         k=k,

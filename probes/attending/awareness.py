@@ -15,9 +15,9 @@ import interventions as iv
 from interventions.attention_scale import eager_expected
 from probes.halves import answer_scores
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import paired_p, scored, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.subject import Subject, Work
@@ -33,8 +33,6 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.prompts.row import Prompt
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 USER, OTHERS = "content", "prompt - content"
@@ -218,12 +216,10 @@ def _steered(
 
 
 def _table(found: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], rows: Prompts, seed: int) -> pd.DataFrame:
-    lines, p = [], []
+    lines = []
     for (role, template), (scores, even) in found.items():
-        beyond = cluster_means((scores - found["base", template][0])[:, None], rows.clusters)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
         lines.append({
             "model": role, "template": template, **scored(scores, seed=seed, clusters=rows.clusters),
-            "control": even.mean(), "p": p[-1],
+            "control": even.mean(), "p": paired_p(scores - found["base", template][0], rows.clusters, seed=seed),
         })  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(lines))

@@ -15,7 +15,7 @@ from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.hub import SiteHook
@@ -243,9 +243,5 @@ def _activation(positions: pd.DataFrame, clusters: np.ndarray, seed: int) -> dic
     told = positions[positions["position"] > 0].groupby("prompt")[["ignored_base", "ignored_tuned"]].mean()
     base, tuned = (told[name].to_numpy(float) for name in ("ignored_base", "ignored_tuned"))
     own = clusters[told.index.to_numpy()]
-    units = cluster_means((tuned - base)[:, None], own)
-    p = float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0
-    return {
-        **scored(tuned - base, seed=seed, clusters=own), "control": 0.0, "p": p, "base": float(base.mean()),
-        "tuned": float(tuned.mean()),
-    }  # fmt: skip
+    change = beside_control(tuned - base, np.zeros(len(base)), own, seed=seed)
+    return {**change, "base": float(base.mean()), "tuned": float(tuned.mean())}

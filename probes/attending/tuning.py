@@ -14,9 +14,9 @@ import interventions as iv
 from interventions.attention_scale import eager_expected
 from probes.halves import answer_scores, halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import paired_p, scored
 from workbench.argument_checks import check_subject
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import resolve_layers
@@ -28,7 +28,6 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.stats.controls import check_draws, random_units
 from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 Edit = Literal["first", "sinks"]
 GAMMAS = {"first": (0.3, 0.6, 1.5, 3.0), "sinks": (0.0, 0.2, 0.4, 0.7)}
@@ -211,8 +210,7 @@ class _Profile:
             best = factors.index(line["gamma"])
             found = scored(both[best], seed=seed, clusters=self.rows.clusters)
             kind = "neutral" if found["score"] <= 0 else "down" if line["gamma"] < 1 else "up"
-            units = cluster_means(both[best][:, None], self.rows.clusters)
-            p = float(paired_permutation(units, seed=seed, alternative="greater").p[0]) if units.any() else 1.0
+            p = paired_p(both[best], self.rows.clusters, seed=seed, alternative="greater")
             line |= {**found, "type": kind, "control": float(means[best]), "p": p}
         table = pd.DataFrame(lines)
         # two factors were tried per head: each p counts twice
@@ -254,8 +252,7 @@ def _held_out(profile: _Profile, heads: list[str], gamma: float, controls: int, 
             gains["random heads"] = np.mean([profile.gain(name, gamma) for name in names], axis=0)
     lines = []
     for name, own in gains.items():
-        units = cluster_means(own[:, None], clusters)
-        p = float(paired_permutation(units, seed=seed, alternative="greater").p[0]) if units.any() else 1.0
+        p = paired_p(own, clusters, seed=seed, alternative="greater")
         found = scored(plain + own, seed=seed, clusters=clusters)
         lines.append({"model": name, **found, "gain": own.mean(), "p": float("nan") if name == "random heads" else p})
     return pd.DataFrame(lines)

@@ -15,9 +15,9 @@ import interventions as iv
 from probes.attributes.text_states import mean_size, text_states
 from probes.halves import halves
 from probes.replay import counted
-from probes.resampling import bootstrap_weights, cluster_means, units_of
+from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.engine.sites import resolve_layers
@@ -28,8 +28,6 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode, render
 from workbench.stats.controls import random_directions
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 STEPS = 200
@@ -326,13 +324,10 @@ def _metrics(
 def _table(
     attributes: Sequence[str], moved: np.ndarray, plain: np.ndarray, random: np.ndarray, rows: Prompts, seed: int
 ) -> pd.DataFrame:
-    lines, p = [], []
-    for a, steered in enumerate(attributes):
-        for b, measured in enumerate(attributes):
-            beyond = cluster_means((moved[a, :, b] - random[:, b])[:, None], rows.clusters)
-            p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
-            lines.append({
-                "steered": steered, "measured": measured, **scored(moved[a, :, b], seed=seed, clusters=rows.clusters),
-                "control": random[:, b].mean(), "plain": plain[a, :, b].mean(), "p": p[-1],
-            })  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+    return with_q(
+        pd.DataFrame([
+            {"steered": steered, "measured": measured,
+             **beside_control(moved[a, :, b], random[:, b], rows.clusters, seed=seed), "plain": plain[a, :, b].mean()}
+            for a, steered in enumerate(attributes) for b, measured in enumerate(attributes)
+        ])
+    )  # fmt: skip

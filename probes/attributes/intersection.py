@@ -16,9 +16,9 @@ import interventions as iv
 from probes.attributes.text_states import text_states
 from probes.halves import halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
@@ -31,8 +31,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Bool, Float, Tensor
 
 NEIGHBOURS = 8
@@ -170,7 +168,7 @@ def attribute_intersection(  # noqa: PLR0913
                 lines.append(_line(wanted, combination, "plain", (plain, random), reported, seed))
     table = pd.DataFrame(lines)
     return AttributeIntersection(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=with_q(table),
         control="a random direction of the same norm",
         provenance=Provenance.of(
             "attribute_intersection", {model.role: model}, rows, seed=seed, device=str(model.device),
@@ -267,10 +265,8 @@ def _line(
     wanted: str, chosen: Sequence[int], how: str, both: tuple[np.ndarray, np.ndarray], rows: Prompts, seed: int
 ) -> dict[str, Any]:
     own, random = (one[:, list(chosen)].all(1).astype(float) for one in both)
-    beyond = cluster_means((own - random)[:, None], rows.clusters)
-    p = float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0
-    line = scored_share(own, seed=seed, clusters=rows.clusters)
-    return {"wanted": wanted, "number": len(chosen), "how": how, **line, "control": float(random.mean()), "p": p}
+    line = beside_control(own, random, rows.clusters, seed=seed, share=True)
+    return {"wanted": wanted, "number": len(chosen), "how": how, **line}
 
 
 def _interference(attributes: Sequence[str], singles: dict[int, np.ndarray], plain: np.ndarray) -> pd.DataFrame:

@@ -14,9 +14,9 @@ import torch
 import interventions as iv
 from probes.halves import halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
@@ -27,8 +27,6 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.stats.controls import random_directions
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 PLACES = ("subject", "everywhere")
@@ -214,14 +212,12 @@ class _Pair:
 def _table(
     moves: dict[str, np.ndarray], chance: dict[str, np.ndarray], words: np.ndarray, rows: Prompts, seed: int
 ) -> pd.DataFrame:
-    lines, p = [], []
+    lines = []
     for at in PLACES:
         for place, measured in enumerate(("subject", "others")):
             own, random = moves[at][:, place], chance[at][:, place]
-            units = cluster_means((own - random)[:, None], rows.clusters)
-            p.append(float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0)
             lines.append({
-                "offset": at, "measured": measured, **scored(own, seed=seed, clusters=rows.clusters),
-                "control": random.mean(), "words": words[:, place].mean(), "p": p[-1],
+                "offset": at, "measured": measured, **beside_control(own, random, rows.clusters, seed=seed),
+                "words": words[:, place].mean(),
             })  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(lines))

@@ -17,6 +17,7 @@ from probes.effects.rewriting import column_of
 from probes.halves import halves
 from probes.replay import counted
 from probes.results import Provenance
+from probes.scored import with_q
 from workbench.argument_checks import check_subject
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
@@ -27,7 +28,6 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.recording.record_pair import record
 from workbench.stats.controls import random_directions
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Tensor
 
 SWITCHED, OFFSET, ABLATED = "switch", "offset without the switch", "switch, direction ablated"
@@ -136,7 +136,7 @@ def planted_switch(  # noqa: PLR0913 (a public call)
     bar.finish()
     table = pd.DataFrame([line for one in measured for line in one.lines])
     return PlantedSwitch(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control=f"{controls} random directions of the norm, added or ablated alike; of the switch, no change",
         provenance=Provenance.of(
             "planted_switch", {model.role: model}, rows, seed=seed, device=str(model.device),

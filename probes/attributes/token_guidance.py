@@ -15,9 +15,9 @@ from probes.call_settings import call_settings
 from probes.decoding.guidance import FrontTrial, front_of
 from probes.halves import halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored, scored_share
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
@@ -30,8 +30,6 @@ from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 TUNED = "tuned"
@@ -149,7 +147,7 @@ def token_guidance(  # noqa: PLR0913
         lines.append({"how": TUNED, **_tuned_line(pair, trial, seed)})
     table = pd.DataFrame(lines)
     return TokenGuidance(
-        table=table.assign(q=q_values(table["p"].to_numpy()), front=front_of(table)),
+        table=with_q(table).assign(front=front_of(table)),
         control="the same scores given to other tokens of the texts; beside the tuned model, the plain base",
         provenance=Provenance.of(
             "token_guidance", pair.models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes.forward,
@@ -212,12 +210,9 @@ def _tuned_line(pair: ModelPair, trial: FrontTrial, seed: int) -> dict[str, Any]
         np.mean([trial.rule(one.text, row) for one in drawn[1:]])
         for row, drawn in zip(trial.rows, replies, strict=True)
     ])  # fmt: skip
-    clusters = trial.rows.clusters
-    apart = cluster_means((values - plain)[:, None], clusters)
-    found = (scored_share if trial.rule.share else scored)(values, seed=seed, clusters=clusters)
     return {
-        "strength": float("nan"), **found,
-        "control": float(plain.mean()), "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0,
+        "strength": float("nan"),
+        **beside_control(values, plain, trial.rows.clusters, seed=seed, share=trial.rule.share),
         **trial.moved(Subject(TUNED, pair.tuned), seed),
         "repetition": float(np.mean([repetition(one.content) for drawn in replies for one in drawn[1:]])),
     }  # fmt: skip

@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 
 import interventions as iv
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored, scored_share
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
@@ -26,8 +26,6 @@ from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +136,7 @@ def focused_prefix(  # noqa: PLR0913
     ]  # fmt: skip
     table = pd.DataFrame(lines)
     return FocusedPrefix(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=with_q(table),
         control="the wanted prefix alone (alpha 1)",
         provenance=Provenance.of(
             "focused_prefix", {model.role: model}, rows, seed=seed, device=str(model.device),
@@ -170,8 +168,5 @@ def _line(
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     values, before = found[alpha][place], found[1.0][place]
-    beyond = cluster_means((values - before)[:, None], rows.clusters)
-    p = float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0
-    line = (scored_share if rule.share else scored)(values, seed=seed, clusters=rows.clusters)
-    line |= {"control": float(before.mean()), "plain": float(plain[place].mean()), "p": p}
-    return {"alpha": alpha, "behaviour": rule.name, **line}
+    line = beside_control(values, before, rows.clusters, seed=seed, share=rule.share)
+    return {"alpha": alpha, "behaviour": rule.name, **line, "plain": float(plain[place].mean())}

@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 import torch
 
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.methods import method
@@ -23,8 +23,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import batches, encode, pad_left
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Int, Tensor
 
 DRAWN = 5_000
@@ -186,19 +184,17 @@ def moved(
 
 def _by_bin(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: int) -> pd.DataFrame:
     whole = tokens.groupby("prompt")["moved"].mean()
-    rows, p = [], []
+    rows = []
     for number, part in tokens.groupby("bin"):
         mean = part.groupby("prompt")["moved"].mean()
         units = clusters[mean.index.to_numpy()]
         usual = whole.loc[mean.index]
-        beyond = cluster_means((mean - usual).to_numpy()[:, None], units)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
         rows.append({
             "bin": number, "entropy_low": part["entropy"].min(), "entropy_high": part["entropy"].max(),
-            **scored(mean.to_numpy(), seed=seed, clusters=units), "control": usual.mean(), "p": p[-1],
+            **beside_control(mean.to_numpy(), usual.to_numpy(), units, seed=seed),
             "rise": (part["tuned_p"] - part["base_p"]).mean(), "n": len(part),
         })  # fmt: skip
-    return pd.DataFrame(rows).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(rows))
 
 
 def _selectivity(

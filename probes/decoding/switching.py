@@ -13,9 +13,9 @@ import torch
 
 from probes.decoding.entropy_switch import Decisions, EntropySwitch
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored, scored_share
+from probes.scored import paired_p, scored, scored_share, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import logprobs
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
@@ -29,8 +29,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +144,7 @@ def entropy_switching(  # noqa: PLR0913
     table = pd.DataFrame(lines).sort_values("quantile", ignore_index=True)
     measured = "log-probability per token under the tuned model" if rule is None else rule.name
     return EntropySwitching(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=with_q(table),
         control="turns of the same lengths at random places",
         provenance=Provenance.of(
             "entropy_switching", pair.models, rows, seed=seed, device=str(pair.tuned.device),
@@ -239,9 +237,7 @@ class _Writing:
         if chance is None:
             return line
         random = self.scores(chance)
-        beyond = cluster_means((values - random)[:, None], self.rows.clusters)
-        p = float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0
-        return {**line, "control": random.mean(), "p": p}
+        return {**line, "control": random.mean(), "p": paired_p(values - random, self.rows.clusters, seed=seed)}
 
 
 def _padded(turns: list[np.ndarray], steps: int) -> Any:

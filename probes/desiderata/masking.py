@@ -22,6 +22,7 @@ from probes.paths.groups import sides_of
 from probes.paths.places import Head, Place, head_of, label_of
 from probes.resampling import interval
 from probes.results import Provenance
+from probes.scored import with_q
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import method
@@ -30,7 +31,6 @@ from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_interval
 from workbench.stats.controls import against_controls
-from workbench.stats.fdr import q_values
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def component_masking(
              for title, rows in named.items() for name, model in models.items()]  # fmt: skip
     table = pd.DataFrame([one.row(next((o for o in found if o.is_twin(one)), None)) for one in found])
     return ComponentMasking(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=with_q(table),
         control=f"{chosen.controls} random masks of as many heads of the model",
         provenance=Provenance.of(
             "component_masking", models, None, seed=chosen.seed, device=str(first.device),

@@ -16,9 +16,8 @@ from interventions.training.examples import Example, examples_of
 from interventions.training.trainer import Schedule
 from interventions.weightspace.swapping import base_parameters, swapped
 from probes.call_settings import call_settings
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import paired_p, scored_share, with_q
 from workbench.argument_checks import check_subject
 from workbench.errors import UserError
 from workbench.figures.weights import cell_map
@@ -27,8 +26,6 @@ from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 _MEASURES = ("reliability", "paraphrase", "locality", "general")
 
@@ -128,7 +125,7 @@ def edit_sites(  # noqa: PLR0913
     watch.finish()
     frame = pd.DataFrame(table)
     return EditSites(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="the unedited model on the same prompts; and the same edit with the answers dealt out anew (shuffled)",
         provenance=Provenance.of(
             "edit_sites", {model.role: model}, rows, seed=seed, device=str(model.device),
@@ -233,7 +230,7 @@ def _row(edited: dict[str, Any], before: dict[str, np.ndarray], measures: _Measu
         "low": float(max(0.0, score - below)),
         "high": float(min(1.0, score + above)),
         "control": float(np.mean([before[name].mean() for name in names])),
-        "p": float(paired_permutation(cluster_means(apart[:, None], clusters), seed=seed).p[0]),
+        "p": paired_p(apart, clusters, seed=seed),
         **means,
         "shuffled": edited["shuffled"],
         "loss": edited["loss"],

@@ -15,9 +15,9 @@ from interventions.training.trainer import Schedule
 from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
@@ -30,8 +30,6 @@ from workbench.models.null_adapters import null_adapter
 from workbench.models.pair import ModelPair, load_pair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 FIRST_WORDS = 3
@@ -129,7 +127,7 @@ def undoing(  # noqa: PLR0913
         ]
     table = pd.DataFrame(lines)
     return Undoing(
-        table=table.assign(q=q_values(table["p"].to_numpy(np.float64))),
+        table=with_q(table),
         control=f"random changes of the same norm in every module ({draws} draws)",
         provenance=Provenance.of(
             "undoing", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
@@ -171,12 +169,10 @@ def _line(
     learnt = answer_scores(Subject("tuned", trained.tuned), own, work) - taught
     random = np.array([one - before["tuned"] for one in _random(trained, rows, draws, schedule.seed, work)])
     chance = random.mean(0) if draws else np.zeros_like(change)
-    apart = cluster_means((change - chance)[:, None], rows.clusters)
     gain = float((before["tuned"] - before["base"]).mean())
     return {
-        **scored(change, seed=schedule.seed, clusters=rows.clusters),
-        "control": float(chance.mean()) if draws else float("nan"),
-        "p": float(paired_permutation(apart, seed=schedule.seed).p[0]) if apart.any() else 1.0,
+        **beside_control(change, chance, rows.clusters, seed=schedule.seed),
+        **({} if draws else {"control": float("nan")}),
         "retained": (gain + float(change.mean())) / gain if gain else float("nan"), "learnt": float(learnt.mean()),
         "base": float(before["base"].mean()), "tuned": float(before["tuned"].mean()), "n": len(rows),
     }  # fmt: skip

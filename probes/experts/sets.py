@@ -15,9 +15,9 @@ from probes.experts.counting import count_experts, require_experts
 from probes.halves import halves
 from probes.matching import matched_cells
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
@@ -32,8 +32,6 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.stats.controls import check_draws
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 
@@ -227,13 +225,12 @@ class _Trial:
         places = [(layer, int(expert or 0)) for layer, _, expert in map(parse_label, chosen)]
         random = matched_cells(places, frequency, controls, seed) if controls else []
         names = [[f"L{layer}E{expert}" for layer, expert in one] for one in random]
-        lines, p, clusters = [], [], self.rows.clusters
+        lines = []
         for n in range(1, len(chosen) + 1):
             fall = self.plain - self.values(chosen[:n])
             chance = np.mean([self.plain - self.values(name[:n]) for name in names], axis=0) if names else 0 * fall
-            units = cluster_means((fall - chance)[:, None], clusters)
-            p.append(float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0)
-            control = float(chance.mean()) if names else float("nan")
-            lines.append({"n": n, "experts": " ".join(chosen[:n]), **scored(fall, seed=seed, clusters=clusters),
-                          "control": control, "left": float((self.plain - fall).mean()), "p": p[-1]})  # fmt: skip
-        return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+            line = beside_control(fall, chance, self.rows.clusters, seed=seed)
+            control = line["control"] if names else float("nan")
+            left = float((self.plain - fall).mean())
+            lines.append({"n": n, "experts": " ".join(chosen[:n]), **line, "control": control, "left": left})
+        return with_q(pd.DataFrame(lines))

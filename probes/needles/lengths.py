@@ -19,6 +19,7 @@ from probes.needles.search import as_needles
 from probes.needles.trials import QUESTION, Needle, Trial, check_template, contents, needle_trials
 from probes.resampling import bootstrap_weights, interval
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -26,7 +27,6 @@ from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
-from workbench.stats.fdr import q_values
 
 DRAWS, PERMUTATIONS = 500, 2000
 
@@ -136,7 +136,7 @@ def same_heads(  # noqa: PLR0913 (a public call)
     table = pd.DataFrame([bench.line(length) for length in trials])
     everything = [one for own in scored.values() for one in own.values() if one is not None]
     return SameHeads(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(float))),
+        table=with_q(table, keep_p=False),
         control="heads exchanged at random",
         provenance=Provenance.of(
             "same_heads", pair.models, contents([one for own in trials.values() for one in own]), seed=seed,

@@ -13,6 +13,7 @@ from interventions.weightspace.task_vector import TaskVector
 from probes.call_settings import call_settings
 from probes.parts.bench import Bench
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
@@ -21,7 +22,6 @@ from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
 
 Cut = Literal["layer", "part", "module"]
 
@@ -113,7 +113,7 @@ def block_flips(
     watch.finish()
     frame = pd.DataFrame(table)
     return BlockFlips(
-        table=frame.assign(base=bench.right(None).mean(), q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False).assign(base=bench.right(None).mean()),
         control="entries of the rest of the update, drawn at random up to the block's norm, switched off instead",
         provenance=Provenance.of(
             "block_flips", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),

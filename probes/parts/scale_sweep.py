@@ -16,7 +16,7 @@ from interventions.weightspace.task_vector import TaskVector
 from probes.call_settings import call_settings
 from probes.parts.bench import Bench
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import scored_share, with_q
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -25,7 +25,6 @@ from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,7 @@ def scale_sweep(
     frame = pd.DataFrame(table)
     both = frame["score"] + frame["retained"].fillna(0.0)
     return ScaleSweep(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="the same scale of the update under random signs, entry by entry" if shape == "flat" else
         "the same factors given to the layers in reverse order",
         provenance=Provenance.of(

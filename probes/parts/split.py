@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -18,6 +17,7 @@ from probes.anatomy.spaces import INTRUDER_BELOW, Spaces, Svd, low_rank_sparse
 from probes.call_settings import call_settings
 from probes.parts.bench import Bench
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError, unknown_name
@@ -26,7 +26,6 @@ from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Tensor
 
 Part = Literal["whole", "low_rank", "sparse", "both", "inside", "outside", "intruders", "no_intruders"]
@@ -126,7 +125,7 @@ def update_parts(  # noqa: PLR0913
     watch.finish()
     frame = pd.DataFrame(table)
     return UpdateParts(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="random directions with the part's own singular values, in every matrix",
         provenance=Provenance.of(
             "update_parts", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),

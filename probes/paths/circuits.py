@@ -22,6 +22,7 @@ from probes.paths.groups import Heads, by_place, named, parts_of, random_parts, 
 from probes.paths.minimality import needed
 from probes.resampling import interval
 from probes.results import Provenance
+from probes.scored import with_q
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import Needs, method
@@ -29,7 +30,6 @@ from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_intervals, ratio_intervals
 from workbench.stats.controls import against_controls
-from workbench.stats.fdr import q_values
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def circuit(
             minimal.append(needed(run, parts, chosen.redundant, chosen.threshold, chosen.seed).assign(model=name))
     passes = sum(run.passes for run in runs.values())
     table = pd.DataFrame(whole)
-    table = table.assign(q=q_values(table["p"].to_numpy()))
+    table = with_q(table)
     if lacking:
         table = pd.concat([table, pd.DataFrame([{"model": name, "full": one} for name, one in lacking.items()])],
                           ignore_index=True)  # fmt: skip

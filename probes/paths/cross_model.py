@@ -20,6 +20,7 @@ from probes.paths.ablation import HeadRuns, Kept, Part, Same, padded_prompts
 from probes.paths.groups import Heads, by_place, named, parts_of, random_parts
 from probes.resampling import interval
 from probes.results import SHARED, ProbeResult, Provenance
+from probes.scored import with_q
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import Needs, method
@@ -27,7 +28,6 @@ from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_intervals
 from workbench.stats.controls import against_controls
-from workbench.stats.fdr import q_values
 
 WHOLE = "whole circuit"
 
@@ -133,7 +133,7 @@ def cmap(
         ignore_index=True,
     )
     return CrossPatching(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=with_q(table),
         control=f"{chosen.controls} random groups with as many heads at each place, drawn without replacement",
         provenance=Provenance.of(
             "cmap", {"base": pair.base, "tuned": pair.tuned}, rows, seed=chosen.seed, device=str(pair.base.device),

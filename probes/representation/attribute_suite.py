@@ -15,6 +15,7 @@ from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import dealt_folds, held_out_right
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -22,7 +23,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.typing import Bool, Float, Int
 
 DRAWS = 500
@@ -140,7 +140,7 @@ def attribute_suite(
         raise UserError("The recording has no site of a layer to read: record resid_post, z, mlp_out or another one.")
     table = pd.DataFrame(lines)
     return AttributeSuite(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control=f"classifiers of attributes given out at random to the things ({draws} times)",
         provenance=of_recording("attribute_suite", recording, ("base", "tuned"), seed),
         attributes=pd.DataFrame(each),

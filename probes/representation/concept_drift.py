@@ -16,7 +16,7 @@ from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, scored
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import resolve_layers
@@ -174,6 +174,4 @@ def _composition(pair: ModelPair, rows: Prompts, classes: Prompts, work: Work, s
         answer_scores(Subject("tuned", pair.tuned), one, work) - answer_scores(Subject("base", pair.base), one, work)
         for one in (rows, classes)
     ]
-    apart = cluster_means((change[0] - change[1])[:, None], rows.clusters)
-    p = float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0
-    return {**scored(change[0], seed=seed, clusters=rows.clusters), "control": float(change[1].mean()), "p": p}
+    return beside_control(*change, rows.clusters, seed=seed)

@@ -15,9 +15,9 @@ from torch import nn
 from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult
-from probes.scored import scored
+from probes.scored import paired_p, scored, with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -25,8 +25,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Bool, Float, Int, Tensor
 
 HIDDEN, AXES, TRAINED = 32, 32, 300
@@ -139,7 +137,7 @@ def curved_path(
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
     table = pd.DataFrame(lines)
     return CurvedPath(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control="random straight paths, as long as each curved one, in place of it",
         provenance=of_recording("curved_path", recording, ("base", "tuned"), seed),
         field=pd.DataFrame(fields),
@@ -254,11 +252,10 @@ class _Walk:
         gain = {name: self._attribute(path[-1]) - self._attribute(path[0]) for name, path in self.paths.items()}
         own = clusters[self.rows]
         apart = kept["curved"] - kept["straight"]
-        units = cluster_means(apart[:, None], own)
         ends = self._ends()
         return {
             **scored(apart, seed=seed, clusters=own), "control": float((kept["random"] - kept["straight"]).mean()),
-            "p": float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0,
+            "p": paired_p(apart, own, seed=seed),
             **{f"kept_{name}": float(kept[name].mean()) for name in PATHS},
             **{f"gain_{name}": float(gain[name].mean()) for name in PATHS},
             **{f"length_{name}": float(length.mean()) / self.unit for name, length in self.lengths.items()},

@@ -16,6 +16,7 @@ from probes.representation.separability import CellShifts
 from probes.resampling import units_of
 from probes.results import Provenance
 from probes.retention.many_shot import exchanged_answers
+from probes.scored import with_q
 from workbench.argument_checks import check_pair
 from workbench.engine.sites import Site
 from workbench.errors import UserError
@@ -24,7 +25,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.recording.record_pair import record
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Tensor
 
 
@@ -91,7 +91,7 @@ def in_context_activations(
         })  # fmt: skip
     table = pd.DataFrame(lines)
     return CellShifts(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control="the same examples with exchanged answers",
         provenance=Provenance.of(
             "in_context_activations", pair.models, rows, seed=seed, device=str(pair.tuned.device),

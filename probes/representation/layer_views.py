@@ -15,6 +15,7 @@ from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of, held_out_probabilities
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import lines_by_layer
@@ -22,7 +23,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.stats.shares import share_interval
 from workbench.typing import Float, Int
 
@@ -124,7 +124,7 @@ def layer_views(
     fit = _half(rows.clusters, seed)
     table = pd.DataFrame(cells).assign(**_weights(stacked, y, fit, rows.clusters, draws, seed))
     return LayerViews(
-        table=table.assign(q=q_values(table["p"].to_numpy(np.float64)), n=int(fit.sum())),
+        table=with_q(table).assign(n=int(fit.sum())),
         control=f"labels exchanged between prompts ({draws} times)",
         provenance=of_recording("layer_views", recording, ("base", "tuned"), seed),
         held_out=_told(table, stacked[:, ~fit], y[~fit], rows.clusters[~fit], seed),

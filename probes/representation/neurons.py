@@ -17,6 +17,7 @@ from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import dealt_folds
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.cards import visible
 from workbench.errors import UserError
@@ -25,7 +26,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.typing import Float
 
 
@@ -135,7 +135,7 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
         bar.advance()
     bar.finish()
     whole = pd.concat(tables, ignore_index=True)
-    whole = whole.assign(q=q_values(whole["p"].to_numpy(float)))
+    whole = with_q(whole)
     listed = _listed(whole, top)
     return NeuronConcepts(
         table=_with_intervals(listed, kept, y, rows.clusters, draws, seed),

@@ -16,6 +16,7 @@ from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -23,7 +24,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Int, Tensor
 
 
@@ -122,7 +122,7 @@ def class_separability(
     bar.finish()
     table = pd.DataFrame(lines)
     return CellShifts(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control=f"the labels exchanged ({draws} times)",
         provenance=of_recording("class_separability", recording, ("base", "tuned"), seed),
         heading="Class separability",
@@ -244,7 +244,7 @@ def procrustes_drift(
     bar.finish()
     table = pd.DataFrame(lines)
     return CellShifts(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control="tuned states of other prompts, aligned the same way",
         provenance=of_recording("procrustes_drift", recording, ("base", "tuned"), seed),
         heading="Drift after rotation",

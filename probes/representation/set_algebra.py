@@ -14,6 +14,7 @@ from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -21,7 +22,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.typing import Bool, Float
 
 Operation = Literal["union", "intersection", "difference"]
@@ -127,7 +127,7 @@ def set_algebra(
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
     table = pd.DataFrame(lines)
     return SetAlgebra(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control="the same combined states against the labels of other pairs",
         provenance=of_recording("set_algebra", recording, ("base", "tuned"), seed),
         labels=tuple(names),

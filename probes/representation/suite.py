@@ -16,6 +16,7 @@ from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import Kind, classes_of, dealt_folds, held_out_right
 from probes.resampling import cluster_means, shuffled_labels, units_of
 from probes.results import ProbeResult
+from probes.scored import paired_p, with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -245,11 +246,10 @@ def _levels(
         for number, cell in enumerate(cells):
             base, tuned = (right[role][number, 0, own].astype(float) for role in ("base", "tuned"))
             change = interval_of(tuned - base, clusters[own], seed)
-            units = cluster_means((tuned - base)[:, None], clusters[own])
             lines.append({
                 **cell, "group": level, "score": change.estimate, "low": change.low, "high": change.high,
-                "base": base.mean(), "tuned": tuned.mean(), "p": float(paired_permutation(units, seed=seed).p[0]),
+                "base": base.mean(), "tuned": tuned.mean(), "p": paired_p(tuned - base, clusters[own], seed=seed),
                 "n": int(own.sum()),
             })  # fmt: skip
     table = pd.DataFrame(lines)
-    return table.assign(q=q_values(table["p"].to_numpy(float)))
+    return with_q(table)

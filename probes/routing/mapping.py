@@ -19,7 +19,7 @@ from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.routing.training import Fitting, random_router, trained_routers
-from probes.scored import scored
+from probes.scored import beside_control, scored, with_q
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.families import submodule
 from workbench.errors import UserError
@@ -28,7 +28,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
@@ -191,19 +190,17 @@ class _Trial:
         """Mean weight of each adapter on each domain, module by module."""
         own = [self.read(routers[label], ids) for label, ids in zip(self.labels, self.ids, strict=True)]
         other = [self.read(random, ids) for ids in self.ids]
-        lines, p, clusters = [], [], self.rows.clusters
+        lines, clusters = [], self.rows.clusters
         stem = f"{self.model.hub.family.layers}."
         for path, (place, name), domain in itertools.product(own[0], enumerate(self.names), sorted(set(self.labels))):
             members = [row for row, label in enumerate(self.labels) if label == domain]
             values, chance = (np.array([one[row][path][:, place].mean() for row in members]) for one in (own, other))
-            units = cluster_means((values - chance)[:, None], clusters[members])
-            p.append(float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0)
             layer = int(path.removeprefix(stem).split(".")[0]) if path.startswith(stem) else -1
             lines.append({
                 "layer": layer, "module": path, "adapter": name, "domain": domain,
-                **scored(values, seed=seed, clusters=clusters[members]), "control": chance.mean(), "p": p[-1],
+                **beside_control(values, chance, clusters[members], seed=seed),
             })  # fmt: skip
-        return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+        return with_q(pd.DataFrame(lines))
 
     def answers(self, routers: dict[str, iv.AdapterRouting], random: iv.AdapterRouting, seed: int) -> pd.DataFrame:
         """Every router's score and regret."""

@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 
 from probes.attending.confidence import read_patterns
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.continuations import continuations_of, logprobs
 from workbench.behaviour.subject import Subject, Work
@@ -26,8 +26,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 KEPT = ("most relevant", "least relevant")
@@ -130,7 +128,7 @@ def token_relevance(
         for name, own in sides.items()
     ])  # fmt: skip
     return TokenRelevance(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control=f"as many random tokens left ({draws} draws)",
         provenance=Provenance.of(
             "token_relevance", {model.role: model}, rows, seed=seed, device=str(model.device),
@@ -158,11 +156,7 @@ def _share_left(ids: list[list[int]], share: float) -> float:
 
 
 def _row(change: np.ndarray, chance: np.ndarray, rows: Prompts, seed: int) -> dict[str, float]:
-    apart = cluster_means((change - chance)[:, None], rows.clusters)
-    return {
-        **scored(change, seed=seed, clusters=rows.clusters), "control": float(chance.mean()),
-        "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0, "n": len(change),
-    }  # fmt: skip
+    return {**beside_control(change, chance, rows.clusters, seed=seed), "n": len(change)}
 
 
 def _tokens(ids: list[list[int]], weights: list[np.ndarray], share: float, model: AdaptedModel) -> pd.DataFrame:

@@ -18,9 +18,8 @@ from probes.grafting.blend import Blender
 from probes.grafting.cutting import pair_region
 from probes.grafting.tasks import Task, grafted_outcome
 from probes.grafting.units import complement, entries_in, random_like
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from probes.selection_scores.evidence import Gathered, gather
 from probes.series.answers import Answers
 from probes.weights.naming import place_of
@@ -31,8 +30,6 @@ from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Tensor
 
 HALF_RESET = "half_reset"
@@ -165,7 +162,7 @@ def selection_trial(
     frame = pd.DataFrame(table)
     whole, nothing = judge.ends()
     return SelectionTrial(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control=f"random entries of the update, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
             "selection_trial", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
@@ -261,12 +258,9 @@ class _Judge:
         random = np.stack([self.right(one, task) for one in drawn])
         random_rest = np.stack([self.right(complement(region, one), task) for one in drawn])
         clusters = task.clusters if task.clusters is not None else np.arange(len(only))
-        apart = cluster_means((only - random.mean(0))[:, None], clusters)
         entries = entries_in(region, mask)
         return {
-            **scored_share(only.astype(bool), seed=self.seed, clusters=clusters),
-            "control": float(random.mean()),
-            "p": float(paired_permutation(apart, seed=self.seed).p[0]),
+            **beside_control(only, random.mean(0), clusters, seed=self.seed, share=True),
             "rolled_back": float(self.right(rest, task).mean()),
             "rolled_back_control": float(random_rest.mean()),
             "kept": float(self.right(mask, self.retain).mean()),

@@ -19,9 +19,8 @@ from interventions.weightspace.selection_scores import top_mask
 from interventions.weightspace.swapping import base_parameters, swapped
 from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from probes.series.answers import FEWEST, Answers
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_subject
@@ -32,8 +31,6 @@ from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Tensor
 
 
@@ -153,7 +150,7 @@ def tuning_trial(  # noqa: PLR0913
     watch.finish()
     frame = pd.DataFrame(table)
     return TuningTrial(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control=f"the same training of random entries, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
             "tuning_trial", {model.role: model}, rows, seed=seed, device=str(model.device),
@@ -250,7 +247,6 @@ class _Bench:
     ) -> dict[str, Any]:
         clusters = self.report.clusters if self.report.clusters is not None else np.arange(len(run.right))
         other = np.mean([draw.right for draw in random], 0) if random else before[0]
-        apart = cluster_means((run.right - other)[:, None], clusters)
         squares = sum(float(square.sum()) for square in moved.values())
         hit = sum(float(moved[name][run.masks[name].to(moved[name].device)].sum()) for name in run.masks)
         names = trainable_names(self.model)
@@ -258,9 +254,7 @@ class _Bench:
         entries = sum(int(mask.sum()) for mask in run.masks.values())
         return {
             "module": rule,
-            **scored_share(run.right, seed=self.schedule.seed, clusters=clusters),
-            "control": float(np.mean(other)),
-            "p": float(paired_permutation(apart, seed=self.schedule.seed).p[0]),
+            **beside_control(run.right, other, clusters, seed=self.schedule.seed, share=True),
             "retained": float(run.retained.mean()),
             "retained_before": float(before[1].mean()),
             "retained_control": float(np.mean([draw.retained.mean() for draw in random])) if random else np.nan,

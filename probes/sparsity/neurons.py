@@ -15,9 +15,9 @@ import interventions as iv
 from interventions.activation_threshold import column_norms, nonlinearity, saliency
 from probes.halves import answer_scores, halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, scored, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.hub import SiteHook
@@ -29,8 +29,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 Rule = Literal["cats", "wina", "magnitude"]
@@ -204,7 +202,7 @@ def _likeness(
     values = {role: _compared(model, rows, rule) for role, model in pair.models.items()}
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(value), generator=generator) for value in values["base"][0]]
-    lines, p = [], []
+    lines = []
     for place, share in enumerate(shares):
         for layer in range(pair.base.n_layers):
             cut = {role: float(thresholds[role][place, layer]) for role in values}
@@ -213,13 +211,11 @@ def _likeness(
             other = np.array([
                 jaccard(a, b[order]) for a, b, order in zip(fires["base"], fires["tuned"], orders, strict=True)
             ])  # fmt: skip
-            beyond = cluster_means((own - other)[:, None], rows.clusters)
-            p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
             lines.append({
-                "layer": layer, "sparsity": share, **scored(own, seed=seed, clusters=rows.clusters),
-                "control": other.mean(), "threshold_base": cut["base"], "threshold_tuned": cut["tuned"], "p": p[-1],
+                "layer": layer, "sparsity": share, **beside_control(own, other, rows.clusters, seed=seed),
+                "threshold_base": cut["base"], "threshold_tuned": cut["tuned"],
             })  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(lines))
 
 
 def jaccard(first: Tensor, second: Tensor) -> float:
@@ -232,12 +228,11 @@ def _skill(
     pair: ModelPair, rows: Prompts, rule: Rule, shares: Sequence[float], thresholds: dict[str, np.ndarray], work: Work,
     seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    lines, p = [], []
+    lines = []
     for role, model in pair.models.items():
         plain = answer_scores(Subject(role, model), rows, work)
         found = scored(plain, seed=seed, clusters=rows.clusters)
-        lines.append({"model": role, "sparsity": 0.0, **found, "control": plain.mean()})
-        p.append(1.0)
+        lines.append({"model": role, "sparsity": 0.0, **found, "control": plain.mean(), "p": 1.0})
         for place, share in enumerate(shares):
             cuts = dict(enumerate(thresholds[role][place].tolist()))
             own, random = (
@@ -247,8 +242,5 @@ def _skill(
                     iv.ActivationThreshold(dict.fromkeys(cuts, share), "random", seed),
                 )
             )
-            beyond = cluster_means((own - random)[:, None], rows.clusters)
-            p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
-            found = scored(own, seed=seed, clusters=rows.clusters)
-            lines.append({"model": role, "sparsity": share, **found, "control": random.mean()})
-    return pd.DataFrame(lines).assign(p=p, q=q_values(np.array(p)))
+            lines.append({"model": role, "sparsity": share, **beside_control(own, random, rows.clusters, seed=seed)})
+    return with_q(pd.DataFrame(lines))

@@ -14,9 +14,9 @@ import torch
 
 from probes.halves import answer_scores, halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, scored, with_q
 from probes.sparsity.row_paths import BIG, NAMES, SKIP, SMALL, RowPaths
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
@@ -26,8 +26,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Int
 
 MOST = 800
@@ -233,17 +231,15 @@ def _shuffled(paths: np.ndarray, seed: int) -> np.ndarray:
 def _table(
     scores: dict[str, np.ndarray], paths: dict[str, np.ndarray], search: _Search, rows: Prompts, seed: int
 ) -> pd.DataFrame:
-    lines, p = [], []
+    lines = []
     for name, values in scores.items():
-        beyond = cluster_means((values - scores["random"])[:, None], rows.clusters)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
         regret = scored(scores["oracle"] - values, name="regret", seed=seed, clusters=rows.clusters)
         lines.append({
-            "router": name, **scored(values, seed=seed, clusters=rows.clusters), "control": scores["random"].mean(),
+            "router": name, **beside_control(values, scores["random"], rows.clusters, seed=seed),
             "regret": regret["regret"], "regret_low": regret["low"], "regret_high": regret["high"],
-            "cost": search.costs[paths[name]].sum(1).mean(), "p": p[-1],
+            "cost": search.costs[paths[name]].sum(1).mean(),
         })  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(lines))
 
 
 def _use(oracle: np.ndarray) -> pd.DataFrame:

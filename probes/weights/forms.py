@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.series.members import difference
 from probes.weights.naming import place_of
 from probes.weights.sources import Opened, open_weights
@@ -18,7 +19,6 @@ from workbench.errors import UserError
 from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Tensor
 
 FORMS = ("rows", "columns", "groups", "mask", "rank_one")
@@ -102,7 +102,7 @@ def change_forms(
         raise UserError("The two models do not differ in any matrix inside the layers: there is no change to describe.")
     table = pd.DataFrame(rows)
     return ChangeForms(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control=f"the same update under random signs, entry by entry ({draws} draws)",
         provenance=Provenance.of("change_forms", opened.identities(), seed=seed),
         group=group,
