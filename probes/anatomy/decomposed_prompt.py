@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from safetensors.torch import load_file
 
@@ -23,7 +22,6 @@ from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import beside_control, with_q
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -51,10 +49,6 @@ class DecomposedPrompt(ProbeResult):
 
     title: ClassVar[str] = "The two parts of a decomposed prompt"
     unit: ClassVar[str] = "KL of the next word without the part (nats)"
-
-    def figure(self) -> go.Figure:
-        """What each part does, beside a random one."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         said = "; ".join(

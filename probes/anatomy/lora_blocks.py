@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.swapping import base_parameters
@@ -21,7 +20,6 @@ from probes.weights.naming import key_of, place_of
 from probes.weights.sources import Factors, Opened, open_weights
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
@@ -46,10 +44,6 @@ class LoraBlocks(ProbeResult):
 
     title: ClassVar[str] = "Blocks of a LoRA"
     unit: ClassVar[str] = "KL of the next word without the block (nats)"
-
-    def figure(self) -> go.Figure:
-        """What each block does, beside random signs."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.frame().iloc[0]

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.adapter_scale import AdapterScale, adapted_layers
@@ -19,7 +18,6 @@ from probes.scored import beside_control, with_q
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.weight_changes import effective_delta
@@ -43,10 +41,6 @@ class AdapterPanel(ProbeResult):
 
     title: ClassVar[str] = "The adapter's change at each site"
     unit: ClassVar[str] = "‖Δh‖ / ‖h‖"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.frame().iloc[0]

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from interventions.exchange.random_bases import lora_from_random_bases, stored_numbers
 from probes.anatomy.foreign_adapter import ForeignAdapter, foreign_adapter
@@ -17,7 +16,6 @@ from probes.results import ProbeResult, Provenance
 from probes.series.members import factored_norm2
 from probes.weights.naming import key_of, place_of
 from probes.weights.sources import Factors, Opened, open_weights
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.stats.bootstrap import mean_interval
@@ -38,10 +36,6 @@ class RandomBases(ProbeResult):
 
     title: ClassVar[str] = "Updates rebuilt from random matrices"
     unit: ClassVar[str] = "‖ΔW‖ / ‖W‖"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         table = self.table

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from probes.halves import answer_scores
@@ -21,7 +20,6 @@ from workbench.behaviour.subject import Subject, Work
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError
-from workbench.figures.heads import head_heatmap
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
@@ -57,10 +55,6 @@ class AttentionConfidence(ProbeResult):
 
     title: ClassVar[str] = "Attention confidence"
     unit: ClassVar[str] = "fall of attention entropy (share of the most possible)"
-
-    def figure(self) -> go.Figure:
-        """The fall of every head."""
-        return head_heatmap(self.table, title=self.title, score=self.unit)
 
     def summary(self) -> str:
         """Heads that narrowed and the position they narrowed on most."""

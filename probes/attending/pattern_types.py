@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from probes.attending.confidence import read_patterns
@@ -18,7 +17,6 @@ from probes.results import ProbeResult, Provenance
 from workbench.argument_checks import check_pair
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.figures.heads import head_heatmap
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -51,10 +49,6 @@ class PatternTypes(ProbeResult):
 
     title: ClassVar[str] = "Coverage of sparse attention"
     unit: ClassVar[str] = "change of the share that must be computed"
-
-    def figure(self) -> go.Figure:
-        """The change of every head."""
-        return head_heatmap(self.table, title=self.title, score=self.unit)
 
     def summary(self) -> str:
         counts = [int((self.table[f"type_{role}"] == "query-aware").sum()) for role in ("base", "tuned")]

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 import interventions as iv
 from interventions.attention_scale import eager_expected
@@ -21,7 +20,6 @@ from workbench.argument_checks import check_subject
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.figures.heads import head_heatmap
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
@@ -63,10 +61,6 @@ class AttentionTuning(ProbeResult):
     def recipe(self) -> iv.Recipe:
         """The chosen heads at the chosen factor."""
         return _recipe(self.edit, self.heads, self.gamma, self.threshold)
-
-    def figure(self) -> go.Figure:
-        """The gain of every head."""
-        return head_heatmap(self.table, title=self.title, score=self.unit)
 
     def summary(self) -> str:
         """The held-out gain beside random heads."""

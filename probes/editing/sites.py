@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.training.editing import site_name, train_site, written_right
@@ -20,7 +19,6 @@ from probes.results import ProbeResult, Provenance
 from probes.scored import paired_p, scored_share, with_q
 from workbench.argument_checks import check_subject
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -43,10 +41,6 @@ class EditSites(ProbeResult):
 
     title: ClassVar[str] = "Sites of an edit"
     unit: ClassVar[str] = "mean of reliability, paraphrase, locality and general ability"
-
-    def figure(self) -> go.Figure:
-        """Layer by matrix."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.frame().iloc[0]

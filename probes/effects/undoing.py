@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from interventions.training.ablated import caft_finetune
 from interventions.training.trainer import Schedule
@@ -21,7 +20,6 @@ from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -50,10 +48,6 @@ class Undoing(ProbeResult):
 
     title: ClassVar[str] = "What continued training undoes"
     unit: ClassVar[str] = "change of the answers' log-probability (nats per token)"
-
-    def figure(self) -> go.Figure:
-        """Every training beside random changes of its size."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         said = "; ".join(

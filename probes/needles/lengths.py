@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from scipy.stats import spearmanr
 
 from probes.call_settings import call_settings
@@ -22,7 +21,6 @@ from probes.results import ProbeResult, Provenance
 from probes.scored import with_q
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
@@ -46,10 +44,6 @@ class SameHeads(ProbeResult):
 
     title: ClassVar[str] = "Retrieval heads before and after"
     unit: ClassVar[str] = "rank correlation with the base's heads"
-
-    def figure(self) -> go.Figure:
-        """The correlation by length."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         """Each length."""

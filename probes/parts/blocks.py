@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from interventions.weightspace.task_vector import TaskVector
 from probes.call_settings import call_settings
@@ -17,7 +16,6 @@ from probes.scored import with_q
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
@@ -44,10 +42,6 @@ class BlockFlips(ProbeResult):
 
     title: ClassVar[str] = "Blocks of the update"
     unit: ClassVar[str] = "share of right answers lost without the block"
-
-    def figure(self) -> go.Figure:
-        """Layer by block."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.frame().iloc[0]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.lazy_tensors import LazyTensors
@@ -21,7 +20,6 @@ from probes.scored import with_q
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError, unknown_name
-from workbench.figures.series import labelled_points
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
@@ -45,10 +43,6 @@ class UpdateParts(ProbeResult):
 
     title: ClassVar[str] = "Parts of the update"
     unit: ClassVar[str] = "share right with the part alone"
-
-    def figure(self) -> go.Figure:
-        """Accuracy of every part beside its control."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         said = ", ".join(

@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from probes.attending.confidence import read_patterns
 from probes.replay import counted
@@ -19,7 +18,6 @@ from workbench.argument_checks import check_subject
 from workbench.behaviour.continuations import continuations_of, logprobs
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -46,10 +44,6 @@ class TokenRelevance(ProbeResult):
 
     title: ClassVar[str] = "Tokens that the task needs"
     unit: ClassVar[str] = "change of the answer's log-probability (nats per token)"
-
-    def figure(self) -> go.Figure:
-        """Both choices beside random ones."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         said = "; ".join(

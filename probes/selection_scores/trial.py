@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.graft import Graft
@@ -25,7 +24,6 @@ from probes.series.answers import Answers
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError, unknown_name
-from workbench.figures.series import labelled_points
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
@@ -68,10 +66,6 @@ class SelectionTrial(ProbeResult):
     def intervention(self, pair: Any, selection: str) -> Graft:
         """Only that part of the update, as an intervention on ``pair.base``."""
         return Graft.from_pair(pair, self.mask(selection))
-
-    def figure(self) -> go.Figure:
-        """Accuracy of each selection beside random ones."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.table.sort_values("score", kind="stable").iloc[-1]

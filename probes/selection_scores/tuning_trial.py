@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.training.examples import answer_loss, examples_of
@@ -25,7 +24,6 @@ from probes.series.answers import FEWEST, Answers
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_subject
 from workbench.errors import UserError, unknown_name
-from workbench.figures.series import labelled_points
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -52,10 +50,6 @@ class TuningTrial(ProbeResult):
 
     title: ClassVar[str] = "Training in a selection"
     unit: ClassVar[str] = "share of held-out prompts answered right"
-
-    def figure(self) -> go.Figure:
-        """Accuracy of each selection beside random ones."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         parts = self.table[self.table["module"] != "all"].sort_values("score", kind="stable")

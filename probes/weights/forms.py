@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from probes.results import ProbeResult, Provenance
@@ -16,7 +15,6 @@ from probes.series.members import difference
 from probes.weights.naming import place_of
 from probes.weights.sources import Opened, open_weights
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.typing import Float, Tensor
@@ -41,10 +39,6 @@ class ChangeForms(ProbeResult):
 
     title: ClassVar[str] = "Forms of the change"
     unit: ClassVar[str] = "share of the update that its best form explains"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         means = {form: float(self.table[form].mean()) for form in FORMS}

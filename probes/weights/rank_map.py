@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Svd
@@ -16,7 +15,6 @@ from probes.series.members import difference
 from probes.weights.naming import place_of
 from probes.weights.sources import Opened, open_weights
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 
@@ -36,10 +34,6 @@ class RankMap(ProbeResult):
 
     title: ClassVar[str] = "Ranks of the update"
     unit: ClassVar[str] = "rank with 90 % of the squared norm"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         used = self.table[self.table["rank"] > 0]
