@@ -159,7 +159,7 @@ def answers(
     return AnswerChanges(
         table=table,
         control="greedy answers of a model against its own, of which none differs",
-        provenance=Provenance.of("answers", pair.models, rows, device=str(pair.tuned.device)),
+        provenance=Provenance.of("answers", pair, rows),
         share=share.estimate, share_low=share.low, share_high=share.high,
         refusals={role: float(held.mean()) for role, held in refused.items()},
         openings=rising_openings([reply.text for reply in base], [reply.text for reply in tuned]),

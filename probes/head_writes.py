@@ -107,14 +107,7 @@ def head_words(
     return HeadWords(
         table=with_q(table, keep_p=False),
         control=f"random vectors as long as the write ({DRAWS} draws per prompt)",
-        provenance=Provenance.of(
-            "head_words",
-            dict(pair.models),
-            rows,
-            seed=seed,
-            device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("head_words", pair, rows, seed=seed, forward_passes=passes.forward),
         layer=layer,
         head=head,
         norm=norm,

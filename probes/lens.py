@@ -112,10 +112,9 @@ def logit_lens(
         control="the base residual moved as far in a random direction, another one for every token",
         provenance=Provenance.of(
             "logit_lens",
-            {"base": pair.base, "tuned": pair.tuned},
+            pair,
             rows,
             seed=seed,
-            device=str(pair.tuned.device),
             forward_passes=passes.forward,
             settings=call_settings(None, layers=numbers),
         ),

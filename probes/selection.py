@@ -152,8 +152,7 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
         control=f"the mean of {chosen.controls} random other heads; together: random heads of the same layers"
         + ("" if other is None else ", and as many heads chosen for another task"),
         provenance=Provenance.of(
-            "head_selection", {model.role: model}, rows, seed=chosen.seed, device=str(model.device),
-            forward_passes=steps + trial.passes, backward_passes=steps,
+            "head_selection", model, rows, seed=chosen.seed, forward_passes=steps + trial.passes, backward_passes=steps,
             settings={**call_settings(chosen, other=other), "held_out": len(test)},
         ),
         scales=found.scales,

@@ -117,10 +117,9 @@ def token_shift(
         control="the writer judging itself (numerical noise floor)",
         provenance=Provenance.of(
             "token_shift",
-            {"base": pair.base, "tuned": pair.tuned},
+            pair,
             rows,
             seed=seed,
-            device=str(pair.tuned.device),
             forward_passes=passes.forward,
             settings=call_settings(None, base_prompts=None if base_prompts is None else other),
         ),

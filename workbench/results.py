@@ -38,6 +38,14 @@ def _installed_versions() -> dict[str, str]:
     return found
 
 
+def _roles(models: Any) -> Mapping[str, Any]:
+    """Role -> model, of a pair, of a model or of what is that already."""
+    if hasattr(models, "role"):
+        return {models.role: models}
+    roles: Mapping[str, Any] = getattr(models, "models", models)
+    return roles
+
+
 def _identity(model: Any) -> Any:
     """The identity of a model as plain values; a name or an identity already plain is kept."""
     own = getattr(model, "identity", model)
@@ -68,11 +76,21 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=lambda: dict(_installed_versions()))
 
     @classmethod
-    def of(cls, probe: str, models: Mapping[str, Any], prompts: Any = None, **more: Any) -> Provenance:
-        """From models (anything with ``.identity``, or a name) and prompts; ``more`` are the other fields."""
-        names = {role: _identity(model) for role, model in models.items()}
+    def of(cls, probe: str, models: Any, prompts: Any = None, **more: Any) -> Provenance:
+        """What the function ``probe`` made from models and prompts.
+
+        Args:
+            probe: The function.
+            models: A pair, a model, or role -> model (anything with ``.identity``, or a name).
+            prompts: What was read.
+            more: The other fields; the device is that of the models unless it is said.
+        """
+        roles = _roles(models)
+        device = next((str(model.device) for model in roles.values() if hasattr(model, "device")), "cpu")
+        names = {role: _identity(model) for role, model in roles.items()}
         count = 0 if prompts is None else len(prompts)
-        return cls(probe=probe, models=names, prompts=prompts_hash(prompts), n_prompts=count, **more)
+        fields = {"device": device, **more}
+        return cls(probe=probe, models=names, prompts=prompts_hash(prompts), n_prompts=count, **fields)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -130,9 +130,7 @@ def input_side(
     return InputSide(
         table=table,
         control="the base's inputs moved as far in random directions, another one for every token",
-        provenance=Provenance.of(
-            "input_side", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("input_side", pair, rows, seed=seed, forward_passes=passes.forward),
         remainder=(remainder["score"], remainder["low"], remainder["high"]),
         form=linear_form(*(_embeddings(model) for model in (pair.base, pair.tuned)), seed=seed),
         first=None if beyond.empty else int(beyond["layer"].min()),

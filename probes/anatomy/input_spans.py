@@ -119,10 +119,7 @@ def input_spans(
     return InputSpans(
         table=with_q(frame, keep_p=False),
         control=f"random spans of the same rank on the same inputs ({draws} draws)",
-        provenance=Provenance.of(
-            "input_spans", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            forward_passes=-(-len(rows) // batch_size),
-        ),
+        provenance=Provenance.of("input_spans", pair, rows, seed=seed, forward_passes=-(-len(rows) // batch_size)),
     )  # fmt: skip
 
 

@@ -108,9 +108,7 @@ def lora_blocks(
     return LoraBlocks(
         table=with_q(table, keep_p=False).assign(overlap=_overlap(opened, blocks)),
         control="the block's own update with random signs added, nothing taken out",
-        provenance=Provenance.of(
-            "lora_blocks", pair.models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes,
-        ),
+        provenance=Provenance.of("lora_blocks", pair, rows, seed=seed, forward_passes=passes),
         modules=modules,
         resampled=units_of(rows.clusters),
     )  # fmt: skip

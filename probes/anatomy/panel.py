@@ -111,8 +111,7 @@ def adapter_panel(
         table=with_q(frame, keep_p=False),
         control="a Gaussian change of weights with the norm of the adapter's, on the same inputs (expected value)",
         provenance=Provenance.of(
-            "adapter_panel", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(model.device),
-            forward_passes=1 + (len(layers) if ablate else 0),
+            "adapter_panel", pair, rows, seed=seed, forward_passes=1 + (len(layers) if ablate else 0),
         ),
         tokens=_tokens(seen),
     )  # fmt: skip

@@ -150,10 +150,7 @@ def context_awareness(
     return ContextAwareness(
         table=_table(found, rows, seed),
         control="even attention to all tokens of the prompt; for steering, the user's own words turned down as much",
-        provenance=Provenance.of(
-            "context_awareness", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("context_awareness", pair, rows, seed=seed, forward_passes=passes.forward),
         steering=pd.DataFrame(lines), rows=pd.concat(parts, ignore_index=True), layer=place,
         resampled=units_of(rows.clusters),
     )  # fmt: skip

@@ -132,10 +132,7 @@ def attention_confidence(
     return AttentionConfidence(
         table=_table(read, places, clusters, seed),
         control="the mean over the heads of the layer",
-        provenance=Provenance.of(
-            "attention_confidence", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("attention_confidence", pair, rows, seed=seed, forward_passes=passes.forward),
         positions=(positions := _positions(read, ids, pair.tokenizer)),
         activation=_activation(positions, clusters, seed),
         overfit=pd.DataFrame({

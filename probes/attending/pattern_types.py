@@ -132,9 +132,7 @@ def pattern_types(
     return PatternTypes(
         table=_table(found, places, rows.clusters, seed),
         control="the mean change over the heads of the layer",
-        provenance=Provenance.of(
-            "pattern_types", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("pattern_types", pair, rows, seed=seed, forward_passes=passes.forward),
         threshold=threshold,
         coverage=coverage,
         resampled=units_of(rows.clusters),

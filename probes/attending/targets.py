@@ -123,10 +123,7 @@ def target_attention(
     return TargetAttention(
         table=_table(read, chosen, rows.clusters, seed),
         control=f"{draws} random places of as many tokens in the same prompt",
-        provenance=Provenance.of(
-            "target_attention", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("target_attention", pair, rows, seed=seed, forward_passes=passes.forward),
         heading=f"Attention to {target}",
     )  # fmt: skip
 

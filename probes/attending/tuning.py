@@ -159,10 +159,7 @@ def attention_tuning(  # noqa: PLR0913
     return AttentionTuning(
         table=table,
         control=f"{controls} draws of as many random heads of the same layers; in the profile, the mean over heads",
-        provenance=Provenance.of(
-            "attention_tuning", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("attention_tuning", model, rows, seed=seed, forward_passes=passes.forward),
         held_out=held_out, edit=edit, heads=heads, gamma=gamma, threshold=threshold,
         path=iv.AttentionScale(2.0).path(model) if edit == "first" else "eager", resampled=units_of(reported.clusters),
     )  # fmt: skip

@@ -190,10 +190,7 @@ def attribute_directions(  # noqa: PLR0913
     return AttributeDirections(
         table=_table(attributes, moved, before, random, parts[1], seed),
         control=f"{controls} random directions of the same norm",
-        provenance=Provenance.of(
-            "attribute_directions", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("attribute_directions", model, rows, seed=seed, forward_passes=passes.forward),
         gram=_gram(attributes, vectors, plain), metrics=_metrics(attributes, spans[0], spans[1], parts[1], seed),
         readout=readout.accuracy(attributes, data[1]), layer=place, attributes=list(attributes), vectors=vectors * size,
         resampled=units_of(parts[1].clusters).replace("prompts", "texts"),

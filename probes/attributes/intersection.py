@@ -170,10 +170,7 @@ def attribute_intersection(  # noqa: PLR0913
     return AttributeIntersection(
         table=with_q(table),
         control="a random direction of the same norm",
-        provenance=Provenance.of(
-            "attribute_intersection", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("attribute_intersection", model, rows, seed=seed, forward_passes=passes.forward),
         interference=_interference(attributes, singles, plain), layer=place, targets=targets,
         resampled=units_of(reported.clusters),
     )  # fmt: skip

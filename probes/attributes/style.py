@@ -148,8 +148,7 @@ def writing_style(  # noqa: PLR0913
         table=table,
         control="a draft of the same prompt, chosen at random",
         provenance=Provenance.of(
-            "writing_style", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
+            "writing_style", model, rows, seed=seed, forward_passes=passes.forward,
             settings=call_settings(None, style=samples),
         ),
         texts=pd.DataFrame([

@@ -142,10 +142,7 @@ def subject_offset(
     return SubjectOffset(
         table=_table(moves, chance, words, reported, seed),
         control=f"{controls} random offsets of the same norm",
-        provenance=Provenance.of(
-            "subject_offset", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("subject_offset", model, rows, seed=seed, forward_passes=passes.forward),
         strength=strength, layer=place, vector=vector, resampled=units_of(reported.clusters),
     )  # fmt: skip
 

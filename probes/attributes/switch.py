@@ -138,10 +138,7 @@ def planted_switch(  # noqa: PLR0913 (a public call)
     return PlantedSwitch(
         table=with_q(table),
         control=f"{controls} random directions of the norm, added or ablated alike; of the switch, no change",
-        provenance=Provenance.of(
-            "planted_switch", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("planted_switch", model, rows, seed=seed, forward_passes=passes.forward),
         values=pd.concat([one.values for one in measured], ignore_index=True),
         measured=f"change of {metric}",
         heading="Switch and direction",

@@ -150,7 +150,7 @@ def token_guidance(  # noqa: PLR0913
         table=with_q(table).assign(front=front_of(table)),
         control="the same scores given to other tokens of the texts; beside the tuned model, the plain base",
         provenance=Provenance.of(
-            "token_guidance", pair.models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes.forward,
+            "token_guidance", pair, rows, seed=seed, forward_passes=passes.forward,
             settings=call_settings(None, kept=beside),
         ),
         behaviour=rule.name,

@@ -172,7 +172,7 @@ def audit(
     return Audit(
         table=tests,
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
-        provenance=Provenance.of("audit", pair.models, rows, seed=seed, device=str(pair.tuned.device)),
+        provenance=Provenance.of("audit", pair, rows, seed=seed),
         hypotheses=hypotheses(tests, shown, prompts),
         answers=replies.table[["prompt", "base", "tuned"]],
         readings=readings.assign(

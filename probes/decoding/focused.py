@@ -138,10 +138,7 @@ def focused_prefix(  # noqa: PLR0913
     return FocusedPrefix(
         table=with_q(table),
         control="the wanted prefix alone (alpha 1)",
-        provenance=Provenance.of(
-            "focused_prefix", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("focused_prefix", model, rows, seed=seed, forward_passes=passes.forward),
         texts=pd.concat(parts, ignore_index=True), resampled=units_of(rows.clusters),
     )  # fmt: skip
 

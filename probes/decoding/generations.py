@@ -145,10 +145,7 @@ def contrastive_generations(  # noqa: PLR0913
     return ContrastiveGenerations(
         table=risen_phrases(of[CONTRASTIVE], of[CONTROL], of[PLAIN], clusters, seed),
         control="texts mined from the base against itself, drawn with the same random numbers",
-        provenance=Provenance.of(
-            "contrastive_generations", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("contrastive_generations", pair, rows, seed=seed, forward_passes=passes.forward),
         texts=texts,
         shares=_shares(texts, list(subjects), clusters, seed),
         behaviour=behaviour,

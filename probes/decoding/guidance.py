@@ -145,8 +145,7 @@ def guidance_front(  # noqa: PLR0913
         table=with_q(table).assign(front=front_of(table)),
         control="the tuned model's distribution to the power 1 + s, with the same cut and the same random numbers",
         provenance=Provenance.of(
-            "guidance_front", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
+            "guidance_front", pair, rows, seed=seed, forward_passes=passes.forward,
             settings=call_settings(None, kept=beside),
         ),
         behaviour=rule.name, resampled=units_of(rows.clusters),

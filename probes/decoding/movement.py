@@ -126,10 +126,7 @@ def probability_movement(
     return ProbabilityMovement(
         table=_by_bin(tokens, rows.clusters, seed),
         control="the mean movement of the same prompts' tokens whatever their entropy",
-        provenance=Provenance.of(
-            "probability_movement", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("probability_movement", pair, rows, seed=seed, forward_passes=passes.forward),
         tokens=tokens,
         selectivity=_selectivity(tokens, rows.clusters, bins, seed),
         resampled=units_of(rows.clusters),

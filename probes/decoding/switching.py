@@ -146,10 +146,7 @@ def entropy_switching(  # noqa: PLR0913
     return EntropySwitching(
         table=with_q(table),
         control="turns of the same lengths at random places",
-        provenance=Provenance.of(
-            "entropy_switching", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("entropy_switching", pair, rows, seed=seed, forward_passes=passes.forward),
         tokens=pd.concat(tokens, ignore_index=True), measured=measured, resampled=units_of(rows.clusters),
     )  # fmt: skip
 

@@ -123,10 +123,7 @@ def find_direction(
     return FoundDirection(
         table=search.table().assign(control=drop),
         control=f"{chosen.controls} random recipes of the same norm, on the reported part",
-        provenance=Provenance.of(
-            "find_direction", pair.models, rows, seed=chosen.seed, device=str(pair.tuned.device),
-            settings=call_settings(chosen),
-        ),
+        provenance=Provenance.of("find_direction", pair, rows, seed=chosen.seed, settings=call_settings(chosen)),
         behaviour=named.name, held_out=held_out, estimates=search.estimates, layers=layers,
         directions=search.found.unit[role, layers], means=search.found.other[role, layers], positions=best.positions,
         strength=best.strength, push_layer=search.push_layer, push_vector=search.push_vector,

@@ -122,7 +122,7 @@ def edit_sites(  # noqa: PLR0913
         table=with_q(frame, keep_p=False),
         control="the unedited model on the same prompts; and the same edit with the answers dealt out anew (shuffled)",
         provenance=Provenance.of(
-            "edit_sites", {model.role: model}, rows, seed=seed, device=str(model.device),
+            "edit_sites", model, rows, seed=seed,
             settings=call_settings(
                 None, paraphrases=_prompts(paraphrases), locality=_prompts(locality), general=_prompts(general)
             ),

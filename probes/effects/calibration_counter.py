@@ -108,9 +108,7 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(calibration_lines(found, rows.clusters, seed)),
         control="as many weights kept at random",
-        provenance=Provenance.of(
-            "calibration_counter_test", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-        ),
+        provenance=Provenance.of("calibration_counter_test", pair, rows, seed=seed),
         values=pd.DataFrame({
             f"{role}, {reader}, {level:g}{', random' if random else ''}, {name}": pd.Series(values)
             for (role, reader, level, random), both in found.items()

@@ -107,10 +107,7 @@ def certainty_split(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(lines),
         control="of refusals none; of average precision the accuracy, which a certainty without meaning gives",
-        provenance=Provenance.of(
-            "certainty_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("certainty_split", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in found.items() for name, one in own.items()}),
         measured="share of prompts, or average precision",
         heading="Known and unknown questions",

@@ -82,10 +82,7 @@ def constraint_satisfaction(
     return EffectPanel(
         table=table_of(constraint_lines(met, control, size, rows.clusters, seed)),
         control="the texts judged by the constraints of another row",
-        provenance=Provenance.of(
-            "constraint_satisfaction", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("constraint_satisfaction", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({**met, "constraints": size}),
         measured="share of constraints met",
         heading="Constraints met",

@@ -85,10 +85,7 @@ def context_preference(
     return EffectPanel(
         table=table_of(lines),
         control="the same answers behind contexts of other groups",
-        provenance=Provenance.of(
-            "context_preference", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("context_preference", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}: {part}": score[part] for role, score in scores.items() for part in PARTS}),
         measured="share of prompts; margin (nats, or units of the head)",
         heading="Preference in context",

@@ -87,9 +87,7 @@ def context_use(
     return EffectPanel(
         table=table,
         control="the context of another question",
-        provenance=Provenance.of(
-            "context_use", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("context_use", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({
             f"{role}, {name}": values for name, own in scores.items() for role, values in own.items()
         }),

@@ -92,7 +92,7 @@ def deployment_gap(
     return EffectPanel(
         table=table_of(lines),
         control="the base in the place of the deployed form",
-        provenance=Provenance.of("deployment_gap", pair.models, rows, seed=seed, device=str(pair.tuned.device)),
+        provenance=Provenance.of("deployment_gap", pair, rows, seed=seed),
         values=pd.DataFrame({"kl of the base": base.kl_from(reference)}),
         measured="nats, shares, or a change of the score",
         heading="Deployed against trained",

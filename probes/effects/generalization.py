@@ -93,8 +93,7 @@ def generalization_levels(  # noqa: PLR0913 (a public call)
         table=table,
         control="the mean change of all other prompts (of a model: its mean over all other prompts)",
         provenance=Provenance.of(
-            "generalization_levels", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
+            "generalization_levels", pair, rows, seed=seed, forward_passes=passes.forward,
             settings=call_settings(None, training=taught),
         ),
         values=pd.DataFrame({**scores, "level": level, **({} if spoken is None else {"language": spoken})}),

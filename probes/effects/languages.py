@@ -115,10 +115,7 @@ def language_transfer(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table,
         control=f"of the vector, {controls} random directions of its norm; of tuning, no change",
-        provenance=Provenance.of(
-            "language_transfer", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("language_transfer", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({**scores, "moved": change, "random": random, "language": spoken}),
         measured=metric,
         heading=f"Languages, with the vector of {source} at layer {place}",

@@ -94,10 +94,7 @@ def preference_movement(
     return EffectPanel(
         table=table,
         control="the change of another row's chosen answer behind the same prompt; 0 for shares and ranks",
-        provenance=Provenance.of(
-            "preference_movement", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("preference_movement", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in logs.items() for name, one in own.items()}),
         measured="nats of the whole answer (a share for displaced, a correlation for mode seeking)",
         heading="Where probability moved",

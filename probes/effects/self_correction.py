@@ -91,10 +91,7 @@ def self_correction(
     return EffectPanel(
         table=table,
         control=f"a neutral second turn ({neutral!r})",
-        provenance=Provenance.of(
-            "self_correction", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("self_correction", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in right.items() for name, one in own.items()}),
         measured="share of prompts",
         heading="Confidence and critique",

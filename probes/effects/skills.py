@@ -87,10 +87,7 @@ def skill_profile(
     return EffectPanel(
         table=table,
         control="the mean change of all other prompts (of a model: its mean over all other prompts)",
-        provenance=Provenance.of(
-            "skill_profile", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("skill_profile", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({**scores, "skill": of}),
         measured=metric,
         heading="Change by skill",
@@ -206,8 +203,7 @@ def visited_forgetting(  # noqa: PLR0913 (a public call)
         table=table_of(lines),
         control="no change; of the difference, prompts exchanged between the parts",
         provenance=Provenance.of(
-            "visited_forgetting", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
+            "visited_forgetting", pair, rows, seed=seed, forward_passes=passes.forward,
             settings=call_settings(None, training=None if training is None else Prompts.of(training)),
         ),
         values=pd.DataFrame({**scores, "visited": seen}),

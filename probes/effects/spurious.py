@@ -111,10 +111,7 @@ def spurious_attributes(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(lines),
         control=f"of reliance none; of shielding, {controls} random directions",
-        provenance=Provenance.of(
-            "spurious_attributes", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("spurious_attributes", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({**scores, **{f"{name} agrees": own for name, own in agrees.items()}}),
         measured=metric,
         heading="Reliance on attributes",

@@ -89,9 +89,7 @@ def tool_errors(
     return EffectPanel(
         table=table_of(lines),
         control="replies judged by the call of another row",
-        provenance=Provenance.of(
-            "tool_errors", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("tool_errors", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame(kinds),
         measured="share of replies",
         heading="Mistakes in tool calls",

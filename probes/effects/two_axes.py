@@ -109,9 +109,7 @@ def two_axes(  # noqa: PLR0913 (a public call)
         table=table,
         control="of models and of tuning, the statements' sides exchanged at random; of a scale, the update under "
         f"random signs; of the ablation, {controls} random directions",
-        provenance=Provenance.of(
-            "two_axes", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("two_axes", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({**{role: one * sign for role, one in agreed.items()}, "axis": named, "side": sign}),
         measured="position on the axis (-1 to 1)",
         heading="Two axes of opinion",

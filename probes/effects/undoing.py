@@ -124,7 +124,7 @@ def undoing(  # noqa: PLR0913
         table=with_q(table),
         control=f"random changes of the same norm in every module ({draws} draws)",
         provenance=Provenance.of(
-            "undoing", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
+            "undoing", pair, rows, seed=seed, forward_passes=passes.forward,
             settings=call_settings(
                 None, texts=Prompts.of(texts), instructions=None if instructions is None else kinds["instruction rows"]
             ),

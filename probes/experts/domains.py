@@ -133,10 +133,7 @@ def domain_experts(
     return DomainExperts(
         table=_table(counts.shares, counts.layers, numbers, domains, rows, seed),
         control="the same expert's use by all other domains",
-        provenance=Provenance.of(
-            "domain_experts", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=counts.passes,
-        ),
+        provenance=Provenance.of("domain_experts", model, rows, seed=seed, forward_passes=counts.passes),
         specialised=_specialised(counts.counts, counts.layers, numbers, rows, seed),
         domains=domains, resampled=units_of(rows.clusters),
     )  # fmt: skip

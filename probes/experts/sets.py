@@ -147,10 +147,7 @@ def expert_sets(  # noqa: PLR0913
     return ExpertSets(
         table=table,
         control=f"{controls} random sets of experts of the same layers, matched in frequency of use",
-        provenance=Provenance.of(
-            "expert_sets", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("expert_sets", model, rows, seed=seed, forward_passes=passes.forward),
         alone=pd.DataFrame([
             {"expert": name, "use": nominated[name], "effect": effect} for name, effect in alone.items()
         ]),

@@ -134,10 +134,9 @@ def switching_curve(
         control=f"{chosen.controls} draws of as many random experts of the same layers, matched in frequency of use",
         provenance=Provenance.of(
             "switching_curve",
-            {model.role: model},
+            model,
             rows,
             seed=chosen.seed,
-            device=str(model.device),
             forward_passes=counted + trial.passes,
             settings=call_settings(chosen),
         ),

@@ -102,10 +102,9 @@ def graft(
     models = variants(judge, mask, settings.draws)
     made = Provenance.of(
         "graft",
-        {"base": pair.base, "tuned": pair.tuned},
+        pair,
         rows,
         seed=seed,
-        device=str(pair.base.device),
         forward_passes=found.forward_passes + judge.forward_passes,
         backward_passes=found.backward_passes,
         settings=call_settings(settings, ood=None if ood is None else Prompts.of(ood)),

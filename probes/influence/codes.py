@@ -123,8 +123,7 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
         table=row_table(similarity, control, rows, asked_for, texts, draws, seed),
         control=CONTROL,
         provenance=Provenance.of(
-            "code_similarity", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
-            device=str(pair.tuned.device), forward_passes=passes.forward,
+            "code_similarity", pair, rows, seed=seed, forward_passes=passes.forward,
             settings=call_settings(None, queries=asked_for),
         ),
         ranker="dictionary codes",

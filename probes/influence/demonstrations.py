@@ -106,8 +106,7 @@ def demonstration_utility(  # noqa: PLR0913 (a public call; all but three by key
         table=row_table(similarity, control, rows, asked_for, texts, draws, seed),
         control=CONTROL,
         provenance=Provenance.of(
-            "demonstration_utility", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
-            device=str(model.device), forward_passes=passes.forward,
+            "demonstration_utility", pair, rows, seed=seed, forward_passes=passes.forward,
             settings=call_settings(None, queries=asked_for),
         ),
         ranker="utility as a demonstration",

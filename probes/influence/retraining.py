@@ -155,8 +155,7 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
         table=_table(losses, len(rows), drop, asked_for, draws, seed),
         control=f"as many random rows left out ({random_draws} draws)",
         provenance=Provenance.of(
-            "retrain_without", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            settings=call_settings(None, queries=asked_for),
+            "retrain_without", pair, rows, seed=seed, settings=call_settings(None, queries=asked_for),
         ),
         untrained=float(training.untrained().mean()),
         dropped=drop,

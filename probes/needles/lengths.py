@@ -133,8 +133,8 @@ def same_heads(  # noqa: PLR0913 (a public call)
         table=with_q(table, keep_p=False),
         control="heads exchanged at random",
         provenance=Provenance.of(
-            "same_heads", pair.models, contents([one for own in trials.values() for one in own]), seed=seed,
-            device=str(pair.tuned.device), forward_passes=sum(one.passes for one in everything),
+            "same_heads", pair, contents([one for own in trials.values() for one in own]), seed=seed,
+            forward_passes=sum(one.passes for one in everything),
             settings=call_settings(None, haystack=str(haystack), needles=[vars(one) for one in hidden]),
         ),
         reference=reference,

@@ -99,8 +99,8 @@ def mask_heads(
         table=_table(steps, values, drawn, np.array([trial.group for trial in trials]), chosen),
         control=f"{chosen.controls} draws of as many random heads of the same layers",
         provenance=Provenance.of(
-            "mask_heads", {model.role: model}, contents(trials), seed=chosen.seed, device=str(model.device),
-            forward_passes=trial.passes, settings=call_settings(chosen, heads=names[: steps[-1]], counts=counts),
+            "mask_heads", model, contents(trials), seed=chosen.seed, forward_passes=trial.passes,
+            settings=call_settings(chosen, heads=names[: steps[-1]], counts=counts),
         ),
         heads=names[: steps[-1]],
         how=chosen.how,

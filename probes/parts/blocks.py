@@ -110,8 +110,7 @@ def block_flips(
         table=with_q(frame, keep_p=False).assign(base=bench.right(None).mean()),
         control="entries of the rest of the update, drawn at random up to the block's norm, switched off instead",
         provenance=Provenance.of(
-            "block_flips", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            forward_passes=bench.passes,
+            "block_flips", pair, rows, seed=seed, forward_passes=bench.passes,
             settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         active=len(blocks),

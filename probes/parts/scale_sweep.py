@@ -138,8 +138,7 @@ def scale_sweep(
         control="the same scale of the update under random signs, entry by entry" if shape == "flat" else
         "the same factors given to the layers in reverse order",
         provenance=Provenance.of(
-            "scale_sweep", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            forward_passes=bench.passes,
+            "scale_sweep", pair, rows, seed=seed, forward_passes=bench.passes,
             settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         best_scale=float(frame["scale"][both >= both.max() - 1e-12].min()),

@@ -122,8 +122,7 @@ def update_parts(  # noqa: PLR0913
         table=with_q(frame, keep_p=False),
         control="random directions with the part's own singular values, in every matrix",
         provenance=Provenance.of(
-            "update_parts", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            forward_passes=bench.passes,
+            "update_parts", pair, rows, seed=seed, forward_passes=bench.passes,
             settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         base=float(bench.right(None).mean()),

@@ -136,8 +136,7 @@ def cmap(
         table=with_q(table),
         control=f"{chosen.controls} random groups with as many heads at each place, drawn without replacement",
         provenance=Provenance.of(
-            "cmap", {"base": pair.base, "tuned": pair.tuned}, rows, seed=chosen.seed, device=str(pair.base.device),
-            forward_passes=math.ceil(passes),
+            "cmap", pair, rows, seed=chosen.seed, forward_passes=math.ceil(passes),
             settings=call_settings(chosen, heads=named(parts), what="z"),
         ),
         heads=named(parts),

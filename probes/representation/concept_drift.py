@@ -126,10 +126,7 @@ def concept_drift(
     return ConceptDrift(
         table=_table({role: distances(*state) for role, state in states.items()}, places, rows, seed),
         control="the distance from the class prompts of the other rows",
-        provenance=Provenance.of(
-            "concept_drift", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("concept_drift", pair, rows, seed=seed, forward_passes=passes.forward),
         composition=composition,
         resampled=units_of(rows.clusters),
     )  # fmt: skip

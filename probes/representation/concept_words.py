@@ -101,10 +101,7 @@ def concept_words(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(word_lines(right, control, counts, rows.clusters, seed)),
         control=f"{draws} sets of random words of the same size",
-        provenance=Provenance.of(
-            "concept_words", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("concept_words", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {count} words": one for (role, count), one in right.items()}),
         measured="held-out accuracy",
         heading="Concept words against random words",

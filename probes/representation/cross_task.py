@@ -141,9 +141,7 @@ def cross_task(
     return CrossTask(
         table=table_of(lines),
         control="the same examples with their answers exchanged within the task",
-        provenance=Provenance.of(
-            "cross_task", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("cross_task", pair, rows, seed=seed, forward_passes=passes.forward),
         by_layer=pd.concat(layers, ignore_index=True),
         similarities=pd.DataFrame(similar),
     )  # fmt: skip

@@ -107,10 +107,7 @@ def representation_gap(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(gap_lines(arms, controls, float(np.bincount(y).max() / len(y)), rows.clusters, seed)),
         control="probes on shuffled labels, examples with exchanged answers; else the share of the largest class",
-        provenance=Provenance.of(
-            "representation_gap", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("representation_gap", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame(arms),
         measured="accuracy",
         heading="Representation and read-out",

@@ -93,10 +93,7 @@ def in_context_activations(
     return CellShifts(
         table=with_q(table),
         control="the same examples with exchanged answers",
-        provenance=Provenance.of(
-            "in_context_activations", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("in_context_activations", pair, rows, seed=seed, forward_passes=passes.forward),
         heading="Tuning and examples",
         measured="cosine of both shifts",
         resampled=units_of(rows.clusters),

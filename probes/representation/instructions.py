@@ -110,8 +110,7 @@ def instruction_attribution(
         table=table_of(_lines(scores, controls, third, rows.clusters, seed)),
         control="a random span of as many other tokens of the prompt",
         provenance=Provenance.of(
-            "instruction_attribution", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=2 * len(rows), backward_passes=2 * steps,
+            "instruction_attribution", pair, rows, seed=seed, forward_passes=2 * len(rows), backward_passes=2 * steps,
         ),
         values=pd.DataFrame({**scores, **{f"control of {role}": control for role, control in controls.items()}}),
         measured="attribution density of the instruction",

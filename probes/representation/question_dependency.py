@@ -108,8 +108,7 @@ def question_dependency(
         table=table_of(lines),
         control="even influence of everything read so far",
         provenance=Provenance.of(
-            "question_dependency", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward or 2 * len(rows),
+            "question_dependency", pair, rows, seed=seed, forward_passes=passes.forward or 2 * len(rows),
             backward_passes=2 * sum(int(_steps(len(answer), skip, most)[-1]) + 1 for answer in answers),
         ),
         values=pd.DataFrame({

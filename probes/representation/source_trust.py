@@ -101,8 +101,8 @@ def source_trust(  # noqa: PLR0913 (a public call)
         table=table_of(lines),
         control="of tags no change; of gradients, questions of another item of the same tag",
         provenance=Provenance.of(
-            "source_trust", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, backward_passes=0 if told is None else 2 * (len(rows) + len(told)),
+            "source_trust", pair, rows, seed=seed, forward_passes=passes.forward,
+            backward_passes=0 if told is None else 2 * (len(rows) + len(told)),
             settings=call_settings(None, definitions=told),
         ),
         values=pd.DataFrame({**scores, "tag": of}),

@@ -130,10 +130,7 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
     return ErasureVerdict(
         table=table,
         control="the same route on the base, beyond the base asked plainly",
-        provenance=Provenance.of(
-            "erased_or_displaced", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("erased_or_displaced", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in scores.items() for name, one in own.items()}),
         measured=metric,
         heading="Erased or displaced",

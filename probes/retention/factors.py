@@ -86,8 +86,7 @@ def template_effect(
         table=table_of(lines),
         control="0; for the template's effect on the tuned model, that on the base",
         provenance=Provenance.of(
-            "template_effect", pair.models, Prompts.of(prompts), seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
+            "template_effect", pair, Prompts.of(prompts), seed=seed, forward_passes=passes.forward,
         ),
         values=pd.DataFrame({f"{role}, {name}": one for name, own in scores.items() for role, one in own.items()}),
         measured=metric,
@@ -165,10 +164,7 @@ def position_effect(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(lines),
         control="the same passages without the gold one",
-        provenance=Provenance.of(
-            "position_effect", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("position_effect", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for name, own in scores.items() for role, one in own.items()}),
         measured=metric,
         heading="Place of the evidence",

@@ -124,10 +124,7 @@ def format_spread(  # noqa: PLR0913 (a public call)
     return FormatSpread(
         table=table,
         control="formats drawn at random, on the same prompts: their mean absolute gap",
-        provenance=Provenance.of(
-            "format_spread", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("format_spread", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in lines.items() for name, one in own.items()}),
         measured=metric,
         heading="Format spread",

@@ -120,10 +120,7 @@ def inherent_limits(
     return InherentLimits(
         table=_table(scores, of, names, rows.clusters, seed),
         control="the base's zero-shot score in the place of the tuned model's",
-        provenance=Provenance.of(
-            "inherent_limits", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("inherent_limits", pair, rows, seed=seed, forward_passes=passes.forward),
         correlation=correlation(scores, of, names, seed),
     )  # fmt: skip
 

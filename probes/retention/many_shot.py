@@ -80,10 +80,7 @@ def many_shot_curve(
     return EffectPanel(
         table=table_of(_lines(true, exchanged, rows.clusters, seed)),
         control="the same examples with their answers exchanged",
-        provenance=Provenance.of(
-            "many_shot_curve", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("many_shot_curve", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({
             f"{role}, {count} shots": values for count, own in true.items() for role, values in own.items()
         }),

@@ -117,10 +117,7 @@ def phrasing_robustness(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(lines),
         control="the distance between observed phrasings of one item; for the prefix, the drop without it; else 0",
-        provenance=Provenance.of(
-            "phrasing_robustness", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("phrasing_robustness", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({name: pd.Series(value) for name, value in values.items()}),
         measured=f"{metric}, or a distance relative to the state's length",
         heading="Observed and unobserved phrasings",

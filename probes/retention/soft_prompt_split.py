@@ -102,8 +102,7 @@ def soft_prompt_split(  # noqa: PLR0913 (a public call)
         table=table_of(split_lines(scores, clusters, seed)),
         control="a soft prompt of random token embeddings",
         provenance=Provenance.of(
-            "soft_prompt_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
+            "soft_prompt_split", pair, rows, seed=seed, forward_passes=passes.forward,
             settings=call_settings(None, others=beside),
         ),
         values=pd.DataFrame({" | ".join(key): pd.Series(values) for key, values in scores.items()}),

@@ -152,8 +152,7 @@ def routing_map(  # noqa: PLR0913
     return RoutingMap(
         table=table, control="a random router by the same rule, with gates that nobody trained",
         provenance=Provenance.of(
-            "routing_map", {base.role: base}, rows, seed=seed, device=str(base.device), forward_passes=passes.forward,
-            backward_passes=steps,
+            "routing_map", base, rows, seed=seed, forward_passes=passes.forward, backward_passes=steps,
         ),
         routers=answers, composite=composite, tokens=tokens, adapters=list(bank["names"]),
         resampled=units_of(reported.clusters),

@@ -124,10 +124,7 @@ def token_relevance(
     return TokenRelevance(
         table=with_q(table, keep_p=False),
         control=f"as many random tokens left ({draws} draws)",
-        provenance=Provenance.of(
-            "token_relevance", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("token_relevance", model, rows, seed=seed, forward_passes=passes.forward),
         tokens=_tokens(ids, weights, share, model),
         resampled=units_of(rows.clusters),
     )  # fmt: skip

@@ -159,8 +159,7 @@ def selection_trial(
         table=with_q(frame, keep_p=False),
         control=f"random entries of the update, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
-            "selection_trial", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
-            device=str(pair.base.device), forward_passes=judge.passes + gathered.passes,
+            "selection_trial", pair, rows, seed=seed, forward_passes=judge.passes + gathered.passes,
             backward_passes=gathered.passes,
             settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),

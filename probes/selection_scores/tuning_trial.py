@@ -147,7 +147,7 @@ def tuning_trial(  # noqa: PLR0913
         table=with_q(frame, keep_p=False),
         control=f"the same training of random entries, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
-            "tuning_trial", {model.role: model}, rows, seed=seed, device=str(model.device),
+            "tuning_trial", model, rows, seed=seed,
             settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         untrained=float(untrained[0].mean()),

@@ -148,10 +148,7 @@ def sparsity_curve(
     return SparsityCurve(
         table=table,
         control="firing neurons at other tokens of the same prompt; for answers, as many random neurons off",
-        provenance=Provenance.of(
-            "sparsity_curve", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("sparsity_curve", pair, rows, seed=seed, forward_passes=passes.forward),
         skill=skill, rule=rule, resampled=units_of(reported.clusters),
     )  # fmt: skip
 

@@ -131,9 +131,7 @@ def layer_paths(
     return LayerPaths(
         table=_table(scores, {**chosen, "random": random}, search, reported, seed),
         control="the oracle's choices for each sample, given to its layers at random",
-        provenance=Provenance.of(
-            "layer_paths", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-        ),
+        provenance=Provenance.of("layer_paths", pair, rows, seed=seed, forward_passes=passes.forward),
         use=_use(oracle), paths=_listed({**chosen, "random": random}, scores, search),
         search="exhaustive" if search.exhaustive else "greedy", resampled=units_of(reported.clusters),
     )  # fmt: skip

@@ -68,5 +68,5 @@ def neurons(
                 }
             )
         )
-    made = Provenance.of("neurons", pair.models, rows, seed=seed)
+    made = Provenance.of("neurons", pair, rows, seed=seed)
     return NeuronShift(table=pd.concat(tables, ignore_index=True), control="the layer's mean neuron", provenance=made)
