@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from probes.resampling import cluster_means
-from workbench.stats.bootstrap import mean_interval
+from probes.resampling import cluster_means, interval
+from workbench.stats.bootstrap import DRAWS, mean_interval
 from workbench.stats.fdr import q_values
 from workbench.stats.intervals import Interval
-from workbench.stats.shares import share_interval
+from workbench.stats.shares import share_interval, share_intervals
 from workbench.stats.tests import Alternative, paired_permutation
+from workbench.typing import Float
 
 
 def scored(
@@ -55,6 +59,31 @@ def paired_p(
     differs."""
     tested = paired_permutation(cluster_means(differences[:, None], clusters), seed=seed, alternative=alternative)
     return float(tested.p[0])
+
+
+def count_columns(
+    steps: Sequence[int],
+    values: Float[np.ndarray, "count unit"],
+    drawn: Float[np.ndarray, "draw count unit"],
+    clusters: np.ndarray,
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> dict[str, Any]:
+    """A curve over how many cells were changed, ``values`` shares in 0..1, beside as many random cells in each draw.
+
+    Columns: count; score, low, high; control with its interval over the draws; p and q of the difference, unknown
+    where nothing is changed (the first count).
+    """
+    found = share_intervals(values.T, clusters=clusters, draws=draws, seed=seed)
+    by_draw = drawn.mean(2)
+    control_low, control_high = interval(by_draw)
+    p = paired_permutation(cluster_means((values - drawn.mean(0)).T, clusters), seed=seed).p
+    p[0] = np.nan
+    return {
+        "count": steps, "score": found.estimate, "low": found.low, "high": found.high, "control": by_draw.mean(0),
+        "control_low": control_low, "control_high": control_high, "p": p, "q": q_values(p),
+    }  # fmt: skip
 
 
 def with_q(table: pd.DataFrame, *, keep_p: bool = True) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def part_effects(pair: Any, prompts: Any, *, seed: int = 0) -> pd.DataFrame:
         for random in (None, seed + 1 + number):
             with attachment.without(part, random=random):
                 moved.append(kl(whole, _next_words(pair, batch)).numpy())
-        lines.append({"part": part, **beside_control(*moved, rows.clusters, seed=seed)})
+        lines.append({"part": part, **beside_control(moved[0], moved[1], rows.clusters, seed=seed)})
     table = pd.DataFrame(lines)
     return with_q(table, keep_p=False)
 

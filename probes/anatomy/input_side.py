@@ -17,7 +17,7 @@ from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import beside_control, scored, with_q
 from workbench.argument_checks import check_pair
-from workbench.engine.hub import SiteHook
+from workbench.engine.dispatch import SiteHook, layer_readers, on_the_cpu
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.figures.weights import layer_bars
@@ -171,28 +171,23 @@ class _Run:
 
 def _run(model: AdaptedModel, ids: Tensor, entry: Tensor | None = None) -> _Run:
     """One forward pass, with other inputs where they are given."""
-    found: dict[Any, Tensor] = {}
-
-    def keep(place: Any) -> Any:
-        def read(value: Tensor, _ctx: Any) -> None:
-            found[place] = value[0].detach().float().cpu()
-
-        return read
+    states: dict[int, Tensor] = {}
+    entries: list[Tensor] = []
 
     def replace(value: Tensor, _ctx: Any) -> Tensor:
         assert entry is not None
         return entry.to(value)[None]
 
     hooks = [] if entry is None else [SiteHook(ENTRY, replace, edit=True)]
-    hooks += [SiteHook(ENTRY, keep("entry"))]
-    hooks += [SiteHook(Site("resid_post", layer), keep(layer)) for layer in range(model.n_layers)]
+    hooks += [SiteHook(ENTRY, lambda value, _ctx: entries.append(on_the_cpu(value[0])))]
+    hooks += layer_readers("resid_post", range(model.n_layers), states, on_the_cpu)
     with torch.no_grad(), model.hooked(hooks):
         logits = model.forward(ids, logits="last")
     assert logits is not None
-    last = torch.stack([found[layer][-1] for layer in range(model.n_layers)])
+    last = torch.stack([states[layer][0, -1] for layer in range(model.n_layers)])
     readings = read_out(model, last).float().cpu()
     readings[-1] = logits[0, -1].float().cpu()
-    return _Run(found["entry"], last, readings)
+    return _Run(entries[0], last, readings)
 
 
 def _share(base: _Run, other: _Run) -> Float[np.ndarray, " layer"]:

@@ -21,8 +21,8 @@ from probes.scored import paired_p, scored, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.subject import Subject, Work
-from workbench.engine.hub import SiteHook
-from workbench.engine.sites import Site, resolve_layers
+from workbench.engine.dispatch import layer_readers, on_the_cpu
+from workbench.engine.sites import resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import UserError
 from workbench.method_options import Within
@@ -178,20 +178,13 @@ def dependency(
     scores, even = [], []
     for row, answer in zip(ids, answers, strict=True):
         user = torch.from_numpy(np.asarray(template.content(row), dtype=bool))
-        seen: list[Tensor] = []
-        with model.hooked([SiteHook(Site("pattern", layer), _keeping(seen))]):
+        seen: dict[int, Tensor] = {}
+        with model.hooked(layer_readers("pattern", [layer], seen, on_the_cpu)):
             model.forward(torch.tensor([[*row, *answer]]), logits=None)
-        paid = seen[0][:, len(row) - 1 : -1, : len(row)][..., user].sum(-1)  # the queries that write the answer
+        paid = seen[layer][0][:, len(row) - 1 : -1, : len(row)][..., user].sum(-1)  # the queries that write the answer
         scores.append(float(paid.max(0).values.mean()))
         even.append(float(user.float().mean()))
     return np.array(scores), np.array(even)
-
-
-def _keeping(seen: list[Tensor]) -> Any:
-    def read(value: Tensor, _ctx: Any) -> None:
-        seen.append(value[0].detach().float().cpu())
-
-    return read
 
 
 def _steered(

@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 
 from probes.attending.confidence import read_patterns
+from probes.attending.head_changes import attention_layers, head_changes
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from workbench.argument_checks import check_pair
-from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
 from workbench.method_options import Within
 from workbench.methods import method
@@ -23,9 +24,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.bootstrap import mean_intervals
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 TYPES = ("vertical-slash", "query-aware")
@@ -105,12 +103,7 @@ def pattern_types(
         UserError: The models have other heads, no layer has any, or a prompt is shorter than two blocks.
     """
     check_pair(pair, prompts)
-    if (pair.base.n_layers, pair.base.n_heads) != (pair.tuned.n_layers, pair.tuned.n_heads):
-        raise UserError("Heads are compared one by one: both models need as many layers and heads.")
-    wanted = resolve_layers(layers, pair.tuned.n_layers)
-    places = [
-        attention_layer for attention_layer in pair.tuned.hub.geometry.attention_layers if attention_layer in wanted
-    ]
+    places = attention_layers(pair, layers)
     rows = Prompts.of(prompts)
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
     if not places:
@@ -200,18 +193,11 @@ def _table(found: dict[str, list[_Typed]], layers: Sequence[int], clusters: np.n
     index = {role: np.stack([one.index for one in own]) for role, own in found.items()}
     aware = {role: np.stack([one.aware for one in own]) for role, own in found.items()}
     apart = {role: np.stack([one.divergence for one in own]).mean(0) for role, own in found.items()}
-    change = index["tuned"] - index["base"]
-    inside = mean_intervals(change, clusters=clusters, seed=seed)
-    units = cluster_means(change.reshape(len(change), -1), clusters)
-    p = np.where(change.any(0), paired_permutation(units, seed=seed).p.reshape(change.shape[1:]), 1.0)
-    switched = (aware["base"] != aware["tuned"]).mean(0)
-    lines = [
-        {"layer": layer, "head": head, "score": inside.estimate[place, head], "low": inside.low[place, head],
-         "high": inside.high[place, head], "control": change[:, place].mean(),
-         **{role: index[role][:, place, head].mean() for role in index},
-         **{f"type_{role}": TYPES[int(aware[role][:, place, head].mean() > 0.5)] for role in aware},
-         **{f"divergence_{role}": apart[role][place, head] for role in apart},
-         "switched": switched[place, head], "p": p[place, head], "n": len(change)}
-        for place, layer in enumerate(layers) for head in range(change.shape[2])
-    ]  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(p.reshape(-1)))
+    changes = head_changes(index["tuned"] - index["base"], layers, clusters, seed)
+    query_aware = {role: (own.mean(0) > 0.5).reshape(-1) for role, own in aware.items()}
+    return with_q(changes).assign(
+        **{role: own.mean(0).reshape(-1) for role, own in index.items()},
+        **{f"type_{role}": [TYPES[int(one)] for one in own] for role, own in query_aware.items()},
+        **{f"divergence_{role}": own.reshape(-1) for role, own in apart.items()},
+        switched=(aware["base"] != aware["tuned"]).mean(0).reshape(-1), n=len(index["base"]),
+    )  # fmt: skip

@@ -15,8 +15,8 @@ from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.row_spans import row_spans
 from workbench.argument_checks import check_pair
-from workbench.engine.hub import SiteHook
-from workbench.engine.sites import Site, resolve_layers
+from workbench.engine.dispatch import layer_readers, on_the_cpu
+from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
 from workbench.figures.heads import head_heatmap
 from workbench.methods import method
@@ -153,8 +153,7 @@ def _read(
     target, control, top = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for rows in batches([len(one) for one in ids], batch_size):
         held: dict[int, Tensor] = {}
-        hooks = [SiteHook(Site("pattern", layer), _last_row(held, layer)) for layer in layers]
-        with model.hooked(hooks):
+        with model.hooked(layer_readers("pattern", layers, held, lambda value: on_the_cpu(value[:, :, -1]))):
             model.forward(pad_left([ids[row] for row in rows], pad_id(model.tokenizer)), logits=None)
         for place, layer in enumerate(layers):
             for number, row in enumerate(rows):
@@ -165,13 +164,6 @@ def _read(
                 most = seen.argmax(-1)
                 top[row, place] = (most >= first) & (most < last)
     return _Read(*(one.reshape(len(ids), -1) for one in (target, control, top)))
-
-
-def _last_row(held: dict[int, Tensor], layer: int) -> Any:
-    def read(value: Tensor, ctx: Any) -> None:  # noqa: ARG001
-        held[layer] = value[:, :, -1].detach().float().cpu()
-
-    return read
 
 
 def _table(read: dict[str, _Read], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
-from workbench.engine.hub import SiteHook
-from workbench.engine.sites import Site, resolve_layers
+from workbench.engine.dispatch import layer_readers, on_the_cpu
+from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -177,19 +177,12 @@ class _Pair:
 
     def _read(self, ids: list[int], recipe: iv.Recipe | None) -> tuple[Tensor, Tensor]:
         """States [pos, d_model] at the layer and at the last one."""
-        found: dict[int, Tensor] = {}
-
-        def keep(layer: int) -> Any:
-            def read(value: Tensor, _ctx: Any) -> None:
-                found[layer] = value[0].detach().float().cpu()
-
-            return read
-
+        states: dict[int, Tensor] = {}
         layers = (self.layer, self.model.n_layers - 1)
-        hooks = [SiteHook(Site("resid_post", layer), keep(layer)) for layer in layers]
+        hooks = layer_readers("resid_post", layers, states, on_the_cpu)
         with (recipe or iv.Recipe([])).applied(self.model), self.model.hooked(hooks, stop=True):
             self.model.forward(torch.tensor([ids]), logits=None)
-        return found[layers[0]], found[layers[1]]
+        return states[layers[0]][0], states[layers[1]][0]
 
     def moved(self, vector: Tensor, at: str, goal: Tensor) -> tuple[float, float]:
         """How far an offset moves the subject's last token and the mean of the tokens behind it along ``goal``."""

@@ -14,7 +14,7 @@ from probes.directions.material import Part
 from probes.patches.gradients import Leaves
 from probes.replay import frozen
 from workbench.behaviour.texts import common_tokens
-from workbench.engine.hub import SiteHook
+from workbench.engine.dispatch import SiteHook, layer_readers
 from workbench.engine.sites import Site
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import UserError
@@ -124,16 +124,9 @@ def _of_batch(
     model: AdaptedModel, batch: Encoded, lengths: Tensor, words: Int[Tensor, "row two"], found: Directions
 ) -> Float[np.ndarray, "role scope layer"]:
     """Summed over the rows of one batch."""
-    kept: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        def read(value: Tensor, _ctx: Any) -> None:
-            kept[layer] = value.detach().float()
-
-        return read
-
+    states: dict[int, Tensor] = {}
     leaves = Leaves([("resid_post", layer) for layer in range(model.n_layers)])
-    readers = [SiteHook(Site("resid_post", layer), keep(layer)) for layer in range(model.n_layers)]
+    readers = layer_readers("resid_post", range(model.n_layers), states)
     with frozen(model.hf), model.hooked([*leaves.hooks, *readers]):
         logits = model.forward(batch, logits="last", grad=True)
         assert logits is not None
@@ -146,7 +139,7 @@ def _of_batch(
         gradient = gradients["resid_post", layer].float()
         for role in range(len(found.roles)):
             unit, mean = (one[role, layer].to(gradient.device) for one in (found.unit, found.other))
-            gain = ((kept[layer] - mean) @ unit) * (gradient @ unit)
+            gain = ((states[layer].float() - mean) @ unit) * (gradient @ unit)
             drops[role, :, layer] = [float((gain * mask).sum()) for mask in masks]
     return drops
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from probes.edges.graph import Graph
 from probes.edges.scoring import metric_of
 from probes.edges.sending import EdgeRun, sent
 from probes.patches.task import Task
-from workbench.prompts.encode import batches
+from workbench.prompts.encode import Encoded, batches
 from workbench.stats.bootstrap import statistic_interval
 from workbench.typing import Float
 
@@ -74,22 +75,16 @@ def curve_of(
     graph: Graph, task: Task, scores: np.ndarray, name: str, batch_size: int, controls: int, seed: int
 ) -> Curve:
     """Edges outside the circuit carry what their sender writes on the contrast."""
-    ranked = rankings(scores, controls, seed)
-    n = len(task.target_ids)
-    metrics = {method: np.zeros((len(SHARES), n)) for method in ranked}
-    empty, whole = np.zeros(n), np.zeros(n)
-    for members in batches(task.lengths, batch_size):
-        corrupted, clean = task.batch(members)
-        metric = metric_of(task, members)
-        other, corrupted_logits = sent(graph, corrupted)
+
+    def both_ends(corrupted: Encoded, clean: Encoded) -> _Ends:
+        other, empty = sent(graph, corrupted)
         run = EdgeRun(graph, other)
-        empty[members] = _number(metric, corrupted_logits)
-        whole[members] = _number(metric, run(clean, None))
-        for method, values in ranked.items():
-            for place, share in enumerate(SHARES):
-                inside = leading(values, graph.possible, share)
-                metrics[method][place, members] = _number(metric, run(clean, graph.possible & ~inside))
-    return Curve(name, metrics, empty, whole, _sizes(graph))
+        return _Ends(run, empty, run(clean, None))
+
+    return _curve(
+        name, graph, task, rankings(scores, controls, seed), batch_size, both_ends,
+        lambda inside: graph.possible & ~inside,
+    )  # fmt: skip
 
 
 def rebuilt(graphs: dict[str, Graph], task: Task, batch_size: int, controls: int, seed: int) -> Curve:
@@ -104,20 +99,42 @@ def rebuilt(graphs: dict[str, Graph], task: Task, batch_size: int, controls: int
         gradients = sum(mean_gradients(graph, clean, (one[0], one[0]), metric, 1)
                         for graph, one in ((base, there), (tuned, other)))  # fmt: skip
         scores += torch.einsum("sbpm,rbpm->sr", (other - there).float(), gradients.float()).double().cpu().numpy() / 2  # type: ignore[union-attr]
-    ranked = rankings(scores, controls, seed)
+
+    def both_ends(_corrupted: Encoded, clean: Encoded) -> _Ends:
+        other, whole = sent(tuned, clean)
+        run = EdgeRun(base, other)
+        return _Ends(run, run(clean, None), whole)
+
+    return _curve("change", base, task, rankings(scores, controls, seed), batch_size, both_ends, lambda inside: inside)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """A batch whose edges can carry another run's writes, and the logits of the curve's two ends."""
+
+    run: EdgeRun
+    empty: torch.Tensor
+    whole: torch.Tensor
+
+
+def _curve(
+    name: str, graph: Graph, task: Task, ranked: dict[str, np.ndarray], batch_size: int,
+    both_ends: Callable[[Encoded, Encoded], _Ends], carried: Callable[[np.ndarray], np.ndarray],
+) -> Curve:  # fmt: skip
+    """The metric at every share of the ranked edges; ``carried`` are the edges that carry the other run's writes when
+    the leading ones are given."""
     n = len(task.target_ids)
     metrics = {method: np.zeros((len(SHARES), n)) for method in ranked}
     empty, whole = np.zeros(n), np.zeros(n)
     for members in batches(task.lengths, batch_size):
-        _, clean = task.batch(members)
-        metric = metric_of(task, members)
-        other, tuned_logits = sent(tuned, clean)
-        run = EdgeRun(base, other)
-        empty[members], whole[members] = _number(metric, run(clean, None)), _number(metric, tuned_logits)
+        corrupted, clean = task.batch(members)
+        metric, ends = metric_of(task, members), both_ends(corrupted, clean)
+        empty[members], whole[members] = _number(metric, ends.empty), _number(metric, ends.whole)
         for method, values in ranked.items():
             for place, share in enumerate(SHARES):
-                metrics[method][place, members] = _number(metric, run(clean, leading(values, base.possible, share)))
-    return Curve("change", metrics, empty, whole, _sizes(base))
+                leaders = leading(values, graph.possible, share)
+                metrics[method][place, members] = _number(metric, ends.run(clean, carried(leaders)))
+    return Curve(name, metrics, empty, whole, _sizes(graph))
 
 
 def _number(metric: Any, logits: torch.Tensor) -> np.ndarray:

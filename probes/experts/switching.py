@@ -19,8 +19,8 @@ from probes.experts.labels import respond
 from probes.experts.mapping import ExpertMap
 from probes.matching import Place, matched_cells
 from probes.options import read_options
-from probes.resampling import cluster_means, interval
 from probes.results import SHARED, ProbeResult, Provenance
+from probes.scored import count_columns
 from workbench.argument_checks import check_subject
 from workbench.engine.sites import parse_label
 from workbench.errors import UserError
@@ -30,9 +30,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts import Prompt, Prompts
 from workbench.stats.bootstrap import mean_intervals
-from workbench.stats.fdr import q_values
-from workbench.stats.shares import share_intervals
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 Behaviour = Callable[[str, Prompt], Any]
@@ -217,15 +214,8 @@ def _table(
     clusters: np.ndarray,
     chosen: SwitchOptions,
 ) -> pd.DataFrame:
-    found = share_intervals(values.T, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
     change = mean_intervals((values - values[0]).T, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
-    by_draw = drawn.mean(2)
-    control_low, control_high = interval(by_draw)
-    p = paired_permutation(cluster_means((values - drawn.mean(0)).T, clusters), seed=chosen.seed).p
-    p[0] = np.nan
     return pd.DataFrame({
-        "count": steps, "score": found.estimate, "low": found.low, "high": found.high,
-        "control": by_draw.mean(0), "control_low": control_low, "control_high": control_high,
-        "p": p, "q": q_values(p),
+        **count_columns(steps, values, drawn, clusters, seed=chosen.seed, draws=chosen.draws),
         "change": change.estimate, "change_low": change.low, "change_high": change.high,
     })  # fmt: skip

@@ -17,16 +17,13 @@ from probes.needles.decoding import answer, check_room, recall
 from probes.needles.heads import RetrievalHeads
 from probes.needles.trials import Trial, contents
 from probes.options import read_options
-from probes.resampling import cluster_means, interval
 from probes.results import SHARED, ProbeResult, Provenance
+from probes.scored import count_columns
 from workbench.engine.context import ForwardContext
-from workbench.engine.hub import SiteHook
+from workbench.engine.dispatch import SiteHook, layer_readers
 from workbench.engine.sites import Site, parse_label
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
-from workbench.stats.fdr import q_values
-from workbench.stats.shares import share_intervals
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 Mask = Literal["zero", "uniform", "mean"]
@@ -166,18 +163,11 @@ def _uniform(heads: list[int]) -> Callable[[Tensor, ForwardContext], Tensor]:
 
 def _means(model: AdaptedModel, by_layer: dict[int, list[int]], trial: Trial) -> dict[int, Tensor]:
     """Mean z [head, d_head] of each layer over the prompt."""
-    kept: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Callable[[Tensor, ForwardContext], None]:
-        def reader(value: Tensor, _ctx: ForwardContext) -> None:
-            kept[layer] = value[0].mean(0)
-
-        return reader
-
-    with model.hooked([SiteHook(Site("z", layer), keep(layer)) for layer in by_layer], stop=True):
+    means: dict[int, Tensor] = {}
+    with model.hooked(layer_readers("z", by_layer, means, lambda value: value[0].mean(0)), stop=True):
         if by_layer:
             model.forward(torch.tensor([trial.ids]), logits=None)
-    return kept
+    return means
 
 
 def _table(
@@ -188,12 +178,4 @@ def _table(
     chosen: MaskOptions,
 ) -> pd.DataFrame:
     clusters = groups if len(set(groups)) > 1 else np.arange(len(groups))
-    found = share_intervals(values.T, clusters=clusters, seed=chosen.seed)
-    by_draw = drawn.mean(2)
-    low, high = interval(by_draw)
-    p = paired_permutation(cluster_means((values - drawn.mean(0)).T, clusters), seed=chosen.seed).p
-    p[0] = np.nan
-    return pd.DataFrame({
-        "count": steps, "score": found.estimate, "low": found.low, "high": found.high,
-        "control": by_draw.mean(0), "control_low": low, "control_high": high, "q": q_values(p),
-    })  # fmt: skip
+    return pd.DataFrame(count_columns(steps, values, drawn, clusters, seed=chosen.seed)).drop(columns="p")

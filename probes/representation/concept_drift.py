@@ -171,4 +171,4 @@ def _composition(pair: ModelPair, rows: Prompts, classes: Prompts, work: Work, s
         answer_scores(Subject("tuned", pair.tuned), one, work) - answer_scores(Subject("base", pair.base), one, work)
         for one in (rows, classes)
     ]
-    return beside_control(*change, rows.clusters, seed=seed)
+    return beside_control(change[0], change[1], rows.clusters, seed=seed)
