@@ -22,6 +22,7 @@ from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
+from workbench.figures.intervals import whiskers
 from workbench.method_options import As, Within
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
@@ -56,8 +57,7 @@ class Retraining(ProbeResult):
         rows = self.table
         figure.add_bar(
             x=rows["rows"].tolist(), y=rows["score"].tolist(),
-            error_y={"type": "data", "symmetric": False, "array": (rows["high"] - rows["score"]).tolist(),
-                     "arrayminus": (rows["score"] - rows["low"]).tolist()},
+            error_y=whiskers(rows),
         )  # fmt: skip
         figure.add_hline(y=self.untrained, line_dash="dot", annotation_text="untrained")
         figure.update_layout(

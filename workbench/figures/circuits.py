@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.behaviour import COLOURS
+from workbench.figures.intervals import whiskers
 
 
 def beside_random(
@@ -20,11 +21,11 @@ def beside_random(
         shown, told = str(kind) if kind is not None else "chosen heads", "" if kind is None else f" ({kind})"
         figure.add_bar(
             x=part[name], y=part["score"], name=shown, marker_color=COLOURS[(number + 1) % len(COLOURS)],
-            offsetgroup=f"{number}", error_y=_whiskers(part, "score", "low", "high"),
+            offsetgroup=f"{number}", error_y=whiskers(part),
         )  # fmt: skip
         figure.add_bar(
             x=part[name], y=part["control"], name=f"random heads{told}", marker_color=COLOURS[0], opacity=0.5,
-            offsetgroup=f"{number} random", error_y=_whiskers(part, "control", "control_low", "control_high"),
+            offsetgroup=f"{number} random", error_y=whiskers(part, "control", "control_low", "control_high"),
         )  # fmt: skip
         if floor is not None:
             figure.add_scatter(
@@ -36,9 +37,3 @@ def beside_random(
         legend=dict(orientation="h", y=-0.2),
     )  # fmt: skip
     return figure
-
-
-def _whiskers(table: pd.DataFrame, middle: str, low: str, high: str) -> dict[str, object]:
-    return dict(
-        type="data", symmetric=False, array=table[high] - table[middle], arrayminus=table[middle] - table[low]
-    )  # fmt: skip
