@@ -31,6 +31,7 @@ from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
+from workbench.figures.intervals import whiskers
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel, pad_id
@@ -108,8 +109,7 @@ class HeadSelection(ProbeResult):
             figure.add_scatter(
                 x=shown["count"], y=shown["other"], name="best heads of the other task", mode="lines+markers",
                 line=dict(color="rgb(178, 24, 43)", dash="dot"), marker=dict(symbol="diamond"),
-                error_y=dict(type="data", symmetric=False, array=shown["other_high"] - shown["other"],
-                             arrayminus=shown["other"] - shown["other_low"]),
+                error_y=whiskers(shown, "other", "other_low", "other_high"),
             )  # fmt: skip
         return figure
 

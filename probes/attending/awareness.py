@@ -25,6 +25,7 @@ from workbench.engine.dispatch import layer_readers, on_the_cpu
 from workbench.engine.sites import resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import UserError
+from workbench.figures.intervals import whiskers
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -65,8 +66,7 @@ class ContextAwareness(ProbeResult):
         drawn = go.Figure(
             go.Bar(
                 x=names, y=self.table["score"],
-                error_y={"type": "data", "symmetric": False, "array": self.table["high"] - self.table["score"],
-                         "arrayminus": self.table["score"] - self.table["low"]},
+                error_y=whiskers(self.table),
             )
         )  # fmt: skip
         drawn.update_layout(title=self.title, yaxis_title=self.unit)

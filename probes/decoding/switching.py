@@ -23,6 +23,7 @@ from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
+from workbench.figures.intervals import whiskers
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.pair import ModelPair
@@ -58,8 +59,7 @@ class EntropySwitching(ProbeResult):
         lines = self.table.sort_values("share")
         drawn = go.Figure([
             go.Scatter(x=lines["share"], y=lines["score"], name="by entropy", mode="lines+markers",
-                       error_y={"type": "data", "symmetric": False, "array": lines["high_score"] - lines["score"],
-                                "arrayminus": lines["score"] - lines["low_score"]}),
+                       error_y=whiskers(lines, "score", "low_score", "high_score")),
             go.Scatter(x=lines["share"], y=lines["control"], name="random turns", mode="lines+markers",
                        line={"color": "#9aa5ab"}),
         ])  # fmt: skip
