@@ -76,9 +76,9 @@ def mask_heads(
 
     ``subject``: a model or a pair (its tuned model). ``options``: see :class:`MaskOptions`.
     """
-    chosen = read_options(MaskOptions, options)
-    if chosen.how not in MASKS:
-        raise unknown_name("way to mask a head", chosen.how, MASKS)
+    settings = read_options(MaskOptions, options)
+    if settings.how not in MASKS:
+        raise unknown_name("way to mask a head", settings.how, MASKS)
     model: AdaptedModel = getattr(subject, "tuned", subject)
     names = _ranked(heads)
     steps = sorted({0, *counts})
@@ -87,20 +87,20 @@ def mask_heads(
     ranked = [parse_label(name)[::2] for name in names[: steps[-1]]]
     best: list[Place] = [(layer, int(head or 0)) for layer, head in ranked]
     everything = {(layer, head): 0.0 for layer in range(model.n_layers) for head in range(model.n_heads)}
-    random = matched_cells(best, everything, chosen.controls, chosen.seed, nearest=len(everything))
-    check_room(model, trials, chosen.max_new_tokens)
-    trial = _Trial(model, trials, chosen)
+    random = matched_cells(best, everything, settings.controls, settings.seed, nearest=len(everything))
+    check_room(model, trials, settings.max_new_tokens)
+    trial = _Trial(model, trials, settings)
     values = np.stack([trial.recalls(best[:n]) for n in steps])
     drawn = np.stack([np.stack([values[0], *(trial.recalls(draw[:n]) for n in steps[1:])]) for draw in random])
     return MaskTest(
-        table=_table(steps, values, drawn, np.array([trial.group for trial in trials]), chosen),
-        control=f"{chosen.controls} draws of as many random heads of the same layers",
+        table=_table(steps, values, drawn, np.array([trial.group for trial in trials]), settings),
+        control=f"{settings.controls} draws of as many random heads of the same layers",
         provenance=Provenance.of(
-            "mask_heads", model, contents(trials), seed=chosen.seed, forward_passes=trial.passes,
-            settings=call_settings(chosen, heads=names[: steps[-1]], counts=counts),
+            "mask_heads", model, contents(trials), seed=settings.seed, forward_passes=trial.passes,
+            settings=call_settings(settings, heads=names[: steps[-1]], counts=counts),
         ),
         heads=names[: steps[-1]],
-        how=chosen.how,
+        how=settings.how,
     )  # fmt: skip
 
 
@@ -114,15 +114,15 @@ def _ranked(heads: RetrievalHeads | Sequence[str]) -> list[str]:
 class _Trial:
     """Needle trials answered with some heads masked."""
 
-    def __init__(self, model: AdaptedModel, trials: Sequence[Trial], chosen: MaskOptions) -> None:
-        self.model, self.trials, self.chosen, self.passes = model, trials, chosen, 0
+    def __init__(self, model: AdaptedModel, trials: Sequence[Trial], settings: MaskOptions) -> None:
+        self.model, self.trials, self.settings, self.passes = model, trials, settings, 0
 
     def recalls(self, heads: Sequence[Place]) -> Float[np.ndarray, " trial"]:
         """Recall of each trial's needle."""
         found = []
         for trial in self.trials:
-            hooks = mask_hooks(self.model, heads, self.chosen.how, trial)
-            one = answer(self.model, trial, self.chosen.max_new_tokens, watch=False, hooks=hooks)
+            hooks = mask_hooks(self.model, heads, self.settings.how, trial)
+            one = answer(self.model, trial, self.settings.max_new_tokens, watch=False, hooks=hooks)
             self.passes += one.passes
             found.append(recall(self.model, trial, one.outputs))
         return np.array(found)
@@ -175,7 +175,7 @@ def _table(
     values: Float[np.ndarray, "count trial"],
     drawn: Float[np.ndarray, "draw count trial"],
     groups: np.ndarray,
-    chosen: MaskOptions,
+    settings: MaskOptions,
 ) -> pd.DataFrame:
     clusters = groups if len(set(groups)) > 1 else np.arange(len(groups))
-    return pd.DataFrame(count_columns(steps, values, drawn, clusters, seed=chosen.seed)).drop(columns="p")
+    return pd.DataFrame(count_columns(steps, values, drawn, clusters, seed=settings.seed)).drop(columns="p")

@@ -107,7 +107,7 @@ def cmap(
     (``probes.patching(what="write")``). ``metric``: accuracy, prob or logit_diff. ``options``: see
     :class:`CrossOptions`. Prompts may differ in length. Raises :class:`UserError` for a single model and unknown heads.
     """
-    chosen = read_options(CrossOptions, options)
+    settings = read_options(CrossOptions, options)
     if not (hasattr(pair, "base") and hasattr(pair, "tuned")):
         raise UserError("Cross-model patching needs both models: give a pair (load_pair), not one model.")
     rows = Prompts.of(prompts)
@@ -118,26 +118,26 @@ def cmap(
     found, passes = [], 0.0
     for target, source in (("base", "tuned"), ("tuned", "base")):
         theirs = Same(getattr(pair, source), batch)
-        run = HeadRuns(getattr(pair, target), rows, theirs, metric, batch_size=chosen.batch_size,
-                       max_tokens=chosen.max_tokens, progress=chosen.progress)  # fmt: skip
-        random = {name: random_parts(some, pair.base, chosen.controls, chosen.seed) for name, some in groups.items()}
+        run = HeadRuns(getattr(pair, target), rows, theirs, metric, batch_size=settings.batch_size,
+                       max_tokens=settings.max_tokens, progress=settings.progress)  # fmt: skip
+        random = {name: random_parts(some, pair.base, settings.controls, settings.seed) for name, some in groups.items()}
         every = [[], *groups.values(), *(draw for draws in random.values() for draw in draws)]
         alone[target] = values = run.scores([Kept(frozenset(some), everything_else=True) for some in every])
         found.append((f"{source} into {target}", target, source, values))
         passes += run.passes
     table = pd.concat(
         [
-            _table(direction, groups, values, alone[source][:, 0], rows.clusters, chosen)
+            _table(direction, groups, values, alone[source][:, 0], rows.clusters, settings)
             for direction, _, source, values in found
         ],
         ignore_index=True,
     )
     return CrossPatching(
         table=with_q(table),
-        control=f"{chosen.controls} random groups with as many heads at each place, drawn without replacement",
+        control=f"{settings.controls} random groups with as many heads at each place, drawn without replacement",
         provenance=Provenance.of(
-            "cmap", pair, rows, seed=chosen.seed, forward_passes=math.ceil(passes),
-            settings=call_settings(chosen, heads=named(parts), what="z"),
+            "cmap", pair, rows, seed=settings.seed, forward_passes=math.ceil(passes),
+            settings=call_settings(settings, heads=named(parts), what="z"),
         ),
         heads=named(parts),
         metric=metric,
@@ -150,15 +150,15 @@ def _table(
     values: np.ndarray,
     other: np.ndarray,
     clusters: np.ndarray,
-    chosen: CrossOptions,
+    settings: CrossOptions,
 ) -> pd.DataFrame:
     """``values`` [prompt, (nothing moved, groups, draws of each group)]."""
     size, start = len(groups), values[:, 0]
-    moved = mean_intervals(values[:, 1 : 1 + size], clusters=clusters, draws=chosen.draws, seed=chosen.seed)
+    moved = mean_intervals(values[:, 1 : 1 + size], clusters=clusters, draws=settings.draws, seed=settings.seed)
     change = mean_intervals(
-        values[:, 1 : 1 + size] - start[:, None], clusters=clusters, draws=chosen.draws, seed=chosen.seed
+        values[:, 1 : 1 + size] - start[:, None], clusters=clusters, draws=settings.draws, seed=settings.seed
     )
-    drawn = values[:, 1 + size :].mean(0).reshape(size, chosen.controls)
+    drawn = values[:, 1 + size :].mean(0).reshape(size, settings.controls)
     low, high = interval(drawn.T)
     way = other.mean() - start.mean()
     towards = 1.0 if way >= 0 else -1.0
