@@ -173,9 +173,9 @@ def nonlinearity(model: AdaptedModel, layer: int) -> nn.Module:
     model.hub.module(Site("mlp_post", layer))
     mlp = submodule(model.inner, f"{model.hub.family.layers}.{layer}.{model.hub.family.mlp}")
     for name in _ACTIVATIONS:
-        found = getattr(mlp, name, None)
-        if isinstance(found, nn.Module):
-            return found
+        module = getattr(mlp, name, None)
+        if isinstance(module, nn.Module):
+            return module
     raise NotSupported(f"The MLP of layer {layer} has no non-linearity in a known place: use rule='magnitude'.")
 
 

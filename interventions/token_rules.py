@@ -88,12 +88,12 @@ class TokenRules(Intervention):
         Raises:
             UserError: A word that is no single token, an id beyond the vocabulary, or two scores for one token.
         """
-        found: dict[int, float] = {}
+        biases: dict[int, float] = {}
         for word, score in self.biases.items():
             for token in _tokens(str(word), model):
-                if found.setdefault(token, score) != score:
+                if biases.setdefault(token, score) != score:
                     raise UserError(f"The word {word!r} is token {token}, which has another bias already: give one.")
-        return found
+        return biases
 
     @contextmanager
     def entered(self, model: AdaptedModel) -> Iterator[Any]:
@@ -184,7 +184,7 @@ def _tokens(word: str, model: AdaptedModel) -> list[int]:
     if model.tokenizer is None:
         raise UserError(f"The bias names the word {word!r} and this model has no tokenizer: name tokens by number.")
     spelt = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (word, f" {word}")]
-    found = sorted({ids[0] for ids in spelt if len(ids) == 1})
-    if not found:
+    tokens = sorted({ids[0] for ids in spelt if len(ids) == 1})
+    if not tokens:
         raise UserError(f"The word {word!r} is {len(spelt[0])} tokens to this model; a bias needs a word of one token.")
-    return found
+    return tokens

@@ -168,16 +168,16 @@ def answers(
 
 def _kl(pair: ModelPair, rows: Prompts, written: list[tuple[int, ...]], work: Work) -> Float[np.ndarray, " row"]:
     """KL(tuned || base) per token of what the tuned model wrote, in nats, both behind the prompt as each reads it."""
-    found = np.full(len(rows), np.nan)
+    divergence = np.full(len(rows), np.nan)
     known = [row for row, ids in enumerate(written) if ids and max(ids) < pair.base.vocab_size]
     if not known:
-        return found
+        return divergence
     asked_of = rows[known]
     base, tuned = (encode(asked_of, model.tokenizer, model.max_positions) for model in pair.models.values())
     subjects = Subject("base", pair.base), [Subject("tuned", pair.tuned)]
     (values,) = kl_per_token(*subjects, base, [written[row] for row in known], work, each=[tuned])
-    found[known] = values[:, 1]
-    return found
+    divergence[known] = values[:, 1]
+    return divergence
 
 
 def rising_openings(base: Sequence[str], tuned: Sequence[str]) -> pd.DataFrame:

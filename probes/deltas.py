@@ -194,12 +194,12 @@ class _SiteRows:
         """Which rows make each cell; positions that fewer than two units have are left out."""
         if not by_position:
             return [({}, torch.ones_like(self.prompt, dtype=torch.bool))]
-        found = []
+        cells = []
         for position in self.position.unique().tolist():
             rows = self.position == position
             if len(self.cluster[rows].unique()) > 1:
-                found.append(({"position": position}, rows))
-        return found
+                cells.append(({"position": position}, rows))
+        return cells
 
     def measured(self, rows: Tensor, seed: int) -> pd.DataFrame:
         base, tuned = self.base[rows], self.tuned[rows]

@@ -40,5 +40,5 @@ def answer_scores(subject: Subject, rows: Prompts, work: Work) -> Float[np.ndarr
         UserError: A row has no answer.
     """
     ids = encode(rows, subject.model.tokenizer, subject.model.max_positions)
-    found = logprobs(subject, ids, continuations_of(rows, subject, "answer"), work)
-    return found.sum_ / found.tokens
+    logs = logprobs(subject, ids, continuations_of(rows, subject, "answer"), work)
+    return logs.sum_ / logs.tokens

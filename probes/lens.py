@@ -172,7 +172,7 @@ class _Chunk:
 
     def cells(self, reading: _Reading, layer: int, shown: int, top: int) -> list[dict[str, Any]]:
         """What both models' grids show at this layer."""
-        found = []
+        cells = []
         apart = kl(reading.tuned, reading.base)
         tokenizer = self.pair.tokenizer
         for number, row in enumerate(self.index.to_dict("records")):
@@ -182,7 +182,7 @@ class _Chunk:
                 best = says.topk(min(top, len(says)))
                 words = [tokenizer.decode([token]) for token in best.indices.tolist()]
                 chances = best.values.exp().tolist()
-                found.append(
+                cells.append(
                     {
                         "model": role,
                         "prompt": row["prompt"],
@@ -196,7 +196,7 @@ class _Chunk:
                         "kl": apart[number].item(),
                     }
                 )
-        return found
+        return cells
 
 
 def _says(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:

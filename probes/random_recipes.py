@@ -39,10 +39,10 @@ def stand_ins(
         return []
     rows, columns = Prompts.of(prompts), []
     for number, intervention in enumerate(recipe):
-        found = _drawn(intervention, model, rows, draws, seed + number)
-        if found is None:
+        recipes = _drawn(intervention, model, rows, draws, seed + number)
+        if recipes is None:
             return []
-        columns.append(found)
+        columns.append(recipes)
     return [iv.Recipe(list(row)) for row in zip(*columns, strict=True)]
 
 

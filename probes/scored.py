@@ -75,14 +75,14 @@ def count_columns(
     Columns: count; score, low, high; control with its interval over the draws; p and q of the difference, unknown
     where nothing is changed (the first count).
     """
-    found = share_intervals(values.T, clusters=clusters, draws=draws, seed=seed)
+    intervals = share_intervals(values.T, clusters=clusters, draws=draws, seed=seed)
     by_draw = drawn.mean(2)
     control_low, control_high = interval(by_draw)
     p = paired_permutation(cluster_means((values - drawn.mean(0)).T, clusters), seed=seed).p
     p[0] = np.nan
     return {
-        "count": steps, "score": found.estimate, "low": found.low, "high": found.high, "control": by_draw.mean(0),
-        "control_low": control_low, "control_high": control_high, "p": p, "q": q_values(p),
+        "count": steps, "score": intervals.estimate, "low": intervals.low, "high": intervals.high,
+        "control": by_draw.mean(0), "control_low": control_low, "control_high": control_high, "p": p, "q": q_values(p),
     }  # fmt: skip
 
 
@@ -92,5 +92,5 @@ def with_q(table: pd.DataFrame, *, keep_p: bool = True) -> pd.DataFrame:
     return tested if keep_p else tested.drop(columns="p")
 
 
-def _columns(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.estimate, "low": found.low, "high": found.high}
+def _columns(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.estimate, "low": interval.low, "high": interval.high}

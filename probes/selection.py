@@ -135,16 +135,16 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     rows = Prompts.of(prompts)
     count = _how_many(model.n_layers * model.n_heads, settings.heads)
     train, test = _split(rows, settings)
-    found = _train(model, rows[train], settings, settings.seed)
+    trained = _train(model, rows[train], settings, settings.seed)
     again = [_train(model, rows[_redrawn(rows, train, settings.seed + n)], settings, settings.seed + n).scales
              for n in range(1, settings.resamples + 1)]  # fmt: skip
     other = None if settings.other is None else Prompts.of(settings.other)
     rivals = None if other is None else _train(model, other, settings, settings.seed)
     typical = _mean_size(model, rows[train], settings.batch_size)
-    scores = found.scores()
+    scores = trained.scores()
     drawn = np.array([one.norm(dim=-1).flatten().double().numpy() for one in again]).reshape(len(again), scores.numel())
-    table, agreement = _table(found.scales, typical, drawn, count, settings)
-    trial = _Trial(model, rows[test], found.scales, settings)
+    table, agreement = _table(trained.scales, typical, drawn, count, settings)
+    trial = _Trial(model, rows[test], trained.scales, settings)
     seen = len(train) * (1 + settings.resamples) + (0 if other is None else len(other))
     steps = -(-seen * settings.epochs // settings.batch_size)
     return HeadSelection(
@@ -152,14 +152,14 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
         control=f"the mean of {settings.controls} random other heads; together: random heads of the same layers"
         + ("" if other is None else ", and as many heads chosen for another task"),
         provenance=Provenance.of(
-            "head_selection", model, rows, seed=settings.seed, forward_passes=steps + trial.passes, backward_passes=steps,
-            settings={**call_settings(settings, other=other), "held_out": len(test)},
+            "head_selection", model, rows, seed=settings.seed, forward_passes=steps + trial.passes,
+            backward_passes=steps, settings={**call_settings(settings, other=other), "held_out": len(test)},
         ),
-        scales=found.scales,
-        chosen=found.best(count),
+        scales=trained.scales,
+        chosen=trained.best(count),
         agreement=agreement,
         together=trial.table(scores, count, None if rivals is None else rivals.scores()),
-        history=[float(step["loss"]) for step in found.history],
+        history=[float(step["loss"]) for step in trained.history],
         other_chosen=None if rivals is None else rivals.best(count),
     )  # fmt: skip
 
@@ -308,15 +308,15 @@ class _Trial:
         """Log-probability of each answer with these heads scaled."""
         scaled = {f"L{layer}H{head}": 1 + self.scales[layer, head] for layer, head in heads}
         collate = Collator(pad_id(self.model.tokenizer))
-        found = np.zeros(len(self.examples))
+        log_probs = np.zeros(len(self.examples))
         lengths = [len(example.prompt) + len(example.answer) for example in self.examples]
         with Recipe([HeadScale(scaled)] if heads else []).applied(self.model), self.model.active(), torch.no_grad():
             for members in batches(lengths, self.chosen.batch_size):
                 batch = collate([self.examples[row] for row in members])
                 logits = answer_logits(self.model, batch["input_ids"], batch["attention_mask"])
-                found[members] = answer_log_probs(logits, batch["labels"].to(logits.device)).double().cpu().numpy()
+                log_probs[members] = answer_log_probs(logits, batch["labels"].to(logits.device)).double().cpu().numpy()
                 self.passes += 1
-        return found
+        return log_probs
 
 
 def _leading(scores: Float[Tensor, "layer head"], count: int) -> list[Place]:

@@ -214,8 +214,8 @@ def _shares(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: in
         for kind in KINDS:
             per_prompt = (part["kind"] == kind).groupby(part["prompt"]).mean()
             units = clusters[per_prompt.index.to_numpy()]
-            found = scored_share(per_prompt.to_numpy(float), name="share", seed=seed, clusters=units)
-            rows.append({"direction": direction, "kind": kind, **found})
+            share = scored_share(per_prompt.to_numpy(float), name="share", seed=seed, clusters=units)
+            rows.append({"direction": direction, "kind": kind, **share})
     return pd.DataFrame(rows)
 
 

@@ -29,13 +29,13 @@ _ROOMS = ("probes", "workbench.behaviour", "interventions.training")
 
 @cache
 def _installed_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def _roles(models: Any) -> Mapping[str, Any]:
@@ -127,10 +127,12 @@ class Result:
     def load(cls: type[Kept], path: str | Path) -> Kept:
         """Read a result back; the common class reads any, a class of its own only its own kind."""
         kind, fields = result_file.read(path)
-        found = _result_class(kind)
-        if not issubclass(found, cls):
-            raise UserError(f"{path} holds a {found.__name__}, not a {cls.__name__}; read it with {found.__name__}.")
-        return found(**{**fields, "provenance": Provenance(**fields["provenance"])})
+        result_class = _result_class(kind)
+        if not issubclass(result_class, cls):
+            raise UserError(
+                f"{path} holds a {result_class.__name__}, not a {cls.__name__}; read it with {result_class.__name__}."
+            )
+        return result_class(**{**fields, "provenance": Provenance(**fields["provenance"])})
 
     def to_json(self) -> str:
         """The table and the provenance as JSON with plain lists (NaN becomes null)."""
@@ -177,9 +179,9 @@ def _result_class(kind: str) -> type[Any]:
     module, _, name = kind.partition(":")
     if any(module == room or module.startswith(f"{room}.") for room in (*_ROOMS, *_plugins())):
         try:
-            found = getattr(import_module(module), name, None)
+            candidate = getattr(import_module(module), name, None)
         except ModuleNotFoundError:
-            found = None
-        if isinstance(found, type) and issubclass(found, Result):
-            return found
+            candidate = None
+        if isinstance(candidate, type) and issubclass(candidate, Result):
+            return candidate
     raise UserError(f"This file holds a result of unknown kind {kind!r}; update Tunescope to read it.")

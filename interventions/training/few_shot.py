@@ -201,15 +201,15 @@ def label_words(model: Any, rows: Prompts, template: str, *, candidates: int = 2
     means = torch.stack([chances[torch.from_numpy(labels == name)].mean(0) for name in names])
     special = [one for one in adapted.tokenizer.all_special_ids if one < means.shape[1]]
     means[:, special] = -torch.inf
-    found: dict[str, str] = {}
+    word_of: dict[str, str] = {}
     for place, name in enumerate(names):
         others = torch.cat([means[:place], means[place + 1 :]]).mean(0)
-        likely = islice(_words(adapted, means[place]), candidates + len(found))
-        words = {word: token for token, word in likely if word not in found.values()}
+        likely = islice(_words(adapted, means[place]), candidates + len(word_of))
+        words = {word: token for token, word in likely if word not in word_of.values()}
         if not words:
             raise UserError(f"The tokenizer has no word of one token for the class {name!r}: give words of your own.")
-        found[name] = _most_above(words, means[place] - others)
-    return found
+        word_of[name] = _most_above(words, means[place] - others)
+    return word_of
 
 
 def _words(model: AdaptedModel, chances: Float[Tensor, " vocab"]) -> Iterator[tuple[int, str]]:
@@ -266,13 +266,13 @@ def accuracy(model: AdaptedModel, rows: Prompts, choices: Int[Tensor, " class"])
 
 @torch.no_grad()
 def _next_words(model: AdaptedModel, ids: Sequence[Sequence[int]]) -> Float[Tensor, "row vocab"]:
-    found: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
     for rows in batches([len(one) for one in ids], 32):
         with model.active():
             logits = model.forward(pad_left([ids[row] for row in rows], pad_id(model.tokenizer)), logits="last")
         assert logits is not None
-        found |= dict(zip(rows, logits[:, -1].float().cpu(), strict=True))
-    return torch.stack([found[number] for number in range(len(ids))])
+        states |= dict(zip(rows, logits[:, -1].float().cpu(), strict=True))
+    return torch.stack([states[number] for number in range(len(ids))])
 
 
 def _states(model: AdaptedModel, rows: Prompts) -> Float[Tensor, "row d_model"]:

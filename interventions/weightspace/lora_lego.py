@@ -16,13 +16,13 @@ _ROUNDS = 100
 
 def lora_factors(model: object) -> dict[str, Factors]:
     """The factors of every module of a loaded plain LoRA, by module. Raises :class:`UserError` for another adapter."""
-    found = {}
+    factors_of = {}
     for module in adapted_modules(model):
         one = factors(model, module)
         if one is None:
             raise UserError(f"The adapter at {module} is no plain LoRA: LEGO clusters the ranks of plain LoRAs.")
-        found[module] = Factors(one.A.detach(), one.B.detach(), one.scaling)
-    return found
+        factors_of[module] = Factors(one.A.detach(), one.B.detach(), one.scaling)
+    return factors_of
 
 
 def lego(adapters: Sequence[Mapping[str, Factors]], rank: int | None = None, *, seed: int = 0) -> TaskVector:

@@ -94,18 +94,18 @@ def _head_part(
     weight = find_parameter(parameters, f"{stem}.weight")
     module = model.inner.get_submodule(stem)
     transposed = _is_conv1d(module)
-    found = {f"{stem}.weight": torch.zeros(weight.shape, dtype=torch.bool)}
-    view = found[f"{stem}.weight"].T if transposed else found[f"{stem}.weight"]
+    masks = {f"{stem}.weight": torch.zeros(weight.shape, dtype=torch.bool)}
+    view = masks[f"{stem}.weight"].T if transposed else masks[f"{stem}.weight"]
     if part == "o":
         width = in_features(module) // model.n_heads
         view[:, head * width : (head + 1) * width] = True
-        return found
+        return masks
     rows = _head_rows(model, family, view.shape[0], head, part)
     view[rows] = True
     if f"{stem}.bias" in parameters:
-        found[f"{stem}.bias"] = torch.zeros(parameters[f"{stem}.bias"].shape, dtype=torch.bool)
-        found[f"{stem}.bias"][rows] = True
-    return found
+        masks[f"{stem}.bias"] = torch.zeros(parameters[f"{stem}.bias"].shape, dtype=torch.bool)
+        masks[f"{stem}.bias"][rows] = True
+    return masks
 
 
 def _head_rows(model: AdaptedModel, family: Family, height: int, head: int, part: str) -> slice:

@@ -105,9 +105,9 @@ def decomposed_prompt(
             f"{adapter.folder} has embeddings of {parts.prompt.shape[1]} numbers and the base of {words.shape[1]}: "
             "give the base that it was trained on."
         )
-    found = _effects(model, rows, parts, seed, progress or Silent())
+    effects = _effects(model, rows, parts, seed, progress or Silent())
     table = pd.DataFrame([
-        {"module": name, **_row(found[name], rows, seed), **_shape(part, words)}
+        {"module": name, **_row(effects[name], rows, seed), **_shape(part, words)}
         for name, part in zip(PARTS, (parts.prompt, parts.offsets), strict=True)
     ])  # fmt: skip
     return DecomposedPrompt(

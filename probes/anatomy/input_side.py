@@ -224,11 +224,11 @@ def linear_form(before: Float[Tensor, "word d"], after: Float[Tensor, "word d"],
         return {"linear": float("nan"), "linear_control": float("nan"), "rank": float("nan")}
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     fit, told = order[: count // 2], order[count // 2 :]
-    share, found = _explained(x, change, fit, told)
+    share, weights = _explained(x, change, fit, told)
     mixed, _ = _explained(
         x[torch.randperm(count, generator=torch.Generator().manual_seed(seed + 1))], change, fit, told
     )
-    values = torch.linalg.svdvals(found).square().cumsum(0)
+    values = torch.linalg.svdvals(weights).square().cumsum(0)
     rank = int((values < 0.9 * values[-1]).sum()) + 1
     return {"linear": share, "linear_control": mixed, "rank": float(rank)}
 
@@ -236,6 +236,6 @@ def linear_form(before: Float[Tensor, "word d"], after: Float[Tensor, "word d"],
 def _explained(x: Tensor, change: Tensor, fit: Tensor, told: Tensor) -> tuple[float, Tensor]:
     gram = x[fit].T @ x[fit]
     ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    found = torch.linalg.solve(gram + ridge, x[fit].T @ change[fit])
-    left = (change[told] - x[told] @ found).square().sum()
-    return float(1 - left / change[told].square().sum().clamp_min(1e-30)), found
+    weights = torch.linalg.solve(gram + ridge, x[fit].T @ change[fit])
+    left = (change[told] - x[told] @ weights).square().sum()
+    return float(1 - left / change[told].square().sum().clamp_min(1e-30)), weights

@@ -143,7 +143,7 @@ def _row(held: list[Factors], begun: Factors | None, which: str, draws: int, see
     ]
     whole = mean_interval(likeness, seed=seed) if len(likeness) > 1 else None
     mean = float(np.mean(likeness))
-    found = {
+    row = {
         "score": mean, "low": mean if whole is None else whole.low, "high": mean if whole is None else whole.high,
         "control": float(np.mean(drawn)) if drawn else np.nan,
         "p": (1 + sum(one >= mean for one in drawn)) / (draws + 1), "to_initial": np.nan, "bit_equal": np.nan,
@@ -151,9 +151,9 @@ def _row(held: list[Factors], begun: Factors | None, which: str, draws: int, see
     }  # fmt: skip
     if begun is not None:
         first = _side(begun, which)
-        found["to_initial"] = float(np.mean([span_likeness(side, first) for side in sides]))
-        found["bit_equal"] = float(all(torch.equal(side, first) for side in sides))
-    return found
+        row["to_initial"] = float(np.mean([span_likeness(side, first) for side in sides]))
+        row["bit_equal"] = float(all(torch.equal(side, first) for side in sides))
+    return row
 
 
 def _plain(name: str, factors: Mapping[str, Factors]) -> Mapping[str, Factors]:

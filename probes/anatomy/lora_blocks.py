@@ -139,12 +139,12 @@ def _sizes(modules: pd.DataFrame, number: int) -> dict[str, float]:
 
 
 def _overlap(opened: Opened, blocks: int) -> float:
-    found = []
+    overlaps = []
     for factors in opened.factors.values():
         parts = [block_of(factors, number, blocks) for number in range(blocks)]
         apart = sum(float((part.up.float() @ part.down.float()).square().sum()) for part in parts) ** 0.5
-        found.append(float((factors.up.float() @ factors.down.float()).norm()) / max(apart, 1e-30))
-    return float(np.mean(found))
+        overlaps.append(float((factors.up.float() @ factors.down.float()).norm()) / max(apart, 1e-30))
+    return float(np.mean(overlaps))
 
 
 @torch.no_grad()
@@ -178,11 +178,11 @@ def _effects(
 
 def _changes(opened: Opened, names: Mapping[str, str], factors: Mapping[str, Factors]) -> dict[str, Tensor]:
     """Factors as changes of the base's parameters, as they are stored."""
-    found = {}
+    changes = {}
     for key, factor in factors.items():
         product = (factor.up.float() @ factor.down.float()).cpu()
-        found[names[key]] = product.T if opened.layout.turned(place_of(key).module, 2) else product
-    return found
+        changes[names[key]] = product.T if opened.layout.turned(place_of(key).module, 2) else product
+    return changes
 
 
 def _row(own: np.ndarray, random: np.ndarray, rows: Prompts, seed: int) -> dict[str, float]:

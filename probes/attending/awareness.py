@@ -136,19 +136,19 @@ def context_awareness(
         raise UserError("Alphas are factors above 0, such as 0.9: 1 changes nothing.")
     rows, work = Prompts.of(prompts), Work(batch_size, progress)
     versions = {"on": rows, "off": _as_text(rows)} if pair.tuned.has_chat_template else {"off": rows}
-    found, lines, parts = {}, [], []
+    attention, lines, parts = {}, [], []
     with eager_expected(), counted(pair.base, pair.tuned) as passes:
         for template, own in versions.items():
             for role, model in pair.models.items():
-                found[role, template] = dependency(model, own, place)
-                scores = found[role, template][0]
+                attention[role, template] = dependency(model, own, place)
+                scores = attention[role, template][0]
                 parts.append(pd.DataFrame({
                     "model": role, "template": template, "prompt": range(len(scores)), "dependency": scores,
                     "dependent": scores > threshold,
                 }))  # fmt: skip
                 lines += _steered(model, role, template, own, factors, work, seed)
     return ContextAwareness(
-        table=_table(found, rows, seed),
+        table=_table(attention, rows, seed),
         control="even attention to all tokens of the prompt; for steering, the user's own words turned down as much",
         provenance=Provenance.of("context_awareness", pair, rows, seed=seed, forward_passes=passes.forward),
         steering=pd.DataFrame(lines), rows=pd.concat(parts, ignore_index=True), layer=place,
@@ -205,11 +205,11 @@ def _steered(
     return lines
 
 
-def _table(found: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], rows: Prompts, seed: int) -> pd.DataFrame:
+def _table(attention: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], rows: Prompts, seed: int) -> pd.DataFrame:
     lines = []
-    for (role, template), (scores, even) in found.items():
+    for (role, template), (scores, even) in attention.items():
         lines.append({
             "model": role, "template": template, **scored(scores, seed=seed, clusters=rows.clusters),
-            "control": even.mean(), "p": paired_p(scores - found["base", template][0], rows.clusters, seed=seed),
+            "control": even.mean(), "p": paired_p(scores - attention["base", template][0], rows.clusters, seed=seed),
         })  # fmt: skip
     return with_q(pd.DataFrame(lines))

@@ -115,15 +115,15 @@ def pattern_types(
         )
     watch = progress or Silent()
     watch.start("pattern types", len(ids))
-    found: dict[str, list[_Typed]] = {"base": [], "tuned": []}
+    of_role: dict[str, list[_Typed]] = {"base": [], "tuned": []}
     with counted(pair.base, pair.tuned) as passes:
         for row in ids:
             watch.advance()
             for role, model in pair.models.items():
-                found[role].append(typed(read_patterns(model, row, places), block, threshold, coverage))
+                of_role[role].append(typed(read_patterns(model, row, places), block, threshold, coverage))
     watch.finish()
     return PatternTypes(
-        table=_table(found, places, rows.clusters, seed),
+        table=_table(of_role, places, rows.clusters, seed),
         control="the mean change over the heads of the layer",
         provenance=Provenance.of("pattern_types", pair, rows, seed=seed, forward_passes=passes.forward),
         threshold=threshold,
@@ -172,8 +172,8 @@ def typed(pattern: Float[Tensor, "layer head query key"], block: int, threshold:
 def jensen_shannon(p: Float[Tensor, "*head block"], q: Float[Tensor, "*head block"]) -> Float[Tensor, "*head"]:
     """In nats; 0 for the same distribution, log 2 for two that share nothing."""
     middle = (p + q) / 2
-    found = [(torch.special.xlogy(one, one) - torch.special.xlogy(one, middle)).sum(-1) for one in (p, q)]
-    return ((found[0] + found[1]) / 2).clamp_min(0)
+    divergences = [(torch.special.xlogy(one, one) - torch.special.xlogy(one, middle)).sum(-1) for one in (p, q)]
+    return ((divergences[0] + divergences[1]) / 2).clamp_min(0)
 
 
 def _fewest(weights: Float[Tensor, "*head item"], coverage: float) -> Tensor:
@@ -189,10 +189,10 @@ def _share(computed: Tensor, seen: Tensor) -> Float[np.ndarray, "layer head"]:
     return share
 
 
-def _table(found: dict[str, list[_Typed]], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
-    index = {role: np.stack([one.index for one in own]) for role, own in found.items()}
-    aware = {role: np.stack([one.aware for one in own]) for role, own in found.items()}
-    apart = {role: np.stack([one.divergence for one in own]).mean(0) for role, own in found.items()}
+def _table(of_role: dict[str, list[_Typed]], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
+    index = {role: np.stack([one.index for one in own]) for role, own in of_role.items()}
+    aware = {role: np.stack([one.aware for one in own]) for role, own in of_role.items()}
+    apart = {role: np.stack([one.divergence for one in own]).mean(0) for role, own in of_role.items()}
     changes = head_changes(index["tuned"] - index["base"], layers, clusters, seed)
     query_aware = {role: (own.mean(0) > 0.5).reshape(-1) for role, own in aware.items()}
     return with_q(changes).assign(

@@ -199,10 +199,10 @@ class _Profile:
         means = np.mean([[one.mean() for one in both] for both in gains], axis=0)
         for line, both in zip(lines, gains, strict=True):
             best = factors.index(line["gamma"])
-            found = scored(both[best], seed=seed, clusters=self.rows.clusters)
-            kind = "neutral" if found["score"] <= 0 else "down" if line["gamma"] < 1 else "up"
+            gain = scored(both[best], seed=seed, clusters=self.rows.clusters)
+            kind = "neutral" if gain["score"] <= 0 else "down" if line["gamma"] < 1 else "up"
             p = paired_p(both[best], self.rows.clusters, seed=seed, alternative="greater")
-            line |= {**found, "type": kind, "control": float(means[best]), "p": p}
+            line |= {**gain, "type": kind, "control": float(means[best]), "p": p}
         table = pd.DataFrame(lines)
         # two factors were tried per head: each p counts twice
         p = np.minimum(1.0, table["p"].to_numpy() * len(factors))
@@ -244,6 +244,6 @@ def _held_out(profile: _Profile, heads: list[str], gamma: float, controls: int, 
     lines = []
     for name, own in gains.items():
         p = paired_p(own, clusters, seed=seed, alternative="greater")
-        found = scored(plain + own, seed=seed, clusters=clusters)
-        lines.append({"model": name, **found, "gain": own.mean(), "p": float("nan") if name == "random heads" else p})
+        scores = scored(plain + own, seed=seed, clusters=clusters)
+        lines.append({"model": name, **scores, "gain": own.mean(), "p": float("nan") if name == "random heads" else p})
     return pd.DataFrame(lines)

@@ -82,8 +82,8 @@ class AttributeDirections(ProbeResult):
 
     def leakage(self) -> pd.DataFrame:
         """The matrix: a row per steered attribute, a column per measured one."""
-        found = self.table.pivot(index="steered", columns="measured", values="score")
-        return found.loc[self.attributes, self.attributes]
+        moves = self.table.pivot(index="steered", columns="measured", values="score")
+        return moves.loc[self.attributes, self.attributes]
 
     def figure(self) -> go.Figure:
         """The leakage matrix."""
@@ -225,11 +225,11 @@ class _Texts:
     def moved(self, readout: _Readout, vectors: Tensor, strength: float) -> Float[np.ndarray, "vector text attribute"]:
         """The change of every read-out under each vector."""
         plain = readout.of(self.last)
-        found = []
+        scores = []
         for vector in vectors:
             recipe = iv.Recipe([iv.Offset(self.layer, vector, strength=strength)])
-            found.append((readout.of(self._read(recipe)[:, 1]) - plain).numpy())
-        return np.stack(found)
+            scores.append((readout.of(self._read(recipe)[:, 1]) - plain).numpy())
+        return np.stack(scores)
 
 
 class _Readout:
@@ -260,8 +260,8 @@ class _Readout:
 
 def _contrasts(states: Tensor, high: Tensor) -> Float[Tensor, "attribute d_model"]:
     """Unit differences of means, high minus low."""
-    found = [states[one].mean(0) - states[~one].mean(0) for one in high.T]
-    return torch.nn.functional.normalize(torch.stack(found), dim=-1)
+    differences = [states[one].mean(0) - states[~one].mean(0) for one in high.T]
+    return torch.nn.functional.normalize(torch.stack(differences), dim=-1)
 
 
 def disentangled(

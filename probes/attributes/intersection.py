@@ -160,11 +160,11 @@ def attribute_intersection(  # noqa: PLR0913
                 points = clouds.targets(combination)
                 random = trial.satisfied(strength * _random_like(points["intersection"], seed + number))
                 for how, offset in points.items():
-                    found = trial.satisfied(strength * offset)
+                    satisfied = trial.satisfied(strength * offset)
                     if number == 1:
-                        singles[combination[0]] = found
+                        singles[combination[0]] = satisfied
                     targets[f"{wanted}/{how}"] = strength * offset
-                    lines.append(_line(wanted, combination, how, (found, random), reported, seed))
+                    lines.append(_line(wanted, combination, how, (satisfied, random), reported, seed))
                 lines.append(_line(wanted, combination, "plain", (plain, random), reported, seed))
     table = pd.DataFrame(lines)
     return AttributeIntersection(
@@ -199,11 +199,11 @@ class _Clouds:
         mean = self.states.mean(0)
         clouds = [self.states[torch.from_numpy(self.has[:, one])] for one in chosen]
         centres = [cloud.mean(0) for cloud in clouds]
-        found = {"intersection": meeting_point(clouds) - mean}
+        targets = {"intersection": meeting_point(clouds) - mean}
         if len(chosen) > 1:
-            found["centres"] = torch.stack(centres).mean(0) - mean
-            found["sum"] = torch.stack([centre - mean for centre in centres]).sum(0)
-        return found
+            targets["centres"] = torch.stack(centres).mean(0) - mean
+            targets["sum"] = torch.stack([centre - mean for centre in centres]).sum(0)
+        return targets
 
 
 def meeting_point(clouds: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor, " d_model"]:
@@ -214,7 +214,7 @@ def meeting_point(clouds: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor,
     """
     starts = [cloud.mean(0) for cloud in clouds]
     starts.append(torch.stack(starts).mean(0))
-    found = []
+    points = []
     for point in starts:
         for _ in range(ROUNDS):
             near = [_nearest(cloud, point) for cloud in clouds]
@@ -223,8 +223,8 @@ def meeting_point(clouds: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor,
                 break
             point = new
         worst = max(float((_nearest(cloud, point) - point).norm(dim=-1).mean()) for cloud in clouds)
-        found.append((worst, point))
-    return min(found, key=lambda one: one[0])[1]
+        points.append((worst, point))
+    return min(points, key=lambda one: one[0])[1]
 
 
 def _nearest(cloud: Tensor, point: Tensor) -> Tensor:
@@ -269,6 +269,6 @@ def _line(
 def _interference(attributes: Sequence[str], singles: dict[int, np.ndarray], plain: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame([
         {"steered": attributes[steered], "measured": attributes[measured],
-         "change": float(found[:, measured].mean() - plain[:, measured].mean())}
-        for steered, found in singles.items() for measured in range(len(attributes))
+         "change": float(satisfied[:, measured].mean() - plain[:, measured].mean())}
+        for steered, satisfied in singles.items() for measured in range(len(attributes))
     ])  # fmt: skip

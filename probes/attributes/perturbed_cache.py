@@ -45,16 +45,16 @@ class PushedDecoding:
         """
         with self.model.active(), frozen(self.model.hf):
             past: Pasts | None = self._read(ids[:-1]) if len(ids) > 1 else None
-            last, found = ids[-1], []
+            last, tokens = ids[-1], []
             for _ in range(new):
                 plain, grown = self._next(last, past)
                 pushed, grown = (plain, grown) if past is None else self._pushed(last, past, plain, grown)
                 last = int(self._fused(pushed, plain).argmax())
-                found.append(last)
+                tokens.append(last)
                 past = grown
                 if last in ends:
                     break
-        return found
+        return tokens
 
     def _fused(self, pushed: Tensor, plain: Tensor) -> Tensor:
         fusion = self.push.fusion
@@ -113,11 +113,11 @@ def _cache(past: Pasts | None) -> Any:
 
 def _pairs(cache: Any) -> Pasts:
     """Keys and values of every layer."""
-    found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(cache, "layers", [])]
-    lengths = {None if keys is None else keys.shape[-2] for keys, _ in found}
-    if not found or None in lengths or len(lengths) != 1:
+    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(cache, "layers", [])]
+    lengths = {None if keys is None else keys.shape[-2] for keys, _ in pairs}
+    if not pairs or None in lengths or len(lengths) != 1:
         raise NotSupported(
             "This model's cache does not hold keys and values of every token in every layer, which PPLM moves: use a "
             "model with ordinary attention."
         )
-    return found  # type: ignore[return-value]
+    return pairs  # type: ignore[return-value]

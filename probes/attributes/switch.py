@@ -207,9 +207,9 @@ class _Lever:
         return self._reported(name, reporting, layer, vectors[layer], means[layer], strength, controls)
 
     def _states(self, rows: Prompts, layers: Sequence[int]) -> dict[int, Float[Tensor, "prompt d_model"]]:
-        found = record(self.model, rows, ["resid_post"], layers=list(layers), batch_size=self.batch_size)
-        (role,) = found.roles
-        return {layer: found[role][f"blocks.{layer}.hook_resid_post"][:].float().flatten(1) for layer in layers}
+        recording = record(self.model, rows, ["resid_post"], layers=list(layers), batch_size=self.batch_size)
+        (role,) = recording.roles
+        return {layer: recording[role][f"blocks.{layer}.hook_resid_post"][:].float().flatten(1) for layer in layers}
 
     def _reported(
         self, name: str, rows: Prompts, layer: int, vector: Tensor, mean: Tensor, strength: float, controls: int
@@ -232,19 +232,19 @@ class _Lever:
             for what, (values, control) in columns.items()
         ]
         effect = float((switched - plain).mean())
-        found = {
+        line = {
             "lever": name, "layer": layer, "norm": float(vector.norm()), "without the switch": float(plain.mean()),
             "share": float(moved.mean()) / effect if abs(effect) > 1e-9 else float("nan"), "n": len(rows),
         }  # fmt: skip
         values = pd.DataFrame({"lever": name, **{what: own for what, (own, _) in columns.items()}})
-        return _Found(lines, found, vector.cpu(), values)
+        return _Found(lines, line, vector.cpu(), values)
 
 
 def unswitched(rows: Prompts) -> Prompts:
     """Every row without its switch, still asked for the switched behaviour."""
-    found = []
+    rows_without = []
     for row in rows:
         other = row.counterpart
         assert other is not None
-        found.append(replace(other, answer=row.answer, distractor=row.distractor))
-    return Prompts(found)
+        rows_without.append(replace(other, answer=row.answer, distractor=row.distractor))
+    return Prompts(rows_without)

@@ -125,13 +125,13 @@ def focused_prefix(  # noqa: PLR0913
     levels = sorted({1.0, *([1.5, 2.0, 3.0] if alphas is None else alphas)})
     with counted(model) as passes:
         plain, _ = _scores(Subject("plain", model), rows, rules, max_new_tokens, work)
-        found, parts = {}, []
+        scores, parts = {}, []
         for alpha in levels:
             recipe = iv.Recipe([focused_mix(model, wanted, general, alpha, plausibility)])
-            found[alpha], texts = _scores(Subject("focused", model, recipe), rows, rules, max_new_tokens, work)
+            scores[alpha], texts = _scores(Subject("focused", model, recipe), rows, rules, max_new_tokens, work)
             parts.append(pd.DataFrame({"alpha": alpha, "prompt": range(len(texts)), "text": texts}))
     lines = [
-        _line(alpha, place, rule, found, plain, rows, seed) | {"wanted": place < asked_for}
+        _line(alpha, place, rule, scores, plain, rows, seed) | {"wanted": place < asked_for}
         for alpha in levels for place, rule in enumerate(rules)
     ]  # fmt: skip
     table = pd.DataFrame(lines)
@@ -161,9 +161,9 @@ def _scores(
 
 
 def _line(
-    alpha: float, place: int, rule: Behaviour, found: dict[float, np.ndarray], plain: np.ndarray, rows: Prompts,
+    alpha: float, place: int, rule: Behaviour, scores: dict[float, np.ndarray], plain: np.ndarray, rows: Prompts,
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    values, before = found[alpha][place], found[1.0][place]
+    values, before = scores[alpha][place], scores[1.0][place]
     line = beside_control(values, before, rows.clusters, seed=seed, share=rule.share)
     return {"alpha": alpha, "behaviour": rule.name, **line, "plain": float(plain[place].mean())}

@@ -179,12 +179,12 @@ def _shares(
 ) -> pd.DataFrame:
     """The mean score of each sampler's texts; empty without a behaviour."""
     shown = {name: texts.loc[texts["sampler"] == name, "behaviour"].to_numpy(float) for name in samplers}
-    found = []
+    lines = []
     if not texts["behaviour"].isna().any():
         for name, values in shown.items():
             beyond = pd.Series(shown[CONTRASTIVE] - values).groupby(clusters).mean().to_numpy()
             p = 1.0 if name == CONTRASTIVE or not beyond.any() else paired_permutation(beyond[:, None], seed=seed).p[0]
-            found.append({
+            lines.append({
                 "sampler": name, **scored_share(values, name="share", seed=seed, clusters=clusters), "p": float(p)
             })  # fmt: skip
-    return pd.DataFrame(found, columns=["sampler", "share", "low", "high", "p"])
+    return pd.DataFrame(lines, columns=["sampler", "share", "low", "high", "p"])

@@ -207,8 +207,8 @@ class FrontTrial:
             return dict.fromkeys(("kept_kl", "kept_low", "kept_high"), float("nan"))
         plain = Subject(self.model.role, self.model)
         (moved,) = kl_per_token(plain, [guided], self.ids, self.answers, self.work)
-        found = scored(moved[:, 0], seed=seed, clusters=self.kept.clusters)
-        return {"kept_kl": found["score"], "kept_low": found["low"], "kept_high": found["high"]}
+        divergence = scored(moved[:, 0], seed=seed, clusters=self.kept.clusters)
+        return {"kept_kl": divergence["score"], "kept_low": divergence["low"], "kept_high": divergence["high"]}
 
 
 def front_of(table: pd.DataFrame) -> list[bool]:

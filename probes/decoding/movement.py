@@ -144,10 +144,10 @@ def _tokens(pair: ModelPair, ids: list[list[int]], batch_size: int, bar: Progres
             parts.append(moved(base, tuned, torch.tensor(row[1:])).assign(prompt=number))
         bar.advance()
     bar.finish()
-    found = pd.concat(parts, ignore_index=True).sort_values(["prompt", "position"], ignore_index=True)
+    tokens = pd.concat(parts, ignore_index=True).sort_values(["prompt", "position"], ignore_index=True)
     tokenizer = pair.tuned.tokenizer
-    words = {token: str(token) if tokenizer is None else tokenizer.decode([token]) for token in set(found["token_id"])}
-    return found.assign(token=found["token_id"].map(words))
+    words = {token: str(token) if tokenizer is None else tokenizer.decode([token]) for token in set(tokens["token_id"])}
+    return tokens.assign(token=tokens["token_id"].map(words))
 
 
 def _log_probabilities(model: AdaptedModel, rows: list[list[int]]) -> list[Float[Tensor, "pos vocab"]]:

@@ -219,16 +219,16 @@ class _Writing:
         """One score per prompt."""
         if self.rule is not None:
             return np.array([self.rule(reply.text, row) for reply, row in zip(texts.replies, self.rows, strict=True)])
-        found = logprobs(Subject("tuned", self.pair.tuned), self.ids, [reply.ids for reply in texts.replies], self.work)
-        return found.sum_ / np.maximum(found.tokens, 1)
+        logs = logprobs(Subject("tuned", self.pair.tuned), self.ids, [reply.ids for reply in texts.replies], self.work)
+        return logs.sum_ / np.maximum(logs.tokens, 1)
 
     def line(self, quantile: float, texts: _Texts, chance: _Texts | None, seed: int = 0) -> dict[str, Any]:
         """The columns of one threshold."""
         values = self.scores(texts)
         share = self.rule is not None and self.rule.share
-        found = (scored_share if share else scored)(values, seed=seed, clusters=self.rows.clusters)
-        line: dict[str, Any] = {"quantile": quantile, "score": found["score"], "low_score": found["low"]}
-        line |= {"high_score": found["high"], "share": np.concatenate(texts.other).mean()}
+        score = (scored_share if share else scored)(values, seed=seed, clusters=self.rows.clusters)
+        line: dict[str, Any] = {"quantile": quantile, "score": score["score"], "low_score": score["low"]}
+        line |= {"high_score": score["high"], "share": np.concatenate(texts.other).mean()}
         turns = sum(int(np.diff(one.astype(int)).astype(bool).sum()) for one in texts.other)
         line |= {"switches": 100 * turns / max(1, sum(map(len, texts.other))), "control": float("nan"), "p": 1.0}
         if chance is None:
@@ -239,8 +239,8 @@ class _Writing:
 
 def _padded(turns: list[np.ndarray], steps: int) -> Any:
     """[row, step]; behind a text's end its last writer goes on."""
-    found = np.zeros((len(turns), steps), dtype=bool)
+    turned = np.zeros((len(turns), steps), dtype=bool)
     for row, turn in enumerate(turns):
-        found[row, : len(turn)] = turn
-        found[row, len(turn) :] = turn[-1] if len(turn) else False
-    return torch.from_numpy(found)
+        turned[row, : len(turn)] = turn
+        turned[row, len(turn) :] = turn[-1] if len(turn) else False
+    return torch.from_numpy(turned)

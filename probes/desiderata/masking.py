@@ -94,21 +94,21 @@ def component_masking(
     heads = _candidates(first, settings)
     if not settings.penalties:
         raise UserError("There are no penalties to choose from: give at least one, such as penalties=[0.01].")
-    found = [_Found(name, model, title, rows, position, heads, settings)
+    trials = [_Found(name, model, title, rows, position, heads, settings)
              for title, rows in named.items() for name, model in models.items()]  # fmt: skip
-    table = pd.DataFrame([one.row(next((o for o in found if o.is_twin(one)), None)) for one in found])
+    table = pd.DataFrame([one.row(next((o for o in trials if o.is_twin(one)), None)) for one in trials])
     return ComponentMasking(
         table=with_q(table),
         control=f"{settings.controls} random masks of as many heads of the model",
         provenance=Provenance.of(
             "component_masking", models, None, seed=settings.seed, device=str(first.device),
-            forward_passes=math.ceil(sum(one.swaps.passes for one in found)),
-            backward_passes=sum(one.swaps.backward for one in found),
+            forward_passes=math.ceil(sum(one.swaps.passes for one in trials)),
+            backward_passes=sum(one.swaps.backward for one in trials),
             settings={**call_settings(settings, desiderata=named), "candidates": len(heads),
                       "split": "50 / 25 / 25 by group", "mixed with": "the running base output"},
         ),
-        masks=pd.concat([one.mask() for one in found], ignore_index=True),
-        sweep=pd.concat([one.sweep() for one in found], ignore_index=True),
+        masks=pd.concat([one.mask() for one in trials], ignore_index=True),
+        sweep=pd.concat([one.sweep() for one in trials], ignore_index=True),
         place=str(position),
     )  # fmt: skip
 
@@ -194,24 +194,24 @@ def split(rows: Prompts, seed: int, title: str) -> Parts:
 
 def _named(desiderata: Any) -> dict[str, Prompts]:
     given = dict(desiderata) if isinstance(desiderata, Mapping) else {"desideratum": desiderata}
-    found = {str(title): Prompts.of(rows) for title, rows in given.items()}
-    if not found:
+    sets = {str(title): Prompts.of(rows) for title, rows in given.items()}
+    if not sets:
         raise UserError("There are no desiderata: give prompts, or a name for each set of prompts.")
-    for title, rows in found.items():
+    for title, rows in sets.items():
         for number, row in enumerate(rows):
             if row.contrast is None or not row.answer:
                 missing = "source prompt ('contrast')" if row.contrast is None else "target ('answer')"
                 raise UserError(f"Desideratum {title!r}, row {number} has no {missing}; every row needs one.")
-    return found
+    return sets
 
 
 def _candidates(model: AdaptedModel, settings: MaskingOptions) -> list[Head]:
     if settings.heads is None:
         return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    found = sorted({head_of(label, model) for label in settings.heads})
-    if not found:
+    heads = sorted({head_of(label, model) for label in settings.heads})
+    if not heads:
         raise UserError("There are no heads to choose from: give labels such as ['L3H5'], or leave heads out for all.")
-    return found
+    return heads
 
 
 def _random_masks(count: int, model: AdaptedModel, settings: MaskingOptions) -> list[list[Head]]:

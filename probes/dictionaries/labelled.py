@@ -92,8 +92,8 @@ def _pooled(
     done = 0
     for part in rows.chunks(places):
         of = torch.from_numpy(number[done : done + len(part)])
-        found = dictionary.encode(rows.pair(part)[0])
-        greatest.scatter_reduce_(0, of[:, None].expand_as(found), found, "amax")
+        codes = dictionary.encode(rows.pair(part)[0])
+        greatest.scatter_reduce_(0, of[:, None].expand_as(codes), codes, "amax")
         sums.index_add_(0, of, rows.sides(part)[1])
         done += len(part)
     return greatest.numpy(), (sums / torch.from_numpy(counts)[:, None]).numpy(), prompts
@@ -106,12 +106,12 @@ def _greatest(
     places = np.sort(np.concatenate([rows.train, rows.test]))
     places = places[np.isin(rows.prompt[places], prompts)]
     number, along = np.searchsorted(prompts, rows.prompt[places]), torch.from_numpy(direction)
-    found = np.full(len(prompts), -np.inf)
+    greatest = np.full(len(prompts), -np.inf)
     done = 0
     for part in rows.chunks(places):
-        np.maximum.at(found, number[done : done + len(part)], (rows.sides(part)[1] @ along).numpy())
+        np.maximum.at(greatest, number[done : done + len(part)], (rows.sides(part)[1] @ along).numpy())
         done += len(part)
-    return found
+    return greatest
 
 
 def _cluster_of(rows: SiteRows, prompts: Int[np.ndarray, " prompt"]) -> Int[np.ndarray, " prompt"]:
@@ -129,10 +129,10 @@ def _interval(
 
 def _shuffled(pooled: np.ndarray, positive: np.ndarray, tested: np.ndarray, cluster: np.ndarray, seed: int) -> float:
     """Held-out AUROC of the latent that follows shuffled training labels best, its sign taken from them too."""
-    found = []
+    scores = []
     for labels in shuffled_labels(positive[~tested].astype(int), SHUFFLES, seed, cluster[~tested]) == 1:
         fits = auroc(pooled[~tested], labels)
         best = int(np.nanargmax(np.abs(fits - 0.5)))
         value = float(auroc(pooled[tested][:, [best]], positive[tested])[0])
-        found.append(value if fits[best] >= 0.5 else 1 - value)
-    return float(np.mean(found))
+        scores.append(value if fits[best] >= 0.5 else 1 - value)
+    return float(np.mean(scores))

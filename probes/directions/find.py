@@ -169,7 +169,7 @@ class Search:
         n_layers = self.pair.tuned.n_layers
         scored = self.estimates.groupby(["role", "positions"], sort=False)["estimate"]
         order = scored.max().sort_values(ascending=False, kind="stable").index.tolist()
-        found = []
+        candidates = []
         for start in range(0, len(order), len(WIDTHS)):
             for width in WIDTHS:
                 for role, positions in order[start : start + len(WIDTHS)]:
@@ -179,8 +179,8 @@ class Search:
                     moved = self.found.contrast[self.found.roles.index(str(role))].norm(dim=-1) > 0
                     layers = tuple(number for number in range(low, min(low + width, n_layers)) if moved[number])
                     if layers:  # where all prompts end alike, early layers hold no contrast
-                        found.append(Candidate(layers, str(role), str(positions)))
-        distinct = list(dict.fromkeys(found))
+                        candidates.append(Candidate(layers, str(role), str(positions)))
+        distinct = list(dict.fromkeys(candidates))
         return distinct[: max(1, self.settings.candidates)]
 
     def find_opposite(self, best: Candidate) -> None:
@@ -222,7 +222,9 @@ class Search:
 class _Report:
     """The chosen recipe on prompts it was not chosen on."""
 
-    def __init__(self, pair: ModelPair, part: Part, behaviour: Behaviour, settings: DirectionOptions, work: Work) -> None:
+    def __init__(
+        self, pair: ModelPair, part: Part, behaviour: Behaviour, settings: DirectionOptions, work: Work
+    ) -> None:
         self.pair, self.part, self.behaviour, self.settings, self.work = pair, part, behaviour, settings, work
         self._trier = Trier(pair, part, behaviour, settings.max_new_tokens, work, _every_second(settings, first=1))
 
@@ -249,15 +251,20 @@ class _Report:
     def _line(self, name: str, one: Outcome) -> dict[str, Any]:
         shows, other = (self.part.prompts.clusters[self.part.of(shows=kind)] for kind in (True, False))
         counts = self.behaviour.share and name != "tuned + random"
-        found = (share_interval if counts else mean_interval)(
+        interval = (share_interval if counts else mean_interval)(
             one.shows.behaviour, clusters=shows, seed=self.settings.seed
         )
-        line: dict[str, Any] = {"model": name, "behaviour": found.estimate, "low": found.low, "high": found.high}
+        line: dict[str, Any] = {
+            "model": name,
+            "behaviour": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
+        }
         line["other"] = one.other.behaviour.mean()
         for column, values in (("kl_tuned", one.kl_tuned), ("kl_base", one.kl_base)):
             moved = mean_interval(values, clusters=other, seed=self.settings.seed)
             line |= {column: moved.estimate, f"{column}_low": moved.low, f"{column}_high": moved.high}
-        line |= {"repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(), "n": found.n}
+        line |= {"repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(), "n": interval.n}
         line["n_other"] = len(one.kl_tuned)
         return line if self.settings.neutral is None else {**line, "perplexity": one.perplexity}
 

@@ -41,10 +41,10 @@ class Curve:
         lines = []
         for method, values in self.metrics.items():
             for place, share in enumerate(SHARES):
-                found = statistic_interval(lambda w, v=values[place : place + 1]: self.f(v, w)[:, 0], len(self.empty),  # type: ignore[misc]
-                                           seed=seed, draws=draws, method="percentile")  # fmt: skip
+                own = statistic_interval(lambda w, v=values[place : place + 1]: self.f(v, w)[:, 0], len(self.empty),  # type: ignore[misc]
+                                         seed=seed, draws=draws, method="percentile")  # fmt: skip
                 lines.append({"model": self.model, "method": method, "share": share, "edges": self.edges[place],
-                              "faithfulness": found.estimate, "low": found.low, "high": found.high})  # fmt: skip
+                              "faithfulness": own.estimate, "low": own.low, "high": own.high})  # fmt: skip
         return pd.DataFrame(lines)
 
 
@@ -54,21 +54,21 @@ def areas_of(curve: Curve, seed: int, draws: int) -> pd.DataFrame:
     for method, values in curve.metrics.items():
         line: dict[str, Any] = {"model": curve.model, "method": method}
         for name in ("cpr", "cmd"):
-            found = statistic_interval(
+            interval = statistic_interval(
                 lambda w, v=values, d=name == "cmd": area(curve.f(v, w), distance=d),  # type: ignore[misc]
                 len(curve.empty), seed=seed, draws=draws, method="percentile",
             )  # fmt: skip
-            line |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+            line |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
         lines.append(line)
     return pd.DataFrame(lines)
 
 
 def rankings(scores: np.ndarray, controls: int, seed: int) -> dict[str, np.ndarray]:
     """By signed score (for CPR), by size (for CMD), and at random."""
-    found = {"signed": scores, "size": np.abs(scores)}
+    rankings = {"signed": scores, "size": np.abs(scores)}
     for number in range(controls):
-        found[f"random {number + 1}"] = np.random.default_rng((seed, number)).random(scores.shape)
-    return found
+        rankings[f"random {number + 1}"] = np.random.default_rng((seed, number)).random(scores.shape)
+    return rankings
 
 
 def curve_of(
@@ -138,8 +138,8 @@ def _curve(
 
 
 def _number(metric: Any, logits: torch.Tensor) -> np.ndarray:
-    found: np.ndarray = metric(logits[:, None])[:, 0].double().cpu().numpy()
-    return found
+    values: np.ndarray = metric(logits[:, None])[:, 0].double().cpu().numpy()
+    return values
 
 
 def _sizes(graph: Graph) -> list[int]:

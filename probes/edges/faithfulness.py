@@ -40,5 +40,5 @@ def area(
 ) -> Float[np.ndarray, " draw"]:
     """CPR of curves, or with ``distance`` CMD; the empty circuit, where f is 0, is put in front."""
     whole = np.concatenate([np.zeros((len(f), 1)), f], axis=1)
-    found: np.ndarray = np.trapezoid(np.abs(1 - whole) if distance else whole, np.array([0.0, *shares]), axis=1)
-    return found
+    areas: np.ndarray = np.trapezoid(np.abs(1 - whole) if distance else whole, np.array([0.0, *shares]), axis=1)
+    return areas

@@ -94,7 +94,7 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
     bar = progress or Silent()
     levels = [0.0, *sorted(set(sparsities) - {0.0})]
     bar.start("calibration", 2 * (2 * len(levels) - 1))
-    found: dict[tuple[str, str, float, bool], tuple[np.ndarray, np.ndarray]] = {}
+    readings: dict[tuple[str, str, float, bool], tuple[np.ndarray, np.ndarray]] = {}
     for role in ("base", "tuned"):
         model = pair.models[role]
         for level in levels:
@@ -102,16 +102,16 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
                 with pruned(model, level, random=random, seed=seed):
                     for reader, both in _read(model, rows, classes, reprogram, tokens, epochs, folds, ridge, batch_size,
                                               seed).items():  # fmt: skip
-                        found[role, reader, level, random] = both
+                        readings[role, reader, level, random] = both
                 bar.advance()
     bar.finish()
     return EffectPanel(
-        table=table_of(calibration_lines(found, rows.clusters, seed)),
+        table=table_of(calibration_lines(readings, rows.clusters, seed)),
         control="as many weights kept at random",
         provenance=Provenance.of("calibration_counter_test", pair, rows, seed=seed),
         values=pd.DataFrame({
             f"{role}, {reader}, {level:g}{', random' if random else ''}, {name}": pd.Series(values)
-            for (role, reader, level, random), both in found.items()
+            for (role, reader, level, random), both in readings.items()
             for name, values in zip(("confidence", "right"), both, strict=True)
         }),
         measured="expected calibration error, or a share",
@@ -152,10 +152,10 @@ def _read(  # noqa: PLR0913 (how both readers read)
     recording = record(model, rows, "resid_post", layers=[-1], batch_size=batch_size)
     states = recording[model.role][recording.sites[0]][:].float()
     chance = held_out_probabilities(states, classes, rows.clusters, folds, ridge, seed)
-    found = {"linear probe": (chance.max(1), (chance.argmax(1) == classes).astype(float))}
+    readings = {"linear probe": (chance.max(1), (chance.argmax(1) == classes).astype(float))}
     if reprogram:
-        found["soft prompt"] = _reprogrammed(model, rows, classes, tokens, epochs, batch_size, seed)
-    return found
+        readings["soft prompt"] = _reprogrammed(model, rows, classes, tokens, epochs, batch_size, seed)
+    return readings
 
 
 def _reprogrammed(
@@ -184,15 +184,15 @@ def _reprogrammed(
 
 
 def calibration_lines(
-    found: dict[tuple[str, str, float, bool], tuple[np.ndarray, np.ndarray]], clusters: np.ndarray, seed: int
+    readings: dict[tuple[str, str, float, bool], tuple[np.ndarray, np.ndarray]], clusters: np.ndarray, seed: int
 ) -> list[dict[str, Any]]:
     """ECE and accuracy of every model, and pruned - dense; p from resamples, controls from the random masks."""
     n = len(clusters)
     weights = np.concatenate([np.ones((1, n)), bootstrap_weights(n, DRAWS, seed, clusters)])
-    error = {key: calibration_error(weights, *both, BINS) for key, both in found.items()}
-    right = {key: (weights @ both[1]) / weights.sum(1) for key, both in found.items()}
+    error = {key: calibration_error(weights, *both, BINS) for key, both in readings.items()}
+    right = {key: (weights @ both[1]) / weights.sum(1) for key, both in readings.items()}
     lines = []
-    for role, reader, level, random in found:
+    for role, reader, level, random in readings:
         if random:
             continue
         name = f"{reader}, {f'{level:.0%} pruned' if level else DENSE}"

@@ -121,11 +121,11 @@ def _share(text: str, wanted: list[Behaviour], row: Any) -> float:
 
 def _others(size: np.ndarray) -> list[int]:
     """For each row the next one with as many constraints, or simply the next."""
-    found = []
+    others = []
     for number, count in enumerate(size):
         later = [(number + step) % len(size) for step in range(1, len(size))] or [number]
-        found.append(next((one for one in later if size[one] == count), later[0]))
-    return found
+        others.append(next((one for one in later if size[one] == count), later[0]))
+    return others
 
 
 def _rho(size: np.ndarray, met: np.ndarray) -> float:

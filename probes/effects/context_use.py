@@ -107,13 +107,13 @@ def with_context(rows: Prompts, passages: Sequence[str], template: str) -> Promp
 
 def of_others(rows: Prompts, passages: Sequence[str], seed: int) -> list[str]:
     """For each row the passage of another row, of another answer where there is one."""
-    random, found = np.random.default_rng(seed), []
+    random, passages_of_others = np.random.default_rng(seed), []
     for number, row in enumerate(rows):
         others = [n for n, other in enumerate(rows) if n != number and passages[n] != passages[number]]
         apart = [n for n in others if rows[n].answer != row.answer and str(row.answer) not in passages[n]]
         pool = apart or others or [n for n in range(len(rows)) if n != number]
-        found.append(passages[int(random.choice(pool))])
-    return found
+        passages_of_others.append(passages[int(random.choice(pool))])
+    return passages_of_others
 
 
 def context_lines(scores: dict[str, dict[str, np.ndarray]], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:

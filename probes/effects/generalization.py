@@ -110,11 +110,11 @@ def levels_of(rows: Prompts, training: Prompts, task: str, category: str) -> np.
         {str(one) for one in column_of(training, name, what="or name another with task= and category=")}
         for name in (task, category)
     )
-    found = []
+    levels = []
     for row, own, kind in zip(rows, column_of(rows, task), column_of(rows, category), strict=True):
         known = (text_of(row) in texts, str(own) in tasks, str(kind) in categories, True)
-        found.append(LEVELS[known.index(True)])
-    return np.array(found)
+        levels.append(LEVELS[known.index(True)])
+    return np.array(levels)
 
 
 def _languages(rows: Prompts, training: Prompts, language: str) -> np.ndarray:

@@ -165,8 +165,8 @@ def _verdict(table: pd.DataFrame, source: str) -> str:
     }
     others = [str(group) for group in dict.fromkeys(table["group"]) if group != source]
     said = [
-        f"{what} moves {', '.join(found) or 'no language'} ({len([one for one in found if one != source])} of "
+        f"{what} moves {', '.join(line) or 'no language'} ({len([one for one in line if one != source])} of "
         f"{len(others)} others)"
-        for what, found in carried.items()
+        for what, line in carried.items()
     ]
     return "; ".join(said)

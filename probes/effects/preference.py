@@ -120,21 +120,21 @@ def _mode_seeking(
     per_token = {}
     for role, model in pair.models.items():
         subject = Subject(role, model)
-        found = logprobs(subject, encode(made, model.tokenizer, model.max_positions),
+        logs = logprobs(subject, encode(made, model.tokenizer, model.max_positions),
                          continuations_of(made, subject, "answer"), Work(batch_size))  # fmt: skip
-        per_token[role] = found.sum_ / found.tokens
+        per_token[role] = logs.sum_ / logs.tokens
     return rank_correlations(per_token["base"], per_token["tuned"] - per_token["base"], np.array(places), len(rows))
 
 
 def rank_correlations(first: np.ndarray, second: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:
     """[prompt] Spearman's rho of the values of each prompt; NaN for fewer than three, 0 where nothing moved."""
-    found = np.full(n, np.nan)
+    correlations = np.full(n, np.nan)
     for number in range(n):
         one, other = first[of == number], second[of == number]
         if len(one) < 3 or np.ptp(one) == 0:
             continue
-        found[number] = 0.0 if np.ptp(other) < 1e-9 else float(stats.spearmanr(one, other).statistic)
-    return found
+        correlations[number] = 0.0 if np.ptp(other) < 1e-9 else float(stats.spearmanr(one, other).statistic)
+    return correlations
 
 
 def movement_lines(logs: dict[str, dict[str, np.ndarray]], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:

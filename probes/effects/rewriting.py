@@ -59,14 +59,14 @@ def with_demonstrations(
         raise UserError(f"Row {told.index(None)} of the demonstrations has no answer; every one needs it.")
     random = np.random.default_rng(seed)
     keys = _keys(pool)
-    found = []
+    rewritten_rows = []
     for row, key in zip(rows, _keys(rows), strict=True):
         others = [number for number, other in enumerate(keys) if other != key]
         if len(others) < shots:
             raise UserError(f"{shots} demonstrations were asked for and {len(others)} other rows are there: give more.")
         choice = random.choice(others, shots, replace=False)
-        found.append(_behind(row, [(text_of(pool[int(number)]), str(told[number])) for number in choice]))
-    return Prompts(found)
+        rewritten_rows.append(_behind(row, [(text_of(pool[int(number)]), str(told[number])) for number in choice]))
+    return Prompts(rewritten_rows)
 
 
 def _keys(rows: Prompts) -> list[Any]:

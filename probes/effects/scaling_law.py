@@ -157,11 +157,11 @@ def rectified_fit(sizes: np.ndarray, losses: np.ndarray, *, plain: bool = False)
             d0 = 1e-12 if plain else float(knee) ** beta
             floor = float(y.min()) - 0.05 * scale
             start = [np.log(scale * max(d0, float(x[x > 0].min()) ** beta)), np.log(max(d0, 1e-6)), beta, floor]
-            found = least_squares(
+            fit = least_squares(
                 _residuals(x, y, plain), start, bounds=([-30, -14, 0.02, -np.inf], [40, 30, 2.0, float(y.min())]),
                 x_scale=[1, 1, 0.1, scale], max_nfev=400,
             )  # fmt: skip
-            best = found if best is None or found.cost < best.cost else best
+            best = fit if best is None or fit.cost < best.cost else best
     assert best is not None
     log_b, log_d, beta, floor = best.x
     d0 = 0.0 if plain else float(np.exp(log_d))

@@ -129,19 +129,19 @@ def correction_lines(right: dict[str, dict[str, np.ndarray]], clusters: np.ndarr
     """A line per quantity and model, and their difference: intervals draw prompts, p exchanges models by prompt."""
     n = len(clusters)
     whole, weights = np.ones((1, n)), bootstrap_weights(n, DRAWS, seed, clusters)
-    found = {role: quantities(own["before"], own["after"], whole)[0] for role, own in right.items()}
+    points = {role: quantities(own["before"], own["after"], whole)[0] for role, own in right.items()}
     drawn = {role: quantities(own["before"], own["after"], weights) for role, own in right.items()}
     plain = {role: quantities(own["before"], own["neutral"], whole)[0] for role, own in right.items()}
-    for values in (found, drawn, plain):
+    for values in (points, drawn, plain):
         values[CHANGE] = values["tuned"] - values["base"]
     p = _exchanged(right, clusters, seed)
     lines = []
     for place, quantity in enumerate(QUANTITIES):
-        for model in found:
+        for model in points:
             known = drawn[model][:, place][np.isfinite(drawn[model][:, place])]
             low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
             lines.append({
-                "group": quantity, "model": model, "score": found[model][place], "low": low, "high": high,
+                "group": quantity, "model": model, "score": points[model][place], "low": low, "high": high,
                 "control": plain[model][place], "p": p[place] if model == CHANGE else np.nan, "n": n,
             })  # fmt: skip
     return lines

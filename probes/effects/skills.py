@@ -102,10 +102,10 @@ def skill_lines(scores: dict[str, np.ndarray], of: np.ndarray, clusters: np.ndar
     for name in dict.fromkeys(of.tolist()):
         own = of == name
         sides = {role: values[own] for role, values in scores.items()}
-        found = paired_lines(name, sides, {"base": 0.0, "tuned": 0.0}, clusters[own], seed)
+        own_lines = paired_lines(name, sides, {"base": 0.0, "tuned": 0.0}, clusters[own], seed)
         others = {role: float(values[~own].mean()) for role, values in scores.items()}
         others[CHANGE] = others["tuned"] - others["base"]
-        lines += [{**line, "control": others[line["model"]]} for line in found]
+        lines += [{**line, "control": others[line["model"]]} for line in own_lines]
     return lines
 
 

@@ -98,10 +98,10 @@ def tool_errors(
 
 def read_call(given: Any, number: int) -> tuple[str, dict[str, Any]]:
     """Name and arguments of a right call. Raises :class:`UserError` naming the row for what is none."""
-    found = _as_call(_loads(given) if isinstance(given, str) else given)
-    if found is None:
+    call = _as_call(_loads(given) if isinstance(given, str) else given)
+    if call is None:
         raise UserError(f'Row {number}: {given!r} is no call: give {{"name": ..., "arguments": {{...}}}}.')
-    return found
+    return call
 
 
 def tool_error(text: str, wanted: tuple[str, Mapping[str, Any]]) -> str:

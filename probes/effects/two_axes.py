@@ -159,22 +159,22 @@ class _Bench:
 
     def scaled(self, scale: float, seed: int, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         update = scale * TaskVector.from_pair(self.pair)
-        found = []
+        changes = []
         for one in (update, update.sign_shuffled(seed)):
             with one.graft(self.pair.base).entered(self.pair.base):
-                found.append(self.agreement(self.pair.base) - before)
-        return found[0], found[1]
+                changes.append(self.agreement(self.pair.base) - before)
+        return changes[0], changes[1]
 
     def without(
         self, slant: Tensor, layer: int, controls: int, seed: int, before: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         if not bool(slant.any()):
             return np.zeros_like(before), np.zeros_like(before)
-        found = [
+        changes = [
             self.agreement(self.pair.tuned, iv.Recipe([iv.ConceptAblation(layer, one)])) - before
             for one in (slant, *random_directions(slant, draws=controls, seed=seed))
         ]
-        return found[0], np.mean(found[1:], axis=0)
+        return changes[0], np.mean(changes[1:], axis=0)
 
 
 def _lines(

@@ -137,13 +137,13 @@ def count_experts(
 
 
 def _counter(
-    found: Float[Tensor, "group batch expert"], masks: Float[Tensor, "group batch pos"]
+    counts: Float[Tensor, "group batch expert"], masks: Float[Tensor, "group batch pos"]
 ) -> Callable[[Routing, ForwardContext], None]:
     def count(value: Routing, _ctx: ForwardContext) -> None:
-        chosen: Int[Tensor, "batch slot"] = value.experts.flatten(1).to(found.device)
+        chosen: Int[Tensor, "batch slot"] = value.experts.flatten(1).to(counts.device)
         slots = value.experts.shape[-1]
         for group in range(len(masks)):
-            found[group].scatter_add_(1, chosen, masks[group].repeat_interleave(slots, dim=1))
+            counts[group].scatter_add_(1, chosen, masks[group].repeat_interleave(slots, dim=1))
 
     return count
 

@@ -67,16 +67,16 @@ class DomainExperts(ProbeResult):
 
     def summary(self) -> str:
         """Experts beyond chance and the most specialised layer."""
-        found = self.table[(self.table["q"] < 0.05) & (self.table["score"] > self.table["control"])]
+        significant = self.table[(self.table["q"] < 0.05) & (self.table["score"] > self.table["control"])]
         top = self.specialised.iloc[int(self.specialised["bits"].to_numpy().argmax())]
-        best = found.sort_values("score", ascending=False).head(3)
+        best = significant.sort_values("score", ascending=False).head(3)
         said = ", ".join(
             f"L{row.layer}E{row.expert} for {row.domain} {row.score:.0%} [{row.low:.0%}, {row.high:.0%}] "
             f"(others {row.control:.0%})"
             for row in best.itertuples()
         )
         return (
-            f"{len(found)} experts are used more in one domain beyond chance{': ' + said if said else ''}; layer "
+            f"{len(significant)} experts are used more in one domain beyond chance{': ' + said if said else ''}; layer "
             f"{int(top['layer'])} tells domains apart best ({top['bits']:.3f} bits, exchanged labels "
             f"{top['control']:.3f}); intervals over {self.resampled}; control: {self.control}"
         )
@@ -153,8 +153,8 @@ def _table(
         p.append(permutation_p(beyond, null))
         for cell in range(flat.shape[1]):
             layer, expert = divmod(cell, shares.shape[2])
-            found = scored(flat[own, cell], seed=seed, clusters=rows.clusters[own])
-            lines.append({"layer": layers[layer], "expert": expert, "domain": domain, **found,
+            score = scored(flat[own, cell], seed=seed, clusters=rows.clusters[own])
+            lines.append({"layer": layers[layer], "expert": expert, "domain": domain, **score,
                           "control": flat[~own, cell].mean()})  # fmt: skip
     joined = np.concatenate(p)
     return pd.DataFrame(lines).assign(p=joined, q=q_values(joined))

@@ -119,10 +119,10 @@ class ExpertMap(ProbeResult):
         )
 
     def summary(self) -> str:
-        found = int((self.table["q"] < 0.05).sum())
+        significant = int((self.table["q"] < 0.05).sum())
         shown = ", ".join(f"{phase} {value:.2f}" for phase, value in self.stability.items())
         return (
-            f"{found} of {len(self.table)} cells with q < 0.05 ({self.n_target} prompts {self.target!r}, "
+            f"{significant} of {len(self.table)} cells with q < 0.05 ({self.n_target} prompts {self.target!r}, "
             f"{self.n_other} others); rank stability {shown}; control: {self.control}"
         )
 
@@ -231,12 +231,12 @@ def _labels(rows: Prompts, labels: Sequence[Any] | Labeller | None, texts: Seque
     if callable(labels):
         assert texts is not None
         return [labels(text, row) for text, row in zip(texts, rows, strict=True)]
-    found = rows.labels if labels is None else list(labels)
-    if len(found) != len(rows):
+    values = rows.labels if labels is None else list(labels)
+    if len(values) != len(rows):
         raise UserError(
-            f"There are {len(found)} labels for {len(rows)} prompts: give one for each (None leaves it out)."
+            f"There are {len(values)} labels for {len(rows)} prompts: give one for each (None leaves it out)."
         )
-    return found
+    return values
 
 
 def _excluded(settings: MapOptions) -> Excluded:

@@ -177,13 +177,13 @@ def _experts(ranking: ExpertMap | Sequence[str], needed: int) -> list[Place]:
         raise UserError(
             f"The counts ask for {needed} experts but the ranking holds {len(names)}: use 1 to {len(names)}."
         )
-    found = []
+    places = []
     for name in names[:needed]:
         layer, kind, expert = parse_label(name)
         if kind != "expert" or expert is None:
             raise UserError(f"{name!r} is not an expert: write labels such as L3E12.")
-        found.append((layer, expert))
-    return found
+        places.append((layer, expert))
+    return places
 
 
 def _frequency(
@@ -195,12 +195,12 @@ def _frequency(
     ids = [model.encode(rows[[number]]).input_ids[0].tolist() for number in range(len(rows))]
     (counts,) = count_experts(model, ids, [content(ids, "none", [])], batch_size=settings.batch_size)
     shares = counts.shares.mean(0)
-    found = {
+    frequency = {
         (layer, expert): float(shares[place, expert])
         for place, layer in enumerate(counts.layers)
         for expert in range(model.n_experts)
     }
-    return found, counts.passes
+    return frequency, counts.passes
 
 
 def _labels(experts: Sequence[Place]) -> list[str]:

@@ -90,25 +90,25 @@ def answer_rows(prompts: Prompts, model: AdaptedModel, *, whole: bool = False) -
     paired = all(row.distractor for row in prompts)
     if whole:
         return _whole(prompts, model, paired=paired)
-    found = _pairs(prompts, model) if paired else _shared(prompts, model)
-    kept = [number for number, one in enumerate(found) if one is not None]
-    candidates = torch.tensor([one[0] for one in found if one is not None])
+    pairs = _pairs(prompts, model) if paired else _shared(prompts, model)
+    kept = [number for number, one in enumerate(pairs) if one is not None]
+    candidates = torch.tensor([one[0] for one in pairs if one is not None])
     if not kept or candidates.shape[1] < 2:
         raise UserError(
             "There is nothing to choose between: give rows with different answers, or a distractor for each, that "
-            f"begin with different tokens ({len(found) - len(kept)} of {len(found)} rows were dropped for that)."
+            f"begin with different tokens ({len(pairs) - len(kept)} of {len(pairs)} rows were dropped for that)."
         )
     ids = encode(prompts[kept], model.tokenizer, model.max_positions)
-    labels = torch.tensor([one[1] for one in found if one is not None])
-    return AnswerRows(ids, candidates, labels, prompts.clusters[kept], pad_id(model.tokenizer), len(found) - len(kept))
+    labels = torch.tensor([one[1] for one in pairs if one is not None])
+    return AnswerRows(ids, candidates, labels, prompts.clusters[kept], pad_id(model.tokenizer), len(pairs) - len(kept))
 
 
 def _pairs(prompts: Prompts, model: AdaptedModel) -> list[tuple[list[int], int] | None]:
-    found: list[tuple[list[int], int] | None] = []
+    pairs: list[tuple[list[int], int] | None] = []
     for row in prompts:
         both = [answer_token(row, model.tokenizer, text) for text in (row.answer, row.distractor)]
-        found.append((both, 0) if both[0] != both[1] else None)
-    return found
+        pairs.append((both, 0) if both[0] != both[1] else None)
+    return pairs
 
 
 def _shared(prompts: Prompts, model: AdaptedModel) -> list[tuple[list[int], int] | None]:

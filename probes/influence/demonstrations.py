@@ -134,7 +134,7 @@ def _turns(row: Prompt) -> tuple[Any, ...]:
 def _distances(model: AdaptedModel, rows: Prompts, batch_size: int) -> Float[np.ndarray, " row"]:
     """sqrt(mean over the answer's tokens of (1 - probability)^2) of every row."""
     examples: list[Example] = examples_of(rows, model.tokenizer, end=False)
-    found = np.zeros(len(examples))
+    distances = np.zeros(len(examples))
     collate = Collator(pad_id(model.tokenizer))
     for members in batches([len(example.prompt) + len(example.answer) for example in examples], batch_size):
         batch = collate([examples[number] for number in members])
@@ -147,5 +147,5 @@ def _distances(model: AdaptedModel, rows: Prompts, batch_size: int) -> Float[np.
         chances = logits[:, :-1].float().softmax(-1).gather(2, labels.clamp_min(0)[..., None])[..., 0]
         real = (labels >= 0).float()
         mean = ((1 - chances).square() * real).sum(1) / real.sum(1).clamp_min(1)
-        found[members] = mean.sqrt().cpu().numpy()
-    return found
+        distances[members] = mean.sqrt().cpu().numpy()
+    return distances

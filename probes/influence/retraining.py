@@ -132,8 +132,8 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
     """
     check_pair(pair)
     rows, asked_for = Prompts.of(prompts), Prompts.of(queries)
-    found = RowInfluence.load(influence) if isinstance(influence, str | Path) else influence
-    if len(found.table) != len(rows) or found.provenance.prompts != rows.hash:
+    ranked = RowInfluence.load(influence) if isinstance(influence, str | Path) else influence
+    if len(ranked.table) != len(rows) or ranked.provenance.prompts != rows.hash:
         raise UserError(
             "The influence is of other training rows: give the rows that it was computed on, in their order."
         )
@@ -142,7 +142,7 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
             f"{drop} of {len(rows)} rows cannot be left out: give between 1 and {len(rows) - 1}, and at least one "
             "random draw."
         )
-    top, generator = found.top(drop), np.random.default_rng(seed)
+    top, generator = ranked.top(drop), np.random.default_rng(seed)
     without = [sorted(generator.permutation(len(rows))[:drop].tolist()) for _ in range(random_draws)]
     training = _Training(
         pair.base, rows, asked_for, rank, list(modules),

@@ -116,14 +116,14 @@ def _parting(rows: Prompts, model: AdaptedModel) -> tuple[list[list[int]], list[
 
 
 def _two_intents(prompts: Prompts) -> tuple[str, str]:
-    found = sorted({str(row.columns["intent"]) for row in prompts if "intent" in row.columns})
-    if len(found) != 2:
-        shown = ", ".join(found) or "none"
+    intents = sorted({str(row.columns["intent"]) for row in prompts if "intent" in row.columns})
+    if len(intents) != 2:
+        shown = ", ".join(intents) or "none"
         raise UserError(
-            f"A knob needs prompts of two intents in the column 'intent', and there are {len(found)} ({shown}): "
+            f"A knob needs prompts of two intents in the column 'intent', and there are {len(intents)} ({shown}): "
             "give rows with group, intent and answer."
         )
-    first, second = found
+    first, second = intents
     return (second, first) if second == POSITIVE else (first, second)
 
 

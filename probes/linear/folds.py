@@ -96,12 +96,12 @@ def shuffled_labels(y: np.ndarray, groups: np.ndarray, draws: int, seed: int) ->
     random = np.random.default_rng(seed + 1)
     members = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]
     mixed = any(len(np.unique(y[rows])) > 1 for rows in members)
-    found = np.empty((len(y), draws), dtype=bool)
+    labels = np.empty((len(y), draws), dtype=bool)
     for draw in range(draws):
         if mixed:
             for rows in members:
-                found[rows, draw] = random.permutation(y[rows])
+                labels[rows, draw] = random.permutation(y[rows])
         else:
             of_group = random.permutation([y[rows[0]] for rows in members])
-            found[:, draw] = of_group[groups]
-    return found
+            labels[:, draw] = of_group[groups]
+    return labels

@@ -153,18 +153,20 @@ def scored_trials(model: AdaptedModel, trials: Sequence[Trial], settings: Retrie
     report.start(f"Needles in the {model.role} model", len(trials))
     best = 0.0
     for row, trial in enumerate(trials):
-        found = answer(model, trial, settings.max_new_tokens)
-        passes += found.passes
+        decoded = answer(model, trial, settings.max_new_tokens)
+        passes += decoded.passes
         report.advance()
-        held = recall(model, trial, found.outputs)
+        held = recall(model, trial, decoded.outputs)
         best = max(best, held)
         if held <= settings.keep_above:
             continue
-        assert found.attended is not None
+        assert decoded.attended is not None
         rows.append(row)
-        scores.append(copy_scores(found.attended, found.outputs, trial.ids, trial.start, trial.end))
+        scores.append(copy_scores(decoded.attended, decoded.outputs, trial.ids, trial.start, trial.end))
         spans = [_elsewhere(trial, rng) for _ in range(settings.decoys)]
-        decoys.append(np.mean([copy_scores(found.attended, found.outputs, trial.ids, *span) for span in spans], axis=0))
+        decoys.append(
+            np.mean([copy_scores(decoded.attended, decoded.outputs, trial.ids, *span) for span in spans], axis=0)
+        )
     report.finish()
     if not rows:
         raise UserError(

@@ -166,8 +166,8 @@ class _Bench:
             for role, one in (("base", base), ("tuned", tuned))
         }
         empty = dict.fromkeys(("score", "low", "high", "control", "p", "shared", "best", "chance"), np.nan)
-        found = empty if tuned is None else self._compared(tuned, length, before)
-        return {"module": str(length), **found, **answered, "n": len(self.trials[length])}
+        comparison = empty if tuned is None else self._compared(tuned, length, before)
+        return {"module": str(length), **comparison, **answered, "n": len(self.trials[length])}
 
     def _compared(self, tuned: ScoredTrials, length: int, before: ScoredTrials) -> dict[str, float]:
         ours, theirs = _flat(tuned), _flat(before)

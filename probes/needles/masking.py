@@ -119,13 +119,13 @@ class _Trial:
 
     def recalls(self, heads: Sequence[Place]) -> Float[np.ndarray, " trial"]:
         """Recall of each trial's needle."""
-        found = []
+        recalls = []
         for trial in self.trials:
             hooks = mask_hooks(self.model, heads, self.settings.how, trial)
             one = answer(self.model, trial, self.settings.max_new_tokens, watch=False, hooks=hooks)
             self.passes += one.passes
-            found.append(recall(self.model, trial, one.outputs))
-        return np.array(found)
+            recalls.append(recall(self.model, trial, one.outputs))
+        return np.array(recalls)
 
 
 def mask_hooks(model: AdaptedModel, heads: Sequence[Place], how: str, trial: Trial) -> list[SiteHook]:

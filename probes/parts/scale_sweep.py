@@ -174,8 +174,8 @@ def _held_out(frame: pd.DataFrame, right: np.ndarray, whole: np.ndarray, bench: 
     choosing = np.isin(clusters, groups[: len(groups) // 2])
     value = right[:, choosing].mean(1) + frame["retained"].fillna(0.0).to_numpy()
     best = int(np.flatnonzero(value >= value.max() - 1e-12)[np.argmin(frame["scale"][value >= value.max() - 1e-12])])
-    found = scored_share(right[best, ~choosing], seed=bench.seed, clusters=clusters[~choosing])
-    return {"scale": float(frame["scale"].iloc[best]), **found, "whole": float(whole[~choosing].mean())}
+    interval = scored_share(right[best, ~choosing], seed=bench.seed, clusters=clusters[~choosing])
+    return {"scale": float(frame["scale"].iloc[best]), **interval, "whole": float(whole[~choosing].mean())}
 
 
 def _verdict(scale: float, change: float, margin: float) -> str:

@@ -117,18 +117,18 @@ class HeadRuns:
 
     def scores(self, kept: Sequence[Kept]) -> Float[np.ndarray, "prompt kept"]:
         """The metric of every prompt, for each of ``kept``."""
-        found = np.zeros((len(self._batch), len(kept)))
+        scores = np.zeros((len(self._batch), len(kept)))
         self.report.start("Heads replaced", len(self._batch))
         width = max(1, self.at_once // (min(self.batch_size, len(self._batch)) * self._batch.input_ids.shape[1]))
         for first in range(0, len(self._batch), self.batch_size):
             rows = torch.arange(first, min(first + self.batch_size, len(self._batch)))
             for start in range(0, len(kept), width):
                 some = kept[start : start + width]
-                found[first : first + len(rows), start : start + len(some)] = self._run(rows, some)
+                scores[first : first + len(rows), start : start + len(some)] = self._run(rows, some)
                 self._passes += len(some)
             self.report.advance(len(rows))
         self.report.finish()
-        return found
+        return scores
 
     def _run(self, rows: Int[Tensor, " row"], kept: Sequence[Kept]) -> Float[np.ndarray, "row kept"]:
         few = _rows(self._batch, rows).to(self.model.device)
@@ -184,8 +184,8 @@ class HeadRuns:
         check_metric(
             "logit_diff" if metric == "logit_diff" else "prob", has_answers=has[0], has_distractors=has[1]
         )  # fmt: skip
-        found = answer_tokens(prompts, self.model.tokenizer)
-        return found.answer, found.distractor
+        tokens = answer_tokens(prompts, self.model.tokenizer)
+        return tokens.answer, tokens.distractor
 
 
 def mean_ablation(

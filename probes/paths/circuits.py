@@ -134,14 +134,14 @@ def circuit(
 def _lacking(runs: dict[str, HeadRuns]) -> dict[str, float]:
     """The models that do not show the behaviour, with their metric; found before heads are ablated."""
     full = {name: float(run.scores([Kept(frozenset(), everything_else=True)]).mean()) for name, run in runs.items()}
-    found = {name: value for name, value in full.items() if not value > 0}
-    if len(found) == len(full):
-        name, value = next(iter(found.items()))
+    lacking = {name: value for name, value in full.items() if not value > 0}
+    if len(lacking) == len(full):
+        name, value = next(iter(lacking.items()))
         raise UserError(
             f"The {name} model has {runs[name].metric} {value:.3g} on these prompts, so there is no behaviour a "
             "circuit could be faithful to: use prompts it answers."
         )
-    return found
+    return lacking
 
 
 def _faithfulness(
@@ -174,7 +174,9 @@ def _completeness(run: HeadRuns, parts: Sequence[Part], settings: CircuitOptions
     kept += [Kept(frozenset(some), everything_else=True) for _, some in groups]
     values = run.scores(kept)
     inside, outside = values[:, : len(groups)], values[:, len(groups) :]
-    intervals = mean_intervals(inside - outside, clusters=run.prompts.clusters, draws=settings.draws, seed=settings.seed)
+    intervals = mean_intervals(
+        inside - outside, clusters=run.prompts.clusters, draws=settings.draws, seed=settings.seed
+    )
     return pd.DataFrame({
         "removed": [name for name, _ in groups], "size": [len(some) for _, some in groups],
         "score": np.abs(intervals.estimate), "difference": intervals.estimate,

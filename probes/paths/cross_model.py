@@ -63,9 +63,9 @@ class CrossPatching(ProbeResult):
 
     def frame(self) -> pd.DataFrame:
         """The table, best score first. Its cells are directions and groups, so there is no layer column."""
-        found = super().frame().drop(columns="layer")
+        frame = super().frame().drop(columns="layer")
         first = ["direction", "group", *SHARED]
-        return found[[*first, *found.columns.difference(first, sort=False)]]
+        return frame[[*first, *frame.columns.difference(first, sort=False)]]
 
     def figure(self) -> go.Figure:
         """The patched model's metric for each group, beside random heads and the model alone."""
@@ -115,20 +115,22 @@ def cmap(
     groups = {WHOLE: parts, **(by_place(parts) if len(by_place(parts)) > 1 else {})}
     batch = padded_prompts(rows, pair.base)
     alone = {}
-    found, passes = [], 0.0
+    tables, passes = [], 0.0
     for target, source in (("base", "tuned"), ("tuned", "base")):
         theirs = Same(getattr(pair, source), batch)
         run = HeadRuns(getattr(pair, target), rows, theirs, metric, batch_size=settings.batch_size,
                        max_tokens=settings.max_tokens, progress=settings.progress)  # fmt: skip
-        random = {name: random_parts(some, pair.base, settings.controls, settings.seed) for name, some in groups.items()}
+        random = {
+            name: random_parts(some, pair.base, settings.controls, settings.seed) for name, some in groups.items()
+        }
         every = [[], *groups.values(), *(draw for draws in random.values() for draw in draws)]
         alone[target] = values = run.scores([Kept(frozenset(some), everything_else=True) for some in every])
-        found.append((f"{source} into {target}", target, source, values))
+        tables.append((f"{source} into {target}", target, source, values))
         passes += run.passes
     table = pd.concat(
         [
             _table(direction, groups, values, alone[source][:, 0], rows.clusters, settings)
-            for direction, _, source, values in found
+            for direction, _, source, values in tables
         ],
         ignore_index=True,
     )

@@ -168,18 +168,18 @@ def _receivers(receivers: str | Sequence[str], through: str, task: Task) -> Rece
     model = task.target
     heads = [head_of(name, model) for name in names]
     shared = 1 if through == "q" else model.n_heads // model.n_kv_heads
-    found = dict.fromkeys((layer, head // shared) for layer, head in heads)
-    model.expand([Site(through, layer) for layer, _ in found])  # a model without such a site says so
-    return Receivers(through, tuple(found))
+    groups = dict.fromkeys((layer, head // shared) for layer, head in heads)
+    model.expand([Site(through, layer) for layer, _ in groups])  # a model without such a site says so
+    return Receivers(through, tuple(groups))
 
 
 def _senders(task: Task, settings: PathOptions) -> list[Head]:
     model = task.target
     if settings.senders is not None:
-        found = list(dict.fromkeys(head_of(name, model) for name in settings.senders))
-        if not found:
+        senders = list(dict.fromkeys(head_of(name, model) for name in settings.senders))
+        if not senders:
             raise UserError("There are no senders: give labels such as ['L3H5'], or leave senders out for all heads.")
-        return sorted(found)
+        return sorted(senders)
     layers = resolve_layers(settings.layers, model.n_layers)
     return [(layer, head) for layer in layers for head in range(model.n_heads)]
 

@@ -72,12 +72,12 @@ class PromptRows:
             return [({}, self.chosen)]
         index = self.index.iloc[self.chosen]
         from_end = (index["position"] - index.groupby("prompt")["position"].transform("max")).to_numpy() - 1
-        found = []
+        places = []
         for place in np.unique(from_end)[::-1]:
             rows = self.chosen[from_end == place]
             if len(np.unique(self.index["prompt"].to_numpy()[rows])) == len(self.prompts):
-                found.append(({"position": int(place)}, rows))
-        return found
+                places.append(({"position": int(place)}, rows))
+        return places
 
     def averaged(
         self, values: Float[Tensor, "row ..."], rows: Int[np.ndarray, " chosen"]

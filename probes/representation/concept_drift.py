@@ -151,14 +151,14 @@ def distances(
 
 
 def _table(
-    found: dict[str, tuple[np.ndarray, np.ndarray]], layers: Sequence[int], rows: Prompts, seed: int
+    changes: dict[str, tuple[np.ndarray, np.ndarray]], layers: Sequence[int], rows: Prompts, seed: int
 ) -> pd.DataFrame:
-    own, other = (found["tuned"][place] - found["base"][place] for place in (0, 1))
+    own, other = (changes["tuned"][place] - changes["base"][place] for place in (0, 1))
     apart = cluster_means(own - other, rows.clusters)
     p = np.where((own - other).any(0), paired_permutation(apart, seed=seed).p, 1.0)
     lines = [
         {"layer": layer, **scored(own[:, place], seed=seed, clusters=rows.clusters), "control": other[:, place].mean(),
-         **{role: found[role][0][:, place].mean() for role in found}, "p": p[place], "n": len(own)}
+         **{role: changes[role][0][:, place].mean() for role in changes}, "p": p[place], "n": len(own)}
         for place, layer in enumerate(layers)
     ]  # fmt: skip
     return pd.DataFrame(lines).assign(q=q_values(p))

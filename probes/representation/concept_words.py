@@ -111,13 +111,13 @@ def concept_words(  # noqa: PLR0913 (a public call)
 def word_vectors(model: AdaptedModel, words: Sequence[str]) -> Float[Tensor, "word d_model"]:
     """Unit output embeddings; of a word of several tokens the mean of theirs."""
     table = model.unembedding().detach()
-    found = []
+    vectors = []
     for word in words:
         ids = token_ids(word if word[:1].isspace() else f" {word}", model.tokenizer, rendered_chat=True)
         if not ids:
             raise UserError(f"The word {word!r} has no tokens: leave it out.")
-        found.append(table[ids].float().mean(0).cpu())
-    return torch.nn.functional.normalize(torch.stack(found), dim=-1)
+        vectors.append(table[ids].float().mean(0).cpu())
+    return torch.nn.functional.normalize(torch.stack(vectors), dim=-1)
 
 
 def _random_words(model: AdaptedModel, count: int, draws: int, seed: int) -> list[Float[Tensor, "word d_model"]]:

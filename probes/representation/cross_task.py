@@ -157,13 +157,13 @@ def similarity(
         for place, row in zip(places, with_demonstrations(rows[places], rows[places], 1, seed), strict=True):
             made[int(place)] = row
     recording = record(model, Prompts(made), "resid_post", batch_size=batch_size)
-    found = []
+    cosines = []
     for site in sorted(recording.sites, key=lambda one: Site.parse(one).layer or 0):
         states = recording[model.role][site][:].float()
         means = torch.stack([states[torch.from_numpy(of == name)].mean(0) for name in names])
         unit = torch.nn.functional.normalize(means - means.mean(0), dim=-1)
-        found.append((unit @ unit.T).double().numpy())
-    return found
+        cosines.append((unit @ unit.T).double().numpy())
+    return cosines
 
 
 def _gains(

@@ -219,14 +219,14 @@ class _Walk:
 
     def _walked(self, start: Tensor, straight: Tensor | None) -> Float[Tensor, "step row d"]:
         """Rows stop where the guide is convinced."""
-        at, found = start, [start]
+        at, states = start, [start]
         ones = torch.ones(len(start), dtype=torch.long)
         for _ in range(self.steps):
             going = self.guide.sure(at, ones) < self.target
             step = self._field(at, ones) if straight is None else straight
             at = (at + going[:, None] * self.stride * step).detach()
-            found.append(at)
-        return torch.stack(found)
+            states.append(at)
+        return torch.stack(states)
 
     def _field(self, at: Tensor, ones: Tensor) -> Float[Tensor, "row d"]:
         """The guide's gradient without its part along the identity's, and back along that where it is in doubt."""
@@ -286,11 +286,11 @@ def _thirds(clusters: np.ndarray, positive: np.ndarray, identity: np.ndarray, se
     for draw in range(100):
         order = np.random.default_rng(seed + draw).permutation(groups)
         of = dict(zip(order.tolist(), (np.arange(len(order)) * 3 // max(1, len(order))).tolist(), strict=True))
-        found = np.array([of[int(cluster)] for cluster in clusters])
+        thirds = np.array([of[int(cluster)] for cluster in clusters])
         fine = all(
-            len(np.unique(positive[found == part])) == 2 and len(np.unique(identity[found == part])) == classes
+            len(np.unique(positive[thirds == part])) == 2 and len(np.unique(identity[thirds == part])) == classes
             for part in (0, 1)
         )
-        if fine and (~positive[found == 2]).sum() >= 2:
-            return found
+        if fine and (~positive[thirds == 2]).sum() >= 2:
+            return thirds
     raise UserError("The groups do not part in three with all classes in each: give more groups of every class.")

@@ -177,22 +177,22 @@ def _line(
     told, held = positive[~fit], ~fit
     count = int(held.sum())
     times = np.concatenate([np.ones((1, count)), bootstrap_weights(count, RESAMPLES, seed, clusters[held])])
-    found = area(tuned[held] @ moved, told, times)
+    interval_area = area(tuned[held] @ moved, told, times)
     random = np.random.default_rng(seed)
     wrong = [
         mapped(base[fit], tuned[fit][random.permutation(int(fit.sum()))], own["base"][None], ridge)[0]
         for _ in range(draws)
     ]
     chance = np.array([area(tuned[held] @ one, told, times[:1])[0] for one in wrong])
-    low, high = np.nanquantile(found[1:], (0.025, 0.975))
+    low, high = np.nanquantile(interval_area[1:], (0.025, 0.975))
     said = mapped(base[fit], tuned[fit], base[held] - base[fit].mean(0), ridge)
     centred = tuned[held] - tuned[fit].mean(0)
     same = base.shape[1] == tuned.shape[1]
     size = np.linalg.norm(moved) * np.linalg.norm(own["tuned"])
     return {
-        "score": float(found[0]), "low": float(low), "high": float(high),
+        "score": float(interval_area[0]), "low": float(low), "high": float(high),
         "control": float(chance.mean()) if draws else float("nan"),
-        "p": float((1 + (chance >= found[0] - 1e-12).sum()) / (1 + draws)),
+        "p": float((1 + (chance >= interval_area[0] - 1e-12).sum()) / (1 + draws)),
         "own": float(area(tuned[held] @ own["tuned"], told, times[:1])[0]),
         "source": float(area(base[held] @ own["base"], told, times[:1])[0]),
         "raw": float(area(tuned[held] @ own["base"], told, times[:1])[0]) if same else float("nan"),

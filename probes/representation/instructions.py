@@ -97,12 +97,12 @@ def instruction_attribution(
     controls: dict[str, np.ndarray] = {}
     for role in ("base", "tuned"):
         model = pair.models[role]
-        found = []
+        attributions = []
         for own, answer, span, other in zip(ids, answers, spans, beside, strict=True):
             density = densities(influence(model, own, answer))
-            found.append((span_score(density, span), span_score(density, other)))
+            attributions.append((span_score(density, span), span_score(density, other)))
             bar.advance()
-        scores[role], controls[role] = np.array(found).T
+        scores[role], controls[role] = np.array(attributions).T
     bar.finish()
     third = np.array([min(2, int(3 * (a + b) / 2 / len(own))) for (a, b), own in zip(spans, ids, strict=True)])
     steps = sum(map(len, answers))

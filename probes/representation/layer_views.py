@@ -137,11 +137,11 @@ def mixture_weights(
     likelihood: Float[np.ndarray, "view row"], times: Float[np.ndarray, "draw row"]
 ) -> Float[np.ndarray, "draw view"]:
     """The weights of the most likely mixture of the views, for every weighting of the rows (EM from even weights)."""
-    found = np.full((len(times), len(likelihood)), 1 / len(likelihood))
+    weights = np.full((len(times), len(likelihood)), 1 / len(likelihood))
     for _ in range(ROUNDS):
-        mixed = np.maximum(found @ likelihood, 1e-300)
-        found = found * ((times / mixed) @ likelihood.T) / times.sum(1, keepdims=True)
-    return found
+        mixed = np.maximum(weights @ likelihood, 1e-300)
+        weights = weights * ((times / mixed) @ likelihood.T) / times.sum(1, keepdims=True)
+    return weights
 
 
 def _half(clusters: Int[np.ndarray, " row"], seed: int) -> np.ndarray:
@@ -160,15 +160,15 @@ def _weights(
 ) -> dict[str, np.ndarray]:
     own, label = stacked[:, fit], y[fit]
     resampled = bootstrap_weights(len(label), draws, seed, clusters[fit])
-    found = mixture_weights(_of(own, label), np.concatenate([np.ones((1, len(label))), resampled]))
+    weights = mixture_weights(_of(own, label), np.concatenate([np.ones((1, len(label))), resampled]))
     null = np.concatenate([
         mixture_weights(_of(own, mixed), np.ones((1, len(label))))
         for mixed in shuffled_labels(label, draws, seed + 1, clusters[fit])
     ])  # fmt: skip
-    low, high = np.quantile(found[1:], (0.025, 0.975), axis=0)
-    p = (1 + (null >= found[0] - 1e-12).sum(0)) / (1 + draws)
+    low, high = np.quantile(weights[1:], (0.025, 0.975), axis=0)
+    p = (1 + (null >= weights[0] - 1e-12).sum(0)) / (1 + draws)
     alone = (stacked.argmax(-1) == y).mean(1)
-    return {"score": found[0], "low": low, "high": high, "control": null.mean(0), "p": p, "alone": alone}
+    return {"score": weights[0], "low": low, "high": high, "control": null.mean(0), "p": p, "alone": alone}
 
 
 def _told(table: pd.DataFrame, stacked: np.ndarray, y: np.ndarray, clusters: np.ndarray, seed: int) -> pd.DataFrame:
@@ -179,7 +179,7 @@ def _told(table: pd.DataFrame, stacked: np.ndarray, y: np.ndarray, clusters: np.
     }  # fmt: skip
     lines = []
     for name, chance in means.items():
-        found = share_interval((chance.argmax(-1) == y).astype(float), seed=seed, clusters=clusters)
-        lines.append({"ensemble": name, "score": found.estimate, "low": found.low, "high": found.high})
+        share = share_interval((chance.argmax(-1) == y).astype(float), seed=seed, clusters=clusters)
+        lines.append({"ensemble": name, "score": share.estimate, "low": share.low, "high": share.high})
     common = float(np.bincount(y).max() / len(y))
     return pd.DataFrame([*lines, {"ensemble": "largest class", "score": common, "low": common, "high": common}])

@@ -184,11 +184,11 @@ def _of_layer(
     dealt: np.ndarray,
     together: int,
 ) -> dict[str, float]:
-    found = {"mean gain": float(table["score"].mean()), "mean gain of random concepts": float(null.mean())}
+    numbers = {"mean gain": float(table["score"].mean()), "mean gain of random concepts": float(null.mean())}
     for role, own in values.items():
-        found[f"best area, {role}"] = float((np.abs(table[role] - 0.5) + 0.5).max())
-        found[f"{together} neurons together, {role}"] = combined_accuracy(own, y, dealt, together)
-    return found
+        numbers[f"best area, {role}"] = float((np.abs(table[role] - 0.5) + 0.5).max())
+        numbers[f"{together} neurons together, {role}"] = combined_accuracy(own, y, dealt, together)
+    return numbers
 
 
 def combined_accuracy(values: np.ndarray, y: np.ndarray, dealt: np.ndarray, together: int) -> float:

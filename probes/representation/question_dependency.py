@@ -87,13 +87,13 @@ def question_dependency(
     scores: dict[str, np.ndarray] = {}
     with counted(pair.base, pair.tuned) as passes:
         for role in ("base", "tuned"):
-            found = []
+            dependencies = []
             for prompt, answer in zip(ids, answers, strict=True):
                 steps = _steps(len(answer), skip, most)
                 influenced = influence(pair.models[role], prompt, answer[: int(steps[-1]) + 1], whole=True)
-                found.append(dependency(influenced, len(prompt), steps))
+                dependencies.append(dependency(influenced, len(prompt), steps))
                 bar.advance()
-            scores[role] = np.array(found)
+            scores[role] = np.array(dependencies)
     bar.finish()
     even = np.array([
         even_dependency(len(prompt), _steps(len(answer), skip, most))

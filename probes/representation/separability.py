@@ -167,15 +167,17 @@ def _variants(rows: PromptRows, variants: Sequence[Any] | None) -> dict[str, np.
 
 
 def _by_variant(sides: dict[str, Tensor], number: int, y: np.ndarray, parts: dict[str, np.ndarray]) -> dict[str, float]:
-    found = {}
+    shares = {}
     for name, own in parts.items():
         present = np.unique(y[own], return_inverse=True)[1]
         for role, features in sides.items():
             x = features[number][torch.from_numpy(own)].double()
             gram = ((x - x.mean(0)) @ (x - x.mean(0)).T).numpy()
             known = present.max() > 0
-            found[f"{role}: {name}"] = float(between_share(gram, present, np.ones((1, len(x))))[0]) if known else np.nan
-    return found
+            shares[f"{role}: {name}"] = (
+                float(between_share(gram, present, np.ones((1, len(x))))[0]) if known else np.nan
+            )
+    return shares
 
 
 @method(
@@ -267,7 +269,7 @@ def aligned(
 
     Outside of what those folds' rows span nothing is known of the rotation, and rows stay as they are.
     """
-    found = torch.empty_like(base)
+    rotated = torch.empty_like(base)
     for fold in np.unique(dealt):
         inside = torch.from_numpy(dealt != fold)
         centre_b, centre_t = base[inside].mean(0), tuned[inside].mean(0)
@@ -279,19 +281,19 @@ def aligned(
         mapped = (moved @ left) @ right
         beyond = moved - (moved @ left) @ left.T
         outside = beyond - (beyond @ right.T) @ right
-        found[~inside] = mapped + outside + centre_b
-    return found
+        rotated[~inside] = mapped + outside + centre_b
+    return rotated
 
 
 def centred_on(
     base: Float[Tensor, "row d"], tuned: Float[Tensor, "row d"], dealt: Int[np.ndarray, " row"]
 ) -> Float[Tensor, "row d"]:
     """The tuned rows moved by the difference of both means, each by that of the other folds."""
-    found = torch.empty_like(base)
+    centred = torch.empty_like(base)
     for fold in np.unique(dealt):
         inside = torch.from_numpy(dealt != fold)
-        found[~inside] = tuned[~inside] - tuned[inside].mean(0) + base[inside].mean(0)
-    return found
+        centred[~inside] = tuned[~inside] - tuned[inside].mean(0) + base[inside].mean(0)
+    return centred
 
 
 def _drift(

@@ -240,6 +240,6 @@ def _labels(texts: Sequence[Any], fit: np.ndarray) -> tuple[list[str], Bool[np.n
 
 def _drawn(rows: np.ndarray, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
-    found = random.choice(rows, (pairs, 2))
-    found = found[found[:, 0] != found[:, 1]]
-    return found[:, 0], found[:, 1]
+    pairs_drawn = random.choice(rows, (pairs, 2))
+    pairs_drawn = pairs_drawn[pairs_drawn[:, 0] != pairs_drawn[:, 1]]
+    return pairs_drawn[:, 0], pairs_drawn[:, 1]

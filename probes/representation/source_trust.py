@@ -142,7 +142,9 @@ def _alignments(
     if not known:
         raise UserError(f"No question is about an item of the definitions (column {items!r}): give the same names.")
     bar.start("gradients", 2 * (len(rows) + len(told)))
-    found: dict[str, list[float]] = {name: [] for name in ("base", "tuned", "base, other item", "tuned, other item")}
+    alignments: dict[str, list[float]] = {
+        name: [] for name in ("base", "tuned", "base, other item", "tuned, other item")
+    }
     for role in ("base", "tuned"):
         sketch = GradientSketch(pair.models[role], seed)
         of_rows = [sketch.of_answer(row) for row in _advancing(rows, bar)]
@@ -151,12 +153,12 @@ def _alignments(
         of_texts = [sketch.of_text(row) for row in _advancing(told, bar)]
         for number in known:
             others = [of_item[defined[n]] for n in known if tag[n] == tag[number] and defined[n] != defined[number]]
-            found[role].append(_cosine(of_texts[number], of_item[defined[number]]))
-            found[f"{role}, other item"].append(
+            alignments[role].append(_cosine(of_texts[number], of_item[defined[number]]))
+            alignments[f"{role}, other item"].append(
                 float(np.mean([_cosine(of_texts[number], one) for one in others])) if others else 0.0
             )
     bar.finish()
-    return {"tag": tag[known], **{name: np.array(values) for name, values in found.items()}}
+    return {"tag": tag[known], **{name: np.array(values) for name, values in alignments.items()}}
 
 
 def _advancing(rows: Prompts, bar: Progress) -> Any:
@@ -210,14 +212,14 @@ class GradientSketch:
             finally:
                 for (_, one), flag in zip(named, flags, strict=True):
                     one.requires_grad_(flag)
-        found = torch.zeros(SKETCH)
+        sketch = torch.zeros(SKETCH)
         for number, slope in enumerate(slopes):
             if slope is not None:
-                self._add(found, slope.detach().flatten().float().cpu(), number)
-        return found
+                self._add(sketch, slope.detach().flatten().float().cpu(), number)
+        return sketch
 
-    def _add(self, found: Tensor, flat: Tensor, number: int) -> None:
+    def _add(self, sketch: Tensor, flat: Tensor, number: int) -> None:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         place = torch.randint(SKETCH, flat.shape, generator=generator)
         sign = torch.randint(2, flat.shape, generator=generator).mul_(2).sub_(1)
-        found.index_add_(0, place, flat * sign)
+        sketch.index_add_(0, place, flat * sign)

@@ -184,8 +184,8 @@ def control_tasks(
     random = np.random.default_rng(seed + 1)
     numbers = np.unique(types, return_inverse=True)[1]
     shares = np.bincount(y) / len(y)
-    found = np.stack([random.choice(len(shares), int(numbers.max()) + 1, p=shares)[numbers] for _ in range(draws)])
-    return found
+    tasks = np.stack([random.choice(len(shares), int(numbers.max()) + 1, p=shares)[numbers] for _ in range(draws)])
+    return tasks
 
 
 def suite_table(

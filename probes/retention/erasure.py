@@ -148,12 +148,12 @@ def best_route(scores: dict[str, np.ndarray], rows: np.ndarray) -> str:
 
 def cross_fitted(scores: dict[str, dict[str, np.ndarray]], inside: np.ndarray) -> dict[str, np.ndarray]:
     """Score by prompt of each model under the route that was best for the tuned model on the other half."""
-    found = {role: np.zeros(len(inside)) for role in scores}
+    scores_of = {role: np.zeros(len(inside)) for role in scores}
     for choose, report in ((inside, ~inside), (~inside, inside)):
         name = best_route(scores["tuned"], choose)
         for role, own in scores.items():
-            found[role][report] = own[name][report]
-    return found
+            scores_of[role][report] = own[name][report]
+    return scores_of
 
 
 def erasure_lines(

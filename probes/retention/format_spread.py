@@ -161,9 +161,9 @@ class _Trial:
     def reported(self, form: Format) -> np.ndarray:
         return answer_scores(self.model, formatted(self.report, form, self.shots, self.seed), **self.options)
 
-    def lines(self, chosen: Sequence[Format], found: Searched, atomic: bool) -> dict[str, np.ndarray]:
+    def lines(self, chosen: Sequence[Format], searched: Searched, atomic: bool) -> dict[str, np.ndarray]:
         """Score by prompt of the formats that are reported; "random gap" is the control's, by prompt."""
-        usual, best, worst = (self.reported(one) for one in (chosen[0], chosen[found.best], chosen[found.worst]))
+        usual, best, worst = (self.reported(one) for one in (chosen[0], chosen[searched.best], chosen[searched.worst]))
         random = np.random.default_rng(self.seed + 7)
         drawn = [self.reported(chosen[int(n)]) for n in random.choice(len(chosen), min(4, len(chosen)), replace=False)]
         gaps = [abs(float(a.mean() - b.mean())) for n, a in enumerate(drawn) for b in drawn[n + 1 :]]
@@ -189,9 +189,9 @@ def _table_lines(lines: dict[str, dict[str, np.ndarray]], clusters: np.ndarray, 
     return [*found, {**scored_line(SPREAD, CHANGE, change, 0.0, clusters, seed), "control": apart}]
 
 
-def _formats(role: str, chosen: Sequence[Format], found: Searched) -> pd.DataFrame:
-    return pd.DataFrame({"model": role, "format": [one.name for one in chosen], "tried": found.tried,
-                         "right": found.right})  # fmt: skip
+def _formats(role: str, chosen: Sequence[Format], searched: Searched) -> pd.DataFrame:
+    return pd.DataFrame({"model": role, "format": [one.name for one in chosen], "tried": searched.tried,
+                         "right": searched.right})  # fmt: skip
 
 
 def _numbers(searched: dict[str, Searched]) -> dict[str, float]:
@@ -212,11 +212,11 @@ def _separability(
                        batch_size=batch_size)  # fmt: skip
     of = np.repeat(np.arange(len(chosen)), len(rows))
     even = np.tile(np.arange(len(rows)) % 2 == 0, len(chosen))
-    found = {"formats told apart by chance": 1 / len(chosen)}
+    shares = {"formats told apart by chance": 1 / len(chosen)}
     for role in ("base", "tuned"):
         states = recording[role][recording.sites[0]][:].float().numpy()
         centres = np.stack([states[even & (of == number)].mean(0) for number in range(len(chosen))])
         held, truth = states[~even], of[~even]
         named = np.linalg.norm(held[:, None] - centres[None], axis=-1).argmin(1)
-        found[f"formats told apart, {role}"] = float((named == truth).mean())
-    return found
+        shares[f"formats told apart, {role}"] = float((named == truth).mean())
+    return shares

@@ -49,12 +49,13 @@ class InherentLimits(ProbeResult):
         return labelled_points(self.table, "group", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
-        found = self.correlation
+        correlation = self.correlation
         beyond = self.table[(self.table["q"] < 0.05) & (self.table["score"] > 0)]["group"].tolist()
         return (
             f"The tuned model's scores follow the base's few-shot ones over {len(self.table)} tasks: rho "
-            f"{found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], p = {found['p']:.2g} (base zero-shot "
-            f"{found['control']:.2f}); beyond the base's few-shot score: {', '.join(map(str, beyond)) or 'no task'}"
+            f"{correlation['rho']:.2f} [{correlation['low']:.2f}, {correlation['high']:.2f}], p = "
+            f"{correlation['p']:.2g} (base zero-shot {correlation['control']:.2f}); beyond the base's few-shot score: "
+            f"{', '.join(map(str, beyond)) or 'no task'}"
         )
 
 
@@ -127,7 +128,7 @@ def inherent_limits(
 
 def demonstrated(rows: Prompts, of: np.ndarray, shots: int, seed: int) -> Prompts:
     """Every row behind examples of its own task."""
-    found = [row for row in rows]
+    prompts = [row for row in rows]
     for name in np.unique(of):
         places = np.flatnonzero(of == name)
         own = rows[places]
@@ -136,8 +137,8 @@ def demonstrated(rows: Prompts, of: np.ndarray, shots: int, seed: int) -> Prompt
         except UserError as error:
             raise UserError(f"Task {str(name)!r}: {error}") from error
         for place, row in zip(places, shown, strict=True):
-            found[int(place)] = row
-    return Prompts(found)
+            prompts[int(place)] = row
+    return Prompts(prompts)
 
 
 def correlation(scores: dict[str, np.ndarray], of: np.ndarray, names: list[str], seed: int) -> dict[str, float]:

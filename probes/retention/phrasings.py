@@ -158,7 +158,7 @@ class _Items:
 
     def measured(self, score: np.ndarray, states: np.ndarray) -> dict[str, np.ndarray]:
         """[item] mean scores, their drop, relative distances, and the spread of scores over phrasings."""
-        found: dict[str, list[float]] = {}
+        measures: dict[str, list[float]] = {}
         for number in range(len(self.names)):
             seen, new = (np.flatnonzero((self.of == number) & kind) for kind in (self.observed, ~self.observed))
             centre = states[seen].mean(0)
@@ -175,8 +175,8 @@ class _Items:
                 "spread over phrasings": float(np.ptp(score[self.of == number])),
             }  # fmt: skip
             for name, value in line.items():
-                found.setdefault(name, []).append(float(value))
-        return {name: np.array(values) for name, values in found.items()}
+                measures.setdefault(name, []).append(float(value))
+        return {name: np.array(values) for name, values in measures.items()}
 
 
 def phrasing_lines(values: dict[str, np.ndarray], seed: int) -> list[dict[str, Any]]:

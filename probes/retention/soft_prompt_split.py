@@ -142,14 +142,14 @@ def _scores(
 ) -> Scores:  # fmt: skip
     bar = progress or Silent()
     bar.start("soft prompt and weights", 2 + len(checkpoints))
-    found: Scores = {}
+    scores: Scores = {}
 
     def score(weights: str, model: Any) -> None:
         for name, own in rows.items():
-            found[weights, "off", name] = answer_scores(model, own, metric, **options)
+            scores[weights, "off", name] = answer_scores(model, own, metric, **options)
             for kind, soft in softs.items():
                 read = soft.before(own, model.tokenizer)
-                found[weights, kind, name] = answer_scores(model, read, metric, recipe=soft, **options)
+                scores[weights, kind, name] = answer_scores(model, read, metric, recipe=soft, **options)
         bar.advance()
 
     score("base", pair.base)
@@ -160,7 +160,7 @@ def _scores(
                 score(name, pair.base)
     score("tuned", pair.tuned)
     bar.finish()
-    return found
+    return scores
 
 
 def split_lines(scores: Scores, clusters: dict[str, np.ndarray], seed: int) -> list[dict[str, Any]]:

@@ -167,12 +167,12 @@ class _Trial:
 
     def read(self, router: iv.AdapterRouting, ids: list[int]) -> dict[str, Float[np.ndarray, "pos adapter"]]:
         """Module -> the weights at each token, with the router at work."""
-        found: dict[str, np.ndarray] = {}
+        weights: dict[str, np.ndarray] = {}
 
         def keep(path: str) -> Any:
             def read(_module: Any, args: Any) -> None:
                 x = args[0].detach().reshape(-1, args[0].shape[-1])
-                found[path] = router.by_adapter(path, x).float().cpu().numpy()
+                weights[path] = router.by_adapter(path, x).float().cpu().numpy()
 
             return read
 
@@ -183,7 +183,7 @@ class _Trial:
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return weights
 
     def weights(self, routers: dict[str, iv.AdapterRouting], random: iv.AdapterRouting, seed: int) -> pd.DataFrame:
         """Mean weight of each adapter on each domain, module by module."""
@@ -206,7 +206,7 @@ class _Trial:
         even = iv.AdapterRouting(**self.bank)
         single = np.stack([self._scores(even.with_forced(name)) for name in self.names])
         places = [self.names.index(label) for label in self.labels]
-        found = {
+        scores = {
             "none": self._scores(None), "routed": self._by_label(routers), "random": self._scores(random),
             "even": self._scores(even), "own": single[places, np.arange(len(places))], "oracle": single.max(0),
         }  # fmt: skip
@@ -214,11 +214,11 @@ class _Trial:
             for name in self.names:
                 without = {id(router): router.with_closed(name) for router in routers.values()}
                 closed = {label: without[id(router)] for label, router in routers.items()}
-                found[f"without {name}"] = self._by_label(closed)
+                scores[f"without {name}"] = self._by_label(closed)
         lines, clusters = [], self.rows.clusters
-        for name, values in found.items():
-            units = cluster_means((values - found["random"])[:, None], clusters)
-            regret = scored(found["oracle"] - values, name="regret", seed=seed, clusters=clusters)
+        for name, values in scores.items():
+            units = cluster_means((values - scores["random"])[:, None], clusters)
+            regret = scored(scores["oracle"] - values, name="regret", seed=seed, clusters=clusters)
             lines.append({
                 "router": name, **scored(values, seed=seed, clusters=clusters), "regret": regret["regret"],
                 "regret_low": regret["low"], "regret_high": regret["high"],
@@ -235,12 +235,14 @@ class _Trial:
         distinct = {id(router): router for router in routers.values()}
         if len(distinct) == 1:
             return self._scores(next(iter(distinct.values())))
-        found = np.zeros(len(self.rows))
+        scores = np.zeros(len(self.rows))
         for label, router in routers.items():
             mine = np.array([one == label for one in self.labels])
             if mine.any():
-                found[mine] = answer_scores(Subject(label, self.model, iv.Recipe([router])), self.rows[mine], self.work)
-        return found
+                scores[mine] = answer_scores(
+                    Subject(label, self.model, iv.Recipe([router])), self.rows[mine], self.work
+                )
+        return scores
 
     def composite(self, routers: dict[str, iv.AdapterRouting], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Two rows of different domains, one behind the other: who is heaviest before and behind the switch."""

@@ -107,8 +107,8 @@ def token_relevance(
 
     def known(order: Sequence[np.ndarray]) -> Float[np.ndarray, " prompt"]:
         left = [_left(row, one, share) for row, one in zip(ids, order, strict=True)]
-        found = logprobs(Subject(model.role, model), left, answers, work)
-        return found.sum_ / found.tokens
+        logs = logprobs(Subject(model.role, model), left, answers, work)
+        return logs.sum_ / logs.tokens
 
     with counted(model) as passes:
         weights = [read_patterns(model, row, places).mean((0, 1))[-1].double().numpy() for row in ids]

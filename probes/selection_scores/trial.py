@@ -58,10 +58,10 @@ class SelectionTrial(ProbeResult):
     def mask(self, selection: str) -> dict[str, Tensor]:
         """Tensor -> flat coordinates of a selection."""
         start = f"{selection}/"
-        found = {name.removeprefix(start): mask for name, mask in self.masks.items() if name.startswith(start)}
-        if not found:
+        masks = {name.removeprefix(start): mask for name, mask in self.masks.items() if name.startswith(start)}
+        if not masks:
             raise unknown_name("selection", selection, self.table["module"])
-        return found
+        return masks
 
     def intervention(self, pair: Any, selection: str) -> Graft:
         """Only that part of the update, as an intervention on ``pair.base``."""

@@ -61,8 +61,8 @@ class SparsityCurve(ProbeResult):
         lines = self.table[np.isclose(self.table["sparsity"], sparsity)]
         if not len(lines):
             raise UserError(f"Sparsity {sparsity} was not calibrated; {sorted(set(self.table['sparsity']))} were.")
-        found = dict(zip(lines["layer"].tolist(), lines[f"threshold_{model}"].tolist(), strict=True))
-        return iv.ActivationThreshold(found, self.rule)  # type: ignore[arg-type]
+        thresholds = dict(zip(lines["layer"].tolist(), lines[f"threshold_{model}"].tolist(), strict=True))
+        return iv.ActivationThreshold(thresholds, self.rule)  # type: ignore[arg-type]
 
     def figure(self) -> go.Figure:
         """Answers against sparsity, beside random neurons."""
@@ -155,12 +155,12 @@ def sparsity_curve(
 
 def _compared(model: AdaptedModel, rows: Prompts, rule: Rule) -> list[list[Float[Tensor, "token neuron"]]]:
     """[layer][prompt]: what is compared with thresholds."""
-    found: list[list[Tensor]] = [[] for _ in range(model.n_layers)]
+    saliencies: list[list[Tensor]] = [[] for _ in range(model.n_layers)]
     norms = [column_norms(model, layer) if rule == "wina" else None for layer in range(model.n_layers)]
 
     def keep(layer: int) -> Any:
         def read(value: Tensor, _ctx: Any) -> None:
-            found[layer].append(saliency(value[0].detach().float(), norms[layer]).cpu())
+            saliencies[layer].append(saliency(value[0].detach().float(), norms[layer]).cpu())
 
         return read
 
@@ -183,14 +183,14 @@ def _compared(model: AdaptedModel, rows: Prompts, rule: Rule) -> list[list[Float
         finally:
             for handle in handles:
                 handle.remove()
-    return found
+    return saliencies
 
 
 def _thresholds(
     model: AdaptedModel, rows: Prompts, rule: Rule, shares: Sequence[float]
 ) -> Float[np.ndarray, "sparsity layer"]:
-    found = [torch.cat(layer).flatten().numpy() for layer in _compared(model, rows, rule)]
-    return np.array([[np.quantile(one, share) for one in found] for share in shares])
+    layers = [torch.cat(layer).flatten().numpy() for layer in _compared(model, rows, rule)]
+    return np.array([[np.quantile(one, share) for one in layers] for share in shares])
 
 
 def _likeness(
@@ -228,8 +228,8 @@ def _skill(
     lines = []
     for role, model in pair.models.items():
         plain = answer_scores(Subject(role, model), rows, work)
-        found = scored(plain, seed=seed, clusters=rows.clusters)
-        lines.append({"model": role, "sparsity": 0.0, **found, "control": plain.mean(), "p": 1.0})
+        score = scored(plain, seed=seed, clusters=rows.clusters)
+        lines.append({"model": role, "sparsity": 0.0, **score, "control": plain.mean(), "p": 1.0})
         for place, share in enumerate(shares):
             cuts = dict(enumerate(thresholds[role][place].tolist()))
             own, random = (

@@ -159,8 +159,8 @@ class _Search:
     def affordable(self) -> list[np.ndarray]:
         """Every path within the budget, the cheapest first."""
         every = [np.array(combination) for combination in itertools.product((SKIP, SMALL, BIG), repeat=self.n_layers)]
-        found = [one for one in every if self.costs[one].sum() <= self.budget]
-        return sorted(found, key=lambda one: float(self.costs[one].sum()))
+        paths = [one for one in every if self.costs[one].sum() <= self.budget]
+        return sorted(paths, key=lambda one: float(self.costs[one].sum()))
 
     def _tried(self, rows: Prompts) -> Int[np.ndarray, "row layer"]:
         paths = self.affordable()

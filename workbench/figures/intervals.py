@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -18,7 +18,7 @@ def whiskers(
     }  # fmt: skip
 
 
-def band(x: Sequence[Any], low: Sequence[float], high: Sequence[float], fill: str, **looks: Any) -> dict[str, Any]:
+def band(x: Iterable[Any], low: Iterable[float], high: Iterable[float], fill: str, **looks: Any) -> dict[str, Any]:
     """The keywords of ``add_scatter`` for a filled band without a line; ``looks``: its name, legend group, row."""
     return {
         "x": [*x, *list(x)[::-1]], "y": [*high, *list(low)[::-1]], "fill": "toself", "fillcolor": fill,

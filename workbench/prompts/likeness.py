@@ -22,6 +22,6 @@ def likeness(text: str) -> str:
     return " ".join(words) if words else text
 
 
-def _space(found: re.Match[str]) -> str:
-    sign = found[0]
+def _space(match: re.Match[str]) -> str:
+    sign = match[0]
     return " " if unicodedata.category(sign).startswith("P") else sign

@@ -107,9 +107,9 @@ def against_controls(observed: float, controls: Sequence[float] | np.ndarray) ->
 
 
 def _shuffled(mask: Tensor, generator: torch.Generator) -> Tensor:
-    found = torch.zeros(mask.numel(), dtype=torch.bool)
-    found[torch.randperm(mask.numel(), generator=generator)[: int(mask.sum())]] = True
-    return found.view(mask.shape).to(mask.device)
+    entries = torch.zeros(mask.numel(), dtype=torch.bool)
+    entries[torch.randperm(mask.numel(), generator=generator)[: int(mask.sum())]] = True
+    return entries.view(mask.shape).to(mask.device)
 
 
 def check_draws(draws: int) -> None:

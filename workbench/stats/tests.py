@@ -79,8 +79,8 @@ def mann_whitney(first: np.ndarray, second: np.ndarray, *, alternative: Alternat
     The effect is the area under the ROC curve: how often a value of ``first`` exceeds one of ``second``.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    found = stats.mannwhitneyu(a, b, alternative=alternative, axis=0)
-    return Tested(np.asarray(found.statistic) / (len(a) * len(b)), np.asarray(found.pvalue))
+    tested = stats.mannwhitneyu(a, b, alternative=alternative, axis=0)
+    return Tested(np.asarray(tested.statistic) / (len(a) * len(b)), np.asarray(tested.pvalue))
 
 
 def _flat(values: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
