@@ -162,8 +162,8 @@ def _arrow_weights(
         return is_open.to(x).expand(*x.shape[:-1], -1)
     alike = (x @ layer.prototypes.to(x).T).abs().masked_fill(~is_open.to(x.device), -torch.inf)
     top = alike.topk(min(layer.top_k, int(is_open.sum())), dim=-1)
-    kept = torch.full_like(alike, -torch.inf).scatter(-1, top.indices, top.values)
-    return (kept / layer.temperature).softmax(-1)
+    top_only = torch.full_like(alike, -torch.inf).scatter(-1, top.indices, top.values)
+    return (top_only / layer.temperature).softmax(-1)
 
 
 def _router_of(model: Any) -> _XLora | _Arrow:

@@ -60,15 +60,15 @@ class AnswerChanges(ProbeResult):
     def summary(self) -> str:
         """How many answers changed, and what rose."""
         changed, n = int(self.table["score"].sum()), len(self.table)
-        told = f"{changed} of {n} answers changed ({self.share:.0%} [{self.share_low:.0%}, {self.share_high:.0%}])"
+        text = f"{changed} of {n} answers changed ({self.share:.0%} [{self.share_low:.0%}, {self.share_high:.0%}])"
         base, tuned = self.refusals["base"], self.refusals["tuned"]
-        told += f"; refusals {base:.0%} -> {tuned:.0%}" if max(base, tuned) > 0 else ""
+        text += f"; refusals {base:.0%} -> {tuned:.0%}" if max(base, tuned) > 0 else ""
         moved = self.kl()
-        told += "" if moved is None else f"; KL {moved.estimate:.2g} [{moved.low:.2g}, {moved.high:.2g}] nats per token"
+        text += "" if moved is None else f"; KL {moved.estimate:.2g} [{moved.low:.2g}, {moved.high:.2g}] nats per token"
         rose = self.rising()
         if rose is not None:
-            told += f"; {rose['tuned']} answers now begin with {rose['opening']!r} (before: {rose['base']})"
-        return told
+            text += f"; {rose['tuned']} answers now begin with {rose['opening']!r} (before: {rose['base']})"
+        return text
 
     def kl(self) -> Interval | None:
         """Mean over prompts of the KL per token, with its 95 % interval; None where it was not read."""

@@ -65,8 +65,8 @@ class ActivationDelta(ProbeResult):
         best = self.frame().iloc[0]
         place = f"{best['site']} of layer {best['layer']:.0f}"
         if self.streamed:
-            told = "streamed statistics, so no interval over prompts"
-            return f"Largest shift: {place}, {best['score']:.3g}; {told}; {self.tokens}"
+            where = "streamed statistics, so no interval over prompts"
+            return f"Largest shift: {place}, {best['score']:.3g}; {where}; {self.tokens}"
         moved = int((self.table["q"] < 0.05).sum())
         return (
             f"{moved} of {len(self.table)} cells moved (q < 0.05); most: {place}, {best['score']:.3g} "
@@ -135,7 +135,7 @@ def activation_delta(
     vectors: dict[str, Tensor] = {}
     for site in sites:
         rows = _SiteRows.of(recording, site, clusters, averaged.rows)
-        parts += [rows.measured(chosen, seed).assign(**cell) for cell, chosen in rows.cells(by_position)]
+        parts += [rows.measured(rows_there, seed).assign(**cell) for cell, rows_there in rows.cells(by_position)]
         if components and site.kind not in HEADED:
             found = rows.directions(components, model)
             directions += found[0]

@@ -29,8 +29,8 @@ def halves(rows: Prompts, seed: int) -> tuple[Prompts, Prompts]:
             f"the other: give {2 * FEWEST} or more."
         )
     first = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
-    chosen = np.isin(clusters, first)
-    return rows[chosen], rows[~chosen]
+    in_first = np.isin(clusters, first)
+    return rows[in_first], rows[~in_first]
 
 
 def answer_scores(subject: Subject, rows: Prompts, work: Work) -> Float[np.ndarray, " prompt"]:

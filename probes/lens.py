@@ -52,8 +52,8 @@ class LogitLens(ProbeResult):
         """Both models' grids and the KL between them for one shown prompt (the first by default)."""
         from workbench.figures.lens import lens_grid
 
-        chosen = int(self.cells["prompt"].iloc[0]) if prompt is None else prompt
-        return lens_grid(self.cells[self.cells["prompt"] == chosen], title=f"Logit lens, prompt {chosen}")
+        number = int(self.cells["prompt"].iloc[0]) if prompt is None else prompt
+        return lens_grid(self.cells[self.cells["prompt"] == number], title=f"Logit lens, prompt {number}")
 
     def summary(self) -> str:
         top = self.frame().iloc[0]

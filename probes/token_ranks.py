@@ -107,9 +107,9 @@ def token_shift(
     with counted(pair.base, pair.tuned) as passes:
         for name, writer, judge in ((TUNED_WRITES, tuned, base), (BASE_WRITES, base, tuned)):
             for start in range(0, len(rows), batch_size):
-                chosen = range(start, min(start + batch_size, len(rows)))
-                found.append(_one_batch(writer, judge, chosen, max_new_tokens).assign(direction=name))
-                bar.advance(len(chosen))
+                members = range(start, min(start + batch_size, len(rows)))
+                found.append(_one_batch(writer, judge, members, max_new_tokens).assign(direction=name))
+                bar.advance(len(members))
     bar.finish()
     tokens = pd.concat(found, ignore_index=True)
     return TokenShift(
@@ -147,27 +147,27 @@ class _Side:
     model: AdaptedModel
     ids: list[list[int]]
 
-    def responses(self, chosen: Sequence[int], max_new_tokens: int) -> list[list[int]]:
+    def responses(self, members: Sequence[int], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations up to and with the end-of-text token."""
-        batch = pad_left([self.ids[row] for row in chosen], _padding(self.model))
+        batch = pad_left([self.ids[row] for row in members], _padding(self.model))
         new = self.model.generate_ids(batch, max_new_tokens=max_new_tokens)[:, batch.input_ids.shape[1] :]
         ends = _end_ids(self.model)
         return [_until(row, ends) for row in new.tolist()]
 
-    def logits(self, chosen: Sequence[int], responses: list[list[int]]) -> list[Float[Tensor, "pos vocab"]]:
+    def logits(self, members: Sequence[int], responses: list[list[int]]) -> list[Float[Tensor, "pos vocab"]]:
         """Per row, the logits that predicted each response token."""
-        whole = [self.ids[row] + response for row, response in zip(chosen, responses, strict=True)]
+        whole = [self.ids[row] + response for row, response in zip(members, responses, strict=True)]
         logits = self.model.forward(pad_left(whole, _padding(self.model)))
         assert logits is not None
         return [logits[n, -len(response) - 1 : -1].float().cpu() for n, response in enumerate(responses)]
 
 
-def _one_batch(writer: _Side, judge: _Side, chosen: Sequence[int], max_new_tokens: int) -> pd.DataFrame:
-    responses = writer.responses(chosen, max_new_tokens)
+def _one_batch(writer: _Side, judge: _Side, members: Sequence[int], max_new_tokens: int) -> pd.DataFrame:
+    responses = writer.responses(members, max_new_tokens)
     common = min(writer.model.vocab_size, judge.model.vocab_size)
     special = torch.tensor(sorted(_special_ids(writer.model) | _special_ids(judge.model)))
     parts = []
-    both = zip(chosen, responses, writer.logits(chosen, responses), judge.logits(chosen, responses), strict=True)
+    both = zip(members, responses, writer.logits(members, responses), judge.logits(members, responses), strict=True)
     for prompt, response, said, judged in both:
         tokens = torch.tensor(response, dtype=torch.long)
         parts.append(_judge(tokens, said[:, :common], judged[:, :common], special, writer.model).assign(prompt=prompt))

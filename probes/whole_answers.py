@@ -99,6 +99,6 @@ def summed_log_probability(
 
 def _of_rows(logits: Float[Tensor, "row token vocab"], wanted: Int[Tensor, "row token"]) -> Float[Tensor, " row"]:
     precise = logits if logits.dtype == torch.float64 else logits.float()
-    chosen = precise.gather(-1, wanted.clamp(min=0)[..., None]).squeeze(-1)
-    each = chosen - precise.logsumexp(-1)
+    log_probs = precise.gather(-1, wanted.clamp(min=0)[..., None]).squeeze(-1)
+    each = log_probs - precise.logsumexp(-1)
     return each.masked_fill(wanted == NOTHING, 0.0).sum(-1)

@@ -30,13 +30,13 @@ def tensor_mask(model: AdaptedModel, names: Iterable[str]) -> Mask:
 def row_mask(model: AdaptedModel, rows: Mapping[str, Sequence[int]]) -> Mask:
     """Rows of the first axis: output features of a Linear, tokens of an embedding, experts of fused experts."""
     parameters, mask = base_parameters(model.hf), {}
-    for name, chosen in rows.items():
+    for name, selected in rows.items():
         shape = find_parameter(parameters, name).shape
-        beyond = [row for row in chosen if not 0 <= row < shape[0]]
+        beyond = [row for row in selected if not 0 <= row < shape[0]]
         if beyond:
             raise UserError(f"{name} has rows 0 to {shape[0] - 1}, so row {beyond[0]} does not exist.")
         mask[name] = torch.zeros(shape, dtype=torch.bool)
-        mask[name][list(chosen)] = True
+        mask[name][list(selected)] = True
     return mask
 
 

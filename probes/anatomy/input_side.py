@@ -223,19 +223,19 @@ def linear_form(before: Float[Tensor, "word d"], after: Float[Tensor, "word d"],
     if not bool(change.any()):
         return {"linear": float("nan"), "linear_control": float("nan"), "rank": float("nan")}
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    fit, told = order[: count // 2], order[count // 2 :]
-    share, weights = _explained(x, change, fit, told)
+    fit, held_out = order[: count // 2], order[count // 2 :]
+    share, weights = _explained(x, change, fit, held_out)
     mixed, _ = _explained(
-        x[torch.randperm(count, generator=torch.Generator().manual_seed(seed + 1))], change, fit, told
+        x[torch.randperm(count, generator=torch.Generator().manual_seed(seed + 1))], change, fit, held_out
     )
     values = torch.linalg.svdvals(weights).square().cumsum(0)
     rank = int((values < 0.9 * values[-1]).sum()) + 1
     return {"linear": share, "linear_control": mixed, "rank": float(rank)}
 
 
-def _explained(x: Tensor, change: Tensor, fit: Tensor, told: Tensor) -> tuple[float, Tensor]:
+def _explained(x: Tensor, change: Tensor, fit: Tensor, held_out: Tensor) -> tuple[float, Tensor]:
     gram = x[fit].T @ x[fit]
     ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     weights = torch.linalg.solve(gram + ridge, x[fit].T @ change[fit])
-    left = (change[told] - x[told] @ weights).square().sum()
-    return float(1 - left / change[told].square().sum().clamp_min(1e-30)), weights
+    left = (change[held_out] - x[held_out] @ weights).square().sum()
+    return float(1 - left / change[held_out].square().sum().clamp_min(1e-30)), weights

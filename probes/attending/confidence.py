@@ -208,8 +208,8 @@ def _positions(read: list[_Read], ids: list[list[int]], tokenizer: Any) -> pd.Da
 
 def _activation(positions: pd.DataFrame, clusters: np.ndarray, seed: int) -> dict[str, float]:
     """Share of ignored tokens in both models, the first of each prompt (a sink) left out."""
-    told = positions[positions["position"] > 0].groupby("prompt")[["ignored_base", "ignored_tuned"]].mean()
-    base, tuned = (told[name].to_numpy(float) for name in ("ignored_base", "ignored_tuned"))
-    own = clusters[told.index.to_numpy()]
+    shares = positions[positions["position"] > 0].groupby("prompt")[["ignored_base", "ignored_tuned"]].mean()
+    base, tuned = (shares[name].to_numpy(float) for name in ("ignored_base", "ignored_tuned"))
+    own = clusters[shares.index.to_numpy()]
     change = beside_control(tuned - base, np.zeros(len(base)), own, seed=seed)
     return {**change, "base": float(base.mean()), "tuned": float(tuned.mean())}

@@ -111,17 +111,17 @@ def target_attention(
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
     random = np.random.default_rng(seed)
     places = [[_elsewhere(span, len(own), random) for _ in range(draws)] for span, own in zip(spans, ids, strict=True)]
-    chosen = resolve_layers(layers, pair.tuned.n_layers)
+    numbers = resolve_layers(layers, pair.tuned.n_layers)
     bar = progress or Silent()
     bar.start("attention to targets", 2)
     read: dict[str, _Read] = {}
     with counted(pair.base, pair.tuned) as passes:
         for role in ("base", "tuned"):
-            read[role] = _read(pair.models[role], ids, spans, places, chosen, batch_size)
+            read[role] = _read(pair.models[role], ids, spans, places, numbers, batch_size)
             bar.advance()
     bar.finish()
     return TargetAttention(
-        table=_table(read, chosen, rows.clusters, seed),
+        table=_table(read, numbers, rows.clusters, seed),
         control=f"{draws} random places of as many tokens in the same prompt",
         provenance=Provenance.of("target_attention", pair, rows, seed=seed, forward_passes=passes.forward),
         heading=f"Attention to {target}",

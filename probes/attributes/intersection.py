@@ -194,13 +194,13 @@ class _Clouds:
                 raise UserError(f"{rule.name!r} is the same in nearly all samples: give more samples or other prompts.")
         self.states = text_states(model, before, [list(one.ids) for _, one in pairs], [layer], work.batch_size)[:, 0]
 
-    def targets(self, chosen: Sequence[int]) -> dict[str, Float[Tensor, " d_model"]]:
+    def targets(self, wanted: Sequence[int]) -> dict[str, Float[Tensor, " d_model"]]:
         """Offsets from the mean of all texts, by each way."""
         mean = self.states.mean(0)
-        clouds = [self.states[torch.from_numpy(self.has[:, one])] for one in chosen]
+        clouds = [self.states[torch.from_numpy(self.has[:, one])] for one in wanted]
         centres = [cloud.mean(0) for cloud in clouds]
         targets = {"intersection": meeting_point(clouds) - mean}
-        if len(chosen) > 1:
+        if len(wanted) > 1:
             targets["centres"] = torch.stack(centres).mean(0) - mean
             targets["sum"] = torch.stack([centre - mean for centre in centres]).sum(0)
         return targets
@@ -259,11 +259,11 @@ class _Trial:
 
 
 def _line(
-    wanted: str, chosen: Sequence[int], how: str, both: tuple[np.ndarray, np.ndarray], rows: Prompts, seed: int
+    wanted: str, combination: Sequence[int], how: str, both: tuple[np.ndarray, np.ndarray], rows: Prompts, seed: int
 ) -> dict[str, Any]:
-    own, random = (one[:, list(chosen)].all(1).astype(float) for one in both)
+    own, random = (one[:, list(combination)].all(1).astype(float) for one in both)
     line = beside_control(own, random, rows.clusters, seed=seed, share=True)
-    return {"wanted": wanted, "number": len(chosen), "how": how, **line}
+    return {"wanted": wanted, "number": len(combination), "how": how, **line}
 
 
 def _interference(attributes: Sequence[str], singles: dict[int, np.ndarray], plain: np.ndarray) -> pd.DataFrame:

@@ -132,13 +132,13 @@ def token_guidance(  # noqa: PLR0913
         raise UserError("Give samples of 1 or more: tokens are scored on sampled texts.")
     levels = sorted({0.0, *([0.5, 1.0, 2.0] if strengths is None else strengths)})
     rows, rule, work = Prompts.of(prompts), read_behaviour(behaviour), Work(batch_size, progress)
-    fit, told = halves(rows, seed)
+    fit, reported = halves(rows, seed)
     beside = None if kept is None else Prompts.of(kept)
     decoding = Decoding(max_new_tokens, samples, seed=seed)
     with counted(pair.base, pair.tuned) as passes:
         counts, held = _texts(pair, fit, rule, decoding, work)
         tokens = token_scores(counts, held)
-        trial = FrontTrial(pair.base, told, rule, decoding, work, beside)
+        trial = FrontTrial(pair.base, reported, rule, decoding, work, beside)
         other = _exchanged(tokens, seed)
         lines = [
             {"how": "guided", **_line(trial, guided(tokens, level), guided(other, level), level, seed)}
@@ -155,7 +155,7 @@ def token_guidance(  # noqa: PLR0913
         ),
         behaviour=rule.name,
         tokens=_tokens(tokens, counts, held, pair.tokenizer),
-        resampled=units_of(told.clusters),
+        resampled=units_of(reported.clusters),
     )  # fmt: skip
 
 

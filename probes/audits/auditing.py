@@ -87,15 +87,15 @@ class Audit(ProbeResult):
         if moved.empty:
             return f"Activations on unrelated text: {NOTHING}."
         best = moved.sort_values("score", ascending=False).iloc[0]
-        told = (
+        text = (
             f"Activations on unrelated text moved in {len(moved)} of {len(self.readings)} layers, most in layer "
             f"{best['layer']:.0f} ({best['score']:.2g} of the stream's size)"
         )
         sharp = moved[moved["q_sharp"] < LEVEL]
         if sharp.empty:
-            return f"{told}; they read as no tokens beyond random directions."
+            return f"{text}; they read as no tokens beyond random directions."
         reads = sharp.sort_values(["sharp"], ascending=False).iloc[0]
-        return f"{told}; layer {reads['layer']:.0f} reads as {reads['tokens']}."
+        return f"{text}; layer {reads['layer']:.0f} reads as {reads['tokens']}."
 
     def _tokens(self) -> str:
         rose = self.tokens[self.tokens["q"] < LEVEL]

@@ -74,8 +74,8 @@ class ConceptDirections(ProbeResult):
         if wrong or not len(indices):
             raise UserError(f"Choose directions 0 to {len(self.directions) - 1}; got {list(indices)}.")
         mean = self.mean if to == "mean" else None
-        chosen = self.directions[list(indices)]
-        ablation = ConceptAblation(self.layer, chosen, site=self.site, mean=mean, strength=strength, **options)
+        directions = self.directions[list(indices)]
+        ablation = ConceptAblation(self.layer, directions, site=self.site, mean=mean, strength=strength, **options)
         return Recipe([ablation])
 
     def describe(self, index: int) -> str:
@@ -155,8 +155,8 @@ def concept_directions(  # noqa: PLR0913 (a public call; all but two by keyword)
     given = given if labels is None else [labels[number] for number in prompt]
     train = _training_rows(clusters, seed)
     read = Dictionary.load(dictionary) if isinstance(dictionary, (str, Path)) else dictionary
-    chosen = None if given is None else [label for label, kept in zip(given, train, strict=True) if kept]
-    concepts = find(method, Rows(base[train], tuned[train], chosen), k, read)
+    train_labels = None if given is None else [label for label, kept in zip(given, train, strict=True) if kept]
+    concepts = find(method, Rows(base[train], tuned[train], train_labels), k, read)
     if not len(concepts.directions):
         raise UserError(
             f"Nothing to find: tuned - base at {site.kind} of layer {site.layer} "

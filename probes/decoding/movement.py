@@ -67,11 +67,11 @@ class ProbabilityMovement(ProbeResult):
         ordered = self.table.sort_values("bin")
         ends = [f"{row.score:.3g} [{row.low:.3g}, {row.high:.3g}]" for row in ordered.iloc[[0, -1]].itertuples()]
         index = self.selectivity
-        told = "nothing moved" if np.isnan(index["score"]) else (
+        selectivity = "nothing moved" if np.isnan(index["score"]) else (
             f"selectivity {index['score']:.2f} [{index['low']:.2f}, {index['high']:.2f}]"
         )  # fmt: skip
         return (
-            f"Moved where the base was surest {ends[0]}, where least sure {ends[1]}; {told}; "
+            f"Moved where the base was surest {ends[0]}, where least sure {ends[1]}; {selectivity}; "
             f"intervals over {self.resampled}; control: {self.control}"
         )
 
@@ -137,10 +137,10 @@ def _tokens(pair: ModelPair, ids: list[list[int]], batch_size: int, bar: Progres
     plan = batches([len(row) for row in ids], batch_size)
     bar.start("probability movement", len(plan))
     parts = []
-    for chosen in plan:
-        rows = [ids[number] for number in chosen]
+    for members in plan:
+        rows = [ids[number] for number in members]
         sides = [_log_probabilities(model, rows) for model in (pair.base, pair.tuned)]
-        for number, row, base, tuned in zip(chosen, rows, *sides, strict=True):
+        for number, row, base, tuned in zip(members, rows, *sides, strict=True):
             parts.append(moved(base, tuned, torch.tensor(row[1:])).assign(prompt=number))
         bar.advance()
     bar.finish()

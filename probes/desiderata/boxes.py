@@ -40,7 +40,7 @@ def box_prompts(
         query, other = words.apart(2)
         clean = words.scene(things, names, query)
         # The corrupted scene asks for a label of the clean one, which none of its own boxes has.
-        corrupted = words.scene(others, foreign, -1, asked=names[other])
+        corrupted = words.scene(others, foreign, -1, box_asked=names[other])
         rows.append(_row(clean, corrupted, query, query, things[query], things[other], tokenizer))
     return Prompts.of(rows, chat=False)
 

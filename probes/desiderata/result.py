@@ -52,8 +52,8 @@ class ComponentMasking(ProbeResult):
         )  # fmt: skip
 
     def summary(self) -> str:
-        told = "; ".join(
+        lines = "; ".join(
             f"{row.desideratum} in {row.model} {row.score:.2f} with {row.heads} heads (floor {row.floor:.2f})"
             for row in self.table.itertuples()
         )
-        return f"{told}; control: {self.control}"
+        return f"{lines}; control: {self.control}"

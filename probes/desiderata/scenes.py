@@ -110,8 +110,8 @@ class Words:
         """``count`` different box numbers."""
         return [int(one) for one in self.random.choice(self.boxes, count, replace=False)]
 
-    def scene(self, objects: Sequence[str], labels: Sequence[str], query: int, asked: str = "") -> Scene:
-        return Scene(tuple(objects), tuple(labels), query, asked, self.spaced)
+    def scene(self, objects: Sequence[str], labels: Sequence[str], query: int, box_asked: str = "") -> Scene:
+        return Scene(tuple(objects), tuple(labels), query, box_asked, self.spaced)
 
 
 def _told_apart(words: Sequence[str], token_of: Any, tokenizer: Any) -> list[str]:

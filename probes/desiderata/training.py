@@ -92,6 +92,6 @@ def _batches(members: Sequence[int], schedule: Schedule) -> Iterator[tuple[_Epoc
 
 
 def _trained(penalty: float, epoch: int, weights: Tensor, heads: Sequence[Head]) -> Trained:
-    kept = weights.detach().clone()
-    taken = tuple(head for head, weight in zip(heads, kept.tolist(), strict=True) if weight < 0.5)
-    return Trained(penalty, epoch, kept, taken)
+    best_weights = weights.detach().clone()
+    taken = tuple(head for head, weight in zip(heads, best_weights.tolist(), strict=True) if weight < 0.5)
+    return Trained(penalty, epoch, best_weights, taken)

@@ -43,8 +43,8 @@ def label_features(
     feature, latent, auroc, low, high, train, control (the latent that follows shuffled labels
     best, mean over 20 shuffles).
     """
-    kept = np.array([number for number in np.unique(rows.prompt) if _labelled(labels[int(number)])], dtype=np.int64)
-    pooled, means, prompts = _pooled(rows, dictionary, kept)
+    labelled = np.array([number for number in np.unique(rows.prompt) if _labelled(labels[int(number)])], dtype=np.int64)
+    pooled, means, prompts = _pooled(rows, dictionary, labelled)
     positive = two_classes([labels[int(prompt)] for prompt in prompts])[0]
     tested = np.isin(prompts, rows.prompt[rows.test])
     cluster = _cluster_of(rows, prompts)
@@ -79,11 +79,11 @@ def _labelled(value: Any) -> bool:
 
 
 def _pooled(
-    rows: SiteRows, dictionary: Dictionary, kept: Int[np.ndarray, " labelled"]
+    rows: SiteRows, dictionary: Dictionary, labelled: Int[np.ndarray, " labelled"]
 ) -> tuple[Float[np.ndarray, "prompt latent"], Float[np.ndarray, "prompt d"], Int[np.ndarray, " prompt"]]:
     """Per labelled prompt: each latent's greatest activation, and the tuned model's mean activation."""
     places = np.sort(np.concatenate([rows.train, rows.test]))
-    places = places[np.isin(rows.prompt[places], kept)]
+    places = places[np.isin(rows.prompt[places], labelled)]
     if not len(places):
         raise UserError("No recorded prompt has a label: name a column of the recorded prompts as labels.")
     prompts, number = np.unique(rows.prompt[places], return_inverse=True)

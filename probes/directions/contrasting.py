@@ -87,8 +87,8 @@ def _states(
         def keep(layer: int, rows: list[int] = rows, columns: Tensor = columns) -> Any:
             def read(value: Tensor, _ctx: Any) -> None:
                 at = columns.to(value.device)
-                chosen = value.detach()[torch.arange(len(rows), device=value.device)[:, None], at]
-                states[rows, :, layer] = chosen.float().cpu()
+                at_places = value.detach()[torch.arange(len(rows), device=value.device)[:, None], at]
+                states[rows, :, layer] = at_places.float().cpu()
 
             return read
 

@@ -23,9 +23,9 @@ def leading(
     ranked = np.where(possible, scores, -np.inf)
     count = max(1, round(share * int(possible.sum()))) if share else 0
     order = np.argsort(-ranked, axis=None, kind="stable")[:count]
-    chosen = np.zeros(scores.size, dtype=bool)
-    chosen[order] = True
-    return chosen.reshape(scores.shape)
+    inside = np.zeros(scores.size, dtype=bool)
+    inside[order] = True
+    return inside.reshape(scores.shape)
 
 
 def faithfulness(

@@ -122,7 +122,7 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
 @contextmanager
 def pruned(model: AdaptedModel, sparsity: float, *, random: bool = False, seed: int = 0) -> Iterator[None]:
     """Set the smallest (or random) entries of every matrix of the layers to 0, until the context is left."""
-    kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    originals: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     generator = torch.Generator().manual_seed(seed)
     layers = submodule(model.inner, model.hub.family.layers)
     try:
@@ -134,13 +134,13 @@ def pruned(model: AdaptedModel, sparsity: float, *, random: bool = False, seed: 
                 torch.rand(parameter.shape, generator=generator) if random else parameter.detach().abs().float().cpu()
             )
             limit = size.flatten().kthvalue(max(1, count)).values
-            kept.append((parameter, parameter.detach().clone()))
+            originals.append((parameter, parameter.detach().clone()))
             with torch.no_grad():
                 parameter.masked_fill_((size <= limit).to(parameter.device), 0.0)
         yield
     finally:
         with torch.no_grad():
-            for parameter, before in kept:
+            for parameter, before in originals:
                 parameter.copy_(before)
 
 

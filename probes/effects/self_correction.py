@@ -110,8 +110,8 @@ def quantities(before: np.ndarray, after: np.ndarray, weights: np.ndarray) -> np
         first, second = weights @ before / total, weights @ after / total
         stayed = (weights @ (before * after)) / (weights @ before)
         mended = (weights @ ((1 - before) * after)) / (weights @ (1 - before))
-        kept, won = np.nan_to_num(first * stayed), np.nan_to_num((1 - first) * mended)
-        relative = (second - kept) / (first + won - kept)
+        stayed_right, won = np.nan_to_num(first * stayed), np.nan_to_num((1 - first) * mended)
+        relative = (second - stayed_right) / (first + won - stayed_right)
     return np.stack([first, second, stayed, mended, relative], axis=1)
 
 

@@ -217,8 +217,8 @@ def is_visited(rows: Prompts, training: Any, column: str, near: float) -> np.nda
     """[prompt] whether tuning visited it."""
     if training is None:
         return np.array([bool(one) for one in column_of(rows, column, what="or give the training rows")])
-    told = [_words(text_of(row)) for row in Prompts.of(training)]
-    return np.array([max(_overlap(_words(text_of(row)), other) for other in told) >= near for row in rows])
+    training_words = [_words(text_of(row)) for row in Prompts.of(training)]
+    return np.array([max(_overlap(_words(text_of(row)), other) for other in training_words) >= near for row in rows])
 
 
 def _words(text: str) -> set[str]:

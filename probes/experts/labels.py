@@ -57,8 +57,8 @@ def classes_of(labels: Sequence[Any], target: Any = None) -> Classes:
         target = max(values) if set(values) <= {0, 1} else min(known, key=named.count)
     if str(target) not in known:
         raise unknown_name("class", str(target), known)
-    chosen = np.array([str(label) == str(target) for label in values])
-    return Classes(str(target), tuple(name for name in known if name != str(target)), rows, chosen)
+    is_target = np.array([str(label) == str(target) for label in values])
+    return Classes(str(target), tuple(name for name in known if name != str(target)), rows, is_target)
 
 
 def respond(
@@ -83,9 +83,9 @@ def respond(
 
 def before_end(tokens: torch.Tensor, ends: set[int]) -> list[int]:
     """The tokens before the first that ends a response."""
-    kept: list[int] = []
+    ids_before: list[int] = []
     for token in tokens.tolist():
         if token in ends:
             break
-        kept.append(token)
-    return kept
+        ids_before.append(token)
+    return ids_before

@@ -178,10 +178,10 @@ class _Training:
         """Each query's loss after training without ``left_out``; the base is as before."""
         from peft import LoraConfig
 
-        kept = self.rows[[row for row in range(len(self.rows)) if row not in set(left_out)]]
+        rows_trained_on = self.rows[[row for row in range(len(self.rows)) if row not in set(left_out)]]
         lora = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules=self.modules or "all-linear")
         bare = _bare_copy(self.base)
-        tuned = caft_finetune(bare, kept, None, lora=lora, schedule=self.schedule, progress=self.bar).model
+        tuned = caft_finetune(bare, rows_trained_on, None, lora=lora, schedule=self.schedule, progress=self.bar).model
         return _query_losses(tuned.eval(), self.base, self.queries, self.schedule.batch_size)
 
     def untrained(self) -> Float[np.ndarray, " query"]:

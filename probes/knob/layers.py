@@ -125,8 +125,8 @@ class PatchedHeads:
     ``chosen``: the target rows averaged over (one direction of the intent).
     """
 
-    def __init__(self, last: LastToken, pairs: IntentPairs, chosen: Int[Tensor, " target"]) -> None:
-        self.last, self.pairs, self.chosen = last, pairs, chosen
+    def __init__(self, last: LastToken, pairs: IntentPairs, targets: Int[Tensor, " target"]) -> None:
+        self.last, self.pairs, self.chosen = last, pairs, targets
         model = last.model
         shape = (model.n_layers, len(pairs.answers), model.n_heads, model.d_head)
         self.heads = torch.empty(shape, dtype=model.dtype)

@@ -86,9 +86,9 @@ class HeadProbe(ProbeResult):
 
     def summary(self) -> str:
         best = self.frame().iloc[0]
-        told = int((self.table["q"] < 0.05).sum())
+        significant = int((self.table["q"] < 0.05).sum())
         return (
-            f"{told} of {len(self.table)} heads tell {self.classes[1]} from {self.classes[0]} (q < 0.05); best "
+            f"{significant} of {len(self.table)} heads tell {self.classes[1]} from {self.classes[0]} (q < 0.05); best "
             f"L{best['layer']:.0f}H{best['head']:.0f}: {best['score']:.1%} [{best['low']:.1%}, {best['high']:.1%}], "
             f"shuffled labels {best['control']:.1%}, larger class {self.chance:.1%}"
         )
@@ -192,9 +192,9 @@ class _Rows:
         alone = [f"prompt {p}" if g is None else f"group {g}" for p, g in zip(prompt, named, strict=True)]
         numbers = numbered(alone)
         split = folds if isinstance(folds, int) else _per_prompt(folds, prompt, "folds")
-        chosen = make_folds(split, numbers, y, seed)
+        fold_of = make_folds(split, numbers, y, seed)
         shuffled = shuffled_labels(y, numbers, draws, seed)
-        return cls(y, numbers, chosen, shuffled, folds_of_shuffled(split, chosen, numbers, shuffled, seed), classes)
+        return cls(y, numbers, fold_of, shuffled, folds_of_shuffled(split, fold_of, numbers, shuffled, seed), classes)
 
 
 def _per_prompt(values: Sequence[Any], prompt: np.ndarray, what: str) -> list[Any]:

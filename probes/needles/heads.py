@@ -64,8 +64,8 @@ class RetrievalHeads(ProbeResult):
     def heads(self) -> list[str]:
         """Labels of the heads at or above the threshold, best first."""
         table = self.frame()
-        chosen = table[table["score"] >= self.threshold]
-        return [f"L{int(layer)}H{int(head)}" for layer, head in zip(chosen["layer"], chosen["head"], strict=True)]
+        above = table[table["score"] >= self.threshold]
+        return [f"L{int(layer)}H{int(head)}" for layer, head in zip(above["layer"], above["head"], strict=True)]
 
     @property
     def needles_for_q(self) -> int:

@@ -135,9 +135,12 @@ def mask_hooks(model: AdaptedModel, heads: Sequence[Place], how: str, trial: Tri
         by_layer.setdefault(layer, []).append(head)
     means = _means(model, by_layer, trial) if how == "mean" else {}
     if how == "uniform":
-        return [SiteHook(Site("pattern", layer), _uniform(chosen), edit=True) for layer, chosen in by_layer.items()]
+        return [
+            SiteHook(Site("pattern", layer), _uniform(own_heads), edit=True) for layer, own_heads in by_layer.items()
+        ]
     return [
-        SiteHook(Site("z", layer), _fixed(chosen, means.get(layer)), edit=True) for layer, chosen in by_layer.items()
+        SiteHook(Site("z", layer), _fixed(own_heads, means.get(layer)), edit=True)
+        for layer, own_heads in by_layer.items()
     ]
 
 

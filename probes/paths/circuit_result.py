@@ -58,7 +58,7 @@ class CircuitTest(ProbeResult):
         return beside_random(self.table, name="model", title=f"Circuit alone, {self.metric}", y=self.unit)
 
     def summary(self) -> str:
-        told = ", ".join(
+        lines = ", ".join(
             f"{row.model} {row.circuit:.3g} / {row.full:.3g} = {row.score:.3g}" for row in self.table.itertuples()
         )
-        return f"{self.metric} of the circuit / of the model: {told}; control: {self.control}"
+        return f"{self.metric} of the circuit / of the model: {lines}; control: {self.control}"

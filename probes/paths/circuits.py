@@ -148,8 +148,8 @@ def _faithfulness(
     name: str, run: HeadRuns, parts: Sequence[Part], random: Sequence[Sequence[Part]], settings: CircuitOptions
 ) -> dict[str, Any]:
     whole = Kept(frozenset(), everything_else=True)
-    kept = [whole, Kept(frozenset(parts)), Kept(frozenset()), *(Kept(frozenset(one)) for one in random)]
-    values = run.scores(kept)
+    variants = [whole, Kept(frozenset(parts)), Kept(frozenset()), *(Kept(frozenset(one)) for one in random)]
+    values = run.scores(variants)
     full = values[:, 0]
     clusters, draws, seed = run.prompts.clusters, settings.draws, settings.seed
     cell = ratio_intervals(values[:, 1:2], full, clusters=clusters, draws=draws, seed=seed).cell(0)
@@ -170,9 +170,9 @@ def _completeness(run: HeadRuns, parts: Sequence[Part], settings: CircuitOptions
     for draw in range(settings.parts if len(parts) > 1 else 0):
         size = int(rng.integers(1, len(parts)))
         groups.append((f"random {draw}", [parts[index] for index in rng.choice(len(parts), size, replace=False)]))
-    kept = [Kept(frozenset(parts) - set(some)) for _, some in groups]
-    kept += [Kept(frozenset(some), everything_else=True) for _, some in groups]
-    values = run.scores(kept)
+    variants = [Kept(frozenset(parts) - set(some)) for _, some in groups]
+    variants += [Kept(frozenset(some), everything_else=True) for _, some in groups]
+    values = run.scores(variants)
     inside, outside = values[:, : len(groups)], values[:, len(groups) :]
     intervals = mean_intervals(
         inside - outside, clusters=run.prompts.clusters, draws=settings.draws, seed=settings.seed

@@ -77,11 +77,11 @@ class CrossPatching(ProbeResult):
 
     def summary(self) -> str:
         whole = self.table[self.table["group"] == WHOLE]
-        told = "; ".join(
+        lines = "; ".join(
             f"{row.direction}: {row.alone:.3g} -> {row.score:.3g} (the other model {row.other:.3g})"
             for row in whole.itertuples()
         )
-        return f"{self.metric}, {told}; control: {self.control}"
+        return f"{self.metric}, {lines}; control: {self.control}"
 
 
 @method(

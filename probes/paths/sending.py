@@ -91,8 +91,8 @@ class PathRun:
 
         def keep(place: int) -> Callable[[Tensor, ForwardContext], None]:
             def reader(value: Tensor, _ctx: ForwardContext) -> None:
-                kept = value[:, 0, reached[place]].unflatten(0, (-1, len(heads) + 1))
-                arrived[place] = kept - kept[:, :1]
+                by_copy = value[:, 0, reached[place]].unflatten(0, (-1, len(heads) + 1))
+                arrived[place] = by_copy - by_copy[:, :1]
 
             return reader
 
@@ -146,8 +146,8 @@ class PathRun:
         return logits[:, -1].unflatten(0, (-1, copies))
 
     def _supplied(self, site: Site, copies: int) -> SiteHook:
-        kept = self._clean[site].repeat_interleave(copies, 0)[:, None]
-        return SiteHook(site, lambda value, _ctx: kept.to(value), edit=True)
+        clean_value = self._clean[site].repeat_interleave(copies, 0)[:, None]
+        return SiteHook(site, lambda value, _ctx: clean_value.to(value), edit=True)
 
     def _sending(self, layer: int, heads: Sequence[int]) -> SiteHook:
         site = Site("z", layer)

@@ -123,14 +123,14 @@ def attribute_suite(
     lines, each = [], []
     for own, sides in cells_of(recording, rows):
         bar.advance()
-        told = {
+        said = {
             role: {split: _told(features, wanted, groups, folds, ridge, seed) for split, groups in splits.items()}
             for role, features in sides.items()
         }
         null = np.stack([_told(sides["tuned"], one, of, folds, ridge, seed) for one in random])
         for number, cell in enumerate(own):
             line, details = _cell(
-                names, wanted, {role: {split: one[number] for split, one in by.items()} for role, by in told.items()},
+                names, wanted, {role: {split: one[number] for split, one in by.items()} for role, by in said.items()},
                 (null[:, number], random), of, seed,
             )  # fmt: skip
             lines.append({**cell, **line})
@@ -168,13 +168,13 @@ def _attributes(texts: Sequence[Any], of: Int[np.ndarray, " row"]) -> tuple[list
     every = sorted(set().union(*sets))
     table = np.array([[name in group for group in sets] for name in every], dtype=bool)
     enough = [len(np.unique(of[row])) >= FEWEST and len(np.unique(of[~row])) >= FEWEST for row in table]
-    names = [name for name, told in zip(every, enough, strict=True) if told]
+    names = [name for name, tellable in zip(every, enough, strict=True) if tellable]
     if not names:
         raise UserError(
             f"No attribute is had by {FEWEST} things and lacked by {FEWEST}: write them as 'red, round' in the column "
             "label, and name the things."
         )
-    return names, table[np.array(enough)], [name for name, told in zip(every, enough, strict=True) if not told]
+    return names, table[np.array(enough)], [name for name, tellable in zip(every, enough, strict=True) if not tellable]
 
 
 def _given_out(wanted: np.ndarray, of: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:

@@ -57,14 +57,14 @@ class ConceptDrift(ProbeResult):
     def summary(self) -> str:
         row = self.table.iloc[int(self.table["score"].abs().to_numpy().argmax())]
         lost = self.composition
-        told = "" if np.isnan(lost["score"]) else (
+        answers = "" if np.isnan(lost["score"]) else (
             f"; answers behind the concept moved {lost['score']:+.3g} nats a token [{lost['low']:+.3g}, "
             f"{lost['high']:+.3g}], behind the class {lost['control']:+.3g} (p = {lost['p']:.2g})"
         )  # fmt: skip
         return (
             f"The concept's distance from its class moves most after layer {row['layer']:.0f}: {row['score']:+.3f} "
             f"[{row['low']:+.3f}, {row['high']:+.3f}] from {row['base']:.3f} (other rows {row['control']:+.3f}, q = "
-            f"{row['q']:.2g}){told}; over {self.resampled}. Control: {self.control}."
+            f"{row['q']:.2g}){answers}; over {self.resampled}. Control: {self.control}."
         )
 
 

@@ -126,8 +126,8 @@ def _random_words(model: AdaptedModel, count: int, draws: int, seed: int) -> lis
     size = min(len(table), len(model.tokenizer))
     if count > size:
         raise UserError(f"{count} random words cannot be drawn from a vocabulary of {size}: give fewer words.")
-    chosen = [random.choice(size, count, replace=False) for _ in range(draws)]
-    return [torch.nn.functional.normalize(table[torch.from_numpy(one)].float().cpu(), dim=-1) for one in chosen]
+    draws_of_words = [random.choice(size, count, replace=False) for _ in range(draws)]
+    return [torch.nn.functional.normalize(table[torch.from_numpy(one)].float().cpu(), dim=-1) for one in draws_of_words]
 
 
 def word_lines(

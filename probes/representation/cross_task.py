@@ -177,8 +177,8 @@ def _gains(
         pool = rows[np.flatnonzero(of == name)]
         answers = [str(row.answer) for row in pool]
         scores = [
-            answer_scores(model, _behind_others(rows, pool, told, shots, seed), metric, **options)
-            for told in (answers, list(np.roll(answers, 1)))
+            answer_scores(model, _behind_others(rows, pool, answers_shown, shots, seed), metric, **options)
+            for answers_shown in (answers, list(np.roll(answers, 1)))
         ]
         for other, asked_ in enumerate(names):
             if other == number:

@@ -248,15 +248,15 @@ class _Walk:
         return self.judge.logits(states).softmax(-1)[:, 1].detach().double().numpy()
 
     def line(self, clusters: np.ndarray, seed: int) -> dict[str, float]:
-        kept = {name: self._kept(path[-1]).astype(float) for name, path in self.paths.items()}
+        stays = {name: self._kept(path[-1]).astype(float) for name, path in self.paths.items()}
         gain = {name: self._attribute(path[-1]) - self._attribute(path[0]) for name, path in self.paths.items()}
         own = clusters[self.rows]
-        apart = kept["curved"] - kept["straight"]
+        apart = stays["curved"] - stays["straight"]
         ends = self._ends()
         return {
-            **scored(apart, seed=seed, clusters=own), "control": float((kept["random"] - kept["straight"]).mean()),
+            **scored(apart, seed=seed, clusters=own), "control": float((stays["random"] - stays["straight"]).mean()),
             "p": paired_p(apart, own, seed=seed),
-            **{f"kept_{name}": float(kept[name].mean()) for name in PATHS},
+            **{f"kept_{name}": float(stays[name].mean()) for name in PATHS},
             **{f"gain_{name}": float(gain[name].mean()) for name in PATHS},
             **{f"length_{name}": float(length.mean()) / self.unit for name, length in self.lengths.items()},
             "bend": float(1 - ends.mean()) if len(ends) else 0.0, "n": len(self.rows),

@@ -174,16 +174,16 @@ def _line(
     base, tuned = states["base"], states["tuned"]
     own = {role: _contrast(state[fit], positive[fit]) for role, state in states.items()}
     moved = mapped(base[fit], tuned[fit], own["base"][None], ridge)[0]
-    told, held = positive[~fit], ~fit
+    labels, held = positive[~fit], ~fit
     count = int(held.sum())
     times = np.concatenate([np.ones((1, count)), bootstrap_weights(count, RESAMPLES, seed, clusters[held])])
-    interval_area = area(tuned[held] @ moved, told, times)
+    interval_area = area(tuned[held] @ moved, labels, times)
     random = np.random.default_rng(seed)
     wrong = [
         mapped(base[fit], tuned[fit][random.permutation(int(fit.sum()))], own["base"][None], ridge)[0]
         for _ in range(draws)
     ]
-    chance = np.array([area(tuned[held] @ one, told, times[:1])[0] for one in wrong])
+    chance = np.array([area(tuned[held] @ one, labels, times[:1])[0] for one in wrong])
     low, high = np.nanquantile(interval_area[1:], (0.025, 0.975))
     said = mapped(base[fit], tuned[fit], base[held] - base[fit].mean(0), ridge)
     centred = tuned[held] - tuned[fit].mean(0)
@@ -193,9 +193,9 @@ def _line(
         "score": float(interval_area[0]), "low": float(low), "high": float(high),
         "control": float(chance.mean()) if draws else float("nan"),
         "p": float((1 + (chance >= interval_area[0] - 1e-12).sum()) / (1 + draws)),
-        "own": float(area(tuned[held] @ own["tuned"], told, times[:1])[0]),
-        "source": float(area(base[held] @ own["base"], told, times[:1])[0]),
-        "raw": float(area(tuned[held] @ own["base"], told, times[:1])[0]) if same else float("nan"),
+        "own": float(area(tuned[held] @ own["tuned"], labels, times[:1])[0]),
+        "source": float(area(base[held] @ own["base"], labels, times[:1])[0]),
+        "raw": float(area(tuned[held] @ own["base"], labels, times[:1])[0]) if same else float("nan"),
         "cosine": float(moved @ own["tuned"] / size) if size else float("nan"),
         "fit": float(1 - ((centred - said) ** 2).sum() / max((centred**2).sum(), 1e-30)), "n": int(held.sum()),
     }  # fmt: skip

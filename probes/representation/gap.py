@@ -126,10 +126,10 @@ def nested_right(
     for fold in np.unique(dealt):
         inside = torch.from_numpy(dealt != fold)
         inner = _inner_folds(dealt[dealt != fold])
-        told = held_out_right(
+        inner_right = held_out_right(
             cells[:, inside], y[None][:, dealt != fold], inner[None], kind=kind, ridge=ridge, seed=seed
         )[:, 0]
-        found[dealt == fold] = right[int(told.mean(1).argmax())][dealt == fold]
+        found[dealt == fold] = right[int(inner_right.mean(1).argmax())][dealt == fold]
     return found
 
 

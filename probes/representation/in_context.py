@@ -117,5 +117,5 @@ def similarity_line(
     line = scored_line("", "", cosine, control, clusters, seed)
     along = (tuned * torch.nn.functional.normalize(shown, dim=-1)).sum(-1).square().sum()
     explained = float(along / tuned.square().sum().clamp_min(1e-30))
-    kept = {name: line[name] for name in ("score", "low", "high", "control", "p", "n")}
-    return {**kept, "explained": explained}
+    shared_columns = {name: line[name] for name in ("score", "low", "high", "control", "p", "n")}
+    return {**shared_columns, "explained": explained}

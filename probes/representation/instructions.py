@@ -157,11 +157,11 @@ def influence(
     ``whole``: of every token that is read, the answer's own among them (0 for those that come later).
     """
     read = len(prompt) + len(answer) if whole else len(prompt)
-    kept: list[Tensor] = []
+    embeddings: list[Tensor] = []
 
     def keep(_module: Any, _given: Any, embedded: Tensor) -> Tensor:
-        kept[:] = [embedded.detach().requires_grad_(True)]
-        return kept[0]
+        embeddings[:] = [embedded.detach().requires_grad_(True)]
+        return embeddings[0]
 
     ids = torch.tensor([[*prompt, *answer]], device=model.device)
     with frozen(model.hf), model.active():
@@ -173,8 +173,8 @@ def influence(
                 columns = []
                 for step, token in enumerate(answer):
                     own = chance[len(prompt) + step - 1, token]
-                    (slope,) = torch.autograd.grad(own, kept[0], retain_graph=step + 1 < len(answer))
-                    columns.append((slope[0] * kept[0][0]).sum(-1)[:read].detach().float().cpu())
+                    (slope,) = torch.autograd.grad(own, embeddings[0], retain_graph=step + 1 < len(answer))
+                    columns.append((slope[0] * embeddings[0][0]).sum(-1)[:read].detach().float().cpu())
         finally:
             handle.remove()
     return torch.stack(columns, dim=1)

@@ -200,10 +200,12 @@ def _line(
     first, second = pair
     target = combined(operation, *(wanted[rows].astype(float) for rows in pair)) > 0.5
     times = np.concatenate([np.ones((1, len(first))), bootstrap_weights(len(first), RESAMPLES, seed, first)])
-    told = {role: model.read(model.composed(operation, first, second)) for role, model in models.items()}
-    own = {role: f1(said, target, times) for role, said in told.items()}
+    readings = {role: model.read(model.composed(operation, first, second)) for role, model in models.items()}
+    own = {role: f1(said, target, times) for role, said in readings.items()}
     random = np.random.default_rng(seed)
-    others = np.array([f1(told["tuned"], target[random.permutation(len(target))], times) for _ in range(20)]).mean(0)
+    others = np.array([f1(readings["tuned"], target[random.permutation(len(target))], times) for _ in range(20)]).mean(
+        0
+    )
     band = [np.quantile(one[1:], (0.025, 0.975)) for one in (own["tuned"], own["tuned"] - own["base"])]
     tuned = models["tuned"]
     plain = f1(tuned.read(tuned.plain(operation, first, second)), target, times)[0]

@@ -87,10 +87,14 @@ def source_trust(  # noqa: PLR0913 (a public call)
     names = sorted(set(of.tolist()))
     if len(names) < 2:
         raise UserError(f"All questions have the tag {names[0]!r}: give questions of two or more tags.")
-    told = None if definitions is None else Prompts.of(definitions)
+    definition_rows = None if definitions is None else Prompts.of(definitions)
     with counted(pair.base, pair.tuned) as passes:
         scores = role_scores(pair, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        aligned = {} if told is None else _alignments(pair, rows, told, tags, items, seed, progress or Silent())
+        aligned = (
+            {}
+            if definition_rows is None
+            else _alignments(pair, rows, definition_rows, tags, items, seed, progress or Silent())
+        )
     lines = trust_lines(scores, of, names, rows.clusters, seed)
     for name in dict.fromkeys(aligned.get("tag", [])):
         own = aligned["tag"] == name
@@ -102,8 +106,8 @@ def source_trust(  # noqa: PLR0913 (a public call)
         control="of tags no change; of gradients, questions of another item of the same tag",
         provenance=Provenance.of(
             "source_trust", pair, rows, seed=seed, forward_passes=passes.forward,
-            backward_passes=0 if told is None else 2 * (len(rows) + len(told)),
-            settings=call_settings(None, definitions=told),
+            backward_passes=0 if definition_rows is None else 2 * (len(rows) + len(definition_rows)),
+            settings=call_settings(None, definitions=definition_rows),
         ),
         values=pd.DataFrame({**scores, "tag": of}),
         measured=f"{metric}, or a cosine of gradients",
@@ -132,16 +136,16 @@ def trust_lines(
 
 
 def _alignments(
-    pair: ModelPair, rows: Prompts, told: Prompts, tags: str, items: str, seed: int, bar: Progress
+    pair: ModelPair, rows: Prompts, definition_rows: Prompts, tags: str, items: str, seed: int, bar: Progress
 ) -> dict[str, np.ndarray]:
     """Per definition: its tag, the cosine with its own questions, and with those of another item of its tag."""
     asked_of = [str(one) for one in column_of(rows, items, what="the item it is about")]
-    defined = [str(one) for one in column_of(told, items, what="the item that it defines")]
-    tag = np.array([str(one) for one in column_of(told, tags)])
+    defined = [str(one) for one in column_of(definition_rows, items, what="the item that it defines")]
+    tag = np.array([str(one) for one in column_of(definition_rows, tags)])
     known = [number for number, one in enumerate(defined) if one in asked_of]
     if not known:
         raise UserError(f"No question is about an item of the definitions (column {items!r}): give the same names.")
-    bar.start("gradients", 2 * (len(rows) + len(told)))
+    bar.start("gradients", 2 * (len(rows) + len(definition_rows)))
     alignments: dict[str, list[float]] = {
         name: [] for name in ("base", "tuned", "base, other item", "tuned, other item")
     }
@@ -150,7 +154,7 @@ def _alignments(
         of_rows = [sketch.of_answer(row) for row in _advancing(rows, bar)]
         of_item = {name: _mean([g for g, own in zip(of_rows, asked_of, strict=True) if own == name])
                    for name in dict.fromkeys(asked_of)}  # fmt: skip
-        of_texts = [sketch.of_text(row) for row in _advancing(told, bar)]
+        of_texts = [sketch.of_text(row) for row in _advancing(definition_rows, bar)]
         for number in known:
             others = [of_item[defined[n]] for n in known if tag[n] == tag[number] and defined[n] != defined[number]]
             alignments[role].append(_cosine(of_texts[number], of_item[defined[number]]))

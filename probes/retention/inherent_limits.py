@@ -148,9 +148,9 @@ def correlation(scores: dict[str, np.ndarray], of: np.ndarray, names: list[str],
     random = np.random.default_rng(seed)
     drawn = []
     for _ in range(DRAWS):
-        chosen = [random.choice(np.flatnonzero(of == name), int((of == name).sum())) for name in names]
+        resampled = [random.choice(np.flatnonzero(of == name), int((of == name).sum())) for name in names]
         drawn.append(
-            _rho(*(np.array([scores[arm][one].mean() for one in chosen]) for arm in ("tuned", "base_few_shot")))
+            _rho(*(np.array([scores[arm][one].mean() for one in resampled]) for arm in ("tuned", "base_few_shot")))
         )
     mixed = [_rho(random.permutation(means["tuned"]), means["base_few_shot"]) for _ in range(DRAWS)]
     low, high = np.quantile(drawn, (0.025, 0.975))

@@ -153,8 +153,8 @@ def _row(change: np.ndarray, chance: np.ndarray, rows: Prompts, seed: int) -> di
 def _tokens(ids: list[list[int]], weights: list[np.ndarray], share: float, model: AdaptedModel) -> pd.DataFrame:
     return pd.DataFrame([
         {"prompt": number, "position": place, "token": model.tokenizer.decode([token]),
-         "relevance": float(own[place]), "chosen": place in chosen}
+         "relevance": float(own[place]), "chosen": place in places}
         for number, (row, own) in enumerate(zip(ids, weights, strict=True))
-        for chosen in [set(_chosen(own, share).tolist())]
+        for places in [set(_chosen(own, share).tolist())]
         for place, token in enumerate(row)
     ])  # fmt: skip

@@ -142,8 +142,8 @@ def selection_trial(
     fit, report = answers.halves(seed)
     blender = Blender(pair.base.hf, pair_region(pair, "entries"))
     gathered = gather(pair.base, blender.region, fit)
-    kept = None if retain is None else Answers.of(pair.base, retain, batch_size).task()
-    judge = _Judge(blender, report, kept, draws, seed)
+    retained_task = None if retain is None else Answers.of(pair.base, retain, batch_size).task()
+    judge = _Judge(blender, report, retained_task, draws, seed)
     watch = progress or Silent()
     watch.start("selections", len(scores))
     table, masks = [], {}
@@ -177,8 +177,8 @@ def _select(name: str, gathered: Gathered, share: float, seed: int) -> dict[str,
     parts = gathered.region.parts
     if name == HALF_RESET:
         categories = [f"{place_of(tensor).layer}/{_category(tensor)}" for tensor in parts]
-        chosen = half_of_tensors(list(parts), categories, seed)
-        return {tensor: torch.full(part.base.shape, tensor in chosen) for tensor, part in parts.items()}
+        half = half_of_tensors(list(parts), categories, seed)
+        return {tensor: torch.full(part.base.shape, tensor in half) for tensor, part in parts.items()}
     return {tensor: top_mask(SCORES[name](gathered.of(tensor)), share) for tensor in parts}
 
 

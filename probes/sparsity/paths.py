@@ -121,18 +121,18 @@ def layer_paths(
         known = search.oracle(training)
         oracle = search.oracle(reported)
         fixed = search.fixed(known, training)
-        chosen = {
+        routes = {
             "all tuned": np.full_like(oracle, BIG), "all base": np.full_like(oracle, SMALL), "oracle": oracle,
             "fixed": np.tile(fixed, (len(reported), 1)),
             "trained": _routed(pair, training, known, reported, search),
         }  # fmt: skip
         random = _shuffled(oracle, seed)
-        scores = {name: search.scores(reported, paths) for name, paths in {**chosen, "random": random}.items()}
+        scores = {name: search.scores(reported, paths) for name, paths in {**routes, "random": random}.items()}
     return LayerPaths(
-        table=_table(scores, {**chosen, "random": random}, search, reported, seed),
+        table=_table(scores, {**routes, "random": random}, search, reported, seed),
         control="the oracle's choices for each sample, given to its layers at random",
         provenance=Provenance.of("layer_paths", pair, rows, seed=seed, forward_passes=passes.forward),
-        use=_use(oracle), paths=_listed({**chosen, "random": random}, scores, search),
+        use=_use(oracle), paths=_listed({**routes, "random": random}, scores, search),
         search="exhaustive" if search.exhaustive else "greedy", resampled=units_of(reported.clusters),
     )  # fmt: skip
 

@@ -135,8 +135,8 @@ def _keyed(readers: Mapping[str, Reader]) -> dict[str, Reader]:
 def _spare(stored: StoredModel) -> dict[str, Reader]:
     """Weights that the loaded model has no place for, under a name of their own; not its old buffers."""
     spare = stored.unused_readers()
-    kept = {name: read for name, read in spare.items() if name.endswith((".weight", ".bias"))}
-    return {f"{UNLOADED}.{key_of(name)}": read for name, read in kept.items() if not name.endswith(_NO_WEIGHTS)}
+    readers = {name: read for name, read in spare.items() if name.endswith((".weight", ".bias"))}
+    return {f"{UNLOADED}.{key_of(name)}": read for name, read in readers.items() if not name.endswith(_NO_WEIGHTS)}
 
 
 def _no_bias(read: Reader) -> Tensor:

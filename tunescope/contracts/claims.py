@@ -102,9 +102,9 @@ def survives(terms: Survives, material: Material) -> Finding:
         name: share_at_least(material.scores("tuned", rows, terms.behaviour), terms.at_least, confidence, rows.clusters)
         for name, rows in variants.items()
     }
-    told = "; ".join(f"{name} {one.estimate:.3g} ({one.verdict})" for name, one in findings.items())
+    summary = "; ".join(f"{name} {one.estimate:.3g} ({one.verdict})" for name, one in findings.items())
     worst = min(findings.values(), key=lambda one: (_WORST[one.verdict], one.estimate))
-    return replace(worst, detail=f"plain {plain:.3g}; {told}")
+    return replace(worst, detail=f"plain {plain:.3g}; {summary}")
 
 
 def merged_claim(terms: Merged, material: Material) -> Finding:

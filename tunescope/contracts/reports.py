@@ -15,13 +15,13 @@ _SIGN = 6.6
 
 def sentence(finding: Finding, confidence: float) -> str:
     """One line: verdict, estimate, interval, n and what would decide."""
-    told: str = finding.verdict
+    verdict: str = finding.verdict
     if finding.estimate == finding.estimate:
         interval = f"[{finding.low:.3g}, {finding.high:.3g}]"
-        told += f": {finding.estimate:.3g}, one-sided {confidence:.0%} bounds {interval}, n = {finding.n}"
+        verdict += f": {finding.estimate:.3g}, one-sided {confidence:.0%} bounds {interval}, n = {finding.n}"
     if finding.needed is not None:
-        told += f"; about {finding.needed} would decide"
-    return visible(f"{told}. {finding.detail}" if finding.detail else told)
+        verdict += f"; about {finding.needed} would decide"
+    return visible(f"{verdict}. {finding.detail}" if finding.detail else verdict)
 
 
 def junit(checked: Checked) -> str:
@@ -33,11 +33,13 @@ def junit(checked: Checked) -> str:
     )  # fmt: skip
     for claim, finding in checked.findings:
         case = Xml.SubElement(suite, "testcase", classname=claim.kind, name=visible(claim.title))
-        told = sentence(finding, checked.contract.confidence)
+        message = sentence(finding, checked.contract.confidence)
         if finding.verdict == HOLDS:
-            Xml.SubElement(case, "system-out").text = told
+            Xml.SubElement(case, "system-out").text = message
         else:
-            Xml.SubElement(case, "failure" if finding.verdict == FAILS else "error", message=told, type=finding.verdict)
+            Xml.SubElement(
+                case, "failure" if finding.verdict == FAILS else "error", message=message, type=finding.verdict
+            )
     return Xml.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 

@@ -35,9 +35,9 @@ def dose_figure(
         figure.update_yaxes(title={"text": _broken(side)}, row=2, col=1)
     figure.update_yaxes(title={"text": metric}, row=1, col=1)
     figure.update_xaxes(title={"text": "strength (times the recipe's own)"}, row=2 if has_side else 1, col=1)
-    told = title or f"Dose and response, n = {int(table['n'].max())} prompts; dotted: the model as it is"
+    heading = title or f"Dose and response, n = {int(table['n'].max())} prompts; dotted: the model as it is"
     figure.update_layout(
-        title={"text": told, "font": {"size": 13}}, height=560 if has_side else 400, template="plotly_white",
+        title={"text": heading, "font": {"size": 13}}, height=560 if has_side else 400, template="plotly_white",
         legend={"orientation": "h", "y": -0.18},
     )  # fmt: skip
     return figure

@@ -14,7 +14,7 @@ from workbench.figures.tokens import safe
 
 
 def sparsity_curve(
-    curve: pd.DataFrame, *, base: float, tuned: float, chosen: float | None = None, metric: str = "accuracy",
+    curve: pd.DataFrame, *, base: float, tuned: float, share: float | None = None, metric: str = "accuracy",
     title: str = "",
 ) -> go.Figure:  # fmt: skip
     """``metric`` against the share of weights grafted (logarithmic), with interval and controls.
@@ -43,8 +43,8 @@ def sparsity_curve(
     )  # fmt: skip
     for value, name in ((base, "base"), (tuned, "tuned")):
         figure.add_hline(y=value, line=dict(dash="dash", width=1), annotation=dict(text=name))
-    if chosen is not None and chosen > 0:
-        figure.add_vline(x=chosen, line=dict(dash="dot", width=1))
+    if share is not None and share > 0:
+        figure.add_vline(x=share, line=dict(dash="dot", width=1))
     figure.update_layout(
         title=dict(text=safe(title), font=dict(size=15)), template="plotly_white", height=420,
         legend=dict(orientation="h", y=-0.25),

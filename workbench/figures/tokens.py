@@ -50,11 +50,11 @@ def token_html(
     extra = list(notes) if notes is not None else [""] * len(tokens)
     spans = []
     for token, value, note in zip(tokens, values, extra, strict=True):
-        told = html.escape(f"{visible(token)}  {unit} {value:.3g}  {visible_line(note)}".strip(), quote=True)
+        tooltip = html.escape(f"{visible(token)}  {unit} {value:.3g}  {visible_line(note)}".strip(), quote=True)
         line = "<br>" if token.endswith("\n") else ""
         number = f"{value:.2g}" if math.isfinite(value) else "–"
         spans.append(
-            f'<span title="{told}" style="background:{_shade(value, bound)};{_BOX}">'
+            f'<span title="{tooltip}" style="background:{_shade(value, bound)};{_BOX}">'
             f'{html.escape(shortened(visible(token), _LONGEST))}<small style="{_NUMBER}">{number}</small></span>{line}'
         )
     ends = [0.0, bound] if all(not value < 0 for value in values) else [-bound, 0.0, bound]

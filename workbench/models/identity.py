@@ -146,14 +146,14 @@ def adapter_hash(adapter: Any, name: str | None = None) -> str:
     from peft.utils import get_peft_model_state_dict
 
     odd = {} if name is not None else _odd_layers(adapter)
-    chosen = [name] if name is not None else list(adapter.active_adapters)
-    chosen += sorted({one for acting in odd.values() for one in acting} - set(chosen))
+    names = [name] if name is not None else list(adapter.active_adapters)
+    names += sorted({one for acting in odd.values() for one in acting} - set(names))
     parts = [
         _adapter_hash(
             adapter.peft_config[one].to_dict() | _rescaled(adapter, one),
             get_peft_model_state_dict(adapter, adapter_name=one, save_embedding_layers=False),
         )
-        for one in chosen
+        for one in names
     ]
     parts += [json.dumps(odd, sort_keys=True)] if odd else []
     return parts[0] if len(parts) == 1 else hash_text("\n".join(parts))

@@ -17,8 +17,8 @@ def likeness(text: str) -> str:
     of punctuation alone is like itself only.
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
-    kept = _BETWEEN_DIGITS.sub(lambda found: f" \0{ord(found[1]):x}\0 ", plain)
-    words = _PUNCTUATION.sub(_space, kept).split()
+    digits_kept_apart = _BETWEEN_DIGITS.sub(lambda found: f" \0{ord(found[1]):x}\0 ", plain)
+    words = _PUNCTUATION.sub(_space, digits_kept_apart).split()
     return " ".join(words) if words else text
 
 

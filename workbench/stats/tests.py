@@ -64,11 +64,11 @@ def permutation(
         raise UserError(f"The two samples have {a.shape[1]} and {b.shape[1]} cells; give the same cells for both.")
     pooled, n, total = np.concatenate([a, b]), len(a), len(a) + len(b)
     if exact := math.comb(total, n) <= draws:
-        chosen = np.array(list(itertools.combinations(range(total), n)))
+        members = np.array(list(itertools.combinations(range(total), n)))
     else:
-        chosen = np.random.default_rng(seed).random((draws, total)).argsort(1)[:, :n]
-    weights = np.full((len(chosen), total), -1 / len(b))
-    np.put_along_axis(weights, chosen, 1 / n, axis=1)
+        members = np.random.default_rng(seed).random((draws, total)).argsort(1)[:, :n]
+    weights = np.full((len(members), total), -1 / len(b))
+    np.put_along_axis(weights, members, 1 / n, axis=1)
     observed = a.mean(0) - b.mean(0)
     return Tested(observed.reshape(cells), _p(observed, weights, pooled, alternative, exact).reshape(cells))
 
