@@ -169,7 +169,7 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
 
     def register(call: Registered) -> Registered:
         if kind == "probe":
-            call = _with_settings(call, (*ROLES, reads))
+            call = _with_settings(call, (*ROLES, reads, "device"))
         entry = Method(
             name=name, kind=kind, group=group, question=question, call=call,
             papers=(papers,) if isinstance(papers, str) else papers, needs=needs or Needs(), cost=cost,
@@ -185,7 +185,8 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
 
 
 def _with_settings(probe: Registered, roles: tuple[str, ...]) -> Registered:
-    """``probe``, whose result is told what the call was given; models and data (``roles``) have fields of their own."""
+    """``probe``, whose result is told what the call was given; models, data and device (``roles``) have fields of their
+    own."""
     signature = inspect.signature(probe)
     options = [
         name
