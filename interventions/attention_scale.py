@@ -124,7 +124,8 @@ class AttentionScale(SiteIntervention):
         assert isinstance(change, _Rescaling)
         if change.sinks:
             return hook
-        return replace(hook, bias=partial(change.bias, self.scope()))
+        heads = None if change.heads is None else tuple(change.heads.nonzero()[:, 0].tolist())
+        return replace(hook, bias=partial(change.bias, self.scope()), heads=heads)
 
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:
         """One rescaling per layer that has chosen heads."""

@@ -28,13 +28,15 @@ class SiteHook:
     """``fn(value, ctx)`` at a site. An edit returns the new value or None; a reader's return is ignored.
 
     ``bias(attention logits, ctx)``, of an edit of a pattern that is the same as a bias on the attention logits: that
-    bias, or None. It is called in place of ``fn`` where the model can run without its pattern.
+    bias, or None. It is called in place of ``fn`` where the model can run without its pattern. ``heads``: those outside
+    of which the bias is 0; None: any.
     """
 
     site: Site
     fn: HookFn
     edit: bool = False
     bias: BiasFn | None = None
+    heads: tuple[int, ...] | None = None
 
 
 _OPEN = "A context (a recipe, a recording) is open on this model: leave it before copying the model."
@@ -53,6 +55,7 @@ class Entry:
     edit: bool
     view: str
     bias: BiasFn | None = None
+    heads: tuple[int, ...] | None = None
     ran: bool = False
 
 
@@ -110,6 +113,8 @@ class Dispatch:
         if self.stops or any(entry.bias is None for entry in live):
             raise NeedsPattern
         total = None
+        named = [entry.heads for entry in live if entry.heads is not None]
+        logits.heads = sorted(set().union(*named)) if len(named) == len(live) else None
         for entry in live:
             assert entry.bias is not None
             entry.ran = True
