@@ -1,7 +1,7 @@
 """PPLM on a real model, beside the passes that it cannot do without: steps forward-backward, and two forward.
 
-``python benchmarks/pplm.py MODEL [ROUNDS]``: float32, one text and eight at once, in turns. The passes beside it read the
-same caches and take gradients of the same keys and values; they move nothing.
+``python benchmarks/pplm.py MODEL [ROUNDS]``: float32, one text and eight at once, in turns. The passes beside it read
+the same caches and take gradients of the same keys and values; they move nothing.
 """
 
 from __future__ import annotations

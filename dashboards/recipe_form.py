@@ -53,7 +53,7 @@ def _saved(chosen: Selection, tuned: str) -> list[Part]:
     name = st.selectbox(
         "Recipe", list(recipes), key="recipe", accept_new_options=True, format_func=panels.visible, index=None,
         placeholder="None; or a file, or a line such as 0.5*formal",
-        help="Recipes that the runs keep, those made for this model first. Or write the path of one, or a line of names "
+        help="Recipes that the runs keep, those made for this model first. Or write a path, or a line of names "
         "in the workspace's book.", **_LINKED,
     )  # fmt: skip
     if not name:

@@ -10,6 +10,7 @@ from interventions.one_line import recipe_from_text
 from interventions.recipe import Recipe
 from interventions.recipe_book import RecipeBook
 
+
 def load_recipe(given: str | Path, book: RecipeBook | None = None) -> Recipe:
     """A recipe from its own file, from a GGUF control vector, or from one line.
 

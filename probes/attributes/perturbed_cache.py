@@ -87,7 +87,10 @@ class PushedDecoding:
         self.forward_passes += 1
         with torch.set_grad_enabled(grad):
             out = self.model.inner(
-                step.tokens[:, None], past_key_values=copied_cache(past), use_cache=True, **_padding(step.mask, last=True)
+                step.tokens[:, None],
+                past_key_values=copied_cache(past),
+                use_cache=True,
+                **_padding(step.mask, last=True),
             )
         return out.logits[:, -1].float(), _pairs(out.past_key_values)
 

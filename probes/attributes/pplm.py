@@ -209,7 +209,9 @@ class _Trial:
         found: list[list[int]] = [[] for _ in self.ids]
         with self.work.steps("pplm", [len(row) for row in self.ids]) as steps:
             for rows in steps:
-                for row, text in zip(rows, decoding.texts([self.ids[row] for row in rows], self.new, ends), strict=True):
+                for row, text in zip(
+                    rows, decoding.texts([self.ids[row] for row in rows], self.new, ends), strict=True
+                ):
                     found[row] = text
         self.forward_passes += decoding.forward_passes
         self.backward_passes += decoding.backward_passes

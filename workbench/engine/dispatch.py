@@ -59,6 +59,14 @@ class Entry:
     ran: bool = False
 
 
+def _named_heads(entries: list[Entry]) -> tuple[int, ...] | None:
+    """The heads outside of which no entry has a bias; None: any."""
+    if len(entries) == 1:
+        return entries[0].heads
+    named = [entry.heads for entry in entries if entry.heads is not None]
+    return tuple(sorted(set().union(*named))) if len(named) == len(entries) else None
+
+
 class Dispatch:
     """The entries of one (module, side), and the torch hook that runs them."""
 
@@ -113,8 +121,7 @@ class Dispatch:
         if self.stops or any(entry.bias is None for entry in live):
             raise NeedsPattern
         total = None
-        named = [entry.heads for entry in live if entry.heads is not None]
-        logits.heads = sorted(set().union(*named)) if len(named) == len(live) else None
+        logits.heads = _named_heads(live)
         for entry in live:
             assert entry.bias is not None
             entry.ran = True

@@ -118,9 +118,7 @@ def test_a_request_may_write_a_line_of_the_names_that_are_served(url: str, pair:
         answered(url, "tuned", recipe="upp")
 
 
-def test_a_line_is_served_by_its_own_text(
-    pair: ModelPair, recipes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_is_served_by_its_own_text(pair: ModelPair, recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESCOPE_BOOK", str(recipes))
     shelf = Shelf([Path("0.5*up")], pair.models)
     assert shelf.names() == ["0.5*up"] and shelf.named("0.5*up") == iv.load_recipe("0.5*up")
