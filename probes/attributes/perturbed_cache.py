@@ -49,7 +49,7 @@ class PushedDecoding:
         Raises:
             NotSupported: The model's cache does not hold plain keys and values of every token.
         """
-        found: list[list[int]] = [[] for _ in ids]
+        tokens: list[list[int]] = [[] for _ in ids]
         with self.model.active(), frozen(self.model.hf):
             mask, past = self._read(ids)
             last = torch.tensor([row[-1] for row in ids], device=self.model.device)
@@ -61,7 +61,7 @@ class PushedDecoding:
                 pushed, past = (plain, grown) if past is None else self._pushed(step, past, plain, grown, going)
                 last = self._fused(pushed, plain).argmax(-1)
                 for row in going.nonzero()[:, 0].tolist():
-                    found[row].append(int(last[row]))
+                    tokens[row].append(int(last[row]))
                     going[row] = int(last[row]) not in ends
                 if not going.any():
                     break
