@@ -17,9 +17,9 @@ from probes.directions.material import Part, parts_of
 from probes.directions.trying import Outcome
 from probes.random_recipes import stand_ins
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored, scored_share
+from probes.scored import paired_p, scored, scored_share
 from probes.turning.off_recipes import SHARES, WAYS, Placed, Way, recipe_of, update_by_chance, update_scaled
 from probes.turning.search import BLOCKS, Finder
 from workbench.argument_checks import check_pair
@@ -36,7 +36,6 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.stats.controls import check_draws
 from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +204,8 @@ def ways_to_turn(  # noqa: PLR0913
         control=f"{controls} random stand-ins of each way: as many other heads or experts, a random direction, other "
         "layers, the update with random signs",
         provenance=Provenance.of(
-            "ways_to_turn", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, behaviour=behaviour, ways=ways, neutral=None if neutral is None else Prompts.of(neutral),
-                limit=limit, max_new_tokens=max_new_tokens, candidates=candidates, controls=controls,
-                batch_size=batch_size,
-            ),
+            "ways_to_turn", pair, rows, seed=seed, forward_passes=passes.forward,
+            settings=call_settings(None, neutral=None if neutral is None else Prompts.of(neutral)),
         ),
         behaviour=named.name,
         ways={name: dict(way.settings) for name, way in found.items()},
@@ -253,15 +247,10 @@ class _Report:
             control = float(chance.mean()) if random else float("nan")
             lines.append({**line, "control": control, "search_passes": searched[name], "slowdown": seconds / plain})
             beyond.append(drop - chance)
-        p = np.array([self._p(one) for one in beyond])
+        shown = self.clusters[True]
+        p = np.array([paired_p(falls, shown, seed=self.settings.seed, alternative="greater") for falls in beyond])
         unknown = [float("nan")] * 2
         return pd.DataFrame(lines).assign(p=[*unknown, *p], q=[*unknown, *q_values(p)])
-
-    def _p(self, beyond: np.ndarray) -> float:
-        units = cluster_means(beyond[:, None], self.clusters[True])
-        if not units.any():
-            return 1.0
-        return float(paired_permutation(units, seed=self.settings.seed, alternative="greater").p[0])
 
     def _timed(self, placed: Placed) -> tuple[Outcome, float]:
         began = clock()
