@@ -111,7 +111,8 @@ def context_updates(
         own, others = shares[place], np.delete(shares, place, 0).mean(0)
         table.append({
             "module": name, **beside_control(own, others, rows.clusters, seed=seed),
-            "effect": float(_kl(read[place], bare).mean()), "norm": vector.norm(), "cluster": clusters[name], "n": len(own),
+            "effect": float(_kl(read[place], bare).mean()), "norm": vector.norm(), "cluster": clusters[name],
+            "n": len(own),
         })  # fmt: skip
     frame = pd.DataFrame(table)
     return ContextUpdates(
