@@ -61,7 +61,8 @@ def show() -> None:
     st.header("The selected prompt, layer by layer")
     with panels.told():
         lens = Probe(
-            lambda one: f"probes.logit_lens(pair, prompts, shown=len(prompts), positions={_positions(one)!r})", _run_lens,
+            lambda one: f"probes.logit_lens(pair, prompts, shown=len(prompts), positions={_positions(one)!r})",
+            _run_lens,
             lambda one: {"do": "probe", "call": "logit_lens", "options": {
                 "shown": len(rows_of(one)), "positions": _positions(one)
             }},
@@ -116,9 +117,7 @@ def _show_lens(source: Source, chosen: Selection) -> None:
         experiment=source.experiment,
     )  # fmt: skip
     if source.alone:
-        st.caption(
-            f"One prompt, its last {LENS_TOKENS} tokens: no interval and no test. All prompts give them, and every token."
-        )
+        st.caption(f"One prompt, its last {LENS_TOKENS} tokens: no interval and no test. All prompts give them.")
         return
     st.caption(panels.words(f"Over all prompts (n = {result.provenance.n_prompts}): {result.summary()}."))
     result_table("lens-layers", source, result.frame(), "result.frame()")
