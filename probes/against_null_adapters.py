@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import plotly.graph_objects as go
 from probes.call_settings import call_settings
 from probes.results import ProbeResult
 from workbench.cells import COLUMNS
+from workbench.cluster.splitting import in_parts
 from workbench.errors import UserError
 from workbench.models.null_adapters import KINDS, Null, check_nullable, null_adapter
 from workbench.models.pair import ModelPair
@@ -100,11 +102,14 @@ def against_nulls(
     scores = _by_cell(found)
     bar = progress or Silent()
     bar.start("null adapters", count)
-    drawn = []
-    for number in range(count):
-        with null_adapter(pair, null_seed + number, kind) as stand_in:
-            drawn.append(_by_cell(probe(stand_in, *inputs, **options)))
+    drawn: list[pd.Series] = []
+
+    def take(_seed: int, of_null: pd.Series) -> None:
+        drawn.append(of_null)
         bar.advance()
+
+    seeds = range(null_seed, null_seed + count)
+    in_parts(partial(_of_null, probe, pair, inputs, options, kind), seeds, take)
     bar.finish()
     bests = np.array([np.nanmax(one) for one in drawn])
     same = scores.index.is_unique and all(set(one.index) == set(scores.index) for one in drawn)
@@ -124,6 +129,19 @@ def against_nulls(
         p_best=float((1 + (bests >= np.nanmax(own)).sum()) / (1 + count)),
         nulls=pd.DataFrame({"null": range(count), "best": bests}),
     )
+
+
+def _of_null(
+    probe: Callable[..., ProbeResult],
+    pair: ModelPair,
+    inputs: tuple[Any, ...],
+    options: dict[str, Any],
+    kind: Null,
+    seed: int,
+) -> pd.Series:
+    """The scores of one null adapter, by cell."""
+    with null_adapter(pair, seed, kind) as stand_in:
+        return _by_cell(probe(stand_in, *inputs, **options))
 
 
 def _by_cell(found: ProbeResult) -> pd.Series:

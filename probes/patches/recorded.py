@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +21,16 @@ from probes.patches.runs import TargetRun, output_matrix, record
 from probes.patches.task import Task
 from probes.patches.vocabulary import can_narrow
 from probes.replay import frozen
+from workbench.cluster.splitting import in_parts, split_width
 from workbench.engine.sites import Site
 from workbench.prompts.encode import Encoded, batches
 from workbench.typing import Float, Int, Tensor
 
+Answer = TypeVar("Answer")
+Share = tuple[int, int]
+"""Which share of a batch's work, of how many."""
+AHEAD = 2
+"""Shares of work for each worker, so that none waits for the slowest."""
 KEPT_BYTES = 2**29
 """How much of what was recorded is held for the next sweep over the same prompts."""
 
@@ -34,6 +45,19 @@ class Prepared:
     target: Float[Tensor, " prompt"]
     gradients: dict[Place, Tensor] = field(default_factory=dict)
     """d metric / d value [prompt, pos, ...] of the target run, at the places that were asked for."""
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """What came of one share of a batch: the answer, the metrics of both runs, and the passes."""
+
+    answer: Any
+    source: Float[np.ndarray, " prompt"]
+    target: Float[np.ndarray, " prompt"]
+    passes: float
+    backward: float
+    process: int
+    """The process that did it; where it is this one, its runs have the rest already."""
 
 
 class Recorded:
@@ -63,16 +87,67 @@ class Recorded:
 
         ``places``: the target runs with gradients, and one backward pass gives those of the metric there.
         """
-        for number, members in enumerate(self.members):
-            one, before = self._kept.get(number), (0.0, 0.0)
-            if one is None or places:
-                one = self._prepared(members, places)
-            else:
-                before = (one.run.passes, one.run.backward)
-            yield one
-            self.passes += one.run.passes - before[0]
-            self.backward += one.run.backward - before[1]
-            self._keep(number, one)
+        for number in range(len(self.members)):
+            with self._opened(number, places) as one:
+                yield one
+
+    def spread(
+        self,
+        work: Callable[[Recorded, Prepared, Share], Answer],
+        take: Callable[[list[int], Share, Answer], None],
+        places: Sequence[Place] = (),
+        *,
+        modes: Collection[bool] = (),
+        divisible: bool = False,
+    ) -> None:
+        """``work`` on every batch, shared out inside :func:`workbench.on_ray`.
+
+        Args:
+            work: Top-level, or a partial of one; gets these runs, the batch, and which share of its work is meant.
+            take: Gets the batch's prompts, the share and what came of it, in order.
+            places: As :meth:`batches` takes them.
+            modes: Modes of replay (``last_only``) whose exactness must be known, so that all workers replay alike.
+            divisible: Whether a batch's work may be done in several shares, each of which records it again.
+        """
+        width = split_width()
+        count = max(1, math.ceil(AHEAD * width / len(self.members))) if divisible and width > 1 else 1
+        parts = [(number, (share, count)) for number in range(len(self.members)) for share in range(count)]
+        if width > 1 and len(parts) > 1:
+            self._learn(modes)
+
+        def merged(part: tuple[int, Share], spent: _Spent) -> None:
+            members = self.members[part[0]]
+            if spent.process != os.getpid():
+                self.source[members], self.target[members] = spent.source, spent.target
+                self.passes, self.backward = self.passes + spent.passes, self.backward + spent.backward
+            take(members, part[1], spent.answer)
+
+        in_parts(partial(_spent, self, work, list(places)), parts, merged)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which records what it needs itself."""
+        return {**self.__dict__, "_kept": {}}
+
+    def _learn(self, modes: Collection[bool]) -> None:
+        """Whether replays are exact, before any work; costs a recording of the first batch where it is not known."""
+        unknown = [mode for mode in modes if mode not in self._exact]
+        if unknown:
+            with self._opened(0) as first:
+                for mode in unknown:
+                    self.exact(first.run, last_only=mode)
+
+    @contextmanager
+    def _opened(self, number: int, places: Sequence[Place] = ()) -> Iterator[Prepared]:
+        """One batch, and afterwards what it cost."""
+        one, before = self._kept.get(number), (0.0, 0.0)
+        if one is None or places:
+            one = self._prepared(self.members[number], places)
+        else:
+            before = (one.run.passes, one.run.backward)
+        yield one
+        self.passes += one.run.passes - before[0]
+        self.backward += one.run.backward - before[1]
+        self._keep(number, one)
 
     def exact(self, run: TargetRun, *, last_only: bool) -> bool:
         """Whether replays from the middle are exact for this model; tried on the first batch that asks."""
@@ -129,6 +204,22 @@ class Recorded:
         values, spent = record_on_inputs(self.task.source, batch, self._sites, inputs)
         run.passes += spent
         return {site: value.to(self.task.target.device) for site, value in values.items()}
+
+
+def _spent(
+    runs: Recorded,
+    work: Callable[[Recorded, Prepared, Share], Answer],
+    places: Sequence[Place],
+    part: tuple[int, Share],
+) -> _Spent:
+    """The answer for one share of a batch, with what this process has to be told."""
+    (number, share), passes, backward = part, runs.passes, runs.backward
+    with runs._opened(number, places) as one:
+        answer = work(runs, one, share)
+    members = runs.members[number]
+    return _Spent(
+        answer, runs.source[members], runs.target[members], runs.passes - passes, runs.backward - backward, os.getpid()
+    )
 
 
 def _judge(task: Task, members: list[int], metric: str) -> tuple[Metric, Int[Tensor, "prompt token"] | None]:

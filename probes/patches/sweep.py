@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from probes.patches.cells import Patch
-from probes.patches.recorded import Recorded, numbers
+from probes.patches.recorded import Prepared, Recorded, Share, numbers
 from probes.patches.task import Task
 from workbench.progress import Progress, Silent
 from workbench.typing import Float
 
+Group = tuple[list[int], np.ndarray]
+"""Numbers of the patches that ran together, and their effects [prompt, patch] on a batch."""
 MAX_ROWS = 512
 """Rows run together when each is a single token; their logits are held at once."""
 
@@ -54,23 +57,40 @@ def sweep(
         runs = Recorded(task, [cell for patch in patches for cell in patch], metric, batch_size, keep=0)
     at_once = max_tokens or (512 if task.target.device.type == "cpu" else 16_384)
     effects = np.zeros((len(task.target_ids), len(patches)))
-    before, exact = runs.passes, shortcuts
+    before, exact = runs.passes, [shortcuts]
     report.start("Patching", len(runs.members) * len(patches))
-    for batch in runs.batches():
-        if shortcuts:
-            exact = all([runs.exact(batch.run, last_only=last) for last in _modes(patches)])
-        batch.run.shortcuts = exact
-        for group in _groups(patches, batch.run.batch.input_ids.numel(), len(batch.members), at_once):
-            logits = batch.run.patched([patches[index] for index in group])
-            # A patch that puts in what is there does nothing; replayed from the middle it would show rounding errors.
-            moved = torch.stack([~batch.run.unmoved(patches[index]) for index in group], dim=1)
-            unmoved = task.per_prompt(moved.int()) == 0
-            effects[np.ix_(batch.members, group)] = numbers(
-                (batch.metric(logits) - batch.target[:, None]).masked_fill(unmoved, 0.0)
-            )
+
+    def take(members: list[int], _share: Share, done: tuple[list[Group], bool]) -> None:
+        for group, values in done[0]:
+            effects[np.ix_(members, group)] = values
             report.advance(len(group))
+        exact.append(done[1])
+
+    runs.spread(
+        partial(_patched, task, patches, at_once, shortcuts), take,
+        modes=_modes(patches) if shortcuts else (), divisible=True,
+    )  # fmt: skip
     report.finish()
-    return Sweep(effects, runs.source.copy(), runs.target.copy(), runs.passes - before, exact)
+    return Sweep(effects, runs.source.copy(), runs.target.copy(), runs.passes - before, exact[-1])
+
+
+def _patched(
+    task: Task, patches: Sequence[Patch], at_once: int, shortcuts: bool, runs: Recorded, batch: Prepared, share: Share
+) -> tuple[list[Group], bool]:
+    """Effects of this share of the groups on one batch, and whether replays from the middle are exact."""
+    exact = shortcuts
+    if shortcuts:
+        exact = all([runs.exact(batch.run, last_only=last) for last in _modes(patches)])
+    batch.run.shortcuts = exact
+    groups = _groups(patches, batch.run.batch.input_ids.numel(), len(batch.members), at_once)
+    done = []
+    for group in groups[share[0] :: share[1]]:
+        logits = batch.run.patched([patches[index] for index in group])
+        # A patch that puts in what is there does nothing; replayed from the middle it would show rounding errors.
+        moved = torch.stack([~batch.run.unmoved(patches[index]) for index in group], dim=1)
+        unmoved = task.per_prompt(moved.int()) == 0
+        done.append((group, numbers((batch.metric(logits) - batch.target[:, None]).masked_fill(unmoved, 0.0))))
+    return done, exact
 
 
 def _modes(patches: Sequence[Patch]) -> set[bool]:

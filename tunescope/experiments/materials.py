@@ -58,6 +58,10 @@ class Materials:
             ))  # fmt: skip
         return self._pair[1]
 
+    def let_go(self) -> None:
+        """Of the loaded pair."""
+        self._pair = None
+
     def prompts(self, experiment: Experiment, name: str | None, pair: PairSpec | None = None) -> Prompts:
         """A set of prompts by name; None is the first. Splits are those of ``pair``, else of the experiment's."""
         known = next(iter(experiment.prompts)) if name is None else name

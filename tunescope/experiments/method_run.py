@@ -11,6 +11,7 @@ from tunescope.experiments.method_steps import PREFIX
 from tunescope.experiments.requirements import check_null, check_pair, check_prompts
 from tunescope.experiments.schema import Experiment
 from workbench import first_batch, runs
+from workbench.cluster.splitting import shared_out
 from workbench.first_batch import Phase
 from workbench.methods import Method
 from workbench.progress import Progress
@@ -37,6 +38,8 @@ class MethodCall:
     dtype: str = "auto"
     seed: int = 0
     out: Path | None = None
+    workers: int | None = None
+    """Processes of a Ray cluster that the work is shared out over; it changes no number."""
     null_adapters: str | int | None = None
     """A kind of null adapters, or how many, that the scores are set beside."""
 
@@ -86,7 +89,7 @@ class Checked:
         """
         call, say = self.call, say or (lambda _: None)
         with runs.begun(call.method.name, _config(call, self.experiment), call.out) as run:
-            result = _result(self.experiment, call.method, self.prompts, progress, say)
+            result = _result(self.experiment, call.method, self.prompts, progress, say, call.workers)
             _write(run, self, result)
         return run, result
 
@@ -121,7 +124,12 @@ def _names(titles: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _result(
-    experiment: Experiment, method: Method, prompts: Prompts | None, bar: Progress, say: Callable[[str], None]
+    experiment: Experiment,
+    method: Method,
+    prompts: Prompts | None,
+    bar: Progress,
+    say: Callable[[str], None],
+    workers: int | None = None,
 ) -> Any:
     from tunescope.experiments.execute import Bench
     from tunescope.experiments.materials import Materials
@@ -137,7 +145,8 @@ def _result(
         seed=experiment.seed, progress=bar,
     )  # fmt: skip
     step: Any = experiment.steps[method.name]
-    return call_method(step, bench)
+    with shared_out(None if workers is None else bench.pair, workers):
+        return call_method(step, bench)
 
 
 def _no_step(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -62,14 +63,22 @@ def logprobs(subject: Subject, prompts: Ids, continuations: Ids, work: Work) -> 
     _check_readable(subject, prompts, continuations)
     found = Logprobs([len(continuation) for continuation in continuations])
     lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
-    with subject.applied(), work.steps(subject.name, lengths) as steps:
-        for rows in steps:
-            with subject.applied_to(rows):
-                logits = continuation_logits(subject, prompts, continuations, rows)
-            for row, logit in zip(rows, logits, strict=True):
-                wanted = torch.tensor(continuations[row], device=logit.device)[:, None]
-                found.sum_[row] = float(logit.double().log_softmax(-1).gather(-1, wanted).sum())
+
+    def take(rows: list[int], sums: list[float]) -> None:
+        found.sum_[rows] = sums
+
+    work.each(subject.name, lengths, partial(_sums, subject, prompts, continuations), take, subject.applied)
     return found
+
+
+def _sums(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[float]:
+    with subject.applied_to(rows):
+        logits = continuation_logits(subject, prompts, continuations, rows)
+    sums = []
+    for row, logit in zip(rows, logits, strict=True):
+        wanted = torch.tensor(continuations[row], device=logit.device)[:, None]
+        sums.append(float(logit.double().log_softmax(-1).gather(-1, wanted).sum()))
+    return sums
 
 
 def text_logprobs(subject: Subject, texts: Prompts, work: Work) -> Logprobs:
@@ -101,17 +110,35 @@ def kl_per_token(
         _check_readable(subject, own, continuations)
     found = [np.zeros((len(continuations), 2)) for _ in subjects]
     lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
-    with work.steps("KL per token", lengths) as steps:
-        for rows in steps:
-            theirs = _logits(base, prompts, continuations, rows)
-            for values, subject, own in zip(found, subjects, read, strict=True):
-                ours = _logits(subject, own, continuations, rows)
-                for row, one, other in zip(rows, ours, theirs, strict=True):
-                    values[row] = float(kl(other, one).mean()), float(kl(one, other).mean())
+
+    def take(rows: list[int], both: list[np.ndarray]) -> None:
+        for values, batch in zip(found, both, strict=True):
+            values[rows] = batch
+
+    work.each("KL per token", lengths, partial(_divergences, base, subjects, (prompts, read), continuations), take)
     return found
 
 
-def _logits(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:
+def _divergences(
+    base: Subject,
+    subjects: Sequence[Subject],
+    reads: tuple[Ids, Sequence[Ids]],
+    continuations: Ids,
+    rows: list[int],
+) -> list[Float[np.ndarray, "row direction"]]:
+    """Both divergences of each subject on one batch; ``reads``: what the base and what each subject reads."""
+    prompts, each = reads
+    theirs = logits_at(base, prompts, continuations, rows)
+    found = []
+    for subject, own in zip(subjects, each, strict=True):
+        ours = logits_at(subject, own, continuations, rows)
+        pairs = zip(ours, theirs, strict=True)
+        found.append(np.array([(float(kl(other, one).mean()), float(kl(one, other).mean())) for one, other in pairs]))
+    return found
+
+
+def logits_at(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:
+    """For each of ``rows`` the logits [token, vocab] (float32, on the CPU) that predict its continuation."""
     with subject.applied(), subject.applied_to(rows):
         return [
             continuation_logit.cpu()

@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,15 @@ def generate_replies(subject: Subject, prompts: Prompts, decoding: Decoding, wor
     width = decoding.samples + 1
     jobs = [(prompt, sample) for prompt in range(len(ids)) for sample in range(width)]
     found: list[list[Reply]] = [[Reply((), "", False)] * width for _ in ids]
-    with subject.applied(), work.steps(f"{subject.name}: texts", [len(ids[prompt]) for prompt, _ in jobs]) as steps:
-        for rows in steps:
-            chosen = [jobs[row] for row in rows]
-            noise = [None if sample == 0 else f"{seeds[prompt]} {sample}" for prompt, sample in chosen]
-            with subject.applied_to([prompt for prompt, _ in chosen]):
-                replies = _batch(subject, [ids[prompt] for prompt, _ in chosen], noise, decoding)
-            for (prompt, sample), reply in zip(chosen, replies, strict=True):
-                found[prompt][sample] = reply
+
+    def take(rows: list[int], replies: list[Reply]) -> None:
+        for (prompt, sample), reply in zip([jobs[row] for row in rows], replies, strict=True):
+            found[prompt][sample] = reply
+
+    noise = [None if sample == 0 else f"{seeds[prompt]} {sample}" for prompt, sample in jobs]
+    write = partial(_batch, subject, ids, jobs, noise, decoding)
+    lengths = [len(ids[prompt]) for prompt, _ in jobs]
+    work.each(f"{subject.name}: texts", lengths, write, take, subject.applied)
     return found
 
 
@@ -123,12 +125,22 @@ def gumbel(key: Any, step: int, size: int) -> np.ndarray:
     return -np.log(-np.log(uniform))
 
 
-def _batch(subject: Subject, ids: list[list[int]], noise: list[str | None], decoding: Decoding) -> list[Reply]:
-    model, batch = subject.model, padded(subject, ids)
+def _batch(
+    subject: Subject,
+    ids: list[list[int]],
+    jobs: list[tuple[int, int]],
+    noise: list[str | None],
+    decoding: Decoding,
+    rows: list[int],
+) -> list[Reply]:
+    """The texts of some jobs (prompt, sample)."""
+    prompts = [jobs[row][0] for row in rows]
+    model, batch = subject.model, padded(subject, [ids[prompt] for prompt in prompts])
     columns = batch.input_ids.shape[1]
     options = {"max_new_tokens": decoding.max_new_tokens, "num_beams": 1, "num_return_sequences": 1}
-    sampling = LogitsProcessorList([SharedNoise(noise, columns, decoding)])
-    new = model.generate_ids(batch.to(model.device), logits_processor=sampling, **options)[:, columns:]
+    sampling = LogitsProcessorList([SharedNoise([noise[row] for row in rows], columns, decoding)])
+    with subject.applied_to(prompts):
+        new = model.generate_ids(batch.to(model.device), logits_processor=sampling, **options)[:, columns:]
     ends = end_ids(model)
     return [_reply(row, ends, model.tokenizer) for row in new.cpu()]
 

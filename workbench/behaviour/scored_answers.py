@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def whole_scores(
     written, up to the first token that is not the answer's.
     """
     ids = encode(prompts, subject.model.tokenizer, subject.model.max_positions)
-    answer = _forced(subject, ids, scored.answers, work)
+    answer = forced_answers(subject, ids, scored.answers, work)
     columns = {
         "accuracy": answer["right"], "prob": np.exp(answer["logprob"]), "confidence": answer["confidence"],
         "brier": (answer["confidence"] - answer["right"]) ** 2,
@@ -97,29 +98,43 @@ def whole_scores(
             raise UserError(
                 "logit_diff and distracted compare with a distractor: give prompts the column 'distractor'."
             )
-        other = _forced(subject, ids, scored.distractors, work)
+        other = forced_answers(subject, ids, scored.distractors, work)
         columns |= {"logit_diff": answer["logprob"] - other["logprob"], "distracted": other["right"]}
     return pd.DataFrame({name: columns[name] for name in metrics})
 
 
-def _forced(
+def forced_answers(
     subject: Subject, ids: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], work: Work
 ) -> dict[str, np.ndarray]:
+    """Of each answer [row] behind its prompt: whether the model would write all of it (``right``), its ``logprob``, and
+    the ``confidence`` of what the model would write up to the first other token."""
     found = {name: np.zeros(len(ids)) for name in ("right", "logprob", "confidence")}
     lengths = [len(one) + len(other) for one, other in zip(ids, answers, strict=True)]
-    with subject.applied(), work.steps(f"{subject.name}: answers", lengths) as steps:
-        for rows in steps:
-            with subject.applied_to(rows):
-                logits = continuation_logits(subject, ids, answers, rows)
-            for row, logit in zip(rows, logits, strict=True):
-                scores = logit.double().log_softmax(-1)
-                wanted = torch.tensor(answers[row], device=scores.device)
-                best, chosen = scores.max(-1)
-                same = (chosen == wanted).cumprod(0)
-                reached = torch.cat([same.new_ones(1), same[:-1]])
-                found["right"][row] = float(same[-1])
-                found["logprob"][row] = float(scores.gather(1, wanted[:, None]).sum())
-                found["confidence"][row] = float((best * reached).sum().exp())
+
+    def take(rows: list[int], scores: dict[str, list[float]]) -> None:
+        for name, values in scores.items():
+            found[name][rows] = values
+
+    read = partial(_forced_batch, subject, ids, answers)
+    work.each(f"{subject.name}: answers", lengths, read, take, subject.applied)
+    return found
+
+
+def _forced_batch(
+    subject: Subject, ids: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], rows: list[int]
+) -> dict[str, list[float]]:
+    with subject.applied_to(rows):
+        logits = continuation_logits(subject, ids, answers, rows)
+    found: dict[str, list[float]] = {"right": [], "logprob": [], "confidence": []}
+    for row, logit in zip(rows, logits, strict=True):
+        scores = logit.double().log_softmax(-1)
+        wanted = torch.tensor(answers[row], device=scores.device)
+        best, chosen = scores.max(-1)
+        same = (chosen == wanted).cumprod(0)
+        reached = torch.cat([same.new_ones(1), same[:-1]])
+        found["right"].append(float(same[-1]))
+        found["logprob"].append(float(scores.gather(1, wanted[:, None]).sum()))
+        found["confidence"].append(float((best * reached).sum().exp()))
     return found
 
 
