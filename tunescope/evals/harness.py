@@ -81,7 +81,7 @@ def harness_model(subject: Subject, batch_size: int = 16) -> Any:
 
     work, tokenizer = Work(batch_size), subject.model.tokenizer
 
-    class TunescopeLM(TemplateLM):
+    class TunescopeLM(TemplateLM):  # type: ignore[misc]
         @property
         def eot_token_id(self) -> int:
             return int(tokenizer.eos_token_id)

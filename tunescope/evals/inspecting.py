@@ -75,7 +75,7 @@ def inspect_model(subject: Subject, seed: int = 0) -> Any:
     from inspect_ai.model import ModelAPI, ModelOutput, get_model, modelapi
 
     @modelapi(name="tunescope")
-    class TunescopeAPI(ModelAPI):
+    class TunescopeAPI(ModelAPI):  # type: ignore[misc]
         def max_connections(self) -> int:
             return 1  # one model runs one batch at a time
 

@@ -61,7 +61,7 @@ def packed(thing: Any, places: dict[int, Address]) -> bytes:
     from ray import cloudpickle
     from transformers import PreTrainedModel
 
-    class Packer(cloudpickle.CloudPickler):
+    class Packer(cloudpickle.CloudPickler):  # type: ignore[misc]
         def persistent_id(self, part: Any) -> Address | None:
             place = places.get(id(part))
             if place is not None:
