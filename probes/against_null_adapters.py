@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,8 +13,8 @@ import plotly.graph_objects as go
 
 from probes.call_settings import call_settings
 from probes.results import ProbeResult
-from workbench import finished_batches
 from workbench.cells import COLUMNS
+from workbench.cluster.splitting import in_parts
 from workbench.errors import UserError
 from workbench.models.null_adapters import KINDS, Null, check_nullable, null_adapter
 from workbench.models.pair import ModelPair
@@ -102,15 +101,17 @@ def against_nulls(
     scores = _by_cell(*_scored(found))
     bar = progress or Silent()
     bar.start("null adapters", count)
-    drawn = []
+    drawn: list[pd.Series] = []
 
     def of_null(number: int) -> tuple[list[tuple[Any, ...]], list[float]]:
         with null_adapter(pair, null_seed + number, kind) as stand_in:
             return _scored(probe(stand_in, *inputs, **options))
 
-    for number in range(count):
-        drawn.append(_by_cell(*finished_batches.batch("null adapter", [kind, number], partial(of_null, number))))
+    def take(_number: int, scored: tuple[list[tuple[Any, ...]], list[float]]) -> None:
+        drawn.append(_by_cell(*scored))
         bar.advance()
+
+    in_parts(of_null, range(count), take, content=lambda number: ["null adapter", kind, number])
     bar.finish()
     bests = np.array([np.nanmax(one) for one in drawn])
     same = scores.index.is_unique and all(set(one.index) == set(scores.index) for one in drawn)
