@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -103,15 +104,13 @@ def against_nulls(
     bar.start("null adapters", count)
     drawn: list[pd.Series] = []
 
-    def of_null(number: int) -> tuple[list[tuple[Any, ...]], list[float]]:
-        with null_adapter(pair, null_seed + number, kind) as stand_in:
-            return _scored(probe(stand_in, *inputs, **options))
-
-    def take(_number: int, scored: tuple[list[tuple[Any, ...]], list[float]]) -> None:
+    def take(_seed: int, scored: tuple[list[tuple[Any, ...]], list[float]]) -> None:
         drawn.append(_by_cell(*scored))
         bar.advance()
 
-    in_parts(of_null, range(count), take, content=lambda number: ["null adapter", kind, number])
+    of_null = partial(_of_null, partial(probe, **options), pair, inputs, kind)
+    seeds = range(null_seed, null_seed + count)
+    in_parts(of_null, seeds, take, content=lambda seed: ["null adapter", kind, seed])
     bar.finish()
     bests = np.array([np.nanmax(one) for one in drawn])
     same = scores.index.is_unique and all(set(one.index) == set(scores.index) for one in drawn)
@@ -131,6 +130,13 @@ def against_nulls(
         p_best=float((1 + (bests >= np.nanmax(own)).sum()) / (1 + count)),
         nulls=pd.DataFrame({"null": range(count), "best": bests}),
     )
+
+
+def _of_null(
+    probe: Callable[..., ProbeResult], pair: ModelPair, inputs: tuple[Any, ...], kind: Null, seed: int
+) -> tuple[list[tuple[Any, ...]], list[float]]:
+    with null_adapter(pair, seed, kind) as stand_in:
+        return _scored(probe(stand_in, *inputs))
 
 
 def _scored(found: ProbeResult) -> tuple[list[tuple[Any, ...]], list[float]]:

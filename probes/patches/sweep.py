@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,13 +59,8 @@ def sweep(
         runs = Recorded(task, [cell for patch in patches for cell in patch], metric, batch_size, keep=0)
     at_once = max_tokens or (512 if task.target.device.type == "cpu" else 16_384)
     effects = np.zeros((len(task.target_ids), len(patches)))
-    before, exact, told, taken = runs.passes, shortcuts, 0, 0
+    before, exact, taken, bar = runs.passes, shortcuts, 0, _Bar(report)
     report.start("Patching", len(runs.members) * len(patches))
-
-    def tell(count: int) -> None:
-        nonlocal told
-        told += count
-        report.advance(count)
 
     def take(members: list[int], _share: Share, done: tuple[list[Group], bool]) -> None:
         nonlocal exact, taken
@@ -73,13 +68,24 @@ def sweep(
         for group, moved in groups:
             effects[np.ix_(members, group)] = moved
             taken += len(group)
-        if told < taken:  # another process has no bar
-            tell(taken - told)
+        if bar.done < taken:  # by another process, which has no bar
+            bar.advance(taken - bar.done)
 
-    work = partial(_patched, task, patches, at_once, shortcuts, tell)
+    work = partial(_patched, task, patches, at_once, shortcuts, bar)
     runs.spread(work, take, modes=_modes(patches) if shortcuts else (), divisible=fingerprint(patches))
     report.finish()
     return Sweep(effects, runs.source.copy(), runs.target.copy(), runs.passes - before, exact)
+
+
+class _Bar(Silent):
+    """Knows what it was told."""
+
+    def __init__(self, report: Progress) -> None:
+        self.report, self.done = report, 0
+
+    def advance(self, by: int = 1) -> None:
+        self.done += by
+        self.report.advance(by)
 
 
 def _patched(
@@ -87,7 +93,7 @@ def _patched(
     patches: Sequence[Patch],
     at_once: int,
     shortcuts: bool,
-    tell: Callable[[int], None],
+    bar: Progress,
     runs: Recorded,
     batch: Prepared,
     share: Share,
@@ -101,7 +107,7 @@ def _patched(
         about = [runs.metric, exact, task.names, batch.members, batch.run.batch.input_ids, placed]
         moved, batch.run.passes = finished_batches.batch("patches", about, partial(_moved, task, batch, placed))
         done.append((group, moved))
-        tell(len(group))
+        bar.advance(len(group))
     return done, exact
 
 

@@ -25,6 +25,8 @@ from workbench.behaviour import behaviour_diff
 from workbench.cluster.shipping import addresses, packed, unpacked
 from workbench.cluster.splitting import RunsHereWarning, in_parts
 from workbench.errors import UserError
+from workbench.finished_batches import resumable, scope
+from workbench.models.passes import counted
 from workbench.progress import Silent
 
 pytestmark = [*QUIET, pytest.mark.slow]
@@ -98,31 +100,25 @@ def recording_of(pair: wb.ModelPair) -> list[pd.DataFrame]:
     return [made.index, *map(pd.DataFrame, values)]
 
 
-@pytest.mark.parametrize(
-    "computed", [diff_of, patching_of, gradients_of, nulls_of, less_of, audit_of, recording_of]
-)  # fmt: skip
-def test_two_workers_give_the_numbers_of_one_process(
-    cluster: Any, pair: wb.ModelPair, computed: Callable[[wb.ModelPair], list[pd.DataFrame]]
-) -> None:
-    here = computed(pair)
-    with warnings.catch_warnings(), wb.on_ray(pair, workers=2):
-        warnings.simplefilter("error", RunsHereWarning)
-        there = computed(pair)
-    assert len(here) == len(there)
-    for one, other in zip(here, there, strict=True):
-        same(one, other)
+def pollution_of(pair: wb.ModelPair) -> list[pd.DataFrame]:
+    made = probes.pollution(pair, ROWS[:8], samples=2, max_new_tokens=3, batch_size=2)
+    return [made.table, made.path, pd.DataFrame({"passes": [made.provenance.forward_passes]})]
 
 
 def where(_part: int) -> int:
     return os.getpid()
 
 
-def test_work_is_done_elsewhere_and_in_order(cluster: Any, pair: wb.ModelPair) -> None:
-    pids: dict[int, int] = {}
-    with wb.on_ray(pair, workers=2):
-        in_parts(where, range(8), lambda part, pid: pids.__setitem__(part, pid))
-    assert list(pids) == list(range(8))
-    assert len(set(pids.values())) == 2 and os.getpid() not in pids.values()
+class Stops(Silent):
+    """Stops the work once some batches are done, unless it is told not to."""
+
+    def __init__(self, after: float) -> None:
+        self.done, self.after = 0, after
+
+    def advance(self, by: int = 1) -> None:
+        self.done += by
+        if self.done >= self.after:
+            raise KeyboardInterrupt
 
 
 class KillsOne(Silent):
@@ -138,13 +134,50 @@ class KillsOne(Silent):
             os.kill(self.victim, signal.SIGKILL)
 
 
-def test_a_lost_workers_parts_are_done_again(cluster: Any, pair: wb.ModelPair) -> None:
-    options: dict[str, Any] = {"metrics": ("prob", "kl"), "batch_size": 1}
-    killer = KillsOne()
-    with wb.on_ray(pair, workers=2):
-        there = behaviour_diff(pair, ROWS, progress=killer, **options)
-    assert killer.victim
-    same(behaviour_diff(pair, ROWS, **options).table, there.table)
+COMPUTED = [
+    diff_of, patching_of, gradients_of, nulls_of, less_of, audit_of, recording_of, pollution_of
+]  # fmt: skip
+BY_PROMPT: dict[str, Any] = {"metrics": ("prob", "kl"), "batch_size": 1}
+Shared = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def shared(cluster: Any, pair: wb.ModelPair, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """What two workers make of everything; they start once."""
+    folder, killer, pids = tmp_path_factory.mktemp("run") / "batches", KillsOne(), dict[int, int]()
+    with warnings.catch_warnings(), wb.on_ray(pair, workers=2):
+        warnings.simplefilter("error", RunsHereWarning)
+        made: Shared = {computed.__name__: computed(pair) for computed in COMPUTED}
+        in_parts(where, range(8), lambda part, pid: pids.__setitem__(part, pid))
+        with pytest.raises(KeyboardInterrupt), resumable(folder), scope(lambda: "the run"):
+            behaviour_diff(pair, ROWS, progress=Stops(5), **BY_PROMPT)
+        with counted(pair.base, pair.tuned) as passes, resumable(folder), scope(lambda: "the run"):
+            made["resumed"] = behaviour_diff(pair, ROWS, **BY_PROMPT).table
+        made["killed"] = behaviour_diff(pair, ROWS, progress=killer, **BY_PROMPT).table
+    return {**made, "pids": pids, "victim": killer.victim, "passes": passes.forward}
+
+
+@pytest.mark.parametrize("computed", COMPUTED)
+def test_two_workers_give_the_numbers_of_one_process(
+    shared: Shared, pair: wb.ModelPair, computed: Callable[[wb.ModelPair], list[pd.DataFrame]]
+) -> None:
+    for one, other in zip(computed(pair), shared[computed.__name__], strict=True):
+        same(one, other)
+
+
+def test_work_is_done_elsewhere_and_in_order(shared: Shared) -> None:
+    pids = shared["pids"]
+    assert list(pids) == list(range(8))
+    assert len(set(pids.values())) == 2 and os.getpid() not in pids.values()
+
+
+def test_a_lost_workers_parts_are_done_again_and_a_stopped_run_goes_on(shared: Shared, pair: wb.ModelPair) -> None:
+    with counted(pair.base, pair.tuned) as passes:
+        here = behaviour_diff(pair, ROWS, **BY_PROMPT).table
+    assert shared["victim"]
+    same(here, shared["killed"])
+    same(here, shared["resumed"])
+    assert passes.forward == shared["passes"] > 0
 
 
 def test_models_that_are_not_as_loaded_run_here_with_a_warning(cluster: Any, pair: wb.ModelPair) -> None:

@@ -116,24 +116,28 @@ def kl_per_token(
     lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
     about = fingerprint([(one.name, one.recipe) for one in (base, *subjects)])
 
-    def compared(rows: list[int]) -> list[list[tuple[float, float]]]:
-        theirs = logits_at(base, prompts, continuations, rows)
-        return [
-            [
-                (float(kl(other, one).mean()), float(kl(one, other).mean()))
-                for one, other in zip(logits_at(subject, own, continuations, rows), theirs, strict=True)
-            ]
-            for subject, own in zip(subjects, read, strict=True)
-        ]
-
     def take(rows: list[int], divergences: list[list[tuple[float, float]]]) -> None:
         for values, new in zip(found, divergences, strict=True):
             values[rows] = new
 
     texts = (prompts, *read, continuations)
-    content = lambda rows: ["KL per token", about, [_members(ids, rows) for ids in texts]]  # noqa: E731
-    work.each("KL per token", lengths, compared, take, content=content)
+    work.each(
+        "KL per token", lengths, partial(_divergences, (base, *subjects), (prompts, *read), continuations), take,
+        content=lambda rows: ["KL per token", about, [_members(ids, rows) for ids in texts]],
+    )  # fmt: skip
     return found
+
+
+def _divergences(
+    subjects: Sequence[Subject], read: Sequence[Ids], continuations: Ids, rows: list[int]
+) -> list[list[tuple[float, float]]]:
+    """KL(base || model) and KL(model || base) of each of ``rows``, for each subject behind the first, the base."""
+    logits = (logits_at(subject, ids, continuations, rows) for subject, ids in zip(subjects, read, strict=True))
+    theirs = next(logits)
+    return [
+        [(float(kl(other, one).mean()), float(kl(one, other).mean())) for one, other in zip(ours, theirs, strict=True)]
+        for ours in logits
+    ]
 
 
 def _members(ids: Ids, rows: Sequence[int]) -> list[Sequence[int]]:

@@ -74,7 +74,7 @@ def in_parts(
     """Hand ``take`` every part with what ``function`` makes of it, in the order of the parts.
 
     Args:
-        function: The models that it holds are the worker's own there.
+        function: Top-level, or a ``partial`` of one; the models that it holds are the worker's own there.
         parts: Plain data; at least two are needed for anything to be shared out.
         take: Runs in this process.
         within: A context that ``function`` runs in: once around all parts here, around each part in a worker.
