@@ -28,13 +28,15 @@ class SiteHook:
     """``fn(value, ctx)`` at a site. An edit returns the new value or None; a reader's return is ignored.
 
     ``bias(attention logits, ctx)``, of an edit of a pattern that is the same as a bias on the attention logits: that
-    bias, or None. It is called in place of ``fn`` where the model can run without its pattern.
+    bias, or None. It is called in place of ``fn`` where the model can run without its pattern. ``heads``: those outside
+    of which the bias is 0; None: any.
     """
 
     site: Site
     fn: HookFn
     edit: bool = False
     bias: BiasFn | None = None
+    heads: tuple[int, ...] | None = None
 
 
 _OPEN = "A context (a recipe, a recording) is open on this model: leave it before copying the model."
@@ -53,7 +55,16 @@ class Entry:
     edit: bool
     view: str
     bias: BiasFn | None = None
+    heads: tuple[int, ...] | None = None
     ran: bool = False
+
+
+def _named_heads(entries: list[Entry]) -> tuple[int, ...] | None:
+    """The heads outside of which no entry has a bias; None: any."""
+    if len(entries) == 1:
+        return entries[0].heads
+    named = [entry.heads for entry in entries if entry.heads is not None]
+    return tuple(sorted(set().union(*named))) if len(named) == len(entries) else None
 
 
 class Dispatch:
@@ -110,6 +121,7 @@ class Dispatch:
         if self.stops or any(entry.bias is None for entry in live):
             raise NeedsPattern
         total = None
+        logits.heads = _named_heads(live)
         for entry in live:
             assert entry.bias is not None
             entry.ran = True

@@ -138,7 +138,7 @@ class Hub:
             for hook, place in resolved:
                 if place.needs is not None:
                     self._keep(place.needs, stack)
-                entries.append(Entry(place, hook.fn, hook.edit, view, hook.bias))
+                entries.append(Entry(place, hook.fn, hook.edit, view, hook.bias, hook.heads))
                 self._add(entries[-1], stack)
             if stop and resolved:
                 self._stop_after(max(resolved, key=lambda pair: pair[0].site.order)[1], stack)
