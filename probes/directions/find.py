@@ -148,7 +148,9 @@ class Search:
         for candidate in self._candidates():
             self._try(candidate)
         first = self._cheapest()
-        others = sorted((one for one in self.tried if one[0] != first), key=lambda one: one[1].cost(self.own["base"]))
+        others = sorted(
+            (tried for tried in self.tried if tried[0] != first), key=lambda tried: tried[1].cost(self.own["base"])
+        )
         for one in [first, *(candidate for candidate, _ in others[:1])]:
             for strength in OTHER_STRENGTHS if self.settings.neutral is None else (WEAKER, *OTHER_STRENGTHS):
                 self._try(Candidate(one.layers, one.role, one.positions, strength))

@@ -125,7 +125,7 @@ def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> Re
         control=f"{settings.decoys} random spans of the needle's length elsewhere in each prompt",
         provenance=Provenance.of(
             "retrieval_heads", models, contents(trials), seed=settings.seed,
-            device=str(models[role].device), forward_passes=sum(one.passes for one in scored.values()),
+            device=str(models[role].device), forward_passes=sum(answered.passes for answered in scored.values()),
             settings=call_settings(settings),
         ),
         kept={name: (len(one.rows), len(trials)) for name, one in scored.items()},
