@@ -17,12 +17,12 @@ from probes.call_settings import call_settings
 from probes.desiderata.result import ComponentMasking
 from probes.desiderata.swapping import Swaps
 from probes.desiderata.training import Schedule, Trained, train_masks
-from probes.options import read_options
 from probes.paths.groups import sides_of
 from probes.paths.places import Head, Place, head_of, label_of
 from probes.resampling import interval
 from probes.results import Provenance
 from probes.scored import with_q
+from workbench.argument_checks import read_options
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import method

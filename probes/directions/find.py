@@ -14,10 +14,9 @@ from probes.directions.contrasting import SCOPES, Directions, directions_of, est
 from probes.directions.material import Part, parts_of
 from probes.directions.result import FoundDirection
 from probes.directions.trying import Candidate, Outcome, Trier, cheapest, push
-from probes.options import read_options
 from probes.random_recipes import stand_ins
 from probes.results import Provenance
-from workbench.argument_checks import check_pair
+from workbench.argument_checks import check_pair, read_options
 from workbench.behaviour.scorers import Behaviour, Score
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Work

@@ -15,10 +15,9 @@ from scipy.stats import spearmanr
 from probes.call_settings import call_settings
 from probes.needles.decoding import answer, check_room, copy_scores, recall
 from probes.needles.trials import Trial, contents
-from probes.options import read_options
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from workbench.argument_checks import check_subject
+from workbench.argument_checks import check_subject, read_options
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
