@@ -9,7 +9,9 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -21,6 +23,7 @@ from probes.results import ProbeResult
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.method_index import index
 from workbench.models.pair import ModelPair, load_pair
+from workbench.prompt_limit import takes_limit
 from workbench.prompts import Prompts
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
@@ -45,10 +48,27 @@ class Calls:
                 continue
             assert self.options is not None, f"say what the {parameter.name} of {probe.__name__} are read into"
             found |= {field.name: field.default for field in dataclasses.fields(self.options)}
-        return {name: default for name, default in found.items() if name not in ("progress", "device")}
+            left_out = ("progress", "device", *(["limit"] if takes_limit(probe) else []))
+        return {name: default for name, default in found.items() if name not in left_out}
+
+
+_REPLACED: ContextVar[Callable[[Any], ModelPair] | None] = ContextVar("replaced", default=None)
+
+
+@contextmanager
+def pairs_replaced(replace: Callable[[Any], ModelPair]) -> Iterator[None]:
+    """Every :func:`pair` and :func:`recording` that a call makes inside is of ``replace(base model)`` instead."""
+    before = _REPLACED.set(replace)
+    try:
+        yield
+    finally:
+        _REPLACED.reset(before)
 
 
 def pair(family: str = "llama") -> ModelPair:
+    replace = _REPLACED.get()
+    if replace is not None:
+        return replace(tiny_model(family))
     base = tiny_model(family)
     return load_pair(base, tuned_copy(base, size=0.1), tokenizer=tokenizer(), check=False)
 
@@ -64,6 +84,26 @@ def rows(n: int = 8, first: str = "the") -> Prompts:
 
 def recording(site: str, **options: Any) -> Recording:
     return record(pair(), rows(12), [site], positions="last", **options)
+
+
+def given_of(function: str, replace: Callable[[Any], ModelPair]) -> dict[str, Any]:
+    """The arguments of the first call of a probe, on pairs that ``replace(base model or pair)`` makes.
+
+    A pair that the call built itself is handed to ``replace`` too; a recording that it planted stays.
+    """
+    made: list[ModelPair] = []
+
+    def replaced(of: Any) -> ModelPair:
+        made.append(replace(of))
+        return made[-1]
+
+    with pairs_replaced(replaced):
+        given = dict(calls_of(function).given[0])
+    for role in ("pair", "subject"):
+        if isinstance(given.get(role), ModelPair) and not any(given[role] is one for one in made):
+            given[role] = replaced(given[role])
+    given["of_models"] = bool(made)
+    return given
 
 
 @cache

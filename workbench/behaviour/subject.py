@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from workbench.models.adapted import AdaptedModel, pad_id
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, listening
 from workbench.prompts.encode import Encoded, batches, pad_left
 from workbench.typing import Tensor
 
@@ -56,7 +56,8 @@ class Work:
         plan = batches(lengths, self.batch_size)
         report.start(what, len(plan))
         try:
-            yield self._counted(plan, report)
+            with listening(self.progress):
+                yield self._counted(plan, report)
         finally:
             report.finish()
 
