@@ -168,8 +168,8 @@ def signature(name: str, function: FunctionType, imports: Imports, *, limited: b
         taken = {item.name for item in (*plain, *named)} | own
         named += [item for item in _fields(kind, imports) if item.name not in taken]
         doc += f"\n\nOptions: :class:`{kind.__module__}.{kind.__name__}`.\n"
-    elif max(map(len, doc.splitlines() or [""])) > WIDTH - len(4 * " " + 2 * DOC):
-        doc += "\n"
+    else:
+        doc = textwrap.fill(" ".join(doc.split()), WIDTH - len(4 * " " + 2 * DOC))
     named += [Option("limit", "int | None", "None")] if limited else []
     arguments = "".join(f"    {item},\n" for item in (*plain, *(["*"] if named else []), *named))
     body = textwrap.indent(f"{DOC}{doc}{DOC}", "    ")

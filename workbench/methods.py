@@ -103,8 +103,8 @@ class Method:
         if not self.any_adapter:
             return ""
         return (
-            f"Its q asks {self.any_adapter}, and is small for an adapter of random numbers too: to call a cell the "
-            "behaviour's, set the scores among those of null adapters (--null)."
+            f"Its q asks {self.any_adapter}; it is small with an adapter of random numbers too. Before tuning is "
+            "credited with a cell, set the scores among those of null adapters (--null)."
         )
 
     @property

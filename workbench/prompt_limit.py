@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -52,7 +52,7 @@ def with_limit(call: Call, prompts: str) -> Call:
             return call(*arguments, **options)
         bound = signature.bind(*arguments, **options)
         rows = _all_prompts(bound.arguments.get(prompts), limit)
-        picked = rows.sample_numbers(limit, seed=_seed(bound))
+        picked = rows.sample_numbers(limit, seed=_seed(bound)).tolist()
         bound.arguments[prompts] = rows[picked]
         sampled = partial(_sampled, picked=picked, among=len(rows))
         return _told(call(*bound.args, **sampled(bound.kwargs)), limit, rows)
@@ -67,13 +67,13 @@ PER_PROMPT = ("labels", "groups", "responses", "base_prompts")
 """Options that hold one value per prompt where a list is given: the sample's are taken."""
 
 
-def _sampled(options: dict[str, Any], picked: Iterable[int], among: int) -> dict[str, Any]:
+def _sampled(options: dict[str, Any], picked: list[int], among: int) -> dict[str, Any]:
     lists = {
         name: value
         for name, value in options.items()
         if name in PER_PROMPT and isinstance(value, Sequence) and not isinstance(value, str) and len(value) == among
     }  # fmt: skip
-    return options | {name: [value[int(number)] for number in picked] for name, value in lists.items()}
+    return options | {name: [value[number] for number in picked] for name, value in lists.items()}
 
 
 def _has_own(call: Callable[..., Any], signature: inspect.Signature) -> bool:

@@ -22,6 +22,7 @@ import probes
 from probes.results import ProbeResult
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.method_index import index
+from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
 from workbench.prompt_limit import takes_limit
 from workbench.prompts import Prompts
@@ -65,12 +66,15 @@ def pairs_replaced(replace: Callable[[Any], ModelPair]) -> Iterator[None]:
         _REPLACED.reset(before)
 
 
-def pair(family: str = "llama") -> ModelPair:
+def replaced(base: Any) -> ModelPair | None:
+    """What stands in for a pair of ``base``; None where pairs are as they are."""
     replace = _REPLACED.get()
-    if replace is not None:
-        return replace(tiny_model(family))
+    return None if replace is None else replace(base)
+
+
+def pair(family: str = "llama") -> ModelPair:
     base = tiny_model(family)
-    return load_pair(base, tuned_copy(base, size=0.1), tokenizer=tokenizer(), check=False)
+    return replaced(base) or load_pair(base, tuned_copy(base, size=0.1), tokenizer=tokenizer(), check=False)
 
 
 def rows(n: int = 8, first: str = "the") -> Prompts:
@@ -93,15 +97,20 @@ def given_of(function: str, replace: Callable[[Any], ModelPair]) -> dict[str, An
     """
     made: list[ModelPair] = []
 
-    def replaced(of: Any) -> ModelPair:
+    def stand_in(of: Any) -> ModelPair:
         made.append(replace(of))
         return made[-1]
 
-    with pairs_replaced(replaced):
+    with pairs_replaced(stand_in):
         given = dict(calls_of(function).given[0])
     for role in ("pair", "subject"):
         if isinstance(given.get(role), ModelPair) and not any(given[role] is one for one in made):
-            given[role] = replaced(given[role])
+            given[role] = stand_in(given[role])
+    both = given.get("base"), given.get("tuned")
+    if not made and all(isinstance(side, AdaptedModel) and hasattr(side.hf, "peft_config") for side in both):
+        whole = both[1].hf
+        new = stand_in(load_pair(whole.get_base_model(), whole, tokenizer=tokenizer(), check=False))
+        given |= {"base": new.base, "tuned": new.tuned}
     given["of_models"] = bool(made)
     return given
 

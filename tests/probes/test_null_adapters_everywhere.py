@@ -39,7 +39,16 @@ LONG = {
     "sample-efficiency", "scaling-law", "skills", "tuning-trial", "undoing", "ways-to-turn",
 }  # fmt: skip
 """Probes that train or search for a second or more: drawn once."""
-NO_PAIR: dict[str, str] = {}
+NO_PAIR = {
+    "circuit": "its test is on a planted circuit of two layers, which no adapter is part of",
+    "cmap": "its test is on a planted circuit of two layers, which no adapter is part of",
+    "decomposed-prompt": "reads soft prompts, which have no plain LoRA",
+    "knob": "its test is on a planted coordinate; on a null adapter it refuses, as the tuned model is no better",
+    "prefix-gates": "reads prefixes, which have no plain LoRA",
+    "random-bases": "reads seeds and coefficients of random matrices, which have no plain LoRA",
+    "retrieval": "reads one model, in which it looks for heads that copy",
+    "virtual-tokens": "reads virtual tokens, which have no plain LoRA",
+}
 """Probe -> why no null adapter can stand in for what it reads."""
 AMONG_NULLS: dict[str, dict[str, Any]] = {
     "answers": {"max_new_tokens": 3},

@@ -41,6 +41,8 @@ def test_stubs_say_it() -> None:
     tree = ast.parse(Path(probes.__file__).with_suffix(".pyi").read_text())
     spelt = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
     for name, method in reading_prompts().items():
+        if name in OWN:
+            continue
         options = {argument.arg for argument in spelt[method.function].kwonlyargs}
         assert "limit" in options, name
 
