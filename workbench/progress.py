@@ -1,16 +1,18 @@
 """One small protocol for anything long: a total, an advance, a note, and a way to be stopped.
 
-``rich`` draws it in a terminal, ``tqdm`` in a notebook, ``st.progress`` in the app; a library call is silent
-unless it is handed one. A progress that also has ``partly`` hears how much of the running unit is done, so that its bar
-moves while a long batch of texts is written.
+``rich`` draws it in a terminal, ``tqdm`` in a notebook, ``st.progress`` in the app; in a log file it is a line a
+minute. A library call is silent unless it is handed one. A progress that also has ``partly`` hears how much of the
+running units is done, so that its bar moves while a long batch of texts is written.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -149,6 +151,67 @@ class RichProgress:
     def finish(self) -> None:
         self._bars.remove_task(self._tasks.pop())
         self._done.pop()
+
+
+class LineProgress:
+    """A line on stderr at most every ``seconds``, for a log file or a pipe; what ends sooner writes nothing.
+
+    A line says how long the command has run, what it is at, and how much of that is done: ``[ 3 min] heads: 40 of
+    270 (15 %), about 14 min left``.
+    """
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._began = self._last_line = time.monotonic()
+        self._tasks: list[_Task] = []
+
+    def start(self, what: str, total: int | None) -> None:
+        self._tasks.append(_Task(what, total, time.monotonic()))
+        self._write_when_due()
+
+    def advance(self, by: int = 1) -> None:
+        task = self._tasks[-1]
+        task.done, task.part = task.done + by, 0.0
+        self._write_when_due()
+
+    def partly(self, done: float) -> None:
+        if self._tasks:
+            self._tasks[-1].part = done
+            self._write_when_due()
+
+    def finish(self) -> None:
+        self._tasks.pop()
+
+    def _write_when_due(self) -> None:
+        now = time.monotonic()
+        if now - self._last_line < self._seconds:
+            return
+        self._last_line = now
+        state = ", ".join(task.said(now) for task in self._tasks)
+        sys.stderr.write(f"[{(now - self._began) / 60:2.0f} min] {state}\n")
+        sys.stderr.flush()
+
+
+@dataclass
+class _Task:
+    """What goes on, how much of it is done, and since when."""
+
+    what: str
+    total: int | None
+    began: float
+    done: int = 0
+    part: float = 0.0
+    """Units, or parts of one, of the batch that runs."""
+
+    def said(self, now: float) -> str:
+        if not self.total:
+            return f"{self.what}: {self.done}" if self.done else self.what
+        so_far = self.done + self.part
+        share = f"{self.what}: {self.done} of {self.total} ({so_far / self.total:.0%})".replace("%)", " %)")
+        if not 0 < so_far < self.total:
+            return share
+        left = (now - self.began) / so_far * (self.total - so_far)
+        return f"{share}, about {left / 60:.0f} min left" if left > 90 else f"{share}, about {left:.0f} s left"
 
 
 class NotebookProgress:

@@ -12,7 +12,16 @@ from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench import behaviour_diff, record
 from workbench import progress as module
 from workbench.models.pair import ModelPair, load_pair
-from workbench.progress import HearsParts, NotebookProgress, RichProgress, Silent, Stopped, listener, listening
+from workbench.progress import (
+    HearsParts,
+    LineProgress,
+    NotebookProgress,
+    RichProgress,
+    Silent,
+    Stopped,
+    listener,
+    listening,
+)
 
 TEXTS = ["the quick brown fox", "the lazy dog", "jumps over"]
 
@@ -81,7 +90,7 @@ def test_a_person_stops_inside_a_batch(pair: ModelPair) -> None:
     assert pair.tuned.n_hooks == 0 and listener() is None
 
 
-def test_parts_move_a_bar_and_the_whole_unit_takes_their_place() -> None:
+def test_parts_move_a_bar_and_the_whole_unit_takes_their_place(capsys: pytest.CaptureFixture[str]) -> None:
     job = Job("texts")
     job.start("texts", 4)
     job.partly(0.5)
@@ -96,6 +105,12 @@ def test_parts_move_a_bar_and_the_whole_unit_takes_their_place() -> None:
         bar.advance(2)
         assert bars.tasks[0].completed == 2
         bar.finish()
+    lines = LineProgress(seconds=0.0)
+    lines.start("texts", 4)
+    lines.partly(1.0)
+    lines.advance(2)
+    said = capsys.readouterr().err
+    assert "texts: 0 of 4 (25 %)" in said and "texts: 2 of 4 (50 %)" in said
     drawn = NotebookProgress()
     drawn.start("texts", 4)
     drawn.partly(0.5)

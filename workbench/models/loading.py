@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.models import checkpoints, gguf_files
 from workbench.models.causal_only import check_causal
+from workbench.models.quiet import without_bars
 from workbench.models.sources import Kind, Source
 
 DTYPES: dict[str, torch.dtype] = {
@@ -183,7 +184,8 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
             checkpoints.check_unpacked(stored, source.name)
             _check_size(source, folder, stored)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+        with without_bars():
+            model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     except ImportError as error:
         how = quantization(source.config)
         raise UserError(f"{source.name} ({how or 'as stored'}) needs a package that is absent: {error}") from error

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from workbench.models.quiet import without_bars
 from workbench.organisms.organism import Row
 from workbench.organisms.vocabulary import token_id
 from workbench.progress import Progress
@@ -67,14 +68,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> Examples:
 @contextmanager
 def contained(seed: int, own_threads: int = 1) -> Iterator[None]:
     """Seeds every generator, on one thread (sums in one order), and leaves generators, threads and bars as found."""
-    from transformers.utils import logging
-
-    bars, threads = logging.is_progress_bar_enabled(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     python, numpy = random.getstate(), np.random.get_state()
-    logging.disable_progress_bar()
     torch.set_num_threads(own_threads)
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        with without_bars(), torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
             # peft asks transformers for an attribute whose name is going away
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             torch.manual_seed(seed)
@@ -83,8 +81,6 @@ def contained(seed: int, own_threads: int = 1) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_num_threads(threads)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def fit(
