@@ -485,7 +485,8 @@ def adapter_panel(
     progress: Progress | None = None,
     limit: int | None = None,
 ) -> AdapterPanel:
-    """dh = output with the adapter - output without it, on the tuned model's own inputs, for any kind of adapter layer."""
+    """dh = output with the adapter - output without it, on the tuned model's own inputs, for any kind of adapter
+    layer."""
 
 def answers(
     pair: ModelPair,
@@ -603,7 +604,8 @@ def certainty_split(
     progress: Progress | None = None,
     limit: int | None = None,
 ) -> EffectPanel:
-    """Refusals on questions that the base knows and does not, and average precision of certainty (Zhang et al. 2024)."""
+    """Refusals on questions that the base knows and does not, and average precision of certainty (Zhang et al.
+    2024)."""
 
 def circuit(
     subject: Any,
@@ -817,7 +819,8 @@ def cross_task(
     progress: Progress | None = None,
     limit: int | None = None,
 ) -> CrossTask:
-    """Gain of every task's examples on every other task's questions, against the similarity of the tasks' activations."""
+    """Gain of every task's examples on every other task's questions, against the similarity of the tasks'
+    activations."""
 
 def demonstration_utility(
     pair: ModelPair,
@@ -834,7 +837,8 @@ def demonstration_utility(
     progress: Progress | None = None,
     limit: int | None = None,
 ) -> RowInfluence:
-    """Rank training rows by the pairwise utility of DELIFT: how much nearer a query's answer gets with the row shown."""
+    """Rank training rows by the pairwise utility of DELIFT: how much nearer a query's answer gets with the row
+    shown."""
 
 def deployment_gap(
     pair: ModelPair,
@@ -932,7 +936,8 @@ def elicitation_curve(
     progress: Progress | None = None,
     limit: int | None = None,
 ) -> EffectPanel:
-    """Train copies on few strong labels, on all weak ones, and on weak and then few strong ones (Mallen et al. 2024)."""
+    """Train copies on few strong labels, on all weak ones, and on weak and then few strong ones (Mallen et al.
+    2024)."""
 
 def entropy_switching(
     pair: ModelPair,
@@ -1020,7 +1025,8 @@ def fault_tokens(
     progress: Progress | None = None,
     limit: int | None = None,
 ) -> FaultTokens:
-    """Read every right answer with both models, and split how far each token moved by whether the faulty answer has it."""
+    """Read every right answer with both models, and split how far each token moved by whether the faulty answer has
+    it."""
 
 def find_direction(
     pair: ModelPair,
@@ -1569,7 +1575,8 @@ def position_effect(
     progress: Progress | None = None,
     limit: int | None = None,
 ) -> EffectPanel:
-    """The gold passage first, in the middle and last among passages of other questions (lost in the middle, Liu 2023)."""
+    """The gold passage first, in the middle and last among passages of other questions (lost in the middle, Liu
+    2023)."""
 
 def pplm(
     subject: Any,
@@ -1611,7 +1618,8 @@ def probability_movement(
     progress: Progress | None = None,
     limit: int | None = None,
 ) -> ProbabilityMovement:
-    """Read the same texts with both models and split how far each next-word distribution moved by the base's entropy."""
+    """Read the same texts with both models and split how far each next-word distribution moved by the base's
+    entropy."""
 
 def question_dependency(
     pair: ModelPair,
@@ -2095,7 +2103,8 @@ def undoing(
     progress: Progress | None = None,
     limit: int | None = None,
 ) -> Undoing:
-    """Train a LoRA on a copy of the tuned model with the next-word loss on raw texts, and ask the instructions again."""
+    """Train a LoRA on a copy of the tuned model with the next-word loss on raw texts, and ask the instructions
+    again."""
 
 def update_parts(
     pair: Any,

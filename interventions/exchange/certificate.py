@@ -135,8 +135,8 @@ def target_kind(target: Path, weights: str | Path | None) -> str:
     if (target / "config.json").is_file():
         return "model"
     raise UserError(
-        f"{target} is no export that can be run: give a .gguf control vector, or an adapter's, module's or model's folder "
-        "from  tunescope recipe export."
+        f"{target} is no export that can be run: give a .gguf control vector, or an adapter's, module's or model's "
+        "folder from  tunescope recipe export."
     )
 
 

@@ -1,7 +1,7 @@
 """Applies an exported recipe to a Hugging Face model with torch's own hooks; it needs torch and safetensors alone.
 
-Beside this file lie ``steps.json`` (which module, which side, what is done) and ``vectors.safetensors``. The model is the
-one that the recipe was exported for: of an adapter pair, the base with that adapter as PEFT loads it, or merged.
+Beside this file lie ``steps.json`` (which module, which side, what is done) and ``vectors.safetensors``. The model is
+the one that the recipe was exported for: of an adapter pair, the base with that adapter as PEFT loads it, or merged.
 
     import sys; sys.path.insert(0, "folder")
     from exported_module import attach

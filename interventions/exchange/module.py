@@ -91,7 +91,7 @@ def check_module(recipe: Recipe) -> None:
         site = getattr(one, "site", "z")
         if site not in SIDES:
             raise NotSupported(
-                f"{what} acts at {site}, which is no module's input or output: use {', '.join(SIDES)}, or keep the recipe."
+                f"{what} acts at {site}, which is no module's input or output: use {', '.join(SIDES)}, or keep it."
             )
         if isinstance(one, Offset) and (one.units == "fraction" or one.match_norm):
             raise NotSupported(f"{what} depends on each token's norm, which the module does not measure: keep it.")

@@ -83,8 +83,8 @@ def _check_lora(model: AdaptedModel) -> None:
     others = sorted({config.peft_type.value for config in configs.values()} - {_BESIDE})
     if others:
         raise NotSupported(
-            f"The model's own adapter is {others[0]}, and PEFT runs only LoRAs beside each other: export the model with "
-            "the recipe in its weights (--to model)."
+            f"The model's own adapter is {others[0]}, and PEFT runs only LoRAs beside each other: export the model "
+            "with the recipe in its weights (--to model)."
         )
 
 

@@ -2,8 +2,8 @@
 differs.
 
 The two are the same weights from two folders that differ in everything beside them: the generation config, the chat
-template, the dtype that the file is in, and the attention's implementation that the config names. The calls are those of the provenance test,
-so that no probe can be forgotten; the many seeds of the false-alarm tests are beside this.
+template, the dtype that the file is in, and the attention's implementation that the config names. The calls are those
+of the provenance test, so that no probe can be forgotten; the many seeds of the false-alarm tests are beside this.
 """
 
 from __future__ import annotations
