@@ -86,9 +86,8 @@ def with_adapter(of: Any) -> ModelPair:
     base = type(of)(of.config)
     base.load_state_dict(of.state_dict())
     base = base.to(of.dtype).eval()
-    names = [
-        name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D) and "layers" in name
-    ]  # fmt: skip
+    linear = [name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    names = [name for name in linear if name != "lm_head"]
     torch.manual_seed(3)
     config = peft.LoraConfig(r=2, lora_alpha=1, target_modules=names, init_lora_weights=False)
     model = peft.get_peft_model(base, config).eval()

@@ -14,7 +14,7 @@ _UNKNOWN = 64
 """New tokens that are counted on where a call does not say how many there are at most."""
 
 
-class TokensHeard(StoppingCriteria):
+class TokensHeard(StoppingCriteria):  # type: ignore[misc]
     """Stops no text; after every new token it tells the share of them that is written."""
 
     def __init__(self, tell: Callable[[float], None], columns: int, new_tokens: int | None) -> None:
