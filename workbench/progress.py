@@ -98,6 +98,20 @@ class Silent:
     def finish(self) -> None: ...
 
 
+class JoinedProgress:
+    """Several loops as one bar, which their caller starts and finishes: their steps count on."""
+
+    def __init__(self, whole: Progress) -> None:
+        self._whole = whole
+
+    def start(self, what: str, total: int | None) -> None: ...
+
+    def advance(self, by: int = 1) -> None:
+        self._whole.advance(by)
+
+    def finish(self) -> None: ...
+
+
 class RichProgress:
     """A bar on stderr with rate and time left; use it as a context manager."""
 

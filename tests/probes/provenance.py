@@ -49,7 +49,7 @@ class Calls:
                 continue
             assert self.options is not None, f"say what the {parameter.name} of {probe.__name__} are read into"
             found |= {field.name: field.default for field in dataclasses.fields(self.options)}
-            left_out = ("progress", "device", *(["limit"] if takes_limit(probe) else []))
+        left_out = ("progress", "device", *(["limit"] if takes_limit(probe) else []))
         return {name: default for name, default in found.items() if name not in left_out}
 
 
