@@ -75,13 +75,13 @@ def reading_a_pair() -> dict[str, Method]:
     }
 
 
-def with_adapter(of: Any) -> ModelPair:
+def with_adapter(of: Any, words: Any = None) -> ModelPair:
     """A pair of a base and a plain LoRA: the pair given, if it is one, else its base (or the model) with a new one."""
     if isinstance(of, ModelPair):
         try:
             check_nullable(of)
         except UserError:
-            return with_adapter(of.base.hf)
+            return with_adapter(of.base.hf, of.tokenizer)
         return of
     base = type(of)(of.config)
     base.load_state_dict(of.state_dict())
@@ -91,7 +91,7 @@ def with_adapter(of: Any) -> ModelPair:
     torch.manual_seed(3)
     config = peft.LoraConfig(r=2, lora_alpha=1, target_modules=names, init_lora_weights=False)
     model = peft.get_peft_model(base, config).eval()
-    return load_pair(model.get_base_model(), model, tokenizer=tokenizer(), check=False)
+    return load_pair(model.get_base_model(), model, tokenizer=words or tokenizer(), check=False)
 
 
 def on_null(method: Method, draw: int) -> Any:
@@ -147,6 +147,8 @@ def test_own_q_raises_no_false_alarm_or_the_page_says_what_it_asks(null_draws: i
     assert not often, f"q <= .05 on null adapters: mend the null, or say in any_adapter what q asks: {often}"
     rate = float(np.mean(np.concatenate([found for found in silent.values() if found])))
     assert rate <= 0.05, f"{rate:.1%} of draws: { {name: raised[name] for name in silent if name in raised} }"
+    if null_draws < DRAWS:
+        return  # a q that is small for one null in four, say, may not be met
     stale = [name for name, method in methods.items() if method.any_adapter and name not in raised]
     assert not stale, f"null adapters come out null in {stale}: take any_adapter away"
 
