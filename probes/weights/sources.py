@@ -116,7 +116,7 @@ def _tuned_side(
 def _opened(source: Source, stored: StoredModel | None) -> _Side:
     """A whole model, loaded or in a folder."""
     if stored is not None:
-        tied = getattr(stored.plan.shape, "all_tied_weights_keys", None) or {}
+        tied = stored.plan.tied
         readers, spare = _keyed(stored.readers()), _spare(stored)
         unused = stored.plan.unused
         return _Side(source, readers | spare, {key_of(one): key_of(own) for one, own in tied.items()}, unused)

@@ -15,11 +15,13 @@ from probes.patches.patching import patching
 from probes.patches.runs import TargetRun, output_matrix, record
 from probes.patches.sweep import sweep
 from probes.patches.task import Task
+from tests.mixed_families import mixed_model
 from tests.tiny import FAMILIES, VOCAB, tiny_model, tokenizer, tuned_copy
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts import Prompts
 
 
@@ -260,3 +262,25 @@ def test_attribution_is_the_derivative_of_the_patch() -> None:
     exact = sweep(task, [(cell,) for cell in cells], "logit_diff").effects
     estimate, _, _ = attributions(task, cells, "logit_diff")
     assert estimate == pytest.approx(exact, abs=1e-2 * np.abs(exact).max())
+
+
+ROWS = [{"prompt": f"the {word}", "answer": " fox", "distractor": " dog"} for word in ("quick", "lazy", "brown")]
+
+
+def mixed_pair(kind: str) -> ModelPair:
+    model = mixed_model(kind)
+    return load_pair(model, tuned_copy(model, size=0.05), tokenizer=tokenizer(), check=False)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("lfm2", [1, 3]), ("qwen3_next", [3])])
+def test_heads_are_those_of_the_layers_that_have_attention(kind: str, layers: list[int]) -> None:
+    pair = mixed_pair(kind)
+    table = patching(pair, ROWS, "heads", normalise=False, draws=20).frame()
+    assert sorted(set(table["layer"])) == layers and len(table) == 4 * len(layers)
+    with pytest.raises(UserError, match=r"no attention heads \(its layers with heads are .*patch resid_post"):
+        patching(pair, ROWS, "heads", layers=[0], normalise=False)
+
+
+def test_a_model_without_attention_has_no_heads_to_patch() -> None:
+    with pytest.raises(UserError, match=r"no attention heads \(no layer has\)"):
+        patching(mixed_pair("mamba2"), ROWS, "heads", normalise=False)
