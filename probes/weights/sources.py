@@ -81,6 +81,10 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
     if not above.is_adapter:
         names = Stacks.of(after).aligned(after, stacks, readers)
         after = {names[name]: read for name, read in after.items()}
+        # and one that the tuned model has tied, with what it was
+        after |= {
+            key: after[own] for key, own in side.tied.items() if key in set(readers) - set(after) and own in after
+        }
     found = set(after) | set(factors)
     # a head trained beside embeddings that it was tied to is compared with them
     readers |= {key: readers[own] for key, own in before.tied.items() if key in found and own in readers}

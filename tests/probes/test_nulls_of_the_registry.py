@@ -27,13 +27,13 @@ from workbench.models.pair import ModelPair, load_pair
 
 NAMES = sorted({method.function for method in reading_a_pair().values() if method.name not in NO_PAIR})
 OF_ONE_MODEL = {
-    "adapter_reconstruction": "how far a trained adapter is from others, whatever it changed",
     "attribute_directions": "what directions do to one model",
-    "attribute_intersection": "what directions do to one model",
     "code_similarity": "which rows look alike to the tuned model, whatever tuning changed",
+    "domain_experts": "which experts of one model a class of prompts goes to",
+    "elicitation_curve": "what training on labels does to copies, whatever the pair",
     "fit_gate": "what can be told apart in one model",
     "head_probe": "what can be read off one model",
-    "intensity_dial": "what directions do to one model",
+    "sample_efficiency": "what training on labels does to copies, whatever the pair",
     "subject_offset": "what an offset does to one model",
     "target_attention": "where one model looks; its change is beside it",
     "token_guidance": "what scores of tokens do to the base, beside the tuned model",

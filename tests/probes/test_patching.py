@@ -268,8 +268,11 @@ ROWS = [{"prompt": f"the {word}", "answer": " fox", "distractor": " dog"} for wo
 
 
 def mixed_pair(kind: str) -> ModelPair:
+    """Two models of one unembedding, so that the last layer's stream is all that their answers differ by."""
     model = mixed_model(kind)
-    return load_pair(model, tuned_copy(model, size=0.05), tokenizer=tokenizer(), check=False)
+    tuned = tuned_copy(model, size=0.05)
+    tuned.get_output_embeddings().weight.data = model.get_output_embeddings().weight.data.clone()
+    return load_pair(model, tuned, tokenizer=tokenizer(), check=False)
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("lfm2", [1, 3]), ("qwen3_next", [3])])
@@ -277,6 +280,10 @@ def test_heads_are_those_of_the_layers_that_have_attention(kind: str, layers: li
     pair = mixed_pair(kind)
     table = patching(pair, ROWS, "heads", normalise=False, draws=20).frame()
     assert sorted(set(table["layer"])) == layers and len(table) == 4 * len(layers)
+    stream = patching(pair, ROWS, "resid_post", positions="last", normalise=False, draws=20)
+    whole = stream.table.set_index("layer").loc[pair.tuned.n_layers - 1, "score"]
+    gap = stream.source_value[0] - stream.target_value[0]
+    assert whole == pytest.approx(gap, rel=1e-3, abs=1e-5)
     with pytest.raises(UserError, match=r"no attention heads \(its layers with heads are .*patch resid_post"):
         patching(pair, ROWS, "heads", layers=[0], normalise=False)
 
