@@ -64,6 +64,7 @@ class Lora:
     needs=Needs(columns=("answer",)),
     cost="two small trainings per number of strong labels, one of the weak ones, and a scored pass each",
     example="--strong train.jsonl --weak train.jsonl --counts 4,8 --epochs 1",
+    any_adapter="whether the copies that are trained here do better, whatever the pair",
 )
 def elicitation_curve(  # noqa: PLR0913 (a public call)
     subject: Any,
@@ -208,6 +209,7 @@ def _states(recording: Any) -> np.ndarray:
     needs=Needs(columns=("answer",)),
     cost="a small training of each model per number of rows, and a scored pass each",
     example="--training train.jsonl --counts 4,8 --category topic --epochs 1",
+    any_adapter="whether the copies that are trained here do better, whatever the pair",
 )
 def sample_efficiency(  # noqa: PLR0913 (a public call)
     pair: ModelPair,

@@ -37,6 +37,9 @@ from workbench.prompts.collection import Prompts
 from workbench.stats.controls import check_draws
 from workbench.stats.fdr import q_values
 
+NAMED = 4
+"""Heads or experts that a line names; the settings hold all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WaysToTurn(ProbeResult):
@@ -91,16 +94,14 @@ class WaysToTurn(ProbeResult):
 
     def figure(self) -> go.Figure:
         """What is left of the behaviour against what moved on other prompts."""
-        drawn = go.Figure(
-            go.Scatter(
-                x=self.table["kl_tuned"], y=self.table["residual"], text=self.table["way"], mode="markers+text",
-                textposition="top center", marker={"size": 10, "color": "#0b6e8f"},
-                error_y={
-                    "type": "data", "symmetric": False, "array": self.table["residual_high"] - self.table["residual"],
-                    "arrayminus": self.table["residual"] - self.table["residual_low"],
-                },
-            )
-        )  # fmt: skip
+        drawn = go.Figure()
+        for way, line in self.table.set_index("way").iterrows():
+            above, below = line["residual_high"] - line["residual"], line["residual"] - line["residual_low"]
+            drawn.add_scatter(
+                x=[line["kl_tuned"]], y=[line["residual"]], name=str(way), text=[str(line["what"])], mode="markers",
+                marker={"size": 10, "symbol": "square" if way in ("base", "tuned") else "circle"},
+                error_y={"type": "data", "symmetric": False, "array": [above], "arrayminus": [below]},
+            )  # fmt: skip
         drawn.update_layout(
             title=self.title, xaxis_title="KL from the tuned model on other prompts (nats per token)",
             yaxis_title=f"{self.behaviour} that is left",
@@ -300,13 +301,14 @@ def _told(way: Way) -> str:
     match way.name:
         case "direction":
             first, last = way.settings["layers"][0], way.settings["layers"][-1]
-            return f"a direction at L{first}-L{last}, {way.settings['positions']}"
+            return f"a direction at L{first}{'' if first == last else f'-L{last}'}, {way.settings['positions']}"
         case "steered away":
             return f"an offset at L{way.settings['layer']}, strength {way.settings['strength']:g}"
         case "layers":
             return f"the update of L{way.settings['layers'][0]}-L{way.settings['layers'][-1]}"
         case "heads" | "experts":
-            return " ".join(way.settings[way.name])
+            names = way.settings[way.name]
+            return f"{' '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''}"
     return f"{SHARES[way.name]:g} of the update"
 
 
