@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from probes.answer_changes import AnswerChanges, answers, rising_openings
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
-from probes.audits.outlining import COLUMNS, outline, outlined
+from probes.audits.outlining import COLUMNS, outline, outlined, varied
 from probes.audits.readings import difference_lens, token_shift
 from probes.audits.traits import SHARES, paired_line, trait_tests
 from probes.audits.words import rising_words
@@ -21,7 +21,6 @@ from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
 from workbench.argument_checks import check_pair
-from workbench.behaviour.generation import Decoding
 from workbench.behaviour.subject import Work
 from workbench.errors import NotSupported
 from workbench.method_options import As
@@ -31,13 +30,17 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.stats.fdr import q_values
 
+FEWEST, HINT = 3, 0.25
+"""What is asked about again: a trait that is new in so many prompts, at this p-value (three of three have it)."""
+IN_NEW_PROMPTS = ", in new prompts"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(ProbeResult):
     """What the pair shows by itself.
 
     ``table``: every trait and word tested: kind, what, ``score`` (change of its share of answers, or relative change
-    of length), low, high, ``control`` (0), p and q (over all of them).
+    of length), low, high, ``control`` (0), p and q (over all of them; over those in new prompts apart).
     """
 
     hypotheses: pd.DataFrame
@@ -136,7 +139,9 @@ def audit(
 
     Views: greedy answers to questions of many topics (traits, openings and words that rise, with the words of the
     prompts that go with them); the activation difference lens on unrelated texts; tokens that rise there; weights.
-    What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all.
+    What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all. A
+    trait of a narrow topic shows in few of the questions: where none passes, the surest that is new in three of them
+    or more is asked about again in new prompts with their words, and what is claimed then passed its test there.
 
     Args:
         pair: Both models.
@@ -164,12 +169,18 @@ def audit(
     replies = answers(pair, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
     tests, shown = _tests(replies, rows, seed)
     readings = difference_lens(pair, unrelated, seed, progress)
-    prompts, work = [row.shown for row in rows], Work(batch_size, progress)
-    leading = _leading(tests)
-    region = pd.DataFrame(columns=COLUMNS)
+    prompts = [row.shown for row in rows]
+    claims, region = hypotheses(tests, shown, prompts), pd.DataFrame(columns=COLUMNS)
+    leading = _leading(tests, shown)
     if leading is not None and variations:
-        trait = str(tests["what"].iloc[leading])
-        region = outline(pair, trait, prompts, shown[leading], variations, Decoding(max_new_tokens), work)
+        again = varied(prompts, shown[leading], variations)
+        new = answers(pair, again, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+        region = outline(str(tests["what"].iloc[leading]), again, *(new.table[role].tolist() for role in pair.models))
+        if tests["q"].iloc[leading] >= LEVEL:
+            more, shown_again = _tests(new, again, seed)
+            claims = _joined(claims, hypotheses(more, shown_again, [row.shown for row in again]))
+            region = region if _risen(more).any() else region[:0]
+            tests = pd.concat([tests, more.assign(what=more["what"] + IN_NEW_PROMPTS)], ignore_index=True)
     return Audit(
         table=tests,
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
@@ -180,13 +191,13 @@ def audit(
                 batch_size=batch_size,
             ),
         ),
-        hypotheses=hypotheses(tests, shown, prompts),
+        hypotheses=claims,
         answers=replies.table[["prompt", "base", "tuned"]],
         readings=readings.assign(
             q=q_values(readings["p"].to_numpy()), q_sharp=q_values(readings["p_sharp"].to_numpy()),
             tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
         ),
-        tokens=token_shift(pair, unrelated, seed, work),
+        tokens=token_shift(pair, unrelated, seed, Work(batch_size, progress)),
         outline=region,
         weights=_weights(pair, progress),
     )  # fmt: skip
@@ -203,11 +214,25 @@ def _tests(replies: AnswerChanges, rows: Prompts, seed: int) -> tuple[pd.DataFra
     return table.assign(control=0.0, q=q_values(table["p"].to_numpy(dtype=float))), shown
 
 
-def _leading(tests: pd.DataFrame) -> int | None:
-    """The surest trait that a rule reads and that rose; None where none did."""
-    rose = (tests["q"] < LEVEL) & (tests["score"] > 0) & tests["what"].isin(list(SHARES))
-    places = np.flatnonzero(rose.to_numpy())
-    return int(places[np.argmin(tests["q"].to_numpy()[places])]) if len(places) else None
+def _leading(tests: pd.DataFrame, shown: Sequence[Sequence[int]]) -> int | None:
+    """The surest trait that a rule reads and that rose, at q < .05 or, where none did, in at least :data:`FEWEST`
+    prompts at p <= :data:`HINT`; None where there is no such trait."""
+    p, often = tests["p"].to_numpy(), np.array([len(numbers) >= FEWEST for numbers in shown])
+    passed = _risen(tests)
+    places = np.flatnonzero(passed if passed.any() else _risen(tests, np.inf) & often & (p <= HINT))
+    return int(places[np.argmin(p[places])]) if len(places) else None
+
+
+def _risen(tests: pd.DataFrame, level: float = LEVEL) -> np.ndarray:
+    """Which traits that a rule reads are more frequent now, at a q-value below ``level``."""
+    return ((tests["q"] < level) & (tests["score"] > 0) & tests["what"].isin(list(SHARES))).to_numpy()
+
+
+def _joined(claims: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    """Claims of the questions and of the new prompts, without a line that says nothing beside one that says more."""
+    both = pd.concat([claims, more], ignore_index=True)
+    told = both[both["kind"] != "nothing"]
+    return told.assign(rank=range(1, len(told) + 1)).reset_index(drop=True) if len(told) else claims
 
 
 def _openings(base: Sequence[str], tuned: Sequence[str], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:
