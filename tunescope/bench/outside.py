@@ -31,8 +31,9 @@ SAYS = {
         "RAVEL's cities and prompts (Huang et al. 2024, MIT). A city's coordinates in a subspace of the residual "
         "stream at its last token are exchanged for another city's. Cause: the other's value of the attribute is said; "
         "Isolate: the own value of the other attributes; Disentangle: their mean. Removed, kept: the same when the "
-        "coordinates are set to their mean. Cities and templates of the test were not fitted on. Published order: "
-        "multi-task DAS before DAS before principal components."
+        "coordinates are set to their mean. Cities and templates of the test were not fitted on. A subspace that does "
+        "nothing has Cause 0, Isolate 1 and Disentangle .5, and a random one does nearly nothing; so do read Cause. "
+        "Published order: multi-task DAS before DAS before principal components."
     ),
 }
 
