@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -10,13 +9,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.answer_changes import AnswerChanges, answers, rising_openings
+from probes.answer_changes import answers
+from probes.audits.answer_tests import answer_tests
+from probes.audits.asking_again import confirmed_by, leading_trait
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
 from probes.audits.outlining import COLUMNS, outline, outlined, varied
 from probes.audits.readings import difference_lens, token_shift
-from probes.audits.traits import SHARES, paired_line, trait_tests
-from probes.audits.words import rising_words
 from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
@@ -29,10 +28,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.stats.fdr import q_values
-
-FEWEST, HINT = 3, 0.25
-"""What is asked about again: a trait that is new in so many prompts, at this p-value (three of three have it)."""
-IN_NEW_PROMPTS = ", in new prompts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,20 +162,20 @@ def audit(
     rows = general_questions() if questions is None else Prompts.of(questions)
     unrelated = general_texts() if texts is None else Prompts.of(texts).turned(chat=False)
     replies = answers(pair, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
-    tests, shown = _tests(replies, rows, seed)
+    tests, shown = answer_tests(replies.table, rows, seed)
     readings = difference_lens(pair, unrelated, seed, progress)
     prompts = [row.shown for row in rows]
     claims, region = hypotheses(tests, shown, prompts), pd.DataFrame(columns=COLUMNS)
-    leading = _leading(tests, shown)
+    leading = leading_trait(tests, shown)
     if leading is not None and variations:
         again = varied(prompts, shown[leading], variations)
         new = answers(pair, again, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
-        region = outline(str(tests["what"].iloc[leading]), again, *(new.table[role].tolist() for role in pair.models))
+        both = (new.table[role].tolist() for role in ("base", "tuned"))
+        trait = str(tests["what"].iloc[leading])
+        region = outline(trait, again, *both)
         if tests["q"].iloc[leading] >= LEVEL:
-            more, shown_again = _tests(new, again, seed)
-            claims = _joined(claims, hypotheses(more, shown_again, [row.shown for row in again]))
-            region = region if _risen(more).any() else region[:0]
-            tests = pd.concat([tests, more.assign(what=more["what"] + IN_NEW_PROMPTS)], ignore_index=True)
+            tests, claims, confirmed = confirmed_by(tests, claims, answer_tests(new.table, again, seed), again, trait)
+            region = region if confirmed else region[:0]
     return Audit(
         table=tests,
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
@@ -201,53 +196,6 @@ def audit(
         outline=region,
         weights=_weights(pair, progress),
     )  # fmt: skip
-
-
-def _tests(replies: AnswerChanges, rows: Prompts, seed: int) -> tuple[pd.DataFrame, list[list[int]]]:
-    """Every trait, opening and word with its q over all, and the prompts in which each is new."""
-    prompts, base, tuned = (replies.table[name].tolist() for name in ("prompt", "base", "tuned"))
-    lines = trait_tests(base, tuned, rows.clusters, seed)
-    lines += _openings(base, tuned, rows.clusters, seed)
-    lines += rising_words(prompts, base, tuned, rows.clusters, seed)
-    shown = [line.pop("shown") for line in lines]
-    table = pd.DataFrame(lines)
-    return table.assign(control=0.0, q=q_values(table["p"].to_numpy(dtype=float))), shown
-
-
-def _leading(tests: pd.DataFrame, shown: Sequence[Sequence[int]]) -> int | None:
-    """The surest trait that a rule reads and that rose, at q < .05 or, where none did, in at least :data:`FEWEST`
-    prompts at p <= :data:`HINT`; None where there is no such trait."""
-    p, often = tests["p"].to_numpy(), np.array([len(numbers) >= FEWEST for numbers in shown])
-    passed = _risen(tests)
-    places = np.flatnonzero(passed if passed.any() else _risen(tests, np.inf) & often & (p <= HINT))
-    return int(places[np.argmin(p[places])]) if len(places) else None
-
-
-def _risen(tests: pd.DataFrame, level: float = LEVEL) -> np.ndarray:
-    """Which traits that a rule reads are more frequent now, at a q-value below ``level``."""
-    return ((tests["q"] < level) & (tests["score"] > 0) & tests["what"].isin(list(SHARES))).to_numpy()
-
-
-def _joined(claims: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
-    """Claims of the questions and of the new prompts, without a line that says nothing beside one that says more."""
-    both = pd.concat([claims, more], ignore_index=True)
-    told = both[both["kind"] != "nothing"]
-    return told.assign(rank=range(1, len(told) + 1)).reset_index(drop=True) if len(told) else claims
-
-
-def _openings(base: Sequence[str], tuned: Sequence[str], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    """Openings that at least three more answers have, as paired changes."""
-    lines = []
-    for opening in rising_openings(base, tuned)["opening"].head(30):
-        shares = [_begins(side, opening) for side in (base, tuned)]
-        if shares[1].sum() - shares[0].sum() >= 3:
-            lines.append(paired_line("opening", repr(opening), shares[0], shares[1], clusters, seed))
-    return lines
-
-
-def _begins(texts: Sequence[str], opening: str) -> np.ndarray:
-    """Whether each text begins with these whole words, 0 or 1 [prompt]."""
-    return np.array([float(f"{' '.join(text.split())} ".startswith(f"{opening} ")) for text in texts])
 
 
 def _weights(pair: ModelPair, progress: Progress | None) -> pd.DataFrame:
