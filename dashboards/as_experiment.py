@@ -15,6 +15,7 @@ from dashboards.registered_part import Registered
 from dashboards.results import Found, results_in
 from dashboards.selection import Selection, pair_of
 from dashboards.steer_request import Asked
+from interventions.line_or_file import is_line
 from workbench import runs
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ def _recipe(parts: tuple[Part, ...]) -> Any:
     from workbench.runs.places import whole_path
 
     if len(parts) == 1 and isinstance(parts[0], Saved):
-        return {"file": whole_path(parts[0].path)}
+        path = parts[0].path
+        return {"line": path} if is_line(path) else {"file": whole_path(path)}
     return [_inline(_placed(part)) for part in parts]
 
 
@@ -158,13 +160,13 @@ def _placed(part: Any) -> Any:
     """The part with its file by its whole path."""
     from workbench.runs.places import whole_path
 
-    return replace(part, path=whole_path(part.path)) if hasattr(part, "path") else part
+    return replace(part, path=whole_path(part.path)) if hasattr(part, "path") and not is_line(part.path) else part
 
 
 def _inline(part: Part) -> dict[str, Any]:
     match part:
         case Saved():
-            return {"kind": "Recipe", "file": part.path}
+            return {"kind": "Recipe", "line" if is_line(part.path) else "file": part.path}
         case Registered():
             return part.inline()
         case Experts():

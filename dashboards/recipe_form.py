@@ -52,8 +52,9 @@ def _saved(chosen: Selection, tuned: str) -> list[Part]:
     prefilled("recipe", first)
     name = st.selectbox(
         "Recipe", list(recipes), key="recipe", accept_new_options=True, format_func=panels.visible, index=None,
-        placeholder="None; or the path of a .safetensors file",
-        help="Recipes that the runs keep, those made for this model first. Or write the path of one.", **_LINKED,
+        placeholder="None; or a file, or a line such as 0.5*formal",
+        help="Recipes that the runs keep, those made for this model first. Or write a path, or a line of names "
+        "in the workspace's book.", **_LINKED,
     )  # fmt: skip
     if not name:
         return []

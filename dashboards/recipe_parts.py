@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dashboards.state import known_runs, verified
+from interventions.line_or_file import is_line, recipe_name
 from workbench import runs
 from workbench.errors import UserError
 
@@ -38,22 +39,22 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Saved:
-    """A recipe file."""
+    """A recipe file, or a line of the workspace's book."""
 
     path: str
     kinds: tuple[str, ...] = ()
     """The interventions in it, as its header says."""
 
     def label(self) -> str:
-        return Path(self.path).stem + (f" ({', '.join(dict.fromkeys(self.kinds))})" if self.kinds else "")
+        return recipe_name(self.path) + (f" ({', '.join(dict.fromkeys(self.kinds))})" if self.kinds else "")
 
     def python(self) -> str:
-        return f"iv.Recipe.load({self.path!r})"
+        return f"iv.load_recipe({self.path!r})"
 
     def made(self, pair: ModelPair) -> Recipe:  # noqa: ARG002 (a file holds all it needs)
         import interventions as iv
 
-        return iv.Recipe.load(trusted(self.path))
+        return iv.load_recipe(self.path if is_line(self.path) else trusted(self.path))
 
     @property
     def has_strength(self) -> bool:

@@ -87,6 +87,7 @@ _HOMES = {
     "record_run": "source_run",
     "row_mask": "weightspace.masks",
     "sensitive_finetune": "training.sensitive",
+    "slerp": "weightspace.merging",
     "steered_texts": "sweep",
     "swept": "sweep",
     "tensor_mask": "weightspace.masks",

@@ -91,6 +91,7 @@ from interventions.weightspace.merging import dare as dare
 from interventions.weightspace.merging import greedy_soup as greedy_soup
 from interventions.weightspace.merging import interpolated as interpolated
 from interventions.weightspace.merging import model_stock as model_stock
+from interventions.weightspace.merging import slerp as slerp
 from interventions.weightspace.merging import ties as ties
 from interventions.weightspace.merging import twin_merging as twin_merging
 from interventions.weightspace.merging import uniform_soup as uniform_soup
@@ -177,6 +178,7 @@ __all__ = [
     "record_run",
     "row_mask",
     "sensitive_finetune",
+    "slerp",
     "steered_texts",
     "swept",
     "tensor_mask",

@@ -124,7 +124,8 @@ class AttentionScale(SiteIntervention):
         assert isinstance(change, _Rescaling)
         if change.sinks:
             return hook
-        return replace(hook, bias=partial(change.bias, self.scope()))
+        heads = None if change.heads is None else tuple(change.heads.nonzero()[:, 0].tolist())
+        return replace(hook, bias=partial(change.bias, self.scope()), heads=heads)
 
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:
         """One rescaling per layer that has chosen heads."""
@@ -132,9 +133,11 @@ class AttentionScale(SiteIntervention):
         if self.heads is None:
             return [self._at(model, layer, None, keys) for layer in range(model.n_layers)]
         chosen = by_layer([as_label(head, "head") for head in self.heads])
-        return [self._at(model, layer, heads, keys) for layer, heads in chosen.items()]
+        made = [self._at(model, layer, heads, keys) for layer, heads in chosen.items()]
+        shared = _AllLayers(keys, [rescaling for _, rescaling in made])
+        return [(site, replace(rescaling, shared=shared, place=place)) for place, (site, rescaling) in enumerate(made)]
 
-    def _at(self, model: AdaptedModel, layer: int, heads: list[int] | None, keys: KeyScope) -> tuple[Site, Change]:
+    def _at(self, model: AdaptedModel, layer: int, heads: list[int] | None, keys: KeyScope) -> tuple[Site, _Rescaling]:
         site = site_in(model, "pattern", layer)
         sinks = hasattr(model.hub.module(site), "sinks")
         marks = None if heads is None else torch.zeros(model.n_heads, dtype=torch.bool)
@@ -170,6 +173,9 @@ class _Rescaling:
     sinks: bool
     zero: bool
     """Whether some factor is 0, so that a query can be left without a key."""
+    shared: _AllLayers | None = None
+    place: int = 0
+    """Which of the layers of ``shared`` this is."""
     logs: Prepared = field(init=False)
 
     def __post_init__(self) -> None:
@@ -201,6 +207,8 @@ class _Rescaling:
 
     def _by_key(self, logits: AttentionLogits, ctx: ForwardContext) -> Tensor:
         """log(gamma) at chosen keys, 0 at others; made once per forward pass where all layers share it."""
+        if self.shared is not None:
+            return self.shared(logits, ctx)[self.place]
         place = ("log gamma", id(self.keys), logits.n_keys)
         shared = isinstance(self.gamma, float) and self.heads is None
         made: Tensor | None = ctx.scratch.get(place) if shared else None
@@ -222,6 +230,23 @@ class _Rescaling:
 
     def _factor(self, value: Tensor, ctx: ForwardContext) -> float | Tensor:
         return self.gamma if isinstance(self.gamma, float) else self.gamma(value, ctx)
+
+
+class _AllLayers:
+    """log(gamma) at chosen keys of all layers, made in one operation by the first of them in a forward pass."""
+
+    def __init__(self, keys: KeyScope, layers: Sequence[_Rescaling]) -> None:
+        self.keys, self.layers = keys, layers
+
+    def __call__(self, logits: AttentionLogits, ctx: ForwardContext) -> Sequence[Float[Tensor, "batch head 1 key"]]:
+        query = logits.query
+        name = ("log gammas", id(self), logits.n_keys, query.device, query.dtype)
+        made: Sequence[Tensor] | None = ctx.scratch.get(name)
+        if made is None:
+            logs = torch.stack([one.logs(query, ctx) for one in self.layers])
+            chosen = self.keys(ctx, logits.n_keys)[None, :, None, None, :]
+            made = ctx.scratch[name] = torch.where(chosen, logs, 0.0).unbind(0)
+        return made
 
 
 def tell_eager(model: AdaptedModel) -> None:

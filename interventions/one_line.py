@@ -5,6 +5,7 @@
 ``0.5*formal``                 the same with half the strength
 ``formal - 0.2*verbose``       both; the second with -0.2 times its strength
 ``formal @generated``          at these positions instead of its own; the same words as everywhere
+``formal @response``           where the answer is written: the last token of the prompt and all new ones
 ``formal @"all - first"``      positions that hold a space stand in quotes
 =============================  =====================================================================
 
@@ -35,6 +36,8 @@ _EXPECTED = {
     "name": "+, - or @positions",
     "placed": "+ or -",
 }
+_RESPONSE = {"response": "last+generated"}
+"""A word of lines alone, and what it is in the language of positions."""
 _NEXT = {
     ("start", "number"): "factor",
     ("start", "name"): "name",
@@ -124,6 +127,6 @@ def _take(terms: list[_Term], kind: str, value: str, column: int) -> None:
     elif kind == "name":
         term.name, term.column = value, column
     elif kind in ("positions", "quoted"):
-        term.positions, term.positions_column = value, column
+        term.positions, term.positions_column = _RESPONSE.get(value, value), column
     elif kind == "sign":
         terms.append(_Term(-1.0 if value == "-" else 1.0))

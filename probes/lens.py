@@ -13,9 +13,9 @@ import torch
 
 from probes.call_settings import call_settings
 from probes.replay import counted, read_out
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.engine.positions import PositionSpec, Where
 from workbench.engine.sites import Site
@@ -25,8 +25,6 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Int, Tensor
 
 CHUNK = 256
@@ -54,8 +52,8 @@ class LogitLens(ProbeResult):
         """Both models' grids and the KL between them for one shown prompt (the first by default)."""
         from workbench.figures.lens import lens_grid
 
-        chosen = int(self.cells["prompt"].iloc[0]) if prompt is None else prompt
-        return lens_grid(self.cells[self.cells["prompt"] == chosen], title=f"Logit lens, prompt {chosen}")
+        number = int(self.cells["prompt"].iloc[0]) if prompt is None else prompt
+        return lens_grid(self.cells[self.cells["prompt"] == number], title=f"Logit lens, prompt {number}")
 
     def summary(self) -> str:
         top = self.frame().iloc[0]
@@ -114,12 +112,11 @@ def logit_lens(
         control="the base residual moved as far in a random direction, another one for every token",
         provenance=Provenance.of(
             "logit_lens",
-            {"base": pair.base, "tuned": pair.tuned},
+            pair,
             rows,
             seed=seed,
-            device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, layers=numbers, positions=positions, top=top, shown=shown),
+            settings=call_settings(None, layers=numbers),
         ),
         cells=pd.DataFrame(cells),
         resampled=units_of(rows.clusters),
@@ -175,7 +172,7 @@ class _Chunk:
 
     def cells(self, reading: _Reading, layer: int, shown: int, top: int) -> list[dict[str, Any]]:
         """What both models' grids show at this layer."""
-        found = []
+        cells = []
         apart = kl(reading.tuned, reading.base)
         tokenizer = self.pair.tokenizer
         for number, row in enumerate(self.index.to_dict("records")):
@@ -185,7 +182,7 @@ class _Chunk:
                 best = says.topk(min(top, len(says)))
                 words = [tokenizer.decode([token]) for token in best.indices.tolist()]
                 chances = best.values.exp().tolist()
-                found.append(
+                cells.append(
                     {
                         "model": role,
                         "prompt": row["prompt"],
@@ -199,7 +196,7 @@ class _Chunk:
                         "kl": apart[number].item(),
                     }
                 )
-        return found
+        return cells
 
 
 def _says(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
@@ -209,13 +206,10 @@ def _says(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "
 def _table(measured: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: int) -> pd.DataFrame:
     """One row per layer: means over prompts of the mean over a prompt's rows; whole clusters are drawn."""
     per_prompt = measured.groupby(["layer", "prompt"]).mean()
-    rows, p = [], []
+    rows = []
     for layer, part in per_prompt.groupby("layer"):
         units = clusters[part.index.get_level_values("prompt")]
-        beyond = cluster_means((part["kl"] - part["control"]).to_numpy()[:, None], units)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]))
-        means = {name: part[name].mean() for name in ("control", "to_final_base", "to_final_tuned")}
-        rows.append(
-            {"layer": layer, **scored(part["kl"].to_numpy(), seed=seed, clusters=units), **means, "n": len(part)}
-        )
-    return pd.DataFrame(rows).assign(q=q_values(np.array(p)))
+        line = beside_control(part["kl"].to_numpy(), part["control"].to_numpy(), units, seed=seed)
+        means = {name: part[name].mean() for name in ("to_final_base", "to_final_tuned")}
+        rows.append({"layer": layer, **line, **means, "n": len(part)})
+    return with_q(pd.DataFrame(rows), keep_p=False)

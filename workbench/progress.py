@@ -1,11 +1,14 @@
 """One small protocol for anything long: a total, an advance, a note, and a way to be stopped.
 
-``rich`` draws it in a terminal, ``tqdm`` in a notebook, ``st.progress`` in the app; a library call is silent
-unless it is handed one.
+``rich`` draws it in a terminal, ``tqdm`` in a notebook, ``st.progress`` in the app; in a log file it is a line a
+minute. A library call is silent unless it is handed one.
 """
 
 from __future__ import annotations
 
+import sys
+import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,6 +37,20 @@ class Silent:
     def start(self, what: str, total: int | None) -> None: ...
 
     def advance(self, by: int = 1) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class JoinedProgress:
+    """Several loops as one bar, which their caller starts and finishes: their steps count on."""
+
+    def __init__(self, whole: Progress) -> None:
+        self._whole = whole
+
+    def start(self, what: str, total: int | None) -> None: ...
+
+    def advance(self, by: int = 1) -> None:
+        self._whole.advance(by)
 
     def finish(self) -> None: ...
 
@@ -83,6 +100,58 @@ class RichProgress:
 
     def finish(self) -> None:
         self._bars.remove_task(self._tasks.pop())
+
+
+class LineProgress:
+    """A line on stderr at most every ``seconds``, for a log file or a pipe; what ends sooner writes nothing.
+
+    A line says how long the command has run, what it is at, and how much of that is done: ``[ 3 min] heads: 40 of
+    270 (15 %), about 14 min left``.
+    """
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._began = self._last_line = time.monotonic()
+        self._tasks: list[_Task] = []
+
+    def start(self, what: str, total: int | None) -> None:
+        self._tasks.append(_Task(what, total, time.monotonic()))
+        self._write_when_due()
+
+    def advance(self, by: int = 1) -> None:
+        self._tasks[-1].done += by
+        self._write_when_due()
+
+    def finish(self) -> None:
+        self._tasks.pop()
+
+    def _write_when_due(self) -> None:
+        now = time.monotonic()
+        if now - self._last_line < self._seconds:
+            return
+        self._last_line = now
+        state = ", ".join(task.said(now) for task in self._tasks)
+        sys.stderr.write(f"[{(now - self._began) / 60:2.0f} min] {state}\n")
+        sys.stderr.flush()
+
+
+@dataclass
+class _Task:
+    """What goes on, how much of it is done, and since when."""
+
+    what: str
+    total: int | None
+    began: float
+    done: int = 0
+
+    def said(self, now: float) -> str:
+        if not self.total:
+            return f"{self.what}: {self.done}" if self.done else self.what
+        share = f"{self.what}: {self.done} of {self.total} ({self.done / self.total:.0%})".replace("%)", " %)")
+        if not 0 < self.done < self.total:
+            return share
+        left = (now - self.began) / self.done * (self.total - self.done)
+        return f"{share}, about {left / 60:.0f} min left" if left > 90 else f"{share}, about {left:.0f} s left"
 
 
 class NotebookProgress:

@@ -5,17 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from interventions.exchange.control_vectors import from_gguf
+from interventions.line_or_file import is_line, recipe_name
 from interventions.one_line import recipe_from_text
 from interventions.recipe import Recipe
 from interventions.recipe_book import RecipeBook
-
-_ENDINGS = (".safetensors", ".gguf")
-
-
-def is_line(given: str | Path) -> bool:
-    """Whether this is a line such as ``0.5*formal - verbose @generated`` rather than a file's name."""
-    file = Path(given)
-    return not (file.suffix.lower() in _ENDINGS or file.exists() or len(file.parts) > 1)
 
 
 def load_recipe(given: str | Path, book: RecipeBook | None = None) -> Recipe:
@@ -34,6 +27,4 @@ def load_recipe(given: str | Path, book: RecipeBook | None = None) -> Recipe:
     return from_gguf(file) if file.suffix.lower() == ".gguf" else Recipe.load(file)
 
 
-def recipe_name(given: str | Path) -> str:
-    """What tables call it: the line itself, or the file's name without its ending."""
-    return str(given) if is_line(given) else Path(given).stem
+__all__ = ["is_line", "load_recipe", "recipe_name"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,14 @@ from typing import Literal
 
 import torch
 
+from interventions.weightspace.swapping import base_parameters, find_parameter
 from interventions.weightspace.task_vector import TaskVector, combined
 from workbench.errors import UserError
-from workbench.typing import Float, Tensor
+from workbench.models.adapted import AdaptedModel
+from workbench.typing import Bool, Float, Tensor
+
+NEARLY_PARALLEL = 0.9995
+"""Cosine from which the great circle is taken for a straight line, as mergekit does."""
 
 
 def uniform_soup(vectors: Sequence[TaskVector]) -> TaskVector:
@@ -46,6 +52,34 @@ def greedy_soup(
 def interpolated(first: TaskVector, second: TaskVector, share: float) -> TaskVector:
     """(1 - share) of the first and ``share`` of the second: a point of the straight path between two fine-tunes."""
     return first * (1.0 - share) + second * share
+
+
+def slerp(first: TaskVector, second: TaskVector, share: float, base: AdaptedModel) -> TaskVector:
+    """The same along the great circle through the two fine-tunes' weights, tensor by tensor, as mergekit's ``slerp``.
+
+    Args:
+        first: The update at ``share`` 0.
+        second: The update at ``share`` 1.
+        share: Where on the way.
+        base: The model that both are updates of: the circle is one of whole weights, not of updates.
+    """
+    parameters = base_parameters(base.hf)
+
+    def rule(name: str, changes: list[Tensor]) -> Tensor:
+        origin = find_parameter(parameters, name).detach().float().to(changes[0].device)
+        return on_circle(origin + changes[0], origin + changes[1], share) - origin
+
+    return combined([first, second], rule)
+
+
+def on_circle(start: Float[Tensor, "*shape"], end: Float[Tensor, "*shape"], share: float) -> Float[Tensor, "*shape"]:
+    """Spherical interpolation of two tensors taken as vectors; straight where their cosine is above 0.9995 in size."""
+    lengths = [max(float(one.norm()), 1e-8) for one in (start, end)]
+    cosine = float((start / lengths[0] * (end / lengths[1])).sum().clamp(-1, 1))
+    if abs(cosine) > NEARLY_PARALLEL:
+        return (1 - share) * start + share * end
+    angle = math.acos(cosine)
+    return (math.sin((1 - share) * angle) * start + math.sin(share * angle) * end) / math.sin(angle)
 
 
 def stock_ratio(changes: Sequence[Float[Tensor, "*shape"]]) -> float:
@@ -125,8 +159,8 @@ def dare(
 
 
 def trimmed(change: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*shape"]:
-    """The largest ``density`` of the entries, the others 0; exactly that many, ties by place."""
-    count = int(density * change.numel())
+    """The largest ``density`` of the entries, at least one, the others 0; exactly that many, ties by place."""
+    count = max(1, int(density * change.numel()))
     if count >= change.numel():
         return change
     flat = change.reshape(-1)
@@ -142,6 +176,13 @@ def dropped(
     """Each entry stays with chance ``density`` and is divided by it, or scaled to the whole sum of absolute values."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     stays = torch.rand(change.shape, generator=generator).to(change.device) < density
+    return thinned_by(change, stays, density, rescale)
+
+
+def thinned_by(
+    change: Float[Tensor, "*shape"], stays: Bool[Tensor, "*shape"], density: float, rescale: Literal["density", "l1"]
+) -> Float[Tensor, "*shape"]:
+    """The entries of ``stays``, divided by ``density`` or scaled to the whole sum of absolute values."""
     if rescale == "density":
         return change * stays / density
     left = (change * stays).abs().sum()

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
+from probes.attributes.dial_texts import DialTexts, Turned, control_texts
 from probes.attributes.text_states import mean_size, text_states
 from probes.call_settings import call_settings
 from probes.halves import halves
@@ -20,7 +21,6 @@ from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from workbench.argument_checks import check_subject
-from workbench.behaviour.continuations import logprobs
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
 from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scorers import behaviour as read_behaviour
@@ -29,7 +29,7 @@ from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
-from workbench.progress import Progress
+from workbench.progress import JoinedProgress, Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.stats.controls import check_draws, random_directions
@@ -115,7 +115,10 @@ class IntensityDial(ProbeResult):
         "Personalized Text Generation with Fine-Grained Linguistic Control",
         "AttriCtrl: Fine-Grained Control of Aesthetic Attribute Intensity in Diffusion Models",
     ),
-    cost="samples of every prompt, then one generation per strength, setting and random direction",
+    cost=(
+        "22 texts per two prompts as it stands: 7 samples and 4 strengths of the one, 6 settings and 4 random "
+        "directions of the other; it says how many before the first, and --dry-run --timed how long they take"
+    ),
     example="--attribute punctuation --samples 4 --max-new-tokens 8",
 )
 def intensity_dial(  # noqa: PLR0913
@@ -129,7 +132,7 @@ def intensity_dial(  # noqa: PLR0913
     off_target: list[str] | None = None,
     controls: int = 10,
     max_new_tokens: int = 32,
-    batch_size: int = 16,
+    batch_size: int = 32,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> IntensityDial:
@@ -151,7 +154,7 @@ def intensity_dial(  # noqa: PLR0913
         reach: The largest strength either way, in mean norms of the site.
         samples: Sampled texts per prompt, from which the direction is found.
         off_target: Other attributes whose change is reported; by default readability, repetition and variety.
-        controls: Random directions; 0: none.
+        controls: Random directions, of which each prompt meets two; 0: none.
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts per forward pass.
         seed: Of halves, samples, random directions and resampling.
@@ -172,26 +175,27 @@ def intensity_dial(  # noqa: PLR0913
     rule = read_behaviour(attribute)
     others = ["readability", "repetition", "variety"] if off_target is None else off_target
     (place,) = resolve_layers(layer, model.n_layers)
-    rows, work = Prompts.of(prompts), Work(batch_size, progress)
+    rows = Prompts.of(prompts)
     choosing, reported = halves(rows, seed)
+    plan = _Plan(len(choosing), len(reported), samples, controls)
+    bar = progress or Silent()
+    bar.start(f"intensity dial: {plan.texts} texts of up to {max_new_tokens} tokens", plan.batches(batch_size))
+    work = Work(batch_size, JoinedProgress(bar))
     with counted(model) as passes:
-        vector, sd = _direction(model, choosing, rule, place, Decoding(max_new_tokens, samples, seed=seed), work)
-        trial = _Trial(model, place, max_new_tokens, work)
-        strengths = np.linspace(-reach, reach, POINTS)
-        curve = np.array([trial.scores(choosing, vector, strength, rule).mean() for strength in strengths])
-        settings = inverted(strengths, curve)
-        replies = [trial.replies(reported, vector, setting) for setting in settings]
-        values = np.array([trial.read(reported, reply, rule) for reply in replies])
+        vector, sd, middle = _direction(
+            model, choosing, rule, place, Decoding(max_new_tokens, samples, seed=seed), work
+        )  # fmt: skip
         drawn = list(random_directions(vector, draws=controls, seed=seed)) if controls else []
-        ends = np.array([
-            [trial.scores(reported, one, settings[end], rule).mean() for end in (0, -1)] for one in drawn
-        ])  # fmt: skip
-        plain = trial.replies(reported, vector, 0.0)
-        off = _off_target(trial, reported, [one for one in others if one != rule.name], replies, plain)
-        fluency = [trial.perplexity(reported, reply) for reply in replies]
+        trial = DialTexts(model, place, [vector, *drawn], max_new_tokens, work)
+        settings = _calibrated(trial, choosing, rule, reach, middle)
+        replies, plain, ends = _reported(trial, reported, rule, settings)
+        values = np.array([_read(reported, reply, rule) for reply in replies])
+        off = _off_target(reported, [one for one in others if one != rule.name], replies, plain)
+        fluency = trial.perplexities(reported, replies)
+    bar.finish()
     return IntensityDial(
         table=_table(values, settings, ends, fluency, reported, seed),
-        control=f"{controls} random directions of the same norm",
+        control=f"{controls} random directions of the same norm, each prompt under two of them or more",
         provenance=Provenance.of(
             "intensity_dial", {model.role: model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
@@ -210,25 +214,84 @@ def dialled(layer: int, vector: Tensor, strength: float) -> iv.Recipe:
     return iv.Recipe([iv.Offset(layer, vector, strength=strength, positions="last+generated")])
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How much is written."""
+
+    choosing: int
+    reported: int
+    samples: int
+    controls: int
+
+    @property
+    def loops(self) -> tuple[int, int, int]:
+        """Texts of each loop: samples, calibration, report."""
+        control = len(control_texts(self.reported, self.controls, (0.0, 1.0))) if self.controls else 0
+        return (self.samples + 1) * self.choosing, (POINTS - 1) * self.choosing, (POINTS + 1) * self.reported + control
+
+    @property
+    def texts(self) -> int:
+        """All of them."""
+        return sum(self.loops)
+
+    def batches(self, batch_size: int) -> int:
+        """Batches that are written or, at the end, read."""
+        return sum(-(-texts // batch_size) for texts in (*self.loops, POINTS * self.reported))
+
+
 def _direction(
     model: AdaptedModel, rows: Prompts, rule: Behaviour, layer: int, decoding: Decoding, work: Work
-) -> tuple[Tensor, float]:
-    """(one mean norm along the covariance of attribute and state, standard deviation of the attribute)."""
+) -> tuple[Tensor, float, float]:
+    """(one mean norm along the covariance of attribute and state, standard deviation of the attribute, its mean in
+    greedy texts)."""
     ids = encode(rows, model.tokenizer, model.max_positions)
     drawn = generate_replies(Subject("samples", model), rows, decoding, work)
-    scores = np.array(
-        [[rule(reply.text, row) for reply in replies[1:]] for row, replies in zip(rows, drawn, strict=True)]
-    )
+    scores = np.array([[rule(reply.text, row) for reply in replies] for row, replies in zip(rows, drawn, strict=True)])
+    greedy, sampled = scores[:, 0], scores[:, 1:]
     texts = [list(reply.ids) for replies in drawn for reply in replies[1:]]
     before = [row for row, replies in zip(ids, drawn, strict=True) for _ in replies[1:]]
-    states = text_states(model, before, texts, [layer], work.batch_size)[:, 0].view(*scores.shape, -1)
-    centred = torch.from_numpy(scores - scores.mean(1, keepdims=True)).float()
+    states = text_states(model, before, texts, [layer], work.batch_size)[:, 0].view(*sampled.shape, -1)
+    centred = torch.from_numpy(sampled - sampled.mean(1, keepdims=True)).float()
     if not bool(centred.any()):
         raise UserError(f"{rule.name} is the same in all samples of every prompt, so nothing shows its direction.")
     found = torch.einsum("ps,psd->d", centred, states - states.mean(1, keepdim=True))
     if not bool(found.any()):
         raise UserError(f"States do not vary with {rule.name} at layer {layer}: choose another layer.")
-    return found / found.norm() * mean_size(states.flatten(0, 1)), float(scores.std()) or 1.0
+    vector = found / found.norm() * mean_size(states.flatten(0, 1))
+    return vector, float(sampled.std()) or 1.0, float(greedy.mean())
+
+
+def _calibrated(
+    trial: DialTexts, rows: Prompts, rule: Behaviour, reach: float, middle: float
+) -> Float[np.ndarray, " point"]:
+    """The strength at each setting; ``middle``: the attribute without any offset."""
+    strengths = np.linspace(-reach, reach, POINTS)
+    places = [place for place in range(POINTS) if place != POINTS // 2]
+    texts = [Turned(row, 0, float(strengths[place])) for place in places for row in range(len(rows))]
+    replies = trial.replies(rows, texts)
+    curve = np.full(POINTS, middle)
+    for number, place in enumerate(places):
+        curve[place] = _read(rows, replies[number * len(rows) : (number + 1) * len(rows)], rule).mean()
+    return inverted(strengths, curve)
+
+
+def _reported(
+    trial: DialTexts, rows: Prompts, rule: Behaviour, settings: Float[np.ndarray, " point"]
+) -> tuple[list[list[Reply]], list[Reply], Float[np.ndarray, "end prompt"]]:
+    """(replies of each setting, those without an offset, the attribute at both ends under random directions)."""
+    n, levels = len(rows), [float(setting) for setting in settings]
+    own = [Turned(row, 0, level) for level in (*levels, 0.0) for row in range(n)]
+    directions = len(trial.vectors) - 1
+    control = control_texts(n, directions, (levels[0], levels[-1])) if directions else []
+    found = trial.replies(rows, own + control)
+    parts = [found[start : start + n] for start in range(0, len(own), n)]
+    values = [rule(reply.text, rows[text.row]) for reply, text in zip(found[len(own) :], control, strict=True)]
+    ends = np.array(values).reshape(n, -1, 2).mean(1).T if control else np.zeros((2, 0))
+    return parts[:-1], parts[-1], ends
+
+
+def _read(rows: Prompts, replies: Sequence[Reply], rule: Behaviour) -> Float[np.ndarray, " prompt"]:
+    return np.array([rule(reply.text, row) for reply, row in zip(replies, rows, strict=True)])
 
 
 def inverted(strengths: Float[np.ndarray, " point"], curve: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
@@ -261,46 +324,23 @@ def _numbers(values: np.ndarray, ends: np.ndarray, rows: Prompts, seed: int) -> 
     usable = weights[weights.sum(1) > 0]
     drawn = np.array([dial_numbers(np.repeat(values, times, axis=1)) for times in usable])
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    control = float((ends[:, 1] - ends[:, 0]).mean()) if len(ends) else float("nan")
+    control = float((ends[1] - ends[0]).mean()) if ends.size else float("nan")
     return pd.DataFrame({
         "number": ["range", "calibration", "consistency", "monotonicity"], "score": dial_numbers(values), "low": low,
         "high": high, "control": [control, float("nan"), float("nan"), 0.0],
     })  # fmt: skip
 
 
-class _Trial:
-    """Texts under the dial."""
-
-    def __init__(self, model: AdaptedModel, layer: int, new: int, work: Work) -> None:
-        self.model, self.layer, self.new, self.work = model, layer, new, work
-
-    def replies(self, rows: Prompts, vector: Tensor, strength: float) -> list[Reply]:
-        recipe = dialled(self.layer, vector, strength)
-        found = generate_replies(Subject("dial", self.model, recipe), rows, Decoding(self.new), self.work)
-        return [one[0] for one in found]
-
-    def read(self, rows: Prompts, replies: list[Reply], rule: Behaviour) -> np.ndarray:
-        return np.array([rule(reply.text, row) for reply, row in zip(replies, rows, strict=True)])
-
-    def scores(self, rows: Prompts, vector: Tensor, strength: float, rule: Behaviour) -> np.ndarray:
-        return self.read(rows, self.replies(rows, vector, strength), rule)
-
-    def perplexity(self, rows: Prompts, replies: list[Reply]) -> float:
-        ids = encode(rows, self.model.tokenizer, self.model.max_positions)
-        found = logprobs(Subject("plain", self.model), ids, [reply.ids for reply in replies], self.work)
-        return float(np.exp(-found.sum_.sum() / found.tokens.sum()))
-
-
 def _off_target(
-    trial: _Trial, rows: Prompts, names: Sequence[str], replies: Sequence[list[Reply]], plain: list[Reply]
+    rows: Prompts, names: Sequence[str], replies: Sequence[list[Reply]], plain: list[Reply]
 ) -> pd.DataFrame:
     lines = []
     for name in names:
         rule = read_behaviour(name)
-        before = trial.read(rows, plain, rule)
+        before = _read(rows, plain, rule)
         scale = float(before.std()) or 1.0
         for dial, texts in zip(np.linspace(0, 1, len(replies)), replies, strict=True):
-            change = (trial.read(rows, texts, rule) - before).mean() / scale
+            change = (_read(rows, texts, rule) - before).mean() / scale
             lines.append({"dial": float(dial), "attribute": name, "change": float(change)})
     return pd.DataFrame(lines, columns=["dial", "attribute", "change"])
 
@@ -310,8 +350,8 @@ def _table(
 ) -> pd.DataFrame:
     means = values.mean(1)
     control = np.full(len(means), np.nan)
-    if len(ends):
-        control[0], control[-1] = ends.mean(0)
+    if ends.size:
+        control[0], control[-1] = ends.mean(1)
     return pd.DataFrame([
         {"dial": float(dial), "strength": float(strength), **scored(own, seed=seed, clusters=rows.clusters),
          "wanted": float(line), "control": float(random), "perplexity": price}

@@ -24,7 +24,7 @@ from workbench.errors import UserError
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
-from workbench.progress import Progress, Silent
+from workbench.progress import JoinedProgress, Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.stats.fdr import q_values
@@ -76,7 +76,7 @@ class PlugAndPlay(ProbeResult):
     group="decoding",
     question="Can a bag of words steer a text by gradients on its keys and values, and at what price in fluency?",
     papers=("Plug and Play Language Models: A Simple Approach to Controlled Text Generation",),
-    cost="per token and text: steps forward-backward passes and two forward passes, twice over for the control",
+    cost="per token and batch: steps forward-backward passes and two forward passes, twice over for the control",
     example="--bag fox,dog --sizes 0.02 --max-new-tokens 4",
 )
 def pplm(  # noqa: PLR0913
@@ -90,6 +90,7 @@ def pplm(  # noqa: PLR0913
     kl: float = 0.01,
     fusion: Annotated[float, Within(0, 1)] = 0.9,
     max_new_tokens: int = 24,
+    batch_size: int = 32,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> PlugAndPlay:
@@ -97,7 +98,8 @@ def pplm(  # noqa: PLR0913
 
     As the released code does: the gradient of each tensor is divided by its norm to the power ``gamma``, a KL term
     holds the distribution near the plain one, both distributions are fused by a geometric mean, and the moved keys and
-    values are those that the next token reads. Greedy, one text at a time.
+    values are those that the next token reads. Greedy; texts of one batch are pushed each along its own gradient, and
+    steps add up in float32. A model in bfloat16 still reads keys and values rounded to it, which swallows small steps.
 
     Args:
         subject: A model, or a pair (its tuned model).
@@ -109,6 +111,7 @@ def pplm(  # noqa: PLR0913
         kl: Weight of the KL divergence from the plain distribution.
         fusion: Share of the pushed distribution in the geometric mean; 0 is the plain one.
         max_new_tokens: Tokens of a text at most.
+        batch_size: Texts that are written at once.
         seed: Of the random words and resampling.
         progress: A bar.
 
@@ -127,9 +130,9 @@ def pplm(  # noqa: PLR0913
     ids = encode(rows, model.tokenizer, model.max_positions)
     random = _random_words(model, words, seed)
     levels = sorted({0.0, *([0.02, 0.04] if sizes is None else sizes)})
-    trial = _Trial(model, ids, max_new_tokens, words)
+    trial = _Trial(model, ids, max_new_tokens, words, Work(batch_size, JoinedProgress(bar)))
     lines, parts, p = [], [], []
-    bar.start("pplm", len(levels))
+    bar.start(f"pplm: {2 * len(levels) * len(ids)} texts of up to {max_new_tokens} tokens", trial.batches(len(levels)))
     for size in levels:
         push = Push(size, steps, gamma, kl, fusion)
         own, chance = trial.written(words, push), trial.written(random, push)
@@ -141,7 +144,6 @@ def pplm(  # noqa: PLR0913
         })  # fmt: skip
         texts = [model.tokenizer.decode(one, skip_special_tokens=True) for one in own.ids]
         parts.append(pd.DataFrame({"size": size, "prompt": range(len(texts)), "text": texts}))
-        bar.advance()
     bar.finish()
     return PlugAndPlay(
         table=pd.DataFrame(lines).assign(q=q_values(np.array(p))),
@@ -151,7 +153,7 @@ def pplm(  # noqa: PLR0913
             forward_passes=trial.forward_passes, backward_passes=trial.backward_passes,
             settings=call_settings(
                 None, bag=bag, sizes=sizes, steps=steps, gamma=gamma, kl=kl, fusion=fusion,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max_new_tokens, batch_size=batch_size,
             ),
         ),
         texts=pd.concat(parts, ignore_index=True),
@@ -196,21 +198,31 @@ class _Written:
 
 
 class _Trial:
-    def __init__(self, model: AdaptedModel, ids: list[list[int]], new: int, bag: torch.Tensor) -> None:
-        self.model, self.ids, self.new, self.bag = model, ids, new, set(bag.tolist())
+    def __init__(self, model: AdaptedModel, ids: list[list[int]], new: int, bag: torch.Tensor, work: Work) -> None:
+        self.model, self.ids, self.new, self.bag, self.work = model, ids, new, set(bag.tolist()), work
         self.forward_passes = self.backward_passes = 0
 
     def written(self, words: torch.Tensor, push: Push) -> _Written:
         """Every prompt's text with ``words`` pushed; the bag is counted."""
         decoding = PushedDecoding(self.model, words, push)
         ends = end_ids(self.model)
-        found = [decoding.text(row, self.new, ends) for row in self.ids]
+        found: list[list[int]] = [[] for _ in self.ids]
+        with self.work.steps("pplm", [len(row) for row in self.ids]) as steps:
+            for rows in steps:
+                for row, text in zip(
+                    rows, decoding.texts([self.ids[row] for row in rows], self.new, ends), strict=True
+                ):
+                    found[row] = text
         self.forward_passes += decoding.forward_passes
         self.backward_passes += decoding.backward_passes
         shares = np.array([np.mean([one in self.bag for one in row]) for row in found])
         mass = np.array([[one[0], one[-1]] for one in decoding.mass]) if decoding.mass else np.full((1, 2), np.nan)
         return _Written(found, shares, *(float(one) for one in mass.mean(0)))
 
+    def batches(self, levels: int) -> int:
+        """Batches that are written and, for their perplexity, read."""
+        return 3 * levels * -(-len(self.ids) // self.work.batch_size)
+
     def perplexity(self, texts: list[list[int]]) -> float:
-        scored_texts = logprobs(Subject("plain", self.model), self.ids, texts, Work())
+        scored_texts = logprobs(Subject("plain", self.model), self.ids, texts, self.work)
         return float(np.exp(-scored_texts.sum_.sum() / scored_texts.tokens.sum()))

@@ -118,11 +118,15 @@ def test_what_a_steer_shows_can_be_made_again(pair_folders: tuple[str, str]) -> 
     assert list(experiment.steps) == ["answers"] and experiment.pair.base == pair_folders[0]
 
 
-def test_parts_make_the_recipes_they_say(home: Path, pair_folders: tuple[str, str]) -> None:
+def test_parts_make_the_recipes_they_say(
+    home: Path, pair_folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every part's Python is the recipe that the page applies."""
     folder, pair = lab_run(home, *pair_folders), load_pair(*pair_folders)
+    monkeypatch.setenv("TUNESCOPE_BOOK", str(folder / "recipes"))
     given: list[recipe_parts.Part] = [
         recipe_parts.Saved(str(folder / "recipes" / "offset.safetensors"), ("Offset",)),
+        recipe_parts.Saved("0.5*offset @response"),
         recipe_parts.Experts(off=("L0E1",), mode="drop"),
         recipe_parts.Experts(on=("L0E2",)),
         recipe_parts.Heads((("L1H2", 0.0),)),

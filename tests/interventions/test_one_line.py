@@ -33,6 +33,7 @@ BOOK = {
             "formal @last+generated + verbose",
             iv.Recipe([iv.Offset(1, FORMAL.vector, positions="last+generated"), VERBOSE]),
         ),
+        ("formal @response", iv.Recipe([iv.Offset(1, FORMAL.vector, positions="last+generated")])),
         ('formal @"all - first"', iv.Recipe([iv.Offset(1, FORMAL.vector, positions="all - first")])),
         ("formal@prompt[0:2]", iv.Recipe([iv.Offset(1, FORMAL.vector, positions="prompt[0:2]")])),
     ],

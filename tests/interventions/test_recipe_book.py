@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 import interventions as iv
 from interventions.exchange.reading import is_line, recipe_name
 from tunescope.cli.recipe import app
-from tunescope.experiments.inline import RecipeSpec
+from tunescope.experiments.inline import RecipeSpec, SavedSpec
+from tunescope.experiments.method_run import MethodCall
 from workbench.errors import UserError
+from workbench.method_index import load_method
 
 FORMAL = iv.Recipe([iv.Offset(1, torch.ones(64))])
 
@@ -53,5 +55,11 @@ def test_the_command_line_and_yaml_take_lines(tmp_path: Path, monkeypatch: pytes
     assert "formal" in [recipe["name"] for recipe in json.loads(listed.stdout)["recipes"]]
     shown = runner.invoke(app, ["show", "0.5*formal", "--json"])
     assert json.loads(shown.stdout)["content"] == (0.5 * FORMAL).content
+    method = load_method("behaviour-diff")
+    call = MethodCall(method, "base", "tuned", {"recipe": ["0.5*formal", "given.safetensors"]}).experiment()
+    assert call["recipes"] == {"0-5-formal": {"line": "0.5*formal"}, "given": {"file": "given.safetensors"}}
     assert runner.invoke(app, ["drop", "formal"]).exit_code == 0
     assert RecipeSpec.model_validate("0.5*formal").line == "0.5*formal"
+    assert SavedSpec(line="0.5*formal").file is None
+    with pytest.raises(ValueError, match="give file"):
+        SavedSpec()

@@ -55,11 +55,11 @@ def plain(text: str) -> str:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on stderr where stderr is a terminal; silence elsewhere."""
-    from workbench.progress import RichProgress, Silent
+    """A bar on stderr where stderr is a terminal; a line a minute elsewhere."""
+    from workbench.progress import LineProgress, RichProgress
 
     if not sys.stderr.isatty():
-        yield Silent()
+        yield LineProgress()
         return
     with RichProgress() as bar:
         yield bar

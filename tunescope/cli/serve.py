@@ -18,7 +18,10 @@ def serve(  # noqa: PLR0913 (one parameter per option)
     model: Annotated[str, typer.Argument(help="The model: a folder or a hub id. With --tuned, the base.")],
     tuned: Annotated[str | None, typer.Option(help="The fine-tuned model, or a PEFT adapter of the base.")] = None,
     recipe: Annotated[
-        list[Path] | None, typer.Option(help="A recipe, or a folder of them that is looked at on every request.")
+        list[Path] | None,
+        typer.Option(
+            help="A recipe, a folder of them that is looked at on every request, or a line such as 0.5*formal."
+        ),
     ] = None,
     port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8000,
     address: Annotated[str, typer.Option(help="Who may connect: this computer only, unless told.")] = "127.0.0.1",

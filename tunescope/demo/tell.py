@@ -15,6 +15,7 @@ from tunescope.demo.chapter import Chapter, Section, Settings
 from tunescope.experiments.from_run import RECORD
 from workbench import organisms, runs
 from workbench.figures.demo import story_figure
+from workbench.models.quiet import without_bars
 from workbench.organisms import Organism
 from workbench.progress import Progress
 from workbench.prompts import Prompts
@@ -57,17 +58,14 @@ def tell(settings: Settings, home: Path | None, progress: Progress, say: Say) ->
 def _small_models() -> Iterator[None]:
     """One thread and no bars of others: more threads only wait for each other on models this small."""
     import torch
-    from transformers.utils import logging
 
-    bars, threads = logging.is_progress_bar_enabled(), torch.get_num_threads()
-    logging.disable_progress_bar()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with without_bars():
+            yield
     finally:
         torch.set_num_threads(threads)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _written(

@@ -184,10 +184,17 @@ class GraftSpec(Inline):
 
 
 class SavedSpec(Inline):
-    """All interventions of a saved recipe, in their order."""
+    """All interventions of a saved recipe, or of a line of the book's names, in their order."""
 
     kind: Literal["Recipe"] = "Recipe"
-    file: str
+    file: str | None = None
+    line: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SavedSpec:
+        if (self.file is None) == (self.line is None):
+            raise refusal("give file (a saved recipe) or line (of the book's names).")
+        return self
 
 
 WRITTEN: dict[str, type[Inline]] = {

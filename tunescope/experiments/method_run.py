@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,9 @@ class MethodCall:
                 sets |= {named[title]: {"file": file} for title, file in value.items()}
                 step[key] = {title: named[title] for title in value}
             elif kind in ("recipe", "recipes"):
-                files = {Path(file).stem: file for file in ([value] if kind == "recipe" else value)}
-                recipes |= {name: {"file": file} for name, file in files.items()}
-                step[key] = next(iter(files)) if kind == "recipe" else [*files]
+                made = _recipes([value] if kind == "recipe" else value)
+                recipes |= made
+                step[key] = next(iter(made)) if kind == "recipe" else [*made]
             else:
                 step[key] = value
         loading = {key: value for key, value in (("device", self.device), ("dtype", self.dtype)) if value != "auto"}
@@ -123,6 +123,15 @@ def checked(call: MethodCall) -> Checked:
     if call.null_adapters is not None:
         check_null(call.method, experiment.pair)
     return Checked(call, experiment, check_prompts(call.method, experiment, call.limit))
+
+
+def _recipes(given: Sequence[str]) -> dict[str, Any]:
+    """Name -> where a recipe is: its file, or its line in the workspace's book."""
+    from interventions.line_or_file import is_line, recipe_name
+    from tunescope.experiments.naming import plain_names
+
+    names = plain_names(map(recipe_name, given), otherwise="recipe")
+    return {names[recipe_name(one)]: {"line" if is_line(one) else "file": one} for one in given}
 
 
 def _names(titles: Mapping[str, Any]) -> dict[str, str]:

@@ -40,7 +40,7 @@ class RecipeBuilder:
         if spec.file is not None:
             recipe = self._saved(spec.file)
         elif spec.line is not None:
-            recipe = iv.recipe_from_text(spec.line, iv.RecipeBook(self._materials.path("recipes")))
+            recipe = self._line(spec.line)
         else:
             recipe = iv.Recipe([one for entry in spec.interventions or () for one in self._made(entry)])
         return recipe if spec.strength == 1.0 else recipe * spec.strength
@@ -59,7 +59,7 @@ class RecipeBuilder:
             case inline.ConceptAblationSpec():
                 return self._ablations(spec)
             case inline.SavedSpec():
-                saved = self._saved(spec.file)
+                saved = self._line(spec.line) if spec.file is None else self._saved(spec.file)
                 return list(saved if spec.strength == 1.0 else saved * spec.strength)
             case inline.LayerScaleSpec():
                 return [replace(iv.LayerScale.from_pair(self._pair, spec.a, spec.b), strength=spec.strength)]
@@ -113,6 +113,9 @@ class RecipeBuilder:
         from interventions.exchange.reading import load_recipe
 
         return load_recipe(self._materials.path(file))
+
+    def _line(self, line: str | None) -> iv.Recipe:
+        return iv.recipe_from_text(line or "", iv.RecipeBook(self._materials.path("recipes")))
 
     def _plainly(self, spec: Any, **tensors: Any) -> Any:
         """The class of interventions with the settings of the schema."""

@@ -114,7 +114,7 @@ class Engine:
         if wanted is None and request.strength != 1.0:
             raise UserError("A strength was given without a recipe: name one, or leave strength out.")
         side = self.sides[name]
-        recipe = None if wanted is None else self.shelf.get(wanted) * request.strength
+        recipe = None if wanted is None else self.shelf.named(wanted) * request.strength
         if recipe is not None:
             recipe.check(side)
         return side, recipe

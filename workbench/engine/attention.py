@@ -10,7 +10,7 @@ and causality is lost silently.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,8 @@ NAME = "tunescope"
 SDPA_NAME = "tunescope_sdpa"
 """Layers run sdpa, but for those whose pattern is read or changed by more than a bias."""
 NAMES = {NAME, SDPA_NAME}
+FEW = 4
+"""Up to one in so many heads are computed a second time rather than masked beside all the others."""
 
 
 class AttentionLogits:
@@ -38,6 +40,8 @@ class AttentionLogits:
 
     def __init__(self, module: nn.Module, query: Tensor, n_keys: int, mask: Tensor | None, causal: bool | None) -> None:
         self.query, self.n_keys, self.mask = query, n_keys, mask
+        self.heads: Sequence[int] | None = None
+        """The heads that are biased, where not all are."""
         self._causal = getattr(module, "is_causal", True) if causal is None else causal
         self._blocked: Tensor | None = None
 
@@ -108,13 +112,34 @@ def tapped_sdpa(
         bias = tap.bias(logits)
     except NeedsPattern:
         return tapped_eager(module, query, key, value, _as_float(logits), **kwargs)
-    mask = attention_mask if bias is None else _biased(logits, bias)
-    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    few = logits.heads is not None and len(logits.heads) * FEW <= query.shape[1] and query.shape[2] > 1
+    mask = attention_mask if bias is None or few else _biased(logits, bias, query)
+    output, _ = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    if bias is not None and few:
+        output = _with_heads(output, logits, bias, key, value, kwargs)
+    return output, None
 
 
-def _biased(logits: AttentionLogits, bias: Tensor) -> Float[Tensor, "batch head query key"]:
-    """The model's mask and a bias as one mask for sdpa."""
-    query, mask = logits.query, logits.mask
+def _with_heads(
+    output: Float[Tensor, "batch query head d_head"], logits: AttentionLogits, bias: Tensor, key: Tensor, value: Tensor,
+    options: dict[str, Any],
+) -> Tensor:  # fmt: skip
+    """Plain attention with the biased heads computed anew: the others keep the fast path without a mask per head."""
+    assert logits.heads is not None
+    heads = torch.tensor(logits.heads, device=output.device)
+    shared = heads // (logits.query.shape[1] // key.shape[1])
+    query = logits.query[:, heads]
+    part = torch.nn.functional.scaled_dot_product_attention(
+        query, key[:, shared], value[:, shared],
+        attn_mask=_biased(logits, bias if bias.shape[1] == 1 else bias[:, heads], query),
+        dropout_p=options.get("dropout", 0.0), scale=options.get("scaling"),
+    )  # fmt: skip
+    return output.index_copy(2, heads, part.transpose(1, 2))
+
+
+def _biased(logits: AttentionLogits, bias: Tensor, query: Tensor) -> Float[Tensor, "batch head query key"]:
+    """The model's mask and a bias as one mask for sdpa, for the heads of ``query``."""
+    mask = logits.mask
     if mask is not None and mask.dtype != torch.bool:
         biased = mask + bias
     else:

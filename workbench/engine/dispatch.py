@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,34 @@ class SiteHook:
     """``fn(value, ctx)`` at a site. An edit returns the new value or None; a reader's return is ignored.
 
     ``bias(attention logits, ctx)``, of an edit of a pattern that is the same as a bias on the attention logits: that
-    bias, or None. It is called in place of ``fn`` where the model can run without its pattern.
+    bias, or None. It is called in place of ``fn`` where the model can run without its pattern. ``heads``: those outside
+    of which the bias is 0; None: any.
     """
 
     site: Site
     fn: HookFn
     edit: bool = False
     bias: BiasFn | None = None
+    heads: tuple[int, ...] | None = None
+
+
+def layer_readers(
+    kind: str, layers: Iterable[int], values: dict[int, Tensor], read: Callable[[Tensor], Tensor] = Tensor.detach
+) -> list[SiteHook]:
+    """Readers of one kind of site that put ``read(value)`` of every layer, at each forward pass, into ``values``."""
+
+    def reader(layer: int) -> SiteHook:
+        def store(value: Tensor, _ctx: ForwardContext) -> None:
+            values[layer] = read(value)
+
+        return SiteHook(Site(kind, layer), store)
+
+    return [reader(layer) for layer in layers]
+
+
+def on_the_cpu(value: Tensor) -> Tensor:
+    """``value`` without its graph, as float32 on the CPU."""
+    return value.detach().float().cpu()
 
 
 _OPEN = "A context (a recipe, a recording) is open on this model: leave it before copying the model."
@@ -53,7 +74,16 @@ class Entry:
     edit: bool
     view: str
     bias: BiasFn | None = None
+    heads: tuple[int, ...] | None = None
     ran: bool = False
+
+
+def _named_heads(entries: list[Entry]) -> tuple[int, ...] | None:
+    """The heads outside of which no entry has a bias; None: any."""
+    if len(entries) == 1:
+        return entries[0].heads
+    named = [entry.heads for entry in entries if entry.heads is not None]
+    return tuple(sorted(set().union(*named))) if len(named) == len(entries) else None
 
 
 class Dispatch:
@@ -110,6 +140,7 @@ class Dispatch:
         if self.stops or any(entry.bias is None for entry in live):
             raise NeedsPattern
         total = None
+        logits.heads = _named_heads(live)
         for entry in live:
             assert entry.bias is not None
             entry.ran = True

@@ -138,7 +138,7 @@ class Hub:
             for hook, place in resolved:
                 if place.needs is not None:
                     self._keep(place.needs, stack)
-                entries.append(Entry(place, hook.fn, hook.edit, view, hook.bias))
+                entries.append(Entry(place, hook.fn, hook.edit, view, hook.bias, hook.heads))
                 self._add(entries[-1], stack)
             if stop and resolved:
                 self._stop_after(max(resolved, key=lambda pair: pair[0].site.order)[1], stack)
@@ -236,7 +236,7 @@ class Hub:
             mask = None if self.generation is None else self.generation.attention_mask
         assert shown is not None
         start = self._tokens_before(cache if cache is not None else given.get("cache_params"), shown.shape[1])
-        told = self.generation is not None or self._prompt_lengths is not None
+        knows_lengths = self.generation is not None or self._prompt_lengths is not None
         self.context = ForwardContext(
             batch=shown.shape[0],
             start=start,
@@ -246,7 +246,7 @@ class Hub:
             attention_mask=mask,
             generation=self.generation,
             given_prompt_lengths=self._prompt_lengths,
-            loose=None if told or not self._loose.continues(ids, start) else self._loose,
+            loose=None if knows_lengths or not self._loose.continues(ids, start) else self._loose,
             template=self.template,
         )
 

