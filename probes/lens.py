@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -101,10 +101,10 @@ def logit_lens(
     measured, cells = [], []
     for start in range(0, len(recording.index), CHUNK):
         chunk = _Chunk(pair, recording, slice(start, start + CHUNK), numbers, seed + start)
-        for layer in numbers:
-            reading = chunk.read(layer)
-            measured.append(chunk.measured(reading, layer))
-            cells += chunk.cells(reading, layer, shown, top)
+        for layer, reading in chunk.readings(numbers):
+            lines = chunk.measured(reading, layer)
+            measured.append(lines)
+            cells += chunk.cells(reading, layer, shown, top, lines["kl"].tolist())
         bar.advance(len(chunk.index))
     bar.finish()
     return LogitLens(
@@ -125,8 +125,9 @@ def logit_lens(
 
 def kl(p: Float[Tensor, "row vocab"], q: Float[Tensor, "row other_vocab"]) -> Float[Tensor, " row"]:
     """KL(p || q) in nats of two tables of log-probabilities, over the ids both have."""
-    common = min(p.shape[1], q.shape[1])
-    p, q = p[:, :common].log_softmax(-1), q[:, :common].log_softmax(-1)
+    if p.shape[1] != q.shape[1]:
+        common = min(p.shape[1], q.shape[1])
+        p, q = p[:, :common].log_softmax(-1), q[:, :common].log_softmax(-1)
     return (p.exp() * (p - q).nan_to_num()).sum(-1).clamp_min(0)
 
 
@@ -151,11 +152,18 @@ class _Chunk:
     def _residual(self, role: str, layer: int) -> Float[Tensor, "row d_model"]:
         return self.recording[role]["resid_post", layer][self.rows].float()
 
-    def read(self, layer: int) -> _Reading:
-        base, tuned = self._residual("base", layer), self._residual("tuned", layer)
-        away = torch.nn.functional.normalize(torch.randn(base.shape, generator=self.random), dim=-1)
-        displaced = base + away * (tuned - base).norm(dim=-1, keepdim=True)
-        return _Reading(_says(self.pair.base, base), _says(self.pair.tuned, tuned), _says(self.pair.tuned, displaced))
+    def readings(self, layers: Sequence[int]) -> Iterator[tuple[int, _Reading]]:
+        """Each layer's readings; of few rows several layers are read at once, as the vocabulary's matrix is large."""
+        rows = len(self.index)
+        at_once = max(1, CHUNK // rows)
+        for start in range(0, len(layers), at_once):
+            group = layers[start : start + at_once]
+            base, tuned = (torch.cat([self._residual(role, layer) for layer in group]) for role in ("base", "tuned"))
+            away = [torch.randn(rows, base.shape[-1], generator=self.random) for _ in group]
+            away_by_one = torch.nn.functional.normalize(torch.cat(away), dim=-1)
+            displaced = base + away_by_one * (tuned - base).norm(dim=-1, keepdim=True)
+            read = (_says(self.pair.base, base), _says(self.pair.tuned, tuned), _says(self.pair.tuned, displaced))
+            yield from zip(group, map(_Reading, *(one.split(rows) for one in read)), strict=True)
 
     def measured(self, reading: _Reading, layer: int) -> pd.DataFrame:
         """One line per row: prompt, layer and the divergences."""
@@ -170,10 +178,11 @@ class _Chunk:
             }
         )
 
-    def cells(self, reading: _Reading, layer: int, shown: int, top: int) -> list[dict[str, Any]]:
-        """What both models' grids show at this layer."""
+    def cells(
+        self, reading: _Reading, layer: int, shown: int, top: int, apart: Sequence[float]
+    ) -> list[dict[str, Any]]:
+        """What both models' grids show at this layer; ``apart``: the KL of each row."""
         cells = []
-        apart = kl(reading.tuned, reading.base)
         tokenizer = self.pair.tokenizer
         for number, row in enumerate(self.index.to_dict("records")):
             if row["prompt"] >= shown:
@@ -193,7 +202,7 @@ class _Chunk:
                         "top": "; ".join(f"{w!r} {p:.2f}" for w, p in zip(words, chances, strict=True)),
                         "probability": chances[0],
                         "entropy": float(-(says.exp() * says.nan_to_num(neginf=0.0)).sum()),
-                        "kl": apart[number].item(),
+                        "kl": apart[number],
                     }
                 )
         return cells
