@@ -10,8 +10,8 @@ import pandas as pd
 
 HEAD = (
     "Methods that a paper puts in an order, by neighbours, as the tables below have them. *Holds*: the better one's "
-    "interval lies above the other's; *reversed*: below it; *undecided*: they overlap. Intervals are those of the "
-    "tables: 95 % over programs, or the least and the most of the seeds."
+    "interval lies above the other's; *reversed*: below it; *undecided*: they overlap, or one has a single seed. "
+    "Intervals are those of the tables: 95 % over programs, or the least and the most of the seeds."
 )
 
 
@@ -87,9 +87,11 @@ def compared(text: str) -> pd.DataFrame:
         bounded = [f"{order.measure}{end}" for end in ("", "_low", "_high")]
         for better, worse in pairwise(methods):
             one, other = (_Measured(*by_method.loc[name, bounded].astype(float)) for name in (better, worse))
+            repeated = "seeds" not in table or by_method.loc[[better, worse], "seeds"].min() > 1
+            verdict = one.beside(other) if repeated else "undecided"
             rows.append({
                 "suite": order.kind, "question": order.question, "measure": order.measure,
-                "better, as published": f"{better}: {one}", "worse": f"{worse}: {other}", "verdict": one.beside(other),
+                "better, as published": f"{better}: {one}", "worse": f"{worse}: {other}", "verdict": verdict,
                 "source": order.source,
             })  # fmt: skip
     return pd.DataFrame(rows)
