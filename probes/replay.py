@@ -178,10 +178,10 @@ class LastToken:
         return self._in_order([self.run(n, hooks_of(rows)) for n, rows in enumerate(self.rows)])
 
     def _in_order(self, parts: Sequence[Float[Tensor, "_ vocab"]]) -> Float[Tensor, "row vocab"]:
-        found = torch.empty(sum(map(len, parts)), parts[0].shape[-1], dtype=parts[0].dtype)
+        ordered = torch.empty(sum(map(len, parts)), parts[0].shape[-1], dtype=parts[0].dtype)
         for rows, part in zip(self.rows, parts, strict=True):
-            found[rows] = part.detach().to("cpu")
-        return found
+            ordered[rows] = part.detach().to("cpu")
+        return ordered
 
     def _check(self) -> None:
         """The first batch, run without any shortcut, must give the same logits."""
