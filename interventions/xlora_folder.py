@@ -76,7 +76,7 @@ def _in_order(adapters: Mapping[str, str]) -> dict[str, str]:
     """The adapters by their numbers, which are their names: "10" comes after "2"."""
     if odd := [name for name in adapters if not name.isdecimal()]:
         raise UserError(
-            f"The X-LoRA calls an adapter {odd[0]!r}, and PEFT runs those alone that are called 0, 1, 2 and so on: give "
+            f"The X-LoRA calls an adapter {odd[0]!r}, and PEFT runs only those called 0, 1, 2 and so on: give "
             'adapters={"0": folder, "1": folder}, in the order in which they were trained.'
         )
     return dict(sorted(adapters.items(), key=lambda one: int(one[0])))
@@ -94,7 +94,7 @@ def _fill_router(model: Any, folder: Path) -> None:
             stored[own] = value
     if lacking := sorted(set(router.state_dict()) - set(stored)):
         raise UserError(
-            f"{folder} does not hold the router's {lacking[0]}, so its mixing is lost: save the X-LoRA's state_dict() too, "
-            "or read its gates in the process that trained it."
+            f"{folder} does not hold the router's {lacking[0]}, so its mixing is lost: save the X-LoRA's state_dict() "
+            "too, or read its gates in the process that trained it."
         )
     router.load_state_dict(stored)
