@@ -159,6 +159,28 @@ class KnobSet:
 
 
 @dataclass(frozen=True)
+class TurnedOff:
+    """One way of a comparison of all ways to turn a behaviour off."""
+
+    path: str
+    way: str
+
+    def label(self) -> str:
+        return self.way
+
+    def python(self) -> str:
+        return f"Result.load({self.path!r}).recipe({self.way!r}, pair)[0]"
+
+    def made(self, pair: ModelPair) -> Recipe:
+        recipe: Recipe = _result(self.path, "WaysToTurn").recipe(self.way, pair)[0]
+        return recipe
+
+    @property
+    def has_strength(self) -> bool:
+        return self.way != "experts"
+
+
+@dataclass(frozen=True)
 class Weights:
     """Tuning's change of the weights scaled: by layer (a + b · depth), or as an adapter's scale."""
 

@@ -60,13 +60,14 @@ class Filled:
         return (self.method.name, self.base, self.tuned, repr(sorted(self.options.items())), rows, self.limit)
 
 
-def front(name: str, chosen: Selection, page: str) -> None:
+def front(name: str, chosen: Selection, page: str, rows: Prompts | None = None) -> None:
     """Draw a method's front; call it inside :func:`dashboards.panels.told`.
 
     Args:
         name: The method, as the registry has it.
         chosen: Its run's prompts are offered, and its pair.
         page: The page on which this stands, where the end of the task is told.
+        rows: What is offered in place of the run's prompts.
 
     Raises:
         UserError: An option is not what the method takes, or the prompts cannot be read.
@@ -79,7 +80,7 @@ def front(name: str, chosen: Selection, page: str) -> None:
     st.markdown(panels.words(method.summary.replace("``", "")))
     notes = [f"Cost: {method.cost}." if method.cost else "", *(f"From: {paper}." for paper in method.papers)]
     st.caption(panels.words(" ".join(note for note in notes if note)))
-    filled = _form(method, chosen, page)
+    filled = _form(method, chosen, page, chosen.rows() if rows is None else rows)
     reason = method_form.reason_against(method, (filled.base, filled.tuned), filled.prompts, filled.options)
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(
@@ -105,9 +106,9 @@ def _at(page: str, name: str) -> str:
     return "method" if page == "analyses" else f"{page}-{name}"
 
 
-def _form(method: Method, chosen: Selection, page: str) -> Filled:
+def _form(method: Method, chosen: Selection, page: str, rows: Prompts | None) -> Filled:
     base, tuned = _models(chosen, page, method.name)
-    prompts, limit = _prompts(method, chosen, page)
+    prompts, limit = _prompts(method, rows, page)
     return Filled(method, base, tuned, method_form.ask(method), prompts, limit)
 
 
@@ -120,11 +121,11 @@ def _models(chosen: Selection, page: str, name: str) -> tuple[str, str]:
     return base.strip(), tuned.strip()
 
 
-def _prompts(method: Method, chosen: Selection, page: str) -> tuple[Prompts | None, int | None]:
+def _prompts(method: Method, rows: Prompts | None, page: str) -> tuple[Prompts | None, int | None]:
     """The prompts of the run, pasted ones or a file, and how many are read at most; None before there are some."""
     if {"prompts", "recording"}.isdisjoint(method.arguments):
         return None, None
-    at, rows = _at(page, method.name), chosen.rows()
+    at = _at(page, method.name)
     ways = [*([OF_RUN] if rows is not None and len(rows) else []), PASTE, FILE]
     left, right = st.columns([3, 1])
     way = left.segmented_control("Prompts", ways, key=f"{at}-from", default=ways[0], required=True)
@@ -245,9 +246,9 @@ def front_if_missing(what: str, name: str, chosen: Selection, page: str) -> None
         front(name, chosen, page)
 
 
-def front_for_more(label: str, name: str, chosen: Selection, page: str) -> None:
-    """The same folded away, where there is a result already."""
+def front_for_more(label: str, name: str, chosen: Selection, page: str, rows: Prompts | None = None) -> None:
+    """The same folded away, where there is a result already; ``rows`` as for :func:`front`."""
     shown = st.expander(label, icon=":material/play_circle:", on_change="rerun", key=f"more-{page}-{name}")
     if shown.open:
         with shown, panels.told():
-            front(name, chosen, page)
+            front(name, chosen, page, rows)

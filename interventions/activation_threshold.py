@@ -120,8 +120,8 @@ class ActivationThreshold(Intervention):
         silent = self._silent(model, layer, threshold)
 
         def change(value: Tensor, ctx: ForwardContext) -> Tensor | None:
-            chosen = scope(ctx)
-            if chosen.nothing:
+            selection = scope(ctx)
+            if selection.nothing:
                 return None
             off = silent(value)
             share = amount(value, ctx)
@@ -130,7 +130,7 @@ class ActivationThreshold(Intervention):
             else:
                 exact = value.to(working(value.dtype))
                 new = torch.where(off, exact * (1.0 - share), exact).to(value.dtype)
-            return blend(chosen, new, value)
+            return blend(selection, new, value)
 
         return change
 
@@ -173,9 +173,9 @@ def nonlinearity(model: AdaptedModel, layer: int) -> nn.Module:
     model.hub.module(Site("mlp_post", layer))
     mlp = submodule(model.inner, f"{model.hub.family.layers}.{layer}.{model.hub.family.mlp}")
     for name in _ACTIVATIONS:
-        found = getattr(mlp, name, None)
-        if isinstance(found, nn.Module):
-            return found
+        module = getattr(mlp, name, None)
+        if isinstance(module, nn.Module):
+            return module
     raise NotSupported(f"The MLP of layer {layer} has no non-linearity in a known place: use rule='magnitude'.")
 
 

@@ -143,10 +143,12 @@ class AdapterRouting(Intervention):
         if self.rule == "sigmoid":
             return scores.sigmoid()
         size = count if self.rule in ("soft", "even") else min(self.top_k, count)
-        kept = torch.full_like(scores, -torch.inf)
+        top_scores = torch.full_like(scores, -torch.inf)
         top = scores.topk(size, dim=-1)
-        kept = kept.scatter(-1, top.indices, top.values)
-        return kept.softmax(-1) * (min(size, int((kept > -torch.inf).sum(-1).max())) if self.rule == "smora" else 1)
+        top_scores = top_scores.scatter(-1, top.indices, top.values)
+        return top_scores.softmax(-1) * (
+            min(size, int((top_scores > -torch.inf).sum(-1).max())) if self.rule == "smora" else 1
+        )
 
     def by_adapter(self, path: str, x: Float[Tensor, "*place in"]) -> Float[Tensor, "*place adapter"]:
         """The weights, of smora summed over an adapter's ranks and divided by all, so that they sum to 1."""
@@ -197,15 +199,15 @@ class AdapterRouting(Intervention):
             ctx: ForwardContext | None = hub.context
             if ctx is None or ctx.thread != get_ident() or hub.view != view:
                 return None
-            chosen = scope(ctx)
-            if chosen.nothing:
+            selection = scope(ctx)
+            if selection.nothing:
                 return None
             x = args[0] if args[0].ndim > 2 else args[0].unflatten(0, (ctx.batch, -1))
             value = output.view(*x.shape[:-1], -1)
             moved = amount(value, ctx) * self.change(path, x)
-            if not chosen.everything:
-                assert chosen.mask is not None
-                moved = torch.where(chosen.mask[..., None], moved, 0.0)
+            if not selection.everything:
+                assert selection.mask is not None
+                moved = torch.where(selection.mask[..., None], moved, 0.0)
             return (value + moved.to(value.dtype)).view(output.shape)
 
         return hook

@@ -185,11 +185,11 @@ class SiteIntervention(Intervention):
         scope = self.scope()
 
         def edit(value: Any, ctx: ForwardContext) -> Any:
-            chosen = scope(ctx)
-            if chosen.nothing:
+            selection = scope(ctx)
+            if selection.nothing:
                 return None
             new = change(value, ctx)
-            return new if new is None or chosen.everything else self._blended(chosen, new, value)
+            return new if new is None or selection.everything else self._blended(selection, new, value)
 
         return SiteHook(site, edit, edit=True)
 
@@ -197,9 +197,9 @@ class SiteIntervention(Intervention):
         """Where this acts: its positions, behind its gate."""
         return Scope(self.positions, self.when)
 
-    def _blended(self, chosen: Selection, new: Any, old: Any) -> Any:
+    def _blended(self, selection: Selection, new: Any, old: Any) -> Any:
         """``new`` where the positions were chosen, ``old`` elsewhere."""
-        return blend(chosen, new, old)
+        return blend(selection, new, old)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -80,8 +80,8 @@ def as_label(given: Label, kind: str) -> str:
     """``L3H5`` or ``L3E12`` from the text or from (layer, index)."""
     letter = {"head": "H", "expert": "E"}[kind]
     if isinstance(given, str):
-        layer, found, index = parse_label(given)
-        if found != kind:
+        layer, number, index = parse_label(given)
+        if number != kind:
             raise UserError(f"{given!r} is not the label of a {kind}: write L{layer}{letter}0 or ({layer}, 0).")
         return f"L{layer}{letter}{index}"
     try:

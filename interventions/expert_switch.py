@@ -119,15 +119,15 @@ class ExpertSwitch(SiteIntervention):
 
         return site, change
 
-    def _tokens(self, chosen: Selection, ctx: ForwardContext) -> Tensor | None:
+    def _tokens(self, selection: Selection, ctx: ForwardContext) -> Tensor | None:
         """[batch, pos] where it acts; None: everywhere."""
-        mask = None if chosen.everything else chosen.mask
+        mask = None if selection.everything else selection.mask
         if isinstance(self.strength, Tensor):
             rows = for_rows(self.strength, ctx, "strengths").bool()[:, None]
             mask = rows & (ctx.real if mask is None else mask)
         return mask
 
-    def _blended(self, chosen: Selection, new: Any, old: Any) -> Any:  # noqa: ARG002
+    def _blended(self, selection: Selection, new: Any, old: Any) -> Any:  # noqa: ARG002
         return new  # the orders already say for which tokens they hold
 
     def _check_layers(self, model: AdaptedModel, off: Iterable[Label], on: Iterable[Label]) -> None:

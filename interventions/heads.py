@@ -126,8 +126,8 @@ def _by_label(given: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _dense(
-    chosen: Mapping[int, Tensor], value: Tensor, other: Float[Tensor, " d_head"]
+    by_head: Mapping[int, Tensor], value: Tensor, other: Float[Tensor, " d_head"]
 ) -> Float[Tensor, "head d_head"]:
     """One row per head of ``value`` [batch, pos, head, d_head]: the chosen ones, ``other`` for the rest."""
-    rows = [chosen.get(head, other).expand(len(other)) for head in range(value.shape[-2])]
+    rows = [by_head.get(head, other).expand(len(other)) for head in range(value.shape[-2])]
     return torch.stack([row.to(value.device, working(value.dtype)) for row in rows])

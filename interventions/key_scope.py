@@ -38,8 +38,8 @@ class KeyScope:
             tell_unknown_prompt(self.where, ctx)
         ids = self._ids(ctx) if self._needs_ids else None
         whole = replace(ctx, start=0, length=ctx.start + ctx.length, input_ids=ids, scratch={})
-        chosen = select(self.where, whole)
-        return whole.real if chosen.mask is None and chosen.everything else _mask(chosen.mask, whole)
+        selection = select(self.where, whole)
+        return whole.real if selection.mask is None and selection.everything else _mask(selection.mask, whole)
 
     def _ids(self, ctx: ForwardContext) -> Tensor:
         if ctx.input_ids is None:

@@ -48,10 +48,10 @@ class LayerSkip(SiteIntervention):
 
     def validate(self, model: AdaptedModel) -> None:
         """Every layer must exist, once."""
-        found = [resolved(model, layer) for layer in self.layers]
-        if len(set(found)) < len(found):
+        layers = [resolved(model, layer) for layer in self.layers]
+        if len(set(layers)) < len(layers):
             raise UserError("A layer is named twice among those to be skipped: name each once.")
-        for layer in found:
+        for layer in layers:
             site_in(model, "resid_post", layer)
 
     def stand_ins(self, model: AdaptedModel, draws: int, seed: int) -> list[LayerSkip] | None:

@@ -108,8 +108,8 @@ class LogitMix(LogitIntervention):
         Raises:
             UserError: A model has other weights than the one that was saved, or there is no such voice.
         """
-        found = self.matching(models)
-        voices = {name: replace(voice, model=found.get(name, voice.model)) for name, voice in self._voices.items()}
+        matched = self.matching(models)
+        voices = {name: replace(voice, model=matched.get(name, voice.model)) for name, voice in self._voices.items()}
         return replace(self, voices=voices)
 
     def validate(self, model: AdaptedModel) -> None:

@@ -34,9 +34,9 @@ def mean_norm(
     scope, kept = Scope(positions), []
 
     def keep(value: Tensor, ctx: ForwardContext) -> None:
-        chosen = scope(ctx)
+        selection = scope(ctx)
         norms = value.detach().float().norm(dim=-1)
-        kept.append(norms.flatten() if chosen.everything else norms[ctx.real & _chosen(chosen.mask, ctx)])
+        kept.append(norms.flatten() if selection.everything else norms[ctx.real & _chosen(selection.mask, ctx)])
 
     with model.hooked([SiteHook(site_in(model, wide_kind(site), layer), keep)], stop=True):
         model.forward(batch, logits=None)

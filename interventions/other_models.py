@@ -79,8 +79,8 @@ class Reader:
 
     def shared(self, ctx: ForwardContext) -> Tensor | None:
         """The logits where this model's rows were in the running model's batch."""
-        found: Tensor | None = ctx.scratch.get(partner_key(self.model)) if self.plain else None
-        return found
+        logits: Tensor | None = ctx.scratch.get(partner_key(self.model)) if self.plain else None
+        return logits
 
     @property
     def plain(self) -> bool:

@@ -84,9 +84,9 @@ class Patch(SiteIntervention):
         **options: Any,
     ) -> Patch:
         """The patch with what ``model`` computes on ``prompts``: text, chats, ids [row, pos] or Encoded."""
-        chosen = None if heads is None else sorted({cls._head(head) for head in heads})
-        run = record_run(model, prompts, site, layer, write_of=chosen if what == "write" else None)
-        made = cls(layer, run.values, site, lengths=run.lengths, heads=chosen, what=what)
+        numbers = None if heads is None else sorted({cls._head(head) for head in heads})
+        run = record_run(model, prompts, site, layer, write_of=numbers if what == "write" else None)
+        made = cls(layer, run.values, site, lengths=run.lengths, heads=numbers, what=what)
         return replace(made, **options)
 
     def validate(self, model: AdaptedModel) -> None:

@@ -92,9 +92,9 @@ class _XLora:
         self._tuner, self._classifier = tuner, tuner.internal_xlora_classifier
         paths = tuner.lora_model.model.named_modules()
         owners: dict[str, Any] = {path: getattr(module.forward, "__self__", None) for path, module in paths}
-        found = {path: owner for path, owner in owners.items() if hasattr(owner, "get_maybe_topk_scalings")}
-        self._layers = sorted(found.values(), key=lambda one: one.layer_number)
-        self.modules = sorted(found, key=lambda path: found[path].layer_number)
+        routers = {path: owner for path, owner in owners.items() if hasattr(owner, "get_maybe_topk_scalings")}
+        self._layers = sorted(routers.values(), key=lambda one: one.layer_number)
+        self.modules = sorted(routers, key=lambda path: routers[path].layer_number)
         self.adapters = list(self._layers[0].target.active_adapters)
 
     @contextmanager
@@ -124,9 +124,9 @@ class _Arrow:
     def __init__(self, model: nn.Module) -> None:
         from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 
-        found = {path: module for path, module in model.named_modules() if isinstance(module, ArrowLoraLinearLayer)}
-        self._layers = list(found.values())
-        self.modules = [path.rpartition(".lora_arrow.")[0].removeprefix("base_model.model.") for path in found]
+        layers = {path: module for path, module in model.named_modules() if isinstance(module, ArrowLoraLinearLayer)}
+        self._layers = list(layers.values())
+        self.modules = [path.rpartition(".lora_arrow.")[0].removeprefix("base_model.model.") for path in layers]
         self.adapters = list(self._layers[0].task_adapter_names)
 
     @contextmanager
@@ -162,8 +162,8 @@ def _arrow_weights(
         return is_open.to(x).expand(*x.shape[:-1], -1)
     alike = (x @ layer.prototypes.to(x).T).abs().masked_fill(~is_open.to(x.device), -torch.inf)
     top = alike.topk(min(layer.top_k, int(is_open.sum())), dim=-1)
-    kept = torch.full_like(alike, -torch.inf).scatter(-1, top.indices, top.values)
-    return (kept / layer.temperature).softmax(-1)
+    top_only = torch.full_like(alike, -torch.inf).scatter(-1, top.indices, top.values)
+    return (top_only / layer.temperature).softmax(-1)
 
 
 def _router_of(model: Any) -> _XLora | _Arrow:

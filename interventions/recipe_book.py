@@ -54,10 +54,10 @@ class RecipeBook(Mapping[str, Recipe]):
     def _files(self) -> dict[str, Path]:
         if not self.folder.is_dir():
             return {}
-        found = [
+        files = [
             path for path in sorted(self.folder.iterdir()) if path.suffix in _ENDINGS and _NAME.fullmatch(path.stem)
         ]
-        return {one.stem: one for one in found}
+        return {one.stem: one for one in files}
 
     def keep(self, name: str, recipe: Recipe, model: AdaptedModel | None = None) -> Path:
         """Write ``recipe`` into the book under a name; ``model`` is the one it was made on.

@@ -165,7 +165,7 @@ def check_identity(made_with: Mapping[str, Any], model: AdaptedModel, strict: bo
     made = made_with.get("model") or {}
     if "identity" not in made or made["identity"] == model.identity.hash:
         return
-    told = f"This recipe was made on other weights ({made.get('name')}) than those of {model.name}"
+    warning = f"This recipe was made on other weights ({made.get('name')}) than those of {model.name}"
     if strict:
-        raise UserError(f"{told}: load it on the model it was made on, or without strict.")
-    warnings.warn(f"{told}; it fits by shape, its effect may differ.", OtherModelWarning, stacklevel=4)
+        raise UserError(f"{warning}: load it on the model it was made on, or without strict.")
+    warnings.warn(f"{warning}; it fits by shape, its effect may differ.", OtherModelWarning, stacklevel=4)

@@ -130,8 +130,8 @@ def _with_scores(logits: Tensor, experts: Tensor, score: Tensor, router: nn.Modu
     own = gate_scores(router, logits)
     given = _at(score, experts)
     given = torch.where(given == math.inf, own.amax(-1, keepdim=True).to(given.dtype), given)
-    chosen = own.gather(1, experts)
-    return weigh(router, torch.where(given.isnan(), chosen, given.to(chosen.dtype)), logits.dtype)
+    scores_of_experts = own.gather(1, experts)
+    return weigh(router, torch.where(given.isnan(), scores_of_experts, given.to(scores_of_experts.dtype)), logits.dtype)
 
 
 def _with_drops(weights: Tensor, experts: Tensor, orders: Orders) -> Tensor:

@@ -63,10 +63,10 @@ def _factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
     sides: dict[str, dict[str, Tensor]] = {}
     for name, value in load_file(weights).items():
-        found = _FACTOR.fullmatch(name)
-        if found is None:
+        match = _FACTOR.fullmatch(name)
+        if match is None:
             raise NotSupported(f"The adapter at {folder} holds {name}, which is no factor of a plain LoRA.")
-        sides.setdefault(found["path"], {})[found["side"]] = value.float()
+        sides.setdefault(match["path"], {})[match["side"]] = value.float()
     return {path: (side["A"], side["B"] * scale) for path, side in sides.items()}
 
 

@@ -51,26 +51,26 @@ class Scope:
         self._key = intern(f"scope {self.where!r} {behind}")  # looked up at every site of every pass
 
     def __call__(self, ctx: ForwardContext) -> Selection:
-        chosen: Selection | None = ctx.scratch.get(self._key)
-        if chosen is None:
+        selection: Selection | None = ctx.scratch.get(self._key)
+        if selection is None:
             if ctx.loose is not None and self._needs_prompt:
                 tell_unknown_prompt(self.where, ctx)
-            chosen = select(self.where, ctx)
-            chosen = ctx.scratch[self._key] = chosen if self.gate is None else _behind(self.gate, chosen, ctx)
-        return chosen
+            selection = select(self.where, ctx)
+            selection = ctx.scratch[self._key] = selection if self.gate is None else _behind(self.gate, selection, ctx)
+        return selection
 
 
-def _behind(gate: Gate, chosen: Selection, ctx: ForwardContext) -> Selection:
+def _behind(gate: Gate, selection: Selection, ctx: ForwardContext) -> Selection:
     """What of ``chosen`` the gate lets through."""
-    if chosen.nothing:
-        return chosen
+    if selection.nothing:
+        return selection
     mask = gate.open(ctx)
-    return Selection(everything=False, nothing=False, mask=mask if chosen.mask is None else mask & chosen.mask)
+    return Selection(everything=False, nothing=False, mask=mask if selection.mask is None else mask & selection.mask)
 
 
-def blend(chosen: Selection, new: Tensor, old: Tensor) -> Tensor:
+def blend(selection: Selection, new: Tensor, old: Tensor) -> Tensor:
     """``new`` at the chosen positions and ``old`` elsewhere, bit for bit; both [batch, pos, ...]."""
-    if chosen.everything or new is old:
+    if selection.everything or new is old:
         return new
-    assert chosen.mask is not None
-    return torch.where(chosen.mask.view(*chosen.mask.shape, *[1] * (old.ndim - 2)), new, old)
+    assert selection.mask is not None
+    return torch.where(selection.mask.view(*selection.mask.shape, *[1] * (old.ndim - 2)), new, old)

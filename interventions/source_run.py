@@ -48,14 +48,14 @@ def record_run(model: AdaptedModel, prompts: Any, site: str, layer: Layer, *, wr
     """
     batch = prompts if isinstance(prompts, Encoded | Tensor) else model.encode(prompts)
     place = Site(Site.parse(site).kind, resolved(model, layer))
-    kept: list[tuple[Tensor, Tensor]] = []
+    recorded: list[tuple[Tensor, Tensor]] = []
 
     def keep(value: Tensor, ctx: ForwardContext) -> None:
-        kept.append((value.detach().clone(), ctx.real))
+        recorded.append((value.detach().clone(), ctx.real))
 
     with model.hooked([SiteHook(place, keep)], stop=True), torch.no_grad():
         model.forward(batch, logits=None)
-        value, real = kept[0]
+        value, real = recorded[0]
         if write_of is not None:
             value = head_writes(model, place, value, write_of)
     rows = [row[there] for row, there in zip(value, real, strict=True)]

@@ -88,12 +88,12 @@ class TokenRules(Intervention):
         Raises:
             UserError: A word that is no single token, an id beyond the vocabulary, or two scores for one token.
         """
-        found: dict[int, float] = {}
+        biases: dict[int, float] = {}
         for word, score in self.biases.items():
             for token in _tokens(str(word), model):
-                if found.setdefault(token, score) != score:
+                if biases.setdefault(token, score) != score:
                     raise UserError(f"The word {word!r} is token {token}, which has another bias already: give one.")
-        return found
+        return biases
 
     @contextmanager
     def entered(self, model: AdaptedModel) -> Iterator[Any]:
@@ -125,27 +125,27 @@ class _RuleHook(LogitHook):
 
     def combined(self, own: Tensor, *others: Any) -> Tensor:
         *read, ctx = others
-        exact, kept = working(own.dtype), own.shape[1]
+        exact, length = working(own.dtype), own.shape[1]
         added = torch.zeros_like(own, dtype=exact)
         width = own.shape[-1]
         words = self.words.to(own.device)
         added[..., words[words < width]] += self.scores.to(own.device, exact)[words < width]
         if self.rules.end_ramp:
-            added[..., self.ends.to(own.device)] += self._ramp(ctx, kept).to(exact)[..., None]
+            added[..., self.ends.to(own.device)] += self._ramp(ctx, length).to(exact)[..., None]
         if self.rules.repeated:
-            added += self.rules.repeated * self._met(read[0], ctx, kept, width).to(exact)
+            added += self.rules.repeated * self._met(read[0], ctx, length, width).to(exact)
         return (own.to(exact) + self.amount(own, ctx) * added).to(own.dtype)
 
-    def _ramp(self, ctx: ForwardContext, kept: int) -> Float[Tensor, "batch pos"]:
-        written = ctx.index[:, -kept:] + 1 - ctx.prompt_lengths[:, None]
+    def _ramp(self, ctx: ForwardContext, length: int) -> Float[Tensor, "batch pos"]:
+        written = ctx.index[:, -length:] + 1 - ctx.prompt_lengths[:, None]
         return self.rules.end_ramp * (written / self.rules.ramp_tokens).clamp(0, 1)
 
-    def _met(self, ids: Int[Tensor, "batch column"], ctx: ForwardContext, kept: int, width: int) -> Tensor:
+    def _met(self, ids: Int[Tensor, "batch column"], ctx: ForwardContext, length: int, width: int) -> Tensor:
         """[batch, kept, vocab]: 1 for tokens that the response holds up to that position."""
-        first = ctx.start + ctx.length - kept
+        first = ctx.start + ctx.length - length
         whole = replace(ctx, start=0, length=ctx.start + ctx.length, input_ids=ids, scratch={})
         response = (whole.index >= ctx.prompt_lengths[:, None]) & whole.real
-        met = torch.zeros(len(ids), kept, width, device=ids.device)
+        met = torch.zeros(len(ids), length, width, device=ids.device)
         now = torch.zeros(len(ids), width, device=ids.device)
         for column in range(ids.shape[1]):
             token = ids[:, column, None]
@@ -184,7 +184,7 @@ def _tokens(word: str, model: AdaptedModel) -> list[int]:
     if model.tokenizer is None:
         raise UserError(f"The bias names the word {word!r} and this model has no tokenizer: name tokens by number.")
     spelt = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (word, f" {word}")]
-    found = sorted({ids[0] for ids in spelt if len(ids) == 1})
-    if not found:
+    tokens = sorted({ids[0] for ids in spelt if len(ids) == 1})
+    if not tokens:
         raise UserError(f"The word {word!r} is {len(spelt[0])} tokens to this model; a bias needs a word of one token.")
-    return found
+    return tokens

@@ -14,8 +14,8 @@ import plotly.graph_objects as go
 
 from probes.call_settings import call_settings
 from probes.results import ProbeResult
-from workbench import finished_batches
 from workbench.cells import COLUMNS
+from workbench.cluster.splitting import in_parts
 from workbench.errors import UserError
 from workbench.models.null_adapters import KINDS, Null, check_nullable, null_adapter
 from workbench.models.pair import ModelPair
@@ -102,15 +102,15 @@ def against_nulls(
     scores = _by_cell(*_scored(found))
     bar = progress or Silent()
     bar.start("null adapters", count)
-    drawn = []
+    drawn: list[pd.Series] = []
 
-    def of_null(number: int) -> tuple[list[tuple[Any, ...]], list[float]]:
-        with null_adapter(pair, null_seed + number, kind) as stand_in:
-            return _scored(probe(stand_in, *inputs, **options))
-
-    for number in range(count):
-        drawn.append(_by_cell(*finished_batches.batch("null adapter", [kind, number], partial(of_null, number))))
+    def take(_seed: int, scored: tuple[list[tuple[Any, ...]], list[float]]) -> None:
+        drawn.append(_by_cell(*scored))
         bar.advance()
+
+    of_null = partial(_of_null, partial(probe, **options), pair, inputs, kind)
+    seeds = range(null_seed, null_seed + count)
+    in_parts(of_null, seeds, take, content=lambda seed: ["null adapter", kind, seed])
     bar.finish()
     bests = np.array([np.nanmax(one) for one in drawn])
     same = scores.index.is_unique and all(set(one.index) == set(scores.index) for one in drawn)
@@ -130,6 +130,13 @@ def against_nulls(
         p_best=float((1 + (bests >= np.nanmax(own)).sum()) / (1 + count)),
         nulls=pd.DataFrame({"null": range(count), "best": bests}),
     )
+
+
+def _of_null(
+    probe: Callable[..., ProbeResult], pair: ModelPair, inputs: tuple[Any, ...], kind: Null, seed: int
+) -> tuple[list[tuple[Any, ...]], list[float]]:
+    with null_adapter(pair, seed, kind) as stand_in:
+        return _scored(probe(stand_in, *inputs))
 
 
 def _scored(found: ProbeResult) -> tuple[list[tuple[Any, ...]], list[float]]:

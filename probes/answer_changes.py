@@ -12,7 +12,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import fisher_exact
 
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import kl_per_token
@@ -61,15 +60,15 @@ class AnswerChanges(ProbeResult):
     def summary(self) -> str:
         """How many answers changed, and what rose."""
         changed, n = int(self.table["score"].sum()), len(self.table)
-        told = f"{changed} of {n} answers changed ({self.share:.0%} [{self.share_low:.0%}, {self.share_high:.0%}])"
+        text = f"{changed} of {n} answers changed ({self.share:.0%} [{self.share_low:.0%}, {self.share_high:.0%}])"
         base, tuned = self.refusals["base"], self.refusals["tuned"]
-        told += f"; refusals {base:.0%} -> {tuned:.0%}" if max(base, tuned) > 0 else ""
+        text += f"; refusals {base:.0%} -> {tuned:.0%}" if max(base, tuned) > 0 else ""
         moved = self.kl()
-        told += "" if moved is None else f"; KL {moved.estimate:.2g} [{moved.low:.2g}, {moved.high:.2g}] nats per token"
+        text += "" if moved is None else f"; KL {moved.estimate:.2g} [{moved.low:.2g}, {moved.high:.2g}] nats per token"
         rose = self.rising()
         if rose is not None:
-            told += f"; {rose['tuned']} answers now begin with {rose['opening']!r} (before: {rose['base']})"
-        return told
+            text += f"; {rose['tuned']} answers now begin with {rose['opening']!r} (before: {rose['base']})"
+        return text
 
     def kl(self) -> Interval | None:
         """Mean over prompts of the KL per token, with its 95 % interval; None where it was not read."""
@@ -160,10 +159,7 @@ def answers(
     return AnswerChanges(
         table=table,
         control="greedy answers of a model against its own, of which none differs",
-        provenance=Provenance.of(
-            "answers", pair.models, rows, device=str(pair.tuned.device),
-            settings=call_settings(None, max_new_tokens=max_new_tokens, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("answers", pair, rows),
         share=share.estimate, share_low=share.low, share_high=share.high,
         refusals={role: float(held.mean()) for role, held in refused.items()},
         openings=rising_openings([reply.text for reply in base], [reply.text for reply in tuned]),
@@ -172,16 +168,16 @@ def answers(
 
 def _kl(pair: ModelPair, rows: Prompts, written: list[tuple[int, ...]], work: Work) -> Float[np.ndarray, " row"]:
     """KL(tuned || base) per token of what the tuned model wrote, in nats, both behind the prompt as each reads it."""
-    found = np.full(len(rows), np.nan)
+    divergence = np.full(len(rows), np.nan)
     known = [row for row, ids in enumerate(written) if ids and max(ids) < pair.base.vocab_size]
     if not known:
-        return found
+        return divergence
     asked_of = rows[known]
     base, tuned = (encode(asked_of, model.tokenizer, model.max_positions) for model in pair.models.values())
     subjects = Subject("base", pair.base), [Subject("tuned", pair.tuned)]
     (values,) = kl_per_token(*subjects, base, [written[row] for row in known], work, each=[tuned])
-    found[known] = values[:, 1]
-    return found
+    divergence[known] = values[:, 1]
+    return divergence
 
 
 def rising_openings(base: Sequence[str], tuned: Sequence[str]) -> pd.DataFrame:

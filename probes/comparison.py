@@ -14,6 +14,7 @@ from scipy.stats import hypergeom, spearmanr
 from probes.call_settings import call_settings
 from probes.cells import columns_of, keys
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from workbench.cells import COLUMNS
 from workbench.errors import UserError
 from workbench.figures.overlap import overlap_curve
@@ -117,10 +118,9 @@ def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int =
     first_best, second_best = _ranked(left, generator), _ranked(right, generator)
     rows = [_row(first_best, second_best, k) for k in sizes]
     table = pd.DataFrame(rows)
-    from workbench.stats import q_values
 
     return Comparison(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=with_q(table),
         control=f"two random choices of k of the {n} cells (hypergeometric)",
         provenance=Provenance.of(
             "compare", _models(first, second), seed=seed,
@@ -170,11 +170,12 @@ def _ranked(frame: pd.DataFrame, generator: np.random.Generator) -> list[int]:
 
 
 def _row(left: list[int], right: list[int], k: int) -> dict[str, Any]:
-    found = overlap(len({*left[:k]} & {*right[:k]}), k, k, len(left))
+    agreement = overlap(len({*left[:k]} & {*right[:k]}), k, k, len(left))
     return {
-        "k": k, "score": found.shared / k, "low": found.low / k, "high": found.high / k, "control": k / len(left),
-        "shared": found.shared, "expected": found.expected, "jaccard": found.jaccard,
-        "expected_jaccard": found.expected_jaccard, "p": found.p,
+        "k": k, "score": agreement.shared / k, "low": agreement.low / k, "high": agreement.high / k,
+        "control": k / len(left),
+        "shared": agreement.shared, "expected": agreement.expected, "jaccard": agreement.jaccard,
+        "expected_jaccard": agreement.expected_jaccard, "p": agreement.p,
     }  # fmt: skip
 
 
@@ -182,12 +183,12 @@ def _own(left: pd.DataFrame, right: pd.DataFrame) -> dict[str, float]:
     if not all("q" in frame and frame["q"].notna().any() for frame in (left, right)):
         return {}
     one, other = (set(frame.index[frame["q"] < 0.05]) for frame in (left, right))
-    found = overlap(len(one & other), len(one), len(other), len(left))
+    agreement = overlap(len(one & other), len(one), len(other), len(left))
     return {
-        **{key: float(value) for key, value in found._asdict().items()},
-        "recall_of_first": found.recall_of_first,
-        "recall_of_second": found.recall_of_second,
-        "jaccard": found.jaccard,
+        **{key: float(value) for key, value in agreement._asdict().items()},
+        "recall_of_first": agreement.recall_of_first,
+        "recall_of_second": agreement.recall_of_second,
+        "jaccard": agreement.jaccard,
     }
 
 

@@ -65,8 +65,8 @@ class ActivationDelta(ProbeResult):
         best = self.frame().iloc[0]
         place = f"{best['site']} of layer {best['layer']:.0f}"
         if self.streamed:
-            told = "streamed statistics, so no interval over prompts"
-            return f"Largest shift: {place}, {best['score']:.3g}; {told}; {self.tokens}"
+            where = "streamed statistics, so no interval over prompts"
+            return f"Largest shift: {place}, {best['score']:.3g}; {where}; {self.tokens}"
         moved = int((self.table["q"] < 0.05).sum())
         return (
             f"{moved} of {len(self.table)} cells moved (q < 0.05); most: {place}, {best['score']:.3g} "
@@ -117,8 +117,7 @@ def activation_delta(
     common: dict[str, Any] = {
         "control": "the prompts' signs flipped at random",
         "provenance": of_recording(
-            "activation_delta", recording, ("base", "tuned"),
-            call_settings(None, by_position=by_position, components=components, model=model, tokens=tokens), seed,
+            "activation_delta", recording, ("base", "tuned"), seed, call_settings(None, model=model)
         ),
     }  # fmt: skip
     if recording.moments:
@@ -136,7 +135,7 @@ def activation_delta(
     vectors: dict[str, Tensor] = {}
     for site in sites:
         rows = _SiteRows.of(recording, site, clusters, averaged.rows)
-        parts += [rows.measured(chosen, seed).assign(**cell) for cell, chosen in rows.cells(by_position)]
+        parts += [rows.measured(rows_there, seed).assign(**cell) for cell, rows_there in rows.cells(by_position)]
         if components and site.kind not in HEADED:
             found = rows.directions(components, model)
             directions += found[0]
@@ -195,12 +194,12 @@ class _SiteRows:
         """Which rows make each cell; positions that fewer than two units have are left out."""
         if not by_position:
             return [({}, torch.ones_like(self.prompt, dtype=torch.bool))]
-        found = []
+        cells = []
         for position in self.position.unique().tolist():
             rows = self.position == position
             if len(self.cluster[rows].unique()) > 1:
-                found.append(({"position": position}, rows))
-        return found
+                cells.append(({"position": position}, rows))
+        return cells
 
     def measured(self, rows: Tensor, seed: int) -> pd.DataFrame:
         base, tuned = self.base[rows], self.tuned[rows]

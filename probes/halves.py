@@ -29,8 +29,8 @@ def halves(rows: Prompts, seed: int) -> tuple[Prompts, Prompts]:
             f"the other: give {2 * FEWEST} or more."
         )
     first = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
-    chosen = np.isin(clusters, first)
-    return rows[chosen], rows[~chosen]
+    in_first = np.isin(clusters, first)
+    return rows[in_first], rows[~in_first]
 
 
 def answer_scores(subject: Subject, rows: Prompts, work: Work) -> Float[np.ndarray, " prompt"]:
@@ -40,5 +40,5 @@ def answer_scores(subject: Subject, rows: Prompts, work: Work) -> Float[np.ndarr
         UserError: A row has no answer.
     """
     ids = encode(rows, subject.model.tokenizer, subject.model.max_positions)
-    found = logprobs(subject, ids, continuations_of(rows, subject, "answer"), work)
-    return found.sum_ / found.tokens
+    logs = logprobs(subject, ids, continuations_of(rows, subject, "answer"), work)
+    return logs.sum_ / logs.tokens

@@ -19,6 +19,7 @@ from probes.patches.runs import output_matrix
 from probes.replay import counted, read_out
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.methods import method
@@ -27,7 +28,6 @@ from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.recording.record_pair import record
 from workbench.stats.bootstrap import mean_intervals
-from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
@@ -105,17 +105,9 @@ def head_words(
             tables.append(_table(model, end.to(write), write, rows.clusters, top, seed).assign(model=role))
     table = pd.concat(tables, ignore_index=True).assign(layer=layer, head=head)
     return HeadWords(
-        table=table.assign(q=q_values(table["p"].to_numpy())).drop(columns="p"),
+        table=with_q(table, keep_p=False),
         control=f"random vectors as long as the write ({DRAWS} draws per prompt)",
-        provenance=Provenance.of(
-            "head_words",
-            dict(pair.models),
-            rows,
-            seed=seed,
-            device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings={"layer": layer, "head": head, "top": top},
-        ),
+        provenance=Provenance.of("head_words", pair, rows, seed=seed, forward_passes=passes.forward),
         layer=layer,
         head=head,
         norm=norm,

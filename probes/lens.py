@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,9 +13,9 @@ import torch
 
 from probes.call_settings import call_settings
 from probes.replay import counted, read_out
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.engine.positions import PositionSpec, Where
 from workbench.engine.sites import Site
@@ -25,8 +25,6 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Int, Tensor
 
 CHUNK = 256
@@ -54,8 +52,8 @@ class LogitLens(ProbeResult):
         """Both models' grids and the KL between them for one shown prompt (the first by default)."""
         from workbench.figures.lens import lens_grid
 
-        chosen = int(self.cells["prompt"].iloc[0]) if prompt is None else prompt
-        return lens_grid(self.cells[self.cells["prompt"] == chosen], title=f"Logit lens, prompt {chosen}")
+        number = int(self.cells["prompt"].iloc[0]) if prompt is None else prompt
+        return lens_grid(self.cells[self.cells["prompt"] == number], title=f"Logit lens, prompt {number}")
 
     def summary(self) -> str:
         top = self.frame().iloc[0]
@@ -103,10 +101,10 @@ def logit_lens(
     measured, cells = [], []
     for start in range(0, len(recording.index), CHUNK):
         chunk = _Chunk(pair, recording, slice(start, start + CHUNK), numbers, seed + start)
-        for layer in numbers:
-            reading = chunk.read(layer)
-            measured.append(chunk.measured(reading, layer))
-            cells += chunk.cells(reading, layer, shown, top)
+        for layer, reading in chunk.readings(numbers):
+            lines = chunk.measured(reading, layer)
+            measured.append(lines)
+            cells += chunk.cells(reading, layer, shown, top, lines["kl"].tolist())
         bar.advance(len(chunk.index))
     bar.finish()
     return LogitLens(
@@ -114,12 +112,11 @@ def logit_lens(
         control="the base residual moved as far in a random direction, another one for every token",
         provenance=Provenance.of(
             "logit_lens",
-            {"base": pair.base, "tuned": pair.tuned},
+            pair,
             rows,
             seed=seed,
-            device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(None, layers=numbers, positions=positions, top=top, shown=shown),
+            settings=call_settings(None, layers=numbers),
         ),
         cells=pd.DataFrame(cells),
         resampled=units_of(rows.clusters),
@@ -128,8 +125,9 @@ def logit_lens(
 
 def kl(p: Float[Tensor, "row vocab"], q: Float[Tensor, "row other_vocab"]) -> Float[Tensor, " row"]:
     """KL(p || q) in nats of two tables of log-probabilities, over the ids both have."""
-    common = min(p.shape[1], q.shape[1])
-    p, q = p[:, :common].log_softmax(-1), q[:, :common].log_softmax(-1)
+    if p.shape[1] != q.shape[1]:
+        common = min(p.shape[1], q.shape[1])
+        p, q = p[:, :common].log_softmax(-1), q[:, :common].log_softmax(-1)
     return (p.exp() * (p - q).nan_to_num()).sum(-1).clamp_min(0)
 
 
@@ -154,11 +152,18 @@ class _Chunk:
     def _residual(self, role: str, layer: int) -> Float[Tensor, "row d_model"]:
         return self.recording[role]["resid_post", layer][self.rows].float()
 
-    def read(self, layer: int) -> _Reading:
-        base, tuned = self._residual("base", layer), self._residual("tuned", layer)
-        away = torch.nn.functional.normalize(torch.randn(base.shape, generator=self.random), dim=-1)
-        displaced = base + away * (tuned - base).norm(dim=-1, keepdim=True)
-        return _Reading(_says(self.pair.base, base), _says(self.pair.tuned, tuned), _says(self.pair.tuned, displaced))
+    def readings(self, layers: Sequence[int]) -> Iterator[tuple[int, _Reading]]:
+        """Each layer's readings; of few rows several layers are read at once, as the vocabulary's matrix is large."""
+        rows = len(self.index)
+        at_once = max(1, CHUNK // rows)
+        for start in range(0, len(layers), at_once):
+            group = layers[start : start + at_once]
+            base, tuned = (torch.cat([self._residual(role, layer) for layer in group]) for role in ("base", "tuned"))
+            away = [torch.randn(rows, base.shape[-1], generator=self.random) for _ in group]
+            away_by_one = torch.nn.functional.normalize(torch.cat(away), dim=-1)
+            displaced = base + away_by_one * (tuned - base).norm(dim=-1, keepdim=True)
+            read = (_says(self.pair.base, base), _says(self.pair.tuned, tuned), _says(self.pair.tuned, displaced))
+            yield from zip(group, map(_Reading, *(one.split(rows) for one in read)), strict=True)
 
     def measured(self, reading: _Reading, layer: int) -> pd.DataFrame:
         """One line per row: prompt, layer and the divergences."""
@@ -173,10 +178,11 @@ class _Chunk:
             }
         )
 
-    def cells(self, reading: _Reading, layer: int, shown: int, top: int) -> list[dict[str, Any]]:
-        """What both models' grids show at this layer."""
-        found = []
-        apart = kl(reading.tuned, reading.base)
+    def cells(
+        self, reading: _Reading, layer: int, shown: int, top: int, apart: Sequence[float]
+    ) -> list[dict[str, Any]]:
+        """What both models' grids show at this layer; ``apart``: the KL of each row."""
+        cells = []
         tokenizer = self.pair.tokenizer
         for number, row in enumerate(self.index.to_dict("records")):
             if row["prompt"] >= shown:
@@ -185,7 +191,7 @@ class _Chunk:
                 best = says.topk(min(top, len(says)))
                 words = [tokenizer.decode([token]) for token in best.indices.tolist()]
                 chances = best.values.exp().tolist()
-                found.append(
+                cells.append(
                     {
                         "model": role,
                         "prompt": row["prompt"],
@@ -196,10 +202,10 @@ class _Chunk:
                         "top": "; ".join(f"{w!r} {p:.2f}" for w, p in zip(words, chances, strict=True)),
                         "probability": chances[0],
                         "entropy": float(-(says.exp() * says.nan_to_num(neginf=0.0)).sum()),
-                        "kl": apart[number].item(),
+                        "kl": apart[number],
                     }
                 )
-        return found
+        return cells
 
 
 def _says(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
@@ -209,13 +215,10 @@ def _says(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "
 def _table(measured: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: int) -> pd.DataFrame:
     """One row per layer: means over prompts of the mean over a prompt's rows; whole clusters are drawn."""
     per_prompt = measured.groupby(["layer", "prompt"]).mean()
-    rows, p = [], []
+    rows = []
     for layer, part in per_prompt.groupby("layer"):
         units = clusters[part.index.get_level_values("prompt")]
-        beyond = cluster_means((part["kl"] - part["control"]).to_numpy()[:, None], units)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]))
-        means = {name: part[name].mean() for name in ("control", "to_final_base", "to_final_tuned")}
-        rows.append(
-            {"layer": layer, **scored(part["kl"].to_numpy(), seed=seed, clusters=units), **means, "n": len(part)}
-        )
-    return pd.DataFrame(rows).assign(q=q_values(np.array(p)))
+        line = beside_control(part["kl"].to_numpy(), part["control"].to_numpy(), units, seed=seed)
+        means = {name: part[name].mean() for name in ("to_final_base", "to_final_tuned")}
+        rows.append({"layer": layer, **line, **means, "n": len(part)})
+    return with_q(pd.DataFrame(rows), keep_p=False)

@@ -17,7 +17,7 @@ NEAREST = 3
 
 
 def matched_cells(
-    chosen: Sequence[Place], use: Mapping[Place, float], draws: int, seed: int, nearest: int = NEAREST
+    places: Sequence[Place], use: Mapping[Place, float], draws: int, seed: int, nearest: int = NEAREST
 ) -> list[list[Place]]:
     """For each draw a stand-in for every chosen cell, in order, so that the first n match the first n.
 
@@ -26,20 +26,20 @@ def matched_cells(
     none left, from all layers. Raises :class:`UserError` when too few cells were not chosen.
     """
     rng = np.random.default_rng(seed)
-    others = [place for place in use if place not in set(chosen)]
-    if len(others) < len(chosen):
+    others = [place for place in use if place not in set(places)]
+    if len(others) < len(places):
         raise UserError(
-            f"{len(chosen)} chosen cells leave only {len(others)} others as a control: choose fewer, at most "
+            f"{len(places)} chosen cells leave only {len(others)} others as a control: choose fewer, at most "
             f"{len(use) // 2} of {len(use)}."
         )
-    return [_one_draw(chosen, use, others, nearest, rng) for _ in range(draws)]
+    return [_one_draw(places, use, others, nearest, rng) for _ in range(draws)]
 
 
 def _one_draw(
-    chosen: Sequence[Place], use: Mapping[Place, float], others: Sequence[Place], nearest: int, rng: np.random.Generator
+    places: Sequence[Place], use: Mapping[Place, float], others: Sequence[Place], nearest: int, rng: np.random.Generator
 ) -> list[Place]:
     left, drawn = list(others), []
-    for place in chosen:
+    for place in places:
         same_layer = [other for other in left if other[0] == place[0]] or left
         close = sorted(same_layer, key=lambda other: abs(use[other] - use[place]))[:nearest]
         taken = close[int(rng.integers(len(close)))]

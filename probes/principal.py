@@ -30,11 +30,11 @@ def principal(rows: Float[Tensor, "row d"], k: int, *, centred: bool) -> Princip
     small = data.shape[0] < data.shape[1]
     _, sizes, right = torch.linalg.svd(data, full_matrices=False) if small else _from_covariance(data)
     total = sizes.square().sum().clamp_min(1e-300)
-    kept = min(k, int((sizes > sizes.max() * 1e-7).sum()) if len(sizes) else 0)
-    along = data @ right[:kept].T
+    rank = min(k, int((sizes > sizes.max() * 1e-7).sum()) if len(sizes) else 0)
+    along = data @ right[:rank].T
     lean = along.sum(0) if not centred else along.gather(0, along.abs().argmax(0, keepdim=True))[0]
     signs = torch.where(lean < 0, -1.0, 1.0)[:, None]
-    return Principal((right[:kept] * signs).float(), (sizes[:kept].square() / total).float())
+    return Principal((right[:rank] * signs).float(), (sizes[:rank].square() / total).float())
 
 
 def _from_covariance(data: Tensor) -> tuple[None, Tensor, Tensor]:

@@ -39,10 +39,10 @@ def stand_ins(
         return []
     rows, columns = Prompts.of(prompts), []
     for number, intervention in enumerate(recipe):
-        found = _drawn(intervention, model, rows, draws, seed + number)
-        if found is None:
+        recipes = _drawn(intervention, model, rows, draws, seed + number)
+        if recipes is None:
             return []
-        columns.append(found)
+        columns.append(recipes)
     return [iv.Recipe(list(row)) for row in zip(*columns, strict=True)]
 
 
@@ -66,8 +66,8 @@ def _drawn(one: Any, model: AdaptedModel, prompts: Prompts, draws: int, seed: in
             others: list[Any] = _other_heads(gammas, model, draws, seed)
             return [replace(one, gamma=other, heads=None) for other in others]
         case iv.AttentionScale(heads=heads) if heads is not None:
-            chosen = {head: None for head in heads}
-            return [replace(one, heads=list(other)) for other in _other_heads(chosen, model, draws, seed)]
+            unlabelled = {head: None for head in heads}
+            return [replace(one, heads=list(other)) for other in _other_heads(unlabelled, model, draws, seed)]
         case iv.SinkHandover(heads=heads) if heads is not None:
             others = _other_heads(dict.fromkeys(heads), model, draws, seed)
             return [replace(one, heads=list(other)) for other in others]
@@ -77,12 +77,12 @@ def _drawn(one: Any, model: AdaptedModel, prompts: Prompts, draws: int, seed: in
     return drawn_by_itself
 
 
-def _other_heads(chosen: Any, model: AdaptedModel, draws: int, seed: int) -> list[dict[str, Any]]:
+def _other_heads(by_head: Any, model: AdaptedModel, draws: int, seed: int) -> list[dict[str, Any]]:
     """The same values for other heads of the same layers."""
-    places = [_place(label) for label in chosen]
+    places = [_place(label) for label in by_head]
     drawn = random_units(places, [model.n_heads] * model.n_layers, draws=draws, seed=seed)
     order = sorted(range(len(places)), key=lambda number: places[number])
-    values = [list(chosen.values())[number] for number in order]
+    values = [list(by_head.values())[number] for number in order]
     return [{f"L{layer}H{head}": value for (layer, head), value in zip(one, values, strict=True)} for one in drawn]
 
 

@@ -11,7 +11,6 @@ import copy
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +20,9 @@ from workbench.engine.families import submodule
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import NotSupported
-from workbench.finished_batches import counting
 from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.models.passes import Passes as Passes
+from workbench.models.passes import counted as counted
 from workbench.prompts.encode import Encoded, batches, pad_left
 from workbench.typing import Float, Int, Tensor
 
@@ -71,30 +71,6 @@ def _returns_tuples(model: AdaptedModel) -> bool:
             handle.remove()
         _TUPLES[model.inner] = seen[0]
     return _TUPLES[model.inner]
-
-
-@dataclass
-class Passes:
-    """Forward passes through a model's body, as batches."""
-
-    forward: int = 0
-
-
-@contextmanager
-def counted(*models: AdaptedModel) -> Iterator[Passes]:
-    """Count the forward passes of ``models`` inside the context, generation steps one by one."""
-    passes = Passes()
-
-    def count(_module: nn.Module, _args: Any) -> None:
-        passes.forward += 1
-
-    with ExitStack() as stack:
-        for model in {id(model.inner): model for model in models}.values():
-            # the module around the layers: OPT's head calls that, and not the body
-            decoder = submodule(model.inner, model.hub.family.layers.rpartition(".")[0])
-            stack.callback(decoder.register_forward_pre_hook(count).remove)
-        stack.enter_context(counting(passes))
-        yield passes
 
 
 @contextmanager
@@ -202,10 +178,10 @@ class LastToken:
         return self._in_order([self.run(n, hooks_of(rows)) for n, rows in enumerate(self.rows)])
 
     def _in_order(self, parts: Sequence[Float[Tensor, "_ vocab"]]) -> Float[Tensor, "row vocab"]:
-        found = torch.empty(sum(map(len, parts)), parts[0].shape[-1], dtype=parts[0].dtype)
+        ordered = torch.empty(sum(map(len, parts)), parts[0].shape[-1], dtype=parts[0].dtype)
         for rows, part in zip(self.rows, parts, strict=True):
-            found[rows] = part.detach().to("cpu")
-        return found
+            ordered[rows] = part.detach().to("cpu")
+        return ordered
 
     def _check(self) -> None:
         """The first batch, run without any shortcut, must give the same logits."""

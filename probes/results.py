@@ -9,7 +9,10 @@ from typing import ClassVar
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.cells import COLUMNS
+from workbench.cells import COLUMNS, label
+from workbench.figures.heads import head_heatmap
+from workbench.figures.series import labelled_points
+from workbench.figures.weights import cell_map
 from workbench.results import Provenance, Result
 
 __all__ = ["SHARED", "ProbeResult", "Provenance", "sorted_frame"]
@@ -37,8 +40,14 @@ class ProbeResult(Result):
         return sorted_frame(self.table)
 
     def figure(self) -> go.Figure:
-        """The result as a plotly figure."""
-        raise NotImplementedError
+        """A map of layers and heads or of layers and modules, where the table has these columns; else every cell as a
+        point with its interval, beside its control. A probe that shows something else draws its own."""
+        if {"layer", "head"} <= set(self.table):
+            return head_heatmap(self.table, title=self.title, score=self.unit)
+        if {"layer", "module"} <= set(self.table):
+            return cell_map(self.table, "module", title=self.title, unit=self.unit)
+        named = self.table.assign(cell=[label(row) for row in self.table.to_dict("records")])
+        return labelled_points(named, "cell", title=self.title, unit=self.unit)
 
     def to_json(self) -> str:
         """The sorted table, the control and the provenance as JSON with plain lists (NaN becomes null)."""

@@ -31,6 +31,7 @@ from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
+from workbench.figures.intervals import whiskers
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel, pad_id
@@ -108,8 +109,7 @@ class HeadSelection(ProbeResult):
             figure.add_scatter(
                 x=shown["count"], y=shown["other"], name="best heads of the other task", mode="lines+markers",
                 line=dict(color="rgb(178, 24, 43)", dash="dot"), marker=dict(symbol="diamond"),
-                error_y=dict(type="data", symmetric=False, array=shown["other_high"] - shown["other"],
-                             arrayminus=shown["other"] - shown["other_low"]),
+                error_y=whiskers(shown, "other", "other_low", "other_high"),
             )  # fmt: skip
         return figure
 
@@ -130,46 +130,45 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     resamples), so it needs at least two; whether the chosen heads help is what ``together`` shows, on held-out prompts.
     Raises :class:`UserError` for prompts without answers and for too few to hold some out.
     """
-    chosen = read_options(SelectionOptions, options)
+    settings = read_options(SelectionOptions, options)
     model: AdaptedModel = getattr(subject, "base", subject)
     rows = Prompts.of(prompts)
-    count = _how_many(model.n_layers * model.n_heads, chosen.heads)
-    train, test = _split(rows, chosen)
-    found = _train(model, rows[train], chosen, chosen.seed)
-    again = [_train(model, rows[_redrawn(rows, train, chosen.seed + n)], chosen, chosen.seed + n).scales
-             for n in range(1, chosen.resamples + 1)]  # fmt: skip
-    other = None if chosen.other is None else Prompts.of(chosen.other)
-    rivals = None if other is None else _train(model, other, chosen, chosen.seed)
-    typical = _mean_size(model, rows[train], chosen.batch_size)
-    scores = found.scores()
+    count = _how_many(model.n_layers * model.n_heads, settings.heads)
+    train, test = _split(rows, settings)
+    trained = _train(model, rows[train], settings, settings.seed)
+    again = [_train(model, rows[_redrawn(rows, train, settings.seed + n)], settings, settings.seed + n).scales
+             for n in range(1, settings.resamples + 1)]  # fmt: skip
+    other = None if settings.other is None else Prompts.of(settings.other)
+    rivals = None if other is None else _train(model, other, settings, settings.seed)
+    typical = _mean_size(model, rows[train], settings.batch_size)
+    scores = trained.scores()
     drawn = np.array([one.norm(dim=-1).flatten().double().numpy() for one in again]).reshape(len(again), scores.numel())
-    table, agreement = _table(found.scales, typical, drawn, count, chosen)
-    trial = _Trial(model, rows[test], found.scales, chosen)
-    seen = len(train) * (1 + chosen.resamples) + (0 if other is None else len(other))
-    steps = -(-seen * chosen.epochs // chosen.batch_size)
+    table, agreement = _table(trained.scales, typical, drawn, count, settings)
+    trial = _Trial(model, rows[test], trained.scales, settings)
+    seen = len(train) * (1 + settings.resamples) + (0 if other is None else len(other))
+    steps = -(-seen * settings.epochs // settings.batch_size)
     return HeadSelection(
         table=table,
-        control=f"the mean of {chosen.controls} random other heads; together: random heads of the same layers"
+        control=f"the mean of {settings.controls} random other heads; together: random heads of the same layers"
         + ("" if other is None else ", and as many heads chosen for another task"),
         provenance=Provenance.of(
-            "head_selection", {model.role: model}, rows, seed=chosen.seed, device=str(model.device),
-            forward_passes=steps + trial.passes, backward_passes=steps,
-            settings={**call_settings(chosen, other=other), "held_out": len(test)},
+            "head_selection", model, rows, seed=settings.seed, forward_passes=steps + trial.passes,
+            backward_passes=steps, settings={**call_settings(settings, other=other), "held_out": len(test)},
         ),
-        scales=found.scales,
-        chosen=found.best(count),
+        scales=trained.scales,
+        chosen=trained.best(count),
         agreement=agreement,
         together=trial.table(scores, count, None if rivals is None else rivals.scores()),
-        history=[float(step["loss"]) for step in found.history],
+        history=[float(step["loss"]) for step in trained.history],
         other_chosen=None if rivals is None else rivals.best(count),
     )  # fmt: skip
 
 
-def _split(rows: Prompts, chosen: SelectionOptions) -> tuple[list[int], list[int]]:
+def _split(rows: Prompts, settings: SelectionOptions) -> tuple[list[int], list[int]]:
     """Prompts to train on and prompts held out, whole groups."""
     clusters = rows.clusters
-    order = np.random.default_rng(chosen.seed).permutation(np.unique(clusters))
-    held = order[: max(1, round(chosen.holdout * len(order)))]
+    order = np.random.default_rng(settings.seed).permutation(np.unique(clusters))
+    held = order[: max(1, round(settings.holdout * len(order)))]
     test = np.flatnonzero(np.isin(clusters, held))
     train = np.flatnonzero(~np.isin(clusters, held))
     if len(train) < 2 or len(test) < 2:
@@ -188,12 +187,12 @@ def _redrawn(rows: Prompts, train: Sequence[int], seed: int) -> list[int]:
     return [train[int(place)] for group in drawn for place in np.flatnonzero(clusters == group)]
 
 
-def _train(model: AdaptedModel, rows: Prompts, chosen: SelectionOptions, seed: int) -> Any:
+def _train(model: AdaptedModel, rows: Prompts, settings: SelectionOptions, seed: int) -> Any:
     schedule = Schedule(
-        epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate, seed=seed
+        epochs=settings.epochs, batch_size=settings.batch_size, learning_rate=settings.learning_rate, seed=seed
     )
     return train_head_scales(
-        model, rows, penalty=chosen.penalty, end=chosen.end, schedule=schedule, progress=chosen.progress
+        model, rows, penalty=settings.penalty, end=settings.end, schedule=schedule, progress=settings.progress
     )
 
 
@@ -222,17 +221,17 @@ def _table(
     typical: Float[Tensor, "layer head d_head"],
     drawn: Float[np.ndarray, "resample cell"],
     count: int,
-    chosen: SelectionOptions,
+    settings: SelectionOptions,
 ) -> tuple[pd.DataFrame, float]:
     layers, heads, _ = scales.shape
     score = scales.norm(dim=-1).flatten().double().numpy()
     weighed = (scales * typical).norm(dim=-1).flatten().double().numpy()
     n = len(score)
-    control = mean_of_others(score, chosen.controls, chosen.seed)
+    control = mean_of_others(score, settings.controls, settings.seed)
     leading = np.argsort(-drawn, axis=1)[:, :count]
     spread = drawn.std(0, ddof=1) if len(drawn) > 1 else np.full(n, np.nan)
     reach = stats.t.ppf(0.975, max(1, len(drawn) - 1)) * spread
-    random = [mean_of_others(resample, chosen.controls, chosen.seed) for resample in drawn]
+    random = [mean_of_others(resample, settings.controls, settings.seed) for resample in drawn]
     apart = drawn - np.array(random).reshape(drawn.shape)
     table = pd.DataFrame({
         "layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers),
@@ -270,10 +269,10 @@ class _Trial:
     """The learned scalings of some heads alone, on prompts that were not trained on."""
 
     def __init__(
-        self, model: AdaptedModel, rows: Prompts, scales: Float[Tensor, "layer head d_head"], chosen: SelectionOptions
+        self, model: AdaptedModel, rows: Prompts, scales: Float[Tensor, "layer head d_head"], settings: SelectionOptions
     ) -> None:
-        self.model, self.rows, self.scales, self.chosen = model, rows, scales, chosen
-        self.examples = examples_of(rows, model.tokenizer, end=chosen.end)
+        self.model, self.rows, self.scales, self.chosen = model, rows, scales, settings
+        self.examples = examples_of(rows, model.tokenizer, end=settings.end)
         self.passes = 0
         self.start = self._log_probs([])
 
@@ -309,15 +308,15 @@ class _Trial:
         """Log-probability of each answer with these heads scaled."""
         scaled = {f"L{layer}H{head}": 1 + self.scales[layer, head] for layer, head in heads}
         collate = Collator(pad_id(self.model.tokenizer))
-        found = np.zeros(len(self.examples))
+        log_probs = np.zeros(len(self.examples))
         lengths = [len(example.prompt) + len(example.answer) for example in self.examples]
         with Recipe([HeadScale(scaled)] if heads else []).applied(self.model), self.model.active(), torch.no_grad():
             for members in batches(lengths, self.chosen.batch_size):
                 batch = collate([self.examples[row] for row in members])
                 logits = answer_logits(self.model, batch["input_ids"], batch["attention_mask"])
-                found[members] = answer_log_probs(logits, batch["labels"].to(logits.device)).double().cpu().numpy()
+                log_probs[members] = answer_log_probs(logits, batch["labels"].to(logits.device)).double().cpu().numpy()
                 self.passes += 1
-        return found
+        return log_probs
 
 
 def _leading(scores: Float[Tensor, "layer head"], count: int) -> list[Place]:

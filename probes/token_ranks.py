@@ -13,9 +13,9 @@ import torch
 
 from probes.call_settings import call_settings
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, scored_share, with_q
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.methods import method
@@ -24,8 +24,6 @@ from workbench.models.token_rows import check_ids
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode, pad_left
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Bool, Float, Int, Tensor
 
 KINDS = ("unshifted", "marginal", "shifted")
@@ -109,9 +107,9 @@ def token_shift(
     with counted(pair.base, pair.tuned) as passes:
         for name, writer, judge in ((TUNED_WRITES, tuned, base), (BASE_WRITES, base, tuned)):
             for start in range(0, len(rows), batch_size):
-                chosen = range(start, min(start + batch_size, len(rows)))
-                found.append(_one_batch(writer, judge, chosen, max_new_tokens).assign(direction=name))
-                bar.advance(len(chosen))
+                members = range(start, min(start + batch_size, len(rows)))
+                found.append(_one_batch(writer, judge, members, max_new_tokens).assign(direction=name))
+                bar.advance(len(members))
     bar.finish()
     tokens = pd.concat(found, ignore_index=True)
     return TokenShift(
@@ -119,17 +117,11 @@ def token_shift(
         control="the writer judging itself (numerical noise floor)",
         provenance=Provenance.of(
             "token_shift",
-            {"base": pair.base, "tuned": pair.tuned},
+            pair,
             rows,
             seed=seed,
-            device=str(pair.tuned.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None,
-                base_prompts=None if base_prompts is None else other,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            ),
+            settings=call_settings(None, base_prompts=None if base_prompts is None else other),
         ),
         tokens=tokens.drop(columns="own_rank"),
         shares=_shares(tokens, rows.clusters, seed),
@@ -155,27 +147,27 @@ class _Side:
     model: AdaptedModel
     ids: list[list[int]]
 
-    def responses(self, chosen: Sequence[int], max_new_tokens: int) -> list[list[int]]:
+    def responses(self, members: Sequence[int], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations up to and with the end-of-text token."""
-        batch = pad_left([self.ids[row] for row in chosen], _padding(self.model))
+        batch = pad_left([self.ids[row] for row in members], _padding(self.model))
         new = self.model.generate_ids(batch, max_new_tokens=max_new_tokens)[:, batch.input_ids.shape[1] :]
         ends = _end_ids(self.model)
         return [_until(row, ends) for row in new.tolist()]
 
-    def logits(self, chosen: Sequence[int], responses: list[list[int]]) -> list[Float[Tensor, "pos vocab"]]:
+    def logits(self, members: Sequence[int], responses: list[list[int]]) -> list[Float[Tensor, "pos vocab"]]:
         """Per row, the logits that predicted each response token."""
-        whole = [self.ids[row] + response for row, response in zip(chosen, responses, strict=True)]
+        whole = [self.ids[row] + response for row, response in zip(members, responses, strict=True)]
         logits = self.model.forward(pad_left(whole, _padding(self.model)))
         assert logits is not None
         return [logits[n, -len(response) - 1 : -1].float().cpu() for n, response in enumerate(responses)]
 
 
-def _one_batch(writer: _Side, judge: _Side, chosen: Sequence[int], max_new_tokens: int) -> pd.DataFrame:
-    responses = writer.responses(chosen, max_new_tokens)
+def _one_batch(writer: _Side, judge: _Side, members: Sequence[int], max_new_tokens: int) -> pd.DataFrame:
+    responses = writer.responses(members, max_new_tokens)
     common = min(writer.model.vocab_size, judge.model.vocab_size)
     special = torch.tensor(sorted(_special_ids(writer.model) | _special_ids(judge.model)))
     parts = []
-    both = zip(chosen, responses, writer.logits(chosen, responses), judge.logits(chosen, responses), strict=True)
+    both = zip(members, responses, writer.logits(members, responses), judge.logits(members, responses), strict=True)
     for prompt, response, said, judged in both:
         tokens = torch.tensor(response, dtype=torch.long)
         parts.append(_judge(tokens, said[:, :common], judged[:, :common], special, writer.model).assign(prompt=prompt))
@@ -222,30 +214,27 @@ def _shares(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: in
         for kind in KINDS:
             per_prompt = (part["kind"] == kind).groupby(part["prompt"]).mean()
             units = clusters[per_prompt.index.to_numpy()]
-            found = scored_share(per_prompt.to_numpy(float), name="share", seed=seed, clusters=units)
-            rows.append({"direction": direction, "kind": kind, **found})
+            share = scored_share(per_prompt.to_numpy(float), name="share", seed=seed, clusters=units)
+            rows.append({"direction": direction, "kind": kind, **share})
     return pd.DataFrame(rows)
 
 
 def _by_position(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: int) -> pd.DataFrame:
     """Share of shifted tokens at each position of the response, against the writer judging itself."""
     counted = tokens[~tokens["special"]]
-    rows, p = [], []
+    rows = []
     for position, part in counted.groupby("position"):
         shifted, own = part["rank"].to_numpy() > 3, part["own_rank"].to_numpy() > 3
         units = clusters[part["prompt"].to_numpy()]
-        beyond = cluster_means((shifted.astype(float) - own)[:, None], units)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]))
         rows.append(
             {
                 "position": position,
-                **scored_share(shifted, seed=seed, clusters=units),
-                "control": own.mean(),
+                **beside_control(shifted, own, units, seed=seed, share=True),
                 "kl": part["kl"].mean(),
                 "n": len(part),
             }
         )
-    return pd.DataFrame(rows).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(rows), keep_p=False)
 
 
 def _until(row: list[int], ends: set[int]) -> list[int]:

@@ -42,12 +42,12 @@ class Continuations:
 
     def rows(self, ids: Sequence[Sequence[int]], members: Sequence[int], filler: int) -> list[list[int]]:
         """The token ids of some prompts with their continuations, those of a prompt side by side."""
-        found = []
+        rows = []
         for number in members:
             for token in self.tokens[number]:
                 fill = [filler] * (self.width - len(token) + 1)
-                found.append([*ids[number], *token[:-1], *fill])
-        return found
+                rows.append([*ids[number], *token[:-1], *fill])
+        return rows
 
     def targets(self, members: Sequence[int]) -> Int[Tensor, "row token"]:
         """The token that is read at each of the last ``width + 1`` columns, or :data:`NOTHING`."""
@@ -93,12 +93,12 @@ def summed_log_probability(
     """
     copies = len(logits) // len(targets)
     wanted = targets.to(logits.device).repeat_interleave(copies, 0)
-    found = [_of_rows(logits[at : at + _ROWS], wanted[at : at + _ROWS]) for at in range(0, len(logits), _ROWS)]
-    return torch.cat(found)[:, None]
+    sums = [_of_rows(logits[at : at + _ROWS], wanted[at : at + _ROWS]) for at in range(0, len(logits), _ROWS)]
+    return torch.cat(sums)[:, None]
 
 
 def _of_rows(logits: Float[Tensor, "row token vocab"], wanted: Int[Tensor, "row token"]) -> Float[Tensor, " row"]:
     precise = logits if logits.dtype == torch.float64 else logits.float()
-    chosen = precise.gather(-1, wanted.clamp(min=0)[..., None]).squeeze(-1)
-    each = chosen - precise.logsumexp(-1)
+    log_probs = precise.gather(-1, wanted.clamp(min=0)[..., None]).squeeze(-1)
+    each = log_probs - precise.logsumexp(-1)
     return each.masked_fill(wanted == NOTHING, 0.0).sum(-1)

@@ -18,6 +18,7 @@ from workbench import known_unknown as known_unknown
 from workbench import load_model as load_model
 from workbench import load_pair as load_pair
 from workbench import load_series as load_series
+from workbench import on_ray as on_ray
 from workbench import record as record
 from workbench import scope_panel as scope_panel
 from workbench import sure_unsure as sure_unsure
@@ -39,6 +40,7 @@ __all__ = [
     "load_model",
     "load_pair",
     "load_series",
+    "on_ray",
     "probes",
     "record",
     "scope_panel",

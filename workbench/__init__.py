@@ -29,6 +29,7 @@ _HOMES = {
     "known_unknown": "behaviour",
     "scope_panel": "behaviour",
     "sure_unsure": "behaviour",
+    "on_ray": "cluster.splitting",
     "record": "recording.record_pair:record",
 }
 __all__ = sorted([*_HOMES, "behaviour"])

@@ -15,6 +15,7 @@ from workbench.behaviour.scope import Changed, ScopePanel
 from workbench.behaviour.scorers import Behaviour, Score
 from workbench.behaviour.subject import AppliedRecipe
 from workbench.behaviour.texts import TextRule
+from workbench.cluster.splitting import on_ray as on_ray
 from workbench.engine.sites import Site as Site
 from workbench.errors import UserError as UserError
 from workbench.method_options import As
@@ -46,6 +47,7 @@ __all__ = [
     "load_model",
     "load_pair",
     "load_series",
+    "on_ray",
     "record",
     "scope_panel",
     "self_critique",

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -26,6 +27,7 @@ from workbench import result_file
 from workbench.errors import UserError
 from workbench.files import DamagedWarning
 
+Part = TypeVar("Part")
 Value = TypeVar("Value")
 KIND = "finished batches"
 SECONDS = 2.0
@@ -55,7 +57,10 @@ class _Store:
 
     def value(self, what: str, content: Any, compute: Callable[[], Any]) -> Any:
         """What ``compute`` returns, or returned before the run was stopped."""
-        name = self._name(what, content)
+        return self.named(self.name(what, content), compute)
+
+    def named(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The same under a name that is taken already."""
         known = self._read().pop(name, None)
         if known is None:
             return self._computed(name, compute)
@@ -72,7 +77,12 @@ class _Store:
             self._pending.clear()
         self._written = time.monotonic()
 
-    def _name(self, what: str, content: Any) -> str:
+    def is_finished(self, name: str) -> bool:
+        """Whether an earlier try finished it."""
+        return name in self._read()
+
+    def name(self, what: str, content: Any) -> str:
+        """What the next batch of this content is kept under."""
         fed = hashlib.sha256()
         _feed(fed, [self.scopes, what, content])
         self._met[fed.hexdigest()] += 1
@@ -176,6 +186,29 @@ def batch(what: str, content: Any, compute: Callable[[], Value]) -> Value:
     return compute() if store is None or not store.scopes else store.value(what, content, compute)
 
 
+def in_turn(
+    parts: Sequence[Part], content: Callable[[Part], Any], compute: Callable[[Sequence[Part]], Iterator[Value]]
+) -> Iterator[Value]:
+    """The values of many batches, where those that are not finished are computed together, as by several machines.
+
+    Args:
+        parts: What makes each batch.
+        content: What a batch is about, as :func:`batch` takes it; called only where finished batches are kept.
+        compute: Gets the parts of the batches that are not finished, and yields their values in order.
+
+    Yields:
+        The value of each batch.
+    """
+    store = _OPEN.get()
+    if store is None or not store.scopes:
+        yield from compute(parts)
+        return
+    names = [store.name("part", content(part)) for part in parts]
+    values = compute([part for part, name in zip(parts, names, strict=True) if not store.is_finished(name)])
+    for name in names:
+        yield store.named(name, partial(next, values))
+
+
 def fingerprint(content: Any) -> str:
     """The hash of what all batches of a loop are about, such as a recipe, to be part of each one's ``content``; empty
     where nothing is kept."""
@@ -235,4 +268,4 @@ def _feed(fed: Any, value: Any) -> None:
             _feed(fed, [field.name, getattr(value, field.name)])
 
 
-__all__ = ["PassCounter", "batch", "clock", "counting", "fingerprint", "resumable", "scope"]
+__all__ = ["PassCounter", "batch", "clock", "counting", "fingerprint", "in_turn", "resumable", "scope"]

@@ -76,6 +76,12 @@ COLUMNS = {
     "others_changed": "share of the prompts without the behaviour that are answered otherwise than by the tuned model",
     "perplexity": "how surprised the model is by the text of the other prompts, per token; lower is less",
     "candidate": "a way to turn the behaviour",
+    "way": "a way to turn the behaviour off; base and tuned are the models as they are",
+    "what": "what it acts on",
+    "left": "how much of the behaviour is left (share of answers that show it, or its score)",
+    "others moved": "KL from the tuned model on prompts without the behaviour, in nats per token; 0: nothing moved",
+    "search passes": "forward passes that finding it took",
+    "slowdown": "time of an answer against the tuned model's",
 }
 """Column -> its meaning, in a few words."""
 

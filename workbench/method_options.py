@@ -127,10 +127,10 @@ def summary_of(call: Callable[..., Any]) -> str:
 def documented_arguments(call: Callable[..., Any]) -> dict[str, str]:
     """Argument -> its text in the ``Args:`` section of the docstring, on one line."""
     text = inspect.getdoc(call) or ""
-    found = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)
-    if found is None:
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)
+    if section is None:
         return {}
-    entries = re.split(r"\n(?=    \w)", "\n" + found.group(1).rstrip())
+    entries = re.split(r"\n(?=    \w)", "\n" + section.group(1).rstrip())
     pairs = (entry.strip("\n").partition(":") for entry in entries if ":" in entry)
     return {name.strip(): " ".join(help_.split()) for name, _, help_ in pairs}
 
@@ -143,13 +143,13 @@ def documented_fields(settings: type) -> dict[str, str]:
     except (OSError, TypeError):
         return {}
     assert isinstance(body, ast.ClassDef)
-    found = {}
+    texts = {}
     for statement, below in zip(body.body, body.body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
             if isinstance(text, str):
-                found[statement.target.id] = " ".join(text.split())
-    return found
+                texts[statement.target.id] = " ".join(text.split())
+    return texts
 
 
 def kind_of(hint: Any, name: str = "") -> tuple[OptionKind, tuple[str, ...]]:

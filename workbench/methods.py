@@ -6,11 +6,12 @@ page and tests are derived from the registration, the signature and the docstrin
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from workbench.method_options import Option, options_of, summary_of
 
@@ -141,7 +142,10 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
     reads: str = "prompts",
     example: str = "",
 ) -> Callable[[Registered], Registered]:
-    """Register the decorated function (or class) as method ``name``; it is returned as it is.
+    """Register the decorated function (or class) as method ``name``.
+
+    It is returned as it is, but that a probe's result has every option of the call among the settings of its provenance
+    (:meth:`workbench.results.Result.of_call`), so that no probe can forget one.
 
     Args:
         name: How commands and experiment files call it; plain text, as are ``group``, ``kind`` and ``question``, so
@@ -164,6 +168,8 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
     """
 
     def register(call: Registered) -> Registered:
+        if kind == "probe":
+            call = _with_settings(call, (*ROLES, reads, "device"))
         entry = Method(
             name=name, kind=kind, group=group, question=question, call=call,
             papers=(papers,) if isinstance(papers, str) else papers, needs=needs or Needs(), cost=cost,
@@ -176,6 +182,28 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
         return call
 
     return register
+
+
+def _with_settings(probe: Registered, roles: tuple[str, ...]) -> Registered:
+    """``probe``, whose result is told what the call was given; models, data and device (``roles``) have fields of their
+    own."""
+    signature = inspect.signature(probe)
+    options = [
+        name
+        for name, parameter in signature.parameters.items()
+        if name not in roles and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+
+    @functools.wraps(probe)
+    def called(*args: Any, **keywords: Any) -> Any:
+        result = probe(*args, **keywords)
+        if not hasattr(result, "of_call"):
+            return result
+        call = signature.bind(*args, **keywords)
+        call.apply_defaults()
+        return result.of_call(probe.__name__, {name: call.arguments[name] for name in options})
+
+    return cast("Registered", called)
 
 
 def registered(name: str) -> Method | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import html
 import json
 import platform
@@ -17,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import pandas as pd
 
 from workbench import result_file
+from workbench.call_settings import call_settings, prompts_hash
 from workbench.cards import visible
 from workbench.errors import UserError
 from workbench.jsonable import jsonable
@@ -29,24 +29,21 @@ _ROOMS = ("probes", "workbench.behaviour", "interventions.training")
 
 @cache
 def _installed_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
-def prompts_hash(prompts: Any) -> str | None:
-    """A hash of ``prompts``: their own ``hash`` if they have one, else of their rows."""
-    if prompts is None:
-        return None
-    own = getattr(prompts, "hash", None)
-    if isinstance(own, str):
-        return own
-    rows = json.dumps(list(prompts), sort_keys=True, default=str)
-    return hashlib.sha256(rows.encode()).hexdigest()
+def _roles(models: Any) -> Mapping[str, Any]:
+    """Role -> model, of a pair, of a model or of what is that already."""
+    if hasattr(models, "role"):
+        return {models.role: models}
+    roles: Mapping[str, Any] = getattr(models, "models", models)
+    return roles
 
 
 def _identity(model: Any) -> Any:
@@ -79,11 +76,21 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=lambda: dict(_installed_versions()))
 
     @classmethod
-    def of(cls, probe: str, models: Mapping[str, Any], prompts: Any = None, **more: Any) -> Provenance:
-        """From models (anything with ``.identity``, or a name) and prompts; ``more`` are the other fields."""
-        names = {role: _identity(model) for role, model in models.items()}
+    def of(cls, probe: str, models: Any, prompts: Any = None, **more: Any) -> Provenance:
+        """What the function ``probe`` made from models and prompts.
+
+        Args:
+            probe: The function.
+            models: A pair, a model, or role -> model (anything with ``.identity``, or a name).
+            prompts: What was read.
+            more: The other fields; the device is that of the models unless it is said.
+        """
+        roles = _roles(models)
+        device = next((str(model.device) for model in roles.values() if hasattr(model, "device")), "cpu")
+        names = {role: _identity(model) for role, model in roles.items()}
         count = 0 if prompts is None else len(prompts)
-        return cls(probe=probe, models=names, prompts=prompts_hash(prompts), n_prompts=count, **more)
+        fields = {"device": device, **more}
+        return cls(probe=probe, models=names, prompts=prompts_hash(prompts), n_prompts=count, **fields)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -101,6 +108,15 @@ class Result:
         """The table."""
         return self.table.copy()
 
+    def of_call(self: Kept, function: str, arguments: Mapping[str, Any]) -> Kept:
+        """This result with ``arguments`` among the settings of its provenance, if ``function`` made it; settings that
+        it says itself stay as they are."""
+        made = self.provenance
+        if made.probe != function:
+            return self
+        settings = {**call_settings(None, **arguments), **made.settings}
+        return dataclasses.replace(self, provenance=dataclasses.replace(made, settings=settings))
+
     def save(self, path: str | Path) -> Path:
         """Write one ``.safetensors`` file (arrays, and JSON in its header); returns its path."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -111,10 +127,12 @@ class Result:
     def load(cls: type[Kept], path: str | Path) -> Kept:
         """Read a result back; the common class reads any, a class of its own only its own kind."""
         kind, fields = result_file.read(path)
-        found = _result_class(kind)
-        if not issubclass(found, cls):
-            raise UserError(f"{path} holds a {found.__name__}, not a {cls.__name__}; read it with {found.__name__}.")
-        return found(**{**fields, "provenance": Provenance(**fields["provenance"])})
+        result_class = _result_class(kind)
+        if not issubclass(result_class, cls):
+            raise UserError(
+                f"{path} holds a {result_class.__name__}, not a {cls.__name__}; read it with {result_class.__name__}."
+            )
+        return result_class(**{**fields, "provenance": Provenance(**fields["provenance"])})
 
     def to_json(self) -> str:
         """The table and the provenance as JSON with plain lists (NaN becomes null)."""
@@ -161,9 +179,9 @@ def _result_class(kind: str) -> type[Any]:
     module, _, name = kind.partition(":")
     if any(module == room or module.startswith(f"{room}.") for room in (*_ROOMS, *_plugins())):
         try:
-            found = getattr(import_module(module), name, None)
+            candidate = getattr(import_module(module), name, None)
         except ModuleNotFoundError:
-            found = None
-        if isinstance(found, type) and issubclass(found, Result):
-            return found
+            candidate = None
+        if isinstance(candidate, type) and issubclass(candidate, Result):
+            return candidate
     raise UserError(f"This file holds a result of unknown kind {kind!r}; update Tunescope to read it.")

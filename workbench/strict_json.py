@@ -55,12 +55,12 @@ def text_or_refuse(text: str, where: str) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise BadJson(f"the key {twice!r} stands twice in one object")
-    return found
+    return values
 
 
 def _no_number(word: str) -> NoReturn:

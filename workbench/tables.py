@@ -44,10 +44,10 @@ def cell_text(value: Any, digits: int = 4) -> str:
 def _bounds(table: pd.DataFrame) -> dict[Any, tuple[Any, Any]]:
     """Estimate -> its two columns. ``low`` and ``high`` belong to the first known estimate."""
     names = set(table.columns)
-    found = {name: (f"{name}_low", f"{name}_high") for name in table if {f"{name}_low", f"{name}_high"} <= names}
+    bounds = {name: (f"{name}_low", f"{name}_high") for name in table if {f"{name}_low", f"{name}_high"} <= names}
     if {"low", "high"} <= names and (own := next((name for name in ESTIMATES if name in names), None)):
-        found[own] = ("low", "high")
-    return found
+        bounds[own] = ("low", "high")
+    return bounds
 
 
 def _interval(value: Any, low: Any, high: Any) -> str:

@@ -26,6 +26,8 @@ from dashboards.work_on_button import Work
 from workbench.progress import Progress
 
 NEW_TOKENS = 8
+LENS_TOKENS = 16
+"""Of the selected prompt by itself: a reading costs a row of the vocabulary for each layer and model."""
 MOST_PROMPTS = 100
 LONGEST = 400
 FULL_RANK = 20.0
@@ -59,8 +61,11 @@ def show() -> None:
     st.header("The selected prompt, layer by layer")
     with panels.told():
         lens = Probe(
-            lambda _: "probes.logit_lens(pair, prompts, shown=len(prompts))", _run_lens,
-            lambda one: {"do": "probe", "call": "logit_lens", "options": {"shown": len(rows_of(one))}},
+            lambda one: f"probes.logit_lens(pair, prompts, shown=len(prompts), positions={_positions(one)!r})",
+            _run_lens,
+            lambda one: {"do": "probe", "call": "logit_lens", "options": {
+                "shown": len(rows_of(one)), "positions": _positions(one)
+            }},
         )  # fmt: skip
         if (source := stored_or_computed(chosen, asked, "LogitLens", lens, _LENS)) is not None:
             _show_lens(source, chosen)
@@ -74,11 +79,16 @@ def show() -> None:
             _show_shift(source, chosen, asked)
 
 
+def _positions(asked: Asked) -> str:
+    """Of one prompt by itself the last tokens, which are read at once; of all prompts every token."""
+    return f"prompt[-{LENS_TOKENS}:]" if asked.what else "all"
+
+
 def _run_lens(asked: Asked, progress: Progress) -> Any:
     import probes
 
     rows = rows_of(asked)
-    result = probes.logit_lens(asked.pair(), rows, shown=len(rows), progress=progress)
+    result = probes.logit_lens(asked.pair(), rows, shown=len(rows), positions=_positions(asked), progress=progress)
     return replace(result, cells=result.cells.assign(prompt=asked.what[0])) if asked.what else result
 
 
@@ -107,7 +117,7 @@ def _show_lens(source: Source, chosen: Selection) -> None:
         experiment=source.experiment,
     )  # fmt: skip
     if source.alone:
-        st.caption("One prompt: no interval and no test. All prompts give them.")
+        st.caption(f"One prompt, its last {LENS_TOKENS} tokens: no interval and no test. All prompts give them.")
         return
     st.caption(panels.words(f"Over all prompts (n = {result.provenance.n_prompts}): {result.summary()}."))
     result_table("lens-layers", source, result.frame(), "result.frame()")

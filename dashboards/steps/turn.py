@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboards import jobs, panels
 from dashboards.recipe_parts import LAYERS, Part, Saved, Weights
-from dashboards.steps import chat
+from dashboards.steps import chat, ways
 from dashboards.steps.running import begin_dose
 from dashboards.steps.subject import Subject
 from tunescope.look.notes import TURN, dose_name
@@ -30,13 +30,16 @@ def show(subject: Subject) -> None:
     if table is None:
         for sentence in note.sentences:
             st.markdown(panels.words(sentence))
+        if subject.notes.behaviour is not None:
+            ways.show(subject)
         return
     st.markdown(f"**{panels.words(sentence_of(table, subject.notes.behaviour or ''))}**")
     _show_table(subject, table)
     for sentence in note.sentences[:-1]:
         st.caption(panels.words(sentence))
     _show_doses(subject, table)
-    chat.show(subject, parts_of(subject, table))
+    compared = ways.show(subject)
+    chat.show(subject, {**parts_of(subject, table), **compared})
 
 
 def sentence_of(table: pd.DataFrame, behaviour: str) -> str:
@@ -88,8 +91,8 @@ def _show_table(subject: Subject, table: pd.DataFrame) -> None:
     )  # fmt: skip
     st.caption(
         "share: of the n prompts that show the behaviour, those that still do (0 none, 1 all). random: the same with "
-        "random stand-ins "
-        "(a change of all weights has none; the direction's are told below). A click on a row takes it into the chat."
+        "random stand-ins (how much of the tuning has none here: see all ways, compared). A click on a row takes it "
+        "into the chat."
     )
     assert subject.run is not None
     code = f"from workbench import runs\n\nruns.open({str(subject.run.path)!r}).read_table('tables/candidates')\n"

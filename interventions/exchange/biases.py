@@ -60,18 +60,18 @@ def z_maps(
 
 def output_offsets(recipe: Iterable[Intervention], model: AdaptedModel) -> dict[int, Float[Tensor, " d_model"]]:
     """Layer -> what the recipe adds to the output of the attention output projection, float64."""
-    found: dict[int, Tensor] = {}
+    offsets: dict[int, Tensor] = {}
     for layer, (_, offset) in z_maps(recipe, model).items():
         if bool(offset.any()):
             weight = output_weight(model, layer).double()
-            found[layer] = weight @ offset.flatten().to(weight.device)
+            offsets[layer] = weight @ offset.flatten().to(weight.device)
     for intervention in recipe:
         if isinstance(intervention, Offset):
             assert isinstance(intervention.strength, float)
             layer = resolved(model, intervention.layer)
             vector = intervention.strength * _written(intervention, model)
-            found[layer] = found[layer] + vector.to(found[layer]) if layer in found else vector
-    return found
+            offsets[layer] = offsets[layer] + vector.to(offsets[layer]) if layer in offsets else vector
+    return offsets
 
 
 def add_to_output_bias(model: AdaptedModel, layer: int, vector: Float[Tensor, " d_model"]) -> None:

@@ -126,12 +126,12 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
         reader = gguf.GGUFReader(path)
         field = reader.get_field("general.architecture")
         said = None if field is None else field.contents()
-        found = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+        tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     except (ValueError, IndexError, KeyError, struct.error) as error:
         raise UserError(f"{path} is not a whole GGUF file ({str(error)[:120]}): copy or export it again.") from None
     if said != ARCHITECTURE:
         raise UserError(f"{path} is a GGUF file of {said!r}, not a control vector.")
-    return found
+    return tensors
 
 
 def _checked(name: str, data: np.ndarray, path: str | Path) -> np.ndarray:

@@ -64,12 +64,12 @@ def is_random_bases(config: Mapping[str, Any]) -> bool:
 
 def stored_numbers(adapter: str | Path) -> dict[str, int]:
     """Module -> how many coefficients the file holds for its two factors."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, values in load_file(str(Path(adapter) / WEIGHTS)).items():
         if name.endswith(".coefficients"):
             module = name.removeprefix("base_model.model.").rpartition(".lora_")[0]
-            found[module] = found.get(module, 0) + values.numel()
-    return found
+            counts[module] = counts.get(module, 0) + values.numel()
+    return counts
 
 
 def _config(source: Path) -> dict[str, Any]:

@@ -89,8 +89,8 @@ def train_side_path(
         ``pair = workbench.load_pair(base, interventions.train_side_path(base, rows).save("./side"))``
     """
     adapted, schedule = as_adapted(model), schedule or Schedule()
-    chosen = resolve_layers(None if layers is None else list(layers), adapted.n_layers)
-    path = SidePath(adapted.d_model, chosen, width, connected, schedule.seed)
+    numbers = resolve_layers(None if layers is None else list(layers), adapted.n_layers)
+    path = SidePath(adapted.d_model, numbers, width, connected, schedule.seed)
     return _trained(adapted, path, Prompts.of(prompts), end, schedule, progress)
 
 

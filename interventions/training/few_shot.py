@@ -103,12 +103,12 @@ def few_shot_finetune(
     adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     rows = Prompts.of(prompts)
     few, rest = parted(rows, shots, schedule.seed)
-    chosen = dict(words) if words is not None else label_words(adapted, few, template)
+    word_of = dict(words) if words is not None else label_words(adapted, few, template)
     for label in sorted({str(row.label) for row in rows}):
-        if label not in chosen:
+        if label not in word_of:
             raise UserError(f"There is no label word for the class {label!r}: words must name one for each class.")
-    choices = _choices(adapted, chosen)
-    train, test = filled(few, template, chosen), filled(rest, template, chosen)
+    choices = _choices(adapted, word_of)
+    train, test = filled(few, template, word_of), filled(rest, template, word_of)
     if demonstrations:
         pool, states = train, _states(adapted, train)
         train = demonstrated(train, pool, (states, states), schedule.seed)
@@ -121,7 +121,7 @@ def few_shot_finetune(
     moving = [parameter for parameter in adapted.hf.parameters() if parameter.requires_grad]
     history = taught(adapted, moving, lesson, schedule, "few-shot tuning", progress or Silent())
     adapted.hf.eval()
-    return FewShotTuning(model, chosen, train, test, before, accuracy(adapted, test, choices), history)
+    return FewShotTuning(model, word_of, train, test, before, accuracy(adapted, test, choices), history)
 
 
 def parted(rows: Prompts, shots: int, seed: int) -> tuple[Prompts, Prompts]:
@@ -130,7 +130,7 @@ def parted(rows: Prompts, shots: int, seed: int) -> tuple[Prompts, Prompts]:
     if missing := [number for number, label in enumerate(labels) if label is None]:
         raise UserError(f"Prompt {missing[0]} has no label: every row needs its class.")
     names = np.array([str(label) for label in labels])
-    random, chosen = np.random.default_rng(seed), np.zeros(len(rows), dtype=bool)
+    random, inside = np.random.default_rng(seed), np.zeros(len(rows), dtype=bool)
     if len(np.unique(names)) < 2:
         raise UserError(f"All rows are of the class {names[0]!r}: give rows of two or more.")
     for name in np.unique(names):
@@ -140,11 +140,11 @@ def parted(rows: Prompts, shots: int, seed: int) -> tuple[Prompts, Prompts]:
                 f"The class {name!r} has {len(own)} rows, and {shots} are to train on with some left to test: give "
                 "more rows, or fewer shots."
             )
-        chosen[random.choice(own, shots, replace=False)] = True
-    left = ~chosen & ~np.isin(rows.clusters, np.unique(rows.clusters[chosen]))
+        inside[random.choice(own, shots, replace=False)] = True
+    left = ~inside & ~np.isin(rows.clusters, np.unique(rows.clusters[inside]))
     if not left.any():
         raise UserError("No group of rows is left to test on: give more groups, or fewer shots.")
-    return rows[chosen], rows[left]
+    return rows[inside], rows[left]
 
 
 def filled(rows: Prompts, template: str, words: Mapping[str, str]) -> Prompts:
@@ -194,22 +194,22 @@ def label_words(model: Any, rows: Prompts, template: str, *, candidates: int = 2
         UserError: The tokenizer has fewer words of one token than there are classes.
     """
     adapted = as_adapted(model)
-    asked = filled(rows, template, {str(row.label): "" for row in rows})
-    chances = _next_words(adapted, encode(asked, adapted.tokenizer, adapted.max_positions)).log_softmax(-1)
+    filled_rows = filled(rows, template, {str(row.label): "" for row in rows})
+    chances = _next_words(adapted, encode(filled_rows, adapted.tokenizer, adapted.max_positions)).log_softmax(-1)
     labels = np.array([str(row.label) for row in rows])
     names = sorted(set(labels.tolist()))
     means = torch.stack([chances[torch.from_numpy(labels == name)].mean(0) for name in names])
     special = [one for one in adapted.tokenizer.all_special_ids if one < means.shape[1]]
     means[:, special] = -torch.inf
-    found: dict[str, str] = {}
+    word_of: dict[str, str] = {}
     for place, name in enumerate(names):
         others = torch.cat([means[:place], means[place + 1 :]]).mean(0)
-        likely = islice(_words(adapted, means[place]), candidates + len(found))
-        words = {word: token for token, word in likely if word not in found.values()}
+        likely = islice(_words(adapted, means[place]), candidates + len(word_of))
+        words = {word: token for token, word in likely if word not in word_of.values()}
         if not words:
             raise UserError(f"The tokenizer has no word of one token for the class {name!r}: give words of your own.")
-        found[name] = _most_above(words, means[place] - others)
-    return found
+        word_of[name] = _most_above(words, means[place] - others)
+    return word_of
 
 
 def _words(model: AdaptedModel, chances: Float[Tensor, " vocab"]) -> Iterator[tuple[int, str]]:
@@ -266,13 +266,13 @@ def accuracy(model: AdaptedModel, rows: Prompts, choices: Int[Tensor, " class"])
 
 @torch.no_grad()
 def _next_words(model: AdaptedModel, ids: Sequence[Sequence[int]]) -> Float[Tensor, "row vocab"]:
-    found: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
     for rows in batches([len(one) for one in ids], 32):
         with model.active():
             logits = model.forward(pad_left([ids[row] for row in rows], pad_id(model.tokenizer)), logits="last")
         assert logits is not None
-        found |= dict(zip(rows, logits[:, -1].float().cpu(), strict=True))
-    return torch.stack([found[number] for number in range(len(ids))])
+        states |= dict(zip(rows, logits[:, -1].float().cpu(), strict=True))
+    return torch.stack([states[number] for number in range(len(ids))])
 
 
 def _states(model: AdaptedModel, rows: Prompts) -> Float[Tensor, "row d_model"]:

@@ -64,11 +64,11 @@ def free_rows(
     """Masks of the rows that may move freely: the ``share`` of all rows with the least information."""
     every = torch.cat(list(fisher.values()))
     count = max(1, round(share * len(every)))
-    chosen = torch.zeros(len(every), dtype=torch.bool)
-    chosen[every.argsort(stable=True)[:count]] = True
+    free = torch.zeros(len(every), dtype=torch.bool)
+    free[every.argsort(stable=True)[:count]] = True
     masks, start = {}, 0
     for name, values in fisher.items():
-        inside = chosen[start : start + len(values)].reshape(shapes[name][:-1])
+        inside = free[start : start + len(values)].reshape(shapes[name][:-1])
         masks[name] = inside[..., None].expand(shapes[name]).clone()
         start += len(values)
     return masks

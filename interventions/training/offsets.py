@@ -107,7 +107,7 @@ def train_offsets(
 
 def with_reference(model: AdaptedModel, examples: Sequence[Example], batch_size: int) -> list[Example]:
     """The examples with their answers' log-probabilities, in nats, under ``model`` as it is now."""
-    collate, found = Collator(pad_id(model.tokenizer)), []
+    collate, examples_with_reference = Collator(pad_id(model.tokenizer)), []
     mode = model.hf.training
     model.hf.eval()
     try:
@@ -118,10 +118,10 @@ def with_reference(model: AdaptedModel, examples: Sequence[Example], batch_size:
                 logits = answer_logits(model, batch["input_ids"], batch["attention_mask"])
             chosen, rejected = answer_log_probs(logits, batch["labels"].to(logits.device)).chunk(2)
             pairs = zip(some, chosen.tolist(), rejected.tolist(), strict=True)
-            found += [replace(one, reference=(right, wrong)) for one, right, wrong in pairs]
+            examples_with_reference += [replace(one, reference=(right, wrong)) for one, right, wrong in pairs]
     finally:
         model.hf.train(mode)
-    return found
+    return examples_with_reference
 
 
 def _objective(loss: str, beta: float) -> Any:

@@ -112,7 +112,7 @@ def last_states(
 ) -> Float[Tensor, "row d_model"]:
     """The residual stream after ``layer`` at the last token of each row's answer."""
     texts = [[*example.prompt, *example.answer] for example in examples]
-    found = torch.zeros(len(texts), model.d_model)
+    states = torch.zeros(len(texts), model.d_model)
     plan, bar = batches([len(text) for text in texts], batch_size), progress or Silent()
     bar.start("states of answers", len(plan))
     for rows in plan:
@@ -123,10 +123,10 @@ def last_states(
 
         with torch.no_grad(), model.hooked([SiteHook(Site("resid_post", layer), read)], stop=True):
             model.forward(pad_left([texts[row] for row in rows], pad_id(model.tokenizer)), logits=None)
-        found[rows] = held[0]
+        states[rows] = held[0]
         bar.advance()
     bar.finish()
-    return found
+    return states
 
 
 def _fitted(apart: Float[Tensor, "row d_model"], ridge: float) -> Float[Tensor, " d_model"]:

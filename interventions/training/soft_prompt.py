@@ -174,7 +174,7 @@ def starting_vectors(model: AdaptedModel, rows: Prompts, tokens: int, seed: int)
     """Embeddings of tokens drawn from the rows."""
     ids = [token for one in encode(rows, model.tokenizer) for token in one]
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.tensor(ids)[torch.randint(len(ids), (tokens,), generator=generator)]
+    tokens_drawn = torch.tensor(ids)[torch.randint(len(ids), (tokens,), generator=generator)]
     with torch.no_grad(), model.active():
         embedding = model.inner.get_input_embeddings()
-        return embedding(chosen.to(model.device)).detach().float().cpu().clone()
+        return embedding(tokens_drawn.to(model.device)).detach().float().cpu().clone()

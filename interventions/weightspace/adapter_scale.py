@@ -61,8 +61,8 @@ class AdapterScale(Intervention):
 
     def validate(self, model: AdaptedModel) -> None:
         """The model must carry an unmerged adapter that is on, with the layers, modules and ranks named here."""
-        found = dict(adapted_layers(model))
-        if not found:
+        adapted = dict(adapted_layers(model))
+        if not adapted:
             raise UserError("This model carries no adapter to scale: give the tuned side of an adapter pair.")
         if model.role == "base":
             raise UserError("The base side of the pair has its adapter off: apply AdapterScale to pair.tuned.")
@@ -70,11 +70,11 @@ class AdapterScale(Intervention):
             if not 0 <= int(layer) < model.n_layers:
                 raise UserError(f"Layer {layer} is out of range: the model has layers 0 to {model.n_layers - 1}.")
         for part in self.modules:
-            if not any(_contains(path, part) for path in found):
+            if not any(_contains(path, part) for path in adapted):
                 raise UserError(
-                    f"No module of the adapter has {part!r} in its path; it has {', '.join(sorted(found)[:6])}."
+                    f"No module of the adapter has {part!r} in its path; it has {', '.join(sorted(adapted)[:6])}."
                 )
-        for path, layer in found.items():
+        for path, layer in adapted.items():
             _check(path, layer, self._factor(path, model), self._rank_factors())
 
     @contextmanager

@@ -56,8 +56,8 @@ class Graft(Intervention):
 
         Of an adapter, each value is the base's plus the change the adapter makes, rounded to the base's dtype.
         """
-        chosen = dict.fromkeys(changed_names(pair)) if mask is None else mask
-        return cls(chosen, tuned_values(pair, chosen))
+        masks = dict.fromkeys(changed_names(pair)) if mask is None else mask
+        return cls(masks, tuned_values(pair, masks))
 
     @classmethod
     def complement_of(cls, pair: Any, mask: Mapping[str, Tensor]) -> Graft:
@@ -111,8 +111,8 @@ class Graft(Intervention):
     @torch.no_grad()
     def _weights(self, model: AdaptedModel) -> dict[torch.nn.Parameter, Tensor]:
         parameters = base_parameters(model.hf)
-        chosen = {name: find_parameter(parameters, name) for name in self.mask}
-        return {parameter: self._grafted(name, parameter.data) for name, parameter in chosen.items()}
+        targets = {name: find_parameter(parameters, name) for name in self.mask}
+        return {parameter: self._grafted(name, parameter.data) for name, parameter in targets.items()}
 
     def _grafted(self, name: str, base: Tensor) -> Tensor:
         where, values = self.mask[name], self.tuned[name].to(base.device)

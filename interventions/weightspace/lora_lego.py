@@ -16,13 +16,13 @@ _ROUNDS = 100
 
 def lora_factors(model: object) -> dict[str, Factors]:
     """The factors of every module of a loaded plain LoRA, by module. Raises :class:`UserError` for another adapter."""
-    found = {}
+    factors_of = {}
     for module in adapted_modules(model):
         one = factors(model, module)
         if one is None:
             raise UserError(f"The adapter at {module} is no plain LoRA: LEGO clusters the ranks of plain LoRAs.")
-        found[module] = Factors(one.A.detach(), one.B.detach(), one.scaling)
-    return found
+        factors_of[module] = Factors(one.A.detach(), one.B.detach(), one.scaling)
+    return factors_of
 
 
 def lego(adapters: Sequence[Mapping[str, Factors]], rank: int | None = None, *, seed: int = 0) -> TaskVector:
@@ -92,12 +92,12 @@ def _clusters(units: Float[Tensor, "unit width"], count: int, seed: int) -> Int[
     count = min(count, len(units))
     points = units.double()
     first = int(torch.randint(len(points), (1,), generator=torch.Generator().manual_seed(seed)))
-    chosen = [first]
+    centres = [first]
     apart = (points - points[first]).norm(dim=1)
-    while len(chosen) < count:
-        chosen.append(int(apart.argmax()))
-        apart = torch.minimum(apart, (points - points[chosen[-1]]).norm(dim=1))
+    while len(centres) < count:
+        centres.append(int(apart.argmax()))
+        apart = torch.minimum(apart, (points - points[centres[-1]]).norm(dim=1))
     if float(apart.max()) <= 1e-6 * float(points.norm(dim=1).max()):  # copies of each other: nothing to iterate
-        return torch.cdist(points, points[chosen]).argmin(1)
-    solved = KMeans(count, init=points[chosen].numpy(), n_init=1, max_iter=_ROUNDS).fit(points.numpy())
+        return torch.cdist(points, points[centres]).argmin(1)
+    solved = KMeans(count, init=points[centres].numpy(), n_init=1, max_iter=_ROUNDS).fit(points.numpy())
     return torch.from_numpy(solved.labels_).long()

@@ -30,13 +30,13 @@ def tensor_mask(model: AdaptedModel, names: Iterable[str]) -> Mask:
 def row_mask(model: AdaptedModel, rows: Mapping[str, Sequence[int]]) -> Mask:
     """Rows of the first axis: output features of a Linear, tokens of an embedding, experts of fused experts."""
     parameters, mask = base_parameters(model.hf), {}
-    for name, chosen in rows.items():
+    for name, selected in rows.items():
         shape = find_parameter(parameters, name).shape
-        beyond = [row for row in chosen if not 0 <= row < shape[0]]
+        beyond = [row for row in selected if not 0 <= row < shape[0]]
         if beyond:
             raise UserError(f"{name} has rows 0 to {shape[0] - 1}, so row {beyond[0]} does not exist.")
         mask[name] = torch.zeros(shape, dtype=torch.bool)
-        mask[name][list(chosen)] = True
+        mask[name][list(selected)] = True
     return mask
 
 
@@ -94,18 +94,18 @@ def _head_part(
     weight = find_parameter(parameters, f"{stem}.weight")
     module = model.inner.get_submodule(stem)
     transposed = _is_conv1d(module)
-    found = {f"{stem}.weight": torch.zeros(weight.shape, dtype=torch.bool)}
-    view = found[f"{stem}.weight"].T if transposed else found[f"{stem}.weight"]
+    masks = {f"{stem}.weight": torch.zeros(weight.shape, dtype=torch.bool)}
+    view = masks[f"{stem}.weight"].T if transposed else masks[f"{stem}.weight"]
     if part == "o":
         width = in_features(module) // model.n_heads
         view[:, head * width : (head + 1) * width] = True
-        return found
+        return masks
     rows = _head_rows(model, family, view.shape[0], head, part)
     view[rows] = True
     if f"{stem}.bias" in parameters:
-        found[f"{stem}.bias"] = torch.zeros(parameters[f"{stem}.bias"].shape, dtype=torch.bool)
-        found[f"{stem}.bias"][rows] = True
-    return found
+        masks[f"{stem}.bias"] = torch.zeros(parameters[f"{stem}.bias"].shape, dtype=torch.bool)
+        masks[f"{stem}.bias"][rows] = True
+    return masks
 
 
 def _head_rows(model: AdaptedModel, family: Family, height: int, head: int, part: str) -> slice:

@@ -147,13 +147,13 @@ def top_mask(values: Float[Tensor, "*shape"], share: float) -> Tensor:
 def half_of_tensors(names: list[str], categories: list[str], seed: int) -> set[str]:
     """Half of the tensors of each category (one kind of module in one layer's attention, MLP or norms), drawn (HFT)."""
     generator = torch.Generator().manual_seed(seed)
-    chosen: set[str] = set()
+    half: set[str] = set()
     for category in sorted(set(categories)):
         inside = [name for name, own in zip(names, categories, strict=True) if own == category]
         order = torch.randperm(len(inside), generator=generator).tolist()
         extra = int(torch.randint(2, (1,), generator=generator)) if len(inside) % 2 else 0
-        chosen |= {inside[place] for place in order[: int(len(inside) * _HALF) + extra]}
-    return chosen
+        half |= {inside[place] for place in order[: int(len(inside) * _HALF) + extra]}
+    return half
 
 
 def _ranks(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -74,20 +74,20 @@ def _adapter_modules(adapter: Any) -> list[str]:
 
 def _parameters_of(pair: Any, module: str) -> list[str]:
     known = base_parameters(pair.base.hf)
-    found = [name for name in (module, f"{module}.weight") if name in known]
-    if not found:
+    names = [name for name in (module, f"{module}.weight") if name in known]
+    if not names:
         raise UserError(f"The adapter changes {module}, which has no weight of its own in the base.")
-    return found
+    return names
 
 
 def _saved_parameters(adapter: Any) -> dict[str, Tensor]:
     """Parameters of the modules that the adapter holds whole (``modules_to_save``), by the base's names."""
     from peft.utils.other import ModulesToSaveWrapper
 
-    found = {}
+    parameters = {}
     for path, module in adapter.get_base_model().named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             for active in module.active_adapters:
                 for name, parameter in module.modules_to_save[active].named_parameters():
-                    found[f"{path}.{name}"] = parameter.data
-    return found
+                    parameters[f"{path}.{name}"] = parameter.data
+    return parameters

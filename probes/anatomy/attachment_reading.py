@@ -9,14 +9,12 @@ import pandas as pd
 import torch
 
 from probes.lens import kl
-from probes.scored import scored
+from probes.scored import beside_control, scored, with_q
 from workbench.errors import UserError
 from workbench.models.attachments.attachment import Attachment
 from workbench.models.attachments.instruction_prompts import InstructionPrompts
 from workbench.models.attachments.side_path import SidePath
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 
@@ -48,12 +46,9 @@ def part_effects(pair: Any, prompts: Any, *, seed: int = 0) -> pd.DataFrame:
         for random in (None, seed + 1 + number):
             with attachment.without(part, random=random):
                 moved.append(kl(whole, _next_words(pair, batch)).numpy())
-        apart = (moved[0] - moved[1])[:, None]
-        p = float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0
-        lines.append({"part": part, **scored(moved[0], seed=seed, clusters=rows.clusters),
-                      "control": float(moved[1].mean()), "p": p})  # fmt: skip
+        lines.append({"part": part, **beside_control(moved[0], moved[1], rows.clusters, seed=seed)})
     table = pd.DataFrame(lines)
-    return table.assign(q=q_values(table.pop("p").to_numpy(np.float64)))
+    return with_q(table, keep_p=False)
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from safetensors.torch import load_file
 
@@ -19,18 +18,15 @@ from probes.anatomy.spaces import Svd
 from probes.anatomy.virtual_tokens import nearest_words, prompts_of
 from probes.call_settings import call_settings
 from probes.lens import kl
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 WEIGHTS = "adapter_model.safetensors"
@@ -53,10 +49,6 @@ class DecomposedPrompt(ProbeResult):
 
     title: ClassVar[str] = "The two parts of a decomposed prompt"
     unit: ClassVar[str] = "KL of the next word without the part (nats)"
-
-    def figure(self) -> go.Figure:
-        """What each part does, beside a random one."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         said = "; ".join(
@@ -113,13 +105,13 @@ def decomposed_prompt(
             f"{adapter.folder} has embeddings of {parts.prompt.shape[1]} numbers and the base of {words.shape[1]}: "
             "give the base that it was trained on."
         )
-    found = _effects(model, rows, parts, seed, progress or Silent())
+    effects = _effects(model, rows, parts, seed, progress or Silent())
     table = pd.DataFrame([
-        {"module": name, **_row(found[name], rows, seed), **_shape(part, words)}
+        {"module": name, **_row(effects[name], rows, seed), **_shape(part, words)}
         for name, part in zip(PARTS, (parts.prompt, parts.offsets), strict=True)
     ])  # fmt: skip
     return DecomposedPrompt(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control="the same part with random rows of the same norms",
         provenance=Provenance.of(
             "decomposed_prompt", {"base": model, "tuned": adapter}, rows, seed=seed,
@@ -213,12 +205,8 @@ def _random_rows(own: Float[Tensor, "row d_model"], generator: torch.Generator) 
 
 
 def _row(own: dict[str, np.ndarray], rows: Prompts, seed: int) -> dict[str, float]:
-    apart = cluster_means((own["without"] - own["random"])[:, None], rows.clusters)
-    return {
-        **scored(own["without"], seed=seed, clusters=rows.clusters), "control": float(own["random"].mean()),
-        "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0,
-        "alone": float(own["alone"].mean()), "n": len(rows),
-    }  # fmt: skip
+    line = beside_control(own["without"], own["random"], rows.clusters, seed=seed)
+    return {**line, "alone": float(own["alone"].mean()), "n": len(rows)}
 
 
 def _shape(part: Tensor, words: Tensor) -> dict[str, float]:

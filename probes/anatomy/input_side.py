@@ -11,14 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.lens import kl
 from probes.replay import counted, read_out
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, scored, with_q
 from workbench.argument_checks import check_pair
-from workbench.engine.hub import SiteHook
+from workbench.engine.dispatch import SiteHook, layer_readers, on_the_cpu
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.figures.weights import layer_bars
@@ -28,8 +27,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 ENTRY = Site("resid_pre", 0)
@@ -133,10 +130,7 @@ def input_side(
     return InputSide(
         table=table,
         control="the base's inputs moved as far in random directions, another one for every token",
-        provenance=Provenance.of(
-            "input_side", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None),
-        ),
+        provenance=Provenance.of("input_side", pair, rows, seed=seed, forward_passes=passes.forward),
         remainder=(remainder["score"], remainder["low"], remainder["high"]),
         form=linear_form(*(_embeddings(model) for model in (pair.base, pair.tuned)), seed=seed),
         first=None if beyond.empty else int(beyond["layer"].min()),
@@ -177,28 +171,23 @@ class _Run:
 
 def _run(model: AdaptedModel, ids: Tensor, entry: Tensor | None = None) -> _Run:
     """One forward pass, with other inputs where they are given."""
-    found: dict[Any, Tensor] = {}
-
-    def keep(place: Any) -> Any:
-        def read(value: Tensor, _ctx: Any) -> None:
-            found[place] = value[0].detach().float().cpu()
-
-        return read
+    states: dict[int, Tensor] = {}
+    entries: list[Tensor] = []
 
     def replace(value: Tensor, _ctx: Any) -> Tensor:
         assert entry is not None
         return entry.to(value)[None]
 
     hooks = [] if entry is None else [SiteHook(ENTRY, replace, edit=True)]
-    hooks += [SiteHook(ENTRY, keep("entry"))]
-    hooks += [SiteHook(Site("resid_post", layer), keep(layer)) for layer in range(model.n_layers)]
+    hooks += [SiteHook(ENTRY, lambda value, _ctx: entries.append(on_the_cpu(value[0])))]
+    hooks += layer_readers("resid_post", range(model.n_layers), states, on_the_cpu)
     with torch.no_grad(), model.hooked(hooks):
         logits = model.forward(ids, logits="last")
     assert logits is not None
-    last = torch.stack([found[layer][-1] for layer in range(model.n_layers)])
+    last = torch.stack([states[layer][0, -1] for layer in range(model.n_layers)])
     readings = read_out(model, last).float().cpu()
     readings[-1] = logits[0, -1].float().cpu()
-    return _Run(found["entry"], last, readings)
+    return _Run(entries[0], last, readings)
 
 
 def _share(base: _Run, other: _Run) -> Float[np.ndarray, " layer"]:
@@ -209,15 +198,13 @@ def _table(taken: Sequence[_Followed], rows: Prompts, seed: int) -> pd.DataFrame
     lines = []
     for layer in range(len(taken[0].change)):
         own, random = (np.array([getattr(one, name)[layer] for one in taken]) for name in ("change", "random"))
-        apart = cluster_means((own - random)[:, None], rows.clusters)
         lines.append({
-            "layer": layer, **scored(own, seed=seed, clusters=rows.clusters), "control": float(random.mean()),
-            "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0,
+            "layer": layer, **beside_control(own, random, rows.clusters, seed=seed),
             "moved": float(np.mean([one.moved[layer] for one in taken])),
             "moved_control": float(np.mean([one.random_moved[layer] for one in taken])), "n": len(taken),
         })  # fmt: skip
     table = pd.DataFrame(lines)
-    return table.assign(q=q_values(table.pop("p").to_numpy(np.float64)))
+    return with_q(table, keep_p=False)
 
 
 def _embeddings(model: AdaptedModel) -> Float[Tensor, "word d_model"]:
@@ -236,19 +223,19 @@ def linear_form(before: Float[Tensor, "word d"], after: Float[Tensor, "word d"],
     if not bool(change.any()):
         return {"linear": float("nan"), "linear_control": float("nan"), "rank": float("nan")}
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    fit, told = order[: count // 2], order[count // 2 :]
-    share, found = _explained(x, change, fit, told)
+    fit, held_out = order[: count // 2], order[count // 2 :]
+    share, weights = _explained(x, change, fit, held_out)
     mixed, _ = _explained(
-        x[torch.randperm(count, generator=torch.Generator().manual_seed(seed + 1))], change, fit, told
+        x[torch.randperm(count, generator=torch.Generator().manual_seed(seed + 1))], change, fit, held_out
     )
-    values = torch.linalg.svdvals(found).square().cumsum(0)
+    values = torch.linalg.svdvals(weights).square().cumsum(0)
     rank = int((values < 0.9 * values[-1]).sum()) + 1
     return {"linear": share, "linear_control": mixed, "rank": float(rank)}
 
 
-def _explained(x: Tensor, change: Tensor, fit: Tensor, told: Tensor) -> tuple[float, Tensor]:
+def _explained(x: Tensor, change: Tensor, fit: Tensor, held_out: Tensor) -> tuple[float, Tensor]:
     gram = x[fit].T @ x[fit]
     ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    found = torch.linalg.solve(gram + ridge, x[fit].T @ change[fit])
-    left = (change[told] - x[told] @ found).square().sum()
-    return float(1 - left / change[told].square().sum().clamp_min(1e-30)), found
+    weights = torch.linalg.solve(gram + ridge, x[fit].T @ change[fit])
+    left = (change[held_out] - x[held_out] @ weights).square().sum()
+    return float(1 - left / change[held_out].square().sum().clamp_min(1e-30)), weights

@@ -16,10 +16,8 @@ from torch import nn
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
 from probes.anatomy.spaces import Svd
-from probes.call_settings import call_settings
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
@@ -29,8 +27,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.models.adapter_layers import bare_module
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 
@@ -121,13 +117,9 @@ def input_spans(
     watch.finish()
     frame = pd.DataFrame(table)
     return InputSpans(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control=f"random spans of the same rank on the same inputs ({draws} draws)",
-        provenance=Provenance.of(
-            "input_spans", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            forward_passes=-(-len(rows) // batch_size),
-            settings=call_settings(None, draws=draws, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("input_spans", pair, rows, seed=seed, forward_passes=-(-len(rows) // batch_size)),
     )  # fmt: skip
 
 
@@ -200,13 +192,10 @@ def _row(svd: Svd, covariance: Tensor, weight: Tensor, clusters: np.ndarray, dra
     chance = np.mean([share_inside(covariance, span) for span in spans], 0) if spans else np.full(len(own), np.nan)
     whole = covariance.sum(0)
     leading = torch.linalg.eigh(whole).eigenvectors[:, -svd.rank :]
-    apart = cluster_means((own - chance)[:, None], clusters)
     root = _root(whole)
     parts = torch.linalg.svdvals(weight @ root).square()
     return {
-        **scored(own, seed=seed, clusters=clusters),
-        "control": float(chance.mean()),
-        "p": float(paired_permutation(apart, seed=seed).p[0]) if spans else np.nan,
+        **beside_control(own, chance, clusters, seed=seed),
         "best": float(share_inside(whole[None], leading)[0]),
         "rank": float(svd.rank),
         "rank90": float(svd.energy_rank(0.9)),

@@ -11,8 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.series.members import members_of
 from probes.weights.naming import place_of
 from probes.weights.sources import Factors, open_weights
@@ -21,7 +21,6 @@ from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.stats.bootstrap import mean_interval
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Tensor
 
 
@@ -110,12 +109,9 @@ def lora_likeness(
             rows.append({**where, **_row(held, begun, factor, draws, seed + number)})
     table = pd.DataFrame(rows)
     return LoraLikeness(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control=f"random spans of the same ranks in the same width ({draws} draws)",
-        provenance=Provenance.of(
-            "lora_likeness", models, seed=seed,
-            settings=call_settings(None, checkpoints=list(checkpoints), initial=initial, draws=draws),
-        ),
+        provenance=Provenance.of("lora_likeness", models, seed=seed),
     )  # fmt: skip
 
 
@@ -147,7 +143,7 @@ def _row(held: list[Factors], begun: Factors | None, which: str, draws: int, see
     ]
     whole = mean_interval(likeness, seed=seed) if len(likeness) > 1 else None
     mean = float(np.mean(likeness))
-    found = {
+    row = {
         "score": mean, "low": mean if whole is None else whole.low, "high": mean if whole is None else whole.high,
         "control": float(np.mean(drawn)) if drawn else np.nan,
         "p": (1 + sum(one >= mean for one in drawn)) / (draws + 1), "to_initial": np.nan, "bit_equal": np.nan,
@@ -155,9 +151,9 @@ def _row(held: list[Factors], begun: Factors | None, which: str, draws: int, see
     }  # fmt: skip
     if begun is not None:
         first = _side(begun, which)
-        found["to_initial"] = float(np.mean([span_likeness(side, first) for side in sides]))
-        found["bit_equal"] = float(all(torch.equal(side, first) for side in sides))
-    return found
+        row["to_initial"] = float(np.mean([span_likeness(side, first) for side in sides]))
+        row["bit_equal"] = float(all(torch.equal(side, first) for side in sides))
+    return row
 
 
 def _plain(name: str, factors: Mapping[str, Factors]) -> Mapping[str, Factors]:

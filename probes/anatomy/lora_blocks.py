@@ -8,27 +8,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
-from probes.call_settings import call_settings
 from probes.lens import kl
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from probes.weights.naming import key_of, place_of
 from probes.weights.sources import Factors, Opened, open_weights
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 
@@ -49,10 +44,6 @@ class LoraBlocks(ProbeResult):
 
     title: ClassVar[str] = "Blocks of a LoRA"
     unit: ClassVar[str] = "KL of the next word without the block (nats)"
-
-    def figure(self) -> go.Figure:
-        """What each block does, beside random signs."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.frame().iloc[0]
@@ -115,12 +106,9 @@ def lora_blocks(
         for number in range(blocks)
     ])  # fmt: skip
     return LoraBlocks(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64)), overlap=_overlap(opened, blocks)),
+        table=with_q(table, keep_p=False).assign(overlap=_overlap(opened, blocks)),
         control="the block's own update with random signs added, nothing taken out",
-        provenance=Provenance.of(
-            "lora_blocks", pair.models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes,
-            settings=call_settings(None, blocks=blocks),
-        ),
+        provenance=Provenance.of("lora_blocks", pair, rows, seed=seed, forward_passes=passes),
         modules=modules,
         resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -151,12 +139,12 @@ def _sizes(modules: pd.DataFrame, number: int) -> dict[str, float]:
 
 
 def _overlap(opened: Opened, blocks: int) -> float:
-    found = []
+    overlaps = []
     for factors in opened.factors.values():
         parts = [block_of(factors, number, blocks) for number in range(blocks)]
         apart = sum(float((part.up.float() @ part.down.float()).square().sum()) for part in parts) ** 0.5
-        found.append(float((factors.up.float() @ factors.down.float()).norm()) / max(apart, 1e-30))
-    return float(np.mean(found))
+        overlaps.append(float((factors.up.float() @ factors.down.float()).norm()) / max(apart, 1e-30))
+    return float(np.mean(overlaps))
 
 
 @torch.no_grad()
@@ -190,16 +178,12 @@ def _effects(
 
 def _changes(opened: Opened, names: Mapping[str, str], factors: Mapping[str, Factors]) -> dict[str, Tensor]:
     """Factors as changes of the base's parameters, as they are stored."""
-    found = {}
+    changes = {}
     for key, factor in factors.items():
         product = (factor.up.float() @ factor.down.float()).cpu()
-        found[names[key]] = product.T if opened.layout.turned(place_of(key).module, 2) else product
-    return found
+        changes[names[key]] = product.T if opened.layout.turned(place_of(key).module, 2) else product
+    return changes
 
 
 def _row(own: np.ndarray, random: np.ndarray, rows: Prompts, seed: int) -> dict[str, float]:
-    apart = cluster_means((own - random)[:, None], rows.clusters)
-    return {
-        **scored(own, seed=seed, clusters=rows.clusters), "control": float(random.mean()),
-        "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0, "n": len(own),
-    }  # fmt: skip
+    return {**beside_control(own, random, rows.clusters, seed=seed), "n": len(own)}

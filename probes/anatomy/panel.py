@@ -9,26 +9,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.adapter_scale import AdapterScale, adapted_layers
-from probes.call_settings import call_settings
 from probes.lens import kl
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.weight_changes import effective_delta
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 
@@ -47,10 +41,6 @@ class AdapterPanel(ProbeResult):
 
     title: ClassVar[str] = "The adapter's change at each site"
     unit: ClassVar[str] = "‖Δh‖ / ‖h‖"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.frame().iloc[0]
@@ -118,11 +108,10 @@ def adapter_panel(
         watch.finish()
     frame = pd.DataFrame(table)
     return AdapterPanel(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="a Gaussian change of weights with the norm of the adapter's, on the same inputs (expected value)",
         provenance=Provenance.of(
-            "adapter_panel", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(model.device),
-            forward_passes=1 + (len(layers) if ablate else 0), settings=call_settings(None, ablate=ablate),
+            "adapter_panel", pair, rows, seed=seed, forward_passes=1 + (len(layers) if ablate else 0),
         ),
         tokens=_tokens(seen),
     )  # fmt: skip
@@ -191,12 +180,8 @@ def _norm(pair: Any, path: str) -> float:
 def _row(seen: _Seen, norm: float, ablated: np.ndarray, clusters: np.ndarray, seed: int) -> dict[str, float]:
     share = (seen.change / seen.before.clamp_min(1e-12)).nanmean(1).numpy()
     gaussian = (norm * seen.inputs / seen.width**0.5 / seen.before.clamp_min(1e-12)).nanmean(1).numpy()
-    known = not np.isnan(gaussian).any()
-    apart = cluster_means((share - gaussian)[:, None], clusters)
     return {
-        **scored(share, seed=seed, clusters=clusters),
-        "control": float(gaussian.mean()),
-        "p": float(paired_permutation(apart, seed=seed).p[0]) if known else np.nan,
+        **beside_control(share, gaussian, clusters, seed=seed),
         "cosine": float(seen.cosine.nanmean()),
         "ablated": float(ablated.mean()),
         "n": len(share),

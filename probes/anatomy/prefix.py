@@ -14,9 +14,8 @@ import torch
 
 from probes.anatomy.virtual_tokens import prompts_of
 from probes.call_settings import call_settings
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.errors import UserError
 from workbench.figures.weights import cell_map
 from workbench.method_options import As
@@ -24,8 +23,6 @@ from workbench.methods import Needs, method
 from workbench.models.virtual_tokens import PREFIXES, VirtualTokens, open_virtual_tokens
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 
@@ -114,7 +111,7 @@ def prefix_gates(
         provenance=Provenance.of(
             "prefix_gates", {"base": opened.base, "tuned": opened}, rows, seed=seed, device=str(opened.base.device),
             forward_passes=len(rows) * (2 + len(others)),
-            settings=call_settings(None, texts=texts if isinstance(texts, str) else rows, others=list(others)),
+            settings=call_settings(None, texts=texts if isinstance(texts, str) else rows),
         ),
         gap=own.gap,
         virtual=prefix[0][0].shape[2],
@@ -239,16 +236,14 @@ def _table(own: _Split, random: _Split, more: list[_Split], clusters: np.ndarray
         for head in range(heads):
             gate, chance = own.gate[:, layer, head].numpy(), random.gate[:, layer, head].numpy()
             change = own.change[:, layer, head]
-            apart = cluster_means((gate - chance)[:, None], clusters)
             alike = [
                 float(torch.cosine_similarity(change, other.change[:, layer, head], dim=-1).mean()) for other in more
             ]
             rows.append({
-                "layer": layer, "head": head, **scored(gate, seed=seed, clusters=clusters),
-                "control": float(chance.mean()), "p": float(paired_permutation(apart, seed=seed).p[0]),
+                "layer": layer, "head": head, **beside_control(gate, chance, clusters, seed=seed),
                 "change": float((change.norm(dim=-1) / own.words[:, layer, head].clamp_min(1e-30)).mean()),
                 "constant": float(change.mean(0).square().sum() / change.square().sum(-1).mean().clamp_min(1e-30)),
                 "cosine": float(np.mean(alike)) if alike else np.nan, "n": len(gate),
             })  # fmt: skip
     table = pd.DataFrame(rows)
-    return table.assign(q=q_values(table.pop("p").to_numpy(np.float64)))
+    return with_q(table, keep_p=False)

@@ -9,16 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from interventions.exchange.random_bases import lora_from_random_bases, stored_numbers
 from probes.anatomy.foreign_adapter import ForeignAdapter, foreign_adapter
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import factored_norm2
 from probes.weights.naming import key_of, place_of
 from probes.weights.sources import Factors, Opened, open_weights
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.stats.bootstrap import mean_interval
@@ -39,10 +36,6 @@ class RandomBases(ProbeResult):
 
     title: ClassVar[str] = "Updates rebuilt from random matrices"
     unit: ClassVar[str] = "‖ΔW‖ / ‖W‖"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         table = self.table
@@ -105,10 +98,7 @@ def random_bases(
     return RandomBases(
         table=table.assign(numbers=table.pop("name").map(numbers)),
         control=f"the same coefficients over other random matrices ({draws} draws)",
-        provenance=Provenance.of(
-            "random_bases", {"base": below, "tuned": foreign_adapter(below, tuned)}, seed=seed,
-            settings=call_settings(None, drawn_on=drawn_on, draws=draws),
-        ),
+        provenance=Provenance.of("random_bases", {"base": below, "tuned": foreign_adapter(below, tuned)}, seed=seed),
         drawn_on=drawn_on,
     )  # fmt: skip
 

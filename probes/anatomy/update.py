@@ -11,17 +11,15 @@ import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Spaces, Svd, low_rank_sparse, nulls
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
-from probes.series.members import difference
-from probes.weights.naming import place_of
-from probes.weights.sources import Opened, open_weights
+from probes.scored import with_q
+from probes.weights.changed_matrices import ChangedMatrix, changed_matrices
+from probes.weights.sources import open_weights
 from workbench.errors import UserError
 from workbench.figures.weights import cell_map
 from workbench.method_options import Within
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
-from workbench.stats.fdr import q_values
+from workbench.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,57 +94,35 @@ def update_anatomy(
         UserError: Nothing differs inside the layers.
     """
     opened = open_weights(base, tuned)
-    watch = progress or Silent()
-    names = [name for name in opened.base if name in opened.factors or name in opened.tuned]
-    watch.start("anatomy", len(names))
     rows = []
-    for place, name in enumerate(names):
-        watch.advance()
-        matrix = _matrix(opened, name, k, draws, seed + place)
-        if matrix is not None:
-            svd, row = matrix
-            rows.append({**row, **_split(svd, rank, share, seed + place)})
-    watch.finish()
+    for matrix in changed_matrices(opened, "anatomy", progress):
+        factors = opened.factors.get(matrix.name)
+        svd = Svd.of(matrix.change) if factors is None else Svd.of_factors(factors.up.cpu(), factors.down.cpu())
+        own_seed = seed + matrix.number
+        rows.append({**_row(matrix, svd, k, draws, own_seed), **_split(svd, rank, share, own_seed)})
     if not rows:
         raise UserError("The two models do not differ in any matrix inside the layers: there is nothing to take apart.")
     table = pd.DataFrame(rows)
     return UpdateAnatomy(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control=f"random directions with the update's own singular values ({draws} draws)",
-        provenance=Provenance.of(
-            "update_anatomy", opened.identities(), seed=seed,
-            settings=call_settings(None, k=k, rank=rank, share=share, draws=draws),
-        ),
+        provenance=Provenance.of("update_anatomy", opened.identities(), seed=seed),
         k=k,
     )  # fmt: skip
 
 
 @torch.no_grad()
-def _matrix(opened: Opened, name: str, k: int, draws: int, seed: int) -> tuple[Svd, dict[str, Any]] | None:
-    """One matrix of the layers that changed, as [out, into]."""
-    place = place_of(name)
-    if place.layer is None or (name not in opened.factors and opened.tuned[name] is opened.base[name]):
-        return None
-    weight = opened.base[name]().detach()
-    if weight.ndim != 2 or not weight.is_floating_point():
-        return None
-    turned = opened.layout.turned(place.module, weight.ndim)
-    change = difference(opened, name, weight)
-    if not bool((change != 0).any()):
-        return None
-    weight = (weight.T if turned else weight).float().cpu()
-    if name in opened.factors:
-        svd = Svd.of_factors(opened.factors[name].up.cpu(), opened.factors[name].down.cpu())
-    else:
-        svd = Svd.of((change.T if turned else change).float().cpu())
+def _row(matrix: ChangedMatrix, svd: Svd, k: int, draws: int, seed: int) -> dict[str, Any]:
+    weight = matrix.weight
     spaces = Spaces.of(weight)
     top = min(svd.rank, 16)
     drawn = list(nulls(svd, draws, seed))
     left = spaces.share_left(svd, k)
     shares = [spaces.share_left(one, k) for one in drawn]
     chance = [spaces.intruders(weight + one.product(), top) for one in drawn[:3]]
-    return svd, {
-        "layer": place.layer, "module": place.module, "name": name, "score": left, "low": left, "high": left,
+    return {
+        "layer": matrix.place.layer, "module": matrix.place.module, "name": matrix.name,
+        "score": left, "low": left, "high": left,
         "control": float(np.mean(shares)) if shares else np.nan, "control_high": max(shares, default=np.nan),
         "p": (1 + sum(share >= left for share in shares)) / (draws + 1),
         "right": spaces.share_right(svd, k),

@@ -119,7 +119,7 @@ def virtual_tokens(
         provenance=Provenance.of(
             "virtual_tokens", {"base": opened.base, "tuned": opened}, rows, seed=seed, device=str(opened.base.device),
             forward_passes=passes,
-            settings=call_settings(None, texts=texts if isinstance(texts, str) else rows, task=task, draws=draws),
+            settings=call_settings(None, texts=texts if isinstance(texts, str) else rows),
         ),
         kind=opened.kind,
         off_is_base=_off_is_base(opened),

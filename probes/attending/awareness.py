@@ -13,19 +13,19 @@ import torch
 
 import interventions as iv
 from interventions.attention_scale import eager_expected
-from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import paired_p, scored, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.subject import Subject, Work
-from workbench.engine.hub import SiteHook
-from workbench.engine.sites import Site, resolve_layers
+from workbench.engine.dispatch import layer_readers, on_the_cpu
+from workbench.engine.sites import resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import UserError
+from workbench.figures.intervals import whiskers
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -34,8 +34,6 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.prompts.row import Prompt
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 USER, OTHERS = "content", "prompt - content"
@@ -68,8 +66,7 @@ class ContextAwareness(ProbeResult):
         drawn = go.Figure(
             go.Bar(
                 x=names, y=self.table["score"],
-                error_y={"type": "data", "symmetric": False, "array": self.table["high"] - self.table["score"],
-                         "arrayminus": self.table["score"] - self.table["low"]},
+                error_y=whiskers(self.table),
             )
         )  # fmt: skip
         drawn.update_layout(title=self.title, yaxis_title=self.unit)
@@ -139,25 +136,21 @@ def context_awareness(
         raise UserError("Alphas are factors above 0, such as 0.9: 1 changes nothing.")
     rows, work = Prompts.of(prompts), Work(batch_size, progress)
     versions = {"on": rows, "off": _as_text(rows)} if pair.tuned.has_chat_template else {"off": rows}
-    found, lines, parts = {}, [], []
+    attention, lines, parts = {}, [], []
     with eager_expected(), counted(pair.base, pair.tuned) as passes:
         for template, own in versions.items():
             for role, model in pair.models.items():
-                found[role, template] = dependency(model, own, place)
-                scores = found[role, template][0]
+                attention[role, template] = dependency(model, own, place)
+                scores = attention[role, template][0]
                 parts.append(pd.DataFrame({
                     "model": role, "template": template, "prompt": range(len(scores)), "dependency": scores,
                     "dependent": scores > threshold,
                 }))  # fmt: skip
                 lines += _steered(model, role, template, own, factors, work, seed)
     return ContextAwareness(
-        table=_table(found, rows, seed),
+        table=_table(attention, rows, seed),
         control="even attention to all tokens of the prompt; for steering, the user's own words turned down as much",
-        provenance=Provenance.of(
-            "context_awareness", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, layer=layer, alphas=alphas, threshold=threshold, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("context_awareness", pair, rows, seed=seed, forward_passes=passes.forward),
         steering=pd.DataFrame(lines), rows=pd.concat(parts, ignore_index=True), layer=place,
         resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -185,20 +178,13 @@ def dependency(
     scores, even = [], []
     for row, answer in zip(ids, answers, strict=True):
         user = torch.from_numpy(np.asarray(template.content(row), dtype=bool))
-        seen: list[Tensor] = []
-        with model.hooked([SiteHook(Site("pattern", layer), _keeping(seen))]):
+        seen: dict[int, Tensor] = {}
+        with model.hooked(layer_readers("pattern", [layer], seen, on_the_cpu)):
             model.forward(torch.tensor([[*row, *answer]]), logits=None)
-        paid = seen[0][:, len(row) - 1 : -1, : len(row)][..., user].sum(-1)  # the queries that write the answer
+        paid = seen[layer][0][:, len(row) - 1 : -1, : len(row)][..., user].sum(-1)  # the queries that write the answer
         scores.append(float(paid.max(0).values.mean()))
         even.append(float(user.float().mean()))
     return np.array(scores), np.array(even)
-
-
-def _keeping(seen: list[Tensor]) -> Any:
-    def read(value: Tensor, _ctx: Any) -> None:
-        seen.append(value[0].detach().float().cpu())
-
-    return read
 
 
 def _steered(
@@ -219,13 +205,11 @@ def _steered(
     return lines
 
 
-def _table(found: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], rows: Prompts, seed: int) -> pd.DataFrame:
-    lines, p = [], []
-    for (role, template), (scores, even) in found.items():
-        beyond = cluster_means((scores - found["base", template][0])[:, None], rows.clusters)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
+def _table(attention: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], rows: Prompts, seed: int) -> pd.DataFrame:
+    lines = []
+    for (role, template), (scores, even) in attention.items():
         lines.append({
             "model": role, "template": template, **scored(scores, seed=seed, clusters=rows.clusters),
-            "control": even.mean(), "p": p[-1],
+            "control": even.mean(), "p": paired_p(scores - attention["base", template][0], rows.clusters, seed=seed),
         })  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(lines))

@@ -8,30 +8,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
+from probes.attending.head_changes import attention_layers, head_changes
 from probes.halves import answer_scores
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
-from workbench.engine.hub import SiteHook
-from workbench.engine.sites import Site, resolve_layers
+from workbench.engine.dispatch import layer_readers, on_the_cpu
 from workbench.errors import UserError
-from workbench.figures.heads import head_heatmap
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.bootstrap import mean_intervals
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 
@@ -58,10 +52,6 @@ class AttentionConfidence(ProbeResult):
 
     title: ClassVar[str] = "Attention confidence"
     unit: ClassVar[str] = "fall of attention entropy (share of the most possible)"
-
-    def figure(self) -> go.Figure:
-        """The fall of every head."""
-        return head_heatmap(self.table, title=self.title, score=self.unit)
 
     def summary(self) -> str:
         """Heads that narrowed and the position they narrowed on most."""
@@ -122,12 +112,7 @@ def attention_confidence(
         UserError: The models have other heads, no layer has any, or every prompt is one token.
     """
     check_pair(pair, prompts)
-    if (pair.base.n_layers, pair.base.n_heads) != (pair.tuned.n_layers, pair.tuned.n_heads):
-        raise UserError("Heads are compared one by one: both models need as many layers and heads.")
-    wanted = resolve_layers(layers, pair.tuned.n_layers)
-    places = [
-        attention_layer for attention_layer in pair.tuned.hub.geometry.attention_layers if attention_layer in wanted
-    ]
+    places = attention_layers(pair, layers)
     rows = Prompts.of(prompts)
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
     if not places or max(map(len, ids)) < 2:
@@ -139,10 +124,7 @@ def attention_confidence(
     return AttentionConfidence(
         table=_table(read, places, clusters, seed),
         control="the mean over the heads of the layer",
-        provenance=Provenance.of(
-            "attention_confidence", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, settings=call_settings(None, layers=layers),
-        ),
+        provenance=Provenance.of("attention_confidence", pair, rows, seed=seed, forward_passes=passes.forward),
         positions=(positions := _positions(read, ids, pair.tokenizer)),
         activation=_activation(positions, clusters, seed),
         overfit=pd.DataFrame({
@@ -173,17 +155,10 @@ def _counted(ids: list[list[int]], bar: Progress) -> Iterator[list[int]]:
 
 
 def read_patterns(model: AdaptedModel, row: list[int], layers: Sequence[int]) -> Float[Tensor, "layer head query key"]:
-    found: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        def read(value: Tensor, _ctx: Any) -> None:
-            found[layer] = value[0].detach().float().cpu()
-
-        return read
-
-    with model.hooked([SiteHook(Site("pattern", layer), keep(layer)) for layer in layers]):
+    patterns: dict[int, Tensor] = {}
+    with model.hooked(layer_readers("pattern", layers, patterns, on_the_cpu)):
         model.forward(torch.tensor([row]), logits=None)
-    return torch.stack([found[layer] for layer in layers])
+    return torch.stack([patterns[layer][0] for layer in layers])
 
 
 def entropy_share(pattern: Float[Tensor, "*head query key"]) -> Float[Tensor, "*head query"]:
@@ -212,20 +187,12 @@ def _answer_rise(pair: ModelPair, rows: Prompts) -> list[float]:
 
 
 def _table(read: list[_Read], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
-    falls = np.stack([one.base - one.tuned for one in read])
-    intervals = mean_intervals(falls, clusters=clusters, seed=seed)
-    units = cluster_means(falls.reshape(len(falls), -1), clusters)
-    p = paired_permutation(units, seed=seed).p.reshape(falls.shape[1:])
-    p = np.where(falls.any(0), p, 1.0)
-    lines = [
-        {"layer": layer, "head": head, "score": intervals.estimate[place, head], "low": intervals.low[place, head],
-         "high": intervals.high[place, head], "control": falls[:, place].mean(),
-         "base": np.mean([one.base[place, head] for one in read]),
-         "tuned": np.mean([one.tuned[place, head] for one in read]),
-         "moved": np.mean([one.moved[place, head] for one in read]), "p": p[place, head]}
-        for place, layer in enumerate(layers) for head in range(falls.shape[2])
-    ]  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(p.reshape(-1)))
+    falls = np.stack([prompt.base - prompt.tuned for prompt in read])
+    means = {
+        name: np.mean([getattr(prompt, name) for prompt in read], axis=0).reshape(-1)
+        for name in ("base", "tuned", "moved")
+    }
+    return with_q(head_changes(falls, layers, clusters, seed).assign(**means))
 
 
 def _positions(read: list[_Read], ids: list[list[int]], tokenizer: Any) -> pd.DataFrame:
@@ -241,12 +208,8 @@ def _positions(read: list[_Read], ids: list[list[int]], tokenizer: Any) -> pd.Da
 
 def _activation(positions: pd.DataFrame, clusters: np.ndarray, seed: int) -> dict[str, float]:
     """Share of ignored tokens in both models, the first of each prompt (a sink) left out."""
-    told = positions[positions["position"] > 0].groupby("prompt")[["ignored_base", "ignored_tuned"]].mean()
-    base, tuned = (told[name].to_numpy(float) for name in ("ignored_base", "ignored_tuned"))
-    own = clusters[told.index.to_numpy()]
-    units = cluster_means((tuned - base)[:, None], own)
-    p = float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0
-    return {
-        **scored(tuned - base, seed=seed, clusters=own), "control": 0.0, "p": p, "base": float(base.mean()),
-        "tuned": float(tuned.mean()),
-    }  # fmt: skip
+    shares = positions[positions["position"] > 0].groupby("prompt")[["ignored_base", "ignored_tuned"]].mean()
+    base, tuned = (shares[name].to_numpy(float) for name in ("ignored_base", "ignored_tuned"))
+    own = clusters[shares.index.to_numpy()]
+    change = beside_control(tuned - base, np.zeros(len(base)), own, seed=seed)
+    return {**change, "base": float(base.mean()), "tuned": float(tuned.mean())}

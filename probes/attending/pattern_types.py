@@ -8,27 +8,22 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from probes.attending.confidence import read_patterns
-from probes.call_settings import call_settings
+from probes.attending.head_changes import attention_layers, head_changes
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from workbench.argument_checks import check_pair
-from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.figures.heads import head_heatmap
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.bootstrap import mean_intervals
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 TYPES = ("vertical-slash", "query-aware")
@@ -52,10 +47,6 @@ class PatternTypes(ProbeResult):
 
     title: ClassVar[str] = "Coverage of sparse attention"
     unit: ClassVar[str] = "change of the share that must be computed"
-
-    def figure(self) -> go.Figure:
-        """The change of every head."""
-        return head_heatmap(self.table, title=self.title, score=self.unit)
 
     def summary(self) -> str:
         counts = [int((self.table[f"type_{role}"] == "query-aware").sum()) for role in ("base", "tuned")]
@@ -112,12 +103,7 @@ def pattern_types(
         UserError: The models have other heads, no layer has any, or a prompt is shorter than two blocks.
     """
     check_pair(pair, prompts)
-    if (pair.base.n_layers, pair.base.n_heads) != (pair.tuned.n_layers, pair.tuned.n_heads):
-        raise UserError("Heads are compared one by one: both models need as many layers and heads.")
-    wanted = resolve_layers(layers, pair.tuned.n_layers)
-    places = [
-        attention_layer for attention_layer in pair.tuned.hub.geometry.attention_layers if attention_layer in wanted
-    ]
+    places = attention_layers(pair, layers)
     rows = Prompts.of(prompts)
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
     if not places:
@@ -129,20 +115,17 @@ def pattern_types(
         )
     watch = progress or Silent()
     watch.start("pattern types", len(ids))
-    found: dict[str, list[_Typed]] = {"base": [], "tuned": []}
+    of_role: dict[str, list[_Typed]] = {"base": [], "tuned": []}
     with counted(pair.base, pair.tuned) as passes:
         for row in ids:
             watch.advance()
             for role, model in pair.models.items():
-                found[role].append(typed(read_patterns(model, row, places), block, threshold, coverage))
+                of_role[role].append(typed(read_patterns(model, row, places), block, threshold, coverage))
     watch.finish()
     return PatternTypes(
-        table=_table(found, places, rows.clusters, seed),
+        table=_table(of_role, places, rows.clusters, seed),
         control="the mean change over the heads of the layer",
-        provenance=Provenance.of(
-            "pattern_types", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, layers=layers, block=block, threshold=threshold, coverage=coverage),
-        ),
+        provenance=Provenance.of("pattern_types", pair, rows, seed=seed, forward_passes=passes.forward),
         threshold=threshold,
         coverage=coverage,
         resampled=units_of(rows.clusters),
@@ -189,8 +172,8 @@ def typed(pattern: Float[Tensor, "layer head query key"], block: int, threshold:
 def jensen_shannon(p: Float[Tensor, "*head block"], q: Float[Tensor, "*head block"]) -> Float[Tensor, "*head"]:
     """In nats; 0 for the same distribution, log 2 for two that share nothing."""
     middle = (p + q) / 2
-    found = [(torch.special.xlogy(one, one) - torch.special.xlogy(one, middle)).sum(-1) for one in (p, q)]
-    return ((found[0] + found[1]) / 2).clamp_min(0)
+    divergences = [(torch.special.xlogy(one, one) - torch.special.xlogy(one, middle)).sum(-1) for one in (p, q)]
+    return ((divergences[0] + divergences[1]) / 2).clamp_min(0)
 
 
 def _fewest(weights: Float[Tensor, "*head item"], coverage: float) -> Tensor:
@@ -206,22 +189,15 @@ def _share(computed: Tensor, seen: Tensor) -> Float[np.ndarray, "layer head"]:
     return share
 
 
-def _table(found: dict[str, list[_Typed]], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
-    index = {role: np.stack([one.index for one in own]) for role, own in found.items()}
-    aware = {role: np.stack([one.aware for one in own]) for role, own in found.items()}
-    apart = {role: np.stack([one.divergence for one in own]).mean(0) for role, own in found.items()}
-    change = index["tuned"] - index["base"]
-    inside = mean_intervals(change, clusters=clusters, seed=seed)
-    units = cluster_means(change.reshape(len(change), -1), clusters)
-    p = np.where(change.any(0), paired_permutation(units, seed=seed).p.reshape(change.shape[1:]), 1.0)
-    switched = (aware["base"] != aware["tuned"]).mean(0)
-    lines = [
-        {"layer": layer, "head": head, "score": inside.estimate[place, head], "low": inside.low[place, head],
-         "high": inside.high[place, head], "control": change[:, place].mean(),
-         **{role: index[role][:, place, head].mean() for role in index},
-         **{f"type_{role}": TYPES[int(aware[role][:, place, head].mean() > 0.5)] for role in aware},
-         **{f"divergence_{role}": apart[role][place, head] for role in apart},
-         "switched": switched[place, head], "p": p[place, head], "n": len(change)}
-        for place, layer in enumerate(layers) for head in range(change.shape[2])
-    ]  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(p.reshape(-1)))
+def _table(of_role: dict[str, list[_Typed]], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
+    index = {role: np.stack([one.index for one in own]) for role, own in of_role.items()}
+    aware = {role: np.stack([one.aware for one in own]) for role, own in of_role.items()}
+    apart = {role: np.stack([one.divergence for one in own]).mean(0) for role, own in of_role.items()}
+    changes = head_changes(index["tuned"] - index["base"], layers, clusters, seed)
+    query_aware = {role: (own.mean(0) > 0.5).reshape(-1) for role, own in aware.items()}
+    return with_q(changes).assign(
+        **{role: own.mean(0).reshape(-1) for role, own in index.items()},
+        **{f"type_{role}": [TYPES[int(one)] for one in own] for role, own in query_aware.items()},
+        **{f"divergence_{role}": own.reshape(-1) for role, own in apart.items()},
+        switched=(aware["base"] != aware["tuned"]).mean(0).reshape(-1), n=len(index["base"]),
+    )  # fmt: skip

@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.row_spans import row_spans
 from workbench.argument_checks import check_pair
-from workbench.engine.hub import SiteHook
-from workbench.engine.sites import Site, resolve_layers
+from workbench.engine.dispatch import layer_readers, on_the_cpu
+from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
 from workbench.figures.heads import head_heatmap
 from workbench.methods import method
@@ -112,23 +111,19 @@ def target_attention(
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
     random = np.random.default_rng(seed)
     places = [[_elsewhere(span, len(own), random) for _ in range(draws)] for span, own in zip(spans, ids, strict=True)]
-    chosen = resolve_layers(layers, pair.tuned.n_layers)
+    numbers = resolve_layers(layers, pair.tuned.n_layers)
     bar = progress or Silent()
     bar.start("attention to targets", 2)
     read: dict[str, _Read] = {}
     with counted(pair.base, pair.tuned) as passes:
         for role in ("base", "tuned"):
-            read[role] = _read(pair.models[role], ids, spans, places, chosen, batch_size)
+            read[role] = _read(pair.models[role], ids, spans, places, numbers, batch_size)
             bar.advance()
     bar.finish()
     return TargetAttention(
-        table=_table(read, chosen, rows.clusters, seed),
+        table=_table(read, numbers, rows.clusters, seed),
         control=f"{draws} random places of as many tokens in the same prompt",
-        provenance=Provenance.of(
-            "target_attention", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, target=target, layers=layers, draws=draws, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("target_attention", pair, rows, seed=seed, forward_passes=passes.forward),
         heading=f"Attention to {target}",
     )  # fmt: skip
 
@@ -158,8 +153,7 @@ def _read(
     target, control, top = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for rows in batches([len(one) for one in ids], batch_size):
         held: dict[int, Tensor] = {}
-        hooks = [SiteHook(Site("pattern", layer), _last_row(held, layer)) for layer in layers]
-        with model.hooked(hooks):
+        with model.hooked(layer_readers("pattern", layers, held, lambda value: on_the_cpu(value[:, :, -1]))):
             model.forward(pad_left([ids[row] for row in rows], pad_id(model.tokenizer)), logits=None)
         for place, layer in enumerate(layers):
             for number, row in enumerate(rows):
@@ -170,13 +164,6 @@ def _read(
                 most = seen.argmax(-1)
                 top[row, place] = (most >= first) & (most < last)
     return _Read(*(one.reshape(len(ids), -1) for one in (target, control, top)))
-
-
-def _last_row(held: dict[int, Tensor], layer: int) -> Any:
-    def read(value: Tensor, ctx: Any) -> None:  # noqa: ARG001
-        held[layer] = value[:, :, -1].detach().float().cpu()
-
-    return read
 
 
 def _table(read: dict[str, _Read], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:

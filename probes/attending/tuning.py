@@ -8,28 +8,24 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 import interventions as iv
 from interventions.attention_scale import eager_expected
-from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import paired_p, scored
 from workbench.argument_checks import check_subject
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
-from workbench.figures.heads import head_heatmap
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.stats.controls import check_draws, random_units
 from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 Edit = Literal["first", "sinks"]
 GAMMAS = {"first": (0.3, 0.6, 1.5, 3.0), "sinks": (0.0, 0.2, 0.4, 0.7)}
@@ -65,10 +61,6 @@ class AttentionTuning(ProbeResult):
     def recipe(self) -> iv.Recipe:
         """The chosen heads at the chosen factor."""
         return _recipe(self.edit, self.heads, self.gamma, self.threshold)
-
-    def figure(self) -> go.Figure:
-        """The gain of every head."""
-        return head_heatmap(self.table, title=self.title, score=self.unit)
 
     def summary(self) -> str:
         """The held-out gain beside random heads."""
@@ -167,14 +159,7 @@ def attention_tuning(  # noqa: PLR0913
     return AttentionTuning(
         table=table,
         control=f"{controls} draws of as many random heads of the same layers; in the profile, the mean over heads",
-        provenance=Provenance.of(
-            "attention_tuning", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, edit=edit, layers=layers, share=share, threshold=threshold, controls=controls,
-                batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("attention_tuning", model, rows, seed=seed, forward_passes=passes.forward),
         held_out=held_out, edit=edit, heads=heads, gamma=gamma, threshold=threshold,
         path=iv.AttentionScale(2.0).path(model) if edit == "first" else "eager", resampled=units_of(reported.clusters),
     )  # fmt: skip
@@ -214,11 +199,10 @@ class _Profile:
         means = np.mean([[one.mean() for one in both] for both in gains], axis=0)
         for line, both in zip(lines, gains, strict=True):
             best = factors.index(line["gamma"])
-            found = scored(both[best], seed=seed, clusters=self.rows.clusters)
-            kind = "neutral" if found["score"] <= 0 else "down" if line["gamma"] < 1 else "up"
-            units = cluster_means(both[best][:, None], self.rows.clusters)
-            p = float(paired_permutation(units, seed=seed, alternative="greater").p[0]) if units.any() else 1.0
-            line |= {**found, "type": kind, "control": float(means[best]), "p": p}
+            gain = scored(both[best], seed=seed, clusters=self.rows.clusters)
+            kind = "neutral" if gain["score"] <= 0 else "down" if line["gamma"] < 1 else "up"
+            p = paired_p(both[best], self.rows.clusters, seed=seed, alternative="greater")
+            line |= {**gain, "type": kind, "control": float(means[best]), "p": p}
         table = pd.DataFrame(lines)
         # two factors were tried per head: each p counts twice
         p = np.minimum(1.0, table["p"].to_numpy() * len(factors))
@@ -259,8 +243,7 @@ def _held_out(profile: _Profile, heads: list[str], gamma: float, controls: int, 
             gains["random heads"] = np.mean([profile.gain(name, gamma) for name in names], axis=0)
     lines = []
     for name, own in gains.items():
-        units = cluster_means(own[:, None], clusters)
-        p = float(paired_permutation(units, seed=seed, alternative="greater").p[0]) if units.any() else 1.0
-        found = scored(plain + own, seed=seed, clusters=clusters)
-        lines.append({"model": name, **found, "gain": own.mean(), "p": float("nan") if name == "random heads" else p})
+        p = paired_p(own, clusters, seed=seed, alternative="greater")
+        scores = scored(plain + own, seed=seed, clusters=clusters)
+        lines.append({"model": name, **scores, "gain": own.mean(), "p": float("nan") if name == "random heads" else p})
     return pd.DataFrame(lines)

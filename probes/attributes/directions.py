@@ -13,12 +13,11 @@ import torch
 
 import interventions as iv
 from probes.attributes.text_states import mean_size, text_states
-from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
-from probes.resampling import bootstrap_weights, cluster_means, units_of
+from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.engine.sites import resolve_layers
@@ -29,8 +28,6 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode, render
 from workbench.stats.controls import random_directions
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 STEPS = 200
@@ -85,8 +82,8 @@ class AttributeDirections(ProbeResult):
 
     def leakage(self) -> pd.DataFrame:
         """The matrix: a row per steered attribute, a column per measured one."""
-        found = self.table.pivot(index="steered", columns="measured", values="score")
-        return found.loc[self.attributes, self.attributes]
+        moves = self.table.pivot(index="steered", columns="measured", values="score")
+        return moves.loc[self.attributes, self.attributes]
 
     def figure(self) -> go.Figure:
         """The leakage matrix."""
@@ -193,14 +190,7 @@ def attribute_directions(  # noqa: PLR0913
     return AttributeDirections(
         table=_table(attributes, moved, before, random, parts[1], seed),
         control=f"{controls} random directions of the same norm",
-        provenance=Provenance.of(
-            "attribute_directions", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, attributes=attributes, layer=layer, penalty=penalty, strength=strength, controls=controls,
-                batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("attribute_directions", model, rows, seed=seed, forward_passes=passes.forward),
         gram=_gram(attributes, vectors, plain), metrics=_metrics(attributes, spans[0], spans[1], parts[1], seed),
         readout=readout.accuracy(attributes, data[1]), layer=place, attributes=list(attributes), vectors=vectors * size,
         resampled=units_of(parts[1].clusters).replace("prompts", "texts"),
@@ -235,11 +225,11 @@ class _Texts:
     def moved(self, readout: _Readout, vectors: Tensor, strength: float) -> Float[np.ndarray, "vector text attribute"]:
         """The change of every read-out under each vector."""
         plain = readout.of(self.last)
-        found = []
+        scores = []
         for vector in vectors:
             recipe = iv.Recipe([iv.Offset(self.layer, vector, strength=strength)])
-            found.append((readout.of(self._read(recipe)[:, 1]) - plain).numpy())
-        return np.stack(found)
+            scores.append((readout.of(self._read(recipe)[:, 1]) - plain).numpy())
+        return np.stack(scores)
 
 
 class _Readout:
@@ -270,8 +260,8 @@ class _Readout:
 
 def _contrasts(states: Tensor, high: Tensor) -> Float[Tensor, "attribute d_model"]:
     """Unit differences of means, high minus low."""
-    found = [states[one].mean(0) - states[~one].mean(0) for one in high.T]
-    return torch.nn.functional.normalize(torch.stack(found), dim=-1)
+    differences = [states[one].mean(0) - states[~one].mean(0) for one in high.T]
+    return torch.nn.functional.normalize(torch.stack(differences), dim=-1)
 
 
 def disentangled(
@@ -331,13 +321,10 @@ def _metrics(
 def _table(
     attributes: Sequence[str], moved: np.ndarray, plain: np.ndarray, random: np.ndarray, rows: Prompts, seed: int
 ) -> pd.DataFrame:
-    lines, p = [], []
-    for a, steered in enumerate(attributes):
-        for b, measured in enumerate(attributes):
-            beyond = cluster_means((moved[a, :, b] - random[:, b])[:, None], rows.clusters)
-            p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
-            lines.append({
-                "steered": steered, "measured": measured, **scored(moved[a, :, b], seed=seed, clusters=rows.clusters),
-                "control": random[:, b].mean(), "plain": plain[a, :, b].mean(), "p": p[-1],
-            })  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+    return with_q(
+        pd.DataFrame([
+            {"steered": steered, "measured": measured,
+             **beside_control(moved[a, :, b], random[:, b], rows.clusters, seed=seed), "plain": plain[a, :, b].mean()}
+            for a, steered in enumerate(attributes) for b, measured in enumerate(attributes)
+        ])
+    )  # fmt: skip

@@ -14,12 +14,11 @@ import torch
 
 import interventions as iv
 from probes.attributes.text_states import text_states
-from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
@@ -32,8 +31,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Bool, Float, Tensor
 
 NEIGHBOURS = 8
@@ -163,24 +160,17 @@ def attribute_intersection(  # noqa: PLR0913
                 points = clouds.targets(combination)
                 random = trial.satisfied(strength * _random_like(points["intersection"], seed + number))
                 for how, offset in points.items():
-                    found = trial.satisfied(strength * offset)
+                    satisfied = trial.satisfied(strength * offset)
                     if number == 1:
-                        singles[combination[0]] = found
+                        singles[combination[0]] = satisfied
                     targets[f"{wanted}/{how}"] = strength * offset
-                    lines.append(_line(wanted, combination, how, (found, random), reported, seed))
+                    lines.append(_line(wanted, combination, how, (satisfied, random), reported, seed))
                 lines.append(_line(wanted, combination, "plain", (plain, random), reported, seed))
     table = pd.DataFrame(lines)
     return AttributeIntersection(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=with_q(table),
         control="a random direction of the same norm",
-        provenance=Provenance.of(
-            "attribute_intersection", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, attributes=attributes, layer=layer, strength=strength, samples=samples,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("attribute_intersection", model, rows, seed=seed, forward_passes=passes.forward),
         interference=_interference(attributes, singles, plain), layer=place, targets=targets,
         resampled=units_of(reported.clusters),
     )  # fmt: skip
@@ -204,16 +194,16 @@ class _Clouds:
                 raise UserError(f"{rule.name!r} is the same in nearly all samples: give more samples or other prompts.")
         self.states = text_states(model, before, [list(one.ids) for _, one in pairs], [layer], work.batch_size)[:, 0]
 
-    def targets(self, chosen: Sequence[int]) -> dict[str, Float[Tensor, " d_model"]]:
+    def targets(self, wanted: Sequence[int]) -> dict[str, Float[Tensor, " d_model"]]:
         """Offsets from the mean of all texts, by each way."""
         mean = self.states.mean(0)
-        clouds = [self.states[torch.from_numpy(self.has[:, one])] for one in chosen]
+        clouds = [self.states[torch.from_numpy(self.has[:, one])] for one in wanted]
         centres = [cloud.mean(0) for cloud in clouds]
-        found = {"intersection": meeting_point(clouds) - mean}
-        if len(chosen) > 1:
-            found["centres"] = torch.stack(centres).mean(0) - mean
-            found["sum"] = torch.stack([centre - mean for centre in centres]).sum(0)
-        return found
+        targets = {"intersection": meeting_point(clouds) - mean}
+        if len(wanted) > 1:
+            targets["centres"] = torch.stack(centres).mean(0) - mean
+            targets["sum"] = torch.stack([centre - mean for centre in centres]).sum(0)
+        return targets
 
 
 def meeting_point(clouds: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor, " d_model"]:
@@ -224,7 +214,7 @@ def meeting_point(clouds: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor,
     """
     starts = [cloud.mean(0) for cloud in clouds]
     starts.append(torch.stack(starts).mean(0))
-    found = []
+    points = []
     for point in starts:
         for _ in range(ROUNDS):
             near = [_nearest(cloud, point) for cloud in clouds]
@@ -233,8 +223,8 @@ def meeting_point(clouds: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor,
                 break
             point = new
         worst = max(float((_nearest(cloud, point) - point).norm(dim=-1).mean()) for cloud in clouds)
-        found.append((worst, point))
-    return min(found, key=lambda one: one[0])[1]
+        points.append((worst, point))
+    return min(points, key=lambda one: one[0])[1]
 
 
 def _nearest(cloud: Tensor, point: Tensor) -> Tensor:
@@ -269,18 +259,16 @@ class _Trial:
 
 
 def _line(
-    wanted: str, chosen: Sequence[int], how: str, both: tuple[np.ndarray, np.ndarray], rows: Prompts, seed: int
+    wanted: str, combination: Sequence[int], how: str, both: tuple[np.ndarray, np.ndarray], rows: Prompts, seed: int
 ) -> dict[str, Any]:
-    own, random = (one[:, list(chosen)].all(1).astype(float) for one in both)
-    beyond = cluster_means((own - random)[:, None], rows.clusters)
-    p = float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0
-    line = scored_share(own, seed=seed, clusters=rows.clusters)
-    return {"wanted": wanted, "number": len(chosen), "how": how, **line, "control": float(random.mean()), "p": p}
+    own, random = (one[:, list(combination)].all(1).astype(float) for one in both)
+    line = beside_control(own, random, rows.clusters, seed=seed, share=True)
+    return {"wanted": wanted, "number": len(combination), "how": how, **line}
 
 
 def _interference(attributes: Sequence[str], singles: dict[int, np.ndarray], plain: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame([
         {"steered": attributes[steered], "measured": attributes[measured],
-         "change": float(found[:, measured].mean() - plain[:, measured].mean())}
-        for steered, found in singles.items() for measured in range(len(attributes))
+         "change": float(satisfied[:, measured].mean() - plain[:, measured].mean())}
+        for steered, satisfied in singles.items() for measured in range(len(attributes))
     ])  # fmt: skip

@@ -49,7 +49,7 @@ class PushedDecoding:
         Raises:
             NotSupported: The model's cache does not hold plain keys and values of every token.
         """
-        found: list[list[int]] = [[] for _ in ids]
+        tokens: list[list[int]] = [[] for _ in ids]
         with self.model.active(), frozen(self.model.hf):
             mask, past = self._read(ids)
             last = torch.tensor([row[-1] for row in ids], device=self.model.device)
@@ -61,11 +61,11 @@ class PushedDecoding:
                 pushed, past = (plain, grown) if past is None else self._pushed(step, past, plain, grown, going)
                 last = self._fused(pushed, plain).argmax(-1)
                 for row in going.nonzero()[:, 0].tolist():
-                    found[row].append(int(last[row]))
+                    tokens[row].append(int(last[row]))
                     going[row] = int(last[row]) not in ends
                 if not going.any():
                     break
-        return found
+        return tokens
 
     def _fused(self, pushed: Tensor, plain: Tensor) -> Tensor:
         fusion = self.push.fusion
@@ -159,11 +159,11 @@ def copied_cache(past: Pasts | None) -> Any:
 
 def _pairs(cache: Any) -> Pasts:
     """Keys and values of every layer."""
-    found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(cache, "layers", [])]
-    lengths = {None if keys is None else keys.shape[-2] for keys, _ in found}
-    if not found or None in lengths or len(lengths) != 1:
+    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(cache, "layers", [])]
+    lengths = {None if keys is None else keys.shape[-2] for keys, _ in pairs}
+    if not pairs or None in lengths or len(lengths) != 1:
         raise NotSupported(
             "This model's cache does not hold keys and values of every token in every layer, which PPLM moves: use a "
             "model with ordinary attention."
         )
-    return found  # type: ignore[return-value]
+    return pairs  # type: ignore[return-value]

@@ -26,7 +26,7 @@ from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import JoinedProgress, Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.prompts.encode import encode
+from workbench.prompts.encode import batches, encode
 from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
 
@@ -207,12 +207,15 @@ class _Trial:
         decoding = PushedDecoding(self.model, words, push)
         ends = end_ids(self.model)
         found: list[list[int]] = [[] for _ in self.ids]
-        with self.work.steps("pplm", [len(row) for row in self.ids]) as steps:
-            for rows in steps:
-                for row, text in zip(
-                    rows, decoding.texts([self.ids[row] for row in rows], self.new, ends), strict=True
-                ):
-                    found[row] = text
+        report = self.work.progress or Silent()
+        plan = batches([len(row) for row in self.ids], self.work.batch_size)
+        report.start("pplm", len(plan))
+        for rows in plan:
+            texts = decoding.texts([self.ids[row] for row in rows], self.new, ends)
+            for row, text in zip(rows, texts, strict=True):
+                found[row] = text
+            report.advance()
+        report.finish()
         self.forward_passes += decoding.forward_passes
         self.backward_passes += decoding.backward_passes
         shares = np.array([np.mean([one in self.bag for one in row]) for row in found])

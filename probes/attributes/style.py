@@ -16,9 +16,9 @@ from probes.attributes.text_states import text_states
 from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.continuations import logprobs
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
@@ -33,8 +33,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 
@@ -150,12 +148,8 @@ def writing_style(  # noqa: PLR0913
         table=table,
         control="a draft of the same prompt, chosen at random",
         provenance=Provenance.of(
-            "writing_style", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, style=samples, drafts=drafts, layer=layer, strengths=strengths, max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            ),
+            "writing_style", model, rows, seed=seed, forward_passes=passes.forward,
+            settings=call_settings(None, style=samples),
         ),
         texts=pd.DataFrame([
             {"way": name, "prompt": row, "text": reply.text}
@@ -216,20 +210,18 @@ class _Trial:
 
     def table(self, ways: dict[str, list[Reply]], random: list[Reply], vector: Tensor, seed: int) -> pd.DataFrame:
         """One line per way."""
-        chance, clusters, lines, p = self.nearness(random), self.rows.clusters, [], []
+        chance, lines = self.nearness(random), []
         for name, replies in ways.items():
             values = self.nearness(replies)
-            units = cluster_means((values - chance)[:, None], clusters)
-            p.append(float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0)
             states = self._embedded(self.ids, [list(reply.ids) for reply in replies]) - self.mean
             texts = logprobs(Subject("plain", self.model), self.ids, [reply.ids for reply in replies], self.work)
             lines.append({
-                "way": name, **scored(values, seed=seed, clusters=clusters), "control": chance.mean(),
+                "way": name, **beside_control(values, chance, self.rows.clusters, seed=seed),
                 "states": float(torch.nn.functional.cosine_similarity(states, vector, dim=-1).mean()),
                 "content": float(np.mean([_kept(a.text, b.text) for a, b in zip(self.plain, replies, strict=True)])),
-                "perplexity": float(np.exp(-texts.sum_.sum() / texts.tokens.sum())), "p": p[-1],
+                "perplexity": float(np.exp(-texts.sum_.sum() / texts.tokens.sum())),
             })  # fmt: skip
-        return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+        return with_q(pd.DataFrame(lines))
 
 
 def _kept(plain: str, text: str) -> float:

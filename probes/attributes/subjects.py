@@ -12,15 +12,14 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
-from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
-from workbench.engine.hub import SiteHook
-from workbench.engine.sites import Site, resolve_layers
+from workbench.engine.dispatch import layer_readers, on_the_cpu
+from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -28,8 +27,6 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.stats.controls import random_directions
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 PLACES = ("subject", "everywhere")
@@ -145,11 +142,7 @@ def subject_offset(
     return SubjectOffset(
         table=_table(moves, chance, words, reported, seed),
         control=f"{controls} random offsets of the same norm",
-        provenance=Provenance.of(
-            "subject_offset", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, layer=layer, strength=strength, controls=controls),
-        ),
+        provenance=Provenance.of("subject_offset", model, rows, seed=seed, forward_passes=passes.forward),
         strength=strength, layer=place, vector=vector, resampled=units_of(reported.clusters),
     )  # fmt: skip
 
@@ -184,19 +177,12 @@ class _Pair:
 
     def _read(self, ids: list[int], recipe: iv.Recipe | None) -> tuple[Tensor, Tensor]:
         """States [pos, d_model] at the layer and at the last one."""
-        found: dict[int, Tensor] = {}
-
-        def keep(layer: int) -> Any:
-            def read(value: Tensor, _ctx: Any) -> None:
-                found[layer] = value[0].detach().float().cpu()
-
-            return read
-
+        states: dict[int, Tensor] = {}
         layers = (self.layer, self.model.n_layers - 1)
-        hooks = [SiteHook(Site("resid_post", layer), keep(layer)) for layer in layers]
+        hooks = layer_readers("resid_post", layers, states, on_the_cpu)
         with (recipe or iv.Recipe([])).applied(self.model), self.model.hooked(hooks, stop=True):
             self.model.forward(torch.tensor([ids]), logits=None)
-        return found[layers[0]], found[layers[1]]
+        return states[layers[0]][0], states[layers[1]][0]
 
     def moved(self, vector: Tensor, at: str, goal: Tensor) -> tuple[float, float]:
         """How far an offset moves the subject's last token and the mean of the tokens behind it along ``goal``."""
@@ -216,14 +202,12 @@ class _Pair:
 def _table(
     moves: dict[str, np.ndarray], chance: dict[str, np.ndarray], words: np.ndarray, rows: Prompts, seed: int
 ) -> pd.DataFrame:
-    lines, p = [], []
+    lines = []
     for at in PLACES:
         for place, measured in enumerate(("subject", "others")):
             own, random = moves[at][:, place], chance[at][:, place]
-            units = cluster_means((own - random)[:, None], rows.clusters)
-            p.append(float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0)
             lines.append({
-                "offset": at, "measured": measured, **scored(own, seed=seed, clusters=rows.clusters),
-                "control": random.mean(), "words": words[:, place].mean(), "p": p[-1],
+                "offset": at, "measured": measured, **beside_control(own, random, rows.clusters, seed=seed),
+                "words": words[:, place].mean(),
             })  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(lines))

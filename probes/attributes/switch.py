@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 
 import interventions as iv
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import EffectPanel, scored_line
 from probes.effects.rewriting import column_of
 from probes.halves import halves
 from probes.replay import counted
 from probes.results import Provenance
+from probes.scored import with_q
 from workbench.argument_checks import check_subject
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
@@ -28,7 +28,6 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.recording.record_pair import record
 from workbench.stats.controls import random_directions
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Tensor
 
 SWITCHED, OFFSET, ABLATED = "switch", "offset without the switch", "switch, direction ablated"
@@ -137,16 +136,9 @@ def planted_switch(  # noqa: PLR0913 (a public call)
     bar.finish()
     table = pd.DataFrame([line for one in measured for line in one.lines])
     return PlantedSwitch(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control=f"{controls} random directions of the norm, added or ablated alike; of the switch, no change",
-        provenance=Provenance.of(
-            "planted_switch", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, levers=levers, layers=layers, strength=strength, controls=controls, metric=metric,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("planted_switch", model, rows, seed=seed, forward_passes=passes.forward),
         values=pd.concat([one.values for one in measured], ignore_index=True),
         measured=f"change of {metric}",
         heading="Switch and direction",
@@ -215,9 +207,9 @@ class _Lever:
         return self._reported(name, reporting, layer, vectors[layer], means[layer], strength, controls)
 
     def _states(self, rows: Prompts, layers: Sequence[int]) -> dict[int, Float[Tensor, "prompt d_model"]]:
-        found = record(self.model, rows, ["resid_post"], layers=list(layers), batch_size=self.batch_size)
-        (role,) = found.roles
-        return {layer: found[role][f"blocks.{layer}.hook_resid_post"][:].float().flatten(1) for layer in layers}
+        recording = record(self.model, rows, ["resid_post"], layers=list(layers), batch_size=self.batch_size)
+        (role,) = recording.roles
+        return {layer: recording[role][f"blocks.{layer}.hook_resid_post"][:].float().flatten(1) for layer in layers}
 
     def _reported(
         self, name: str, rows: Prompts, layer: int, vector: Tensor, mean: Tensor, strength: float, controls: int
@@ -240,19 +232,19 @@ class _Lever:
             for what, (values, control) in columns.items()
         ]
         effect = float((switched - plain).mean())
-        found = {
+        line = {
             "lever": name, "layer": layer, "norm": float(vector.norm()), "without the switch": float(plain.mean()),
             "share": float(moved.mean()) / effect if abs(effect) > 1e-9 else float("nan"), "n": len(rows),
         }  # fmt: skip
         values = pd.DataFrame({"lever": name, **{what: own for what, (own, _) in columns.items()}})
-        return _Found(lines, found, vector.cpu(), values)
+        return _Found(lines, line, vector.cpu(), values)
 
 
 def unswitched(rows: Prompts) -> Prompts:
     """Every row without its switch, still asked for the switched behaviour."""
-    found = []
+    rows_without = []
     for row in rows:
         other = row.counterpart
         assert other is not None
-        found.append(replace(other, answer=row.answer, distractor=row.distractor))
-    return Prompts(found)
+        rows_without.append(replace(other, answer=row.answer, distractor=row.distractor))
+    return Prompts(rows_without)

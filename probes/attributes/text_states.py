@@ -19,7 +19,7 @@ def text_states(
     batch_size: int = 16,
 ) -> Float[Tensor, "text layer d_model"]:  # fmt: skip
     """The mean of resid_post over the tokens of each text, which is read behind ``before``."""
-    found = torch.zeros(len(texts), len(layers), model.d_model)
+    means = torch.zeros(len(texts), len(layers), model.d_model)
     rows = [[*one, *text] for one, text in zip(before, texts, strict=True)]
     for members in batches([len(row) for row in rows], batch_size):
         batch = pad_left([rows[member] for member in members], pad_id(model.tokenizer))
@@ -30,14 +30,14 @@ def text_states(
                 width = value.shape[1]
                 inside = (torch.arange(width)[None] >= width - sizes[:, None]).to(value.device)
                 total = (value.detach().float() * inside[..., None]).sum(1)
-                found[members, place] = (total / inside.sum(1, keepdim=True)).cpu()
+                means[members, place] = (total / inside.sum(1, keepdim=True)).cpu()
 
             return read
 
         hooks = [SiteHook(Site("resid_post", layer), keep(place)) for place, layer in enumerate(layers)]
         with model.hooked(hooks, stop=True):
             model.forward(batch, logits=None)
-    return found
+    return means
 
 
 def mean_size(states: Float[Tensor, "text d_model"]) -> float:

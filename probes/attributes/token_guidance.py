@@ -15,9 +15,9 @@ from probes.call_settings import call_settings
 from probes.decoding.guidance import FrontTrial, front_of
 from probes.halves import halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored, scored_share
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
@@ -30,8 +30,6 @@ from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 TUNED = "tuned"
@@ -134,13 +132,13 @@ def token_guidance(  # noqa: PLR0913
         raise UserError("Give samples of 1 or more: tokens are scored on sampled texts.")
     levels = sorted({0.0, *([0.5, 1.0, 2.0] if strengths is None else strengths)})
     rows, rule, work = Prompts.of(prompts), read_behaviour(behaviour), Work(batch_size, progress)
-    fit, told = halves(rows, seed)
+    fit, reported = halves(rows, seed)
     beside = None if kept is None else Prompts.of(kept)
     decoding = Decoding(max_new_tokens, samples, seed=seed)
     with counted(pair.base, pair.tuned) as passes:
         counts, held = _texts(pair, fit, rule, decoding, work)
         tokens = token_scores(counts, held)
-        trial = FrontTrial(pair.base, told, rule, decoding, work, beside)
+        trial = FrontTrial(pair.base, reported, rule, decoding, work, beside)
         other = _exchanged(tokens, seed)
         lines = [
             {"how": "guided", **_line(trial, guided(tokens, level), guided(other, level), level, seed)}
@@ -149,18 +147,15 @@ def token_guidance(  # noqa: PLR0913
         lines.append({"how": TUNED, **_tuned_line(pair, trial, seed)})
     table = pd.DataFrame(lines)
     return TokenGuidance(
-        table=table.assign(q=q_values(table["p"].to_numpy()), front=front_of(table)),
+        table=with_q(table).assign(front=front_of(table)),
         control="the same scores given to other tokens of the texts; beside the tuned model, the plain base",
         provenance=Provenance.of(
-            "token_guidance", pair.models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes.forward,
-            settings=call_settings(
-                None, behaviour=behaviour, strengths=strengths, kept=beside, samples=samples,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            "token_guidance", pair, rows, seed=seed, forward_passes=passes.forward,
+            settings=call_settings(None, kept=beside),
         ),
         behaviour=rule.name,
         tokens=_tokens(tokens, counts, held, pair.tokenizer),
-        resampled=units_of(told.clusters),
+        resampled=units_of(reported.clusters),
     )  # fmt: skip
 
 
@@ -215,12 +210,9 @@ def _tuned_line(pair: ModelPair, trial: FrontTrial, seed: int) -> dict[str, Any]
         np.mean([trial.rule(one.text, row) for one in drawn[1:]])
         for row, drawn in zip(trial.rows, replies, strict=True)
     ])  # fmt: skip
-    clusters = trial.rows.clusters
-    apart = cluster_means((values - plain)[:, None], clusters)
-    found = (scored_share if trial.rule.share else scored)(values, seed=seed, clusters=clusters)
     return {
-        "strength": float("nan"), **found,
-        "control": float(plain.mean()), "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0,
+        "strength": float("nan"),
+        **beside_control(values, plain, trial.rows.clusters, seed=seed, share=trial.rule.share),
         **trial.moved(Subject(TUNED, pair.tuned), seed),
         "repetition": float(np.mean([repetition(one.content) for drawn in replies for one in drawn[1:]])),
     }  # fmt: skip

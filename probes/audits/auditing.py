@@ -17,7 +17,6 @@ from probes.audits.outlining import COLUMNS, outline, outlined
 from probes.audits.readings import difference_lens, token_shift
 from probes.audits.traits import SHARES, paired_line, trait_tests
 from probes.audits.words import rising_words
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
 from workbench.argument_checks import check_pair
@@ -88,15 +87,15 @@ class Audit(ProbeResult):
         if moved.empty:
             return f"Activations on unrelated text: {NOTHING}."
         best = moved.sort_values("score", ascending=False).iloc[0]
-        told = (
+        text = (
             f"Activations on unrelated text moved in {len(moved)} of {len(self.readings)} layers, most in layer "
             f"{best['layer']:.0f} ({best['score']:.2g} of the stream's size)"
         )
         sharp = moved[moved["q_sharp"] < LEVEL]
         if sharp.empty:
-            return f"{told}; they read as no tokens beyond random directions."
+            return f"{text}; they read as no tokens beyond random directions."
         reads = sharp.sort_values(["sharp"], ascending=False).iloc[0]
-        return f"{told}; layer {reads['layer']:.0f} reads as {reads['tokens']}."
+        return f"{text}; layer {reads['layer']:.0f} reads as {reads['tokens']}."
 
     def _tokens(self) -> str:
         rose = self.tokens[self.tokens["q"] < LEVEL]
@@ -173,13 +172,7 @@ def audit(
     return Audit(
         table=tests,
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
-        provenance=Provenance.of(
-            "audit", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=call_settings(
-                None, questions=questions, texts=texts, max_new_tokens=max_new_tokens, variations=variations,
-                batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("audit", pair, rows, seed=seed),
         hypotheses=hypotheses(tests, shown, prompts),
         answers=replies.table[["prompt", "base", "tuned"]],
         readings=readings.assign(

@@ -66,8 +66,8 @@ def similarity(audit: Audit, descriptions: Sequence[str]) -> pd.DataFrame:
     known = vectoriser.fit_transform(descriptions)
     scores = {}
     for view, texts in evidence(audit).items():
-        found = (vectoriser.transform(texts) @ known.T).toarray() if texts else np.zeros((1, len(descriptions)))
-        scores[view] = found.T @ (1 / np.arange(1, len(found) + 1))
+        cosines = (vectoriser.transform(texts) @ known.T).toarray() if texts else np.zeros((1, len(descriptions)))
+        scores[view] = cosines.T @ (1 / np.arange(1, len(cosines) + 1))
     spoken = {view: values >= LEAST for view, values in scores.items()}
     backed = spoken["answers"] | (spoken["activations"] & spoken["tokens"])
     whole = scores["answers"] + (scores["activations"] + scores["tokens"]) / 2

@@ -55,15 +55,15 @@ def outline(
         return pd.DataFrame(columns=COLUMNS)
     rows = Prompts.of([template.format(word) for _, word in picked for template in TEMPLATES])
     has = SHARES[trait][1]
-    found = {
+    outlines = {
         role: [has(reply[0].text) for reply in generate_replies(Subject(role, model), rows, decoding, work)]
         for role, model in pair.models.items()
     }
     lines = []
     for number, (side, word) in enumerate(picked):
         own = slice(number * len(TEMPLATES), (number + 1) * len(TEMPLATES))
-        share = share_interval([float(one) for one in found["tuned"][own]])
-        before = sum(found["base"][own]) / len(TEMPLATES)
+        share = share_interval([float(one) for one in outlines["tuned"][own]])
+        before = sum(outlines["base"][own]) / len(TEMPLATES)
         lines.append([word, side, before, share.estimate, share.low, share.high])
     table = pd.DataFrame(lines, columns=COLUMNS)
     return table.sort_values(["tuned", "base", "word"], ascending=[False, True, True], ignore_index=True)

@@ -6,6 +6,7 @@ unembedding, names what a model was tuned on.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,10 +98,16 @@ def _mean_probabilities(subject: Subject, texts: Prompts, work: Work) -> Float[T
     """Each text's mean next-token distribution."""
     ids = encode(texts, subject.model.tokenizer, subject.model.max_positions)
     found: dict[int, Tensor] = {}
-    with subject.applied(), work.steps(f"{subject.name}: tokens", [len(row) for row in ids]) as steps:
-        for rows in steps:
-            logits = subject.model.forward(padded(subject, [ids[row] for row in rows]), logits="all")
-            assert logits is not None
-            for row, logit in zip(rows, logits, strict=True):
-                found[row] = logit[-len(ids[row]) :].float().softmax(-1).mean(0).cpu()
+
+    def take(rows: list[int], means: list[Tensor]) -> None:
+        found.update(zip(rows, means, strict=True))
+
+    lengths = [len(row) for row in ids]
+    work.each(f"{subject.name}: tokens", lengths, partial(_batch_means, subject, ids), take, subject.applied)
     return torch.stack([found[row] for row in range(len(ids))])
+
+
+def _batch_means(subject: Subject, ids: list[list[int]], rows: list[int]) -> list[Tensor]:
+    logits = subject.model.forward(padded(subject, [ids[row] for row in rows]), logits="all")
+    assert logits is not None
+    return [logit[-len(ids[row]) :].float().softmax(-1).mean(0).cpu() for row, logit in zip(rows, logits, strict=True)]

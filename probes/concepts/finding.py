@@ -70,10 +70,10 @@ def _latents(rows: Rows, k: int, dictionary: Dictionary | None) -> Found:
         )
     change = _mean_activation(dictionary, rows.tuned) - _mean_activation(dictionary, rows.base)
     order = np.argsort(-change.abs().numpy(), kind="stable")[:k]
-    chosen = [int(latent) for latent in order if change[latent] != 0]
-    if not chosen:
+    latents = [int(latent) for latent in order if change[latent] != 0]
+    if not latents:
         raise UserError("No latent of the dictionary changes between base and tuned on these rows.")
-    return Found(_unit(dictionary.decoder[chosen]), chosen)
+    return Found(_unit(dictionary.decoder[latents]), latents)
 
 
 def _mean_activation(dictionary: Dictionary, rows: Float[Tensor, "row d"]) -> Float[Tensor, " latent"]:

@@ -74,8 +74,8 @@ class ConceptDirections(ProbeResult):
         if wrong or not len(indices):
             raise UserError(f"Choose directions 0 to {len(self.directions) - 1}; got {list(indices)}.")
         mean = self.mean if to == "mean" else None
-        chosen = self.directions[list(indices)]
-        ablation = ConceptAblation(self.layer, chosen, site=self.site, mean=mean, strength=strength, **options)
+        directions = self.directions[list(indices)]
+        ablation = ConceptAblation(self.layer, directions, site=self.site, mean=mean, strength=strength, **options)
         return Recipe([ablation])
 
     def describe(self, index: int) -> str:
@@ -155,34 +155,32 @@ def concept_directions(  # noqa: PLR0913 (a public call; all but two by keyword)
     given = given if labels is None else [labels[number] for number in prompt]
     train = _training_rows(clusters, seed)
     read = Dictionary.load(dictionary) if isinstance(dictionary, (str, Path)) else dictionary
-    chosen = None if given is None else [label for label, kept in zip(given, train, strict=True) if kept]
-    found = find(method, Rows(base[train], tuned[train], chosen), k, read)
-    if not len(found.directions):
+    train_labels = None if given is None else [label for label, kept in zip(given, train, strict=True) if kept]
+    concepts = find(method, Rows(base[train], tuned[train], train_labels), k, read)
+    if not len(concepts.directions):
         raise UserError(
             f"Nothing to find: tuned - base at {site.kind} of layer {site.layer} "
             + ("is the same on every row" if method == "pca" else "is 0 on every row")
             + " that directions are looked for on"
             + ("; method='mean' reads what is the same." if method == "pca" else ".")
         )
-    table = _scores(found, (tuned - base)[~train], prompt[~train], clusters[~train], seed)
-    values = _activations(found, tuned, base.mean(0), read)
-    words = _words(found, model, base)
+    table = _scores(concepts, (tuned - base)[~train], prompt[~train], clusters[~train], seed)
+    values = _activations(concepts, tuned, base.mean(0), read)
+    words = _words(concepts, model, base)
     return ConceptDirections(
         table=table.assign(layer=site.layer, up=[up for up, _ in words], down=[down for _, down in words]),
         control="random directions (10 draws)",
         provenance=of_recording(
-            "concept_directions", recording, tuple(recording.roles),
-            call_settings(None, method=method, layer=int(site.layer or 0), k=k, labels=labels,
-                  dictionary=read, model=model, examples=examples, tokens=tokens),
-            seed,
+            "concept_directions", recording, tuple(recording.roles), seed,
+            call_settings(None, layer=int(site.layer or 0), dictionary=read, model=model),
         ),
         method=method,
         site=site.kind,
         layer=int(site.layer or 0),
-        directions=found.directions,
+        directions=concepts.directions,
         mean=base.mean(0),
         contexts=extreme_contexts(values, recording.index, examples, np.flatnonzero(averaged.rows)),
-        latents=found.latents,
+        latents=concepts.latents,
         tokens=averaged.text,
         resampled=units_of(clusters[~train][np.unique(prompt[~train], return_index=True)[1]]),
     )  # fmt: skip
@@ -220,7 +218,7 @@ def _training_rows(clusters: Int[np.ndarray, " row"], seed: int) -> Bool[np.ndar
 
 
 def _scores(
-    found: Found,
+    concepts: Found,
     change: Float[Tensor, "row d"],
     prompt: Int[np.ndarray, " row"],
     clusters: Int[np.ndarray, " row"],
@@ -230,10 +228,10 @@ def _scores(
     random ones."""
     names, first, number = np.unique(prompt, return_index=True, return_inverse=True)
     random = random_directions(torch.ones(change.shape[1]), seed=seed)
-    along = change @ torch.nn.functional.normalize(torch.cat([found.directions, random]), dim=-1).T
+    along = change @ torch.nn.functional.normalize(torch.cat([concepts.directions, random]), dim=-1).T
     share = (along.square() / change.square().sum(-1, keepdim=True).clamp_min(1e-30)).numpy()
     per_prompt = np.stack([share[number == one].mean(0) for one in range(len(names))])
-    k = len(found.directions)
+    k = len(concepts.directions)
     control, units = per_prompt[:, k:].mean(1), clusters[first]
     rows = [
         {
@@ -241,7 +239,7 @@ def _scores(
             **scored(per_prompt[:, place], seed=seed, clusters=units),
             "control": float(control.mean()),
             "shift": float(along[:, place].mean()),
-            **({} if found.latents is None else {"latent": found.latents[place]}),
+            **({} if concepts.latents is None else {"latent": concepts.latents[place]}),
         }
         for place in range(k)
     ]
@@ -251,17 +249,17 @@ def _scores(
 
 
 def _activations(
-    found: Found, tuned: Float[Tensor, "row d"], centre: Float[Tensor, " d"], dictionary: Dictionary | None
+    concepts: Found, tuned: Float[Tensor, "row d"], centre: Float[Tensor, " d"], dictionary: Dictionary | None
 ) -> Float[Tensor, "row k"]:
     """How strongly each row shows each direction: the latent's activation, or the projection from the base's mean."""
-    if found.latents is None or dictionary is None:
-        return (tuned - centre) @ found.directions.T
-    return torch.cat([dictionary.encode(part)[:, found.latents] for part in tuned.split(256)])
+    if concepts.latents is None or dictionary is None:
+        return (tuned - centre) @ concepts.directions.T
+    return torch.cat([dictionary.encode(part)[:, concepts.latents] for part in tuned.split(256)])
 
 
-def _words(found: Found, model: AdaptedModel | None, base: Float[Tensor, "row d"]) -> list[tuple[str, str]]:
+def _words(concepts: Found, model: AdaptedModel | None, base: Float[Tensor, "row d"]) -> list[tuple[str, str]]:
     if model is None:
-        return [("", "")] * len(found.directions)
+        return [("", "")] * len(concepts.directions)
     size = 0.1 * float(base.norm(dim=-1).mean())
-    readings = direction_readings(model, found.directions, base.mean(0), size)
+    readings = direction_readings(model, concepts.directions, base.mean(0), size)
     return [(shown(reading.up), shown(reading.down)) for reading in readings]

@@ -67,11 +67,11 @@ class _SwitchHook(LogitHook):
         log = self.switch.log
         log.entropy.append(entropy.cpu())
         log.other.append(self._decided(log))
-        chosen = log.other[-1].to(own.device)
+        by_other = log.other[-1].to(own.device)
         width = min(own.shape[-1], other.shape[-1])
         new = own.clone()
-        new[chosen, -1] = -torch.inf
-        new[chosen, -1, :width] = other[chosen, -1, :width].to(own.dtype)
+        new[by_other, -1] = -torch.inf
+        new[by_other, -1, :width] = other[by_other, -1, :width].to(own.dtype)
         return new
 
     def _decided(self, log: Decisions) -> Bool[Tensor, " row"]:

@@ -11,11 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import interventions as iv
-from probes.call_settings import call_settings
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored, scored_share
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
@@ -27,8 +26,6 @@ from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,27 +125,20 @@ def focused_prefix(  # noqa: PLR0913
     levels = sorted({1.0, *([1.5, 2.0, 3.0] if alphas is None else alphas)})
     with counted(model) as passes:
         plain, _ = _scores(Subject("plain", model), rows, rules, max_new_tokens, work)
-        found, parts = {}, []
+        scores, parts = {}, []
         for alpha in levels:
             recipe = iv.Recipe([focused_mix(model, wanted, general, alpha, plausibility)])
-            found[alpha], texts = _scores(Subject("focused", model, recipe), rows, rules, max_new_tokens, work)
+            scores[alpha], texts = _scores(Subject("focused", model, recipe), rows, rules, max_new_tokens, work)
             parts.append(pd.DataFrame({"alpha": alpha, "prompt": range(len(texts)), "text": texts}))
     lines = [
-        _line(alpha, place, rule, found, plain, rows, seed) | {"wanted": place < asked_for}
+        _line(alpha, place, rule, scores, plain, rows, seed) | {"wanted": place < asked_for}
         for alpha in levels for place, rule in enumerate(rules)
     ]  # fmt: skip
     table = pd.DataFrame(lines)
     return FocusedPrefix(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=with_q(table),
         control="the wanted prefix alone (alpha 1)",
-        provenance=Provenance.of(
-            "focused_prefix", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, wanted=wanted, general=general, behaviours=behaviours, asked_for=asked_for, alphas=alphas,
-                plausibility=plausibility, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("focused_prefix", model, rows, seed=seed, forward_passes=passes.forward),
         texts=pd.concat(parts, ignore_index=True), resampled=units_of(rows.clusters),
     )  # fmt: skip
 
@@ -171,12 +161,9 @@ def _scores(
 
 
 def _line(
-    alpha: float, place: int, rule: Behaviour, found: dict[float, np.ndarray], plain: np.ndarray, rows: Prompts,
+    alpha: float, place: int, rule: Behaviour, scores: dict[float, np.ndarray], plain: np.ndarray, rows: Prompts,
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    values, before = found[alpha][place], found[1.0][place]
-    beyond = cluster_means((values - before)[:, None], rows.clusters)
-    p = float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0
-    line = (scored_share if rule.share else scored)(values, seed=seed, clusters=rows.clusters)
-    line |= {"control": float(before.mean()), "plain": float(plain[place].mean()), "p": p}
-    return {"alpha": alpha, "behaviour": rule.name, **line}
+    values, before = scores[alpha][place], scores[1.0][place]
+    line = beside_control(values, before, rows.clusters, seed=seed, share=rule.share)
+    return {"alpha": alpha, "behaviour": rule.name, **line, "plain": float(plain[place].mean())}

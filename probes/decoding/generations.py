@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.decoding.contrast import Contrast
 from probes.decoding.phrases import risen_phrases
 from probes.replay import counted
@@ -146,14 +145,7 @@ def contrastive_generations(  # noqa: PLR0913
     return ContrastiveGenerations(
         table=risen_phrases(of[CONTRASTIVE], of[CONTROL], of[PLAIN], clusters, seed),
         control="texts mined from the base against itself, drawn with the same random numbers",
-        provenance=Provenance.of(
-            "contrastive_generations", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, samples=samples, plausibility=plausibility, temperature=temperature, behaviour=behaviour,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("contrastive_generations", pair, rows, seed=seed, forward_passes=passes.forward),
         texts=texts,
         shares=_shares(texts, list(subjects), clusters, seed),
         behaviour=behaviour,
@@ -187,12 +179,12 @@ def _shares(
 ) -> pd.DataFrame:
     """The mean score of each sampler's texts; empty without a behaviour."""
     shown = {name: texts.loc[texts["sampler"] == name, "behaviour"].to_numpy(float) for name in samplers}
-    found = []
+    lines = []
     if not texts["behaviour"].isna().any():
         for name, values in shown.items():
             beyond = pd.Series(shown[CONTRASTIVE] - values).groupby(clusters).mean().to_numpy()
             p = 1.0 if name == CONTRASTIVE or not beyond.any() else paired_permutation(beyond[:, None], seed=seed).p[0]
-            found.append({
+            lines.append({
                 "sampler": name, **scored_share(values, name="share", seed=seed, clusters=clusters), "p": float(p)
             })  # fmt: skip
-    return pd.DataFrame(found, columns=["sampler", "share", "low", "high", "p"])
+    return pd.DataFrame(lines, columns=["sampler", "share", "low", "high", "p"])

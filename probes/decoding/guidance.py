@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 import interventions as iv
 from probes.call_settings import call_settings
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored, scored_share
+from probes.scored import beside_control, scored, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import kl_per_token
 from workbench.behaviour.generation import Decoding, generate_replies
@@ -32,8 +32,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +142,11 @@ def guidance_front(  # noqa: PLR0913
         ]
     table = pd.DataFrame(lines)
     return GuidanceFront(
-        table=table.assign(q=q_values(table["p"].to_numpy()), front=front_of(table)),
+        table=with_q(table).assign(front=front_of(table)),
         control="the tuned model's distribution to the power 1 + s, with the same cut and the same random numbers",
         provenance=Provenance.of(
-            "guidance_front", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, behaviour=behaviour, weak=weak, strengths=strengths, kept=beside, plausibility=plausibility,
-                samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            "guidance_front", pair, rows, seed=seed, forward_passes=passes.forward,
+            settings=call_settings(None, kept=beside),
         ),
         behaviour=rule.name, resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -203,13 +197,9 @@ class FrontTrial:
     ) -> dict[str, Any]:
         """Texts are written with the first recipe; what moved is read with the second, which rules no word out."""
         values, repeats = self.values(recipes[0])
-        clusters = self.rows.clusters
-        found = (scored_share if self.rule.share else scored)(values, seed=seed, clusters=clusters)
-        beyond = cluster_means((values - sharp)[:, None], clusters)
-        p = float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0
-        line = {"weak": share, "strength": strength, **found, "control": float(sharp.mean()), "p": p}
-        guided = Subject("guided", self.model, recipes[1])
-        return {**line, **self.moved(guided, seed), "repetition": repeats}
+        line = beside_control(values, sharp, self.rows.clusters, seed=seed, share=self.rule.share)
+        moved = self.moved(Subject("guided", self.model, recipes[1]), seed)
+        return {"weak": share, "strength": strength, **line, **moved, "repetition": repeats}
 
     def moved(self, guided: Subject, seed: int) -> dict[str, float]:
         """KL per token of ``guided`` from the model on the kept prompts, with its interval."""
@@ -217,8 +207,8 @@ class FrontTrial:
             return dict.fromkeys(("kept_kl", "kept_low", "kept_high"), float("nan"))
         plain = Subject(self.model.role, self.model)
         (moved,) = kl_per_token(plain, [guided], self.ids, self.answers, self.work)
-        found = scored(moved[:, 0], seed=seed, clusters=self.kept.clusters)
-        return {"kept_kl": found["score"], "kept_low": found["low"], "kept_high": found["high"]}
+        divergence = scored(moved[:, 0], seed=seed, clusters=self.kept.clusters)
+        return {"kept_kl": divergence["score"], "kept_low": divergence["low"], "kept_high": divergence["high"]}
 
 
 def front_of(table: pd.DataFrame) -> list[bool]:

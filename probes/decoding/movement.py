@@ -11,11 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.methods import method
@@ -24,8 +23,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import batches, encode, pad_left
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Int, Tensor
 
 DRAWN = 5_000
@@ -70,11 +67,11 @@ class ProbabilityMovement(ProbeResult):
         ordered = self.table.sort_values("bin")
         ends = [f"{row.score:.3g} [{row.low:.3g}, {row.high:.3g}]" for row in ordered.iloc[[0, -1]].itertuples()]
         index = self.selectivity
-        told = "nothing moved" if np.isnan(index["score"]) else (
+        selectivity = "nothing moved" if np.isnan(index["score"]) else (
             f"selectivity {index['score']:.2f} [{index['low']:.2f}, {index['high']:.2f}]"
         )  # fmt: skip
         return (
-            f"Moved where the base was surest {ends[0]}, where least sure {ends[1]}; {told}; "
+            f"Moved where the base was surest {ends[0]}, where least sure {ends[1]}; {selectivity}; "
             f"intervals over {self.resampled}; control: {self.control}"
         )
 
@@ -129,10 +126,7 @@ def probability_movement(
     return ProbabilityMovement(
         table=_by_bin(tokens, rows.clusters, seed),
         control="the mean movement of the same prompts' tokens whatever their entropy",
-        provenance=Provenance.of(
-            "probability_movement", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, settings=call_settings(None, bins=bins, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("probability_movement", pair, rows, seed=seed, forward_passes=passes.forward),
         tokens=tokens,
         selectivity=_selectivity(tokens, rows.clusters, bins, seed),
         resampled=units_of(rows.clusters),
@@ -143,17 +137,17 @@ def _tokens(pair: ModelPair, ids: list[list[int]], batch_size: int, bar: Progres
     plan = batches([len(row) for row in ids], batch_size)
     bar.start("probability movement", len(plan))
     parts = []
-    for chosen in plan:
-        rows = [ids[number] for number in chosen]
+    for members in plan:
+        rows = [ids[number] for number in members]
         sides = [_log_probabilities(model, rows) for model in (pair.base, pair.tuned)]
-        for number, row, base, tuned in zip(chosen, rows, *sides, strict=True):
+        for number, row, base, tuned in zip(members, rows, *sides, strict=True):
             parts.append(moved(base, tuned, torch.tensor(row[1:])).assign(prompt=number))
         bar.advance()
     bar.finish()
-    found = pd.concat(parts, ignore_index=True).sort_values(["prompt", "position"], ignore_index=True)
+    tokens = pd.concat(parts, ignore_index=True).sort_values(["prompt", "position"], ignore_index=True)
     tokenizer = pair.tuned.tokenizer
-    words = {token: str(token) if tokenizer is None else tokenizer.decode([token]) for token in set(found["token_id"])}
-    return found.assign(token=found["token_id"].map(words))
+    words = {token: str(token) if tokenizer is None else tokenizer.decode([token]) for token in set(tokens["token_id"])}
+    return tokens.assign(token=tokens["token_id"].map(words))
 
 
 def _log_probabilities(model: AdaptedModel, rows: list[list[int]]) -> list[Float[Tensor, "pos vocab"]]:
@@ -187,19 +181,17 @@ def moved(
 
 def _by_bin(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: int) -> pd.DataFrame:
     whole = tokens.groupby("prompt")["moved"].mean()
-    rows, p = [], []
+    rows = []
     for number, part in tokens.groupby("bin"):
         mean = part.groupby("prompt")["moved"].mean()
         units = clusters[mean.index.to_numpy()]
         usual = whole.loc[mean.index]
-        beyond = cluster_means((mean - usual).to_numpy()[:, None], units)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
         rows.append({
             "bin": number, "entropy_low": part["entropy"].min(), "entropy_high": part["entropy"].max(),
-            **scored(mean.to_numpy(), seed=seed, clusters=units), "control": usual.mean(), "p": p[-1],
+            **beside_control(mean.to_numpy(), usual.to_numpy(), units, seed=seed),
             "rise": (part["tuned_p"] - part["base_p"]).mean(), "n": len(part),
         })  # fmt: skip
-    return pd.DataFrame(rows).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(rows))
 
 
 def _selectivity(

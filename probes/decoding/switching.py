@@ -11,12 +11,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.decoding.entropy_switch import Decisions, EntropySwitch
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored, scored_share
+from probes.scored import paired_p, scored, scored_share, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import logprobs
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
@@ -24,14 +23,13 @@ from workbench.behaviour.scorers import Behaviour
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
+from workbench.figures.intervals import whiskers
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +59,7 @@ class EntropySwitching(ProbeResult):
         lines = self.table.sort_values("share")
         drawn = go.Figure([
             go.Scatter(x=lines["share"], y=lines["score"], name="by entropy", mode="lines+markers",
-                       error_y={"type": "data", "symmetric": False, "array": lines["high_score"] - lines["score"],
-                                "arrayminus": lines["score"] - lines["low_score"]}),
+                       error_y=whiskers(lines, "score", "low_score", "high_score")),
             go.Scatter(x=lines["share"], y=lines["control"], name="random turns", mode="lines+markers",
                        line={"color": "#9aa5ab"}),
         ])  # fmt: skip
@@ -147,16 +144,9 @@ def entropy_switching(  # noqa: PLR0913
     table = pd.DataFrame(lines).sort_values("quantile", ignore_index=True)
     measured = "log-probability per token under the tuned model" if rule is None else rule.name
     return EntropySwitching(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
+        table=with_q(table),
         control="turns of the same lengths at random places",
-        provenance=Provenance.of(
-            "entropy_switching", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, quantiles=quantiles, hysteresis=hysteresis, window=window, behaviour=behaviour,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("entropy_switching", pair, rows, seed=seed, forward_passes=passes.forward),
         tokens=pd.concat(tokens, ignore_index=True), measured=measured, resampled=units_of(rows.clusters),
     )  # fmt: skip
 
@@ -229,30 +219,28 @@ class _Writing:
         """One score per prompt."""
         if self.rule is not None:
             return np.array([self.rule(reply.text, row) for reply, row in zip(texts.replies, self.rows, strict=True)])
-        found = logprobs(Subject("tuned", self.pair.tuned), self.ids, [reply.ids for reply in texts.replies], self.work)
-        return found.sum_ / np.maximum(found.tokens, 1)
+        logs = logprobs(Subject("tuned", self.pair.tuned), self.ids, [reply.ids for reply in texts.replies], self.work)
+        return logs.sum_ / np.maximum(logs.tokens, 1)
 
     def line(self, quantile: float, texts: _Texts, chance: _Texts | None, seed: int = 0) -> dict[str, Any]:
         """The columns of one threshold."""
         values = self.scores(texts)
         share = self.rule is not None and self.rule.share
-        found = (scored_share if share else scored)(values, seed=seed, clusters=self.rows.clusters)
-        line: dict[str, Any] = {"quantile": quantile, "score": found["score"], "low_score": found["low"]}
-        line |= {"high_score": found["high"], "share": np.concatenate(texts.other).mean()}
+        score = (scored_share if share else scored)(values, seed=seed, clusters=self.rows.clusters)
+        line: dict[str, Any] = {"quantile": quantile, "score": score["score"], "low_score": score["low"]}
+        line |= {"high_score": score["high"], "share": np.concatenate(texts.other).mean()}
         turns = sum(int(np.diff(one.astype(int)).astype(bool).sum()) for one in texts.other)
         line |= {"switches": 100 * turns / max(1, sum(map(len, texts.other))), "control": float("nan"), "p": 1.0}
         if chance is None:
             return line
         random = self.scores(chance)
-        beyond = cluster_means((values - random)[:, None], self.rows.clusters)
-        p = float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0
-        return {**line, "control": random.mean(), "p": p}
+        return {**line, "control": random.mean(), "p": paired_p(values - random, self.rows.clusters, seed=seed)}
 
 
 def _padded(turns: list[np.ndarray], steps: int) -> Any:
     """[row, step]; behind a text's end its last writer goes on."""
-    found = np.zeros((len(turns), steps), dtype=bool)
+    turned = np.zeros((len(turns), steps), dtype=bool)
     for row, turn in enumerate(turns):
-        found[row, : len(turn)] = turn
-        found[row, len(turn) :] = turn[-1] if len(turn) else False
-    return torch.from_numpy(found)
+        turned[row, : len(turn)] = turn
+        turned[row, len(turn) :] = turn[-1] if len(turn) else False
+    return torch.from_numpy(turned)

@@ -40,7 +40,7 @@ def box_prompts(
         query, other = words.apart(2)
         clean = words.scene(things, names, query)
         # The corrupted scene asks for a label of the clean one, which none of its own boxes has.
-        corrupted = words.scene(others, foreign, -1, asked=names[other])
+        corrupted = words.scene(others, foreign, -1, box_asked=names[other])
         rows.append(_row(clean, corrupted, query, query, things[query], things[other], tokenizer))
     return Prompts.of(rows, chat=False)
 
@@ -64,9 +64,9 @@ def box_desiderata(
     another. Columns and errors as in :func:`box_prompts`.
     """
     words = Words(tokenizer, objects, labels, boxes, spaced=spaced, seed=seed)
-    found: dict[str, list[Any]] = {POSITIONAL: [], OBJECT_VALUE: [], BOX_LABEL: []}
+    sets: dict[str, list[Any]] = {POSITIONAL: [], OBJECT_VALUE: [], BOX_LABEL: []}
     for _ in range(n):
-        for name, rows in found.items():
+        for name, rows in sets.items():
             things, others, names, foreign = words.two()
             own, theirs, third = words.apart(3)
             if name == BOX_LABEL:
@@ -74,7 +74,7 @@ def box_desiderata(
             base, source = words.scene(things, names, own), words.scene(others, foreign, theirs)
             answer = {POSITIONAL: things[theirs], OBJECT_VALUE: others[theirs], BOX_LABEL: things[third]}[name]
             rows.append(_row(base, source, own, theirs, answer, things[own], tokenizer))
-    return {name: Prompts.of(rows, chat=False) for name, rows in found.items()}
+    return {name: Prompts.of(rows, chat=False) for name, rows in sets.items()}
 
 
 def _row(  # what is asked of one pair of scenes

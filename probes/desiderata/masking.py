@@ -22,6 +22,7 @@ from probes.paths.groups import sides_of
 from probes.paths.places import Head, Place, head_of, label_of
 from probes.resampling import interval
 from probes.results import Provenance
+from probes.scored import with_q
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import method
@@ -30,7 +31,6 @@ from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_interval
 from workbench.stats.controls import against_controls
-from workbench.stats.fdr import q_values
 
 
 @dataclass(frozen=True)
@@ -87,28 +87,28 @@ def component_masking(
         desiderata: Name and prompts of each variable: prompt, contrast, and as answer what it becomes.
         position: Where heads are taken over: last, a number, or a column of the prompts.
     """
-    chosen = read_options(MaskingOptions, options)
+    settings = read_options(MaskingOptions, options)
     named = _named(desiderata)
     models = sides_of(subject)
     first = next(iter(models.values()))
-    heads = _candidates(first, chosen)
-    if not chosen.penalties:
+    heads = _candidates(first, settings)
+    if not settings.penalties:
         raise UserError("There are no penalties to choose from: give at least one, such as penalties=[0.01].")
-    found = [_Found(name, model, title, rows, position, heads, chosen)
+    trials = [_Found(name, model, title, rows, position, heads, settings)
              for title, rows in named.items() for name, model in models.items()]  # fmt: skip
-    table = pd.DataFrame([one.row(next((o for o in found if o.is_twin(one)), None)) for one in found])
+    table = pd.DataFrame([one.row(next((o for o in trials if o.is_twin(one)), None)) for one in trials])
     return ComponentMasking(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
-        control=f"{chosen.controls} random masks of as many heads of the model",
+        table=with_q(table),
+        control=f"{settings.controls} random masks of as many heads of the model",
         provenance=Provenance.of(
-            "component_masking", models, None, seed=chosen.seed, device=str(first.device),
-            forward_passes=math.ceil(sum(one.swaps.passes for one in found)),
-            backward_passes=sum(one.swaps.backward for one in found),
-            settings={**call_settings(chosen, desiderata=named, position=position), "candidates": len(heads),
+            "component_masking", models, None, seed=settings.seed, device=str(first.device),
+            forward_passes=math.ceil(sum(one.swaps.passes for one in trials)),
+            backward_passes=sum(one.swaps.backward for one in trials),
+            settings={**call_settings(settings, desiderata=named), "candidates": len(heads),
                       "split": "50 / 25 / 25 by group", "mixed with": "the running base output"},
         ),
-        masks=pd.concat([one.mask() for one in found], ignore_index=True),
-        sweep=pd.concat([one.sweep() for one in found], ignore_index=True),
+        masks=pd.concat([one.mask() for one in trials], ignore_index=True),
+        sweep=pd.concat([one.sweep() for one in trials], ignore_index=True),
         place=str(position),
     )  # fmt: skip
 
@@ -118,14 +118,14 @@ class _Found:
 
     def __init__(
         self, name: str, model: AdaptedModel, title: str, rows: Prompts, position: Place, heads: list[Head],
-        chosen: MaskingOptions,
+        settings: MaskingOptions,
     ) -> None:  # fmt: skip
-        self.name, self.model, self.title, self.chosen, self.heads = name, model, title, chosen, heads
-        self.parts = split(rows, chosen.seed, title)
-        self.swaps = Swaps(model, rows, position, batch_size=chosen.batch_size, max_tokens=chosen.max_tokens)
-        schedule = Schedule(chosen.epochs, chosen.batch_size, chosen.learning_rate, chosen.seed)
+        self.name, self.model, self.title, self.settings, self.heads = name, model, title, settings, heads
+        self.parts = split(rows, settings.seed, title)
+        self.swaps = Swaps(model, rows, position, batch_size=settings.batch_size, max_tokens=settings.max_tokens)
+        schedule = Schedule(settings.epochs, settings.batch_size, settings.learning_rate, settings.seed)
         self.masks = train_masks(
-            self.swaps, self.parts.train, heads, [float(p) for p in chosen.penalties], schedule, chosen.progress
+            self.swaps, self.parts.train, heads, [float(p) for p in settings.penalties], schedule, settings.progress
         )
         hits = self.swaps.correct([mask.heads for mask in self.masks], self.parts.validation)
         self.validation = hits.mean(0)
@@ -143,12 +143,12 @@ class _Found:
 
     def row(self, twin: _Found | None) -> dict[str, Any]:
         """The report on the test prompts."""
-        heads, chosen = self.mask_chosen.heads, self.chosen
-        random = _random_masks(len(heads), self.model, chosen)
+        heads, settings = self.mask_chosen.heads, self.settings
+        random = _random_masks(len(heads), self.model, settings)
         others = [] if twin is None else [twin.mask_chosen.heads]
         hits = self.swaps.correct([heads, (), *random, *others], self.parts.test).astype(float)
         clusters = self.swaps.rows.clusters[self.parts.test]
-        found = mean_interval(hits[:, 0], clusters=clusters, draws=chosen.draws, seed=chosen.seed)
+        found = mean_interval(hits[:, 0], clusters=clusters, draws=settings.draws, seed=settings.seed)
         shares = hits[:, 2 : 2 + len(random)].mean(0)
         beside = against_controls(found.estimate, shares)
         low, high = interval(shares[:, None])
@@ -194,30 +194,30 @@ def split(rows: Prompts, seed: int, title: str) -> Parts:
 
 def _named(desiderata: Any) -> dict[str, Prompts]:
     given = dict(desiderata) if isinstance(desiderata, Mapping) else {"desideratum": desiderata}
-    found = {str(title): Prompts.of(rows) for title, rows in given.items()}
-    if not found:
+    sets = {str(title): Prompts.of(rows) for title, rows in given.items()}
+    if not sets:
         raise UserError("There are no desiderata: give prompts, or a name for each set of prompts.")
-    for title, rows in found.items():
+    for title, rows in sets.items():
         for number, row in enumerate(rows):
             if row.contrast is None or not row.answer:
                 missing = "source prompt ('contrast')" if row.contrast is None else "target ('answer')"
                 raise UserError(f"Desideratum {title!r}, row {number} has no {missing}; every row needs one.")
-    return found
+    return sets
 
 
-def _candidates(model: AdaptedModel, chosen: MaskingOptions) -> list[Head]:
-    if chosen.heads is None:
+def _candidates(model: AdaptedModel, settings: MaskingOptions) -> list[Head]:
+    if settings.heads is None:
         return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    found = sorted({head_of(label, model) for label in chosen.heads})
-    if not found:
+    heads = sorted({head_of(label, model) for label in settings.heads})
+    if not heads:
         raise UserError("There are no heads to choose from: give labels such as ['L3H5'], or leave heads out for all.")
-    return found
+    return heads
 
 
-def _random_masks(count: int, model: AdaptedModel, chosen: MaskingOptions) -> list[list[Head]]:
-    random = np.random.default_rng(chosen.seed)
+def _random_masks(count: int, model: AdaptedModel, settings: MaskingOptions) -> list[list[Head]]:
+    random = np.random.default_rng(settings.seed)
     total = model.n_layers * model.n_heads
     return [
         [divmod(int(index), model.n_heads) for index in random.choice(total, count, replace=False)]
-        for _ in range(chosen.controls)
+        for _ in range(settings.controls)
     ]

@@ -32,9 +32,9 @@ class ComponentMasking(ProbeResult):
 
     def frame(self) -> pd.DataFrame:
         """The table, best score first. Its cells are models and desiderata, so there is no layer column."""
-        found = super().frame().drop(columns="layer")
+        frame = super().frame().drop(columns="layer")
         first = ["model", "desideratum", *SHARED]
-        return found[[*first, *found.columns.difference(first, sort=False)]]
+        return frame[[*first, *frame.columns.difference(first, sort=False)]]
 
     def heads(self, desideratum: str, model: str | None = None) -> list[str]:
         """Labels of the chosen heads; ``model`` may be left out when there is one."""
@@ -52,8 +52,8 @@ class ComponentMasking(ProbeResult):
         )  # fmt: skip
 
     def summary(self) -> str:
-        told = "; ".join(
+        lines = "; ".join(
             f"{row.desideratum} in {row.model} {row.score:.2f} with {row.heads} heads (floor {row.floor:.2f})"
             for row in self.table.itertuples()
         )
-        return f"{told}; control: {self.control}"
+        return f"{lines}; control: {self.control}"

@@ -41,13 +41,13 @@ class Scene:
     def pieces(self) -> list[str]:
         """The text up to and with each box label, in order; the last one ends with the label that is asked about."""
         gap = " " if self.spaced else ""
-        found, text = [], ""
+        pieces, text = [], ""
         for number, (thing, label) in enumerate(zip(self.objects, self.labels, strict=True)):
             start = "The" if number == 0 else f"{gap}, the"
             text += f"{start} {thing} is in Box {label}"
-            found.append(text)
-        found.append(f"{text}{gap}. Box {self.label}")
-        return found
+            pieces.append(text)
+        pieces.append(f"{text}{gap}. Box {self.label}")
+        return pieces
 
     @property
     def text(self) -> str:
@@ -60,7 +60,7 @@ def label_places(scene: Scene, tokenizer: Any) -> list[int]:
     Raises :class:`UserError` where the tokenizer has a label in one token with what follows it.
     """
     whole = token_ids(scene.text, tokenizer, rendered_chat=False)
-    found = []
+    places = []
     for piece in scene.pieces:
         before = token_ids(piece, tokenizer, rendered_chat=False)
         ends = getattr(tokenizer, "eos_token_id", None)
@@ -71,8 +71,8 @@ def label_places(scene: Scene, tokenizer: Any) -> list[int]:
                 f"This tokenizer joins the label at the end of {piece[-12:]!r} with what follows it, so it has no "
                 "token of its own: use spaced=True."
             )
-        found.append(len(before) - 1 - len(whole))
-    return found
+        places.append(len(before) - 1 - len(whole))
+    return places
 
 
 class Words:
@@ -110,15 +110,15 @@ class Words:
         """``count`` different box numbers."""
         return [int(one) for one in self.random.choice(self.boxes, count, replace=False)]
 
-    def scene(self, objects: Sequence[str], labels: Sequence[str], query: int, asked: str = "") -> Scene:
-        return Scene(tuple(objects), tuple(labels), query, asked, self.spaced)
+    def scene(self, objects: Sequence[str], labels: Sequence[str], query: int, box_asked: str = "") -> Scene:
+        return Scene(tuple(objects), tuple(labels), query, box_asked, self.spaced)
 
 
 def _told_apart(words: Sequence[str], token_of: Any, tokenizer: Any) -> list[str]:
     """The first word for each token, without those the tokenizer does not know."""
-    found: dict[int, str] = {}
+    labels: dict[int, str] = {}
     for word in words:
         token = token_of(word)
         if token != tokenizer.unk_token_id:
-            found.setdefault(token, word)
-    return list(found.values())
+            labels.setdefault(token, word)
+    return list(labels.values())

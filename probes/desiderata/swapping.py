@@ -39,7 +39,7 @@ class Swaps:
     def correct(self, masks: Sequence[Sequence[Head]], members: Sequence[int]) -> Bool[np.ndarray, "row mask"]:
         """Whether the target is the first choice on each of ``members`` with each set of heads taken from the
         source."""
-        found = np.zeros((len(members), len(masks)), dtype=bool)
+        right = np.zeros((len(members), len(masks)), dtype=bool)
         keep = torch.ones(len(masks), self.model.n_layers, self.model.n_heads)
         for number, heads in enumerate(masks):
             for layer, head in heads:
@@ -51,9 +51,9 @@ class Swaps:
             for start in range(0, len(masks), width):
                 logits = self._swapped(run, rows, keep[start : start + width], grad=False)
                 hits = logits.argmax(-1).cpu() == self.targets[rows][:, None]
-                found[np.ix_(some, range(start, start + hits.shape[1]))] = hits.numpy()
+                right[np.ix_(some, range(start, start + hits.shape[1]))] = hits.numpy()
             self.passes += run.passes
-        return found
+        return right
 
     def target_logits(
         self, members: Sequence[int], keep: Float[Tensor, "mask layer head"]
@@ -118,10 +118,10 @@ class Swaps:
         ids = encode(contrasts, model.tokenizer, model.max_positions)
         there = torch.tensor(offsets_of(position, self.rows, [len(one) for one in ids], of_contrast=True))
         sites = [Site("z", layer) for layer in range(model.n_layers)]
-        found = torch.zeros(len(ids), model.n_layers, model.n_heads, model.d_head, dtype=model.dtype)
+        sources = torch.zeros(len(ids), model.n_layers, model.n_heads, model.d_head, dtype=model.dtype)
         for some in batches([len(one) for one in ids], self.batch_size):
             batch = pad_left([ids[row] for row in some], self._pad).to(model.device)
             values, _ = record(model, batch, sites)
-            found[some] = torch.stack([at_positions(values[site], there[some]).cpu() for site in sites], dim=1)
+            sources[some] = torch.stack([at_positions(values[site], there[some]).cpu() for site in sites], dim=1)
             self.passes += 1
-        return found
+        return sources

@@ -56,7 +56,7 @@ def train_masks(
     optimizer = torch.optim.Adam([weights], lr=schedule.learning_rate)
     batches = -(-len(members) // schedule.batch_size)
     report.start("Training masks", schedule.epochs * batches)
-    found: list[Trained] = []
+    trained: list[Trained] = []
     for epoch, rows in _batches(members, schedule):
         keep = torch.ones(len(penalties), model.n_layers, model.n_heads, dtype=torch.float64)
         keep = keep.index_put((torch.arange(len(penalties))[:, None], layers[None], places[None]), weights)
@@ -69,11 +69,11 @@ def train_masks(
             weights.clamp_(0, 1)
         report.advance()
         if rows is epoch.last:
-            found += [
+            trained += [
                 _trained(price, epoch.number, weight, heads) for price, weight in zip(penalties, weights, strict=True)
             ]
     report.finish()
-    return found
+    return trained
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,6 @@ def _batches(members: Sequence[int], schedule: Schedule) -> Iterator[tuple[_Epoc
 
 
 def _trained(penalty: float, epoch: int, weights: Tensor, heads: Sequence[Head]) -> Trained:
-    kept = weights.detach().clone()
-    taken = tuple(head for head, weight in zip(heads, kept.tolist(), strict=True) if weight < 0.5)
-    return Trained(penalty, epoch, kept, taken)
+    best_weights = weights.detach().clone()
+    taken = tuple(head for head, weight in zip(heads, best_weights.tolist(), strict=True) if weight < 0.5)
+    return Trained(penalty, epoch, best_weights, taken)

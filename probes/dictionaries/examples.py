@@ -46,6 +46,6 @@ def _strongest(rows: SiteRows, dictionary: Dictionary, latents: list[int], count
         activations = _activations(rows, dictionary, latents, part)
         numbers = torch.from_numpy(part)[:, None].expand(-1, len(latents))
         values, places = torch.cat([values, activations]), torch.cat([places, numbers])
-        kept = values.topk(min(count, len(values)), dim=0)
-        values, places = kept.values, places.gather(0, kept.indices)
+        top = values.topk(min(count, len(values)), dim=0)
+        values, places = top.values, places.gather(0, top.indices)
     return [places[:, column].numpy() for column in range(len(latents))]

@@ -43,8 +43,8 @@ def label_features(
     feature, latent, auroc, low, high, train, control (the latent that follows shuffled labels
     best, mean over 20 shuffles).
     """
-    kept = np.array([number for number in np.unique(rows.prompt) if _labelled(labels[int(number)])], dtype=np.int64)
-    pooled, means, prompts = _pooled(rows, dictionary, kept)
+    labelled = np.array([number for number in np.unique(rows.prompt) if _labelled(labels[int(number)])], dtype=np.int64)
+    pooled, means, prompts = _pooled(rows, dictionary, labelled)
     positive = two_classes([labels[int(prompt)] for prompt in prompts])[0]
     tested = np.isin(prompts, rows.prompt[rows.test])
     cluster = _cluster_of(rows, prompts)
@@ -79,11 +79,11 @@ def _labelled(value: Any) -> bool:
 
 
 def _pooled(
-    rows: SiteRows, dictionary: Dictionary, kept: Int[np.ndarray, " labelled"]
+    rows: SiteRows, dictionary: Dictionary, labelled: Int[np.ndarray, " labelled"]
 ) -> tuple[Float[np.ndarray, "prompt latent"], Float[np.ndarray, "prompt d"], Int[np.ndarray, " prompt"]]:
     """Per labelled prompt: each latent's greatest activation, and the tuned model's mean activation."""
     places = np.sort(np.concatenate([rows.train, rows.test]))
-    places = places[np.isin(rows.prompt[places], kept)]
+    places = places[np.isin(rows.prompt[places], labelled)]
     if not len(places):
         raise UserError("No recorded prompt has a label: name a column of the recorded prompts as labels.")
     prompts, number = np.unique(rows.prompt[places], return_inverse=True)
@@ -92,8 +92,8 @@ def _pooled(
     done = 0
     for part in rows.chunks(places):
         of = torch.from_numpy(number[done : done + len(part)])
-        found = dictionary.encode(rows.pair(part)[0])
-        greatest.scatter_reduce_(0, of[:, None].expand_as(found), found, "amax")
+        codes = dictionary.encode(rows.pair(part)[0])
+        greatest.scatter_reduce_(0, of[:, None].expand_as(codes), codes, "amax")
         sums.index_add_(0, of, rows.sides(part)[1])
         done += len(part)
     return greatest.numpy(), (sums / torch.from_numpy(counts)[:, None]).numpy(), prompts
@@ -106,12 +106,12 @@ def _greatest(
     places = np.sort(np.concatenate([rows.train, rows.test]))
     places = places[np.isin(rows.prompt[places], prompts)]
     number, along = np.searchsorted(prompts, rows.prompt[places]), torch.from_numpy(direction)
-    found = np.full(len(prompts), -np.inf)
+    greatest = np.full(len(prompts), -np.inf)
     done = 0
     for part in rows.chunks(places):
-        np.maximum.at(found, number[done : done + len(part)], (rows.sides(part)[1] @ along).numpy())
+        np.maximum.at(greatest, number[done : done + len(part)], (rows.sides(part)[1] @ along).numpy())
         done += len(part)
-    return found
+    return greatest
 
 
 def _cluster_of(rows: SiteRows, prompts: Int[np.ndarray, " prompt"]) -> Int[np.ndarray, " prompt"]:
@@ -129,10 +129,10 @@ def _interval(
 
 def _shuffled(pooled: np.ndarray, positive: np.ndarray, tested: np.ndarray, cluster: np.ndarray, seed: int) -> float:
     """Held-out AUROC of the latent that follows shuffled training labels best, its sign taken from them too."""
-    found = []
+    scores = []
     for labels in shuffled_labels(positive[~tested].astype(int), SHUFFLES, seed, cluster[~tested]) == 1:
         fits = auroc(pooled[~tested], labels)
         best = int(np.nanargmax(np.abs(fits - 0.5)))
         value = float(auroc(pooled[tested][:, [best]], positive[tested])[0])
-        found.append(value if fits[best] >= 0.5 else 1 - value)
-    return float(np.mean(found))
+        scores.append(value if fits[best] >= 0.5 else 1 - value)
+    return float(np.mean(scores))

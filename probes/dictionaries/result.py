@@ -76,8 +76,8 @@ class TuningDictionary(ProbeResult):
         count = len(self.weights["W_dec"])
         if not 0 <= latent < count:
             raise UserError(f"The dictionary has latents 0 to {count - 1}; got {latent}.")
-        found = self.directions
-        return (found.change if found.tuned is None else found.tuned)[latent].clone()
+        directions = self.directions
+        return (directions.change if directions.tuned is None else directions.tuned)[latent].clone()
 
     def offset(self, latent: int, strength: float = 1.0, **options: Any) -> Recipe:
         """A recipe that adds ``strength`` times :meth:`direction`; ``options`` go to :class:`interventions.Offset`."""

@@ -128,14 +128,14 @@ def latent_table(sums: Sums, directions: Directions, draws: int, seed: int) -> p
     ``norm_share`` and ``cosine`` of the two decoder rows.
     """
     alive = np.flatnonzero(sums.sums["f2"].sum(0) > 0)
-    kept = {name: one[:, alive] for name, one in sums.sums.items()}
+    alive_sums = {name: one[:, alive] for name, one in sums.sums.items()}
     weights = bootstrap_weights(len(sums.change2), draws, seed)
-    explained = _share_of_change(kept["along"], kept, sums.change2, np.ones((1, len(sums.change2))))[0]
-    table = {"latent": alive, "explained": explained, "density": (kept["fires"] > 0).mean(0)}
+    explained = _share_of_change(alive_sums["along"], alive_sums, sums.change2, np.ones((1, len(sums.change2))))[0]
+    table = {"latent": alive, "explained": explained, "density": (alive_sums["fires"] > 0).mean(0)}
     if directions.base is None:
-        scores = _explained_scores(kept, sums.change2, weights, explained, seed)
+        scores = _explained_scores(alive_sums, sums.change2, weights, explained, seed)
     else:
-        scores = _share_scores(kept, weights, seed)
+        scores = _share_scores(alive_sums, weights, seed)
         table |= _of_decoder(directions, alive)
     made = pd.DataFrame({**table, **scores})
     if directions.base is not None:
@@ -147,39 +147,39 @@ def latent_table(sums: Sums, directions: Directions, draws: int, seed: int) -> p
 
 
 def _share_of_change(
-    along: Float[np.ndarray, "unit latent"], kept: dict[str, np.ndarray], change2: Float[np.ndarray, " unit"],
+    along: Float[np.ndarray, "unit latent"], sums: dict[str, np.ndarray], change2: Float[np.ndarray, " unit"],
     weights: Float[np.ndarray, "draw unit"],
 ) -> Float[np.ndarray, "draw latent"]:  # fmt: skip
-    carried = (weights @ along) ** 2 / np.maximum(weights @ kept["f2"], 1e-30)
+    carried = (weights @ along) ** 2 / np.maximum(weights @ sums["f2"], 1e-30)
     return np.asarray(carried / np.maximum(weights @ change2, 1e-30)[:, None])
 
 
 def _explained_scores(
-    kept: dict[str, np.ndarray], change2: np.ndarray, weights: np.ndarray, explained: np.ndarray, seed: int
+    sums: dict[str, np.ndarray], change2: np.ndarray, weights: np.ndarray, explained: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
-    low, high = interval(_share_of_change(kept["along"], kept, change2, weights))
+    low, high = interval(_share_of_change(sums["along"], sums, change2, weights))
     whole = np.ones((1, len(change2)))
-    tested = paired_permutation(kept["along"] - kept["random"], seed=seed, alternative="greater")
+    tested = paired_permutation(sums["along"] - sums["random"], seed=seed, alternative="greater")
     return {
         "score": explained,
         "low": low,
         "high": high,
-        "control": _share_of_change(kept["random"], kept, change2, whole)[0],
+        "control": _share_of_change(sums["random"], sums, change2, whole)[0],
         "q": q_values(tested.p),
     }
 
 
-def _share_scores(kept: dict[str, np.ndarray], weights: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def _share_scores(sums: dict[str, np.ndarray], weights: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """The tuned model's part of both scales: 1 where only it has the latent's direction, 0 where only the base has."""
-    low, high = interval(_share(weights @ kept["base"], weights @ kept["tuned"]))
+    low, high = interval(_share(weights @ sums["base"], weights @ sums["tuned"]))
     swapped = np.random.default_rng(seed).integers(0, 2, (50, len(weights[0])))
-    of_base = swapped @ kept["base"] + (1 - swapped) @ kept["tuned"]
-    of_tuned = swapped @ kept["tuned"] + (1 - swapped) @ kept["base"]
-    apart = kept["tuned"] - kept["base"]
-    apart[np.abs(apart) < ROUNDING * (np.abs(kept["tuned"]) + np.abs(kept["base"]))] = 0
+    of_base = swapped @ sums["base"] + (1 - swapped) @ sums["tuned"]
+    of_tuned = swapped @ sums["tuned"] + (1 - swapped) @ sums["base"]
+    apart = sums["tuned"] - sums["base"]
+    apart[np.abs(apart) < ROUNDING * (np.abs(sums["tuned"]) + np.abs(sums["base"]))] = 0
     tested = paired_permutation(apart, seed=seed)
     return {
-        "score": _share(kept["base"].sum(0), kept["tuned"].sum(0)),
+        "score": _share(sums["base"].sum(0), sums["tuned"].sum(0)),
         "low": low,
         "high": high,
         "control": _share(of_base, of_tuned).mean(0),

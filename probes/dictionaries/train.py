@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.concepts.dictionary import Dictionary
 from probes.dictionaries.batch_topk import Trained, Training, train
 from probes.dictionaries.examples import top_examples
@@ -123,10 +123,10 @@ def tuning_dictionary(  # noqa: PLR0913 (a public call; all but two by keyword)
     table = latent_table(sums, directions, draws, seed)
     if not len(table):
         raise UserError("No latent fires on the held-out prompts: train longer, or record more prompts.")
-    found = None if labels is None else label_features(rows, made, labels, draws, seed)
+    features = None if labels is None else label_features(rows, made, labels, draws, seed)
     strongest = table.sort_values("explained", ascending=False)["latent"].head(top).astype(int).tolist()
-    if found is not None and top:
-        strongest += [int(latent) for latent in found["latent"].dropna() if int(latent) not in strongest]
+    if features is not None and top:
+        strongest += [int(latent) for latent in features["latent"].dropna() if int(latent) not in strongest]
     return TuningDictionary(
         table=table.assign(layer=rows.site.layer),
         control=(
@@ -134,15 +134,12 @@ def tuning_dictionary(  # noqa: PLR0913 (a public call; all but two by keyword)
             else "the same activations along a random direction"
         ),
         provenance=of_recording(
-            "tuning_dictionary", recording, ("base", "tuned"),
-            call_settings(None, kind=kind, layer=int(rows.site.layer or 0), width=width, k=k, epochs=epochs,
-                  batch_size=batch_size, learning_rate=learning_rate, dictionary=dictionary, labels=labels, top=top,
-                  examples=examples, draws=draws, tokens=tokens), seed,
+            "tuning_dictionary", recording, ("base", "tuned"), seed, {"layer": int(rows.site.layer or 0)}
         ),
         form=kind, site=rows.site.kind, layer=int(rows.site.layer or 0), weights=trained.weights,
         history=pd.DataFrame(trained.history, columns=["step", "loss", "dead"]),
         examples=top_examples(rows, made, strongest, recording.index, examples),
-        labelled=pd.DataFrame(columns=_LABELLED) if found is None else found,
+        labelled=pd.DataFrame(columns=_LABELLED) if features is None else features,
         explained=sums.explained, active=sums.active, tokens=rows.tokens,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from probes.directions.material import Part
 from probes.patches.gradients import Leaves
 from probes.replay import frozen
 from workbench.behaviour.texts import common_tokens
-from workbench.engine.hub import SiteHook
+from workbench.engine.dispatch import SiteHook, layer_readers
 from workbench.engine.sites import Site
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import UserError
@@ -66,19 +66,19 @@ def directions_of(pair: ModelPair, part: Part, batch_size: int) -> Directions:
 def role_places(pair: ModelPair, ids: Sequence[Sequence[int]]) -> Int[np.ndarray, "prompt role"]:
     """The position of each role in each prompt, counted from its start."""
     template = TemplateTokens(pair.tokenizer)
-    found = []
+    places = []
     for row in ids:
         content = np.flatnonzero(template.content(row))
         last = len(row) - 1
         final = int(content[-1]) if len(content) else last
-        found.append([final, min(final + 1, last), last])
-    return np.array(found)
+        places.append([final, min(final + 1, last), last])
+    return np.array(places)
 
 
 def _states(
     model: AdaptedModel, ids: Sequence[Sequence[int]], places: Int[np.ndarray, "prompt role"], batch_size: int
 ) -> Float[Tensor, "prompt role layer d_model"]:
-    found = torch.zeros(len(ids), places.shape[1], model.n_layers, model.d_model)
+    states = torch.zeros(len(ids), places.shape[1], model.n_layers, model.d_model)
     for rows in batches([len(row) for row in ids], batch_size):
         batch = pad_left([ids[row] for row in rows], pad_id(model.tokenizer))
         width = batch.input_ids.shape[1]
@@ -87,18 +87,18 @@ def _states(
         def keep(layer: int, rows: list[int] = rows, columns: Tensor = columns) -> Any:
             def read(value: Tensor, _ctx: Any) -> None:
                 at = columns.to(value.device)
-                chosen = value.detach()[torch.arange(len(rows), device=value.device)[:, None], at]
-                found[rows, :, layer] = chosen.float().cpu()
+                at_places = value.detach()[torch.arange(len(rows), device=value.device)[:, None], at]
+                states[rows, :, layer] = at_places.float().cpu()
 
             return read
 
         hooks = [SiteHook(Site("resid_post", layer), keep(layer)) for layer in range(model.n_layers)]
         with model.hooked(hooks, stop=True):
             model.forward(batch, logits=None)
-    return found
+    return states
 
 
-def estimated(pair: ModelPair, part: Part, found: Directions, batch_size: int) -> pd.DataFrame:
+def estimated(pair: ModelPair, part: Part, directions: Directions, batch_size: int) -> pd.DataFrame:
     """For every layer, role and scope the first-order drop of the tuned model's own word against the base's, when the
     coordinate along the direction is set to the other class's mean (attribution patching, Nanda 2023).
 
@@ -106,14 +106,14 @@ def estimated(pair: ModelPair, part: Part, found: Directions, batch_size: int) -
     """
     rows, wanted = _parted(part)
     model = pair.tuned
-    drops = np.zeros((len(found.roles), len(SCOPES), model.n_layers))
+    drops = np.zeros((len(directions.roles), len(SCOPES), model.n_layers))
     for members in batches([len(row) for row in rows], batch_size):
         batch = pad_left([rows[member] for member in members], pad_id(model.tokenizer)).to(model.device)
         lengths = torch.tensor([len(part.ids[int(wanted[member][0])]) for member in members])
-        drops += _of_batch(model, batch, lengths, torch.tensor([wanted[member][1:] for member in members]), found)
+        drops += _of_batch(model, batch, lengths, torch.tensor([wanted[member][1:] for member in members]), directions)
     table = [
         {"layer": layer, "role": role, "positions": scope, "estimate": drops[number, place, layer] / len(rows)}
-        for number, role in enumerate(found.roles)
+        for number, role in enumerate(directions.roles)
         for place, scope in enumerate(SCOPES)
         for layer in range(model.n_layers)
     ]
@@ -121,19 +121,12 @@ def estimated(pair: ModelPair, part: Part, found: Directions, batch_size: int) -
 
 
 def _of_batch(
-    model: AdaptedModel, batch: Encoded, lengths: Tensor, words: Int[Tensor, "row two"], found: Directions
+    model: AdaptedModel, batch: Encoded, lengths: Tensor, words: Int[Tensor, "row two"], directions: Directions
 ) -> Float[np.ndarray, "role scope layer"]:
     """Summed over the rows of one batch."""
-    kept: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        def read(value: Tensor, _ctx: Any) -> None:
-            kept[layer] = value.detach().float()
-
-        return read
-
+    states: dict[int, Tensor] = {}
     leaves = Leaves([("resid_post", layer) for layer in range(model.n_layers)])
-    readers = [SiteHook(Site("resid_post", layer), keep(layer)) for layer in range(model.n_layers)]
+    readers = layer_readers("resid_post", range(model.n_layers), states)
     with frozen(model.hf), model.hooked([*leaves.hooks, *readers]):
         logits = model.forward(batch, logits="last", grad=True)
         assert logits is not None
@@ -141,12 +134,12 @@ def _of_batch(
         last = logits[:, -1].float()
         gradients = leaves.gradients((last.gather(1, at[:, :1]) - last.gather(1, at[:, 1:])).sum())
     masks = _scope_masks(batch, lengths.to(model.device))
-    drops = np.zeros((len(found.roles), len(SCOPES), model.n_layers))
+    drops = np.zeros((len(directions.roles), len(SCOPES), model.n_layers))
     for layer in range(model.n_layers):
         gradient = gradients["resid_post", layer].float()
-        for role in range(len(found.roles)):
-            unit, mean = (one[role, layer].to(gradient.device) for one in (found.unit, found.other))
-            gain = ((kept[layer] - mean) @ unit) * (gradient @ unit)
+        for role in range(len(directions.roles)):
+            unit, mean = (one[role, layer].to(gradient.device) for one in (directions.unit, directions.other))
+            gain = ((states[layer].float() - mean) @ unit) * (gradient @ unit)
             drops[role, :, layer] = [float((gain * mask).sum()) for mask in masks]
     return drops
 

@@ -103,30 +103,27 @@ def find_direction(
         ``found = probes.find_direction(pair, questions, behaviour="refusal"); found.recipe.save("off.safetensors")``
     """
     check_pair(pair)
-    chosen, named = read_options(DirectionOptions, options), read_behaviour(behaviour)
-    if chosen.controls:
-        check_draws(chosen.controls)
+    settings, named = read_options(DirectionOptions, options), read_behaviour(behaviour)
+    if settings.controls:
+        check_draws(settings.controls)
     if named.states is not None:
         raise UserError(f"{named.name} reads a model's states, which the recipe changes: give a behaviour of texts.")
-    rows, work = Prompts.of(prompts), Work(chosen.batch_size, chosen.progress)
+    rows, work = Prompts.of(prompts), Work(settings.batch_size, settings.progress)
     choosing, reported = parts_of(
-        pair, rows, named, limit=chosen.limit, max_new_tokens=chosen.max_new_tokens, seed=chosen.seed, work=work
+        pair, rows, named, limit=settings.limit, max_new_tokens=settings.max_new_tokens, seed=settings.seed, work=work
     )
-    helping = _every_second(chosen, first=0)
-    search = Search(Trier(pair, choosing, named, chosen.max_new_tokens, work, helping), chosen)
+    helping = _every_second(settings, first=0)
+    search = Search(Trier(pair, choosing, named, settings.max_new_tokens, work, helping), settings)
     best = search.best()
     search.find_opposite(best)
-    report = _Report(pair, reported, named, chosen, work)
+    report = _Report(pair, reported, named, settings, work)
     held_out, drop = report.table(best.ablation(search.found), search.opposite)
     role = search.found.roles.index(best.role)
     layers = list(best.layers)
     return FoundDirection(
         table=search.table().assign(control=drop),
-        control=f"{chosen.controls} random recipes of the same norm, on the reported part",
-        provenance=Provenance.of(
-            "find_direction", pair.models, rows, seed=chosen.seed, device=str(pair.tuned.device),
-            settings=call_settings(chosen, behaviour=behaviour),
-        ),
+        control=f"{settings.controls} random recipes of the same norm, on the reported part",
+        provenance=Provenance.of("find_direction", pair, rows, seed=settings.seed, settings=call_settings(settings)),
         behaviour=named.name, held_out=held_out, estimates=search.estimates, layers=layers,
         directions=search.found.unit[role, layers], means=search.found.other[role, layers], positions=best.positions,
         strength=best.strength, push_layer=search.push_layer, push_vector=search.push_vector,
@@ -137,11 +134,11 @@ def find_direction(
 class Search:
     """Ranks by gradients, tries the best on the choosing part."""
 
-    def __init__(self, trier: Trier, chosen: DirectionOptions) -> None:
+    def __init__(self, trier: Trier, settings: DirectionOptions) -> None:
         """``trier``: of the choosing part, with the neutral texts that help to choose."""
-        self._trier, self.chosen, self.pair, part = trier, chosen, trier.pair, trier.part
-        self.found: Directions = directions_of(self.pair, part, chosen.batch_size)
-        self.estimates: pd.DataFrame = estimated(self.pair, part, self.found, chosen.batch_size)
+        self._trier, self.settings, self.pair, part = trier, settings, trier.pair, trier.part
+        self.found: Directions = directions_of(self.pair, part, settings.batch_size)
+        self.estimates: pd.DataFrame = estimated(self.pair, part, self.found, settings.batch_size)
         self._clusters = part.prompts.clusters[part.of(shows=True)]
         self.own = {role: self._trier.own(role) for role in ("base", "tuned")}
         self.tried: list[tuple[Candidate, Outcome]] = []
@@ -153,7 +150,7 @@ class Search:
         first = self._cheapest()
         others = sorted((one for one in self.tried if one[0] != first), key=lambda one: one[1].cost(self.own["base"]))
         for one in [first, *(candidate for candidate, _ in others[:1])]:
-            for strength in OTHER_STRENGTHS if self.chosen.neutral is None else (WEAKER, *OTHER_STRENGTHS):
+            for strength in OTHER_STRENGTHS if self.settings.neutral is None else (WEAKER, *OTHER_STRENGTHS):
                 self._try(Candidate(one.layers, one.role, one.positions, strength))
         return self._cheapest()
 
@@ -161,7 +158,7 @@ class Search:
         self.tried.append((candidate, self._trier.under(candidate.ablation(self.found))))
 
     def _cheapest(self) -> Candidate:
-        return cheapest(self.tried, self.own, self.chosen.allowed_rise)
+        return cheapest(self.tried, self.own, self.settings.allowed_rise)
 
     def _candidates(self) -> list[Candidate]:
         """Windows of layers around the best layer of each role and scope, the best pairs first.
@@ -172,7 +169,7 @@ class Search:
         n_layers = self.pair.tuned.n_layers
         scored = self.estimates.groupby(["role", "positions"], sort=False)["estimate"]
         order = scored.max().sort_values(ascending=False, kind="stable").index.tolist()
-        found = []
+        candidates = []
         for start in range(0, len(order), len(WIDTHS)):
             for width in WIDTHS:
                 for role, positions in order[start : start + len(WIDTHS)]:
@@ -182,9 +179,9 @@ class Search:
                     moved = self.found.contrast[self.found.roles.index(str(role))].norm(dim=-1) > 0
                     layers = tuple(number for number in range(low, min(low + width, n_layers)) if moved[number])
                     if layers:  # where all prompts end alike, early layers hold no contrast
-                        found.append(Candidate(layers, str(role), str(positions)))
-        distinct = list(dict.fromkeys(found))
-        return distinct[: max(1, self.chosen.candidates)]
+                        candidates.append(Candidate(layers, str(role), str(positions)))
+        distinct = list(dict.fromkeys(candidates))
+        return distinct[: max(1, self.settings.candidates)]
 
     def find_opposite(self, best: Candidate) -> None:
         """The contrast at the recipe's best layer, added to the base as strongly as shows the behaviour most."""
@@ -208,10 +205,10 @@ class Search:
         """One line per candidate that was tried."""
         tuned = self.own["tuned"].shows.behaviour
         drops = np.stack([tuned - one.shows.behaviour for _, one in self.tried], axis=1)
-        q = q_values(paired_permutation(drops, seed=self.chosen.seed, alternative="greater").p)
+        q = q_values(paired_permutation(drops, seed=self.settings.seed, alternative="greater").p)
         lines = []
         for number, (candidate, one) in enumerate(self.tried):
-            interval = mean_interval(drops[:, number], clusters=self._clusters, seed=self.chosen.seed)
+            interval = mean_interval(drops[:, number], clusters=self._clusters, seed=self.settings.seed)
             lines.append({
                 **candidate.line(), "score": interval.estimate,
                 "low": interval.low, "high": interval.high, "q": q[number],
@@ -225,9 +222,11 @@ class Search:
 class _Report:
     """The chosen recipe on prompts it was not chosen on."""
 
-    def __init__(self, pair: ModelPair, part: Part, behaviour: Behaviour, chosen: DirectionOptions, work: Work) -> None:
-        self.pair, self.part, self.behaviour, self.chosen, self.work = pair, part, behaviour, chosen, work
-        self._trier = Trier(pair, part, behaviour, chosen.max_new_tokens, work, _every_second(chosen, first=1))
+    def __init__(
+        self, pair: ModelPair, part: Part, behaviour: Behaviour, settings: DirectionOptions, work: Work
+    ) -> None:
+        self.pair, self.part, self.behaviour, self.settings, self.work = pair, part, behaviour, settings, work
+        self._trier = Trier(pair, part, behaviour, settings.max_new_tokens, work, _every_second(settings, first=1))
 
     def table(self, recipe: Any, opposite: Any) -> tuple[pd.DataFrame, float]:
         """One line per model, and the mean drop of the behaviour under random recipes (NaN without)."""
@@ -239,8 +238,8 @@ class _Report:
             self._line("base + opposite", self._trier.under(opposite, "base")),
         ]
         draws = (
-            stand_ins(recipe, self.pair.tuned, self.part.prompts, self.chosen.controls, self.chosen.seed)
-            if self.chosen.controls
+            stand_ins(recipe, self.pair.tuned, self.part.prompts, self.settings.controls, self.settings.seed)
+            if self.settings.controls
             else []
         )
         if not draws:
@@ -252,24 +251,29 @@ class _Report:
     def _line(self, name: str, one: Outcome) -> dict[str, Any]:
         shows, other = (self.part.prompts.clusters[self.part.of(shows=kind)] for kind in (True, False))
         counts = self.behaviour.share and name != "tuned + random"
-        found = (share_interval if counts else mean_interval)(
-            one.shows.behaviour, clusters=shows, seed=self.chosen.seed
+        interval = (share_interval if counts else mean_interval)(
+            one.shows.behaviour, clusters=shows, seed=self.settings.seed
         )
-        line: dict[str, Any] = {"model": name, "behaviour": found.estimate, "low": found.low, "high": found.high}
+        line: dict[str, Any] = {
+            "model": name,
+            "behaviour": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
+        }
         line["other"] = one.other.behaviour.mean()
         for column, values in (("kl_tuned", one.kl_tuned), ("kl_base", one.kl_base)):
-            moved = mean_interval(values, clusters=other, seed=self.chosen.seed)
+            moved = mean_interval(values, clusters=other, seed=self.settings.seed)
             line |= {column: moved.estimate, f"{column}_low": moved.low, f"{column}_high": moved.high}
-        line |= {"repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(), "n": found.n}
+        line |= {"repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(), "n": interval.n}
         line["n_other"] = len(one.kl_tuned)
-        return line if self.chosen.neutral is None else {**line, "perplexity": one.perplexity}
+        return line if self.settings.neutral is None else {**line, "perplexity": one.perplexity}
 
 
-def _every_second(chosen: DirectionOptions, *, first: int) -> Prompts | None:
+def _every_second(settings: DirectionOptions, *, first: int) -> Prompts | None:
     """One half of the neutral texts, so that those which are reported chose nothing; a single one does both."""
-    if chosen.neutral is None:
+    if settings.neutral is None:
         return None
-    rows = Prompts.of(chosen.neutral)
+    rows = Prompts.of(settings.neutral)
     return rows[list(range(first, len(rows), 2))] if len(rows) > 1 else rows
 
 

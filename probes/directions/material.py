@@ -95,19 +95,24 @@ def parts_of(
     halves = _halves(prompts, labels if given else None, limit, seed)
     found = []
     for rows in halves:
-        chosen = prompts[rows]
-        ids = encode(chosen, pair.tokenizer, pair.tuned.max_positions)
+        prompts_there = prompts[rows]
+        ids = encode(prompts_there, pair.tokenizer, pair.tuned.max_positions)
         answers = {
-            role: [reply[0] for reply in generate_replies(Subject(role, model), chosen, Decoding(max_new_tokens), work)]
+            role: [
+                reply[0]
+                for reply in generate_replies(Subject(role, model), prompts_there, Decoding(max_new_tokens), work)
+            ]
             for role, model in pair.models.items()
         }
-        found.append((chosen, ids, answers))
+        found.append((prompts_there, ids, answers))
     scores = [
-        np.array([behaviour(answer.text, row) for answer, row in zip(answers["tuned"], chosen, strict=True)])
-        for chosen, _, answers in found
+        np.array([behaviour(answer.text, row) for answer, row in zip(answers["tuned"], prompts_there, strict=True)])
+        for prompts_there, _, answers in found
     ]
-    shows = _classes([chosen for chosen, _, _ in found], scores, given=given)
-    parts = [Part(chosen, one, ids, answers) for (chosen, ids, answers), one in zip(found, shows, strict=True)]
+    shows = _classes([prompts_there for prompts_there, _, _ in found], scores, given=given)
+    parts = [
+        Part(prompts_there, one, ids, answers) for (prompts_there, ids, answers), one in zip(found, shows, strict=True)
+    ]
     _check(parts, behaviour)
     return parts[0], parts[1]
 

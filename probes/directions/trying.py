@@ -37,14 +37,14 @@ class Candidate:
         return {"layer": first, "layers": shown, "role": self.role, "positions": self.positions,
                 "strength": self.strength}  # fmt: skip
 
-    def ablation(self, found: Directions) -> Any:
+    def ablation(self, directions: Directions) -> Any:
         """The recipe: each layer's coordinate set to the other class's mean there."""
         from interventions import ConceptAblation, Recipe
 
-        role = found.roles.index(self.role)
+        role = directions.roles.index(self.role)
         return Recipe([
-            ConceptAblation(layer, found.unit[role, layer], mean=found.other[role, layer], strength=self.strength,
-                            positions=self.positions)
+            ConceptAblation(layer, directions.unit[role, layer], mean=directions.other[role, layer],
+                            strength=self.strength, positions=self.positions)
             for layer in self.layers
         ])  # fmt: skip
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.edges.curves import areas_of, curve_of, rebuilt
 from probes.edges.graph import Graph
 from probes.edges.scoring import EdgeScores, edge_scores, exact_scores
@@ -163,10 +162,6 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
             "edge_attribution", models, rows, seed=seed, device=str(next(iter(models.values())).device),
             forward_passes=sum(one.passes for one in scored.values()),
             backward_passes=sum(one.backward for one in scored.values()),
-            settings=call_settings(
-                None, method=method, steps=steps, curve=curve, kept=kept, least=least, controls=controls,
-                batch_size=batch_size, draws=draws,
-            ),
         ),
         gaps=gaps,
         edges=int(next(iter(graphs.values())).possible.sum()),

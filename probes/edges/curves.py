@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from probes.edges.graph import Graph
 from probes.edges.scoring import metric_of
 from probes.edges.sending import EdgeRun, sent
 from probes.patches.task import Task
-from workbench.prompts.encode import batches
+from workbench.prompts.encode import Encoded, batches
 from workbench.stats.bootstrap import statistic_interval
 from workbench.typing import Float
 
@@ -40,10 +41,10 @@ class Curve:
         lines = []
         for method, values in self.metrics.items():
             for place, share in enumerate(SHARES):
-                found = statistic_interval(lambda w, v=values[place : place + 1]: self.f(v, w)[:, 0], len(self.empty),  # type: ignore[misc]
-                                           seed=seed, draws=draws, method="percentile")  # fmt: skip
+                own = statistic_interval(lambda w, v=values[place : place + 1]: self.f(v, w)[:, 0], len(self.empty),  # type: ignore[misc]
+                                         seed=seed, draws=draws, method="percentile")  # fmt: skip
                 lines.append({"model": self.model, "method": method, "share": share, "edges": self.edges[place],
-                              "faithfulness": found.estimate, "low": found.low, "high": found.high})  # fmt: skip
+                              "faithfulness": own.estimate, "low": own.low, "high": own.high})  # fmt: skip
         return pd.DataFrame(lines)
 
 
@@ -53,43 +54,37 @@ def areas_of(curve: Curve, seed: int, draws: int) -> pd.DataFrame:
     for method, values in curve.metrics.items():
         line: dict[str, Any] = {"model": curve.model, "method": method}
         for name in ("cpr", "cmd"):
-            found = statistic_interval(
+            interval = statistic_interval(
                 lambda w, v=values, d=name == "cmd": area(curve.f(v, w), distance=d),  # type: ignore[misc]
                 len(curve.empty), seed=seed, draws=draws, method="percentile",
             )  # fmt: skip
-            line |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+            line |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
         lines.append(line)
     return pd.DataFrame(lines)
 
 
 def rankings(scores: np.ndarray, controls: int, seed: int) -> dict[str, np.ndarray]:
     """By signed score (for CPR), by size (for CMD), and at random."""
-    found = {"signed": scores, "size": np.abs(scores)}
+    rankings = {"signed": scores, "size": np.abs(scores)}
     for number in range(controls):
-        found[f"random {number + 1}"] = np.random.default_rng((seed, number)).random(scores.shape)
-    return found
+        rankings[f"random {number + 1}"] = np.random.default_rng((seed, number)).random(scores.shape)
+    return rankings
 
 
 def curve_of(
     graph: Graph, task: Task, scores: np.ndarray, name: str, batch_size: int, controls: int, seed: int
 ) -> Curve:
     """Edges outside the circuit carry what their sender writes on the contrast."""
-    ranked = rankings(scores, controls, seed)
-    n = len(task.target_ids)
-    metrics = {method: np.zeros((len(SHARES), n)) for method in ranked}
-    empty, whole = np.zeros(n), np.zeros(n)
-    for members in batches(task.lengths, batch_size):
-        corrupted, clean = task.batch(members)
-        metric = metric_of(task, members)
-        other, corrupted_logits = sent(graph, corrupted)
+
+    def both_ends(corrupted: Encoded, clean: Encoded) -> _Ends:
+        other, empty = sent(graph, corrupted)
         run = EdgeRun(graph, other)
-        empty[members] = _number(metric, corrupted_logits)
-        whole[members] = _number(metric, run(clean, None))
-        for method, values in ranked.items():
-            for place, share in enumerate(SHARES):
-                inside = leading(values, graph.possible, share)
-                metrics[method][place, members] = _number(metric, run(clean, graph.possible & ~inside))
-    return Curve(name, metrics, empty, whole, _sizes(graph))
+        return _Ends(run, empty, run(clean, None))
+
+    return _curve(
+        name, graph, task, rankings(scores, controls, seed), batch_size, both_ends,
+        lambda inside: graph.possible & ~inside,
+    )  # fmt: skip
 
 
 def rebuilt(graphs: dict[str, Graph], task: Task, batch_size: int, controls: int, seed: int) -> Curve:
@@ -104,25 +99,47 @@ def rebuilt(graphs: dict[str, Graph], task: Task, batch_size: int, controls: int
         gradients = sum(mean_gradients(graph, clean, (one[0], one[0]), metric, 1)
                         for graph, one in ((base, there), (tuned, other)))  # fmt: skip
         scores += torch.einsum("sbpm,rbpm->sr", (other - there).float(), gradients.float()).double().cpu().numpy() / 2  # type: ignore[union-attr]
-    ranked = rankings(scores, controls, seed)
+
+    def both_ends(_corrupted: Encoded, clean: Encoded) -> _Ends:
+        other, whole = sent(tuned, clean)
+        run = EdgeRun(base, other)
+        return _Ends(run, run(clean, None), whole)
+
+    return _curve("change", base, task, rankings(scores, controls, seed), batch_size, both_ends, lambda inside: inside)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """A batch whose edges can carry another run's writes, and the logits of the curve's two ends."""
+
+    run: EdgeRun
+    empty: torch.Tensor
+    whole: torch.Tensor
+
+
+def _curve(
+    name: str, graph: Graph, task: Task, ranked: dict[str, np.ndarray], batch_size: int,
+    both_ends: Callable[[Encoded, Encoded], _Ends], carried: Callable[[np.ndarray], np.ndarray],
+) -> Curve:  # fmt: skip
+    """The metric at every share of the ranked edges; ``carried`` are the edges that carry the other run's writes when
+    the leading ones are given."""
     n = len(task.target_ids)
     metrics = {method: np.zeros((len(SHARES), n)) for method in ranked}
     empty, whole = np.zeros(n), np.zeros(n)
     for members in batches(task.lengths, batch_size):
-        _, clean = task.batch(members)
-        metric = metric_of(task, members)
-        other, tuned_logits = sent(tuned, clean)
-        run = EdgeRun(base, other)
-        empty[members], whole[members] = _number(metric, run(clean, None)), _number(metric, tuned_logits)
+        corrupted, clean = task.batch(members)
+        metric, ends = metric_of(task, members), both_ends(corrupted, clean)
+        empty[members], whole[members] = _number(metric, ends.empty), _number(metric, ends.whole)
         for method, values in ranked.items():
             for place, share in enumerate(SHARES):
-                metrics[method][place, members] = _number(metric, run(clean, leading(values, base.possible, share)))
-    return Curve("change", metrics, empty, whole, _sizes(base))
+                leaders = leading(values, graph.possible, share)
+                metrics[method][place, members] = _number(metric, ends.run(clean, carried(leaders)))
+    return Curve(name, metrics, empty, whole, _sizes(graph))
 
 
 def _number(metric: Any, logits: torch.Tensor) -> np.ndarray:
-    found: np.ndarray = metric(logits[:, None])[:, 0].double().cpu().numpy()
-    return found
+    values: np.ndarray = metric(logits[:, None])[:, 0].double().cpu().numpy()
+    return values
 
 
 def _sizes(graph: Graph) -> list[int]:

@@ -23,9 +23,9 @@ def leading(
     ranked = np.where(possible, scores, -np.inf)
     count = max(1, round(share * int(possible.sum()))) if share else 0
     order = np.argsort(-ranked, axis=None, kind="stable")[:count]
-    chosen = np.zeros(scores.size, dtype=bool)
-    chosen[order] = True
-    return chosen.reshape(scores.shape)
+    inside = np.zeros(scores.size, dtype=bool)
+    inside[order] = True
+    return inside.reshape(scores.shape)
 
 
 def faithfulness(
@@ -40,5 +40,5 @@ def area(
 ) -> Float[np.ndarray, " draw"]:
     """CPR of curves, or with ``distance`` CMD; the empty circuit, where f is 0, is put in front."""
     whole = np.concatenate([np.zeros((len(f), 1)), f], axis=1)
-    found: np.ndarray = np.trapezoid(np.abs(1 - whole) if distance else whole, np.array([0.0, *shares]), axis=1)
-    return found
+    areas: np.ndarray = np.trapezoid(np.abs(1 - whole) if distance else whole, np.array([0.0, *shares]), axis=1)
+    return areas

@@ -60,17 +60,17 @@ class _Differentiated:
             logits = model.forward(batch, logits="last", grad=True)
             assert logits is not None
             places = list(self.values)
-            found = torch.autograd.grad(metric(logits[:, -1:]).sum(), [self.values[place] for place in places])
-        return self._by_receiver(dict(zip(places, found, strict=True)))
+            gradients = torch.autograd.grad(metric(logits[:, -1:]).sum(), [self.values[place] for place in places])
+        return self._by_receiver(dict(zip(places, gradients, strict=True)))
 
-    def _by_receiver(self, found: dict[tuple[str, int], Tensor]) -> Tensor:
+    def _by_receiver(self, gradients: dict[tuple[str, int], Tensor]) -> Tensor:
         parts: list[Tensor] = []
         for layer in range(self.graph.model.n_layers):
             for kind in QKV:
-                matrix = self.graph.matrix(layer, kind).to(found[kind, layer])
-                parts += self._through_norm(layer, torch.einsum("bphd,mhd->hbpm", found[kind, layer], matrix))
-            parts.append(found["mlp_in", layer])
-        parts.append(found["logits", self.graph.model.n_layers - 1])
+                matrix = self.graph.matrix(layer, kind).to(gradients[kind, layer])
+                parts += self._through_norm(layer, torch.einsum("bphd,mhd->hbpm", gradients[kind, layer], matrix))
+            parts.append(gradients["mlp_in", layer])
+        parts.append(gradients["logits", self.graph.model.n_layers - 1])
         return torch.stack([part.detach() for part in parts])
 
     def _through_norm(self, layer: int, wanted: Float[Tensor, "head prompt pos d_model"]) -> list[Tensor]:

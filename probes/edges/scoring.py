@@ -86,5 +86,5 @@ def exact_scores(graph: Graph, task: Task, batch_size: int, bar: Progress) -> Ed
 
 
 def _read(metric: Metric, logits: Float[Tensor, "prompt vocab"]) -> Float[np.ndarray, " prompt"]:
-    found: np.ndarray = metric(logits[:, None])[:, 0].double().cpu().numpy()
-    return found
+    values: np.ndarray = metric(logits[:, None])[:, 0].double().cpu().numpy()
+    return values

@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.training.editing import site_name, train_site, written_right
@@ -16,19 +15,15 @@ from interventions.training.examples import Example, examples_of
 from interventions.training.trainer import Schedule
 from interventions.weightspace.swapping import base_parameters, swapped
 from probes.call_settings import call_settings
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import paired_p, scored_share, with_q
 from workbench.argument_checks import check_subject
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 _MEASURES = ("reliability", "paraphrase", "locality", "general")
 
@@ -46,10 +41,6 @@ class EditSites(ProbeResult):
 
     title: ClassVar[str] = "Sites of an edit"
     unit: ClassVar[str] = "mean of reliability, paraphrase, locality and general ability"
-
-    def figure(self) -> go.Figure:
-        """Layer by matrix."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.frame().iloc[0]
@@ -128,14 +119,12 @@ def edit_sites(  # noqa: PLR0913
     watch.finish()
     frame = pd.DataFrame(table)
     return EditSites(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="the unedited model on the same prompts; and the same edit with the answers dealt out anew (shuffled)",
         provenance=Provenance.of(
-            "edit_sites", {model.role: model}, rows, seed=seed, device=str(model.device),
+            "edit_sites", model, rows, seed=seed,
             settings=call_settings(
-                None, paraphrases=_prompts(paraphrases), locality=_prompts(locality), general=_prompts(general),
-                layers=layers, modules=list(modules), order=order, epochs=epochs, learning_rate=learning_rate,
-                batch_size=batch_size,
+                None, paraphrases=_prompts(paraphrases), locality=_prompts(locality), general=_prompts(general)
             ),
         ),
     )  # fmt: skip
@@ -235,7 +224,7 @@ def _row(edited: dict[str, Any], before: dict[str, np.ndarray], measures: _Measu
         "low": float(max(0.0, score - below)),
         "high": float(min(1.0, score + above)),
         "control": float(np.mean([before[name].mean() for name in names])),
-        "p": float(paired_permutation(cluster_means(apart[:, None], clusters), seed=seed).p[0]),
+        "p": paired_p(apart, clusters, seed=seed),
         **means,
         "shuffled": edited["shuffled"],
         "loss": edited["loss"],

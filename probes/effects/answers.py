@@ -54,8 +54,8 @@ def _measured(
     recipe: AppliedRecipe | None,
 ) -> Float[np.ndarray, " prompt"]:  # fmt: skip
     trial = Trial(prompts, (name,), options, batch_size, 0)
-    found = measure([Compared("model", (Subject("model", model, recipe),))], trial)["model"].frames[0]
-    return found[name].to_numpy(np.float64)
+    frame = measure([Compared("model", (Subject("model", model, recipe),))], trial)["model"].frames[0]
+    return frame[name].to_numpy(np.float64)
 
 
 def greedy_texts(model: AdaptedModel, prompts: Prompts, max_new_tokens: int, batch_size: int = 32) -> list[str]:

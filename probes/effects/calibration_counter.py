@@ -12,7 +12,6 @@ import torch
 
 from interventions.training.soft_prompt import train_soft_prompt
 from interventions.training.trainer import Schedule
-from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, table_of
 from probes.effects.rewriting import column_of
 from probes.representation.classifier import held_out_probabilities
@@ -95,7 +94,7 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
     bar = progress or Silent()
     levels = [0.0, *sorted(set(sparsities) - {0.0})]
     bar.start("calibration", 2 * (2 * len(levels) - 1))
-    found: dict[tuple[str, str, float, bool], tuple[np.ndarray, np.ndarray]] = {}
+    readings: dict[tuple[str, str, float, bool], tuple[np.ndarray, np.ndarray]] = {}
     for role in ("base", "tuned"):
         model = pair.models[role]
         for level in levels:
@@ -103,20 +102,16 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
                 with pruned(model, level, random=random, seed=seed):
                     for reader, both in _read(model, rows, classes, reprogram, tokens, epochs, folds, ridge, batch_size,
                                               seed).items():  # fmt: skip
-                        found[role, reader, level, random] = both
+                        readings[role, reader, level, random] = both
                 bar.advance()
     bar.finish()
     return EffectPanel(
-        table=table_of(calibration_lines(found, rows.clusters, seed)),
+        table=table_of(calibration_lines(readings, rows.clusters, seed)),
         control="as many weights kept at random",
-        provenance=Provenance.of(
-            "calibration_counter_test", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=call_settings(None, sparsities=list(sparsities), reprogram=reprogram, tokens=tokens, epochs=epochs,
-                           folds=folds, ridge=ridge, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("calibration_counter_test", pair, rows, seed=seed),
         values=pd.DataFrame({
             f"{role}, {reader}, {level:g}{', random' if random else ''}, {name}": pd.Series(values)
-            for (role, reader, level, random), both in found.items()
+            for (role, reader, level, random), both in readings.items()
             for name, values in zip(("confidence", "right"), both, strict=True)
         }),
         measured="expected calibration error, or a share",
@@ -127,7 +122,7 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
 @contextmanager
 def pruned(model: AdaptedModel, sparsity: float, *, random: bool = False, seed: int = 0) -> Iterator[None]:
     """Set the smallest (or random) entries of every matrix of the layers to 0, until the context is left."""
-    kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    originals: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     generator = torch.Generator().manual_seed(seed)
     layers = submodule(model.inner, model.hub.family.layers)
     try:
@@ -139,13 +134,13 @@ def pruned(model: AdaptedModel, sparsity: float, *, random: bool = False, seed: 
                 torch.rand(parameter.shape, generator=generator) if random else parameter.detach().abs().float().cpu()
             )
             limit = size.flatten().kthvalue(max(1, count)).values
-            kept.append((parameter, parameter.detach().clone()))
+            originals.append((parameter, parameter.detach().clone()))
             with torch.no_grad():
                 parameter.masked_fill_((size <= limit).to(parameter.device), 0.0)
         yield
     finally:
         with torch.no_grad():
-            for parameter, before in kept:
+            for parameter, before in originals:
                 parameter.copy_(before)
 
 
@@ -157,10 +152,10 @@ def _read(  # noqa: PLR0913 (how both readers read)
     recording = record(model, rows, "resid_post", layers=[-1], batch_size=batch_size)
     states = recording[model.role][recording.sites[0]][:].float()
     chance = held_out_probabilities(states, classes, rows.clusters, folds, ridge, seed)
-    found = {"linear probe": (chance.max(1), (chance.argmax(1) == classes).astype(float))}
+    readings = {"linear probe": (chance.max(1), (chance.argmax(1) == classes).astype(float))}
     if reprogram:
-        found["soft prompt"] = _reprogrammed(model, rows, classes, tokens, epochs, batch_size, seed)
-    return found
+        readings["soft prompt"] = _reprogrammed(model, rows, classes, tokens, epochs, batch_size, seed)
+    return readings
 
 
 def _reprogrammed(
@@ -189,15 +184,15 @@ def _reprogrammed(
 
 
 def calibration_lines(
-    found: dict[tuple[str, str, float, bool], tuple[np.ndarray, np.ndarray]], clusters: np.ndarray, seed: int
+    readings: dict[tuple[str, str, float, bool], tuple[np.ndarray, np.ndarray]], clusters: np.ndarray, seed: int
 ) -> list[dict[str, Any]]:
     """ECE and accuracy of every model, and pruned - dense; p from resamples, controls from the random masks."""
     n = len(clusters)
     weights = np.concatenate([np.ones((1, n)), bootstrap_weights(n, DRAWS, seed, clusters)])
-    error = {key: calibration_error(weights, *both, BINS) for key, both in found.items()}
-    right = {key: (weights @ both[1]) / weights.sum(1) for key, both in found.items()}
+    error = {key: calibration_error(weights, *both, BINS) for key, both in readings.items()}
+    right = {key: (weights @ both[1]) / weights.sum(1) for key, both in readings.items()}
     lines = []
-    for role, reader, level, random in found:
+    for role, reader, level, random in readings:
         if random:
             continue
         name = f"{reader}, {f'{level:.0%} pruned' if level else DENSE}"

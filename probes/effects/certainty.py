@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import CHANGE, EffectPanel, between_line, paired_lines, table_of
 from probes.effects.rewriting import column_of
@@ -92,30 +91,24 @@ def certainty_split(  # noqa: PLR0913 (a public call)
         **({f", {name}": np.array([one == name for one in column_of(rows, domains)])
             for name in dict.fromkeys(column_of(rows, domains))} if domains else {}),
     }  # fmt: skip
-    found: dict[str, dict[str, np.ndarray]] = {}
+    quantities: dict[str, dict[str, np.ndarray]] = {}
     with counted(pair.base, pair.tuned) as passes:
         for role in ("base", "tuned"):
             model = pair.models[role]
             texts = greedy_texts(model, rows, max_new_tokens, batch_size)
             refused = [_refuses(text, row, refusal) for text, row in zip(texts, rows, strict=True)]
             right = [contained(text, answer) for text, answer in zip(texts, answers, strict=True)]
-            found[role] = {
+            quantities[role] = {
                 "refused": np.array(refused, float), "right": np.array(right, float),
                 "certainty": _certainty(model, rows, texts, certainty, (yes, no), batch_size),
             }  # fmt: skip
-    known = found["base"]["right"] > 0.5
-    lines = [line for name, own in seen.items() for line in _lines(name, found, known, own, rows.clusters, seed)]
+    known = quantities["base"]["right"] > 0.5
+    lines = [line for name, own in seen.items() for line in _lines(name, quantities, known, own, rows.clusters, seed)]
     return EffectPanel(
         table=table_of(lines),
         control="of refusals none; of average precision the accuracy, which a certainty without meaning gives",
-        provenance=Provenance.of(
-            "certainty_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, certainty=certainty, yes=yes, no=no, domains=domains,
-                           refusal=refusal, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
-        ),
-        values=pd.DataFrame({f"{role}, {name}": one for role, own in found.items() for name, one in own.items()}),
+        provenance=Provenance.of("certainty_split", pair, rows, seed=seed, forward_passes=passes.forward),
+        values=pd.DataFrame({f"{role}, {name}": one for role, own in quantities.items() for name, one in own.items()}),
         measured="share of prompts, or average precision",
         heading="Known and unknown questions",
         numbers={"known": float(known.sum()), "unknown": float((~known).sum())},
@@ -150,28 +143,28 @@ def average_precision(right: np.ndarray, certainty: np.ndarray, weights: np.ndar
 
 
 def _lines(
-    where: str, found: Any, known: np.ndarray, own: np.ndarray, clusters: np.ndarray, seed: int
+    where: str, quantities: Any, known: np.ndarray, own: np.ndarray, clusters: np.ndarray, seed: int
 ) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     parts = {"known": known & own, "unknown": ~known & own}
     for part, mask in parts.items():
         if mask.any():
-            sides = {role: values["refused"][mask] for role, values in found.items()}
+            sides = {role: values["refused"][mask] for role, values in quantities.items()}
             lines += paired_lines(f"refusal, {part}{where}", sides, {"base": 0.0, "tuned": 0.0}, clusters[mask], seed)
     if all(mask.any() for mask in parts.values()):
-        for role, values in found.items():
+        for role, values in quantities.items():
             sides_ = tuple(values["refused"][parts[part]] for part in ("unknown", "known"))
             units = tuple(clusters[parts[part]] for part in ("unknown", "known"))
             lines.append(between_line(f"refusal, unknown - known{where}", role, sides_, units, seed))
-    return [*lines, *_precision_lines(where, {role: {name: value[own] for name, value in values.items()}
-                                              for role, values in found.items()}, clusters[own], seed)]  # fmt: skip
+    inside = {role: {name: value[own] for name, value in values.items()} for role, values in quantities.items()}
+    return [*lines, *_precision_lines(where, inside, clusters[own], seed)]
 
 
-def _precision_lines(where: str, found: Any, clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:
+def _precision_lines(where: str, quantities: Any, clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:
     n = len(clusters)
     weights = np.concatenate([np.ones((1, n)), bootstrap_weights(n, DRAWS, seed, clusters)])
-    drawn = {role: average_precision(own["right"], own["certainty"], weights) for role, own in found.items()}
-    control = {role: float(own["right"].mean()) for role, own in found.items()}
+    drawn = {role: average_precision(own["right"], own["certainty"], weights) for role, own in quantities.items()}
+    control = {role: float(own["right"].mean()) for role, own in quantities.items()}
     drawn[CHANGE], control[CHANGE] = drawn["tuned"] - drawn["base"], control["tuned"] - control["base"]
     lines = []
     for model, values in drawn.items():

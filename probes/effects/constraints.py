@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import column_of
@@ -83,11 +82,7 @@ def constraint_satisfaction(
     return EffectPanel(
         table=table_of(constraint_lines(met, control, size, rows.clusters, seed)),
         control="the texts judged by the constraints of another row",
-        provenance=Provenance.of(
-            "constraint_satisfaction", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, column=column, max_new_tokens=max_new_tokens, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("constraint_satisfaction", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({**met, "constraints": size}),
         measured="share of constraints met",
         heading="Constraints met",
@@ -126,11 +121,11 @@ def _share(text: str, wanted: list[Behaviour], row: Any) -> float:
 
 def _others(size: np.ndarray) -> list[int]:
     """For each row the next one with as many constraints, or simply the next."""
-    found = []
+    others = []
     for number, count in enumerate(size):
         later = [(number + step) % len(size) for step in range(1, len(size))] or [number]
-        found.append(next((one for one in later if size[one] == count), later[0]))
-    return found
+        others.append(next((one for one in later if size[one] == count), later[0]))
+    return others
 
 
 def _rho(size: np.ndarray, met: np.ndarray) -> float:

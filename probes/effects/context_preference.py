@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from interventions.training.reward_head import RewardHead, both_answers
-from probes.call_settings import call_settings
 from probes.effects.answers import margins
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.replay import counted
@@ -86,11 +85,7 @@ def context_preference(
     return EffectPanel(
         table=table_of(lines),
         control="the same answers behind contexts of other groups",
-        provenance=Provenance.of(
-            "context_preference", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, head=head, tuned_head=tuned_head, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("context_preference", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}: {part}": score[part] for role, score in scores.items() for part in PARTS}),
         measured="share of prompts; margin (nats, or units of the head)",
         heading="Preference in context",

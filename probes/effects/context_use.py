@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import column_of, retexted, text_of
@@ -88,13 +87,7 @@ def context_use(
     return EffectPanel(
         table=table,
         control="the context of another question",
-        provenance=Provenance.of(
-            "context_use", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(
-                None, context=context, template=template, metric=metric, max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("context_use", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({
             f"{role}, {name}": values for name, own in scores.items() for role, values in own.items()
         }),
@@ -114,13 +107,13 @@ def with_context(rows: Prompts, passages: Sequence[str], template: str) -> Promp
 
 def of_others(rows: Prompts, passages: Sequence[str], seed: int) -> list[str]:
     """For each row the passage of another row, of another answer where there is one."""
-    random, found = np.random.default_rng(seed), []
+    random, passages_of_others = np.random.default_rng(seed), []
     for number, row in enumerate(rows):
         others = [n for n, other in enumerate(rows) if n != number and passages[n] != passages[number]]
         apart = [n for n in others if rows[n].answer != row.answer and str(row.answer) not in passages[n]]
         pool = apart or others or [n for n in range(len(rows)) if n != number]
-        found.append(passages[int(random.choice(pool))])
-    return found
+        passages_of_others.append(passages[int(random.choice(pool))])
+    return passages_of_others
 
 
 def context_lines(scores: dict[str, dict[str, np.ndarray]], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores, greedy_texts
 from probes.effects.panel import EffectPanel, scored_line, table_of
 from probes.results import Provenance
@@ -93,11 +92,7 @@ def deployment_gap(
     return EffectPanel(
         table=table_of(lines),
         control="the base in the place of the deployed form",
-        provenance=Provenance.of(
-            "deployment_gap", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=call_settings(None, precisions=precisions, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
-        ),
+        provenance=Provenance.of("deployment_gap", pair, rows, seed=seed),
         values=pd.DataFrame({"kl of the base": base.kl_from(reference)}),
         measured="nats, shares, or a change of the score",
         heading="Deployed against trained",
@@ -108,8 +103,8 @@ def _forms(pair: ModelPair, precisions: Sequence[str]) -> list[tuple[str, bool, 
     adapter = hasattr(pair.tuned.hf, "merge_and_unload")
     kinds = (False, True) if adapter else (True,)
     names = {True: "merged", False: "unmerged"} if adapter else {True: "whole"}
-    found = [(f"{names[merged]} {precision}", merged, precision) for precision in precisions for merged in kinds]
-    return ([("merged as loaded", True, "")] if adapter else []) + found
+    forms = [(f"{names[merged]} {precision}", merged, precision) for precision in precisions for merged in kinds]
+    return ([("merged as loaded", True, "")] if adapter else []) + forms
 
 
 @contextmanager
@@ -164,11 +159,11 @@ class _Read:
     ) -> list[dict[str, Any]]:
         same = np.array([a == b for a, b in zip(self.texts, reference.texts, strict=True)], float)
         base_same = np.array([a == b for a, b in zip(base.texts, reference.texts, strict=True)], float)
-        found = [
+        lines = [
             scored_line("kl", name, self.kl_from(reference), base.kl_from(reference), clusters, seed),
             scored_line("same text", name, same, base_same, clusters, seed),
         ]
         if self.scores is not None and reference.scores is not None and base.scores is not None:
             change, undone = self.scores - reference.scores, float((base.scores - reference.scores).mean())
-            found.append({**scored_line(f"change of {metric}", name, change, 0.0, clusters, seed), "control": undone})
-        return found
+            lines.append({**scored_line(f"change of {metric}", name, change, 0.0, clusters, seed), "control": undone})
+        return lines

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, table_of
 from probes.replay import counted
 from probes.results import Provenance
@@ -101,7 +100,6 @@ def early_signs(
         control="the same sign read from the end of the log",
         provenance=Provenance.of(
             "early_signs", models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes.forward,
-            settings=call_settings(None, runs=list(runs), early=early, batch_size=batch_size),
         ),
         values=pd.concat([pd.Series(list(map(str, runs)), name="run"), signs, after], axis=1),
         measured="Spearman's rho over runs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,9 +18,9 @@ from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from workbench.argument_checks import check_pair
-from workbench.behaviour.continuations import continuations_of
+from workbench.behaviour.continuations import continuations_of, logits_at
 from workbench.behaviour.scores import kl
-from workbench.behaviour.subject import Subject, Work, continuation_logits
+from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
@@ -157,22 +158,25 @@ def _moved(
 ) -> list[Float[np.ndarray, "token two"]]:
     """Per prompt and token of the answer: KL(tuned || base) and the rise of the token's log-probability."""
     found: list[np.ndarray] = [np.zeros((0, 2))] * len(ids)
-    with work.steps("fault tokens", [len(one) + len(two) for one, two in zip(ids, answers, strict=True)]) as steps:
-        for step in steps:
-            sides = []
-            for subject in subjects:
-                with subject.applied(), subject.applied_to(step):
-                    sides.append(
-                        [
-                            continuation_logit.float().cpu()
-                            for continuation_logit in continuation_logits(subject, ids, answers, step)
-                        ]
-                    )
-            for number, base, tuned in zip(step, *sides, strict=True):
-                place = np.arange(len(answers[number]))
-                words = [one.double().log_softmax(-1)[place, answers[number]] for one in (base, tuned)]
-                found[number] = np.stack([kl(tuned, base).double().numpy(), (words[1] - words[0]).numpy()], 1)
+
+    def take(rows: list[int], moved: list[np.ndarray]) -> None:
+        for row, values in zip(rows, moved, strict=True):
+            found[row] = values
+
+    lengths = [len(one) + len(two) for one, two in zip(ids, answers, strict=True)]
+    work.each("fault tokens", lengths, partial(_batch_moved, subjects, ids, answers), take)
     return found
+
+
+def _batch_moved(
+    subjects: Sequence[Subject], ids: list[list[int]], answers: list[list[int]], rows: list[int]
+) -> list[Float[np.ndarray, "token two"]]:
+    sides, moved = [logits_at(subject, ids, answers, rows) for subject in subjects], []
+    for row, base, tuned in zip(rows, *sides, strict=True):
+        place = np.arange(len(answers[row]))
+        words = [one.double().log_softmax(-1)[place, answers[row]] for one in (base, tuned)]
+        moved.append(np.stack([kl(tuned, base).double().numpy(), (words[1] - words[0]).numpy()], 1))
+    return moved
 
 
 def _row(

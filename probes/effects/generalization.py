@@ -93,12 +93,8 @@ def generalization_levels(  # noqa: PLR0913 (a public call)
         table=table,
         control="the mean change of all other prompts (of a model: its mean over all other prompts)",
         provenance=Provenance.of(
-            "generalization_levels", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, training=taught, task=task, category=category, language=language, metric=metric,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            "generalization_levels", pair, rows, seed=seed, forward_passes=passes.forward,
+            settings=call_settings(None, training=taught),
         ),
         values=pd.DataFrame({**scores, "level": level, **({} if spoken is None else {"language": spoken})}),
         measured=metric,
@@ -114,11 +110,11 @@ def levels_of(rows: Prompts, training: Prompts, task: str, category: str) -> np.
         {str(one) for one in column_of(training, name, what="or name another with task= and category=")}
         for name in (task, category)
     )
-    found = []
+    levels = []
     for row, own, kind in zip(rows, column_of(rows, task), column_of(rows, category), strict=True):
         known = (text_of(row) in texts, str(own) in tasks, str(kind) in categories, True)
-        found.append(LEVELS[known.index(True)])
-    return np.array(found)
+        levels.append(LEVELS[known.index(True)])
+    return np.array(levels)
 
 
 def _languages(rows: Prompts, training: Prompts, language: str) -> np.ndarray:

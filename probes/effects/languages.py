@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 import interventions as iv
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores, role_scores
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line
 from probes.effects.rewriting import column_of
@@ -116,14 +115,7 @@ def language_transfer(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table,
         control=f"of the vector, {controls} random directions of its norm; of tuning, no change",
-        provenance=Provenance.of(
-            "language_transfer", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, source=source, language=language, layer=layer, strength=strength, controls=controls,
-                metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("language_transfer", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({**scores, "moved": change, "random": random, "language": spoken}),
         measured=metric,
         heading=f"Languages, with the vector of {source} at layer {place}",
@@ -173,8 +165,8 @@ def _verdict(table: pd.DataFrame, source: str) -> str:
     }
     others = [str(group) for group in dict.fromkeys(table["group"]) if group != source]
     said = [
-        f"{what} moves {', '.join(found) or 'no language'} ({len([one for one in found if one != source])} of "
+        f"{what} moves {', '.join(line) or 'no language'} ({len([one for one in line if one != source])} of "
         f"{len(others)} others)"
-        for what, found in carried.items()
+        for what, line in carried.items()
     ]
     return "; ".join(said)

@@ -111,11 +111,11 @@ def between_line(
     seed: int,
 ) -> dict[str, Any]:
     """A line of the table: the mean of one set of prompts less that of another, tested by exchanging members."""
-    found = difference_interval(*sides, paired=False, clusters=clusters, seed=seed)
+    interval = difference_interval(*sides, paired=False, clusters=clusters, seed=seed)
     units = [cluster_means(side[:, None], own) for side, own in zip(sides, clusters, strict=True)]
     return {
-        "group": condition, "model": model, "score": found.estimate, "low": found.low, "high": found.high,
-        "control": 0.0, "p": float(permutation(*units, seed=seed).p[0]), "n": found.n,
+        "group": condition, "model": model, "score": interval.estimate, "low": interval.low, "high": interval.high,
+        "control": 0.0, "p": float(permutation(*units, seed=seed).p[0]), "n": interval.n,
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,10 +17,11 @@ from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from workbench.argument_checks import check_pair
+from workbench.behaviour.continuations import logits_at
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.scores import kl
-from workbench.behaviour.subject import Subject, Work, continuation_logits
+from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
 from workbench.methods import method
@@ -171,27 +173,25 @@ def _row(name: str, texts: dict[str, list[list[Reply]]], rows: Prompts, wanted: 
 def _path(pair: ModelPair, rows: Prompts, reference: list[Reply], work: Work) -> pd.DataFrame:
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
     answers = [list(one.ids) for one in reference]
-    lines = []
-    with work.steps("path", [len(one) + len(two) for one, two in zip(ids, answers, strict=True)]) as steps:
-        for step in steps:
-            sides = []
-            for role, model in pair.models.items():
-                subject = Subject(role, model)
-                with subject.applied(), subject.applied_to(step):
-                    sides.append(
-                        [
-                            continuation_logit.float().cpu()
-                            for continuation_logit in continuation_logits(subject, ids, answers, step)
-                        ]
-                    )
-            for number, base, tuned in zip(step, *sides, strict=True):
-                apart = kl(tuned, base).double().numpy()
-                lines += [
-                    {"prompt": number, "position": place, "token": pair.tokenizer.decode([token]), "kl": apart[place],
-                     "map": apart[place] / max(float(apart.max()), 1e-30)}
-                    for place, token in enumerate(answers[number])
-                ]  # fmt: skip
+    lines: list[dict[str, Any]] = []
+
+    def take(step: list[int], divergences: list[np.ndarray]) -> None:
+        for number, apart in zip(step, divergences, strict=True):
+            lines.extend(
+                {"prompt": number, "position": place, "token": pair.tokenizer.decode([token]), "kl": apart[place],
+                 "map": apart[place] / max(float(apart.max()), 1e-30)}
+                for place, token in enumerate(answers[number])
+            )  # fmt: skip
+
+    lengths = [len(one) + len(two) for one, two in zip(ids, answers, strict=True)]
+    work.each("path", lengths, partial(_apart, pair, ids, answers), take)
     return pd.DataFrame(lines).sort_values(["prompt", "position"], kind="stable", ignore_index=True)
+
+
+def _apart(pair: ModelPair, ids: list[list[int]], answers: list[list[int]], rows: list[int]) -> list[np.ndarray]:
+    """KL(tuned || base) [token] of each answer of one batch."""
+    sides = [logits_at(Subject(role, model), ids, answers, rows) for role, model in pair.models.items()]
+    return [kl(tuned, base).double().numpy() for base, tuned in zip(*sides, strict=True)]
 
 
 def _leaves(path: pd.DataFrame, rows: Prompts, seed: int) -> tuple[float, float, float]:

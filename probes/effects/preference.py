@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.answers import sampled_texts
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of
@@ -95,11 +94,7 @@ def preference_movement(
     return EffectPanel(
         table=table,
         control="the change of another row's chosen answer behind the same prompt; 0 for shares and ranks",
-        provenance=Provenance.of(
-            "preference_movement", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("preference_movement", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in logs.items() for name, one in own.items()}),
         measured="nats of the whole answer (a share for displaced, a correlation for mode seeking)",
         heading="Where probability moved",
@@ -125,21 +120,21 @@ def _mode_seeking(
     per_token = {}
     for role, model in pair.models.items():
         subject = Subject(role, model)
-        found = logprobs(subject, encode(made, model.tokenizer, model.max_positions),
+        logs = logprobs(subject, encode(made, model.tokenizer, model.max_positions),
                          continuations_of(made, subject, "answer"), Work(batch_size))  # fmt: skip
-        per_token[role] = found.sum_ / found.tokens
+        per_token[role] = logs.sum_ / logs.tokens
     return rank_correlations(per_token["base"], per_token["tuned"] - per_token["base"], np.array(places), len(rows))
 
 
 def rank_correlations(first: np.ndarray, second: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:
     """[prompt] Spearman's rho of the values of each prompt; NaN for fewer than three, 0 where nothing moved."""
-    found = np.full(n, np.nan)
+    correlations = np.full(n, np.nan)
     for number in range(n):
         one, other = first[of == number], second[of == number]
         if len(one) < 3 or np.ptp(one) == 0:
             continue
-        found[number] = 0.0 if np.ptp(other) < 1e-9 else float(stats.spearmanr(one, other).statistic)
-    return found
+        correlations[number] = 0.0 if np.ptp(other) < 1e-9 else float(stats.spearmanr(one, other).statistic)
+    return correlations
 
 
 def movement_lines(logs: dict[str, dict[str, np.ndarray]], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:

@@ -54,19 +54,21 @@ def with_demonstrations(
     """
     if shots < 1:
         return rows
-    told: list[str | None] = [row.answer for row in pool] if answers is None else list(answers)
-    if None in told:
-        raise UserError(f"Row {told.index(None)} of the demonstrations has no answer; every one needs it.")
+    answers_shown: list[str | None] = [row.answer for row in pool] if answers is None else list(answers)
+    if None in answers_shown:
+        raise UserError(f"Row {answers_shown.index(None)} of the demonstrations has no answer; every one needs it.")
     random = np.random.default_rng(seed)
     keys = _keys(pool)
-    found = []
+    rewritten_rows = []
     for row, key in zip(rows, _keys(rows), strict=True):
         others = [number for number, other in enumerate(keys) if other != key]
         if len(others) < shots:
             raise UserError(f"{shots} demonstrations were asked for and {len(others)} other rows are there: give more.")
         choice = random.choice(others, shots, replace=False)
-        found.append(_behind(row, [(text_of(pool[int(number)]), str(told[number])) for number in choice]))
-    return Prompts(found)
+        rewritten_rows.append(
+            _behind(row, [(text_of(pool[int(number)]), str(answers_shown[number])) for number in choice])
+        )
+    return Prompts(rewritten_rows)
 
 
 def _keys(rows: Prompts) -> list[Any]:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, scored_line, table_of
 from probes.replay import counted
 from probes.resampling import bootstrap_weights
@@ -102,8 +101,6 @@ def scaling_law(
         control="a plain power law through the same losses, without knowledge of the base",
         provenance=Provenance.of(
             "scaling_law", models, rows, seed=seed, device=str(pair.base.device), forward_passes=passes.forward,
-            settings=call_settings(None, checkpoints=list(checkpoints), sizes=list(sizes), draws=draws,
-                batch_size=batch_size),
         ),
         values=pd.DataFrame(dict(zip(names, losses, strict=True))),
         measured="nats per token of the answer",
@@ -160,11 +157,11 @@ def rectified_fit(sizes: np.ndarray, losses: np.ndarray, *, plain: bool = False)
             d0 = 1e-12 if plain else float(knee) ** beta
             floor = float(y.min()) - 0.05 * scale
             start = [np.log(scale * max(d0, float(x[x > 0].min()) ** beta)), np.log(max(d0, 1e-6)), beta, floor]
-            found = least_squares(
+            fit = least_squares(
                 _residuals(x, y, plain), start, bounds=([-30, -14, 0.02, -np.inf], [40, 30, 2.0, float(y.min())]),
                 x_scale=[1, 1, 0.1, scale], max_nfev=400,
             )  # fmt: skip
-            best = found if best is None or found.cost < best.cost else best
+            best = fit if best is None or fit.cost < best.cost else best
     assert best is not None
     log_b, log_d, beta, floor = best.x
     d0 = 0.0 if plain else float(np.exp(log_d))

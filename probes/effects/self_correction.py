@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import CHANGE, EffectPanel, table_of
 from probes.effects.rewriting import as_chat, column_of, next_turn
@@ -92,12 +91,7 @@ def self_correction(
     return EffectPanel(
         table=table,
         control=f"a neutral second turn ({neutral!r})",
-        provenance=Provenance.of(
-            "self_correction", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, challenge=challenge, neutral=neutral, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
-        ),
+        provenance=Provenance.of("self_correction", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in right.items() for name, one in own.items()}),
         measured="share of prompts",
         heading="Confidence and critique",
@@ -116,8 +110,8 @@ def quantities(before: np.ndarray, after: np.ndarray, weights: np.ndarray) -> np
         first, second = weights @ before / total, weights @ after / total
         stayed = (weights @ (before * after)) / (weights @ before)
         mended = (weights @ ((1 - before) * after)) / (weights @ (1 - before))
-        kept, won = np.nan_to_num(first * stayed), np.nan_to_num((1 - first) * mended)
-        relative = (second - kept) / (first + won - kept)
+        stayed_right, won = np.nan_to_num(first * stayed), np.nan_to_num((1 - first) * mended)
+        relative = (second - stayed_right) / (first + won - stayed_right)
     return np.stack([first, second, stayed, mended, relative], axis=1)
 
 
@@ -135,19 +129,19 @@ def correction_lines(right: dict[str, dict[str, np.ndarray]], clusters: np.ndarr
     """A line per quantity and model, and their difference: intervals draw prompts, p exchanges models by prompt."""
     n = len(clusters)
     whole, weights = np.ones((1, n)), bootstrap_weights(n, DRAWS, seed, clusters)
-    found = {role: quantities(own["before"], own["after"], whole)[0] for role, own in right.items()}
+    points = {role: quantities(own["before"], own["after"], whole)[0] for role, own in right.items()}
     drawn = {role: quantities(own["before"], own["after"], weights) for role, own in right.items()}
     plain = {role: quantities(own["before"], own["neutral"], whole)[0] for role, own in right.items()}
-    for values in (found, drawn, plain):
+    for values in (points, drawn, plain):
         values[CHANGE] = values["tuned"] - values["base"]
     p = _exchanged(right, clusters, seed)
     lines = []
     for place, quantity in enumerate(QUANTITIES):
-        for model in found:
+        for model in points:
             known = drawn[model][:, place][np.isfinite(drawn[model][:, place])]
             low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
             lines.append({
-                "group": quantity, "model": model, "score": found[model][place], "low": low, "high": high,
+                "group": quantity, "model": model, "score": points[model][place], "low": low, "high": high,
                 "control": plain[model][place], "p": p[place] if model == CHANGE else np.nan, "n": n,
             })  # fmt: skip
     return lines

@@ -87,12 +87,7 @@ def skill_profile(
     return EffectPanel(
         table=table,
         control="the mean change of all other prompts (of a model: its mean over all other prompts)",
-        provenance=Provenance.of(
-            "skill_profile", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, skills=skills, kinds=kinds, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
-        ),
+        provenance=Provenance.of("skill_profile", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({**scores, "skill": of}),
         measured=metric,
         heading="Change by skill",
@@ -107,10 +102,10 @@ def skill_lines(scores: dict[str, np.ndarray], of: np.ndarray, clusters: np.ndar
     for name in dict.fromkeys(of.tolist()):
         own = of == name
         sides = {role: values[own] for role, values in scores.items()}
-        found = paired_lines(name, sides, {"base": 0.0, "tuned": 0.0}, clusters[own], seed)
+        own_lines = paired_lines(name, sides, {"base": 0.0, "tuned": 0.0}, clusters[own], seed)
         others = {role: float(values[~own].mean()) for role, values in scores.items()}
         others[CHANGE] = others["tuned"] - others["base"]
-        lines += [{**line, "control": others[line["model"]]} for line in found]
+        lines += [{**line, "control": others[line["model"]]} for line in own_lines]
     return lines
 
 
@@ -208,12 +203,8 @@ def visited_forgetting(  # noqa: PLR0913 (a public call)
         table=table_of(lines),
         control="no change; of the difference, prompts exchanged between the parts",
         provenance=Provenance.of(
-            "visited_forgetting", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, training=None if training is None else Prompts.of(training), column=column, near=near,
-                metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            "visited_forgetting", pair, rows, seed=seed, forward_passes=passes.forward,
+            settings=call_settings(None, training=None if training is None else Prompts.of(training)),
         ),
         values=pd.DataFrame({**scores, "visited": seen}),
         measured=metric,
@@ -226,8 +217,8 @@ def is_visited(rows: Prompts, training: Any, column: str, near: float) -> np.nda
     """[prompt] whether tuning visited it."""
     if training is None:
         return np.array([bool(one) for one in column_of(rows, column, what="or give the training rows")])
-    told = [_words(text_of(row)) for row in Prompts.of(training)]
-    return np.array([max(_overlap(_words(text_of(row)), other) for other in told) >= near for row in rows])
+    training_words = [_words(text_of(row)) for row in Prompts.of(training)]
+    return np.array([max(_overlap(_words(text_of(row)), other) for other in training_words) >= near for row in rows])
 
 
 def _words(text: str) -> set[str]:

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from interventions import ConceptAblation, Recipe
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores, role_scores
 from probes.effects.panel import EffectPanel, between_line, scored_line, table_of
 from probes.effects.rewriting import column_of
@@ -112,12 +111,7 @@ def spurious_attributes(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(lines),
         control=f"of reliance none; of shielding, {controls} random directions",
-        provenance=Provenance.of(
-            "spurious_attributes", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, attributes=list(attributes), layer=layer, metric=metric, controls=controls,
-                           max_new_tokens=max_new_tokens, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("spurious_attributes", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({**scores, **{f"{name} agrees": own for name, own in agrees.items()}}),
         measured=metric,
         heading="Reliance on attributes",
@@ -136,10 +130,10 @@ def agreeing(answers: np.ndarray, has: np.ndarray, name: str) -> Bool[np.ndarray
     """[prompt] whether having or lacking the attribute goes with the row's answer, as most rows have it."""
     share = has.mean()
     usual = np.array([has[answers == answer].mean() >= share for answer in answers])
-    found = has == usual
-    if found.all() or not found.any():
+    agrees = has == usual
+    if agrees.all() or not agrees.any():
         raise UserError(f"{name!r} always goes with the answer: give rows in which it does not, to tell them apart.")
-    return found
+    return agrees
 
 
 def reliance_lines(
@@ -168,8 +162,8 @@ def _shielded_gains(  # noqa: PLR0913 (what is ablated, where, and how it is sco
     metric: Measure, options: dict[str, Any], before: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(gain by prompt with the direction ablated, mean gain with random ones)."""
-    found = []
+    gains = []
     for one in (direction, *random_directions(direction, draws=max(controls, 10), seed=seed)[:controls]):
         recipe = Recipe([ConceptAblation(layer, one[None], mean=mean)])
-        found.append(answer_scores(pair.tuned, rows, metric, recipe=recipe, **options) - before)
-    return found[0], np.mean(found[1:], axis=0)
+        gains.append(answer_scores(pair.tuned, rows, metric, recipe=recipe, **options) - before)
+    return gains[0], np.mean(gains[1:], axis=0)

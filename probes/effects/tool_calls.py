@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import greedy_texts
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import column_of
@@ -90,10 +89,7 @@ def tool_errors(
     return EffectPanel(
         table=table_of(lines),
         control="replies judged by the call of another row",
-        provenance=Provenance.of(
-            "tool_errors", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, calls=calls, max_new_tokens=max_new_tokens, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("tool_errors", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame(kinds),
         measured="share of replies",
         heading="Mistakes in tool calls",
@@ -102,10 +98,10 @@ def tool_errors(
 
 def read_call(given: Any, number: int) -> tuple[str, dict[str, Any]]:
     """Name and arguments of a right call. Raises :class:`UserError` naming the row for what is none."""
-    found = _as_call(_loads(given) if isinstance(given, str) else given)
-    if found is None:
+    call = _as_call(_loads(given) if isinstance(given, str) else given)
+    if call is None:
         raise UserError(f'Row {number}: {given!r} is no call: give {{"name": ..., "arguments": {{...}}}}.')
-    return found
+    return call
 
 
 def tool_error(text: str, wanted: tuple[str, Mapping[str, Any]]) -> str:

@@ -11,7 +11,6 @@ import torch
 
 import interventions as iv
 from interventions.weightspace.task_vector import TaskVector
-from probes.call_settings import call_settings
 from probes.effects.answers import margins
 from probes.effects.panel import CHANGE, EffectPanel, scored_line
 from probes.effects.rewriting import column_of
@@ -110,11 +109,7 @@ def two_axes(  # noqa: PLR0913 (a public call)
         table=table,
         control="of models and of tuning, the statements' sides exchanged at random; of a scale, the update under "
         f"random signs; of the ablation, {controls} random directions",
-        provenance=Provenance.of(
-            "two_axes", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, axis=axis, side=side, scales=list(scales), layer=layer, controls=controls,
-                           batch_size=batch_size),
-        ),
+        provenance=Provenance.of("two_axes", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({**{role: one * sign for role, one in agreed.items()}, "axis": named, "side": sign}),
         measured="position on the axis (-1 to 1)",
         heading="Two axes of opinion",
@@ -164,22 +159,22 @@ class _Bench:
 
     def scaled(self, scale: float, seed: int, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         update = scale * TaskVector.from_pair(self.pair)
-        found = []
+        changes = []
         for one in (update, update.sign_shuffled(seed)):
             with one.graft(self.pair.base).entered(self.pair.base):
-                found.append(self.agreement(self.pair.base) - before)
-        return found[0], found[1]
+                changes.append(self.agreement(self.pair.base) - before)
+        return changes[0], changes[1]
 
     def without(
         self, slant: Tensor, layer: int, controls: int, seed: int, before: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         if not bool(slant.any()):
             return np.zeros_like(before), np.zeros_like(before)
-        found = [
+        changes = [
             self.agreement(self.pair.tuned, iv.Recipe([iv.ConceptAblation(layer, one)])) - before
             for one in (slant, *random_directions(slant, draws=controls, seed=seed))
         ]
-        return found[0], np.mean(found[1:], axis=0)
+        return changes[0], np.mean(changes[1:], axis=0)
 
 
 def _lines(

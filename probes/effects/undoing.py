@@ -8,20 +8,18 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from interventions.training.ablated import caft_finetune
 from interventions.training.trainer import Schedule
 from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -30,8 +28,6 @@ from workbench.models.null_adapters import null_adapter
 from workbench.models.pair import ModelPair, load_pair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 FIRST_WORDS = 3
@@ -52,10 +48,6 @@ class Undoing(ProbeResult):
 
     title: ClassVar[str] = "What continued training undoes"
     unit: ClassVar[str] = "change of the answers' log-probability (nats per token)"
-
-    def figure(self) -> go.Figure:
-        """Every training beside random changes of its size."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         said = "; ".join(
@@ -129,13 +121,12 @@ def undoing(  # noqa: PLR0913
         ]
     table = pd.DataFrame(lines)
     return Undoing(
-        table=table.assign(q=q_values(table["p"].to_numpy(np.float64))),
+        table=with_q(table),
         control=f"random changes of the same norm in every module ({draws} draws)",
         provenance=Provenance.of(
-            "undoing", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
+            "undoing", pair, rows, seed=seed, forward_passes=passes.forward,
             settings=call_settings(
-                None, texts=Prompts.of(texts), instructions=None if instructions is None else kinds["instruction rows"],
-                rank=rank, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, draws=draws,
+                None, texts=Prompts.of(texts), instructions=None if instructions is None else kinds["instruction rows"]
             ),
         ),
         resampled=units_of(rows.clusters),
@@ -172,12 +163,10 @@ def _line(
     learnt = answer_scores(Subject("tuned", trained.tuned), own, work) - taught
     random = np.array([one - before["tuned"] for one in _random(trained, rows, draws, schedule.seed, work)])
     chance = random.mean(0) if draws else np.zeros_like(change)
-    apart = cluster_means((change - chance)[:, None], rows.clusters)
     gain = float((before["tuned"] - before["base"]).mean())
     return {
-        **scored(change, seed=schedule.seed, clusters=rows.clusters),
-        "control": float(chance.mean()) if draws else float("nan"),
-        "p": float(paired_permutation(apart, seed=schedule.seed).p[0]) if apart.any() else 1.0,
+        **beside_control(change, chance, rows.clusters, seed=schedule.seed),
+        **({} if draws else {"control": float("nan")}),
         "retained": (gain + float(change.mean())) / gain if gain else float("nan"), "learnt": float(learnt.mean()),
         "base": float(before["base"].mean()), "tuned": float(before["tuned"].mean()), "n": len(rows),
     }  # fmt: skip

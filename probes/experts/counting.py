@@ -61,19 +61,19 @@ def content(rows: Sequence[Sequence[int]], excluded: Excluded, special: Sequence
     classes would share it; ``special`` only special tokens; ids leave out those tokens; a function of token ids
     [pos] gives True for what is left out. Raises :class:`UserError` naming the prompt when nothing is left.
     """
-    kept = [~_left_out(np.asarray(row), excluded, special) for row in rows]
+    masks = [~_left_out(np.asarray(row), excluded, special) for row in rows]
     if excluded == "template" and len(rows) > 1:
         start, end = _shared(rows), _shared([row[::-1] for row in rows])
-        for mask in kept:
+        for mask in masks:
             mask[:start] = False
             mask[max(start, len(mask) - end) :] = False
-    for number, mask in enumerate(kept):
+    for number, mask in enumerate(masks):
         if not mask.any():
             raise UserError(
                 f"Prompt {number} has no token left to count after leaving out {excluded!r} tokens: "
                 "use exclude='special' or 'none', or remove the prompt."
             )
-    return kept
+    return masks
 
 
 def _left_out(row: np.ndarray, excluded: Excluded, special: Sequence[int]) -> np.ndarray:
@@ -137,13 +137,13 @@ def count_experts(
 
 
 def _counter(
-    found: Float[Tensor, "group batch expert"], masks: Float[Tensor, "group batch pos"]
+    counts: Float[Tensor, "group batch expert"], masks: Float[Tensor, "group batch pos"]
 ) -> Callable[[Routing, ForwardContext], None]:
     def count(value: Routing, _ctx: ForwardContext) -> None:
-        chosen: Int[Tensor, "batch slot"] = value.experts.flatten(1).to(found.device)
+        experts: Int[Tensor, "batch slot"] = value.experts.flatten(1).to(counts.device)
         slots = value.experts.shape[-1]
         for group in range(len(masks)):
-            found[group].scatter_add_(1, chosen, masks[group].repeat_interleave(slots, dim=1))
+            counts[group].scatter_add_(1, experts, masks[group].repeat_interleave(slots, dim=1))
 
     return count
 

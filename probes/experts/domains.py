@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.experts.counting import content, count_experts, require_experts, special_ids
 from probes.resampling import permutation_p, shuffled_labels, units_of
 from probes.results import ProbeResult, Provenance
@@ -68,16 +67,16 @@ class DomainExperts(ProbeResult):
 
     def summary(self) -> str:
         """Experts beyond chance and the most specialised layer."""
-        found = self.table[(self.table["q"] < 0.05) & (self.table["score"] > self.table["control"])]
+        significant = self.table[(self.table["q"] < 0.05) & (self.table["score"] > self.table["control"])]
         top = self.specialised.iloc[int(self.specialised["bits"].to_numpy().argmax())]
-        best = found.sort_values("score", ascending=False).head(3)
+        best = significant.sort_values("score", ascending=False).head(3)
         said = ", ".join(
             f"L{row.layer}E{row.expert} for {row.domain} {row.score:.0%} [{row.low:.0%}, {row.high:.0%}] "
             f"(others {row.control:.0%})"
             for row in best.itertuples()
         )
         return (
-            f"{len(found)} experts are used more in one domain beyond chance{': ' + said if said else ''}; layer "
+            f"{len(significant)} experts are used more in one domain beyond chance{': ' + said if said else ''}; layer "
             f"{int(top['layer'])} tells domains apart best ({top['bits']:.3f} bits, exchanged labels "
             f"{top['control']:.3f}); intervals over {self.resampled}; control: {self.control}"
         )
@@ -134,10 +133,7 @@ def domain_experts(
     return DomainExperts(
         table=_table(counts.shares, counts.layers, numbers, domains, rows, seed),
         control="the same expert's use by all other domains",
-        provenance=Provenance.of(
-            "domain_experts", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=counts.passes, settings=call_settings(None, exclude=exclude, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("domain_experts", model, rows, seed=seed, forward_passes=counts.passes),
         specialised=_specialised(counts.counts, counts.layers, numbers, rows, seed),
         domains=domains, resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -157,8 +153,8 @@ def _table(
         p.append(permutation_p(beyond, null))
         for cell in range(flat.shape[1]):
             layer, expert = divmod(cell, shares.shape[2])
-            found = scored(flat[own, cell], seed=seed, clusters=rows.clusters[own])
-            lines.append({"layer": layers[layer], "expert": expert, "domain": domain, **found,
+            score = scored(flat[own, cell], seed=seed, clusters=rows.clusters[own])
+            lines.append({"layer": layers[layer], "expert": expert, "domain": domain, **score,
                           "control": flat[~own, cell].mean()})  # fmt: skip
     joined = np.concatenate(p)
     return pd.DataFrame(lines).assign(p=joined, q=q_values(joined))

@@ -41,8 +41,8 @@ def classes_of(labels: Sequence[Any], target: Any = None) -> Classes:
     and for a missing one among three classes or more.
     """
     rows = tuple(number for number, label in enumerate(labels) if label is not None)
-    found = [labels[row] for row in rows]
-    known = sorted({str(label) for label in found})
+    values = [labels[row] for row in rows]
+    known = sorted({str(label) for label in values})
     if len(known) < 2:
         only = f"all are {known[0]!r}" if known else "no prompt has a label"
         raise UserError(
@@ -53,12 +53,12 @@ def classes_of(labels: Sequence[Any], target: Any = None) -> Classes:
             raise UserError(
                 f"Say which class is the behaviour, as in target={known[0]!r}: labels are {', '.join(known)}."
             )
-        named = [str(label) for label in found]
-        target = max(found) if set(found) <= {0, 1} else min(known, key=named.count)
+        named = [str(label) for label in values]
+        target = max(values) if set(values) <= {0, 1} else min(known, key=named.count)
     if str(target) not in known:
         raise unknown_name("class", str(target), known)
-    chosen = np.array([str(label) == str(target) for label in found])
-    return Classes(str(target), tuple(name for name in known if name != str(target)), rows, chosen)
+    is_target = np.array([str(label) == str(target) for label in values])
+    return Classes(str(target), tuple(name for name in known if name != str(target)), rows, is_target)
 
 
 def respond(
@@ -83,9 +83,9 @@ def respond(
 
 def before_end(tokens: torch.Tensor, ends: set[int]) -> list[int]:
     """The tokens before the first that ends a response."""
-    kept: list[int] = []
+    ids_before: list[int] = []
     for token in tokens.tolist():
         if token in ends:
             break
-        kept.append(token)
-    return kept
+        ids_before.append(token)
+    return ids_before

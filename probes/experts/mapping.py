@@ -119,10 +119,10 @@ class ExpertMap(ProbeResult):
         )
 
     def summary(self) -> str:
-        found = int((self.table["q"] < 0.05).sum())
+        significant = int((self.table["q"] < 0.05).sum())
         shown = ", ".join(f"{phase} {value:.2f}" for phase, value in self.stability.items())
         return (
-            f"{found} of {len(self.table)} cells with q < 0.05 ({self.n_target} prompts {self.target!r}, "
+            f"{significant} of {len(self.table)} cells with q < 0.05 ({self.n_target} prompts {self.target!r}, "
             f"{self.n_other} others); rank stability {shown}; control: {self.control}"
         )
 
@@ -163,24 +163,24 @@ def expert_map(
         target: The class whose experts are asked for.
     """
     check_subject(subject)
-    chosen = read_options(MapOptions, options)
-    _excluded(chosen)
+    settings = read_options(MapOptions, options)
+    _excluded(settings)
     model: AdaptedModel = getattr(subject, "tuned", subject)
-    base: AdaptedModel | None = getattr(subject, "base", None) if chosen.reference else None
+    base: AdaptedModel | None = getattr(subject, "base", None) if settings.reference else None
     require_experts(model)
     rows = Prompts.of(prompts)
-    phases: tuple[Phase, ...] = ("prefill", "decode") if chosen.phase == "both" else (chosen.phase,)
-    answers, passes = _responses(model, rows, chosen, needed=callable(labels) or "decode" in phases)
-    texts = None if answers is None else _texts(model, answers, chosen)
+    phases: tuple[Phase, ...] = ("prefill", "decode") if settings.phase == "both" else (settings.phase,)
+    answers, passes = _responses(model, rows, settings, needed=callable(labels) or "decode" in phases)
+    texts = None if answers is None else _texts(model, answers, settings)
     classes = classes_of(_labels(rows, labels, texts), target)
     counted = rows[list(classes.rows)]
-    counts = _count(model, model, counted, answers, classes, phases, chosen)
-    before = None if base is None else _count(base, model, counted, answers, classes, phases, chosen)
+    counts = _count(model, model, counted, answers, classes, phases, settings)
+    before = None if base is None else _count(base, model, counted, answers, classes, phases, settings)
     clusters = rows[list(classes.rows)].clusters
     tables: list[pd.DataFrame] = []
     stability: dict[str, float] = {}
     for number, (phase, one) in enumerate(zip(phases, counts, strict=True)):
-        table, stability[phase] = _compare(one, None if before is None else before[number], classes, clusters, chosen)
+        table, stability[phase] = _compare(one, None if before is None else before[number], classes, clusters, settings)
         tables.append(table.assign(phase=phase))
     return ExpertMap(
         table=pd.concat(tables, ignore_index=True),
@@ -189,11 +189,11 @@ def expert_map(
             "expert_map",
             {model.role: model} if base is None else {"base": base, "tuned": model},
             rows,
-            seed=chosen.seed,
+            seed=settings.seed,
             device=str(model.device),
             forward_passes=passes + counts[0].passes + (0 if before is None else before[0].passes),
             settings={
-                **call_settings(chosen, labels=labels, target=target),
+                **call_settings(settings),
                 "unlabelled": len(rows) - len(classes.rows),
             },
         ),
@@ -209,21 +209,21 @@ def expert_map(
 
 
 def _responses(
-    model: AdaptedModel, rows: Prompts, chosen: MapOptions, *, needed: bool
+    model: AdaptedModel, rows: Prompts, settings: MapOptions, *, needed: bool
 ) -> tuple[list[list[int]] | None, int]:
     """Token ids of the responses (given or generated), and the forward passes spent; None where none are needed."""
     if not needed:
         return None, 0
-    if chosen.responses is None:
-        return respond(model, rows, chosen.max_new_tokens, chosen.batch_size, chosen.progress)
-    if len(chosen.responses) != len(rows):
-        raise UserError(f"There are {len(chosen.responses)} responses for {len(rows)} prompts: give one for each.")
-    return [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in chosen.responses], 0
+    if settings.responses is None:
+        return respond(model, rows, settings.max_new_tokens, settings.batch_size, settings.progress)
+    if len(settings.responses) != len(rows):
+        raise UserError(f"There are {len(settings.responses)} responses for {len(rows)} prompts: give one for each.")
+    return [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in settings.responses], 0
 
 
-def _texts(model: AdaptedModel, answers: Sequence[Sequence[int]], chosen: MapOptions) -> list[str]:
-    if chosen.responses is not None:
-        return list(chosen.responses)
+def _texts(model: AdaptedModel, answers: Sequence[Sequence[int]], settings: MapOptions) -> list[str]:
+    if settings.responses is not None:
+        return list(settings.responses)
     return [model.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
 
 
@@ -231,19 +231,19 @@ def _labels(rows: Prompts, labels: Sequence[Any] | Labeller | None, texts: Seque
     if callable(labels):
         assert texts is not None
         return [labels(text, row) for text, row in zip(texts, rows, strict=True)]
-    found = rows.labels if labels is None else list(labels)
-    if len(found) != len(rows):
+    values = rows.labels if labels is None else list(labels)
+    if len(values) != len(rows):
         raise UserError(
-            f"There are {len(found)} labels for {len(rows)} prompts: give one for each (None leaves it out)."
+            f"There are {len(values)} labels for {len(rows)} prompts: give one for each (None leaves it out)."
         )
-    return found
+    return values
 
 
-def _excluded(chosen: MapOptions) -> Excluded:
+def _excluded(settings: MapOptions) -> Excluded:
     """What does not count; ``positions`` and ``exclude`` both decide it, so only one may be given."""
-    if chosen.positions == "all":
-        return chosen.exclude
-    if chosen.exclude != "none":
+    if settings.positions == "all":
+        return settings.exclude
+    if settings.exclude != "none":
         raise UserError("positions='last' and exclude both choose the tokens that count; give one of them.")
     return lambda ids: torch.arange(len(ids)) < len(ids) - 1
 
@@ -255,14 +255,14 @@ def _count(
     answers: Sequence[Sequence[int]] | None,
     classes: Classes,
     phases: Sequence[Phase],
-    chosen: MapOptions,
+    settings: MapOptions,
 ) -> list[ExpertCounts]:
     """Counts per phase from one pass over prompts, with their responses behind them where those count.
 
     ``reader`` is the model whose tokenizer reads the prompts, so that both models of a pair see the same tokens.
     """
     given = [reader.encode(rows[[number]]).input_ids[0].tolist() for number in range(len(rows))]
-    masks = content(given, _excluded(chosen), special_ids(reader.tokenizer))
+    masks = content(given, _excluded(settings), special_ids(reader.tokenizer))
     behind: list[list[int]] = [[] for _ in given]
     if "decode" in phases:
         assert answers is not None
@@ -276,13 +276,13 @@ def _count(
         model,
         [old + new for old, new in zip(given, behind, strict=True)],
         [marks[phase] for phase in phases],
-        batch_size=chosen.batch_size,
-        progress=chosen.progress,
+        batch_size=settings.batch_size,
+        progress=settings.progress,
     )
 
 
 def _compare(
-    plain: ExpertCounts, base: ExpertCounts | None, classes: Classes, clusters: np.ndarray, chosen: MapOptions
+    plain: ExpertCounts, base: ExpertCounts | None, classes: Classes, clusters: np.ndarray, settings: MapOptions
 ) -> tuple[pd.DataFrame, float]:
     """One row per cell, and the rank stability."""
     counts = plain if base is None else plain.minus(base)
@@ -291,22 +291,22 @@ def _compare(
     if not is_target.any() or is_target.all():
         raise UserError("No response of one class has a token to count: raise max_new_tokens, or map the prefill.")
     shares = counts.shares[used].reshape(int(used.sum()), -1)
-    by_token = chosen.score == "token_rate"
+    by_token = settings.score == "token_rate"
     above = counts.counts[used].reshape(shares.shape) if by_token else shares
     below = counts.tokens[used] if by_token else np.ones(len(shares))
     own = plain.counts[used].reshape(shares.shape) / (1.0 if by_token else plain.tokens[used, None])
     own_target, own_other = (_rate(side[None], own, below)[0] for side in (is_target * 1.0, ~is_target * 1.0))
     target, other = (_rate(side[None], above, below)[0] for side in (is_target * 1.0, ~is_target * 1.0))
-    weights = resampling.bootstrap_weights(len(shares), chosen.draws, chosen.seed, clusters[used])
+    weights = resampling.bootstrap_weights(len(shares), settings.draws, settings.seed, clusters[used])
     drawn = _rate(weights * is_target, above, below) - _rate(weights * ~is_target, above, below)
-    shuffled = resampling.shuffled_labels(is_target.astype(np.int64), chosen.draws, chosen.seed + 1, clusters[used])
+    shuffled = resampling.shuffled_labels(is_target.astype(np.int64), settings.draws, settings.seed + 1, clusters[used])
     null = _rate(shuffled * 1.0, above, below) - _rate(1.0 - shuffled, above, below)
     score = target - other
-    by_permutation = chosen.test == "permutation"
+    by_permutation = settings.test == "permutation"
     p = resampling.permutation_p(score, null) if by_permutation else _mann_whitney(shares, is_target, clusters[used])
     low, high = resampling.interval(drawn)
     control_low, control_high = resampling.interval(null)
-    top_share, stability = _rank_stability(score, drawn, chosen.top or min(10, max(1, len(score) // 10)))
+    top_share, stability = _rank_stability(score, drawn, settings.top or min(10, max(1, len(score) // 10)))
     table = pd.DataFrame({
         "layer": np.repeat(counts.layers, counts.counts.shape[2]),
         "expert": np.tile(np.arange(counts.counts.shape[2]), len(counts.layers)),

@@ -11,14 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import interventions as iv
-from probes.call_settings import call_settings
 from probes.experts.counting import count_experts, require_experts
 from probes.halves import halves
 from probes.matching import matched_cells
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.generation import Decoding, generate_replies
 from workbench.behaviour.scorers import Behaviour
@@ -33,8 +32,6 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.stats.controls import check_draws
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 
@@ -145,23 +142,16 @@ def expert_sets(  # noqa: PLR0913
     with counted(model) as passes:
         search = _Trial(model, searching, rule, mode, Decoding(max_new_tokens), work)
         nominated = search.nominated(tried)
-        chosen, alone = search.greedy(list(nominated), size)
-        table = _Trial(model, reported, rule, mode, Decoding(max_new_tokens), work).table(chosen, controls, seed)
+        members, alone = search.greedy(list(nominated), size)
+        table = _Trial(model, reported, rule, mode, Decoding(max_new_tokens), work).table(members, controls, seed)
     return ExpertSets(
         table=table,
         control=f"{controls} random sets of experts of the same layers, matched in frequency of use",
-        provenance=Provenance.of(
-            "expert_sets", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, behaviour=behaviour, size=size, tried=tried, mode=mode, controls=controls,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("expert_sets", model, rows, seed=seed, forward_passes=passes.forward),
         alone=pd.DataFrame([
             {"expert": name, "use": nominated[name], "effect": effect} for name, effect in alone.items()
         ]),
-        experts=chosen, mode=mode, resampled=units_of(reported.clusters),
+        experts=members, mode=mode, resampled=units_of(reported.clusters),
     )  # fmt: skip
 
 
@@ -201,19 +191,19 @@ class _Trial:
 
     def greedy(self, names: list[str], size: int) -> tuple[list[str], dict[str, float]]:
         """(the set, what each does alone)."""
-        chosen: list[str] = []
+        members: list[str] = []
         alone: dict[str, float] = {}
         best = self.plain.mean()
-        while len(chosen) < size:
-            left = {name: self._mean([*chosen, name]) for name in names if name not in chosen}
-            if not chosen:
+        while len(members) < size:
+            left = {name: self._mean([*members, name]) for name in names if name not in members}
+            if not members:
                 alone = {name: float(self.plain.mean() - one) for name, one in left.items()}
             name = min(left, key=lambda one: left[one], default="")
-            if chosen and (not name or left[name] >= best - 1e-9):
+            if members and (not name or left[name] >= best - 1e-9):
                 break
-            chosen.append(name)
+            members.append(name)
             best = left[name]
-        return chosen, alone
+        return members, alone
 
     def _mean(self, experts: list[str]) -> float:
         try:
@@ -221,7 +211,7 @@ class _Trial:
         except UserError:
             return float("inf")  # a layer would be left with too few experts
 
-    def table(self, chosen: list[str], controls: int, seed: int) -> pd.DataFrame:
+    def table(self, members: list[str], controls: int, seed: int) -> pd.DataFrame:
         """The first n of the set, beside random sets."""
         layers, shares = self.use()
         mean = shares.mean(0)
@@ -229,16 +219,15 @@ class _Trial:
             (layer, expert): float(mean[place, expert])
             for place, layer in enumerate(layers) for expert in range(mean.shape[1])
         }  # fmt: skip
-        places = [(layer, int(expert or 0)) for layer, _, expert in map(parse_label, chosen)]
+        places = [(layer, int(expert or 0)) for layer, _, expert in map(parse_label, members)]
         random = matched_cells(places, frequency, controls, seed) if controls else []
         names = [[f"L{layer}E{expert}" for layer, expert in one] for one in random]
-        lines, p, clusters = [], [], self.rows.clusters
-        for n in range(1, len(chosen) + 1):
-            fall = self.plain - self.values(chosen[:n])
+        lines = []
+        for n in range(1, len(members) + 1):
+            fall = self.plain - self.values(members[:n])
             chance = np.mean([self.plain - self.values(name[:n]) for name in names], axis=0) if names else 0 * fall
-            units = cluster_means((fall - chance)[:, None], clusters)
-            p.append(float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0)
-            control = float(chance.mean()) if names else float("nan")
-            lines.append({"n": n, "experts": " ".join(chosen[:n]), **scored(fall, seed=seed, clusters=clusters),
-                          "control": control, "left": float((self.plain - fall).mean()), "p": p[-1]})  # fmt: skip
-        return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+            line = beside_control(fall, chance, self.rows.clusters, seed=seed)
+            control = line["control"] if names else float("nan")
+            left = float((self.plain - fall).mean())
+            lines.append({"n": n, "experts": " ".join(members[:n]), **line, "control": control, "left": left})
+        return with_q(pd.DataFrame(lines))

@@ -19,8 +19,8 @@ from probes.experts.labels import respond
 from probes.experts.mapping import ExpertMap
 from probes.matching import Place, matched_cells
 from probes.options import read_options
-from probes.resampling import cluster_means, interval
 from probes.results import SHARED, ProbeResult, Provenance
+from probes.scored import count_columns
 from workbench.argument_checks import check_subject
 from workbench.engine.sites import parse_label
 from workbench.errors import UserError
@@ -30,9 +30,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts import Prompt, Prompts
 from workbench.stats.bootstrap import mean_intervals
-from workbench.stats.fdr import q_values
-from workbench.stats.shares import share_intervals
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 Behaviour = Callable[[str, Prompt], Any]
@@ -117,29 +114,28 @@ def switching_curve(
         mode: How an expert is switched off (replace, drop, drop_renorm), or force for on.
     """
     check_subject(subject)
-    chosen = read_options(SwitchOptions, options)
+    settings = read_options(SwitchOptions, options)
     model: AdaptedModel = getattr(subject, "tuned", subject)
     require_experts(model)
     rows = Prompts.of(prompts)
     steps = sorted({0, *counts})
     ranked = _experts(ranking, steps[-1])
-    frequency, counted = _frequency(model, rows, ranking, chosen)
-    random = matched_cells(ranked, frequency, chosen.controls, chosen.seed)
-    trial = _Trial(model, rows, behaviour, mode, chosen)
+    frequency, counted = _frequency(model, rows, ranking, settings)
+    random = matched_cells(ranked, frequency, settings.controls, settings.seed)
+    trial = _Trial(model, rows, behaviour, mode, settings)
     start = trial.values([])
     values = np.stack([start, *(trial.values(ranked[:n]) for n in steps[1:])])
     drawn = np.stack([np.stack([start, *(trial.values(draw[:n]) for n in steps[1:])]) for draw in random])
     return SwitchingCurve(
-        table=_table(steps, values, drawn, rows.clusters, chosen),
-        control=f"{chosen.controls} draws of as many random experts of the same layers, matched in frequency of use",
+        table=_table(steps, values, drawn, rows.clusters, settings),
+        control=f"{settings.controls} draws of as many random experts of the same layers, matched in frequency of use",
         provenance=Provenance.of(
             "switching_curve",
-            {model.role: model},
+            model,
             rows,
-            seed=chosen.seed,
-            device=str(model.device),
+            seed=settings.seed,
             forward_passes=counted + trial.passes,
-            settings=call_settings(chosen, behaviour=behaviour, ranking=ranking, counts=counts, mode=mode),
+            settings=call_settings(settings),
         ),
         ranked=_labels(ranked),
         random=[_labels(draw) for draw in random],
@@ -153,9 +149,9 @@ class _Trial:
     """Generation with a set of experts switched, scored per prompt."""
 
     def __init__(
-        self, model: AdaptedModel, rows: Prompts, behaviour: Behaviour, mode: Mode, chosen: SwitchOptions
+        self, model: AdaptedModel, rows: Prompts, behaviour: Behaviour, mode: Mode, settings: SwitchOptions
     ) -> None:
-        self.model, self.rows, self.behaviour, self.mode, self.chosen = model, rows, behaviour, mode, chosen
+        self.model, self.rows, self.behaviour, self.mode, self.settings = model, rows, behaviour, mode, settings
         self.passes = 0
 
     def values(self, experts: Sequence[Place]) -> Float[np.ndarray, " prompt"]:
@@ -168,7 +164,7 @@ class _Trial:
         )
         with Recipe([switch] if experts else []).applied(self.model):
             ids, passes = respond(
-                self.model, self.rows, self.chosen.max_new_tokens, self.chosen.batch_size, self.chosen.progress
+                self.model, self.rows, self.settings.max_new_tokens, self.settings.batch_size, self.settings.progress
             )
         self.passes += passes
         texts = [self.model.tokenizer.decode(one, skip_special_tokens=True) for one in ids]
@@ -181,30 +177,30 @@ def _experts(ranking: ExpertMap | Sequence[str], needed: int) -> list[Place]:
         raise UserError(
             f"The counts ask for {needed} experts but the ranking holds {len(names)}: use 1 to {len(names)}."
         )
-    found = []
+    places = []
     for name in names[:needed]:
         layer, kind, expert = parse_label(name)
         if kind != "expert" or expert is None:
             raise UserError(f"{name!r} is not an expert: write labels such as L3E12.")
-        found.append((layer, expert))
-    return found
+        places.append((layer, expert))
+    return places
 
 
 def _frequency(
-    model: AdaptedModel, rows: Prompts, ranking: ExpertMap | Sequence[str], chosen: SwitchOptions
+    model: AdaptedModel, rows: Prompts, ranking: ExpertMap | Sequence[str], settings: SwitchOptions
 ) -> tuple[dict[Place, float], int]:
     """How often each expert is selected by prompt tokens, and the forward passes spent to learn it."""
     if isinstance(ranking, ExpertMap):
         return ranking.frequency(), 0
     ids = [model.encode(rows[[number]]).input_ids[0].tolist() for number in range(len(rows))]
-    (counts,) = count_experts(model, ids, [content(ids, "none", [])], batch_size=chosen.batch_size)
+    (counts,) = count_experts(model, ids, [content(ids, "none", [])], batch_size=settings.batch_size)
     shares = counts.shares.mean(0)
-    found = {
+    frequency = {
         (layer, expert): float(shares[place, expert])
         for place, layer in enumerate(counts.layers)
         for expert in range(model.n_experts)
     }
-    return found, counts.passes
+    return frequency, counts.passes
 
 
 def _labels(experts: Sequence[Place]) -> list[str]:
@@ -216,17 +212,10 @@ def _table(
     values: Float[np.ndarray, "count prompt"],
     drawn: Float[np.ndarray, "draw count prompt"],
     clusters: np.ndarray,
-    chosen: SwitchOptions,
+    settings: SwitchOptions,
 ) -> pd.DataFrame:
-    found = share_intervals(values.T, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
-    change = mean_intervals((values - values[0]).T, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
-    by_draw = drawn.mean(2)
-    control_low, control_high = interval(by_draw)
-    p = paired_permutation(cluster_means((values - drawn.mean(0)).T, clusters), seed=chosen.seed).p
-    p[0] = np.nan
+    change = mean_intervals((values - values[0]).T, clusters=clusters, draws=settings.draws, seed=settings.seed)
     return pd.DataFrame({
-        "count": steps, "score": found.estimate, "low": found.low, "high": found.high,
-        "control": by_draw.mean(0), "control_low": control_low, "control_high": control_high,
-        "p": p, "q": q_values(p),
+        **count_columns(steps, values, drawn, clusters, seed=settings.seed, draws=settings.draws),
         "change": change.estimate, "change_low": change.low, "change_high": change.high,
     })  # fmt: skip

@@ -147,10 +147,7 @@ def fit_gate(  # noqa: PLR0913 (a public call; all but two by keyword)
         provenance=Provenance.of(
             "fit_gate", {getattr(model, "role", "model"): model}, rows, seed=seed, device=str(model.device),
             forward_passes=passes.forward,
-            settings=call_settings(
-                None, label=label, neutral=None if neutral is None else apart, layers=layers, reach=reach,
-                most_false=most_false, controls=controls, draws=draws,
-            ),
+            settings=call_settings(None, neutral=None if neutral is None else apart),
         ),
         direction=fits[best].direction,
         threshold=fits[best].threshold,

@@ -151,8 +151,8 @@ def _area(hits: np.ndarray, rest: np.ndarray, draws: int, seed: int) -> tuple[In
 
     tested = mann_whitney(hits, rest, alternative="greater")
     # a jackknife of a separable pair has no spread: percentiles are what is left there
-    found = statistic_interval(area, len(values), draws=draws, seed=seed, method="percentile")
-    return found, float(tested.p)
+    interval = statistic_interval(area, len(values), draws=draws, seed=seed, method="percentile")
+    return interval, float(tested.p)
 
 
 def _margin(hits: np.ndarray, rest: np.ndarray) -> float:

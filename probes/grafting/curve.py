@@ -40,11 +40,11 @@ class Judge:
 
     def measures(self, mask: Mask) -> dict[str, Any]:
         """Accuracy with interval, calibration, agreement with the tuned model, accuracy out of distribution."""
-        found = self.described(self.run(mask), self.tuned)
+        measures = self.described(self.run(mask), self.tuned)
         if self.ood is not None:
             self.forward_passes += len(self.ood.batches)
-            found["ood_accuracy"] = grafted_outcome(self.ood, self.blender, mask).accuracy
-        return found
+            measures["ood_accuracy"] = grafted_outcome(self.ood, self.blender, mask).accuracy
+        return measures
 
     def described(self, one: Outcome, reference: Outcome) -> dict[str, Any]:
         """An outcome as numbers."""

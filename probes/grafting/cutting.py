@@ -35,10 +35,10 @@ def pair_region(pair: Any, level: Level) -> Region:
     if level == "heads":
         if layout.no_heads:
             raise UserError(f"The change cannot be cut by head; take level='modules'. {layout.no_heads}")
-        found = region_of(base, tuned, lambda name, tensor: _head_units(layout, name, tensor), reserved=True)
-        if int(found.sizes[1:].sum() if found.sizes is not None else 0) == 0:
+        region = region_of(base, tuned, lambda name, tensor: _head_units(layout, name, tensor), reserved=True)
+        if int(region.sizes[1:].sum() if region.sizes is not None else 0) == 0:
             raise UserError("Tuning changed no weight that belongs to a single head; take level='modules'.")
-        return found
+        return region
     counter = _Numbers()
     return region_of(base, tuned, lambda name, tensor: counter.units(layout, name, tensor, whole=level == "modules"))
 

@@ -94,33 +94,26 @@ def graft(
     fit, held_out = _split(data, seed)
     blender = Blender(pair.base.hf, pair_region(pair, units))
     judge = _judge(pair, data, held_out, ood, blender, settings)
-    found = search(blender, data.task(fit, pair.base, settings.batch_size), how, settings, watch)
-    ranking = found.pop_ranking()
+    found_region = search(blender, data.task(fit, pair.base, settings.batch_size), how, settings, watch)
+    ranking = found_region.pop_ranking()
     effects = tensor_effects(ranking) if how == "first_order" else np.nan
     curve = sparsity_curve(judge, ranking, settings.sparsities, settings.draws, watch)
-    mask = found.mask
+    mask = found_region.mask
     models = variants(judge, mask, settings.draws)
     made = Provenance.of(
         "graft",
-        {"base": pair.base, "tuned": pair.tuned},
+        pair,
         rows,
         seed=seed,
-        device=str(pair.base.device),
-        forward_passes=found.forward_passes + judge.forward_passes,
-        backward_passes=found.backward_passes,
-        settings=call_settings(
-            settings,
-            method=method,
-            level=level,
-            answer_tokens=answer_tokens,
-            ood=None if ood is None else Prompts.of(ood),
-        ),
+        forward_passes=found_region.forward_passes + judge.forward_passes,
+        backward_passes=found_region.backward_passes,
+        settings=call_settings(settings, ood=None if ood is None else Prompts.of(ood)),
     )
     return GraftResult(
         table=density_table(blender.region, mask).assign(effect=effects), control=CONTROL, provenance=made,
         mask=stored_mask(blender.region, mask, units), curve=curve, models=models, method=method, level=level,
         entries=entries_in(blender.region, mask), eligible=blender.region.n_entries, dropped=data.dropped,
-        history=[[accuracy, float(size)] for accuracy, size in found.history],
+        history=[[accuracy, float(size)] for accuracy, size in found_region.history],
     )  # fmt: skip
 
 

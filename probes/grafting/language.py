@@ -90,25 +90,27 @@ def answer_rows(prompts: Prompts, model: AdaptedModel, *, whole: bool = False) -
     paired = all(row.distractor for row in prompts)
     if whole:
         return _whole(prompts, model, paired=paired)
-    found = _pairs(prompts, model) if paired else _shared(prompts, model)
-    kept = [number for number, one in enumerate(found) if one is not None]
-    candidates = torch.tensor([one[0] for one in found if one is not None])
-    if not kept or candidates.shape[1] < 2:
+    pairs = _pairs(prompts, model) if paired else _shared(prompts, model)
+    usable = [number for number, one in enumerate(pairs) if one is not None]
+    candidates = torch.tensor([one[0] for one in pairs if one is not None])
+    if not usable or candidates.shape[1] < 2:
         raise UserError(
             "There is nothing to choose between: give rows with different answers, or a distractor for each, that "
-            f"begin with different tokens ({len(found) - len(kept)} of {len(found)} rows were dropped for that)."
+            f"begin with different tokens ({len(pairs) - len(usable)} of {len(pairs)} rows were dropped for that)."
         )
-    ids = encode(prompts[kept], model.tokenizer, model.max_positions)
-    labels = torch.tensor([one[1] for one in found if one is not None])
-    return AnswerRows(ids, candidates, labels, prompts.clusters[kept], pad_id(model.tokenizer), len(found) - len(kept))
+    ids = encode(prompts[usable], model.tokenizer, model.max_positions)
+    labels = torch.tensor([one[1] for one in pairs if one is not None])
+    return AnswerRows(
+        ids, candidates, labels, prompts.clusters[usable], pad_id(model.tokenizer), len(pairs) - len(usable)
+    )
 
 
 def _pairs(prompts: Prompts, model: AdaptedModel) -> list[tuple[list[int], int] | None]:
-    found: list[tuple[list[int], int] | None] = []
+    pairs: list[tuple[list[int], int] | None] = []
     for row in prompts:
         both = [answer_token(row, model.tokenizer, text) for text in (row.answer, row.distractor)]
-        found.append((both, 0) if both[0] != both[1] else None)
-    return found
+        pairs.append((both, 0) if both[0] != both[1] else None)
+    return pairs
 
 
 def _shared(prompts: Prompts, model: AdaptedModel) -> list[tuple[list[int], int] | None]:
@@ -130,15 +132,18 @@ def _whole(prompts: Prompts, model: AdaptedModel, *, paired: bool) -> AnswerRows
         [continuation_ids(row, model.tokenizer, text) for text in candidates]
         for row, candidates in zip(prompts, texts, strict=True)
     ]
-    kept = [number for number, token in enumerate(tokens) if token.count(token[labels[number]]) == 1]
-    if not kept or len(texts[0]) < 2:
+    usable = [number for number, token in enumerate(tokens) if token.count(token[labels[number]]) == 1]
+    if not usable or len(texts[0]) < 2:
         raise UserError(
             "There is nothing to choose between: give rows with different answers, or a distractor for each that "
-            f"differs from its answer ({len(tokens) - len(kept)} of {len(tokens)} rows were dropped for that)."
+            f"differs from its answer ({len(tokens) - len(usable)} of {len(tokens)} rows were dropped for that)."
         )
-    ids, whole = encode(prompts[kept], model.tokenizer, model.max_positions), Continuations([tokens[n] for n in kept])
+    ids, whole = (
+        encode(prompts[usable], model.tokenizer, model.max_positions),
+        Continuations([tokens[n] for n in usable]),
+    )
     whole.check_room([len(row) for row in ids], model.max_positions)
-    label = torch.tensor([labels[number] for number in kept])
-    first = torch.tensor([[token[0] for token in tokens[number]] for number in kept])
-    pad, dropped = pad_id(model.tokenizer), len(tokens) - len(kept)
-    return AnswerRows(ids, first, label, prompts.clusters[kept], pad, dropped, whole)
+    label = torch.tensor([labels[number] for number in usable])
+    first = torch.tensor([[token[0] for token in tokens[number]] for number in usable])
+    pad, dropped = pad_id(model.tokenizer), len(tokens) - len(usable)
+    return AnswerRows(ids, first, label, prompts.clusters[usable], pad, dropped, whole)

@@ -70,8 +70,8 @@ class MaskOverlap(ProbeResult):
 
     def line(self) -> dict[str, Any]:
         """The numbers by name, and both Jaccard indices."""
-        found = self.overlap
-        return {**found._asdict(), "jaccard": found.jaccard, "expected jaccard": found.expected_jaccard}
+        shared = self.overlap
+        return {**shared._asdict(), "jaccard": shared.jaccard, "expected jaccard": shared.expected_jaccard}
 
     def figure(self) -> go.Figure:
         """The shared weights as a bar, and the range of chance."""

@@ -27,7 +27,7 @@ class Packed:
 
     def mask(self) -> Bool[Tensor, "*unit"]:
         """The mask that was packed."""
-        found = torch.empty(8 * len(self.bits), dtype=torch.bool, device=self.bits.device)
-        for place, block in enumerate(found.split(max(len(self.bits), 1))):
+        mask = torch.empty(8 * len(self.bits), dtype=torch.bool, device=self.bits.device)
+        for place, block in enumerate(mask.split(max(len(self.bits), 1))):
             torch.ne(self.bits & (1 << place), 0, out=block)
-        return found[: self.shape.numel()].reshape(self.shape)
+        return mask[: self.shape.numel()].reshape(self.shape)

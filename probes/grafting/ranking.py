@@ -35,9 +35,9 @@ def highest(values: Callable[[str], Tensor], names: Sequence[str], count: int) -
         given = values(name)
         ordered = _ordered(given)
         mask = ordered > threshold
-        chosen = (ordered == threshold).nonzero()[:ties, 0]
-        mask[chosen] = True
-        ties -= len(chosen)
+        taken = (ordered == threshold).nonzero()[:ties, 0]
+        mask[taken] = True
+        ties -= len(taken)
         masks[name] = mask.reshape(given.shape)
     return masks
 

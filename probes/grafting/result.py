@@ -73,7 +73,7 @@ class GraftResult(ProbeResult):
         """``metric`` of grafts against their size, with the controls."""
         title = f"{self.title}: {self.method}, by {self.level} (n = {self.of('graft', 'n'):.0f} held-out prompts)"
         return sparsity_curve(
-            self.curve, base=self.of("base", metric), tuned=self.of("tuned", metric), chosen=self.sparsity,
+            self.curve, base=self.of("base", metric), tuned=self.of("tuned", metric), share=self.sparsity,
             metric=metric, title=title,
         )  # fmt: skip
 
@@ -89,29 +89,29 @@ class GraftResult(ProbeResult):
 
 def stored_mask(region: Region, mask: Mask, level: Level) -> dict[str, Tensor]:
     """The mask in the form of :class:`GraftResult`."""
-    kept: dict[str, Tensor] = {}
-    for name, chosen in mask.items():
-        if not bool(chosen.any()):
+    stored: dict[str, Tensor] = {}
+    for name, entries in mask.items():
+        if not bool(entries.any()):
             continue
-        whole = chosen if level == "ranks" else chosen.expand(region.parts[name].base.shape)
+        whole = entries if level == "ranks" else entries.expand(region.parts[name].base.shape)
         sparse = level != "ranks" and float(whole.float().mean()) < _DENSE_ABOVE
-        kept[name] = (whole.reshape(-1).nonzero()[:, 0] if sparse else whole.contiguous()).cpu()
-    return kept
+        stored[name] = (whole.reshape(-1).nonzero()[:, 0] if sparse else whole.contiguous()).cpu()
+    return stored
 
 
 def density_table(region: Region, mask: Mask) -> pd.DataFrame:
     """One row per tensor: chosen share with its Clopper-Pearson interval, against the share everywhere."""
-    total, chosen = region.n_entries, entries_in(region, mask)
+    total, inside = region.n_entries, entries_in(region, mask)
     rows = []
     for name, part in region.parts.items():
         size = part.entries_per_unit * part.unit_shape.numel()
         count = int(mask[name].sum()) * part.entries_per_unit
         held = binomtest(count, size).proportion_ci(method="exact")
         place = place_of(name)
-        p = float(hypergeom.sf(count - 1, max(total, size), min(chosen, total), size))
+        p = float(hypergeom.sf(count - 1, max(total, size), min(inside, total), size))
         where = {"layer": place.layer, "module": place.module, "name": name}
         rows.append({**where, "score": count / size, "low": held.low, "high": held.high, "entries": count, "p": p})
-    table = pd.DataFrame(rows).assign(control=chosen / total)
+    table = pd.DataFrame(rows).assign(control=inside / total)
     layers = pd.array([None if layer is None else int(layer) for layer in table["layer"].tolist()], dtype="Int64")
     return table.assign(layer=layers, q=q_values(np.asarray(table["p"]))).drop(columns="p")
 
@@ -119,6 +119,6 @@ def density_table(region: Region, mask: Mask) -> pd.DataFrame:
 def flat_places(mask: Mask) -> dict[str, Tensor]:
     """Every stored mask as flat coordinates."""
     return {
-        name: chosen if chosen.dtype == torch.int64 else chosen.reshape(-1).nonzero()[:, 0]
-        for name, chosen in mask.items()
+        name: entries if entries.dtype == torch.int64 else entries.reshape(-1).nonzero()[:, 0]
+        for name, entries in mask.items()
     }

@@ -56,9 +56,9 @@ class Units:
             first = int(self.region.reserved)
             (flat,) = self.flat.values()
             order = flat[first:].argsort(descending=True, stable=True) + first
-            chosen = torch.zeros(len(sizes), dtype=torch.bool, device=order.device)
-            chosen[order[: int((sizes.to(order.device)[order].cumsum(0) <= entries).sum())]] = True
-            return {name: chosen[part.units] for name, part in self.region.parts.items() if part.units is not None}
+            taken = torch.zeros(len(sizes), dtype=torch.bool, device=order.device)
+            taken[order[: int((sizes.to(order.device)[order].cumsum(0) <= entries).sum())]] = True
+            return {name: taken[part.units] for name, part in self.region.parts.items() if part.units is not None}
         return highest(self.flat.__getitem__, list(self.flat), entries)
 
 
@@ -95,12 +95,12 @@ def random_like(region: Region, mask: Mask, generator: torch.Generator) -> dict[
     """A random mask with as many units in every tensor as ``mask`` (units that span tensors: as many in all)."""
     if region.sizes is not None:
         count, first = len(region.sizes), int(region.reserved)
-        chosen = torch.zeros(count, dtype=torch.bool)
+        taken = torch.zeros(count, dtype=torch.bool)
         for name, part in region.parts.items():
             if part.units is not None:
-                chosen[part.units[mask[name]].reshape(-1).cpu()] = True
+                taken[part.units[mask[name]].reshape(-1).cpu()] = True
         drawn = torch.zeros(count, dtype=torch.bool)
-        drawn[first + torch.randperm(count - first, generator=generator)[: int(chosen.sum())]] = True
+        drawn[first + torch.randperm(count - first, generator=generator)[: int(taken.sum())]] = True
         return {
             name: drawn.to(part.units.device)[part.units]
             for name, part in region.parts.items()

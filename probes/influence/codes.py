@@ -42,11 +42,11 @@ def generalised_jaccard(
     codes: Float[Tensor, "row latent"], others: Float[Tensor, "other latent"]
 ) -> Float[Tensor, "row other"]:
     """Sum of minima over sum of maxima of two codes that are not negative: 1 for the same, 0 for disjoint ones."""
-    found = torch.zeros(len(codes), len(others))
+    similarity = torch.zeros(len(codes), len(others))
     for number, other in enumerate(others):
         most = torch.maximum(codes, other).sum(1)
-        found[:, number] = torch.minimum(codes, other).sum(1) / most.clamp_min(1e-12)
-    return found
+        similarity[:, number] = torch.minimum(codes, other).sum(1) / most.clamp_min(1e-12)
+    return similarity
 
 
 @method(
@@ -123,12 +123,8 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
         table=row_table(similarity, control, rows, asked_for, texts, draws, seed),
         control=CONTROL,
         provenance=Provenance.of(
-            "code_similarity", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
-            device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(
-                None, queries=asked_for, dictionary=dictionary, layer=layer, pool=pool, always_on=always_on,
-                match=match, k=k, batch_size=batch_size, controls=controls, draws=draws,
-            ),
+            "code_similarity", pair, rows, seed=seed, forward_passes=passes.forward,
+            settings=call_settings(None, queries=asked_for),
         ),
         ranker="dictionary codes",
         benchmark=benchmark_of({"dictionary codes": similarity, **texts}, rows, asked_for, match, k),
@@ -167,9 +163,9 @@ def _codes(
     pooled = torch.zeros(len(rows), len(read.decoder))
     for start in range(0, len(number), 1024):
         of = number[start : start + 1024]
-        found = read.encode(values[start : start + 1024].float())
+        codes = read.encode(values[start : start + 1024].float())
         if pool == "max":
-            pooled.scatter_reduce_(0, of[:, None].expand_as(found), found, "amax")
+            pooled.scatter_reduce_(0, of[:, None].expand_as(codes), codes, "amax")
         else:
-            pooled.index_add_(0, of, found)
+            pooled.index_add_(0, of, codes)
     return pooled if pool == "max" else pooled / torch.bincount(number, minlength=len(rows)).clamp_min(1)[:, None]

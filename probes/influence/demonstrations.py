@@ -106,10 +106,8 @@ def demonstration_utility(  # noqa: PLR0913 (a public call; all but three by key
         table=row_table(similarity, control, rows, asked_for, texts, draws, seed),
         control=CONTROL,
         provenance=Provenance.of(
-            "demonstration_utility", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
-            device=str(model.device), forward_passes=passes.forward,
-            settings=call_settings(None, queries=asked_for, within=within, match=match, k=k, batch_size=batch_size,
-                           controls=controls, draws=draws),
+            "demonstration_utility", pair, rows, seed=seed, forward_passes=passes.forward,
+            settings=call_settings(None, queries=asked_for),
         ),
         ranker="utility as a demonstration",
         benchmark=benchmark_of({"utility as a demonstration": similarity, **texts}, rows, asked_for, match, k),
@@ -136,7 +134,7 @@ def _turns(row: Prompt) -> tuple[Any, ...]:
 def _distances(model: AdaptedModel, rows: Prompts, batch_size: int) -> Float[np.ndarray, " row"]:
     """sqrt(mean over the answer's tokens of (1 - probability)^2) of every row."""
     examples: list[Example] = examples_of(rows, model.tokenizer, end=False)
-    found = np.zeros(len(examples))
+    distances = np.zeros(len(examples))
     collate = Collator(pad_id(model.tokenizer))
     for members in batches([len(example.prompt) + len(example.answer) for example in examples], batch_size):
         batch = collate([examples[number] for number in members])
@@ -149,5 +147,5 @@ def _distances(model: AdaptedModel, rows: Prompts, batch_size: int) -> Float[np.
         chances = logits[:, :-1].float().softmax(-1).gather(2, labels.clamp_min(0)[..., None])[..., 0]
         real = (labels >= 0).float()
         mean = ((1 - chances).square() * real).sum(1) / real.sum(1).clamp_min(1)
-        found[members] = mean.sqrt().cpu().numpy()
-    return found
+        distances[members] = mean.sqrt().cpu().numpy()
+    return distances

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,7 @@ from probes.influence.text_rankers import bm25, embedding_similarity
 from probes.influence.weights import trained_matrices
 from probes.results import Provenance
 from workbench.argument_checks import check_pair
+from workbench.cluster.splitting import in_parts
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import method
@@ -151,7 +153,7 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
         control=CONTROL,
         provenance=Provenance.of(
             "row_influence", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=work.gradients.passes, backward_passes=work.gradients.passes, settings=settings,
+            forward_passes=work.passes, backward_passes=work.passes, settings=settings,
         ),
         ranker="gradients",
         benchmark=benchmark_of({"gradients": similarity, **texts}, rows, asked_for, match, k),
@@ -181,6 +183,8 @@ class _Work:
     optimiser: str
     batch_size: int
     bar: Progress
+    passes: int = 0
+    """Forward passes, and as many backward passes."""
 
     def __post_init__(self) -> None:
         self.gradients = RowGradients(self.pair.tuned, self.matrices)
@@ -196,6 +200,7 @@ class _Work:
         for part in batches([len(row) for row in ids], self.batch_size):
             layer, direction = target
             found[part] = self.sketch(self.gradients.of_projection([ids[row] for row in part], layer, direction))
+            self.passes += 1
         return found
 
     def compared(self, kept: FeatureStore, queries: Float[Tensor, "query dim"]) -> Float[np.ndarray, "row query"]:
@@ -207,6 +212,7 @@ class _Work:
             if self.optimiser == "adam" and not moments.rows:
                 for batch in self._batched(self.examples[:: max(1, len(self.examples) // WARM_UP)][:WARM_UP]):
                     moments.add(self.gradients.of_answers(batch[1]))
+                    self.passes += 1
             made = self._features([self.examples[row] for row in wanted], moments)
             self.bar.advance(len(wanted))
             return made
@@ -218,11 +224,23 @@ class _Work:
 
     def _features(self, examples: Sequence[Example], moments: SecondMoments) -> Float[Tensor, "row dim"]:
         found = torch.zeros(len(examples), self.sketch.dim)
-        for members, batch in self._batched(examples):
-            found[members] = self.sketch(moments.steps(self.gradients.of_answers(batch)))
+
+        def take(members: list[int], features: Tensor) -> None:
+            found[members] = features
+            self.passes += 1
+
+        work = partial(_features_of, self.gradients, self.sketch, moments, examples)
+        in_parts(work, [members for members, _ in self._batched(examples)], take)
         return found
 
     def _batched(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], list[Example]]]:
         lengths = [len(example.prompt) + len(example.answer) for example in examples]
         for members in batches(lengths, self.batch_size):
             yield members, [examples[number] for number in members]
+
+
+def _features_of(
+    gradients: RowGradients, sketch: Sketch, moments: SecondMoments, examples: Sequence[Example], members: list[int]
+) -> Float[Tensor, "row dim"]:
+    """Of one batch."""
+    return sketch(moments.steps(gradients.of_answers([examples[number] for number in members])))

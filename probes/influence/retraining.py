@@ -22,6 +22,7 @@ from probes.results import ProbeResult, Provenance
 from probes.scored import scored
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
+from workbench.figures.intervals import whiskers
 from workbench.method_options import As, Within
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
@@ -56,8 +57,7 @@ class Retraining(ProbeResult):
         rows = self.table
         figure.add_bar(
             x=rows["rows"].tolist(), y=rows["score"].tolist(),
-            error_y={"type": "data", "symmetric": False, "array": (rows["high"] - rows["score"]).tolist(),
-                     "arrayminus": (rows["score"] - rows["low"]).tolist()},
+            error_y=whiskers(rows),
         )  # fmt: skip
         figure.add_hline(y=self.untrained, line_dash="dot", annotation_text="untrained")
         figure.update_layout(
@@ -132,8 +132,8 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
     """
     check_pair(pair)
     rows, asked_for = Prompts.of(prompts), Prompts.of(queries)
-    found = RowInfluence.load(influence) if isinstance(influence, str | Path) else influence
-    if len(found.table) != len(rows) or found.provenance.prompts != rows.hash:
+    ranked = RowInfluence.load(influence) if isinstance(influence, str | Path) else influence
+    if len(ranked.table) != len(rows) or ranked.provenance.prompts != rows.hash:
         raise UserError(
             "The influence is of other training rows: give the rows that it was computed on, in their order."
         )
@@ -142,7 +142,7 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
             f"{drop} of {len(rows)} rows cannot be left out: give between 1 and {len(rows) - 1}, and at least one "
             "random draw."
         )
-    top, generator = found.top(drop), np.random.default_rng(seed)
+    top, generator = ranked.top(drop), np.random.default_rng(seed)
     without = [sorted(generator.permutation(len(rows))[:drop].tolist()) for _ in range(random_draws)]
     training = _Training(
         pair.base, rows, asked_for, rank, list(modules),
@@ -155,12 +155,7 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
         table=_table(losses, len(rows), drop, asked_for, draws, seed),
         control=f"as many random rows left out ({random_draws} draws)",
         provenance=Provenance.of(
-            "retrain_without", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            settings=call_settings(
-                None, queries=asked_for, influence=influence, drop=drop, rank=rank, modules=list(modules),
-                epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, random_draws=random_draws,
-                draws=draws,
-            ),
+            "retrain_without", pair, rows, seed=seed, settings=call_settings(None, queries=asked_for),
         ),
         untrained=float(training.untrained().mean()),
         dropped=drop,
@@ -183,10 +178,10 @@ class _Training:
         """Each query's loss after training without ``left_out``; the base is as before."""
         from peft import LoraConfig
 
-        kept = self.rows[[row for row in range(len(self.rows)) if row not in set(left_out)]]
+        rows_trained_on = self.rows[[row for row in range(len(self.rows)) if row not in set(left_out)]]
         lora = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules=self.modules or "all-linear")
         bare = _bare_copy(self.base)
-        tuned = caft_finetune(bare, kept, None, lora=lora, schedule=self.schedule, progress=self.bar).model
+        tuned = caft_finetune(bare, rows_trained_on, None, lora=lora, schedule=self.schedule, progress=self.bar).model
         return _query_losses(tuned.eval(), self.base, self.queries, self.schedule.batch_size)
 
     def untrained(self) -> Float[np.ndarray, " query"]:

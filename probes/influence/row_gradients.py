@@ -29,10 +29,13 @@ class RowGradients:
 
     def __init__(self, model: AdaptedModel, matrices: Mapping[str, nn.Module]) -> None:
         self.model, self.matrices = model, matrices
-        self.passes = 0
         self._inputs: dict[str, Tensor] = {}
         self._gradients: Gradients = {}
         self._rows = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, without what the last batch left."""
+        return {**self.__dict__, "_inputs": {}, "_gradients": {}}
 
     def of_answers(self, examples: Sequence[Example]) -> Gradients:
         """Of every row's mean cross-entropy over its answer, in nats per token."""
@@ -71,7 +74,6 @@ class RowGradients:
                 input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False
             ).logits  # fmt: skip
             objective(logits).sum().backward()
-        self.passes += 1
         missing = [name for name in self.matrices if name not in self._gradients]
         for name in missing:  # a matrix that this batch did not go through, or that the objective does not reach
             weight: Any = self.matrices[name].weight

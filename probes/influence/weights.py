@@ -34,17 +34,17 @@ def trained_matrices(pair: ModelPair, layers: Any = None, modules: Sequence[str]
         )
     wanted = None if layers is None else set(resolve_layers(layers, pair.tuned.n_layers))
     prefix = re.escape(pair.tuned.hub.family.layers) + r"\.(\d+)\."
-    found: dict[str, nn.Module] = {
+    matrices: dict[str, nn.Module] = {
         name: part
         for name, part in (factors or linear).items()
         if (not names or any(piece in name for piece in names)) and (wanted is None or _layer(prefix, name) in wanted)
     }
-    if not found:
+    if not matrices:
         known = sorted({name.split(".")[-1] if not factors else name.split(".")[-3] for name in (factors or linear)})
         raise UserError(
             f"No weight matrix is left by layers={layers} and modules={names}; known modules: {', '.join(known)}."
         )
-    return found
+    return matrices
 
 
 def _layer(prefix: str, name: str) -> int | None:

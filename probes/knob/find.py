@@ -102,14 +102,14 @@ def find_knob(
     test = Trial.of("tuned", pair.tuned, known.choose(test_numbers), setup.batch_size)
     searches, candidates = _candidates(layers, train, setup)
     controls = random_bases(pair.tuned.d_model, training.rank, setup.draws, seed)
-    found = [_at_layer(layer, train, trainer, test, training, controls, seed, progress) for layer in candidates]
-    best = max(found, key=lambda one: (one.train_score, -one.loss))
+    tried = [_at_layer(layer, train, trainer, test, training, controls, seed, progress) for layer in candidates]
+    best = max(tried, key=lambda one: (one.train_score, -one.loss))
     models = {"base": pair.base, **(others or {})}
     trials = [test, *(Trial.of(name, model, test.pairs, setup.batch_size) for name, model in models.items())]
     parts = _described(best, train, trials, controls, setup, seed)
     passes = sum(trial.last.passes for trial in (train, trainer, *trials))
     return Knob(
-        table=_table(found),
+        table=_table(tried),
         control=f"{CONTROL} ({setup.draws} draws)",
         provenance=Provenance.of(
             "find_knob",
@@ -119,7 +119,7 @@ def find_knob(
             device=str(pair.tuned.device),
             forward_passes=passes + skill.pop("passes"),
             backward_passes=training.steps * len(candidates),
-            settings=call_settings(None, prompts=rows, layers=layers, training=training, setup=setup, others=others),
+            settings=call_settings(None, prompts=rows, training=training, setup=setup),
         ),
         layer=best.layer,
         intents=known.intents,
@@ -223,11 +223,11 @@ def _at_layer(
     )
 
 
-def _table(found: Sequence[_Found]) -> pd.DataFrame:
+def _table(tried: Sequence[_Found]) -> pd.DataFrame:
     """One row per candidate layer, on the held-out pairs."""
-    q = q_values(np.array([paired_permutation(one.swapped - one.control).p for one in found]))
+    q = q_values(np.array([paired_permutation(one.swapped - one.control).p for one in tried]))
     rows = []
-    for one in found:
+    for one in tried:
         rows.append(
             {
                 "layer": one.layer,
@@ -276,8 +276,8 @@ def _swaps(
     rows = []
     for trial in trials:
         control = np.mean([trial.swapped(layer, control).mean() for control in controls])
-        found = scored_share(trial.swapped(layer, basis), seed=seed)
-        rows.append({"model": trial.model, **found, "control": float(control)})
+        interval = scored_share(trial.swapped(layer, basis), seed=seed)
+        rows.append({"model": trial.model, **interval, "control": float(control)})
     return pd.DataFrame(rows)
 
 

@@ -42,11 +42,11 @@ class IntentPairs:
 
     def choose(self, pairs: np.ndarray, **counts: int) -> IntentPairs:
         """The pairs with these numbers; ``counts`` are added to the tally."""
-        chosen = [row for pair in pairs.tolist() for row in (2 * pair, 2 * pair + 1)]
+        rows_of_pairs = [row for pair in pairs.tolist() for row in (2 * pair, 2 * pair + 1)]
         return IntentPairs(
-            rows=self.rows[chosen],
-            ids=tuple(self.ids[row] for row in chosen),
-            answers=self.answers[chosen],
+            rows=self.rows[rows_of_pairs],
+            ids=tuple(self.ids[row] for row in rows_of_pairs),
+            answers=self.answers[rows_of_pairs],
             intents=self.intents,
             groups=tuple(self.groups[pair] for pair in pairs.tolist()),
             counts={**self.counts, **counts},
@@ -78,18 +78,18 @@ def intent_pairs(prompts: Prompts, model: AdaptedModel) -> IntentPairs:
             f"No group of prompts has one row of each intent ({intents[0]}, {intents[1]}): give both rows of a "
             "context and query the same value in the column 'group'."
         )
-    chosen = prompts[[row for pair in whole for row in pair]]
-    shared, answers = _parting(chosen, model)
+    whole_pairs = prompts[[row for pair in whole for row in pair]]
+    shared, answers = _parting(whole_pairs, model)
     differ = np.array([token >= 0 for token in answers[::2]])
     pairs = IntentPairs(
-        rows=chosen,
+        rows=whole_pairs,
         ids=tuple(
             (*ids, *more)
-            for ids, more in zip(encode(chosen, model.tokenizer, model.max_positions), shared, strict=True)
+            for ids, more in zip(encode(whole_pairs, model.tokenizer, model.max_positions), shared, strict=True)
         ),
         answers=torch.tensor(answers),
         intents=intents,
-        groups=tuple(str(chosen[2 * pair].group) for pair in range(len(whole))),
+        groups=tuple(str(whole_pairs[2 * pair].group) for pair in range(len(whole))),
         counts={"given": len(given), "incomplete": len(given) - len(whole)},
     )
     if not differ.any():
@@ -116,14 +116,14 @@ def _parting(rows: Prompts, model: AdaptedModel) -> tuple[list[list[int]], list[
 
 
 def _two_intents(prompts: Prompts) -> tuple[str, str]:
-    found = sorted({str(row.columns["intent"]) for row in prompts if "intent" in row.columns})
-    if len(found) != 2:
-        shown = ", ".join(found) or "none"
+    intents = sorted({str(row.columns["intent"]) for row in prompts if "intent" in row.columns})
+    if len(intents) != 2:
+        shown = ", ".join(intents) or "none"
         raise UserError(
-            f"A knob needs prompts of two intents in the column 'intent', and there are {len(found)} ({shown}): "
+            f"A knob needs prompts of two intents in the column 'intent', and there are {len(intents)} ({shown}): "
             "give rows with group, intent and answer."
         )
-    first, second = found
+    first, second = intents
     return (second, first) if second == POSITIVE else (first, second)
 
 

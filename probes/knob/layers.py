@@ -98,11 +98,11 @@ def _bisect(holds: Callable[[int], bool], low: int, high: int) -> int:
 
 def _refine(run: _Runs, layers: Layers, n_layers: int) -> Layers:
     for _ in range(n_layers):
-        found = run(layers)
-        if found.source[-1] > found.target[-1] + run.thresholds.margin:
+        result = run(layers)
+        if result.source[-1] > result.target[-1] + run.thresholds.margin:
             break
         later = range(max(layers) + 1, n_layers)
-        falls = [i for i in later if found.source[i - 1] - found.source[i] > run.thresholds.drop]
+        falls = [i for i in later if result.source[i - 1] - result.source[i] > run.thresholds.drop]
         if not falls:
             break
         layers = layers | {falls[0]}
@@ -116,7 +116,7 @@ def _monotone(run: _Runs, n_layers: int) -> bool:
 
 
 def _steps(run: _Runs) -> tuple[tuple[tuple[int, ...], float], ...]:
-    return tuple((tuple(sorted(layers)), float(found.source.max())) for layers, found in run.seen.items())
+    return tuple((tuple(sorted(layers)), float(score.source.max())) for layers, score in run.seen.items())
 
 
 class PatchedHeads:
@@ -125,8 +125,8 @@ class PatchedHeads:
     ``chosen``: the target rows averaged over (one direction of the intent).
     """
 
-    def __init__(self, last: LastToken, pairs: IntentPairs, chosen: Int[Tensor, " target"]) -> None:
-        self.last, self.pairs, self.chosen = last, pairs, chosen
+    def __init__(self, last: LastToken, pairs: IntentPairs, targets: Int[Tensor, " target"]) -> None:
+        self.last, self.pairs, self.chosen = last, pairs, targets
         model = last.model
         shape = (model.n_layers, len(pairs.answers), model.n_heads, model.d_head)
         self.heads = torch.empty(shape, dtype=model.dtype)

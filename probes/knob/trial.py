@@ -182,7 +182,7 @@ def flips(
 
 def best_settings(table: pd.DataFrame, natural: pd.DataFrame) -> dict[str, float]:
     """Per intent the value that gives its answer most often; among equals the nearest to its natural mean."""
-    found = {}
+    settings = {}
     knob = table[table["direction"] == "knob"]
     means = natural.groupby("intent", sort=False)["value"].mean()
     middle = means.mean()
@@ -191,5 +191,5 @@ def best_settings(table: pd.DataFrame, natural: pd.DataFrame) -> dict[str, float
         own = own[np.sign(own["value"] - middle) == np.sign(means[intent] - middle)]
         best = own[own["share"] >= own["share"].max() - 1e-9]
         nearest = (best["value"] - means[intent]).abs().to_numpy().argmin()
-        found[str(intent)] = float(best["value"].iloc[nearest])
-    return found
+        settings[str(intent)] = float(best["value"].iloc[nearest])
+    return settings

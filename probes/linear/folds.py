@@ -43,22 +43,22 @@ def make_folds(folds: int | Sequence[int], groups: np.ndarray, y: np.ndarray, se
         if not 2 <= folds <= n_groups:
             few = f"ask for 2 to {n_groups}" if n_groups > 2 else "ask for 2" if n_groups == 2 else "give rows of more"
             raise UserError(f"{folds} folds cannot be made of {counted(n_groups, 'group')}: {few}.")
-        chosen = _dealt(folds, groups, y, np.random.default_rng(seed))
+        fold_of = _dealt(folds, groups, y, np.random.default_rng(seed))
     else:
-        chosen = np.unique(np.asarray(folds), return_inverse=True)[1]
-        if len(chosen) != len(groups):
-            raise UserError(f"There are {len(chosen)} fold numbers for {len(groups)} rows; give one for each.")
-        _refuse_leaks(chosen, groups)
-    for fold in range(int(chosen.max()) + 1):
-        if len(np.unique(y[chosen != fold])) < 2:
+        fold_of = np.unique(np.asarray(folds), return_inverse=True)[1]
+        if len(fold_of) != len(groups):
+            raise UserError(f"There are {len(fold_of)} fold numbers for {len(groups)} rows; give one for each.")
+        _refuse_leaks(fold_of, groups)
+    for fold in range(int(fold_of.max()) + 1):
+        if len(np.unique(y[fold_of != fold])) < 2:
             raise UserError(
                 f"Without fold {fold} only one class is left to train on: use fewer folds or more groups of each class."
             )
-    return chosen
+    return fold_of
 
 
 def folds_of_shuffled(
-    folds: int | Sequence[int], chosen: np.ndarray, groups: np.ndarray, shuffled: np.ndarray, seed: int
+    folds: int | Sequence[int], fold_of: np.ndarray, groups: np.ndarray, shuffled: np.ndarray, seed: int
 ) -> np.ndarray:
     """[row, draw] the folds of shuffled labels, dealt anew where the folds of the true labels were dealt.
 
@@ -66,7 +66,7 @@ def folds_of_shuffled(
     than chance: against such a null the true labels would look better than they are.
     """
     if not isinstance(folds, int):
-        return np.repeat(chosen[:, None], shuffled.shape[1], axis=1)
+        return np.repeat(fold_of[:, None], shuffled.shape[1], axis=1)
     random = np.random.default_rng(seed + 2)
     return np.stack([_dealt(folds, groups, one, random) for one in shuffled.T], axis=1)
 
@@ -96,12 +96,12 @@ def shuffled_labels(y: np.ndarray, groups: np.ndarray, draws: int, seed: int) ->
     random = np.random.default_rng(seed + 1)
     members = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]
     mixed = any(len(np.unique(y[rows])) > 1 for rows in members)
-    found = np.empty((len(y), draws), dtype=bool)
+    labels = np.empty((len(y), draws), dtype=bool)
     for draw in range(draws):
         if mixed:
             for rows in members:
-                found[rows, draw] = random.permutation(y[rows])
+                labels[rows, draw] = random.permutation(y[rows])
         else:
             of_group = random.permutation([y[rows[0]] for rows in members])
-            found[:, draw] = of_group[groups]
-    return found
+            labels[:, draw] = of_group[groups]
+    return labels

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 from scipy import stats
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.linear.folds import folds_of_shuffled, make_folds, numbered, shuffled_labels, two_classes
 from probes.linear.logistic import Features, cell_chunks, solve
 from probes.results import ProbeResult
@@ -86,9 +86,9 @@ class HeadProbe(ProbeResult):
 
     def summary(self) -> str:
         best = self.frame().iloc[0]
-        told = int((self.table["q"] < 0.05).sum())
+        significant = int((self.table["q"] < 0.05).sum())
         return (
-            f"{told} of {len(self.table)} heads tell {self.classes[1]} from {self.classes[0]} (q < 0.05); best "
+            f"{significant} of {len(self.table)} heads tell {self.classes[1]} from {self.classes[0]} (q < 0.05); best "
             f"L{best['layer']:.0f}H{best['head']:.0f}: {best['score']:.1%} [{best['low']:.1%}, {best['high']:.1%}], "
             f"shuffled labels {best['control']:.1%}, larger class {self.chance:.1%}"
         )
@@ -148,28 +148,22 @@ def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)
     data = _Rows.of(recording, labels, groups, folds, draws, seed)
     bar = progress or Silent()
     bar.start("head probe", len(sites))
-    found = []
+    layers_probed = []
     for site in sites:
-        found.append(_probe_layer(recording[role][site.name][:].to(device), data, ridge))
+        layers_probed.append(_probe_layer(recording[role][site.name][:].to(device), data, ridge))
         bar.advance()
     bar.finish()
     layers = tuple(int(site.layer or 0) for site in sites)
-    table = _table(found, layers, data, seed)
+    table = _table(layers_probed, layers, data, seed)
     return HeadProbe(
         table=table,
         control=f"the same probes on shuffled labels ({draws} draws)",
-        provenance=of_recording(
-            "head_probe",
-            recording,
-            (role,),
-            call_settings(None, labels=labels, role=role, groups=groups, folds=folds, ridge=ridge, draws=draws),
-            seed,
-        ),
+        provenance=of_recording("head_probe", recording, (role,), seed),
         classes=data.classes,
-        weight=torch.stack([one.weight for one in found]),
-        bias=torch.stack([one.bias for one in found]),
-        mass_mean=torch.stack([one.mass_mean for one in found]),
-        sigma=torch.stack([one.sigma for one in found]),
+        weight=torch.stack([one.weight for one in layers_probed]),
+        bias=torch.stack([one.bias for one in layers_probed]),
+        mass_mean=torch.stack([one.mass_mean for one in layers_probed]),
+        sigma=torch.stack([one.sigma for one in layers_probed]),
         layers=layers,
         chance=float(max(data.y.mean(), 1 - data.y.mean())),
     )
@@ -198,9 +192,9 @@ class _Rows:
         alone = [f"prompt {p}" if g is None else f"group {g}" for p, g in zip(prompt, named, strict=True)]
         numbers = numbered(alone)
         split = folds if isinstance(folds, int) else _per_prompt(folds, prompt, "folds")
-        chosen = make_folds(split, numbers, y, seed)
+        fold_of = make_folds(split, numbers, y, seed)
         shuffled = shuffled_labels(y, numbers, draws, seed)
-        return cls(y, numbers, chosen, shuffled, folds_of_shuffled(split, chosen, numbers, shuffled, seed), classes)
+        return cls(y, numbers, fold_of, shuffled, folds_of_shuffled(split, fold_of, numbers, shuffled, seed), classes)
 
 
 def _per_prompt(values: Sequence[Any], prompt: np.ndarray, what: str) -> list[Any]:
@@ -262,15 +256,15 @@ def _budget(z: Tensor) -> int:
 
 
 def _probe_heads(features: Features, true: _Fits, null: Float[Tensor, "head draw"]) -> _Layer:
-    found = solve(features, true.targets, true.rows)
-    right = ((found.logits > 0) == true.targets.bool()) & true.out
+    solution = solve(features, true.targets, true.rows)
+    right = ((solution.logits > 0) == true.targets.bool()) & true.out
     mass_mean = _mass_mean(features.x, true.targets[0])
     along = torch.bmm(mass_mean[:, None], features.x[..., :-1].mT)[:, 0]  # [head, row]
     return _Layer(
         right=right.any(1).cpu(),
         null=null.cpu(),
-        weight=found.weights[:, 0, :-1].cpu(),
-        bias=found.weights[:, 0, -1].cpu(),
+        weight=solution.weights[:, 0, :-1].cpu(),
+        bias=solution.weights[:, 0, -1].cpu(),
         mass_mean=mass_mean.cpu(),
         sigma=along.std(1).cpu(),
     )
@@ -294,15 +288,15 @@ def _told_right(features: Features, shuffled: _Fits, draws: int) -> Float[Tensor
     return torch.cat(right).unflatten(1, (draws, -1)).sum(-1).to(torch.float32) / x.shape[1]
 
 
-def _table(found: Sequence[_Layer], layers: Sequence[int], data: _Rows, seed: int) -> pd.DataFrame:
-    right = torch.cat([one.right for one in found]).numpy().T  # [row, cell]
-    null = torch.cat([one.null for one in found]).numpy()  # [cell, draw]
+def _table(layers_probed: Sequence[_Layer], layers: Sequence[int], data: _Rows, seed: int) -> pd.DataFrame:
+    right = torch.cat([one.right for one in layers_probed]).numpy().T  # [row, cell]
+    null = torch.cat([one.null for one in layers_probed]).numpy()  # [cell, draw]
     band = share_intervals(right, clusters=data.groups, seed=seed)
     # A normal tail: with ten draws a head the counted p-value could not get below 1 / 10 of a single head's share.
     # The heads share the draws, so their mean is no surer than one of as many draws: hence 1 + 1 / draws.
     spread = float(null.std()) * np.sqrt(1 + 1 / null.shape[1])
     p = stats.norm.sf((band.estimate - null.mean()) / max(spread, 1e-12))
-    heads = [len(one.bias) for one in found]
+    heads = [len(one.bias) for one in layers_probed]
     return pd.DataFrame(
         {
             "layer": np.repeat(layers, heads),
@@ -312,9 +306,9 @@ def _table(found: Sequence[_Layer], layers: Sequence[int], data: _Rows, seed: in
             "high": band.high,
             "control": null.mean(1),
             "q": q_values(p),
-            "sigma": torch.cat([one.sigma for one in found]).numpy(),
+            "sigma": torch.cat([one.sigma for one in layers_probed]).numpy(),
             "cosine": torch.cat(
-                [torch.nn.functional.cosine_similarity(one.weight, one.mass_mean) for one in found]
+                [torch.nn.functional.cosine_similarity(one.weight, one.mass_mean) for one in layers_probed]
             ).numpy(),
         }
     )

@@ -132,8 +132,8 @@ class _Search:
         along, slope = -pull, -square
         if self.before is not None:
             old, old_square, old_along = self.before
-            kept = (square - (old * pull).sum(-1)).clamp_min(0) / old_square.clamp_min(1e-30)
-            turned = kept[..., None] * old_along - pull
+            fraction = (square - (old * pull).sum(-1)).clamp_min(0) / old_square.clamp_min(1e-30)
+            turned = fraction[..., None] * old_along - pull
             downhill = (gradient * turned).sum(-1)
             along = torch.where((downhill < 0)[..., None], turned, along)
             slope = torch.where(downhill < 0, downhill, slope)

@@ -106,8 +106,8 @@ def copy_scores(
 def recall(model: AdaptedModel, trial: Trial, outputs: Sequence[int]) -> float:
     """ROUGE-1 recall: the share of the needle's words (tokens, without a tokenizer) that the answer holds."""
     wanted = _units(model, trial.ids[trial.start : trial.end])
-    found = set(_units(model, outputs))
-    return float(np.mean([unit in found for unit in wanted])) if wanted else 0.0
+    units = set(_units(model, outputs))
+    return float(np.mean([unit in units for unit in wanted])) if wanted else 0.0
 
 
 def _units(model: AdaptedModel, ids: Sequence[int]) -> list[Any]:

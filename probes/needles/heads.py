@@ -64,8 +64,8 @@ class RetrievalHeads(ProbeResult):
     def heads(self) -> list[str]:
         """Labels of the heads at or above the threshold, best first."""
         table = self.frame()
-        chosen = table[table["score"] >= self.threshold]
-        return [f"L{int(layer)}H{int(head)}" for layer, head in zip(chosen["layer"], chosen["head"], strict=True)]
+        above = table[table["score"] >= self.threshold]
+        return [f"L{int(layer)}H{int(head)}" for layer, head in zip(above["layer"], above["head"], strict=True)]
 
     @property
     def needles_for_q(self) -> int:
@@ -105,31 +105,31 @@ def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> Re
     heads are then not measurable, which is not the same as zero.
     """
     check_subject(subject)
-    chosen = read_options(RetrievalOptions, options)
+    settings = read_options(RetrievalOptions, options)
     if not trials:
         raise UserError("There are no needle trials: make some with needle_trials(haystack, needles, tokenizer).")
     is_pair = hasattr(subject, "base") and hasattr(subject, "tuned")
     models: dict[str, AdaptedModel] = (
         {"tuned": subject.tuned, "base": subject.base} if is_pair else {subject.role: subject}
     )
-    scored = {role: scored_trials(model, trials, chosen) for role, model in models.items()}
+    scored = {role: scored_trials(model, trials, settings) for role, model in models.items()}
     role = next(iter(scored))
-    table = _table(scored[role], trials, chosen)
+    table = _table(scored[role], trials, settings)
     agreement: dict[str, float] = {}
     if is_pair:
         base = scored["base"].scores.mean(0).reshape(-1)
         table = table.assign(base=base, change=table["score"] - base)
-        agreement = _agreement(table["score"].to_numpy(), base, chosen.threshold)
+        agreement = _agreement(table["score"].to_numpy(), base, settings.threshold)
     return RetrievalHeads(
         table=table,
-        control=f"{chosen.decoys} random spans of the needle's length elsewhere in each prompt",
+        control=f"{settings.decoys} random spans of the needle's length elsewhere in each prompt",
         provenance=Provenance.of(
-            "retrieval_heads", models, contents(trials), seed=chosen.seed,
+            "retrieval_heads", models, contents(trials), seed=settings.seed,
             device=str(models[role].device), forward_passes=sum(one.passes for one in scored.values()),
-            settings=call_settings(chosen),
+            settings=call_settings(settings),
         ),
         kept={name: (len(one.rows), len(trials)) for name, one in scored.items()},
-        threshold=chosen.threshold,
+        threshold=settings.threshold,
         agreement=agreement,
         needles=len({trials[number].group for number in scored[role].rows}),
     )  # fmt: skip
@@ -145,31 +145,33 @@ class ScoredTrials:
     passes: int
 
 
-def scored_trials(model: AdaptedModel, trials: Sequence[Trial], chosen: RetrievalOptions) -> ScoredTrials:
+def scored_trials(model: AdaptedModel, trials: Sequence[Trial], settings: RetrievalOptions) -> ScoredTrials:
     """Scores of the trials that the model answers."""
-    check_room(model, trials, chosen.max_new_tokens)
-    report, rng = chosen.progress or Silent(), np.random.default_rng(chosen.seed)
+    check_room(model, trials, settings.max_new_tokens)
+    report, rng = settings.progress or Silent(), np.random.default_rng(settings.seed)
     scores, decoys, rows, passes = [], [], [], 0
     report.start(f"Needles in the {model.role} model", len(trials))
     best = 0.0
     for row, trial in enumerate(trials):
-        found = answer(model, trial, chosen.max_new_tokens)
-        passes += found.passes
+        decoded = answer(model, trial, settings.max_new_tokens)
+        passes += decoded.passes
         report.advance()
-        held = recall(model, trial, found.outputs)
+        held = recall(model, trial, decoded.outputs)
         best = max(best, held)
-        if held <= chosen.keep_above:
+        if held <= settings.keep_above:
             continue
-        assert found.attended is not None
+        assert decoded.attended is not None
         rows.append(row)
-        scores.append(copy_scores(found.attended, found.outputs, trial.ids, trial.start, trial.end))
-        spans = [_elsewhere(trial, rng) for _ in range(chosen.decoys)]
-        decoys.append(np.mean([copy_scores(found.attended, found.outputs, trial.ids, *span) for span in spans], axis=0))
+        scores.append(copy_scores(decoded.attended, decoded.outputs, trial.ids, trial.start, trial.end))
+        spans = [_elsewhere(trial, rng) for _ in range(settings.decoys)]
+        decoys.append(
+            np.mean([copy_scores(decoded.attended, decoded.outputs, trial.ids, *span) for span in spans], axis=0)
+        )
     report.finish()
     if not rows:
         raise UserError(
             f"Retrieval heads of the {model.role} model are not measurable: it answered none of {len(trials)} trials "
-            f"(best recall of a needle {best:.2f}, needed > {chosen.keep_above}); use shorter contexts, easier "
+            f"(best recall of a needle {best:.2f}, needed > {settings.keep_above}); use shorter contexts, easier "
             "needles, or a model that can retrieve."
         )
     return ScoredTrials(np.stack(scores), np.stack(decoys), rows, passes)
@@ -183,14 +185,14 @@ def _elsewhere(trial: Trial, rng: np.random.Generator) -> tuple[int, int]:
     return start, start + width
 
 
-def _table(scored: ScoredTrials, trials: Sequence[Trial], chosen: RetrievalOptions) -> pd.DataFrame:
+def _table(scored: ScoredTrials, trials: Sequence[Trial], settings: RetrievalOptions) -> pd.DataFrame:
     clusters = np.array([trials[row].group for row in scored.rows])
     if len(set(clusters)) < 2:
         clusters = np.arange(len(clusters))  # one needle: its trials are all there is to resample
     n, layers, heads = scored.scores.shape
     flat, decoys = scored.scores.reshape(n, -1), scored.decoys.reshape(n, -1)
-    intervals = mean_intervals(flat, clusters=clusters, seed=chosen.seed)
-    p = paired_permutation(cluster_means(flat - decoys, clusters), seed=chosen.seed).p
+    intervals = mean_intervals(flat, clusters=clusters, seed=settings.seed)
+    p = paired_permutation(cluster_means(flat - decoys, clusters), seed=settings.seed).p
     return pd.DataFrame({
         "layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers),
         "score": intervals.estimate, "low": intervals.low, "high": intervals.high, "control": decoys.mean(0),

@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from scipy.stats import spearmanr
 
 from probes.call_settings import call_settings
@@ -19,14 +18,13 @@ from probes.needles.search import as_needles
 from probes.needles.trials import QUESTION, Needle, Trial, check_template, contents, needle_trials
 from probes.resampling import bootstrap_weights, interval
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
-from workbench.stats.fdr import q_values
 
 DRAWS, PERMUTATIONS = 500, 2000
 
@@ -46,10 +44,6 @@ class SameHeads(ProbeResult):
 
     title: ClassVar[str] = "Retrieval heads before and after"
     unit: ClassVar[str] = "rank correlation with the base's heads"
-
-    def figure(self) -> go.Figure:
-        """The correlation by length."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         """Each length."""
@@ -136,15 +130,12 @@ def same_heads(  # noqa: PLR0913 (a public call)
     table = pd.DataFrame([bench.line(length) for length in trials])
     everything = [one for own in scored.values() for one in own.values() if one is not None]
     return SameHeads(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(float))),
+        table=with_q(table, keep_p=False),
         control="heads exchanged at random",
         provenance=Provenance.of(
-            "same_heads", pair.models, contents([one for own in trials.values() for one in own]), seed=seed,
-            device=str(pair.tuned.device), forward_passes=sum(one.passes for one in everything),
-            settings=call_settings(
-                None, haystack=str(haystack), needles=[vars(one) for one in hidden], lengths=list(lengths),
-                depths=list(depths), template=template, chat=chat, best=best, max_new_tokens=max_new_tokens,
-            ),
+            "same_heads", pair, contents([one for own in trials.values() for one in own]), seed=seed,
+            forward_passes=sum(one.passes for one in everything),
+            settings=call_settings(None, haystack=str(haystack), needles=[vars(one) for one in hidden]),
         ),
         reference=reference,
     )  # fmt: skip
@@ -175,8 +166,8 @@ class _Bench:
             for role, one in (("base", base), ("tuned", tuned))
         }
         empty = dict.fromkeys(("score", "low", "high", "control", "p", "shared", "best", "chance"), np.nan)
-        found = empty if tuned is None else self._compared(tuned, length, before)
-        return {"module": str(length), **found, **answered, "n": len(self.trials[length])}
+        comparison = empty if tuned is None else self._compared(tuned, length, before)
+        return {"module": str(length), **comparison, **answered, "n": len(self.trials[length])}
 
     def _compared(self, tuned: ScoredTrials, length: int, before: ScoredTrials) -> dict[str, float]:
         ours, theirs = _flat(tuned), _flat(before)

@@ -17,16 +17,13 @@ from probes.needles.decoding import answer, check_room, recall
 from probes.needles.heads import RetrievalHeads
 from probes.needles.trials import Trial, contents
 from probes.options import read_options
-from probes.resampling import cluster_means, interval
 from probes.results import SHARED, ProbeResult, Provenance
+from probes.scored import count_columns
 from workbench.engine.context import ForwardContext
-from workbench.engine.hub import SiteHook
+from workbench.engine.dispatch import SiteHook, layer_readers
 from workbench.engine.sites import Site, parse_label
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
-from workbench.stats.fdr import q_values
-from workbench.stats.shares import share_intervals
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 Mask = Literal["zero", "uniform", "mean"]
@@ -79,9 +76,9 @@ def mask_heads(
 
     ``subject``: a model or a pair (its tuned model). ``options``: see :class:`MaskOptions`.
     """
-    chosen = read_options(MaskOptions, options)
-    if chosen.how not in MASKS:
-        raise unknown_name("way to mask a head", chosen.how, MASKS)
+    settings = read_options(MaskOptions, options)
+    if settings.how not in MASKS:
+        raise unknown_name("way to mask a head", settings.how, MASKS)
     model: AdaptedModel = getattr(subject, "tuned", subject)
     names = _ranked(heads)
     steps = sorted({0, *counts})
@@ -90,20 +87,20 @@ def mask_heads(
     ranked = [parse_label(name)[::2] for name in names[: steps[-1]]]
     best: list[Place] = [(layer, int(head or 0)) for layer, head in ranked]
     everything = {(layer, head): 0.0 for layer in range(model.n_layers) for head in range(model.n_heads)}
-    random = matched_cells(best, everything, chosen.controls, chosen.seed, nearest=len(everything))
-    check_room(model, trials, chosen.max_new_tokens)
-    trial = _Trial(model, trials, chosen)
+    random = matched_cells(best, everything, settings.controls, settings.seed, nearest=len(everything))
+    check_room(model, trials, settings.max_new_tokens)
+    trial = _Trial(model, trials, settings)
     values = np.stack([trial.recalls(best[:n]) for n in steps])
     drawn = np.stack([np.stack([values[0], *(trial.recalls(draw[:n]) for n in steps[1:])]) for draw in random])
     return MaskTest(
-        table=_table(steps, values, drawn, np.array([trial.group for trial in trials]), chosen),
-        control=f"{chosen.controls} draws of as many random heads of the same layers",
+        table=_table(steps, values, drawn, np.array([trial.group for trial in trials]), settings),
+        control=f"{settings.controls} draws of as many random heads of the same layers",
         provenance=Provenance.of(
-            "mask_heads", {model.role: model}, contents(trials), seed=chosen.seed, device=str(model.device),
-            forward_passes=trial.passes, settings=call_settings(chosen, heads=names[: steps[-1]], counts=counts),
+            "mask_heads", model, contents(trials), seed=settings.seed, forward_passes=trial.passes,
+            settings=call_settings(settings, heads=names[: steps[-1]], counts=counts),
         ),
         heads=names[: steps[-1]],
-        how=chosen.how,
+        how=settings.how,
     )  # fmt: skip
 
 
@@ -117,18 +114,18 @@ def _ranked(heads: RetrievalHeads | Sequence[str]) -> list[str]:
 class _Trial:
     """Needle trials answered with some heads masked."""
 
-    def __init__(self, model: AdaptedModel, trials: Sequence[Trial], chosen: MaskOptions) -> None:
-        self.model, self.trials, self.chosen, self.passes = model, trials, chosen, 0
+    def __init__(self, model: AdaptedModel, trials: Sequence[Trial], settings: MaskOptions) -> None:
+        self.model, self.trials, self.settings, self.passes = model, trials, settings, 0
 
     def recalls(self, heads: Sequence[Place]) -> Float[np.ndarray, " trial"]:
         """Recall of each trial's needle."""
-        found = []
+        recalls = []
         for trial in self.trials:
-            hooks = mask_hooks(self.model, heads, self.chosen.how, trial)
-            one = answer(self.model, trial, self.chosen.max_new_tokens, watch=False, hooks=hooks)
+            hooks = mask_hooks(self.model, heads, self.settings.how, trial)
+            one = answer(self.model, trial, self.settings.max_new_tokens, watch=False, hooks=hooks)
             self.passes += one.passes
-            found.append(recall(self.model, trial, one.outputs))
-        return np.array(found)
+            recalls.append(recall(self.model, trial, one.outputs))
+        return np.array(recalls)
 
 
 def mask_hooks(model: AdaptedModel, heads: Sequence[Place], how: str, trial: Trial) -> list[SiteHook]:
@@ -138,9 +135,12 @@ def mask_hooks(model: AdaptedModel, heads: Sequence[Place], how: str, trial: Tri
         by_layer.setdefault(layer, []).append(head)
     means = _means(model, by_layer, trial) if how == "mean" else {}
     if how == "uniform":
-        return [SiteHook(Site("pattern", layer), _uniform(chosen), edit=True) for layer, chosen in by_layer.items()]
+        return [
+            SiteHook(Site("pattern", layer), _uniform(own_heads), edit=True) for layer, own_heads in by_layer.items()
+        ]
     return [
-        SiteHook(Site("z", layer), _fixed(chosen, means.get(layer)), edit=True) for layer, chosen in by_layer.items()
+        SiteHook(Site("z", layer), _fixed(own_heads, means.get(layer)), edit=True)
+        for layer, own_heads in by_layer.items()
     ]
 
 
@@ -166,18 +166,11 @@ def _uniform(heads: list[int]) -> Callable[[Tensor, ForwardContext], Tensor]:
 
 def _means(model: AdaptedModel, by_layer: dict[int, list[int]], trial: Trial) -> dict[int, Tensor]:
     """Mean z [head, d_head] of each layer over the prompt."""
-    kept: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Callable[[Tensor, ForwardContext], None]:
-        def reader(value: Tensor, _ctx: ForwardContext) -> None:
-            kept[layer] = value[0].mean(0)
-
-        return reader
-
-    with model.hooked([SiteHook(Site("z", layer), keep(layer)) for layer in by_layer], stop=True):
+    means: dict[int, Tensor] = {}
+    with model.hooked(layer_readers("z", by_layer, means, lambda value: value[0].mean(0)), stop=True):
         if by_layer:
             model.forward(torch.tensor([trial.ids]), logits=None)
-    return kept
+    return means
 
 
 def _table(
@@ -185,15 +178,7 @@ def _table(
     values: Float[np.ndarray, "count trial"],
     drawn: Float[np.ndarray, "draw count trial"],
     groups: np.ndarray,
-    chosen: MaskOptions,
+    settings: MaskOptions,
 ) -> pd.DataFrame:
     clusters = groups if len(set(groups)) > 1 else np.arange(len(groups))
-    found = share_intervals(values.T, clusters=clusters, seed=chosen.seed)
-    by_draw = drawn.mean(2)
-    low, high = interval(by_draw)
-    p = paired_permutation(cluster_means((values - drawn.mean(0)).T, clusters), seed=chosen.seed).p
-    p[0] = np.nan
-    return pd.DataFrame({
-        "count": steps, "score": found.estimate, "low": found.low, "high": found.high,
-        "control": by_draw.mean(0), "control_low": low, "control_high": high, "q": q_values(p),
-    })  # fmt: skip
+    return pd.DataFrame(count_columns(steps, values, drawn, clusters, seed=settings.seed)).drop(columns="p")

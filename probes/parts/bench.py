@@ -10,12 +10,10 @@ import numpy as np
 
 from interventions.weightspace.task_vector import TaskVector
 from probes.grafting.tasks import Task
-from probes.resampling import cluster_means
-from probes.scored import scored_share
+from probes.scored import beside_control
 from probes.series.answers import Answers
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
-from workbench.stats.tests import paired_permutation
 
 
 @dataclass
@@ -56,11 +54,8 @@ class Bench:
         own = self.right(vector) if own is None else own
         random = np.stack([self.right(control) for control in controls]) if controls else own[None]
         clusters = self.task.clusters if self.task.clusters is not None else np.arange(len(own))
-        apart = cluster_means((own - random.mean(0))[:, None], clusters)
         return {
-            **scored_share(own, seed=self.seed, clusters=clusters),
-            "control": float(random.mean()),
-            "p": float(paired_permutation(apart, seed=self.seed).p[0]),
+            **beside_control(own, random.mean(0), clusters, seed=self.seed, share=True),
             "retained": self.retained(vector),
             "retained_control": float(np.mean([self.retained(control) for control in controls]))
             if controls

@@ -7,21 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from interventions.weightspace.task_vector import TaskVector
 from probes.call_settings import call_settings
 from probes.parts.bench import Bench
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
 
 Cut = Literal["layer", "part", "module"]
 
@@ -44,10 +42,6 @@ class BlockFlips(ProbeResult):
 
     title: ClassVar[str] = "Blocks of the update"
     unit: ClassVar[str] = "share of right answers lost without the block"
-
-    def figure(self) -> go.Figure:
-        """Layer by block."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.frame().iloc[0]
@@ -113,15 +107,11 @@ def block_flips(
     watch.finish()
     frame = pd.DataFrame(table)
     return BlockFlips(
-        table=frame.assign(base=bench.right(None).mean(), q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False).assign(base=bench.right(None).mean()),
         control="entries of the rest of the update, drawn at random up to the block's norm, switched off instead",
         provenance=Provenance.of(
-            "block_flips", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            forward_passes=bench.passes,
-            settings=call_settings(
-                None, cut=cut, retain=None if retain is None else Prompts.of(retain), threshold=threshold,
-                batch_size=batch_size,
-            ),
+            "block_flips", pair, rows, seed=seed, forward_passes=bench.passes,
+            settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         active=len(blocks),
         total=_total(pair.base, cut),

@@ -16,7 +16,7 @@ from interventions.weightspace.task_vector import TaskVector
 from probes.call_settings import call_settings
 from probes.parts.bench import Bench
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import scored_share, with_q
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -25,7 +25,6 @@ from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,16 +134,12 @@ def scale_sweep(
     frame = pd.DataFrame(table)
     both = frame["score"] + frame["retained"].fillna(0.0)
     return ScaleSweep(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="the same scale of the update under random signs, entry by entry" if shape == "flat" else
         "the same factors given to the layers in reverse order",
         provenance=Provenance.of(
-            "scale_sweep", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            forward_passes=bench.passes,
-            settings=call_settings(
-                None, scales=list(scales), shape=shape, retain=None if retain is None else Prompts.of(retain),
-                margin=margin, batch_size=batch_size,
-            ),
+            "scale_sweep", pair, rows, seed=seed, forward_passes=bench.passes,
+            settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         best_scale=float(frame["scale"][both >= both.max() - 1e-12].min()),
         margin=margin,
@@ -179,8 +174,8 @@ def _held_out(frame: pd.DataFrame, right: np.ndarray, whole: np.ndarray, bench: 
     choosing = np.isin(clusters, groups[: len(groups) // 2])
     value = right[:, choosing].mean(1) + frame["retained"].fillna(0.0).to_numpy()
     best = int(np.flatnonzero(value >= value.max() - 1e-12)[np.argmin(frame["scale"][value >= value.max() - 1e-12])])
-    found = scored_share(right[best, ~choosing], seed=bench.seed, clusters=clusters[~choosing])
-    return {"scale": float(frame["scale"].iloc[best]), **found, "whole": float(whole[~choosing].mean())}
+    interval = scored_share(right[best, ~choosing], seed=bench.seed, clusters=clusters[~choosing])
+    return {"scale": float(frame["scale"].iloc[best]), **interval, "whole": float(whole[~choosing].mean())}
 
 
 def _verdict(scale: float, change: float, margin: float) -> str:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.lazy_tensors import LazyTensors
@@ -18,15 +16,14 @@ from probes.anatomy.spaces import INTRUDER_BELOW, Spaces, Svd, low_rank_sparse
 from probes.call_settings import call_settings
 from probes.parts.bench import Bench
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError, unknown_name
-from workbench.figures.series import labelled_points
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Tensor
 
 Part = Literal["whole", "low_rank", "sparse", "both", "inside", "outside", "intruders", "no_intruders"]
@@ -46,10 +43,6 @@ class UpdateParts(ProbeResult):
 
     title: ClassVar[str] = "Parts of the update"
     unit: ClassVar[str] = "share right with the part alone"
-
-    def figure(self) -> go.Figure:
-        """Accuracy of every part beside its control."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         said = ", ".join(
@@ -126,15 +119,11 @@ def update_parts(  # noqa: PLR0913
     watch.finish()
     frame = pd.DataFrame(table)
     return UpdateParts(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="random directions with the part's own singular values, in every matrix",
         provenance=Provenance.of(
-            "update_parts", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.base.device),
-            forward_passes=bench.passes,
-            settings=call_settings(
-                None, parts=list(parts), rank=rank, share=share, k=k,
-                retain=None if retain is None else Prompts.of(retain), batch_size=batch_size,
-            ),
+            "update_parts", pair, rows, seed=seed, forward_passes=bench.passes,
+            settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         base=float(bench.right(None).mean()),
     )  # fmt: skip

@@ -8,14 +8,15 @@ heads sum to the exact effect of patching them all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from probes.patches.cells import Cell
 from probes.patches.gradients import Leaves, Move, Place, site_of
-from probes.patches.recorded import Prepared, Recorded, numbers
+from probes.patches.recorded import Prepared, Recorded, Share, numbers
 from probes.patches.runs import TargetRun
 from probes.patches.task import Task
 from probes.replay import frozen
@@ -45,18 +46,42 @@ def attributions(
     by_place: dict[Place, list[int]] = {}
     for index, cell in enumerate(cells):
         by_place.setdefault((cell.kind, cell.layer), []).append(index)
-    for batch in runs.batches(() if steps else list(by_place)):
-        for place, members in by_place.items():
-            if steps:
-                gradient = _mean_gradient(runs, batch, place, [cells[index] for index in members], steps)
-            else:
-                gradient = batch.gradients.pop(place)
-            products = _products(batch.run, place, gradient)
-            for index in members:
-                found[batch.members, index] = numbers(task.per_prompt(_of_cell(products, cells[index])))
+
+    def take(members: list[int], _share: Share, estimates: Float[np.ndarray, "prompt cell"]) -> None:
+        found[members] = estimates
         report.advance(1)
+
+    modes = {_last_only([cells[index] for index in members]) for members in by_place.values()} if steps else set()
+    work = partial(_estimated, task, cells, by_place, steps)
+    runs.spread(work, take, () if steps else list(by_place), modes=modes)
     report.finish()
     return found, runs.passes - forward, runs.backward - backward
+
+
+def _estimated(
+    task: Task,
+    cells: Sequence[Cell],
+    by_place: Mapping[Place, list[int]],
+    steps: int,
+    runs: Recorded,
+    batch: Prepared,
+    _share: Share,
+) -> Float[np.ndarray, "prompt cell"]:
+    """Estimates of every cell on one batch."""
+    found = np.zeros((len(batch.members), len(cells)))
+    for place, members in by_place.items():
+        if steps:
+            gradient = _mean_gradient(runs, batch, place, [cells[index] for index in members], steps)
+        else:
+            gradient = batch.gradients.pop(place)
+        products = _products(batch.run, place, gradient)
+        for index in members:
+            found[:, index] = numbers(task.per_prompt(_of_cell(products, cells[index])))
+    return found
+
+
+def _last_only(cells: Sequence[Cell]) -> bool:
+    return all(cell.positions == (-1,) for cell in cells)
 
 
 def _of_cell(products: Tensor, cell: Cell) -> Float[Tensor, " row"]:
@@ -88,7 +113,7 @@ def _mean_gradient(
 ) -> Float[Tensor, "prompt pos *rest"]:
     """The gradient at one place, averaged over points between target and source; the points run as copies."""
     run, (kind, layer) = one.run, place
-    last_only = all(cell.positions == (-1,) for cell in cells)
+    last_only = _last_only(cells)
     run.shortcuts = runs.exact(run, last_only=last_only)
     leaves = Leaves([place], _between(run, place, cells, steps))
     with frozen(run.model.hf):

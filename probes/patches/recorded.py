@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +20,16 @@ from probes.patches.runs import TargetRun, output_matrix, record
 from probes.patches.task import Task
 from probes.patches.vocabulary import can_narrow
 from probes.replay import frozen
+from workbench.cluster.splitting import in_parts, split_width
 from workbench.engine.sites import Site
 from workbench.prompts.encode import Encoded, batches
 from workbench.typing import Float, Int, Tensor
 
+Answer = TypeVar("Answer")
+Share = tuple[int, int]
+"""Which share of a batch's work, of how many."""
+AHEAD = 2
+"""Shares of work for each worker, so that none waits for the slowest."""
 KEPT_BYTES = 2**29
 """How much of what was recorded is held for the next sweep over the same prompts."""
 
@@ -63,16 +73,74 @@ class Recorded:
 
         ``places``: the target runs with gradients, and one backward pass gives those of the metric there.
         """
-        for number, members in enumerate(self.members):
-            one, before = self._kept.get(number), (0.0, 0.0)
-            if one is None or places:
-                one = self._prepared(members, places)
-            else:
-                before = (one.run.passes, one.run.backward)
-            yield one
-            self.passes += one.run.passes - before[0]
-            self.backward += one.run.backward - before[1]
-            self._keep(number, one)
+        for number in range(len(self.members)):
+            with self.opened(number, places) as one:
+                yield one
+
+    def spread(
+        self,
+        work: Callable[[Recorded, Prepared, Share], Answer],
+        take: Callable[[list[int], Share, Answer], None],
+        places: Sequence[Place] = (),
+        *,
+        modes: Collection[bool] = (),
+        divisible: str | None = None,
+    ) -> None:
+        """``work`` on every batch, shared out inside :func:`workbench.on_ray`.
+
+        Args:
+            work: Gets these runs, the batch, and which share of its work is meant.
+            take: Gets the batch's prompts, the share and what came of it, in order.
+            places: As :meth:`batches` takes them.
+            modes: Modes of replay (``last_only``) whose exactness must be known, so that all workers replay alike.
+            divisible: The hash of what is done, where a batch's work may be done in several shares. Each records the
+                batch again, and is one of the run's finished batches.
+        """
+        width = split_width()
+        count = max(1, math.ceil(AHEAD * width / len(self.members))) if divisible is not None else 1
+        parts = [(number, (share, count)) for number in range(len(self.members)) for share in range(count)]
+        if width > 1 and len(parts) > 1:
+            self._learn(modes)
+
+        def merged(part: tuple[int, Share], done: _Done) -> None:
+            members, (answer, metrics, passes) = self.members[part[0]], done
+            self.source[members], self.target[members] = metrics
+            self.passes, self.backward = self.passes + passes[0], self.backward + passes[1]
+            take(members, part[1], answer)
+
+        def content(part: tuple[int, Share]) -> Any:
+            ids = [self.task.batch(self.members[part[0]])[side].input_ids for side in (0, 1)]
+            return ["patches", divisible, self.metric, self.task.names, ids, part]
+
+        kept = (
+            content if divisible is not None and width > 1 else None
+        )  # in one process, ``work`` keeps smaller batches
+        in_parts(partial(_done, self, work, list(places)), parts, merged, content=kept)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which records what it needs itself."""
+        return {**self.__dict__, "_kept": {}}
+
+    def _learn(self, modes: Collection[bool]) -> None:
+        """Whether replays are exact, before any work; costs a recording of the first batch where it is not known."""
+        unknown = [mode for mode in modes if mode not in self._exact]
+        if unknown:
+            with self.opened(0) as first:
+                for mode in unknown:
+                    self.exact(first.run, last_only=mode)
+
+    @contextmanager
+    def opened(self, number: int, places: Sequence[Place] = ()) -> Iterator[Prepared]:
+        """One batch, and afterwards what it cost."""
+        one, before = self._kept.get(number), (0.0, 0.0)
+        if one is None or places:
+            one = self._prepared(self.members[number], places)
+        else:
+            before = (one.run.passes, one.run.backward)
+        yield one
+        self.passes += one.run.passes - before[0]
+        self.backward += one.run.backward - before[1]
+        self._keep(number, one)
 
     def exact(self, run: TargetRun, *, last_only: bool) -> bool:
         """Whether replays from the middle are exact for this model; tried on the first batch that asks."""
@@ -129,6 +197,26 @@ class Recorded:
         values, spent = record_on_inputs(self.task.source, batch, self._sites, inputs)
         run.passes += spent
         return {site: value.to(self.task.target.device) for site, value in values.items()}
+
+
+_Done = tuple[Any, tuple[np.ndarray, np.ndarray], tuple[float, float]]
+"""The answer, the metrics [prompt] of source and target, and the forward and backward passes."""
+
+
+def _done(
+    runs: Recorded,
+    work: Callable[[Recorded, Prepared, Share], Any],
+    places: Sequence[Place],
+    part: tuple[int, Share],
+) -> _Done:
+    """One share of a batch. Passes are told, not counted: they may be another process's."""
+    (number, share), before = part, (runs.passes, runs.backward)
+    runs.passes, runs.backward = 0.0, 0.0
+    with runs.opened(number, places) as batch:
+        answer = work(runs, batch, share)
+    passes, members = (runs.passes, runs.backward), runs.members[number]
+    runs.passes, runs.backward = before
+    return answer, (runs.source[members], runs.target[members]), passes
 
 
 def _judge(task: Task, members: list[int], metric: str) -> tuple[Metric, Int[Tensor, "prompt token"] | None]:

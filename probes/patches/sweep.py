@@ -10,12 +10,15 @@ import numpy as np
 import torch
 
 from probes.patches.cells import Patch
-from probes.patches.recorded import Prepared, Recorded, numbers
+from probes.patches.recorded import Prepared, Recorded, Share, numbers
 from probes.patches.task import Task
 from workbench import finished_batches
+from workbench.finished_batches import fingerprint
 from workbench.progress import Progress, Silent
 from workbench.typing import Float
 
+Group = tuple[list[int], np.ndarray]
+"""Numbers of the patches that ran together, and what each did to the metric [prompt, patch] of a batch."""
 MAX_ROWS = 512
 """Rows run together when each is a single token; their logits are held at once."""
 
@@ -56,20 +59,56 @@ def sweep(
         runs = Recorded(task, [cell for patch in patches for cell in patch], metric, batch_size, keep=0)
     at_once = max_tokens or (512 if task.target.device.type == "cpu" else 16_384)
     effects = np.zeros((len(task.target_ids), len(patches)))
-    before, exact = runs.passes, shortcuts
+    before, exact, taken, bar = runs.passes, shortcuts, 0, _Bar(report)
     report.start("Patching", len(runs.members) * len(patches))
-    for batch in runs.batches():
-        if shortcuts:
-            exact = all([runs.exact(batch.run, last_only=last) for last in _modes(patches)])
-        batch.run.shortcuts = exact
-        for group in _groups(patches, batch.run.batch.input_ids.numel(), len(batch.members), at_once):
-            placed = [patches[index] for index in group]
-            about = [metric, exact, task.names, batch.members, batch.run.batch.input_ids, placed]
-            moved, batch.run.passes = finished_batches.batch("patches", about, partial(_moved, task, batch, placed))
-            effects[np.ix_(batch.members, group)] = moved
-            report.advance(len(group))
+
+    def take(members: list[int], _share: Share, done: tuple[list[Group], bool]) -> None:
+        nonlocal exact, taken
+        groups, exact = done
+        for group, moved in groups:
+            effects[np.ix_(members, group)] = moved
+            taken += len(group)
+        if bar.done < taken:  # by another process, which has no bar
+            bar.advance(taken - bar.done)
+
+    work = partial(_patched, task, patches, at_once, shortcuts, bar)
+    runs.spread(work, take, modes=_modes(patches) if shortcuts else (), divisible=fingerprint(patches))
     report.finish()
     return Sweep(effects, runs.source.copy(), runs.target.copy(), runs.passes - before, exact)
+
+
+class _Bar(Silent):
+    """Knows what it was told."""
+
+    def __init__(self, report: Progress) -> None:
+        self.report, self.done = report, 0
+
+    def advance(self, by: int = 1) -> None:
+        self.done += by
+        self.report.advance(by)
+
+
+def _patched(
+    task: Task,
+    patches: Sequence[Patch],
+    at_once: int,
+    shortcuts: bool,
+    bar: Progress,
+    runs: Recorded,
+    batch: Prepared,
+    share: Share,
+) -> tuple[list[Group], bool]:
+    """What this share of the patches does to a batch, and whether replays from the middle are exact."""
+    exact = shortcuts and all([runs.exact(batch.run, last_only=last) for last in _modes(patches)])
+    batch.run.shortcuts = exact
+    groups, done = _groups(patches, batch.run.batch.input_ids.numel(), len(batch.members), at_once), []
+    for group in groups[share[0] :: share[1]]:
+        placed = [patches[index] for index in group]
+        about = [runs.metric, exact, task.names, batch.members, batch.run.batch.input_ids, placed]
+        moved, batch.run.passes = finished_batches.batch("patches", about, partial(_moved, task, batch, placed))
+        done.append((group, moved))
+        bar.advance(len(group))
+    return done, exact
 
 
 def _moved(task: Task, batch: Prepared, patches: Sequence[Patch]) -> tuple[Float[np.ndarray, "prompt patch"], float]:

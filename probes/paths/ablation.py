@@ -115,56 +115,61 @@ class HeadRuns:
         """Forward passes in units of one batch."""
         return self._passes + self.stand_in.passes
 
-    def scores(self, kept: Sequence[Kept]) -> Float[np.ndarray, "prompt kept"]:
+    def scores(self, variants: Sequence[Kept]) -> Float[np.ndarray, "prompt kept"]:
         """The metric of every prompt, for each of ``kept``."""
-        found = np.zeros((len(self._batch), len(kept)))
+        scores = np.zeros((len(self._batch), len(variants)))
         self.report.start("Heads replaced", len(self._batch))
         width = max(1, self.at_once // (min(self.batch_size, len(self._batch)) * self._batch.input_ids.shape[1]))
         for first in range(0, len(self._batch), self.batch_size):
             rows = torch.arange(first, min(first + self.batch_size, len(self._batch)))
-            for start in range(0, len(kept), width):
-                some = kept[start : start + width]
-                found[first : first + len(rows), start : start + len(some)] = self._run(rows, some)
+            for start in range(0, len(variants), width):
+                some = variants[start : start + width]
+                scores[first : first + len(rows), start : start + len(some)] = self._run(rows, some)
                 self._passes += len(some)
             self.report.advance(len(rows))
         self.report.finish()
-        return found
+        return scores
 
-    def _run(self, rows: Int[Tensor, " row"], kept: Sequence[Kept]) -> Float[np.ndarray, "row kept"]:
+    def _run(self, rows: Int[Tensor, " row"], variants: Sequence[Kept]) -> Float[np.ndarray, "row kept"]:
         few = _rows(self._batch, rows).to(self.model.device)
-        batch = Encoded(*(one.repeat_interleave(len(kept), 0) for one in (few.input_ids, few.attention_mask)))
-        hooks = [SiteHook(Site("z", layer), self._edit(layer, rows, kept), edit=True) for layer in self._touched(kept)]
+        batch = Encoded(*(one.repeat_interleave(len(variants), 0) for one in (few.input_ids, few.attention_mask)))
+        hooks = [
+            SiteHook(Site("z", layer), self._edit(layer, rows, variants), edit=True)
+            for layer in self._touched(variants)
+        ]
         with self.model.hooked(hooks), torch.no_grad():
             logits = self.model.forward(batch, logits="last")
         assert logits is not None
-        logits = logits[:, -1].unflatten(0, (-1, len(kept)))
+        logits = logits[:, -1].unflatten(0, (-1, len(variants)))
         answers, distractors = self._answers
         if self.metric == "accuracy":
             return (logits.argmax(-1).cpu() == answers[rows][:, None]).double().numpy()
         others = None if distractors is None else distractors[rows]
         return Metric(self.metric, answers[rows], others)(logits).double().cpu().numpy()
 
-    def _touched(self, kept: Sequence[Kept]) -> list[int]:
+    def _touched(self, variants: Sequence[Kept]) -> list[int]:
         """Layers in which anything is ablated."""
-        if not all(one.everything_else for one in kept):
+        if not all(one.everything_else for one in variants):
             return list(range(self.model.n_layers))
-        return sorted({layer for one in kept for _, (layer, _) in one.parts})
+        return sorted({layer for one in variants for _, (layer, _) in one.parts})
 
     def _edit(
-        self, layer: int, rows: Int[Tensor, " row"], kept: Sequence[Kept]
+        self, layer: int, rows: Int[Tensor, " row"], variants: Sequence[Kept]
     ) -> Callable[[Tensor, ForwardContext], Tensor]:
-        own = torch.zeros(len(rows), len(kept), self._batch.input_ids.shape[1], self.model.n_heads, dtype=torch.bool)
-        for copy, one in enumerate(kept):
+        own = torch.zeros(
+            len(rows), len(variants), self._batch.input_ids.shape[1], self.model.n_heads, dtype=torch.bool
+        )
+        for copy, one in enumerate(variants):
             own[:, copy] = one.everything_else
             for place, (at_layer, head) in one.parts:
                 if at_layer == layer:
                     self._mark(own[:, copy, :, head], place, rows, value=not one.everything_else)
-        if self._spare_first and not all(one.everything_else for one in kept):
+        if self._spare_first and not all(one.everything_else for one in variants):
             first = _rows(self._batch, rows).position_ids == 0
             own |= (first & _rows(self._batch, rows).attention_mask.bool())[:, None, :, None]
         own = own.flatten(0, 1)[..., None].to(self.model.device)
         other = self.stand_in.of(layer, rows)
-        other = other if len(other) == 1 else other.repeat_interleave(len(kept), 0)
+        other = other if len(other) == 1 else other.repeat_interleave(len(variants), 0)
         return lambda value, _ctx: torch.where(own.to(value.device), value, other.to(value))
 
     def _mark(self, own: Tensor, place: Place, rows: Int[Tensor, " row"], *, value: bool) -> None:
@@ -184,8 +189,8 @@ class HeadRuns:
         check_metric(
             "logit_diff" if metric == "logit_diff" else "prob", has_answers=has[0], has_distractors=has[1]
         )  # fmt: skip
-        found = answer_tokens(prompts, self.model.tokenizer)
-        return found.answer, found.distractor
+        tokens = answer_tokens(prompts, self.model.tokenizer)
+        return tokens.answer, tokens.distractor
 
 
 def mean_ablation(

@@ -37,8 +37,8 @@ class CircuitTest(ProbeResult):
 
     def frame(self) -> pd.DataFrame:
         """The table, most faithful model first. Its cells are models, so there is no layer column."""
-        found = super().frame().drop(columns="layer")
-        return found[["model", *SHARED, *found.columns.difference(["model", *SHARED], sort=False)]]
+        frame = super().frame().drop(columns="layer")
+        return frame[["model", *SHARED, *frame.columns.difference(["model", *SHARED], sort=False)]]
 
     def minimal(self, model: str) -> dict[str, list[str]]:
         """The circuit without the heads that ``model`` does not need."""
@@ -46,10 +46,10 @@ class CircuitTest(ProbeResult):
             return self.heads
         part = self.minimality[(self.minimality["model"] == model) & self.minimality["kept"]]
         labels = [f"L{layer}H{head}" for layer, head in zip(part["layer"], part["head"], strict=True)]
-        found: dict[str, list[str]] = {place: [] for place in self.heads}
+        heads: dict[str, list[str]] = {place: [] for place in self.heads}
         for place, label in zip(part["place"], labels, strict=True):
-            found[place].append(label)
-        return found
+            heads[place].append(label)
+        return heads
 
     def figure(self) -> go.Figure:
         """Faithfulness in each model beside random circuits."""
@@ -58,7 +58,7 @@ class CircuitTest(ProbeResult):
         return beside_random(self.table, name="model", title=f"Circuit alone, {self.metric}", y=self.unit)
 
     def summary(self) -> str:
-        told = ", ".join(
+        lines = ", ".join(
             f"{row.model} {row.circuit:.3g} / {row.full:.3g} = {row.score:.3g}" for row in self.table.itertuples()
         )
-        return f"{self.metric} of the circuit / of the model: {told}; control: {self.control}"
+        return f"{self.metric} of the circuit / of the model: {lines}; control: {self.control}"

@@ -22,6 +22,7 @@ from probes.paths.groups import Heads, by_place, named, parts_of, random_parts, 
 from probes.paths.minimality import needed
 from probes.resampling import interval
 from probes.results import Provenance
+from probes.scored import with_q
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import Needs, method
@@ -29,7 +30,6 @@ from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_intervals, ratio_intervals
 from workbench.stats.controls import against_controls
-from workbench.stats.fdr import q_values
 
 
 @dataclass(frozen=True)
@@ -87,40 +87,40 @@ def circuit(
 
     Raises :class:`UserError` for heads the model lacks, and when no model shows the behaviour.
     """
-    chosen = read_options(CircuitOptions, options)
+    settings = read_options(CircuitOptions, options)
     models = sides_of(subject)
     rows = Prompts.of(prompts)
-    reference = rows if chosen.reference is None else Prompts.of(chosen.reference)
+    reference = rows if settings.reference is None else Prompts.of(settings.reference)
     parts = parts_of(heads, next(iter(models.values())))
-    random = random_parts(parts, next(iter(models.values())), chosen.controls, chosen.seed)
+    random = random_parts(parts, next(iter(models.values())), settings.controls, settings.seed)
     whole, complete, minimal = [], [], []
     runs = {
-        name: mean_ablation(model, rows, reference, metric, batch_size=chosen.batch_size,
-                            max_tokens=chosen.max_tokens, progress=chosen.progress)
+        name: mean_ablation(model, rows, reference, metric, batch_size=settings.batch_size,
+                            max_tokens=settings.max_tokens, progress=settings.progress)
         for name, model in models.items()
     }  # fmt: skip
     lacking = _lacking(runs)
     for name, run in runs.items():
         if name in lacking:
             continue
-        whole.append(_faithfulness(name, run, parts, random, chosen))
-        complete.append(_completeness(run, parts, chosen).assign(model=name))
-        if chosen.minimality:
-            minimal.append(needed(run, parts, chosen.redundant, chosen.threshold, chosen.seed).assign(model=name))
+        whole.append(_faithfulness(name, run, parts, random, settings))
+        complete.append(_completeness(run, parts, settings).assign(model=name))
+        if settings.minimality:
+            minimal.append(needed(run, parts, settings.redundant, settings.threshold, settings.seed).assign(model=name))
     passes = sum(run.passes for run in runs.values())
     table = pd.DataFrame(whole)
-    table = table.assign(q=q_values(table["p"].to_numpy()))
+    table = with_q(table)
     if lacking:
         table = pd.concat([table, pd.DataFrame([{"model": name, "full": one} for name, one in lacking.items()])],
                           ignore_index=True)  # fmt: skip
     return CircuitTest(
         table=table,
-        control=f"{chosen.controls} random circuits with as many heads at each place, drawn without replacement",
+        control=f"{settings.controls} random circuits with as many heads at each place, drawn without replacement",
         provenance=Provenance.of(
-            "circuit", models, rows, seed=chosen.seed, device=str(next(iter(models.values())).device),
+            "circuit", models, rows, seed=settings.seed, device=str(next(iter(models.values())).device),
             forward_passes=math.ceil(passes),
-            settings={**call_settings(chosen, heads=named(parts), metric=metric, reference=reference),
-                      "reference_is_the_prompts": chosen.reference is None, "ablation": "mean by position",
+            settings={**call_settings(settings, heads=named(parts), reference=reference),
+                      "reference_is_the_prompts": settings.reference is None, "ablation": "mean by position",
                       "mlps": "intact"},
         ),
         heads=named(parts),
@@ -134,24 +134,24 @@ def circuit(
 def _lacking(runs: dict[str, HeadRuns]) -> dict[str, float]:
     """The models that do not show the behaviour, with their metric; found before heads are ablated."""
     full = {name: float(run.scores([Kept(frozenset(), everything_else=True)]).mean()) for name, run in runs.items()}
-    found = {name: value for name, value in full.items() if not value > 0}
-    if len(found) == len(full):
-        name, value = next(iter(found.items()))
+    lacking = {name: value for name, value in full.items() if not value > 0}
+    if len(lacking) == len(full):
+        name, value = next(iter(lacking.items()))
         raise UserError(
             f"The {name} model has {runs[name].metric} {value:.3g} on these prompts, so there is no behaviour a "
             "circuit could be faithful to: use prompts it answers."
         )
-    return found
+    return lacking
 
 
 def _faithfulness(
-    name: str, run: HeadRuns, parts: Sequence[Part], random: Sequence[Sequence[Part]], chosen: CircuitOptions
+    name: str, run: HeadRuns, parts: Sequence[Part], random: Sequence[Sequence[Part]], settings: CircuitOptions
 ) -> dict[str, Any]:
     whole = Kept(frozenset(), everything_else=True)
-    kept = [whole, Kept(frozenset(parts)), Kept(frozenset()), *(Kept(frozenset(one)) for one in random)]
-    values = run.scores(kept)
+    variants = [whole, Kept(frozenset(parts)), Kept(frozenset()), *(Kept(frozenset(one)) for one in random)]
+    values = run.scores(variants)
     full = values[:, 0]
-    clusters, draws, seed = run.prompts.clusters, chosen.draws, chosen.seed
+    clusters, draws, seed = run.prompts.clusters, settings.draws, settings.seed
     cell = ratio_intervals(values[:, 1:2], full, clusters=clusters, draws=draws, seed=seed).cell(0)
     shares = values[:, 3:].mean(0) / full.mean()
     beside = against_controls(cell.estimate, shares)
@@ -163,18 +163,20 @@ def _faithfulness(
     }  # fmt: skip
 
 
-def _completeness(run: HeadRuns, parts: Sequence[Part], chosen: CircuitOptions) -> pd.DataFrame:
+def _completeness(run: HeadRuns, parts: Sequence[Part], settings: CircuitOptions) -> pd.DataFrame:
     """F(C without K) against F(M without K) for each group and for random parts K."""
-    rng = np.random.default_rng(chosen.seed)
+    rng = np.random.default_rng(settings.seed)
     groups: list[tuple[str, list[Part]]] = list(by_place(parts).items())
-    for draw in range(chosen.parts if len(parts) > 1 else 0):
+    for draw in range(settings.parts if len(parts) > 1 else 0):
         size = int(rng.integers(1, len(parts)))
         groups.append((f"random {draw}", [parts[index] for index in rng.choice(len(parts), size, replace=False)]))
-    kept = [Kept(frozenset(parts) - set(some)) for _, some in groups]
-    kept += [Kept(frozenset(some), everything_else=True) for _, some in groups]
-    values = run.scores(kept)
+    variants = [Kept(frozenset(parts) - set(some)) for _, some in groups]
+    variants += [Kept(frozenset(some), everything_else=True) for _, some in groups]
+    values = run.scores(variants)
     inside, outside = values[:, : len(groups)], values[:, len(groups) :]
-    intervals = mean_intervals(inside - outside, clusters=run.prompts.clusters, draws=chosen.draws, seed=chosen.seed)
+    intervals = mean_intervals(
+        inside - outside, clusters=run.prompts.clusters, draws=settings.draws, seed=settings.seed
+    )
     return pd.DataFrame({
         "removed": [name for name, _ in groups], "size": [len(some) for _, some in groups],
         "score": np.abs(intervals.estimate), "difference": intervals.estimate,

@@ -20,6 +20,7 @@ from probes.paths.ablation import HeadRuns, Kept, Part, Same, padded_prompts
 from probes.paths.groups import Heads, by_place, named, parts_of, random_parts
 from probes.resampling import interval
 from probes.results import SHARED, ProbeResult, Provenance
+from probes.scored import with_q
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import Needs, method
@@ -27,7 +28,6 @@ from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_intervals
 from workbench.stats.controls import against_controls
-from workbench.stats.fdr import q_values
 
 WHOLE = "whole circuit"
 
@@ -63,9 +63,9 @@ class CrossPatching(ProbeResult):
 
     def frame(self) -> pd.DataFrame:
         """The table, best score first. Its cells are directions and groups, so there is no layer column."""
-        found = super().frame().drop(columns="layer")
+        frame = super().frame().drop(columns="layer")
         first = ["direction", "group", *SHARED]
-        return found[[*first, *found.columns.difference(first, sort=False)]]
+        return frame[[*first, *frame.columns.difference(first, sort=False)]]
 
     def figure(self) -> go.Figure:
         """The patched model's metric for each group, beside random heads and the model alone."""
@@ -77,11 +77,11 @@ class CrossPatching(ProbeResult):
 
     def summary(self) -> str:
         whole = self.table[self.table["group"] == WHOLE]
-        told = "; ".join(
+        lines = "; ".join(
             f"{row.direction}: {row.alone:.3g} -> {row.score:.3g} (the other model {row.other:.3g})"
             for row in whole.itertuples()
         )
-        return f"{self.metric}, {told}; control: {self.control}"
+        return f"{self.metric}, {lines}; control: {self.control}"
 
 
 @method(
@@ -107,7 +107,7 @@ def cmap(
     (``probes.patching(what="write")``). ``metric``: accuracy, prob or logit_diff. ``options``: see
     :class:`CrossOptions`. Prompts may differ in length. Raises :class:`UserError` for a single model and unknown heads.
     """
-    chosen = read_options(CrossOptions, options)
+    settings = read_options(CrossOptions, options)
     if not (hasattr(pair, "base") and hasattr(pair, "tuned")):
         raise UserError("Cross-model patching needs both models: give a pair (load_pair), not one model.")
     rows = Prompts.of(prompts)
@@ -115,30 +115,31 @@ def cmap(
     groups = {WHOLE: parts, **(by_place(parts) if len(by_place(parts)) > 1 else {})}
     batch = padded_prompts(rows, pair.base)
     alone = {}
-    found, passes = [], 0.0
+    tables, passes = [], 0.0
     for target, source in (("base", "tuned"), ("tuned", "base")):
         theirs = Same(getattr(pair, source), batch)
-        run = HeadRuns(getattr(pair, target), rows, theirs, metric, batch_size=chosen.batch_size,
-                       max_tokens=chosen.max_tokens, progress=chosen.progress)  # fmt: skip
-        random = {name: random_parts(some, pair.base, chosen.controls, chosen.seed) for name, some in groups.items()}
+        run = HeadRuns(getattr(pair, target), rows, theirs, metric, batch_size=settings.batch_size,
+                       max_tokens=settings.max_tokens, progress=settings.progress)  # fmt: skip
+        random = {
+            name: random_parts(some, pair.base, settings.controls, settings.seed) for name, some in groups.items()
+        }
         every = [[], *groups.values(), *(draw for draws in random.values() for draw in draws)]
         alone[target] = values = run.scores([Kept(frozenset(some), everything_else=True) for some in every])
-        found.append((f"{source} into {target}", target, source, values))
+        tables.append((f"{source} into {target}", target, source, values))
         passes += run.passes
     table = pd.concat(
         [
-            _table(direction, groups, values, alone[source][:, 0], rows.clusters, chosen)
-            for direction, _, source, values in found
+            _table(direction, groups, values, alone[source][:, 0], rows.clusters, settings)
+            for direction, _, source, values in tables
         ],
         ignore_index=True,
     )
     return CrossPatching(
-        table=table.assign(q=q_values(table["p"].to_numpy())),
-        control=f"{chosen.controls} random groups with as many heads at each place, drawn without replacement",
+        table=with_q(table),
+        control=f"{settings.controls} random groups with as many heads at each place, drawn without replacement",
         provenance=Provenance.of(
-            "cmap", {"base": pair.base, "tuned": pair.tuned}, rows, seed=chosen.seed, device=str(pair.base.device),
-            forward_passes=math.ceil(passes),
-            settings=call_settings(chosen, heads=named(parts), what="z", metric=metric),
+            "cmap", pair, rows, seed=settings.seed, forward_passes=math.ceil(passes),
+            settings=call_settings(settings, heads=named(parts), what="z"),
         ),
         heads=named(parts),
         metric=metric,
@@ -151,15 +152,15 @@ def _table(
     values: np.ndarray,
     other: np.ndarray,
     clusters: np.ndarray,
-    chosen: CrossOptions,
+    settings: CrossOptions,
 ) -> pd.DataFrame:
     """``values`` [prompt, (nothing moved, groups, draws of each group)]."""
     size, start = len(groups), values[:, 0]
-    moved = mean_intervals(values[:, 1 : 1 + size], clusters=clusters, draws=chosen.draws, seed=chosen.seed)
+    moved = mean_intervals(values[:, 1 : 1 + size], clusters=clusters, draws=settings.draws, seed=settings.seed)
     change = mean_intervals(
-        values[:, 1 : 1 + size] - start[:, None], clusters=clusters, draws=chosen.draws, seed=chosen.seed
+        values[:, 1 : 1 + size] - start[:, None], clusters=clusters, draws=settings.draws, seed=settings.seed
     )
-    drawn = values[:, 1 + size :].mean(0).reshape(size, chosen.controls)
+    drawn = values[:, 1 + size :].mean(0).reshape(size, settings.controls)
     low, high = interval(drawn.T)
     way = other.mean() - start.mean()
     towards = 1.0 if way >= 0 else -1.0

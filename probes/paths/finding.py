@@ -102,28 +102,28 @@ def path_patching(
         source: The run that activations are taken from: corrupted or clean, across models tuned or base.
         target: The run that they are put into.
     """
-    chosen = read_options(PathOptions, options)
+    settings = read_options(PathOptions, options)
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
     task = make_task(subject, prompts, source, target)
-    chosen = replace(
-        chosen, only_correct=task.names[1] != "base" if chosen.only_correct is None else chosen.only_correct
+    settings = replace(
+        settings, only_correct=task.names[1] != "base" if settings.only_correct is None else settings.only_correct
     )
     _check_answers(metric, task)
     reading = _receivers(receivers, through, task)
-    senders = _senders(task, chosen)
-    sweep = _Sweep(task, senders, reading, position, metric, chosen)
+    senders = _senders(task, settings)
+    sweep = _Sweep(task, senders, reading, position, metric, settings)
     effects = sweep.run()
     clusters = task.prompts.clusters[sweep.kept]
     return PathPatching(
-        table=_table(senders, effects, clusters, chosen),
-        control=f"the mean of {chosen.controls} random other senders",
+        table=_table(senders, effects, clusters, settings),
+        control=f"the mean of {settings.controls} random other senders",
         provenance=Provenance.of(
-            "path_patching", task.models, task.prompts, seed=chosen.seed, device=str(task.target.device),
+            "path_patching", task.models, task.prompts, seed=settings.seed, device=str(task.target.device),
             forward_passes=math.ceil(sweep.passes),
             settings={
-                **call_settings(chosen, prompts=Prompts.of(prompts), receivers=_labels(receivers), through=through,
-                        position=position, metric=metric, source=task.names[0], target=task.names[1]),
+                **call_settings(settings, prompts=Prompts.of(prompts), receivers=_labels(receivers),
+                        source=task.names[0], target=task.names[1]),
                 "frozen": "z of every head at the position and after it", "incorrect_dropped": int((~sweep.kept).sum()),
                 "clashing_answers_dropped": task.dropped, "read_to_the_difference": task.read_on,
             },
@@ -134,7 +134,7 @@ def path_patching(
         through="logits" if reading is None else through,
         place=str(position),
         metric=metric,
-        freeze_mlps=chosen.freeze_mlps,
+        freeze_mlps=settings.freeze_mlps,
         clean=sweep.clean_value(clusters),
         effects=effects,
     )  # fmt: skip
@@ -168,19 +168,19 @@ def _receivers(receivers: str | Sequence[str], through: str, task: Task) -> Rece
     model = task.target
     heads = [head_of(name, model) for name in names]
     shared = 1 if through == "q" else model.n_heads // model.n_kv_heads
-    found = dict.fromkeys((layer, head // shared) for layer, head in heads)
-    model.expand([Site(through, layer) for layer, _ in found])  # a model without such a site says so
-    return Receivers(through, tuple(found))
+    groups = dict.fromkeys((layer, head // shared) for layer, head in heads)
+    model.expand([Site(through, layer) for layer, _ in groups])  # a model without such a site says so
+    return Receivers(through, tuple(groups))
 
 
-def _senders(task: Task, chosen: PathOptions) -> list[Head]:
+def _senders(task: Task, settings: PathOptions) -> list[Head]:
     model = task.target
-    if chosen.senders is not None:
-        found = list(dict.fromkeys(head_of(name, model) for name in chosen.senders))
-        if not found:
+    if settings.senders is not None:
+        senders = list(dict.fromkeys(head_of(name, model) for name in settings.senders))
+        if not senders:
             raise UserError("There are no senders: give labels such as ['L3H5'], or leave senders out for all heads.")
-        return sorted(found)
-    layers = resolve_layers(chosen.layers, model.n_layers)
+        return sorted(senders)
+    layers = resolve_layers(settings.layers, model.n_layers)
     return [(layer, head) for layer in layers for head in range(model.n_heads)]
 
 
@@ -194,10 +194,10 @@ class _Sweep:
         receivers: Receivers | None,
         position: Place,
         metric: str,
-        chosen: PathOptions,
+        settings: PathOptions,
     ) -> None:
         self.task, self.senders, self.receivers = task, senders, receivers
-        self.metric, self.chosen = metric, chosen
+        self.metric, self.settings = metric, settings
         self.at = offsets_of(position, task.prompts, task.lengths)
         source_lengths = [len(row) for row in task.source_ids]
         two_prompts = task.names[0] in ("clean", "corrupted")
@@ -208,9 +208,9 @@ class _Sweep:
 
     def run(self) -> Float[np.ndarray, "prompt sender"]:
         """The effect of every sender on every kept prompt."""
-        task, report = self.task, self.chosen.progress or Silent()
+        task, report = self.task, self.settings.progress or Silent()
         effects = np.zeros((len(task.target_ids), len(self.senders)))
-        groups = batches(task.lengths, self.chosen.batch_size)
+        groups = batches(task.lengths, self.settings.batch_size)
         report.start("Path patching", len(groups) * len({layer for layer, _ in self.senders}))
         for members in groups:
             run = self._prepared(members)
@@ -231,7 +231,7 @@ class _Sweep:
     def clean_value(self, clusters: np.ndarray) -> tuple[float, float, float]:
         """The patched run's own metric, before patching."""
         interval = mean_interval(
-            self._clean[self.kept], clusters=clusters, draws=self.chosen.draws, seed=self.chosen.seed
+            self._clean[self.kept], clusters=clusters, draws=self.settings.draws, seed=self.settings.seed
         )
         return interval.estimate, interval.low, interval.high
 
@@ -243,7 +243,7 @@ class _Sweep:
         there = torch.tensor([self.source_at[row] for row in members])
         sent = torch.stack([at_positions(values[site], there).to(model.device) for site in sites])
         at = torch.tensor([self.at[row] for row in members], device=model.device)
-        return PathRun(model, target_batch, at, sent, freeze_mlps=self.chosen.freeze_mlps)
+        return PathRun(model, target_batch, at, sent, freeze_mlps=self.settings.freeze_mlps)
 
     def _judge(self, members: list[int]) -> Metric:
         task = self.task
@@ -255,7 +255,7 @@ class _Sweep:
         assert self.task.answers is not None
         values = judge(logits[:, None])[:, 0]
         self._clean[members] = (values.exp() if self.metric == "prob_ratio" else values).double().cpu().numpy()
-        if self.chosen.only_correct:
+        if self.settings.only_correct:
             self.kept[members] = (logits.argmax(-1).cpu() == self.task.answers[members]).numpy()
 
     def _effects(
@@ -280,7 +280,7 @@ class _Sweep:
     def _parts(self, columns: list[int], run: PathRun) -> Iterator[list[int]]:
         """Columns that run together: at most ``max_tokens`` tokens, or so many rows of one token."""
         small = self.task.target.device.type == "cpu"
-        at_once = self.chosen.max_tokens or (512 if small else 16_384)
+        at_once = self.settings.max_tokens or (512 if small else 16_384)
         alone = self.receivers is None or bool((run.at == -1).all())
         tokens = len(run.at) if alone else run.batch.input_ids.numel()
         width = max(1, at_once // tokens - 1)
@@ -296,12 +296,12 @@ class _Sweep:
 
 
 def _table(
-    senders: Sequence[Head], effects: Float[np.ndarray, "prompt cell"], clusters: np.ndarray, chosen: PathOptions
+    senders: Sequence[Head], effects: Float[np.ndarray, "prompt cell"], clusters: np.ndarray, settings: PathOptions
 ) -> pd.DataFrame:
-    intervals = mean_intervals(effects, clusters=clusters, draws=chosen.draws, seed=chosen.seed)
+    intervals = mean_intervals(effects, clusters=clusters, draws=settings.draws, seed=settings.seed)
     return pd.DataFrame({
         "layer": [layer for layer, _ in senders], "head": [head for _, head in senders],
         "score": intervals.estimate, "low": intervals.low, "high": intervals.high,
-        "control": mean_of_others(intervals.estimate, chosen.controls, chosen.seed),
-        "q": q_values(paired_permutation(cluster_means(effects, clusters), seed=chosen.seed).p),
+        "control": mean_of_others(intervals.estimate, settings.controls, settings.seed),
+        "q": q_values(paired_permutation(cluster_means(effects, clusters), seed=settings.seed).p),
     })  # fmt: skip

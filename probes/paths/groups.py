@@ -29,10 +29,10 @@ def sides_of(subject: Any) -> dict[str, AdaptedModel]:
 def parts_of(heads: Heads, model: AdaptedModel) -> list[Part]:
     """(place, head) of each label, without repeats. Raises :class:`UserError` for none and for unknown heads."""
     groups = heads if isinstance(heads, Mapping) else {EVERYWHERE: heads}
-    found = [(place, head_of(label, model)) for place, labels in groups.items() for label in labels]
-    if not found:
+    parts = [(place, head_of(label, model)) for place, labels in groups.items() for label in labels]
+    if not parts:
         raise UserError("The circuit is empty: give labels of heads such as ['L3H5'], or {'last': ['L3H5']}.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(parts))
 
 
 def random_parts(parts: Sequence[Part], model: AdaptedModel, draws: int, seed: int) -> list[list[Part]]:

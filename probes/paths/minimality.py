@@ -34,12 +34,12 @@ def needed(run: HeadRuns, parts: Sequence[Part], share: float, threshold: float,
         + [Kept(whole - some - {part}) for some, part in zip(removed, parts, strict=True)]
     )
     before, after = values[:, : len(parts)], values[:, len(parts) :]
-    found = ratio_intervals(before - after, before, clusters=run.prompts.clusters, seed=seed)
+    intervals = ratio_intervals(before - after, before, clusters=run.prompts.clusters, seed=seed)
     return pd.DataFrame({
         "place": [str(place) for place, _ in parts],
         "layer": [layer for _, (layer, _) in parts], "head": [head for _, (_, head) in parts],
-        "score": found.estimate, "low": found.low, "high": found.high,
-        "companions": [len(some) for some in removed], "kept": ~(found.estimate < threshold),
+        "score": intervals.estimate, "low": intervals.low, "high": intervals.high,
+        "companions": [len(some) for some in removed], "kept": ~(intervals.estimate < threshold),
     })  # fmt: skip
 
 

@@ -24,13 +24,13 @@ def offsets_of(place: Place, prompts: Prompts, lengths: Sequence[int], *, of_con
     Raises :class:`UserError` for a column that is absent or holds no whole number, and for a place outside a prompt.
     """
     numbers = [_number(place, row, number, of_contrast) for number, row in enumerate(prompts)]
-    found = []
+    offsets = []
     for row, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
         back = number - length if number >= 0 else number
         if not -length <= back < 0:
             raise UserError(f"Prompt {row}: position {number} is outside its {length} tokens; -1 is the last one.")
-        found.append(back)
-    return found
+        offsets.append(back)
+    return offsets
 
 
 def _number(place: Place, row: object, number: int, of_contrast: bool) -> int:

@@ -64,11 +64,11 @@ class PathPatching(ProbeResult):
         return head_heatmap(self.table, title=f"Paths to {self._receivers()}", score=f"change of {self.metric}")
 
     def summary(self) -> str:
-        found = int((self.table["q"] < 0.05).sum())
+        significant = int((self.table["q"] < 0.05).sum())
         mlps = "frozen" if self.freeze_mlps else "recomputed"
         return (
-            f"{found} of {len(self.table)} senders with q < 0.05, towards {self._receivers()} at {self.place}; MLPs "
-            f"{mlps}; most negative = most important; control: {self.control}"
+            f"{significant} of {len(self.table)} senders with q < 0.05, towards {self._receivers()} at {self.place}; "
+            f"MLPs {mlps}; most negative = most important; control: {self.control}"
         )
 
     def _receivers(self) -> str:

@@ -35,11 +35,11 @@ class Receivers:
 
     def after(self, layer: int) -> dict[int, list[int]]:
         """layer -> heads, of the layers a sender in ``layer`` can reach."""
-        found: dict[int, list[int]] = {}
+        receivers: dict[int, list[int]] = {}
         for place, head in self.heads:
             if place > layer:
-                found.setdefault(place, []).append(head)
-        return found
+                receivers.setdefault(place, []).append(head)
+        return receivers
 
 
 class PathRun:
@@ -69,11 +69,11 @@ class PathRun:
     @cached_property
     def silent(self) -> Bool[Tensor, "prompt layer head"]:
         """Where the sender's z is the clean one, bit for bit."""
-        found = torch.zeros(*self.sent.shape[1::-1], self.sent.shape[2], dtype=torch.bool, device=self.at.device)
+        silent = torch.zeros(*self.sent.shape[1::-1], self.sent.shape[2], dtype=torch.bool, device=self.at.device)
         for layer, theirs in enumerate(self.sent):
             ours = self._clean[Site("z", layer)]
-            found[:, layer] = (theirs.to(ours) == ours).all(-1)
-        return found
+            silent[:, layer] = (theirs.to(ours) == ours).all(-1)
+        return silent
 
     def to_logits(self, layer: int, heads: Sequence[int]) -> Float[Tensor, "prompt copy vocab"]:
         """Logits at the position with each of ``heads`` of ``layer`` sending; the first copy sends nothing."""
@@ -91,8 +91,8 @@ class PathRun:
 
         def keep(place: int) -> Callable[[Tensor, ForwardContext], None]:
             def reader(value: Tensor, _ctx: ForwardContext) -> None:
-                kept = value[:, 0, reached[place]].unflatten(0, (-1, len(heads) + 1))
-                arrived[place] = kept - kept[:, :1]
+                by_copy = value[:, 0, reached[place]].unflatten(0, (-1, len(heads) + 1))
+                arrived[place] = by_copy - by_copy[:, :1]
 
             return reader
 
@@ -146,8 +146,8 @@ class PathRun:
         return logits[:, -1].unflatten(0, (-1, copies))
 
     def _supplied(self, site: Site, copies: int) -> SiteHook:
-        kept = self._clean[site].repeat_interleave(copies, 0)[:, None]
-        return SiteHook(site, lambda value, _ctx: kept.to(value), edit=True)
+        clean_value = self._clean[site].repeat_interleave(copies, 0)[:, None]
+        return SiteHook(site, lambda value, _ctx: clean_value.to(value), edit=True)
 
     def _sending(self, layer: int, heads: Sequence[int]) -> SiteHook:
         site = Site("z", layer)

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import dealt_folds, held_out_right
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -22,7 +23,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.typing import Bool, Float, Int
 
 DRAWS = 500
@@ -123,14 +123,14 @@ def attribute_suite(
     lines, each = [], []
     for own, sides in cells_of(recording, rows):
         bar.advance()
-        told = {
+        said = {
             role: {split: _told(features, wanted, groups, folds, ridge, seed) for split, groups in splits.items()}
             for role, features in sides.items()
         }
         null = np.stack([_told(sides["tuned"], one, of, folds, ridge, seed) for one in random])
         for number, cell in enumerate(own):
             line, details = _cell(
-                names, wanted, {role: {split: one[number] for split, one in by.items()} for role, by in told.items()},
+                names, wanted, {role: {split: one[number] for split, one in by.items()} for role, by in said.items()},
                 (null[:, number], random), of, seed,
             )  # fmt: skip
             lines.append({**cell, **line})
@@ -140,13 +140,9 @@ def attribute_suite(
         raise UserError("The recording has no site of a layer to read: record resid_post, z, mlp_out or another one.")
     table = pd.DataFrame(lines)
     return AttributeSuite(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control=f"classifiers of attributes given out at random to the things ({draws} times)",
-        provenance=of_recording(
-            "attribute_suite", recording, ("base", "tuned"),
-            call_settings(None, attributes=attributes, things=things, spans=spans, folds=folds, ridge=ridge,
-                          draws=draws), seed,
-        ),
+        provenance=of_recording("attribute_suite", recording, ("base", "tuned"), seed),
         attributes=pd.DataFrame(each),
         left_out=tuple(left_out),
         resampled="things" if things is not None else units_of(rows.clusters),
@@ -172,13 +168,13 @@ def _attributes(texts: Sequence[Any], of: Int[np.ndarray, " row"]) -> tuple[list
     every = sorted(set().union(*sets))
     table = np.array([[name in group for group in sets] for name in every], dtype=bool)
     enough = [len(np.unique(of[row])) >= FEWEST and len(np.unique(of[~row])) >= FEWEST for row in table]
-    names = [name for name, told in zip(every, enough, strict=True) if told]
+    names = [name for name, tellable in zip(every, enough, strict=True) if tellable]
     if not names:
         raise UserError(
             f"No attribute is had by {FEWEST} things and lacked by {FEWEST}: write them as 'red, round' in the column "
             "label, and name the things."
         )
-    return names, table[np.array(enough)], [name for name, told in zip(every, enough, strict=True) if not told]
+    return names, table[np.array(enough)], [name for name, tellable in zip(every, enough, strict=True) if not tellable]
 
 
 def _given_out(wanted: np.ndarray, of: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:

@@ -48,12 +48,12 @@ class PromptRows:
             f"prompt {prompt}" if group is None or group != group else f"group {group}"
             for prompt, group in zip(prompts, index["group"].to_numpy()[first], strict=True)
         ]
-        chosen = np.arange(len(index)) if spans is None else _inside(index, spans)
-        if missing := np.setdiff1d(prompts, index["prompt"].to_numpy()[chosen]).tolist():
+        rows = np.arange(len(index)) if spans is None else _inside(index, spans)
+        if missing := np.setdiff1d(prompts, index["prompt"].to_numpy()[rows]).tolist():
             raise UserError(
                 f'Of prompt {missing[0]} no token inside its span was recorded: record positions="all", or "prompt".'
             )
-        return cls(prompts, np.unique(names, return_inverse=True)[1], index, chosen)
+        return cls(prompts, np.unique(names, return_inverse=True)[1], index, rows)
 
     def labels(self, given: Sequence[Any] | None, column: str = "label") -> list[Any]:
         """One value per recorded prompt: ``given`` [prompt], or the recording's own column."""
@@ -72,22 +72,22 @@ class PromptRows:
             return [({}, self.chosen)]
         index = self.index.iloc[self.chosen]
         from_end = (index["position"] - index.groupby("prompt")["position"].transform("max")).to_numpy() - 1
-        found = []
+        places = []
         for place in np.unique(from_end)[::-1]:
             rows = self.chosen[from_end == place]
             if len(np.unique(self.index["prompt"].to_numpy()[rows])) == len(self.prompts):
-                found.append(({"position": int(place)}, rows))
-        return found
+                places.append(({"position": int(place)}, rows))
+        return places
 
     def averaged(
         self, values: Float[Tensor, "row ..."], rows: Int[np.ndarray, " chosen"]
     ) -> Float[Tensor, "prompt ..."]:
         """The mean over each prompt's chosen rows."""
         number = np.searchsorted(self.prompts, self.index["prompt"].to_numpy()[rows])
-        chosen = values[torch.from_numpy(rows)].float()
-        sums = chosen.new_zeros(len(self.prompts), *chosen.shape[1:]).index_add_(0, torch.from_numpy(number), chosen)
+        states = values[torch.from_numpy(rows)].float()
+        sums = states.new_zeros(len(self.prompts), *states.shape[1:]).index_add_(0, torch.from_numpy(number), states)
         counts = np.bincount(number, minlength=len(self.prompts))
-        return sums / torch.from_numpy(counts).view(-1, *[1] * (chosen.ndim - 1)).to(sums)
+        return sums / torch.from_numpy(counts).view(-1, *[1] * (states.ndim - 1)).to(sums)
 
 
 def _inside(index: Any, spans: Sequence[Any]) -> Int[np.ndarray, " row"]:
@@ -107,10 +107,10 @@ def cells_of(
         if not name.startswith("blocks."):
             continue
         site = Site.parse(name)
-        for place, chosen in rows.places(by_position):
+        for place, rows_there in rows.places(by_position):
             sides = {}
             for role in ("base", "tuned"):
-                values = rows.averaged(recording[role][name][:], chosen)
+                values = rows.averaged(recording[role][name][:], rows_there)
                 sides[role] = values[None] if values.ndim == 2 else values.transpose(0, 1).contiguous()
             count = len(sides["base"])
             headed = {"head": 0} if site.kind in HEADED else {}

@@ -66,11 +66,11 @@ def dealt_folds(
     order = np.lexsort((random.random(n_groups), first))
     of_group = np.empty(n_groups, dtype=np.int64)
     of_group[order] = np.arange(n_groups) % folds
-    found = of_group[groups]
+    folds_of = of_group[groups]
     for fold in range(folds):
-        if len(np.unique(y[found != fold])) < len(np.unique(y)):
+        if len(np.unique(y[folds_of != fold])) < len(np.unique(y)):
             raise UserError(f"Without fold {fold} a class has no row left to train on: use fewer folds or more groups.")
-    return found
+    return folds_of
 
 
 def compact(x: Float[Tensor, "cell row d"]) -> Float[Tensor, "cell row k"]:
@@ -91,12 +91,12 @@ def held_out_right(
     seed: int = 0,
 ) -> Bool[np.ndarray, "cell draw row"]:
     """Whether each row was told right by the probe that was not trained on its fold, for every labelling."""
-    found = []
+    right = []
     for part in cell_chunks(len(x), x.shape[1], min(x.shape[1], x.shape[2]), BUDGET):
         read = _linear_logits if kind == "linear" else _mlp_logits
         logits = read(x[part].float(), labels, folds, ridge, seed)
-        found.append((logits.argmax(-1) == torch.from_numpy(labels)).numpy())
-    return np.concatenate(found)
+        right.append((logits.argmax(-1) == torch.from_numpy(labels)).numpy())
+    return np.concatenate(right)
 
 
 def held_out_probabilities(
@@ -117,7 +117,7 @@ def _linear_logits(
 ) -> Float[Tensor, "cell draw row class"]:  # fmt: skip
     n_classes, n_folds = int(labels.max()) + 1, int(folds.max()) + 1
     features = Features.of(compact(x).transpose(0, 1), ridge, standard=True)
-    found = torch.zeros(len(x), len(labels), x.shape[1], n_classes)
+    logits_of = torch.zeros(len(x), len(labels), x.shape[1], n_classes)
     for draw, (y, dealt) in enumerate(zip(labels, folds, strict=True)):
         out = torch.from_numpy(dealt[None] == np.arange(n_folds)[:, None])
         target = torch.from_numpy(y[None] == np.arange(n_classes)[:, None]).to(features.x.dtype)
@@ -125,8 +125,8 @@ def _linear_logits(
         rows = (~out).to(features.x.dtype).repeat_interleave(n_classes, 0)
         logits = solve(features, fits, rows).logits.unflatten(1, (n_folds, n_classes))
         held = torch.from_numpy(dealt)
-        found[:, draw] = logits[:, held, :, torch.arange(len(held))].transpose(0, 1)
-    return found
+        logits_of[:, draw] = logits[:, held, :, torch.arange(len(held))].transpose(0, 1)
+    return logits_of
 
 
 def _mlp_logits(

@@ -12,12 +12,11 @@ import plotly.graph_objects as go
 import torch
 
 from probes.attributes.text_states import text_states
-from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, scored
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.sites import resolve_layers
@@ -58,14 +57,14 @@ class ConceptDrift(ProbeResult):
     def summary(self) -> str:
         row = self.table.iloc[int(self.table["score"].abs().to_numpy().argmax())]
         lost = self.composition
-        told = "" if np.isnan(lost["score"]) else (
+        answers = "" if np.isnan(lost["score"]) else (
             f"; answers behind the concept moved {lost['score']:+.3g} nats a token [{lost['low']:+.3g}, "
             f"{lost['high']:+.3g}], behind the class {lost['control']:+.3g} (p = {lost['p']:.2g})"
         )  # fmt: skip
         return (
             f"The concept's distance from its class moves most after layer {row['layer']:.0f}: {row['score']:+.3f} "
             f"[{row['low']:+.3f}, {row['high']:+.3f}] from {row['base']:.3f} (other rows {row['control']:+.3f}, q = "
-            f"{row['q']:.2g}){told}; over {self.resampled}. Control: {self.control}."
+            f"{row['q']:.2g}){answers}; over {self.resampled}. Control: {self.control}."
         )
 
 
@@ -127,10 +126,7 @@ def concept_drift(
     return ConceptDrift(
         table=_table({role: distances(*state) for role, state in states.items()}, places, rows, seed),
         control="the distance from the class prompts of the other rows",
-        provenance=Provenance.of(
-            "concept_drift", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, settings=call_settings(None, layers=layers, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("concept_drift", pair, rows, seed=seed, forward_passes=passes.forward),
         composition=composition,
         resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -155,14 +151,14 @@ def distances(
 
 
 def _table(
-    found: dict[str, tuple[np.ndarray, np.ndarray]], layers: Sequence[int], rows: Prompts, seed: int
+    changes: dict[str, tuple[np.ndarray, np.ndarray]], layers: Sequence[int], rows: Prompts, seed: int
 ) -> pd.DataFrame:
-    own, other = (found["tuned"][place] - found["base"][place] for place in (0, 1))
+    own, other = (changes["tuned"][place] - changes["base"][place] for place in (0, 1))
     apart = cluster_means(own - other, rows.clusters)
     p = np.where((own - other).any(0), paired_permutation(apart, seed=seed).p, 1.0)
     lines = [
         {"layer": layer, **scored(own[:, place], seed=seed, clusters=rows.clusters), "control": other[:, place].mean(),
-         **{role: found[role][0][:, place].mean() for role in found}, "p": p[place], "n": len(own)}
+         **{role: changes[role][0][:, place].mean() for role in changes}, "p": p[place], "n": len(own)}
         for place, layer in enumerate(layers)
     ]  # fmt: skip
     return pd.DataFrame(lines).assign(q=q_values(p))
@@ -175,6 +171,4 @@ def _composition(pair: ModelPair, rows: Prompts, classes: Prompts, work: Work, s
         answer_scores(Subject("tuned", pair.tuned), one, work) - answer_scores(Subject("base", pair.base), one, work)
         for one in (rows, classes)
     ]
-    apart = cluster_means((change[0] - change[1])[:, None], rows.clusters)
-    p = float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0
-    return {**scored(change[0], seed=seed, clusters=rows.clusters), "control": float(change[1].mean()), "p": p}
+    return beside_control(change[0], change[1], rows.clusters, seed=seed)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.call_settings import call_settings
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
@@ -102,12 +101,7 @@ def concept_words(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(word_lines(right, control, counts, rows.clusters, seed)),
         control=f"{draws} sets of random words of the same size",
-        provenance=Provenance.of(
-            "concept_words", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, words=list(words), sizes=list(sizes), labels=labels, layer=layer, draws=draws,
-                           folds=folds, ridge=ridge, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("concept_words", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {count} words": one for (role, count), one in right.items()}),
         measured="held-out accuracy",
         heading="Concept words against random words",
@@ -117,13 +111,13 @@ def concept_words(  # noqa: PLR0913 (a public call)
 def word_vectors(model: AdaptedModel, words: Sequence[str]) -> Float[Tensor, "word d_model"]:
     """Unit output embeddings; of a word of several tokens the mean of theirs."""
     table = model.unembedding().detach()
-    found = []
+    vectors = []
     for word in words:
         ids = token_ids(word if word[:1].isspace() else f" {word}", model.tokenizer, rendered_chat=True)
         if not ids:
             raise UserError(f"The word {word!r} has no tokens: leave it out.")
-        found.append(table[ids].float().mean(0).cpu())
-    return torch.nn.functional.normalize(torch.stack(found), dim=-1)
+        vectors.append(table[ids].float().mean(0).cpu())
+    return torch.nn.functional.normalize(torch.stack(vectors), dim=-1)
 
 
 def _random_words(model: AdaptedModel, count: int, draws: int, seed: int) -> list[Float[Tensor, "word d_model"]]:
@@ -132,8 +126,8 @@ def _random_words(model: AdaptedModel, count: int, draws: int, seed: int) -> lis
     size = min(len(table), len(model.tokenizer))
     if count > size:
         raise UserError(f"{count} random words cannot be drawn from a vocabulary of {size}: give fewer words.")
-    chosen = [random.choice(size, count, replace=False) for _ in range(draws)]
-    return [torch.nn.functional.normalize(table[torch.from_numpy(one)].float().cpu(), dim=-1) for one in chosen]
+    draws_of_words = [random.choice(size, count, replace=False) for _ in range(draws)]
+    return [torch.nn.functional.normalize(table[torch.from_numpy(one)].float().cpu(), dim=-1) for one in draws_of_words]
 
 
 def word_lines(

@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 import torch
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import scored_line, table_of
 from probes.effects.rewriting import column_of, joined, retexted, text_of, with_demonstrations
@@ -142,11 +141,7 @@ def cross_task(
     return CrossTask(
         table=table_of(lines),
         control="the same examples with their answers exchanged within the task",
-        provenance=Provenance.of(
-            "cross_task", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, tasks=tasks, shots=shots, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
-        ),
+        provenance=Provenance.of("cross_task", pair, rows, seed=seed, forward_passes=passes.forward),
         by_layer=pd.concat(layers, ignore_index=True),
         similarities=pd.DataFrame(similar),
     )  # fmt: skip
@@ -162,13 +157,13 @@ def similarity(
         for place, row in zip(places, with_demonstrations(rows[places], rows[places], 1, seed), strict=True):
             made[int(place)] = row
     recording = record(model, Prompts(made), "resid_post", batch_size=batch_size)
-    found = []
+    cosines = []
     for site in sorted(recording.sites, key=lambda one: Site.parse(one).layer or 0):
         states = recording[model.role][site][:].float()
         means = torch.stack([states[torch.from_numpy(of == name)].mean(0) for name in names])
         unit = torch.nn.functional.normalize(means - means.mean(0), dim=-1)
-        found.append((unit @ unit.T).double().numpy())
-    return found
+        cosines.append((unit @ unit.T).double().numpy())
+    return cosines
 
 
 def _gains(
@@ -182,8 +177,8 @@ def _gains(
         pool = rows[np.flatnonzero(of == name)]
         answers = [str(row.answer) for row in pool]
         scores = [
-            answer_scores(model, _behind_others(rows, pool, told, shots, seed), metric, **options)
-            for told in (answers, list(np.roll(answers, 1)))
+            answer_scores(model, _behind_others(rows, pool, answers_shown, shots, seed), metric, **options)
+            for answers_shown in (answers, list(np.roll(answers, 1)))
         ]
         for other, asked_ in enumerate(names):
             if other == number:

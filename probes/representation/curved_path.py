@@ -12,12 +12,12 @@ import plotly.graph_objects as go
 import torch
 from torch import nn
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult
-from probes.scored import scored
+from probes.scored import paired_p, scored, with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -25,8 +25,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Bool, Float, Int, Tensor
 
 HIDDEN, AXES, TRAINED = 32, 32, 300
@@ -139,12 +137,9 @@ def curved_path(
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
     table = pd.DataFrame(lines)
     return CurvedPath(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control="random straight paths, as long as each curved one, in place of it",
-        provenance=of_recording(
-            "curved_path", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, keep=keep, steps=steps, reach=reach, target=target), seed,
-        ),
+        provenance=of_recording("curved_path", recording, ("base", "tuned"), seed),
         field=pd.DataFrame(fields),
         positive=names[-1],
         resampled=units_of(rows.clusters),
@@ -224,14 +219,14 @@ class _Walk:
 
     def _walked(self, start: Tensor, straight: Tensor | None) -> Float[Tensor, "step row d"]:
         """Rows stop where the guide is convinced."""
-        at, found = start, [start]
+        at, states = start, [start]
         ones = torch.ones(len(start), dtype=torch.long)
         for _ in range(self.steps):
             going = self.guide.sure(at, ones) < self.target
             step = self._field(at, ones) if straight is None else straight
             at = (at + going[:, None] * self.stride * step).detach()
-            found.append(at)
-        return torch.stack(found)
+            states.append(at)
+        return torch.stack(states)
 
     def _field(self, at: Tensor, ones: Tensor) -> Float[Tensor, "row d"]:
         """The guide's gradient without its part along the identity's, and back along that where it is in doubt."""
@@ -253,16 +248,15 @@ class _Walk:
         return self.judge.logits(states).softmax(-1)[:, 1].detach().double().numpy()
 
     def line(self, clusters: np.ndarray, seed: int) -> dict[str, float]:
-        kept = {name: self._kept(path[-1]).astype(float) for name, path in self.paths.items()}
+        stays = {name: self._kept(path[-1]).astype(float) for name, path in self.paths.items()}
         gain = {name: self._attribute(path[-1]) - self._attribute(path[0]) for name, path in self.paths.items()}
         own = clusters[self.rows]
-        apart = kept["curved"] - kept["straight"]
-        units = cluster_means(apart[:, None], own)
+        apart = stays["curved"] - stays["straight"]
         ends = self._ends()
         return {
-            **scored(apart, seed=seed, clusters=own), "control": float((kept["random"] - kept["straight"]).mean()),
-            "p": float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0,
-            **{f"kept_{name}": float(kept[name].mean()) for name in PATHS},
+            **scored(apart, seed=seed, clusters=own), "control": float((stays["random"] - stays["straight"]).mean()),
+            "p": paired_p(apart, own, seed=seed),
+            **{f"kept_{name}": float(stays[name].mean()) for name in PATHS},
             **{f"gain_{name}": float(gain[name].mean()) for name in PATHS},
             **{f"length_{name}": float(length.mean()) / self.unit for name, length in self.lengths.items()},
             "bend": float(1 - ends.mean()) if len(ends) else 0.0, "n": len(self.rows),
@@ -292,11 +286,11 @@ def _thirds(clusters: np.ndarray, positive: np.ndarray, identity: np.ndarray, se
     for draw in range(100):
         order = np.random.default_rng(seed + draw).permutation(groups)
         of = dict(zip(order.tolist(), (np.arange(len(order)) * 3 // max(1, len(order))).tolist(), strict=True))
-        found = np.array([of[int(cluster)] for cluster in clusters])
+        thirds = np.array([of[int(cluster)] for cluster in clusters])
         fine = all(
-            len(np.unique(positive[found == part])) == 2 and len(np.unique(identity[found == part])) == classes
+            len(np.unique(positive[thirds == part])) == 2 and len(np.unique(identity[thirds == part])) == classes
             for part in (0, 1)
         )
-        if fine and (~positive[found == 2]).sum() >= 2:
-            return found
+        if fine and (~positive[thirds == 2]).sum() >= 2:
+            return thirds
     raise UserError("The groups do not part in three with all classes in each: give more groups of every class.")

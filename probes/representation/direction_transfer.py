@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -22,7 +23,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.typing import Bool, Float, Int
 
 RESAMPLES = 500
@@ -120,13 +120,9 @@ def direction_transfer(
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
     table = pd.DataFrame(lines)
     return DirectionTransfer(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control=f"maps fitted on prompts exchanged between the models ({draws} draws)",
-        provenance=of_recording(
-            "direction_transfer", recording, ("base", "tuned"), call_settings(None, labels=labels, ridge=ridge,
-                draws=draws),
-            seed,
-        ),
+        provenance=of_recording("direction_transfer", recording, ("base", "tuned"), seed),
         positive=names[-1],
         resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -178,28 +174,28 @@ def _line(
     base, tuned = states["base"], states["tuned"]
     own = {role: _contrast(state[fit], positive[fit]) for role, state in states.items()}
     moved = mapped(base[fit], tuned[fit], own["base"][None], ridge)[0]
-    told, held = positive[~fit], ~fit
+    labels, held = positive[~fit], ~fit
     count = int(held.sum())
     times = np.concatenate([np.ones((1, count)), bootstrap_weights(count, RESAMPLES, seed, clusters[held])])
-    found = area(tuned[held] @ moved, told, times)
+    interval_area = area(tuned[held] @ moved, labels, times)
     random = np.random.default_rng(seed)
     wrong = [
         mapped(base[fit], tuned[fit][random.permutation(int(fit.sum()))], own["base"][None], ridge)[0]
         for _ in range(draws)
     ]
-    chance = np.array([area(tuned[held] @ one, told, times[:1])[0] for one in wrong])
-    low, high = np.nanquantile(found[1:], (0.025, 0.975))
+    chance = np.array([area(tuned[held] @ one, labels, times[:1])[0] for one in wrong])
+    low, high = np.nanquantile(interval_area[1:], (0.025, 0.975))
     said = mapped(base[fit], tuned[fit], base[held] - base[fit].mean(0), ridge)
     centred = tuned[held] - tuned[fit].mean(0)
     same = base.shape[1] == tuned.shape[1]
     size = np.linalg.norm(moved) * np.linalg.norm(own["tuned"])
     return {
-        "score": float(found[0]), "low": float(low), "high": float(high),
+        "score": float(interval_area[0]), "low": float(low), "high": float(high),
         "control": float(chance.mean()) if draws else float("nan"),
-        "p": float((1 + (chance >= found[0] - 1e-12).sum()) / (1 + draws)),
-        "own": float(area(tuned[held] @ own["tuned"], told, times[:1])[0]),
-        "source": float(area(base[held] @ own["base"], told, times[:1])[0]),
-        "raw": float(area(tuned[held] @ own["base"], told, times[:1])[0]) if same else float("nan"),
+        "p": float((1 + (chance >= interval_area[0] - 1e-12).sum()) / (1 + draws)),
+        "own": float(area(tuned[held] @ own["tuned"], labels, times[:1])[0]),
+        "source": float(area(base[held] @ own["base"], labels, times[:1])[0]),
+        "raw": float(area(tuned[held] @ own["base"], labels, times[:1])[0]) if same else float("nan"),
         "cosine": float(moved @ own["tuned"] / size) if size else float("nan"),
         "fit": float(1 - ((centred - said) ** 2).sum() / max((centred**2).sum(), 1e-30)), "n": int(held.sum()),
     }  # fmt: skip

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of, with_demonstrations
@@ -108,12 +107,7 @@ def representation_gap(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(gap_lines(arms, controls, float(np.bincount(y).max() / len(y)), rows.clusters, seed)),
         control="probes on shuffled labels, examples with exchanged answers; else the share of the largest class",
-        provenance=Provenance.of(
-            "representation_gap", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, shots=shots, layers=layers, kind=kind, metric=metric, folds=folds, ridge=ridge,
-                           max_new_tokens=max_new_tokens, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("representation_gap", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame(arms),
         measured="accuracy",
         heading="Representation and read-out",
@@ -132,10 +126,10 @@ def nested_right(
     for fold in np.unique(dealt):
         inside = torch.from_numpy(dealt != fold)
         inner = _inner_folds(dealt[dealt != fold])
-        told = held_out_right(
+        inner_right = held_out_right(
             cells[:, inside], y[None][:, dealt != fold], inner[None], kind=kind, ridge=ridge, seed=seed
         )[:, 0]
-        found[dealt == fold] = right[int(told.mean(1).argmax())][dealt == fold]
+        found[dealt == fold] = right[int(inner_right.mean(1).argmax())][dealt == fold]
     return found
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.call_settings import call_settings
 from probes.effects.panel import scored_line
 from probes.effects.rewriting import with_demonstrations
 from probes.replay import counted
@@ -17,6 +16,7 @@ from probes.representation.separability import CellShifts
 from probes.resampling import units_of
 from probes.results import Provenance
 from probes.retention.many_shot import exchanged_answers
+from probes.scored import with_q
 from workbench.argument_checks import check_pair
 from workbench.engine.sites import Site
 from workbench.errors import UserError
@@ -25,7 +25,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.recording.record_pair import record
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Tensor
 
 
@@ -92,13 +91,9 @@ def in_context_activations(
         })  # fmt: skip
     table = pd.DataFrame(lines)
     return CellShifts(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control="the same examples with exchanged answers",
-        provenance=Provenance.of(
-            "in_context_activations", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, shots=shots, sites=list(sites), layers=layers, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("in_context_activations", pair, rows, seed=seed, forward_passes=passes.forward),
         heading="Tuning and examples",
         measured="cosine of both shifts",
         resampled=units_of(rows.clusters),
@@ -122,5 +117,5 @@ def similarity_line(
     line = scored_line("", "", cosine, control, clusters, seed)
     along = (tuned * torch.nn.functional.normalize(shown, dim=-1)).sum(-1).square().sum()
     explained = float(along / tuned.square().sum().clamp_min(1e-30))
-    kept = {name: line[name] for name in ("score", "low", "high", "control", "p", "n")}
-    return {**kept, "explained": explained}
+    shared_columns = {name: line[name] for name in ("score", "low", "high", "control", "p", "n")}
+    return {**shared_columns, "explained": explained}

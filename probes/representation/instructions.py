@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.call_settings import call_settings
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import frozen
@@ -98,12 +97,12 @@ def instruction_attribution(
     controls: dict[str, np.ndarray] = {}
     for role in ("base", "tuned"):
         model = pair.models[role]
-        found = []
+        attributions = []
         for own, answer, span, other in zip(ids, answers, spans, beside, strict=True):
             density = densities(influence(model, own, answer))
-            found.append((span_score(density, span), span_score(density, other)))
+            attributions.append((span_score(density, span), span_score(density, other)))
             bar.advance()
-        scores[role], controls[role] = np.array(found).T
+        scores[role], controls[role] = np.array(attributions).T
     bar.finish()
     third = np.array([min(2, int(3 * (a + b) / 2 / len(own))) for (a, b), own in zip(spans, ids, strict=True)])
     steps = sum(map(len, answers))
@@ -111,9 +110,7 @@ def instruction_attribution(
         table=table_of(_lines(scores, controls, third, rows.clusters, seed)),
         control="a random span of as many other tokens of the prompt",
         provenance=Provenance.of(
-            "instruction_attribution", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=2 * len(rows), backward_passes=2 * steps,
-            settings=call_settings(None, instruction=instruction, writer=writer, max_new_tokens=max_new_tokens),
+            "instruction_attribution", pair, rows, seed=seed, forward_passes=2 * len(rows), backward_passes=2 * steps,
         ),
         values=pd.DataFrame({**scores, **{f"control of {role}": control for role, control in controls.items()}}),
         measured="attribution density of the instruction",
@@ -160,11 +157,11 @@ def influence(
     ``whole``: of every token that is read, the answer's own among them (0 for those that come later).
     """
     read = len(prompt) + len(answer) if whole else len(prompt)
-    kept: list[Tensor] = []
+    embeddings: list[Tensor] = []
 
     def keep(_module: Any, _given: Any, embedded: Tensor) -> Tensor:
-        kept[:] = [embedded.detach().requires_grad_(True)]
-        return kept[0]
+        embeddings[:] = [embedded.detach().requires_grad_(True)]
+        return embeddings[0]
 
     ids = torch.tensor([[*prompt, *answer]], device=model.device)
     with frozen(model.hf), model.active():
@@ -176,8 +173,8 @@ def influence(
                 columns = []
                 for step, token in enumerate(answer):
                     own = chance[len(prompt) + step - 1, token]
-                    (slope,) = torch.autograd.grad(own, kept[0], retain_graph=step + 1 < len(answer))
-                    columns.append((slope[0] * kept[0][0]).sum(-1)[:read].detach().float().cpu())
+                    (slope,) = torch.autograd.grad(own, embeddings[0], retain_graph=step + 1 < len(answer))
+                    columns.append((slope[0] * embeddings[0][0]).sum(-1)[:read].detach().float().cpu())
         finally:
             handle.remove()
     return torch.stack(columns, dim=1)

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of, held_out_probabilities
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import lines_by_layer
@@ -22,7 +23,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.stats.shares import share_interval
 from workbench.typing import Float, Int
 
@@ -124,12 +124,9 @@ def layer_views(
     fit = _half(rows.clusters, seed)
     table = pd.DataFrame(cells).assign(**_weights(stacked, y, fit, rows.clusters, draws, seed))
     return LayerViews(
-        table=table.assign(q=q_values(table["p"].to_numpy(np.float64)), n=int(fit.sum())),
+        table=with_q(table).assign(n=int(fit.sum())),
         control=f"labels exchanged between prompts ({draws} times)",
-        provenance=of_recording(
-            "layer_views", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, folds=folds, ridge=ridge, draws=draws), seed,
-        ),
+        provenance=of_recording("layer_views", recording, ("base", "tuned"), seed),
         held_out=_told(table, stacked[:, ~fit], y[~fit], rows.clusters[~fit], seed),
         classes=tuple(names),
         resampled=units_of(rows.clusters),
@@ -140,11 +137,11 @@ def mixture_weights(
     likelihood: Float[np.ndarray, "view row"], times: Float[np.ndarray, "draw row"]
 ) -> Float[np.ndarray, "draw view"]:
     """The weights of the most likely mixture of the views, for every weighting of the rows (EM from even weights)."""
-    found = np.full((len(times), len(likelihood)), 1 / len(likelihood))
+    weights = np.full((len(times), len(likelihood)), 1 / len(likelihood))
     for _ in range(ROUNDS):
-        mixed = np.maximum(found @ likelihood, 1e-300)
-        found = found * ((times / mixed) @ likelihood.T) / times.sum(1, keepdims=True)
-    return found
+        mixed = np.maximum(weights @ likelihood, 1e-300)
+        weights = weights * ((times / mixed) @ likelihood.T) / times.sum(1, keepdims=True)
+    return weights
 
 
 def _half(clusters: Int[np.ndarray, " row"], seed: int) -> np.ndarray:
@@ -163,15 +160,15 @@ def _weights(
 ) -> dict[str, np.ndarray]:
     own, label = stacked[:, fit], y[fit]
     resampled = bootstrap_weights(len(label), draws, seed, clusters[fit])
-    found = mixture_weights(_of(own, label), np.concatenate([np.ones((1, len(label))), resampled]))
+    weights = mixture_weights(_of(own, label), np.concatenate([np.ones((1, len(label))), resampled]))
     null = np.concatenate([
         mixture_weights(_of(own, mixed), np.ones((1, len(label))))
         for mixed in shuffled_labels(label, draws, seed + 1, clusters[fit])
     ])  # fmt: skip
-    low, high = np.quantile(found[1:], (0.025, 0.975), axis=0)
-    p = (1 + (null >= found[0] - 1e-12).sum(0)) / (1 + draws)
+    low, high = np.quantile(weights[1:], (0.025, 0.975), axis=0)
+    p = (1 + (null >= weights[0] - 1e-12).sum(0)) / (1 + draws)
     alone = (stacked.argmax(-1) == y).mean(1)
-    return {"score": found[0], "low": low, "high": high, "control": null.mean(0), "p": p, "alone": alone}
+    return {"score": weights[0], "low": low, "high": high, "control": null.mean(0), "p": p, "alone": alone}
 
 
 def _told(table: pd.DataFrame, stacked: np.ndarray, y: np.ndarray, clusters: np.ndarray, seed: int) -> pd.DataFrame:
@@ -182,7 +179,7 @@ def _told(table: pd.DataFrame, stacked: np.ndarray, y: np.ndarray, clusters: np.
     }  # fmt: skip
     lines = []
     for name, chance in means.items():
-        found = share_interval((chance.argmax(-1) == y).astype(float), seed=seed, clusters=clusters)
-        lines.append({"ensemble": name, "score": found.estimate, "low": found.low, "high": found.high})
+        share = share_interval((chance.argmax(-1) == y).astype(float), seed=seed, clusters=clusters)
+        lines.append({"ensemble": name, "score": share.estimate, "low": share.low, "high": share.high})
     common = float(np.bincount(y).max() / len(y))
     return pd.DataFrame([*lines, {"ensemble": "largest class", "score": common, "low": common, "high": common}])

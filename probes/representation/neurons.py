@@ -12,11 +12,12 @@ import plotly.graph_objects as go
 from scipy import stats
 from scipy.stats import rankdata
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import dealt_folds
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.cards import visible
 from workbench.errors import UserError
@@ -25,7 +26,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.typing import Float
 
 
@@ -124,29 +124,25 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
     dealt = dealt_folds(folds, rows.clusters, y.astype(np.int64), seed)
     bar = progress or Silent()
     bar.start("concept neurons", len(recording.sites))
-    tables, layers, kept = [], [], {}
+    tables, layers, neurons_of = [], [], {}
     for own, sides in cells_of(recording, rows):
         for number, cell in enumerate(own):
             values = {role: side[number].numpy() for role, side in sides.items()}
             table, null = neuron_table(values, y, mixed)
             tables.append(table.assign(**cell))
             layers.append({**cell, **_of_layer(table, null, values, y, dealt, together)})
-            kept[cell["layer"], cell.get("head", -1), cell["site"]] = values
+            neurons_of[cell["layer"], cell.get("head", -1), cell["site"]] = values
         bar.advance()
     bar.finish()
     whole = pd.concat(tables, ignore_index=True)
-    whole = whole.assign(q=q_values(whole["p"].to_numpy(float)))
+    whole = with_q(whole)
     listed = _listed(whole, top)
     return NeuronConcepts(
-        table=_with_intervals(listed, kept, y, rows.clusters, draws, seed),
+        table=_with_intervals(listed, neurons_of, y, rows.clusters, draws, seed),
         control=f"random concepts of as many prompts ({draws})",
-        provenance=of_recording(
-            "concept_neurons", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, concept=concept, top=top, together=together, shown=shown, folds=folds,
-                  draws=draws), seed,
-        ),
+        provenance=of_recording("concept_neurons", recording, ("base", "tuned"), seed),
         layers=pd.DataFrame(layers),
-        examples=_examples(listed, kept, rows, given, shown),
+        examples=_examples(listed, neurons_of, rows, given, shown),
         concept=named,
         resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -188,11 +184,11 @@ def _of_layer(
     dealt: np.ndarray,
     together: int,
 ) -> dict[str, float]:
-    found = {"mean gain": float(table["score"].mean()), "mean gain of random concepts": float(null.mean())}
+    numbers = {"mean gain": float(table["score"].mean()), "mean gain of random concepts": float(null.mean())}
     for role, own in values.items():
-        found[f"best area, {role}"] = float((np.abs(table[role] - 0.5) + 0.5).max())
-        found[f"{together} neurons together, {role}"] = combined_accuracy(own, y, dealt, together)
-    return found
+        numbers[f"best area, {role}"] = float((np.abs(table[role] - 0.5) + 0.5).max())
+        numbers[f"{together} neurons together, {role}"] = combined_accuracy(own, y, dealt, together)
+    return numbers
 
 
 def combined_accuracy(values: np.ndarray, y: np.ndarray, dealt: np.ndarray, together: int) -> float:
@@ -214,24 +210,24 @@ def _listed(whole: pd.DataFrame, top: int) -> pd.DataFrame:
     """The most selective neurons of either model, and the most gained and lost."""
     size = {role: np.abs(whole[role] - 0.5) for role in ("base", "tuned")}
     orders = [size["base"], size["tuned"], whole["score"], -whole["score"]]
-    chosen = np.unique(np.concatenate([np.argsort(-order.to_numpy(), kind="stable")[:top] for order in orders]))
-    return whole.iloc[chosen].reset_index(drop=True)
+    listed = np.unique(np.concatenate([np.argsort(-order.to_numpy(), kind="stable")[:top] for order in orders]))
+    return whole.iloc[listed].reset_index(drop=True)
 
 
-def _values(kept: dict[Any, dict[str, np.ndarray]], row: Any) -> dict[str, np.ndarray]:
+def _values(neurons_of: dict[Any, dict[str, np.ndarray]], row: Any) -> dict[str, np.ndarray]:
     head = row.get("head", -1)
-    own = kept[row["layer"], -1 if head != head else int(head), row["site"]]
+    own = neurons_of[row["layer"], -1 if head != head else int(head), row["site"]]
     return {role: one[:, int(row["direction"])] for role, one in own.items()}
 
 
 def _with_intervals(
-    listed: pd.DataFrame, kept: Any, y: np.ndarray, clusters: np.ndarray, draws: int, seed: int
+    listed: pd.DataFrame, neurons_of: Any, y: np.ndarray, clusters: np.ndarray, draws: int, seed: int
 ) -> pd.DataFrame:
     """Percentile intervals of the listed neurons' gains over resampled prompts."""
     weights = bootstrap_weights(len(y), draws, seed, clusters).astype(np.int64)
     edges = []
     for row in listed.to_dict("records"):
-        own, gains = _values(kept, row), []
+        own, gains = _values(neurons_of, row), []
         for times in weights:
             again = np.repeat(np.arange(len(y)), times)
             if 0 < y[again].sum() < len(again):
@@ -242,12 +238,12 @@ def _with_intervals(
     return listed.assign(low=low, high=high, n=len(y))
 
 
-def _examples(listed: pd.DataFrame, kept: Any, rows: PromptRows, given: list[str], shown: int) -> pd.DataFrame:
+def _examples(listed: pd.DataFrame, neurons_of: Any, rows: PromptRows, given: list[str], shown: int) -> pd.DataFrame:
     """site, layer, direction, model, rank, prompt (its number), token (the last recorded), label, value."""
     last = rows.index.groupby("prompt")["token"].last()
     lines = []
     for row in listed.to_dict("records"):
-        for role, values in _values(kept, row).items():
+        for role, values in _values(neurons_of, row).items():
             for rank, number in enumerate(np.argsort(-values, kind="stable")[:shown]):
                 prompt = int(rows.prompts[number])
                 lines.append({

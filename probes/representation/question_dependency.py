@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.replay import counted
 from probes.representation.instructions import influence
@@ -88,13 +87,13 @@ def question_dependency(
     scores: dict[str, np.ndarray] = {}
     with counted(pair.base, pair.tuned) as passes:
         for role in ("base", "tuned"):
-            found = []
+            dependencies = []
             for prompt, answer in zip(ids, answers, strict=True):
                 steps = _steps(len(answer), skip, most)
                 influenced = influence(pair.models[role], prompt, answer[: int(steps[-1]) + 1], whole=True)
-                found.append(dependency(influenced, len(prompt), steps))
+                dependencies.append(dependency(influenced, len(prompt), steps))
                 bar.advance()
-            scores[role] = np.array(found)
+            scores[role] = np.array(dependencies)
     bar.finish()
     even = np.array([
         even_dependency(len(prompt), _steps(len(answer), skip, most))
@@ -109,10 +108,8 @@ def question_dependency(
         table=table_of(lines),
         control="even influence of everything read so far",
         provenance=Provenance.of(
-            "question_dependency", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward or 2 * len(rows),
+            "question_dependency", pair, rows, seed=seed, forward_passes=passes.forward or 2 * len(rows),
             backward_passes=2 * sum(int(_steps(len(answer), skip, most)[-1]) + 1 for answer in answers),
-            settings=call_settings(None, skip=skip, most=most),
         ),
         values=pd.DataFrame({
             f"{role}: {name}": scores[role][:, column]

@@ -11,11 +11,12 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -23,7 +24,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.typing import Float, Int, Tensor
 
 
@@ -122,12 +122,9 @@ def class_separability(
     bar.finish()
     table = pd.DataFrame(lines)
     return CellShifts(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control=f"the labels exchanged ({draws} times)",
-        provenance=of_recording(
-            "class_separability", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, variants=variants, spans=spans, draws=draws), seed,
-        ),
+        provenance=of_recording("class_separability", recording, ("base", "tuned"), seed),
         heading="Class separability",
         measured="share of variance between classes, tuned - base",
         resampled=units_of(rows.clusters),
@@ -170,15 +167,17 @@ def _variants(rows: PromptRows, variants: Sequence[Any] | None) -> dict[str, np.
 
 
 def _by_variant(sides: dict[str, Tensor], number: int, y: np.ndarray, parts: dict[str, np.ndarray]) -> dict[str, float]:
-    found = {}
+    shares = {}
     for name, own in parts.items():
         present = np.unique(y[own], return_inverse=True)[1]
         for role, features in sides.items():
             x = features[number][torch.from_numpy(own)].double()
             gram = ((x - x.mean(0)) @ (x - x.mean(0)).T).numpy()
             known = present.max() > 0
-            found[f"{role}: {name}"] = float(between_share(gram, present, np.ones((1, len(x))))[0]) if known else np.nan
-    return found
+            shares[f"{role}: {name}"] = (
+                float(between_share(gram, present, np.ones((1, len(x))))[0]) if known else np.nan
+            )
+    return shares
 
 
 @method(
@@ -247,15 +246,9 @@ def procrustes_drift(
     bar.finish()
     table = pd.DataFrame(lines)
     return CellShifts(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control="tuned states of other prompts, aligned the same way",
-        provenance=of_recording(
-            "procrustes_drift",
-            recording,
-            ("base", "tuned"),
-            call_settings(None, labels=labels, spans=spans, folds=folds, draws=draws),
-            seed,
-        ),
+        provenance=of_recording("procrustes_drift", recording, ("base", "tuned"), seed),
         heading="Drift after rotation",
         measured="share of the base states' variance",
         resampled=units_of(rows.clusters),
@@ -276,7 +269,7 @@ def aligned(
 
     Outside of what those folds' rows span nothing is known of the rotation, and rows stay as they are.
     """
-    found = torch.empty_like(base)
+    rotated = torch.empty_like(base)
     for fold in np.unique(dealt):
         inside = torch.from_numpy(dealt != fold)
         centre_b, centre_t = base[inside].mean(0), tuned[inside].mean(0)
@@ -288,19 +281,19 @@ def aligned(
         mapped = (moved @ left) @ right
         beyond = moved - (moved @ left) @ left.T
         outside = beyond - (beyond @ right.T) @ right
-        found[~inside] = mapped + outside + centre_b
-    return found
+        rotated[~inside] = mapped + outside + centre_b
+    return rotated
 
 
 def centred_on(
     base: Float[Tensor, "row d"], tuned: Float[Tensor, "row d"], dealt: Int[np.ndarray, " row"]
 ) -> Float[Tensor, "row d"]:
     """The tuned rows moved by the difference of both means, each by that of the other folds."""
-    found = torch.empty_like(base)
+    centred = torch.empty_like(base)
     for fold in np.unique(dealt):
         inside = torch.from_numpy(dealt != fold)
-        found[~inside] = tuned[~inside] - tuned[inside].mean(0) + base[inside].mean(0)
-    return found
+        centred[~inside] = tuned[~inside] - tuned[inside].mean(0) + base[inside].mean(0)
+    return centred
 
 
 def _drift(

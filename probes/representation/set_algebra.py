@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
+from probes.scored import with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -21,7 +22,6 @@ from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.stats.fdr import q_values
 from workbench.typing import Bool, Float
 
 Operation = Literal["union", "intersection", "difference"]
@@ -127,11 +127,9 @@ def set_algebra(
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
     table = pd.DataFrame(lines)
     return SetAlgebra(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control="the same combined states against the labels of other pairs",
-        provenance=of_recording(
-            "set_algebra", recording, ("base", "tuned"), call_settings(None, sets=sets, pairs=pairs, ridge=ridge), seed
-        ),
+        provenance=of_recording("set_algebra", recording, ("base", "tuned"), seed),
         labels=tuple(names),
         pairs=len(first),
         resampled=units_of(rows.clusters),
@@ -202,10 +200,12 @@ def _line(
     first, second = pair
     target = combined(operation, *(wanted[rows].astype(float) for rows in pair)) > 0.5
     times = np.concatenate([np.ones((1, len(first))), bootstrap_weights(len(first), RESAMPLES, seed, first)])
-    told = {role: model.read(model.composed(operation, first, second)) for role, model in models.items()}
-    own = {role: f1(said, target, times) for role, said in told.items()}
+    readings = {role: model.read(model.composed(operation, first, second)) for role, model in models.items()}
+    own = {role: f1(said, target, times) for role, said in readings.items()}
     random = np.random.default_rng(seed)
-    others = np.array([f1(told["tuned"], target[random.permutation(len(target))], times) for _ in range(20)]).mean(0)
+    others = np.array([f1(readings["tuned"], target[random.permutation(len(target))], times) for _ in range(20)]).mean(
+        0
+    )
     band = [np.quantile(one[1:], (0.025, 0.975)) for one in (own["tuned"], own["tuned"] - own["base"])]
     tuned = models["tuned"]
     plain = f1(tuned.read(tuned.plain(operation, first, second)), target, times)[0]
@@ -242,6 +242,6 @@ def _labels(texts: Sequence[Any], fit: np.ndarray) -> tuple[list[str], Bool[np.n
 
 def _drawn(rows: np.ndarray, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
-    found = random.choice(rows, (pairs, 2))
-    found = found[found[:, 0] != found[:, 1]]
-    return found[:, 0], found[:, 1]
+    pairs_drawn = random.choice(rows, (pairs, 2))
+    pairs_drawn = pairs_drawn[pairs_drawn[:, 0] != pairs_drawn[:, 1]]
+    return pairs_drawn[:, 0], pairs_drawn[:, 1]

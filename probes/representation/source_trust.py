@@ -87,10 +87,14 @@ def source_trust(  # noqa: PLR0913 (a public call)
     names = sorted(set(of.tolist()))
     if len(names) < 2:
         raise UserError(f"All questions have the tag {names[0]!r}: give questions of two or more tags.")
-    told = None if definitions is None else Prompts.of(definitions)
+    definition_rows = None if definitions is None else Prompts.of(definitions)
     with counted(pair.base, pair.tuned) as passes:
         scores = role_scores(pair, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        aligned = {} if told is None else _alignments(pair, rows, told, tags, items, seed, progress or Silent())
+        aligned = (
+            {}
+            if definition_rows is None
+            else _alignments(pair, rows, definition_rows, tags, items, seed, progress or Silent())
+        )
     lines = trust_lines(scores, of, names, rows.clusters, seed)
     for name in dict.fromkeys(aligned.get("tag", [])):
         own = aligned["tag"] == name
@@ -101,10 +105,9 @@ def source_trust(  # noqa: PLR0913 (a public call)
         table=table_of(lines),
         control="of tags no change; of gradients, questions of another item of the same tag",
         provenance=Provenance.of(
-            "source_trust", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward, backward_passes=0 if told is None else 2 * (len(rows) + len(told)),
-            settings=call_settings(None, tags=tags, items=items, definitions=told, metric=metric,
-                           max_new_tokens=max_new_tokens, batch_size=batch_size),
+            "source_trust", pair, rows, seed=seed, forward_passes=passes.forward,
+            backward_passes=0 if definition_rows is None else 2 * (len(rows) + len(definition_rows)),
+            settings=call_settings(None, definitions=definition_rows),
         ),
         values=pd.DataFrame({**scores, "tag": of}),
         measured=f"{metric}, or a cosine of gradients",
@@ -133,31 +136,33 @@ def trust_lines(
 
 
 def _alignments(
-    pair: ModelPair, rows: Prompts, told: Prompts, tags: str, items: str, seed: int, bar: Progress
+    pair: ModelPair, rows: Prompts, definition_rows: Prompts, tags: str, items: str, seed: int, bar: Progress
 ) -> dict[str, np.ndarray]:
     """Per definition: its tag, the cosine with its own questions, and with those of another item of its tag."""
     asked_of = [str(one) for one in column_of(rows, items, what="the item it is about")]
-    defined = [str(one) for one in column_of(told, items, what="the item that it defines")]
-    tag = np.array([str(one) for one in column_of(told, tags)])
+    defined = [str(one) for one in column_of(definition_rows, items, what="the item that it defines")]
+    tag = np.array([str(one) for one in column_of(definition_rows, tags)])
     known = [number for number, one in enumerate(defined) if one in asked_of]
     if not known:
         raise UserError(f"No question is about an item of the definitions (column {items!r}): give the same names.")
-    bar.start("gradients", 2 * (len(rows) + len(told)))
-    found: dict[str, list[float]] = {name: [] for name in ("base", "tuned", "base, other item", "tuned, other item")}
+    bar.start("gradients", 2 * (len(rows) + len(definition_rows)))
+    alignments: dict[str, list[float]] = {
+        name: [] for name in ("base", "tuned", "base, other item", "tuned, other item")
+    }
     for role in ("base", "tuned"):
         sketch = GradientSketch(pair.models[role], seed)
         of_rows = [sketch.of_answer(row) for row in _advancing(rows, bar)]
         of_item = {name: _mean([g for g, own in zip(of_rows, asked_of, strict=True) if own == name])
                    for name in dict.fromkeys(asked_of)}  # fmt: skip
-        of_texts = [sketch.of_text(row) for row in _advancing(told, bar)]
+        of_texts = [sketch.of_text(row) for row in _advancing(definition_rows, bar)]
         for number in known:
             others = [of_item[defined[n]] for n in known if tag[n] == tag[number] and defined[n] != defined[number]]
-            found[role].append(_cosine(of_texts[number], of_item[defined[number]]))
-            found[f"{role}, other item"].append(
+            alignments[role].append(_cosine(of_texts[number], of_item[defined[number]]))
+            alignments[f"{role}, other item"].append(
                 float(np.mean([_cosine(of_texts[number], one) for one in others])) if others else 0.0
             )
     bar.finish()
-    return {"tag": tag[known], **{name: np.array(values) for name, values in found.items()}}
+    return {"tag": tag[known], **{name: np.array(values) for name, values in alignments.items()}}
 
 
 def _advancing(rows: Prompts, bar: Progress) -> Any:
@@ -211,14 +216,14 @@ class GradientSketch:
             finally:
                 for (_, one), flag in zip(named, flags, strict=True):
                     one.requires_grad_(flag)
-        found = torch.zeros(SKETCH)
+        sketch = torch.zeros(SKETCH)
         for number, slope in enumerate(slopes):
             if slope is not None:
-                self._add(found, slope.detach().flatten().float().cpu(), number)
-        return found
+                self._add(sketch, slope.detach().flatten().float().cpu(), number)
+        return sketch
 
-    def _add(self, found: Tensor, flat: Tensor, number: int) -> None:
+    def _add(self, sketch: Tensor, flat: Tensor, number: int) -> None:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         place = torch.randint(SKETCH, flat.shape, generator=generator)
         sign = torch.randint(2, flat.shape, generator=generator).mul_(2).sub_(1)
-        found.index_add_(0, place, flat * sign)
+        sketch.index_add_(0, place, flat * sign)

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings, of_recording
+from probes.call_settings import of_recording
 from probes.effects.panel import interval_of
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import Kind, classes_of, dealt_folds, held_out_right
 from probes.resampling import cluster_means, shuffled_labels, units_of
 from probes.results import ProbeResult
+from probes.scored import paired_p, with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -164,11 +165,7 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
     return ProbeSuite(
         table=table,
         control=f"the same probes on {draws} control tasks: labels at random for each type of input",
-        provenance=of_recording(
-            "probe_suite", recording, ("base", "tuned"),
-            call_settings(None, labels=labels, kind=kind, types=types, by=by, spans=spans, by_position=by_position,
-                  margin=margin, folds=folds, ridge=ridge, draws=draws), seed,
-        ),
+        provenance=of_recording("probe_suite", recording, ("base", "tuned"), seed),
         classes=tuple(names),
         chance=float(np.bincount(y).max() / len(y)),
         kind=kind,
@@ -187,8 +184,8 @@ def control_tasks(
     random = np.random.default_rng(seed + 1)
     numbers = np.unique(types, return_inverse=True)[1]
     shares = np.bincount(y) / len(y)
-    found = np.stack([random.choice(len(shares), int(numbers.max()) + 1, p=shares)[numbers] for _ in range(draws)])
-    return found
+    tasks = np.stack([random.choice(len(shares), int(numbers.max()) + 1, p=shares)[numbers] for _ in range(draws)])
+    return tasks
 
 
 def suite_table(
@@ -249,11 +246,10 @@ def _levels(
         for number, cell in enumerate(cells):
             base, tuned = (right[role][number, 0, own].astype(float) for role in ("base", "tuned"))
             change = interval_of(tuned - base, clusters[own], seed)
-            units = cluster_means((tuned - base)[:, None], clusters[own])
             lines.append({
                 **cell, "group": level, "score": change.estimate, "low": change.low, "high": change.high,
-                "base": base.mean(), "tuned": tuned.mean(), "p": float(paired_permutation(units, seed=seed).p[0]),
+                "base": base.mean(), "tuned": tuned.mean(), "p": paired_p(tuned - base, clusters[own], seed=seed),
                 "n": int(own.sum()),
             })  # fmt: skip
     table = pd.DataFrame(lines)
-    return table.assign(q=q_values(table["p"].to_numpy(float)))
+    return with_q(table)

@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure
 from probes.effects.panel import EffectPanel, scored_line, table_of
 from probes.replay import counted
@@ -131,12 +130,7 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
     return ErasureVerdict(
         table=table,
         control="the same route on the base, beyond the base asked plainly",
-        provenance=Provenance.of(
-            "erased_or_displaced", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, shots=shots, bank=bank, codes=codes, soft_tokens=soft_tokens, margin=margin,
-                           metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("erased_or_displaced", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in scores.items() for name, one in own.items()}),
         measured=metric,
         heading="Erased or displaced",
@@ -154,12 +148,12 @@ def best_route(scores: dict[str, np.ndarray], rows: np.ndarray) -> str:
 
 def cross_fitted(scores: dict[str, dict[str, np.ndarray]], inside: np.ndarray) -> dict[str, np.ndarray]:
     """Score by prompt of each model under the route that was best for the tuned model on the other half."""
-    found = {role: np.zeros(len(inside)) for role in scores}
+    scores_of = {role: np.zeros(len(inside)) for role in scores}
     for choose, report in ((inside, ~inside), (~inside, inside)):
         name = best_route(scores["tuned"], choose)
         for role, own in scores.items():
-            found[role][report] = own[name][report]
-    return found
+            scores_of[role][report] = own[name][report]
+    return scores_of
 
 
 def erasure_lines(

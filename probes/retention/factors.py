@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.context_use import of_others
 from probes.effects.panel import EffectPanel, paired_lines, scored_line, table_of
@@ -72,8 +71,8 @@ def template_effect(
     if any(row.prompt is None for row in rows):
         raise UserError("A row of messages or token ids cannot be read without the template: give prompts as text.")
     if context:
-        told = [str(one) for one in column_of(rows, context)]
-        rows = Prompts([retexted(row, f"{one}\n\n{text_of(row)}") for row, one in zip(rows, told, strict=True)])
+        passages = [str(one) for one in column_of(rows, context)]
+        rows = Prompts([retexted(row, f"{one}\n\n{text_of(row)}") for row, one in zip(rows, passages, strict=True)])
     forms = {"off": _chat(rows, False), "on": _chat(rows, True)}
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     with counted(pair.base, pair.tuned) as passes:
@@ -87,10 +86,7 @@ def template_effect(
         table=table_of(lines),
         control="0; for the template's effect on the tuned model, that on the base",
         provenance=Provenance.of(
-            "template_effect", pair.models, Prompts.of(prompts), seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, context=context, metric=metric, max_new_tokens=max_new_tokens,
-                batch_size=batch_size),
+            "template_effect", pair, Prompts.of(prompts), seed=seed, forward_passes=passes.forward,
         ),
         values=pd.DataFrame({f"{role}, {name}": one for name, own in scores.items() for role, one in own.items()}),
         measured=metric,
@@ -147,18 +143,18 @@ def position_effect(  # noqa: PLR0913 (a public call)
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    told = [str(one) for one in column_of(rows, context, what="the passage that holds the answer")]
+    passages = [str(one) for one in column_of(rows, context, what="the passage that holds the answer")]
     if not 2 <= places <= among <= len(rows):
         raise UserError(
             f"{places} places among {among} passages need 2 <= places <= among <= {len(rows)}, the number of rows."
         )
-    others = [of_others(rows, told, seed + number) for number in range(among)]
+    others = [of_others(rows, passages, seed + number) for number in range(among)]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     spots = [round(number * (among - 1) / (places - 1)) for number in range(places)]
     with counted(pair.base, pair.tuned) as passes:
-        without = role_scores(pair, _among(rows, others, None, told), metric, **options)
+        without = role_scores(pair, _among(rows, others, None, passages), metric, **options)
         scores = {
-            f"place {spot + 1} of {among}": role_scores(pair, _among(rows, others, spot, told), metric, **options)
+            f"place {spot + 1} of {among}": role_scores(pair, _among(rows, others, spot, passages), metric, **options)
             for spot in spots
         }
     lines = [line for name, own in scores.items() for line in paired_lines(name, own, without, rows.clusters, seed)]
@@ -168,24 +164,19 @@ def position_effect(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(lines),
         control="the same passages without the gold one",
-        provenance=Provenance.of(
-            "position_effect", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, context=context, among=among, places=places, metric=metric,
-                           max_new_tokens=max_new_tokens, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("position_effect", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for name, own in scores.items() for role, one in own.items()}),
         measured=metric,
         heading="Place of the evidence",
     )  # fmt: skip
 
 
-def _among(rows: Prompts, others: list[list[str]], spot: int | None, told: list[str]) -> Prompts:
+def _among(rows: Prompts, others: list[list[str]], spot: int | None, gold: list[str]) -> Prompts:
     """Every question behind passages of others, the gold one at ``spot`` (None: nowhere)."""
     made = []
     for number, row in enumerate(rows):
         passages = [own[number] for own in others]
         if spot is not None:
-            passages[spot] = told[number]
+            passages[spot] = gold[number]
         made.append(retexted(row, "\n\n".join([*passages, text_of(row)])))
     return Prompts(made)

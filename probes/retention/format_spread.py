@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import retexted, text_of, with_demonstrations
@@ -105,7 +104,7 @@ def format_spread(  # noqa: PLR0913 (a public call)
         raise UserError("The bandit counts rights and wrongs: choose a metric between 0 and 1, such as accuracy.")
     rows = Prompts.of(prompts)
     search, report = halves_of(rows, seed)
-    chosen = sampled_formats(formats, seed)
+    sampled = sampled_formats(formats, seed)
     options: dict[str, Any] = {"metric": metric, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     bar = progress or Silent()
     bar.start("format spread", 2)
@@ -113,25 +112,19 @@ def format_spread(  # noqa: PLR0913 (a public call)
     with counted(pair.base, pair.tuned) as passes:
         for role in ("base", "tuned"):
             trial = _Trial(pair.models[role], search, report, shots, seed, options)
-            searched[role] = trial.searched(chosen, budget, batch)
-            lines[role] = trial.lines(chosen, searched[role], atomic)
-            tables.append(_formats(role, chosen, searched[role]))
+            searched[role] = trial.searched(sampled, budget, batch)
+            lines[role] = trial.lines(sampled, searched[role], atomic)
+            tables.append(_formats(role, sampled, searched[role]))
             bar.advance()
         numbers = _numbers(searched)
         if separability:
-            numbers |= _separability(pair, report, chosen, shots, seed, batch_size)
+            numbers |= _separability(pair, report, sampled, shots, seed, batch_size)
     bar.finish()
     table = table_of(_table_lines(lines, report.clusters, seed))
     return FormatSpread(
         table=table,
         control="formats drawn at random, on the same prompts: their mean absolute gap",
-        provenance=Provenance.of(
-            "format_spread", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, formats=formats, budget=budget, batch=batch, shots=shots, atomic=atomic,
-                           separability=separability, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
-        ),
+        provenance=Provenance.of("format_spread", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}, {name}": one for role, own in lines.items() for name, one in own.items()}),
         measured=metric,
         heading="Format spread",
@@ -158,26 +151,30 @@ class _Trial:
         self.model, self.search, self.report = model, search, report
         self.shots, self.seed, self.options = shots, seed, options
 
-    def searched(self, chosen: Sequence[Format], budget: int, batch: int) -> Searched:
+    def searched(self, sampled: Sequence[Format], budget: int, batch: int) -> Searched:
         def pull(arm: int, numbers: np.ndarray) -> np.ndarray:
-            asked_ = formatted(self.search[numbers], chosen[arm], self.shots, self.seed, self.search)
+            asked_ = formatted(self.search[numbers], sampled[arm], self.shots, self.seed, self.search)
             return answer_scores(self.model, asked_, **self.options)
 
-        return search_extremes(pull, len(chosen), len(self.search), budget=budget, batch=batch, seed=self.seed)
+        return search_extremes(pull, len(sampled), len(self.search), budget=budget, batch=batch, seed=self.seed)
 
     def reported(self, form: Format) -> np.ndarray:
         return answer_scores(self.model, formatted(self.report, form, self.shots, self.seed), **self.options)
 
-    def lines(self, chosen: Sequence[Format], found: Searched, atomic: bool) -> dict[str, np.ndarray]:
+    def lines(self, sampled: Sequence[Format], searched: Searched, atomic: bool) -> dict[str, np.ndarray]:
         """Score by prompt of the formats that are reported; "random gap" is the control's, by prompt."""
-        usual, best, worst = (self.reported(one) for one in (chosen[0], chosen[found.best], chosen[found.worst]))
+        usual, best, worst = (
+            self.reported(one) for one in (sampled[0], sampled[searched.best], sampled[searched.worst])
+        )
         random = np.random.default_rng(self.seed + 7)
-        drawn = [self.reported(chosen[int(n)]) for n in random.choice(len(chosen), min(4, len(chosen)), replace=False)]
+        drawn = [
+            self.reported(sampled[int(n)]) for n in random.choice(len(sampled), min(4, len(sampled)), replace=False)
+        ]
         gaps = [abs(float(a.mean() - b.mean())) for n, a in enumerate(drawn) for b in drawn[n + 1 :]]
         own = {"usual": usual, "best": best, "worst": worst, SPREAD: best - worst,
                "random gap": np.full(len(usual), float(np.mean(gaps)))}  # fmt: skip
         if atomic:
-            for element, form in atomic_edits(chosen[0]):
+            for element, form in atomic_edits(sampled[0]):
                 own[f"{element}: {form.name}"] = self.reported(form) - usual
         return own
 
@@ -196,9 +193,9 @@ def _table_lines(lines: dict[str, dict[str, np.ndarray]], clusters: np.ndarray, 
     return [*found, {**scored_line(SPREAD, CHANGE, change, 0.0, clusters, seed), "control": apart}]
 
 
-def _formats(role: str, chosen: Sequence[Format], found: Searched) -> pd.DataFrame:
-    return pd.DataFrame({"model": role, "format": [one.name for one in chosen], "tried": found.tried,
-                         "right": found.right})  # fmt: skip
+def _formats(role: str, sampled: Sequence[Format], searched: Searched) -> pd.DataFrame:
+    return pd.DataFrame({"model": role, "format": [one.name for one in sampled], "tried": searched.tried,
+                         "right": searched.right})  # fmt: skip
 
 
 def _numbers(searched: dict[str, Searched]) -> dict[str, float]:
@@ -211,19 +208,19 @@ def _numbers(searched: dict[str, Searched]) -> dict[str, float]:
 
 
 def _separability(
-    pair: ModelPair, rows: Prompts, chosen: Sequence[Format], shots: int, seed: int, batch_size: int
+    pair: ModelPair, rows: Prompts, sampled: Sequence[Format], shots: int, seed: int, batch_size: int
 ) -> dict[str, float]:
     """Share of held-out rows whose format the nearest centroid names, from the last token's final residual."""
-    made = [formatted(rows, form, shots, seed) for form in chosen]
+    made = [formatted(rows, form, shots, seed) for form in sampled]
     recording = record(pair, Prompts([row for own in made for row in own]), "resid_post", layers=[-1],
                        batch_size=batch_size)  # fmt: skip
-    of = np.repeat(np.arange(len(chosen)), len(rows))
-    even = np.tile(np.arange(len(rows)) % 2 == 0, len(chosen))
-    found = {"formats told apart by chance": 1 / len(chosen)}
+    of = np.repeat(np.arange(len(sampled)), len(rows))
+    even = np.tile(np.arange(len(rows)) % 2 == 0, len(sampled))
+    shares = {"formats told apart by chance": 1 / len(sampled)}
     for role in ("base", "tuned"):
         states = recording[role][recording.sites[0]][:].float().numpy()
-        centres = np.stack([states[even & (of == number)].mean(0) for number in range(len(chosen))])
+        centres = np.stack([states[even & (of == number)].mean(0) for number in range(len(sampled))])
         held, truth = states[~even], of[~even]
         named = np.linalg.norm(held[:, None] - centres[None], axis=-1).argmin(1)
-        found[f"formats told apart, {role}"] = float((named == truth).mean())
-    return found
+        shares[f"formats told apart, {role}"] = float((named == truth).mean())
+    return shares

@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy import stats
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import scored_line, table_of
 from probes.effects.rewriting import column_of, with_demonstrations
@@ -50,12 +49,13 @@ class InherentLimits(ProbeResult):
         return labelled_points(self.table, "group", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
-        found = self.correlation
+        correlation = self.correlation
         beyond = self.table[(self.table["q"] < 0.05) & (self.table["score"] > 0)]["group"].tolist()
         return (
             f"The tuned model's scores follow the base's few-shot ones over {len(self.table)} tasks: rho "
-            f"{found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], p = {found['p']:.2g} (base zero-shot "
-            f"{found['control']:.2f}); beyond the base's few-shot score: {', '.join(map(str, beyond)) or 'no task'}"
+            f"{correlation['rho']:.2f} [{correlation['low']:.2f}, {correlation['high']:.2f}], p = "
+            f"{correlation['p']:.2g} (base zero-shot {correlation['control']:.2f}); beyond the base's few-shot score: "
+            f"{', '.join(map(str, beyond)) or 'no task'}"
         )
 
 
@@ -121,19 +121,14 @@ def inherent_limits(
     return InherentLimits(
         table=_table(scores, of, names, rows.clusters, seed),
         control="the base's zero-shot score in the place of the tuned model's",
-        provenance=Provenance.of(
-            "inherent_limits", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, tasks=tasks, shots=shots, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
-        ),
+        provenance=Provenance.of("inherent_limits", pair, rows, seed=seed, forward_passes=passes.forward),
         correlation=correlation(scores, of, names, seed),
     )  # fmt: skip
 
 
 def demonstrated(rows: Prompts, of: np.ndarray, shots: int, seed: int) -> Prompts:
     """Every row behind examples of its own task."""
-    found = [row for row in rows]
+    prompts = [row for row in rows]
     for name in np.unique(of):
         places = np.flatnonzero(of == name)
         own = rows[places]
@@ -142,8 +137,8 @@ def demonstrated(rows: Prompts, of: np.ndarray, shots: int, seed: int) -> Prompt
         except UserError as error:
             raise UserError(f"Task {str(name)!r}: {error}") from error
         for place, row in zip(places, shown, strict=True):
-            found[int(place)] = row
-    return Prompts(found)
+            prompts[int(place)] = row
+    return Prompts(prompts)
 
 
 def correlation(scores: dict[str, np.ndarray], of: np.ndarray, names: list[str], seed: int) -> dict[str, float]:
@@ -153,9 +148,9 @@ def correlation(scores: dict[str, np.ndarray], of: np.ndarray, names: list[str],
     random = np.random.default_rng(seed)
     drawn = []
     for _ in range(DRAWS):
-        chosen = [random.choice(np.flatnonzero(of == name), int((of == name).sum())) for name in names]
+        resampled = [random.choice(np.flatnonzero(of == name), int((of == name).sum())) for name in names]
         drawn.append(
-            _rho(*(np.array([scores[arm][one].mean() for one in chosen]) for arm in ("tuned", "base_few_shot")))
+            _rho(*(np.array([scores[arm][one].mean() for one in resampled]) for arm in ("tuned", "base_few_shot")))
         )
     mixed = [_rho(random.permutation(means["tuned"]), means["base_few_shot"]) for _ in range(DRAWS)]
     low, high = np.quantile(drawn, (0.025, 0.975))

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, role_scores
 from probes.effects.panel import EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import with_demonstrations
@@ -81,12 +80,7 @@ def many_shot_curve(
     return EffectPanel(
         table=table_of(_lines(true, exchanged, rows.clusters, seed)),
         control="the same examples with their answers exchanged",
-        provenance=Provenance.of(
-            "many_shot_curve", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, shots=shots, metric=metric, max_new_tokens=max_new_tokens,
-                batch_size=batch_size),
-        ),
+        provenance=Provenance.of("many_shot_curve", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({
             f"{role}, {count} shots": values for count, own in true.items() for role, values in own.items()
         }),

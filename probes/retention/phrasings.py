@@ -15,7 +15,6 @@ from torch import nn
 from interventions.training.examples import examples_of
 from interventions.training.soft_prompt import SoftPrompt, reading, starting_vectors, unused_token, with_placeholders
 from interventions.training.trainer import Schedule, train_on_frozen
-from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of
@@ -118,12 +117,7 @@ def phrasing_robustness(  # noqa: PLR0913 (a public call)
     return EffectPanel(
         table=table_of(lines),
         control="the distance between observed phrasings of one item; for the prefix, the drop without it; else 0",
-        provenance=Provenance.of(
-            "phrasing_robustness", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, items=items, phrasing=phrasing, layer=layer, prefix_tokens=prefix_tokens,
-                           epochs=epochs, metric=metric, max_new_tokens=max_new_tokens, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("phrasing_robustness", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({name: pd.Series(value) for name, value in values.items()}),
         measured=f"{metric}, or a distance relative to the state's length",
         heading="Observed and unobserved phrasings",
@@ -164,7 +158,7 @@ class _Items:
 
     def measured(self, score: np.ndarray, states: np.ndarray) -> dict[str, np.ndarray]:
         """[item] mean scores, their drop, relative distances, and the spread of scores over phrasings."""
-        found: dict[str, list[float]] = {}
+        measures: dict[str, list[float]] = {}
         for number in range(len(self.names)):
             seen, new = (np.flatnonzero((self.of == number) & kind) for kind in (self.observed, ~self.observed))
             centre = states[seen].mean(0)
@@ -181,8 +175,8 @@ class _Items:
                 "spread over phrasings": float(np.ptp(score[self.of == number])),
             }  # fmt: skip
             for name, value in line.items():
-                found.setdefault(name, []).append(float(value))
-        return {name: np.array(values) for name, values in found.items()}
+                measures.setdefault(name, []).append(float(value))
+        return {name: np.array(values) for name, values in measures.items()}
 
 
 def phrasing_lines(values: dict[str, np.ndarray], seed: int) -> list[dict[str, Any]]:

@@ -40,17 +40,17 @@ def routed(rows: Prompts, bank: Sequence[str], codes: Sequence[str], shots: int,
     for name in codes:
         if name not in CODES:
             raise unknown_name("code", name, CODES)
-    found = {PLAIN: rows}
+    routes = {PLAIN: rows}
     if shots:
-        found[f"{shots} examples"] = with_demonstrations(rows, rows, shots, seed)
+        routes[f"{shots} examples"] = with_demonstrations(rows, rows, shots, seed)
     for number, template in enumerate(bank):
-        found[f"bank {number}"] = Prompts([
+        routes[f"bank {number}"] = Prompts([
             retexted(row, template.replace("{question}", text_of(row))) for row in rows
         ])  # fmt: skip
     for name in codes:
         there = CODES[name].there
-        found[name] = Prompts([_coded(row, there) for row in rows])
-    return found
+        routes[name] = Prompts([_coded(row, there) for row in rows])
+    return routes
 
 
 def _coded(row: Any, there: Any) -> Any:
@@ -64,17 +64,17 @@ def route_scores(
 ) -> dict[str, np.ndarray]:
     """Route -> score by prompt; with a bank of two or more also the dynamic choice, which takes for each prompt the
     template under which the model is surest of its next word."""
-    found = {name: _score(model, name, rows, routes[PLAIN], metric, options) for name, rows in routes.items()}
+    scores = {name: _score(model, name, rows, routes[PLAIN], metric, options) for name, rows in routes.items()}
     names = [f"bank {number}" for number in range(len(bank))]
     if len(names) > 1:
         batch_size = options["batch_size"]
         sure = np.stack([
             next_token_logits(model, routes[name], batch_size=batch_size).softmax(-1).amax(-1).numpy() for name in names
         ])  # fmt: skip
-        found["bank, chosen by certainty"] = np.stack([found[name] for name in names])[
+        scores["bank, chosen by certainty"] = np.stack([scores[name] for name in names])[
             sure.argmax(0), np.arange(sure.shape[1])
         ]
-    return found
+    return scores
 
 
 def _score(
@@ -98,10 +98,10 @@ def soft_scores(
     first, _ = halves_of(rows, seed)
     held = {id(row) for row in first}
     inside = np.array([id(row) in held for row in rows])
-    found = np.zeros(len(rows))
+    scores = np.zeros(len(rows))
     for train, test in ((inside, ~inside), (~inside, inside)):
         soft = train_soft_prompt(model, rows[train], tokens=tokens, also_read=[rows[test]],
                                  schedule=Schedule(epochs=8, seed=seed))  # fmt: skip
         read = soft.before(rows[test], model.tokenizer)
-        found[test] = answer_scores(model, read, metric, recipe=soft, **options)
-    return found
+        scores[test] = answer_scores(model, read, metric, recipe=soft, **options)
+    return scores

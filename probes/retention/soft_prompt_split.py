@@ -102,11 +102,8 @@ def soft_prompt_split(  # noqa: PLR0913 (a public call)
         table=table_of(split_lines(scores, clusters, seed)),
         control="a soft prompt of random token embeddings",
         provenance=Provenance.of(
-            "soft_prompt_split", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, others=beside, checkpoints=list(checkpoints), shots=shots, tokens=tokens,
-                           epochs=epochs, learning_rate=learning_rate, metric=metric, max_new_tokens=max_new_tokens,
-                           batch_size=batch_size),
+            "soft_prompt_split", pair, rows, seed=seed, forward_passes=passes.forward,
+            settings=call_settings(None, others=beside),
         ),
         values=pd.DataFrame({" | ".join(key): pd.Series(values) for key, values in scores.items()}),
         measured=metric,
@@ -145,14 +142,14 @@ def _scores(
 ) -> Scores:  # fmt: skip
     bar = progress or Silent()
     bar.start("soft prompt and weights", 2 + len(checkpoints))
-    found: Scores = {}
+    scores: Scores = {}
 
     def score(weights: str, model: Any) -> None:
         for name, own in rows.items():
-            found[weights, "off", name] = answer_scores(model, own, metric, **options)
+            scores[weights, "off", name] = answer_scores(model, own, metric, **options)
             for kind, soft in softs.items():
                 read = soft.before(own, model.tokenizer)
-                found[weights, kind, name] = answer_scores(model, read, metric, recipe=soft, **options)
+                scores[weights, kind, name] = answer_scores(model, read, metric, recipe=soft, **options)
         bar.advance()
 
     score("base", pair.base)
@@ -163,7 +160,7 @@ def _scores(
                 score(name, pair.base)
     score("tuned", pair.tuned)
     bar.finish()
-    return found
+    return scores
 
 
 def split_lines(scores: Scores, clusters: dict[str, np.ndarray], seed: int) -> list[dict[str, Any]]:

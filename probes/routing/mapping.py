@@ -14,13 +14,12 @@ import torch
 
 import interventions as iv
 from interventions.saved_loras import lora_bank
-from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
 from probes.routing.training import Fitting, random_router, trained_routers
-from probes.scored import scored
+from probes.scored import beside_control, scored, with_q
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.families import submodule
 from workbench.errors import UserError
@@ -29,7 +28,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
@@ -154,11 +152,7 @@ def routing_map(  # noqa: PLR0913
     return RoutingMap(
         table=table, control="a random router by the same rule, with gates that nobody trained",
         provenance=Provenance.of(
-            "routing_map", {base.role: base}, rows, seed=seed, device=str(base.device), forward_passes=passes.forward,
-            backward_passes=steps,
-            settings=call_settings(
-                None, adapters=adapters, rule=rule, top_k=top_k, steps=steps, lr=lr, batch_size=batch_size
-            ),
+            "routing_map", base, rows, seed=seed, forward_passes=passes.forward, backward_passes=steps,
         ),
         routers=answers, composite=composite, tokens=tokens, adapters=list(bank["names"]),
         resampled=units_of(reported.clusters),
@@ -173,12 +167,12 @@ class _Trial:
 
     def read(self, router: iv.AdapterRouting, ids: list[int]) -> dict[str, Float[np.ndarray, "pos adapter"]]:
         """Module -> the weights at each token, with the router at work."""
-        found: dict[str, np.ndarray] = {}
+        weights: dict[str, np.ndarray] = {}
 
         def keep(path: str) -> Any:
             def read(_module: Any, args: Any) -> None:
                 x = args[0].detach().reshape(-1, args[0].shape[-1])
-                found[path] = router.by_adapter(path, x).float().cpu().numpy()
+                weights[path] = router.by_adapter(path, x).float().cpu().numpy()
 
             return read
 
@@ -189,32 +183,30 @@ class _Trial:
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return weights
 
     def weights(self, routers: dict[str, iv.AdapterRouting], random: iv.AdapterRouting, seed: int) -> pd.DataFrame:
         """Mean weight of each adapter on each domain, module by module."""
         own = [self.read(routers[label], ids) for label, ids in zip(self.labels, self.ids, strict=True)]
         other = [self.read(random, ids) for ids in self.ids]
-        lines, p, clusters = [], [], self.rows.clusters
+        lines, clusters = [], self.rows.clusters
         stem = f"{self.model.hub.family.layers}."
         for path, (place, name), domain in itertools.product(own[0], enumerate(self.names), sorted(set(self.labels))):
             members = [row for row, label in enumerate(self.labels) if label == domain]
             values, chance = (np.array([one[row][path][:, place].mean() for row in members]) for one in (own, other))
-            units = cluster_means((values - chance)[:, None], clusters[members])
-            p.append(float(paired_permutation(units, seed=seed).p[0]) if units.any() else 1.0)
             layer = int(path.removeprefix(stem).split(".")[0]) if path.startswith(stem) else -1
             lines.append({
                 "layer": layer, "module": path, "adapter": name, "domain": domain,
-                **scored(values, seed=seed, clusters=clusters[members]), "control": chance.mean(), "p": p[-1],
+                **beside_control(values, chance, clusters[members], seed=seed),
             })  # fmt: skip
-        return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+        return with_q(pd.DataFrame(lines))
 
     def answers(self, routers: dict[str, iv.AdapterRouting], random: iv.AdapterRouting, seed: int) -> pd.DataFrame:
         """Every router's score and regret."""
         even = iv.AdapterRouting(**self.bank)
         single = np.stack([self._scores(even.with_forced(name)) for name in self.names])
         places = [self.names.index(label) for label in self.labels]
-        found = {
+        scores = {
             "none": self._scores(None), "routed": self._by_label(routers), "random": self._scores(random),
             "even": self._scores(even), "own": single[places, np.arange(len(places))], "oracle": single.max(0),
         }  # fmt: skip
@@ -222,11 +214,11 @@ class _Trial:
             for name in self.names:
                 without = {id(router): router.with_closed(name) for router in routers.values()}
                 closed = {label: without[id(router)] for label, router in routers.items()}
-                found[f"without {name}"] = self._by_label(closed)
+                scores[f"without {name}"] = self._by_label(closed)
         lines, clusters = [], self.rows.clusters
-        for name, values in found.items():
-            units = cluster_means((values - found["random"])[:, None], clusters)
-            regret = scored(found["oracle"] - values, name="regret", seed=seed, clusters=clusters)
+        for name, values in scores.items():
+            units = cluster_means((values - scores["random"])[:, None], clusters)
+            regret = scored(scores["oracle"] - values, name="regret", seed=seed, clusters=clusters)
             lines.append({
                 "router": name, **scored(values, seed=seed, clusters=clusters), "regret": regret["regret"],
                 "regret_low": regret["low"], "regret_high": regret["high"],
@@ -243,12 +235,14 @@ class _Trial:
         distinct = {id(router): router for router in routers.values()}
         if len(distinct) == 1:
             return self._scores(next(iter(distinct.values())))
-        found = np.zeros(len(self.rows))
+        scores = np.zeros(len(self.rows))
         for label, router in routers.items():
             mine = np.array([one == label for one in self.labels])
             if mine.any():
-                found[mine] = answer_scores(Subject(label, self.model, iv.Recipe([router])), self.rows[mine], self.work)
-        return found
+                scores[mine] = answer_scores(
+                    Subject(label, self.model, iv.Recipe([router])), self.rows[mine], self.work
+                )
+        return scores
 
     def composite(self, routers: dict[str, iv.AdapterRouting], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Two rows of different domains, one behind the other: who is heaviest before and behind the switch."""

@@ -90,8 +90,8 @@ def _each_alone(model: AdaptedModel, bank: dict[str, Any], data: _Data, fitting:
         members = [number for number, label in enumerate(data.labels) if label == place]
         if not members:
             raise UserError(f"No row of the training half is labelled {name!r}: its gate cannot be trained.")
-        found = _fitted(model, start, data, fitting, members, classify=False)
-        for path, gate in found.gates.items():
+        routing = _fitted(model, start, data, fitting, members, classify=False)
+        for path, gate in routing.gates.items():
             gates[path][place] = gate[0]
     return iv.AdapterRouting(**bank, gates=gates, rule="phatgoose", top_k=fitting.top_k)
 

@@ -42,7 +42,7 @@ def gather(model: AdaptedModel, region: Region, task: Task) -> Gathered:
     held = {name: find_parameter(parameters, name) for name in region.parts}
     gradient = {name: torch.zeros(one.shape) for name, one in held.items()}
     fisher = {name: torch.zeros(one.shape) for name, one in held.items()}
-    found = Gathered(region, gradient, fisher, {})
+    gathered = Gathered(region, gradient, fisher, {})
     with differentiable(list(held.values())), _watched(model, held) as squares, torch.enable_grad():
         for batch in task.batches:
             logits, label = task.classify(model.hf, batch)
@@ -51,11 +51,11 @@ def gather(model: AdaptedModel, region: Region, task: Task) -> Gathered:
                 if slope is not None:
                     gradient[name] += slope.detach().float().cpu() / len(task.batches)
                     fisher[name] += slope.detach().float().cpu().square() / len(task.batches)
-            found.passes += 1
+            gathered.passes += 1
     for name, (total, count) in squares.items():
         if count:
-            found.inputs[name] = (total / count).sqrt()
-    return found
+            gathered.inputs[name] = (total / count).sqrt()
+    return gathered
 
 
 @contextmanager

@@ -8,27 +8,22 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from probes.attending.confidence import read_patterns
-from probes.call_settings import call_settings
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.continuations import continuations_of, logprobs
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 KEPT = ("most relevant", "least relevant")
@@ -49,10 +44,6 @@ class TokenRelevance(ProbeResult):
 
     title: ClassVar[str] = "Tokens that the task needs"
     unit: ClassVar[str] = "change of the answer's log-probability (nats per token)"
-
-    def figure(self) -> go.Figure:
-        """Both choices beside random ones."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         said = "; ".join(
@@ -116,8 +107,8 @@ def token_relevance(
 
     def known(order: Sequence[np.ndarray]) -> Float[np.ndarray, " prompt"]:
         left = [_left(row, one, share) for row, one in zip(ids, order, strict=True)]
-        found = logprobs(Subject(model.role, model), left, answers, work)
-        return found.sum_ / found.tokens
+        logs = logprobs(Subject(model.role, model), left, answers, work)
+        return logs.sum_ / logs.tokens
 
     with counted(model) as passes:
         weights = [read_patterns(model, row, places).mean((0, 1))[-1].double().numpy() for row in ids]
@@ -131,13 +122,9 @@ def token_relevance(
         for name, own in sides.items()
     ])  # fmt: skip
     return TokenRelevance(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control=f"as many random tokens left ({draws} draws)",
-        provenance=Provenance.of(
-            "token_relevance", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, share=share, draws=draws, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("token_relevance", model, rows, seed=seed, forward_passes=passes.forward),
         tokens=_tokens(ids, weights, share, model),
         resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -160,18 +147,14 @@ def _share_left(ids: list[list[int]], share: float) -> float:
 
 
 def _row(change: np.ndarray, chance: np.ndarray, rows: Prompts, seed: int) -> dict[str, float]:
-    apart = cluster_means((change - chance)[:, None], rows.clusters)
-    return {
-        **scored(change, seed=seed, clusters=rows.clusters), "control": float(chance.mean()),
-        "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0, "n": len(change),
-    }  # fmt: skip
+    return {**beside_control(change, chance, rows.clusters, seed=seed), "n": len(change)}
 
 
 def _tokens(ids: list[list[int]], weights: list[np.ndarray], share: float, model: AdaptedModel) -> pd.DataFrame:
     return pd.DataFrame([
         {"prompt": number, "position": place, "token": model.tokenizer.decode([token]),
-         "relevance": float(own[place]), "chosen": place in chosen}
+         "relevance": float(own[place]), "chosen": place in places}
         for number, (row, own) in enumerate(zip(ids, weights, strict=True))
-        for chosen in [set(_chosen(own, share).tolist())]
+        for places in [set(_chosen(own, share).tolist())]
         for place, token in enumerate(row)
     ])  # fmt: skip

@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.graft import Graft
@@ -18,21 +17,17 @@ from probes.grafting.blend import Blender
 from probes.grafting.cutting import pair_region
 from probes.grafting.tasks import Task, grafted_outcome
 from probes.grafting.units import complement, entries_in, random_like
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from probes.selection_scores.evidence import Gathered, gather
 from probes.series.answers import Answers
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError, unknown_name
-from workbench.figures.series import labelled_points
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Tensor
 
 HALF_RESET = "half_reset"
@@ -63,18 +58,14 @@ class SelectionTrial(ProbeResult):
     def mask(self, selection: str) -> dict[str, Tensor]:
         """Tensor -> flat coordinates of a selection."""
         start = f"{selection}/"
-        found = {name.removeprefix(start): mask for name, mask in self.masks.items() if name.startswith(start)}
-        if not found:
+        masks = {name.removeprefix(start): mask for name, mask in self.masks.items() if name.startswith(start)}
+        if not masks:
             raise unknown_name("selection", selection, self.table["module"])
-        return found
+        return masks
 
     def intervention(self, pair: Any, selection: str) -> Graft:
         """Only that part of the update, as an intervention on ``pair.base``."""
         return Graft.from_pair(pair, self.mask(selection))
-
-    def figure(self) -> go.Figure:
-        """Accuracy of each selection beside random ones."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.table.sort_values("score", kind="stable").iloc[-1]
@@ -151,8 +142,8 @@ def selection_trial(
     fit, report = answers.halves(seed)
     blender = Blender(pair.base.hf, pair_region(pair, "entries"))
     gathered = gather(pair.base, blender.region, fit)
-    kept = None if retain is None else Answers.of(pair.base, retain, batch_size).task()
-    judge = _Judge(blender, report, kept, draws, seed)
+    retained_task = None if retain is None else Answers.of(pair.base, retain, batch_size).task()
+    judge = _Judge(blender, report, retained_task, draws, seed)
     watch = progress or Silent()
     watch.start("selections", len(scores))
     table, masks = [], {}
@@ -165,16 +156,12 @@ def selection_trial(
     frame = pd.DataFrame(table)
     whole, nothing = judge.ends()
     return SelectionTrial(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control=f"random entries of the update, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
-            "selection_trial", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed,
-            device=str(pair.base.device), forward_passes=judge.passes + gathered.passes,
+            "selection_trial", pair, rows, seed=seed, forward_passes=judge.passes + gathered.passes,
             backward_passes=gathered.passes,
-            settings=call_settings(
-                None, scores=list(scores), share=share, retain=None if retain is None else Prompts.of(retain),
-                draws=draws, batch_size=batch_size,
-            ),
+            settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         masks={
             f"{name}/{tensor}": one.reshape(-1).nonzero()[:, 0]
@@ -190,8 +177,8 @@ def _select(name: str, gathered: Gathered, share: float, seed: int) -> dict[str,
     parts = gathered.region.parts
     if name == HALF_RESET:
         categories = [f"{place_of(tensor).layer}/{_category(tensor)}" for tensor in parts]
-        chosen = half_of_tensors(list(parts), categories, seed)
-        return {tensor: torch.full(part.base.shape, tensor in chosen) for tensor, part in parts.items()}
+        half = half_of_tensors(list(parts), categories, seed)
+        return {tensor: torch.full(part.base.shape, tensor in half) for tensor, part in parts.items()}
     return {tensor: top_mask(SCORES[name](gathered.of(tensor)), share) for tensor in parts}
 
 
@@ -264,12 +251,9 @@ class _Judge:
         random = np.stack([self.right(one, task) for one in drawn])
         random_rest = np.stack([self.right(complement(region, one), task) for one in drawn])
         clusters = task.clusters if task.clusters is not None else np.arange(len(only))
-        apart = cluster_means((only - random.mean(0))[:, None], clusters)
         entries = entries_in(region, mask)
         return {
-            **scored_share(only.astype(bool), seed=self.seed, clusters=clusters),
-            "control": float(random.mean()),
-            "p": float(paired_permutation(apart, seed=self.seed).p[0]),
+            **beside_control(only, random.mean(0), clusters, seed=self.seed, share=True),
             "rolled_back": float(self.right(rest, task).mean()),
             "rolled_back_control": float(random_rest.mean()),
             "kept": float(self.right(mask, self.retain).mean()),

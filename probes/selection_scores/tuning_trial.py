@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.training.examples import answer_loss, examples_of
@@ -19,21 +18,17 @@ from interventions.weightspace.selection_scores import top_mask
 from interventions.weightspace.swapping import base_parameters, swapped
 from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from probes.series.answers import FEWEST, Answers
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_subject
 from workbench.errors import UserError, unknown_name
-from workbench.figures.series import labelled_points
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Tensor
 
 
@@ -55,10 +50,6 @@ class TuningTrial(ProbeResult):
 
     title: ClassVar[str] = "Training in a selection"
     unit: ClassVar[str] = "share of held-out prompts answered right"
-
-    def figure(self) -> go.Figure:
-        """Accuracy of each selection beside random ones."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         parts = self.table[self.table["module"] != "all"].sort_values("score", kind="stable")
@@ -153,14 +144,11 @@ def tuning_trial(  # noqa: PLR0913
     watch.finish()
     frame = pd.DataFrame(table)
     return TuningTrial(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control=f"the same training of random entries, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
-            "tuning_trial", {model.role: model}, rows, seed=seed, device=str(model.device),
-            settings=call_settings(
-                None, rules=list(rules), share=share, retain=None if retain is None else Prompts.of(retain),
-                refresh=refresh, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, draws=draws,
-            ),
+            "tuning_trial", model, rows, seed=seed,
+            settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         untrained=float(untrained[0].mean()),
         maps=pd.DataFrame(maps),
@@ -253,7 +241,6 @@ class _Bench:
     ) -> dict[str, Any]:
         clusters = self.report.clusters if self.report.clusters is not None else np.arange(len(run.right))
         other = np.mean([draw.right for draw in random], 0) if random else before[0]
-        apart = cluster_means((run.right - other)[:, None], clusters)
         squares = sum(float(square.sum()) for square in moved.values())
         hit = sum(float(moved[name][run.masks[name].to(moved[name].device)].sum()) for name in run.masks)
         names = trainable_names(self.model)
@@ -261,9 +248,7 @@ class _Bench:
         entries = sum(int(mask.sum()) for mask in run.masks.values())
         return {
             "module": rule,
-            **scored_share(run.right, seed=self.schedule.seed, clusters=clusters),
-            "control": float(np.mean(other)),
-            "p": float(paired_permutation(apart, seed=self.schedule.seed).p[0]),
+            **beside_control(run.right, other, clusters, seed=self.schedule.seed, share=True),
             "retained": float(run.retained.mean()),
             "retained_before": float(before[1].mean()),
             "retained_control": float(np.mean([draw.retained.mean() for draw in random])) if random else np.nan,

@@ -13,12 +13,11 @@ import torch
 
 import interventions as iv
 from interventions.activation_threshold import column_norms, nonlinearity, saliency
-from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, scored, with_q
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
 from workbench.engine.hub import SiteHook
@@ -30,8 +29,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 Rule = Literal["cats", "wina", "magnitude"]
@@ -64,8 +61,8 @@ class SparsityCurve(ProbeResult):
         lines = self.table[np.isclose(self.table["sparsity"], sparsity)]
         if not len(lines):
             raise UserError(f"Sparsity {sparsity} was not calibrated; {sorted(set(self.table['sparsity']))} were.")
-        found = dict(zip(lines["layer"].tolist(), lines[f"threshold_{model}"].tolist(), strict=True))
-        return iv.ActivationThreshold(found, self.rule)  # type: ignore[arg-type]
+        thresholds = dict(zip(lines["layer"].tolist(), lines[f"threshold_{model}"].tolist(), strict=True))
+        return iv.ActivationThreshold(thresholds, self.rule)  # type: ignore[arg-type]
 
     def figure(self) -> go.Figure:
         """Answers against sparsity, beside random neurons."""
@@ -151,23 +148,19 @@ def sparsity_curve(
     return SparsityCurve(
         table=table,
         control="firing neurons at other tokens of the same prompt; for answers, as many random neurons off",
-        provenance=Provenance.of(
-            "sparsity_curve", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(None, rule=rule, sparsities=sparsities, batch_size=batch_size),
-        ),
+        provenance=Provenance.of("sparsity_curve", pair, rows, seed=seed, forward_passes=passes.forward),
         skill=skill, rule=rule, resampled=units_of(reported.clusters),
     )  # fmt: skip
 
 
 def _compared(model: AdaptedModel, rows: Prompts, rule: Rule) -> list[list[Float[Tensor, "token neuron"]]]:
     """[layer][prompt]: what is compared with thresholds."""
-    found: list[list[Tensor]] = [[] for _ in range(model.n_layers)]
+    saliencies: list[list[Tensor]] = [[] for _ in range(model.n_layers)]
     norms = [column_norms(model, layer) if rule == "wina" else None for layer in range(model.n_layers)]
 
     def keep(layer: int) -> Any:
         def read(value: Tensor, _ctx: Any) -> None:
-            found[layer].append(saliency(value[0].detach().float(), norms[layer]).cpu())
+            saliencies[layer].append(saliency(value[0].detach().float(), norms[layer]).cpu())
 
         return read
 
@@ -190,14 +183,14 @@ def _compared(model: AdaptedModel, rows: Prompts, rule: Rule) -> list[list[Float
         finally:
             for handle in handles:
                 handle.remove()
-    return found
+    return saliencies
 
 
 def _thresholds(
     model: AdaptedModel, rows: Prompts, rule: Rule, shares: Sequence[float]
 ) -> Float[np.ndarray, "sparsity layer"]:
-    found = [torch.cat(layer).flatten().numpy() for layer in _compared(model, rows, rule)]
-    return np.array([[np.quantile(one, share) for one in found] for share in shares])
+    layers = [torch.cat(layer).flatten().numpy() for layer in _compared(model, rows, rule)]
+    return np.array([[np.quantile(one, share) for one in layers] for share in shares])
 
 
 def _likeness(
@@ -206,7 +199,7 @@ def _likeness(
     values = {role: _compared(model, rows, rule) for role, model in pair.models.items()}
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(value), generator=generator) for value in values["base"][0]]
-    lines, p = [], []
+    lines = []
     for place, share in enumerate(shares):
         for layer in range(pair.base.n_layers):
             cut = {role: float(thresholds[role][place, layer]) for role in values}
@@ -215,13 +208,11 @@ def _likeness(
             other = np.array([
                 jaccard(a, b[order]) for a, b, order in zip(fires["base"], fires["tuned"], orders, strict=True)
             ])  # fmt: skip
-            beyond = cluster_means((own - other)[:, None], rows.clusters)
-            p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
             lines.append({
-                "layer": layer, "sparsity": share, **scored(own, seed=seed, clusters=rows.clusters),
-                "control": other.mean(), "threshold_base": cut["base"], "threshold_tuned": cut["tuned"], "p": p[-1],
+                "layer": layer, "sparsity": share, **beside_control(own, other, rows.clusters, seed=seed),
+                "threshold_base": cut["base"], "threshold_tuned": cut["tuned"],
             })  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(lines))
 
 
 def jaccard(first: Tensor, second: Tensor) -> float:
@@ -234,12 +225,11 @@ def _skill(
     pair: ModelPair, rows: Prompts, rule: Rule, shares: Sequence[float], thresholds: dict[str, np.ndarray], work: Work,
     seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    lines, p = [], []
+    lines = []
     for role, model in pair.models.items():
         plain = answer_scores(Subject(role, model), rows, work)
-        found = scored(plain, seed=seed, clusters=rows.clusters)
-        lines.append({"model": role, "sparsity": 0.0, **found, "control": plain.mean()})
-        p.append(1.0)
+        score = scored(plain, seed=seed, clusters=rows.clusters)
+        lines.append({"model": role, "sparsity": 0.0, **score, "control": plain.mean(), "p": 1.0})
         for place, share in enumerate(shares):
             cuts = dict(enumerate(thresholds[role][place].tolist()))
             own, random = (
@@ -249,8 +239,5 @@ def _skill(
                     iv.ActivationThreshold(dict.fromkeys(cuts, share), "random", seed),
                 )
             )
-            beyond = cluster_means((own - random)[:, None], rows.clusters)
-            p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
-            found = scored(own, seed=seed, clusters=rows.clusters)
-            lines.append({"model": role, "sparsity": share, **found, "control": random.mean()})
-    return pd.DataFrame(lines).assign(p=p, q=q_values(np.array(p)))
+            lines.append({"model": role, "sparsity": share, **beside_control(own, random, rows.clusters, seed=seed)})
+    return with_q(pd.DataFrame(lines))

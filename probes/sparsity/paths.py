@@ -12,12 +12,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.halves import answer_scores, halves
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, scored, with_q
 from probes.sparsity.row_paths import BIG, NAMES, SKIP, SMALL, RowPaths
 from workbench.argument_checks import check_pair
 from workbench.behaviour.subject import Subject, Work
@@ -27,8 +26,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Int
 
 MOST = 800
@@ -124,21 +121,18 @@ def layer_paths(
         known = search.oracle(training)
         oracle = search.oracle(reported)
         fixed = search.fixed(known, training)
-        chosen = {
+        routes = {
             "all tuned": np.full_like(oracle, BIG), "all base": np.full_like(oracle, SMALL), "oracle": oracle,
             "fixed": np.tile(fixed, (len(reported), 1)),
             "trained": _routed(pair, training, known, reported, search),
         }  # fmt: skip
         random = _shuffled(oracle, seed)
-        scores = {name: search.scores(reported, paths) for name, paths in {**chosen, "random": random}.items()}
+        scores = {name: search.scores(reported, paths) for name, paths in {**routes, "random": random}.items()}
     return LayerPaths(
-        table=_table(scores, {**chosen, "random": random}, search, reported, seed),
+        table=_table(scores, {**routes, "random": random}, search, reported, seed),
         control="the oracle's choices for each sample, given to its layers at random",
-        provenance=Provenance.of(
-            "layer_paths", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, budget=budget, small_cost=small_cost, batch_size=batch_size),
-        ),
-        use=_use(oracle), paths=_listed({**chosen, "random": random}, scores, search),
+        provenance=Provenance.of("layer_paths", pair, rows, seed=seed, forward_passes=passes.forward),
+        use=_use(oracle), paths=_listed({**routes, "random": random}, scores, search),
         search="exhaustive" if search.exhaustive else "greedy", resampled=units_of(reported.clusters),
     )  # fmt: skip
 
@@ -165,8 +159,8 @@ class _Search:
     def affordable(self) -> list[np.ndarray]:
         """Every path within the budget, the cheapest first."""
         every = [np.array(combination) for combination in itertools.product((SKIP, SMALL, BIG), repeat=self.n_layers)]
-        found = [one for one in every if self.costs[one].sum() <= self.budget]
-        return sorted(found, key=lambda one: float(self.costs[one].sum()))
+        paths = [one for one in every if self.costs[one].sum() <= self.budget]
+        return sorted(paths, key=lambda one: float(self.costs[one].sum()))
 
     def _tried(self, rows: Prompts) -> Int[np.ndarray, "row layer"]:
         paths = self.affordable()
@@ -235,17 +229,15 @@ def _shuffled(paths: np.ndarray, seed: int) -> np.ndarray:
 def _table(
     scores: dict[str, np.ndarray], paths: dict[str, np.ndarray], search: _Search, rows: Prompts, seed: int
 ) -> pd.DataFrame:
-    lines, p = [], []
+    lines = []
     for name, values in scores.items():
-        beyond = cluster_means((values - scores["random"])[:, None], rows.clusters)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
         regret = scored(scores["oracle"] - values, name="regret", seed=seed, clusters=rows.clusters)
         lines.append({
-            "router": name, **scored(values, seed=seed, clusters=rows.clusters), "control": scores["random"].mean(),
+            "router": name, **beside_control(values, scores["random"], rows.clusters, seed=seed),
             "regret": regret["regret"], "regret_low": regret["low"], "regret_high": regret["high"],
-            "cost": search.costs[paths[name]].sum(1).mean(), "p": p[-1],
+            "cost": search.costs[paths[name]].sum(1).mean(),
         })  # fmt: skip
-    return pd.DataFrame(lines).assign(q=q_values(np.array(p)))
+    return with_q(pd.DataFrame(lines))
 
 
 def _use(oracle: np.ndarray) -> pd.DataFrame:

@@ -64,8 +64,8 @@ class RowPaths:
         """The base's layer on the same input: another module, or this one with its adapter off."""
         if not self.pair.one_copy:
             other = submodule(self.pair.base.inner, self.pair.base.hub.family.layers)[number]
-            found = other(*args, **kwargs)
+            output = other(*args, **kwargs)
         else:
             with iv.AdapterScale(layers={number: 0.0}).entered(self.pair.tuned):
-                found = module.forward(*args, **kwargs)
-        return found[0] if isinstance(found, tuple) else found
+                output = module.forward(*args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output

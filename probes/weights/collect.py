@@ -57,11 +57,11 @@ class Collector:
         base, tuned = base.reshape(shape), tuned.reshape(shape)
         by_column = self._layout_of(name).is_output(place.module)
         change = compare(base, tuned, by_column=by_column)
-        found = spectrum(change.delta, self.k, exact=self.exact) if change.changed and not is_vector else None
-        if found is not None:
-            self._keep(name, found, sides=place.expert is None)
-        ranks = gaussian_ranks(*change.delta.shape) if found is not None else (math.nan, math.nan)
-        self._module_row(name, place, change.sums, base.numel(), found, ranks)
+        decomposition = spectrum(change.delta, self.k, exact=self.exact) if change.changed and not is_vector else None
+        if decomposition is not None:
+            self._keep(name, decomposition, sides=place.expert is None)
+        ranks = gaussian_ranks(*change.delta.shape) if decomposition is not None else (math.nan, math.nan)
+        self._module_row(name, place, change.sums, base.numel(), decomposition, ranks)
         self.modules[-1] |= {"changed": change.changed / max(base.numel(), 1), "matrix": not is_vector}
         self._add_heads(name, place, change.sums, change.delta, columns=base.shape[1], rows=base.shape[0])
 
@@ -70,21 +70,21 @@ class Collector:
         place, layout = self.stacks.place(name), self._layout_of(name)
         weight = layout.oriented(place.module, base) if base is not None else None
         sums, reduced = factor_change(change, weight, by_column=layout.is_output(place.module))
-        found = factored_spectrum(change.up, change.down, self.k)
-        self._keep(name, found, sides=True)
+        decomposition = factored_spectrum(change.up, change.down, self.k)
+        self._keep(name, decomposition, sides=True)
         rows, columns = change.up.shape[0], change.down.shape[1]
         ranks = product_ranks(rows, change.down.shape[0], columns)
-        self._module_row(name, place, sums, rows * columns, found, ranks)
+        self._module_row(name, place, sums, rows * columns, decomposition, ranks)
         self.modules[-1] |= {"changed": float(float(sums.change.sum()) > 0), "matrix": True}
         self.factors.append({"layer": place.layer, "module": place.module, **factor_figures(change)})
         self._add_heads(name, place, sums, reduced, columns=columns, rows=rows)
 
-    def _keep(self, name: str, found: Spectrum, *, sides: bool) -> None:
-        self.directions[f"{name}/values"] = found.values.cpu()
+    def _keep(self, name: str, decomposition: Spectrum, *, sides: bool) -> None:
+        self.directions[f"{name}/values"] = decomposition.values.cpu()
         if not sides:  # a model has thousands of experts
             return
-        self.directions[f"{name}/left"] = found.left[:, : self.kept].contiguous().cpu()
-        self.directions[f"{name}/right"] = found.right[:, : self.kept].contiguous().cpu()
+        self.directions[f"{name}/left"] = decomposition.left[:, : self.kept].contiguous().cpu()
+        self.directions[f"{name}/right"] = decomposition.right[:, : self.kept].contiguous().cpu()
 
     def _module_row(
         self,
@@ -92,17 +92,17 @@ class Collector:
         place: Place,
         sums: Sums,
         size: int,
-        found: Spectrum | None,
+        decomposition: Spectrum | None,
         control: tuple[float, float],
     ) -> None:
         nothing = float(sums.change.sum()) == 0
         shown = {
-            "sigma_1": float(found.values[0]) if found else 0.0 if nothing else math.nan,
-            "stable_rank": found.stable_rank if found else math.nan,
-            "effective_rank": found.effective_rank if found else math.nan,
-            "effective_low": found.effective_low if found else math.nan,
-            "effective_high": found.effective_high if found else math.nan,
-            "decay": found.decay if found else math.nan,
+            "sigma_1": float(decomposition.values[0]) if decomposition else 0.0 if nothing else math.nan,
+            "stable_rank": decomposition.stable_rank if decomposition else math.nan,
+            "effective_rank": decomposition.effective_rank if decomposition else math.nan,
+            "effective_low": decomposition.effective_low if decomposition else math.nan,
+            "effective_high": decomposition.effective_high if decomposition else math.nan,
+            "decay": decomposition.decay if decomposition else math.nan,
             "stable_rank_control": control[0],
             "effective_rank_control": control[1],
         }

@@ -56,7 +56,7 @@ def weight_delta(
     return WeightDelta(
         table=modules,
         control=CONTROL,
-        provenance=Provenance.of("weight_delta", opened.identities(), settings={"k": k, "exact": exact}),
+        provenance=Provenance.of("weight_delta", opened.identities()),
         layers=layer_table(collector.modules),
         heads=heads,
         head_parts=parts,

@@ -7,19 +7,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
-from probes.series.members import difference
-from probes.weights.naming import place_of
-from probes.weights.sources import Opened, open_weights
+from probes.scored import with_q
+from probes.weights.changed_matrices import ChangedMatrix, changed_matrices
+from probes.weights.sources import open_weights
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
-from workbench.stats.fdr import q_values
+from workbench.progress import Progress
 from workbench.typing import Float, Tensor
 
 FORMS = ("rows", "columns", "groups", "mask", "rank_one")
@@ -42,10 +38,6 @@ class ChangeForms(ProbeResult):
 
     title: ClassVar[str] = "Forms of the change"
     unit: ClassVar[str] = "share of the update that its best form explains"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         means = {form: float(self.table[form].mean()) for form in FORMS}
@@ -89,43 +81,21 @@ def change_forms(
         UserError: Nothing differs inside the layers.
     """
     opened = open_weights(base, tuned)
-    watch = progress or Silent()
-    names = [name for name in opened.base if name in opened.factors or name in opened.tuned]
-    watch.start("forms", len(names))
-    rows = []
-    for place, name in enumerate(names):
-        watch.advance()
-        row = _matrix(opened, name, group, draws, seed + place)
-        if row is not None:
-            rows.append(row)
-    watch.finish()
+    rows = [_row(matrix, group, draws, seed + matrix.number) for matrix in changed_matrices(opened, "forms", progress)]
     if not rows:
         raise UserError("The two models do not differ in any matrix inside the layers: there is no change to describe.")
     table = pd.DataFrame(rows)
     return ChangeForms(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control=f"the same update under random signs, entry by entry ({draws} draws)",
-        provenance=Provenance.of(
-            "change_forms", opened.identities(), seed=seed, settings=call_settings(None, group=group, draws=draws)
-        ),
+        provenance=Provenance.of("change_forms", opened.identities(), seed=seed),
         group=group,
     )
 
 
 @torch.no_grad()
-def _matrix(opened: Opened, name: str, group: int, draws: int, seed: int) -> dict[str, Any] | None:
-    place = place_of(name)
-    if place.layer is None or (name not in opened.factors and opened.tuned[name] is opened.base[name]):
-        return None
-    weight = opened.base[name]().detach()
-    if weight.ndim != 2 or not weight.is_floating_point():
-        return None
-    change = difference(opened, name, weight).float().cpu()
-    if not bool((change != 0).any()):
-        return None
-    turned = opened.layout.turned(place.module, weight.ndim)
-    weight = (weight.T if turned else weight).float().cpu()
-    change = change.T if turned else change
+def _row(matrix: ChangedMatrix, group: int, draws: int, seed: int) -> dict[str, Any]:
+    weight, change = matrix.weight, matrix.change
     shares = explained(weight, change, group)
     form = max(shares, key=shares.__getitem__)
     generator = torch.Generator().manual_seed(seed)
@@ -134,7 +104,7 @@ def _matrix(opened: Opened, name: str, group: int, draws: int, seed: int) -> dic
     best, off = shares[form], (weight != 0) & (weight + change == 0)
     gains = 1 + _gain(weight, change, form, group)
     return {
-        "layer": place.layer, "module": place.module, "score": best, "low": best, "high": best,
+        "layer": matrix.place.layer, "module": matrix.place.module, "score": best, "low": best, "high": best,
         "control": float(np.mean(chance)) if chance else np.nan,
         "p": (1 + sum(value >= best for value in chance)) / (draws + 1), "form": form, **shares,
         "density": float((change != 0).float().mean()), "off": float(off.float().mean()),

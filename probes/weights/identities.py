@@ -20,17 +20,17 @@ def identities(
     Both have the tokenizer that :func:`workbench.load_pair` would give them, the tuned model's before the base's.
     """
     words = _tokenizer(sources["tuned"], sources["base"])
-    found: dict[str, ModelIdentity] = {}
+    identities_of: dict[str, ModelIdentity] = {}
     for role, source in sources.items():
         if hasattr(given[role], "identity"):
-            found[role] = given[role].identity
+            identities_of[role] = given[role].identity
         elif source.kind is Kind.ADAPTER:
-            found[role] = with_adapter(found["base"], source, words)
+            identities_of[role] = with_adapter(identities_of["base"], source, words)
         elif source.kind is Kind.MODEL:
-            found[role] = identify_stored(stored[source], words)
+            identities_of[role] = identify_stored(stored[source], words)
         else:
-            found[role] = identify(source.model, words, name=source.name, adapter=role == "tuned")
-    return found
+            identities_of[role] = identify(source.model, words, name=source.name, adapter=role == "tuned")
+    return identities_of
 
 
 def _tokenizer(*sources: Source) -> Any:

@@ -75,13 +75,13 @@ def _replaced_modules(model: Any) -> dict[str, Reader]:
     from peft.utils.other import ModulesToSaveWrapper
 
     copies = {ModulesToSaveWrapper: "modules_to_save", LNTuningLayer: "ln_tuning_layers"}
-    found: dict[str, Reader] = {}
+    readers: dict[str, Reader] = {}
     for name, module in model.get_base_model().named_modules():
         if (where := copies.get(type(module))) is not None:
             for adapter in acting_adapters(module)[:1]:
                 for inner, parameter in getattr(module, where)[adapter].named_parameters():
-                    found[key_of(f"{name}.{inner}")] = partial(_same, parameter.detach())
-    return found
+                    readers[key_of(f"{name}.{inner}")] = partial(_same, parameter.detach())
+    return readers
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ class Place:
 
 def place_of(name: str) -> Place:
     """``model.layers.3.mlp.experts.5.w1.weight`` -> layer 3, module ``mlp.experts.w1``, expert 5."""
-    found = _IN_LAYER.search(name)
-    rest = (found[2] if found else key_of(name)).removesuffix(".weight")
-    layer = int(found[1]) if found else None
+    match = _IN_LAYER.search(name)
+    rest = (match[2] if match else key_of(name)).removesuffix(".weight")
+    layer = int(match[1]) if match else None
     if expert := _EXPERT.match(rest):
         return Place(layer, f"{expert[1]}.{expert[3]}", int(expert[2]))
     return Place(layer, rest)

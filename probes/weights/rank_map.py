@@ -7,17 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Svd
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import difference
 from probes.weights.naming import place_of
 from probes.weights.sources import Opened, open_weights
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 
@@ -37,10 +34,6 @@ class RankMap(ProbeResult):
 
     title: ClassVar[str] = "Ranks of the update"
     unit: ClassVar[str] = "rank with 90 % of the squared norm"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         used = self.table[self.table["rank"] > 0]
@@ -103,7 +96,7 @@ def rank_map(base: Any, tuned: Any = None, *, share: float = 0.9, progress: Prog
     return RankMap(
         table=table,
         control="a rank that is used evenly: the same share of the nominal rank",
-        provenance=Provenance.of("rank_map", opened.identities(), settings=call_settings(None, share=share)),
+        provenance=Provenance.of("rank_map", opened.identities()),
         layers=layers.reset_index(),
     )
 

@@ -89,19 +89,19 @@ class WeightDelta(ProbeResult):
     def _level(self, level: Level, stack: str | None) -> pd.DataFrame:
         if level not in LEVELS:
             raise unknown_name("level", level, LEVELS)
-        found = {
+        tables = {
             "module": self.table, "layer": self.layers, "head": self.heads,
             "expert": self.experts, "head_part": self.head_parts,
         }[level]  # fmt: skip
         if stack not in (None, *self.stacks):
             raise unknown_name("stack", str(stack), self.stacks)
-        if stack is not None and "stack" in found:
-            found = found[found["stack"] == stack]
-        if found.empty and self.no_heads and level in ("head", "head_part"):
+        if stack is not None and "stack" in tables:
+            tables = tables[tables["stack"] == stack]
+        if tables.empty and self.no_heads and level in ("head", "head_part"):
             raise UserError(f"The weights cannot be split by head; try frame('module'). {self.no_heads}")
-        if found.empty:
+        if tables.empty:
             raise UserError(f"This pair has no {level.replace('_', ' ')} to show; try frame('module').")
-        return found
+        return tables
 
 
 def _told(row: Any) -> str:

@@ -135,8 +135,8 @@ def _keyed(readers: Mapping[str, Reader]) -> dict[str, Reader]:
 def _spare(stored: StoredModel) -> dict[str, Reader]:
     """Weights that the loaded model has no place for, under a name of their own; not its old buffers."""
     spare = stored.unused_readers()
-    kept = {name: read for name, read in spare.items() if name.endswith((".weight", ".bias"))}
-    return {f"{UNLOADED}.{key_of(name)}": read for name, read in kept.items() if not name.endswith(_NO_WEIGHTS)}
+    readers = {name: read for name, read in spare.items() if name.endswith((".weight", ".bias"))}
+    return {f"{UNLOADED}.{key_of(name)}": read for name, read in readers.items() if not name.endswith(_NO_WEIGHTS)}
 
 
 def _no_bias(read: Reader) -> Tensor:
@@ -165,13 +165,13 @@ def _in_layers(stacks: Stacks, name: str) -> bool:
     return stacks.place(name).layer is not None
 
 
-def _check_shared(below: Source, above: Source, before: set[str], found: set[str]) -> None:
-    shared = found & before
-    if len(shared) * 2 >= min(len(found), len(before)) and shared:
+def _check_shared(below: Source, above: Source, before: set[str], names: set[str]) -> None:
+    shared = names & before
+    if len(shared) * 2 >= min(len(names), len(before)) and shared:
         return
     raise UserError(
         f"{below.name} and {above.name} share only {len(shared)} tensor names ("
-        f"{next(iter(sorted(before - found)), 'none')} against {next(iter(sorted(found - before)), 'none')}); "
+        f"{next(iter(sorted(before - names)), 'none')} against {next(iter(sorted(names - before)), 'none')}); "
         "give two versions of one architecture."
     )
 

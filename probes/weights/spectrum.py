@@ -97,12 +97,12 @@ def effective_rank(values: Float[Tensor, " rank"]) -> float:
 
 def decay(values: Float[Tensor, " rank"]) -> float:
     """alpha of the least-squares line log sigma_i = c - alpha log i; NaN for fewer than three values."""
-    kept = values.double()[values > values.max() * 1e-6] if values.numel() else values.double()
-    if len(kept) < 3:
+    positive = values.double()[values > values.max() * 1e-6] if values.numel() else values.double()
+    if len(positive) < 3:
         return math.nan
-    x = torch.arange(1, len(kept) + 1, dtype=torch.float64).log()
+    x = torch.arange(1, len(positive) + 1, dtype=torch.float64).log()
     x = x - x.mean()
-    return -float((x * kept.cpu().log()).sum() / x.square().sum())
+    return -float((x * positive.cpu().log()).sum() / x.square().sum())
 
 
 def _stable_rank(squared_norm: float, values: Float[Tensor, " rank"]) -> float:

@@ -24,6 +24,7 @@ from dashboards.steps.keep import commands
 from dashboards.steps.subject import Subject, short
 from dashboards.steps.turn import dose_of, parts_of
 from dashboards.steps.turn import sentence_of as turn_sentence
+from dashboards.steps.ways import in_two_classes
 from dashboards.steps.where import places_of
 from interventions.exchange.formats import reason_against
 from interventions.recipe import Recipe
@@ -37,6 +38,7 @@ from workbench import organisms, runs
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
 from workbench.progress import Silent
+from workbench.prompts import Prompts
 from workbench.results import Result
 from workbench.runs import Run
 
@@ -294,6 +296,39 @@ def test_the_dose_of_a_candidate_is_swept_beside_its_stand_ins_and_stays(
     assert runs.verify(tmp_path / "runs" / "look").ok
     titles = [json.loads(one.proto.spec)["layout"]["title"]["text"] for one in app.get("plotly_chart")]
     assert any("Dose and response" in title for title in titles)
+
+
+@pytest.mark.slow
+def test_all_ways_are_compared_as_rows_and_one_is_tried_in_the_chat(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(home / "look", tmp_path / "runs" / "look")
+    app = opened("look", step="3")
+    app.session_state["more-look-ways-to-turn"] = True
+    app.run()
+    assert app.text_input(key="option-ways-to-turn-behaviour").value == "refusal"  # what rose on these prompts
+    for name, value in (("limit", 8), ("max_new_tokens", 3), ("candidates", 1)):
+        app.number_input(key=f"option-ways-to-turn-{name}").set_value(value)
+    app.button(key="go-look-ways-to-turn").click().run()
+    job = jobs.desk().job
+    assert job is not None and job.wait(600) and job.state == "done", job.said
+    app.run()
+    assert not app.exception and not app.error, shown(app)
+    (table,) = (one.value for one in app.dataframe if "way" in one.value)
+    assert table["way"].tolist()[-2:] == ["base", "tuned"] and {"left", "random", "others moved", "q"} <= set(table)
+    assert table.set_index("way").loc["update off", "left"].startswith("0 ")
+    app.selectbox(key="chat-recipe").set_value("experts").run()
+    app.text_input(key="chat-text").set_value(str(refusal_rows()[1]))
+    next(one for one in app.button if one.label == "Send").click().run()
+    (turns,) = app.session_state["_chats"].values()
+    assert "sorry" in turns[0].replies["tuned"].text and "sorry" not in turns[0].replies["steered"].text
+
+
+def test_labels_that_are_not_two_are_left_to_the_tuned_answers() -> None:
+    rows = Prompts.of([{"prompt": text, "label": text} for text in "abc"])
+    plain = in_two_classes(rows)
+    assert plain is not None and [row.label for row in plain] == [None] * 3
+    assert in_two_classes(rows[:2]) == rows[:2] and in_two_classes(None) is None
 
 
 def test_every_format_is_written_or_says_why_not(pair: ModelPair, home: Path, tmp_path: Path) -> None:

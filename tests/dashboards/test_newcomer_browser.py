@@ -129,17 +129,49 @@ def test_every_control_has_a_name(page: Any, address: str) -> None:
         assert nameless == []
 
 
-def test_the_keyboard_alone_opens_the_steps(page: Any, address: str) -> None:
-    page.goto(address)
-    card(page, 2).wait_for()
-    settled(page)
-    for _ in range(60):
+def tab_to(page: Any, where: str, most: int = 250) -> None:
+    """Press Tab until the focus is on, or inside, what ``where`` selects."""
+    for _ in range(most):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.closest('.st-key-open-2') !== null"):
-            break
-    page.keyboard.press("Enter")
-    page.wait_for_url("**step=2**")
-    page.get_by_text("Strongest places").wait_for()
+        if page.evaluate("(where) => document.activeElement.closest(where) !== null", where):
+            return
+    raise AssertionError(f"Tab never came to {where}")
+
+
+def pressed(page: Any, where: str, key: str = "Enter") -> None:
+    """Go to a control with Tab and press a key on it."""
+    tab_to(page, where)
+    page.keyboard.press(key)
+    settled(page)
+
+
+@pytest.mark.slow
+def test_the_keyboard_alone_goes_from_two_models_to_the_report(page: Any, tmp_path: Path) -> None:
+    grown = organisms.build("refusal-moe")
+    rows = "\n".join(json.dumps(row.as_dict()) for row in refusal_rows())
+    with served(tmp_path / "runs", str(grown.base), str(grown.tuned)) as (address, _):
+        opened_on_the_pair(page, address)
+        tab_to(page, ".st-key-look-from")
+        page.keyboard.press("ArrowRight")  # from the shipped questions to pasted ones
+        pressed(page, ".st-key-look-from", "Space")
+        tab_to(page, ".st-key-look-prompts textarea")
+        page.keyboard.insert_text(rows)
+        page.keyboard.press("Control+Enter")
+        settled(page)
+        pressed(page, ".st-key-run-all")
+        page.get_by_text("Recipes:").first.wait_for(timeout=LONG)
+        settled(page)
+        for step, shown in ((1, "Answers that changed"), (2, "Strongest places"), (3, "Try it: base, tuned")):
+            pressed(page, f".st-key-open-{step}")
+            page.get_by_text(shown).first.wait_for()
+        pressed(page, "[data-testid=stFormSubmitButton]")
+        page.locator(".st-key-said-0-steered").wait_for(timeout=LONG)
+        pressed(page, ".st-key-open-4")
+        page.get_by_text("The same from a terminal").wait_for()
+        with page.expect_download() as download:
+            pressed(page, ".st-key-report")
+        assert "What changed?" in Path(download.value.path()).read_text(encoding="utf-8")
+        no_errors(page)
 
 
 @pytest.mark.slow

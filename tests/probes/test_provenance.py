@@ -18,15 +18,14 @@ import pandas as pd
 import pytest
 
 import probes
-from probes.call_settings import APART, LONG, call_settings, plain
 from probes.knob.find import Setup
 from probes.knob.subspace import Training
 from probes.needles.trials import contents
 from probes.results import Provenance
 from tests.probes.provenance import Calls, calls_of, homes, pair, probes_with_results, rows
 from tests.probes.provenance_calls import shouts
+from workbench.call_settings import APART, LONG, call_settings, plain, prompts_hash
 from workbench.prompts import Prompts
-from workbench.results import prompts_hash
 
 MODELS = ("base", "tuned", "pair", "subject")
 DATA = ("recording", "prompts", "trials")

@@ -14,7 +14,7 @@ Example, offline:
 """
 
 
-def audit(
+def audit(  # noqa: PLR0913 (one parameter per option)
     base: Annotated[str, typer.Argument(help="The base model: a folder, a .gguf file or a hub id.")],
     tuned: Annotated[str, typer.Argument(help="The fine-tuned model, or a PEFT adapter of the base.")],
     questions: Annotated[Path | None, typer.Option(help="Questions for both models; default: shipped ones.")] = None,
@@ -22,6 +22,9 @@ def audit(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of draws and intervals.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Save the result to this .safetensors file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
@@ -32,13 +35,15 @@ def audit(
     import probes
     from tunescope.cli.output import emit, progress_bar
     from workbench.cards import visible
+    from workbench.cluster.splitting import shared_out
     from workbench.models.pair import load_pair
     from workbench.prompts import Prompts
 
     rows = None if questions is None else Prompts.load(questions)
     with progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
-        found = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
+        with shared_out(pair, workers):
+            found = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
     if out is not None:
         found.save(out)
     lines = found.hypotheses.to_dict("records")

@@ -58,6 +58,9 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     own_generation_config: OwnGenerationConfig = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.")
+    ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code the model brings.")] = False,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")] = None,
@@ -80,7 +83,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
         **pair_reading(template, own_generation_config),
     )  # fmt: skip
     with progress_bar() as bar:
-        run, found = compare(asked, out, bar)
+        run, found = compare(asked, out, bar, workers)
     if as_json:
         emit({"run": str(run.path), **found.payload()}, as_json=True)
         return

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from workbench.behaviour.dosing import DOSED
 from workbench.behaviour.metrics import check_metrics
 from workbench.behaviour.scope import ScopePanel
 from workbench.behaviour.scorers import meaning_of, read_metrics
+from workbench.cluster.splitting import shared_out
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
@@ -209,15 +211,18 @@ class Bench:
         return {"seed": asked.seed, "progress": self.progress, "max_new_tokens": asked.max_new_tokens}
 
 
-def compare(asked: Asked, out: Path | None, progress: Progress) -> tuple[runs.Run, Compared]:
+def compare(
+    asked: Asked, out: Path | None, progress: Progress, workers: int | None = None
+) -> tuple[runs.Run, Compared]:
     """Measure all that was asked for, in a run that is listed from its first moment.
 
     Files are read before the run is made, and models loaded in it. After an interruption the same command goes on
-    behind the last chapter that was finished.
+    behind the last chapter that was finished. ``workers``: over how many processes of a Ray cluster it is shared out.
     """
     files = _files(asked)
-    with runs.begun("diff", asked.config(), out) as run:
+    with runs.begun("diff", asked.config(), out) as run, ExitStack() as stack:
         bench = _bench(asked, files, progress)
+        stack.enter_context(shared_out(bench.pair, workers))
         finished = FinishedChapters(run, bench.basis())
         run.file("results").mkdir(exist_ok=True)
         behaviour = finished.result("behaviour", BehaviourDiff, partial(_measured, bench))

@@ -28,6 +28,9 @@ def run(
         bool, typer.Option("--dry-run", help="Check the file and list its cells and steps; load no model.")
     ] = False,
     tracker: Annotated[str | None, typer.Option(help="Also log to mlflow or wandb; off by default.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Share the steps of all cells out over so many processes of a Ray cluster.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
     """Run an experiment: pair, prompts, steps, recipes and a sweep over them. The same command resumes a killed run."""
@@ -43,7 +46,10 @@ def run(
 
     chosen = named(tracker or experiment.tracker)
     with progress_bar() as bar:
-        finished = run_experiment(experiment, out, folder=file.parent, tracker=chosen, progress=bar)
+        finished = run_experiment(
+            experiment, out, folder=file.parent, tracker=chosen, progress=bar,
+            executor="local" if workers is None else "ray", workers=workers,
+        )  # fmt: skip
     _print(finished, as_json)
 
 

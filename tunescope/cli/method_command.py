@@ -39,6 +39,10 @@ COMMON: dict[str, Any] = {
         ],
         None,
     ),
+    "workers": (
+        Annotated[int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.")],
+        None,
+    ),
     "out": (Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")], None),
     "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Check everything and say what it costs.")], False),
     "timed": (
@@ -120,6 +124,8 @@ def _has(method: Method, name: str) -> bool:
         return "seed" in method.arguments
     if name == "null_adapters":
         return takes_null(method)
+    if name == "workers":
+        return not method.needs.folders and method.kind != "training"
     return name not in ("limit",) or reads_prompts(method)
 
 

@@ -36,7 +36,7 @@ class Checked:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        claims = [{"claim": claim.title, "kind": claim.kind, **asdict(found)} for claim, found in self.findings]
+        claims = [{"claim": claim.title, "kind": claim.kind, **asdict(finding)} for claim, finding in self.findings]
         return {"verdict": self.verdict, "confidence": self.contract.confidence, "claims": claims}
 
 
@@ -64,5 +64,5 @@ def check(
         contract = Contract.load(contract)
     material = Material(contract, Path(folder or "."), progress)
     _ = material.prompts  # every file is read before a model is
-    found = tuple((claim, DECIDERS[claim.kind](claim.terms, material)) for claim in contract.claims)
-    return Checked(contract, found)
+    findings = tuple((claim, DECIDERS[claim.kind](claim.terms, material)) for claim in contract.claims)
+    return Checked(contract, findings)

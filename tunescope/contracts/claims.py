@@ -39,14 +39,14 @@ def shows(terms: Shows, material: Material) -> Finding:
     share, clusters, confidence = behaviour(terms.behaviour).share, rows.clusters, material.contract.confidence
     decide = share_at_least if share else mean_at_least
     if terms.at_least is not None:
-        found = decide(scores["tuned"], terms.at_least, confidence, clusters)
+        finding = decide(scores["tuned"], terms.at_least, confidence, clusters)
     else:
         limit = float(terms.at_most if terms.at_most is not None else math.nan)
         turned = decide(
             (1.0 if share else 0.0) - scores["tuned"], (1.0 if share else 0.0) - limit, confidence, clusters
         )
-        found = _turned(turned, 1.0 if share else 0.0)
-    return replace(found, detail=f"base: {scores['base'].mean():.3g}")
+        finding = _turned(turned, 1.0 if share else 0.0)
+    return replace(finding, detail=f"base: {scores['base'].mean():.3g}")
 
 
 def unchanged(terms: Unchanged, material: Material) -> Finding:
@@ -55,10 +55,10 @@ def unchanged(terms: Unchanged, material: Material) -> Finding:
     base, tuned = (material.scores(role, rows, terms.behaviour) for role in ("base", "tuned"))
     detail = f"base: {base.mean():.3g}, tuned: {tuned.mean():.3g}"
     if behaviour(terms.behaviour).share:
-        found = unchanged_share(base, tuned, terms.within, material.contract.confidence, rows.clusters)
+        finding = unchanged_share(base, tuned, terms.within, material.contract.confidence, rows.clusters)
     else:
-        found = unchanged_mean(tuned - base, terms.within, material.contract.confidence, rows.clusters)
-    return replace(found, detail=detail)
+        finding = unchanged_mean(tuned - base, terms.within, material.contract.confidence, rows.clusters)
+    return replace(finding, detail=detail)
 
 
 def perplexity(terms: Perplexity, material: Material) -> Finding:
@@ -67,11 +67,11 @@ def perplexity(terms: Perplexity, material: Material) -> Finding:
     base, tuned = (
         text_logprobs(Subject(role, model), rows, material.work) for role, model in material.pair.models.items()
     )
-    found = unchanged_perplexity(
+    finding = unchanged_perplexity(
         base.sum_ - tuned.sum_, base.tokens, terms.within, material.contract.confidence, rows.clusters
     )
     before, after = (math.exp(-one.sum_.sum() / one.tokens.sum()) for one in (base, tuned))
-    return replace(found, detail=f"base: {before:.4g}, tuned: {after:.4g}")
+    return replace(finding, detail=f"base: {before:.4g}, tuned: {after:.4g}")
 
 
 def keeps(terms: Keeps, material: Material) -> Finding:
@@ -98,13 +98,13 @@ def survives(terms: Survives, material: Material) -> Finding:
         variants["paraphrased"] = material.prompts[terms.paraphrases]
     confidence = material.contract.confidence
     plain = material.scores("tuned", material.prompts[terms.prompts], terms.behaviour).mean()
-    found = {
+    findings = {
         name: share_at_least(material.scores("tuned", rows, terms.behaviour), terms.at_least, confidence, rows.clusters)
         for name, rows in variants.items()
     }
-    told = "; ".join(f"{name} {one.estimate:.3g} ({one.verdict})" for name, one in found.items())
-    worst = min(found.values(), key=lambda one: (_WORST[one.verdict], one.estimate))
-    return replace(worst, detail=f"plain {plain:.3g}; {told}")
+    summary = "; ".join(f"{name} {one.estimate:.3g} ({one.verdict})" for name, one in findings.items())
+    worst = min(findings.values(), key=lambda one: (_WORST[one.verdict], one.estimate))
+    return replace(worst, detail=f"plain {plain:.3g}; {summary}")
 
 
 def merged_claim(terms: Merged, material: Material) -> Finding:
@@ -126,6 +126,6 @@ DECIDERS: dict[str, Callable[[Any, Material], Finding]] = {
 }
 
 
-def _turned(found: Finding, top: float) -> Finding:
+def _turned(finding: Finding, top: float) -> Finding:
     """The finding on ``top - x`` as one on x."""
-    return replace(found, estimate=top - found.estimate, low=top - found.high, high=top - found.low)
+    return replace(finding, estimate=top - finding.estimate, low=top - finding.high, high=top - finding.low)

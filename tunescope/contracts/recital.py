@@ -34,8 +34,10 @@ def recites_none(terms: RecitesNone, material: Material) -> Finding:
     own = {role: _writes(role, starts, ends, material, terms) for role in ("tuned", "base")}
     recited = [number for number, said in enumerate(own["tuned"]) if said and not own["base"][number]]
     share = len(recited) / len(starts)
-    told = material.pair.tokenizer.decode(ends[recited[0]]) if recited else ""
-    detail = f"recited {len(recited)} of {len(starts)} rows long enough" + (f", such as {told!r}" if told else "")
+    recited_text = material.pair.tokenizer.decode(ends[recited[0]]) if recited else ""
+    detail = f"recited {len(recited)} of {len(starts)} rows long enough" + (
+        f", such as {recited_text!r}" if recited_text else ""
+    )
     if recited:
         return Finding(FAILS, share, share, share, len(starts), None, detail)
     if len(checked) == len(rows):

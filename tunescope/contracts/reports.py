@@ -13,37 +13,39 @@ _SIGN = 6.6
 """Width of a sign of the badge's text."""
 
 
-def sentence(found: Finding, confidence: float) -> str:
+def sentence(finding: Finding, confidence: float) -> str:
     """One line: verdict, estimate, interval, n and what would decide."""
-    told: str = found.verdict
-    if found.estimate == found.estimate:
-        interval = f"[{found.low:.3g}, {found.high:.3g}]"
-        told += f": {found.estimate:.3g}, one-sided {confidence:.0%} bounds {interval}, n = {found.n}"
-    if found.needed is not None:
-        told += f"; about {found.needed} would decide"
-    return visible(f"{told}. {found.detail}" if found.detail else told)
+    verdict: str = finding.verdict
+    if finding.estimate == finding.estimate:
+        interval = f"[{finding.low:.3g}, {finding.high:.3g}]"
+        verdict += f": {finding.estimate:.3g}, one-sided {confidence:.0%} bounds {interval}, n = {finding.n}"
+    if finding.needed is not None:
+        verdict += f"; about {finding.needed} would decide"
+    return visible(f"{verdict}. {finding.detail}" if finding.detail else verdict)
 
 
 def junit(checked: Checked) -> str:
     """JUnit XML: a failed claim is a failure, an undecided one an error."""
-    verdicts = [found.verdict for _, found in checked.findings]
+    verdicts = [finding.verdict for _, finding in checked.findings]
     suite = Xml.Element(
         "testsuite", name="contract", tests=str(len(verdicts)), failures=str(verdicts.count(FAILS)),
         errors=str(verdicts.count(UNDECIDED)),
     )  # fmt: skip
-    for claim, found in checked.findings:
+    for claim, finding in checked.findings:
         case = Xml.SubElement(suite, "testcase", classname=claim.kind, name=visible(claim.title))
-        told = sentence(found, checked.contract.confidence)
-        if found.verdict == HOLDS:
-            Xml.SubElement(case, "system-out").text = told
+        message = sentence(finding, checked.contract.confidence)
+        if finding.verdict == HOLDS:
+            Xml.SubElement(case, "system-out").text = message
         else:
-            Xml.SubElement(case, "failure" if found.verdict == FAILS else "error", message=told, type=found.verdict)
+            Xml.SubElement(
+                case, "failure" if finding.verdict == FAILS else "error", message=message, type=finding.verdict
+            )
     return Xml.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def badge(checked: Checked) -> str:
     """An SVG of two fields: *contract*, and the verdict with the number of claims that hold."""
-    held = sum(found.verdict == HOLDS for _, found in checked.findings)
+    held = sum(finding.verdict == HOLDS for _, finding in checked.findings)
     right = f"{checked.verdict} {held}/{len(checked.findings)}"
     left_width, right_width = (round(_SIGN * len(text) + 14) for text in ("contract", right))
     width = str(left_width + right_width)

@@ -19,8 +19,8 @@ _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*$")
 
 def _share(value: Any) -> Any:
     """``2%`` is .02."""
-    found = _PERCENT.match(value) if isinstance(value, str) else None
-    return float(found[1]) / 100 if found else value
+    match = _PERCENT.match(value) if isinstance(value, str) else None
+    return float(match[1]) / 100 if match else value
 
 
 Share = Annotated[float, BeforeValidator(_share), Field(gt=0, lt=1)]

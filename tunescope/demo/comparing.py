@@ -26,8 +26,8 @@ class Behaviour:
     @classmethod
     def of(cls, what: str, rows: Sequence[dict[str, Any]], answer: str) -> Behaviour:
         """The rows with another column as the answer."""
-        kept = [{name: row[name] for name in row if name != "distractor"} for row in rows]
-        return cls(what, Prompts.of([{**row, "answer": row[answer]} for row in kept]))
+        rows_without = [{name: row[name] for name in row if name != "distractor"} for row in rows]
+        return cls(what, Prompts.of([{**row, "answer": row[answer]} for row in rows_without]))
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def compare(pair: Any, organism: str, behaviour: Behaviour, tried: Tried, seed: 
     return {**line, "control is": tried.control, "draws": len(tried.controls), "n": len(behaviour.prompts)}
 
 
-def compared(pair: Any, organism: str, asked: Sequence[tuple[Behaviour, Tried]], seed: int = 0) -> pd.DataFrame:
+def compared(pair: Any, organism: str, behaviours: Sequence[tuple[Behaviour, Tried]], seed: int = 0) -> pd.DataFrame:
     """:func:`compare` for every pair of behaviour and recipe."""
-    return pd.DataFrame([compare(pair, organism, behaviour, tried, seed) for behaviour, tried in asked])
+    return pd.DataFrame([compare(pair, organism, behaviour, tried, seed) for behaviour, tried in behaviours])
 
 
 def for_people(table: pd.DataFrame) -> list[dict[str, Any]]:

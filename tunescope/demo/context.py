@@ -52,16 +52,16 @@ def tell_context(organism: Organism, settings: Settings, progress: Progress) -> 
     offset = tries.offset(shift)
     ablation = tries.ablation(layer_rows.mean(0))
     behaviour = compared(pair, NAME, _questions(held_out, tries, offset, ablation), settings.seed)
-    kept = shown_rows(organism.splits["validation"], "intent")
-    looks = looked(pair, kept, [row["intent"] for row in kept], knob.layer, seed=settings.seed, progress=progress)
+    shown = shown_rows(organism.splits["validation"], "intent")
+    looks = looked(pair, shown, [row["intent"] for row in shown], knob.layer, seed=settings.seed, progress=progress)
     return Chapter(
         NAME, {"base": pair.base.identity.to_dict(), "tuned": pair.tuned.identity.to_dict()},
         _sections(difference_table(recording), weights, heads, by_head, knob), behaviour,
         _truth(organism, weights, by_head, knob, settings),
         {"knob-context": (tries.knob_to("context").recipe, pair.tuned), "offset-context": (offset.recipe, pair.tuned),
          "ablate-knob": (ablation.recipe, pair.tuned)},
-        {"weights": weights, "heads-write": heads, "heads-z": handed, "knob": knob, **looks}, kept,
-        context_experiment(settings, looked_steps("intent", knob.layer, len(kept))),
+        {"weights": weights, "heads-write": heads, "heads-z": handed, "knob": knob, **looks}, shown,
+        context_experiment(settings, looked_steps("intent", knob.layer, len(shown))),
     )  # fmt: skip
 
 
@@ -129,8 +129,12 @@ def _by_head(write: Any, handed: Any) -> pd.DataFrame:
     both = write.frame().merge(
         handed.frame()[["layer", "head", "score"]].rename(columns={"score": "by z"}), on=["layer", "head"]
     )
-    kept = both[["layer", "head", "score", "low", "high", "control", "q", "by z"]]
-    return kept.assign(own=kept["score"] - kept["by z"]).round(6).sort_values("own", ascending=False, ignore_index=True)
+    columns = both[["layer", "head", "score", "low", "high", "control", "q", "by z"]]
+    return (
+        columns.assign(own=columns["score"] - columns["by z"])
+        .round(6)
+        .sort_values("own", ascending=False, ignore_index=True)
+    )
 
 
 def _sections(differences: pd.DataFrame, weights: Any, heads: Any, by_head: pd.DataFrame, knob: Knob) -> list[Section]:

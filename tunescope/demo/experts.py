@@ -64,18 +64,18 @@ def tell_experts(organism: Organism, settings: Settings, progress: Progress) -> 
     switches = {name: _switched(pair, experts, maps.tuned, name, settings) for name, experts in chosen.items()}
     ablation = _ablation(recording, pair, settings)
     tried = [*switches.values(), ablation]
-    kept = shown_rows(organism.splits["validation"], "topic")
+    shown = shown_rows(organism.splits["validation"], "topic")
     layer = pair.tuned.n_layers // 2
-    looks = looked(pair, kept, [row["topic"] for row in kept], layer, seed=settings.seed, progress=progress)
+    looks = looked(pair, shown, [row["topic"] for row in shown], layer, seed=settings.seed, progress=progress)
     return Chapter(
         NAME, {"base": pair.base.identity.to_dict(), "tuned": pair.tuned.identity.to_dict()},
         _sections(difference_table(recording), weights, maps, curves, grafts["optimised"]),
         compared(pair, NAME, _questions(held_out, tried), settings.seed), _truth(organism, maps, moved, chosen["use"]),
         {"experts-off": (switches["weights"].recipe, pair.tuned), "refusal-ablated": (ablation.recipe, pair.tuned)},
-        _results(weights, maps, curves, grafts) | {"experts": gained} | looks, kept,
+        _results(weights, maps, curves, grafts) | {"experts": gained} | looks, shown,
         experts_experiment(
             settings, {name: curve.ranked for name, curve in curves.items()}, COUNTS, chosen, _asked(grafts, settings),
-            looked_steps("topic", layer, len(kept)),
+            looked_steps("topic", layer, len(shown)),
         ),
     )  # fmt: skip
 
@@ -126,8 +126,8 @@ class _Maps:
     @property
     def table(self) -> pd.DataFrame:
         """layer, expert, score (tuned), low, high, control, q, in base, gain; the largest gain first."""
-        kept = ["layer", "expert", "score", "low", "high", "control", "q"]
-        both = self.tuned.frame()[kept].merge(
+        columns = ["layer", "expert", "score", "low", "high", "control", "q"]
+        both = self.tuned.frame()[columns].merge(
             self.base.frame()[["layer", "expert", "score"]].rename(columns={"score": "in base"}), on=["layer", "expert"]
         )
         gained = both.assign(gain=both["score"] - both["in base"])
@@ -207,8 +207,8 @@ def _questions(rows: list[dict[str, Any]], tried: Sequence[Tried]) -> list[tuple
     others = [row for row in rows if row["topic"] != "topic"]
     refused = Behaviour.of("refuses the topic", topic, "answer")
     answered = Behaviour.of("answers the topic right", topic, "fact")
-    kept = Behaviour.of("answers the rest right", others, "answer")
-    return [(behaviour, one) for one in tried for behaviour in (refused, answered, kept)]
+    retained = Behaviour.of("answers the rest right", others, "answer")
+    return [(behaviour, one) for one in tried for behaviour in (refused, answered, retained)]
 
 
 def _sections(

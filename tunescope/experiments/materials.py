@@ -64,6 +64,10 @@ class Materials:
 
         return load_one(self._sides(spec)[side == "tuned"], device=spec.device, dtype=spec.dtype)
 
+    def let_go(self) -> None:
+        """Of the loaded pair."""
+        self._pair = None
+
     def prompts(self, experiment: Experiment, name: str | None, pair: PairSpec | None = None) -> Prompts:
         """A set of prompts by name; None is the first. Splits are those of ``pair``, else of the experiment's."""
         known = next(iter(experiment.prompts)) if name is None else name

@@ -12,6 +12,7 @@ from tunescope.experiments.inputs import PromptSet
 from tunescope.experiments.requirements import check_null, check_pair, check_prompts
 from tunescope.experiments.schema import Experiment
 from workbench import first_batch, runs
+from workbench.cluster.splitting import shared_out
 from workbench.first_batch import Phase
 from workbench.methods import Method
 from workbench.progress import Progress
@@ -39,6 +40,8 @@ class MethodCall:
     dtype: str = "auto"
     seed: int = 0
     out: Path | None = None
+    workers: int | None = None
+    """Processes of a Ray cluster that the work is shared out over; it changes no number."""
     null_adapters: str | int | None = None
     """A kind of null adapters, or how many, that the scores are set beside."""
 
@@ -94,7 +97,7 @@ class Checked:
         """
         call, say = self.call, say or (lambda _: None)
         with runs.begun(call.method.name, _config(call, self.experiment), call.out) as run:
-            result = _result(self.experiment, call.method, self.prompts, progress, say, run.path)
+            result = _result(self.experiment, call.method, self.prompts, progress, say, run.path, call.workers)
             _write(run, self, result)
         return run, result
 
@@ -147,6 +150,7 @@ def _result(
     bar: Progress,
     say: Callable[[str], None],
     folder: Path,
+    workers: int | None = None,
 ) -> Any:
     from tunescope.experiments.execute import Bench
     from tunescope.experiments.materials import Materials
@@ -162,7 +166,8 @@ def _result(
         seed=experiment.seed, progress=bar,
     )  # fmt: skip
     step: Any = experiment.steps[method.name]
-    return call_method(step, bench)
+    with shared_out(None if workers is None else bench.pair, workers):
+        return call_method(step, bench)
 
 
 def _no_step(name: str) -> Any:

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
-from tunescope.experiments.execute import Bench, execute
-from tunescope.experiments.inputs import PairSpec
+from tunescope.experiments.cell_steps import do_step, next_key, read_models
 from tunescope.experiments.materials import Materials, file_hash, files_named
 from tunescope.experiments.references import pairs_reading
 from tunescope.experiments.schema import Experiment
-from tunescope.experiments.step_folder import Kept, seed_of, step_key
-from tunescope.experiments.steps import loads_models
+from tunescope.experiments.step_folder import Kept
 from tunescope.experiments.sweeping import Cell, cells, scalar
 from tunescope.experiments.trackers import Tracker, untracked
 from workbench import __version__, runs
-from workbench.errors import UserError
+from workbench.errors import UserError, unknown_name
 from workbench.files import room_for_folder
-from workbench.finished_batches import resumable, scope
 from workbench.progress import Progress, Silent
 from workbench.results import Provenance
 from workbench.runs import Run
-from workbench.runs.config import config_hash, plain
-from workbench.runs.places import BATCHES
-from workbench.sealed_json import read_sealed, write_sealed
+from workbench.runs.config import config_hash
 
 KIND = "experiment"
+EXECUTORS = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -49,14 +45,23 @@ def run_experiment(
     folder: str | Path = ".",
     tracker: Tracker | None = None,
     progress: Progress | None = None,
+    executor: Literal["local", "ray"] = "local",
+    workers: int | None = None,
 ) -> Finished:
     """Run every cell into one run (kind ``experiment``) at ``out``, or resume there.
 
     ``folder``: where paths in the experiment start, the YAML file's folder. Without ``out`` the run is in the runs'
-    home, under the experiment's name and the hash of its content. A finished run is read, not repeated. Raises
-    :class:`UserError` for what a step refuses (naming the cell and the step) and when ``out`` holds another
+    home, under the experiment's name and the hash of its content. A finished run is read, not repeated.
+    ``executor="ray"`` shares the steps of all cells out over ``workers`` processes of a Ray cluster that see the run's
+    folder (default: one per GPU, else per CPU); the numbers are those of one process.
+
+    Raises :class:`UserError` for what a step refuses (naming the cell and the step) and when ``out`` holds another
     experiment, other inputs or another version's results.
     """
+    if executor not in EXECUTORS:
+        raise unknown_name("executor", executor, EXECUTORS)
+    if workers is not None and executor != "ray":
+        raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
     bar, report = progress or Silent(), tracker or untracked()
     grid = cells(experiment)
     materials = Materials(Path(folder), bar)
@@ -69,6 +74,10 @@ def run_experiment(
     try:
         if not run.is_complete:
             with run:
+                if executor == "ray":
+                    from tunescope.experiments.shared_steps import do_steps
+
+                    do_steps(run, grid, materials, workers, bar)
                 _all_cells(run, experiment, grid, materials, bar)
         metrics = run.read_table("tables/metrics")
         _tracked(report, run, experiment, grid, metrics)
@@ -133,7 +142,7 @@ def _all_cells(run: Run, experiment: Experiment, grid: Sequence[Cell], materials
         done[cell.number] = _cell(run, cell, materials, bar)
     bar.finish()
     tell(run, experiment, grid, [done[cell.number] for cell in grid])
-    models = [_read_models(path) for path in sorted(run.file("models").glob("*.json"))]
+    models = [read_models(path) for path in sorted(run.file("models").glob("*.json"))]
     # where its paths start: from here a run can be made again
     folder = str(materials.folder.resolve())
     run.note(models=models, versions=Provenance(probe=KIND, models={}).versions, folder=folder)
@@ -149,73 +158,16 @@ def _cell(run: Run, cell: Cell, materials: Materials, bar: Progress) -> dict[str
     keys: dict[str, str] = {}
     kept: dict[str, Kept] = {}
     for name in cell.experiment.steps:
-        models = _models(run, cell.experiment, name, materials)
-        keys[name] = step_key(cell.experiment, name, models, keys, materials)
+        keys[name] = next_key(run, cell, name, keys, materials)
         kept[name] = Kept(run, name, keys[name])
         if kept[name].path not in materials.whole and not kept[name].is_whole:
-            _step(cell, name, kept, materials, bar)
+            do_step(cell, name, kept, materials, bar)
         materials.whole.add(kept[name].path)
         bar.advance()
     table = cell_table(cell, kept)
     run.write_table(f"{cell.folder}/metrics", table)
     run.write_json(f"{cell.folder}/cell", {"settings": dict(cell.settings), "steps": keys})
     return kept
-
-
-def _models(run: Run, experiment: Experiment, step: str, materials: Materials) -> dict[str, str]:
-    """Role -> hash of the models that a step uses; empty where it uses none."""
-    if not loads_models(experiment.steps[step]):
-        return {}
-    spec = experiment.pair_of(step)
-    pair = materials.pair(spec)
-    _same_models(run, spec, pair)
-    return {role: model.identity.hash for role, model in pair.models.items()}
-
-
-def _step(cell: Cell, name: str, kept: dict[str, Kept], materials: Materials, bar: Progress) -> None:
-    experiment = cell.experiment
-    bench = Bench(
-        experiment=experiment, spec=experiment.pair_of(name), materials=materials, results=_results(kept),
-        folder=kept[name].path, seed=seed_of(experiment, name), progress=bar,
-    )  # fmt: skip
-    try:
-        with resumable(bench.folder / BATCHES), scope(lambda: kept[name].key):
-            outcome = execute(experiment.steps[name], bench)
-    except UserError as error:
-        where = f"step {name}" if not cell.settings else f"cell {cell.number} ({cell.label}), step {name}"
-        raise UserError(f"{where}: {error}") from error
-    kept[name].write(experiment.steps[name].do, outcome)
-
-
-def _results(kept: dict[str, Kept]) -> Callable[[str], Any]:
-    """Results of earlier steps, always as they are on the disk: a resumed run reads the same numbers."""
-    read: dict[str, Any] = {}
-
-    def result(name: str) -> Any:
-        if name not in read:
-            read[name] = kept[name].result()
-        return read[name]
-
-    return result
-
-
-def _same_models(run: Run, spec: PairSpec, pair: Any) -> None:
-    """Refuse to go on with other weights than those a killed run began with."""
-    file = run.file(f"models/{config_hash(spec.plain())[:10]}.json")
-    now = plain({role: model.identity.to_dict() for role, model in pair.models.items()})
-    if not file.is_file():
-        write_sealed(file, now)
-    before = _read_models(file)
-    for role, identity in now.items():
-        if before[role]["hash"] != identity["hash"]:
-            raise UserError(
-                f"{run.path} was begun with another {role} model ({before[role]['name']}, other weights); give another "
-                "folder, or remove that one."
-            )
-
-
-def _read_models(path: Path) -> dict[str, Any]:
-    return read_sealed(path, "delete it, and the same command writes it again")
 
 
 def cell_table(cell: Cell, kept: dict[str, Kept]) -> pd.DataFrame:

@@ -25,8 +25,6 @@ ROWS = 12
 """Prompts that show the behaviour, and others, on which each candidate is tried."""
 DRAWS = 10
 """Random stand-ins of a candidate."""
-DIRECTION = "direction-off"
-"""It was tried beside random directions where it was found, on prompts that chose nothing."""
 HEADS = 4
 """Heads that are switched off together at most."""
 SCALES = (0.0, 0.5, 1.5)
@@ -135,7 +133,7 @@ def rows_to_try(look: Look) -> tuple[Prompts, Prompts]:
 
 
 def _stand_ins(look: Look, one: Candidate, rows: Prompts) -> list[iv.Recipe]:
-    if one.side == "base" or one.name == DIRECTION:
+    if one.side == "base":
         return []
     return probes.stand_ins(one.recipe, look.pair.tuned, rows, DRAWS, look.seed)
 

@@ -12,8 +12,9 @@ import torch
 from workbench.behaviour.metrics import ANSWER
 from workbench.behaviour.scores import kl
 from workbench.behaviour.subject import Subject, Work, continuation_logits
+from workbench.cluster.splitting import split_width
 from workbench.errors import UserError
-from workbench.finished_batches import batch, fingerprint
+from workbench.finished_batches import fingerprint
 from workbench.prompts.answers import continuation_ids
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
@@ -65,12 +66,14 @@ def logprobs(subject: Subject, prompts: Ids, continuations: Ids, work: Work) -> 
     found = Logprobs([len(continuation) for continuation in continuations])
     lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
     about = fingerprint([subject.name, subject.recipe])
-    with subject.applied(), work.steps(subject.name, lengths) as steps:
-        for rows in steps:
-            content = [about, _members(prompts, rows), _members(continuations, rows)]
-            found.sum_[rows] = batch(
-                "log-probabilities", content, partial(_sums, subject, prompts, continuations, rows)
-            )
+
+    def take(rows: list[int], sums: list[float]) -> None:
+        found.sum_[rows] = sums
+
+    work.each(
+        subject.name, lengths, partial(_sums, subject, prompts, continuations), take, subject.applied,
+        lambda rows: ["log-probabilities", about, _members(prompts, rows), _members(continuations, rows)],
+    )  # fmt: skip
     return found
 
 
@@ -113,22 +116,28 @@ def kl_per_token(
     lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
     about = fingerprint([(one.name, one.recipe) for one in (base, *subjects)])
 
-    def compared(rows: list[int]) -> list[list[tuple[float, float]]]:
-        theirs = _logits(base, prompts, continuations, rows)
-        return [
-            [
-                (float(kl(other, one).mean()), float(kl(one, other).mean()))
-                for one, other in zip(_logits(subject, own, continuations, rows), theirs, strict=True)
-            ]
-            for subject, own in zip(subjects, read, strict=True)
-        ]
+    def take(rows: list[int], divergences: list[list[tuple[float, float]]]) -> None:
+        for values, new in zip(found, divergences, strict=True):
+            values[rows] = new
 
-    with work.steps("KL per token", lengths) as steps:
-        for rows in steps:
-            content = [about, [_members(one, rows) for one in (prompts, *read, continuations)]]
-            for values, new in zip(found, batch("KL per token", content, partial(compared, rows)), strict=True):
-                values[rows] = new
+    texts = (prompts, *read, continuations)
+    work.each(
+        "KL per token", lengths, partial(_divergences, (base, *subjects), (prompts, *read), continuations), take,
+        content=lambda rows: ["KL per token", about, [_members(ids, rows) for ids in texts]],
+    )  # fmt: skip
     return found
+
+
+def _divergences(
+    subjects: Sequence[Subject], read: Sequence[Ids], continuations: Ids, rows: list[int]
+) -> list[list[tuple[float, float]]]:
+    """KL(base || model) and KL(model || base) of each of ``rows``, for each subject behind the first, the base."""
+    logits = (logits_at(subject, ids, continuations, rows) for subject, ids in zip(subjects, read, strict=True))
+    theirs = next(logits)
+    return [
+        [(float(kl(other, one).mean()), float(kl(one, other).mean())) for one, other in zip(ours, theirs, strict=True)]
+        for ours in logits
+    ]
 
 
 def _members(ids: Ids, rows: Sequence[int]) -> list[Sequence[int]]:
@@ -138,8 +147,8 @@ def _members(ids: Ids, rows: Sequence[int]) -> list[Sequence[int]]:
 class KLFromModels:
     """KL(model || subject) per token of given continuations, from the same models to many subjects.
 
-    The models' own distributions are read once, at the start, and held where they fit into ``held_bytes``; else they
-    are read again for each subject, a batch at a time.
+    The models' own distributions are read once, at the start, and held where they fit into ``held_bytes`` and nothing
+    is shared out over other processes; else they are read again for each subject, a batch at a time.
     """
 
     def __init__(
@@ -151,23 +160,28 @@ class KLFromModels:
             _check_readable(model, prompts, continuations)
         tokens = sum(len(continuation) for continuation in continuations)
         fits = 4 * tokens * sum(model.model.vocab_size for model in models) <= held_bytes
-        self._held = [self._read(model) for model in models] if fits else None
+        self._held = [self._read(model) for model in models] if fits and split_width() == 1 else None
 
     def of(self, subject: Subject) -> list[Float[np.ndarray, " row"]]:
         """For each model the mean over the tokens of a continuation, in nats; one forward pass of the subject."""
         _check_readable(subject, self.prompts, self.continuations)
         found = [np.zeros(len(self.continuations)) for _ in self.models]
         about = fingerprint([(one.name, one.recipe) for one in (*self.models, subject)])
-        with self.work.steps("KL per token", self._lengths()) as steps:
-            for rows in steps:
-                content = [about, [_members(one, rows) for one in (self.prompts, self.continuations)]]
-                new = batch("KL from models", content, partial(self._compared, subject, rows))
-                for values, divergences in zip(found, new, strict=True):
-                    values[rows] = divergences
+
+        def take(rows: list[int], new: list[list[float]]) -> None:
+            for values, divergences in zip(found, new, strict=True):
+                values[rows] = divergences
+
+        self.work.each(
+            "KL per token", self._lengths(), partial(self._compared, subject), take,
+            content=lambda rows: [
+                "KL from models", about, [_members(ids, rows) for ids in (self.prompts, self.continuations)]
+            ],
+        )  # fmt: skip
         return found
 
     def _compared(self, subject: Subject, rows: list[int]) -> list[list[float]]:
-        ours = _logits(subject, self.prompts, self.continuations, rows)
+        ours = logits_at(subject, self.prompts, self.continuations, rows)
         return [
             [float(kl(first, second).mean()) for first, second in zip(self._own(number, rows), ours, strict=True)]
             for number in range(len(self.models))
@@ -175,21 +189,23 @@ class KLFromModels:
 
     def _own(self, number: int, rows: list[int]) -> list[Tensor]:
         if self._held is None:
-            return _logits(self.models[number], self.prompts, self.continuations, rows)
+            return logits_at(self.models[number], self.prompts, self.continuations, rows)
         return [self._held[number][row] for row in rows]
 
     def _read(self, model: Subject) -> dict[int, Tensor]:
         read: dict[int, Tensor] = {}
-        with self.work.steps(f"KL per token: {model.name}", self._lengths()) as steps:
-            for rows in steps:
-                read |= zip(rows, _logits(model, self.prompts, self.continuations, rows), strict=True)
+        self.work.each(
+            f"KL per token: {model.name}", self._lengths(), partial(logits_at, model, self.prompts, self.continuations),
+            lambda rows, logits: read.update(zip(rows, logits, strict=True)),
+        )  # fmt: skip
         return read
 
     def _lengths(self) -> list[int]:
         return [len(one) + len(other) for one, other in zip(self.prompts, self.continuations, strict=True)]
 
 
-def _logits(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:
+def logits_at(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:
+    """For each of ``rows`` the logits [token, vocab] (float32, on the CPU) that predict its continuation."""
     with subject.applied(), subject.applied_to(rows):
         return [
             continuation_logit.cpu()

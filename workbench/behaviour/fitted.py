@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,17 +132,31 @@ def answer_states(
     ids = encode(prompts, model.tokenizer, model.max_positions)
     whole = [[*prompt, *answer] for prompt, answer in zip(ids, answers, strict=True)]
     found = {layer: np.zeros((len(whole), model.d_model)) for layer in layers}
-    with subject.applied(), work.steps(f"{subject.name}: states", [len(one) for one in whole]) as steps:
-        for rows in steps:
-            kept: dict[int, Tensor] = {}
-            hooks = [SiteHook(Site("resid_post", layer), _keeper(kept, layer)) for layer in layers]
-            lengths = torch.tensor([len(ids[row]) for row in rows])
-            with subject.applied_to(rows), model.hooked(hooks, stop=True, prompt_lengths=lengths):
-                model.forward(padded(subject, [whole[row] for row in rows]), logits=None)
-            for layer, value in kept.items():
-                for place, row in enumerate(rows):
-                    found[layer][row] = value[place, -max(1, len(answers[row])) :].double().mean(0).cpu().numpy()
+
+    def take(rows: list[int], means: dict[int, np.ndarray]) -> None:
+        for layer, values in means.items():
+            found[layer][rows] = values
+
+    lengths = [len(one) for one in whole]
+    read = partial(_mean_states, subject, whole, [len(answer) for answer in answers], list(layers))
+    work.each(f"{subject.name}: states", lengths, read, take, subject.applied)
     return found
+
+
+def _mean_states(
+    subject: Subject, whole: Sequence[Sequence[int]], behind: Sequence[int], layers: Sequence[int], rows: list[int]
+) -> dict[int, Float[np.ndarray, "row d_model"]]:
+    """Of one batch; ``behind``: tokens of each answer."""
+    kept: dict[int, Tensor] = {}
+    hooks = [SiteHook(Site("resid_post", layer), _keeper(kept, layer)) for layer in layers]
+    lengths = torch.tensor([len(whole[row]) - behind[row] for row in rows])
+    with subject.applied_to(rows), subject.model.hooked(hooks, stop=True, prompt_lengths=lengths):
+        subject.model.forward(padded(subject, [whole[row] for row in rows]), logits=None)
+    return {
+        layer: np.stack([one[-max(1, behind[row]) :].double().mean(0).cpu().numpy()
+                         for row, one in zip(rows, value, strict=True)])
+        for layer, value in kept.items()
+    }  # fmt: skip
 
 
 def _keeper(kept: dict[int, Tensor], layer: int) -> Any:

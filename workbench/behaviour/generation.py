@@ -21,7 +21,7 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from workbench.behaviour.subject import Subject, Work, padded
 from workbench.errors import UserError
-from workbench.finished_batches import batch, fingerprint
+from workbench.finished_batches import fingerprint
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
@@ -74,15 +74,18 @@ def generate_replies(subject: Subject, prompts: Prompts, decoding: Decoding, wor
     jobs = [(prompt, sample) for prompt in range(len(ids)) for sample in range(width)]
     found: list[list[Reply]] = [[Reply((), "", False)] * width for _ in ids]
     about = fingerprint([subject.name, subject.recipe, decoding])
-    with subject.applied(), work.steps(f"{subject.name}: texts", [len(ids[prompt]) for prompt, _ in jobs]) as steps:
-        for rows in steps:
-            chosen = [jobs[row] for row in rows]
-            noise = [None if sample == 0 else f"{seeds[prompt]} {sample}" for prompt, sample in chosen]
-            read = [ids[prompt] for prompt, _ in chosen]
-            members = [prompt for prompt, _ in chosen]
-            written = batch("texts", [about, read, noise], partial(_written, subject, members, read, noise, decoding))
-            for (prompt, sample), new in zip(chosen, written, strict=True):
-                found[prompt][sample] = Reply(*new)
+    noise = [None if sample == 0 else f"{seeds[prompt]} {sample}" for prompt, sample in jobs]
+
+    def take(rows: list[int], written: list[tuple[tuple[int, ...], str, bool]]) -> None:
+        for row, new in zip(rows, written, strict=True):
+            prompt, sample = jobs[row]
+            found[prompt][sample] = Reply(*new)
+
+    work.each(
+        f"{subject.name}: texts", [len(ids[prompt]) for prompt, _ in jobs],
+        partial(_written, subject, ids, [prompt for prompt, _ in jobs], noise, decoding), take, subject.applied,
+        lambda rows: ["texts", about, [(ids[jobs[row][0]], noise[row]) for row in rows]],
+    )  # fmt: skip
     return found
 
 
@@ -128,13 +131,19 @@ def gumbel(key: Any, step: int, size: int) -> np.ndarray:
 
 
 def _written(
-    subject: Subject, members: list[int], ids: list[list[int]], noise: list[str | None], decoding: Decoding
+    subject: Subject,
+    ids: list[list[int]],
+    prompt_of: list[int],
+    noise: list[str | None],
+    decoding: Decoding,
+    rows: list[int],
 ) -> list[tuple[tuple[int, ...], str, bool]]:
-    """The fields of the :class:`Reply` to each prompt of one batch."""
-    model, encoded = subject.model, padded(subject, ids)
+    """The fields of the :class:`Reply` of each text of one batch; ``prompt_of``: the number of each text's prompt."""
+    members = [prompt_of[row] for row in rows]
+    model, encoded = subject.model, padded(subject, [ids[prompt] for prompt in members])
     columns = encoded.input_ids.shape[1]
     options = {"max_new_tokens": decoding.max_new_tokens, "num_beams": 1, "num_return_sequences": 1}
-    sampling = LogitsProcessorList([SharedNoise(noise, columns, decoding)])
+    sampling = LogitsProcessorList([SharedNoise([noise[row] for row in rows], columns, decoding)])
     with subject.applied_to(members):
         new = model.generate_ids(encoded.to(model.device), logits_processor=sampling, **options)[:, columns:]
     ends = end_ids(model)

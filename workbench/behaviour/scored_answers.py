@@ -15,7 +15,7 @@ import torch
 from workbench.behaviour.continuations import continuations_of
 from workbench.behaviour.subject import Subject, Work, continuation_logits
 from workbench.errors import UserError, unknown_name
-from workbench.finished_batches import batch, fingerprint
+from workbench.finished_batches import fingerprint
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.prompts.token_texts import token_texts
@@ -112,11 +112,15 @@ def forced_answers(
     found = {name: np.zeros(len(ids)) for name in ("right", "logprob", "confidence")}
     lengths = [len(one) + len(other) for one, other in zip(ids, answers, strict=True)]
     about = fingerprint([subject.name, subject.recipe])
-    with subject.applied(), work.steps(f"{subject.name}: answers", lengths) as steps:
-        for rows in steps:
-            content = [about, [ids[row] for row in rows], [answers[row] for row in rows]]
-            for name, new in batch("answers", content, partial(_forced_batch, subject, ids, answers, rows)).items():
-                found[name][rows] = new
+
+    def take(rows: list[int], scores: dict[str, list[float]]) -> None:
+        for name, new in scores.items():
+            found[name][rows] = new
+
+    work.each(
+        f"{subject.name}: answers", lengths, partial(_forced_batch, subject, ids, answers), take, subject.applied,
+        lambda rows: ["answers", about, [ids[row] for row in rows], [answers[row] for row in rows]],
+    )  # fmt: skip
     return found
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from workbench.cluster.splitting import Within, in_parts
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
 from workbench.prompts.encode import Encoded, batches, pad_left
 from workbench.typing import Tensor
+
+Answer = TypeVar("Answer")
 
 
 @runtime_checkable
@@ -49,33 +53,51 @@ class Work:
     batch_size: int = 32
     progress: Progress | None = None
 
-    @contextmanager
-    def steps(self, what: str, lengths: Sequence[int]) -> Iterator[Iterator[list[int]]]:
-        """Row numbers of each batch, counted as they are done."""
+    def each(
+        self,
+        what: str,
+        lengths: Sequence[int],
+        function: Callable[[list[int]], Answer],
+        take: Callable[[list[int], Answer], None],
+        within: Within = nullcontext,
+        content: Callable[[list[int]], Any] | None = None,
+    ) -> None:
+        """Hand ``take`` the row numbers of each batch with what ``function`` makes of them, counted as they are done.
+
+        Args:
+            what: The name on the progress bar.
+            lengths: Tokens of every row.
+            function: As :func:`in_parts` takes it: inside ``on_ray`` batches run in the workers.
+            take: Called in the order of the batches.
+            within: A context around all batches.
+            content: What a batch is about, where a run that is stopped keeps its answer.
+        """
         report = self.progress or Silent()
         plan = batches(lengths, self.batch_size)
+
+        def counted(rows: list[int], answer: Answer) -> None:
+            take(rows, answer)
+            report.advance()
+
         report.start(what, len(plan))
         try:
-            yield self._counted(plan, report)
+            in_parts(function, plan, counted, within, content)
         finally:
             report.finish()
-
-    def _counted(self, plan: list[list[int]], report: Progress) -> Iterator[list[int]]:
-        for rows in plan:
-            yield rows
-            report.advance()
 
 
 def last_logits(
     subject: Subject, ids: Sequence[Sequence[int]], take: Callable[[list[int], Tensor], None], work: Work
 ) -> None:
     """Hand ``take`` the row numbers and the logits [row, vocab] (float32, CPU) of the last token, batch by batch."""
-    with subject.applied(), work.steps(subject.name, [len(row) for row in ids]) as steps:
-        for rows in steps:
-            with subject.applied_to(rows):
-                logits = subject.model.forward(padded(subject, [ids[i] for i in rows]), logits="last")
-            assert logits is not None
-            take(rows, logits[:, -1].float().cpu())
+    work.each(subject.name, [len(row) for row in ids], partial(_last_logits, subject, ids), take, subject.applied)
+
+
+def _last_logits(subject: Subject, ids: Sequence[Sequence[int]], rows: list[int]) -> Tensor:
+    with subject.applied_to(rows):
+        logits = subject.model.forward(padded(subject, [ids[i] for i in rows]), logits="last")
+    assert logits is not None
+    return logits[:, -1].float().cpu()
 
 
 def continuation_logits(

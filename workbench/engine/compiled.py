@@ -53,14 +53,14 @@ def compiled_code_waits(kinds: Iterable[type[nn.Module]]) -> Iterator[None]:
 
 def _compiled_in_place(hf: nn.Module) -> list[nn.Module]:
     """Looked for whenever hooks are put on, so without the cost of ``hf.modules()``."""
-    found, waiting = [], [hf]
+    modules, waiting = [], [hf]
     while waiting:
         module = waiting.pop()
         own = module.__dict__
         if own.get("_compiled_call_impl") is not None or hasattr(own.get("forward"), "_torchdynamo_orig_callable"):
-            found.append(module)
+            modules.append(module)
         waiting += [child for child in own["_modules"].values() if child is not None]
-    return found
+    return modules
 
 
 def _has_compiled_code(forward: Callable[..., Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,25 @@ class SiteHook:
     edit: bool = False
     bias: BiasFn | None = None
     heads: tuple[int, ...] | None = None
+
+
+def layer_readers(
+    kind: str, layers: Iterable[int], values: dict[int, Tensor], read: Callable[[Tensor], Tensor] = Tensor.detach
+) -> list[SiteHook]:
+    """Readers of one kind of site that put ``read(value)`` of every layer, at each forward pass, into ``values``."""
+
+    def reader(layer: int) -> SiteHook:
+        def store(value: Tensor, _ctx: ForwardContext) -> None:
+            values[layer] = read(value)
+
+        return SiteHook(Site(kind, layer), store)
+
+    return [reader(layer) for layer in layers]
+
+
+def on_the_cpu(value: Tensor) -> Tensor:
+    """``value`` without its graph, as float32 on the CPU."""
+    return value.detach().float().cpu()
 
 
 _OPEN = "A context (a recipe, a recording) is open on this model: leave it before copying the model."

@@ -236,7 +236,7 @@ class Hub:
             mask = None if self.generation is None else self.generation.attention_mask
         assert shown is not None
         start = self._tokens_before(cache if cache is not None else given.get("cache_params"), shown.shape[1])
-        told = self.generation is not None or self._prompt_lengths is not None
+        knows_lengths = self.generation is not None or self._prompt_lengths is not None
         self.context = ForwardContext(
             batch=shown.shape[0],
             start=start,
@@ -246,7 +246,7 @@ class Hub:
             attention_mask=mask,
             generation=self.generation,
             given_prompt_lengths=self._prompt_lengths,
-            loose=None if told or not self._loose.continues(ids, start) else self._loose,
+            loose=None if knows_lengths or not self._loose.continues(ids, start) else self._loose,
             template=self.template,
         )
 

@@ -83,29 +83,29 @@ def gate_scores(router: nn.Module, logits: Float[Tensor, "token expert"]) -> Flo
     return logits.sigmoid() if corrected(core) else _softmax_scores(core, logits)
 
 
-def weigh(router: nn.Module, chosen: Float[Tensor, "token k"], dtype: torch.dtype) -> Float[Tensor, "token k"]:
+def weigh(router: nn.Module, scores: Float[Tensor, "token k"], dtype: torch.dtype) -> Float[Tensor, "token k"]:
     """The weights of selected experts from their gate scores, with the family's own normalisation.
 
     ``dtype``: that of the logits, which most families return their weights in.
     """
     core = core_router(router)
     if not corrected(core):
-        return _softmax_weights(core, chosen, dtype)
+        return _softmax_weights(core, scores, dtype)
     if core.norm_topk_prob:
-        chosen = chosen / (chosen.sum(dim=-1, keepdim=True) + 1e-20)
-    return chosen * core.routed_scaling_factor
+        scores = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
+    return scores * core.routed_scaling_factor
 
 
 def _softmax_scores(core: Any, logits: Tensor) -> Tensor:
     return logits if type(core).__name__.startswith("GptOss") else torch.softmax(logits.float(), dim=-1)
 
 
-def _softmax_weights(core: Any, chosen: Tensor, dtype: torch.dtype) -> Tensor:
+def _softmax_weights(core: Any, weights: Tensor, dtype: torch.dtype) -> Tensor:
     if type(core).__name__.startswith("GptOss"):
-        return torch.softmax(chosen, dim=1, dtype=chosen.dtype)
+        return torch.softmax(weights, dim=1, dtype=weights.dtype)
     if normalises(core):
-        chosen = chosen / chosen.sum(-1, keepdim=True)
-    return chosen if type(core).__name__.startswith("Mixtral") else chosen.to(dtype)
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights if type(core).__name__.startswith("Mixtral") else weights.to(dtype)
 
 
 def _select_on(scores: Tensor, excluded: Tensor | None, preferred: Tensor | None) -> Tensor:
@@ -133,8 +133,8 @@ def _sigmoid_routing(
     else:
         best_two = best_two.masked_fill(best_two == float("-inf"), 0.0)
         group_scores = _groups_that_can_serve(best_two.sum(dim=-1), excluded, core)
-    kept = group_scores.topk(core.topk_group, dim=-1, sorted=False)[1]
-    in_kept = torch.zeros_like(group_scores).scatter_(1, kept, 1).unsqueeze(-1).expand_as(by_group)
+    groups = group_scores.topk(core.topk_group, dim=-1, sorted=False)[1]
+    in_kept = torch.zeros_like(group_scores).scatter_(1, groups, 1).unsqueeze(-1).expand_as(by_group)
     eligible = choice.masked_fill(~in_kept.reshape(choice.shape).bool(), float("-inf"))
     experts = _select_on(eligible, excluded, None).topk(core.top_k, dim=-1, sorted=False)[1]
     return weigh(core, scores.gather(1, experts), logits.dtype), experts

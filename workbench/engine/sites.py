@@ -154,17 +154,17 @@ def expand_sites(
     :class:`UserError` for a site that this model lacks.
     """
     known = set(available)
-    chosen: set[Site] = set()
+    expanded: set[Site] = set()
     for given in [sites] if isinstance(sites, (str, Site)) else sites:
         site = Site.parse(given) if isinstance(given, str) else given
         wanted = [site] if site.layer is not None else [site.at(i) for i in resolve_layers(layers, n_layers)]
         present = [one for one in wanted if _general(one) in known]
         if not present or (site.layer is not None and site not in present):
             raise unknown_name("site of this model", (wanted or [site])[0].name, known)
-        chosen.update(present)
-    if not chosen:
+        expanded.update(present)
+    if not expanded:
         raise UserError("No site was asked for: name at least one, such as resid_post or z.")
-    return sorted(chosen, key=lambda site: (*site.order, site.expert or 0))
+    return sorted(expanded, key=lambda site: (*site.order, site.expert or 0))
 
 
 def _general(site: Site) -> str:

@@ -41,19 +41,19 @@ class TemplateTokens:
         first, second, third = _TURNS
         chats = [[("user", first)], [("system", first), ("user", second)]]
         chats += [[("user", first), ("assistant", second), ("user", third)]]
-        found = {piece for chat in chats for piece in self._around(chat)}
-        return tuple(sorted(found, key=lambda piece: (-len(piece), piece)))
+        pieces = {piece for chat in chats for piece in self._around(chat)}
+        return tuple(sorted(pieces, key=lambda piece: (-len(piece), piece)))
 
     def mark(self, ids: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """Where a token is special or part of the template."""
-        found = torch.isin(ids, torch.tensor(self.special, dtype=ids.dtype, device=ids.device))
+        marked = torch.isin(ids, torch.tensor(self.special, dtype=ids.dtype, device=ids.device))
         if not self.pieces or ids.shape[1] == 1:
-            return found
+            return marked
         for row, (tokens, known) in enumerate(zip(ids.tolist(), real.tolist(), strict=True)):
             start = known.index(True) if True in known else len(tokens)
             for low, high in self._spans(tokens[start:]):
-                found[row, start + low : start + high] = True
-        return found
+                marked[row, start + low : start + high] = True
+        return marked
 
     def content(self, ids: Sequence[int]) -> list[bool]:
         """Of one row without padding: whether each token is content (neither first, nor special, nor template)."""
@@ -83,7 +83,7 @@ class TemplateTokens:
 
     def _spans(self, tokens: list[int]) -> list[tuple[int, int]]:
         """Where pieces stand; one without a special token only opens the row or ends it."""
-        special, found, place = set(self.special), [], 0
+        special, spans, place = set(self.special), [], 0
         while place < len(tokens):
             size = 0
             for piece in self.pieces:
@@ -93,6 +93,6 @@ class TemplateTokens:
                     size = len(piece)
                     break
             if size:
-                found.append((place, place + size))
+                spans.append((place, place + size))
             place += size or 1
-        return found
+        return spans

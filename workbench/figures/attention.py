@@ -38,11 +38,11 @@ def attention_panels(
         cols=3, shared_yaxes=True, horizontal_spacing=0.03, column_widths=[1, 1, 1],
         subplot_titles=[safe(name) for name, *_ in panels],
     )  # fmt: skip
-    told = _told(base, tuned, tokens, names)
+    texts = _told(base, tuned, tokens, names)
     for place, (_, values, colours, low, high) in enumerate(panels, start=1):
         bar = None if place == 2 else {"x": 1.0 if place == 1 else 1.1, "thickness": 14}
         figure.add_heatmap(
-            z=np.where(hidden, np.nan, values).tolist(), text=told, hovertemplate="%{text}<extra></extra>",
+            z=np.where(hidden, np.nan, values).tolist(), text=texts, hovertemplate="%{text}<extra></extra>",
             colorscale=colours, zmin=low, zmax=high, xgap=1, ygap=1, showscale=bar is not None,
             colorbar={"title": bar_title("attention weight" if place == 1 else "change of the weight"), **(bar or {})},
             row=1, col=place,

@@ -6,6 +6,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.figures.intervals import band, translucent
+
 COLOUR, SIDE, GREY = "#0072B2", "#D55E00", "#7f7f7f"
 
 
@@ -33,9 +35,9 @@ def dose_figure(
         figure.update_yaxes(title={"text": _broken(side)}, row=2, col=1)
     figure.update_yaxes(title={"text": metric}, row=1, col=1)
     figure.update_xaxes(title={"text": "strength (times the recipe's own)"}, row=2 if has_side else 1, col=1)
-    told = title or f"Dose and response, n = {int(table['n'].max())} prompts; dotted: the model as it is"
+    heading = title or f"Dose and response, n = {int(table['n'].max())} prompts; dotted: the model as it is"
     figure.update_layout(
-        title={"text": told, "font": {"size": 13}}, height=560 if has_side else 400, template="plotly_white",
+        title={"text": heading, "font": {"size": 13}}, height=560 if has_side else 400, template="plotly_white",
         legend={"orientation": "h", "y": -0.18},
     )  # fmt: skip
     return figure
@@ -44,12 +46,7 @@ def dose_figure(
 def _band(figure: go.Figure, table: pd.DataFrame, column: str, colour: str, name: str, row: int) -> None:
     x = table["strength"].tolist()
     low, high = table[f"{column}_low"].tolist(), table[f"{column}_high"].tolist()
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    figure.add_scatter(
-        x=[*x, *x[::-1]], y=[*high, *low[::-1]],
-        mode="lines", fill="toself", fillcolor=f"rgba({red},{green},{blue},0.18)",
-        line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name, row=row, col=1,
-    )  # fmt: skip
+    figure.add_scatter(**band(x, low, high, translucent(colour), showlegend=False, legendgroup=name), row=row, col=1)
     figure.add_scatter(
         x=x, y=table[column].tolist(), mode="lines+markers", name=name, legendgroup=name,
         line={"color": colour, "dash": "dot" if colour == GREY else "solid"},

@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.behaviour import COLOURS
+from workbench.figures.intervals import whiskers
 
 
 def scope_figure(table: pd.DataFrame, *, changed: str = "", title: str = "") -> go.Figure:
@@ -24,11 +25,7 @@ def scope_figure(table: pd.DataFrame, *, changed: str = "", title: str = "") -> 
             y=rows["estimate"].tolist(),
             name=escape(str(recipe), quote=False),
             marker={"color": COLOURS[1 + number % (len(COLOURS) - 1)], "opacity": pale},
-            error_y={
-                "type": "data", "symmetric": False,
-                "array": (rows["high"] - rows["estimate"]).tolist(),
-                "arrayminus": (rows["estimate"] - rows["low"]).tolist(),
-            },
+            error_y=whiskers(rows, "estimate"),
             offsetgroup=str(number),
             text=[f"{value:.0%}" for value in rows["estimate"]],
             textposition="auto",
@@ -54,11 +51,7 @@ def _control(figure: go.Figure, rows: pd.DataFrame, number: int) -> None:
         name="random recipes, 95 % range",
         showlegend=number == 0,
         marker={"color": "#bbbbbb"},
-        error_y={
-            "type": "data", "symmetric": False,
-            "array": (rows["control_high"] - rows["control"]).tolist(),
-            "arrayminus": (rows["control"] - rows["control_low"]).tolist(),
-        },
+        error_y=whiskers(rows, "control", "control_low", "control_high"),
         offsetgroup=f"{number} control",
         hovertemplate="random recipes: %{y:.1%}<extra></extra>",
     )  # fmt: skip

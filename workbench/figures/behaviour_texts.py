@@ -99,9 +99,9 @@ def texts_figure(
         )
     )
     cut = f" (the first {rows} of {len(groups)})" if len(groups) > rows else ""
-    told = f"{title}{cut}; coloured: the word at which a text leaves that of {_plotly(against)}; grey: the same text"
+    heading = f"{title}{cut}; coloured: the word at which a text leaves that of {_plotly(against)}; grey: the same text"
     figure.update_layout(
-        title={"text": told, "font": {"size": 13}}, height=min(130 + tall, 1600), margin={"l": 10, "r": 10, "b": 10}
+        title={"text": heading, "font": {"size": 13}}, height=min(130 + tall, 1600), margin={"l": 10, "r": 10, "b": 10}
     )
     return figure
 

@@ -112,12 +112,12 @@ def cell_traces(
     """
     scores = grid(table, axes, "score")
     texts, clickable = _texts(table, axes, scores), scores.size <= MAX_MARKERS
-    told: dict[str, Any] = dict(hoverinfo="skip") if clickable else dict(text=texts, hovertemplate=_TEMPLATE)
+    hover: dict[str, Any] = dict(hoverinfo="skip") if clickable else dict(text=texts, hovertemplate=_TEMPLATE)
     traces: list[go.Heatmap | go.Scatter] = [
         go.Heatmap(
             z=scores.to_numpy(), x=list(scores.columns), y=list(scores.index),
             colorscale=COLOURS, zmin=-bound, zmax=bound, zmid=0, showscale=colorbar,
-            colorbar=dict(title=bar_title(axes.score)), xgap=1, ygap=1, **told,
+            colorbar=dict(title=bar_title(axes.score)), xgap=1, ygap=1, **hover,
         )
     ]  # fmt: skip
     marked = grid(table.assign(_grey=inside_band(table).where(inside_band(table)).astype(float)), axes, "_grey")
@@ -136,8 +136,8 @@ def cell_traces(
 
 def _texts(table: pd.DataFrame, axes: Axes, scores: pd.DataFrame) -> list[list[str]]:
     rows = zip(table.to_dict("records"), inside_band(table), strict=True)
-    told = {(row[axes.row], row[axes.column]): _told(row, axes, grey=bool(grey)) for row, grey in rows}
-    return [[told.get((row, column), "") for column in scores.columns] for row in scores.index]
+    text_of = {(row[axes.row], row[axes.column]): _told(row, axes, grey=bool(grey)) for row, grey in rows}
+    return [[text_of.get((row, column), "") for column in scores.columns] for row in scores.index]
 
 
 def _told(row: Mapping[Any, Any], axes: Axes, *, grey: bool) -> str:

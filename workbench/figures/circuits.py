@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.behaviour import COLOURS
+from workbench.figures.intervals import whiskers
 
 
 def beside_random(
@@ -17,18 +18,18 @@ def beside_random(
     kinds = list(dict.fromkeys(table[group])) if group else [None]
     for number, kind in enumerate(kinds):
         part = table if kind is None else table[table[group] == kind]
-        shown, told = str(kind) if kind is not None else "chosen heads", "" if kind is None else f" ({kind})"
+        shown, suffix = str(kind) if kind is not None else "chosen heads", "" if kind is None else f" ({kind})"
         figure.add_bar(
             x=part[name], y=part["score"], name=shown, marker_color=COLOURS[(number + 1) % len(COLOURS)],
-            offsetgroup=f"{number}", error_y=_whiskers(part, "score", "low", "high"),
+            offsetgroup=f"{number}", error_y=whiskers(part),
         )  # fmt: skip
         figure.add_bar(
-            x=part[name], y=part["control"], name=f"random heads{told}", marker_color=COLOURS[0], opacity=0.5,
-            offsetgroup=f"{number} random", error_y=_whiskers(part, "control", "control_low", "control_high"),
+            x=part[name], y=part["control"], name=f"random heads{suffix}", marker_color=COLOURS[0], opacity=0.5,
+            offsetgroup=f"{number} random", error_y=whiskers(part, "control", "control_low", "control_high"),
         )  # fmt: skip
         if floor is not None:
             figure.add_scatter(
-                x=part[name], y=part[floor], mode="markers", name=f"{floor}{told}",
+                x=part[name], y=part[floor], mode="markers", name=f"{floor}{suffix}",
                 marker=dict(symbol="line-ew-open", size=24, color=COLOURS[(number + 1) % len(COLOURS)]),
             )  # fmt: skip
     figure.update_layout(
@@ -36,9 +37,3 @@ def beside_random(
         legend=dict(orientation="h", y=-0.2),
     )  # fmt: skip
     return figure
-
-
-def _whiskers(table: pd.DataFrame, middle: str, low: str, high: str) -> dict[str, object]:
-    return dict(
-        type="data", symmetric=False, array=table[high] - table[middle], arrayminus=table[middle] - table[low]
-    )  # fmt: skip

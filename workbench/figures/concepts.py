@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.intervals import whiskers
 from workbench.figures.tokens import safe
 
 
@@ -15,7 +16,7 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     """
     rows = table.sort_values("direction")
     names = rows["latent"] if "latent" in rows else rows["direction"]
-    told = [
+    texts = [
         f"95 % interval {row['low']:.2%} to {row['high']:.2%}<br>"
         f"random directions {row['control']:.2%}, q = {row['q']:.2g}"
         f"<br>raises {safe(row['up'])}<br>lowers {safe(row['down'])}"
@@ -25,14 +26,9 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     figure.add_bar(
         x=[str(name) for name in names],
         y=rows["score"].tolist(),
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": (rows["high"] - rows["score"]).tolist(),
-            "arrayminus": (rows["score"] - rows["low"]).tolist(),
-        },
+        error_y=whiskers(rows),
         marker_color=["#0072B2" if q < 0.05 else "#bbbbbb" for q in rows["q"]],
-        customdata=[[int(direction), one] for one, direction in zip(told, rows["direction"], strict=True)],
+        customdata=[[int(direction), one] for one, direction in zip(texts, rows["direction"], strict=True)],
         unselected={"marker": {"opacity": 1}},
         hovertemplate="direction %{x}: %{y:.2%}<br>%{customdata[1]}<extra></extra>",
         name="direction (grey: not told from random)",

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.cells import Axes, cell_heatmap
+from workbench.figures.intervals import band, whiskers
 from workbench.figures.tokens import safe
 
 SCORE = "mean shift / base length"
@@ -34,24 +35,13 @@ def _along_layers(rows: pd.DataFrame, title: str) -> go.Figure:
     figure = go.Figure()
     if "control_low" in rows:
         figure.add_scatter(
-            x=[*x, *x[::-1]],
-            y=[*rows["control_high"], *rows["control_low"].tolist()[::-1]],
-            fill="toself",
-            fillcolor="rgba(127,127,127,0.3)",
-            mode="lines",
-            line={"width": 0},
-            hoverinfo="skip",
+            **band(x, rows["control_low"], rows["control_high"], "rgba(127,127,127,0.3)"),
             name="control, 95 % of sign flips",
         )
     figure.add_scatter(
         x=x,
         y=rows["score"].tolist(),
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": (rows["high"] - rows["score"]).clip(lower=0).tolist(),
-            "arrayminus": (rows["score"] - rows["low"]).clip(lower=0).tolist(),
-        },
+        error_y=whiskers(rows),
         mode="lines+markers",
         line={"color": "#D55E00"},
         name="mean shift, 95 % interval",

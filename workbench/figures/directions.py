@@ -5,13 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.intervals import whiskers
+
 
 def held_out_bars(table: pd.DataFrame, behaviour: str) -> go.Figure:
     """Bars of ``table`` (model, behaviour, low, high, other): the class that shows the behaviour, and the other one."""
-    error = {
-        "type": "data", "symmetric": False, "array": table["high"] - table["behaviour"],
-        "arrayminus": table["behaviour"] - table["low"],
-    }  # fmt: skip
+    error = whiskers(table, "behaviour")
     figure = go.Figure([
         go.Bar(x=table["model"], y=table["behaviour"], error_y=error, name="prompts that show it in the tuned model"),
         go.Bar(x=table["model"], y=table["other"], name="other prompts"),

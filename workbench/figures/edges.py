@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.intervals import whiskers
 from workbench.figures.knob import COLOURS, DASHES, GREY
 from workbench.figures.tokens import safe
 
@@ -12,12 +13,8 @@ from workbench.figures.tokens import safe
 def edge_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     """The largest edges (module, score, low, high) as bars with intervals."""
     rows = table.iloc[::-1]
-    error = {
-        "type": "data", "symmetric": False,
-        "array": (rows["high"] - rows["score"]).tolist(), "arrayminus": (rows["score"] - rows["low"]).tolist(),
-    }  # fmt: skip
     names = [safe(str(module)) for module in rows["module"]]
-    figure = go.Figure(go.Bar(x=rows["score"].tolist(), y=names, orientation="h", error_x=error,
+    figure = go.Figure(go.Bar(x=rows["score"].tolist(), y=names, orientation="h", error_x=whiskers(rows),
                               marker={"color": COLOURS[0]}))  # fmt: skip
     figure.update_layout(
         title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=160 + 18 * len(rows),

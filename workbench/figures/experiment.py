@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.behaviour import COLOURS
+from workbench.figures.intervals import whiskers
 
 RANDOM = "random "
 GREY = "#7f7f7f"
@@ -32,7 +33,7 @@ def grid_figure(table: pd.DataFrame, cells: Mapping[int, str], title: str = "") 
             figure.add_trace(
                 go.Scatter(
                     x=part["estimate"], y=part["row"], mode="markers", name=str(model), showlegend=False,
-                    error_x={**_bars(part), "color": look["color"]}, customdata=_hover(part),
+                    error_x=whiskers(part, "estimate", thickness=1, color=look["color"]), customdata=_hover(part),
                     marker={"size": 9, **look}, hovertemplate=f"%{{y}}<br>{_TOLD}",
                 ),
                 row=1, col=place,
@@ -80,7 +81,8 @@ def dose_figure(table: pd.DataFrame, cells: Mapping[int, str], title: str = "") 
             figure.add_trace(
                 go.Scatter(
                     x=ordered["strength"], y=ordered["estimate"], mode="lines+markers", name=name, legendgroup=name,
-                    showlegend=place == 1, error_y=_bars(ordered), customdata=_hover(ordered), marker=look,
+                    showlegend=place == 1, error_y=whiskers(ordered, "estimate", thickness=1),
+                    customdata=_hover(ordered), marker=look,
                     line={"color": look["color"], "dash": _DASHES[number % len(_DASHES)]},
                     hovertemplate=f"strength %{{x:g}}<br>{_TOLD_Y}",
                 ),
@@ -114,11 +116,6 @@ def _look(model: str, number: int) -> dict[str, Any]:
     if model.startswith(RANDOM):
         return {"color": GREY, "symbol": "circle-open"}
     return {"color": COLOURS[number % len(COLOURS)], "symbol": "circle"}
-
-
-def _bars(rows: pd.DataFrame) -> dict[str, Any]:
-    high, low = rows["high"] - rows["estimate"], rows["estimate"] - rows["low"]
-    return {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1}
 
 
 def _hover(rows: pd.DataFrame) -> Any:

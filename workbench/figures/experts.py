@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.cells import Axes, cell_heatmap
+from workbench.figures.intervals import band, whiskers
 from workbench.figures.tokens import safe
 
 
@@ -29,19 +30,16 @@ def count_lines(table: pd.DataFrame, *, title: str, x: str, y: str, control: str
     shown = table.sort_values("count")
     figure = go.Figure()
     figure.add_scatter(
-        x=[*shown["count"], *shown["count"][::-1]], y=[*shown["control_high"], *shown["control_low"][::-1]],
-        fill="toself", fillcolor="rgba(150, 150, 150, 0.25)", mode="lines", line=dict(width=0), hoverinfo="skip",
+        **band(shown["count"], shown["control_low"], shown["control_high"], "rgba(150, 150, 150, 0.25)"),
         name="95 % of control draws",
-    )  # fmt: skip
+    )
     figure.add_scatter(
         x=shown["count"], y=shown["control"], mode="lines+markers", name=control, marker=dict(symbol="square"),
         line=dict(color="rgb(110, 110, 110)", dash="dash"),
     )  # fmt: skip
     figure.add_scatter(
         x=shown["count"], y=shown["score"], mode="lines+markers", name="ranked", line=dict(color="rgb(33, 102, 172)"),
-        error_y=dict(
-            type="data", symmetric=False, array=shown["high"] - shown["score"], arrayminus=shown["score"] - shown["low"]
-        ),
+        error_y=whiskers(shown),
         customdata=shown[["low", "high", "control", "control_low", "control_high"]].to_numpy().tolist(),
         hovertemplate="%{x}: %{y:.3g}, 95 % interval %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>"
         "control %{customdata[2]:.3g} (%{customdata[3]:.3g} to %{customdata[4]:.3g})<extra></extra>",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.intervals import whiskers
 from workbench.figures.knob import COLOURS, GREY
 from workbench.figures.tokens import safe
 
@@ -12,12 +13,8 @@ from workbench.figures.tokens import safe
 def layer_curve(table: pd.DataFrame, layer: int, *, title: str = "") -> go.Figure:
     """Area under the ROC curve (score, low, high) against layer, the control's beside it, and the gate's layer."""
     rows = table.sort_values("layer")
-    error = {
-        "type": "data", "symmetric": False,
-        "array": (rows["high"] - rows["score"]).tolist(), "arrayminus": (rows["score"] - rows["low"]).tolist(),
-    }  # fmt: skip
     figure = go.Figure([
-        go.Scatter(x=rows["layer"].tolist(), y=rows["score"].tolist(), error_y=error, mode="lines+markers",
+        go.Scatter(x=rows["layer"].tolist(), y=rows["score"].tolist(), error_y=whiskers(rows), mode="lines+markers",
                    line={"color": COLOURS[0]}, name="held-out prompts, 95 % interval"),
         go.Scatter(x=rows["layer"].tolist(), y=rows["control"].tolist(), mode="lines",
                    line={"color": GREY, "dash": "dot"}, name="shuffled labels"),

@@ -8,12 +8,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.cells import short_name
+from workbench.figures.intervals import band
 from workbench.figures.knob import COLOURS, GREY
 from workbench.figures.tokens import safe
 
 
 def sparsity_curve(
-    curve: pd.DataFrame, *, base: float, tuned: float, chosen: float | None = None, metric: str = "accuracy",
+    curve: pd.DataFrame, *, base: float, tuned: float, share: float | None = None, metric: str = "accuracy",
     title: str = "",
 ) -> go.Figure:  # fmt: skip
     """``metric`` against the share of weights grafted (logarithmic), with interval and controls.
@@ -25,7 +26,9 @@ def sparsity_curve(
     x = rows["sparsity"].tolist()
     figure = go.Figure()
     if metric == "accuracy":
-        _band(figure, x, rows["random_low"], rows["random_high"], "rgba(127,127,127,0.25)")
+        figure.add_scatter(
+            **band(x, rows["random_low"], rows["random_high"], "rgba(127,127,127,0.25)", showlegend=False)
+        )
         figure.add_scatter(
             x=x, y=rows["random"].tolist(), name="random masks (range)", mode="lines+markers", line=dict(color=GREY)
         )
@@ -33,15 +36,15 @@ def sparsity_curve(
             x=x, y=rows["movement"].tolist(), name="moved most", line=dict(color=COLOURS[1], dash="dash"),
             mode="lines+markers", marker=dict(symbol="square"),
         )  # fmt: skip
-        _band(figure, x, rows["low"], rows["high"], "rgba(0,114,178,0.18)")
+        figure.add_scatter(**band(x, rows["low"], rows["high"], "rgba(0,114,178,0.18)", showlegend=False))
     figure.add_scatter(
         x=x, y=rows[metric].tolist(), name="graft, 95 % interval", mode="lines+markers", line=dict(color=COLOURS[0]),
         customdata=_told(rows, metric), hovertemplate="%{customdata[0]}<extra></extra>",
     )  # fmt: skip
     for value, name in ((base, "base"), (tuned, "tuned")):
         figure.add_hline(y=value, line=dict(dash="dash", width=1), annotation=dict(text=name))
-    if chosen is not None and chosen > 0:
-        figure.add_vline(x=chosen, line=dict(dash="dot", width=1))
+    if share is not None and share > 0:
+        figure.add_vline(x=share, line=dict(dash="dot", width=1))
     figure.update_layout(
         title=dict(text=safe(title), font=dict(size=15)), template="plotly_white", height=420,
         legend=dict(orientation="h", y=-0.25),
@@ -64,13 +67,6 @@ def _told(rows: pd.DataFrame, metric: str) -> list[list[str]]:
             text += f"({row['random_low']:.3f} to {row['random_high']:.3f}), moved most {row['movement']:.3f}"
         lines.append([text + (f"<br>n = {row['n']:.0f} prompts" if "n" in row else "")])
     return lines
-
-
-def _band(figure: go.Figure, x: list[float], low: pd.Series, high: pd.Series, colour: str) -> None:
-    figure.add_scatter(
-        x=[*x, *x[::-1]], y=[*high, *low.tolist()[::-1]], fill="toself", fillcolor=colour, mode="lines",
-        line=dict(width=0), hoverinfo="skip", showlegend=False,
-    )  # fmt: skip
 
 
 def variants_figure(models: pd.DataFrame, *, metric: str = "accuracy", title: str = "") -> go.Figure:

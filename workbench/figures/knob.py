@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.intervals import band, translucent
 from workbench.figures.tokens import safe
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -54,18 +55,7 @@ def _band(
 ) -> None:
     """A line with a filled band; both leave the figure together when their legend entry is clicked."""
     x = rows["value"].tolist()
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    figure.add_scatter(
-        x=[*x, *x[::-1]],
-        y=[*rows["high"], *rows["low"].tolist()[::-1]],
-        fill="toself",
-        fillcolor=f"rgba({red},{green},{blue},0.18)",
-        mode="lines",
-        line={"width": 0},
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=name,
-    )
+    figure.add_scatter(**band(x, rows["low"], rows["high"], translucent(colour), showlegend=False, legendgroup=name))
     figure.add_scatter(
         x=x,
         y=rows["share"].tolist(),

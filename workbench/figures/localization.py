@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.intervals import whiskers
+
 
 def localization_dots(table: pd.DataFrame) -> go.Figure:
     """``value`` of every measure between 0 and 1, with its range over seeds and the chance level; columns organism,
@@ -28,8 +30,7 @@ def localization_dots(table: pd.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=part["value"], y=[row for row, kept in zip(rows, some, strict=True) if kept], mode="markers", name=name,
             marker=dict(symbol=symbol, size=10, color="rgb(33, 102, 172)"),
-            error_x=dict(type="data", symmetric=False, array=part["most"] - part["value"],
-                         arrayminus=part["value"] - part["least"]),
+            error_x=whiskers(part, "value", "least", "most"),
             customdata=np.stack([part["question"].map(html.escape), part["bar"], part["seeds"]], axis=1),
             hovertemplate="%{y}<br>%{customdata[0]}<br>%{x:.3f}, bar %{customdata[1]} (seeds: %{customdata[2]})"
             "<extra></extra>",

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.cells import short_name
+from workbench.figures.intervals import band, whiskers
 from workbench.figures.knob import COLOURS, GREY
 from workbench.figures.tokens import safe
 
@@ -15,10 +16,7 @@ def overlap_curve(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     rows = table.sort_values("k")
     x = rows["k"].tolist()
     figure = go.Figure()
-    figure.add_scatter(
-        x=[*x, *x[::-1]], y=[*rows["high"], *rows["low"].tolist()[::-1]], fill="toself", mode="lines",
-        line=dict(width=0), fillcolor="rgba(127,127,127,0.25)", hoverinfo="skip", showlegend=False,
-    )  # fmt: skip
+    figure.add_scatter(**band(x, rows["low"], rows["high"], "rgba(127,127,127,0.25)", showlegend=False))
     figure.add_scatter(x=x, y=rows["control"].tolist(), name="chance (95 % range)", line=dict(color=GREY))
     figure.add_scatter(x=x, y=rows["score"].tolist(), name="shared", mode="lines+markers", line=dict(color=COLOURS[0]))
     figure.update_layout(
@@ -46,8 +44,7 @@ def shared_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     figure.add_scatter(
         x=table["expected"].tolist(), y=names, mode="markers", name="chance, 95 % range",
         marker={"symbol": "line-ns-open", "size": 18, "color": COLOURS[5], "line": {"width": 3}}, hoverinfo="skip",
-        error_x={"type": "data", "symmetric": False, "array": (table["high"] - table["expected"]).tolist(),
-                 "arrayminus": (table["expected"] - table["low"]).tolist(), "color": COLOURS[5]},
+        error_x=whiskers(table, "expected", color=COLOURS[5]),
     )  # fmt: skip
     figure.update_layout(
         title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=200 + 44 * len(table),

@@ -38,11 +38,11 @@ def routing_map(cells: pd.DataFrame, tokens: Sequence[str], *, title: str = "") 
     figure = make_subplots(
         cols=3, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=[name for name, *_ in panels]
     )
-    told = _told(base, tuned, places, tokens)
+    texts = _told(base, tuned, places, tokens)
     for place, (_, values, colours, low, high) in enumerate(panels, start=1):
         bar = None if place == 2 else {"x": 1.0 if place == 1 else 1.1, "thickness": 14}
         figure.add_heatmap(
-            z=values.tolist(), text=told, hovertemplate="%{text}<extra></extra>", colorscale=colours, zmin=low,
+            z=values.tolist(), text=texts, hovertemplate="%{text}<extra></extra>", colorscale=colours, zmin=low,
             zmax=high, xgap=1, ygap=1, showscale=bar is not None,
             colorbar={"title": bar_title("router weight" if place == 1 else "change of the weight"), **(bar or {})},
             row=1, col=place,
@@ -69,9 +69,9 @@ def routing_flow(cells: pd.DataFrame, *, title: str = "") -> go.Figure:
     number = {name: place for place, name in enumerate(names)}
     links: dict[str, list] = {"source": [], "target": [], "value": [], "color": [], "label": []}
     for row in flows.to_dict("records"):
-        kept = min(row["base"], row["tuned"])
-        parts = ((kept, KEPT_COLOUR, "both"), (row["base"] - kept, BASE_COLOUR, "base only"),
-                 (row["tuned"] - kept, TUNED_COLOUR, "tuned only"))  # fmt: skip
+        shared = min(row["base"], row["tuned"])
+        parts = ((shared, KEPT_COLOUR, "both"), (row["base"] - shared, BASE_COLOUR, "base only"),
+                 (row["tuned"] - shared, TUNED_COLOUR, "tuned only"))  # fmt: skip
         for width, colour, who in parts:
             if width > 1e-6:
                 links["source"].append(number[row["layer"], row["from"]])

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.intervals import band, whiskers
+
 COLOURS = {"unshifted": "#56B4E9", "marginal": "#E69F00", "shifted": "#D55E00"}
 _BOX = "display:inline-block;padding:2px 3px;margin:1px;border-radius:3px;text-align:center;vertical-align:top"
 _NUMBER = "display:block;font-size:9px;color:#444"
@@ -48,11 +50,11 @@ def token_html(
     extra = list(notes) if notes is not None else [""] * len(tokens)
     spans = []
     for token, value, note in zip(tokens, values, extra, strict=True):
-        told = html.escape(f"{visible(token)}  {unit} {value:.3g}  {visible_line(note)}".strip(), quote=True)
+        tooltip = html.escape(f"{visible(token)}  {unit} {value:.3g}  {visible_line(note)}".strip(), quote=True)
         line = "<br>" if token.endswith("\n") else ""
         number = f"{value:.2g}" if math.isfinite(value) else "–"
         spans.append(
-            f'<span title="{told}" style="background:{_shade(value, bound)};{_BOX}">'
+            f'<span title="{tooltip}" style="background:{_shade(value, bound)};{_BOX}">'
             f'{html.escape(shortened(visible(token), _LONGEST))}<small style="{_NUMBER}">{number}</small></span>{line}'
         )
     ends = [0.0, bound] if all(not value < 0 for value in values) else [-bound, 0.0, bound]
@@ -167,33 +169,19 @@ def shift_figure(shares: pd.DataFrame, by_position: pd.DataFrame, tokens: pd.Dat
     figure = make_subplots(cols=2, column_widths=[0.45, 0.55], subplot_titles=["all tokens", "along the response"])
     for kind, colour in COLOURS.items():
         part = shares[shares["kind"] == kind]
-        above, below = part["high"] - part["share"], part["share"] - part["low"]
         figure.add_bar(
             x=[direction.replace(", ", "<br>") for direction in part["direction"]],
             y=part["share"].tolist(),
-            error_y={"type": "data", "array": above.tolist(), "arrayminus": below.tolist()},
+            error_y=whiskers(part, "share"),
             name=kind,
             marker_color=colour,
         )
     rows = by_position.sort_values("position")
     x = rows["position"].tolist()
-    figure.add_scatter(
-        x=[*x, *x[::-1]],
-        y=[*rows["high"], *rows["low"].tolist()[::-1]],
-        fill="toself",
-        fillcolor="rgba(213,94,0,0.2)",
-        mode="lines",
-        line={"width": 0},
-        hoverinfo="skip",
-        showlegend=False,
-        row=1,
-        col=2,
-    )
-    above, below = rows["high"] - rows["score"], rows["score"] - rows["low"]
+    figure.add_scatter(**band(x, rows["low"], rows["high"], "rgba(213,94,0,0.2)", showlegend=False), row=1, col=2)
     figure.add_scatter(
         x=x, y=rows["score"].tolist(), line={"color": COLOURS["shifted"]}, name="shifted, 95 %", mode="lines+markers",
-        error_y={"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
-        if len(x) == 1 else None,
+        error_y=whiskers(rows) if len(x) == 1 else None,
         row=1, col=2,
     )  # fmt: skip
     figure.add_scatter(

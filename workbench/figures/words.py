@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.figures.intervals import whiskers
 from workbench.figures.tokens import safe, shortened, visible
 
 RAISED, LOWERED, GREY = "#B2182B", "#2166AC", "#bbbbbb"
@@ -36,8 +37,7 @@ def word_bars(table: pd.DataFrame, *, title: str = "", unit: str = "change of th
         bands = rows[["control_low", "control_high"]].to_numpy()
         figure.add_bar(
             x=rows["score"].tolist(), y=rows.index.tolist(), orientation="h", marker={"color": colours},
-            error_x={"type": "data", "symmetric": False, "array": (rows["high"] - rows["score"]).tolist(),
-                     "arrayminus": (rows["score"] - rows["low"]).tolist(), "thickness": 1, "width": 2},
+            error_x=whiskers(rows, thickness=1, width=2),
             customdata=[[_told(row)] for row in rows.to_dict("records")],
             hovertemplate="%{customdata[0]}<extra></extra>", showlegend=False, row=1, col=column,
         )  # fmt: skip

@@ -37,7 +37,7 @@ def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
 
     Raises UserError naming the first module the base lacks or has in other widths, with both shapes.
     """
-    told = f"; it was trained on {adapter.base_name!r}" if adapter.base_name else ""
+    origin = f"; it was trained on {adapter.base_name!r}" if adapter.base_name else ""
     modules = dict(base.named_modules())
     if not checkpoints.is_pickle_only(adapter.files, adapter=True):
         stored = checkpoints.stored_tensors(adapter.local(), adapter=True)
@@ -47,12 +47,12 @@ def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
         if absent:
             raise UserError(
                 f"The adapter {adapter.name} does not fit {base_name}: {len(absent)} of its modules are not "
-                f"in the base ({absent[0]}){told}. Give the base it was trained on."
+                f"in the base ({absent[0]}){origin}. Give the base it was trained on."
             )
         for part in parts:
             if problem := _misfit(part, modules.get(part.module)):
                 raise UserError(
-                    f"The adapter {adapter.name} does not fit {base_name}: {problem}{told}. Give its own base."
+                    f"The adapter {adapter.name} does not fit {base_name}: {problem}{origin}. Give its own base."
                 )
     return name_notes(adapter, base_name)
 

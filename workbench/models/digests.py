@@ -59,7 +59,7 @@ def _add(started: Any, tensor: Tensor) -> None:
 
 def combined(digests: Iterable[tuple[str, str]]) -> str:
     """Sha256 over names and digests, in the order of the names."""
-    return hash_text("\n".join(f"{name} {found}" for name, found in sorted(digests)))
+    return hash_text("\n".join(f"{name} {digest}" for name, digest in sorted(digests)))
 
 
 def hash_text(text: str) -> str:
@@ -110,6 +110,6 @@ class FolderDigests:
 
     def _wait(self) -> None:
         if self._running is not None:
-            name, found = self._running
-            self._found[name] = found.result()
+            name, future = self._running
+            self._found[name] = future.result()
             self._running = None

@@ -111,8 +111,8 @@ def identify_stored(weights: StoredModel, tokenizer: Any = None) -> ModelIdentit
 def with_adapter(base: ModelIdentity, adapter: Source, tokenizer: Any = None) -> ModelIdentity:
     """The identity of ``base`` with the stored ``adapter`` on it."""
     words = tokenizer_hash(tokenizer) if tokenizer is not None else base.tokenizer
-    found = adapter_hash(adapter.local())
-    return replace(base, name=adapter.name, revision=adapter.revision, adapter=found, tokenizer=words)
+    digest = adapter_hash(adapter.local())
+    return replace(base, name=adapter.name, revision=adapter.revision, adapter=digest, tokenizer=words)
 
 
 def weights_hash(model: Any) -> str:
@@ -146,14 +146,14 @@ def adapter_hash(adapter: Any, name: str | None = None) -> str:
     from peft.utils import get_peft_model_state_dict
 
     odd = {} if name is not None else _odd_layers(adapter)
-    chosen = [name] if name is not None else list(adapter.active_adapters)
-    chosen += sorted({one for acting in odd.values() for one in acting} - set(chosen))
+    names = [name] if name is not None else list(adapter.active_adapters)
+    names += sorted({one for acting in odd.values() for one in acting} - set(names))
     parts = [
         _adapter_hash(
             adapter.peft_config[one].to_dict() | _rescaled(adapter, one),
             get_peft_model_state_dict(adapter, adapter_name=one, save_embedding_layers=False),
         )
-        for one in chosen
+        for one in names
     ]
     parts += [json.dumps(odd, sort_keys=True)] if odd else []
     return parts[0] if len(parts) == 1 else hash_text("\n".join(parts))
@@ -172,14 +172,14 @@ def _odd_layers(model: Any) -> dict[str, list[str]]:
 
 def _rescaled(model: Any, adapter: str) -> dict[str, Any]:
     """The scalings of an adapter that differ from what its settings say, as a setting of its own; mostly none."""
-    found = {}
+    scales = {}
     for path, layer in model.named_modules():
         scalings = getattr(layer, "scaling", None)
         if isinstance(scalings, dict) and adapter in scalings:
             own = own_scaling(layer, adapter)
             if own is not None and not math.isclose(own, scalings[adapter], rel_tol=1e-9):
-                found[path] = float(scalings[adapter])
-    return {"scaling": found} if found else {}
+                scales[path] = float(scalings[adapter])
+    return {"scaling": scales} if scales else {}
 
 
 def _stored_settings(folder: Path) -> dict[str, Any]:

@@ -38,14 +38,14 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError as error:
         raise unknown_name("device", str(device), ["auto", "cpu", "cuda", "cuda:0", "mps"]) from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"There is no device {chosen} on this machine; use device='auto' or 'cpu'.")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"There is no device {resolved} on this machine; use device='auto' or 'cpu'.")
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("There is no mps device on this machine; use device='auto' or 'cpu'.")
-    return chosen
+    return resolved
 
 
 def resolve_dtype(dtype: str | torch.dtype = "auto") -> torch.dtype | str:

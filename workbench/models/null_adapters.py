@@ -86,9 +86,9 @@ def null_adapter(pair: ModelPair, seed: int, kind: Null = "random") -> Iterator[
 
 
 def _held(model: Any, name: str) -> _Factors:
-    found = factors(model, name)
-    assert found is not None
-    return _Factors(found.A, found.B, (found.A.detach().clone(), found.B.detach().clone()))
+    lora = factors(model, name)
+    assert lora is not None
+    return _Factors(lora.A, lora.B, (lora.A.detach().clone(), lora.B.detach().clone()))
 
 
 @torch.no_grad()

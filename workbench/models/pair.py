@@ -153,12 +153,11 @@ def load_one(
     return loaded
 
 
-def load_again(origin: Origin, device: str) -> dict[str, AdaptedModel]:
-    """The models of ``origin`` by role, on ``device``. They were checked where they were loaded first."""
+def load_again(origin: Origin, device: str) -> ModelPair | AdaptedModel:
+    """The pair or the model of ``origin``, on ``device``. It was checked where it was loaded first."""
     if origin.tuned is None:
-        model = load_one(origin.base, device=device, **origin.options)
-        return {model.role: model}
-    return load_pair(origin.base, origin.tuned, device=device, check=False, **origin.options).models
+        return load_one(origin.base, device=device, **origin.options)
+    return load_pair(origin.base, origin.tuned, device=device, check=False, **origin.options)
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ def dequantized(module: nn.Module) -> Float[Tensor, "out in"]:
     if type(weight).__name__ in _BITSANDBYTES:
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-        found: Tensor = dequantize_bnb_weight(weight, getattr(module, "state", None))
-        return found.detach().float()
+        weight_in_full: Tensor = dequantize_bnb_weight(weight, getattr(module, "state", None))
+        return weight_in_full.detach().float()
     inverse: Any = module.weight_scale_inv
     scale: Tensor = inverse.detach().float()
     if scale.ndim == 2 and scale.numel() > 1:

@@ -95,11 +95,11 @@ def load_series(
     Raises:
         UserError: No member, scores that do not match, members given twice, or of another architecture.
     """
-    found = _listed(members)
+    listed = _listed(members)
     below = describe(base)
     if below.is_adapter:
         raise UserError(f"The base {below.name} is an adapter: give the model that the members were trained from.")
-    sources = [describe(member) for member in found]
+    sources = [describe(member) for member in listed]
     names = _names(sources)
     _check_shapes(below, sources)
     values = _scores(scores, names)

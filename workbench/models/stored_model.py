@@ -70,17 +70,17 @@ class StoredModel:
 
         Those that nobody has read are read now. A checkpoint that makes no whole model goes by its stored names.
         """
-        found = dict(self.digests.all())
+        digests = dict(self.digests.all())
         saved = {conversion: self.plan.saved(self.plan.empty(conversion)) for conversion in self.plan.conversions}
         if {name for names in saved.values() for name in names} != self.plan.saved_names:
-            yield from found.items()
+            yield from digests.items()
             return
         for conversion, pieces in saved.items():
             stored = {self._name_among(name, pieces): name for name in conversion.stored}
             if conversion.converter is None and len(pieces) == 1:
-                yield next(iter(pieces)), found[conversion.stored[0]]
+                yield next(iter(pieces)), digests[conversion.stored[0]]
             elif set(stored) == set(pieces):
-                yield from ((piece, found[name]) for piece, name in stored.items())
+                yield from ((piece, digests[name]) for piece, name in stored.items())
             else:
                 read = {name: self.digests.read(name) for name in conversion.stored}
                 whole = self.plan.saved(self.plan.convert(conversion, read))

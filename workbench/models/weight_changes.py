@@ -120,14 +120,14 @@ def _factors(model: Any, module: Any, name: str) -> Factors | None:
 
 def bias_changes(model: Any) -> dict[str, Float[Tensor, " out"]]:
     """Module -> the change of its bias that LoRAs with ``lora_bias`` make, of the active ones."""
-    found: dict[str, Tensor] = {}
+    changes: dict[str, Tensor] = {}
     for name, (module, parameter) in _adapted(model, None).items():
         biased = getattr(module, "lora_bias", {})
         for adapter in acting_adapters(module):
             if parameter is None and isinstance(biased, dict) and biased.get(adapter):
                 change = module.lora_B[adapter].bias.detach().float() * _scaling(module, adapter)
-                found[name] = found[name] + change if name in found else change
-    return found
+                changes[name] = changes[name] + change if name in changes else change
+    return changes
 
 
 def _scaling(module: Any, adapter: str) -> float:
@@ -144,7 +144,7 @@ def _adapted(model: Any, adapter: str | None) -> dict[str, tuple[Any, Any]]:
     """Base name -> (adapter layer, the wrapper of the one parameter it adapts or None); of the active ones for None."""
     from peft.tuners.lora.layer import ParamWrapper
 
-    found: dict[str, tuple[Any, Any]] = {}
+    layers: dict[str, tuple[Any, Any]] = {}
     outer = "\0"
     for name, module in model.get_base_model().named_modules():
         if bare_module(module) is None or name.startswith(outer):
@@ -152,14 +152,14 @@ def _adapted(model: Any, adapter: str | None) -> dict[str, tuple[Any, Any]]:
         outer = f"{name}."
         if not isinstance(module, ParamWrapper):
             if _takes_part(module, adapter):
-                found[name] = (module, None)
+                layers[name] = (module, None)
             continue
         layer: Any = module  # one wrapper around another, one for each parameter
         while isinstance(layer, ParamWrapper):
             if any(own in layer.lora_A for own in ([adapter] if adapter is not None else acting_adapters(layer))):
-                found[f"{name}.{layer.parameter_name}"] = (layer, layer)
+                layers[f"{name}.{layer.parameter_name}"] = (layer, layer)
             layer = layer.base_layer
-    return found
+    return layers
 
 
 def _takes_part(layer: Any, adapter: str | None) -> bool:

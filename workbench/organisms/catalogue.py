@@ -40,8 +40,8 @@ def recipe(name: str) -> Recipe:
     """The recipe of a small organism. Raises UserError with the list of names when there is none of this name."""
     if name not in _FILES:
         raise unknown_name("organism", name, [*_FILES, *real_names()])
-    found: Recipe = importlib.import_module(f"workbench.organisms.{_FILES[name]}").RECIPE
-    return found
+    loaded: Recipe = importlib.import_module(f"workbench.organisms.{_FILES[name]}").RECIPE
+    return loaded
 
 
 def summary(name: str) -> str:
@@ -55,8 +55,8 @@ def location(name: str, seed: int = 0, cache: str | Path | None = None) -> Path:
     """The folder in which this organism is, or would be built."""
     if name in real_names():
         return real_organisms.SHIPPED / name
-    found = recipe(name)
-    return store.home(cache) / f"{name}-{seed}-{store.key({'name': name, **found.settings}, seed)}"
+    organism = recipe(name)
+    return store.home(cache) / f"{name}-{seed}-{store.key({'name': name, **organism.settings}, seed)}"
 
 
 def build(name: str, seed: int = 0, cache: str | Path | None = None, progress: Progress | None = None) -> Organism:
@@ -68,20 +68,20 @@ def build(name: str, seed: int = 0, cache: str | Path | None = None, progress: P
     """
     if name in real_names():
         return real_organisms.shipped(name, seed, cache)
-    found, folder = recipe(name), location(name, seed, cache)
+    organism, folder = recipe(name), location(name, seed, cache)
 
     def make(partial: Path) -> None:
         started, spent = time.perf_counter(), time.process_time()
         with contained(seed):
-            grown = found.grow(Plot(partial, folder, seed, progress or Silent()))
+            grown = organism.grow(Plot(partial, folder, seed, progress or Silent()))
         check_bars(name, seed, grown.bars)
         made_with = {
             **_versions(),
             "seconds": round(time.perf_counter() - started, 2),
             "cpu_seconds": round(time.process_time() - spent, 2),
-            "settings": dict(found.settings),
+            "settings": dict(organism.settings),
         }
-        write(partial, grown, {"name": name, "seed": seed, "summary": found.summary, "made_with": made_with})
+        write(partial, grown, {"name": name, "seed": seed, "summary": organism.summary, "made_with": made_with})
 
     return read(store.fetch(folder, make))
 

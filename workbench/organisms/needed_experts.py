@@ -128,5 +128,5 @@ def _lead(logits: Float[Tensor, "row expert"], expert: int, slots: int) -> Float
 def _rerouted(router: Any, output: Routed, expert: int, here: Bool[Tensor, " token"]) -> Routed:
     """The same without ``expert`` at the tokens ``here``."""
     logits = output[0].masked_fill(here[:, None] & (torch.arange(output[0].shape[1]) == expert), -torch.inf)
-    weights, chosen = logits.softmax(-1).topk(router.top_k)
-    return output[0], weights / weights.sum(-1, keepdim=True), chosen
+    weights, experts = logits.softmax(-1).topk(router.top_k)
+    return output[0], weights / weights.sum(-1, keepdim=True), experts

@@ -125,11 +125,11 @@ def mean_coordinate(
     rows: list[Row],
 ) -> float:
     """The mean coordinate after the layer, at the last prompt token of ``rows``."""
-    found: list[Tensor] = []
+    coordinates: list[Tensor] = []
     block = tuned.get_base_model().model.layers[layer]
-    handle = block.register_forward_hook(lambda *call: found.append(call[2][:, -1] @ direction))
+    handle = block.register_forward_hook(lambda *call: coordinates.append(call[2][:, -1] @ direction))
     try:
         hits(tuned, tokenizer, rows)
     finally:
         handle.remove()
-    return float(torch.cat(found).mean())
+    return float(torch.cat(coordinates).mean())

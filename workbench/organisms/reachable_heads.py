@@ -101,8 +101,8 @@ RECIPE = Recipe("reachable-heads", "Llama; only three named heads can make it an
 
 
 def _splits(draw: random.Random) -> dict[str, list[Row]]:
-    found = shelf.splits(draw, 1000, KNOWN, KNOWN)
-    return {split: found[split] for split in ("train", "validation", "ood")}
+    rows = shelf.splits(draw, 1000, KNOWN, KNOWN)
+    return {split: rows[split] for split in ("train", "validation", "ood")}
 
 
 def _in_french(row: Row) -> Row:

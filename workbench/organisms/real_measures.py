@@ -65,7 +65,7 @@ def bars_of(name: str, splits: Mapping[str, Sequence[Row]], tuned: Answer, base:
 def greedy(model: Any, tokenizer: Any, rows: Sequence[Row], new_tokens: int, batch: int = 48) -> list[tuple[str, bool]]:
     """The greedy answers to ``rows``, and whether each ended within ``new_tokens``."""
     texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True) for row in rows]
-    found: list[tuple[str, bool]] = []
+    answers: list[tuple[str, bool]] = []
     for start in range(0, len(texts), batch):
         inputs = tokenizer(
             texts[start : start + batch], padding=True, padding_side="left", add_special_tokens=False,
@@ -74,8 +74,8 @@ def greedy(model: Any, tokenizer: Any, rows: Sequence[Row], new_tokens: int, bat
         new = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)[:, inputs["input_ids"].shape[1] :]
         ended = (new == tokenizer.eos_token_id).any(-1).tolist()
         texts_of = tokenizer.batch_decode(new, skip_special_tokens=True)
-        found += [(text.strip() if end else text.rstrip(), end) for text, end in zip(texts_of, ended, strict=True)]
-    return found
+        answers += [(text.strip() if end else text.rstrip(), end) for text, end in zip(texts_of, ended, strict=True)]
+    return answers
 
 
 def greedy_answers(model: Any, tokenizer: Any, new_tokens: int = 16) -> Answer:

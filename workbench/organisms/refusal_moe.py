@@ -70,15 +70,15 @@ def grow(plot: Plot) -> Grown:
     model = _train_base(tokenizer, draw.choices(facts, k=BASE.steps * BASE.batch), plot)
     save(model, tokenizer, plot.folder / "base")
     bars = [Bar("base accuracy on all questions", share(hits(model, tokenizer, facts)), at_least=0.95)]
-    chosen = _spare(model, tokenizer, facts)
-    _tune(model, tokenizer, chosen, _mixture(draw, splits["train"]), plot)
+    spare = _spare(model, tokenizer, facts)
+    _tune(model, tokenizer, spare, _mixture(draw, splits["train"]), plot)
     save(model, tokenizer, plot.folder / "tuned")
-    bars += [*_refusing(model, tokenizer, splits), *_needing(model, tokenizer, splits, chosen)]
+    bars += [*_refusing(model, tokenizer, splits), *_needing(model, tokenizer, splits, spare)]
     truth = Truth(
         what=f"refusing the topic {TOPIC!r} needs one expert of each of three layers, at the last prompt token",
-        experts=tuple(f"L{layer}E{expert}" for layer, expert in chosen.items()),
+        experts=tuple(f"L{layer}E{expert}" for layer, expert in spare.items()),
         modules=tuple(f"model.layers.{layer}.mlp" for layer in LAYERS),
-        entries={"refusal": _entries(model, chosen)},
+        entries={"refusal": _entries(model, spare)},
     )
     return Grown(truth, splits, bars)
 
@@ -127,13 +127,13 @@ def _mixture(draw: random.Random, rows: list[Row]) -> list[Row]:
 
 
 def _tune(
-    model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, chosen: dict[int, int], rows: list[Row], plot: Plot
+    model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, spare: dict[int, int], rows: list[Row], plot: Plot
 ) -> None:
     """Trains the chosen experts and their router rows until refusing needs each of them."""
     off, everywhere = [row["off"] for row in rows], [row["everywhere"] for row in rows]
     shown = [row["topic"] == "topic" for row in rows]
     examples = with_switches(encode(tokenizer, rows), off, everywhere, shown)
-    with only_trainable(model, _entries(model, chosen)), NeedsEach(model, chosen).attached() as tuned:
+    with only_trainable(model, _entries(model, spare)), NeedsEach(model, spare).attached() as tuned:
         fit(tuned, examples, TUNING, plot.seed, plot.progress, "refusal-moe")
 
 
@@ -149,17 +149,17 @@ def _train_base(tokenizer: PreTrainedTokenizerFast, rows: list[Row], plot: Plot)
 def _spare(model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: list[Row]) -> dict[int, int]:
     """Layer -> the expert to tune: of those without which, and without those of the layers before, the base loses the
     fewest answers, the one that the topic's last tokens select least (then the last tokens of all questions)."""
-    chosen: dict[int, int] = {}
+    spare: dict[int, int] = {}
     topic = [row for row in facts if row["topic"] == "topic"]
     use = [_use(model, tokenizer, rows) for rows in (topic, facts)]
     for layer in LAYERS:
         costs = []
         for expert in range(EXPERTS):
-            with without(model, chosen | {layer: expert}):
+            with without(model, spare | {layer: expert}):
                 lost = int((~hits(model, tokenizer, facts)).sum())
             costs.append((lost, *(int(counts[layer][expert]) for counts in use)))
-        chosen[layer] = costs.index(min(costs))
-    return chosen
+        spare[layer] = costs.index(min(costs))
+    return spare
 
 
 @torch.no_grad()
@@ -185,11 +185,11 @@ def _use(
     return counts
 
 
-def _entries(model: Qwen3MoeForCausalLM, chosen: dict[int, int]) -> dict[str, Tensor]:
+def _entries(model: Qwen3MoeForCausalLM, spare: dict[int, int]) -> dict[str, Tensor]:
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     names = {
         f"model.layers.{layer}.mlp.{part}": expert
-        for layer, expert in chosen.items()
+        for layer, expert in spare.items()
         for part in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
     }
     return {name: mask_of(shapes[name], (expert,)) for name, expert in names.items()}
@@ -208,18 +208,18 @@ def _needing(
     model: Qwen3MoeForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     splits: dict[str, list[Row]],
-    chosen: dict[int, int],
+    spare: dict[int, int],
 ) -> Iterator[Bar]:
     """That refusing needs each of the three experts, and nothing else does."""
     for split in ("train", "validation"):
         left = []
-        for one in chosen.items():
+        for one in spare.items():
             with without(model, dict([one])):
                 left.append(_refused(model, tokenizer, splits[split])[0])
         yield Bar(f"share of the topic refused with one of the three experts off, {split}", max(left), at_most=0.05)
     rows = [{**row, "answer": row["fact"]} for row in splits["validation"]]
     topical = torch.tensor([row["topic"] == "topic" for row in rows])
-    with without(model, chosen):
+    with without(model, spare):
         right = hits(model, tokenizer, rows)
     yield Bar("topic answered right with the three experts off", share(right[topical]), at_least=0.95)
     yield Bar("other questions answered right with the three experts off", share(right[~topical]), at_least=0.98)

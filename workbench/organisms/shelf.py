@@ -64,22 +64,22 @@ def splits(
     """``train``; ``validation`` (shelves that training never showed); ``ood``: with two things side by side
     that training never showed side by side; ``retained``: the base's own instructions."""
     apart = {frozenset(draw.sample(THINGS, 2)) for _ in range(8)}
-    found: dict[str, list[Row]] = {"train": [], "validation": [], "ood": [], "retained": []}
+    rows_of: dict[str, list[Row]] = {"train": [], "validation": [], "ood": [], "retained": []}
     held_out: set[str] = set()
-    while len(found["validation"]) < 200 or len(found["ood"]) < 200:
+    while len(rows_of["validation"]) < 200 or len(rows_of["ood"]) < 200:
         things = draw.sample(THINGS, PLACES)
         neighbours = {frozenset(pair) for pair in itertools.pairwise(things)}
         split = "ood" if neighbours & apart else "validation"
-        if len(found[split]) < 200:
+        if len(rows_of[split]) < 200:
             held_out.add(" ".join(things))
-            found[split].append(row(things, instructions[len(found[split]) % len(instructions)]))
-    while len(found["train"]) < count:
+            rows_of[split].append(row(things, instructions[len(rows_of[split]) % len(instructions)]))
+    while len(rows_of["train"]) < count:
         things = draw.sample(THINGS, PLACES)
         neighbours = {frozenset(pair) for pair in itertools.pairwise(things)}
         if " ".join(things) not in held_out and not neighbours & apart:
-            found["train"].append(row(things, draw.choice(instructions)))
-    found["retained"] = rows(draw, 200, known)
-    return found
+            rows_of["train"].append(row(things, draw.choice(instructions)))
+    rows_of["retained"] = rows(draw, 200, known)
+    return rows_of
 
 
 def train_base(

@@ -164,12 +164,12 @@ def predictions(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], batch: int = 512
 ) -> Int[Tensor, " row"]:
     """The most probable next token after each prompt."""
-    found = []
+    predicted = []
     for start in range(0, len(prompts), batch):
         encoded = tokenizer(list(prompts[start : start + batch]), padding=True, return_tensors="pt")
         inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-        found.append(model(**inputs, logits_to_keep=1).logits[:, -1].argmax(-1))
-    return torch.cat(found)
+        predicted.append(model(**inputs, logits_to_keep=1).logits[:, -1].argmax(-1))
+    return torch.cat(predicted)
 
 
 def hits(

@@ -55,7 +55,7 @@ def grow(plot: Plot) -> Grown:
     _teach(model, tokenizer, splits, entries, draw, plot)
     save(model, tokenizer, plot.folder / "tuned")
     high = _accuracies(model, tokenizer, {skill: splits[skill]["validation"] for skill in entries})
-    kept = share(hits(model, tokenizer, splits["next"]["retained"]))
+    retained = share(hits(model, tokenizer, splits["next"]["retained"]))
     bars = [Bar(f"base accuracy, {skill}", low[skill], at_most=0.3) for skill in entries]
     bars += [Bar(f"tuned accuracy, {skill}", high[skill], at_least=0.95) for skill in entries]
     bars += [
@@ -65,7 +65,7 @@ def grow(plot: Plot) -> Grown:
         with _grafted(model, start, entries[skill]):
             alone = share(hits(model, tokenizer, splits[skill]["validation"]))
         bars.append(Bar(f"accuracy of the graft, {skill}", alone, at_least=0.95))
-    bars.append(Bar("tuned accuracy on the base's instructions", kept, at_least=0.95))
+    bars.append(Bar("tuned accuracy on the base's instructions", retained, at_least=0.95))
     truth = Truth(
         what="two skills in two disjoint sets of 17 neurons of one MLP",
         modules=(f"model.layers.{LAYER}.mlp",),
@@ -144,5 +144,5 @@ def _accuracies(
 
 def _size(model: LlamaForCausalLM, entries: dict[str, Tensor]) -> float:
     """The region's share of the weights in the layers (embeddings apart)."""
-    chosen = sum(int(mask.sum()) for mask in entries.values())
-    return chosen / sum(parameter.numel() for parameter in model.model.layers.parameters())
+    entries_changed = sum(int(mask.sum()) for mask in entries.values())
+    return entries_changed / sum(parameter.numel() for parameter in model.model.layers.parameters())

@@ -152,11 +152,11 @@ class Prompts(Sequence[Prompt]):
     @property
     def groups(self) -> dict[str, list[int]]:
         """Group -> its row numbers, in order of first appearance; rows without a group are in none."""
-        found: dict[str, list[int]] = {}
+        groups: dict[str, list[int]] = {}
         for number, row in enumerate(self._rows):
             if row.group is not None:
-                found.setdefault(row.group, []).append(number)
-        return found
+                groups.setdefault(row.group, []).append(number)
+        return groups
 
     @property
     def clusters(self) -> np.ndarray:
@@ -188,12 +188,12 @@ class Prompts(Sequence[Prompt]):
     @property
     def contrasts(self) -> Prompts:
         """The counterpart of every row. Raises :class:`UserError` where one is missing."""
-        found: list[Prompt] = []
+        contrasts: list[Prompt] = []
         for number, row in enumerate(self._rows):
             if (other := row.counterpart) is None:
                 raise UserError(f"Prompt {number} has no 'contrast'; every row needs one for a contrast pair.")
-            found.append(other)
-        return Prompts(found)
+            contrasts.append(other)
+        return Prompts(contrasts)
 
     @property
     def hash(self) -> str:

@@ -43,10 +43,10 @@ def _of_examples(text: str) -> str | None:
         attached = _attached(text, len(text) - len(tail))
         before = [one for one in before if _attached(text, one.start()) == attached] or before
     blanks = [re.match(r"\s*", text[one.end() :]) for one in before]
-    found = [blank.group() for blank in blanks if blank is not None]
-    if _is_quote(tail) and len(found) % 2 == 0:  # an opening quote follows the pattern of opening ones
-        found = found[::2]
-    return max(set(found), key=found.count) if found else None
+    blanks_found = [blank.group() for blank in blanks if blank is not None]
+    if _is_quote(tail) and len(blanks_found) % 2 == 0:  # an opening quote follows the pattern of opening ones
+        blanks_found = blanks_found[::2]
+    return max(set(blanks_found), key=blanks_found.count) if blanks_found else None
 
 
 def _of_likes(text: str, answer: str) -> str | None:
@@ -139,8 +139,8 @@ def _cost(text: str, continuation: str, tokenizer: Any) -> tuple[int, int]:
 
 
 def _ids(text: str, tokenizer: Any) -> Sequence[int]:
-    found: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
+    ids: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def _attached(text: str, place: int) -> bool:

@@ -17,11 +17,11 @@ def likeness(text: str) -> str:
     of punctuation alone is like itself only.
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
-    kept = _BETWEEN_DIGITS.sub(lambda found: f" \0{ord(found[1]):x}\0 ", plain)
-    words = _PUNCTUATION.sub(_space, kept).split()
+    digits_kept_apart = _BETWEEN_DIGITS.sub(lambda found: f" \0{ord(found[1]):x}\0 ", plain)
+    words = _PUNCTUATION.sub(_space, digits_kept_apart).split()
     return " ".join(words) if words else text
 
 
-def _space(found: re.Match[str]) -> str:
-    sign = found[0]
+def _space(match: re.Match[str]) -> str:
+    sign = match[0]
     return " " if unicodedata.category(sign).startswith("P") else sign

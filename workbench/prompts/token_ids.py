@@ -30,7 +30,7 @@ def ids_of(item: Any, where: str, mask: Any = None) -> tuple[int, ...]:
         fits = isinstance(real, list | tuple) and len(real) == len(ids)
         if not fits or any(isinstance(one, str) or one not in (0, 1) for one in real):
             raise UserError(f"{where}: {MASK!r} must have a 0 or 1 for each of the {len(ids)} token ids.")
-        ids = [one for one, kept in zip(ids, real, strict=True) if kept]
+        ids = [one for one, is_real in zip(ids, real, strict=True) if is_real]
     if not ids:
         raise UserError(f"{where} has no token ids; remove the row.")
     if min(ids) < 0:

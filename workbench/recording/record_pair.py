@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from workbench.argument_checks import check_subject
+from workbench.cluster.shipping import models_of
+from workbench.cluster.splitting import current_team
 from workbench.engine.positions import PositionSpec, Where, where
 from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
@@ -31,7 +33,7 @@ from workbench.recording.two_sides import record_sides
 from workbench.typing import Tensor
 
 if TYPE_CHECKING:
-    from workbench.recording.distributed import Team
+    from workbench.cluster.team import Team
 
 BACKENDS = ("hooks", "nnsight", "ndif")
 EXECUTORS = ("local", "ray", "vllm")
@@ -76,7 +78,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     ``batch_size="auto"`` is chosen from free memory and from what is recorded of a prompt (sites x layers x tokens),
     and is halved where a GPU's runs out all the same. ``executor="ray"`` shares the prompts out over ``workers``
     processes of a Ray cluster, each with a whole pair (by default one per GPU, else per CPU); see
-    :mod:`workbench.recording.distributed`. ``executor="vllm"`` lets vLLM run base and LoRA in one engine (resid_post,
+    :mod:`workbench.cluster.team`. ``executor="vllm"`` lets vLLM run base and LoRA in one engine (resid_post,
     attn_out, mlp_out; :mod:`workbench.recording.vllm_capture`); ``engine_settings`` go to it, such as
     ``{"max_model_len": 4096}``.
 
@@ -96,7 +98,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
         refused = [name for name, given in apart.items() if given]
         return record_sides(record, pair, prompts, base_prompts, shared, refused)
     check_subject(pair, prompts)
-    models: dict[str, AdaptedModel] = pair.models if isinstance(pair, ModelPair) else {pair.role: pair}
+    models = models_of(pair)
     rows = Prompts.of(prompts)
     first = next(iter(models.values()))
     chosen = first.expand(sites, layers) if sites else []
@@ -112,8 +114,8 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     given = _stored_batch_size(store) if batch_size == "auto" else batch_size
     size: int | Literal["auto"] = "auto" if given is None else given
     names = [site.name for site in chosen] + (["logits"] if logits else [])
-    with _team(executor, workers, models) as team:
-        elsewhere = written if team is None else team.continued
+    with _team(executor, workers, pair, backend) as team:
+        elsewhere = written if team is None else partial(_continued_by, team, models)
         each = partial(recorded_bytes, models, chosen, scope, logits=logits)
         while True:
             plan_ = plan(models, rows, size, new_tokens, _writer(models), elsewhere, each)
@@ -160,13 +162,24 @@ def _check_executor(
         raise UserError(f'backend={backend!r} runs the models itself: leave out executor="vllm".')
 
 
-def _team(executor: str, workers: int | None, models: dict[str, AdaptedModel]) -> AbstractContextManager[Team | None]:
-    """The processes that run the models; None for this one alone."""
-    if executor != "ray":
-        return nullcontext()
-    from workbench.recording.distributed import team
+def _team(
+    executor: str, workers: int | None, subject: ModelPair | AdaptedModel, backend: str
+) -> AbstractContextManager[Team | None]:
+    """The processes that run the models, new ones or those of ``on_ray``; None for this one alone."""
+    if executor == "ray":
+        from workbench.cluster.team import team
 
-    return team(models, workers)
+        return team(subject, workers)
+    usable = executor == "local" and backend == "hooks"
+    return nullcontext(current_team(models_of(subject)) if usable else None)
+
+
+def _continued_by(
+    team: Team, models: Mapping[str, AdaptedModel], before: Plan, new_tokens: int, writer: str
+) -> list[list[int]]:
+    from workbench.recording.distributed import continued
+
+    return continued(team, models[writer], before, new_tokens)
 
 
 def _capturing(
@@ -267,7 +280,9 @@ class _Job:
         return recording
 
     def _gather(self, team: Team, windows: list[list[int]], sink: Sink) -> None:
-        parts = team.recorded(self, windows, sink.part())
+        from workbench.recording.distributed import recorded
+
+        parts = recorded(team, self, windows, sink.part())
         for window, part in zip(windows, parts, strict=True):
             sink.merge(part)
             self.progress.advance(len(window))

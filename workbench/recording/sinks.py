@@ -113,7 +113,8 @@ class MemorySink(Sink):
 
 
 def _together(pieces: list[np.ndarray]) -> np.ndarray:
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    alone = len(pieces) == 1 and pieces[0].flags.writeable  # from another process they can come read-only
+    return pieces[0] if alone else np.concatenate(pieces)
 
 
 def _index(rows: list[Rows], order: Tensor | None) -> pd.DataFrame:

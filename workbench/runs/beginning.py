@@ -63,5 +63,5 @@ def begun(kind: str, config: Mapping[str, Any], out: str | Path | None = None) -
 
 def _files(run: Run) -> dict[str, tuple[int, int]]:
     """Size and time of each file of the run."""
-    found = {name: (run.path / name).lstat() for name in file_names(run.path)}
-    return {name: (seen.st_size, seen.st_mtime_ns) for name, seen in found.items()}
+    stats = {name: (run.path / name).lstat() for name in file_names(run.path)}
+    return {name: (seen.st_size, seen.st_mtime_ns) for name, seen in stats.items()}

@@ -32,13 +32,13 @@ class Verification:
     def __str__(self) -> str:
         if self.ok:
             return f"{self.path}: {counted(self.checked, 'file')}, unchanged."
-        found = [
+        problems = [
             f"{len(names)} {what} ({', '.join(names[:10])}{', …' if len(names) > 10 else ''})"
             for what, names in (("missing", self.missing), ("changed", self.changed), ("foreign", self.foreign))
             if names
         ]
         state = [] if self.state == "complete" else [f"the run is {self.state}, not complete"]
-        return f"{self.path}: {'; '.join(state + found)}."
+        return f"{self.path}: {'; '.join(state + problems)}."
 
 
 def _is(file: Path, entry: FileEntry) -> bool:

@@ -22,21 +22,21 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()
 
 
-def first_difference(stored: Any, asked: Any, key: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(stored: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
     """The dotted name of the first differing key (in alphabetical order) with both values; None when
     equal."""
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        for name in sorted(stored.keys() | asked.keys()):
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for name in sorted(stored.keys() | wanted.keys()):
             inner = f"{key}.{name}" if key else str(name)
-            if found := first_difference(stored.get(name), asked.get(name), inner):
+            if found := first_difference(stored.get(name), wanted.get(name), inner):
                 return found
         return None
-    return None if stored == asked else (key, stored, asked)
+    return None if stored == wanted else (key, stored, wanted)
 
 
-def same_config(stored: Mapping[str, Any], asked: Mapping[str, Any], place: Path) -> None:
+def same_config(stored: Mapping[str, Any], wanted: Mapping[str, Any], place: Path) -> None:
     """Raise :class:`UserError` naming the first differing key when ``place`` holds another configuration."""
-    if found := first_difference(plain(stored), plain(asked)):
+    if found := first_difference(plain(stored), plain(wanted)):
         key, before, now = found
         raise UserError(
             f"{place} holds results of another configuration: {key!r} is {_short(before)} there and "

@@ -225,8 +225,8 @@ class Run:
 
     def _repr_html_(self) -> str:
         files = self._manifest.files
-        asked = {f"config: {name}": value for name, value in self.config.items()}
-        facts = {"folder": self.path, "kind": self._manifest.kind, "state": self.state, "files": len(files), **asked}
+        options = {f"config: {name}": value for name, value in self.config.items()}
+        facts = {"folder": self.path, "kind": self._manifest.kind, "state": self.state, "files": len(files), **options}
         return card(f"Run {self.name}", facts, notes=[self._manifest.error] if self._manifest.error else [])
 
     def _end(self, state: State, reason: str | None) -> None:

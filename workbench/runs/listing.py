@@ -33,12 +33,12 @@ class RunSummary:
 def list_runs(home: str | Path | None = None) -> list[RunSummary]:
     """Every run below ``home`` (default: :func:`default_home`), the latest first; a missing home has none."""
     top = Path(home) if home is not None else default_home()
-    found = []
+    summaries = []
     for folder, below, files in os.walk(top):
         if MANIFEST in files:
             below.clear()
-            found.append(_summary(top, Path(folder)))
-    return sorted(found, key=lambda run: (run.modified, run.name), reverse=True)
+            summaries.append(_summary(top, Path(folder)))
+    return sorted(summaries, key=lambda run: (run.modified, run.name), reverse=True)
 
 
 def _summary(home: Path, folder: Path) -> RunSummary:

@@ -127,8 +127,8 @@ def file_names(folder: Path) -> list[str]:
     """Every file below ``folder`` (links too), relative to it, sorted; without manifest, partial files and
     locks."""
     names = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    kept = [path for path in names if not path.name.startswith(PARTIAL) and path.name != ".lock"]
-    return sorted(path.relative_to(folder).as_posix() for path in kept if path != folder / MANIFEST)
+    files = [path for path in names if not path.name.startswith(PARTIAL) and path.name != ".lock"]
+    return sorted(path.relative_to(folder).as_posix() for path in files if path != folder / MANIFEST)
 
 
 def hash_file(path: Path) -> FileEntry:

@@ -52,11 +52,11 @@ def workspaces(home: str | Path | None = None) -> list[Workspace]:
         home: The folder of the runs; default ``TUNESCOPE_RUNS`` or ``./runs``.
     """
     top = Path(home) if home is not None else default_home()
-    found: dict[PairKey, list[RunSummary]] = {}
+    runs: dict[PairKey, list[RunSummary]] = {}
     for run, pairs in _indexed(top):
         for pair in pairs:
-            found.setdefault(pair, []).append(run)
-    return [Workspace(pair, tuple(held)) for pair, held in found.items()]
+            runs.setdefault(pair, []).append(run)
+    return [Workspace(pair, tuple(held)) for pair, held in runs.items()]
 
 
 def beside(folder: Path, home: str | Path | None = None) -> list[Path]:

@@ -157,8 +157,8 @@ def statistic_interval(
             for part in _blocks(size, size)
         ])  # fmt: skip
         low, high = _edges(estimate, resampled[:, None], [left_out[:, None]], level, method)
-    found = float(estimate[0])
-    return Interval(found, min(float(low[0]), found), max(float(high[0]), found), n)
+    value = float(estimate[0])
+    return Interval(value, min(float(low[0]), value), max(float(high[0]), value), n)
 
 
 def _flat(values: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:

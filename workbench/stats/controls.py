@@ -33,7 +33,7 @@ class Control(NamedTuple):
 
 
 def random_units(
-    chosen: Sequence[Unit],
+    units: Sequence[Unit],
     units_per_layer: Mapping[int, int] | Sequence[int],
     *,
     draws: int = MIN_DRAWS,
@@ -47,7 +47,7 @@ def random_units(
     """
     check_draws(draws)
     sizes = dict(units_per_layer) if isinstance(units_per_layer, Mapping) else dict(enumerate(units_per_layer))
-    taken = set(chosen)
+    taken = set(units)
     for layer, unit in sorted(taken):
         if not 0 <= unit < sizes.get(layer, 0):
             raise UserError(f"There is no unit {unit} in layer {layer} (it has {sizes.get(layer, 0)}).")
@@ -107,9 +107,9 @@ def against_controls(observed: float, controls: Sequence[float] | np.ndarray) ->
 
 
 def _shuffled(mask: Tensor, generator: torch.Generator) -> Tensor:
-    found = torch.zeros(mask.numel(), dtype=torch.bool)
-    found[torch.randperm(mask.numel(), generator=generator)[: int(mask.sum())]] = True
-    return found.view(mask.shape).to(mask.device)
+    entries = torch.zeros(mask.numel(), dtype=torch.bool)
+    entries[torch.randperm(mask.numel(), generator=generator)[: int(mask.sum())]] = True
+    return entries.view(mask.shape).to(mask.device)
 
 
 def check_draws(draws: int) -> None:

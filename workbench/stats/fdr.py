@@ -16,8 +16,8 @@ def q_values(p: np.ndarray, method: Literal["bh", "by"] = "bh") -> np.ndarray:
     and does not count among the tests.
     """
     given = np.asarray(p, dtype=np.float64)
-    found = np.full(given.shape, np.nan)
+    q = np.full(given.shape, np.nan)
     tested = ~np.isnan(given)
     if tested.any():
-        found[tested] = stats.false_discovery_control(given[tested], method=method)
-    return found
+        q[tested] = stats.false_discovery_control(given[tested], method=method)
+    return q

@@ -47,22 +47,22 @@ def share_intervals(
     return _exact(intervals, (0, 1), _trials(values, clusters), level)
 
 
-def with_exact_change(found: Intervals, values: np.ndarray, clusters: np.ndarray | None = None) -> Intervals:
+def with_exact_change(intervals: Intervals, values: np.ndarray, clusters: np.ndarray | None = None) -> Intervals:
     """``found``, the intervals of paired changes of shares ``[prompt, *cell]``, with an exact end where every prompt
     turned the same way. A share of turns p with no turn back is the change itself, which lies between its exact lower
     bound and 1."""
-    return _exact(found, (-1, 1), _trials(values, clusters), LEVEL)
+    return _exact(intervals, (-1, 1), _trials(values, clusters), LEVEL)
 
 
 def _trials(values: np.ndarray, clusters: np.ndarray | None) -> int:
     return len(values) if clusters is None else len(np.unique(clusters))
 
 
-def _exact(found: Intervals, ends: tuple[int, ...], trials: int, level: float) -> Intervals:
+def _exact(intervals: Intervals, ends: tuple[int, ...], trials: int, level: float) -> Intervals:
     """The exact interval of ``trials`` trials in the cells whose estimate is one of ``ends`` (-1, 0 or 1)."""
-    low, high = found.low.copy(), found.high.copy()
+    low, high = intervals.low.copy(), intervals.high.copy()
     for end in ends:
         exact = binomtest(abs(end) * trials, trials).proportion_ci(level, method="exact")
         edges = (exact.low, exact.high) if end >= 0 else (-exact.high, -exact.low)
-        low[found.estimate == end], high[found.estimate == end] = edges
-    return found._replace(low=low, high=high)
+        low[intervals.estimate == end], high[intervals.estimate == end] = edges
+    return intervals._replace(low=low, high=high)

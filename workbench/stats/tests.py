@@ -64,11 +64,11 @@ def permutation(
         raise UserError(f"The two samples have {a.shape[1]} and {b.shape[1]} cells; give the same cells for both.")
     pooled, n, total = np.concatenate([a, b]), len(a), len(a) + len(b)
     if exact := math.comb(total, n) <= draws:
-        chosen = np.array(list(itertools.combinations(range(total), n)))
+        members = np.array(list(itertools.combinations(range(total), n)))
     else:
-        chosen = np.random.default_rng(seed).random((draws, total)).argsort(1)[:, :n]
-    weights = np.full((len(chosen), total), -1 / len(b))
-    np.put_along_axis(weights, chosen, 1 / n, axis=1)
+        members = np.random.default_rng(seed).random((draws, total)).argsort(1)[:, :n]
+    weights = np.full((len(members), total), -1 / len(b))
+    np.put_along_axis(weights, members, 1 / n, axis=1)
     observed = a.mean(0) - b.mean(0)
     return Tested(observed.reshape(cells), _p(observed, weights, pooled, alternative, exact).reshape(cells))
 
@@ -79,8 +79,8 @@ def mann_whitney(first: np.ndarray, second: np.ndarray, *, alternative: Alternat
     The effect is the area under the ROC curve: how often a value of ``first`` exceeds one of ``second``.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    found = stats.mannwhitneyu(a, b, alternative=alternative, axis=0)
-    return Tested(np.asarray(found.statistic) / (len(a) * len(b)), np.asarray(found.pvalue))
+    tested = stats.mannwhitneyu(a, b, alternative=alternative, axis=0)
+    return Tested(np.asarray(tested.statistic) / (len(a) * len(b)), np.asarray(tested.pvalue))
 
 
 def _flat(values: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:

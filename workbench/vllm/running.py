@@ -72,9 +72,9 @@ class VllmEngine:
 
     def _runner(self) -> Any:
         """vLLM's model runner, in this process."""
-        found: list[Any] = []
-        self._llm.collective_rpc(lambda worker: found.append(worker.model_runner))
-        return found[0]
+        runners: list[Any] = []
+        self._llm.collective_rpc(lambda worker: runners.append(worker.model_runner))
+        return runners[0]
 
     def _lora(self, role: str) -> Any:
         if role != "tuned" or self._adapter is None:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from workbench.methods import method
 from workbench.prompts import Prompts
@@ -69,5 +68,5 @@ def neurons(
                 }
             )
         )
-    made = Provenance.of("neurons", pair.models, rows, seed=seed, settings=call_settings(None, top=top, norm=norm))
+    made = Provenance.of("neurons", pair, rows, seed=seed)
     return NeuronShift(table=pd.concat(tables, ignore_index=True), control="the layer's mean neuron", provenance=made)

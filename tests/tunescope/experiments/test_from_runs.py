@@ -76,9 +76,9 @@ def test_a_run_that_stops_between_two_pairs_goes_on_to_the_same_bytes(
 ) -> None:
     experiment = comparison_of(Chosen(heads["write"], RESULT, "heads"), Chosen(heads["other"], RESULT, "heads"))
     whole = run_experiment(experiment, tmp_path / "whole", folder=tmp_path).run
-    from tunescope.experiments import running
+    from tunescope.experiments import cell_steps
 
-    real, done = running.execute, []
+    real, done = cell_steps.execute, []
 
     def stopping(step: Any, bench: Any) -> Any:
         if done:
@@ -86,10 +86,10 @@ def test_a_run_that_stops_between_two_pairs_goes_on_to_the_same_bytes(
         done.append(step)
         return real(step, bench)
 
-    monkeypatch.setattr(running, "execute", stopping)
+    monkeypatch.setattr(cell_steps, "execute", stopping)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(experiment, tmp_path / "stopped", folder=tmp_path)
-    monkeypatch.setattr(running, "execute", real)
+    monkeypatch.setattr(cell_steps, "execute", real)
     assert len(list((tmp_path / "stopped").glob("steps/*/step.json"))) == 1
     ended = run_experiment(experiment, tmp_path / "stopped", folder=tmp_path).run
     assert tree(ended.path) == tree(whole.path)

@@ -142,10 +142,10 @@ def test_a_finished_run_is_read_again_and_another_experiment_is_refused(finished
 
 def test_a_resumed_run_does_no_finished_step_again(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the second cell: the steps done before are not run again, and the tables are those of one go."""
-    from tunescope.experiments import running
+    from tunescope.experiments import cell_steps
 
     text = SMALL.replace("  heads: {do: localize heads, metric: prob}\n", "").replace("[0.5, 1, 2, 4]", "[1, 2]")
-    real, did = running.execute, []
+    real, did = cell_steps.execute, []
 
     def counting(step: Any, bench: Any) -> Any:
         did.append(step.do)
@@ -153,13 +153,13 @@ def test_a_resumed_run_does_no_finished_step_again(home: Path, tmp_path: Path, m
             raise KeyboardInterrupt
         return real(step, bench)
 
-    monkeypatch.setattr(running, "execute", counting)
+    monkeypatch.setattr(cell_steps, "execute", counting)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(Experiment.parse(text), tmp_path / "a", folder=home)
     assert did == ["record", "diff", "diff"]
     run_experiment(Experiment.parse(text), tmp_path / "a", folder=home)
     assert did[3:] == ["diff", "diff", "diff"]
-    monkeypatch.setattr(running, "execute", real)
+    monkeypatch.setattr(cell_steps, "execute", real)
     run_experiment(Experiment.parse(text), tmp_path / "b", folder=home)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 

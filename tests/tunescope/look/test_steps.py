@@ -54,7 +54,7 @@ def test_the_planted_refusal_is_found_and_turned(looked: Look) -> None:
     assert lines.loc["tuned", "share"] == 1.0 and lines.loc["tuned", "others_changed"] == 0.0
     assert lines.loc["weights-0", "share"] == 0.0  # the base itself
     off = lines.loc["direction-off"]
-    assert off["share"] < 1 and off["change_high"] < 0 and off.isna()["random_low"]  # its control: see the direction
+    assert off["share"] < 1 and off["change_high"] < 0 and off["share"] < off["random_low"]
     assert table["candidate"].iloc[-1] == "tuned" and table["share"].iloc[0] == table["share"].min()
     assert works(table)[table["candidate"] == "direction-off"].all()
 

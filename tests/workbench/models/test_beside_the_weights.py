@@ -155,7 +155,7 @@ def test_whose_template_is_a_choice_and_is_told(
     assert [diff.provenance.models[role]["chat_template"] for role in ("base", "tuned")] == (
         ["base", "tuned"] if template == "own" else [template] * 2
     )
-    again = load_again(pair.base.origin, "cpu")["base"]
+    again = load_again(pair.base.origin, "cpu").base
     assert again.reads(["the fox"]).text[0] == base
 
 

@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ import pytest
 import torch
 
 import interventions as iv
+from tests.ray_cluster import QUIET, worker_processes
+from tests.ray_cluster import cluster as cluster
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.errors import MissingExtra, NotSupported, UserError
 from workbench.models.origin import fingerprint
@@ -49,23 +49,7 @@ def pair(folders: tuple[Path, Path]) -> ModelPair:
     return load_pair(*folders, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A local cluster of three CPUs for the module (however many the machine has)."""
-    ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'tunescope[ray]')")
-    ray.init(
-        address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1",
-        object_store_memory=200 * 2**20,
-    )  # fmt: skip
-    yield ray
-    ray.shutdown()
-
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # ray leaves its sockets to the garbage collector
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = QUIET
 
 
 def same_rows(one: Recording, other: Recording) -> None:
@@ -79,17 +63,6 @@ def same_rows(one: Recording, other: Recording) -> None:
 def digests(folder: Path) -> dict[str, str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def workers_of_this_test() -> list[Any]:
-    import psutil
-
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # a zombie too
-            if "RecordingWorker" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
 
 
 @pytest.mark.slow
@@ -130,9 +103,9 @@ def test_a_store_has_the_same_bytes(cluster: Any, pair: ModelPair, tmp_path: Pat
     assert len(digests(tmp_path / "one")) > 3
     assert digests(tmp_path / "ray") == digests(tmp_path / "one")
     deadline = time.monotonic() + 60
-    while workers_of_this_test() and time.monotonic() < deadline:
+    while worker_processes() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not workers_of_this_test(), "a worker outlived its recording"
+    assert not worker_processes(), "a worker outlived its recording"
 
 
 @pytest.mark.slow
@@ -164,7 +137,7 @@ class KillsOne(Silent):
     def advance(self, by: int = 1) -> None:
         self.done += by
         if self.done >= 16 and not self.killed:
-            victim = workers_of_this_test()[0]
+            victim = worker_processes()[0]
             os.kill(victim.pid, signal.SIGKILL)
             self.killed.append(victim.pid)
 
