@@ -1,7 +1,8 @@
 """Writes ``__init__.pyi`` of the public packages, whose names are imported on first use, for type checkers and editors.
 
 ``python .ci/stubs.py`` writes them; ``--check`` writes nothing and exits 1 where one is out of date. A function that
-reads ``**options: Any`` into a dataclass stands there with the dataclass's fields as keywords.
+reads ``**options: Any`` into a dataclass stands there with the dataclass's fields as keywords, and a probe with the
+``limit`` that its registration gives it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import probes as probes
 from workbench import __version__ as __version__
 """
 WIDTH = 120
+DOC = '"' * 3
 
 
 class Imports:
@@ -147,11 +149,8 @@ def _default(value: ast.expr | None) -> str | None:
         return "..."
 
 
-def signature(name: str, function: FunctionType, imports: Imports) -> str:
-    """The function with every option spelt out."""
-    found = options_class(function)
-    assert found is not None
-    kind, own = found
+def signature(name: str, function: FunctionType, imports: Imports, *, limited: bool) -> str:
+    """The function with every option spelt out; ``limited``: the limit of its prompts among them."""
     given: ast.arguments = _definition(function).args
     renamed = Renamed(importlib.import_module(function.__module__), imports)
     before = len(given.args) - len(given.defaults)
@@ -163,11 +162,17 @@ def signature(name: str, function: FunctionType, imports: Imports) -> str:
         Option(item.arg, renamed.text(item.annotation), _default(default))
         for item, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
     ]
-    taken = {item.name for item in (*plain, *named)} | own
-    named += [item for item in _fields(kind, imports) if item.name not in taken]
-    arguments = "".join(f"    {item},\n" for item in (*plain, "*", *named))
     doc = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
-    body = textwrap.indent(f'"""{doc}\n\nOptions: :class:`{kind.__module__}.{kind.__name__}`.\n"""', "    ")
+    if (found := options_class(function)) is not None:
+        kind, own = found
+        taken = {item.name for item in (*plain, *named)} | own
+        named += [item for item in _fields(kind, imports) if item.name not in taken]
+        doc += f"\n\nOptions: :class:`{kind.__module__}.{kind.__name__}`.\n"
+    else:
+        doc = textwrap.fill(" ".join(doc.split()), WIDTH - len(4 * " " + 2 * DOC))
+    named += [Option("limit", "int | None", "None")] if limited else []
+    arguments = "".join(f"    {item},\n" for item in (*plain, *(["*"] if named else []), *named))
+    body = textwrap.indent(f"{DOC}{doc}{DOC}", "    ")
     returned = renamed.text(_definition(function).returns)
     return f"def {name}(\n{arguments}) -> {returned}:\n{body}\n"
 
@@ -175,21 +180,23 @@ def signature(name: str, function: FunctionType, imports: Imports) -> str:
 def stub(package: str) -> str:
     """The text of a package's stub."""
     from workbench.method_index import index
+    from workbench.prompt_limit import takes_limit
 
     module = importlib.import_module(package)
     table: dict[str, str] = vars(module).get("_HOMES") or vars(module)["_HOME"]
     registered = index().functions(package).items()
     homes = {**{name: home.removeprefix(f"{package}.") for name, home in registered}, **table}
-    origins, with_options = {}, {}
+    origins, spelt = {}, {}
     for name in sorted(homes):
-        value = inspect.unwrap(getattr(module, name))
-        if inspect.isfunction(value) and options_class(value) is not None:
-            with_options[name] = value
+        public = getattr(module, name)
+        value, limited = inspect.unwrap(public), takes_limit(public)
+        if inspect.isfunction(value) and (limited or options_class(value) is not None):
+            spelt[name] = value, limited
             continue
         home, _, attribute = homes[name].partition(":")
         origins[name] = defined_in(f"{package}.{home}", attribute or name)
     imports = Imports(set(homes), origins)
-    functions = [signature(name, function, imports) for name, function in with_options.items()]
+    functions = [signature(name, value, imports, limited=limited) for name, (value, limited) in spelt.items()]
     version = "__version__: str\n" if hasattr(module, "__version__") else ""
     lines = [*sorted(imports.lines), version, listed(sorted(homes)), *functions]
     return HEAD + "\n" + "\n".join(lines)

@@ -36,6 +36,8 @@ class Job:
     state: State = "running"
     what: str = "starting"
     done: int = 0
+    part: float = 0.0
+    """Units, or parts of one, that are done of the batch that runs now."""
     total: int | None = None
     said: str = ""
     """The sentence it ended with."""
@@ -61,10 +63,17 @@ class Job:
     def start(self, what: str, total: int | None) -> None:
         """Begin a part of the task."""
         self.what, self.done, self.total, self._part_began = what, 0, total, time.monotonic()
+        self.part = 0.0
 
     def advance(self, by: int = 1) -> None:
         """Raises :class:`Stopped` when a person pressed stop."""
-        self.done += by
+        self.done, self.part = self.done + by, 0.0
+        if self._stop.is_set():
+            raise Stopped(STOPPED)
+
+    def partly(self, done: float) -> None:
+        """How much of the batch that runs now is done; raises :class:`Stopped` when a person pressed stop."""
+        self.part = done
         if self._stop.is_set():
             raise Stopped(STOPPED)
 
@@ -91,7 +100,7 @@ class Job:
     @property
     def share(self) -> float:
         """How much of the running part is done, 0 to 1."""
-        return min(1.0, self.done / self.total) if self.total else 0.0
+        return min(1.0, (self.done + self.part) / self.total) if self.total else 0.0
 
     @property
     def seconds_left(self) -> float | None:

@@ -50,8 +50,11 @@ class Filled:
         file = None if self.prompts is None else folder / "prompts.jsonl"
         if file is not None and self.prompts is not None:
             self.prompts.save(file)
-        places = models.places(self.base, self.tuned)
-        return MethodCall(self.method, *places, options=self.options, prompts=file, limit=self.limit)
+        base, tuned = models.places(self.base, self.tuned)
+        dtype = models.quick_dtype(base)  # as the four steps load them: the pair of one workspace is of one dtype
+        return MethodCall(
+            self.method, base, tuned, options=self.options, prompts=file, limit=self.limit, dtype=dtype
+        )  # fmt: skip
 
     @property
     def key(self) -> tuple[Any, ...]:

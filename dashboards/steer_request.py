@@ -69,7 +69,9 @@ class Asked:
             lines.append("from workbench.results import Result")
         if "recipe_of(" in made:
             lines.append("from tunescope.experiments import recipe_of")
-        lines += ["", f"pair = load_pair({base!r}, {tuned!r}, device={self.device!r})"]
+        dtype = models.quick_dtype(base, self.device)
+        loaded = "" if dtype == "auto" else f", dtype={dtype!r}"
+        lines += ["", f"pair = load_pair({base!r}, {tuned!r}, device={self.device!r}{loaded})"]
         scaled = f"({made}) * {self.strength!r}" if self.has_strength and not self.strengths else made
         lines += [f"recipe = {scaled}", f"prompts = {self.inputs()!r}"]
         if self.strengths:

@@ -167,6 +167,8 @@ def _method_page(method: Any) -> str:
         lines.append(f"Needs {needs}.")
     if getattr(method, "cost", ""):
         lines.append(f"Costs {method.cost}.")
+    if getattr(method, "caution", ""):
+        lines.append(f"**What `q` is no evidence of.** {method.caution}")
     if method.kind != "intervention" and "tunescope.cli.app" in sys.modules and getattr(method, "example", ""):
         example_of = importlib.import_module("tunescope.cli.method_command").example_of
         lines.append(f"```\n{example_of(method)}\n```")

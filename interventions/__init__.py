@@ -95,6 +95,7 @@ _HOMES = {
     "ties": "weightspace.merging",
     "to_adapter": "exchange.adapter",
     "to_gguf": "exchange.control_vectors",
+    "to_module": "exchange.module",
     "train_head_scales": "training.scales",
     "train_instruction_prompts": "training.attachments",
     "train_offsets": "training.offsets",

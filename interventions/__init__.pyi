@@ -15,6 +15,7 @@ from interventions.exchange.certificate import Certificate as Certificate
 from interventions.exchange.certificate import certify as certify
 from interventions.exchange.control_vectors import from_gguf as from_gguf
 from interventions.exchange.control_vectors import to_gguf as to_gguf
+from interventions.exchange.module import to_module as to_module
 from interventions.exchange.reading import load_recipe as load_recipe
 from interventions.exchange.vectors import from_steering_vectors as from_steering_vectors
 from interventions.exchange.vectors import from_tensors as from_tensors
@@ -187,6 +188,7 @@ __all__ = [
     "ties",
     "to_adapter",
     "to_gguf",
+    "to_module",
     "train_head_scales",
     "train_instruction_prompts",
     "train_offsets",

@@ -82,6 +82,7 @@ class ActivationDelta(ProbeResult):
     records=Recorded(sites=("resid_post", "z")),
     cost="one forward pass of each model",
     example="--sites resid_post,z",
+    any_adapter="whether states moved at all",
 )
 def activation_delta(
     recording: Recording,

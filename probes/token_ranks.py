@@ -21,7 +21,7 @@ from workbench.errors import UserError
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.models.token_rows import check_ids
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, listening
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode, pad_left
 from workbench.typing import Bool, Float, Int, Tensor
@@ -108,7 +108,8 @@ def token_shift(
         for name, writer, judge in ((TUNED_WRITES, tuned, base), (BASE_WRITES, base, tuned)):
             for start in range(0, len(rows), batch_size):
                 members = range(start, min(start + batch_size, len(rows)))
-                found.append(_one_batch(writer, judge, members, max_new_tokens).assign(direction=name))
+                with listening(progress, len(members)):
+                    found.append(_one_batch(writer, judge, members, max_new_tokens).assign(direction=name))
                 bar.advance(len(members))
     bar.finish()
     tokens = pd.concat(found, ignore_index=True)

@@ -21,6 +21,7 @@ STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories26
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--null-draws", type=int, default=4, help="null adapters for each probe (20: 12 minutes)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def null_draws(request: pytest.FixtureRequest) -> int:
+    """Null adapters that each registered probe is run on."""
+    return int(request.config.getoption("--null-draws"))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar, cast
 
 from workbench.method_options import Option, options_of, summary_of
+from workbench.prompt_limit import takes_limit, with_limit
 
 Kind = Literal["probe", "intervention", "behaviour", "training"]
 Registered = TypeVar("Registered", bound=Callable[..., Any])
@@ -76,6 +77,8 @@ class Method:
     """The parameter that takes the prompts."""
     example: str = ""
     """Options of an example that runs, as on the command line."""
+    any_adapter: str = ""
+    """Why its q is small for an adapter that says nothing too, where it is: what that q is about."""
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -83,7 +86,7 @@ class Method:
         return tuple(
             option
             for option in options_of(self.call, expands=self.expands)
-            if option.name not in (*self.fixed, self.reads)
+            if option.name not in (*self.fixed, self.reads, *(("limit",) if self.takes_limit else ()))
             and not (option.name in ROLES and not self._is_option(option.name))
         )
 
@@ -94,6 +97,21 @@ class Method:
         taken = [name for name in names if name in ROLES and not self._is_option(name)]
         own = {option.name for option in options_of(self.call, expands=self.expands)}
         return (*taken, *(name for name in ("seed", "progress") if name in own and name not in taken))
+
+    @property
+    def caution(self) -> str:
+        """What its q may not be read as, in a sentence; empty where null adapters come out null."""
+        if not self.any_adapter:
+            return ""
+        return (
+            f"Its q asks {self.any_adapter}; it is small with an adapter of random numbers too. Before tuning is "
+            "credited with a cell, set the scores among those of null adapters (--null)."
+        )
+
+    @property
+    def takes_limit(self) -> bool:
+        """Whether it runs on a seeded sample of its prompts where ``limit=`` is given."""
+        return takes_limit(self.call)
 
     @property
     def summary(self) -> str:
@@ -141,11 +159,13 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
     gives: tuple[str, ...] = (),
     reads: str = "prompts",
     example: str = "",
+    any_adapter: str = "",
 ) -> Callable[[Registered], Registered]:
     """Register the decorated function (or class) as method ``name``.
 
     It is returned as it is, but that a probe's result has every option of the call among the settings of its provenance
-    (:meth:`workbench.results.Result.of_call`), so that no probe can forget one.
+    (:meth:`workbench.results.Result.of_call`), so that no probe can forget one, and that a probe of prompts takes
+    ``limit``, a seeded sample of them.
 
     Args:
         name: How commands and experiment files call it; plain text, as are ``group``, ``kind`` and ``question``, so
@@ -162,18 +182,20 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
         gives: What recipes can take from its result, in plain text: "ranked heads", "directions", ...
         reads: The parameter that takes the prompts, where it is not called so.
         example: Options of an example that runs, as on the command line.
+        any_adapter: What its q is about, where that q is small for null adapters too: "whether states moved at all".
 
     Raises:
         ValueError: The name is taken by another function.
     """
 
     def register(call: Registered) -> Registered:
-        if kind == "probe":
-            call = _with_settings(call, (*ROLES, reads, "device"))
+        if kind == "probe" and not takes_limit(call):
+            call = with_limit(_with_settings(call, (*ROLES, reads, "device")), reads)
         entry = Method(
             name=name, kind=kind, group=group, question=question, call=call,
             papers=(papers,) if isinstance(papers, str) else papers, needs=needs or Needs(), cost=cost,
             records=records, fixed=fixed or {}, expands=expands or {}, gives=gives, reads=reads, example=example,
+            any_adapter=any_adapter,
         )  # fmt: skip
         holder = _METHODS.get(name)
         if holder is not None and (holder.module, holder.function) != (call.__module__, call.__name__):

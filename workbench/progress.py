@@ -1,16 +1,23 @@
 """One small protocol for anything long: a total, an advance, a note, and a way to be stopped.
 
 ``rich`` draws it in a terminal, ``tqdm`` in a notebook, ``st.progress`` in the app; in a log file it is a line a
-minute. A library call is silent unless it is handed one.
+minute. A library call is silent unless it is handed one. A progress that also has ``partly`` hears how much of the
+running units is done, so that its bar moves while a long batch of texts is written.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
+
+EVERY = 0.5
+"""Seconds between two reports from within a unit; a bar is to move at least every 2."""
 
 
 class Stopped(Exception):
@@ -29,6 +36,56 @@ class Progress(Protocol):
 
     def finish(self) -> None:
         """The task begun last is over."""
+
+
+@runtime_checkable
+class HearsParts(Progress, Protocol):
+    """A progress that can show what is done of the batch that runs."""
+
+    def partly(self, done: float) -> None:
+        """``done`` units, or parts of one, of what runs now. Raises :class:`Stopped` as ``advance`` does."""
+
+
+class _Listener:
+    """A progress, and when it was told something last."""
+
+    def __init__(self, progress: HearsParts, units: int) -> None:
+        self._progress, self._units = progress, units
+        self._told = time.monotonic()
+
+    def tell(self, share: float) -> None:
+        """Pass on which share of a batch is written, unless that was done a moment ago."""
+        now = time.monotonic()
+        if now - self._told >= EVERY:
+            self._told = now
+            self._progress.partly(self._units * min(1.0, share))
+
+
+_LISTENER: ContextVar[_Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(progress: Progress | None, units: int = 1) -> Iterator[None]:
+    """Texts that are written inside report to ``progress`` token by token, as parts of the units that it counts.
+
+    Args:
+        progress: A bar; one without ``partly``, or None, hears nothing.
+        units: What the bar counts one batch of texts as.
+
+    Example:
+        ``with listening(bar): model.generate_ids(batch, max_new_tokens=64)``
+    """
+    held = _LISTENER.set(_Listener(progress, units) if isinstance(progress, HearsParts) else None)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(held)
+
+
+def listener() -> Callable[[float], None] | None:
+    """Where the share of the running batch is told; None where nobody listens."""
+    heard = _LISTENER.get()
+    return None if heard is None else heard.tell
 
 
 class Silent:
@@ -82,6 +139,7 @@ class RichProgress:
             TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
         )  # fmt: skip
         self._tasks: list[Any] = []
+        self._done: list[int] = []
 
     def __enter__(self) -> RichProgress:
         self._bars.__enter__()
@@ -94,12 +152,19 @@ class RichProgress:
 
     def start(self, what: str, total: int | None) -> None:
         self._tasks.append(self._bars.add_task(what, total=total))
+        self._done.append(0)
 
     def advance(self, by: int = 1) -> None:
-        self._bars.advance(self._tasks[-1], by)
+        self._done[-1] += by
+        self._bars.update(self._tasks[-1], completed=self._done[-1])
+
+    def partly(self, done: float) -> None:
+        if self._tasks:
+            self._bars.update(self._tasks[-1], completed=self._done[-1] + done)
 
     def finish(self) -> None:
         self._bars.remove_task(self._tasks.pop())
+        self._done.pop()
 
 
 class LineProgress:
@@ -119,8 +184,14 @@ class LineProgress:
         self._write_when_due()
 
     def advance(self, by: int = 1) -> None:
-        self._tasks[-1].done += by
+        task = self._tasks[-1]
+        task.done, task.part = task.done + by, 0.0
         self._write_when_due()
+
+    def partly(self, done: float) -> None:
+        if self._tasks:
+            self._tasks[-1].part = done
+            self._write_when_due()
 
     def finish(self) -> None:
         self._tasks.pop()
@@ -143,14 +214,17 @@ class _Task:
     total: int | None
     began: float
     done: int = 0
+    part: float = 0.0
+    """Units, or parts of one, of the batch that runs."""
 
     def said(self, now: float) -> str:
         if not self.total:
             return f"{self.what}: {self.done}" if self.done else self.what
-        share = f"{self.what}: {self.done} of {self.total} ({self.done / self.total:.0%})".replace("%)", " %)")
-        if not 0 < self.done < self.total:
+        so_far = self.done + self.part
+        share = f"{self.what}: {self.done} of {self.total} ({so_far / self.total:.0%})".replace("%)", " %)")
+        if not 0 < so_far < self.total:
             return share
-        left = (now - self.began) / self.done * (self.total - self.done)
+        left = (now - self.began) / so_far * (self.total - so_far)
         return f"{share}, about {left / 60:.0f} min left" if left > 90 else f"{share}, about {left:.0f} s left"
 
 
@@ -159,14 +233,22 @@ class NotebookProgress:
 
     def __init__(self) -> None:
         self._bars: list[Any] = []
+        self._done: list[int] = []
 
     def start(self, what: str, total: int | None) -> None:
         from tqdm.auto import tqdm
 
         self._bars.append(tqdm(total=total, desc=what, leave=False))
+        self._done.append(0)
 
     def advance(self, by: int = 1) -> None:
-        self._bars[-1].update(by)
+        self._done[-1] += by
+        self._bars[-1].update(self._done[-1] - self._bars[-1].n)
+
+    def partly(self, done: float) -> None:
+        if self._bars:
+            self._bars[-1].update(round(self._done[-1] + done - self._bars[-1].n, 2))
 
     def finish(self) -> None:
         self._bars.pop().close()
+        self._done.pop()

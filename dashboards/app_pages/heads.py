@@ -117,12 +117,26 @@ def _show_map(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -
 
     mark_cell(figure, chosen.layer, chosen.head)
     st.markdown(f"**{panels.words(sentence_of(heads.table))}**")
+    _show_way_to_strongest(chosen, heads.table)
     st.caption(panels.words(f"{source.result.summary()}. Greyed cells: q of .05 or more, or no test."))
     code = f"{source.python}{heads.call}.show()\n"
     panels.figure(
         "heads", figure, code, source.provenance, frame=heads.table, on_pick=picks("layer", "head"),
         experiment=source.experiment,
     )  # fmt: skip
+
+
+def _show_way_to_strongest(chosen: Selection, table: pd.DataFrame) -> None:
+    """A button that selects the strongest head, where another is selected."""
+    if "score" not in table or table["score"].isna().all():
+        return
+    best = table.loc[[table["score"].abs().idxmax()]].to_dict("records")[0]
+    place = [int(best["layer"]), int(best["head"])]
+    if place != [chosen.layer, chosen.head]:
+        st.button(
+            f"Select L{place[0]}H{place[1]}, the strongest", icon=":material/my_location:", key="strongest-head",
+            on_click=picks("layer", "head"), args=(place,),
+        )  # fmt: skip
 
 
 def _map_of(result: Any) -> HeadMap | None:

@@ -144,7 +144,7 @@ def _pair(asked: Asked) -> Any:
         raise UserError("There is no prompt: write at least one line.")
     if not asked.parts:
         raise UserError("There is nothing to steer with: choose a recipe, experts, heads, a knob or weights.")
-    return models.pair(asked.base, asked.tuned, asked.device)
+    return models.pair(asked.base, asked.tuned, asked.device, models.quick_dtype(asked.base, asked.device))
 
 
 def _restored(result: Steered | Swept) -> None:

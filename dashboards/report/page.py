@@ -39,7 +39,9 @@ th { background: #f4f4f4; border-bottom: 2px solid #999; } .number { text-align:
 figure { margin: 1rem 0; }
 pre { background: #f6f6f6; padding: .75rem; overflow: auto; max-height: 30rem; font-size: .8rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .85rem; } dd { margin: 0; }
-@media print { section { break-inside: auto; } figure { break-inside: avoid; } pre { max-height: none; } }
+@media print { section { break-inside: auto; } figure, tr { break-inside: avoid; } pre { max-height: none; }
+  thead { display: table-header-group; } .wide { overflow: visible; } table { width: 100%; font-size: 7.5pt; }
+  th, td { padding: .15rem .25rem; } .range { white-space: normal; } }
 """
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 OF_RUN, SHIPPED, PASTE, FILE = "those of this look", "shipped questions", "paste", "file"
-_WIDTHS = {"prompt": 210, "base": 330, "tuned": 330}
+_WIDTHS = {"prompt": 180, "base": 270, "tuned": 270}
 """In pixels: both answers are seen beside each other."""
 _MARK = "▸"
 _CHANGES = ("all", "changed", "unchanged")
@@ -113,7 +113,7 @@ def _numbered(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _show_table(subject: Subject, table: pd.DataFrame) -> None:
-    left, right = st.columns([3, 2])
+    left, right = st.columns(2)
     wanted = left.text_input(
         "Search", key="answers-search", placeholder="a word in any column", persist_state="session"
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from workbench.models.pair import ModelPair
 
 NONE = "no recipe"
+_EDITS = "_chat-edits"
 
 
 def show(subject: Subject, recipes: Mapping[str, tuple[Part, str]]) -> None:
@@ -122,11 +123,13 @@ def _show_turn(subject: Subject, number: int, turn: ChatTurn) -> None:
     with st.chat_message("user"):
         left, right = st.columns([8, 1])
         left.text(panels.visible(turn.user))
-        with right, st.popover("Edit", type="tertiary", key=f"edit-{number}"):
-            text = st.text_area("Say this instead", turn.user, key=f"edit-text-{number}")
-            if st.button("Run again from here", key=f"edit-go-{number}"):
+        state = st.session_state
+        place = f"{state.get(_EDITS, 0)}-{number}"  # a new box after each edit: the one that was open is closed
+        with right, st.popover("Edit", type="tertiary", key=f"edit-{place}"):
+            text = st.text_area("Say this instead", turn.user, key=f"edit-text-{place}")
+            if st.button("Run again from here", key=f"edit-go-{place}"):
                 del _turns(subject)[number:]
-                st.session_state["_chat-again"] = text
+                state["_chat-again"], state[_EDITS] = text, state.get(_EDITS, 0) + 1
                 st.rerun()
     for place, (side, answer) in zip(st.columns(len(turn.replies)), turn.replies.items(), strict=True):
         with place, st.container(key=f"said-{number}-{side}"):

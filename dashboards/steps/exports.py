@@ -21,6 +21,7 @@ FORMATS = {
     "gguf": ("GGUF control vector", "for llama.cpp"),
     "adapter": ("PEFT adapter", "a folder that PEFT loads"),
     "model": ("Model", "a Hugging Face folder with the recipe in its weights"),
+    "module": ("Module", "a Python file that hooks it into the Hugging Face model"),
 }
 """Format -> its name, and what it is for."""
 
@@ -102,6 +103,7 @@ def written(file: Path, model: object, to: str, target: Path) -> Path:
     from interventions.exchange.adapter import to_adapter
     from interventions.exchange.bake import bake
     from interventions.exchange.control_vectors import to_gguf
+    from interventions.exchange.module import to_module
     from interventions.exchange.reading import load_recipe
 
     recipe = load_recipe(file)
@@ -110,7 +112,8 @@ def written(file: Path, model: object, to: str, target: Path) -> Path:
         return to_gguf(recipe, target, model)
     if target.is_dir():
         shutil.rmtree(target)
-    return bake(model, recipe, target) if to == "model" else to_adapter(model, recipe, target)
+    writers = {"model": bake, "module": to_module}
+    return writers.get(to, to_adapter)(model, recipe, target)
 
 
 def _reasons_of(file: str, changed: int) -> dict[str, str]:  # noqa: ARG001 (part of the cache's key)

@@ -86,7 +86,7 @@ def _show_table(subject: Subject, table: pd.DataFrame) -> None:
 
     st.dataframe(
         shown, width="stretch", hide_index=True, key="candidates-table", on_select=pick, selection_mode="single-row",
-        column_config={**panels.explained(shown), "random": st.column_config.Column(width=150)},
+        column_config={**panels.explained(shown), "random": st.column_config.Column(width=120)},
         alt="Ways to turn the behaviour",
     )  # fmt: skip
     st.caption(

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from interventions.base import Intervention
-from interventions.exchange.biases import output_offsets, output_projection, z_maps
+from interventions.exchange.biases import output_module, output_offsets, output_projection, z_maps
+from interventions.exchange.second_adapter import carries_adapter, second_lora
 from interventions.heads import HeadOffset, HeadScale
 from interventions.offset import Offset
 from interventions.recipe import Recipe, as_adapted
@@ -30,13 +31,19 @@ def to_adapter(model: Any, recipe: Recipe, folder: str | Path) -> Path:
     ``HeadOffset`` and ``Offset`` at attn_out become a LoRA whose matrices are 0 and whose bias is the offset;
     ``HeadScale`` becomes an (IA)^3 on the input of the attention output projection; ``AdapterScale`` becomes the same
     LoRA with B scaled. One kind per file; everything else is :class:`NotSupported`, because no adapter is that.
+
+    Of a model that carries a LoRA itself, the first two become a second LoRA, exact beside the first:
+    ``PeftModel.from_pretrained(base, first)``, then ``load_adapter(folder, "recipe")`` and
+    ``base_model.set_adapter(["default", "recipe"])``; or alone, on the model with the first one merged.
     """
     adapted, target = as_adapted(model), Path(folder)
     recipe.check(adapted)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already: give a new folder.")
     kind = adapter_kind(recipe)
-    with {"bias": _bias_adapter, "scale": _input_scales, "lora": _scaled_lora}[kind](adapted, recipe) as made:
+    builders = {"bias": _bias_adapter, "scale": _input_scales, "lora": _scaled_lora}
+    builder = second_lora if kind != "lora" and carries_adapter(adapted) else builders[kind]
+    with builder(adapted, recipe) as made:
         partial = target.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{target.name}")
         try:
             with room_for(target):
@@ -129,13 +136,8 @@ def _temporary(model: AdaptedModel, config: Any) -> Iterator[Any]:
     """An adapter of ``config`` on the model for the time of the context; the bare modules come back."""
     import peft
 
-    from workbench.models.adapter_layers import adapter_layers
     from workbench.models.adapters import detach_adapters
 
-    if any(True for _ in adapter_layers(model.inner)):
-        raise NotSupported(
-            "This model carries an adapter already, and adapters do not stack in one file: bake instead."
-        )
     flags = {parameter: parameter.requires_grad for parameter in model.inner.parameters()}
     try:
         with warnings.catch_warnings():
@@ -157,4 +159,4 @@ def _projections(model: AdaptedModel, layers: Any) -> list[str]:
 def _transposed(model: AdaptedModel) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(output_projection(model, 0), Conv1D)
+    return isinstance(output_module(model, 0), Conv1D)

@@ -23,11 +23,17 @@ def output_projection(model: AdaptedModel, layer: int) -> Any:
     return submodule(model.inner, f"{family.layers}.{layer}.{family.output}")
 
 
+def output_module(model: AdaptedModel, layer: int) -> Any:
+    """The projection itself, without an adapter around it."""
+    module = output_projection(model, layer)
+    return getattr(module, "base_layer", module)
+
+
 def output_weight(model: AdaptedModel, layer: int) -> Float[Tensor, "d_model z_width"]:
-    """W_O, [out, in] also where the module keeps it transposed; a view."""
+    """W_O, [out, in] also where the module keeps it transposed, without the change of an adapter; a view."""
     from transformers.pytorch_utils import Conv1D
 
-    module = output_projection(model, layer)
+    module = output_module(model, layer)
     return module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from interventions.exchange.exported_module import STEPS, attach
 from interventions.exchange.llama_cpp_target import LlamaCpp
 from interventions.recipe import Recipe, as_adapted
 from workbench.errors import UserError
@@ -88,7 +89,7 @@ def certify(
     Args:
         model: The model that the recipe was exported for: an AdaptedModel, or a Hugging Face model.
         recipe: The recipe as it is here.
-        target: What was exported: a folder of weights, a folder of a PEFT adapter, or a .gguf control vector.
+        target: What was exported: a folder of weights, of a PEFT adapter or of a module, or a .gguf control vector.
         prompts: What is run, a few dozen of the kind that will be served.
         weights: For a control vector: the model's own .gguf file, which llama.cpp runs.
         plain: For folders: the model as it was, for the noise; by default the noise of a folder is our engine against
@@ -99,7 +100,7 @@ def certify(
         The certificate; :attr:`Certificate.holds` is the verdict.
 
     Raises:
-        UserError: The target is none of the three, or a control vector comes without ``weights``.
+        UserError: The target is none of these, or a control vector comes without ``weights``.
 
     Example:
         >>> certify(pair.tuned, recipe, "baked/", ["What is a monkey?"]).summary()  # doctest: +SKIP
@@ -122,18 +123,20 @@ def certify(
 
 
 def target_kind(target: Path, weights: str | Path | None) -> str:
-    """model, adapter or gguf. Raises :class:`UserError` for anything else, before a model is loaded."""
+    """model, adapter, module or gguf. Raises :class:`UserError` for anything else, before a model is loaded."""
     if target.suffix.lower() == ".gguf" and target.is_file():
         if weights is None:
             raise UserError(f"{target} is a control vector: give the model's own .gguf file as weights, for llama.cpp.")
         return "gguf"
     if (target / "adapter_config.json").is_file():
         return "adapter"
+    if (target / STEPS).is_file():
+        return "module"
     if (target / "config.json").is_file():
         return "model"
     raise UserError(
-        f"{target} is no export that can be run: give a .gguf control vector, an adapter's folder, or a model's folder "
-        "from  tunescope recipe export."
+        f"{target} is no export that can be run: give a .gguf control vector, or an adapter's, module's or model's "
+        "folder from  tunescope recipe export."
     )
 
 
@@ -210,7 +213,8 @@ def _runner(
         steered = _loaded(kind, model, target)
         unsteered = _unsteered(model, plain)
         stack.callback(steered.cpu)
-        version = f"transformers {transformers.__version__}" if kind == "model" else "a PEFT adapter"
+        named = {"adapter": "a PEFT adapter", "module": "the exported module"}
+        version = named.get(kind, f"transformers {transformers.__version__}")
         yield version, lambda ids, on: _plain_logits(steered if on else unsteered, ids)
 
 
@@ -227,6 +231,10 @@ def _loaded(kind: str, model: AdaptedModel, target: Path) -> Any:
     """The export as its own library loads it."""
     if kind == "model":
         return _from_folder(target, model)
+    if kind == "module":
+        made = _unsteered(model, None)
+        attach(made, target)
+        return made
     import peft
 
     return peft.PeftModel.from_pretrained(_unsteered(model, None), target).eval()

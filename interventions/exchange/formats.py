@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from interventions.exchange.adapter import adapter_kind
 from interventions.exchange.bake import check_everywhere
 from interventions.exchange.control_vectors import check_constant
+from interventions.exchange.module import check_module
 from interventions.recipe import Recipe
 from workbench.errors import NotSupported, unknown_name
 
@@ -16,7 +17,8 @@ def reason_against(recipe: Recipe, to: str) -> str:
 
     Args:
         recipe: Any recipe.
-        to: ``gguf`` (a control vector), ``model`` (weights with the recipe in them) or ``adapter`` (PEFT).
+        to: ``gguf`` (a control vector), ``model`` (weights with the recipe in them), ``adapter`` (PEFT) or ``module``
+            (a Python file with hooks).
 
     Returns:
         The reason, or an empty text; what hangs on the model (its biases, its norms) is checked when it is written.
@@ -50,4 +52,5 @@ _CHECKS: Mapping[str, Callable[[Recipe], object]] = {
     "gguf": _each(check_constant),
     "model": _each(check_everywhere),
     "adapter": adapter_kind,
+    "module": check_module,
 }

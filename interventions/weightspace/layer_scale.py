@@ -57,16 +57,6 @@ class LayerScale(Intervention):
             return cls(a, b)
         return cls(a, b, tuned_values(pair, changed_names(pair)))
 
-    @classmethod
-    def from_difference(cls, base: AdaptedModel, difference: Mapping[str, Tensor], a: float, b: float) -> LayerScale:
-        """Of a difference that is no one model's, such as the sum of several tasks' (multi-task LiNeS)."""
-        parameters = base_parameters(base.hf)
-        tuned = {
-            name: (find_parameter(parameters, name).data.double() + change.double()).to(parameters[name].dtype)
-            for name, change in difference.items()
-        }
-        return cls(a, b, tuned)
-
     def at(self, layer: int, n_layers: int) -> float:
         """The factor of a layer."""
         return self.a + self.b * (layer / (n_layers - 1) if n_layers > 1 else 0.0)

@@ -69,6 +69,7 @@ class TargetAttention(ProbeResult):
     papers=("Improving Length-Generalization in Transformers via Task Hinting",),
     cost="one pass of each model per prompt, attention written out",
     example="--target instruction",
+    any_adapter="whether heads of the tuned model look at the target more than elsewhere, whatever made them",
 )
 def target_attention(
     pair: ModelPair,

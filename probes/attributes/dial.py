@@ -14,7 +14,6 @@ import torch
 import interventions as iv
 from probes.attributes.dial_texts import DialTexts, Turned, control_texts
 from probes.attributes.text_states import mean_size, text_states
-from probes.call_settings import call_settings
 from probes.halves import halves
 from probes.replay import counted
 from probes.resampling import bootstrap_weights, units_of
@@ -196,14 +195,7 @@ def intensity_dial(  # noqa: PLR0913
     return IntensityDial(
         table=_table(values, settings, ends, fluency, reported, seed),
         control=f"{controls} random directions of the same norm, each prompt under two of them or more",
-        provenance=Provenance.of(
-            "intensity_dial", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, attribute=attribute, layer=layer, reach=reach, samples=samples, off_target=off_target,
-                controls=controls, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
-        ),
+        provenance=Provenance.of("intensity_dial", model, rows, seed=seed, forward_passes=passes.forward),
         attribute=rule.name, numbers=_numbers(values / sd, ends / sd, reported, seed), off_target=off, layer=place,
         vector=vector, settings=[float(setting) for setting in settings], resampled=units_of(reported.clusters),
     )  # fmt: skip

@@ -121,6 +121,7 @@ class AttributeDirections(ProbeResult):
     ),
     cost="one pass per text, then three per attribute and two per random direction",
     example="--attributes length,punctuation",
+    any_adapter="whether the directions move read-outs more than random ones, whatever made them",
 )
 def attribute_directions(  # noqa: PLR0913
     subject: Any,

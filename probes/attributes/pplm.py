@@ -12,10 +12,9 @@ import plotly.graph_objects as go
 import torch
 
 from probes.attributes.perturbed_cache import Push, PushedDecoding
-from probes.call_settings import call_settings
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_subject
 from workbench.behaviour.continuations import logprobs
 from workbench.behaviour.generation import end_ids
@@ -27,8 +26,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.progress import JoinedProgress, Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import batches, encode
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,30 +128,23 @@ def pplm(  # noqa: PLR0913
     random = _random_words(model, words, seed)
     levels = sorted({0.0, *([0.02, 0.04] if sizes is None else sizes)})
     trial = _Trial(model, ids, max_new_tokens, words, Work(batch_size, JoinedProgress(bar)))
-    lines, parts, p = [], [], []
+    lines, parts = [], []
     bar.start(f"pplm: {2 * len(levels) * len(ids)} texts of up to {max_new_tokens} tokens", trial.batches(len(levels)))
     for size in levels:
         push = Push(size, steps, gamma, kl, fusion)
         own, chance = trial.written(words, push), trial.written(random, push)
-        beyond = cluster_means((own.shares - chance.shares)[:, None], rows.clusters)
-        p.append(float(paired_permutation(beyond, seed=seed).p[0]) if beyond.any() else 1.0)
         lines.append({
-            "size": size, **scored(own.shares, seed=seed, clusters=rows.clusters), "control": chance.shares.mean(),
-            "perplexity": trial.perplexity(own.ids), "mass_before": own.before, "mass_after": own.after, "p": p[-1],
+            "size": size, **beside_control(own.shares, chance.shares, rows.clusters, seed=seed),
+            "perplexity": trial.perplexity(own.ids), "mass_before": own.before, "mass_after": own.after,
         })  # fmt: skip
         texts = [model.tokenizer.decode(one, skip_special_tokens=True) for one in own.ids]
         parts.append(pd.DataFrame({"size": size, "prompt": range(len(texts)), "text": texts}))
     bar.finish()
     return PlugAndPlay(
-        table=pd.DataFrame(lines).assign(q=q_values(np.array(p))),
+        table=with_q(pd.DataFrame(lines)),
         control="as many random words of the vocabulary pushed, the bag counted",
         provenance=Provenance.of(
-            "pplm", {model.role: model}, rows, seed=seed, device=str(model.device),
-            forward_passes=trial.forward_passes, backward_passes=trial.backward_passes,
-            settings=call_settings(
-                None, bag=bag, sizes=sizes, steps=steps, gamma=gamma, kl=kl, fusion=fusion,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            "pplm", model, rows, seed=seed, forward_passes=trial.forward_passes, backward_passes=trial.backward_passes,
         ),
         texts=pd.concat(parts, ignore_index=True),
         bag=[model.tokenizer.decode([int(word)]) for word in words],

@@ -85,6 +85,7 @@ class SubjectOffset(ProbeResult):
     needs=Needs(columns=("contrast",)),
     cost="two passes per prompt, then one per place and random offset",
     example="--layer 1",
+    any_adapter="whether the offset moves the attribute more than random ones, whatever made it",
 )
 def subject_offset(
     subject: Any,

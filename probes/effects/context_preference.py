@@ -34,6 +34,7 @@ PARTS = ("right in context", "right in both contexts", "follows the context")
     needs=Needs(columns=("answer", "distractor", "contrast")),
     cost="four scored passes of each model",
     example="",
+    any_adapter="whether preferences moved at all",
 )
 def context_preference(
     pair: ModelPair,

@@ -75,6 +75,7 @@ class FaultTokens(ProbeResult):
     papers=("FAIT: Fault-Aware Fine-Tuning for Better Code Generation",),
     needs=Needs(columns=("answer", "distractor")),
     cost="one scored pass of each model",
+    any_adapter="whether these words moved more than others, and any adapter moves some words more",
 )
 def fault_tokens(
     pair: ModelPair,

@@ -35,6 +35,7 @@ LEVELS = ("rows of training", "new rows of its tasks", "new tasks of its categor
     needs=Needs(columns=("answer",)),
     cost="one scored pass of each model",
     example="--training train.jsonl --category topic --language language",
+    any_adapter="whether the measure moved at all",
 )
 def generalization_levels(  # noqa: PLR0913 (a public call)
     pair: ModelPair,

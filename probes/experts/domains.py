@@ -90,6 +90,7 @@ class DomainExperts(ProbeResult):
     needs=Needs(columns=("label",), experts=True),
     cost="one pass per batch",
     example="--batch-size 8",
+    any_adapter="which experts a class of prompts goes to, whatever made it so",
 )
 def domain_experts(
     subject: Any,

@@ -12,7 +12,7 @@ import torch
 from workbench.behaviour.generation import end_ids
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, listening
 from workbench.prompts import Prompt, Prompts
 from workbench.prompts.encode import batches
 from workbench.typing import Bool
@@ -72,7 +72,8 @@ def respond(
     report.start("Generating responses", len(plan))
     for members in plan:
         batch = model.encode(prompts[members])
-        new = model.generate_ids(batch, max_new_tokens=max_new_tokens)[:, batch.input_ids.shape[1] :].cpu()
+        with listening(progress):
+            new = model.generate_ids(batch, max_new_tokens=max_new_tokens)[:, batch.input_ids.shape[1] :].cpu()
         passes += new.shape[1]
         for row, tokens in zip(members, new, strict=True):
             responses[row] = before_end(tokens, end_ids(model))

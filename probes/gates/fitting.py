@@ -87,6 +87,7 @@ class GateFit(ProbeResult):
     needs=Needs(columns=("label",)),
     cost="one forward pass per prompt and neutral text",
     example="--label animals",
+    any_adapter="whether the prompts' labels can be told apart in the states, whatever made them so",
 )
 def fit_gate(  # noqa: PLR0913 (a public call; all but two by keyword)
     subject: Any,

@@ -7,7 +7,7 @@ instead of keeping them. So of what is as large as the weights grafting holds ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,8 +157,3 @@ def _owned(module: nn.Module, prefix: str) -> Iterator[tuple[str, tuple[nn.Modul
     for name, child in module._modules.items():
         if child is not None:
             yield from _owned(child, f"{prefix}{name}.")
-
-
-def values_of(region: Region, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The grafted tensors themselves, for use outside."""
-    return {name: part.selected(mask[name]) for name, part in region.parts.items()}

@@ -56,6 +56,7 @@ def generalised_jaccard(
     papers=("Task-Specific Data Selection for Instruction Tuning via Monosemantic Neuronal Activations",),
     cost="one forward pass per row and query",
     example="--queries queries.jsonl --dictionary sae --layer 0.5",
+    any_adapter="which rows look alike to the model, whatever made them",
 )
 def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
     pair: ModelPair,

@@ -113,6 +113,7 @@ class HeadProbe(ProbeResult):
     needs=Needs(columns=("label",)),
     cost="one forward pass of each model; a linear probe per head and fold",
     example="--labels topic",
+    any_adapter="whether labels can be read off a head, whatever made them readable",
 )
 def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)
     recording: Recording,

@@ -63,11 +63,22 @@ def kinds_of(sites: str | Sequence[str], what: str) -> tuple[str, ...]:
 def all_cells(
     model: AdaptedModel, kinds: Sequence[str], layers: Sequence[int], places: Sequence[tuple[int, ...] | None]
 ) -> list[Cell]:
-    """Every cell of the map: kinds x layers x (heads) x places. A site the model lacks is a :class:`UserError`."""
-    known = set(model.sites())
+    """Every cell of the map: kinds x layers x (heads) x places; heads of the layers that have attention.
+
+    Raises:
+        UserError: The model lacks a site, or none of the layers has heads.
+    """
+    known, with_heads = set(model.sites()), model.hub.geometry.attention_layers
+    if set(kinds) & set(HEADS) and not set(layers) & set(with_heads):
+        where = f"its layers with heads are {', '.join(map(str, with_heads))}" if with_heads else "no layer has"
+        raise UserError(
+            f"These layers have no attention heads ({where}): patch resid_post, mlp_out or another site of theirs."
+        )
     cells = []
     for kind in kinds:
         for layer in layers:
+            if kind in HEADS and layer not in with_heads:
+                continue
             heads = range(model.n_heads) if kind in HEADS else (None,)
             cells += [Cell(kind, layer, head, place) for head in heads for place in places]
     for cell in cells:

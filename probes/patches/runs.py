@@ -114,13 +114,16 @@ class TargetRun:
         self.source_matrices = source_matrices or {}
         self._matrices = {layer: output_matrix(model, layer) for layer in self.source_matrices}
         known = [Site("resid_post", layer) for layer in range(model.n_layers - 1)]
-        known += [Site("z", layer) for layer in range(model.n_layers)]
-        with returns_of(_part(model, 0, "attention")) as seen:
+        self._with_heads = model.hub.geometry.attention_layers
+        known += [Site("z", layer) for layer in self._with_heads]
+        with ExitStack() as stack:
+            attention = [_part(model, layer, "attention") for layer in self._with_heads[:1]]
+            seen = [stack.enter_context(returns_of(module)) for module in attention]
             kept = [*known, *source, *also]
             self.values, logits = record(model, batch, kept, leaves, tokens, grad=bool(leaves), targets=targets)
         self.logits = logits.detach()
         self.graded = logits if leaves else None
-        self._attention_returns = seen[0]
+        self._attention_returns = seen[0][0] if seen else None
         self.shortcuts = True
         """Whether replays skip what they can; off, every patch is a whole forward pass."""
         self.passes = 1.0
@@ -187,7 +190,7 @@ class TargetRun:
             # first, because it may run the model once to look at it, and that run must not meet our hooks
             stack.enter_context(layers_skipped(self.model, start - 1))
             stack.enter_context(self.model.hooked(hooks))
-            if known_z and self.shortcuts:
+            if known_z and self.shortcuts and start in self._with_heads:
                 stack.enter_context(self._attention_given(start, copies, last_only=last_only))
             for module in self._unedited_end(edits) if self.shortcuts and not others else ():
                 stack.enter_context(_last_position_alone(module))
@@ -204,7 +207,9 @@ class TargetRun:
 
     @property
     def _can_run_last_alone(self) -> bool:
-        return self.shortcuts and self.batch.input_ids.shape[1] > 1 and self.targets is None
+        """Keys and values say all of earlier tokens where every layer has attention; other mixers keep states."""
+        whole = len(self._with_heads) == self.model.n_layers
+        return whole and self.shortcuts and self.batch.input_ids.shape[1] > 1 and self.targets is None
 
     @property
     def nbytes(self) -> int:
@@ -234,6 +239,8 @@ class TargetRun:
         last = self.model.n_layers - 1
         latest = max((ORDER[hook.site.kind] for hook in edits if hook.site.layer == last), default=-1)
         found = []
+        if last not in self._with_heads:
+            return []
         if latest <= ORDER["z"]:
             found.append(self.model.hub.module(Site("z", last)))
         if latest <= ORDER["resid_mid"]:

@@ -75,6 +75,7 @@ class ConceptDrift(ProbeResult):
     papers=("ClassDiffusion: More Aligned Personalization Tuning with Explicit Class Guidance",),
     needs=Needs(columns=("contrast",), wants={"answer": "the composition test"}),
     cost="two passes of each model per prompt, and two scored ones where there are answers",
+    any_adapter="whether distances moved at all",
 )
 def concept_drift(
     pair: ModelPair,

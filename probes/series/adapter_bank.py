@@ -10,11 +10,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from probes.series.answers import Answers, pair_members, updates_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
@@ -22,8 +20,6 @@ from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 _FEWEST = 4
 
@@ -124,11 +120,10 @@ def adapter_bank(
     frame = pd.DataFrame(table)
     pairs = [(first, other) for place, first in enumerate(vectors) for other in list(vectors)[place + 1 :]]
     return AdapterBank(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="a member of the bank at random, on the same prompts",
         provenance=Provenance.of(
             "adapter_bank", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=call_settings(None, checkpoints=list(checkpoints), shots=shots, batch_size=batch_size),
         ),
         shares=pd.DataFrame(shares),
         likeness=pd.DataFrame([
@@ -168,11 +163,10 @@ def _picked(
     member = max(names, key=lambda name: by_shots[name])
     others = np.stack([right[name][label][~inside] for name in names])
     own = right[member][label][~inside]
-    apart = cluster_means((own - others.mean(0))[:, None], clusters[~inside])
     means = others.mean(1)
     row = {
-        "module": label, "member": member, **scored_share(own, seed=seed, clusters=clusters[~inside]),
-        "control": float(means.mean()), "p": float(paired_permutation(apart, seed=seed).p[0]),
+        "module": label, "member": member,
+        **beside_control(own, others.mean(0), clusters[~inside], seed=seed, share=True),
         "best": float(means.max()), "regret": float(means.max() - own.mean()),
         "base": float(right["base"][label][~inside].mean()), "rank": int((means > own.mean()).sum()) + 1, "n": len(own),
     }  # fmt: skip

@@ -13,8 +13,8 @@ import torch
 from scipy.stats import hypergeom
 
 from interventions.weightspace.selection_scores import top_mask
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.series.members import difference, members_of
 from probes.weights.naming import place_of
 from probes.weights.sources import Opened
@@ -22,7 +22,6 @@ from workbench.figures.weights import cell_map
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
-from workbench.stats.fdr import q_values
 from workbench.stats.shares import share_interval
 from workbench.typing import Tensor
 
@@ -91,11 +90,9 @@ def mask_churn(
     columns = ["step", "layer", "score", "low", "high", "control", "p", "entries"]
     table = pd.DataFrame(rows, columns=columns)
     return MaskChurn(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control="as many entries drawn at random in every tensor",
-        provenance=Provenance.of(
-            "mask_churn", models, settings=call_settings(None, checkpoints=list(checkpoints), share=share)
-        ),
+        provenance=Provenance.of("mask_churn", models),
     )
 
 

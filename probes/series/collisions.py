@@ -13,10 +13,10 @@ import plotly.graph_objects as go
 from scipy.stats import spearmanr
 
 from interventions.weightspace.task_vector import TaskVector
-from probes.call_settings import call_settings
 from probes.effects.panel import scored_line
 from probes.effects.rewriting import column_of
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.composition import shared_entries, thinned
 from workbench.argument_checks import check_pair
@@ -26,7 +26,6 @@ from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
 
 PERMUTATIONS = 5000
 
@@ -145,8 +144,6 @@ def ability_collisions(
         control="the same update under random signs, entry by entry",
         provenance=Provenance.of(
             "ability_collisions", models, rows, seed=seed, device=str(pair.base.device), forward_passes=bench.passes,
-            settings=call_settings(None, checkpoints=list(checkpoints), skills=skills, density=density,
-                batch_size=batch_size),
         ),
         pairs=pairs,
         agreement={
@@ -197,7 +194,7 @@ class _Bench:
                 lines.append({"module": line.pop("model"), **line, "right": float(right[name][skill].mean()),
                               "base": float(before[skill].mean())})  # fmt: skip
         table = pd.DataFrame(lines)
-        return table.assign(q=q_values(table["p"].to_numpy(float)))
+        return with_q(table)
 
     def collision(
         self, names: tuple[str, str], vectors: Mapping[str, TaskVector], right: Mapping[str, Right], density: float

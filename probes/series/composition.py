@@ -8,23 +8,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from interventions.weightspace.merging import trimmed
 from interventions.weightspace.task_vector import TaskVector, combined
-from probes.call_settings import call_settings
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import paired_p, scored, with_q
 from probes.series.answers import Answers, pair_members, updates_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +34,6 @@ class SparseComposition(ProbeResult):
 
     title: ClassVar[str] = "Two sparse updates together"
     unit: ClassVar[str] = "right answers of the sum minus the better one's"
-
-    def figure(self) -> go.Figure:
-        """Interference over density."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         worst = self.table.sort_values("score", kind="stable").iloc[0]
@@ -112,12 +102,10 @@ def sparse_composition(
     watch.finish()
     frame = pd.DataFrame(table)
     return SparseComposition(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="the second update with the same entries under random signs",
         provenance=Provenance.of(
             "sparse_composition", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=call_settings(None, checkpoints=list(checkpoints), densities=list(densities),
-                batch_size=batch_size),
         ),
     )  # fmt: skip
 
@@ -139,7 +127,7 @@ def _row(answers: Answers, thin: list[TaskVector], seed: int) -> dict[str, float
     return {
         **scored(apart, seed=seed, clusters=clusters),
         "control": float((shuffled - better).mean()),
-        "p": float(paired_permutation(cluster_means(apart[:, None], clusters), seed=seed).p[0]),
+        "p": paired_p(apart, clusters, seed=seed),
         "composed": float(both.mean()),
         "first": float(first.mean()),
         "second": float(second.mean()),

@@ -8,24 +8,18 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from interventions.weightspace.task_vector import TaskVector
-from probes.call_settings import call_settings
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored
+from probes.scored import beside_control, with_q
 from probes.series.answers import pair_members, updates_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 
@@ -46,10 +40,6 @@ class ContextUpdates(ProbeResult):
 
     title: ClassVar[str] = "Adapters beside their contexts"
     unit: ClassVar[str] = "share of the context's effect"
-
-    def figure(self) -> go.Figure:
-        """Each adapter beside the contexts of others."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         table, likeness = self.table, self.likeness
@@ -119,20 +109,18 @@ def context_updates(
     for place, (name, vector) in enumerate(vectors.items()):
         shares = np.stack([_share(made[place], effect, bare) for effect in read])
         own, others = shares[place], np.delete(shares, place, 0).mean(0)
-        apart = cluster_means((own - others)[:, None], rows.clusters)
         table.append({
-            "module": name, **scored(own, seed=seed, clusters=rows.clusters), "control": float(others.mean()),
-            "p": float(paired_permutation(apart, seed=seed).p[0]), "effect": float(_kl(read[place], bare).mean()),
-            "norm": vector.norm(), "cluster": clusters[name], "n": len(own),
+            "module": name, **beside_control(own, others, rows.clusters, seed=seed),
+            "effect": float(_kl(read[place], bare).mean()), "norm": vector.norm(), "cluster": clusters[name],
+            "n": len(own),
         })  # fmt: skip
     frame = pd.DataFrame(table)
     return ContextUpdates(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="the contexts of the other adapters",
         provenance=Provenance.of(
             "context_updates", models, rows, seed=seed, device=str(pair.base.device),
             forward_passes=1 + 2 * len(vectors),
-            settings=call_settings(None, contexts=list(contexts), checkpoints=list(checkpoints), threshold=threshold),
         ),
         likeness=likeness,
     )  # fmt: skip

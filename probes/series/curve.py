@@ -8,21 +8,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored, scored_share
+from probes.scored import beside_control, scored, with_q
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.change_point import change_point
 from workbench.argument_checks import check_pair
-from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 _FEWEST_STEPS = 4
@@ -44,10 +38,6 @@ class SeriesCurve(ProbeResult):
 
     title: ClassVar[str] = "Answers over a series"
     unit: ClassVar[str] = "share of prompts answered right"
-
-    def figure(self) -> go.Figure:
-        """Share of right answers per member."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         last = self.table.iloc[-1]
@@ -117,11 +107,10 @@ def series_curve(
         {"module": name, **_measures(one, base, final, clusters, seed)} for name, one in asked_of.items()
     ])  # fmt: skip
     return SeriesCurve(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control="the base, on the same prompts",
         provenance=Provenance.of(
             "series_curve", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=call_settings(None, checkpoints=list(checkpoints), draws=draws, batch_size=batch_size),
         ),
         change=_dated([one.odds for one in asked_of.values()], draws, seed),
         notes=members.notes,
@@ -147,13 +136,10 @@ class _Asked:
 
 
 def _measures(one: _Asked, base: _Asked, final: _Asked, clusters: np.ndarray, seed: int) -> dict[str, float]:
-    apart = cluster_means((one.right.astype(float) - base.right.astype(float))[:, None], clusters)
     gap = float(base.odds.mean() - final.odds.mean())
     kl_base, kl_final = _kl(one.words, base.words), _kl(one.words, final.words)
     return {
-        **scored_share(one.right, seed=seed, clusters=clusters),
-        "control": float(base.right.mean()),
-        "p": float(paired_permutation(apart, seed=seed).p[0]),
+        **beside_control(one.right, base.right, clusters, seed=seed, share=True),
         **_named("kl_to_base", scored(kl_base, seed=seed, clusters=clusters)),
         **_named("kl_to_final", scored(kl_final, seed=seed, clusters=clusters)),
         "retained": float(one.odds.mean() - final.odds.mean()) / gap if abs(gap) > 1e-6 else np.nan,

@@ -8,16 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.lora_sets import read_adapters, shared_modules
 from probes.series.members import Members, members_of
 from probes.weights.naming import place_of
 from probes.weights.sources import Factors
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 
@@ -34,10 +31,6 @@ class FactorAverages(ProbeResult):
 
     title: ClassVar[str] = "Error of averaging LoRA factors"
     unit: ClassVar[str] = "relative error of the mean update"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         table = self.table
@@ -96,9 +89,7 @@ def factor_averages(
     return FactorAverages(
         table=pd.DataFrame(rows),
         control="the same adapters with the first one's A in all of them (what freezing A gives)",
-        provenance=Provenance.of(
-            "factor_averages", models, settings=call_settings(None, checkpoints=list(checkpoints), initial=initial)
-        ),
+        provenance=Provenance.of("factor_averages", models),
     )
 
 

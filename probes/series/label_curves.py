@@ -19,6 +19,7 @@ from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.results import Provenance
+from probes.scored import with_q
 from workbench.argument_checks import check_pair, check_subject
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError
@@ -30,7 +31,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.recording.record_pair import record
-from workbench.stats.fdr import q_values
 
 WEAK, STRONG, BOTH, PROBE = "weak only", "strong only", "weak, then strong", "probe of the untuned states"
 UNCOUNTED = ("prob", "answer")
@@ -64,6 +64,7 @@ class Lora:
     needs=Needs(columns=("answer",)),
     cost="two small trainings per number of strong labels, one of the weak ones, and a scored pass each",
     example="--strong train.jsonl --weak train.jsonl --counts 4,8 --epochs 1",
+    any_adapter="whether the copies that are trained here do better, whatever the pair",
 )
 def elicitation_curve(  # noqa: PLR0913 (a public call)
     subject: Any,
@@ -145,15 +146,10 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
     bar.finish()
     table = pd.DataFrame(lines)
     return EffectPanel(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control="the weak labels alone (of those: the untuned model)",
         provenance=Provenance.of(
-            "elicitation_curve", {model.role: model}, rows, seed=seed, device=str(model.device),
-            settings=call_settings(
-                None, strong=good, weak=poor, counts=list(counts), layer=layer, rank=rank, epochs=epochs,
-                learning_rate=learning_rate, train_batch_size=train_batch_size, metric=metric,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            "elicitation_curve", model, rows, seed=seed, settings=call_settings(None, strong=good, weak=poor),
         ),
         values=pd.DataFrame(values),
         measured=metric,
@@ -213,6 +209,7 @@ def _states(recording: Any) -> np.ndarray:
     needs=Needs(columns=("answer",)),
     cost="a small training of each model per number of rows, and a scored pass each",
     example="--training train.jsonl --counts 4,8 --category topic --epochs 1",
+    any_adapter="whether the copies that are trained here do better, whatever the pair",
 )
 def sample_efficiency(  # noqa: PLR0913 (a public call)
     pair: ModelPair,
@@ -281,12 +278,7 @@ def sample_efficiency(  # noqa: PLR0913 (a public call)
         table=table_of(lines),
         control="each model untrained; of a category, the other categories",
         provenance=Provenance.of(
-            "sample_efficiency", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            settings=call_settings(
-                None, training=taught, counts=list(counts), category=category, rank=rank, epochs=epochs,
-                learning_rate=learning_rate, train_batch_size=train_batch_size, metric=metric,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
-            ),
+            "sample_efficiency", pair, rows, seed=seed, settings=call_settings(None, training=taught),
         ),
         values=pd.DataFrame({f"{count}: {role}": one for count, of in curve.items() for role, one in of.items()}),
         measured=metric,

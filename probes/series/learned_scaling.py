@@ -8,27 +8,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from torch.nn.functional import cross_entropy
 
 from interventions.weightspace.swapping import base_parameters, find_parameter
 from interventions.weightspace.task_vector import TaskVector
-from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from probes.selection_scores.evidence import differentiable
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
-from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float, Tensor
 
 _DECAY = 0.1
@@ -48,10 +42,6 @@ class LearnedScaling(ProbeResult):
 
     title: ClassVar[str] = "Updates with learned coefficients"
     unit: ClassVar[str] = "share of held-out prompts answered right"
-
-    def figure(self) -> go.Figure:
-        """Accuracy of each with its interval and control."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         said = ", ".join(
@@ -118,12 +108,11 @@ def learned_scaling(
     watch.finish()
     frame = pd.DataFrame(table)
     return LearnedScaling(
-        table=frame.assign(q=q_values(frame.pop("p").to_numpy(np.float64))),
+        table=with_q(frame, keep_p=False),
         control="the same training on the updates with every entry under a random sign",
         provenance=Provenance.of(
             "learned_scaling", models, rows, seed=seed, device=str(pair.base.device),
             forward_passes=answers.passes + learner.passes, backward_passes=learner.passes,
-            settings=call_settings(None, checkpoints=list(checkpoints), epochs=epochs, lr=lr, batch_size=batch_size),
         ),
         coefficients=_coefficients(vectors, learned["per tensor"]),
     )  # fmt: skip
@@ -193,11 +182,8 @@ def _row(
 ) -> dict[str, float]:
     found, other = answers.outcome(task, vector), answers.outcome(task, against)
     clusters = task.clusters if task.clusters is not None else np.arange(len(found.right))
-    apart = cluster_means((found.right.astype(float) - other.right.astype(float))[:, None], clusters)
     return {
-        **scored_share(found.right, seed=seed, clusters=clusters),
-        "control": other.accuracy,
-        "p": float(paired_permutation(apart, seed=seed).p[0]),
+        **beside_control(found.right, other.right, clusters, seed=seed, share=True),
         "loss": found.loss,
         "n": len(found.right),
     }

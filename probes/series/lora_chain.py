@@ -8,15 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Svd
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.lora_sets import read_adapters, shared_modules
 from probes.series.members import members_of
-from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.stats.bootstrap import mean_interval
@@ -34,10 +31,6 @@ class LoraChain(ProbeResult):
 
     title: ClassVar[str] = "Chain of LoRAs"
     unit: ClassVar[str] = "rank of the sum so far"
-
-    def figure(self) -> go.Figure:
-        """Cumulative rank over the links."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         last = self.table.iloc[-1]
@@ -95,9 +88,7 @@ def lora_chain(
     return LoraChain(
         table=pd.DataFrame(table),
         control="links of random directions with each link's own singular values",
-        provenance=Provenance.of(
-            "lora_chain", models, seed=seed, settings=call_settings(None, checkpoints=list(checkpoints))
-        ),
+        provenance=Provenance.of("lora_chain", models, seed=seed),
     )
 
 

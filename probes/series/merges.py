@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from interventions.weightspace.lora_lego import lego
 from interventions.weightspace.merging import (
@@ -23,25 +22,20 @@ from interventions.weightspace.merging import (
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
 from interventions.weightspace.tuned_values import as_stored
-from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.lora_sets import read_adapters
 from probes.series.members import Members
 from probes.weights.naming import key_of, place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import unknown_name
-from workbench.figures.series import labelled_points
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.weight_changes import Factors as LoraFactors
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Tensor
 
 Rule = Literal["uniform", "greedy", "stock", "ties", "dare", "dare_ties", "lego"]
@@ -74,10 +68,6 @@ class MergeTest(ProbeResult):
             return float("nan")
         loss, share = self.path["loss"].to_numpy(float), self.path["share"].to_numpy(float)
         return float((loss - (loss[0] + share * (loss[-1] - loss[0]))).max())
-
-    def figure(self) -> go.Figure:
-        """Accuracy of each model with its interval and control."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         best = self.table.sort_values("score", kind="stable").iloc[-1]
@@ -153,10 +143,6 @@ def merge_test(
         control="the base with the same update under random signs, entry by entry",
         provenance=Provenance.of(
             "merge_test", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=call_settings(
-                None, checkpoints=list(checkpoints), rules=list(rules), density=density, points=points,
-                batch_size=batch_size,
-            ),
         ),
         angles=angles(vectors),
         path=path,
@@ -223,17 +209,14 @@ class _Bench:
         self.watch.finish()
         table = pd.DataFrame(rows)
         alone = table[table["module"].isin(list(members))]["score"].mean()
-        return table.assign(beyond_mean=table["score"] - alone, q=q_values(table.pop("p").to_numpy(np.float64)))
+        return with_q(table, keep_p=False).assign(beyond_mean=table["score"] - alone)
 
     def _row(self, vector: TaskVector | None) -> dict[str, float]:
         outcome = self.answers.outcome(self.task, vector)
         shuffled = outcome if vector is None else self.answers.outcome(self.task, vector.sign_shuffled(self.seed))
-        apart = (outcome.right.astype(float) - shuffled.right.astype(float))[:, None]
-        clusters = self.task.clusters if self.task.clusters is not None else np.arange(len(apart))
+        clusters = self.task.clusters if self.task.clusters is not None else np.arange(len(outcome.right))
         return {
-            **scored_share(outcome.right, seed=self.seed, clusters=clusters),
-            "control": shuffled.accuracy,
-            "p": float(paired_permutation(cluster_means(apart, clusters), seed=self.seed).p[0]),
+            **beside_control(outcome.right, shuffled.right, clusters, seed=self.seed, share=True),
             "loss": outcome.loss,
             "n": len(outcome.right),
         }

@@ -8,27 +8,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.task_vector import TaskVector
-from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from probes.series.adapter_bank import task_labels
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import batches
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
 
@@ -48,10 +42,6 @@ class OnlineOffline(ProbeResult):
 
     title: ClassVar[str] = "Online and offline adapter"
     unit: ClassVar[str] = "share of prompts the ensemble answers right"
-
-    def figure(self) -> go.Figure:
-        """The ensemble by task, beside a random second adapter."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         whole = self.table[self.table["module"] == ALL].iloc[0]
@@ -127,11 +117,10 @@ def online_offline(
     watch.finish()
     table = pd.DataFrame(_lines(said, random, _ordered(answers, labels), order, seed))
     return OnlineOffline(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control=f"the online adapter with itself moved at random as far as the offline one is away ({draws} draws)",
         provenance=Provenance.of(
             "online_offline", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=call_settings(None, offline=offline, draws=draws, batch_size=batch_size),
         ),
         modules=_modules(fast, slow),
     )  # fmt: skip
@@ -189,10 +178,9 @@ def _lines(
     lines = []
     for name in (*dict.fromkeys(labels), ALL):
         inside = np.ones(len(labels), bool) if name == ALL else labels == name
-        apart = cluster_means((ensemble - other)[inside][:, None], clusters[inside])
         lines.append({
-            "module": name, **scored_share(ensemble[inside], seed=seed, clusters=clusters[inside]),
-            "control": float(other[inside].mean()), "p": float(paired_permutation(apart, seed=seed).p[0]),
+            "module": name,
+            **beside_control(ensemble[inside], other[inside], clusters[inside], seed=seed, share=True),
             **{role: float(said[role].right()[inside].mean()) for role in ("online", "offline", "base")},
             "disagree": float(disagree[inside].mean()), "n": int(inside.sum()),
         })  # fmt: skip

@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import rankdata
 
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.members import Members, members_of, moved
 from workbench.figures.series import lines_by_layer
@@ -104,10 +103,7 @@ def series_profile(
     return SeriesProfile(
         table=_by_layer(profile, values, draws, seed),
         control=CONTROL,
-        provenance=Provenance.of(
-            "series_profile", models, seed=seed,
-            settings=call_settings(None, checkpoints=list(checkpoints), scores=scores, draws=draws),
-        ),
+        provenance=Provenance.of("series_profile", models, seed=seed),
         profile=profile,
         members=pd.DataFrame({"member": members.names, "member_score": values, "change": total}),
         notes=members.notes,

@@ -7,17 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Svd
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.series.lora_sets import read_adapters, shared_modules
 from probes.series.members import members_of
 from probes.weights.naming import place_of
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 
@@ -33,10 +30,6 @@ class Reconstruction(ProbeResult):
 
     title: ClassVar[str] = "Reconstruction of an adapter"
     unit: ClassVar[str] = "relative error of the update"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         table = self.table
@@ -95,9 +88,7 @@ def adapter_reconstruction(
     return Reconstruction(
         table=pd.DataFrame(rows),
         control="the best multiple of random directions with the made adapter's singular values",
-        provenance=Provenance.of(
-            "adapter_reconstruction", models, seed=seed, settings=call_settings(None, trained=trained)
-        ),
+        provenance=Provenance.of("adapter_reconstruction", models, seed=seed),
     )
 
 

@@ -8,22 +8,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from probes.anatomy.spaces import Svd
-from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.series.lora_sets import read_adapters, shared_modules
 from probes.series.members import Members, members_of
 from probes.weights.naming import place_of
 from probes.weights.sources import Factors
 from workbench.errors import UserError
-from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.stats.bootstrap import mean_interval
-from workbench.stats.fdr import q_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +37,6 @@ class SharedPart(ProbeResult):
 
     title: ClassVar[str] = "Overlap of shared and task part"
     unit: ClassVar[str] = "share of the task part inside the shared output space"
-
-    def figure(self) -> go.Figure:
-        """Layer by module."""
-        return cell_map(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         table = self.table
@@ -109,12 +102,9 @@ def shared_part(
         )
     table = pd.DataFrame(rows)
     return SharedPart(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control=f"random spaces of the shared part's rank ({draws} draws)",
-        provenance=Provenance.of(
-            "shared_part", models, seed=seed,
-            settings=call_settings(None, shared=shared, checkpoints=list(checkpoints), draws=draws),
-        ),
+        provenance=Provenance.of("shared_part", models, seed=seed),
         tasks=pd.DataFrame(tasks),
     )  # fmt: skip
 

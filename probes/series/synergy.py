@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 
 from interventions.weightspace.merging import model_stock, ties, uniform_soup
 from interventions.weightspace.task_vector import TaskVector
-from probes.call_settings import call_settings
 from probes.effects.panel import scored_line
 from probes.results import ProbeResult, Provenance
+from probes.scored import with_q
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.members import members_of
 from workbench.argument_checks import check_pair
@@ -26,7 +26,6 @@ from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import load_one
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +121,11 @@ def merge_synergy(
     watch.finish()
     table = pd.DataFrame([one.line(seed) for one in measured])
     return MergeSynergy(
-        table=table.assign(q=q_values(table["p"].to_numpy(float))),
+        table=with_q(table),
         control="the merged update under random signs, entry by entry",
         provenance=Provenance.of(
             "merge_synergy", models, rows, seed=seed, device=str(pair.base.device),
             forward_passes=sum(one.passes for one in measured),
-            settings=call_settings(None, checkpoints=list(checkpoints), sizes=list(sizes), rule=rule,
-                batch_size=batch_size),
         ),
         larger=_larger(measured, seed),
     )  # fmt: skip

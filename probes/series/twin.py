@@ -8,29 +8,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interventions.weightspace.merging import TwinMerge, twin_merging
 from interventions.weightspace.task_vector import TaskVector
-from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
-from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored_share
+from probes.scored import beside_control, with_q
 from probes.series.answers import Answers, pair_members, updates_of
 from workbench.argument_checks import check_pair
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import UserError
-from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
 from workbench.typing import Tensor
 
 
@@ -59,10 +53,6 @@ class TwinMergeTest(ProbeResult):
         """Share of held-out prompts whose task the router names."""
         right = self.routes[self.routes["label"] == self.routes["routed"]]["count"].sum()
         return float(right / self.routes["count"].sum())
-
-    def figure(self) -> go.Figure:
-        """Each way of mixing beside a random router."""
-        return labelled_points(self.table, "module", title=self.title, unit=self.unit)
 
     def summary(self) -> str:
         rows = {row["module"]: row for _, row in self.table.iterrows()}
@@ -130,13 +120,10 @@ def twin_merge(
     watch.finish()
     counts = pd.DataFrame({"label": [names[n] for n in labels[report]], "routed": [names[n] for n in routed]})
     return TwinMergeTest(
-        table=table.assign(q=q_values(table.pop("p").to_numpy(np.float64))),
+        table=with_q(table, keep_p=False),
         control="the same parts under a router that draws tasks at random",
         provenance=Provenance.of(
             "twin_merge", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
-            settings=call_settings(
-                None, checkpoints=list(checkpoints), tasks=list(tasks), rank=rank, layer=layer, batch_size=batch_size
-            ),
         ),
         routes=counts.value_counts().rename("count").reset_index(),
         energy=_energy(vectors, names, rank),
@@ -227,10 +214,7 @@ class _Bench:
         clusters = self.answers.rows.clusters[self.report]
         return pd.DataFrame([
             {
-                "module": name, **scored_share(right, seed=self.seed, clusters=clusters),
-                "control": float(random.mean()),
-                "p": float(paired_permutation(cluster_means((right - random)[:, None], clusters), seed=self.seed).p[0]),
-                "n": len(right),
+                "module": name, **beside_control(right, random, clusters, seed=self.seed, share=True), "n": len(right),
             }
             for name, right in ways.items()
         ])  # fmt: skip

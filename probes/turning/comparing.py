@@ -17,9 +17,9 @@ from probes.directions.material import Part, parts_of
 from probes.directions.trying import Outcome
 from probes.random_recipes import stand_ins
 from probes.replay import counted
-from probes.resampling import cluster_means, units_of
+from probes.resampling import units_of
 from probes.results import ProbeResult, Provenance
-from probes.scored import scored, scored_share
+from probes.scored import paired_p, scored, scored_share
 from probes.turning.off_recipes import SHARES, WAYS, Placed, Way, recipe_of, update_by_chance, update_scaled
 from probes.turning.search import BLOCKS, Finder
 from workbench.argument_checks import check_pair
@@ -36,7 +36,9 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.stats.controls import check_draws
 from workbench.stats.fdr import q_values
-from workbench.stats.tests import paired_permutation
+
+NAMED = 4
+"""Heads or experts that a line names; the settings hold all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +94,14 @@ class WaysToTurn(ProbeResult):
 
     def figure(self) -> go.Figure:
         """What is left of the behaviour against what moved on other prompts."""
-        drawn = go.Figure(
-            go.Scatter(
-                x=self.table["kl_tuned"], y=self.table["residual"], text=self.table["way"], mode="markers+text",
-                textposition="top center", marker={"size": 10, "color": "#0b6e8f"},
-                error_y={
-                    "type": "data", "symmetric": False, "array": self.table["residual_high"] - self.table["residual"],
-                    "arrayminus": self.table["residual"] - self.table["residual_low"],
-                },
-            )
-        )  # fmt: skip
+        drawn = go.Figure()
+        for way, line in self.table.set_index("way").iterrows():
+            above, below = line["residual_high"] - line["residual"], line["residual"] - line["residual_low"]
+            drawn.add_scatter(
+                x=[line["kl_tuned"]], y=[line["residual"]], name=str(way), text=[str(line["what"])], mode="markers",
+                marker={"size": 10, "symbol": "square" if way in ("base", "tuned") else "circle"},
+                error_y={"type": "data", "symmetric": False, "array": [above], "arrayminus": [below]},
+            )  # fmt: skip
         drawn.update_layout(
             title=self.title, xaxis_title="KL from the tuned model on other prompts (nats per token)",
             yaxis_title=f"{self.behaviour} that is left",
@@ -205,13 +205,8 @@ def ways_to_turn(  # noqa: PLR0913
         control=f"{controls} random stand-ins of each way: as many other heads or experts, a random direction, other "
         "layers, the update with random signs",
         provenance=Provenance.of(
-            "ways_to_turn", pair.models, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=passes.forward,
-            settings=call_settings(
-                None, behaviour=behaviour, ways=ways, neutral=None if neutral is None else Prompts.of(neutral),
-                limit=limit, max_new_tokens=max_new_tokens, candidates=candidates, controls=controls,
-                batch_size=batch_size,
-            ),
+            "ways_to_turn", pair, rows, seed=seed, forward_passes=passes.forward,
+            settings=call_settings(None, neutral=None if neutral is None else Prompts.of(neutral)),
         ),
         behaviour=named.name,
         ways={name: dict(way.settings) for name, way in found.items()},
@@ -253,15 +248,10 @@ class _Report:
             control = float(chance.mean()) if random else float("nan")
             lines.append({**line, "control": control, "search_passes": searched[name], "slowdown": seconds / plain})
             beyond.append(drop - chance)
-        p = np.array([self._p(one) for one in beyond])
+        shown = self.clusters[True]
+        p = np.array([paired_p(falls, shown, seed=self.settings.seed, alternative="greater") for falls in beyond])
         unknown = [float("nan")] * 2
         return pd.DataFrame(lines).assign(p=[*unknown, *p], q=[*unknown, *q_values(p)])
-
-    def _p(self, beyond: np.ndarray) -> float:
-        units = cluster_means(beyond[:, None], self.clusters[True])
-        if not units.any():
-            return 1.0
-        return float(paired_permutation(units, seed=self.settings.seed, alternative="greater").p[0])
 
     def _timed(self, placed: Placed) -> tuple[Outcome, float]:
         began = clock()
@@ -311,13 +301,14 @@ def _told(way: Way) -> str:
     match way.name:
         case "direction":
             first, last = way.settings["layers"][0], way.settings["layers"][-1]
-            return f"a direction at L{first}-L{last}, {way.settings['positions']}"
+            return f"a direction at L{first}{'' if first == last else f'-L{last}'}, {way.settings['positions']}"
         case "steered away":
             return f"an offset at L{way.settings['layer']}, strength {way.settings['strength']:g}"
         case "layers":
             return f"the update of L{way.settings['layers'][0]}-L{way.settings['layers'][-1]}"
         case "heads" | "experts":
-            return " ".join(way.settings[way.name])
+            names = way.settings[way.name]
+            return f"{' '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''}"
     return f"{SHARES[way.name]:g} of the update"
 
 

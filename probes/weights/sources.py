@@ -81,6 +81,10 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
     if not above.is_adapter:
         names = Stacks.of(after).aligned(after, stacks, readers)
         after = {names[name]: read for name, read in after.items()}
+        # and one that the tuned model has tied, with what it was
+        after |= {
+            key: after[own] for key, own in side.tied.items() if key in set(readers) - set(after) and own in after
+        }
     found = set(after) | set(factors)
     # a head trained beside embeddings that it was tied to is compared with them
     readers |= {key: readers[own] for key, own in before.tied.items() if key in found and own in readers}
@@ -116,7 +120,7 @@ def _tuned_side(
 def _opened(source: Source, stored: StoredModel | None) -> _Side:
     """A whole model, loaded or in a folder."""
     if stored is not None:
-        tied = getattr(stored.plan.shape, "all_tied_weights_keys", None) or {}
+        tied = stored.plan.tied
         readers, spare = _keyed(stored.readers()), _spare(stored)
         unused = stored.plan.unused
         return _Side(source, readers | spare, {key_of(one): key_of(own) for one, own in tied.items()}, unused)

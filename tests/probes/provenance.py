@@ -9,7 +9,9 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -20,7 +22,9 @@ import probes
 from probes.results import ProbeResult
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.method_index import index
+from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
+from workbench.prompt_limit import takes_limit
 from workbench.prompts import Prompts
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
@@ -45,12 +49,32 @@ class Calls:
                 continue
             assert self.options is not None, f"say what the {parameter.name} of {probe.__name__} are read into"
             found |= {field.name: field.default for field in dataclasses.fields(self.options)}
-        return {name: default for name, default in found.items() if name not in ("progress", "device")}
+        left_out = ("progress", "device", *(["limit"] if takes_limit(probe) else []))
+        return {name: default for name, default in found.items() if name not in left_out}
+
+
+_REPLACED: ContextVar[Callable[[Any], ModelPair] | None] = ContextVar("replaced", default=None)
+
+
+@contextmanager
+def pairs_replaced(replace: Callable[[Any], ModelPair]) -> Iterator[None]:
+    """Every :func:`pair` and :func:`recording` that a call makes inside is of ``replace(base model)`` instead."""
+    before = _REPLACED.set(replace)
+    try:
+        yield
+    finally:
+        _REPLACED.reset(before)
+
+
+def replaced(base: Any) -> ModelPair | None:
+    """What stands in for a pair of ``base``; None where pairs are as they are."""
+    replace = _REPLACED.get()
+    return None if replace is None else replace(base)
 
 
 def pair(family: str = "llama") -> ModelPair:
     base = tiny_model(family)
-    return load_pair(base, tuned_copy(base, size=0.1), tokenizer=tokenizer(), check=False)
+    return replaced(base) or load_pair(base, tuned_copy(base, size=0.1), tokenizer=tokenizer(), check=False)
 
 
 def rows(n: int = 8, first: str = "the") -> Prompts:
@@ -64,6 +88,31 @@ def rows(n: int = 8, first: str = "the") -> Prompts:
 
 def recording(site: str, **options: Any) -> Recording:
     return record(pair(), rows(12), [site], positions="last", **options)
+
+
+def given_of(function: str, replace: Callable[[Any], ModelPair]) -> dict[str, Any]:
+    """The arguments of the first call of a probe, on pairs that ``replace(base model or pair)`` makes.
+
+    A pair that the call built itself is handed to ``replace`` too; a recording that it planted stays.
+    """
+    made: list[ModelPair] = []
+
+    def stand_in(of: Any) -> ModelPair:
+        made.append(replace(of))
+        return made[-1]
+
+    with pairs_replaced(stand_in):
+        given = dict(calls_of(function).given[0])
+    for role in ("pair", "subject"):
+        if isinstance(given.get(role), ModelPair) and not any(given[role] is one for one in made):
+            given[role] = stand_in(given[role])
+    both = given.get("base"), given.get("tuned")
+    if not made and all(isinstance(side, AdaptedModel) and hasattr(side.hf, "peft_config") for side in both):
+        whole = both[1].hf
+        new = stand_in(load_pair(whole.get_base_model(), whole, tokenizer=tokenizer(), check=False))
+        given |= {"base": new.base, "tuned": new.tuned}
+    given["of_models"] = bool(made)
+    return given
 
 
 @cache

@@ -1,58 +1,96 @@
-"""Base against itself, for every registered probe of a pair: nothing is found, or it is said that nothing differs.
+"""Base against itself, for every registered probe that reads two models: nothing is found, or it says that nothing
+differs.
 
-The calls are those of the provenance test, so that no probe can be forgotten; the many seeds of the false-alarm tests
-are beside this.
+The two are the same weights from two folders that differ in everything beside them: the generation config, the chat
+template, the dtype that the file is in, and the attention's implementation that the config names. The calls are those
+of the provenance test, so that no probe can be forgotten; the many seeds of the false-alarm tests are beside this.
 """
 
 from __future__ import annotations
 
-import inspect
+import json
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import probes
-from tests.probes.provenance import calls_of
+from tests.probes.provenance import given_of
+from tests.probes.test_null_adapters_everywhere import NO_PAIR, reading_a_pair
+from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
-from workbench.method_index import index
 from workbench.models.pair import ModelPair, load_pair
 
-PROBES = sorted({entry.function for entry in index().entries if entry.kind == "probe"})
-READS_A_DIFFERENCE = [name for name in PROBES if "pair" in inspect.signature(getattr(probes, name)).parameters]
-
-OF_THE_TUNED_MODEL = {
+NAMES = sorted({method.function for method in reading_a_pair().values() if method.name not in NO_PAIR})
+OF_ONE_MODEL = {
+    "attribute_directions": "what directions do to one model",
     "code_similarity": "which rows look alike to the tuned model, whatever tuning changed",
+    "domain_experts": "which experts of one model a class of prompts goes to",
+    "elicitation_curve": "what training on labels does to copies, whatever the pair",
+    "fit_gate": "what can be told apart in one model",
+    "head_probe": "what can be read off one model",
+    "sample_efficiency": "what training on labels does to copies, whatever the pair",
+    "subject_offset": "what an offset does to one model",
+    "target_attention": "where one model looks; its change is beside it",
     "token_guidance": "what scores of tokens do to the base, beside the tuned model",
     "undoing": "what further training does to the tuned model, whatever tuning changed",
 }
-"""Probes of a pair whose question is not what differs -> what it is."""
-
-pytestmark = pytest.mark.slow
-
-
-@torch.no_grad()
-def twins(pair: ModelPair) -> ModelPair:
-    """The base beside a copy of itself; of an adapter, beside the adapter with nothing in it."""
-    updates = [weight for name, weight in pair.tuned.hf.named_parameters() if "lora_B" in name]
-    if updates:
-        for weight in updates:
-            weight.zero_()
-        return pair
-    base = pair.base.hf
-    copy = type(base)(base.config)
-    copy.load_state_dict(base.state_dict())
-    return load_pair(base, copy.to(base.dtype).eval(), tokenizer=pair.tokenizer, check=False)
+"""Probes whose q is not about what differs -> what it is about."""
+TEMPLATES = tuple(
+    "{% for m in messages %}" + turn + "{% endfor %}" for turn in ("[{{ m.content }}]", "{{ m.content }}")
+)
 
 
-@pytest.mark.parametrize("name", READS_A_DIFFERENCE)
-def test_base_against_itself_shows_nothing(name: str) -> None:
-    given: dict[str, Any] = dict(calls_of(name).given[0])
-    if name in OF_THE_TUNED_MODEL:
-        pytest.skip(OF_THE_TUNED_MODEL[name])
-    if not isinstance(given.get("pair"), ModelPair):
-        pytest.skip("reads folders")
-    given["pair"] = twins(given["pair"])
+def folders(of: Any, place: Path) -> tuple[Path, Path]:
+    """A model's weights twice, with another file of everything else; of numbers that bfloat16 holds exactly."""
+    model = of.base.hf if isinstance(of, ModelPair) else of
+    model = model.unload() if hasattr(model, "unload") else model
+    words = (of.tokenizer if isinstance(of, ModelPair) else None) or tokenizer()
+    for number, dtype in enumerate((torch.float32, torch.bfloat16)):
+        folder = place / ("base", "tuned")[number]
+        model.to(torch.bfloat16).to(dtype).save_pretrained(folder)
+        words.chat_template = TEMPLATES[number]
+        words.save_pretrained(folder)
+    change(place / "tuned" / "generation_config.json", repetition_penalty=1.8, do_sample=True, temperature=0.6)
+    change(place / "tuned" / "config.json", attn_implementation="eager")
+    return place / "base", place / "tuned"
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def twins(of: Any, place: Path) -> ModelPair:
+    base, tuned = folders(of, Path(tempfile.mkdtemp(dir=place)))
+    return load_pair(base, tuned, dtype="float32", check=False)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made)
+
+
+def test_the_two_folders_differ_in_all_that_they_should(place: Path) -> None:
+    pair = twins(tiny_model("llama"), place)
+    said = " ".join(pair.differences.sentences())
+    for word in ("repetition_penalty", "chat templates differ"):
+        assert word in said, said
+    ids = torch.arange(12)[None]
+    assert torch.equal(pair.base.forward(ids), pair.tuned.forward(ids))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_base_against_itself_shows_nothing(name: str, place: Path) -> None:
+    if name in OF_ONE_MODEL:
+        pytest.skip(OF_ONE_MODEL[name])
+    given = given_of(name, partial(twins, place=place))
+    assert given.pop("of_models"), "its call reads no pair that can be replaced"
     try:
         frame = getattr(probes, name)(**given).frame()
     except UserError as refused:

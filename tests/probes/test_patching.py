@@ -15,11 +15,13 @@ from probes.patches.patching import patching
 from probes.patches.runs import TargetRun, output_matrix, record
 from probes.patches.sweep import sweep
 from probes.patches.task import Task
+from tests.mixed_families import mixed_model
 from tests.tiny import FAMILIES, VOCAB, tiny_model, tokenizer, tuned_copy
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
+from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts import Prompts
 
 
@@ -260,3 +262,32 @@ def test_attribution_is_the_derivative_of_the_patch() -> None:
     exact = sweep(task, [(cell,) for cell in cells], "logit_diff").effects
     estimate, _, _ = attributions(task, cells, "logit_diff")
     assert estimate == pytest.approx(exact, abs=1e-2 * np.abs(exact).max())
+
+
+ROWS = [{"prompt": f"the {word}", "answer": " fox", "distractor": " dog"} for word in ("quick", "lazy", "brown")]
+
+
+def mixed_pair(kind: str) -> ModelPair:
+    """Two models of one unembedding, so that the last layer's stream is all that their answers differ by."""
+    model = mixed_model(kind)
+    tuned = tuned_copy(model, size=0.05)
+    tuned.get_output_embeddings().weight.data = model.get_output_embeddings().weight.data.clone()
+    return load_pair(model, tuned, tokenizer=tokenizer(), check=False)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("lfm2", [1, 3]), ("qwen3_next", [3])])
+def test_heads_are_those_of_the_layers_that_have_attention(kind: str, layers: list[int]) -> None:
+    pair = mixed_pair(kind)
+    table = patching(pair, ROWS, "heads", normalise=False, draws=20).frame()
+    assert sorted(set(table["layer"])) == layers and len(table) == 4 * len(layers)
+    stream = patching(pair, ROWS, "resid_post", positions="last", normalise=False, draws=20)
+    whole = stream.table.set_index("layer").loc[pair.tuned.n_layers - 1, "score"]
+    gap = stream.source_value[0] - stream.target_value[0]
+    assert whole == pytest.approx(gap, rel=1e-3, abs=1e-5)
+    with pytest.raises(UserError, match=r"no attention heads \(its layers with heads are .*patch resid_post"):
+        patching(pair, ROWS, "heads", layers=[0], normalise=False)
+
+
+def test_a_model_without_attention_has_no_heads_to_patch() -> None:
+    with pytest.raises(UserError, match=r"no attention heads \(no layer has\)"):
+        patching(mixed_pair("mamba2"), ROWS, "heads", normalise=False)

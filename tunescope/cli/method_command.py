@@ -70,7 +70,8 @@ def help_of(method: Method) -> str:
     prompts = f" Prompts need {', '.join(wanted)}." if wanted else ""
     cost = f"\n\nCost: {method.cost}." if method.cost else ""
     papers = f"\n\nFrom: {'; '.join(method.papers)}." if method.papers else ""
-    return f"{method.question} {method.summary}{prompts}{cost}{papers}\n\nExample: {example_of(method)}"
+    caution = f"\n\n{method.caution}" if method.caution else ""
+    return f"{method.question} {method.summary}{prompts}{cost}{caution}{papers}\n\nExample: {example_of(method)}"
 
 
 def example_of(method: Method) -> str:

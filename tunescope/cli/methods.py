@@ -39,7 +39,8 @@ def row_of(method: Method) -> dict[str, Any]:
     """A method as plain values."""
     return {
         "name": method.name, "kind": method.kind, "group": method.group, "question": method.question,
-        "needs": needs_of(method), "cost": method.cost, "papers": list(method.papers),
+        "needs": needs_of(method), "cost": method.cost, "caution": method.caution,
+        "papers": list(method.papers),
         "python": f"{method.module}.{method.function}",
         "options": [
             {"name": option.name, "kind": option.kind, "default": _plain(option.default), "help": option.help}

@@ -19,7 +19,7 @@ Tuned = Annotated[str | None, typer.Option(help="The fine-tuned model or adapter
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 _LINES = {"ignore_unknown_options": True}
 """A line may begin with minus, as in ``-0.5*formal``."""
-FORMATS = ("gguf", "model", "adapter", "recipe")
+FORMATS = ("gguf", "model", "adapter", "module", "recipe")
 
 
 @app.command("show", context_settings=_LINES)
@@ -68,7 +68,12 @@ def export_command(
     model: Annotated[
         str, typer.Option(help="The model the recipe is for: a folder or a hub id. With --tuned, the base.")
     ],
-    to: Annotated[str, typer.Option(help="gguf, model (weights with the recipe in them), adapter (PEFT) or recipe.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="gguf, model (weights), adapter (PEFT; a second one for a pair), module (torch hooks) or recipe."
+        ),
+    ],
     tuned: Tuned = None,
     dtype: Annotated[
         str, typer.Option(help="What the model is loaded and written in: auto, float32, bfloat16, float16.")
@@ -76,6 +81,8 @@ def export_command(
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe for other tools, where that is exact; otherwise say why not.
+
+    Of an adapter pair, model merges the adapter, adapter is a second LoRA beside it, and module hooks into both.
 
     Example, offline:  tunescope recipe export offset.safetensors offset.gguf --to gguf --model ./base
     """
@@ -189,6 +196,10 @@ def _export(recipe: Recipe, side: AdaptedModel, to: str, out: Path) -> Path:
         from interventions.exchange.adapter import to_adapter
 
         return to_adapter(side, recipe, out)
+    if to == "module":
+        from interventions.exchange.module import to_module
+
+        return to_module(side, recipe, out)
     recipe.check(side)
     return recipe.save(out, model=side)
 

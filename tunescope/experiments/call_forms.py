@@ -72,8 +72,12 @@ def step_of(provenance: Provenance) -> dict[str, Any]:
         for name, value in options_of_result(provenance).items()
         if (option := method.option(name)) is not None and _written(option, value)
     }
-    nulls = provenance.settings.get("null_adapters")
-    among = {} if nulls is None else {"null_adapters": nulls}
+    around = {"limit": method.takes_limit, "null_adapters": True}
+    among = {
+        name: provenance.settings[name]
+        for name, offered in around.items()
+        if offered and provenance.settings.get(name) is not None
+    }  # fmt: skip
     return {"do": method.command, **_recorded(method, provenance.settings), **options, **among, **seed}
 
 
@@ -99,7 +103,8 @@ def call_forms(
 def _python(method: Method, options: Mapping[str, Any], seed: int, base: str, tuned: str, prompts: str) -> str:
     """A script: load, record where that is read, call."""
     recording = {name: options[name] for name in ("sites", "layers", "positions", "new_tokens") if name in options}
-    own = {name: value for name, value in options.items() if method.option(name) is not None}
+    sampled = {"limit"} if method.takes_limit else set()
+    own = {name: value for name, value in options.items() if method.option(name) is not None or name in sampled}
     lines = [*_IMPORTS[method.kind], "", f"pair = wb.load_pair({base!r}, {tuned!r})"]
     if method.kind == "training":
         lines[-1] = f"model = wb.load_model({base!r})"

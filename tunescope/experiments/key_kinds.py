@@ -21,7 +21,6 @@ PROMPTS, RECIPE, STEP, FILE = Names("prompts"), Names("recipes"), Names("steps")
 PromptsName = Annotated[str, PROMPTS]
 RecipeName = Annotated[str, RECIPE]
 StepName = Annotated[str, STEP]
-FilePath = Annotated[str, FILE]
 
 
 def kind_of_key(field: FieldInfo) -> str | None:

@@ -127,6 +127,8 @@ def _called(step: MethodStep, bench: Bench, **own: Any) -> Any:
     values |= {name: _stand_ins(step, bench, values[name]) for name in controls}
     if "prompts" in given:
         given[method.reads] = given.pop("prompts")
+    if method.takes_limit:
+        given["limit"] = step.limit  # type: ignore[attr-defined]
     return method.call(**method.fixed, **_packed(method, values, given))
 
 

@@ -96,6 +96,8 @@ class Checked:
             The run and the result that it keeps.
         """
         call, say = self.call, say or (lambda _: None)
+        if call.limit is not None and self.prompts is not None and len(self.prompts) < call.limit:
+            say(f"A limit of {call.limit} is more than the {len(self.prompts)} prompts there are: all are read.")
         with runs.begun(call.method.name, _config(call, self.experiment), call.out) as run:
             result = _result(self.experiment, call.method, self.prompts, progress, say, run.path, call.workers)
             _write(run, self, result)

@@ -120,6 +120,8 @@ def _role_keys(method: Method) -> dict[str, Any]:
         keys["within"] = (Literal["base", "tuned"], "base" if method.kind == "training" else "tuned")
     if takes_null(method):
         keys["null_adapters"] = (NullAdapters | None, None)
+    if method.takes_limit:
+        keys["limit"] = (int | None, Field(default=None, ge=1))
     if method.records is not None:
         records = method.records
         keys["record"] = (StepName | None, Field(default=None))

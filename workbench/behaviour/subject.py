@@ -12,7 +12,7 @@ import torch
 
 from workbench.cluster.splitting import Within, in_parts
 from workbench.models.adapted import AdaptedModel, pad_id
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, listening
 from workbench.prompts.encode import Encoded, batches, pad_left
 from workbench.typing import Tensor
 
@@ -81,7 +81,8 @@ class Work:
 
         report.start(what, len(plan))
         try:
-            in_parts(function, plan, counted, within, content)
+            with listening(self.progress):
+                in_parts(function, plan, counted, within, content)
         finally:
             report.finish()
 

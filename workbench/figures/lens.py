@@ -82,7 +82,7 @@ def _grid(
         z=wide.to_numpy().tolist(),
         x=wide.columns.tolist(),
         y=wide.index.tolist(),
-        text=(words if value == "probability" else wide.map("{:.2g}".format)).to_numpy().tolist(),
+        text=(words if value == "probability" else wide.map(_short)).to_numpy().tolist(),
         texttemplate="%{text}" if wide.shape[1] <= MOST_WRITTEN else None,
         textfont={"size": 11},
         customdata=told.to_numpy().tolist(),
@@ -102,3 +102,8 @@ def _grid(
 def _place(number: int, count: int) -> dict[str, float]:
     """A colour bar beside its own map."""
     return {"len": 0.9 / count, "y": 1 - (number - 0.5) / count}
+
+
+def _short(number: float) -> str:
+    """In four letters, which a narrow cell holds; the pointer shows the number itself."""
+    return f"{number:.3g}" if number >= 10 else f"{number:.1f}" if number >= 0.95 else f"{number:.2f}"

@@ -114,49 +114,6 @@ def _shade(value: float | int, bound: float | int) -> str:
     return f"rgb({red},{green},{blue})"
 
 
-def token_figure(
-    tokens: Sequence[str],
-    values: Sequence[float | int],
-    *,
-    unit: str,
-    width: int = 16,
-    limit: float | int | None = None,
-) -> go.Figure:
-    """The same as a plotly figure: a grid of tokens read line by line, ``width`` to a line."""
-    lines = math.ceil(len(tokens) / width)
-    pad = lines * width - len(tokens)
-    cells = [*(float(value) for value in values), *[math.nan] * pad]
-    texts = [*(escaped(visible(token)) for token in tokens), *[""] * pad]
-    bound = limit or max((abs(value) for value in cells if math.isfinite(value)), default=1.0) or 1.0
-    signed = any(value < 0 for value in cells)
-
-    def rows(flat: list) -> list[list]:
-        return [flat[line * width : (line + 1) * width] for line in range(lines)]
-
-    figure = go.Figure()
-    figure.add_heatmap(
-        z=rows(cells),
-        text=rows(texts),
-        texttemplate="%{text}",
-        customdata=rows([[number] for number in range(lines * width)]),
-        hovertemplate="token %{customdata[0]}: %{text}<br>" + escaped(unit) + " %{z:.3g}<extra></extra>",
-        colorscale="RdBu_r" if signed else "Oranges",
-        zmin=-bound if signed else 0,
-        zmax=bound,
-        colorbar={"title": {"text": escaped(unit), "side": "right"}},
-        xgap=2,
-        ygap=2,
-    )
-    figure.update_layout(
-        template="plotly_white",
-        height=90 + 34 * lines,
-        xaxis={"visible": False},
-        yaxis={"visible": False, "autorange": "reversed"},
-        margin={"l": 10, "r": 10, "t": 20, "b": 10},
-    )
-    return figure
-
-
 def shift_figure(shares: pd.DataFrame, by_position: pd.DataFrame, tokens: pd.DataFrame) -> go.Figure:
     """Left: shares of unshifted, marginal and shifted tokens per direction, with intervals. Right: the share of
     shifted tokens along the response, its interval and its noise floor.

@@ -174,11 +174,6 @@ def detach_adapters(hf: Any) -> None:
         del hf.peft_config
 
 
-def adapter_enabled(peft_model: nn.Module) -> bool:
-    """Whether the adapter takes part in the next forward pass: every one of its layers is on."""
-    return all(not layer.disable_adapters for layer in adapter_layers(peft_model))
-
-
 def set_adapter_enabled(peft_model: Any, enabled: bool | AdapterState) -> AdapterState:
     """Switch every adapter layer on or off, or back to an earlier state; returns the state before.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import torch
+
 from workbench.errors import NotSupported
 from workbench.models import checkpoints
 from workbench.models.digests import FolderDigests, digest
@@ -36,7 +38,8 @@ class StoredModel:
             raise NotInFiles(f"{source.name} holds its weights as pickle, which is not opened for this")
         self.digests = FolderDigests(source.local())
         checkpoints.check_whole(self.digests.tensors, source.name)
-        self.plan = LoadPlan(source, {name: tensor.shape for name, tensor in self.digests.tensors.items()})
+        shapes = {name: tensor.shape for name, tensor in self.digests.tensors.items()}
+        self.plan = LoadPlan(source, shapes, self._same)
         self._made: dict[str, Tensor] = {}
 
     def readers(self) -> dict[str, Reader]:
@@ -57,6 +60,9 @@ class StoredModel:
     def unused_readers(self) -> dict[str, Reader]:
         """Stored name -> reader, of the tensors that the loaded model has no place for."""
         return {name: partial(self.digests.read, name) for name in self.plan.unused}
+
+    def _same(self, name: str, other: str) -> bool:
+        return torch.equal(self.digests.read(name), self.digests.read(other))
 
     def _read(self, conversion: Conversion, name: str) -> Tensor:
         if conversion.converter is None:

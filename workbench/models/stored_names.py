@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -37,12 +37,14 @@ class Conversion:
 class LoadPlan:
     """How transformers loads stored tensors into the model of ``source``, worked out without reading a weight.
 
-    The model is made as a shape alone. Where that cannot be, every tensor stands for itself.
+    The model is made as a shape alone. Where that cannot be, every tensor stands for itself. ``same`` says whether two
+    stored tensors hold the same numbers: weights that the config ties are loaded apart where they do not.
     """
 
-    def __init__(self, source: Source, stored: _Shapes) -> None:
+    def __init__(self, source: Source, stored: _Shapes, same: Callable[[str, str], bool] = lambda *_: True) -> None:
         self._source = source
         self._shapes = stored
+        self._same = same
 
     @cached_property
     def shape(self) -> Any:
@@ -58,10 +60,25 @@ class LoadPlan:
         """One for each weight, or group of weights, of the loaded model, in the order of the files."""
         if self.shape is None:
             return [Conversion((name,), (name,), (shape,)) for name, shape in self._shapes.items()]
-        tied = getattr(self.shape, "all_tied_weights_keys", None) or {}
-        planned = [self._planned(key, parts) for key, parts in self._grouped.items()]
-        names = {name for one in planned for name in one.loaded}
-        return [one for one in planned if not all(name in tied and tied[name] in names for name in one.loaded)]
+        tied, names = self.tied, {name for one in self._all_planned for name in one.loaded}
+        return [
+            one for one in self._all_planned if not all(name in tied and tied[name] in names for name in one.loaded)
+        ]  # fmt: skip
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """Weights of the loaded model that share the tensor of another one -> that one."""
+        stored = {one.loaded[0]: one.stored[0] for one in self._all_planned if one.converter is None}
+        named = getattr(self.shape, "all_tied_weights_keys", None) or {}
+        return {
+            name: own
+            for name, own in named.items()
+            if name not in stored or own not in stored or self._same(stored[name], stored[own])
+        }  # fmt: skip
+
+    @cached_property
+    def _all_planned(self) -> list[Conversion]:
+        return [] if self.shape is None else [self._planned(key, parts) for key, parts in self._grouped.items()]
 
     @cached_property
     def unused(self) -> tuple[str, ...]:
@@ -99,8 +116,7 @@ class LoadPlan:
         """Every name under which the whole model is saved."""
         if self.shape is None:
             return set(self._shapes)
-        tied = set(getattr(self.shape, "all_tied_weights_keys", None) or ())
-        return set(self.saved(dict(base_tensors(self.shape)))) - tied
+        return set(self.saved(dict(base_tensors(self.shape)))) - set(self.tied)
 
     @cached_property
     def _class_conversions(self) -> list[Any]:

@@ -142,12 +142,23 @@ class Prompts(Sequence[Prompt]):
         Example:
             ``probes.patching(pair, prompts.sample(60), "heads")``
         """
+        return self[self.sample_numbers(limit, seed=seed)] if limit < 1 or limit < len(self) else self
+
+    def sample_numbers(self, limit: int, *, seed: int = 0) -> np.ndarray:
+        """The row numbers of :meth:`sample`, in order.
+
+        Args:
+            limit: How many rows at most.
+            seed: Of the draw.
+
+        Raises:
+            UserError: ``limit`` is below 1.
+        """
         if limit < 1:
             raise UserError(f"A sample of {limit} prompts holds none; give a limit of 1 or more.")
         if limit >= len(self):
-            return self
-        drawn = np.random.default_rng(seed).choice(len(self), size=limit, replace=False)
-        return self[np.sort(drawn)]
+            return np.arange(len(self))
+        return np.sort(np.random.default_rng(seed).choice(len(self), size=limit, replace=False))
 
     @property
     def groups(self) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ from workbench.engine.positions import Where
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel, pad_id
+from workbench.progress import Progress, Silent, listening
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import Encoded, batches, encode, pad_left
 
@@ -71,6 +72,7 @@ def plan(
     writer: str,
     continued: Callable[[Plan, int, str], list[list[int]]] | None = None,
     prompt_bytes: Callable[[int], int] | None = None,
+    progress: Progress | None = None,
 ) -> Plan:
     """Encode the prompts once for all models; with ``new_tokens`` the ``writer`` continues them greedily
     first (or ``continued`` lets it do so elsewhere). ``prompt_bytes``: how much is recorded of a prompt of so many
@@ -88,23 +90,30 @@ def plan(
         return before
     if continued is not None:
         return Plan(continued(before, new_tokens, writer), before.prompt_lengths, size, before.pad)
-    ids = list(before.ids)
+    ids, bar = list(before.ids), progress or Silent()
+    bar.start("writing", len(ids))
     for window in before.windows():
-        for prompt, row in continued_window(before, window, model, new_tokens).items():
+        for prompt, row in continued_window(before, window, model, new_tokens, bar).items():
             ids[prompt] = row
+    bar.finish()
     return Plan(ids, before.prompt_lengths, size, before.pad)
 
 
-def continued_window(before: Plan, window: list[int], model: AdaptedModel, new_tokens: int) -> dict[int, list[int]]:
+def continued_window(
+    before: Plan, window: list[int], model: AdaptedModel, new_tokens: int, progress: Progress | None = None
+) -> dict[int, list[int]]:
     """Prompt -> its token ids and those ``model`` writes after it, to the first end token."""
+    bar = progress or Silent()
     stops = model.inner.generation_config.eos_token_id
     ends = set(stops if isinstance(stops, list) else [stops])
     ids: dict[int, list[int]] = {}
     for batch in before.batches(window):
-        full = model.generate_ids(batch.encoded, max_new_tokens=new_tokens)
+        with listening(bar, len(batch.prompts)):
+            full = model.generate_ids(batch.encoded, max_new_tokens=new_tokens)
         for prompt, row in zip(batch.prompts, full[:, batch.encoded.input_ids.shape[1] :].tolist(), strict=True):
             end = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
             ids[prompt] = before.ids[prompt] + row[:end]
+        bar.advance(len(batch.prompts))
     return ids
 
 

@@ -118,7 +118,7 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
         elsewhere = written if team is None else partial(_continued_by, team, models)
         each = partial(recorded_bytes, models, chosen, scope, logits=logits)
         while True:
-            plan_ = plan(models, rows, size, new_tokens, _writer(models), elsewhere, each)
+            plan_ = plan(models, rows, size, new_tokens, _writer(models), elsewhere, each, progress)
             plan_ = sized_windows(plan_, models, chosen, scope, logits=logits)
             capture = make(tuple(chosen), scope, dtype, plan_.longest, logits)
             config = store_config(models, rows, plan_, names, options)

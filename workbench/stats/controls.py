@@ -4,7 +4,7 @@ differs."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,14 +67,6 @@ def random_units(
     ]
 
 
-def random_masks(mask: Tensor, *, draws: int = MIN_DRAWS, seed: int = 0) -> Iterator[Tensor]:
-    """Boolean masks of the shape of ``mask`` with as many entries on, one at a time: of parameters they are
-    large."""
-    check_draws(draws)
-    generator = torch.Generator().manual_seed(seed)
-    return (_shuffled(mask, generator) for _ in range(draws))
-
-
 def random_directions(
     like: Float[Tensor, "... d"], *, draws: int = MIN_DRAWS, seed: int = 0
 ) -> Float[Tensor, "draw ... d"]:
@@ -104,12 +96,6 @@ def against_controls(observed: float, controls: Sequence[float] | np.ndarray) ->
     low, high = np.quantile(scores, (0.025, 0.975))
     p = (1 + int((scores >= observed).sum())) / (1 + len(scores))
     return Control(float(observed), float(scores.mean()), float(low), float(high), len(scores), p)
-
-
-def _shuffled(mask: Tensor, generator: torch.Generator) -> Tensor:
-    entries = torch.zeros(mask.numel(), dtype=torch.bool)
-    entries[torch.randperm(mask.numel(), generator=generator)[: int(mask.sum())]] = True
-    return entries.view(mask.shape).to(mask.device)
 
 
 def check_draws(draws: int) -> None:

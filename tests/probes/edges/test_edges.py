@@ -13,8 +13,8 @@ from probes.edges.faithfulness import area, leading
 from probes.edges.graph import Graph
 from probes.edges.sending import EdgeRun, sent
 from probes.patches.task import make_task
-from tests.probes.provenance import Calls, pair
-from tests.tiny import tiny_model, tokenizer
+from tests.probes.provenance import Calls
+from tests.tiny import tiny_model, tokenizer, tuned_copy
 from tunescope.bench.tracr.pairs import cut_pairs
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
@@ -37,7 +37,9 @@ def rows(n: int = 8) -> Prompts:
 
 
 def calls_of_edge_attribution() -> Calls:
-    given = {"subject": pair(), "prompts": rows(3), "steps": 2, "curve": True, "kept": 40, "least": 0.1, "controls": 1,
+    base = tiny_model("llama", num_hidden_layers=1)  # the number of edges, each a pass, grows with the layers squared
+    subject = load_pair(base, tuned_copy(base, size=0.1), tokenizer=tokenizer(), check=False)
+    given = {"subject": subject, "prompts": rows(3), "steps": 2, "curve": True, "kept": 40, "least": 0.1, "controls": 1,
              "batch_size": 2, "draws": 50, "seed": 3}  # fmt: skip
     return Calls([given, {**given, "prompts": rows(2), "method": "exact", "curve": False}])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.probes.provenance import replaced
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts import Prompts
@@ -14,7 +15,7 @@ WORDS = ("quick", "lazy", "brown", "jumps", "over", "dog", "red", "big", "old", 
 def pair_of(size: float = 0.1) -> ModelPair:
     base = tiny_model("llama")
     tuned = tuned_copy(base, size=size) if size else base
-    return load_pair(base, tuned, tokenizer=tokenizer(), check=False)
+    return replaced(base) or load_pair(base, tuned, tokenizer=tokenizer(), check=False)
 
 
 def rows_of(n: int = 12, **columns: Any) -> Prompts:

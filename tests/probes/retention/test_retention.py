@@ -42,7 +42,8 @@ def chat_pair(size: float = 0.1) -> ModelPair:
     words = tokenizer().__class__(tokenizer_object=tokenizer().backend_tokenizer, pad_token="<pad>", bos_token="<bos>",
                                   eos_token="<eos>", unk_token="<unk>")  # fmt: skip
     words.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
-    return load_pair(made.base.hf, made.tuned.hf, tokenizer=words, check=False)
+    base = made.base.hf if made.adapter is None else made.adapter.get_base_model()
+    return load_pair(base, made.tuned.hf, tokenizer=words, check=False)
 
 
 def calls_of_many_shot_curve() -> Calls:

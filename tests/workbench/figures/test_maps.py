@@ -16,7 +16,7 @@ from workbench.figures.knob import natural_spread
 from workbench.figures.lens import lens_grid
 from workbench.figures.overlap import shared_bars
 from workbench.figures.routing import routing_flow, routing_map
-from workbench.figures.tokens import safe, token_figure
+from workbench.figures.tokens import safe
 from workbench.figures.weights import cell_map
 from workbench.figures.words import GREY, word_bars
 
@@ -151,5 +151,3 @@ def test_words_inside_the_control_are_grey_and_same_words_stay_apart() -> None:
 
 def test_quotes_stay_quotes_in_a_figure() -> None:
     assert safe('say "a" & <b>') == 'say "a" &amp; &lt;b&gt;'
-    figure = token_figure(['"'], [1.0], unit="nats")
-    assert "&quot;" not in figure.to_json()

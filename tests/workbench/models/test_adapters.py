@@ -15,7 +15,6 @@ from tests.workbench.models.conftest import SaveAdapter, edit_json
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapter_fit import check_fit, same_name
 from workbench.models.adapters import (
-    adapter_enabled,
     adapter_layers,
     attach_adapter,
     base_tensors,
@@ -31,6 +30,11 @@ from workbench.models.weight_changes import effective_delta
 
 LORA = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
 advice = pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+
+
+def adapter_enabled(peft_model: Any) -> bool:
+    """Every layer of the adapter takes part in the next forward pass."""
+    return all(not layer.disable_adapters for layer in adapter_layers(peft_model))
 
 
 def logits(model: Any) -> torch.Tensor:

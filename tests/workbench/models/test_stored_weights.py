@@ -269,3 +269,28 @@ def test_repeated_layers_are_refused(folders: tuple[Path, Path], tmp_path: Path)
     for given in (tmp_path / "adapter", model):
         with pytest.raises(UserError, match="repeats layers of its base"):
             wb.load_pair(folders[0], given)
+
+
+@pytest.mark.parametrize("side", ["tuned", "base", "both"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_head_stored_beside_embeddings_that_it_is_tied_to_is_read_as_it_is_loaded(
+    tmp_path: Path, side: str, apart: bool
+) -> None:
+    """transformers ties the two only where they hold the same numbers."""
+    base = tiny_model("llama", tie_word_embeddings=True)
+    given = {role: saved(base, tmp_path / role) for role in ("base", "tuned")}
+
+    def with_head(tensors: Stored) -> Stored:
+        head = tensors["model.embed_tokens.weight"].clone()
+        return {**tensors, "lm_head.weight": head + 0.5 * torch.eye(*head.shape) if apart else head}
+
+    for role in given if side == "both" else [side]:
+        given[role] = edited(given[role], tmp_path / f"{role}-head", with_head)
+    found = changes(probes.weight_delta(*map(str, given.values())))
+    loaded = {role: tf.AutoModelForCausalLM.from_pretrained(folder) for role, folder in given.items()}
+    heads = [model.lm_head.weight.detach() for model in loaded.values()]
+    wanted = float((heads[0] - heads[1]).norm())
+    assert found.get("lm_head.weight", 0.0) == pytest.approx(wanted, rel=1e-4)
+    assert (wanted > 1) == (apart and side != "both")
+    pair = wb.load_pair(*given.values(), tokenizer=tokenizer())
+    assert changes(probes.weight_delta(pair)).get("lm_head.weight", 0.0) == pytest.approx(wanted, rel=1e-4)

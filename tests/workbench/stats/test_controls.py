@@ -10,7 +10,6 @@ import torch
 
 from workbench.errors import UserError
 from workbench.stats import against_controls, random_directions, random_subspaces, random_units
-from workbench.stats.controls import random_masks
 
 CHOSEN = [(0, 1), (2, 3), (2, 0), (5, 7)]
 
@@ -41,7 +40,6 @@ def test_fewer_than_ten_draws_and_unknown_units_are_refused() -> None:
     for call in (
         lambda: random_units(CHOSEN, [8] * 6, draws=9),
         lambda: random_directions(torch.ones(3), draws=9),
-        lambda: random_masks(torch.ones(3, dtype=torch.bool), draws=9),
         lambda: against_controls(1.0, [0.0] * 9),
     ):
         with pytest.raises(UserError, match="at least 10 random draws; got 9"):
@@ -69,13 +67,6 @@ def test_random_subspaces_are_orthonormal_and_isotropic() -> None:
     torch.testing.assert_close(drawn @ drawn.mT, torch.eye(3).expand(300, 3, 3), atol=1e-5, rtol=0)
     mean_projection = (drawn.mT @ drawn).mean(0)
     torch.testing.assert_close(mean_projection, torch.eye(16) * 3 / 16, atol=0.06, rtol=0)
-
-
-def test_random_masks_match_the_count() -> None:
-    mask = torch.rand(5, 7) > 0.6
-    drawn = list(random_masks(mask, draws=12))
-    assert len(drawn) == 12 and all(m.shape == mask.shape and m.sum() == mask.sum() for m in drawn)
-    assert len({tuple(m.flatten().tolist()) for m in drawn}) == 12
 
 
 def test_observed_beside_controls() -> None:

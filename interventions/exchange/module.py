@@ -1,0 +1,162 @@
+"""Recipes as a small module of plain torch: for what is exact in no weight, such as an ablation at one layer."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from interventions.base import Intervention
+from interventions.checks import site_in
+from interventions.concept_ablation import ConceptAblation
+from interventions.directions import orthonormal
+from interventions.exchange import exported_module
+from interventions.exchange.bake import check_everywhere
+from interventions.exchange.biases import z_maps
+from interventions.exchange.exported_module import STEPS, VECTORS
+from interventions.heads import HeadOffset, HeadScale
+from interventions.offset import Offset
+from interventions.recipe import Recipe, as_adapted
+from workbench.engine.sites import Site
+from workbench.errors import NotSupported, UserError
+from workbench.files import PARTIAL, room_for
+from workbench.models.adapted import AdaptedModel
+from workbench.models.export import plain_copy
+from workbench.typing import Tensor
+
+Step = tuple[str, str, str, dict[str, Tensor]]
+"""(path of the module, side, what is done there, with which vectors)."""
+SIDES = {"resid_pre": "in", "resid_post": "out", "attn_out": "out", "mlp_out": "out", "z": "in"}
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+_HALF = 0.05
+
+
+def to_module(model: Any, recipe: Recipe, folder: str | Path) -> Path:
+    """Save a recipe as a folder with a Python file that hooks it into the Hugging Face model, without Tunescope.
+
+    ``ConceptAblation`` and ``Offset`` at resid_pre, resid_post, attn_out or mlp_out of any layer, ``HeadScale`` and
+    ``HeadOffset``, each on every token, in the recipe's order. For an adapter pair it is attached to the base with the
+    adapter, as PEFT loads it, or merged. The file needs torch and safetensors alone. Before anything is written it is
+    attached to a copy of the model and compared with the recipe on a few tokens.
+
+    Args:
+        model: The model that the recipe is for.
+        recipe: What is exported.
+        folder: A new folder.
+
+    Returns:
+        The folder: ``exported_module.py``, ``steps.json``, ``vectors.safetensors``.
+
+    Raises:
+        NotSupported: Something acts on some positions or rows, behind a gate, or at another site.
+        UserError: The folder exists, or the recipe does not fit the model.
+
+    Example:
+        ``to_module(pair.tuned, recipe, "off")``, then ``from exported_module import attach; attach(model)`` there.
+    """
+    adapted, target = as_adapted(model), Path(folder)
+    recipe.check(adapted)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already: give a new folder.")
+    check_module(recipe)
+    steps = [_step(intervention, adapted) for intervention in recipe]
+    flat = [step for made in steps for step in made]
+    partial = target.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{target.name}")
+    try:
+        with room_for(target):
+            _write(flat, partial)
+            _check_same(adapted, recipe, partial)
+            if target.exists():
+                target.rmdir()
+            partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def check_module(recipe: Recipe) -> None:
+    """Refuse what the module cannot do, told from the recipe alone.
+
+    Raises:
+        NotSupported: With the reason.
+    """
+    for number, one in enumerate(recipe):
+        what = f"{one.kind} (number {number} of the recipe)"
+        check_everywhere(one, what)
+        site = getattr(one, "site", "z")
+        if site not in SIDES:
+            raise NotSupported(
+                f"{what} acts at {site}, which is no module's input or output: use {', '.join(SIDES)}, or keep it."
+            )
+        if isinstance(one, Offset) and (one.units == "fraction" or one.match_norm):
+            raise NotSupported(f"{what} depends on each token's norm, which the module does not measure: keep it.")
+
+
+def _step(one: Intervention, model: AdaptedModel) -> list[Step]:
+    if isinstance(one, HeadScale | HeadOffset):
+        maps = z_maps([one], model)
+        return [
+            _at(Site("z", layer), "map", {"scale": scale.flatten(), "offset": offset.flatten()}, model)
+            for layer, (scale, offset) in maps.items()
+        ]  # fmt: skip
+    assert isinstance(one, ConceptAblation | Offset) and isinstance(one.strength, float)
+    site = site_in(model, one.site, one.layer)
+    if isinstance(one, Offset):
+        vector = one.vector.detach().double().cpu()
+        length = 1.0 if one.units == "raw" else float(one.site_norm or 1.0) / float(vector.norm())
+        return [_at(site, "add", {"vector": one.strength * length * vector}, model)]
+    basis = orthonormal(one.directions.detach().cpu())
+    mean = torch.zeros(basis.shape[1]) if one.mean is None else one.mean.detach().cpu()
+    return [_at(site, "project", {"basis": basis, "mean": mean, "strength": torch.tensor(one.strength)}, model)]
+
+
+def _at(site: Site, does: str, vectors: dict[str, Tensor], model: AdaptedModel) -> Step:
+    module = model.hub.module(site)
+    path = next(name for name, one in model.inner.named_modules() if one is module)
+    return path, SIDES[site.kind], does, vectors
+
+
+def _write(steps: list[Step], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    named = [
+        {"module": path, "side": side, "does": does, "vectors": {name: f"{number}.{name}" for name in vectors}}
+        for number, (path, side, does, vectors) in enumerate(steps)
+    ]
+    tensors = {
+        f"{number}.{name}": vector.float().contiguous()
+        for number, (*_, vectors) in enumerate(steps)
+        for name, vector in vectors.items()
+    }
+    (folder / STEPS).write_text(json.dumps(named, indent=2), encoding="utf-8")
+    save_file(tensors, folder / VECTORS)
+    shutil.copyfile(exported_module.__file__, folder / Path(exported_module.__file__).name)
+
+
+def _check_same(model: AdaptedModel, recipe: Recipe, folder: Path) -> None:
+    """Raise when the module, on a plain copy, does not compute what the recipe does."""
+    ids = torch.arange(8, device=model.device).reshape(1, 8) * 7 % model.vocab_size
+    with recipe.applied(model):
+        wanted = model.forward(ids)
+    as_it_is = model.forward(ids)
+    assert wanted is not None and as_it_is is not None
+    with model.active():
+        plain = plain_copy(model).eval()
+    merging = float((_logits(plain, ids) - as_it_is).abs().max())
+    exported_module.attach(plain, folder)
+    gap = float((_logits(plain, ids) - wanted).abs().max())
+    if not gap <= merging * 4 + _ROUNDING.get(model.dtype, _HALF) * float(wanted.std()):
+        raise NotSupported(
+            f"The module would not compute what the recipe does (logits differ by {gap:.2g}): this architecture "
+            "uses the changed values in another way. Keep the recipe."
+        )
+
+
+@torch.no_grad()
+def _logits(hf: Any, ids: Tensor) -> Tensor:
+    logits: Tensor = hf(input_ids=ids, use_cache=False).logits
+    return logits
