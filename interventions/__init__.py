@@ -81,6 +81,7 @@ _HOMES = {
     "masked_finetune": "training.masked",
     "mean_norm": "norms",
     "model_stock": "weightspace.merging",
+    "open_xlora": "xlora_folder",
     "per_row": "recipe",
     "random_directions": "training.ablated",
     "recipe_from_text": "one_line",

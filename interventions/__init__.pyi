@@ -97,6 +97,7 @@ from interventions.weightspace.merging import ties as ties
 from interventions.weightspace.merging import twin_merging as twin_merging
 from interventions.weightspace.merging import uniform_soup as uniform_soup
 from interventions.weightspace.task_vector import TaskVector as TaskVector
+from interventions.xlora_folder import open_xlora as open_xlora
 from workbench.engine.positions import Where as Where
 
 __all__ = [
@@ -173,6 +174,7 @@ __all__ = [
     "masked_finetune",
     "mean_norm",
     "model_stock",
+    "open_xlora",
     "per_row",
     "random_directions",
     "recipe_from_text",

@@ -120,6 +120,35 @@ def test_xloras_gates_are_those_that_peft_logs(tmp_path: Path) -> None:
     assert torch.equal(log.gates.argmax(-1), raw.argmax(-1))
 
 
+def test_a_saved_xlora_opens_as_it_was(tmp_path: Path) -> None:
+    """Also where names are sorted as text; what is not in its folder is refused."""
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    for count in (3, 11):
+        paths = {str(number): path for number, path in enumerate(saved_adapters(tmp_path, count))}
+        hf = tiny_model("llama")
+        hf.config.use_cache = False
+        torch.manual_seed(5)
+        model = get_peft_model(hf, XLoraConfig(task_type="CAUSAL_LM", hidden_size=64, adapters=paths)).eval()
+        folder = tmp_path / f"xlora-{count}"
+        model.save_pretrained(folder)
+        opened = iv.open_xlora(tmp_path / "base", folder)
+        torch.testing.assert_close(logits(opened), logits(model), atol=1e-6, rtol=1e-5)
+        with iv.live_gates(model) as one, iv.live_gates(opened) as other:
+            logits(model), logits(opened)
+        torch.testing.assert_close(one.gates, other.gates)
+    (folder / "0" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="does not hold the router's"):
+        iv.open_xlora(tiny_model("llama"), folder)
+    with pytest.raises(UserError, match="which is gone"):
+        iv.open_xlora(tiny_model("llama"), folder, adapters={"0": str(tmp_path / "none")})
+    with pytest.raises(UserError, match="calls an adapter 'code'"):
+        iv.open_xlora(tiny_model("llama"), folder, adapters={"code": str(tmp_path / "0")})
+    with pytest.raises(UserError, match="not an X-LoRA"):
+        iv.open_xlora(tiny_model("llama"), tmp_path / "0")
+    with pytest.raises(UserError, match="no folder of an adapter"):
+        iv.open_xlora(tiny_model("llama"), tmp_path / "base")
+
+
 def test_nothing_stays_after_an_exception(tmp_path: Path) -> None:
     model = arrow(tmp_path)
     before = logits(model)

@@ -17,10 +17,12 @@ File = Annotated[Path, typer.Argument(help="A recipe file, a .gguf control vecto
 Model = Annotated[str, typer.Argument(help="The model: a folder or a hub id. With --tuned, the base.")]
 Tuned = Annotated[str | None, typer.Option(help="The fine-tuned model or adapter; the recipe is then for it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
+_LINES = {"ignore_unknown_options": True}
+"""A line may begin with minus, as in ``-0.5*formal``."""
 FORMATS = ("gguf", "model", "adapter", "module", "recipe")
 
 
-@app.command("show")
+@app.command("show", context_settings=_LINES)
 def show_command(file: File, as_json: AsJson = False) -> None:
     """Show what a recipe does, in order, and what it was made with.
 
@@ -41,7 +43,7 @@ def show_command(file: File, as_json: AsJson = False) -> None:
     emit(payload, as_json, [{"kind": step["kind"], "does": step["does"]} for step in steps], title=title)
 
 
-@app.command("check")
+@app.command("check", context_settings=_LINES)
 def check_command(file: File, model: Model, tuned: Tuned = None, as_json: AsJson = False) -> None:
     """Check that a recipe fits a model; exit code 1 and the reason when it does not.
 
@@ -59,7 +61,7 @@ def check_command(file: File, model: Model, tuned: Tuned = None, as_json: AsJson
     emit(payload, as_json)
 
 
-@app.command("export")
+@app.command("export", context_settings=_LINES)
 def export_command(
     file: File,
     out: Annotated[Path, typer.Argument(help="Where to write: a file for gguf and recipe, a folder for the others.")],
@@ -94,7 +96,7 @@ def export_command(
     emit({"recipe": str(file), "format": to, "written": str(written)}, as_json)
 
 
-@app.command("certify")
+@app.command("certify", context_settings=_LINES)
 def certify_command(  # noqa: PLR0913 (one parameter per option)
     file: File,
     target: Annotated[Path, typer.Argument(help="What was exported: a .gguf control vector, or a folder.")],
@@ -153,7 +155,7 @@ def book_command(book: Book = None, as_json: AsJson = False) -> None:
     emit({"book": str(held.folder), "recipes": rows}, as_json, rows, title=title)
 
 
-@app.command("keep")
+@app.command("keep", context_settings=_LINES)
 def keep_command(name: Name, recipe: File, book: Book = None, as_json: AsJson = False) -> None:
     """Keep a recipe in the book under a name; it may itself be a line of other names.
 

@@ -45,12 +45,15 @@ def serve(  # noqa: PLR0913 (one parameter per option)
         raise typer.BadParameter("give --token or --no-token, not both.", param_hint="--no-token")
     if no_token and address not in ("127.0.0.1", "localhost", "::1"):
         raise typer.BadParameter("other computers may connect, so a token is needed.", param_hint="--no-token")
+    from interventions.exchange.reading import is_line, load_recipe
     from tunescope.cli.recipe import load_sides
     from tunescope.serve.engine import Engine, Limits
     from tunescope.serve.running import check_free, run
     from tunescope.serve.shelf import Shelf
 
     check_free(address, port)
+    for line in filter(is_line, recipe or []):
+        load_recipe(line)
     sides = load_sides(model, tuned, device=device, dtype=dtype)
     limits = Limits(max_tokens=max_tokens, waiting=waiting, batch=batch)
     engine = Engine(sides, Shelf(recipe or [], sides), limits)

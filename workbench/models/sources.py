@@ -17,7 +17,7 @@ _LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tik
 # adapters that a plain forward pass on token ids cannot run, or that run the model more than once
 _NEEDS_MORE = {
     "XLORA": "it runs every input twice, first to mix its parts, so a hook would fire twice "
-    "(interventions.live_gates reads and changes its mixing on the PeftModel itself)",
+    "(interventions.open_xlora opens it, and live_gates reads and changes its mixing)",
     "POLY": "it needs a task id with every input",
     "SHADOW": "its layers hand on a second stream beside the model's own, which is at none of the sites",
 }
