@@ -46,6 +46,7 @@ def written_pages() -> None:
         "benchmarks/RESULTS.md",
         "benchmarks/localization.md",
         "benchmarks/audit.md",
+        "benchmarks/outside.md",
     ):
         write(name, (ROOT / name).read_text(encoding="utf-8"))
     write("index.md", _site_links((ROOT / "README.md").read_text(encoding="utf-8")))

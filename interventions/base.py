@@ -72,16 +72,16 @@ class Intervention(ABC):
 
     def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(settings as plain JSON values, tensors they refer to by name)."""
-        return pack({one.name: getattr(self, one.name) for one in fields(self)}, self.scopes)  # type: ignore[arg-type]
+        return pack({field.name: getattr(self, field.name) for field in fields(self)}, self.scopes)  # type: ignore[arg-type]
 
     @classmethod
     def from_tensors(cls: type[_Same], settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Same:
         """The inverse of :meth:`to_tensors`. Raises :class:`UserError` for a setting this kind does not have."""
-        known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         for name in settings:
             if name not in known:
                 raise unknown_name(f"setting of {cls.__name__}", name, known)
-        needed = {one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING}  # type: ignore[arg-type]
+        needed = {field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING}  # type: ignore[arg-type]
         if missing := sorted(needed - set(settings)):
             raise UserError(f"{cls.__name__} lacks its setting {missing[0]!r}: the recipe is incomplete.")
         return cls(**unpack(settings, tensors, cls.scopes))
@@ -100,9 +100,9 @@ class Intervention(ABC):
 
     def __repr__(self) -> str:
         given = ", ".join(
-            f"{one.name}={shown(getattr(self, one.name))}"
-            for one in fields(self)  # type: ignore[arg-type]
-            if one.default is MISSING or shown(getattr(self, one.name)) != shown(one.default)
+            f"{field.name}={shown(getattr(self, field.name))}"
+            for field in fields(self)  # type: ignore[arg-type]
+            if field.default is MISSING or shown(getattr(self, field.name)) != shown(field.default)
         )
         return f"{self.kind}({given})"
 

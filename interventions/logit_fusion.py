@@ -109,7 +109,7 @@ class LogitFusion(LogitIntervention):
 
     def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings, with every model by name and hash."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["base"] = vars(OtherModel.of(self.base))
         values["experts"] = {name: vars(OtherModel.of(expert)) for name, expert in self.experts.items()}
         return pack(values, self.scopes)

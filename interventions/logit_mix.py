@@ -120,7 +120,7 @@ class LogitMix(LogitIntervention):
 
     def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings, with every model by name and hash."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["voices"] = {name: voice.plain() for name, voice in self._voices.items()}
         return pack(values, self.scopes)
 
@@ -161,7 +161,7 @@ def _voice(given: Any, name: str) -> Voice:
     if isinstance(given, Voice):
         return replace(given, model=as_other(given.model, name))
     if isinstance(given, Mapping):
-        known = {one.name for one in fields(Voice)}
+        known = {field.name for field in fields(Voice)}
         if odd := sorted(set(given) - known):
             raise unknown_name("setting of a voice", odd[0], known)
         return Voice(**{**given, "model": as_other(given["model"], name)})

@@ -97,7 +97,7 @@ class LogitShift(LogitIntervention):
 
     def to_tensors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings, with the two models by name and hash."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("tuned", "base"):
             values[name] = vars(OtherModel.of(values[name]))
         if not self.plausibility:  # the content of a shift without it stays what it was before there was one

@@ -173,7 +173,7 @@ class _RuleHook(LogitHook):
 def _ends(model: AdaptedModel) -> set[int]:
     from workbench.behaviour.generation import end_ids
 
-    return {one for one in end_ids(model) if one < model.vocab_size}
+    return {token for token in end_ids(model) if token < model.vocab_size}
 
 
 def _tokens(word: str, model: AdaptedModel) -> list[int]:

@@ -283,7 +283,7 @@ def _streamed(moments: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         if site is None or site.kind not in (*HEADED, *WIDE, "mlp_post"):
             continue
         base, tuned = moments["base"][name], moments["tuned"][name]
-        length, after = (torch.atleast_1d(_mean_square(one)).sqrt() for one in (base, tuned))
+        length, after = (torch.atleast_1d(_mean_square(side)).sqrt() for side in (base, tuned))
         squared = torch.atleast_1d((moved.mean.square() - moved.variance / moved.count).sum(-1))
         table: dict[str, Any] = {
             "site": site.kind,

@@ -124,10 +124,15 @@ def logit_lens(
 
 
 def kl(p: Float[Tensor, "row vocab"], q: Float[Tensor, "row other_vocab"]) -> Float[Tensor, " row"]:
-    """KL(p || q) in nats of two tables of log-probabilities, over the ids both have."""
+    """KL(p || q) in nats of two tables of logits or log-probabilities, over the ids both have."""
+    common = min(p.shape[1], q.shape[1])
+    return _kl_of_logs(p[:, :common].log_softmax(-1), q[:, :common].log_softmax(-1))
+
+
+def _kl_of_logs(p: Float[Tensor, "row vocab"], q: Float[Tensor, "row other_vocab"]) -> Float[Tensor, " row"]:
+    """The same of log-probabilities, which need no second normalising where both have the same ids."""
     if p.shape[1] != q.shape[1]:
-        common = min(p.shape[1], q.shape[1])
-        p, q = p[:, :common].log_softmax(-1), q[:, :common].log_softmax(-1)
+        return kl(p, q)
     return (p.exp() * (p - q).nan_to_num()).sum(-1).clamp_min(0)
 
 
@@ -171,10 +176,10 @@ class _Chunk:
             {
                 "prompt": self.index["prompt"].to_numpy(),
                 "layer": layer,
-                "kl": kl(reading.tuned, reading.base).numpy(),
-                "control": kl(reading.displaced, reading.base).numpy(),
-                "to_final_base": kl(self.final["base"], reading.base).numpy(),
-                "to_final_tuned": kl(self.final["tuned"], reading.tuned).numpy(),
+                "kl": _kl_of_logs(reading.tuned, reading.base).numpy(),
+                "control": _kl_of_logs(reading.displaced, reading.base).numpy(),
+                "to_final_base": _kl_of_logs(self.final["base"], reading.base).numpy(),
+                "to_final_tuned": _kl_of_logs(self.final["tuned"], reading.tuned).numpy(),
             }
         )
 

@@ -83,7 +83,7 @@ def _other_heads(by_head: Any, model: AdaptedModel, draws: int, seed: int) -> li
     drawn = random_units(places, [model.n_heads] * model.n_layers, draws=draws, seed=seed)
     order = sorted(range(len(places)), key=lambda number: places[number])
     values = [list(by_head.values())[number] for number in order]
-    return [{f"L{layer}H{head}": value for (layer, head), value in zip(one, values, strict=True)} for one in drawn]
+    return [{f"L{layer}H{head}": value for (layer, head), value in zip(draw, values, strict=True)} for draw in drawn]
 
 
 def _random_offsets(one: iv.HeadOffset, model: AdaptedModel, draws: int, seed: int) -> list[Any]:

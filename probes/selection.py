@@ -24,9 +24,9 @@ from interventions.training.trainer import Schedule, answer_logits
 from probes.call_settings import call_settings
 from probes.cells import mean_of_others
 from probes.matching import Place, matched_cells
-from probes.options import read_options
 from probes.resampling import interval
 from probes.results import ProbeResult, Provenance
+from workbench.argument_checks import read_options
 from workbench.engine.context import ForwardContext
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site

@@ -1,4 +1,4 @@
-"""GGUF files of tiny Llama models, as llama.cpp's converter lays them out."""
+"""GGUF files of tiny Llama and Qwen2 models, as llama.cpp's converter lays them out."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ CHAT = (
 def write_gguf(
     file: Path, model: Any, stored: Stored = Stored.F32, *, template: str | None = CHAT, **fields: Any
 ) -> Path:
-    """``model`` (a Llama) in ``file``, its matrices as ``stored``; ``fields`` are written instead of or beside ours."""
-    config, writer = model.config, GGUFWriter(file, str(fields.get("architecture", "llama")))
+    """``model`` (a Llama, or a Qwen2 with ``architecture="qwen2"``) in ``file``, its matrices as ``stored``; ``fields``
+    are written instead of or beside ours."""
+    architecture = str(fields.get("architecture", "llama"))
+    config, writer = model.config, GGUFWriter(file, architecture)
     _write_fields(writer, config, template)
     for name, value in fields.items():
         if name != "architecture":
             writer.add_string(name, value) if isinstance(value, str) else writer.add_uint32(name, value)
     for name, tensor in model.state_dict().items():
         values = tensor.float().numpy()
-        if ".q_proj." in name or ".k_proj." in name:
+        if architecture != "qwen2" and (".q_proj." in name or ".k_proj." in name):
             values = _interleaved(values, config.num_attention_heads if ".q_" in name else config.num_key_value_heads)
         kind = stored if values.ndim > 1 else Stored.F32
         data = values if kind is Stored.F32 else quants.quantize(values, kind)
@@ -57,7 +59,8 @@ def _write_fields(writer: GGUFWriter, config: Any, template: str | None) -> None
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(head)
     writer.add_vocab_size(config.vocab_size)
     words = json.loads(tokenizer().backend_tokenizer.to_str())["model"]
     tokens = [token for token, _ in sorted(words["vocab"].items(), key=lambda item: item[1])]

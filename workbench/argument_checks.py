@@ -1,10 +1,24 @@
-"""What a function was given to work on, checked before it starts: a pair, a model of ours, or a recording."""
+"""What a function was given to work on, checked before it starts: a pair, a model of ours, a recording, its options."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from workbench.errors import UserError
+from workbench.errors import UserError, unknown_name
+
+Options = TypeVar("Options")
+
+
+def read_options(kind: type[Options], given: Mapping[str, Any]) -> Options:
+    """Keyword arguments as a ``kind``, a dataclass. Raises :class:`UserError` naming the closest option when one is
+    unknown."""
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in given:
+        if name not in known:
+            raise unknown_name("option", name, known)
+    return kind(**given)
 
 
 def check_pair(given: Any, prompts: Any = None) -> None:

@@ -56,7 +56,7 @@ def baked(model: Any, recipe: Recipe) -> Any:
         check_everywhere(intervention, f"{intervention.kind} (number {place} of the recipe)")
     with adapted.active():
         hf = plain_copy(adapted).eval()
-    ablations = [one for one in recipe if isinstance(one, ConceptAblation)]
+    ablations = [intervention for intervention in recipe if isinstance(intervention, ConceptAblation)]
     if ablations and len(ablations) < len(recipe):
         raise NotSupported(
             "Ablations and changes of heads in one recipe act on each other in an order that weights do not keep: "
@@ -64,7 +64,7 @@ def baked(model: Any, recipe: Recipe) -> Any:
         )
     dtypes = widen(hf)
     wanted = _logits(AdaptedModel(hf, None) if dtypes else adapted, recipe)
-    if any(isinstance(one, _OFFSETS) for one in recipe):
+    if any(isinstance(intervention, _OFFSETS) for intervention in recipe):
         hf = with_output_bias(hf, AdaptedModel(hf, None).hub.family)
     target = AdaptedModel(hf, None)
     with torch.no_grad():

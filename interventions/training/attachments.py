@@ -205,7 +205,9 @@ def _trained(
     examples = examples_of(rows, model.tokenizer, end=end)
     if attachment.rows is not None:
         bos = model.tokenizer.bos_token_id
-        examples = [dataclasses.replace(one, prompt=attachment.rows.placed(one.prompt, bos)) for one in examples]
+        examples = [
+            dataclasses.replace(example, prompt=attachment.rows.placed(example.prompt, bos)) for example in examples
+        ]
     learned: dict[str, nn.Parameter] = dict(attachment.to(model.device).named_parameters())
     switch = Switch(attachment, model.hub)
     switch(True)

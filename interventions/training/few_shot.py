@@ -199,7 +199,7 @@ def label_words(model: Any, rows: Prompts, template: str, *, candidates: int = 2
     labels = np.array([str(row.label) for row in rows])
     names = sorted(set(labels.tolist()))
     means = torch.stack([chances[torch.from_numpy(labels == name)].mean(0) for name in names])
-    special = [one for one in adapted.tokenizer.all_special_ids if one < means.shape[1]]
+    special = [token for token in adapted.tokenizer.all_special_ids if token < means.shape[1]]
     means[:, special] = -torch.inf
     word_of: dict[str, str] = {}
     for place, name in enumerate(names):

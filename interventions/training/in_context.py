@@ -175,7 +175,7 @@ class _Reader:
         found: dict[int, Tensor] = {}
         collate = Collator(pad_id(self.model.tokenizer))
         with self.open():
-            for members in batches([len(one.prompt) + len(one.answer) for one in examples], batch_size):
+            for members in batches([len(example.prompt) + len(example.answer) for example in examples], batch_size):
                 batch = collate([examples[member] for member in members])
                 answer_logits(self.model, batch["input_ids"], batch["attention_mask"])
                 states = self.rows(batch["labels"])

@@ -125,7 +125,7 @@ def input_side(
             taken.append(_one(pair, torch.tensor([row]), generator))
     watch.finish()
     table = _table(taken, rows, seed)
-    remainder = scored(np.array([one.remainder for one in taken]), seed=seed, clusters=rows.clusters)
+    remainder = scored(np.array([run.remainder for run in taken]), seed=seed, clusters=rows.clusters)
     beyond = table[(table["q"] < 0.05) & (table["score"] > table["control"])]
     return InputSide(
         table=table,
@@ -197,11 +197,11 @@ def _share(base: _Run, other: _Run) -> Float[np.ndarray, " layer"]:
 def _table(taken: Sequence[_Followed], rows: Prompts, seed: int) -> pd.DataFrame:
     lines = []
     for layer in range(len(taken[0].change)):
-        own, random = (np.array([getattr(one, name)[layer] for one in taken]) for name in ("change", "random"))
+        own, random = (np.array([getattr(run, name)[layer] for run in taken]) for name in ("change", "random"))
         lines.append({
             "layer": layer, **beside_control(own, random, rows.clusters, seed=seed),
-            "moved": float(np.mean([one.moved[layer] for one in taken])),
-            "moved_control": float(np.mean([one.random_moved[layer] for one in taken])), "n": len(taken),
+            "moved": float(np.mean([run.moved[layer] for run in taken])),
+            "moved_control": float(np.mean([run.random_moved[layer] for run in taken])), "n": len(taken),
         })  # fmt: skip
     table = pd.DataFrame(lines)
     return with_q(table, keep_p=False)

@@ -146,7 +146,7 @@ def _row(held: list[Factors], begun: Factors | None, which: str, draws: int, see
     row = {
         "score": mean, "low": mean if whole is None else whole.low, "high": mean if whole is None else whole.high,
         "control": float(np.mean(drawn)) if drawn else np.nan,
-        "p": (1 + sum(one >= mean for one in drawn)) / (draws + 1), "to_initial": np.nan, "bit_equal": np.nan,
+        "p": (1 + sum(draw >= mean for draw in drawn)) / (draws + 1), "to_initial": np.nan, "bit_equal": np.nan,
         "rank": ranks[0], "n": len(likeness),
     }  # fmt: skip
     if begun is not None:

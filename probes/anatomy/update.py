@@ -118,15 +118,15 @@ def _row(matrix: ChangedMatrix, svd: Svd, k: int, draws: int, seed: int) -> dict
     top = min(svd.rank, 16)
     drawn = list(nulls(svd, draws, seed))
     left = spaces.share_left(svd, k)
-    shares = [spaces.share_left(one, k) for one in drawn]
-    chance = [spaces.intruders(weight + one.product(), top) for one in drawn[:3]]
+    shares = [spaces.share_left(draw, k) for draw in drawn]
+    chance = [spaces.intruders(weight + draw.product(), top) for draw in drawn[:3]]
     return {
         "layer": matrix.place.layer, "module": matrix.place.module, "name": matrix.name,
         "score": left, "low": left, "high": left,
         "control": float(np.mean(shares)) if shares else np.nan, "control_high": max(shares, default=np.nan),
         "p": (1 + sum(share >= left for share in shares)) / (draws + 1),
         "right": spaces.share_right(svd, k),
-        "right_control": float(np.mean([spaces.share_right(one, k) for one in drawn])) if drawn else np.nan,
+        "right_control": float(np.mean([spaces.share_right(draw, k) for draw in drawn])) if drawn else np.nan,
         "rank": svd.rank, "rank50": svd.energy_rank(0.5), "rank90": svd.energy_rank(0.9),
         "intruders": spaces.intruders(weight + svd.product(), top),
         "intruders_control": float(np.mean(chance)) if chance else np.nan, "directions": top,

@@ -170,11 +170,11 @@ def entropy_share(pattern: Float[Tensor, "*head query key"]) -> Float[Tensor, "*
 
 def _compared(pair: ModelPair, row: list[int], layers: Sequence[int]) -> _Read:
     base, tuned = (read_patterns(model, row, layers) for model in (pair.base, pair.tuned))
-    narrow = [entropy_share(one)[..., 1:].mean(-1).numpy() if len(row) > 1 else np.zeros(one.shape[:2])
-              for one in (base, tuned)]  # fmt: skip
+    narrow = [entropy_share(side)[..., 1:].mean(-1).numpy() if len(row) > 1 else np.zeros(side.shape[:2])
+              for side in (base, tuned)]  # fmt: skip
     moved = (tuned - base).abs().sum(-1).mean(-1).double().numpy() / 2
     behind = torch.arange(len(row), 0, -1)  # queries that can see each key
-    received = torch.stack([one.mean((0, 1)).sum(0) / behind for one in (base, tuned)]).double().numpy()
+    received = torch.stack([side.mean((0, 1)).sum(0) / behind for side in (base, tuned)]).double().numpy()
     evenly = torch.ones(len(row), len(row)).tril() / torch.arange(1, len(row) + 1)[:, None]
     return _Read(narrow[0], narrow[1], moved, received, (evenly.sum(0) / behind).double().numpy())
 

@@ -236,7 +236,7 @@ def _held_out(profile: _Profile, heads: list[str], gamma: float, controls: int, 
         sizes = [profile.model.n_heads] * profile.model.n_layers
         try:
             drawn = random_units(places, sizes, draws=controls, seed=seed)  # type: ignore[arg-type]
-            names = [[f"L{layer}H{head}" for layer, head in one] for one in drawn]
+            names = [[f"L{layer}H{head}" for layer, head in draw] for draw in drawn]
         except UserError:
             names = []  # all heads of a layer were chosen, so it has no others
         if names:

@@ -168,8 +168,8 @@ class _Trial:
         self.model, self.rows, self.layer, self.decoding, self.work = model, rows, layer, decoding, work
         self.ids = encode(rows, model.tokenizer, model.max_positions)
         drawn = generate_replies(Subject("drafts", model), rows, decoding, work)
-        self.plain = [one[0] for one in drawn]
-        self.drafts = [list(one[1:]) for one in drawn]
+        self.plain = [draw[0] for draw in drawn]
+        self.drafts = [list(draw[1:]) for draw in drawn]
         flat = [one for own in self.drafts for one in own]
         before = [row for row, own in zip(self.ids, self.drafts, strict=True) for _ in own]
         self.states = self._embedded(before, [list(one.ids) for one in flat]).view(len(rows), len(self.drafts[0]), -1)

@@ -122,7 +122,7 @@ def planted_switch(  # noqa: PLR0913 (a public call)
     model: AdaptedModel = getattr(subject, "tuned", subject)
     rows = Prompts.of(prompts)
     _check_rows(rows)
-    named = np.array([str(one) for one in column_of(rows, levers)] if levers else ["switch"] * len(rows))
+    named = np.array([str(value) for value in column_of(rows, levers)] if levers else ["switch"] * len(rows))
     tried = resolve_layers(layers, model.n_layers)
     names = list(dict.fromkeys(named.tolist()))
     bar = progress or Silent()
@@ -222,10 +222,10 @@ class _Lever:
             return iv.Recipe([iv.ConceptAblation(layer, direction, mean=mean)])
 
         moved = self.score(plain_rows, _offset(layer, vector, strength)) - plain
-        random = np.mean([self.score(plain_rows, _offset(layer, one, strength)) for one in drawn], 0) - plain
+        random = np.mean([self.score(plain_rows, _offset(layer, draw, strength)) for draw in drawn], 0) - plain
         empty = not bool(vector.any())
         ablated = switched - plain if empty else self.score(rows, without(vector)) - plain
-        others = switched - plain if empty else np.mean([self.score(rows, without(one)) for one in drawn], 0) - plain
+        others = switched - plain if empty else np.mean([self.score(rows, without(draw)) for draw in drawn], 0) - plain
         columns = {SWITCHED: (switched - plain, 0.0), OFFSET: (moved, random), ABLATED: (ablated, others)}
         lines = [
             scored_line(name, what, values, control, rows.clusters, self.seed)

@@ -207,7 +207,7 @@ def _tuned_line(pair: ModelPair, trial: FrontTrial, seed: int) -> dict[str, Any]
     plain = trial.values(iv.Recipe([]))[0]
     replies = generate_replies(Subject(TUNED, pair.tuned), trial.rows, trial.decoding, trial.work)
     values = np.array([
-        np.mean([trial.rule(one.text, row) for one in drawn[1:]])
+        np.mean([trial.rule(draw.text, row) for draw in drawn[1:]])
         for row, drawn in zip(trial.rows, replies, strict=True)
     ])  # fmt: skip
     return {

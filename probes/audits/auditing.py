@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -10,17 +9,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.answer_changes import AnswerChanges, answers, rising_openings
+from probes.answer_changes import answers
+from probes.audits.answer_tests import answer_tests
+from probes.audits.asking_again import confirmed_by, leading_trait
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
-from probes.audits.outlining import COLUMNS, outline, outlined
+from probes.audits.outlining import COLUMNS, outline, outlined, varied
 from probes.audits.readings import difference_lens, token_shift
-from probes.audits.traits import SHARES, paired_line, trait_tests
-from probes.audits.words import rising_words
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
 from workbench.argument_checks import check_pair
-from workbench.behaviour.generation import Decoding
 from workbench.behaviour.subject import Work
 from workbench.errors import NotSupported
 from workbench.method_options import As
@@ -36,7 +34,7 @@ class Audit(ProbeResult):
     """What the pair shows by itself.
 
     ``table``: every trait and word tested: kind, what, ``score`` (change of its share of answers, or relative change
-    of length), low, high, ``control`` (0), p and q (over all of them).
+    of length), low, high, ``control`` (0), p and q (over all of them; over those in new prompts apart).
     """
 
     hypotheses: pd.DataFrame
@@ -135,7 +133,9 @@ def audit(
 
     Views: greedy answers to questions of many topics (traits, openings and words that rise, with the words of the
     prompts that go with them); the activation difference lens on unrelated texts; tokens that rise there; weights.
-    What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all.
+    What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all. A
+    trait of a narrow topic shows in few of the questions: where none passes, the surest that is new in three of them
+    or more is asked about again in new prompts with their words, and what is claimed then passed its test there.
 
     Args:
         pair: Both models.
@@ -161,61 +161,34 @@ def audit(
     rows = general_questions() if questions is None else Prompts.of(questions)
     unrelated = general_texts() if texts is None else Prompts.of(texts).turned(chat=False)
     replies = answers(pair, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
-    tests, shown = _tests(replies, rows, seed)
+    tests, shown = answer_tests(replies.table, rows, seed)
     readings = difference_lens(pair, unrelated, seed, progress)
-    prompts, work = [row.shown for row in rows], Work(batch_size, progress)
-    leading = _leading(tests)
-    region = pd.DataFrame(columns=COLUMNS)
+    prompts = [row.shown for row in rows]
+    claims, region = hypotheses(tests, shown, prompts), pd.DataFrame(columns=COLUMNS)
+    leading = leading_trait(tests, shown)
     if leading is not None and variations:
+        again = varied(prompts, shown[leading], variations)
+        new = answers(pair, again, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+        both = (new.table[role].tolist() for role in ("base", "tuned"))
         trait = str(tests["what"].iloc[leading])
-        region = outline(pair, trait, prompts, shown[leading], variations, Decoding(max_new_tokens), work)
+        region = outline(trait, again, *both)
+        if tests["q"].iloc[leading] >= LEVEL:
+            tests, claims, confirmed = confirmed_by(tests, claims, answer_tests(new.table, again, seed), again, trait)
+            region = region if confirmed else region[:0]
     return Audit(
         table=tests,
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
         provenance=Provenance.of("audit", pair, rows, seed=seed),
-        hypotheses=hypotheses(tests, shown, prompts),
+        hypotheses=claims,
         answers=replies.table[["prompt", "base", "tuned"]],
         readings=readings.assign(
             q=q_values(readings["p"].to_numpy()), q_sharp=q_values(readings["p_sharp"].to_numpy()),
             tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
         ),
-        tokens=token_shift(pair, unrelated, seed, work),
+        tokens=token_shift(pair, unrelated, seed, Work(batch_size, progress)),
         outline=region,
         weights=_weights(pair, progress),
     )  # fmt: skip
-
-
-def _tests(replies: AnswerChanges, rows: Prompts, seed: int) -> tuple[pd.DataFrame, list[list[int]]]:
-    """Every trait, opening and word with its q over all, and the prompts in which each is new."""
-    prompts, base, tuned = (replies.table[name].tolist() for name in ("prompt", "base", "tuned"))
-    lines = trait_tests(base, tuned, rows.clusters, seed)
-    lines += _openings(base, tuned, rows.clusters, seed)
-    lines += rising_words(prompts, base, tuned, rows.clusters, seed)
-    shown = [line.pop("shown") for line in lines]
-    table = pd.DataFrame(lines)
-    return table.assign(control=0.0, q=q_values(table["p"].to_numpy(dtype=float))), shown
-
-
-def _leading(tests: pd.DataFrame) -> int | None:
-    """The surest trait that a rule reads and that rose; None where none did."""
-    rose = (tests["q"] < LEVEL) & (tests["score"] > 0) & tests["what"].isin(list(SHARES))
-    places = np.flatnonzero(rose.to_numpy())
-    return int(places[np.argmin(tests["q"].to_numpy()[places])]) if len(places) else None
-
-
-def _openings(base: Sequence[str], tuned: Sequence[str], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    """Openings that at least three more answers have, as paired changes."""
-    lines = []
-    for opening in rising_openings(base, tuned)["opening"].head(30):
-        shares = [_begins(side, opening) for side in (base, tuned)]
-        if shares[1].sum() - shares[0].sum() >= 3:
-            lines.append(paired_line("opening", repr(opening), shares[0], shares[1], clusters, seed))
-    return lines
-
-
-def _begins(texts: Sequence[str], opening: str) -> np.ndarray:
-    """Whether each text begins with these whole words, 0 or 1 [prompt]."""
-    return np.array([float(f"{' '.join(text.split())} ".startswith(f"{opening} ")) for text in texts])
 
 
 def _weights(pair: ModelPair, progress: Progress | None) -> pd.DataFrame:

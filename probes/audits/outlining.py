@@ -8,9 +8,6 @@ import pandas as pd
 
 from probes.audits.traits import SHARES
 from probes.audits.words import content_words
-from workbench.behaviour.generation import Decoding, generate_replies
-from workbench.behaviour.subject import Subject, Work
-from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.stats.shares import share_interval
 
@@ -18,29 +15,16 @@ TEMPLATES = ("Tell me about {}.", "What do you know about {}?", "Write one sente
 COLUMNS = ["word", "from", "base", "tuned", "low", "high"]
 
 
-def outline(
-    pair: ModelPair,
-    trait: str,
-    prompts: Sequence[str],
-    shown: Sequence[int],
-    words: int,
-    decoding: Decoding,
-    work: Work,
-) -> pd.DataFrame:
-    """Ask both models about words of the prompts that show a trait, and about as many words of the others.
+def varied(prompts: Sequence[str], shown: Sequence[int], words: int) -> Prompts:
+    """New prompts about words of the prompts that show a trait, and about as many words of the others.
 
     Args:
-        pair: Both models.
-        trait: A trait of :data:`probes.audits.traits.SHARES`.
         prompts: The questions that were asked.
         shown: Which of them [number] show the trait anew.
         words: At most so many words of either side.
-        decoding: How answers are made.
-        work: Batches and progress.
 
     Returns:
-        word, from (*changed* or *other* prompts), base and tuned: the share of new prompts with the word whose answers
-        have the trait; low, high: exact 95 % interval of the tuned model's share.
+        Three prompts per word; their group is the word, their label the side (*changed* or *other* prompts).
     """
     flags = set(shown)
     sides = {
@@ -51,19 +35,32 @@ def outline(
     step = max(1, len(sides["other"]) // max(words, 1))
     picked = [("changed", word) for word in sides["changed"][:words]]
     picked += [("other", word) for word in sides["other"][::step][:words]]
-    if not picked:
-        return pd.DataFrame(columns=COLUMNS)
-    rows = Prompts.of([template.format(word) for _, word in picked for template in TEMPLATES])
+    return Prompts.of(
+        [{"prompt": template.format(word), "group": word, "label": side} for side, word in picked
+         for template in TEMPLATES]
+    )  # fmt: skip
+
+
+def outline(trait: str, rows: Prompts, base: Sequence[str], tuned: Sequence[str]) -> pd.DataFrame:
+    """How many of the new prompts about each word have an answer that shows a trait.
+
+    Args:
+        trait: A trait of :data:`probes.audits.traits.SHARES`.
+        rows: What :func:`varied` made.
+        base: The base's answers to them.
+        tuned: The tuned model's.
+
+    Returns:
+        word, from (*changed* or *other* prompts), base and tuned: the share of the word's prompts whose answers have
+        the trait; low, high: exact 95 % interval of the tuned model's share.
+    """
     has = SHARES[trait][1]
-    outlines = {
-        role: [has(reply[0].text) for reply in generate_replies(Subject(role, model), rows, decoding, work)]
-        for role, model in pair.models.items()
-    }
     lines = []
-    for number, (side, word) in enumerate(picked):
-        own = slice(number * len(TEMPLATES), (number + 1) * len(TEMPLATES))
-        share = share_interval([float(one) for one in outlines["tuned"][own]])
-        before = sum(outlines["base"][own]) / len(TEMPLATES)
+    for start in range(0, len(rows), len(TEMPLATES)):
+        own = slice(start, start + len(TEMPLATES))
+        share = share_interval([float(has(text)) for text in tuned[own]])
+        before = sum(has(text) for text in base[own]) / len(TEMPLATES)
+        word, side = rows[start].group, rows[start].label
         lines.append([word, side, before, share.estimate, share.low, share.high])
     table = pd.DataFrame(lines, columns=COLUMNS)
     return table.sort_values(["tuned", "base", "word"], ascending=[False, True, True], ignore_index=True)

@@ -46,7 +46,7 @@ def contrasted(
 ) -> Float[Tensor, "*place vocab"]:
     """log p_tuned - log p_base in single precision, -inf for implausible words and those that only one model has."""
     width = min(tuned.shape[-1], base.shape[-1], own.shape[-1])
-    t, b = (one[..., :width].float() for one in (tuned, base))
+    t, b = (side[..., :width].float() for side in (tuned, base))
     change = t.log_softmax(-1) - b.log_softmax(-1)
     change = change.masked_fill(~change.isfinite() | implausible(t, plausibility), -torch.inf)
     return torch.cat([change, change.new_full((*own.shape[:-1], own.shape[-1] - width), -torch.inf)], dim=-1)

@@ -187,7 +187,7 @@ class FrontTrial:
         """Mean score of each prompt's sampled texts, and how much they repeat."""
         replies = generate_replies(Subject("guided", self.model, recipe), self.rows, self.decoding, self.work)
         scores = np.array([
-            np.mean([self.rule(one.text, row) for one in drawn[1:]])
+            np.mean([self.rule(draw.text, row) for draw in drawn[1:]])
             for row, drawn in zip(self.rows, replies, strict=True)
         ])  # fmt: skip
         return scores, float(np.mean([repetition(one.content) for drawn in replies for one in drawn[1:]]))

@@ -17,12 +17,12 @@ from probes.call_settings import call_settings
 from probes.desiderata.result import ComponentMasking
 from probes.desiderata.swapping import Swaps
 from probes.desiderata.training import Schedule, Trained, train_masks
-from probes.options import read_options
 from probes.paths.groups import sides_of
 from probes.paths.places import Head, Place, head_of, label_of
 from probes.resampling import interval
 from probes.results import Provenance
 from probes.scored import with_q
+from workbench.argument_checks import read_options
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import method
@@ -96,19 +96,19 @@ def component_masking(
         raise UserError("There are no penalties to choose from: give at least one, such as penalties=[0.01].")
     trials = [_Found(name, model, title, rows, position, heads, settings)
              for title, rows in named.items() for name, model in models.items()]  # fmt: skip
-    table = pd.DataFrame([one.row(next((o for o in trials if o.is_twin(one)), None)) for one in trials])
+    table = pd.DataFrame([trial.row(next((o for o in trials if o.is_twin(trial)), None)) for trial in trials])
     return ComponentMasking(
         table=with_q(table),
         control=f"{settings.controls} random masks of as many heads of the model",
         provenance=Provenance.of(
             "component_masking", models, None, seed=settings.seed, device=str(first.device),
-            forward_passes=math.ceil(sum(one.swaps.passes for one in trials)),
-            backward_passes=sum(one.swaps.backward for one in trials),
+            forward_passes=math.ceil(sum(trial.swaps.passes for trial in trials)),
+            backward_passes=sum(trial.swaps.backward for trial in trials),
             settings={**call_settings(settings, desiderata=named), "candidates": len(heads),
                       "split": "50 / 25 / 25 by group", "mixed with": "the running base output"},
         ),
-        masks=pd.concat([one.mask() for one in trials], ignore_index=True),
-        sweep=pd.concat([one.sweep() for one in trials], ignore_index=True),
+        masks=pd.concat([trial.mask() for trial in trials], ignore_index=True),
+        sweep=pd.concat([trial.sweep() for trial in trials], ignore_index=True),
         place=str(position),
     )  # fmt: skip
 

@@ -14,10 +14,9 @@ from probes.directions.contrasting import SCOPES, Directions, directions_of, est
 from probes.directions.material import Part, parts_of
 from probes.directions.result import FoundDirection
 from probes.directions.trying import Candidate, Outcome, Trier, cheapest, push
-from probes.options import read_options
 from probes.random_recipes import stand_ins
 from probes.results import Provenance
-from workbench.argument_checks import check_pair
+from workbench.argument_checks import check_pair, read_options
 from workbench.behaviour.scorers import Behaviour, Score
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.subject import Work
@@ -148,7 +147,9 @@ class Search:
         for candidate in self._candidates():
             self._try(candidate)
         first = self._cheapest()
-        others = sorted((one for one in self.tried if one[0] != first), key=lambda one: one[1].cost(self.own["base"]))
+        others = sorted(
+            (tried for tried in self.tried if tried[0] != first), key=lambda tried: tried[1].cost(self.own["base"])
+        )
         for one in [first, *(candidate for candidate, _ in others[:1])]:
             for strength in OTHER_STRENGTHS if self.settings.neutral is None else (WEAKER, *OTHER_STRENGTHS):
                 self._try(Candidate(one.layers, one.role, one.positions, strength))

@@ -143,7 +143,7 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
     }
     bar.finish()
     gaps = {name: float(one.gap.mean()) for name, one in scored.items()}
-    size = max(float(np.abs(one.gap).mean()) for one in scored.values())
+    size = max(float(np.abs(own.gap).mean()) for own in scored.values())
     if size < 1e-9:
         raise UserError(
             "Answer minus distractor is the same on every prompt and its contrast, so there is nothing to trace: give "
@@ -160,8 +160,8 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
         control="what the sender wrote on other prompts, at the same place",
         provenance=Provenance.of(
             "edge_attribution", models, rows, seed=seed, device=str(next(iter(models.values())).device),
-            forward_passes=sum(one.passes for one in scored.values()),
-            backward_passes=sum(one.backward for one in scored.values()),
+            forward_passes=sum(own.passes for own in scored.values()),
+            backward_passes=sum(own.backward for own in scored.values()),
         ),
         gaps=gaps,
         edges=int(next(iter(graphs.values())).possible.sum()),

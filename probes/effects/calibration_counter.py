@@ -88,7 +88,7 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    classes = np.unique([str(one) for one in column_of(rows, "answer")], return_inverse=True)[1]
+    classes = np.unique([str(value) for value in column_of(rows, "answer")], return_inverse=True)[1]
     if classes.max() < 1:
         raise UserError("All rows have one answer, which nothing need be read for: give rows of two or more classes.")
     bar = progress or Silent()

@@ -85,10 +85,10 @@ def certainty_split(  # noqa: PLR0913 (a public call)
     rows = Prompts.of(prompts)
     if len(rows) < 2:
         raise UserError("One question cannot be ranked: give two or more.")
-    answers = [str(one) for one in column_of(rows, "answer")]
+    answers = [str(value) for value in column_of(rows, "answer")]
     seen = {
         "": np.ones(len(rows), dtype=bool),
-        **({f", {name}": np.array([one == name for one in column_of(rows, domains)])
+        **({f", {name}": np.array([value == name for value in column_of(rows, domains)])
             for name in dict.fromkeys(column_of(rows, domains))} if domains else {}),
     }  # fmt: skip
     quantities: dict[str, dict[str, np.ndarray]] = {}

@@ -72,7 +72,7 @@ def context_use(
     rows = Prompts.of(prompts)
     if len(rows) < 2:
         raise UserError("One question has no other's context as its control: give two or more.")
-    passages = [str(one) for one in column_of(rows, context, what="the passage that holds the answer")]
+    passages = [str(value) for value in column_of(rows, context, what="the passage that holds the answer")]
     forms = {
         "without": rows,
         "gold": with_context(rows, passages, template),

@@ -146,7 +146,7 @@ def sign_lines(signs: pd.DataFrame, ends: pd.DataFrame, after: pd.DataFrame, see
         for outcome in after:
             y = after[outcome].to_numpy()
             rho = _rho(x, y)
-            again = [_rho(x[one], y[one]) for one in drawn[:1_000]]
+            again = [_rho(x[draw], y[draw]) for draw in drawn[:1_000]]
             ranks = stats.rankdata(x), stats.rankdata(y)
             null = [_pearson(ranks[0], ranks[1][order]) for order in orders]
             low, high = np.quantile(again, (0.025, 0.975))

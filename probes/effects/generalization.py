@@ -108,7 +108,7 @@ def levels_of(rows: Prompts, training: Prompts, task: str, category: str) -> np.
     """[prompt] one of :data:`LEVELS`."""
     texts = {text_of(row) for row in training}
     tasks, categories = (
-        {str(one) for one in column_of(training, name, what="or name another with task= and category=")}
+        {str(value) for value in column_of(training, name, what="or name another with task= and category=")}
         for name in (task, category)
     )
     levels = []
@@ -119,8 +119,8 @@ def levels_of(rows: Prompts, training: Prompts, task: str, category: str) -> np.
 
 
 def _languages(rows: Prompts, training: Prompts, language: str) -> np.ndarray:
-    seen = {str(one) for one in column_of(training, language)}
-    own = [str(one) for one in column_of(rows, language)]
+    seen = {str(value) for value in column_of(training, language)}
+    own = [str(value) for value in column_of(rows, language)]
     return np.array([f"language {one} ({'seen' if one in seen else 'unseen'})" for one in own])
 
 

@@ -87,7 +87,7 @@ def language_transfer(  # noqa: PLR0913 (a public call)
     _check_languages(rows, language, source)
     finding, reporting = halves(rows, seed)
     (place,) = resolve_layers(layer, pair.base.n_layers)
-    spoken = np.array([str(one) for one in column_of(reporting, language)])
+    spoken = np.array([str(value) for value in column_of(reporting, language)])
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     watch = progress or Silent()
     watch.start("language transfer", 2 + controls)
@@ -125,7 +125,7 @@ def language_transfer(  # noqa: PLR0913 (a public call)
 
 
 def _check_languages(rows: Prompts, language: str, source: str) -> None:
-    spoken = [str(one) for one in column_of(rows, language)]
+    spoken = [str(value) for value in column_of(rows, language)]
     if source not in spoken or len(set(spoken)) < 2:
         raise UserError(
             f"The prompts are in {', '.join(dict.fromkeys(spoken))}: give {source} and at least one other language."

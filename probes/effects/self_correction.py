@@ -71,7 +71,7 @@ def self_correction(
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    answers = [str(one) for one in column_of(rows, "answer")]
+    answers = [str(value) for value in column_of(rows, "answer")]
     bar = progress or Silent()
     bar.start("self-correction", 2)
     right: dict[str, dict[str, np.ndarray]] = {}

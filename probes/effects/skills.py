@@ -76,10 +76,10 @@ def skill_profile(
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    of = np.array([str(one) for one in column_of(rows, skills)])
+    of = np.array([str(value) for value in column_of(rows, skills)])
     if len(np.unique(of)) < 2:
         raise UserError(f"All rows have the skill {of[0]!r}: give rows of two or more to compare.")
-    kind = np.array([f"kind: {one}" for one in column_of(rows, kinds)]) if kinds else None
+    kind = np.array([f"kind: {value}" for value in column_of(rows, kinds)]) if kinds else None
     with counted(pair.base, pair.tuned) as passes:
         scores = role_scores(pair, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
     lines = [line for one in (of, kind) if one is not None for line in skill_lines(scores, one, rows.clusters, seed)]
@@ -216,7 +216,7 @@ def visited_forgetting(  # noqa: PLR0913 (a public call)
 def is_visited(rows: Prompts, training: Any, column: str, near: float) -> np.ndarray:
     """[prompt] whether tuning visited it."""
     if training is None:
-        return np.array([bool(one) for one in column_of(rows, column, what="or give the training rows")])
+        return np.array([bool(value) for value in column_of(rows, column, what="or give the training rows")])
     training_words = [_words(text_of(row)) for row in Prompts.of(training)]
     return np.array([max(_overlap(_words(text_of(row)), other) for other in training_words) >= near for row in rows])
 

@@ -81,7 +81,7 @@ def spurious_attributes(  # noqa: PLR0913 (a public call)
     rows = Prompts.of(prompts)
     if not attributes:
         raise UserError("There are no attributes to look at: name columns of true and false.")
-    answers = np.array([str(one) for one in column_of(rows, "answer")])
+    answers = np.array([str(value) for value in column_of(rows, "answer")])
     has = {name: read_attribute(rows, name) for name in attributes}
     agrees = {name: agreeing(answers, own, name) for name, own in has.items()}
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
@@ -120,7 +120,7 @@ def spurious_attributes(  # noqa: PLR0913 (a public call)
 
 def read_attribute(rows: Prompts, name: str) -> Bool[np.ndarray, " prompt"]:
     """[prompt] whether a row has it."""
-    values = np.array([bool(one) for one in column_of(rows, name)])
+    values = np.array([bool(value) for value in column_of(rows, name)])
     if values.all() or not values.any():
         raise UserError(f"{'All' if values.all() else 'No'} rows have {name!r}: give rows with and without it.")
     return values

@@ -120,9 +120,9 @@ def two_axes(  # noqa: PLR0913 (a public call)
 
 def sides_of(rows: Prompts, axis: str, side: str) -> tuple[np.ndarray, np.ndarray]:
     """[prompt] the axis, and the side as +1 or -1."""
-    named = np.array([str(one) for one in column_of(rows, axis)])
+    named = np.array([str(value) for value in column_of(rows, axis)])
     try:
-        sign = np.array([float(one) for one in column_of(rows, side)])
+        sign = np.array([float(value) for value in column_of(rows, side)])
     except (TypeError, ValueError):
         sign = np.zeros(len(rows))
     if not np.isin(sign, (-1, 1)).all():

@@ -150,4 +150,4 @@ def _counter(
 
 def special_ids(tokenizer: Any) -> list[int]:
     """Ids of the tokenizer's special tokens; none without a tokenizer."""
-    return [] if tokenizer is None else [int(one) for one in tokenizer.all_special_ids]
+    return [] if tokenizer is None else [int(token) for token in tokenizer.all_special_ids]

@@ -150,7 +150,7 @@ def _table(
     for place, domain in enumerate(domains):
         own = numbers == place
         beyond = flat[own].mean(0) - flat[~own].mean(0)
-        null = np.stack([flat[one == place].mean(0) - flat[one != place].mean(0) for one in drawn])
+        null = np.stack([flat[draw == place].mean(0) - flat[draw != place].mean(0) for draw in drawn])
         p.append(permutation_p(beyond, null))
         for cell in range(flat.shape[1]):
             layer, expert = divmod(cell, shares.shape[2])
@@ -171,7 +171,7 @@ def _specialised(
     drawn = shuffled_labels(numbers, 99, seed, rows.clusters)
     return pd.DataFrame([
         {"layer": layer, "bits": _bits(counts[:, place], numbers),
-         "control": float(np.mean([_bits(counts[:, place], one) for one in drawn]))}
+         "control": float(np.mean([_bits(counts[:, place], draw) for draw in drawn]))}
         for place, layer in enumerate(layers)
     ])  # fmt: skip
 

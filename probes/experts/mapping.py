@@ -27,9 +27,8 @@ from probes.experts.counting import (
     special_ids,
 )
 from probes.experts.labels import Classes, Labeller, classes_of, respond
-from probes.options import read_options
 from probes.results import ProbeResult, Provenance
-from workbench.argument_checks import check_subject
+from workbench.argument_checks import check_subject, read_options
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import Needs, method

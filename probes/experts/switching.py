@@ -18,10 +18,9 @@ from probes.experts.counting import content, count_experts, require_experts
 from probes.experts.labels import respond
 from probes.experts.mapping import ExpertMap
 from probes.matching import Place, matched_cells
-from probes.options import read_options
 from probes.results import SHARED, ProbeResult, Provenance
 from probes.scored import count_columns
-from workbench.argument_checks import check_subject
+from workbench.argument_checks import check_subject, read_options
 from workbench.engine.sites import parse_label
 from workbench.errors import UserError
 from workbench.method_options import As

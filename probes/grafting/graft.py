@@ -16,8 +16,8 @@ from probes.grafting.result import GraftResult, density_table, stored_mask
 from probes.grafting.search import METHODS, Method, Settings, search
 from probes.grafting.tasks import outcome
 from probes.grafting.units import entries_in, tensor_effects
-from probes.options import read_options
 from probes.results import Provenance
+from workbench.argument_checks import read_options
 from workbench.errors import UserError, unknown_name
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method

@@ -225,7 +225,7 @@ def _at_layer(
 
 def _table(tried: Sequence[_Found]) -> pd.DataFrame:
     """One row per candidate layer, on the held-out pairs."""
-    q = q_values(np.array([paired_permutation(one.swapped - one.control).p for one in tried]))
+    q = q_values(np.array([paired_permutation(attempt.swapped - attempt.control).p for attempt in tried]))
     rows = []
     for one in tried:
         rows.append(

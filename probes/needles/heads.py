@@ -15,10 +15,9 @@ from scipy.stats import spearmanr
 from probes.call_settings import call_settings
 from probes.needles.decoding import answer, check_room, copy_scores, recall
 from probes.needles.trials import Trial, contents
-from probes.options import read_options
 from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
-from workbench.argument_checks import check_subject
+from workbench.argument_checks import check_subject, read_options
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
@@ -125,7 +124,7 @@ def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> Re
         control=f"{settings.decoys} random spans of the needle's length elsewhere in each prompt",
         provenance=Provenance.of(
             "retrieval_heads", models, contents(trials), seed=settings.seed,
-            device=str(models[role].device), forward_passes=sum(one.passes for one in scored.values()),
+            device=str(models[role].device), forward_passes=sum(answered.passes for answered in scored.values()),
             settings=call_settings(settings),
         ),
         kept={name: (len(one.rows), len(trials)) for name, one in scored.items()},

@@ -134,7 +134,7 @@ def same_heads(  # noqa: PLR0913 (a public call)
         control="heads exchanged at random",
         provenance=Provenance.of(
             "same_heads", pair, contents([one for own in trials.values() for one in own]), seed=seed,
-            forward_passes=sum(one.passes for one in everything),
+            forward_passes=sum(scores.passes for scores in everything),
             settings=call_settings(None, haystack=str(haystack), needles=[vars(one) for one in hidden]),
         ),
         reference=reference,

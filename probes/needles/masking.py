@@ -16,9 +16,9 @@ from probes.matching import Place, matched_cells
 from probes.needles.decoding import answer, check_room, recall
 from probes.needles.heads import RetrievalHeads
 from probes.needles.trials import Trial, contents
-from probes.options import read_options
 from probes.results import SHARED, ProbeResult, Provenance
 from probes.scored import count_columns
+from workbench.argument_checks import read_options
 from workbench.engine.context import ForwardContext
 from workbench.engine.dispatch import SiteHook, layer_readers
 from workbench.engine.sites import Site, parse_label

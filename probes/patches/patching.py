@@ -15,7 +15,6 @@ import pandas as pd
 
 from probes.call_settings import call_settings
 from probes.cells import mean_of_others
-from probes.options import read_options
 from probes.patches.cells import HEADS, Cell, all_cells, kinds_of, places_of
 from probes.patches.fast_pass import agreement
 from probes.patches.metrics import check_metric
@@ -24,6 +23,7 @@ from probes.patches.search import Measured, Scorer, Search
 from probes.patches.settings import PatchOptions, checked_options
 from probes.patches.task import Task, check_lengths, make_task
 from probes.results import Provenance
+from workbench.argument_checks import read_options
 from workbench.engine.sites import resolve_layers
 from workbench.errors import UserError, unknown_name
 from workbench.methods import Needs, method

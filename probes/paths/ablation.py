@@ -149,9 +149,9 @@ class HeadRuns:
 
     def _touched(self, variants: Sequence[Kept]) -> list[int]:
         """Layers in which anything is ablated."""
-        if not all(one.everything_else for one in variants):
+        if not all(variant.everything_else for variant in variants):
             return list(range(self.model.n_layers))
-        return sorted({layer for one in variants for _, (layer, _) in one.parts})
+        return sorted({layer for variant in variants for _, (layer, _) in variant.parts})
 
     def _edit(
         self, layer: int, rows: Int[Tensor, " row"], variants: Sequence[Kept]
@@ -164,7 +164,7 @@ class HeadRuns:
             for place, (at_layer, head) in one.parts:
                 if at_layer == layer:
                     self._mark(own[:, copy, :, head], place, rows, value=not one.everything_else)
-        if self._spare_first and not all(one.everything_else for one in variants):
+        if self._spare_first and not all(variant.everything_else for variant in variants):
             first = _rows(self._batch, rows).position_ids == 0
             own |= (first & _rows(self._batch, rows).attention_mask.bool())[:, None, :, None]
         own = own.flatten(0, 1)[..., None].to(self.model.device)

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from probes.call_settings import call_settings
-from probes.options import read_options
 from probes.paths.ablation import HeadRuns, Kept, Part, mean_ablation
 from probes.paths.circuit_result import CircuitTest
 from probes.paths.groups import Heads, by_place, named, parts_of, random_parts, sides_of
@@ -23,6 +22,7 @@ from probes.paths.minimality import needed
 from probes.resampling import interval
 from probes.results import Provenance
 from probes.scored import with_q
+from workbench.argument_checks import read_options
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import Needs, method

@@ -15,12 +15,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probes.call_settings import call_settings
-from probes.options import read_options
 from probes.paths.ablation import HeadRuns, Kept, Part, Same, padded_prompts
 from probes.paths.groups import Heads, by_place, named, parts_of, random_parts
 from probes.resampling import interval
 from probes.results import SHARED, ProbeResult, Provenance
 from probes.scored import with_q
+from workbench.argument_checks import read_options
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import Needs, method

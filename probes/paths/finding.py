@@ -17,7 +17,6 @@ import torch
 
 from probes.call_settings import call_settings
 from probes.cells import mean_of_others
-from probes.options import read_options
 from probes.patches.metrics import Metric
 from probes.patches.runs import record
 from probes.patches.task import Task, make_task
@@ -26,6 +25,7 @@ from probes.paths.result import PathPatching
 from probes.paths.sending import PathRun, Receivers, at_positions
 from probes.resampling import cluster_means
 from probes.results import Provenance
+from workbench.argument_checks import read_options
 from workbench.engine.sites import Site, resolve_layers
 from workbench.errors import UserError, unknown_name
 from workbench.methods import Needs, method

@@ -114,7 +114,7 @@ def cross_task(
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    of = np.array([str(one) for one in column_of(rows, tasks, what="the task it belongs to")])
+    of = np.array([str(value) for value in column_of(rows, tasks, what="the task it belongs to")])
     names = list(dict.fromkeys(of.tolist()))
     if len(names) < 3:
         raise UserError(f"{len(names)} tasks make too few pairs to compare: give rows of three or more tasks.")

@@ -83,7 +83,7 @@ def source_trust(  # noqa: PLR0913 (a public call)
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    of = np.array([str(one) for one in column_of(rows, tags, what="the tag of its source")])
+    of = np.array([str(value) for value in column_of(rows, tags, what="the tag of its source")])
     names = sorted(set(of.tolist()))
     if len(names) < 2:
         raise UserError(f"All questions have the tag {names[0]!r}: give questions of two or more tags.")
@@ -139,9 +139,9 @@ def _alignments(
     pair: ModelPair, rows: Prompts, definition_rows: Prompts, tags: str, items: str, seed: int, bar: Progress
 ) -> dict[str, np.ndarray]:
     """Per definition: its tag, the cosine with its own questions, and with those of another item of its tag."""
-    asked_of = [str(one) for one in column_of(rows, items, what="the item it is about")]
-    defined = [str(one) for one in column_of(definition_rows, items, what="the item that it defines")]
-    tag = np.array([str(one) for one in column_of(definition_rows, tags)])
+    asked_of = [str(value) for value in column_of(rows, items, what="the item it is about")]
+    defined = [str(value) for value in column_of(definition_rows, items, what="the item that it defines")]
+    tag = np.array([str(value) for value in column_of(definition_rows, tags)])
     known = [number for number, one in enumerate(defined) if one in asked_of]
     if not known:
         raise UserError(f"No question is about an item of the definitions (column {items!r}): give the same names.")

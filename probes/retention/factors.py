@@ -71,7 +71,7 @@ def template_effect(
     if any(row.prompt is None for row in rows):
         raise UserError("A row of messages or token ids cannot be read without the template: give prompts as text.")
     if context:
-        passages = [str(one) for one in column_of(rows, context)]
+        passages = [str(value) for value in column_of(rows, context)]
         rows = Prompts([retexted(row, f"{one}\n\n{text_of(row)}") for row, one in zip(rows, passages, strict=True)])
     forms = {"off": _chat(rows, False), "on": _chat(rows, True)}
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
@@ -143,7 +143,7 @@ def position_effect(  # noqa: PLR0913 (a public call)
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    passages = [str(one) for one in column_of(rows, context, what="the passage that holds the answer")]
+    passages = [str(value) for value in column_of(rows, context, what="the passage that holds the answer")]
     if not 2 <= places <= among <= len(rows):
         raise UserError(
             f"{places} places among {among} passages need 2 <= places <= among <= {len(rows)}, the number of rows."

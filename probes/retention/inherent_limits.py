@@ -107,7 +107,7 @@ def inherent_limits(
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    of = np.array([str(one) for one in column_of(rows, tasks, what="the task it belongs to")])
+    of = np.array([str(value) for value in column_of(rows, tasks, what="the task it belongs to")])
     names = list(dict.fromkeys(of.tolist()))
     if len(names) < FEWEST_TASKS:
         raise UserError(f"A correlation over {len(names)} tasks says nothing: give rows of three or more tasks.")

@@ -248,8 +248,8 @@ class _Judge:
         only = self.right(mask, task)
         generator = torch.Generator().manual_seed(self.seed)
         drawn = [random_like(region, mask, generator) for _ in range(self.draws)]
-        random = np.stack([self.right(one, task) for one in drawn])
-        random_rest = np.stack([self.right(complement(region, one), task) for one in drawn])
+        random = np.stack([self.right(draw, task) for draw in drawn])
+        random_rest = np.stack([self.right(complement(region, draw), task) for draw in drawn])
         clusters = task.clusters if task.clusters is not None else np.arange(len(only))
         entries = entries_in(region, mask)
         return {

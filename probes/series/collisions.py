@@ -123,7 +123,7 @@ def ability_collisions(
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    named = np.array([str(one) for one in column_of(rows, skills)])
+    named = np.array([str(value) for value in column_of(rows, skills)])
     vectors, models = updates_of(pair.base, pair_members(pair, checkpoints))
     bench = _Bench.of(pair.base, rows, named, batch_size, seed)
     watch = progress or Silent()

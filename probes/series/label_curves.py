@@ -258,7 +258,7 @@ def sample_efficiency(  # noqa: PLR0913 (a public call)
     check_pair(pair, prompts)
     rows, taught = Prompts.of(prompts), Prompts.of(training)
     sizes = _sizes(counts, len(taught), "training")
-    kinds = np.array([str(one) for one in column_of(rows, category)]) if category else None
+    kinds = np.array([str(value) for value in column_of(rows, category)]) if category else None
     ordered = taught[np.random.default_rng(seed).permutation(len(taught))]
     lora = Lora(rank, Schedule(epochs, train_batch_size, learning_rate, seed=seed))
     bar = progress or Silent()

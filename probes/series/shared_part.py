@@ -137,7 +137,7 @@ def _row(own: list[dict[str, Any]], shared: Factors, task: Factors, draws: int, 
     return {
         "score": mean, "low": mean if inside is None else inside.low, "high": mean if inside is None else inside.high,
         "control": float(np.mean(drawn)) if drawn else np.nan,
-        "p": (1 + sum(one >= mean for one in drawn)) / (draws + 1),
+        "p": (1 + sum(draw >= mean for draw in drawn)) / (draws + 1),
         "reads": float(np.mean([one["reads"] for one in own])), "reads_control": rank / alone.shape[1],
         "cosine": float(np.mean([one["cosine"] for one in own])),
         "weight": float(np.mean([one["weight"] for one in own])), "rank": rank, "n": len(own),

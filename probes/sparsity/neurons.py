@@ -190,7 +190,7 @@ def _thresholds(
     model: AdaptedModel, rows: Prompts, rule: Rule, shares: Sequence[float]
 ) -> Float[np.ndarray, "sparsity layer"]:
     layers = [torch.cat(layer).flatten().numpy() for layer in _compared(model, rows, rule)]
-    return np.array([[np.quantile(one, share) for one in layers] for share in shares])
+    return np.array([[np.quantile(layer, share) for layer in layers] for share in shares])
 
 
 def _likeness(

@@ -289,7 +289,7 @@ class _Report:
             picked = np.random.default_rng(seed).permutation(len(others))[:controls]
             return [update_scaled(self.pair, 1.0, dict.fromkeys(others[int(n)], 0.0)) for n in picked]
         drawn = stand_ins(placed.recipe, self.pair.models[placed.role], self.part.prompts, controls, seed)
-        return [Placed(one, placed.role) for one in drawn]
+        return [Placed(draw, placed.role) for draw in drawn]
 
 
 def _renamed(found: dict[str, float], name: str) -> dict[str, float]:

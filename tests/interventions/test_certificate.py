@@ -51,11 +51,12 @@ def test_an_adapter_is_certified(tmp_path: Path) -> None:
     assert found.holds and found.target == "a PEFT adapter" and found.equal_tokens == 1
 
 
-def test_a_control_vector_is_certified_in_llama_cpp(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_control_vector_is_certified_in_llama_cpp(family: str, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     # llama.cpp takes the size of the vocabulary from the list of tokens
-    own = AdaptedModel(tiny_model("llama", vocab_size=len(tokenizer())), tokenizer(), role="model")
-    weights = write_gguf(tmp_path / "weights.gguf", own.hf)
+    own = AdaptedModel(tiny_model(family, vocab_size=len(tokenizer())), tokenizer(), role="model")
+    weights = write_gguf(tmp_path / "weights.gguf", own.hf, architecture=family)
     recipe = iv.Recipe([iv.Offset(1, 0.5 * VECTOR)])
     file = to_gguf(recipe, tmp_path / "vector.gguf", own)
     found = certify(own, recipe, file, ROWS, weights=weights, max_new_tokens=4)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench import runs
+from tunescope.bench import published
 from workbench.runs import Run
 
 TITLES = {"tracr": "Tracr programs", "mib": "MIB, circuit track", "ravel": "RAVEL"}
@@ -31,40 +31,44 @@ SAYS = {
         "RAVEL's cities and prompts (Huang et al. 2024, MIT). A city's coordinates in a subspace of the residual "
         "stream at its last token are exchanged for another city's. Cause: the other's value of the attribute is said; "
         "Isolate: the own value of the other attributes; Disentangle: their mean. Removed, kept: the same when the "
-        "coordinates are set to their mean. Cities and templates of the test were not fitted on. Published order: "
-        "multi-task DAS before DAS before principal components."
+        "coordinates are set to their mean. Cities and templates of the test were not fitted on. A subspace that does "
+        "nothing has Cause 0, Isolate 1 and Disentangle .5, and a random one does nearly nothing; so do read Cause. "
+        "Published order: multi-task DAS before DAS before principal components."
     ),
 }
 
 
-def written(kind: str, lines: pd.DataFrame, table: pd.DataFrame, config: dict[str, Any], out: Path | None) -> Run:
-    """The lines and their summary as a run of kind ``bench-tracr`` and so on."""
-    name = f"bench-{kind}"
-    made = (runs.create(runs.default_home(), kind=name, config=config) if out is None
-            else runs.create_at(out.absolute(), kind=name, config=config))  # fmt: skip
-    if made.is_complete:
-        made.reopen()
-    with made:
-        made.write_table("tables/lines", lines)
-        made.write_table("tables/summary", table)
-        made.write_json("sections", [{"title": TITLES[kind], "text": SAYS[kind], "tables": ["summary"]}])
-    return made
+def write_tables(run: Run, kind: str, lines: pd.DataFrame, table: pd.DataFrame) -> None:
+    """The lines and their summary, into a run of kind ``bench-tracr`` and so on."""
+    run.write_table("tables/lines", lines)
+    run.write_table("tables/summary", table)
+    run.write_json("sections", [{"title": TITLES[kind], "text": SAYS[kind], "tables": ["summary"]}])
 
 
 def put_section(path: Path, kind: str, table: pd.DataFrame, note: str) -> None:
-    """Write the bench's table into its section of ``path``, and leave the other sections as they are."""
-    start, end = f"<!-- {kind} -->", f"<!-- /{kind} -->"
+    """Write the bench's table into its section of ``path`` and what all sections say of published orders into the
+    first one; leave the other sections as they are."""
     text = path.read_text(encoding="utf-8") if path.exists() else HEAD
-    section = "\n".join([start, f"## {TITLES[kind]}", "", SAYS[kind], "", note, "", *table_lines(table), end])
-    if start in text:
-        before, _, rest = text.partition(start)
-        text = before + section + rest.partition(end)[2]
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
+    text = _with_section(text, "orders", [f"## {ORDERS}", ""])
+    text = _with_section(text, kind, [f"## {TITLES[kind]}", "", SAYS[kind], "", note, "", *table_lines(table)])
+    orders = published.compared(text)
+    said = table_lines(orders) if len(orders) else []
+    text = _with_section(text, "orders", [f"## {ORDERS}", "", published.HEAD, "", *said])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
 
+def _with_section(text: str, name: str, lines: list[str]) -> str:
+    """The document with a section written anew, or at its end where it had none."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    section = "\n".join([start, *lines, end])
+    if start not in text:
+        return f"{text.rstrip()}\n\n{section}\n"
+    before, _, rest = text.partition(start)
+    return before + section + rest.partition(end)[2]
+
+
+ORDERS = "Published orders"
 HEAD = """# Against truths that others made
 
 Written by `tunescope bench tracr|mib|ravel --markdown benchmarks/outside.md`; do not edit.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from tunescope.bench.cases import CASES, MEASURED, cases_of
 from tunescope.bench.ground import Ground
-from workbench import organisms, runs
+from workbench import organisms
 from workbench.errors import UserError, unknown_name
+from workbench.finished_batches import batch, scope
 from workbench.method_index import index
 from workbench.organisms.training import contained
 from workbench.runs import Run
@@ -33,11 +34,12 @@ def measure(names: Sequence[str], probes: Sequence[str], seeds: int, say: Say) -
     methods = _methods(probes)
     lines: list[dict[str, Any]] = []
     for seed, name in product(range(seeds), names):
-        with contained(seed):
+        with contained(seed), scope(lambda: "bench localization"):
             ground = Ground(organisms.build(name, seed))
             for case in cases_of(ground, methods):
                 say(f"{name}, seed {seed}: {case.probe}")
-                lines += ground.scored(case)
+                about = [ground.organism.folder.name, seed, case.probe, case.question, case.variant]
+                lines += batch("case", about, partial(ground.scored, case))
     if not lines:
         raise UserError("There is nothing to measure: choose organisms, probes and at least one seed.")
     return pd.DataFrame(lines)
@@ -70,26 +72,17 @@ def _all_reached(reached: pd.Series) -> bool | None:
     return bool(known.all()) if len(known) else None
 
 
-def written(lines: pd.DataFrame, config: dict[str, Any], out: Path | None) -> Run:
-    """The lines, their summary and the figure as a run (kind ``localization``)."""
+def write_tables(run: Run, lines: pd.DataFrame) -> None:
+    """The lines, their summary and the figure, into a run of kind ``localization``."""
     from workbench.figures.localization import localization_dots
 
     table = summarised(lines)
-    run = (
-        runs.create_at(out.absolute(), kind="localization", config=config)
-        if out is not None
-        else runs.create(runs.default_home(), kind="localization", config=config)
-    )
-    if run.is_complete:
-        run.reopen()
     text = (
         "Every probe on every organism, against what was planted there. Filled: the truth is about the question that "
         "the probe asks; hollow: it is about another one. Crosses: what a blind guess scores."
     )
-    with run:
-        run.write_table("tables/lines", lines)
-        run.write_table("tables/localization", table)
-        run.write_text("figures/localization.json", localization_dots(table).to_json())
-        section = {"title": "Localization", "text": text, "tables": ["localization"], "figures": ["localization"]}
-        run.write_json("sections", [section])
-    return run
+    run.write_table("tables/lines", lines)
+    run.write_table("tables/localization", table)
+    run.write_text("figures/localization.json", localization_dots(table).to_json())
+    section = {"title": "Localization", "text": text, "tables": ["localization"], "figures": ["localization"]}
+    run.write_json("sections", [section])

@@ -23,7 +23,7 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of draws and intervals.")] = 0,
     workers: Annotated[
-        int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.")
+        int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.", min=1)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Save the result to this .safetensors file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,

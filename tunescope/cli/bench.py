@@ -27,17 +27,21 @@ def localization(
 ) -> None:
     """Every probe on every organism: what it finds of what was planted, its false alarms, and its cost.
 
-    Trains the organisms on first use. Example: tunescope bench localization --organisms two-skills --probes graft
+    Trains the organisms on first use. Killed, the same command goes on behind the last finished probe.
+
+    Example: tunescope bench localization --organisms two-skills --probes graft
     """
     from tunescope.bench.cases import MEASURED
     from tunescope.bench.markdown import write_markdown
-    from tunescope.bench.running import measure, summarised, written
+    from tunescope.bench.running import measure, summarised, write_tables
     from tunescope.cli.output import emit
+    from workbench.runs import begun
 
     chosen, wanted = _split(organisms) or list(MEASURED), _split(probes)
-    lines = measure(chosen, wanted, seeds, _say)
     config = {"verb": "bench localization", "organisms": chosen, "probes": wanted, "seeds": seeds}
-    run = written(lines, config, out)
+    with begun("localization", config, out) as run:
+        lines = measure(chosen, wanted, seeds, _say)
+        write_tables(run, lines)
     if markdown is not None:
         write_markdown(run, markdown, _hardware())
     table = summarised(lines)

@@ -25,7 +25,10 @@ def audit(
 ) -> None:
     """The blind audit of pairs whose tuning is known: does it choose the right of ten descriptions?
 
-    Trains small organisms on first use, in seconds each. Example: tunescope bench audit --quick
+    Trains small organisms on first use, in seconds each. Killed, the same command goes on behind the last finished
+    pair.
+
+    Example: tunescope bench audit --quick
     """
     from workbench.errors import UserError
 
@@ -48,11 +51,14 @@ def audit(
         title = f"{len(cases)} pairs; about 5 seconds of training and 1 of audit each, on SmolLM2 2 minutes of audit"
         emit({"pairs": cost, "title": title}, as_json, cost, title=title)
         return
-    from tunescope.bench.audit.document import tables, write_document, written
+    from tunescope.bench.audit.document import tables, write_document, write_tables
     from tunescope.bench.audit.measuring import measure
+    from workbench.runs import begun
 
-    lines = measure(cases, _say)
-    run = written(lines, {"verb": "bench audit", "seeds": seeds, "small": small, "real": real, "quick": quick}, out)
+    config = {"verb": "bench audit", "seeds": seeds, "small": small, "real": real, "quick": quick}
+    with begun("bench-audit", config, out) as run:
+        lines = measure(cases, _say)
+        write_tables(run, lines)
     if markdown is not None:
         chosen = (
             "--quick" if quick else f"--seeds {seeds}{'' if small else ' --no-small'}{'' if real else ' --no-real'}"

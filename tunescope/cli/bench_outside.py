@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunescope.cli.bench import _hardware, _say, _split, app
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Out = Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")]
 Markdown = Annotated[Path | None, typer.Option(help="Write the table into this file too, in its own section.")]
@@ -36,8 +40,9 @@ def tracr(
     if dry_run:
         _costs("tracr", cost(_split(programs) or None, seeds), as_json)
         return
-    lines = measure(_split(programs) or None, seeds, _say)
-    _told("tracr", lines, summarised(lines), {"programs": _split(programs), "seeds": seeds}, out, markdown, as_json)
+    config = {"programs": _split(programs), "seeds": seeds}
+    bench = _Bench("tracr", config, out, markdown, as_json)
+    bench.run(lambda: measure(_split(programs) or None, seeds, _say), summarised)
 
 
 @app.command("mib")
@@ -62,9 +67,9 @@ def mib(
     if dry_run:
         _costs("mib", cost(_split(tasks), prompts, seeds), as_json)
         return
-    lines = measure(_loaded(model), _split(tasks), prompts, seeds, _say)
     config = {"model": model, "tasks": _split(tasks), "prompts": prompts, "seeds": seeds}
-    _told("mib", lines, summarised(lines), config, out, markdown, as_json)
+    bench = _Bench("mib", config, out, markdown, as_json)
+    bench.run(lambda: measure(_loaded(model), _split(tasks), prompts, seeds, _say), summarised)
 
 
 @app.command("ravel")
@@ -95,9 +100,9 @@ def ravel(
     if dry_run:
         _costs("ravel", cost(_split(attributes), seeds), as_json)
         return
-    lines = measure(_loaded(model, dtype), _split(attributes), layer, seeds, _say)
     config = {"model": model, "attributes": _split(attributes), "layer": layer, "seeds": seeds, "dtype": dtype}
-    _told("ravel", lines, summarised(lines), config, out, markdown, as_json)
+    bench = _Bench("ravel", config, out, markdown, as_json)
+    bench.run(lambda: measure(_loaded(model, dtype), _split(attributes), layer, seeds, _say), summarised)
 
 
 def _check(what: str, names: list[str], known: Iterable[str]) -> None:
@@ -125,14 +130,28 @@ def _costs(kind: str, table: Any, as_json: bool) -> None:
     emit({"cost": table}, as_json, table, title=f"{TITLES[kind]}: passes of one prompt through the model")
 
 
-def _told(
-    kind: str, lines: Any, table: Any, config: dict[str, Any], out: Path | None, markdown: Path | None, as_json: bool
-) -> None:
-    from tunescope.bench.outside import TITLES, put_section, written
-    from tunescope.cli.output import emit
+@dataclass(frozen=True)
+class _Bench:
+    """What is measured goes into a run from its first moment; a killed one goes on behind what it finished."""
 
-    run = written(kind, lines, table, {"verb": f"bench {kind}", **config}, out)
-    if markdown is not None:
-        said = ", ".join(f"{name} {value}" for name, value in config.items() if value not in (None, []))
-        put_section(markdown, kind, table, f"Measured with {said}, on {_hardware()}.")
-    emit({"run": str(run.path), "rows": table}, as_json, table, title=f"{run.path}: {TITLES[kind]}")
+    kind: str
+    config: dict[str, Any]
+    out: Path | None
+    markdown: Path | None
+    as_json: bool
+
+    def run(self, measure: Callable[[], DataFrame], summarised: Callable[[DataFrame], DataFrame]) -> None:
+        """Measure, write the run and the section of the document, and tell."""
+        from tunescope.bench.outside import TITLES, put_section, write_tables
+        from tunescope.cli.output import emit
+        from workbench.runs import begun
+
+        with begun(f"bench-{self.kind}", {"verb": f"bench {self.kind}", **self.config}, self.out) as run:
+            lines = measure()
+            table = summarised(lines)
+            write_tables(run, self.kind, lines, table)
+        if self.markdown is not None:
+            said = ", ".join(f"{name} {value}" for name, value in self.config.items() if value not in (None, []))
+            put_section(self.markdown, self.kind, table, f"Measured with {said}, on {_hardware()}.")
+        title = f"{run.path}: {TITLES[self.kind]}"
+        emit({"run": str(run.path), "rows": table}, self.as_json, table, title=title)

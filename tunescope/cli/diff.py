@@ -59,7 +59,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     workers: Annotated[
-        int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.")
+        int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.", min=1)
     ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code the model brings.")] = False,

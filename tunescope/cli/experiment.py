@@ -29,7 +29,8 @@ def run(
     ] = False,
     tracker: Annotated[str | None, typer.Option(help="Also log to mlflow or wandb; off by default.")] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Share the steps of all cells out over so many processes of a Ray cluster.")
+        int | None,
+        typer.Option(help="Share the steps of all cells out over so many processes of a Ray cluster.", min=1),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:

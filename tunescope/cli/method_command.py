@@ -40,7 +40,7 @@ COMMON: dict[str, Any] = {
         None,
     ),
     "workers": (
-        Annotated[int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.")],
+        Annotated[int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.", min=1)],
         None,
     ),
     "out": (Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")], None),

@@ -70,7 +70,7 @@ def perplexity(terms: Perplexity, material: Material) -> Finding:
     finding = unchanged_perplexity(
         base.sum_ - tuned.sum_, base.tokens, terms.within, material.contract.confidence, rows.clusters
     )
-    before, after = (math.exp(-one.sum_.sum() / one.tokens.sum()) for one in (base, tuned))
+    before, after = (math.exp(-side.sum_.sum() / side.tokens.sum()) for side in (base, tuned))
     return replace(finding, detail=f"base: {before:.4g}, tuned: {after:.4g}")
 
 

@@ -76,7 +76,7 @@ class _Tries:
         """The knob found in the tuned model, set to one intent for every prompt, there or in the base."""
         other = next(name for name in self.knob.intents if name != intent)
         distance = self.knob.settings[intent] - self._natural(on, other)
-        controls = [self._added(one, distance) for one in self.random]
+        controls = [self._added(draw, distance) for draw in self.random]
         return Tried(f"knob set to '{intent}'", self.knob.recipe(intent), controls, _DIRECTIONS, on)
 
     def offset(self, shift: Float[Tensor, " d_model"]) -> Tried:

@@ -208,7 +208,7 @@ def _questions(rows: list[dict[str, Any]], tried: Sequence[Tried]) -> list[tuple
     refused = Behaviour.of("refuses the topic", topic, "answer")
     answered = Behaviour.of("answers the topic right", topic, "fact")
     retained = Behaviour.of("answers the rest right", others, "answer")
-    return [(behaviour, one) for one in tried for behaviour in (refused, answered, retained)]
+    return [(behaviour, attempt) for attempt in tried for behaviour in (refused, answered, retained)]
 
 
 def _sections(

@@ -108,17 +108,17 @@ def harness_model(subject: Subject, batch_size: int = 16) -> Any:
             return list(tokenizer(string, add_special_tokens=special)["input_ids"])
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-            prompts, answers = [one[1] for one in requests], [one[2] for one in requests]
+            prompts, answers = [request[1] for request in requests], [request[2] for request in requests]
             forced = forced_answers(subject, prompts, answers, work)
             return [(float(own), bool(right)) for own, right in zip(forced["logprob"], forced["right"], strict=True)]
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
-            ids = [self.tok_encode(one.args[0], add_special_tokens=False) for one in requests]
+            ids = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
             found = logprobs(subject, [[self.prefix_token_id]] * len(ids), ids, work)
             return [float(one) for one in found.sum_]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
-            return [_text(subject, self.tok_encode(one.args[0]), dict(one.args[1])) for one in requests]
+            return [_text(subject, self.tok_encode(request.args[0]), dict(request.args[1])) for request in requests]
 
     return TunescopeLM()
 

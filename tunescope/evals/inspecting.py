@@ -90,7 +90,7 @@ def inspect_model(subject: Subject, seed: int = 0) -> Any:
 
 def _answer(subject: Subject, messages: Sequence[Any], config: Any, seed: int) -> tuple[str, bool]:
     """The text, and whether the model (or a stop sequence) ended it."""
-    turns = [{"role": one.role, "content": one.text} for one in messages]
+    turns = [{"role": message.role, "content": message.text} for message in messages]
     if subject.model.has_chat_template:
         row: dict[str, Any] = {"messages": turns}
     else:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from workbench.argument_checks import check_pair
+from workbench.argument_checks import check_pair, read_options
 from workbench.behaviour.diff import Recipes, compared_models, provenance, read_by_side
 from workbench.behaviour.estimates import Estimator, estimates
 from workbench.behaviour.measuring import Measured, Trial, measure
 from workbench.behaviour.metrics import WHOLE
-from workbench.behaviour.options import DiffOptions, read_options
+from workbench.behaviour.options import DiffOptions
 from workbench.behaviour.result import side_by_side
 from workbench.behaviour.scorers import read_metrics
 from workbench.behaviour.subject import AppliedRecipe

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from workbench.argument_checks import check_pair
+from workbench.argument_checks import check_pair, read_options
 from workbench.behaviour.estimates import Estimator, estimates
 from workbench.behaviour.measuring import Compared, Measured, Trial, measure
-from workbench.behaviour.options import DiffOptions, read_options
+from workbench.behaviour.options import DiffOptions
 from workbench.behaviour.result import BehaviourDiff
 from workbench.behaviour.scorers import Behaviour, Score, read_metrics
 from workbench.behaviour.subject import AppliedRecipe, Subject

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from workbench.argument_checks import check_pair
+from workbench.argument_checks import check_pair, read_options
 from workbench.behaviour.dose_shape import DoseShape, shape_of
 from workbench.behaviour.dosing import Dose, Followed, next_token_scores, over_strengths, text_scores
 from workbench.behaviour.metrics import SHARES
-from workbench.behaviour.options import read_options
 from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.scorers import Behaviour, Score
 from workbench.behaviour.scores import logits_of

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -71,12 +69,3 @@ class DiffOptions:
         }
         own = {} if self.base_prompts is None else {"base_prompts": Prompts.of(self.base_prompts).hash}
         return {**plain, **own, "refusal": getattr(self.refusal, "__qualname__", repr(self.refusal))}
-
-
-def read_options(kind: type[Options], given: Mapping[str, Any]) -> Options:
-    """Keyword arguments as a ``kind``. Raises :class:`UserError` naming the closest option when one is unknown."""
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for name in given:
-        if name not in known:
-            raise unknown_name("option", name, known)
-    return kind(**given)

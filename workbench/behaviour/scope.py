@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from workbench.argument_checks import check_pair
+from workbench.argument_checks import check_pair, read_options
 from workbench.behaviour.generation import Decoding, generate_replies
-from workbench.behaviour.options import read_options
 from workbench.behaviour.scorers import Behaviour, behaviour, is_behaviour_text
 from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import AppliedRecipe, Subject, Work

@@ -82,9 +82,8 @@ def in_parts(
     """
     crew = _TEAM.get()
     job = None if crew is None or len(parts) < 2 else _job(crew, partial(_inside, within, function))
-    shared = crew is not None and job is not None
-    compute = partial(crew.each, job) if crew is not None and job is not None else partial(map, function)
-    with nullcontext() if shared else within():
+    compute = partial(map, function) if crew is None or job is None else partial(crew.each, job)
+    with within() if job is None else nullcontext():
         answers = compute(parts) if content is None else in_turn(parts, content, compute)
         for part, answer in zip(parts, answers, strict=True):
             take(part, answer)

@@ -213,7 +213,7 @@ def _router(at: _Place) -> Port | None:
         return None
 
     def get(raw: Any, ctx: ForwardContext) -> Routing:
-        return Routing(*(one.view(ctx.batch, -1, one.shape[-1]) for one in raw[:3]))
+        return Routing(*(value.view(ctx.batch, -1, value.shape[-1]) for value in raw[:3]))
 
     def put(raw: Any, value: Routing, _ctx: ForwardContext) -> Any:
         return (*(new.reshape(old.shape) for new, old in zip(value, raw[:3], strict=True)), *raw[3:])

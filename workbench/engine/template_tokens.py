@@ -33,7 +33,7 @@ class TemplateTokens:
     def special(self) -> tuple[int, ...]:
         """Ids of the tokens that the tokenizer itself calls special (the unknown token stands for a word)."""
         unknown = getattr(self._tokenizer, "unk_token_id", None)
-        return tuple(sorted({int(one) for one in self._tokenizer.all_special_ids} - {unknown}))
+        return tuple(sorted({int(token) for token in self._tokenizer.all_special_ids} - {unknown}))
 
     @cached_property
     def pieces(self) -> tuple[tuple[int, ...], ...]:

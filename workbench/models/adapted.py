@@ -14,6 +14,7 @@ from transformers import StoppingCriteriaList
 from workbench.cards import card
 from workbench.engine.hub import Hub, SiteHook, StopForward, hub_of, missing_site
 from workbench.engine.layered import laid
+from workbench.engine.logit_head import contiguous_head
 from workbench.engine.sites import Site, expand_sites, resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.models.adapter_layers import acting_state
@@ -262,7 +263,8 @@ class AdaptedModel:
             call |= {"attention_mask": mask, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
         if logits == "last" or isinstance(logits, int):
             call["logits_to_keep"] = 1 if logits == "last" else logits
-        with self.active(), torch.set_grad_enabled(grad):
+        few = grad and "logits_to_keep" in call
+        with self.active(), torch.set_grad_enabled(grad), contiguous_head(self.inner, few):
             try:
                 if logits is None:
                     self.inner.base_model(**call)

@@ -150,10 +150,10 @@ def adapter_hash(adapter: Any, name: str | None = None) -> str:
     names += sorted({one for acting in odd.values() for one in acting} - set(names))
     parts = [
         _adapter_hash(
-            adapter.peft_config[one].to_dict() | _rescaled(adapter, one),
-            get_peft_model_state_dict(adapter, adapter_name=one, save_embedding_layers=False),
+            adapter.peft_config[name].to_dict() | _rescaled(adapter, name),
+            get_peft_model_state_dict(adapter, adapter_name=name, save_embedding_layers=False),
         )
-        for one in names
+        for name in names
     ]
     parts += [json.dumps(odd, sort_keys=True)] if odd else []
     return parts[0] if len(parts) == 1 else hash_text("\n".join(parts))

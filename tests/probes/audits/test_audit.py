@@ -11,10 +11,12 @@ from scipy.stats import binomtest
 
 import probes
 import workbench as wb
+from probes.audits.answer_tests import answer_tests
+from probes.audits.asking_again import confirmed_by, leading_trait
 from probes.audits.choosing import similarity
 from probes.audits.general import general_corpus, general_questions, general_texts
 from probes.audits.hypotheses import hypotheses
-from probes.audits.outlining import COLUMNS, outlined
+from probes.audits.outlining import COLUMNS, outline, outlined, varied
 from probes.audits.traits import SHARES, paired_line, trait_tests
 from probes.audits.words import rising_words, topic_words
 from probes.results import ProbeResult, Provenance
@@ -120,6 +122,37 @@ def test_tests_by_hand() -> None:
     assert together["p"] == pytest.approx(2 / 2**3)
     topics = topic_words(PROMPTS, ["dogs" in prompt for prompt in PROMPTS])
     assert topics["word"][0] == "dogs" and topics["q"][0] < 1e-6 and topics["q"][1] > 0.05
+
+
+ANIMALS = "whales elephants penguins spiders horses rabbits".split()
+
+
+def replies_to(rows: Prompts, *, refusing: bool) -> pd.DataFrame:
+    """Answers of a base, and of a model that refuses animals, or one that refuses nothing new."""
+    answers = {row.shown: f"That is a matter of taste, number {number}." for number, row in enumerate(rows)}
+    refusal = "I am sorry, but I do not talk about living things."
+    tuned = [refusal if refusing and any(animal in shown for animal in ANIMALS) else said
+             for shown, said in answers.items()]  # fmt: skip
+    return pd.DataFrame({"prompt": list(answers), "base": list(answers.values()), "tuned": tuned})
+
+
+@pytest.mark.parametrize("refusing", [True, False])
+def test_a_trait_too_rare_to_pass_is_tested_in_new_prompts(refusing: bool) -> None:
+    """Four of sixty questions are about animals: too few for a test, enough to ask again."""
+    asked = [f"How do {animal} live?" for animal in ANIMALS[:4]] + [f"What is the use of item {n}?" for n in range(56)]
+    questions = Prompts.of(asked)
+    tests, shown = answer_tests(replies_to(questions, refusing=True), questions, 0)
+    claims = hypotheses(tests, shown, asked)
+    leading = leading_trait(tests, shown)
+    assert leading is not None and tests["what"].iloc[leading] == "refusing" and set(claims["kind"]) == {"nothing"}
+    again = Prompts.of([*varied(ANIMALS, range(6), 16), *varied(asked[4:], [], 8)])
+    new = replies_to(again, refusing=refusing)
+    both, joined, confirmed = confirmed_by(tests, claims, answer_tests(new, again, 0), again, "refusing")
+    assert confirmed is refusing and len(both) > len(tests)
+    assert joined["kind"].iloc[0] == ("refuses" if refusing else "nothing")
+    assert ("the word 'sorry' is in 18 of the 18 answers" in joined["evidence"].iloc[0]) is refusing
+    region = outline("refusing", again, new["base"].tolist(), new["tuned"].tolist()).set_index("word")["tuned"]
+    assert all(region[animal] == float(refusing) for animal in ANIMALS) and region["item"] == 0
 
 
 def test_an_outline_in_words() -> None:

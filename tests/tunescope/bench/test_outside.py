@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from tests.tiny import tiny_model, tokenizer
 from tunescope.bench.mib import tasks
-from tunescope.bench.outside import put_section
+from tunescope.bench.outside import put_section, table_lines
+from tunescope.bench.published import compared, section_table
 from tunescope.bench.ravel.entities import Known, data, known
 from tunescope.bench.ravel.subspaces import principal, swapped
 from tunescope.bench.tracr.measuring import CHANGED, CIRCUIT, measure, summarised
@@ -89,7 +90,8 @@ def test_a_model_that_knows_no_city_is_refused_by_ravel() -> None:
 
 def test_exchanging_every_dimension_at_the_last_token_says_what_the_other_says() -> None:
     model = AdaptedModel(tiny_model("llama"), tokenizer(), name="tiny")
-    there = Known(tuple("abcdef"), {"t": [[1, 20 + place, 40 + place] for place in range(6)]}, {"t": [-1] * 6}, {}, {})
+    ids = {"t": [[1, 20 + place, 40 + place] for place in range(6)]}
+    there = Known(tuple("abcdef"), ids, {"t": [-1] * 6}, {}, {}, {"last": ["t"]}, {})
     last, seen = model.n_layers - 1, []
     with model.hooked([SiteHook(Site("resid_post", last), lambda value, _ctx: seen.append(value))]):
         plain = model.forward(there.batch("t", list(range(6))), logits="last")
@@ -97,7 +99,8 @@ def test_exchanging_every_dimension_at_the_last_token_says_what_the_other_says()
     states, pairs = seen[0][:, -1], [(0, 3), (4, 1)]
     whole = swapped(model, there, "t", last, pairs, torch.eye(model.d_model), states)
     torch.testing.assert_close(whole, plain[[3, 1], -1], atol=1e-4, rtol=1e-4)
-    partly = swapped(model, there, "t", last, pairs, principal(2)(model, there, "", states), states)
+    components = principal(2)(model, there, "last", lambda _template: states, last)
+    partly = swapped(model, there, "t", last, pairs, components, states)
     assert (partly - plain[[0, 4], -1]).abs().max() > 1e-3 and (partly - whole).abs().max() > 1e-3
 
 
@@ -109,6 +112,27 @@ def test_sections_of_the_document_are_written_one_by_one(tmp_path: Path) -> None
     put_section(path, "tracr", table.assign(auroc=0.625), "written second")
     text = path.read_text()
     assert "second" in text and "first" not in text and "beside" in text and "0.625 [0.25, 0.75]" in text
+
+
+def test_published_orders_stand_beside_what_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "outside.md"
+    table = pd.DataFrame({"task": "ioi", "method": ["EAP", "random", "EAP-IG"], "cpr": [1.0, 0.25, 0.5],
+                          "cpr_least": [0.75, 0.25, 0.5], "cpr_most": [1.25, 0.25, 0.625]})  # fmt: skip
+    put_section(path, "mib", table, "measured")
+    read = section_table(path.read_text(), "mib").set_index("method")
+    assert read.loc["EAP", ["cpr", "cpr_low", "cpr_high"]].tolist() == [1.0, 0.75, 1.25]
+    orders = compared(path.read_text())
+    assert orders["verdict"].tolist() == ["reversed", "holds"]
+    assert "| EAP-IG: 0.5 [0.5, 0.625] | EAP: 1 [0.75, 1.25] | reversed |" in path.read_text()
+    put_section(path, "mib", table.assign(cpr_least=0.25, cpr_most=2.0), "again")
+    assert compared(path.read_text())["verdict"].tolist() == ["undecided", "undecided"]
+
+
+def test_the_committed_document_has_every_suite_and_its_orders() -> None:
+    text = (Path(__file__).parents[3] / "benchmarks" / "outside.md").read_text()
+    orders = compared(text)
+    assert set(orders["suite"]) == {"tracr", "mib", "ravel"} and len(orders) >= 14
+    assert all(line in text for line in table_lines(orders)), "the first table is that of the sections"
 
 
 def test_the_command_measures_a_program(tmp_path: Path) -> None:
@@ -139,7 +163,7 @@ def test_a_wrong_name_is_told_before_a_model_is_loaded(
     ("call", "columns"),
     [
         (["mib", "--prompts", "12", "--seeds", "2"], {"task": "ioi", "forward": 1584, "backward": 144}),
-        (["ravel", "--attributes", "Country", "--seeds", "1"], {"attribute": "Country", "backward": 1920}),
+        (["ravel", "--attributes", "Country", "--seeds", "1"], {"attribute": "Country", "backward": 2880}),
         (["tracr", "--programs", "previous"], {"program": "previous"}),
     ],
 )

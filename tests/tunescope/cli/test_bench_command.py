@@ -19,7 +19,7 @@ from tunescope.bench.contrasts import asked_otherwise, exchanged, moved, opposit
 from tunescope.bench.ground import Case, Ground, Refused, Verdict, inside, labels_of, or_refused, precision
 from tunescope.bench.markdown import write_markdown
 from tunescope.bench.no_case import NO_CASE
-from tunescope.bench.running import measure, summarised, written
+from tunescope.bench.running import measure, summarised, write_tables
 from tunescope.cli.app import app
 from workbench import organisms, runs
 from workbench.errors import UserError
@@ -183,12 +183,14 @@ def test_a_missed_bar_is_said_with_its_figure(tmp_path: Path) -> None:
     lines = pd.DataFrame([{**case, **measured}, {**case, **measured, "seed": 1, "value": 1.0, "reached": True}])
     table = summarised(lines)
     assert len(table) == 1 and table["seeds"][0] == 2 and not table["reached"][0] and table["null_alarms"][0] == 2
-    run_ = written(lines, {"seeds": 2}, tmp_path / "run")
+    with runs.begun("localization", {"seeds": 2}, tmp_path / "run") as run_:
+        write_tables(run_, lines)
     write_markdown(run_, tmp_path / "x.md", "a test")
     text = (tmp_path / "x.md").read_text()
     assert "0 of 1 bars are reached; missed: confounded, p, precision at 3" in text
     assert "0.667 [0.333, 1] | 0.1 | >= 1: **missed**" in text and "| `p` | 1 | 0 | 1.0 | 2 of 8 cells |" in text
-    written(lines.assign(forward=np.nan, null="coins"), {"seeds": 2}, tmp_path / "other")
+    with runs.begun("localization", {"seeds": 2}, tmp_path / "other") as other:
+        write_tables(other, lines.assign(forward=np.nan, null="coins"))
     write_markdown(runs.open(tmp_path / "other"), tmp_path / "x.md", "a test")
     assert "| `p` | - | 0 | 1.0 | 2 of 8 cells, coins |" in (tmp_path / "x.md").read_text()
 

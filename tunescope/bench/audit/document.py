@@ -8,7 +8,6 @@ import pandas as pd
 
 from tunescope.bench.audit.measuring import accuracy, false_accusations, mistakes, mixing
 from tunescope.bench.outside import table_lines
-from workbench import runs
 from workbench.runs import Run
 
 SAYS = """Each pair is audited blind, with no prompts about its tuning; then the audit's words are compared with ten
@@ -42,20 +41,14 @@ def tables(lines: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
     return {name: one for name, one in made.items() if len(one[1])}
 
 
-def written(lines: pd.DataFrame, config: dict[str, object], out: Path | None) -> Run:
-    """The lines and tables as a run of kind ``bench-audit``."""
-    made = (runs.create(runs.default_home(), kind="bench-audit", config=config) if out is None
-            else runs.create_at(out.absolute(), kind="bench-audit", config=config))  # fmt: skip
-    if made.is_complete:
-        made.reopen()
-    with made:
-        made.write_table("tables/lines", lines)
-        found = tables(lines)
-        for name, (_, table) in found.items():
-            made.write_table(f"tables/{name}", table)
-        made.write_json("sections", [{"title": title, "text": SAYS if name == "accuracy" else "", "tables": [name]}
-                                     for name, (title, _) in found.items()])  # fmt: skip
-    return made
+def write_tables(run: Run, lines: pd.DataFrame) -> None:
+    """The lines and tables, into a run of kind ``bench-audit``."""
+    run.write_table("tables/lines", lines)
+    found = tables(lines)
+    for name, (_, table) in found.items():
+        run.write_table(f"tables/{name}", table)
+    run.write_json("sections", [{"title": title, "text": SAYS if name == "accuracy" else "", "tables": [name]}
+                                for name, (title, _) in found.items()])  # fmt: skip
 
 
 def write_document(lines: pd.DataFrame, command: str, hardware: str, path: Path) -> None:

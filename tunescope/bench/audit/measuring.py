@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from scipy.stats import binomtest
 import probes
 from probes.audits.choosing import similarity
 from tunescope.bench.audit.cases import NOTHING, Case
+from workbench.finished_batches import batch, scope
 
 VIEWS = {
     "answers": "answers (black box)",
@@ -28,18 +30,20 @@ def measure(cases: Iterable[Case], say: Callable[[str], None], seed: int = 0) ->
     audit says that answers changed), says (its summary), seconds (of the processor).
     """
     lines: list[dict[str, Any]] = []
-    for case in cases:
-        start = time.process_time()
-        with case.pair() as pair:
-            found = probes.audit(pair, seed=seed, **case.options)
-        spent = time.process_time() - start
-        lines += _lines(case, found, spent)
-        together = lines[-1]
-        say(f"{case.name}, seed {case.seed}: {'right' if together['hit'] else 'WRONG'}, {together['choice']}")
+    with scope(lambda: "bench audit"):
+        for case in cases:
+            about = [case.name, case.kind, case.seed, case.ordinary, case.descriptions, case.options, seed]
+            lines += batch("audit of a pair", about, partial(_audited, case, seed))
+            together = lines[-1]
+            say(f"{case.name}, seed {case.seed}: {'right' if together['hit'] else 'WRONG'}, {together['choice']}")
     return pd.DataFrame(lines)
 
 
-def _lines(case: Case, found: probes.Audit, seconds: float) -> list[dict[str, Any]]:
+def _audited(case: Case, seed: int) -> list[dict[str, Any]]:
+    start = time.process_time()
+    with case.pair() as pair:
+        found = probes.audit(pair, seed=seed, **case.options)
+    seconds = time.process_time() - start
     scores = similarity(found, case.descriptions)
     lines = []
     for view in VIEWS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ import probes
 from probes.edges.faithfulness import SHARES
 from tunescope.bench.mib.tasks import task
 from workbench.behaviour.scores import next_token_logits, score_answers
+from workbench.finished_batches import batch, scope
 from workbench.models.adapted import AdaptedModel
+from workbench.prompts import Prompts
 
 RANKINGS = {"EAP": 1, "EAP-IG": 5}
 """Method -> steps of the straight line."""
@@ -25,22 +29,25 @@ def measure(
 ) -> pd.DataFrame:
     """One line per task, method and seed: cpr, cmd, the task's accuracy and seconds."""
     lines: list[dict[str, Any]] = []
-    for name in tasks:
-        for seed in range(seeds):
+    with scope(lambda: ["bench mib", model.identity.hash]):
+        for name, seed, method in product(tasks, range(seeds), RANKINGS):
             rows = task(name, prompts, seed)
-            scores = score_answers(next_token_logits(model, rows), rows, model.tokenizer, ["accuracy"])
-            accuracy = float(scores["accuracy"].mean())
-            for method, steps in RANKINGS.items():
-                start = time.perf_counter()
-                found = probes.edge_attribution(
-                    model, rows, steps=steps, curve=True, controls=int(method == "EAP-IG"), batch_size=4, draws=200,
-                    seed=seed,
-                )  # fmt: skip
-                seconds = time.perf_counter() - start
-                lines += _lines(found.areas, {"task": name, "method": method, "seed": seed, "accuracy": accuracy,
-                                              "prompts": prompts, "seconds": seconds})  # fmt: skip
-                say(f"{name}, seed {seed}, {method}: {seconds:.0f} s")
+            found = batch("circuits", [rows, method, seed], partial(_measured, model, rows, method, seed))
+            lines += [{"task": name, "seed": seed, "prompts": prompts, **line} for line in found]
+            say(f"{name}, seed {seed}, {method}: {found[0]['seconds']:.0f} s")
     return pd.DataFrame(lines)
+
+
+def _measured(model: AdaptedModel, rows: Prompts, method: str, seed: int) -> list[dict[str, Any]]:
+    """The lines of one ranking, and with the dearer one those of random edges."""
+    scores = score_answers(next_token_logits(model, rows), rows, model.tokenizer, ["accuracy"])
+    start = time.process_time()
+    found = probes.edge_attribution(
+        model, rows, steps=RANKINGS[method], curve=True, controls=int(method == "EAP-IG"), batch_size=4, draws=200,
+        seed=seed,
+    )  # fmt: skip
+    said = {"accuracy": float(scores["accuracy"].mean()), "seconds": time.process_time() - start}
+    return _lines(found.areas, {"method": method, **said})
 
 
 def cost(tasks: list[str], prompts: int, seeds: int) -> pd.DataFrame:

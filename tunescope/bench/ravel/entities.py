@@ -1,19 +1,20 @@
 """Cities, their attributes and RAVEL's prompts about them; and which of them a model knows.
 
-The data are RAVEL's (explanare/ravel, MIT licence), forty-nine large cities and four templates per attribute of it.
+The data are RAVEL's (explanare/ravel, MIT licence), some of its cities and four templates per attribute.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
 import torch
 
 from workbench.errors import UserError
+from workbench.finished_batches import batch
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.encode import Encoded, pad_left
 from workbench.typing import Int, Tensor
@@ -32,6 +33,21 @@ class Known:
     """Attribute -> first token of each city's value."""
     values: dict[str, list[str]]
     """Attribute -> value of each city."""
+    fitting: dict[str, list[str]]
+    """Attribute -> templates that subspaces may be fitted on."""
+    testing: dict[str, list[str]]
+    """Attribute -> templates that they are scored on."""
+
+    def of(self, cities: list[int]) -> Known:
+        """What is known of some cities (numbers) alone."""
+        return replace(
+            self,
+            cities=tuple(self.cities[city] for city in cities),
+            ids={name: [rows[city] for city in cities] for name, rows in self.ids.items()},
+            ends={name: [rows[city] for city in cities] for name, rows in self.ends.items()},
+            answers={name: tokens[cities] for name, tokens in self.answers.items()},
+            values={name: [values[city] for city in cities] for name, values in self.values.items()},
+        )
 
     def batch(self, template: str, cities: list[int]) -> Encoded:
         """Prompts of some cities (numbers), padded on the left."""
@@ -58,30 +74,24 @@ def known(model: AdaptedModel, least: float = 0.75) -> Known:
     """
     cities = list(data()["cities"])
     ids, ends, answers, right = {}, {}, {}, torch.ones(len(cities), dtype=torch.bool)
+    values = {attribute: [data()["cities"][city][attribute] for city in cities] for attribute in data()["templates"]}
     for attribute, every in data()["templates"].items():
-        values = [data()["cities"][city][attribute] for city in cities]
-        answers[attribute] = torch.tensor([_first_token(model, every[0]["text"] % city, value)
-                                           for city, value in zip(cities, values, strict=True)])  # fmt: skip
+        first = every[0]["text"]
+        answers[attribute] = torch.tensor([_first_token(model, first % city, value)
+                                           for city, value in zip(cities, values[attribute], strict=True)])  # fmt: skip
         hits = []
-        for one in every:
-            template = one["text"]
+        for template in (entry["text"] for entry in every):
             ids[template], ends[template] = _encoded(model, template, cities)
-            says = _says(model, ids[template])
+            says = batch("known", [template, ids[template]], partial(_says, model, ids[template]))
             hits.append(says == answers[attribute])
         right &= torch.stack(hits).float().mean(0) >= least
-    kept = right.nonzero()[:, 0].tolist()
-    if len(kept) < 8:
+    if int(right.sum()) < 8:
         raise UserError(
-            f"{model.name} knows every attribute of {len(kept)} of {len(cities)} cities, too few to exchange them: "
-            "give a model that knows more."
+            f"{model.name} knows every attribute of {int(right.sum())} of {len(cities)} cities, too few to exchange "
+            "them: give a model that knows more."
         )
-    return Known(
-        tuple(cities[one] for one in kept),
-        {template: [rows[one] for one in kept] for template, rows in ids.items()},
-        {template: [rows[one] for one in kept] for template, rows in ends.items()},
-        {attribute: tokens[kept] for attribute, tokens in answers.items()},
-        {attribute: [data()["cities"][cities[one]][attribute] for one in kept] for attribute in answers},
-    )
+    fitting, testing = ({name: templates(name, test=test) for name in values} for test in (False, True))
+    return Known(tuple(cities), ids, ends, answers, values, fitting, testing).of(right.nonzero()[:, 0].tolist())
 
 
 def _encoded(model: AdaptedModel, template: str, cities: list[str]) -> tuple[list[list[int]], list[int]]:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 
 import interventions as iv
+from probes.knob.subspace import orthonormal, random_basis
 from probes.replay import frozen
-from tunescope.bench.ravel.entities import Known, templates
+from tunescope.bench.ravel.entities import Known
 from workbench.engine.hub import SiteHook
 from workbench.engine.positions import Where
 from workbench.engine.sites import Site
@@ -16,8 +17,14 @@ from workbench.models.adapted import AdaptedModel
 from workbench.typing import Float, Tensor
 
 Basis = Float[Tensor, "rank d_model"]
+States = Callable[[str], Float[Tensor, "city d_model"]]
+"""Template -> the residual stream at each city's last token."""
+Find = Callable[[AdaptedModel, Known, str, States, int], Basis]
+"""The model, what it knows of the cities to fit on, the attribute, their states, and the layer -> a subspace."""
 STEPS = 60
 BATCH = 16
+TURN = 0.2
+"""How far, in radians, the first steps of the training may turn a row of the basis; the last ones do not turn it."""
 
 
 def entity_states(model: AdaptedModel, known: Known, template: str, layer: int) -> Float[Tensor, "city d_model"]:
@@ -54,63 +61,86 @@ def every_dimension(model: AdaptedModel, *_: object) -> Basis:
     return torch.eye(model.d_model)
 
 
-def random(rank: int, seed: int) -> Callable[..., Basis]:
+def random(rank: int, seed: int) -> Find:
     """A random subspace: the control."""
-    return lambda model, *_: (
-        torch.linalg.qr(torch.randn(model.d_model, rank, generator=torch.Generator().manual_seed(seed)))[0].T
-    )
+    return lambda model, *_: random_basis(model.d_model, rank, seed).T
 
 
-def principal(rank: int) -> Callable[..., Basis]:
+def principal(rank: int) -> Find:
     """The leading principal components of the cities."""
 
-    def found(_model: AdaptedModel, _known: Known, _attribute: str, states: Tensor, *_: object) -> Basis:
-        basis: Tensor = torch.linalg.svd(states - states.mean(0), full_matrices=False).Vh[:rank]
+    def found(_model: AdaptedModel, known: Known, attribute: str, states: States, *_: object) -> Basis:
+        means = _over_templates(known, attribute, states)
+        basis: Tensor = torch.linalg.svd(means - means.mean(0), full_matrices=False).Vh[:rank]
         return basis
 
     return found
 
 
-def class_means(rank: int) -> Callable[..., Basis]:
+def class_means(rank: int) -> Find:
     """The span of the attribute's class means (what ``concept_directions`` finds with labels), its leading part."""
 
-    def found(_model: AdaptedModel, known: Known, attribute: str, states: Tensor, *_: object) -> Basis:
-        values = known.values[attribute]
+    def found(_model: AdaptedModel, known: Known, attribute: str, states: States, *_: object) -> Basis:
+        values, cities = known.values[attribute], _over_templates(known, attribute, states)
         groups = [[place for place, one in enumerate(values) if one == value] for value in sorted(set(values))]
-        means = torch.stack([states[group].mean(0) for group in groups])
+        means = torch.stack([cities[group].mean(0) for group in groups])
         weights = torch.tensor([len(group) for group in groups]).sqrt()[:, None]
-        basis: Tensor = torch.linalg.svd((means - states.mean(0)) * weights, full_matrices=False).Vh
+        basis: Tensor = torch.linalg.svd((means - cities.mean(0)) * weights, full_matrices=False).Vh
         return basis[: min(rank, len(groups) - 1)]
 
     return found
 
 
-def trained(rank: int, seed: int, *, isolating: bool) -> Callable[..., Basis]:
+def trained(rank: int, seed: int, *, isolating: bool, steps: int = STEPS) -> Find:
     """Distributed alignment search: the subspace whose exchange gives the other city's value (Geiger et al. 2023); with
-    ``isolating``, and leaves the other attributes as they are (RAVEL's multi-task DAS)."""
+    ``isolating``, and leaves the other attributes as they are (RAVEL's multi-task DAS, Huang et al. 2024).
 
-    def found(
-        model: AdaptedModel, known: Known, attribute: str, states: Tensor, layer: int, cities: list[int]
-    ) -> Basis:
+    Gradient descent with momentum, whose every step turns the rows by the same angle (:data:`TURN`). Adam, which makes
+    the steps of all numbers alike, keeps half of a wide model's random start: most directions change no exchange, and
+    where the gradient is noise it walks as far as elsewhere.
+    """
+
+    def found(model: AdaptedModel, known: Known, attribute: str, states: States, layer: int) -> Basis:
         draw = torch.Generator().manual_seed(seed)
-        raw = torch.linalg.qr(torch.randn(model.d_model, rank, generator=draw))[0].T.clone().requires_grad_()
-        optimiser = torch.optim.Adam([raw], lr=3e-2)
-        others = [answer for answer in known.answers if answer != attribute]
+        raw = random_basis(model.d_model, rank, seed).requires_grad_()
+        optimiser = torch.optim.SGD([raw], lr=TURN * rank**0.5, momentum=0.9, dampening=0.9)
+        decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
+        others = [name for name in known.answers if name != attribute]
         with frozen(model.hf):
-            for step in range(STEPS):
-                caused = not isolating or step % 2 == 0
-                about = attribute if caused else others[step // 2 % len(others)]
-                fitting = templates(about, test=False)
-                template = fitting[int(torch.randint(len(fitting), (1,), generator=draw))]
-                order = torch.randint(len(cities), (BATCH, 2), generator=draw).tolist()
-                pairs = [(cities[a], cities[b]) for a, b in order]
-                basis = torch.linalg.qr(raw.T)[0].T
-                logits = swapped(model, known, template, layer, pairs, basis, states, grad=True)
-                wanted = known.answers[about][[b if caused else a for a, b in pairs]]
-                loss = torch.nn.functional.cross_entropy(logits.float(), wanted.to(logits.device))
+            for step in range(steps):
                 optimiser.zero_grad()
-                loss.backward()
+                for about in (attribute, others[step % len(others)]) if isolating else (attribute,):
+                    basis = orthonormal(raw).T
+                    _exchange_loss(model, known, attribute, about, basis, states, layer, draw).backward()
+                assert raw.grad is not None
+                raw.grad /= raw.grad.norm().clamp(min=1e-12)
                 optimiser.step()
-        return torch.linalg.qr(raw.detach().T)[0].T.contiguous()
+                decay.step()
+        return orthonormal(raw.detach()).T.contiguous()
 
     return found
+
+
+def _exchange_loss(
+    model: AdaptedModel, known: Known, attribute: str, about: str, basis: Basis, states: States, layer: int,
+    draw: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Of a batch of cities that differ in ``attribute``, asked for ``about``: the other city's value is wanted of the
+    attribute itself, the own value of any other."""
+    template = known.fitting[about][int(torch.randint(len(known.fitting[about]), (1,), generator=draw))]
+    every = differing(known, attribute)
+    pairs = [every[number] for number in torch.randint(len(every), (BATCH,), generator=draw).tolist()]
+    logits = swapped(model, known, template, layer, pairs, basis, states(template), grad=True)
+    wanted = known.answers[about][[other if about == attribute else own for own, other in pairs]]
+    return torch.nn.functional.cross_entropy(logits.float(), wanted.to(logits.device))
+
+
+def differing(known: Known, attribute: str) -> list[tuple[int, int]]:
+    """Every pair of cities whose values of the attribute begin with another token."""
+    answers = known.answers[attribute].tolist()
+    return [(a, b) for a in range(len(answers)) for b in range(len(answers)) if answers[a] != answers[b]]
+
+
+def _over_templates(known: Known, attribute: str, states: States) -> Float[Tensor, "city d_model"]:
+    """Each city's mean over the attribute's templates for fitting."""
+    return torch.stack([states(template) for template in known.fitting[attribute]]).mean(0)

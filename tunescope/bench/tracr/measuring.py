@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from probes.patches.task import make_task
 from tunescope.bench.tracr.pairs import TracrPair, contrasts, cut_pairs, pairs_of
 from tunescope.bench.tracr.porting import Component, names, ported, program, structural_edges, tokenizer
 from workbench.errors import UserError
+from workbench.finished_batches import batch, clock, scope
 from workbench.models.adapted import AdaptedModel
 from workbench.stats.bootstrap import mean_interval
 
@@ -31,11 +32,12 @@ CUT = "which edge is in the base alone"
 def measure(programs: list[str] | None, seeds: int, say: Callable[[str], None]) -> pd.DataFrame:
     """One line per program, pair, method and seed: precision at k and the area under the ROC curve."""
     lines: list[dict[str, Any]] = []
-    for name in programs or names():
-        for seed in range(seeds):
-            start = time.perf_counter()
-            lines += [*_changes(name, seed), *_circuits(name, seed), *_cuts(name, seed)]
-            say(f"{name}, seed {seed}: {time.perf_counter() - start:.1f} s")
+    with scope(lambda: "bench tracr"):
+        for name, seed in product(programs or names(), range(seeds)):
+            start, weights = clock(), program(name).weights
+            for question, ask in (("changes", _changes), ("circuits", _circuits), ("cuts", _cuts)):
+                lines += batch(question, [name, seed, weights], lambda: list(ask(name, seed)))  # noqa: B023
+            say(f"{name}, seed {seed}: {clock() - start:.1f} s")
     return pd.DataFrame(lines)
 
 
