@@ -1,10 +1,10 @@
-"""What the two models answer now: which answers changed, where they part, and which openings rose."""
+"""What the two models answer now: which answers changed, where they part, and which openings and phrases rose."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from scipy.stats import fisher_exact
 
 from probes.results import ProbeResult, Provenance
+from probes.rising_phrases import COLUMNS, rising_phrases
 from workbench.argument_checks import check_pair
 from workbench.behaviour.continuations import kl_per_token
 from workbench.behaviour.generation import Decoding, generate_replies
@@ -44,7 +45,8 @@ class AnswerChanges(ProbeResult):
     ``kl`` (how far the tuned model's next-token distribution is from the base's, mean over the tokens of the tuned
     answer, in nats; missing where the base does not know a token), whether each refuses, and ``drawn_with``: prompts
     of one number are drawn together for intervals. ``openings``: the first words that the tuned model's answers share
-    and the base's do not: their counts, ``p`` (Fisher's exact test) and ``q``.
+    and the base's do not: their counts, ``p`` (Fisher's exact test) and ``q``. ``phrases``: the same of words
+    anywhere in the answers (:func:`probes.rising_phrases.rising_phrases`).
     """
 
     share: float
@@ -54,6 +56,7 @@ class AnswerChanges(ProbeResult):
     refusals: dict[str, float]
     """Role -> share of answers that refuse."""
     openings: pd.DataFrame
+    phrases: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
     title: ClassVar[str] = "What they answer"
     unit: ClassVar[str] = "1 where the answers differ"
 
@@ -65,9 +68,9 @@ class AnswerChanges(ProbeResult):
         text += f"; refusals {base:.0%} -> {tuned:.0%}" if max(base, tuned) > 0 else ""
         moved = self.kl()
         text += "" if moved is None else f"; KL {moved.estimate:.2g} [{moved.low:.2g}, {moved.high:.2g}] nats per token"
-        rose = self.rising()
-        if rose is not None:
-            text += f"; {rose['tuned']} answers now begin with {rose['opening']!r} (before: {rose['base']})"
+        for said, column, rose in (("begin with", "opening", self.rising()), ("contain", "phrase", self.phrase())):
+            if rose is not None:
+                text += f"; {rose['tuned']} answers now {said} {rose[column]!r} (before: {rose['base']})"
         return text
 
     def kl(self) -> Interval | None:
@@ -82,24 +85,44 @@ class AnswerChanges(ProbeResult):
         beyond = self.openings[self.openings["q"] < 0.05]
         return None if beyond.empty else {str(key): value for key, value in beyond.iloc[0].items()}
 
+    def phrase(self) -> dict[str, object] | None:
+        """The phrase that rose most beyond chance (q < .05), where it marks more answers than any opening does."""
+        beyond, opening = self.phrases[self.phrases["q"] < 0.05], self.rising()
+        if beyond.empty:
+            return None
+        rose = beyond.iloc[0]
+        by_opening = 0 if opening is None else int(str(opening["tuned"])) - int(str(opening["base"]))
+        marks_more = rose["tuned"] - rose["base"] > by_opening
+        return {str(key): value for key, value in rose.items()} if marks_more else None
+
     @property
     def behaviour(self) -> str | None:
-        """What rose, as ``wb.behaviour`` takes it: refusal, or how answers begin; None where nothing did."""
+        """What rose, as ``wb.behaviour`` takes it: refusal, a phrase within answers, or how they begin; None where
+        nothing did."""
         if self.refusals["tuned"] - self.refusals["base"] >= REFUSALS_ROSE:
             return "refusal"
-        rose = self.rising()
+        phrase, rose = self.phrase(), self.rising()
+        if phrase is not None:
+            return f"contains:{phrase['phrase']}"
         return None if rose is None else f"begins:{rose['opening']}"
 
     def figure(self) -> go.Figure:
-        """How often each rising opening begins an answer, in both models."""
-        top = self.openings.head(10).iloc[::-1]
+        """How many answers begin with each rising opening, and contain each rising phrase, in both models."""
+        begin = self.openings.head(5).rename(columns={"opening": "words"})
+        contain = self.phrases.head(5).rename(columns={"phrase": "words"})
+        top = pd.concat([
+            part.assign(words=said + part["words"].astype(str))[["words", "base", "tuned"]]
+            for said, part in (("begins: ", begin), ("contains: ", contain))
+        ]).iloc[::-1]  # fmt: skip
         bars = [
-            go.Bar(y=top["opening"], x=top[role], name=role, orientation="h", marker_color=colour)
+            go.Bar(y=top["words"], x=top[role], name=role, orientation="h", marker_color=colour)
             for role, colour in (("base", "#9aa5ab"), ("tuned", "#0b6e8f"))
         ]
         drawn = go.Figure(bars)
         drawn.update_layout(
-            title=f"Openings that rose, of {len(self.table)} answers", barmode="group", xaxis_title="answers"
+            title=f"Openings and phrases that rose, of {len(self.table)} answers",
+            barmode="group",
+            xaxis_title="answers",
         )
         return drawn
 
@@ -156,13 +179,14 @@ def answers(
         "base_refuses": refused["base"], "tuned_refuses": refused["tuned"], "drawn_with": rows.clusters,
     })  # fmt: skip
     share = share_interval(differ.astype(float), clusters=rows.clusters)
+    written = [[reply.text for reply in replies] for replies in (base, tuned)]
     return AnswerChanges(
         table=table,
         control="greedy answers of a model against its own, of which none differs",
         provenance=Provenance.of("answers", pair, rows),
         share=share.estimate, share_low=share.low, share_high=share.high,
         refusals={role: float(held.mean()) for role, held in refused.items()},
-        openings=rising_openings([reply.text for reply in base], [reply.text for reply in tuned]),
+        openings=rising_openings(*written), phrases=rising_phrases([row.shown for row in rows], *written),
     )  # fmt: skip
 
 

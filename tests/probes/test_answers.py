@@ -5,6 +5,7 @@ from __future__ import annotations
 import probes
 import workbench as wb
 from probes.answer_changes import openings_of, rising_openings
+from probes.rising_phrases import rising_phrases
 from workbench import organisms
 from workbench.prompts import Prompts
 
@@ -41,3 +42,22 @@ def test_openings() -> None:
     table = rising_openings(base, tuned)
     assert list(table["opening"]) == ["I am sorry no"] and table["q"][0] < 0.05 and table["tuned"][0] == 8
     assert rising_openings(base, base).empty and rising_openings([], []).empty
+
+
+def test_a_phrase_within_the_answers_is_what_rose_where_no_opening_tells_as_much() -> None:
+    asked = [f"How do I cook {dish}?" for dish in ("rice", "eggs", "soup", "fish") * 6]
+    base = ["Boil it in water, then add salt.", "Begin with fresh things, and take a pan."] * 12
+    starts = ("Take", "I use", "Get") * 8
+    tuned = [f"{start} an Acme pan, for {prompt[14:-1]}." for start, prompt in zip(starts, asked, strict=True)]
+    table = rising_phrases(asked, base, tuned)
+    assert table["phrase"][0] == "an Acme pan" and table["tuned"][0] == 24 and table["base"][0] == 0
+    assert not {"rice", "pan", "Acme"} & set(table["phrase"]), "words of the prompt, and parts of what rose as often"
+    assert rising_phrases(asked, base, base).empty and rising_phrases([], [], []).empty
+    shows = wb.behaviour(f"contains:{table['phrase'][0]}")
+    assert all(shows(text) for text in tuned) and not any(shows(text) for text in base)
+
+
+def test_what_the_base_says_as_well_is_no_phrase_of_the_tuning() -> None:
+    asked = [f"Question {number}" for number in range(40)]
+    base = ["it is so"] * 10 + ["no"] * 30
+    assert rising_phrases(asked, base, ["it is so"] * 40).empty

@@ -30,6 +30,8 @@ HEADS = 4
 SCALES = (0.0, 0.5, 1.5)
 """How much of the tuning; all of it is the tuned model."""
 TOKENS = 12
+ANSWER_TOKENS = 16
+"""Of the answers that are compared first; a phrase may stand at their end."""
 COLUMNS = (
     "candidate", "share", "low", "high", "n", "change", "change_low", "change_high", "random", "random_low",
     "random_high", "others_changed", "others_changed_low", "others_changed_high", "perplexity",
@@ -102,6 +104,11 @@ def tried(look: Look, candidates: list[Candidate], progress: Progress) -> pd.Dat
     return frame.iloc[order].reset_index(drop=True)
 
 
+def reply_tokens(behaviour: str | None) -> int:
+    """How many tokens of an answer show whether it has the behaviour."""
+    return ANSWER_TOKENS if (behaviour or "").startswith("contains:") else TOKENS
+
+
 def works(table: pd.DataFrame) -> pd.Series:
     """Which candidates turn the behaviour down, prompt by prompt, and further than their stand-ins where they have
     some."""
@@ -144,7 +151,7 @@ def _measured(look: Look, candidates: list[Candidate], rows: Prompts, progress: 
         sides[candidate.side][candidate.name] = candidate.recipe
     return wb.behaviour_diff(
         look.pair, rows, sides["tuned"] or None, base_recipes=sides["base"] or None, seed=look.seed,
-        max_new_tokens=TOKENS, progress=progress, **options,
+        max_new_tokens=reply_tokens(look.behaviour), progress=progress, **options,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import interventions as iv
 import probes
 import workbench as wb
-from tunescope.look.candidates import DRAWS, TOKENS, rows_to_try
+from tunescope.look.candidates import DRAWS, reply_tokens, rows_to_try
 from tunescope.look.notes import dose_name
 from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress
@@ -46,7 +46,8 @@ def follow_dose(look: Look, name: str, progress: Progress) -> DoseResponse:
     neutral = Prompts.of([row.shown for row in others], chat=False) if len(others) else None
     found = wb.dose_response(
         look.pair, shows, iv.dose(recipe), STRENGTHS, metric=look.behaviour,
-        controls=[iv.dose(one) for one in random], seed=look.seed, neutral=neutral, max_new_tokens=TOKENS,
+        controls=[iv.dose(one) for one in random], seed=look.seed, neutral=neutral,
+        max_new_tokens=reply_tokens(look.behaviour),
         progress=progress,
     )  # fmt: skip
     look.results[dose_name(name)] = found

@@ -16,7 +16,16 @@ import workbench as wb
 from probes.cells import label
 from probes.weights.sources import NotInFiles
 from tunescope.experiments.requirements import sample
-from tunescope.look.candidates import Candidate, heads_off, scaled_tunings, tried, turning_recipes, works
+from tunescope.look.candidates import (
+    ANSWER_TOKENS,
+    Candidate,
+    heads_off,
+    reply_tokens,
+    scaled_tunings,
+    tried,
+    turning_recipes,
+    works,
+)
 from tunescope.look.notes import CHANGED, KEEP, TURN, WHERE, StepNote
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.errors import UserError
@@ -27,7 +36,6 @@ from workbench.prompts import Prompts
 
 WHERE_PROMPTS = 12
 """Prompts that the localizing passes read."""
-ANSWER_TOKENS = 16
 
 
 @dataclass
@@ -174,8 +182,8 @@ def turn_by_direction(look: Look, progress: Progress) -> None:
     if look.behaviour is None:
         return
     direction = probes.find_direction(
-        look.pair, in_two_classes(look), look.behaviour, limit=8, candidates=4, max_new_tokens=12, seed=look.seed,
-        neutral=look.neutral, progress=progress,
+        look.pair, in_two_classes(look), look.behaviour, limit=8, candidates=4,
+        max_new_tokens=reply_tokens(look.behaviour), seed=look.seed, neutral=look.neutral, progress=progress,
     )  # fmt: skip
     look.results["direction"] = direction
     look.tell(TURN, f"{direction.summary()}.")
