@@ -155,6 +155,7 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
     ]  # fmt: skip
     if lines is not None and len(models) == 2:
         lines.append(rebuilt(graphs, tasks["tuned"], batch_size, controls, seed))
+    lines = None if lines is None else [line for line in lines if line.has_ends]
     return EdgeAttribution(
         table=table,
         control="what the sender wrote on other prompts, at the same place",

@@ -31,6 +31,11 @@ class Curve:
     whole: Float[np.ndarray, " prompt"]
     edges: list[int]
 
+    @property
+    def has_ends(self) -> bool:
+        """Whether the metric differs between the empty and the whole circuit, so that faithfulness is defined."""
+        return bool((self.whole != self.empty).any())
+
     def f(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Faithfulness [draw, share] of metrics [share, prompt] under weights [draw, prompt]."""
         empty, whole = weights @ self.empty, weights @ self.whole
