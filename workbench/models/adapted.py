@@ -263,7 +263,7 @@ class AdaptedModel:
             call |= {"attention_mask": mask, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
         if logits == "last" or isinstance(logits, int):
             call["logits_to_keep"] = 1 if logits == "last" else logits
-        few = grad and "logits_to_keep" in call
+        few = "logits_to_keep" in call
         with self.active(), torch.set_grad_enabled(grad), contiguous_head(self.inner, few):
             try:
                 if logits is None:

@@ -22,6 +22,8 @@ def test_the_last_column_alone_is_copied_for_the_unembedding_and_says_the_same(f
     [found] = torch.autograd.grad(logits.logsumexp(-1).sum(), weight)
     torch.testing.assert_close(logits, plain)
     torch.testing.assert_close(found, expected)
-    model.forward(ids, logits="last")
-    assert reads == [True, False], "without gradients the model is called as it is"
+    for parameter in hf.parameters():
+        parameter.requires_grad_(False)
+    frozen = model.forward(ids, logits="last")
+    assert frozen is not None and reads == [True, True] and torch.equal(frozen, logits), "the same bits when frozen"
     seen.remove()
