@@ -33,6 +33,7 @@ OF_ONE_MODEL = {
     "elicitation_curve": "what training on labels does to copies, whatever the pair",
     "fit_gate": "what can be told apart in one model",
     "head_probe": "what can be read off one model",
+    "retrain_without": "what leaving rows out of a training does, whatever the pair",
     "sample_efficiency": "what training on labels does to copies, whatever the pair",
     "subject_offset": "what an offset does to one model",
     "target_attention": "where one model looks; its change is beside it",
