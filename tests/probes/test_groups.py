@@ -59,13 +59,18 @@ def lens(prompts: Prompts) -> tuple[Any, pd.DataFrame]:
     return found, found.table
 
 
+def both() -> Any:
+    base, tuned = model_of(), model_of(bump=2.0)
+    return SimpleNamespace(base=base, tuned=tuned, models={"base": base, "tuned": tuned})
+
+
 def shares(prompts: Prompts) -> tuple[Any, pd.DataFrame]:
-    found = probes.token_shift(SimpleNamespace(base=model_of(), tuned=model_of(bump=2.0)), prompts, max_new_tokens=4)
+    found = probes.token_shift(both(), prompts, max_new_tokens=4)
     return found, found.shares.rename(columns={"share": "score"})
 
 
 def shares_by_position(prompts: Prompts) -> tuple[Any, pd.DataFrame]:
-    found = probes.token_shift(SimpleNamespace(base=model_of(), tuned=model_of(bump=2.0)), prompts, max_new_tokens=4)
+    found = probes.token_shift(both(), prompts, max_new_tokens=4)
     return found, found.table
 
 
