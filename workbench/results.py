@@ -39,11 +39,14 @@ def _installed_versions() -> dict[str, str]:
 
 
 def _roles(models: Any) -> Mapping[str, Any]:
-    """Role -> model, of a pair, of a model or of what is that already."""
+    """Role -> model: of a model, of what is that already, and of a pair or whatever else has both sides."""
     if hasattr(models, "role"):
         return {models.role: models}
-    roles: Mapping[str, Any] = getattr(models, "models", models)
-    return roles
+    if isinstance(models, Mapping):
+        return models
+    if hasattr(models, "models"):
+        return dict(models.models)
+    return {"base": models.base, "tuned": models.tuned}
 
 
 def _identity(model: Any) -> Any:
