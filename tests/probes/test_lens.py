@@ -54,3 +54,14 @@ def test_file_and_figure(tmp_path: Path) -> None:
     assert len(grid.data) == 3 and len(set(grid.layout.xaxis3.tickvals)) == len(grid.layout.xaxis3.ticktext)
     assert len(set(grid.layout.xaxis3.ticktext)) < len(grid.layout.xaxis3.ticktext), "a repeated token keeps its place"
     assert "after layer" in back.summary()
+
+
+@pytest.mark.parametrize("ids", [7, 5])
+def test_kl_is_of_distributions_whether_logits_or_log_probabilities_are_given(ids: int) -> None:
+    torch.manual_seed(0)
+    p, q = 9 * torch.randn(3, 7), 9 * torch.randn(3, ids)
+    expected = torch.nn.functional.kl_div(
+        q.log_softmax(-1), p[:, :ids].log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
+    torch.testing.assert_close(kl(p, q), expected)
+    torch.testing.assert_close(kl(p.log_softmax(-1), q.log_softmax(-1)), expected)
