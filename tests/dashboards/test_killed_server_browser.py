@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,14 @@ pytestmark = [
 ]
 
 
+def until(page: Any, happened: Callable[[], Any], seconds: float = 300) -> None:
+    """Wait while the page goes on; what is waited for may be there for too short a time to be seen on the page."""
+    ends = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < ends, "the first step has kept no result"
+        page.wait_for_timeout(20)
+
+
 def test_four_steps_go_on_after_the_server_was_killed(page: Any, tmp_path: Path) -> None:
     grown = organisms.build("refusal-moe")
     pair, home, rows = (str(grown.base), str(grown.tuned)), tmp_path / "runs", tmp_path / "questions.jsonl"
@@ -30,7 +40,7 @@ def test_four_steps_go_on_after_the_server_was_killed(page: Any, tmp_path: Path)
         opened_on_the_pair(page, address)
         give_prompts(page, rows)
         page.get_by_role("button", name="Run all four steps").click()
-        page.locator("[data-testid=stProgress]", has_text="Where?").first.wait_for(timeout=LONG)
+        until(page, lambda: list(home.glob("*/results/*.safetensors")))
         os.kill(server, signal.SIGKILL)
     (begun,) = runs.list(home)
     with served(home, *pair) as (address, _):

@@ -19,7 +19,8 @@ from workbench import organisms
 __all__ = ["browser", "page"]
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is missing: apt-get install chromium")
 SMOL = Path(os.environ.get("TUNESCOPE_SMOLLM2") or "SmolLM2-135M-Instruct")
-LONG = 1_800_000
+LONG = 3_600_000 if "TUNESCOPE_SMOLLM2" in os.environ else 600_000
+"""Milliseconds that a look may take: of the chat model on two cores, and of an organism."""
 NAMELESS = """() => ["button", "input:not([type=file])", "select", "textarea"]
     .flatMap((kind) => [...document.querySelectorAll(`[data-testid=stMain] ${kind}`)])
     .filter((one) => one.offsetParent !== null && !(one.textContent || one.title || one.ariaLabel

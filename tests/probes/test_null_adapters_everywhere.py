@@ -86,10 +86,13 @@ def with_adapter(of: Any, words: Any = None) -> ModelPair:
     base = type(of)(of.config)
     base.load_state_dict(of.state_dict())
     base = base.to(of.dtype).eval()
-    linear = [name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    linear = {name: module for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     names = [name for name in linear if name != "lm_head"]
+    turned = isinstance(linear[names[0]], Conv1D)
     torch.manual_seed(3)
-    config = peft.LoraConfig(r=2, lora_alpha=1, target_modules=names, init_lora_weights=False)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=1, target_modules=names, init_lora_weights=False, fan_in_fan_out=turned
+    )  # fmt: skip
     model = peft.get_peft_model(base, config).eval()
     return load_pair(model.get_base_model(), model, tokenizer=words or tokenizer(), check=False)
 

@@ -8,6 +8,7 @@ of the provenance test, so that no probe can be forgotten; the many seeds of the
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ TEMPLATES = tuple(
 
 def folders(of: Any, place: Path) -> tuple[Path, Path]:
     """A model's weights twice, with another file of everything else; of numbers that bfloat16 holds exactly."""
-    model = of.base.hf if isinstance(of, ModelPair) else of
+    model = copy.deepcopy(of.base.hf if isinstance(of, ModelPair) else of)  # other tests read the same
     model = model.unload() if hasattr(model, "unload") else model
     words = (of.tokenizer if isinstance(of, ModelPair) else None) or tokenizer()
     for number, dtype in enumerate((torch.float32, torch.bfloat16)):

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import StoppingCriteriaList
 
 from workbench.cards import card
 from workbench.engine.hub import Hub, SiteHook, StopForward, hub_of, missing_site
@@ -19,7 +18,6 @@ from workbench.engine.sites import Site, expand_sites, resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.models.adapter_layers import acting_state
 from workbench.models.generation_settings import neutralised
-from workbench.models.token_progress import TokensHeard
 from workbench.models.token_rows import check_ids, check_tensor, embedding_rows
 from workbench.progress import listener
 from workbench.prompts.collection import Prompts
@@ -302,8 +300,9 @@ class AdaptedModel:
             for unused in ("temperature", "top_p", "top_k"):
                 call.setdefault(unused, None)
         if (tell := listener()) is not None:
-            heard = TokensHeard(tell, batch.input_ids.shape[1], call.get("max_new_tokens"))
-            call["stopping_criteria"] = StoppingCriteriaList([*(call.get("stopping_criteria") or ()), heard])
+            from workbench.models.token_progress import heard  # imports transformers, which a page may not need
+
+            call["stopping_criteria"] = heard(tell, batch.input_ids.shape[1], call)
         own = self.own_generation_config or options.get("generation_config") is not None
         with self.active(), torch.no_grad(), nullcontext() if own else neutralised(self.inner):
             return self.inner.generate(batch.input_ids.to(self.device), **call)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from workbench.typing import Bool, Tensor
 
@@ -24,3 +24,9 @@ class TokensHeard(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Any, *_: Any, **__: Any) -> Bool[Tensor, " row"]:
         self._tell((input_ids.shape[1] - self._columns) / self._new_tokens)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def heard(tell: Callable[[float], None], columns: int, call: dict[str, Any]) -> StoppingCriteriaList:
+    """The stopping criteria of a call of ``generate``, and one that tells how far it is."""
+    listening = TokensHeard(tell, columns, call.get("max_new_tokens"))
+    return StoppingCriteriaList([*(call.get("stopping_criteria") or ()), listening])

@@ -13,7 +13,7 @@ from tunescope.cli.output import emit, plain, progress_bar
 from tunescope.cli.runs import app
 from workbench import runs
 from workbench.errors import UserError
-from workbench.progress import Silent
+from workbench.progress import LineProgress
 
 CLI = CliRunner()
 
@@ -94,6 +94,10 @@ def test_emit_prints_frames_and_payloads(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "nothing here\n"
 
 
-def test_progress_is_silent_where_nobody_looks() -> None:
+def test_progress_of_a_short_task_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar() as bar:
-        assert isinstance(bar, Silent)
+        assert isinstance(bar, LineProgress)
+        bar.start("a task", 2)
+        bar.advance()
+        bar.finish()
+    assert capsys.readouterr() == ("", "")
