@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, engine_options, placement
+
 if TYPE_CHECKING:
     from tunescope.experiments.running import Finished
     from tunescope.experiments.schema import Experiment
@@ -28,15 +30,15 @@ def run(
         bool, typer.Option("--dry-run", help="Check the file and list its cells and steps; load no model.")
     ] = False,
     tracker: Annotated[str | None, typer.Option(help="Also log to mlflow or wandb; off by default.")] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Share the steps of all cells out over so many processes of a Ray cluster.", min=1),
-    ] = None,
+    workers: Workers = None,
+    executor: Executor = "local",
+    engine_settings: EngineSettings = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
     """Run an experiment: pair, prompts, steps, recipes and a sweep over them. The same command resumes a killed run."""
     from tunescope.experiments.schema import Experiment
 
+    placement(workers, executor, engine_settings)  # what does not go together is refused first
     experiment = Experiment.load(file)
     if dry_run:
         _list(experiment, file, out, as_json)
@@ -49,7 +51,8 @@ def run(
     with progress_bar() as bar:
         finished = run_experiment(
             experiment, out, folder=file.parent, tracker=chosen, progress=bar,
-            executor="local" if workers is None else "ray", workers=workers,
+            executor=executor if workers is None else "ray", workers=workers,
+            engine_settings=engine_options(engine_settings),
         )  # fmt: skip
     _print(finished, as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tunescope.experiments.step_base import Step
 from tunescope.experiments.tensor_source import TensorRef
 from workbench import organisms
 from workbench.errors import UserError, unknown_name
+from workbench.placement import Placement
 from workbench.progress import Progress, Silent
 from workbench.prompts import Prompt, Prompts
 
@@ -29,8 +31,10 @@ class Materials:
     ``folder`` is where the YAML file is: paths in it are relative to that.
     """
 
-    def __init__(self, folder: Path, progress: Progress | None = None) -> None:
+    def __init__(self, folder: Path, progress: Progress | None = None, where: Placement | None = None) -> None:
         self.folder = folder
+        self._where = where or Placement()
+        self._engine = ExitStack()
         self.progress = progress or Silent()
         self.whole: set[Path] = set()
         """Folders of steps whose files were hashed, or written, since these materials were made."""
@@ -50,12 +54,15 @@ class Materials:
         from workbench.models.pair import load_pair
 
         if self._pair is None or self._pair[0] != spec:
-            self._pair = None  # let go of the last one before the next is loaded
+            self.let_go()  # of the last one before the next is loaded
             base, tuned = self._sides(spec)
-            self._pair = (spec, load_pair(
+            pair = load_pair(
                 base, tuned, device=spec.device, dtype=spec.dtype, template=spec.template,
                 own_generation_config=spec.own_generation_config,
-            ))  # fmt: skip
+            )  # fmt: skip
+            if self._where.executor == "vllm":  # one engine as long as the pair is held
+                self._engine.enter_context(self._where.on(pair))
+            self._pair = (spec, pair)
         return self._pair[1]
 
     def single(self, spec: PairSpec, side: str) -> Any:
@@ -65,7 +72,8 @@ class Materials:
         return load_one(self._sides(spec)[side == "tuned"], device=spec.device, dtype=spec.dtype)
 
     def let_go(self) -> None:
-        """Of the loaded pair."""
+        """Of the loaded pair, and of its engine."""
+        self._engine.close()
         self._pair = None
 
     def prompts(self, experiment: Experiment, name: str | None, pair: PairSpec | None = None) -> Prompts:
