@@ -85,6 +85,11 @@ def recipe_from_text(text: str, book: Mapping[str, Recipe | Intervention]) -> Re
     return whole
 
 
+def names_in(text: str) -> list[str]:
+    """The names that a line is written with, each once. Raises :class:`UserError` where it breaks the grammar."""
+    return list(dict.fromkeys(term.name for term in _terms(text)))
+
+
 def _placed(recipe: Recipe, term: _Term, text: str) -> Recipe:
     """``recipe`` at the term's positions."""
     place = f"Sign {term.positions_column} of {text!r}"

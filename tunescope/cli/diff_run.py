@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -196,7 +195,7 @@ class Bench:
         return {
             "models": origin.models, "versions": dict(origin.versions), "prompts": origin.prompts,
             "other_prompts": [None if one is None else one.hash for one in others],
-            "recipes": {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.asked.recipes},
+            "recipes": {name: recipe.content for name, recipe in self.recipes.items()},
         }  # fmt: skip
 
     @property

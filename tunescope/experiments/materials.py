@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from workbench.progress import Progress, Silent
 from workbench.prompts import Prompt, Prompts
 
 if TYPE_CHECKING:
+    from interventions.recipe_book import RecipeBook
     from tunescope.experiments.schema import Experiment
     from workbench.models.pair import ModelPair
 
@@ -104,6 +106,20 @@ class Materials:
     def _key(spec: PromptSet, pair: PairSpec) -> str:
         return f"{spec.model_dump_json()} {pair.model_dump_json() if spec.split is not None else ''}"
 
+    def book(self) -> RecipeBook:
+        """The book of recipes that lines are written with: ``$TUNESCOPE_BOOK``, else ``recipes`` beside the file."""
+        from interventions.recipe_book import FOLDER, VARIABLE, RecipeBook
+
+        return RecipeBook(os.environ.get(VARIABLE) or self.path(FOLDER))
+
+    def book_hashes(self, recipes: Iterable[inline.RecipeSpec]) -> dict[str, str]:
+        """Name -> hash of its file in the book, for all names in the lines of ``recipes``."""
+        from interventions.one_line import names_in
+
+        book = self.book()
+        names = dict.fromkeys(name for recipe in recipes for line in _lines(recipe) for name in names_in(line))
+        return {name: file_hash(file) for name in names if (file := book.file(name)) is not None}
+
     def result(self, file: str) -> Any:
         """The result that a run keeps in ``file``."""
         from workbench.results import Result
@@ -171,6 +187,12 @@ def _answered(rows: Prompts, column: str) -> Prompts:
 def _matches(row: Prompt, where: Mapping[str, Any]) -> bool:
     values = row.as_dict()
     return all(values.get(name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in where.items())
+
+
+def _lines(recipe: inline.RecipeSpec) -> list[str]:
+    """The lines of the book's names in a recipe."""
+    saved = [entry for entry in recipe.interventions or () if isinstance(entry, inline.SavedSpec)]
+    return [entry.line for entry in (recipe, *saved) if entry.line is not None]
 
 
 def files_named(experiments: Iterable[Experiment]) -> list[str]:

@@ -69,8 +69,9 @@ def run_experiment(
     bar, report = progress or Silent(), tracker or untracked()
     grid = cells(experiment)
     materials = Materials(Path(folder), bar, where)
-    config = {**run_config(experiment, grid, materials), **where.settings()}
-    target = place(experiment, out, where)
+    beside = {**book_of(grid, materials), **where.settings()}
+    config = {**run_config(experiment, grid, materials), **beside}
+    target = place(experiment, out, beside)
     with room_for_folder(target):
         fresh = not target.exists()
     run = runs.create_at(target, kind=KIND, config=config)
@@ -95,12 +96,19 @@ def run_experiment(
     return Finished(run, metrics)
 
 
-def place(experiment: Experiment, out: str | Path | None, where: Placement | None = None) -> Path:
-    """The run's folder."""
+def place(experiment: Experiment, out: str | Path | None, beside: Mapping[str, Any]) -> Path:
+    """The run's folder; ``beside``: what numbers hang on that the experiment itself does not say."""
     if out is not None:
         return Path(out).absolute()
-    described = {**_described(experiment), **(where or Placement()).settings()}
-    return (runs.default_home() / f"{experiment.name}-{config_hash(described)[:10]}").absolute()
+    return (
+        runs.default_home() / f"{experiment.name}-{config_hash({**_described(experiment), **beside})[:10]}"
+    ).absolute()
+
+
+def book_of(grid: Sequence[Cell], materials: Materials) -> dict[str, Any]:
+    """The files of the recipe book that lines are written with, by content; nothing where there is no line."""
+    book = materials.book_hashes(recipe for cell in grid for recipe in cell.experiment.recipes.values())
+    return {"book": book} if book else {}
 
 
 def run_config(experiment: Experiment, grid: Sequence[Cell], materials: Materials) -> dict[str, Any]:
