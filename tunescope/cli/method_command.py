@@ -93,7 +93,8 @@ def _callback(method: Method) -> Callable[..., None]:
     parameters: dict[str, Any] = {name: (hint, inspect.Parameter.empty) for name, hint in models.items()}
     if reads_prompts(method):
         parameters["prompts"] = (PromptFile, inspect.Parameter.empty)
-    own = {option.name: option for option in shown_options(method)}
+    placed = ("executor", "engine_settings")  # said where the whole command runs
+    own = {option.name: option for option in shown_options(method) if option.name not in placed}
     parameters |= {name: _parameter(option) for name, option in own.items()}
     parameters |= {name: pair for name, pair in COMMON.items() if _has(method, name) and name not in parameters}
 

@@ -108,12 +108,13 @@ class Engine:
         """What the request asks for. Raises :class:`UserError` where it cannot be run; nothing runs yet."""
         side, recipe = self._steered(request)
         batch = side.encode(Prompts.of([request.row()]))
-        room = (side.max_positions or 2**31) - batch.input_ids.shape[1]
+        positions = min(side.max_positions or 2**31, 2**31 if self._vllm is None else self._vllm.positions)
+        room = positions - batch.input_ids.shape[1]
         new = min(request.limit or self.limits.max_tokens, self.limits.max_tokens)
         if room < 1 or (request.limit is not None and new > room):
             raise UserError(
                 f"The prompt has {batch.input_ids.shape[1]} tokens and {new} new ones are asked for, and the model has "
-                f"{side.max_positions} positions: shorten the prompt or lower max_tokens."
+                f"{positions} positions here: shorten the prompt or lower max_tokens."
             )
         job = Job(side, recipe, batch, min(new, room), request.temperature, request.top_p, request.seed, request.stops)
         if self._vllm is not None:

@@ -45,9 +45,13 @@ class VllmDecoding:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def positions(self) -> int:
+        """Tokens of a text at most."""
+        return self._engine.positions
+
     def check(self, job: Job) -> None:
-        """Raise :class:`UserError` for a request that vLLM cannot run; the sentence says which part of it."""
-        self._engine.check_room(job.prompt_tokens, job.new_tokens)
+        """Raise :class:`UserError` for a recipe that vLLM cannot hold; the sentence says which part of it."""
         if job.recipe is not None:
             check_held(job.recipe, job.side)
 

@@ -6,7 +6,7 @@ made of; whatever else runs inside (gradients, recordings of heads, weights) is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ class Route:
     """By identity in memory."""
     changed: Callable[[], str]
     """The role of a model that is not as the engine has it."""
+    settings: Mapping[str, Any]
+    """What the engine was opened with."""
 
     def check(self) -> None:
         """Raise :class:`NotSupported` where the engine does not have what was done to a model here."""
@@ -102,7 +104,8 @@ def _opened(models: Mapping[str, AdaptedModel], settings: Mapping[str, Any]) -> 
     check_sides(models)
     dtype = str(next(iter(models.values())).dtype).removeprefix("torch.")
     engine = VllmEngine(origin, **{"dtype": dtype, **settings})
-    token = _ROUTE.set(Route(engine, {id(model): model for model in models.values()}, changed_since(models)))
+    held = {id(model): model for model in models.values()}
+    token = _ROUTE.set(Route(engine, held, changed_since(models), settings))
     try:
         yield
     finally:
@@ -117,6 +120,14 @@ def executor_settings(executor: str, settings: Mapping[str, Any] | None) -> dict
     from workbench.vllm.running import engine_version
 
     return {"executor": executor, "engine": engine_version(), "engine_settings": dict(settings or {})}
+
+
+def executor_around(models: Iterable[Any]) -> dict[str, Any]:
+    """What a provenance says of the engine that is open for any of ``models`` here."""
+    route = _ROUTE.get()
+    if route is None or not any(id(model) in route.models for model in models):
+        return {}
+    return executor_settings("vllm", route.settings)
 
 
 def check_sides(models: Mapping[str, AdaptedModel]) -> None:

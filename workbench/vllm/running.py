@@ -47,6 +47,11 @@ class VllmEngine:
         """The ``vllm.LLM`` itself."""
         return self._llm
 
+    @property
+    def positions(self) -> int:
+        """Tokens of a text at most."""
+        return int(self._llm.llm_engine.model_config.max_model_len)
+
     def close(self) -> None:
         """End the engine and give its memory back."""
         from vllm.distributed import cleanup_dist_env_and_memory
@@ -115,7 +120,7 @@ class VllmEngine:
 
     def check_room(self, longest: int, new: int) -> None:
         """Raise :class:`UserError` where a text would be longer than the engine was opened for."""
-        room = self._llm.llm_engine.model_config.max_model_len
+        room = self.positions
         if longest + new > room:
             raise UserError(
                 f"A text of {longest} tokens and {new} more do not fit into vLLM's max_model_len of {room}: open it "
