@@ -37,7 +37,7 @@ def _reason(config: Mapping[str, Any]) -> str:
     kind, targets = config.get("peft_type"), config.get("target_modules")
     names = [targets] if isinstance(targets, str) else list(targets or ())
     if kind != "LORA":
-        return f"is a {kind} adapter and no LoRA"
+        return f"is of kind {kind} and no LoRA"
     if config.get("use_dora"):
         return "is a DoRA"
     if config.get("modules_to_save"):

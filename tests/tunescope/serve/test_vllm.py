@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -103,7 +104,8 @@ def test_a_stream_and_a_stop_text_say_the_same(web: TestClient, pair: wb.ModelPa
     body = {"model": "tuned", "messages": TURN, "max_tokens": 8, "stream": True}
     with web.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = [line for line in answer.iter_lines() if line]
-    assert lines[-1] == "data: [DONE]" and len(lines) > 3
+    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines[:-1]]
+    assert lines[-1] == "data: [DONE]" and "".join(delta.get("content", "") for delta in deltas) == whole
     assert said(web, "tuned", stop=[whole[3:5]]) == whole[: whole.find(whole[3:5])]
     drawn = [said(web, "tuned", temperature=1.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]

@@ -18,11 +18,11 @@ LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"peft_type": "IA3"}, "is a IA3 adapter and no LoRA"),
+        ({"peft_type": "IA3"}, "is of kind IA3 and no LoRA"),
         ({"use_dora": True}, "is a DoRA"),
         ({"modules_to_save": ["lm_head"]}, "brings whole modules [(]lm_head[)]"),
         ({"bias": "all"}, "changes biases"),
-        ({"rank_pattern": {"q_proj": 2}}, "ranks or alphas of their own"),
+        ({"rank_pattern": {"q_proj": 2}}, "has ranks or alphas of their own for some modules"),
         ({"target_modules": ["q_proj", "lm_head"]}, "the embedding or the head"),
         ({"r": 1024}, "has rank 1024"),
     ],
