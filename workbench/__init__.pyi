@@ -29,7 +29,7 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts as Prompts
 from workbench.recording.record_pair import record as record
 from workbench.recording.recording import Recording as Recording
-from workbench.vllm.routing import Executor
+from workbench.vllm.route import Executor
 from workbench.vllm.routing import on_vllm as on_vllm
 
 __version__: str

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.cluster.cluster import room_for
 from workbench.errors import MissingExtra, UserError, unknown_name
-from workbench.vllm.routing import EXECUTORS, executor_settings, routed
+from workbench.vllm.route import EXECUTORS, executor_settings
+from workbench.vllm.routing import routed
 
 if TYPE_CHECKING:
     from workbench.models.pair import ModelPair

@@ -20,7 +20,7 @@ from workbench.call_settings import call_settings, prompts_hash
 from workbench.cards import visible
 from workbench.errors import UserError
 from workbench.jsonable import jsonable
-from workbench.vllm.routing import executor_around
+from workbench.vllm.route import executor_around
 
 Kept = TypeVar("Kept", bound="Result")
 _PACKAGES = ("tunescope", "torch", "transformers", "peft", "numpy", "scipy")

@@ -242,8 +242,8 @@ def _runner(
 
 @contextmanager
 def _in_vllm(model: AdaptedModel, recipe: Recipe, settings: Mapping[str, Any] | None) -> Iterator[tuple[str, Runner]]:
-    from workbench.vllm.routing import route_of, routed
-    from workbench.vllm.running import engine_version
+    from workbench.vllm.route import engine_version, route_of
+    from workbench.vllm.routing import routed
 
     with routed({model.role: model}, "vllm", settings):
         route = route_of(model)

@@ -26,7 +26,7 @@ from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.typing import Tensor
-from workbench.vllm.routing import Route, route_of
+from workbench.vllm.route import Route, route_of
 
 
 @dataclass(frozen=True)

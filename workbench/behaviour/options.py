@@ -14,7 +14,7 @@ from workbench.errors import UserError, unknown_name
 from workbench.method_options import As
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
-from workbench.vllm.routing import Executor, executor_settings
+from workbench.vllm.route import Executor, executor_settings
 
 Options = TypeVar("Options")
 _CONTINUATIONS = ("answer", "base", "tuned")

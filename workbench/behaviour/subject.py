@@ -10,14 +10,14 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from workbench.cluster.splitting import Within, in_parts
+from workbench.cluster.splitting import Within, in_parts, split_width
 from workbench.engine.hub import SiteHook
 from workbench.errors import NotSupported
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent, listening
 from workbench.prompts.encode import Encoded, batches, pad_left
 from workbench.typing import Tensor
-from workbench.vllm.routing import Route, route_of
+from workbench.vllm.route import Route, route_of
 
 Answer = TypeVar("Answer")
 
@@ -60,6 +60,8 @@ class Subject:
         """
         if (route := route_of(self.model)) is None:
             return self.applied()
+        if split_width() > 1:
+            raise NotSupported("Workers of a Ray cluster have no vLLM engine: leave on_ray, or on_vllm.")
         route.check()
         return nullcontext()
 

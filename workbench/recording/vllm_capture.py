@@ -19,7 +19,7 @@ from workbench.recording.capture import Capture, Captured
 from workbench.recording.plan import Plan
 from workbench.typing import Float, Int, Tensor
 from workbench.vllm.layout import check_site
-from workbench.vllm.routing import route_of
+from workbench.vllm.route import route_of
 from workbench.vllm.running import VllmEngine
 
 

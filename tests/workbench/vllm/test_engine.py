@@ -21,7 +21,7 @@ from tests.tiny import tiny_model, tokenizer
 from workbench.errors import NotSupported, UserError
 from workbench.models.pair import ModelPair
 from workbench.prompts import Prompts
-from workbench.vllm.routing import _ROUTE, route_of
+from workbench.vllm.route import ROUTE, route_of
 from workbench.vllm.running import VllmEngine
 
 pytest.importorskip("vllm")
@@ -61,11 +61,11 @@ def engine(pair: ModelPair) -> Iterator[VllmEngine]:
 @contextmanager
 def local() -> Iterator[None]:
     """What runs inside runs in this process, though an engine is open."""
-    token = _ROUTE.set(None)
+    token = ROUTE.set(None)
     try:
         yield
     finally:
-        _ROUTE.reset(token)
+        ROUTE.reset(token)
 
 
 def vector(pair: ModelPair, seed: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 import workbench as wb
 from tests.tiny import tiny_model, tokenizer
 from workbench.prompts import Prompts
-from workbench.vllm.routing import route_of
+from workbench.vllm.route import route_of
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
