@@ -34,7 +34,7 @@ class KillAt(TrainerCallback):
     def __init__(self, step: int | None) -> None:
         self.step = step
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.step:
             raise Killed
 
@@ -77,9 +77,7 @@ def train(folder: Path, *, kill: int | None = None, progress: Any = None, **sett
             dataloader_pin_memory=False, seed=3, **settings,
         )  # fmt: skip
         (folder / "scratch").mkdir(parents=True, exist_ok=True)
-        trainer = ResumableTrainer(
-            model=model, args=arguments, train_dataset=rows(), callbacks=[KillAt(kill)]
-        )
+        trainer = ResumableTrainer(model=model, args=arguments, train_dataset=rows(), callbacks=[KillAt(kill)])
         history = trainer.run("test", progress or Silent())
         return model, (history, torch.rand(3))
 
@@ -97,7 +95,10 @@ def same(one: tuple[Noisy, Any], other: tuple[Noisy, Any]) -> None:
         (2, {"num_train_epochs": 3}),
         (4, {"num_train_epochs": 3}),  # between two epochs
         (5, {"max_steps": 9}),
-        (3, {"num_train_epochs": 4, "gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine", "warmup_steps": 2}),
+        (
+            3,
+            {"num_train_epochs": 4, "gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine", "warmup_steps": 2},
+        ),
     ],
 )
 def test_it_ends_in_the_same_bits(

@@ -26,6 +26,9 @@ WRONG_TYPES = (
     StrictDataclassError,
 )  # fmt: skip
 """What transformers raises for a config.json whose fields are of a wrong type."""
+HOW_COMPUTED: Mapping[str, None] = {"_attn_implementation": None, "_experts_implementation": None}
+"""Keys that a config.json may hold and that are left out as it is read: which of several ways to compute the same is
+taken, which two sides of a comparison must share and another machine may not have."""
 _SMALL = 10_000_000
 """So many weights are made without asking: what they take is not worth a look at the shapes."""
 DeviceMap = str | Mapping[str, Any]
@@ -107,7 +110,9 @@ def load_model(
         return _shape_alone(source, dtype)
     settings: dict[str, Any] = {
         "dtype": resolve_dtype(dtype),
+        **HOW_COMPUTED,
         "attn_implementation": attn_implementation,
+        "_attn_implementation": attn_implementation,
         # loading straight onto an accelerator never holds the model twice
         "device_map": device_map if place is None or place.type == "cpu" else {"": place},
         "local_files_only": not source.trust_remote_code,
@@ -146,7 +151,7 @@ def _config_in(folder: Path, reading: Mapping[str, Any], name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, **reading)
+        return AutoConfig.from_pretrained(folder, **HOW_COMPUTED, **reading)
     except (ValueError, OSError, *WRONG_TYPES) as error:
         raise UserError(f"The config of {name} cannot be read: {_first_line(error)}") from error
 

@@ -270,7 +270,7 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> 
     own_words = words if reading.tokenizer is not None else _own_tokenizer(base, words)
     base_words = words if parts.adapter is not None or parts.attachment is not None else own_words
     bare = [part.get_base_model() if part is parts.adapter else part for part in (parts.base, parts.tuned)]
-    notes += _about_rows(words, *map(embedding_rows, bare))
+    notes += _about_rows(words, *map(embedding_rows, bare)) + _about_attention(base, tuned)
     differences = compare(
         bare[0].config, bare[1].config, base_words, words,
         base_model=bare[0], tuned_model=bare[1], own_base_tok=own_words, notes=parts.notes + notes,
@@ -328,6 +328,21 @@ def _about_rows(words: Any, base: int, tuned: int) -> tuple[str, ...]:
         return ()
     padding = readable_padding(words, min(base, tuned))
     return unreadable_tokens(words, {"base": base, "tuned": tuned}) + (() if padding is None else (padding,))
+
+
+def _about_attention(base: Source, tuned: Source) -> tuple[str, ...]:
+    """What the config.json of either asks for beside the weights, in words."""
+    wanted = {"base": base, "tuned model": tuned}
+    names = {
+        side: source.config.get("_attn_implementation")
+        for side, source in wanted.items()
+        if source.kind is Kind.MODEL and source.config.get("_attn_implementation") is not None
+    }
+    return tuple(
+        f"The config of the {side} asks for attention by {name}, which is no part of its weights: both are computed "
+        "the same way here (attn_implementation= for another)."
+        for side, name in names.items()
+    )
 
 
 def _own_tokenizer(base: Source, fallback: Any) -> Any:
