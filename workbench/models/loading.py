@@ -94,7 +94,8 @@ def load_model(
 
     ``device_map`` (accelerate's) overrides ``device``; ``options`` go to ``from_pretrained``. A model given
     loaded is returned itself, put in evaluation mode, where and in the dtype it is. GPT-OSS's MXFP4 weights
-    are loaded dequantised, as their fused kernels would bypass the experts' hooks. A quantized GGUF file is
+    are loaded dequantised, as their fused kernels would bypass the experts' hooks; so are compressed-tensors' weights,
+    as the values that they stand for. A quantized GGUF file is
     unpacked, into bfloat16 where ``dtype`` is "auto" (float32 keeps its values exactly). Raises UserError when
     files are missing, damaged or do not fit the config.
     """
@@ -175,7 +176,19 @@ def _weight_settings(source: Source) -> dict[str, Any]:
         from transformers import Mxfp4Config
 
         settings["quantization_config"] = Mxfp4Config(dequantize=True)
+    if (quantization(source.config) or "").startswith("compressed-tensors"):
+        from transformers import CompressedTensorsConfig
+
+        try:
+            settings["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+        except ImportError as error:
+            raise _absent(source, error) from error
     return settings
+
+
+def _absent(source: Source, error: ImportError) -> UserError:
+    how = quantization(source.config) or "as stored"
+    return UserError(f"{source.name} ({how}) needs a package that is absent: {error}")
 
 
 def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
@@ -192,8 +205,7 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
         with without_bars():
             model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     except ImportError as error:
-        how = quantization(source.config)
-        raise UserError(f"{source.name} ({how or 'as stored'}) needs a package that is absent: {error}") from error
+        raise _absent(source, error) from error
     except (ValueError, RuntimeError, OSError, *WRONG_TYPES) as error:
         _check_stored(source, folder)
         said = _other_shape(source, folder) or _first_line(error)
