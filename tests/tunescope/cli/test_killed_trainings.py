@@ -67,7 +67,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 TRAININGS = {
     "tune-in-stages": ("--stages text=long.jsonl --stages answer=p.jsonl --learning-rate 0.01", 3),
     "masked-tuning": ("--prompts p.jsonl --share 0.1 --epochs 2 --refresh 1 --batch-size 4", 3),
-    "scale-tuning": ("--prompts p.jsonl --epochs 2", 2),
+    "train-head-scales": ("--prompts p.jsonl --epochs 2 --batch-size 4", 2),
     "tune-series": ("--members near=p.jsonl --members far=long.jsonl", 3),
 }
 
