@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.tunescope.cli.example_folders import ROOT, of_lessons
 from tests.tunescope.experiments.small import tree
 from tunescope.cli.app import app
-from workbench import finished_batches, organisms, runs
+from workbench import organisms, runs
 from workbench.resumable_trainer import ResumableTrainer
 
 CLI = CliRunner()
@@ -111,6 +111,7 @@ def test_a_killed_organism_is_listed_and_goes_on(tmp_path: Path, monkeypatch: py
     assert [run.state for run in runs.list()] == ["complete"] and seen
     built = organisms.build("marker-switch", 3, "cache")
     for folder in ("base", "tuned"):
-        assert tree(getattr(built, folder)) == tree(getattr(whole, folder))
+        here, there = (tree(getattr(organism, folder)) for organism in (built, whole))
+        apart = {name for name in here.keys() | there.keys() if here.get(name) != there.get(name)}
+        assert apart <= {"adapter_config.json"}  # which names the folder of its base
     assert not [path for path in Path("cache").iterdir() if path.name.startswith(".")]
-    assert finished_batches.SECONDS > 0
