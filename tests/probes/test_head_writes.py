@@ -102,5 +102,5 @@ def test_layers_without_heads_are_said_to_be_that(family: str, layer: int, said:
     with pytest.raises(UserError, match=said):
         head_words(two, [{"input_ids": [3, 4, 5]}], layer, 0)
     if family == "mamba2":
-        with pytest.raises(UserError, match="Layer 0 of this .* has no attention heads"):
+        with pytest.raises(UserError, match=r"Layer 0 of this .* has no attention heads"):
             head_selection(two, [{"input_ids": [3, 4, 5], "answer": " a"}] * 8)
