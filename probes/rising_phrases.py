@@ -25,8 +25,8 @@ def rising_phrases(prompts: Sequence[str], base: Sequence[str], tuned: Sequence[
     """Phrases of one to four words, within a clause, that more answers of ``tuned`` have, the most surprising first.
 
     A phrase whose words stand in the prompt does not count in its answer: that is an answer about the topic. Of phrases
-    that are in the same number of answers and one within the other, only the longer stays; of others in as many answers,
-    the one that comes first in them leads.
+    that are in the same number of answers and one within the other, only the longer stays; of others in as many
+    answers, the one that comes first in them leads.
 
     Args:
         prompts: What was asked.
