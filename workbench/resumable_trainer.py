@@ -86,8 +86,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def _steps(self) -> int:
         arguments = self.args
+        if arguments.max_steps > 0:
+            return int(arguments.max_steps)
         per_epoch = max(1, -(-len(self.get_train_dataloader()) // arguments.gradient_accumulation_steps))
-        return int(arguments.max_steps if arguments.max_steps > 0 else per_epoch * arguments.num_train_epochs)
+        return int(per_epoch * arguments.num_train_epochs)
 
     def _settings(self) -> list[Any]:
         return [str(getattr(self.args, name)) for name in _SETTINGS]
