@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.cells import COLOURS, bar_title
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import escaped, safe, shortened, visible
 
 LETTERS = 10
@@ -49,11 +50,7 @@ def attention_panels(
         )  # fmt: skip
     _axes(figure, tokens)
     height = 230 + min(620, max(180, 20 * len(tokens)))
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=height,
-        margin={"l": 80, "r": 20, "t": 80, "b": 90},
-    )  # fmt: skip
-    return figure
+    return laid_out(figure, title, height=height, margin={"l": 80, "r": 20, "t": 80, "b": 90})
 
 
 def _told(

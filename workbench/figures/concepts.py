@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.intervals import whiskers
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe
 
 
@@ -41,13 +42,8 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         line={"color": "#D55E00", "dash": "dot"},
         name="random directions",
     )
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": safe(title), "font": {"size": 15}},
-        height=400,
-        hovermode="x",
+    return laid_out(
+        figure, title, height=400, hovermode="x",
         xaxis={"title": "latent" if "latent" in rows else "direction", "type": "category"},
-        yaxis={"title": "share of tuning's change", "tickformat": ".0%"},
-        legend={"orientation": "h", "y": -0.25},
-    )
-    return figure
+        yaxis={"title": "share of tuning's change", "tickformat": ".0%"}, legend_below=0.25,
+    )  # fmt: skip
