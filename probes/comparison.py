@@ -117,10 +117,9 @@ def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int =
     generator = np.random.default_rng(seed)
     first_best, second_best = _ranked(left, generator), _ranked(right, generator)
     rows = [_row(first_best, second_best, k) for k in sizes]
-    table = pd.DataFrame(rows)
 
     return Comparison(
-        table=with_q(table),
+        table=with_q(rows),
         control=f"two random choices of k of the {n} cells (hypergeometric)",
         provenance=Provenance.of(
             "compare", _models(first, second), seed=seed,

@@ -226,4 +226,4 @@ def _table(measured: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: i
         line = beside_control(part["kl"].to_numpy(), part["control"].to_numpy(), units, seed=seed)
         means = {name: part[name].mean() for name in ("to_final_base", "to_final_tuned")}
         rows.append({"layer": layer, **line, **means, "n": len(part)})
-    return with_q(pd.DataFrame(rows), keep_p=False)
+    return with_q(rows, keep_p=False)

@@ -235,7 +235,7 @@ def _by_position(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], see
                 "n": len(part),
             }
         )
-    return with_q(pd.DataFrame(rows), keep_p=False)
+    return with_q(rows, keep_p=False)
 
 
 def _until(row: list[int], ends: set[int]) -> list[int]:

@@ -203,8 +203,7 @@ def _table(taken: Sequence[_Followed], rows: Prompts, seed: int) -> pd.DataFrame
             "moved": float(np.mean([run.moved[layer] for run in taken])),
             "moved_control": float(np.mean([run.random_moved[layer] for run in taken])), "n": len(taken),
         })  # fmt: skip
-    table = pd.DataFrame(lines)
-    return with_q(table, keep_p=False)
+    return with_q(lines, keep_p=False)
 
 
 def _embeddings(model: AdaptedModel) -> Float[Tensor, "word d_model"]:

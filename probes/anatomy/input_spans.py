@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import torch
 from torch import nn
@@ -115,9 +114,8 @@ def input_spans(
         place = place_of(name)
         table.append({"layer": place.layer, "module": place.module, **row})
     watch.finish()
-    frame = pd.DataFrame(table)
     return InputSpans(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control=f"random spans of the same rank on the same inputs ({draws} draws)",
         provenance=Provenance.of("input_spans", pair, rows, seed=seed, forward_passes=-(-len(rows) // batch_size)),
     )  # fmt: skip

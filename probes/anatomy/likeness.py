@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import torch
 
@@ -107,9 +106,8 @@ def lora_likeness(
             place = place_of(module)
             where = {"layer": place.layer, "module": place.module, "factor": factor}
             rows.append({**where, **_row(held, begun, factor, draws, seed + number)})
-    table = pd.DataFrame(rows)
     return LoraLikeness(
-        table=with_q(table, keep_p=False),
+        table=with_q(rows, keep_p=False),
         control=f"random spans of the same ranks in the same width ({draws} draws)",
         provenance=Provenance.of("lora_likeness", models, seed=seed),
     )  # fmt: skip

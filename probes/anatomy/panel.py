@@ -106,9 +106,8 @@ def adapter_panel(
             where = {"layer": place.layer, "module": place.module}
             table.append({**where, **_row(seen[path], _norm(pair, path), ablated, rows.clusters, seed)})
         watch.finish()
-    frame = pd.DataFrame(table)
     return AdapterPanel(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control="a Gaussian change of weights with the norm of the adapter's, on the same inputs (expected value)",
         provenance=Provenance.of(
             "adapter_panel", pair, rows, seed=seed, forward_passes=1 + (len(layers) if ablate else 0),

@@ -166,9 +166,8 @@ def attribute_intersection(  # noqa: PLR0913
                     targets[f"{wanted}/{how}"] = strength * offset
                     lines.append(_line(wanted, combination, how, (satisfied, random), reported, seed))
                 lines.append(_line(wanted, combination, "plain", (plain, random), reported, seed))
-    table = pd.DataFrame(lines)
     return AttributeIntersection(
-        table=with_q(table),
+        table=with_q(lines),
         control="a random direction of the same norm",
         provenance=Provenance.of("attribute_intersection", model, rows, seed=seed, forward_passes=passes.forward),
         interference=_interference(attributes, singles, plain), layer=place, targets=targets,

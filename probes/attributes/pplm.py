@@ -141,7 +141,7 @@ def pplm(  # noqa: PLR0913
         parts.append(pd.DataFrame({"size": size, "prompt": range(len(texts)), "text": texts}))
     bar.finish()
     return PlugAndPlay(
-        table=with_q(pd.DataFrame(lines)),
+        table=with_q(lines),
         control="as many random words of the vocabulary pushed, the bag counted",
         provenance=Provenance.of(
             "pplm", model, rows, seed=seed, forward_passes=trial.forward_passes, backward_passes=trial.backward_passes,

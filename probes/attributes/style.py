@@ -221,7 +221,7 @@ class _Trial:
                 "content": float(np.mean([_kept(a.text, b.text) for a, b in zip(self.plain, replies, strict=True)])),
                 "perplexity": float(np.exp(-texts.sum_.sum() / texts.tokens.sum())),
             })  # fmt: skip
-        return with_q(pd.DataFrame(lines))
+        return with_q(lines)
 
 
 def _kept(plain: str, text: str) -> float:

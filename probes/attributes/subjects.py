@@ -211,4 +211,4 @@ def _table(
                 "offset": at, "measured": measured, **beside_control(own, random, rows.clusters, seed=seed),
                 "words": words[:, place].mean(),
             })  # fmt: skip
-    return with_q(pd.DataFrame(lines))
+    return with_q(lines)

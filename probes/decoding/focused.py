@@ -134,9 +134,8 @@ def focused_prefix(  # noqa: PLR0913
         _line(alpha, place, rule, scores, plain, rows, seed) | {"wanted": place < asked_for}
         for alpha in levels for place, rule in enumerate(rules)
     ]  # fmt: skip
-    table = pd.DataFrame(lines)
     return FocusedPrefix(
-        table=with_q(table),
+        table=with_q(lines),
         control="the wanted prefix alone (alpha 1)",
         provenance=Provenance.of("focused_prefix", model, rows, seed=seed, forward_passes=passes.forward),
         texts=pd.concat(parts, ignore_index=True), resampled=units_of(rows.clusters),

@@ -191,7 +191,7 @@ def _by_bin(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: in
             **beside_control(mean.to_numpy(), usual.to_numpy(), units, seed=seed),
             "rise": (part["tuned_p"] - part["base_p"]).mean(), "n": len(part),
         })  # fmt: skip
-    return with_q(pd.DataFrame(rows))
+    return with_q(rows)
 
 
 def _selectivity(

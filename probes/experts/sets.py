@@ -230,4 +230,4 @@ class _Trial:
             control = line["control"] if names else float("nan")
             left = float((self.plain - fall).mean())
             lines.append({"n": n, "experts": " ".join(members[:n]), **line, "control": control, "left": left})
-        return with_q(pd.DataFrame(lines))
+        return with_q(lines)

@@ -138,9 +138,8 @@ def attribute_suite(
     bar.finish()
     if not lines:
         raise UserError("The recording has no site of a layer to read: record resid_post, z, mlp_out or another one.")
-    table = pd.DataFrame(lines)
     return AttributeSuite(
-        table=with_q(table),
+        table=with_q(lines),
         control=f"classifiers of attributes given out at random to the things ({draws} times)",
         provenance=of_recording("attribute_suite", recording, ("base", "tuned"), seed),
         attributes=pd.DataFrame(each),

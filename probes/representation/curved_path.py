@@ -135,9 +135,8 @@ def curved_path(
     bar.finish()
     if not lines:
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
-    table = pd.DataFrame(lines)
     return CurvedPath(
-        table=with_q(table),
+        table=with_q(lines),
         control="random straight paths, as long as each curved one, in place of it",
         provenance=of_recording("curved_path", recording, ("base", "tuned"), seed),
         field=pd.DataFrame(fields),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
@@ -118,9 +117,8 @@ def direction_transfer(
     bar.finish()
     if not lines:
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
-    table = pd.DataFrame(lines)
     return DirectionTransfer(
-        table=with_q(table),
+        table=with_q(lines),
         control=f"maps fitted on prompts exchanged between the models ({draws} draws)",
         provenance=of_recording("direction_transfer", recording, ("base", "tuned"), seed),
         positive=names[-1],

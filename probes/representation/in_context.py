@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from probes.effects.panel import scored_line
@@ -89,9 +88,8 @@ def in_context_activations(
         lines.append({
             "site": site.kind, "layer": site.layer, **similarity_line(tuned, true, exchanged, rows.clusters, seed),
         })  # fmt: skip
-    table = pd.DataFrame(lines)
     return CellShifts(
-        table=with_q(table),
+        table=with_q(lines),
         control="the same examples with exchanged answers",
         provenance=Provenance.of("in_context_activations", pair, rows, seed=seed, forward_passes=passes.forward),
         heading="Tuning and examples",

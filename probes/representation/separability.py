@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import torch
 
@@ -120,9 +119,8 @@ def class_separability(
             })  # fmt: skip
         bar.advance()
     bar.finish()
-    table = pd.DataFrame(lines)
     return CellShifts(
-        table=with_q(table),
+        table=with_q(lines),
         control=f"the labels exchanged ({draws} times)",
         provenance=of_recording("class_separability", recording, ("base", "tuned"), seed),
         heading="Class separability",
@@ -244,9 +242,8 @@ def procrustes_drift(
             lines.append({**cell, **_drift(sides["base"][number], sides["tuned"][number], dealt, classes, weights)})
         bar.advance()
     bar.finish()
-    table = pd.DataFrame(lines)
     return CellShifts(
-        table=with_q(table),
+        table=with_q(lines),
         control="tuned states of other prompts, aligned the same way",
         provenance=of_recording("procrustes_drift", recording, ("base", "tuned"), seed),
         heading="Drift after rotation",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
@@ -125,9 +124,8 @@ def set_algebra(
     bar.finish()
     if not lines:
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
-    table = pd.DataFrame(lines)
     return SetAlgebra(
-        table=with_q(table),
+        table=with_q(lines),
         control="the same combined states against the labels of other pairs",
         provenance=of_recording("set_algebra", recording, ("base", "tuned"), seed),
         labels=tuple(names),

@@ -251,5 +251,4 @@ def _levels(
                 "base": base.mean(), "tuned": tuned.mean(), "p": paired_p(tuned - base, clusters[own], seed=seed),
                 "n": int(own.sum()),
             })  # fmt: skip
-    table = pd.DataFrame(lines)
-    return with_q(table)
+    return with_q(lines)

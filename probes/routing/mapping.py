@@ -199,7 +199,7 @@ class _Trial:
                 "layer": layer, "module": path, "adapter": name, "domain": domain,
                 **beside_control(values, chance, clusters[members], seed=seed),
             })  # fmt: skip
-        return with_q(pd.DataFrame(lines))
+        return with_q(lines)
 
     def answers(self, routers: dict[str, iv.AdapterRouting], random: iv.AdapterRouting, seed: int) -> pd.DataFrame:
         """Every router's score and regret."""

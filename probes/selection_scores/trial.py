@@ -153,10 +153,9 @@ def selection_trial(
         masks[name] = _select(name, gathered, share, seed)
         table.append({"module": name, **judge.row(masks[name]), **_agreement(gathered, masks[name], moved)})
     watch.finish()
-    frame = pd.DataFrame(table)
     whole, nothing = judge.ends()
     return SelectionTrial(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control=f"random entries of the update, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
             "selection_trial", pair, rows, seed=seed, forward_passes=judge.passes + gathered.passes,

@@ -193,8 +193,7 @@ class _Bench:
                 line = scored_line(skill, name, change, control, clusters, self.seed)
                 lines.append({"module": line.pop("model"), **line, "right": float(right[name][skill].mean()),
                               "base": float(before[skill].mean())})  # fmt: skip
-        table = pd.DataFrame(lines)
-        return with_q(table)
+        return with_q(lines)
 
     def collision(
         self, names: tuple[str, str], vectors: Mapping[str, TaskVector], right: Mapping[str, Right], density: float

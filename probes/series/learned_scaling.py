@@ -106,9 +106,8 @@ def learned_scaling(
         against = _sum(shuffled, learner.learn(shuffled, by_tensor))
         table.append({"module": kind, **_row(answers, report, _sum(vectors, learned[kind]), against, seed)})
     watch.finish()
-    frame = pd.DataFrame(table)
     return LearnedScaling(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control="the same training on the updates with every entry under a random sign",
         provenance=Provenance.of(
             "learned_scaling", models, rows, seed=seed, device=str(pair.base.device),

@@ -100,9 +100,8 @@ def shared_part(
         rows.append(
             {**where, **_row(own, adapters["shared"][name], adapters[members.names[0]][name], draws, seed + number)}
         )
-    table = pd.DataFrame(rows)
     return SharedPart(
-        table=with_q(table, keep_p=False),
+        table=with_q(rows, keep_p=False),
         control=f"random spaces of the shared part's rank ({draws} draws)",
         provenance=Provenance.of("shared_part", models, seed=seed),
         tasks=pd.DataFrame(tasks),

@@ -212,7 +212,7 @@ def _likeness(
                 "layer": layer, "sparsity": share, **beside_control(own, other, rows.clusters, seed=seed),
                 "threshold_base": cut["base"], "threshold_tuned": cut["tuned"],
             })  # fmt: skip
-    return with_q(pd.DataFrame(lines))
+    return with_q(lines)
 
 
 def jaccard(first: Tensor, second: Tensor) -> float:
@@ -240,4 +240,4 @@ def _skill(
                 )
             )
             lines.append({"model": role, "sparsity": share, **beside_control(own, random, rows.clusters, seed=seed)})
-    return with_q(pd.DataFrame(lines))
+    return with_q(lines)

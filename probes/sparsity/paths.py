@@ -237,7 +237,7 @@ def _table(
             "regret": regret["regret"], "regret_low": regret["low"], "regret_high": regret["high"],
             "cost": search.costs[paths[name]].sum(1).mean(),
         })  # fmt: skip
-    return with_q(pd.DataFrame(lines))
+    return with_q(lines)
 
 
 def _use(oracle: np.ndarray) -> pd.DataFrame:
