@@ -60,10 +60,10 @@ def _told(
     names: tuple[str, str],
 ) -> list[list[str]]:
     shown = [escaped(visible(token)) for token in tokens]
-    one, other = (safe(name) for name in names)
+    first, other = (safe(name) for name in names)
     return [
         [
-            f"from {row} {shown[row]} to {column} {shown[column]}<br>{one} {base[row, column]:.3f}, "
+            f"from {row} {shown[row]} to {column} {shown[column]}<br>{first} {base[row, column]:.3f}, "
             f"{other} {tuned[row, column]:.3f}, change {tuned[row, column] - base[row, column]:+.3f}"
             for column in range(base.shape[1])
         ]

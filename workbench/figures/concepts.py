@@ -29,7 +29,7 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         y=rows["score"].tolist(),
         error_y=whiskers(rows),
         marker_color=["#0072B2" if q < 0.05 else "#bbbbbb" for q in rows["q"]],
-        customdata=[[int(direction), one] for one, direction in zip(texts, rows["direction"], strict=True)],
+        customdata=[[int(direction), text] for text, direction in zip(texts, rows["direction"], strict=True)],
         unselected={"marker": {"opacity": 1}},
         hovertemplate="direction %{x}: %{y:.2%}<br>%{customdata[1]}<extra></extra>",
         name="direction (grey: not told from random)",
