@@ -168,7 +168,7 @@ class _Chunk:
             away_by_one = torch.nn.functional.normalize(torch.cat(away), dim=-1)
             displaced = base + away_by_one * (tuned - base).norm(dim=-1, keepdim=True)
             read = (_says(self.pair.base, base), _says(self.pair.tuned, tuned), _says(self.pair.tuned, displaced))
-            yield from zip(group, map(_Reading, *(one.split(rows) for one in read)), strict=True)
+            yield from zip(group, map(_Reading, *(tensor.split(rows) for tensor in read)), strict=True)
 
     def measured(self, reading: _Reading, layer: int) -> pd.DataFrame:
         """One line per row: prompt, layer and the divergences."""

@@ -198,11 +198,11 @@ def _tokens(seen: dict[str, _Seen]) -> pd.DataFrame:
     tables: Sequence[pd.DataFrame] = [
         pd.DataFrame({
             "module": path,
-            "prompt": np.repeat(np.arange(one.change.shape[0]), one.change.shape[1]),
-            "position": np.tile(np.arange(one.change.shape[1])[::-1], one.change.shape[0]),
-            "change": one.change.reshape(-1).numpy(),
+            "prompt": np.repeat(np.arange(read.change.shape[0]), read.change.shape[1]),
+            "position": np.tile(np.arange(read.change.shape[1])[::-1], read.change.shape[0]),
+            "change": read.change.reshape(-1).numpy(),
         })
-        for path, one in seen.items()
+        for path, read in seen.items()
     ]  # fmt: skip
     columns = ["module", "prompt", "position", "change"]
     return pd.concat(tables, ignore_index=True).dropna() if tables else pd.DataFrame(columns=columns)

@@ -146,7 +146,7 @@ def focused_mix(
     model: AdaptedModel, wanted: Sequence[str], general: str, alpha: float, plausibility: float = 0.1
 ) -> iv.LogitMix:
     """The decoding of :func:`focused_prefix` as an intervention on ``model``."""
-    voices = {f"wanted {n}": iv.Voice(model, alpha / len(wanted), prefix=one) for n, one in enumerate(wanted)}
+    voices = {f"wanted {n}": iv.Voice(model, alpha / len(wanted), prefix=prefix) for n, prefix in enumerate(wanted)}
     voices["general"] = iv.Voice(model, 1.0 - alpha, prefix=general)
     return iv.LogitMix(voices, 0.0, plausibility=plausibility, judge="wanted 0")
 

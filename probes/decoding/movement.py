@@ -171,7 +171,7 @@ def moved(
     apart = (p[:, :common] - q[:, :common]).abs().sum(1) + p[:, common:].sum(1) + q[:, common:].sum(1)
     place = torch.arange(len(tokens))
     written = [
-        torch.where(tokens < one.shape[1], one[place, tokens.clamp(max=one.shape[1] - 1)], 0.0) for one in (p, q)
+        torch.where(tokens < side.shape[1], side[place, tokens.clamp(max=side.shape[1] - 1)], 0.0) for side in (p, q)
     ]
     return pd.DataFrame({
         "position": place.numpy(), "token_id": tokens.numpy(), "entropy": -torch.special.xlogy(p, p).sum(1).numpy(),

@@ -45,7 +45,7 @@ def risen_phrases(
                             for group in (texts, control, plain))  # fmt: skip
     n, m = len(texts), len(control)
     rows, p = [], []
-    for phrase in _longest([one for one, count in mined.items() if count > 1], mined):
+    for phrase in _longest([words for words, count in mined.items() if count > 1], mined):
         count = mined[phrase]
         if count / n <= before[phrase] / m:
             continue

@@ -133,6 +133,11 @@ def paired_lines(
     return [*lines, scored_line(condition, CHANGE, sides["tuned"] - sides["base"], control, clusters, seed)]
 
 
+def columns_by_role(values: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """``values[role][name]`` [prompt] as the columns "role, name"."""
+    return pd.DataFrame({f"{role}, {name}": column for role, own in values.items() for name, column in own.items()})
+
+
 def table_of(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Lines as a table, with q over those that compare both models; lines of one model keep their p alone, which is no
     finding about tuning."""

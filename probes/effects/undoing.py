@@ -159,7 +159,7 @@ def _line(
     trained = _trained(pair.tuned, own, rank, schedule, bar)
     change = answer_scores(Subject("tuned", trained.tuned), rows, work) - before["tuned"]
     learnt = answer_scores(Subject("tuned", trained.tuned), own, work) - taught
-    random = np.array([one - before["tuned"] for one in _random(trained, rows, draws, schedule.seed, work)])
+    random = np.array([outcome - before["tuned"] for outcome in _random(trained, rows, draws, schedule.seed, work)])
     chance = random.mean(0) if draws else np.zeros_like(change)
     gain = float((before["tuned"] - before["base"]).mean())
     return {

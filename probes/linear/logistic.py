@@ -65,7 +65,7 @@ class Features(NamedTuple):
 
     def part(self, cells: slice) -> Features:
         """Some of the cells."""
-        return Features(*(one[cells] for one in self))
+        return Features(*(tensor[cells] for tensor in self))
 
 
 class Fits(NamedTuple):

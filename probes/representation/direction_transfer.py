@@ -181,7 +181,7 @@ def _line(
         mapped(base[fit], tuned[fit][random.permutation(int(fit.sum()))], own["base"][None], ridge)[0]
         for _ in range(draws)
     ]
-    chance = np.array([area(tuned[held] @ one, labels, times[:1])[0] for one in wrong])
+    chance = np.array([area(tuned[held] @ direction, labels, times[:1])[0] for direction in wrong])
     low, high = np.nanquantile(interval_area[1:], (0.025, 0.975))
     said = mapped(base[fit], tuned[fit], base[held] - base[fit].mean(0), ridge)
     centred = tuned[held] - tuned[fit].mean(0)

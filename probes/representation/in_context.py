@@ -83,7 +83,7 @@ def in_context_activations(
     for name in plain.sites:
         base = _flat(plain["base"][name][:])
         tuned = _flat(plain["tuned"][name][:]) - base
-        true, exchanged = (_flat(one["base"][name][:]) - base for one in (behind, control))
+        true, exchanged = (_flat(states["base"][name][:]) - base for states in (behind, control))
         site = Site.parse(name)
         lines.append({
             "site": site.kind, "layer": site.layer, **similarity_line(tuned, true, exchanged, rows.clusters, seed),
@@ -108,7 +108,7 @@ def similarity_line(
 ) -> dict[str, Any]:  # fmt: skip
     """Mean cosine of shifts, beside that of the exchanged examples; 0 where nothing moved."""
     cosine, control = (
-        torch.nn.functional.cosine_similarity(tuned, one, dim=-1).double().numpy() for one in (shown, exchanged)
+        torch.nn.functional.cosine_similarity(tuned, shift, dim=-1).double().numpy() for shift in (shown, exchanged)
     )
     moved = tuned.norm(dim=-1).numpy() > 1e-9
     cosine, control = np.where(moved, cosine, 0.0), np.where(moved, control, 0.0)

@@ -153,8 +153,8 @@ def _shares(
     """(observed and resampled, with exchanged labels)"""
     centred = (x - x.mean(0)).double()
     gram = (centred @ centred.T).numpy()
-    one = np.ones((1, len(y)))
-    return between_share(gram, y, weights), np.array([between_share(gram, other, one)[0] for other in mixed])
+    unit = np.ones((1, len(y)))
+    return between_share(gram, y, weights), np.array([between_share(gram, other, unit)[0] for other in mixed])
 
 
 def _variants(rows: PromptRows, variants: Sequence[Any] | None) -> dict[str, np.ndarray]:

@@ -233,8 +233,8 @@ def _skill(
         for place, share in enumerate(shares):
             cuts = dict(enumerate(thresholds[role][place].tolist()))
             own, random = (
-                answer_scores(Subject(role, model, iv.Recipe([one])), rows, work)
-                for one in (
+                answer_scores(Subject(role, model, iv.Recipe([intervention])), rows, work)
+                for intervention in (
                     iv.ActivationThreshold(cuts, rule),
                     iv.ActivationThreshold(dict.fromkeys(cuts, share), "random", seed),
                 )
