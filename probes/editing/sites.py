@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 
 from interventions.training.editing import site_name, train_site, written_right
@@ -116,8 +117,9 @@ def edit_sites(  # noqa: PLR0913
         row = _edited(model, site_name(model, layer, module), measures, order, schedule)
         table.append({"layer": layer, "module": module, **_row(row, before, measures, seed)})
     watch.finish()
+    frame = pd.DataFrame(table)
     return EditSites(
-        table=with_q(table, keep_p=False),
+        table=with_q(frame, keep_p=False),
         control="the unedited model on the same prompts; and the same edit with the answers dealt out anew (shuffled)",
         provenance=Provenance.of(
             "edit_sites", model, rows, seed=seed,

@@ -60,7 +60,7 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
 
     Raises :class:`UserError` when only one side is given or the two share no tensor.
     """
-    sides = {"base": base, "tuned": tuned}
+    given = {"base": base, "tuned": tuned}
     if tuned is None:
         if not (hasattr(base, "base") and hasattr(base, "tuned")):
             raise UserError("Give both models: weight_delta(base, tuned), or a pair from load_pair().")
@@ -69,8 +69,8 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
                 f"The tuned model is its base with an attachment ({base.attachment.kind}), which changes no weight: "
                 "read it by its parts (probes.part_effects) or by activations."
             )
-        sides = {"base": base.base, "tuned": base.tuned}
-    below, above = (_readable(describe(getattr(model, "hf", model))) for model in sides.values())
+        given = {"base": base.base, "tuned": base.tuned}
+    below, above = (_readable(describe(getattr(one, "hf", one))) for one in given.values())
     if below.kind is Kind.ADAPTER:
         raise UserError(f"{below.name} is an adapter; give the base model first and the adapter second.")
     stored = {source: StoredModel(source) for source in (below, above) if source.kind is Kind.MODEL}
@@ -95,10 +95,10 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
         inside = {name for name in set(readers) - found if _in_layers(stacks, name)}
         after = after | {name: readers[name] for name in inside}
     missing = sorted(found - set(readers) if above.is_adapter else found ^ set(readers))
-    sources = dict(zip(sides, (below, above), strict=True))
+    sources = dict(zip(given, (below, above), strict=True))
     return Opened(
         layout, Stacks.of(readers), _config(below), readers, after, factors,
-        partial(identities, sides, sources, stored), tuple(missing), _notes(before, side),
+        partial(identities, given, sources, stored), tuple(missing), _notes(before, side),
     )  # fmt: skip
 
 
@@ -123,11 +123,11 @@ def _opened(source: Source, stored: StoredModel | None) -> _Side:
         tied = stored.plan.tied
         readers, spare = _keyed(stored.readers()), _spare(stored)
         unused = stored.plan.unused
-        return _Side(source, readers | spare, {key_of(name): key_of(own) for name, own in tied.items()}, unused)
+        return _Side(source, readers | spare, {key_of(one): key_of(own) for one, own in tied.items()}, unused)
     root = source.model.get_base_model() if source.kind is Kind.PEFT else source.model
     tied = getattr(root, "all_tied_weights_keys", None) or {}
     return _Side(
-        source, _keyed(weight_readers(root)), {key_of(name): key_of(own) for name, own in tied.items()},
+        source, _keyed(weight_readers(root)), {key_of(one): key_of(own) for one, own in tied.items()},
         quantized=_quantized(source),
     )  # fmt: skip
 

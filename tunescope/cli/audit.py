@@ -43,13 +43,13 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     with progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
         with shared_out(pair, workers):
-            result = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
+            found = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
     if out is not None:
-        result.save(out)
-    lines = result.hypotheses.to_dict("records")
-    views = result.sentences()[len(lines) :]
+        found.save(out)
+    lines = found.hypotheses.to_dict("records")
+    views = found.sentences()[len(lines) :]
     if as_json:
-        emit({"nothing": result.nothing, "hypotheses": lines, "views": views}, as_json=True)
+        emit({"nothing": found.nothing, "hypotheses": lines, "views": views}, as_json=True)
         return
     for line in lines:
         typer.echo(f"{line['rank']}. {visible(line['says'])}\n   {visible(line['evidence'])}")

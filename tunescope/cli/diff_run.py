@@ -69,7 +69,7 @@ TEXTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffCommand:
+class Asked:
     """The options of the command."""
 
     base: str
@@ -126,7 +126,7 @@ class Chapter:
 class Compared:
     """Everything that was measured."""
 
-    options: DiffCommand
+    asked: Asked
     rows: Prompts
     behaviour: BehaviourDiff
     chapters: list[Chapter] = field(default_factory=list)
@@ -141,11 +141,11 @@ class Compared:
 
     def printed(self) -> list[tuple[str, pd.DataFrame]]:
         """Title and table of each part as people read it."""
-        titled = []
+        found = []
         for chapter in self.chapters:
             for name, table in chapter.tables.items():
-                titled.append((chapter.title if len(chapter.tables) == 1 else f"{chapter.title}: {name}", table))
-        return [(title, with_intervals(table)) for title, table in titled]
+                found.append((chapter.title if len(chapter.tables) == 1 else f"{chapter.title}: {name}", table))
+        return [(title, with_intervals(table)) for title, table in found]
 
     def payload(self) -> dict[str, Any]:
         """Every result as its own JSON, by chapter."""
@@ -159,7 +159,7 @@ class Compared:
         """Fill the run: tables, figures, prompts, and the sections of a report; results are there already."""
         run.note(**dataclasses.asdict(self.behaviour.provenance))
         results = [result_file(name) for name in self.results]
-        run.keep_pair(self.options.base, self.options.tuned, self.rows, results=results)
+        run.keep_pair(self.asked.base, self.asked.tuned, self.rows, results=results)
         for chapter in self.chapters:
             for name, table in {**chapter.tables, **chapter.kept}.items():
                 run.write_table(f"tables/{name}", table)
@@ -178,7 +178,7 @@ class Compared:
 class Bench:
     """What the command has read: models, prompts and recipes, each with its random stand-ins."""
 
-    options: DiffCommand
+    asked: Asked
     pair: ModelPair
     rows: Prompts
     neutral: Prompts | None
@@ -195,45 +195,45 @@ class Bench:
         origin = Provenance.of("diff", self.pair.models, self.rows)
         return {
             "models": origin.models, "versions": dict(origin.versions), "prompts": origin.prompts,
-            "other_prompts": [None if rows is None else rows.hash for rows in others],
-            "recipes": {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.options.recipes},
+            "other_prompts": [None if one is None else one.hash for one in others],
+            "recipes": {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.asked.recipes},
         }  # fmt: skip
 
     @property
     def on(self) -> str:
         """The side the recipes are applied to."""
-        return self.options.on
+        return self.asked.on
 
     @property
     def shared(self) -> dict[str, Any]:
         """Options that every call takes."""
-        options = self.options
-        return {"seed": options.seed, "progress": self.progress, "max_new_tokens": options.max_new_tokens}
+        asked = self.asked
+        return {"seed": asked.seed, "progress": self.progress, "max_new_tokens": asked.max_new_tokens}
 
 
 def compare(
-    options: DiffCommand, out: Path | None, progress: Progress, workers: int | None = None
+    asked: Asked, out: Path | None, progress: Progress, workers: int | None = None
 ) -> tuple[runs.Run, Compared]:
     """Measure all that was asked for, in a run that is listed from its first moment.
 
     Files are read before the run is made, and models loaded in it. After an interruption the same command goes on
     behind the last chapter that was finished. ``workers``: over how many processes of a Ray cluster it is shared out.
     """
-    files = _files(options)
-    with runs.begun("diff", options.config(), out) as run, ExitStack() as stack:
-        bench = _bench(options, files, progress)
+    files = _files(asked)
+    with runs.begun("diff", asked.config(), out) as run, ExitStack() as stack:
+        bench = _bench(asked, files, progress)
         stack.enter_context(shared_out(bench.pair, workers))
         finished = FinishedChapters(run, bench.basis())
         run.file("results").mkdir(exist_ok=True)
         behaviour = finished.result("behaviour", BehaviourDiff, partial(_measured, bench))
         chapters = _behaviour(behaviour, bench)
-        if options.strengths is not None:
+        if asked.strengths is not None:
             chapters += [_dose(bench, finished, number, name) for number, name in enumerate(bench.recipes, 1)]
         if bench.outside is not None and bench.recipes:
             chapters.append(_scope(bench, finished))
-        if options.split is not None:
+        if asked.split is not None:
             chapters.append(_split(bench, finished))
-        compared = Compared(options, bench.rows, behaviour, chapters)
+        compared = Compared(asked, bench.rows, behaviour, chapters)
         compared.write(run)
     return run, compared
 
@@ -243,8 +243,8 @@ def _measured(bench: Bench) -> BehaviourDiff:
     return behaviour_diff(
         bench.pair, bench.rows, metrics=bench.metrics,
         controls={f"random, as {name}": draws for name, draws in bench.random.items() if draws},
-        controls_on=bench.on, neutral=bench.neutral, samples=bench.options.samples, texts=True,
-        batch_size=bench.options.batch_size, **side, **bench.shared,
+        controls_on=bench.on, neutral=bench.neutral, samples=bench.asked.samples, texts=True,
+        batch_size=bench.asked.batch_size, **side, **bench.shared,
     )  # fmt: skip
 
 
@@ -259,66 +259,77 @@ class Files(NamedTuple):
     metrics: list[str]
 
 
-def _files(options: DiffCommand) -> Files:
-    turns: dict[str, Any] = {"chat": options.chat, "system": options.system}
-    rows = Prompts.load(options.prompts, **turns)
-    neutral = None if options.neutral is None else Prompts.load(options.neutral)
-    near, outside = (None if path is None else Prompts.load(path, **turns) for path in (options.near, options.outside))
+def _files(asked: Asked) -> Files:
+    turns: dict[str, Any] = {"chat": asked.chat, "system": asked.system}
+    rows = Prompts.load(asked.prompts, **turns)
+    neutral = None if asked.neutral is None else Prompts.load(asked.neutral)
+    near, outside = (None if path is None else Prompts.load(path, **turns) for path in (asked.near, asked.outside))
     if near is not None and outside is None:
         raise UserError("A scope panel needs prompts out of scope: give --outside FILE.")
-    recipes = _recipes(options.recipes)
-    metrics = _metrics(options, rows, neutral=neutral is not None)
+    recipes = _recipes(asked.recipes)
+    metrics = _metrics(asked, rows, neutral=neutral is not None)
     read_metrics(metrics)
-    if options.follow is not None:
-        names, behaviours = read_metrics([options.follow])
+    if asked.follow is not None:
+        names, behaviours = read_metrics([asked.follow])
         check_metrics([name for name in names if name not in behaviours], DOSED)
     return Files(rows, neutral, near, outside, recipes, metrics)
 
 
-def _bench(options: DiffCommand, files: Files, progress: Progress) -> Bench:
+def _bench(asked: Asked, files: Files, progress: Progress) -> Bench:
     pair = load_pair(
-        options.base, options.tuned, device=options.device, dtype=options.dtype,
-        allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code, template=options.template,
-        own_generation_config=options.own_generation_config,
+        asked.base, asked.tuned, device=asked.device, dtype=asked.dtype,
+        allow_pickle=asked.allow_pickle, trust_remote_code=asked.trust_remote_code, template=asked.template,
+        own_generation_config=asked.own_generation_config,
     )  # fmt: skip
-    model = pair.models[options.on]
+    model = pair.models[asked.on]
     for recipe in files.recipes.values():
         recipe.check(model)
-    random = {name: _random(recipe, model, files.rows, options) for name, recipe in files.recipes.items()}
-    return Bench(options, pair, **files._asdict(), random=random, progress=progress)
+    random = {name: _random(recipe, model, files.rows, asked) for name, recipe in files.recipes.items()}
+    return Bench(
+        asked,
+        pair,
+        files.rows,
+        files.neutral,
+        files.near,
+        files.outside,
+        files.recipes,
+        random,
+        files.metrics,
+        progress,
+    )
 
 
 def _recipes(paths: Sequence[Path]) -> dict[str, Recipe]:
     from interventions.exchange.reading import load_recipe, recipe_name
 
-    recipes: dict[str, Recipe] = {}
+    found: dict[str, Recipe] = {}
     for path in paths:
         name = recipe_name(path)
-        if name in recipes:
+        if name in found:
             raise UserError(f"Two recipes are called {name!r}: rename one of the files.")
-        recipes[name] = load_recipe(path)
-    return recipes
+        found[name] = load_recipe(path)
+    return found
 
 
-def _random(recipe: Recipe, model: AdaptedModel, rows: Prompts, options: DiffCommand) -> list[Recipe]:
+def _random(recipe: Recipe, model: AdaptedModel, rows: Prompts, asked: Asked) -> list[Recipe]:
     from probes.random_recipes import stand_ins
 
-    return stand_ins(recipe, model, rows, options.draws, options.seed) if options.draws else []
+    return stand_ins(recipe, model, rows, asked.draws, asked.seed) if asked.draws else []
 
 
-def _metrics(options: DiffCommand, rows: Prompts, *, neutral: bool) -> list[str]:
+def _metrics(asked: Asked, rows: Prompts, *, neutral: bool) -> list[str]:
     """Those asked for; else those that the prompts allow, and the behaviours."""
-    named = options.metrics
-    if named is not None and named != "all":
-        return [*(name.strip() for name in named.split(",") if name.strip()), *options.behaviours]
+    given = asked.metrics
+    if given is not None and given != "all":
+        return [*(name.strip() for name in given.split(",") if name.strip()), *asked.behaviours]
     lacking = set() if all(row.answer for row in rows) else NEED_ANSWER | NEED_DISTRACTOR
     lacking |= set() if all(row.answer and row.distractor for row in rows) else NEED_DISTRACTOR
     lacking |= set() if neutral else {"perplexity"}
-    fitting = [name for name in METRICS if name not in lacking and (named == "all" or name in DEFAULT)]
-    return list(dict.fromkeys([*fitting, *options.behaviours]))
+    fitting = [name for name in METRICS if name not in lacking and (given == "all" or name in DEFAULT)]
+    return list(dict.fromkeys([*fitting, *asked.behaviours]))
 
 
-def _behaviour(diff: BehaviourDiff, bench: Bench) -> list[Chapter]:
+def _behaviour(found: BehaviourDiff, bench: Bench) -> list[Chapter]:
     lacking = [name for name, draws in bench.random.items() if not draws]
     text = (
         "Each number is a mean over prompts (perplexity and calibration error: one number for all) beside its 95 % "
@@ -326,25 +337,25 @@ def _behaviour(diff: BehaviourDiff, bench: Bench) -> list[Chapter]:
         "share, the exact binomial interval)."
     )
     if any(bench.random.values()):
-        draws = max(len(stand_ins) for stand_ins in bench.random.values())
+        draws = max(len(one) for one in bench.random.values())
         text += f" A line 'random, as …' is the mean over {draws} random recipes matched to the recipe."
     if lacking:
         text += f" There is no random counterpart, and so no control, for {', '.join(lacking)}."
-    meanings = "\n".join(f"{name}: {meaning_of(name)}." for name in dict.fromkeys(diff.table["metric"]))
-    figures = diff.figures()
+    meanings = "\n".join(f"{name}: {meaning_of(name)}." for name in dict.fromkeys(found.table["metric"]))
+    figures = found.figures()
     chapters = [
-        Chapter("behaviour", "Behaviour", f"{text}\n\n{meanings}", diff, {"metrics": diff.by_metric()},
-                {"behaviour": figures["behaviour"]}, {"behaviour": diff.table, "rows": diff.rows}),
-        Chapter("changes", "Changes, paired by prompt", CHANGES, None, {"changes": diff.changes()}, {}),
+        Chapter("behaviour", "Behaviour", f"{text}\n\n{meanings}", found, {"metrics": found.by_metric()},
+                {"behaviour": figures["behaviour"]}, {"behaviour": found.table, "rows": found.rows}),
+        Chapter("changes", "Changes, paired by prompt", CHANGES, None, {"changes": found.changes()}, {}),
     ]  # fmt: skip
-    if len(diff.calibration):
+    if len(found.calibration):
         chapters.append(
-            Chapter("calibration", "Calibration", CALIBRATION, None, {"calibration": diff.calibration},
+            Chapter("calibration", "Calibration", CALIBRATION, None, {"calibration": found.calibration},
                     {"calibration": figures["calibration"]})
         )  # fmt: skip
-    if len(diff.texts):
+    if len(found.texts):
         chapters.append(
-            Chapter("texts", "Texts side by side", TEXTS, None, {}, {"texts": figures["texts"]}, {"texts": diff.texts})
+            Chapter("texts", "Texts side by side", TEXTS, None, {}, {"texts": figures["texts"]}, {"texts": found.texts})
         )
     return chapters
 
@@ -352,40 +363,40 @@ def _behaviour(diff: BehaviourDiff, bench: Bench) -> list[Chapter]:
 def _dose(bench: Bench, finished: FinishedChapters, number: int, name: str) -> Chapter:
     from interventions.sweep import dose
 
-    metric = bench.options.follow or next((metric for metric in bench.metrics if metric in DOSED), "kl")
+    metric = bench.asked.follow or next((metric for metric in bench.metrics if metric in DOSED), "kl")
     key = f"dose-{number}"
-    curve = finished.result(key, DoseResponse, lambda: dose_response(
-        bench.pair, bench.rows, dose(bench.recipes[name]), bench.options.strengths or (), metric=metric,
-        controls=[dose(stand_in) for stand_in in bench.random[name]], on=bench.on, batch_size=bench.options.batch_size,
+    found = finished.result(key, DoseResponse, lambda: dose_response(
+        bench.pair, bench.rows, dose(bench.recipes[name]), bench.asked.strengths or (), metric=metric,
+        controls=[dose(one) for one in bench.random[name]], on=bench.on, batch_size=bench.asked.batch_size,
         neutral=bench.neutral, out_of_scope=bench.outside, **bench.shared,
     ))  # fmt: skip
-    text = f"{curve.summary()}. At strength 1 the recipe is as it was saved; 0 leaves the model as it is."
-    if curve.side:
-        text += f" The second panel shows a side effect at the same strengths: {curve.side}."
-    return Chapter(key, f"Dose and response: {name}", text, curve, {key: curve.table}, {key: curve.figure()})
+    text = f"{found.summary()}. At strength 1 the recipe is as it was saved; 0 leaves the model as it is."
+    if found.side:
+        text += f" The second panel shows a side effect at the same strengths: {found.side}."
+    return Chapter(key, f"Dose and response: {name}", text, found, {key: found.table}, {key: found.figure()})
 
 
 def _scope(bench: Bench, finished: FinishedChapters) -> Chapter:
-    changed: Any = is_refusal if bench.options.changed == "refusal" else bench.options.changed
-    panel = finished.result("scope", ScopePanel, lambda: scope_panel(
+    changed: Any = is_refusal if bench.asked.changed == "refusal" else bench.asked.changed
+    found = finished.result("scope", ScopePanel, lambda: scope_panel(
         bench.pair, bench.recipes, bench.rows, bench.near, bench.outside,
         changed=changed, controls=bench.random, on=bench.on, **bench.shared,
     ))  # fmt: skip
-    text = f"{panel.summary()}.\n\nselective: the share changed in scope minus that beyond, with its interval."
-    tables = {"scope": panel.table, "selective": panel.selective}
-    return Chapter("scope", "Where the recipe acts", text, panel, tables, {"scope": panel.figure()})
+    text = f"{found.summary()}.\n\nselective: the share changed in scope minus that beyond, with its interval."
+    tables = {"scope": found.table, "selective": found.selective}
+    return Chapter("scope", "Where the recipe acts", text, found, tables, {"scope": found.figure()})
 
 
 def _split(bench: Bench, finished: FinishedChapters) -> Chapter:
-    further = [] if bench.options.metrics is None else [metric for metric in bench.metrics if metric != "perplexity"]
-    known = bench.options.split == "known"
+    kept = [] if bench.asked.metrics is None else [metric for metric in bench.metrics if metric != "perplexity"]
+    known = bench.asked.split == "known"
     first = ["refusal", "contained"] if known else ["accuracy", "confidence", "brier", "ece"]
     name, title = ("known", "Known and unknown questions") if known else ("sure", "Sure and unsure answers")
-    parted = finished.result(name, PartedDiff, lambda: (known_unknown if known else sure_unsure)(
+    found = finished.result(name, PartedDiff, lambda: (known_unknown if known else sure_unsure)(
         bench.pair, bench.rows, bench.recipes if bench.on == "tuned" else None,
-        metrics=list(dict.fromkeys([*first, *further])), batch_size=bench.options.batch_size, **bench.shared,
+        metrics=list(dict.fromkeys([*first, *kept])), batch_size=bench.asked.batch_size, **bench.shared,
     ))  # fmt: skip
     left_out = " Recipes on the base are left out here." if bench.on == "base" and bench.recipes else ""
-    text = f"Divided by {parted.summary()}.{left_out}"
-    kept_whole = {f"{name}-long": parted.table}
-    return Chapter(name, title, text, parted, {name: parted.by_metric()}, {name: parted.figure()}, kept_whole)
+    text = f"Divided by {found.summary()}.{left_out}"
+    kept_whole = {f"{name}-long": found.table}
+    return Chapter(name, title, text, found, {name: found.by_metric()}, {name: found.figure()}, kept_whole)

@@ -45,10 +45,10 @@ def run(
     from tunescope.experiments.running import run_experiment
     from tunescope.experiments.trackers import tracker as named
 
-    run_tracker = named(tracker or experiment.tracker)
+    chosen = named(tracker or experiment.tracker)
     with progress_bar() as bar:
         finished = run_experiment(
-            experiment, out, folder=file.parent, tracker=run_tracker, progress=bar,
+            experiment, out, folder=file.parent, tracker=chosen, progress=bar,
             executor="local" if workers is None else "ray", workers=workers,
         )  # fmt: skip
     _print(finished, as_json)

@@ -50,18 +50,16 @@ def look(
     }  # fmt: skip
     with runs.begun("look", config, out) as run, progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
-        findings = Look(pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed)
-        run_steps(findings, bar, lambda line: print_now(line, err=as_json))
-        keep(findings, run)
+        found = Look(pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed)
+        run_steps(found, bar, lambda line: print_now(line, err=as_json))
+        keep(found, run)
     if as_json:
-        steps = [
-            {"step": step, "found": sentence} for step, note in findings.notes.items() for sentence in note.sentences
-        ]
-        recipes = [f"recipes/{name}.safetensors" for name in findings.recipes]
-        emit({"run": str(run.path), "behaviour": findings.behaviour, "steps": steps, "recipes": recipes}, as_json=True)
+        steps = [{"step": step, "found": sentence} for step, note in found.notes.items() for sentence in note.sentences]
+        recipes = [f"recipes/{name}.safetensors" for name in found.recipes]
+        emit({"run": str(run.path), "behaviour": found.behaviour, "steps": steps, "recipes": recipes}, as_json=True)
         return
     typer.echo(f"\nRun:      {run.path}")
-    for name in turning_recipes(findings):
+    for name in turning_recipes(found):
         steer = f"{command_name()} steer {base} --tuned {tuned} --recipe {run.path}/recipes/{name}.safetensors"
         typer.echo(f"Turn it:  {steer} --prompt '...'")
     typer.echo(f"Explore:  {command_name()} dashboard {run.path}")

@@ -70,7 +70,7 @@ class Trial:
     def work(self) -> Work:
         return Work(self.batch_size, self.options.progress)
 
-    def metrics_of(self, family: dict[str, str]) -> list[str]:
+    def asked(self, family: dict[str, str]) -> list[str]:
         """The metrics of one family that are wanted; calibration reads two of the next token's."""
         wanted = set(self.metrics) | ({"accuracy", "confidence"} if "ece" in self.metrics else set())
         return [name for name in dict.fromkeys([*self.metrics, *family]) if name in family and name in wanted]
@@ -79,14 +79,14 @@ class Trial:
         self, subject: Subject, prompts: Prompts | None = None, mode: str | None = None, *, warn: bool = True
     ) -> ScoredAnswers | None:
         """Which tokens of the answers are scored behind ``prompts``; None where no metric reads one."""
-        if not set(READ_ANSWERS) & set(self.metrics_of(NEXT_TOKEN)):
+        if not set(READ_ANSWERS) & set(self.asked(NEXT_TOKEN)):
             return None
         return scored_answers(subject, prompts or self.prompts, mode or self.options.scored, warn=warn)
 
     @property
     def generates(self) -> bool:
-        by_texts = bool(self.metrics_of(CONTINUATION)) and self.options.continuation != "answer"
-        return bool(self.metrics_of(TEXT)) or bool(self.behaviours) or self.options.texts or by_texts
+        by_texts = bool(self.asked(CONTINUATION)) and self.options.continuation != "answer"
+        return bool(self.asked(TEXT)) or bool(self.behaviours) or self.options.texts or by_texts
 
     @property
     def rules(self) -> list[Behaviour]:
@@ -102,107 +102,102 @@ class Trial:
 def measure(compared: Sequence[Compared], trial: Trial) -> dict[str, Measured]:
     """Every compared model by name; the first must be the base and the second the tuned model."""
     _refuse_what_lacks(trial)
-    measured = {
-        entry.name: Measured([pd.DataFrame(index=range(len(trial.prompts))) for _ in entry.subjects])
-        for entry in compared
+    found = {
+        one.name: Measured([pd.DataFrame(index=range(len(trial.prompts))) for _ in one.subjects]) for one in compared
     }
-    _next_token(compared, trial, measured)
-    _answers(compared, trial, measured)
-    _texts(compared, trial, measured)
-    _per_token(compared, trial, measured)
-    _neutral(compared, trial, measured)
-    return measured
+    _next_token(compared, trial, found)
+    _answers(compared, trial, found)
+    _texts(compared, trial, found)
+    _per_token(compared, trial, found)
+    _neutral(compared, trial, found)
+    return found
 
 
-def _next_token(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
-    if not (metrics := trial.metrics_of(NEXT_TOKEN)):
+def _next_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+    if not (metrics := trial.asked(NEXT_TOKEN)):
         return
     scored = trial.scored(compared[0].subjects[0], compared[0].reads(trial.prompts))
     if scored is not None and scored.whole:
         whole = [name for name in metrics if name in READ_ANSWERS]
         whole += ["confidence"] if "confidence" in metrics and {"ece", "brier"} & set(trial.metrics) else []
         metrics = [name for name in metrics if name not in whole]
-        for entry in compared:
+        for one in compared:
             own = (
                 scored
-                if entry.prompts is None and compared[0].prompts is None
-                else trial.scored(entry.subjects[0], entry.reads(trial.prompts), "whole", warn=False)
+                if one.prompts is None and compared[0].prompts is None
+                else trial.scored(one.subjects[0], one.reads(trial.prompts), "whole", warn=False)
             )
             assert own is not None
-            for draw, subject in enumerate(entry.subjects):
-                _add(
-                    measured[entry.name],
-                    draw,
-                    whole_scores(subject, entry.reads(trial.prompts), own, whole, trial.work),
-                )
+            for draw, subject in enumerate(one.subjects):
+                _add(found[one.name], draw, whole_scores(subject, one.reads(trial.prompts), own, whole, trial.work))
         if not metrics:
             return
     base: Tensor | None = None
-    for entry in compared:
-        for draw, subject in enumerate(entry.subjects):
-            rows = entry.reads(trial.prompts)
+    for one in compared:
+        for draw, subject in enumerate(one.subjects):
+            rows = one.reads(trial.prompts)
             logits = logits_of(subject, rows, trial.work)
             base = logits if base is None else base
-            _add(measured[entry.name], draw, score_answers(logits, rows, subject.model.tokenizer, metrics, base))
+            _add(found[one.name], draw, score_answers(logits, rows, subject.model.tokenizer, metrics, base))
 
 
-def _answers(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
-    if not (metrics := trial.metrics_of(ANSWER)):
+def _answers(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+    if not (metrics := trial.asked(ANSWER)):
         return
-    for entry in compared:
-        for draw, subject in enumerate(entry.subjects):
-            rows = entry.reads(trial.prompts)
-            _add(measured[entry.name], draw, score_continuations(subject, rows, metrics, trial.work))
+    for one in compared:
+        for draw, subject in enumerate(one.subjects):
+            rows = one.reads(trial.prompts)
+            _add(found[one.name], draw, score_continuations(subject, rows, metrics, trial.work))
 
 
-def _texts(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
+def _texts(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
     if not trial.generates:
         return
-    metrics, decoding = trial.metrics_of(TEXT), trial.options.decoding(trial.seed)
+    metrics, decoding = trial.asked(TEXT), trial.options.decoding(trial.seed)
     base: list[list[Reply]] | None = None
-    for entry in compared:
-        if entry.is_control and not (metrics or trial.behaviours):
+    for one in compared:
+        if one.is_control and not (metrics or trial.behaviours):
             continue
-        for draw, subject in enumerate(entry.subjects):
-            rows = entry.reads(trial.prompts)
+        for draw, subject in enumerate(one.subjects):
+            rows = one.reads(trial.prompts)
             replies = generate_replies(subject, rows, decoding, trial.work)
             base = replies if base is None else base
             table = score_texts(replies, base, rows, metrics, trial.options.refusal, trial.rules)
-            _add(measured[entry.name], draw, table)
-            _add(measured[entry.name], draw, state_scores(subject, rows, replies, trial.behaviours, trial.work))
-            measured[entry.name].replies = None if entry.is_control else replies
+            _add(found[one.name], draw, table)
+            _add(found[one.name], draw, state_scores(subject, rows, replies, trial.behaviours, trial.work))
+            found[one.name].replies = None if one.is_control else replies
 
 
-def _per_token(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
-    if not (metrics := trial.metrics_of(CONTINUATION)):
+def _per_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+    if not (metrics := trial.asked(CONTINUATION)):
         return
     base = compared[0].subjects[0]
     ids = [
-        encode(entry.reads(trial.prompts), subject.model.tokenizer, subject.model.max_positions)
-        for entry in compared
-        for subject in entry.subjects
+        encode(one.reads(trial.prompts), subject.model.tokenizer, subject.model.max_positions)
+        for one in compared
+        for subject in one.subjects
     ]
     if trial.options.continuation == "answer":
         continuations = continuations_of(compared[0].reads(trial.prompts), base, "answer")
     else:
-        replies = measured[trial.options.continuation].replies
+        replies = found[trial.options.continuation].replies
         assert replies is not None
         continuations = [list(samples[0].ids) for samples in replies]
-    places = [(entry.name, draw, subject) for entry in compared for draw, subject in enumerate(entry.subjects)]
+    places = [(one.name, draw, subject) for one in compared for draw, subject in enumerate(one.subjects)]
     values = kl_per_token(base, [subject for _, _, subject in places], ids[0], continuations, trial.work, ids)
     for (name, draw, _), both in zip(places, values, strict=True):
         table = pd.DataFrame(both, columns=list(CONTINUATION))
-        _add(measured[name], draw, table[metrics])
+        _add(found[name], draw, table[metrics])
 
 
-def _neutral(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
+def _neutral(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
     if "perplexity" not in trial.metrics:
         return
     texts = Prompts.of(trial.options.neutral)
-    for entry in compared:
-        for subject in entry.subjects:
+    for one in compared:
+        for subject in one.subjects:
             own = text_logprobs(subject, texts, trial.work)
-            measured[entry.name].neutral.append(np.stack([own.sum_, own.tokens], axis=1))
+            found[one.name].neutral.append(np.stack([own.sum_, own.tokens], axis=1))
 
 
 def _add(measured: Measured, draw: int, table: pd.DataFrame) -> None:
