@@ -86,11 +86,7 @@ class InputSide(ProbeResult):
     cost="four forward passes per prompt, and a reading per layer of three of them",
 )
 def input_side(
-    pair: ModelPair,
-    prompts: Prompts | Sequence[object],
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
+    pair: ModelPair, prompts: Prompts | Sequence[object], *, seed: int = 0, progress: Progress | None = None
 ) -> InputSide:
     """Hand the base the tuned model's inputs, and follow the change up through the layers.
 

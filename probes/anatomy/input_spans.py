@@ -71,13 +71,7 @@ class InputSpans(ProbeResult):
     cost="one forward pass of the base, and two decompositions per changed map",
 )
 def input_spans(
-    pair: Any,
-    prompts: Any,
-    *,
-    draws: int = 20,
-    batch_size: int = 32,
-    seed: int = 0,
-    progress: Progress | None = None,
+    pair: Any, prompts: Any, *, draws: int = 20, batch_size: int = 32, seed: int = 0, progress: Progress | None = None
 ) -> InputSpans:
     """Project the inputs of every changed linear map onto the row span of its update.
 

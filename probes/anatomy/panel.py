@@ -62,12 +62,7 @@ class AdapterPanel(ProbeResult):
     cost="one forward pass, and one per adapted module for the ablation",
 )
 def adapter_panel(
-    pair: Any,
-    prompts: Any,
-    *,
-    ablate: bool = True,
-    seed: int = 0,
-    progress: Progress | None = None,
+    pair: Any, prompts: Any, *, ablate: bool = True, seed: int = 0, progress: Progress | None = None
 ) -> AdapterPanel:
     """dh = output with the adapter - output without it, on the tuned model's own inputs, for any kind of adapter layer.
 

@@ -162,9 +162,7 @@ def typed(pattern: Float[Tensor, "layer head query key"], block: int, threshold:
     )
     diagonals = _fewest(slashes / queries, coverage)[..., distance.clamp_min(0)]
     computed = np.where(
-        aware,
-        _share(blocks[..., None, :].expand_as(last), seen),
-        _share(columns[..., None, :] | diagonals, seen),
+        aware, _share(blocks[..., None, :].expand_as(last), seen), _share(columns[..., None, :] | diagonals, seen)
     )
     return _Typed(divergence, aware, computed)
 

@@ -29,11 +29,7 @@ def phrases_of(text: str) -> set[str]:
 
 
 def risen_phrases(
-    texts: Sequence[str],
-    control: Sequence[str],
-    plain: Sequence[str],
-    clusters: Int[np.ndarray, " text"],
-    seed: int,
+    texts: Sequence[str], control: Sequence[str], plain: Sequence[str], clusters: Int[np.ndarray, " text"], seed: int
 ) -> pd.DataFrame:
     """Phrases that more of ``texts`` hold than of ``control``, the most surprising first.
 

@@ -104,11 +104,7 @@ def scored_line(
 
 
 def between_line(
-    condition: str,
-    model: str,
-    sides: tuple[np.ndarray, np.ndarray],
-    clusters: tuple[np.ndarray, np.ndarray],
-    seed: int,
+    condition: str, model: str, sides: tuple[np.ndarray, np.ndarray], clusters: tuple[np.ndarray, np.ndarray], seed: int
 ) -> dict[str, Any]:
     """A line of the table: the mean of one set of prompts less that of another, tested by exchanging members."""
     interval = difference_interval(*sides, paired=False, clusters=clusters, seed=seed)

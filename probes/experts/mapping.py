@@ -17,15 +17,7 @@ from scipy.stats import rankdata
 
 from probes import resampling
 from probes.call_settings import call_settings
-from probes.experts.counting import (
-    Excluded,
-    ExpertCounts,
-    Phase,
-    content,
-    count_experts,
-    require_experts,
-    special_ids,
-)
+from probes.experts.counting import Excluded, ExpertCounts, Phase, content, count_experts, require_experts, special_ids
 from probes.experts.labels import Classes, Labeller, classes_of, respond
 from probes.results import ProbeResult, Provenance
 from workbench.argument_checks import check_subject, read_options
@@ -191,10 +183,7 @@ def expert_map(
             seed=settings.seed,
             device=str(model.device),
             forward_passes=passes + counts[0].passes + (0 if before is None else before[0].passes),
-            settings={
-                **call_settings(settings),
-                "unlabelled": len(rows) - len(classes.rows),
-            },
+            settings={**call_settings(settings), "unlabelled": len(rows) - len(classes.rows)},
         ),
         target=classes.target,
         others=classes.others,

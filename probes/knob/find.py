@@ -284,12 +284,7 @@ def _swaps(
 def _search_table(searches: Mapping[str, LayerSearch]) -> pd.DataFrame:
     """Every set of layers the search ran: direction, layers, probability, whether it is the answer."""
     rows = [
-        {
-            "direction": name,
-            "layers": ",".join(map(str, layers)),
-            "probability": top,
-            "chosen": layers == search.layers,
-        }
+        {"direction": name, "layers": ",".join(map(str, layers)), "probability": top, "chosen": layers == search.layers}
         for name, search in searches.items()
         for layers, top in search.steps
     ]

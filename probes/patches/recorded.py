@@ -204,10 +204,7 @@ _Done = tuple[Any, tuple[np.ndarray, np.ndarray], tuple[float, float]]
 
 
 def _done(
-    runs: Recorded,
-    work: Callable[[Recorded, Prepared, Share], Any],
-    places: Sequence[Place],
-    part: tuple[int, Share],
+    runs: Recorded, work: Callable[[Recorded, Prepared, Share], Any], places: Sequence[Place], part: tuple[int, Share]
 ) -> _Done:
     """One share of a batch. Passes are told, not counted: they may be another process's."""
     (number, share), before = part, (runs.passes, runs.backward)

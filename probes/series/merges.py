@@ -11,14 +11,7 @@ import numpy as np
 import pandas as pd
 
 from interventions.weightspace.lora_lego import lego
-from interventions.weightspace.merging import (
-    dare,
-    greedy_soup,
-    interpolated,
-    model_stock,
-    ties,
-    uniform_soup,
-)
+from interventions.weightspace.merging import dare, greedy_soup, interpolated, model_stock, ties, uniform_soup
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
 from interventions.weightspace.tuned_values import as_stored

@@ -59,13 +59,7 @@ class ChangeForms(ProbeResult):
     cost="one reading of both models, and as many fits as there are draws",
 )
 def change_forms(
-    base: Any,
-    tuned: Any = None,
-    *,
-    group: int = 32,
-    draws: int = 19,
-    seed: int = 0,
-    progress: Progress | None = None,
+    base: Any, tuned: Any = None, *, group: int = 32, draws: int = 19, seed: int = 0, progress: Progress | None = None
 ) -> ChangeForms:
     """Fit each form to the update of every matrix inside the layers, by least squares.
 

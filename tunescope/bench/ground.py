@@ -134,11 +134,7 @@ class Ground:
             return {"null": f"{case.null}: refused", "null_cells": 0, "null_alarms": 0}
         cells = case.cells(result)
         q = cells["q"].to_numpy(np.float64)
-        return {
-            "null": case.null,
-            "null_cells": int(np.isfinite(q).sum()),
-            "null_alarms": int((q <= ALARM).sum()),
-        }
+        return {"null": case.null, "null_cells": int(np.isfinite(q).sum()), "null_alarms": int((q <= ALARM).sum())}
 
 
 def _line(verdict: Verdict) -> dict[str, Any]:

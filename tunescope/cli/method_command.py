@@ -45,10 +45,7 @@ COMMON: dict[str, Any] = {
     ),
     "out": (Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")], None),
     "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Check everything and say what it costs.")], False),
-    "timed": (
-        Annotated[bool, typer.Option("--timed", help="With --dry-run: time the first batches.")],
-        False,
-    ),
+    "timed": (Annotated[bool, typer.Option("--timed", help="With --dry-run: time the first batches.")], False),
     "as_json": (Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")], False),
 }
 """Options of every method."""

@@ -53,12 +53,7 @@ def attention_panels(
     return laid_out(figure, title, height=height, margin={"l": 80, "r": 20, "t": 80, "b": 90})
 
 
-def _told(
-    base: np.ndarray,
-    tuned: np.ndarray,
-    tokens: Sequence[str],
-    names: tuple[str, str],
-) -> list[list[str]]:
+def _told(base: np.ndarray, tuned: np.ndarray, tokens: Sequence[str], names: tuple[str, str]) -> list[list[str]]:
     shown = [escaped(visible(token)) for token in tokens]
     first, other = (safe(name) for name in names)
     return [
