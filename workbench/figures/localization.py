@@ -29,7 +29,7 @@ def localization_dots(table: pd.DataFrame) -> go.Figure:
         some = (shown["own"] == own).to_numpy()
         part = shown[some]
         figure.add_scatter(
-            x=part["value"], y=[row for row, inside in zip(rows, some, strict=True) if inside], mode="markers", name=name,
+            x=part["value"], y=np.array(rows)[some].tolist(), mode="markers", name=name,
             marker=dict(symbol=symbol, size=10, color="rgb(33, 102, 172)"),
             error_x=whiskers(part, "value", "least", "most"),
             customdata=np.stack([part["question"].map(html.escape), part["bar"], part["seeds"]], axis=1),
