@@ -61,7 +61,7 @@ def confirmed_by(
     more, shown = again
     own = (more["what"] == trait).to_numpy()
     more = more.assign(q=np.where(own, more["p"], more["q"]))
-    made = hypotheses(more, shown, [row.shown for row in rows])
+    made = hypotheses(more, shown, [row.shown for row in rows], [str(row.group) for row in rows])
     confirmed = bool((own & _risen(more)).any())
     if confirmed:
         first = made["evidence"].str.startswith(f"{trait}:")
