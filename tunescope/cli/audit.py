@@ -36,7 +36,7 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     check_paths(base=base, tuned=tuned, prompts=questions)
     where = placement(workers, executor, engine_settings)
     import probes
-    from tunescope.cli.output import emit, progress_bar
+    from tunescope.cli.output import emit, progress_bar, say_differences
     from workbench.cards import visible
     from workbench.models.pair import load_pair
     from workbench.prompts import Prompts
@@ -44,6 +44,7 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     rows = None if questions is None else Prompts.load(questions)
     with where.ready(), progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
+        say_differences(pair.differences.sentences())
         with where.on(pair):
             found = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
     if out is not None:
