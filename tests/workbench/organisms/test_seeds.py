@@ -1,4 +1,4 @@
-"""Every organism reaches its bars from five seeds, and is the same whenever it is built from one: minutes of training."""
+"""Every organism reaches its bars from five seeds, and is the same whenever it is built from one (minutes)."""
 
 from __future__ import annotations
 
