@@ -28,7 +28,7 @@ from probes.resampling import interval
 from probes.results import ProbeResult, Provenance
 from workbench.argument_checks import read_options
 from workbench.engine.context import ForwardContext
-from workbench.engine.hub import SiteHook
+from workbench.engine.hub import SiteHook, missing_site
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.figures.intervals import whiskers
@@ -133,6 +133,8 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     settings = read_options(SelectionOptions, options)
     model: AdaptedModel = getattr(subject, "base", subject)
     rows = Prompts.of(prompts)
+    if not model.hub.geometry.attention_layers:
+        raise missing_site(model.hub, Site("z", 0))
     count = _how_many(model.n_layers * model.n_heads, settings.heads)
     train, test = _split(rows, settings)
     trained = _train(model, rows[train], settings, settings.seed)

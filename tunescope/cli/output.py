@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,12 @@ def emit(payload: Any, as_json: bool, table: Any = None, *, title: str | None = 
         return
     rows = _rows(table if table is not None else _as_lines(payload))
     _print_table(rows, title, header=table is not None)
+
+
+def say_differences(sentences: Iterable[str]) -> None:
+    """Print on stderr what differs between two models beside their weights."""
+    for sentence in sentences:
+        typer.echo(plain(sentence), err=True)
 
 
 def command_name() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 class Materials:
     """Loads each thing once. One pair is held at a time, the last one asked for.
 
-    ``folder`` is where the YAML file is: paths in it are relative to that.
+    ``folder`` is where the YAML file is: paths in it are relative to that. ``say`` hears what differs between the two
+    models of a pair beside the weights.
     """
 
-    def __init__(self, folder: Path, progress: Progress | None = None) -> None:
+    def __init__(
+        self, folder: Path, progress: Progress | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
         self.folder = folder
         self.progress = progress or Silent()
+        self._say = say
         self.whole: set[Path] = set()
         """Folders of steps whose files were hashed, or written, since these materials were made."""
         self._pair: tuple[PairSpec, ModelPair] | None = None
@@ -56,6 +60,8 @@ class Materials:
                 base, tuned, device=spec.device, dtype=spec.dtype, template=spec.template,
                 own_generation_config=spec.own_generation_config,
             ))  # fmt: skip
+            for sentence in () if self._say is None else self._pair[1].differences.sentences():
+                self._say(sentence)
         return self._pair[1]
 
     def single(self, spec: PairSpec, side: str) -> Any:

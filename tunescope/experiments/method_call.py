@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shutil
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from workbench.results import Provenance, Result
 
 if TYPE_CHECKING:
     from tunescope.experiments.execute import Bench
+    from workbench.models.adapted import AdaptedModel
 
 
 TRAINED = "trained"
@@ -37,17 +38,17 @@ def call_method(step: MethodStep, bench: Bench) -> Any:
     """The method's result. Raises :class:`UserError` for what it refuses."""
     if step.registration.kind == "training":
         return trained(step, bench)
-    with finished_batches.scope(partial(_content, step, bench)):
+    with finished_batches.scope(lambda: _content(step, bench, bench.pair.models)):
         return _result(step, bench)
 
 
-def _content(step: MethodStep, bench: Bench) -> dict[str, Any]:
+def _content(step: MethodStep, bench: Bench, models: Mapping[str, AdaptedModel]) -> dict[str, Any]:
     """What the result depends on: models, prompts and files by hash, and the step's settings."""
     name = next(name for name, other in bench.experiment.steps.items() if other is step)
     return {
         "step": step.plain(), "seed": bench.seed,
         "recipes": [bench.experiment.recipes[name].plain() for name in recipes_of(step)],
-        "models": {role: model.identity.hash for role, model in bench.pair.models.items()},
+        "models": {role: model.identity.hash for role, model in models.items()},
         "prompts": [bench.rows(group).hash for group in sets_of(bench.experiment, name)],
         "files": [file_hash(bench.materials.path(file)) for file in files_named([bench.experiment])],
     }  # fmt: skip
@@ -64,11 +65,17 @@ def _result(step: MethodStep, bench: Bench) -> Any:
 
 
 def trained(step: MethodStep, bench: Bench) -> TrainingLog:
-    """Train a model of its own, loaded for it, and save what comes of it in the step's folder."""
+    """Train a model of its own, loaded for it, and save what comes of it in the step's folder.
+
+    Inside a run that was killed it goes on behind the last checkpoint; what was saved already is saved again.
+    """
     model = bench.materials.single(bench.spec, step.within)  # type: ignore[attr-defined]
     identity, place = model.identity.to_dict(), bench.folder / TRAINED
     settings = {"within": step.within, **step.settings()}  # type: ignore[attr-defined]
-    made = _called(step, bench, model=model, out=place)
+    if finished_batches.goes_on():
+        shutil.rmtree(place, ignore_errors=True)
+    with finished_batches.scope(lambda: _content(step, bench, {step.within: model})):  # type: ignore[attr-defined]
+        made = _called(step, bench, model=model, out=place)
     save_trained(made, place, model.tokenizer)
     rows = bench.rows(step.prompts) if "prompts" in step.registration.arguments else None
     where = {"seed": bench.seed, "device": str(model.device), "settings": settings}

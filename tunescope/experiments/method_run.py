@@ -160,7 +160,7 @@ def _result(
 
     if method.needs.folders:
         return _of_folders(experiment, method, bar, say)
-    materials = Materials(Path(), bar)
+    materials = Materials(Path(), bar, say)
     if prompts is not None:
         materials.hold_prompts(experiment, "prompts", prompts)
     bench = Bench(
