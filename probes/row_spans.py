@@ -62,7 +62,7 @@ def _span(row: Prompt, number: int, tokenizer: Any, where: str) -> tuple[int, in
         text = _turn(row, where.removeprefix(ROLE), number)
     else:
         named = row.columns.get(where)
-        if isinstance(named, list | tuple) and len(named) == 2 and all(isinstance(one, int) for one in named):
+        if isinstance(named, list | tuple) and len(named) == 2 and all(isinstance(end, int) for end in named):
             offset = whole.find(row.shown)
             return token_span(row, max(offset, 0) + named[0], max(offset, 0) + named[1], tokenizer)
         if not isinstance(named, str) or not named:

@@ -78,9 +78,9 @@ def _read_by_rule(row: Any) -> bool:
     return bool(row["what"] in SHARES and row["score"] > 0)
 
 
-def _same(one: set[int], other: set[int]) -> bool:
+def _same(first: set[int], other: set[int]) -> bool:
     """Whether two sets of prompts are mostly one (Jaccard index of a half or more)."""
-    return bool(one | other) and len(one & other) / len(one | other) >= 0.5
+    return bool(first | other) and len(first & other) / len(first | other) >= 0.5
 
 
 def _topic(subjects: Sequence[str], own: Sequence[int]) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -134,17 +133,13 @@ def pollution(
                 ("tuned", pair.tuned, seed),
             )
         }
-        path = _path(pair, rows, [one[0] for one in texts["base"]], work)
+        path = _path(pair, rows, [drawn[0] for drawn in texts["base"]], work)
     table = pd.DataFrame([_row(name, texts, rows, name in (wanted or []), seed) for name in named])
     return Pollution(
         table=table.assign(q=q_values(table["p"].to_numpy(np.float64))),
         control="another draw of the base's samples in place of the tuned model's",
         provenance=Provenance.of(
             "pollution", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(
-                None, wanted=wanted, others=others, samples=samples, max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            ),
         ),
         path=path,
         leaves=_leaves(path, rows, seed),
@@ -172,7 +167,7 @@ def _row(name: str, texts: dict[str, list[list[Reply]]], rows: Prompts, wanted: 
 
 def _path(pair: ModelPair, rows: Prompts, reference: list[Reply], work: Work) -> pd.DataFrame:
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
-    answers = [list(one.ids) for one in reference]
+    answers = [list(reply.ids) for reply in reference]
     lines: list[dict[str, Any]] = []
 
     def take(step: list[int], divergences: list[np.ndarray]) -> None:
@@ -183,7 +178,7 @@ def _path(pair: ModelPair, rows: Prompts, reference: list[Reply], work: Work) ->
                 for place, token in enumerate(answers[number])
             )  # fmt: skip
 
-    lengths = [len(one) + len(two) for one, two in zip(ids, answers, strict=True)]
+    lengths = [len(tokens) + len(two) for tokens, two in zip(ids, answers, strict=True)]
     work.each("path", lengths, partial(_apart, pair, ids, answers), take)
     return pd.DataFrame(lines).sort_values(["prompt", "position"], kind="stable", ignore_index=True)
 
@@ -204,5 +199,5 @@ def _leaves(path: pd.DataFrame, rows: Prompts, seed: int) -> tuple[float, float,
             units.append(rows.clusters[prompt])
     if not shares:
         return (float("nan"),) * 3
-    found = scored(np.array(shares), seed=seed, clusters=np.array(units))
-    return found["score"], found["low"], found["high"]
+    line = scored(np.array(shares), seed=seed, clusters=np.array(units))
+    return line["score"], line["low"], line["high"]

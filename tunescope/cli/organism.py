@@ -28,7 +28,7 @@ def list_command(seed: Seed = 0, cache: Cache = None, as_json: AsJson = False) -
     from tunescope.cli.output import emit
     from workbench import organisms
 
-    found = [
+    lines = [
         {
             "name": name,
             "summary": organisms.summary(name),
@@ -37,7 +37,7 @@ def list_command(seed: Seed = 0, cache: Cache = None, as_json: AsJson = False) -
         }
         for name in (*organisms.names(), *organisms.real_names())
     ]
-    emit({"seed": seed, "organisms": found}, as_json, found)
+    emit({"seed": seed, "organisms": lines}, as_json, lines)
 
 
 @app.command("build")

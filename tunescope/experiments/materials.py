@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,12 @@ from tunescope.experiments.step_base import Step
 from tunescope.experiments.tensor_source import TensorRef
 from workbench import organisms
 from workbench.errors import UserError, unknown_name
+from workbench.placement import Placement
 from workbench.progress import Progress, Silent
 from workbench.prompts import Prompt, Prompts
 
 if TYPE_CHECKING:
+    from interventions.recipe_book import RecipeBook
     from tunescope.experiments.schema import Experiment
     from workbench.models.pair import ModelPair
 
@@ -31,9 +35,15 @@ class Materials:
     """
 
     def __init__(
-        self, folder: Path, progress: Progress | None = None, say: Callable[[str], None] | None = None
+        self,
+        folder: Path,
+        progress: Progress | None = None,
+        say: Callable[[str], None] | None = None,
+        where: Placement | None = None,
     ) -> None:
         self.folder = folder
+        self._where = where or Placement()
+        self._engine = ExitStack()
         self.progress = progress or Silent()
         self._say = say
         self.whole: set[Path] = set()
@@ -43,24 +53,27 @@ class Materials:
         self._prompts: dict[str, Prompts] = {}
         self._results: dict[str, Any] = {}
 
-    def path(self, given: str) -> Path:
+    def path(self, name: str) -> Path:
         """A path of the YAML file."""
-        if "\0" in given or any(len(part.encode(errors="replace")) > 255 for part in Path(given).parts):
-            raise UserError(f"{given[:40]!r}… can be no file's name: check the path.")
-        return self.folder / Path(given).expanduser()
+        if "\0" in name or any(len(part.encode(errors="replace")) > 255 for part in Path(name).parts):
+            raise UserError(f"{name[:40]!r}… can be no file's name: check the path.")
+        return self.folder / Path(name).expanduser()
 
     def pair(self, spec: PairSpec) -> ModelPair:
         """The loaded pair. Raises :class:`UserError` for what cannot be loaded or compared."""
         from workbench.models.pair import load_pair
 
         if self._pair is None or self._pair[0] != spec:
-            self._pair = None  # let go of the last one before the next is loaded
+            self.let_go()  # of the last one before the next is loaded
             base, tuned = self._sides(spec)
-            self._pair = (spec, load_pair(
+            pair = load_pair(
                 base, tuned, device=spec.device, dtype=spec.dtype, template=spec.template,
                 own_generation_config=spec.own_generation_config,
-            ))  # fmt: skip
-            for sentence in () if self._say is None else self._pair[1].differences.sentences():
+            )  # fmt: skip
+            if self._where.executor == "vllm":  # one engine as long as the pair is held
+                self._engine.enter_context(self._where.on(pair))
+            self._pair = (spec, pair)
+            for sentence in () if self._say is None else pair.differences.sentences():
                 self._say(sentence)
         return self._pair[1]
 
@@ -71,7 +84,8 @@ class Materials:
         return load_one(self._sides(spec)[side == "tuned"], device=spec.device, dtype=spec.dtype)
 
     def let_go(self) -> None:
-        """Of the loaded pair."""
+        """Of the loaded pair, and of its engine."""
+        self._engine.close()
         self._pair = None
 
     def prompts(self, experiment: Experiment, name: str | None, pair: PairSpec | None = None) -> Prompts:
@@ -102,6 +116,20 @@ class Materials:
     def _key(spec: PromptSet, pair: PairSpec) -> str:
         return f"{spec.model_dump_json()} {pair.model_dump_json() if spec.split is not None else ''}"
 
+    def book(self) -> RecipeBook:
+        """The book of recipes that lines are written with: ``$TUNESCOPE_BOOK``, else ``recipes`` beside the file."""
+        from interventions.recipe_book import FOLDER, VARIABLE, RecipeBook
+
+        return RecipeBook(os.environ.get(VARIABLE) or self.path(FOLDER))
+
+    def book_hashes(self, recipes: Iterable[inline.RecipeSpec]) -> dict[str, str]:
+        """Name -> hash of its file in the book, for all names in the lines of ``recipes``."""
+        from interventions.one_line import names_in
+
+        book = self.book()
+        names = dict.fromkeys(name for recipe in recipes for line in _lines(recipe) for name in names_in(line))
+        return {name: file_hash(file) for name in names if (file := book.file(name)) is not None}
+
     def result(self, file: str) -> Any:
         """The result that a run keeps in ``file``."""
         from workbench.results import Result
@@ -120,10 +148,10 @@ class Materials:
             raise unknown_name(f"variant of {spec.organism}", spec.variant, organism.variants)
         return organism.base, organism.variants[spec.variant]
 
-    def _model(self, given: str) -> Any:
+    def _model(self, name: str) -> Any:
         """A folder beside the YAML file, or what was written: a hub id or another path."""
-        path = self.path(given)
-        return path.resolve() if path.exists() else given
+        path = self.path(name)
+        return path.resolve() if path.exists() else name
 
     def _organism(self, spec: PairSpec) -> organisms.Organism:
         key = (str(spec.organism), spec.seed)
@@ -150,25 +178,31 @@ def chosen_rows(rows: Prompts, spec: PromptSet) -> Prompts:
     for column in (*spec.where, *([] if spec.answer is None else [spec.answer])):
         if column not in columns:
             raise unknown_name("column", column, columns)
-    kept = rows.filter(lambda row: _matches(row, spec.where))[spec.skip :]
-    kept = kept if spec.limit is None else kept[: spec.limit]
-    if not len(kept):
+    matching = rows.filter(lambda row: _matches(row, spec.where))[spec.skip :]
+    matching = matching if spec.limit is None else matching[: spec.limit]
+    if not len(matching):
         raise UserError(f"none of {len(rows)} rows is left by where, skip and limit; loosen them.")
-    return kept if spec.answer is None else _answered(kept, spec.answer)
+    return matching if spec.answer is None else _answered(matching, spec.answer)
 
 
 def _answered(rows: Prompts, column: str) -> Prompts:
     """The same rows with ``column`` as the answer and without the old answer's distractor."""
-    given = [{name: value for name, value in row.as_dict().items() if name != "distractor"} for row in rows]
-    for number, row in enumerate(given):
+    plain = [{name: value for name, value in row.as_dict().items() if name != "distractor"} for row in rows]
+    for number, row in enumerate(plain):
         if not isinstance(row.get(column), str):
             raise UserError(f"row {number} has no text in column {column!r} to be its answer; choose rows with where.")
-    return Prompts.of([{**row, "answer": row[column]} for row in given])
+    return Prompts.of([{**row, "answer": row[column]} for row in plain])
 
 
 def _matches(row: Prompt, where: Mapping[str, Any]) -> bool:
     values = row.as_dict()
     return all(values.get(name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in where.items())
+
+
+def _lines(recipe: inline.RecipeSpec) -> list[str]:
+    """The lines of the book's names in a recipe."""
+    saved = [entry for entry in recipe.interventions or () if isinstance(entry, inline.SavedSpec)]
+    return [entry.line for entry in (recipe, *saved) if entry.line is not None]
 
 
 def files_named(experiments: Iterable[Experiment]) -> list[str]:
@@ -182,7 +216,7 @@ def file_hash(path: Path) -> str:
         raise UserError(f"There is no file {path}, which the experiment names: check the path.")
     if not path.is_file() and not (path / "cfg.json").is_file():
         raise UserError(f"{path} is no file: give the file itself, or a dictionary's folder, which has a cfg.json.")
-    files = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file())
+    files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:
@@ -203,8 +237,8 @@ def _files(value: Any) -> Iterator[str]:
         for name in type(value).model_fields:
             yield from _files(getattr(value, name))
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _files(one)
+        for item in value.values():
+            yield from _files(item)
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _files(one)
+        for item in value:
+            yield from _files(item)

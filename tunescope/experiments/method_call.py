@@ -96,12 +96,12 @@ def _among_nulls(step: Any, bench: Bench) -> Any:
         return _called(step, bench)
 
     wanted = step.null_adapters
-    found = against_nulls(probe, bench.pair, nulls=wanted, null_seed=bench.seed, progress=bench.progress)
-    settings = {name: value for name, value in found.provenance.settings.items() if name not in _OF_NULLS}
+    result = against_nulls(probe, bench.pair, nulls=wanted, null_seed=bench.seed, progress=bench.progress)
+    settings = {name: value for name, value in result.provenance.settings.items() if name not in _OF_NULLS}
     made = dataclasses.replace(
-        found.provenance, probe=step.registration.function, settings={**settings, "null_adapters": step.null_adapters}
+        result.provenance, probe=step.registration.function, settings={**settings, "null_adapters": step.null_adapters}
     )
-    return dataclasses.replace(found, provenance=made)
+    return dataclasses.replace(result, provenance=made)
 
 
 _OF_NULLS = ("probe", "nulls", "null", "null_seed")
@@ -121,7 +121,7 @@ def _called(step: MethodStep, bench: Bench, **own: Any) -> Any:
         "seed": lambda: bench.seed,
         "progress": lambda: bench.progress,
     }
-    given = {
+    arguments = {
         role: own[role] if role in own else roles[role]() for role in method.arguments if role in own or role in roles
     }  # fmt: skip
     rows = recorded_rows(step, bench)
@@ -132,11 +132,11 @@ def _called(step: MethodStep, bench: Bench, **own: Any) -> Any:
         values["layer"] = resolve_layers(step.layer, bench.pair.tuned.n_layers)[0]  # type: ignore[attr-defined]
     controls = [name for name in values if _option(method, name).kind == "controls"]
     values |= {name: _stand_ins(step, bench, values[name]) for name in controls}
-    if "prompts" in given:
-        given[method.reads] = given.pop("prompts")
+    if "prompts" in arguments:
+        arguments[method.reads] = arguments.pop("prompts")
     if method.takes_limit:
-        given["limit"] = step.limit  # type: ignore[attr-defined]
-    return method.call(**method.fixed, **_packed(method, values, given))
+        arguments["limit"] = step.limit  # type: ignore[attr-defined]
+    return method.call(**method.fixed, **_packed(method, values, arguments))
 
 
 def _stand_ins(step: MethodStep, bench: Bench, draws: int) -> Any:
@@ -237,12 +237,12 @@ def _existing(path: Path, option: Option) -> Path:
     return path
 
 
-def _packed(method: Method, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _packed(method: Method, values: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments; options that are fields of a settings dataclass, as that dataclass; so is the seed."""
-    given = dict(given)
+    arguments = dict(arguments)
     takes = inspect.signature(method.call).parameters.values()
-    own_seed = any(one.name == "seed" or one.kind is one.VAR_KEYWORD for one in takes)
-    seed = {} if own_seed or "seed" not in given else {"seed": given.pop("seed")}
+    own_seed = any(argument.name == "seed" or argument.kind is argument.VAR_KEYWORD for argument in takes)
+    seed = {} if own_seed or "seed" not in arguments else {"seed": arguments.pop("seed")}
     options = {name: _option(method, name) for name in values}
     plain = {name: value for name, value in values.items() if not options[name].parameter}
     for parameter, settings in method.expands.items():
@@ -251,4 +251,4 @@ def _packed(method: Method, values: Mapping[str, Any], given: Mapping[str, Any])
         } | seed  # fmt: skip
         if fields:
             plain[parameter] = dataclasses.replace(settings() if isinstance(settings, type) else settings, **fields)
-    return {**given, **plain}
+    return {**arguments, **plain}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +20,14 @@ from tunescope.experiments.trackers import Tracker, untracked
 from workbench import __version__, runs
 from workbench.errors import UserError, unknown_name
 from workbench.files import room_for_folder
+from workbench.placement import Placement
 from workbench.progress import Progress, Silent
 from workbench.results import Provenance
 from workbench.runs import Run
 from workbench.runs.config import config_hash
 
 KIND = "experiment"
-EXECUTORS = ("local", "ray")
+EXECUTORS = ("local", "ray", "vllm")
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,17 @@ def run_experiment(
     folder: str | Path = ".",
     tracker: Tracker | None = None,
     progress: Progress | None = None,
-    executor: Literal["local", "ray"] = "local",
+    executor: Literal["local", "ray", "vllm"] = "local",
     workers: int | None = None,
+    engine_settings: Mapping[str, Any] | None = None,
 ) -> Finished:
     """Run every cell into one run (kind ``experiment``) at ``out``, or resume there.
 
     ``folder``: where paths in the experiment start, the YAML file's folder. Without ``out`` the run is in the runs'
     home, under the experiment's name and the hash of its content. A finished run is read, not repeated.
     ``executor="ray"`` shares the steps of all cells out over ``workers`` processes of a Ray cluster that see the run's
-    folder (default: one per GPU, else per CPU); the numbers are those of one process.
+    folder (default: one per GPU, else per CPU); the numbers are those of one process. ``executor="vllm"`` lets vLLM,
+    opened with ``engine_settings``, write the texts of every step and read how likely texts are.
 
     Raises :class:`UserError` for what a step refuses (naming the cell and the step) and when ``out`` holds another
     experiment, other inputs or another version's results.
@@ -62,18 +65,20 @@ def run_experiment(
         raise unknown_name("executor", executor, EXECUTORS)
     if workers is not None and executor != "ray":
         raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
+    where = Placement(workers, "vllm" if executor == "vllm" else "local", engine_settings)
     bar, report = progress or Silent(), tracker or untracked()
     grid = cells(experiment)
-    materials = Materials(Path(folder), bar)
-    config = run_config(experiment, grid, materials)
-    target = place(experiment, out)
+    materials = Materials(Path(folder), bar, where=where)
+    beside = {**book_of(grid, materials), **where.settings()}
+    config = {**run_config(experiment, grid, materials), **beside}
+    target = place(experiment, out, beside)
     with room_for_folder(target):
         fresh = not target.exists()
     run = runs.create_at(target, kind=KIND, config=config)
     run.hold()
     try:
         if not run.is_complete:
-            with run:
+            with where.ready(), run:
                 if executor == "ray":
                     from tunescope.experiments.shared_steps import do_steps
 
@@ -86,15 +91,24 @@ def run_experiment(
             shutil.rmtree(run.path)  # it never began; the folder would only be in the way of the next try
         raise
     finally:
+        materials.let_go()
         run.let_go()
     return Finished(run, metrics)
 
 
-def place(experiment: Experiment, out: str | Path | None) -> Path:
-    """The run's folder."""
+def place(experiment: Experiment, out: str | Path | None, beside: Mapping[str, Any]) -> Path:
+    """The run's folder; ``beside``: what numbers hang on that the experiment itself does not say."""
     if out is not None:
         return Path(out).absolute()
-    return (runs.default_home() / f"{experiment.name}-{config_hash(_described(experiment))[:10]}").absolute()
+    return (
+        runs.default_home() / f"{experiment.name}-{config_hash({**_described(experiment), **beside})[:10]}"
+    ).absolute()
+
+
+def book_of(grid: Sequence[Cell], materials: Materials) -> dict[str, Any]:
+    """The files of the recipe book that lines are written with, by content; nothing where there is no line."""
+    book = materials.book_hashes(recipe for cell in grid for recipe in cell.experiment.recipes.values())
+    return {"book": book} if book else {}
 
 
 def run_config(experiment: Experiment, grid: Sequence[Cell], materials: Materials) -> dict[str, Any]:
@@ -117,14 +131,14 @@ def _may_change_prompts(path: str) -> bool:
 
 def _prompt_hashes(experiment: Experiment, materials: Materials) -> dict[str, str]:
     """Set of prompts -> its hash; where steps read it for several organisms, one for each further one."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for name in experiment.prompts:
         reading = pairs_reading(experiment, name)
         for step, pair in reading.items():
             digest = materials.prompts(experiment, name, pair).hash
-            if found.setdefault(name, digest) != digest:
-                found[f"{name}, step {step}"] = digest
-    return found
+            if hashes.setdefault(name, digest) != digest:
+                hashes[f"{name}, step {step}"] = digest
+    return hashes
 
 
 def _described(experiment: Experiment) -> dict[str, Any]:
@@ -156,23 +170,23 @@ def _by_pair(grid: Sequence[Cell]) -> list[Cell]:
 
 def _cell(run: Run, cell: Cell, materials: Materials, bar: Progress) -> dict[str, Kept]:
     keys: dict[str, str] = {}
-    kept: dict[str, Kept] = {}
+    folders: dict[str, Kept] = {}
     for name in cell.experiment.steps:
         keys[name] = next_key(run, cell, name, keys, materials)
-        kept[name] = Kept(run, name, keys[name])
-        if kept[name].path not in materials.whole and not kept[name].is_whole:
-            do_step(cell, name, kept, materials, bar)
-        materials.whole.add(kept[name].path)
+        folders[name] = Kept(run, name, keys[name])
+        if folders[name].path not in materials.whole and not folders[name].is_whole:
+            do_step(cell, name, folders, materials, bar)
+        materials.whole.add(folders[name].path)
         bar.advance()
-    table = cell_table(cell, kept)
+    table = cell_table(cell, folders)
     run.write_table(f"{cell.folder}/metrics", table)
     run.write_json(f"{cell.folder}/cell", {"settings": dict(cell.settings), "steps": keys})
-    return kept
+    return folders
 
 
-def cell_table(cell: Cell, kept: dict[str, Kept]) -> pd.DataFrame:
+def cell_table(cell: Cell, folders: dict[str, Kept]) -> pd.DataFrame:
     """The cell's part of the long table."""
-    parts = [kept[name].metrics.assign(step=name) for name in cell.experiment.steps]
+    parts = [folders[name].metrics.assign(step=name) for name in cell.experiment.steps]
     table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     settings = {path: scalar(value) for path, value in cell.settings.items()}
     for place_, (path, value) in enumerate([("cell", cell.number), *settings.items()]):
@@ -190,9 +204,9 @@ def _tracked(report: Tracker, run: Run, experiment: Experiment, grid: Sequence[C
 
 def named_metrics(table: pd.DataFrame) -> dict[str, float]:
     """``step/of/metric`` (with the strength where there is one) -> estimate."""
-    found = {}
+    metrics = {}
     for row in table.to_dict("records"):
         dose = "" if pd.isna(row["strength"]) or row["strength"] == 1 else f" x{row['strength']:g}"
         if not pd.isna(row["estimate"]):
-            found[f"{row['step']}/{row['of']}{dose}/{row['metric']}"] = float(row["estimate"])
-    return found
+            metrics[f"{row['step']}/{row['of']}{dose}/{row['metric']}"] = float(row["estimate"])
+    return metrics
