@@ -203,8 +203,8 @@ def _matches(row: Prompt, where: Mapping[str, Any]) -> bool:
 def _lines(recipe: inline.RecipeSpec) -> list[str]:
     """The lines of the book's names in a recipe."""
     saved = [entry for entry in recipe.interventions or () if isinstance(entry, inline.SavedSpec)]
-    named: list[inline.RecipeSpec | inline.SavedSpec] = [recipe, *saved]
-    return [entry.line for entry in named if entry.line is not None]
+    entries: list[inline.RecipeSpec | inline.SavedSpec] = [recipe, *saved]
+    return [entry.line for entry in entries if entry.line is not None]
 
 
 def files_named(experiments: Iterable[Experiment]) -> list[str]:
