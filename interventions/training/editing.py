@@ -22,7 +22,7 @@ from workbench.progress import Progress, Silent
 from workbench.typing import Bool
 
 Order = Literal["breadth", "depth"]
-EDITING = Schedule(epochs=20, batch_size=8, learning_rate=1e-3)
+EDITING = Schedule(epochs=20, batch_size=2, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)

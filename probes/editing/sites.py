@@ -79,7 +79,7 @@ def edit_sites(  # noqa: PLR0913
     order: Literal["breadth", "depth"] = "breadth",
     epochs: int = 20,
     learning_rate: float = 1e-3,
-    batch_size: int = 8,
+    batch_size: int = 2,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> EditSites:
@@ -100,7 +100,7 @@ def edit_sites(  # noqa: PLR0913
         order: breadth (epochs over mini-batches) or depth (fact by fact).
         epochs: Passes over the facts.
         learning_rate: Step size of the optimiser.
-        batch_size: Facts per step.
+        batch_size: Facts per step; a few dozen steps are needed, whatever their size.
         seed: Of the order of the facts, the dealing of the control and the intervals.
 
     Raises:

@@ -30,7 +30,7 @@ def calls_of_edit_sites() -> Calls:
     options = {
         "paraphrases": rows(4, "a"), "locality": rows(4, "b"), "general": rows(4, "c"),
         "neutral": rows(4, "d"), "locality_tokens": 3, "layers": [1],
-        "modules": ["mlp.up_proj"], "order": "depth", "epochs": 1, "learning_rate": 1e-2, "batch_size": 2, "seed": 3,
+        "modules": ["mlp.up_proj"], "order": "depth", "epochs": 1, "learning_rate": 1e-2, "batch_size": 3, "seed": 3,
     }  # fmt: skip
     return Calls([{"subject": pair(), "prompts": rows(), **options}])
 
@@ -43,7 +43,7 @@ def test_the_site_that_cannot_write_is_told_from_the_one_that_can(tmp_path: Path
     both = load_pair(base, tiny_model("llama"), device="cpu", tokenizer=tokenizer(), check=False)
     result = probes.edit_sites(
         both, FACTS, paraphrases=PARAPHRASES, locality=LOCAL, neutral=LOCAL, layers=[0, 2], epochs=60,
-        learning_rate=1e-2,
+        batch_size=8, learning_rate=1e-2,
     )  # fmt: skip
     table = result.table.set_index("layer")
     assert table.loc[2, "reliability"] == 1.0 and table.loc[0, "reliability"] == 0.0
@@ -75,7 +75,7 @@ def test_a_longer_reply_must_stay_whole() -> None:
     both = pair()
     by_tokens = [
         probes.edit_sites(
-            both, FACTS, locality=LOCAL, locality_tokens=tokens, layers=[2], epochs=4, learning_rate=3e-3
+            both, FACTS, locality=LOCAL, locality_tokens=tokens, layers=[2], epochs=4, batch_size=8, learning_rate=3e-3
         ).table["locality"][0]
         for tokens in (1, 6)
     ]
