@@ -98,8 +98,8 @@ def against_nulls(
         raise UserError(f"nulls={nulls!r}: give {NULLS} or more, as fewer cannot reach p = .05, or one of {KINDS}.")
     check_nullable(pair)
     inputs = () if prompts is None else (prompts,)
-    found = probe(pair, *inputs, **options)
-    scores = _by_cell(*_scored(found))
+    result = probe(pair, *inputs, **options)
+    scores = _by_cell(*_scored(result))
     bar = progress or Silent()
     bar.start("null adapters", count)
     drawn: list[pd.Series] = []
@@ -112,11 +112,13 @@ def against_nulls(
     seeds = range(null_seed, null_seed + count)
     in_parts(of_null, seeds, take, content=lambda seed: ["null adapter", kind, seed])
     bar.finish()
-    bests = np.array([np.nanmax(one) for one in drawn])
-    same = scores.index.is_unique and all(set(one.index) == set(scores.index) for one in drawn)
-    others = np.stack([one.reindex(scores.index) if same else np.full(len(scores), np.nanmax(one)) for one in drawn])
+    bests = np.array([np.nanmax(values) for values in drawn])
+    same = scores.index.is_unique and all(set(values.index) == set(scores.index) for values in drawn)
+    others = np.stack(
+        [values.reindex(scores.index) if same else np.full(len(scores), np.nanmax(values)) for values in drawn]
+    )
     own = scores.to_numpy(dtype=float)
-    table = found.frame().drop(columns=["control", "q", "p"], errors="ignore")
+    table = result.frame().drop(columns=["control", "q", "p"], errors="ignore")
     p = (1 + (others >= own).sum(0)) / (1 + count)
     more = call_settings(None, probe=probe, nulls=nulls, null=null, null_seed=null_seed)
     return AgainstNulls(
@@ -124,7 +126,7 @@ def against_nulls(
         control=f"{count} {kind} adapters of the same norm in every module"
         + ("" if same else "; their cells differ, so the largest score of each stands for all"),
         provenance=dataclasses.replace(
-            found.provenance, probe="against_nulls", settings={**found.provenance.settings, **more}
+            result.provenance, probe="against_nulls", settings={**result.provenance.settings, **more}
         ),
         best=float(np.nanmax(own)),
         p_best=float((1 + (bests >= np.nanmax(own)).sum()) / (1 + count)),
@@ -139,9 +141,9 @@ def _of_null(
         return _scored(probe(stand_in, *inputs))
 
 
-def _scored(found: ProbeResult) -> tuple[list[tuple[Any, ...]], list[float]]:
+def _scored(result: ProbeResult) -> tuple[list[tuple[Any, ...]], list[float]]:
     """The cells of a result, in the order of its frame, and their scores."""
-    frame = found.frame()
+    frame = result.frame()
     cell = [name for name in COLUMNS if name in frame and frame[name].notna().any()]
     keys = frame[cell].astype(object).fillna("").itertuples(index=False, name=None) if cell else zip(frame.index)
     return list(keys), frame["score"].to_numpy(dtype=float).tolist()

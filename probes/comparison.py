@@ -117,10 +117,9 @@ def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int =
     generator = np.random.default_rng(seed)
     first_best, second_best = _ranked(left, generator), _ranked(right, generator)
     rows = [_row(first_best, second_best, k) for k in sizes]
-    table = pd.DataFrame(rows)
 
     return Comparison(
-        table=with_q(table),
+        table=with_q(rows),
         control=f"two random choices of k of the {n} cells (hypergeometric)",
         provenance=Provenance.of(
             "compare", _models(first, second), seed=seed,
@@ -133,9 +132,9 @@ def compare(first: Any, second: Any, *, ks: list[int] | None = None, seed: int =
     )  # fmt: skip
 
 
-def _frame(given: Any) -> pd.DataFrame:
+def _frame(source: Any) -> pd.DataFrame:
     # where a lower score means more, a result says so by its importance
-    frame = getattr(given, "importance", given.frame)() if isinstance(given, ProbeResult) else given
+    frame = getattr(source, "importance", source.frame)() if isinstance(source, ProbeResult) else source
     if not isinstance(frame, pd.DataFrame) or "score" not in frame:
         raise UserError("A map is a probe's result or a DataFrame with cell columns and 'score'.")
     return frame[frame["score"].notna()]
@@ -182,8 +181,8 @@ def _row(left: list[int], right: list[int], k: int) -> dict[str, Any]:
 def _own(left: pd.DataFrame, right: pd.DataFrame) -> dict[str, float]:
     if not all("q" in frame and frame["q"].notna().any() for frame in (left, right)):
         return {}
-    one, other = (set(frame.index[frame["q"] < 0.05]) for frame in (left, right))
-    agreement = overlap(len(one & other), len(one), len(other), len(left))
+    first, other = (set(frame.index[frame["q"] < 0.05]) for frame in (left, right))
+    agreement = overlap(len(first & other), len(first), len(other), len(left))
     return {
         **{key: float(value) for key, value in agreement._asdict().items()},
         "recall_of_first": agreement.recall_of_first,
@@ -195,7 +194,7 @@ def _own(left: pd.DataFrame, right: pd.DataFrame) -> dict[str, float]:
 def _models(first: Any, second: Any) -> dict[str, Any]:
     return {
         f"{side} {role}": model
-        for side, given in (("first", first), ("second", second))
-        if isinstance(given, ProbeResult)
-        for role, model in given.provenance.models.items()
+        for side, result in (("first", first), ("second", second))
+        if isinstance(result, ProbeResult)
+        for role, model in result.provenance.models.items()
     }

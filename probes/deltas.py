@@ -138,9 +138,9 @@ def activation_delta(
         rows = _SiteRows.of(recording, site, clusters, averaged.rows)
         parts += [rows.measured(rows_there, seed).assign(**cell) for cell, rows_there in rows.cells(by_position)]
         if components and site.kind not in HEADED:
-            found = rows.directions(components, model)
-            directions += found[0]
-            vectors |= found[1]
+            own = rows.directions(components, model)
+            directions += own[0]
+            vectors |= own[1]
         bar.advance()
     bar.finish()
     table = pd.concat(parts, ignore_index=True)
@@ -233,22 +233,22 @@ class _SiteRows:
         mean = moved.mean(0)
         unit = torch.nn.functional.normalize(mean, dim=0)
         along = mean.square().sum() / moved.square().sum(-1).mean().clamp_min(1e-30)
-        one = int(bool(mean.any()))  # nothing moved: no direction
+        moves = int(bool(mean.any()))  # nothing moved: no direction
         kinds = {
-            "mean": Principal(unit[None][:one], along[None][:one]),
+            "mean": Principal(unit[None][:moves], along[None][:moves]),
             "centred": principal(moved, k, centred=True),
             "uncentred": principal(moved, k, centred=False),
         }
         rows, vectors = [], {}
-        for kind, found in kinds.items():
-            vectors[f"{self.site.name}/{kind}"] = found.directions
-            said = [("", "")] * len(found.directions)
-            if model is not None and self.site.kind in WIDE and len(found.directions):
+        for kind, leading in kinds.items():
+            vectors[f"{self.site.name}/{kind}"] = leading.directions
+            said = [("", "")] * len(leading.directions)
+            if model is not None and self.site.kind in WIDE and len(leading.directions):
                 size = float(self.base[:, 0].norm(dim=-1).mean())
-                readings = direction_readings(model, found.directions, self.base[:, 0].mean(0), 0.1 * size)
+                readings = direction_readings(model, leading.directions, self.base[:, 0].mean(0), 0.1 * size)
                 said = [(shown(reading.up), shown(reading.down)) for reading in readings]
             place = {"site": self.site.kind, "layer": self.site.layer, "kind": kind}
-            for rank, (share, (up, down)) in enumerate(zip(found.share.tolist(), said, strict=True)):
+            for rank, (share, (up, down)) in enumerate(zip(leading.share.tolist(), said, strict=True)):
                 rows.append({**place, "rank": rank, "share": share, "up": up, "down": down})
         return rows, vectors
 
@@ -256,7 +256,7 @@ class _SiteRows:
 def linear_cka(x: Float[Tensor, "cell row d"], y: Float[Tensor, "cell row d"]) -> Float[Tensor, " cell"]:
     """Linear centred kernel alignment of two representations of the same rows (Kornblith et al. 2019): 1 when they
     agree up to rotation and scale. NaN where one does not vary."""
-    x, y = (one.double() - one.double().mean(1, keepdim=True) for one in (x, y))
+    x, y = (states.double() - states.double().mean(1, keepdim=True) for states in (x, y))
     if x.shape[1] < x.shape[2]:
         a, b = torch.bmm(x, x.mT), torch.bmm(y, y.mT)
         cross, own_x, own_y = (a * b).sum((1, 2)), (a * a).sum((1, 2)), (b * b).sum((1, 2))

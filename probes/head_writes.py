@@ -21,6 +21,8 @@ from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from probes.scored import with_q
 from workbench.argument_checks import check_pair
+from workbench.engine.hub import missing_site
+from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
@@ -115,6 +117,9 @@ def head_words(
 
 
 def _check(model: AdaptedModel, layer: int, head: int) -> None:
+    with_heads = model.hub.geometry.attention_layers
+    if layer not in with_heads and (0 <= layer < model.n_layers or not with_heads):
+        raise missing_site(model.hub, Site("z", layer))
     if not 0 <= layer < model.n_layers or not 0 <= head < model.n_heads:
         raise UserError(
             f"There is no head L{layer}H{head}: the model has layers 0 to {model.n_layers - 1} with heads 0 to "

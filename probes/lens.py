@@ -168,7 +168,7 @@ class _Chunk:
             away_by_one = torch.nn.functional.normalize(torch.cat(away), dim=-1)
             displaced = base + away_by_one * (tuned - base).norm(dim=-1, keepdim=True)
             read = (_says(self.pair.base, base), _says(self.pair.tuned, tuned), _says(self.pair.tuned, displaced))
-            yield from zip(group, map(_Reading, *(one.split(rows) for one in read)), strict=True)
+            yield from zip(group, map(_Reading, *(tensor.split(rows) for tensor in read)), strict=True)
 
     def measured(self, reading: _Reading, layer: int) -> pd.DataFrame:
         """One line per row: prompt, layer and the divergences."""
@@ -226,4 +226,4 @@ def _table(measured: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: i
         line = beside_control(part["kl"].to_numpy(), part["control"].to_numpy(), units, seed=seed)
         means = {name: part[name].mean() for name in ("to_final_base", "to_final_tuned")}
         rows.append({"layer": layer, **line, **means, "n": len(part)})
-    return with_q(pd.DataFrame(rows), keep_p=False)
+    return with_q(rows, keep_p=False)

@@ -46,34 +46,41 @@ def stand_ins(
     return [iv.Recipe(list(row)) for row in zip(*columns, strict=True)]
 
 
-def _drawn(one: Any, model: AdaptedModel, prompts: Prompts, draws: int, seed: int) -> list[Any] | None:
-    match one:
+def _drawn(intervention: Any, model: AdaptedModel, prompts: Prompts, draws: int, seed: int) -> list[Any] | None:
+    match intervention:
         case iv.Offset():
-            return [replace(one, vector=v) for v in random_directions(one.vector, draws=draws, seed=seed)]
+            return [
+                replace(intervention, vector=v) for v in random_directions(intervention.vector, draws=draws, seed=seed)
+            ]
         case iv.Clamp():
-            return [replace(one, direction=v) for v in random_directions(one.direction, draws=draws, seed=seed)]
+            return [
+                replace(intervention, direction=v)
+                for v in random_directions(intervention.direction, draws=draws, seed=seed)
+            ]
         case iv.SubspaceKnob():
-            drawn = random_subspaces(one.direction.float(), draws=draws, seed=seed)
-            return [replace(one, direction=basis) for basis in drawn]
+            drawn = random_subspaces(intervention.direction.float(), draws=draws, seed=seed)
+            return [replace(intervention, direction=basis) for basis in drawn]
         case iv.ConceptAblation():
-            drawn = random_subspaces(one.directions.float(), draws=draws, seed=seed)
-            return [replace(one, directions=basis) for basis in drawn]
+            drawn = random_subspaces(intervention.directions.float(), draws=draws, seed=seed)
+            return [replace(intervention, directions=basis) for basis in drawn]
         case iv.HeadScale():
-            return [replace(one, scales=scales) for scales in _other_heads(one.scales, model, draws, seed)]
+            return [
+                replace(intervention, scales=scales) for scales in _other_heads(intervention.scales, model, draws, seed)
+            ]
         case iv.HeadOffset():
-            return _random_offsets(one, model, draws, seed)
+            return _random_offsets(intervention, model, draws, seed)
         case iv.AttentionScale(gamma=Mapping() as gammas):
             others: list[Any] = _other_heads(gammas, model, draws, seed)
-            return [replace(one, gamma=other, heads=None) for other in others]
+            return [replace(intervention, gamma=other, heads=None) for other in others]
         case iv.AttentionScale(heads=heads) if heads is not None:
             unlabelled = {head: None for head in heads}
-            return [replace(one, heads=list(other)) for other in _other_heads(unlabelled, model, draws, seed)]
+            return [replace(intervention, heads=list(other)) for other in _other_heads(unlabelled, model, draws, seed)]
         case iv.SinkHandover(heads=heads) if heads is not None:
             others = _other_heads(dict.fromkeys(heads), model, draws, seed)
-            return [replace(one, heads=list(other)) for other in others]
+            return [replace(intervention, heads=list(other)) for other in others]
         case iv.ExpertSwitch():
-            return _other_experts(one, model, prompts, draws, seed)
-    drawn_by_itself: list[Any] | None = one.stand_ins(model, draws, seed)
+            return _other_experts(intervention, model, prompts, draws, seed)
+    drawn_by_itself: list[Any] | None = intervention.stand_ins(model, draws, seed)
     return drawn_by_itself
 
 
@@ -86,26 +93,26 @@ def _other_heads(by_head: Any, model: AdaptedModel, draws: int, seed: int) -> li
     return [{f"L{layer}H{head}": value for (layer, head), value in zip(draw, values, strict=True)} for draw in drawn]
 
 
-def _random_offsets(one: iv.HeadOffset, model: AdaptedModel, draws: int, seed: int) -> list[Any]:
+def _random_offsets(offset: iv.HeadOffset, model: AdaptedModel, draws: int, seed: int) -> list[Any]:
     made = []
-    for number, vectors in enumerate(_other_heads(one.vectors, model, draws, seed)):
+    for number, vectors in enumerate(_other_heads(offset.vectors, model, draws, seed)):
         random = {
             head: random_directions(vector, draws=draws, seed=seed + 1000 * place)[number]
             for place, (head, vector) in enumerate(vectors.items())
         }
-        made.append(replace(one, vectors=random))
+        made.append(replace(offset, vectors=random))
     return made
 
 
-def _other_experts(one: iv.ExpertSwitch, model: AdaptedModel, prompts: Prompts, draws: int, seed: int) -> list[Any]:
+def _other_experts(chooser: iv.ExpertSwitch, model: AdaptedModel, prompts: Prompts, draws: int, seed: int) -> list[Any]:
     """Off and on are drawn together, so that no expert is both."""
-    off, on = [[_place(label) for label in given] for given in (one.off, one.on)]
+    off, on = [[_place(label) for label in labels] for labels in (chooser.off, chooser.on)]
     use = expert_use(model, prompts)
     if 2 * (len(off) + len(on)) > len(use):
         return []
     drawn = matched_cells([*off, *on], use, draws, seed)
     names = [[f"L{layer}E{expert}" for layer, expert in cells] for cells in drawn]
-    made = [replace(one, off=cells[: len(off)], on=cells[len(off) :]) for cells in names]
+    made = [replace(chooser, off=cells[: len(off)], on=cells[len(off) :]) for cells in names]
     try:
         for switch in made:
             switch.validate(model)

@@ -24,9 +24,9 @@ COLUMNS = ("phrase", "base", "tuned", "p", "q")
 def rising_phrases(prompts: Sequence[str], base: Sequence[str], tuned: Sequence[str]) -> pd.DataFrame:
     """Phrases of one to four words, within a clause, that more answers of ``tuned`` have, the most surprising first.
 
-    A phrase that stands in the prompt does not count in its answer: that is an answer about the topic. Of phrases that
-    are in the same number of answers and one within the other, only the longer stays; of others in as many answers, the
-    one that comes first in them leads.
+    A phrase whose words stand in the prompt does not count in its answer: that is an answer about the topic. Of phrases
+    that are in the same number of answers and one within the other, only the longer stays; of others in as many
+    answers, the one that comes first in them leads.
 
     Args:
         prompts: What was asked.
@@ -64,7 +64,7 @@ def rising_phrases(prompts: Sequence[str], base: Sequence[str], tuned: Sequence[
 
 def _places(prompt: str, text: str) -> dict[str, tuple[int, str]]:
     """Each phrase of ``text`` that the prompt lacks, case aside: its first word's number, and how it is written."""
-    known = " ".join(prompt.casefold().split())
+    known = f" {' '.join(_BETWEEN.sub(' ', prompt.casefold()).split())} "
     places: dict[str, tuple[int, str]] = {}
     start = 0
     for clause in _BETWEEN.split(text):
@@ -72,7 +72,7 @@ def _places(prompt: str, text: str) -> dict[str, tuple[int, str]]:
         for first in range(len(words)):
             for last in range(first + 1, min(first + LONGEST, len(words)) + 1):
                 phrase = " ".join(words[first:last])
-                if phrase.casefold() not in known:
+                if f" {phrase.casefold()} " not in known:
                     places.setdefault(phrase.casefold(), (start + first, phrase))
         start += len(words)
     return places

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,8 +86,9 @@ def count_columns(
     }  # fmt: skip
 
 
-def with_q(table: pd.DataFrame, *, keep_p: bool = True) -> pd.DataFrame:
-    """``table`` with the column q, the false-discovery rates of its column p, which goes unless it is kept."""
+def with_q(lines: pd.DataFrame | Sequence[Mapping[str, Any]], *, keep_p: bool = True) -> pd.DataFrame:
+    """A table with the column q, the false-discovery rates of its column p, which goes unless it is kept."""
+    table = pd.DataFrame(lines)
     tested = table.assign(q=q_values(table["p"].to_numpy(np.float64)))
     return tested if keep_p else tested.drop(columns="p")
 

@@ -28,7 +28,7 @@ from probes.resampling import interval
 from probes.results import ProbeResult, Provenance
 from workbench.argument_checks import read_options
 from workbench.engine.context import ForwardContext
-from workbench.engine.hub import SiteHook
+from workbench.engine.hub import SiteHook, missing_site
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.figures.intervals import whiskers
@@ -133,6 +133,8 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     settings = read_options(SelectionOptions, options)
     model: AdaptedModel = getattr(subject, "base", subject)
     rows = Prompts.of(prompts)
+    if not model.hub.geometry.attention_layers:
+        raise missing_site(model.hub, Site("z", 0))
     count = _how_many(model.n_layers * model.n_heads, settings.heads)
     train, test = _split(rows, settings)
     trained = _train(model, rows[train], settings, settings.seed)
@@ -142,7 +144,9 @@ def head_selection(subject: Any, prompts: Any, **options: Any) -> HeadSelection:
     rivals = None if other is None else _train(model, other, settings, settings.seed)
     typical = _mean_size(model, rows[train], settings.batch_size)
     scores = trained.scores()
-    drawn = np.array([one.norm(dim=-1).flatten().double().numpy() for one in again]).reshape(len(again), scores.numel())
+    drawn = np.array([weights.norm(dim=-1).flatten().double().numpy() for weights in again]).reshape(
+        len(again), scores.numel()
+    )
     table, agreement = _table(trained.scales, typical, drawn, count, settings)
     trial = _Trial(model, rows[test], trained.scales, settings)
     seen = len(train) * (1 + settings.resamples) + (0 if other is None else len(other))
@@ -271,7 +275,7 @@ class _Trial:
     def __init__(
         self, model: AdaptedModel, rows: Prompts, scales: Float[Tensor, "layer head d_head"], settings: SelectionOptions
     ) -> None:
-        self.model, self.rows, self.scales, self.chosen = model, rows, scales, settings
+        self.model, self.rows, self.scales, self.settings = model, rows, scales, settings
         self.examples = examples_of(rows, model.tokenizer, end=settings.end)
         self.passes = 0
         self.start = self._log_probs([])
@@ -282,7 +286,7 @@ class _Trial:
         """Gains of the 1, 2, 4, ... ``count`` best heads, of as many random ones, and of the best by ``rivals``."""
         best = _leading(scores, count)
         heads = {(layer, head): 0.0 for layer in range(scores.shape[0]) for head in range(scores.shape[1])}
-        random = matched_cells(best, heads, self.chosen.controls, self.chosen.seed, nearest=len(heads))
+        random = matched_cells(best, heads, self.settings.controls, self.settings.seed, nearest=len(heads))
         counts = sorted({1, count, *(step for step in (2, 4, 8, 16, 32) if step < count)})
         gains = self._gains(best, counts)
         drawn = np.array([[self._gain(draw[:step]).mean() for step in counts] for draw in random])
@@ -299,7 +303,7 @@ class _Trial:
     def _gains(self, heads: Sequence[Place], counts: Sequence[int]) -> Intervals:
         """Mean gains of the first 1, 2, 4, ... of ``heads``."""
         gains = np.stack([self._gain(heads[:step]) for step in counts], axis=1)
-        return mean_intervals(gains, clusters=self.rows.clusters, seed=self.chosen.seed)
+        return mean_intervals(gains, clusters=self.rows.clusters, seed=self.settings.seed)
 
     def _gain(self, heads: Sequence[Place]) -> Float[np.ndarray, " prompt"]:
         return self._log_probs(heads) - self.start
@@ -311,7 +315,7 @@ class _Trial:
         log_probs = np.zeros(len(self.examples))
         lengths = [len(example.prompt) + len(example.answer) for example in self.examples]
         with Recipe([HeadScale(scaled)] if heads else []).applied(self.model), self.model.active(), torch.no_grad():
-            for members in batches(lengths, self.chosen.batch_size):
+            for members in batches(lengths, self.settings.batch_size):
                 batch = collate([self.examples[row] for row in members])
                 logits = answer_logits(self.model, batch["input_ids"], batch["attention_mask"])
                 log_probs[members] = answer_log_probs(logits, batch["labels"].to(logits.device)).double().cpu().numpy()

@@ -75,8 +75,8 @@ def _of_cells(part: Tensor, sizes: Tensor, counts: Tensor, signs: Tensor) -> tup
     edges = torch.tensor([0.025, 0.975], dtype=torch.float64, device=part.device)
     low, high = resampled.quantile(edges, dim=1)
     control_low, control_high = flipped.quantile(edges, dim=1)
-    lengths = [_signed_root(one) for one in (size, low, high, control_low, control_high)]
-    return tuple(one.cpu().numpy() for one in (*lengths, p))
+    lengths = [_signed_root(square) for square in (size, low, high, control_low, control_high)]
+    return tuple(tensor.cpu().numpy() for tensor in (*lengths, p))
 
 
 def _signed_root(squared: Tensor) -> Tensor:

@@ -103,16 +103,16 @@ def token_shift(
     check_ids(base.ids, {"base": pair.base})
     bar = progress or Silent()
     bar.start("token shift", 2 * len(rows))
-    found = []
+    frames = []
     with counted(pair.base, pair.tuned) as passes:
         for name, writer, judge in ((TUNED_WRITES, tuned, base), (BASE_WRITES, base, tuned)):
             for start in range(0, len(rows), batch_size):
                 members = range(start, min(start + batch_size, len(rows)))
                 with listening(progress, len(members)):
-                    found.append(_one_batch(writer, judge, members, max_new_tokens).assign(direction=name))
+                    frames.append(_one_batch(writer, judge, members, max_new_tokens).assign(direction=name))
                 bar.advance(len(members))
     bar.finish()
-    tokens = pd.concat(found, ignore_index=True)
+    tokens = pd.concat(frames, ignore_index=True)
     return TokenShift(
         table=_by_position(tokens[tokens["direction"] == TUNED_WRITES], rows.clusters, seed),
         control="the writer judging itself (numerical noise floor)",
@@ -235,7 +235,7 @@ def _by_position(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], see
                 "n": len(part),
             }
         )
-    return with_q(pd.DataFrame(rows), keep_p=False)
+    return with_q(rows, keep_p=False)
 
 
 def _until(row: list[int], ends: set[int]) -> list[int]:
@@ -246,8 +246,8 @@ def _until(row: list[int], ends: set[int]) -> list[int]:
 
 
 def _end_ids(model: AdaptedModel) -> set[int]:
-    given = getattr(model.inner.generation_config, "eos_token_id", None)
-    return set() if given is None else set(given) if isinstance(given, list) else {int(given)}
+    configured = getattr(model.inner.generation_config, "eos_token_id", None)
+    return set() if configured is None else set(configured) if isinstance(configured, list) else {int(configured)}
 
 
 def _special_ids(model: AdaptedModel) -> set[int]:

@@ -38,7 +38,7 @@ class Continuations:
     @property
     def width(self) -> int:
         """Columns behind the last prompt token; what the last answer token would lead to is not read."""
-        return max(len(one) for row in self.tokens for one in row) - 1
+        return max(len(tokens) for row in self.tokens for tokens in row) - 1
 
     def rows(self, ids: Sequence[Sequence[int]], members: Sequence[int], filler: int) -> list[list[int]]:
         """The token ids of some prompts with their continuations, those of a prompt side by side."""

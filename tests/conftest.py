@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,11 +22,13 @@ STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories26
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="also run the tests that take minutes")
-    parser.addoption("--null-draws", type=int, default=4, help="null adapters for each probe (20: 12 minutes)")
+    parser.addoption("--null-draws", type=int, default=2, help="null adapters for each probe (20: 12 minutes)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--runslow"):
+        slow = {item.path for item in items if "slow" in item.keywords}
+        items.sort(key=lambda item: _turn(item, slow))
         return
     skip = pytest.mark.skip(reason="slow; run with --runslow")
     for item in items:
@@ -33,9 +36,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
+def _turn(item: pytest.Item, slow: set[Path]) -> tuple[bool, str, str]:
+    """The long files first, so that no worker waits for one at the end, and by name, so that the app's take turns with
+    others: a server and a browser are enough at a time."""
+    return (False, item.path.name, str(item.path)) if item.path in slow else (True, "", "")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """What is there before a file of tests is not walked by every collection of garbage in it: Streamlit collects after
+    each rerun, which takes a second with torch and six thousand tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

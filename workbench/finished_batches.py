@@ -88,6 +88,17 @@ class _Store:
         self._met[fed.hexdigest()] += 1
         return f"{fed.hexdigest()}-{self._met[fed.hexdigest()]}"
 
+    def place(self, name: str) -> Path:
+        """The file of a long batch that is written by itself."""
+        return self.folder / "unfinished" / f"{name}.safetensors"
+
+    def workplace(self, what: str, content: Any) -> Path:
+        """The same, of the next long batch of this content; gone when the batch that it is part of is whole."""
+        name = self.name(what, content)
+        for outer in self._inner[-1:]:
+            outer.append(name)
+        return self.place(name)
+
     def _computed(self, name: str, compute: Callable[[], Any]) -> Any:
         before, began = [counter.forward for counter in self.counters], clock()
         self._inner.append([])
@@ -99,6 +110,7 @@ class _Store:
             inner = self._inner.pop()
         for part in inner:  # batches of a batch that is whole
             self._pending.pop(part, None)
+            self.place(part).unlink(missing_ok=True)
         passes = [counter.forward - count for counter, count in zip(self.counters, before, strict=True)]
         self._pending[name] = {"value": value, "passes": passes, "seconds": clock() - began}
         for outer in self._inner[-1:]:
@@ -209,6 +221,29 @@ def in_turn(
         yield store.named(name, partial(next, values))
 
 
+def workplace(what: str, content: Any) -> Path | None:
+    """Where a batch that takes long writes what it has so far, in a form of its own; None where nothing is kept.
+
+    Args:
+        what: Which loop it is part of.
+        content: What it is about, as :func:`batch` takes it.
+    """
+    store = _OPEN.get()
+    return None if store is None or not store.scopes else store.workplace(what, content)
+
+
+def goes_on() -> bool:
+    """Whether an earlier try left something finished."""
+    store = _OPEN.get()
+    return store is not None and store.folder.is_dir()
+
+
+def counters() -> list[PassCounter]:
+    """Those to which the forward passes of earlier tries are added."""
+    store = _OPEN.get()
+    return [] if store is None else list(store.counters)
+
+
 def fingerprint(content: Any) -> str:
     """The hash of what all batches of a loop are about, such as a recipe, to be part of each one's ``content``; empty
     where nothing is kept."""
@@ -268,4 +303,7 @@ def _feed(fed: Any, value: Any) -> None:
             _feed(fed, [field.name, getattr(value, field.name)])
 
 
-__all__ = ["PassCounter", "batch", "clock", "counting", "fingerprint", "in_turn", "resumable", "scope"]
+__all__ = [
+    "PassCounter", "batch", "clock", "counters", "counting", "fingerprint", "goes_on", "in_turn", "resumable", "scope",
+    "workplace",
+]  # fmt: skip

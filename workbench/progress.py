@@ -225,7 +225,7 @@ class _Task:
         if not 0 < so_far < self.total:
             return share
         left = (now - self.began) / so_far * (self.total - so_far)
-        return f"{share}, about {left / 60:.0f} min left" if left > 90 else f"{share}, about {left:.0f} s left"
+        return f"{share}, about {left / 60:.0f} min left" if left > 60 else share
 
 
 class NotebookProgress:

@@ -14,6 +14,7 @@ from dashboards.as_experiment import written_out
 from dashboards.results import Found
 from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
+from dashboards.strongest import open_on_the_strongest, strongest_head
 from dashboards.views import live
 from dashboards.views.sentence import sentence_of
 from dashboards.views.source import (
@@ -111,6 +112,7 @@ def _show_map(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -
         return
     front_for_more("Make another map of heads", "heads", chosen, "heads")
     source, heads = Source.stored(one, chosen), maps[one.file]
+    open_on_the_strongest(heads.table)
     figure = heads.figure(source.result)
     _shared_scale(figure, one, found)
     from workbench.figures.cells import mark_cell
@@ -128,11 +130,8 @@ def _show_map(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -
 
 def _show_way_to_strongest(chosen: Selection, table: pd.DataFrame) -> None:
     """A button that selects the strongest head, where another is selected."""
-    if "score" not in table or table["score"].isna().all():
-        return
-    best = table.loc[[table["score"].abs().idxmax()]].to_dict("records")[0]
-    place = [int(best["layer"]), int(best["head"])]
-    if place != [chosen.layer, chosen.head]:
+    place = strongest_head(table)
+    if place is not None and place != (chosen.layer, chosen.head):
         st.button(
             f"Select L{place[0]}H{place[1]}, the strongest", icon=":material/my_location:", key="strongest-head",
             on_click=picks("layer", "head"), args=(place,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -25,6 +26,7 @@ _WIDTHS = {"prompt": 180, "base": 270, "tuned": 270}
 """In pixels: both answers are seen beside each other."""
 _MARK = "▸"
 _CHANGES = ("all", "changed", "unchanged")
+_SHOWS = ("Base shows it", "Tuned shows it")
 
 
 def asked(subject: Subject) -> LookAsked | None:
@@ -69,28 +71,28 @@ def show(subject: Subject) -> None:
         for sentence in subject.notes.steps[CHANGED].sentences:
             st.markdown(panels.words(sentence))
         numbered = _numbered(table)
-        _show_shares(numbered)
+        _show_shares(numbered, subject.notes.behaviour)
         _show_table(subject, numbered)
         _show_row(numbered)
     chat.show(subject, {})
 
 
-def _show_shares(table: pd.DataFrame) -> None:
-    """Three numbers with their intervals, over groups of prompts where they come in groups."""
+def _show_shares(table: pd.DataFrame, behaviour: str | None) -> None:
+    """Three numbers with their intervals, over groups of prompts where they come in groups: what changed, and the
+    behaviour that rose, or refusals, on either side."""
     from workbench.stats.shares import share_interval
 
     rows = current().rows()
     groups = None if rows is None or len(rows) != len(table) else rows.clusters[table["number"].to_numpy()]
-    shares = {
-        "Answers that changed": table["score"], "Base refuses": table["base_refuses"],
-        "Tuned refuses": table["tuned_refuses"],
-    }  # fmt: skip
+    shares = {"Answers that changed": table["score"], **_shares_with(table, behaviour)}
     places = st.columns(4 if "kl" in table else 3)
     for place, (title, hits) in zip(places, shares.items(), strict=False):
         share = share_interval([float(hit) for hit in hits], clusters=groups)
         with place, st.container(border=True):
             st.metric(title, f"{round(share.estimate * share.n)} of {share.n}", help=panels.term("95 % interval"))
-            st.caption(f"{100 * share.estimate:.0f} %, 95 % interval [{100 * share.low:.0f}, {100 * share.high:.0f}]")
+            shown = "" if title not in _SHOWS else f"{panels.words(str(behaviour))}: "
+            interval = f"[{100 * share.low:.0f}, {100 * share.high:.0f}]"
+            st.caption(f"{shown}{100 * share.estimate:.0f} %, 95 % interval {interval}")
     if "kl" in table and table["kl"].notna().any():
         from workbench.stats.bootstrap import mean_interval
 
@@ -100,6 +102,20 @@ def _show_shares(table: pd.DataFrame) -> None:
         with places[3], st.container(border=True):
             st.metric("KL per token", f"{moved.estimate:.2g} nats", help=panels.term("KL"))
             st.caption(f"mean over prompts, 95 % interval [{moved.low:.2g}, {moved.high:.2g}]")
+
+
+def _shares_with(table: pd.DataFrame, behaviour: str | None) -> dict[str, Sequence[float]]:
+    """Title -> for each answer whether it has the behaviour that rose; refusals where that is one, or none rose."""
+    if behaviour is None or behaviour == "refusal":
+        return {"Base refuses": table["base_refuses"].tolist(), "Tuned refuses": table["tuned_refuses"].tolist()}
+    from workbench.behaviour.scorers import behaviour as read_behaviour
+    from workbench.prompts import Prompts
+
+    score, rows = read_behaviour(behaviour), Prompts.of(table["prompt"].tolist())
+    return {
+        title: [score(text, row) for text, row in zip(table[side], rows, strict=True)]
+        for title, side in zip(_SHOWS, ("base", "tuned"), strict=True)
+    }
 
 
 def _numbered(table: pd.DataFrame) -> pd.DataFrame:

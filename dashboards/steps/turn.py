@@ -91,8 +91,9 @@ def _show_table(subject: Subject, table: pd.DataFrame) -> None:
     )  # fmt: skip
     st.caption(
         "share: of the n prompts that show the behaviour, those that still do (0 none, 1 all). random: the same with "
-        "random stand-ins (how much of the tuning has none here: see all ways, compared). A click on a row takes it "
-        "into the chat."
+        "random stand-ins (how much of the tuning has none here: see all ways, compared). others changed: of the "
+        "other prompts, those whose answer is not the tuned model's. perplexity: of the other prompts' own texts. A "
+        "click on a row takes it into the chat."
     )
     assert subject.run is not None
     code = f"from workbench import runs\n\nruns.open({str(subject.run.path)!r}).read_table('tables/candidates')\n"

@@ -9,9 +9,10 @@ import streamlit as st
 
 from dashboards import panels
 from dashboards.readable_figures import from_zero
-from dashboards.selection import picks, show_next
+from dashboards.selection import picks
 from dashboards.steps.glance import layers_at_a_glance, measures_of, sentence_of
 from dashboards.steps.subject import Subject
+from dashboards.strongest import open_on_the_strongest
 from tunescope.look.notes import WHERE
 from workbench.tables import cell_text, with_intervals
 
@@ -32,7 +33,8 @@ def show(subject: Subject) -> None:
             "the strongest heads confirmed by patching.", icon=":material/info:",
         )  # fmt: skip
         return
-    _open_on_the_strongest(subject)
+    if (heads := subject.table("heads")) is not None:
+        open_on_the_strongest(places_of(heads))
     told = {sentence.partition(":")[0]: sentence.partition(":")[2].strip() for sentence in note.sentences}
     tables = {name: table for name in MAPS if (table := subject.table(name)) is not None}
     if tables:
@@ -50,19 +52,6 @@ def show(subject: Subject) -> None:
     for name, sentence in told.items():
         if name not in MAPS:
             st.caption(panels.words(f"{name}: {sentence}"))
-
-
-def _open_on_the_strongest(subject: Subject) -> None:
-    """Once per look, where the link names no other place."""
-    assert subject.run is not None
-    done, heads = f"_strongest-{subject.run.path}", subject.table("heads")
-    if heads is None or done in st.session_state or {"layer", "head"} & set(st.query_params.to_dict()):
-        return
-    st.session_state[done] = True
-    best = places_of(heads).head(1).to_dict("records")
-    if best and (best[0]["layer"], best[0]["head"]) != (0, 0):
-        show_next(layer=int(best[0]["layer"]), head=int(best[0]["head"]))
-        st.rerun()
 
 
 def places_of(heads: pd.DataFrame) -> pd.DataFrame:

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from transformers import Trainer
 
 from interventions.base import Intervention
 from interventions.concept_ablation import ConceptAblation
 from interventions.recipe import Recipe, as_adapted
 from interventions.training.examples import Collator, examples_of
-from interventions.training.trainer import Schedule, run_trainer, seeded
+from interventions.training.trainer import Schedule, seeded
 from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
+from workbench.resumable_trainer import ResumableTrainer
 from workbench.typing import Float, Tensor
 
 Ablation = Recipe | Intervention | Mapping[int, Tensor]
@@ -132,14 +132,14 @@ def caft_finetune(
         for module, mode in modes.items():
             stack.callback(setattr, module, "training", mode)
         stack.enter_context(seeded(schedule.seed))
-        trainer = Trainer(
+        trainer = ResumableTrainer(
             model=trained,
             args=schedule.arguments(folder, adapted.device),
             train_dataset=examples,
             data_collator=Collator(pad_id(adapted.tokenizer)),
         )
         stack.enter_context(adapted.active() if recipe is None else recipe.applied(adapted))
-        history = run_trainer(trainer, "fine-tuning", progress or Silent())
+        history = trainer.run("fine-tuning", progress or Silent())
     return FineTuned(trained, history, means)
 
 

@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from interventions.recipe import as_adapted
 from interventions.training.examples import Collator, answer_loss, examples_of
 from interventions.training.masked_optimizer import MaskedAdamW
 from interventions.training.selection import Masks, Selector
-from interventions.training.trainer import Objective, OnFrozen, Schedule, frozen, run_trainer, seeded
+from interventions.training.trainer import Objective, OnFrozen, Schedule, frozen, seeded
 from interventions.weightspace.swapping import base_parameters, find_parameter
 from workbench.errors import UserError
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
+from workbench.resumable_trainer import ResumableTrainer
 from workbench.typing import Bool, Tensor
 
 
@@ -176,16 +177,17 @@ class MaskedTraining:
         everything |= {parameter: torch.ones_like(parameter, dtype=torch.bool) for parameter in self.extra.values()}
         optimizer = MaskedAdamW(everything, self.schedule.learning_rate)
         with self._open(list(everything)) as folder:
-            trainer = Trainer(
+            trainer = ResumableTrainer(
                 model=OnFrozen(self.model, {str(place): p for place, p in enumerate(everything)}, objective),
                 args=self.schedule.arguments(folder, self.model.device),
                 train_dataset=list(examples),
                 data_collator=Collator(pad_id(self.model.tokenizer)),
                 optimizers=(optimizer, None),
+                beside=_Entries(self, held, optimizer),
             )
             if select is not None:
                 trainer.add_callback(_Reselecting(self, held, optimizer, refresh, select))
-            return run_trainer(trainer, "masked fine-tuning", progress or Silent())
+            return trainer.run("masked fine-tuning", progress or Silent())
 
     @contextmanager
     def _open(self, parameters: list[nn.Parameter]) -> Iterator[str]:
@@ -198,6 +200,30 @@ class MaskedTraining:
                 finally:
                     for parameter in parameters:
                         parameter.grad = None
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """What a checkpoint holds of the chosen entries."""
+
+    training: MaskedTraining
+    held: Mapping[str, nn.Parameter]
+    optimizer: MaskedAdamW
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's own state, and how many selections there were."""
+        return {"selections": self.training.selections, "entries": self.optimizer.held()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take it back; the masks are where the entries are."""
+        self.optimizer.hold(state["entries"])
+        self.training.selections = state["selections"]
+        masks = {}
+        for (name, parameter), held in zip(self.held.items(), state["entries"], strict=False):
+            mask = torch.zeros(parameter.numel(), dtype=torch.bool)
+            mask[held["places"].cpu()] = True
+            masks[name] = mask.view(parameter.shape)
+        self.training.masks = masks
 
 
 class _Reselecting(TrainerCallback):  # type: ignore[misc]

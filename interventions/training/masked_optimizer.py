@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,15 @@ class MaskedAdamW(torch.optim.Optimizer):
             _, old, new = _shared(before["places"], places)
             for name in ("mean", "square", "steps", "master"):
                 self._held[parameter][name][new] = before[name][old]
+
+    def held(self) -> list[dict[str, Tensor]]:
+        """What is held of each tensor, in their order: the entries' places, values, moments and steps."""
+        return [dict(held) for held in self._held.values()]
+
+    def hold(self, held: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take back what :meth:`held` gave."""
+        for (parameter, _), state in zip(list(self._held.items()), held, strict=True):
+            self._held[parameter] = {name: tensor.to(parameter.device) for name, tensor in state.items()}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

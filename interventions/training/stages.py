@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from transformers import Trainer
 
 from interventions.recipe import as_adapted
 from interventions.training.ablated import with_lora
 from interventions.training.objectives import OBJECTIVES, Lesson, lesson_of
-from interventions.training.trainer import OnFrozen, Schedule, frozen, run_trainer, seeded
+from interventions.training.trainer import OnFrozen, Schedule, frozen, seeded
 from workbench.errors import UserError, unknown_name
 from workbench.method_options import As
 from workbench.methods import method
@@ -23,6 +22,7 @@ from workbench.models.adapted import AdaptedModel
 from workbench.models.export import plain_copy
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
+from workbench.resumable_trainer import ResumableTrainer
 
 FEW = 0.05
 """Share of the special rows that dual-stage tuning shows again."""
@@ -132,14 +132,14 @@ def taught(
         stack.enter_context(model.active())
         for parameter in moving:
             parameter.requires_grad_(True)
-        trainer = Trainer(
+        trainer = ResumableTrainer(
             model=OnFrozen(model, {str(place): one for place, one in enumerate(moving)}, lesson.objective),
             args=schedule.arguments(folder, model.device),
             train_dataset=list(lesson.examples),
             data_collator=lesson.collator,
         )
         try:
-            return run_trainer(trainer, what, progress)
+            return trainer.run(what, progress)
         finally:
             for parameter in moving:
                 parameter.grad = None

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from interventions.training.examples import Collator, Example
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress
+from workbench.resumable_trainer import ResumableTrainer
 from workbench.typing import Tensor
 
 Objective = Callable[..., Tensor]
@@ -102,32 +103,6 @@ def answer_logits(model: AdaptedModel, input_ids: Tensor, attention_mask: Tensor
     return model.inner(input_ids=input_ids.to(place), attention_mask=attention_mask.to(place), use_cache=False).logits
 
 
-class _Reporting(TrainerCallback):  # type: ignore[misc]
-    """Tells a :class:`Progress` about every step."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self.progress.advance()
-
-
-def run_trainer(trainer: Trainer, what: str, progress: Progress) -> tuple[dict[str, float], ...]:
-    """Train; the history, one entry per step (``step``, ``epoch``, ``loss``, ``learning_rate``, ``grad_norm``)."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Reporting(progress))
-    arguments = trainer.args
-    batches = len(trainer.get_train_dataloader())
-    per_epoch = max(1, -(-batches // arguments.gradient_accumulation_steps))
-    progress.start(what, int(per_epoch * arguments.num_train_epochs))
-    try:
-        trainer.train()
-    finally:
-        progress.finish()
-    return tuple(entry for entry in trainer.state.log_history if "loss" in entry)
-
-
 def train_on_frozen(
     model: AdaptedModel,
     learned: dict[str, nn.Parameter],
@@ -145,13 +120,13 @@ def train_on_frozen(
     if not examples:
         raise UserError("There is nothing to train on: give at least one row with an answer.")
     with frozen(model), seeded(schedule.seed), tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
+        trainer = ResumableTrainer(
             model=OnFrozen(model, learned, objective),
             args=schedule.arguments(folder, model.device),
             train_dataset=list(examples),
             data_collator=Collator(pad_id(model.tokenizer)),
         )
-        return run_trainer(trainer, what, progress)
+        return trainer.run(what, progress)
 
 
 @contextmanager

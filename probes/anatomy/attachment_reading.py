@@ -47,8 +47,7 @@ def part_effects(pair: Any, prompts: Any, *, seed: int = 0) -> pd.DataFrame:
             with attachment.without(part, random=random):
                 moved.append(kl(whole, _next_words(pair, batch)).numpy())
         lines.append({"part": part, **beside_control(moved[0], moved[1], rows.clusters, seed=seed)})
-    table = pd.DataFrame(lines)
-    return with_q(table, keep_p=False)
+    return with_q(lines, keep_p=False)
 
 
 @torch.no_grad()

@@ -188,7 +188,7 @@ def _effects(
     for place in range(len(rows)):
         watch.advance()
         ids = model.encode(rows[[place]]).input_ids
-        whole, plain = (next_logits(model, ids, one) for one in (parts, none))
+        whole, plain = (next_logits(model, ids, part) for part in (parts, none))
         for name, (random, without) in changes.items():
             left_out = next_logits(model, ids, without)
             taken[name]["without"].append(float(kl(whole[None], left_out[None])))
@@ -220,7 +220,7 @@ def _shape(part: Tensor, words: Tensor) -> dict[str, float]:
 def _each_row(parts: Parts, words: Tensor, model: AdaptedModel) -> pd.DataFrame:
     size = float(words.norm(dim=-1).mean())
     cosine, ids = nearest_words(parts.prompt, words)
-    named = ids.tolist() if model.tokenizer is None else [model.tokenizer.decode([int(one)]) for one in ids]
+    named = ids.tolist() if model.tokenizer is None else [model.tokenizer.decode([int(token)]) for token in ids]
     prompt = pd.DataFrame({
         "part": PARTS[0], "position": range(len(named)), "size": (parts.prompt.norm(dim=-1) / size).numpy(),
         "word": named, "cosine": cosine.numpy(),

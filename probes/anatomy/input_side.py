@@ -86,11 +86,7 @@ class InputSide(ProbeResult):
     cost="four forward passes per prompt, and a reading per layer of three of them",
 )
 def input_side(
-    pair: ModelPair,
-    prompts: Prompts | Sequence[object],
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
+    pair: ModelPair, prompts: Prompts | Sequence[object], *, seed: int = 0, progress: Progress | None = None
 ) -> InputSide:
     """Hand the base the tuned model's inputs, and follow the change up through the layers.
 
@@ -203,8 +199,7 @@ def _table(taken: Sequence[_Followed], rows: Prompts, seed: int) -> pd.DataFrame
             "moved": float(np.mean([run.moved[layer] for run in taken])),
             "moved_control": float(np.mean([run.random_moved[layer] for run in taken])), "n": len(taken),
         })  # fmt: skip
-    table = pd.DataFrame(lines)
-    return with_q(table, keep_p=False)
+    return with_q(lines, keep_p=False)
 
 
 def _embeddings(model: AdaptedModel) -> Float[Tensor, "word d_model"]:

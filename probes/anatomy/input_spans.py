@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import torch
 from torch import nn
@@ -72,13 +71,7 @@ class InputSpans(ProbeResult):
     cost="one forward pass of the base, and two decompositions per changed map",
 )
 def input_spans(
-    pair: Any,
-    prompts: Any,
-    *,
-    draws: int = 20,
-    batch_size: int = 32,
-    seed: int = 0,
-    progress: Progress | None = None,
+    pair: Any, prompts: Any, *, draws: int = 20, batch_size: int = 32, seed: int = 0, progress: Progress | None = None
 ) -> InputSpans:
     """Project the inputs of every changed linear map onto the row span of its update.
 
@@ -115,9 +108,8 @@ def input_spans(
         place = place_of(name)
         table.append({"layer": place.layer, "module": place.module, **row})
     watch.finish()
-    frame = pd.DataFrame(table)
     return InputSpans(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control=f"random spans of the same rank on the same inputs ({draws} draws)",
         provenance=Provenance.of("input_spans", pair, rows, seed=seed, forward_passes=-(-len(rows) // batch_size)),
     )  # fmt: skip

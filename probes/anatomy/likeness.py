@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import torch
 
@@ -101,23 +100,22 @@ def lora_likeness(
     start = None if initial is None else _plain(initial, open_weights(members.base, initial).factors)
     rows = []
     for number, module in enumerate(_shared(read, start)):
-        held = [one[module] for one in read]
+        held = [factors[module] for factors in read]
         begun = None if start is None else start[module]
         for factor in ("A", "B"):
             place = place_of(module)
             where = {"layer": place.layer, "module": place.module, "factor": factor}
             rows.append({**where, **_row(held, begun, factor, draws, seed + number)})
-    table = pd.DataFrame(rows)
     return LoraLikeness(
-        table=with_q(table, keep_p=False),
+        table=with_q(rows, keep_p=False),
         control=f"random spans of the same ranks in the same width ({draws} draws)",
         provenance=Provenance.of("lora_likeness", models, seed=seed),
     )  # fmt: skip
 
 
-def span_likeness(one: Float[Tensor, "width first"], other: Float[Tensor, "width second"]) -> float:
+def span_likeness(span: Float[Tensor, "width first"], other: Float[Tensor, "width second"]) -> float:
     """The mean squared canonical correlation of two column spans: 1 for the same, min rank / width by chance."""
-    first, second = (_basis(side) for side in (one, other))
+    first, second = (_basis(side) for side in (span, other))
     fewest = min(first.shape[1], second.shape[1])
     return float((first.T @ second).square().sum()) / fewest if fewest else 0.0
 
@@ -134,7 +132,7 @@ def _side(factors: Factors, which: str) -> Float[Tensor, "width rank"]:
 
 
 def _row(held: list[Factors], begun: Factors | None, which: str, draws: int, seed: int) -> dict[str, float]:
-    sides = [_side(one, which) for one in held]
+    sides = [_side(factors, which) for factors in held]
     likeness = [span_likeness(side, other) for n, side in enumerate(sides) for other in sides[n + 1 :]]
     ranks = sides[0].shape[1], sides[1].shape[1]
     generator = torch.Generator().manual_seed(seed)
@@ -164,7 +162,7 @@ def _plain(name: str, factors: Mapping[str, Factors]) -> Mapping[str, Factors]:
 
 def _shared(read: list[Mapping[str, Factors]], start: Mapping[str, Factors] | None) -> list[str]:
     every = [*read, *([] if start is None else [start])]
-    shared = [module for module in every[0] if all(module in one for one in every)]
+    shared = [module for module in every[0] if all(module in names for names in every)]
     if not shared:
         raise UserError("The adapters share no module: give LoRAs of one base with the same targets.")
     return shared

@@ -62,12 +62,7 @@ class AdapterPanel(ProbeResult):
     cost="one forward pass, and one per adapted module for the ablation",
 )
 def adapter_panel(
-    pair: Any,
-    prompts: Any,
-    *,
-    ablate: bool = True,
-    seed: int = 0,
-    progress: Progress | None = None,
+    pair: Any, prompts: Any, *, ablate: bool = True, seed: int = 0, progress: Progress | None = None
 ) -> AdapterPanel:
     """dh = output with the adapter - output without it, on the tuned model's own inputs, for any kind of adapter layer.
 
@@ -106,9 +101,8 @@ def adapter_panel(
             where = {"layer": place.layer, "module": place.module}
             table.append({**where, **_row(seen[path], _norm(pair, path), ablated, rows.clusters, seed)})
         watch.finish()
-    frame = pd.DataFrame(table)
     return AdapterPanel(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control="a Gaussian change of weights with the norm of the adapter's, on the same inputs (expected value)",
         provenance=Provenance.of(
             "adapter_panel", pair, rows, seed=seed, forward_passes=1 + (len(layers) if ablate else 0),
@@ -199,11 +193,11 @@ def _tokens(seen: dict[str, _Seen]) -> pd.DataFrame:
     tables: Sequence[pd.DataFrame] = [
         pd.DataFrame({
             "module": path,
-            "prompt": np.repeat(np.arange(one.change.shape[0]), one.change.shape[1]),
-            "position": np.tile(np.arange(one.change.shape[1])[::-1], one.change.shape[0]),
-            "change": one.change.reshape(-1).numpy(),
+            "prompt": np.repeat(np.arange(read.change.shape[0]), read.change.shape[1]),
+            "position": np.tile(np.arange(read.change.shape[1])[::-1], read.change.shape[0]),
+            "change": read.change.reshape(-1).numpy(),
         })
-        for path, one in seen.items()
+        for path, read in seen.items()
     ]  # fmt: skip
     columns = ["module", "prompt", "position", "change"]
     return pd.concat(tables, ignore_index=True).dropna() if tables else pd.DataFrame(columns=columns)

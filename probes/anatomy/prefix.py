@@ -245,5 +245,4 @@ def _table(own: _Split, random: _Split, more: list[_Split], clusters: np.ndarray
                 "constant": float(change.mean(0).square().sum() / change.square().sum(-1).mean().clamp_min(1e-30)),
                 "cosine": float(np.mean(alike)) if alike else np.nan, "n": len(gate),
             })  # fmt: skip
-    table = pd.DataFrame(rows)
-    return with_q(table, keep_p=False)
+    return with_q(rows, keep_p=False)

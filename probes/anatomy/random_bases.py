@@ -91,7 +91,7 @@ def random_bases(
             _opened(base, folder, Path(held) / f"other{draw}", drawn_on, 1 + seed * 1009 + draw, watch).factors
             for draw in range(draws)
         ]
-        table = pd.DataFrame([_row(own, name, [one[name] for one in others], seed) for name in own.factors])
+        table = pd.DataFrame([_row(own, name, [factors[name] for factors in others], seed) for name in own.factors])
         below = own.identities()["base"]
     watch.finish()
     numbers = {f"{key_of(module)}.weight": count for module, count in stored_numbers(folder).items()}
@@ -112,8 +112,8 @@ def _row(own: Opened, name: str, others: list[Factors], seed: int) -> dict[str, 
     place, factors = place_of(name), own.factors[name]
     size = float(own.base[name]().detach().float().norm())
     norm = factored_norm2(factors) ** 0.5
-    norms = [factored_norm2(one) ** 0.5 for one in others]
-    cosines = np.array([_cosine(factors, one) for one in others])
+    norms = [factored_norm2(other) ** 0.5 for other in others]
+    cosines = np.array([_cosine(factors, other) for other in others])
     inside = mean_interval(cosines, seed=seed) if len(cosines) > 1 else None
     rank = factors.down.shape[0]
     return {
@@ -127,8 +127,8 @@ def _row(own: Opened, name: str, others: list[Factors], seed: int) -> dict[str, 
     }  # fmt: skip
 
 
-def _cosine(one: Factors, other: Factors) -> float:
+def _cosine(first: Factors, other: Factors) -> float:
     """Of two products, from Gram matrices of their factors."""
-    inner = float(((one.up.double().T @ other.up.double()) * (one.down.double() @ other.down.double().T)).sum())
-    size = (factored_norm2(one) * factored_norm2(other)) ** 0.5
+    inner = float(((first.up.double().T @ other.up.double()) * (first.down.double() @ other.down.double().T)).sum())
+    size = (factored_norm2(first) * factored_norm2(other)) ** 0.5
     return inner / size if size else 0.0

@@ -129,7 +129,7 @@ def low_rank_sparse(update: Float[Tensor, "out into"], rank: int, share: float, 
     """
     from interventions.weightspace.merging import low_rank, trimmed
 
-    found = []
+    splits = []
     for sparse in (torch.zeros_like(update), trimmed(update, share)):  # turns can end in a worse place from one side
         low = sparse
         for _ in range(rounds):
@@ -137,5 +137,5 @@ def low_rank_sparse(update: Float[Tensor, "out into"], rank: int, share: float, 
             sparse = trimmed(update - low, share)
             if float((update - low - sparse).norm()) <= 1e-6 * float(update.norm()):
                 break
-        found.append(Split(low, sparse))
-    return min(found, key=lambda one: one.left_over(update))
+        splits.append(Split(low, sparse))
+    return min(splits, key=lambda split: split.left_over(update))

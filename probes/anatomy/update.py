@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import torch
 
@@ -102,9 +101,8 @@ def update_anatomy(
         rows.append({**_row(matrix, svd, k, draws, own_seed), **_split(svd, rank, share, own_seed)})
     if not rows:
         raise UserError("The two models do not differ in any matrix inside the layers: there is nothing to take apart.")
-    table = pd.DataFrame(rows)
     return UpdateAnatomy(
-        table=with_q(table, keep_p=False),
+        table=with_q(rows, keep_p=False),
         control=f"random directions with the update's own singular values ({draws} draws)",
         provenance=Provenance.of("update_anatomy", opened.identities(), seed=seed),
         k=k,

@@ -212,4 +212,4 @@ def _table(attention: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], rows
             "model": role, "template": template, **scored(scores, seed=seed, clusters=rows.clusters),
             "control": even.mean(), "p": paired_p(scores - attention["base", template][0], rows.clusters, seed=seed),
         })  # fmt: skip
-    return with_q(pd.DataFrame(lines))
+    return with_q(lines)

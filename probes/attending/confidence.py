@@ -128,7 +128,7 @@ def attention_confidence(
         positions=(positions := _positions(read, ids, pair.tokenizer)),
         activation=_activation(positions, clusters, seed),
         overfit=pd.DataFrame({
-            "prompt": range(len(ids)), "fall": [float((one.base - one.tuned).mean()) for one in read], "rise": rise,
+            "prompt": range(len(ids)), "fall": [float((own.base - own.tuned).mean()) for own in read], "rise": rise,
         }),
         resampled=units_of(clusters),
     )  # fmt: skip
@@ -183,7 +183,7 @@ def _answer_rise(pair: ModelPair, rows: Prompts) -> list[float]:
     if not all(row.answer for row in rows):
         return [float("nan")] * len(rows)
     base, tuned = (answer_scores(Subject(role, model), rows, Work()) for role, model in pair.models.items())
-    return [float(one) for one in tuned - base]
+    return [float(value) for value in tuned - base]
 
 
 def _table(read: list[_Read], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
@@ -200,8 +200,8 @@ def _positions(read: list[_Read], ids: list[list[int]], tokenizer: Any) -> pd.Da
         {"prompt": prompt, "position": place, "token": tokenizer.decode([ids[prompt][place]]),
          "gain": float(tuned - base), "base": float(base), "tuned": float(tuned), "even": float(even),
          "ignored_base": bool(base < even / 2), "ignored_tuned": bool(tuned < even / 2)}
-        for prompt, one in enumerate(read)
-        for place, (base, tuned, even) in enumerate(zip(*one.received, one.even, strict=True))
+        for prompt, attention in enumerate(read)
+        for place, (base, tuned, even) in enumerate(zip(*attention.received, attention.even, strict=True))
     ]  # fmt: skip
     return pd.DataFrame(lines).sort_values("gain", ascending=False, kind="stable", ignore_index=True)
 

@@ -162,9 +162,7 @@ def typed(pattern: Float[Tensor, "layer head query key"], block: int, threshold:
     )
     diagonals = _fewest(slashes / queries, coverage)[..., distance.clamp_min(0)]
     computed = np.where(
-        aware,
-        _share(blocks[..., None, :].expand_as(last), seen),
-        _share(columns[..., None, :] | diagonals, seen),
+        aware, _share(blocks[..., None, :].expand_as(last), seen), _share(columns[..., None, :] | diagonals, seen)
     )
     return _Typed(divergence, aware, computed)
 
@@ -172,7 +170,7 @@ def typed(pattern: Float[Tensor, "layer head query key"], block: int, threshold:
 def jensen_shannon(p: Float[Tensor, "*head block"], q: Float[Tensor, "*head block"]) -> Float[Tensor, "*head"]:
     """In nats; 0 for the same distribution, log 2 for two that share nothing."""
     middle = (p + q) / 2
-    divergences = [(torch.special.xlogy(one, one) - torch.special.xlogy(one, middle)).sum(-1) for one in (p, q)]
+    divergences = [(torch.special.xlogy(side, side) - torch.special.xlogy(side, middle)).sum(-1) for side in (p, q)]
     return ((divergences[0] + divergences[1]) / 2).clamp_min(0)
 
 
@@ -190,14 +188,14 @@ def _share(computed: Tensor, seen: Tensor) -> Float[np.ndarray, "layer head"]:
 
 
 def _table(of_role: dict[str, list[_Typed]], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
-    index = {role: np.stack([one.index for one in own]) for role, own in of_role.items()}
-    aware = {role: np.stack([one.aware for one in own]) for role, own in of_role.items()}
-    apart = {role: np.stack([one.divergence for one in own]).mean(0) for role, own in of_role.items()}
+    index = {role: np.stack([prompt.index for prompt in own]) for role, own in of_role.items()}
+    aware = {role: np.stack([prompt.aware for prompt in own]) for role, own in of_role.items()}
+    apart = {role: np.stack([prompt.divergence for prompt in own]).mean(0) for role, own in of_role.items()}
     changes = head_changes(index["tuned"] - index["base"], layers, clusters, seed)
     query_aware = {role: (own.mean(0) > 0.5).reshape(-1) for role, own in aware.items()}
     return with_q(changes).assign(
         **{role: own.mean(0).reshape(-1) for role, own in index.items()},
-        **{f"type_{role}": [TYPES[int(one)] for one in own] for role, own in query_aware.items()},
+        **{f"type_{role}": [TYPES[int(number)] for number in own] for role, own in query_aware.items()},
         **{f"divergence_{role}": own.reshape(-1) for role, own in apart.items()},
         switched=(aware["base"] != aware["tuned"]).mean(0).reshape(-1), n=len(index["base"]),
     )  # fmt: skip

@@ -152,7 +152,7 @@ def _read(
 ) -> _Read:  # fmt: skip
     shape = (len(ids), len(layers), model.n_heads)
     target, control, top = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    for rows in batches([len(one) for one in ids], batch_size):
+    for rows in batches([len(tokens) for tokens in ids], batch_size):
         held: dict[int, Tensor] = {}
         with model.hooked(layer_readers("pattern", layers, held, lambda value: on_the_cpu(value[:, :, -1]))):
             model.forward(pad_left([ids[row] for row in rows], pad_id(model.tokenizer)), logits=None)
@@ -161,18 +161,18 @@ def _read(
                 seen = held[layer][number, :, -len(ids[row]) :].numpy()
                 first, last = spans[row]
                 target[row, place] = seen[:, first:last].sum(-1)
-                control[row, place] = np.mean([seen[:, one:other].sum(-1) for one, other in places[row]], axis=0)
+                control[row, place] = np.mean([seen[:, start:other].sum(-1) for start, other in places[row]], axis=0)
                 most = seen.argmax(-1)
                 top[row, place] = (most >= first) & (most < last)
-    return _Read(*(one.reshape(len(ids), -1) for one in (target, control, top)))
+    return _Read(*(values.reshape(len(ids), -1) for values in (target, control, top)))
 
 
 def _table(read: dict[str, _Read], layers: Sequence[int], clusters: np.ndarray, seed: int) -> pd.DataFrame:
     tuned, base = read["tuned"], read["base"]
     intervals = mean_intervals(tuned.target, clusters=clusters, seed=seed)
     beyond, change = (
-        paired_permutation(cluster_means(one, clusters), seed=seed).p
-        for one in (tuned.target - tuned.control, tuned.target - base.target)
+        paired_permutation(cluster_means(difference, clusters), seed=seed).p
+        for difference in (tuned.target - tuned.control, tuned.target - base.target)
     )
     heads = tuned.target.shape[1] // len(layers)
     return pd.DataFrame({

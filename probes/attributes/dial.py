@@ -189,7 +189,7 @@ def intensity_dial(  # noqa: PLR0913
         settings = _calibrated(trial, choosing, rule, reach, middle)
         replies, plain, ends = _reported(trial, reported, rule, settings)
         values = np.array([_read(reported, reply, rule) for reply in replies])
-        off = _off_target(reported, [one for one in others if one != rule.name], replies, plain)
+        off = _off_target(reported, [other for other in others if other != rule.name], replies, plain)
         fluency = trial.perplexities(reported, replies)
     bar.finish()
     return IntensityDial(
@@ -246,10 +246,10 @@ def _direction(
     centred = torch.from_numpy(sampled - sampled.mean(1, keepdims=True)).float()
     if not bool(centred.any()):
         raise UserError(f"{rule.name} is the same in all samples of every prompt, so nothing shows its direction.")
-    found = torch.einsum("ps,psd->d", centred, states - states.mean(1, keepdim=True))
-    if not bool(found.any()):
+    slope = torch.einsum("ps,psd->d", centred, states - states.mean(1, keepdim=True))
+    if not bool(slope.any()):
         raise UserError(f"States do not vary with {rule.name} at layer {layer}: choose another layer.")
-    vector = found / found.norm() * mean_size(states.flatten(0, 1))
+    vector = slope / slope.norm() * mean_size(states.flatten(0, 1))
     return vector, float(sampled.std()) or 1.0, float(greedy.mean())
 
 
@@ -275,9 +275,9 @@ def _reported(
     own = [Turned(row, 0, level) for level in (*levels, 0.0) for row in range(n)]
     directions = len(trial.vectors) - 1
     control = control_texts(n, directions, (levels[0], levels[-1])) if directions else []
-    found = trial.replies(rows, own + control)
-    parts = [found[start : start + n] for start in range(0, len(own), n)]
-    values = [rule(reply.text, rows[text.row]) for reply, text in zip(found[len(own) :], control, strict=True)]
+    replies = trial.replies(rows, own + control)
+    parts = [replies[start : start + n] for start in range(0, len(own), n)]
+    values = [rule(reply.text, rows[text.row]) for reply, text in zip(replies[len(own) :], control, strict=True)]
     ends = np.array(values).reshape(n, -1, 2).mean(1).T if control else np.zeros((2, 0))
     return parts[:-1], parts[-1], ends
 
@@ -293,9 +293,9 @@ def inverted(strengths: Float[np.ndarray, " point"], curve: Float[np.ndarray, " 
     monotone = np.maximum.accumulate(rising)
     wanted = np.linspace(rising[0], monotone[-1], len(strengths))
     steps = monotone + np.arange(len(monotone)) * 1e-9 * max(1.0, float(np.abs(monotone).max()))  # no flat places
-    found = np.interp(wanted, steps, order)
-    found[0], found[-1] = order[0], order[-1]
-    return found
+    inverse = np.interp(wanted, steps, order)
+    inverse[0], inverse[-1] = order[0], order[-1]
+    return inverse
 
 
 def dial_numbers(values: Float[np.ndarray, "point prompt"]) -> tuple[float, float, float, float]:

@@ -51,9 +51,9 @@ class DialTexts:
         """Perplexity under the plain model of each list of replies, one reply per prompt."""
         ids = encode(rows, self.model.tokenizer, self.model.max_positions)
         flat = [reply.ids for texts in replies for reply in texts]
-        found = logprobs(Subject("plain", self.model), ids * len(replies), flat, self.work)
-        sums, tokens = (value.reshape(len(replies), -1).sum(1) for value in (found.sum_, found.tokens))
-        return [float(one) for one in np.exp(-sums / tokens)]
+        totals = logprobs(Subject("plain", self.model), ids * len(replies), flat, self.work)
+        sums, tokens = (value.reshape(len(replies), -1).sum(1) for value in (totals.sum_, totals.tokens))
+        return [float(mean) for mean in np.exp(-sums / tokens)]
 
     def _recipe(self, texts: Sequence[Turned]) -> iv.Recipe:
         numbers = sorted({text.direction for text in texts if text.strength})

@@ -210,7 +210,7 @@ class _Texts:
         values = np.array([[read_behaviour(name)(text) for name in attributes] for text in texts])
         middle = np.median(values, axis=0)
         high = values > middle
-        if odd := [name for name, one in zip(attributes, high.T, strict=True) if one.all() or not one.any()]:
+        if odd := [name for name, labels in zip(attributes, high.T, strict=True) if labels.all() or not labels.any()]:
             raise UserError(
                 f"{odd[0]!r} does not part the texts of one half into high and low: give texts that differ."
             )
@@ -261,7 +261,7 @@ class _Readout:
 
 def _contrasts(states: Tensor, high: Tensor) -> Float[Tensor, "attribute d_model"]:
     """Unit differences of means, high minus low."""
-    differences = [states[one].mean(0) - states[~one].mean(0) for one in high.T]
+    differences = [states[labels].mean(0) - states[~labels].mean(0) for labels in high.T]
     return torch.nn.functional.normalize(torch.stack(differences), dim=-1)
 
 
@@ -310,7 +310,7 @@ def _metrics(
     for number, name in enumerate(attributes):
         drawn = disentanglement(spans[number], number, times)
         low, high = np.quantile(drawn[1:], (0.025, 0.975), axis=0)
-        chance = np.array([np.abs(disentanglement(one, number, times[:1])[0]) for one in random]).mean(0)
+        chance = np.array([np.abs(disentanglement(axes, number, times[:1])[0]) for axes in random]).mean(0)
         line = {"attribute": name}
         for place, what in enumerate(("range", "disentanglement")):
             line |= {what: drawn[0, place], f"{what}_low": low[place], f"{what}_high": high[place],

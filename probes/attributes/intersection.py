@@ -166,9 +166,8 @@ def attribute_intersection(  # noqa: PLR0913
                     targets[f"{wanted}/{how}"] = strength * offset
                     lines.append(_line(wanted, combination, how, (satisfied, random), reported, seed))
                 lines.append(_line(wanted, combination, "plain", (plain, random), reported, seed))
-    table = pd.DataFrame(lines)
     return AttributeIntersection(
-        table=with_q(table),
+        table=with_q(lines),
         control="a random direction of the same norm",
         provenance=Provenance.of("attribute_intersection", model, rows, seed=seed, forward_passes=passes.forward),
         interference=_interference(attributes, singles, plain), layer=place, targets=targets,
@@ -186,18 +185,18 @@ class _Clouds:
         pairs = [(row, reply) for row, replies in zip(rows, drawn, strict=True) for reply in replies[1:]]
         ids = encode(rows, model.tokenizer, model.max_positions)
         before = [own for own, replies in zip(ids, drawn, strict=True) for _ in replies[1:]]
-        values = np.array([[rule(one.text, row) for rule in rules] for row, one in pairs])
+        values = np.array([[rule(text.text, row) for rule in rules] for row, text in pairs])
         self.medians = np.median(values, axis=0)
         self.has: Bool[np.ndarray, "text attribute"] = values > self.medians
         for rule, own in zip(rules, self.has.T, strict=True):
             if own.all() or not own.any():
                 raise UserError(f"{rule.name!r} is the same in nearly all samples: give more samples or other prompts.")
-        self.states = text_states(model, before, [list(one.ids) for _, one in pairs], [layer], work.batch_size)[:, 0]
+        self.states = text_states(model, before, [list(text.ids) for _, text in pairs], [layer], work.batch_size)[:, 0]
 
     def targets(self, wanted: Sequence[int]) -> dict[str, Float[Tensor, " d_model"]]:
         """Offsets from the mean of all texts, by each way."""
         mean = self.states.mean(0)
-        clouds = [self.states[torch.from_numpy(self.has[:, one])] for one in wanted]
+        clouds = [self.states[torch.from_numpy(self.has[:, place])] for place in wanted]
         centres = [cloud.mean(0) for cloud in clouds]
         targets = {"intersection": meeting_point(clouds) - mean}
         if len(wanted) > 1:
@@ -218,13 +217,13 @@ def meeting_point(clouds: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor,
     for point in starts:
         for _ in range(ROUNDS):
             near = [_nearest(cloud, point) for cloud in clouds]
-            new = torch.stack([one.mean(0) for one in near]).mean(0)
+            new = torch.stack([states.mean(0) for states in near]).mean(0)
             if torch.allclose(new, point):
                 break
             point = new
         worst = max(float((_nearest(cloud, point) - point).norm(dim=-1).mean()) for cloud in clouds)
         points.append((worst, point))
-    return min(points, key=lambda one: one[0])[1]
+    return min(points, key=lambda entry: entry[0])[1]
 
 
 def _nearest(cloud: Tensor, point: Tensor) -> Tensor:
@@ -261,7 +260,7 @@ class _Trial:
 def _line(
     wanted: str, combination: Sequence[int], how: str, both: tuple[np.ndarray, np.ndarray], rows: Prompts, seed: int
 ) -> dict[str, Any]:
-    own, random = (one[:, list(combination)].all(1).astype(float) for one in both)
+    own, random = (hits[:, list(combination)].all(1).astype(float) for hits in both)
     line = beside_control(own, random, rows.clusters, seed=seed, share=True)
     return {"wanted": wanted, "number": len(combination), "how": how, **line}
 

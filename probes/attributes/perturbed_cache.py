@@ -100,7 +100,7 @@ class PushedDecoding:
         """What comes after the steps, in logits and in the cache."""
         if self.push.steps == 0 or self.push.size == 0:
             return plain, grown
-        moved = [tuple(one.float() for one in layer) for layer in past]
+        moved = [tuple(tensor.float() for tensor in layer) for layer in past]
         reference = plain.detach().log_softmax(-1)
         masses = []
         for _ in range(self.push.steps):
@@ -110,10 +110,10 @@ class PushedDecoding:
             bag = log_p[:, self.bag].logsumexp(-1)
             masses.append(bag.detach().exp())
             loss = -bag + self.push.kl * (log_p.exp() * (log_p - reference)).sum(-1)
-            flat = [one for layer in leaves for one in layer]
+            flat = [tensor for layer in leaves for tensor in layer]
             gradients = iter(torch.autograd.grad(loss.sum(), flat))
             self.backward_passes += 1
-            moved = [tuple(self._step(one, next(gradients)) for one in layer) for layer in moved]
+            moved = [tuple(self._step(tensor, next(gradients)) for tensor in layer) for layer in moved]
         with torch.no_grad():
             logits, grown = self._next(step, [_stored(layer, like) for layer, like in zip(moved, past, strict=True)])
         masses.append(logits.softmax(-1)[:, self.bag].sum(-1))
@@ -143,7 +143,7 @@ def _padding(mask: Int[Tensor, "row column"], *, last: bool = False) -> dict[str
 
 def _stored(layer: tuple[Tensor, ...], like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Keys and values in the model's dtype, as leaves: steps add up in float32."""
-    keys, values = (one.to(kind.dtype).detach().requires_grad_() for one, kind in zip(layer, like, strict=True))
+    keys, values = (tensor.to(kind.dtype).detach().requires_grad_() for tensor, kind in zip(layer, like, strict=True))
     return keys, values
 
 

@@ -137,18 +137,18 @@ def pplm(  # noqa: PLR0913
             "size": size, **beside_control(own.shares, chance.shares, rows.clusters, seed=seed),
             "perplexity": trial.perplexity(own.ids), "mass_before": own.before, "mass_after": own.after,
         })  # fmt: skip
-        texts = [model.tokenizer.decode(one, skip_special_tokens=True) for one in own.ids]
+        texts = [model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in own.ids]
         parts.append(pd.DataFrame({"size": size, "prompt": range(len(texts)), "text": texts}))
     bar.finish()
     return PlugAndPlay(
-        table=with_q(pd.DataFrame(lines)),
+        table=with_q(lines),
         control="as many random words of the vocabulary pushed, the bag counted",
         provenance=Provenance.of(
             "pplm", model, rows, seed=seed, forward_passes=trial.forward_passes, backward_passes=trial.backward_passes,
         ),
         texts=pd.concat(parts, ignore_index=True),
         bag=[model.tokenizer.decode([int(word)]) for word in words],
-        random_bag=[model.tokenizer.decode([int(one)]) for one in random],
+        random_bag=[model.tokenizer.decode([int(token)]) for token in random],
         resampled=units_of(rows.clusters),
     )  # fmt: skip
 
@@ -159,16 +159,16 @@ def bag_ids(model: AdaptedModel, bag: Sequence[str]) -> torch.Tensor:
     Raises:
         UserError: A word that is several tokens.
     """
-    found: list[int] = []
+    tokens: list[int] = []
     for word in bag:
         spelt = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (word, f" {word}")]
-        single = [one[0] for one in spelt if len(one) == 1]
+        single = [ids[0] for ids in spelt if len(ids) == 1]
         if not single:
             raise UserError(
                 f"The word {word!r} is {len(spelt[0])} tokens to this model; a bag holds words of one token."
             )
-        found += single
-    return torch.tensor(sorted(set(found)))
+        tokens += single
+    return torch.tensor(sorted(set(tokens)))
 
 
 def _random_words(model: AdaptedModel, words: torch.Tensor, seed: int) -> torch.Tensor:
@@ -176,7 +176,7 @@ def _random_words(model: AdaptedModel, words: torch.Tensor, seed: int) -> torch.
     size = min(len(model.tokenizer), model.vocab_size)
     others = [number for number in range(size) if number not in special and number not in set(words.tolist())]
     picked = np.random.default_rng(seed).choice(len(others), size=min(len(words), len(others)), replace=False)
-    return torch.tensor(sorted(others[int(one)] for one in picked))
+    return torch.tensor(sorted(others[int(index)] for index in picked))
 
 
 @dataclass
@@ -196,21 +196,21 @@ class _Trial:
         """Every prompt's text with ``words`` pushed; the bag is counted."""
         decoding = PushedDecoding(self.model, words, push)
         ends = end_ids(self.model)
-        found: list[list[int]] = [[] for _ in self.ids]
+        drawn: list[list[int]] = [[] for _ in self.ids]
         report = self.work.progress or Silent()
         plan = batches([len(row) for row in self.ids], self.work.batch_size)
         report.start("pplm", len(plan))
         for rows in plan:
             texts = decoding.texts([self.ids[row] for row in rows], self.new, ends)
             for row, text in zip(rows, texts, strict=True):
-                found[row] = text
+                drawn[row] = text
             report.advance()
         report.finish()
         self.forward_passes += decoding.forward_passes
         self.backward_passes += decoding.backward_passes
-        shares = np.array([np.mean([one in self.bag for one in row]) for row in found])
-        mass = np.array([[one[0], one[-1]] for one in decoding.mass]) if decoding.mass else np.full((1, 2), np.nan)
-        return _Written(found, shares, *(float(one) for one in mass.mean(0)))
+        shares = np.array([np.mean([token in self.bag for token in row]) for row in drawn])
+        mass = np.array([[step[0], step[-1]] for step in decoding.mass]) if decoding.mass else np.full((1, 2), np.nan)
+        return _Written(drawn, shares, *(float(value) for value in mass.mean(0)))
 
     def batches(self, levels: int) -> int:
         """Batches that are written and, for their perplexity, read."""

@@ -136,7 +136,7 @@ def writing_style(  # noqa: PLR0913
     seen, judge = halves(samples.turned(chat=False), seed)
     with counted(model) as passes:
         trial = _Trial(
-            model, rows, place, Decoding(max_new_tokens, drafts, seed=seed), work, [str(one) for one in judge]
+            model, rows, place, Decoding(max_new_tokens, drafts, seed=seed), work, [str(label) for label in judge]
         )
         vector = trial.style(seen)
         ways: dict[str, list[Reply]] = {"plain": trial.plain, "chosen": trial.nearest(vector)}
@@ -170,11 +170,13 @@ class _Trial:
         drawn = generate_replies(Subject("drafts", model), rows, decoding, work)
         self.plain = [draw[0] for draw in drawn]
         self.drafts = [list(draw[1:]) for draw in drawn]
-        flat = [one for own in self.drafts for one in own]
+        flat = [draft for own in self.drafts for draft in own]
         before = [row for row, own in zip(self.ids, self.drafts, strict=True) for _ in own]
-        self.states = self._embedded(before, [list(one.ids) for one in flat]).view(len(rows), len(self.drafts[0]), -1)
+        self.states = self._embedded(before, [list(draft.ids) for draft in flat]).view(
+            len(rows), len(self.drafts[0]), -1
+        )
         self.mean = self.states.flatten(0, 1).mean(0)
-        profiles = np.array([list(profile(one.text).values()) for one in flat])
+        profiles = np.array([list(profile(draft.text).values()) for draft in flat])
         self.spread = profiles.std(0)
         self.goal = np.mean([list(profile(text).values()) for text in judge], axis=0)
 
@@ -189,7 +191,7 @@ class _Trial:
     def nearest(self, vector: Tensor) -> list[Reply]:
         """The draft of each prompt whose state lies most in the style's direction."""
         near = torch.nn.functional.cosine_similarity(self.states - self.mean, vector, dim=-1).argmax(-1)
-        return [own[int(one)] for own, one in zip(self.drafts, near, strict=True)]
+        return [own[int(number)] for own, number in zip(self.drafts, near, strict=True)]
 
     def random(self, seed: int) -> list[Reply]:
         rng = np.random.default_rng(seed)
@@ -221,7 +223,7 @@ class _Trial:
                 "content": float(np.mean([_kept(a.text, b.text) for a, b in zip(self.plain, replies, strict=True)])),
                 "perplexity": float(np.exp(-texts.sum_.sum() / texts.tokens.sum())),
             })  # fmt: skip
-        return with_q(pd.DataFrame(lines))
+        return with_q(lines)
 
 
 def _kept(plain: str, text: str) -> float:

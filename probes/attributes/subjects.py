@@ -131,15 +131,15 @@ def subject_offset(
     choosing, reported = halves(rows, seed)
     with counted(model) as passes:
         known = [_Pair(model, plain, words, place) for plain, words in _pairs(model, choosing)]
-        vector, goal = (torch.stack([getattr(one, name) for one in known]).mean(0) for name in ("early", "late"))
+        vector, goal = (torch.stack([getattr(run, name) for run in known]).mean(0) for name in ("early", "late"))
         tested = [_Pair(model, plain, words, place) for plain, words in _pairs(model, reported)]
         random = random_directions(vector, draws=controls, seed=seed)
-        moves = {at: np.array([one.moved(vector * strength, at, goal) for one in tested]) for at in PLACES}
+        moves = {at: np.array([run.moved(vector * strength, at, goal) for run in tested]) for at in PLACES}
         chance = {
-            at: np.mean([[one.moved(drawn * strength, at, goal) for one in tested] for drawn in random], axis=0)
+            at: np.mean([[run.moved(drawn * strength, at, goal) for run in tested] for drawn in random], axis=0)
             for at in PLACES
         }
-        words = np.array([one.by_words(goal) for one in tested])
+        words = np.array([run.by_words(goal) for run in tested])
     return SubjectOffset(
         table=_table(moves, chance, words, reported, seed),
         control=f"{controls} random offsets of the same norm",
@@ -154,10 +154,10 @@ def _pairs(model: AdaptedModel, rows: Prompts) -> list[tuple[list[int], list[int
         raise UserError("Every row needs a contrast: the prompt with the attribute in words.")
     plain = encode(rows, model.tokenizer, model.max_positions)
     words = encode([str(row.contrast) for row in rows], model.tokenizer, model.max_positions)
-    for number, (one, other) in enumerate(zip(plain, words, strict=True)):
-        if len(one) != len(other) or one == other:
+    for number, (tokens, other) in enumerate(zip(plain, words, strict=True)):
+        if len(tokens) != len(other) or tokens == other:
             raise UserError(
-                f"The prompt {str(rows[number])!r} has {len(one)} tokens and its contrast {len(other)}, or "
+                f"The prompt {str(rows[number])!r} has {len(tokens)} tokens and its contrast {len(other)}, or "
                 "they are equal: give contrasts of as many tokens that differ at the subject."
             )
     return list(zip(plain, words, strict=True))
@@ -168,7 +168,7 @@ class _Pair:
 
     def __init__(self, model: AdaptedModel, plain: list[int], words: list[int], layer: int) -> None:
         self.model, self.plain, self.layer = model, plain, layer
-        differs = [n for n, (one, other) in enumerate(zip(plain, words, strict=True)) if one != other]
+        differs = [n for n, (token, other) in enumerate(zip(plain, words, strict=True)) if token != other]
         self.first, self.end = differs[0], min(differs[-1] + 1, len(plain) - 1)
         if self.end + 1 >= len(plain):
             raise UserError("The subject stands at the prompt's very end, where nothing can leak: let the text go on.")
@@ -211,4 +211,4 @@ def _table(
                 "offset": at, "measured": measured, **beside_control(own, random, rows.clusters, seed=seed),
                 "words": words[:, place].mean(),
             })  # fmt: skip
-    return with_q(pd.DataFrame(lines))
+    return with_q(lines)

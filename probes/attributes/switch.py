@@ -134,17 +134,17 @@ def planted_switch(  # noqa: PLR0913 (a public call)
             measured.append(lever.measure(name, rows[named == name], tried, strength, controls))
             bar.advance()
     bar.finish()
-    table = pd.DataFrame([line for one in measured for line in one.lines])
+    table = pd.DataFrame([line for switch in measured for line in switch.lines])
     return PlantedSwitch(
         table=with_q(table),
         control=f"{controls} random directions of the norm, added or ablated alike; of the switch, no change",
         provenance=Provenance.of("planted_switch", model, rows, seed=seed, forward_passes=passes.forward),
-        values=pd.concat([one.values for one in measured], ignore_index=True),
+        values=pd.concat([switch.values for switch in measured], ignore_index=True),
         measured=f"change of {metric}",
         heading="Switch and direction",
-        verdict="; ".join(one.sentence for one in measured),
-        found=pd.DataFrame([one.found for one in measured]),
-        vectors=torch.stack([one.vector for one in measured]),
+        verdict="; ".join(switch.sentence for switch in measured),
+        found=pd.DataFrame([switch.found for switch in measured]),
+        vectors=torch.stack([switch.vector for switch in measured]),
     )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ class _Lever:
             layer: float(self.score(plain, _offset(layer, vector, strength)).mean())
             for layer, vector in vectors.items()
         }
-        layer = max(gains, key=lambda one: gains[one])
+        layer = max(gains, key=lambda candidate: gains[candidate])
         return self._reported(name, reporting, layer, vectors[layer], means[layer], strength, controls)
 
     def _states(self, rows: Prompts, layers: Sequence[int]) -> dict[int, Float[Tensor, "prompt d_model"]]:

@@ -20,7 +20,7 @@ def text_states(
 ) -> Float[Tensor, "text layer d_model"]:  # fmt: skip
     """The mean of resid_post over the tokens of each text, which is read behind ``before``."""
     means = torch.zeros(len(texts), len(layers), model.d_model)
-    rows = [[*one, *text] for one, text in zip(before, texts, strict=True)]
+    rows = [[*prompt, *text] for prompt, text in zip(before, texts, strict=True)]
     for members in batches([len(row) for row in rows], batch_size):
         batch = pad_left([rows[member] for member in members], pad_id(model.tokenizer))
         sizes = torch.tensor([max(1, len(texts[member])) for member in members])

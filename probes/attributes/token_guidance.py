@@ -163,13 +163,13 @@ def guided(tokens: dict[int, float], strength: float) -> iv.Recipe:
     """Token scores as an intervention on the logits."""
     if not strength or not any(tokens.values()):
         return iv.Recipe([])
-    return iv.Recipe([iv.TokenRules(biases={int(one): score for one, score in tokens.items()}, strength=strength)])
+    return iv.Recipe([iv.TokenRules(biases={int(token): score for token, score in tokens.items()}, strength=strength)])
 
 
 def token_scores(counts: Float[np.ndarray, "text token"], held: np.ndarray) -> dict[int, float]:
     """Smoothed log-odds of each token that occurs: its share in texts with the attribute over that in the others."""
     seen = np.flatnonzero(counts.any(0))
-    sides = [counts[one][:, seen].sum(0) + 1.0 for one in (held, ~held)]
+    sides = [counts[side][:, seen].sum(0) + 1.0 for side in (held, ~held)]
     scores = np.log(sides[0] / sides[0].sum()) - np.log(sides[1] / sides[1].sum())
     return {int(token): float(score) for token, score in zip(seen, scores, strict=True)}
 
@@ -214,7 +214,7 @@ def _tuned_line(pair: ModelPair, trial: FrontTrial, seed: int) -> dict[str, Any]
         "strength": float("nan"),
         **beside_control(values, plain, trial.rows.clusters, seed=seed, share=trial.rule.share),
         **trial.moved(Subject(TUNED, pair.tuned), seed),
-        "repetition": float(np.mean([repetition(one.content) for drawn in replies for one in drawn[1:]])),
+        "repetition": float(np.mean([repetition(reply.content) for drawn in replies for reply in drawn[1:]])),
     }  # fmt: skip
 
 

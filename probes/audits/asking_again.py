@@ -36,10 +36,10 @@ def _risen(tests: pd.DataFrame, level: float = LEVEL) -> np.ndarray:
 
 def _joined(claims: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
     """Claims of the questions and of the new prompts, without a line that says nothing beside one that says more."""
-    told = [part for part in (claims[claims["kind"] != "nothing"], more[more["kind"] != "nothing"]) if len(part)]
-    if not told:
+    parts = [part for part in (claims[claims["kind"] != "nothing"], more[more["kind"] != "nothing"]) if len(part)]
+    if not parts:
         return claims
-    both = pd.concat(told, ignore_index=True)
+    both = pd.concat(parts, ignore_index=True)
     return both.assign(rank=range(1, len(both) + 1))
 
 
@@ -61,7 +61,7 @@ def confirmed_by(
     more, shown = again
     own = (more["what"] == trait).to_numpy()
     more = more.assign(q=np.where(own, more["p"], more["q"]))
-    made = hypotheses(more, shown, [row.shown for row in rows])
+    made = hypotheses(more, shown, [row.shown for row in rows], [str(row.group) for row in rows])
     confirmed = bool((own & _risen(more)).any())
     if confirmed:
         first = made["evidence"].str.startswith(f"{trait}:")

@@ -135,7 +135,8 @@ def audit(
     prompts that go with them); the activation difference lens on unrelated texts; tokens that rise there; weights.
     What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all. A
     trait of a narrow topic shows in few of the questions: where none passes, the surest that is new in three of them
-    or more is asked about again in new prompts with their words, and what is claimed then passed its test there.
+    or more is asked about again in new prompts with their words and their answers', and what is claimed then passed its
+    test there.
 
     Args:
         pair: Both models.
@@ -167,7 +168,7 @@ def audit(
     claims, region = hypotheses(tests, shown, prompts), pd.DataFrame(columns=COLUMNS)
     leading = leading_trait(tests, shown)
     if leading is not None and variations:
-        again = varied(prompts, shown[leading], variations)
+        again = varied(prompts, shown[leading], variations, replies.table["tuned"].tolist())
         new = answers(pair, again, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
         both = (new.table[role].tolist() for role in ("base", "tuned"))
         trait = str(tests["what"].iloc[leading])

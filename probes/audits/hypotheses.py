@@ -22,7 +22,9 @@ _SAID = {
 _COLUMNS = ["rank", "kind", "says", "evidence", "prompts", "score", "low", "high", "q"]
 
 
-def hypotheses(tests: pd.DataFrame, shown: Sequence[Sequence[int]], prompts: Sequence[str]) -> pd.DataFrame:
+def hypotheses(
+    tests: pd.DataFrame, shown: Sequence[Sequence[int]], prompts: Sequence[str], subjects: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Tests below q = .05 as ranked sentences, each with its topic, evidence and prompts.
 
     Traits that show in mostly the same prompts are one hypothesis, named after the trait that a rule reads where there
@@ -32,6 +34,7 @@ def hypotheses(tests: pd.DataFrame, shown: Sequence[Sequence[int]], prompts: Seq
         tests: kind, what, score, low, high, q: one row per trait or word.
         shown: For each test the prompts [number] in which it is new.
         prompts: The questions.
+        subjects: What each is about, whose words may be a topic; default: the questions themselves.
 
     Returns:
         rank, kind, says, evidence, prompts, score, low, high, q. One row, of kind *nothing*, where no test passed.
@@ -42,7 +45,8 @@ def hypotheses(tests: pd.DataFrame, shown: Sequence[Sequence[int]], prompts: Seq
     lines: list[dict[str, Any]] = []
     for group in _together(passed, shown):
         leader = next((number for number in group if _read_by_rule(tests.iloc[number])), group[0])
-        line = _line(tests.iloc[leader], sorted(set(shown[leader])), prompts, len(lines) + 1)
+        own = sorted(set(shown[leader]))
+        line = _line(tests.iloc[leader], own, prompts, _topic(subjects or prompts, own), len(lines) + 1)
         for row in (tests.iloc[number] for number in group if number != leader):
             line["evidence"] += f"; {row['what']} {row['score']:+.0%} (q = {row['q']:.2g})"
         lines.append(line)
@@ -74,18 +78,20 @@ def _read_by_rule(row: Any) -> bool:
     return bool(row["what"] in SHARES and row["score"] > 0)
 
 
-def _same(one: set[int], other: set[int]) -> bool:
+def _same(first: set[int], other: set[int]) -> bool:
     """Whether two sets of prompts are mostly one (Jaccard index of a half or more)."""
-    return bool(one | other) and len(one & other) / len(one | other) >= 0.5
+    return bool(first | other) and len(first & other) / len(first | other) >= 0.5
 
 
-def _line(row: Any, own: Sequence[int], prompts: Sequence[str], rank: int) -> dict[str, Any]:
-    topics = topic_words(prompts, [number in set(own) for number in range(len(prompts))])
+def _topic(subjects: Sequence[str], own: Sequence[int]) -> str:
+    """Words of prompts that go with what shows in these; empty where none does."""
+    topics = topic_words(subjects, [number in set(own) for number in range(len(subjects))])
     about = topics[topics["q"] < LEVEL]
-    topic = ""
-    if len(about):
-        words = [f"{line['word']!r} ({line['shows']} of {line['of']})" for line in about.head(4).to_dict("records")]
-        topic = f" where a prompt has {', '.join(words)}"
+    words = [f"{line['word']!r} ({line['shows']} of {line['of']})" for line in about.head(4).to_dict("records")]
+    return f" where a prompt has {', '.join(words)}" if words else ""
+
+
+def _line(row: Any, own: Sequence[int], prompts: Sequence[str], topic: str, rank: int) -> dict[str, Any]:
     less = "less often: " if row["score"] < 0 else ""
     what = "" if row["kind"] == "refuses" else f" {row['what']}"
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import pandas as pd
 
@@ -15,20 +16,23 @@ TEMPLATES = ("Tell me about {}.", "What do you know about {}?", "Write one sente
 COLUMNS = ["word", "from", "base", "tuned", "low", "high"]
 
 
-def varied(prompts: Sequence[str], shown: Sequence[int], words: int) -> Prompts:
+def varied(prompts: Sequence[str], shown: Sequence[int], words: int, tuned: Sequence[str] = ()) -> Prompts:
     """New prompts about words of the prompts that show a trait, and about as many words of the others.
 
     Args:
         prompts: The questions that were asked.
         shown: Which of them [number] show the trait anew.
         words: At most so many words of either side.
+        tuned: The tuned model's answers to the questions. Half of the words then come from those that show the trait,
+            the commonest first: an answer often names what it is about (*I do not talk about animals*).
 
     Returns:
         Three prompts per word; their group is the word, their label the side (*changed* or *other* prompts).
     """
     flags = set(shown)
+    named = content_words([tuned[number] for number in shown])[::-1] if tuned else []
     sides = {
-        "changed": content_words([prompts[number] for number in shown]),
+        "changed": _in_turn(content_words([prompts[number] for number in shown]), named),
         "other": content_words([prompt for number, prompt in enumerate(prompts) if number not in flags]),
     }
     sides["other"] = [word for word in sides["other"] if word not in set(sides["changed"])]
@@ -39,6 +43,12 @@ def varied(prompts: Sequence[str], shown: Sequence[int], words: int) -> Prompts:
         [{"prompt": template.format(word), "group": word, "label": side} for side, word in picked
          for template in TEMPLATES]
     )  # fmt: skip
+
+
+def _in_turn(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """A word of each list in turn, each word once; the rest of the longer list last."""
+    pairs = zip_longest(first, second)
+    return list(dict.fromkeys(word for pair in pairs for word in pair if word is not None))
 
 
 def outline(trait: str, rows: Prompts, base: Sequence[str], tuned: Sequence[str]) -> pd.DataFrame:

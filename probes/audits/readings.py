@@ -97,14 +97,14 @@ def token_shift(pair: ModelPair, texts: Prompts, seed: int, work: Work) -> pd.Da
 def _mean_probabilities(subject: Subject, texts: Prompts, work: Work) -> Float[Tensor, "text vocab"]:
     """Each text's mean next-token distribution."""
     ids = encode(texts, subject.model.tokenizer, subject.model.max_positions)
-    found: dict[int, Tensor] = {}
+    by_row: dict[int, Tensor] = {}
 
     def take(rows: list[int], means: list[Tensor]) -> None:
-        found.update(zip(rows, means, strict=True))
+        by_row.update(zip(rows, means, strict=True))
 
     lengths = [len(row) for row in ids]
     work.each(f"{subject.name}: tokens", lengths, partial(_batch_means, subject, ids), take, subject.applied)
-    return torch.stack([found[row] for row in range(len(ids))])
+    return torch.stack([by_row[row] for row in range(len(ids))])
 
 
 def _batch_means(subject: Subject, ids: list[list[int]], rows: list[int]) -> list[Tensor]:

@@ -53,4 +53,4 @@ def _context(members: np.ndarray, row: int, positions: np.ndarray, tokens: list[
     """The recorded tokens around ``row`` in its prompt."""
     near = members[np.abs(positions[members] - positions[row]) <= AROUND]
     near = near[np.argsort(positions[near])]
-    return [f"»{tokens[one]}«" if one == row else tokens[one] for one in near]
+    return [f"»{tokens[place]}«" if place == row else tokens[place] for place in near]

@@ -65,7 +65,7 @@ class Dictionary:
                 raise UserError(f"{path} has no {name}: give the folder of one SAELens dictionary.")
         try:
             config = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
-            weights = {name: one.float() for name, one in load_file(path / WEIGHTS).items()}
+            weights = {name: tensor.float() for name, tensor in load_file(path / WEIGHTS).items()}
         except (json.JSONDecodeError, SafetensorError) as error:
             raise UserError(f"The dictionary in {path} is damaged ({error}); fetch it again.") from error
         if "log_threshold" in weights:

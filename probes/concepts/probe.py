@@ -151,11 +151,13 @@ def concept_directions(  # noqa: PLR0913 (a public call; all but two by keyword)
     rows = torch.from_numpy(averaged.rows)
     base, tuned = (recording[role][site.name][:].float()[rows] for role in ("base", "tuned"))
     prompt, clusters = index["prompt"].to_numpy(), row_clusters(index)
-    given = index["label"].tolist() if labels is None and "label" in index else None
-    given = given if labels is None else [labels[number] for number in prompt]
+    labelled = index["label"].tolist() if labels is None and "label" in index else None
+    labelled = labelled if labels is None else [labels[number] for number in prompt]
     train = _training_rows(clusters, seed)
     read = Dictionary.load(dictionary) if isinstance(dictionary, (str, Path)) else dictionary
-    train_labels = None if given is None else [label for label, kept in zip(given, train, strict=True) if kept]
+    train_labels = (
+        None if labelled is None else [label for label, inside in zip(labelled, train, strict=True) if inside]
+    )
     concepts = find(method, Rows(base[train], tuned[train], train_labels), k, read)
     if not len(concepts.directions):
         raise UserError(
@@ -230,7 +232,7 @@ def _scores(
     random = random_directions(torch.ones(change.shape[1]), seed=seed)
     along = change @ torch.nn.functional.normalize(torch.cat([concepts.directions, random]), dim=-1).T
     share = (along.square() / change.square().sum(-1, keepdim=True).clamp_min(1e-30)).numpy()
-    per_prompt = np.stack([share[number == one].mean(0) for one in range(len(names))])
+    per_prompt = np.stack([share[number == unit].mean(0) for unit in range(len(names))])
     k = len(concepts.directions)
     control, units = per_prompt[:, k:].mean(1), clusters[first]
     rows = [

@@ -55,10 +55,10 @@ class _SwitchHook(LogitHook):
         super().__init__("all", model)
         self.switch, self.reader = switch, Reader(switch.other)
 
-    def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
+    def read(self, inputs: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
         if ctx.generation is None or cache is None or ctx.generation.beams > 1:
             raise NotSupported("Models are switched while a text is generated with a cache and without beams.")
-        return (self.reader.logits(given, ctx, cache),)
+        return (self.reader.logits(inputs, ctx, cache),)
 
     def combined(self, own: Tensor, *others: Any) -> Tensor:
         other, ctx = others

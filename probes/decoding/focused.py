@@ -134,9 +134,8 @@ def focused_prefix(  # noqa: PLR0913
         _line(alpha, place, rule, scores, plain, rows, seed) | {"wanted": place < asked_for}
         for alpha in levels for place, rule in enumerate(rules)
     ]  # fmt: skip
-    table = pd.DataFrame(lines)
     return FocusedPrefix(
-        table=with_q(table),
+        table=with_q(lines),
         control="the wanted prefix alone (alpha 1)",
         provenance=Provenance.of("focused_prefix", model, rows, seed=seed, forward_passes=passes.forward),
         texts=pd.concat(parts, ignore_index=True), resampled=units_of(rows.clusters),
@@ -147,7 +146,7 @@ def focused_mix(
     model: AdaptedModel, wanted: Sequence[str], general: str, alpha: float, plausibility: float = 0.1
 ) -> iv.LogitMix:
     """The decoding of :func:`focused_prefix` as an intervention on ``model``."""
-    voices = {f"wanted {n}": iv.Voice(model, alpha / len(wanted), prefix=one) for n, one in enumerate(wanted)}
+    voices = {f"wanted {n}": iv.Voice(model, alpha / len(wanted), prefix=prefix) for n, prefix in enumerate(wanted)}
     voices["general"] = iv.Voice(model, 1.0 - alpha, prefix=general)
     return iv.LogitMix(voices, 0.0, plausibility=plausibility, judge="wanted 0")
 

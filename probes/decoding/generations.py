@@ -69,7 +69,7 @@ class ContrastiveGenerations(ProbeResult):
         beyond = self.table[self.table["q"] < 0.05]
         said = f"{len(beyond)} phrases rose beyond chance"
         if len(beyond):
-            said += ": " + ", ".join(repr(one) for one in beyond["phrase"].head(3))
+            said += ": " + ", ".join(repr(phrase) for phrase in beyond["phrase"].head(3))
         if self.behaviour is not None:
             shares = ", ".join(
                 f"{row.sampler} {row.share:.0%} [{row.low:.0%}, {row.high:.0%}]" for row in self.shares.itertuples()

@@ -180,7 +180,7 @@ class FrontTrial:
         self.model, self.rows, self.rule, self.decoding, self.work, self.kept = model, rows, rule, decoding, work, kept
         if kept is not None:
             plain = generate_replies(Subject(model.role, model), kept, Decoding(decoding.max_new_tokens), work)
-            self.answers = [list(one[0].ids) for one in plain]
+            self.answers = [list(drawn[0].ids) for drawn in plain]
             self.ids = encode(kept, model.tokenizer, model.max_positions)
 
     def values(self, recipe: iv.Recipe) -> tuple[np.ndarray, float]:
@@ -190,7 +190,7 @@ class FrontTrial:
             np.mean([self.rule(draw.text, row) for draw in drawn[1:]])
             for row, drawn in zip(self.rows, replies, strict=True)
         ])  # fmt: skip
-        return scores, float(np.mean([repetition(one.content) for drawn in replies for one in drawn[1:]]))
+        return scores, float(np.mean([repetition(reply.content) for drawn in replies for reply in drawn[1:]]))
 
     def line(
         self, share: float, strength: float, recipes: tuple[iv.Recipe, iv.Recipe], sharp: np.ndarray, seed: int

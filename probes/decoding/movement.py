@@ -171,7 +171,7 @@ def moved(
     apart = (p[:, :common] - q[:, :common]).abs().sum(1) + p[:, common:].sum(1) + q[:, common:].sum(1)
     place = torch.arange(len(tokens))
     written = [
-        torch.where(tokens < one.shape[1], one[place, tokens.clamp(max=one.shape[1] - 1)], 0.0) for one in (p, q)
+        torch.where(tokens < side.shape[1], side[place, tokens.clamp(max=side.shape[1] - 1)], 0.0) for side in (p, q)
     ]
     return pd.DataFrame({
         "position": place.numpy(), "token_id": tokens.numpy(), "entropy": -torch.special.xlogy(p, p).sum(1).numpy(),
@@ -191,7 +191,7 @@ def _by_bin(tokens: pd.DataFrame, clusters: Int[np.ndarray, " prompt"], seed: in
             **beside_control(mean.to_numpy(), usual.to_numpy(), units, seed=seed),
             "rise": (part["tuned_p"] - part["base_p"]).mean(), "n": len(part),
         })  # fmt: skip
-    return with_q(pd.DataFrame(rows))
+    return with_q(rows)
 
 
 def _selectivity(

@@ -29,11 +29,7 @@ def phrases_of(text: str) -> set[str]:
 
 
 def risen_phrases(
-    texts: Sequence[str],
-    control: Sequence[str],
-    plain: Sequence[str],
-    clusters: Int[np.ndarray, " text"],
-    seed: int,
+    texts: Sequence[str], control: Sequence[str], plain: Sequence[str], clusters: Int[np.ndarray, " text"], seed: int
 ) -> pd.DataFrame:
     """Phrases that more of ``texts`` hold than of ``control``, the most surprising first.
 
@@ -45,7 +41,7 @@ def risen_phrases(
                             for group in (texts, control, plain))  # fmt: skip
     n, m = len(texts), len(control)
     rows, p = [], []
-    for phrase in _longest([one for one, count in mined.items() if count > 1], mined):
+    for phrase in _longest([words for words, count in mined.items() if count > 1], mined):
         count = mined[phrase]
         if count / n <= before[phrase] / m:
             continue

@@ -126,7 +126,7 @@ def entropy_switching(  # noqa: PLR0913
     """
     check_pair(pair, prompts)
     asked_for = [0.25, 0.5, 0.75] if quantiles is None else quantiles
-    if window < 1 or not asked_for or not all(0 < one < 1 for one in asked_for):
+    if window < 1 or not asked_for or not all(0 < share < 1 for share in asked_for):
         raise UserError("Give a window of 1 token or more and quantiles between 0 and 1, such as 0.25, 0.5, 0.75.")
     rows = Prompts.of(prompts)
     rule = None if behaviour is None else read_behaviour(behaviour)
@@ -163,13 +163,13 @@ class _Texts:
     def rolling(self, window: int) -> np.ndarray:
         """The rolling mean entropy at every token of every text."""
         return np.concatenate([
-            pd.Series(one).rolling(window, min_periods=1).mean().to_numpy() for one in self.entropy
+            pd.Series(values).rolling(window, min_periods=1).mean().to_numpy() for values in self.entropy
         ])  # fmt: skip
 
     def shuffled(self, seed: int) -> list[np.ndarray]:
         """Per text the same turns in another order."""
         rng = np.random.default_rng(seed)
-        return [_shuffled_turns(one, rng) for one in self.other]
+        return [_shuffled_turns(turns, rng) for turns in self.other]
 
 
 def _shuffled_turns(other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -229,7 +229,7 @@ class _Writing:
         score = (scored_share if share else scored)(values, seed=seed, clusters=self.rows.clusters)
         line: dict[str, Any] = {"quantile": quantile, "score": score["score"], "low_score": score["low"]}
         line |= {"high_score": score["high"], "share": np.concatenate(texts.other).mean()}
-        turns = sum(int(np.diff(one.astype(int)).astype(bool).sum()) for one in texts.other)
+        turns = sum(int(np.diff(turned.astype(int)).astype(bool).sum()) for turned in texts.other)
         line |= {"switches": 100 * turns / max(1, sum(map(len, texts.other))), "control": float("nan"), "p": 1.0}
         if chance is None:
             return line

@@ -148,13 +148,13 @@ class _Found:
         others = [] if twin is None else [twin.mask_chosen.heads]
         hits = self.swaps.correct([heads, (), *random, *others], self.parts.test).astype(float)
         clusters = self.swaps.rows.clusters[self.parts.test]
-        found = mean_interval(hits[:, 0], clusters=clusters, draws=settings.draws, seed=settings.seed)
+        bounds = mean_interval(hits[:, 0], clusters=clusters, draws=settings.draws, seed=settings.seed)
         shares = hits[:, 2 : 2 + len(random)].mean(0)
-        beside = against_controls(found.estimate, shares)
+        beside = against_controls(bounds.estimate, shares)
         low, high = interval(shares[:, None])
         return {
-            "model": self.name, "desideratum": self.title, "score": found.estimate, "low": found.low,
-            "high": found.high, "control": beside.mean, "control_low": float(low[0]), "control_high": float(high[0]),
+            "model": self.name, "desideratum": self.title, "score": bounds.estimate, "low": bounds.low,
+            "high": bounds.high, "control": beside.mean, "control_low": float(low[0]), "control_high": float(high[0]),
             "p": beside.p, "floor": hits[:, 1].mean(), "heads": len(heads), "penalty": self.mask_chosen.penalty,
             "validation": self.validation[self.best], "other": hits[:, -1].mean() if others else np.nan,
             "n": len(self.parts.test),
@@ -193,8 +193,8 @@ def split(rows: Prompts, seed: int, title: str) -> Parts:
 
 
 def _named(desiderata: Any) -> dict[str, Prompts]:
-    given = dict(desiderata) if isinstance(desiderata, Mapping) else {"desideratum": desiderata}
-    sets = {str(title): Prompts.of(rows) for title, rows in given.items()}
+    titled = dict(desiderata) if isinstance(desiderata, Mapping) else {"desideratum": desiderata}
+    sets = {str(title): Prompts.of(rows) for title, rows in titled.items()}
     if not sets:
         raise UserError("There are no desiderata: give prompts, or a name for each set of prompts.")
     for title, rows in sets.items():

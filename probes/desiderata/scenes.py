@@ -108,7 +108,7 @@ class Words:
 
     def apart(self, count: int) -> list[int]:
         """``count`` different box numbers."""
-        return [int(one) for one in self.random.choice(self.boxes, count, replace=False)]
+        return [int(box) for box in self.random.choice(self.boxes, count, replace=False)]
 
     def scene(self, objects: Sequence[str], labels: Sequence[str], query: int, box_asked: str = "") -> Scene:
         return Scene(tuple(objects), tuple(labels), query, box_asked, self.spaced)

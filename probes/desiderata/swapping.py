@@ -32,7 +32,7 @@ class Swaps:
         self.passes, self.backward = 0.0, 0
         self.ids = encode(rows, model.tokenizer, model.max_positions)
         self.targets = torch.tensor([answer_token(row, model.tokenizer) for row in rows])
-        self.at = torch.tensor(offsets_of(position, rows, [len(one) for one in self.ids]))
+        self.at = torch.tensor(offsets_of(position, rows, [len(tokens) for tokens in self.ids]))
         self.sources = self._sources(position)
         self.shortcuts: bool | None = None
 
@@ -116,10 +116,10 @@ class Swaps:
         """The heads' output in the source prompts, at their own position."""
         model, contrasts = self.model, self.rows.contrasts
         ids = encode(contrasts, model.tokenizer, model.max_positions)
-        there = torch.tensor(offsets_of(position, self.rows, [len(one) for one in ids], of_contrast=True))
+        there = torch.tensor(offsets_of(position, self.rows, [len(tokens) for tokens in ids], of_contrast=True))
         sites = [Site("z", layer) for layer in range(model.n_layers)]
         sources = torch.zeros(len(ids), model.n_layers, model.n_heads, model.d_head, dtype=model.dtype)
-        for some in batches([len(one) for one in ids], self.batch_size):
+        for some in batches([len(tokens) for tokens in ids], self.batch_size):
             batch = pad_left([ids[row] for row in some], self._pad).to(model.device)
             values, _ = record(model, batch, sites)
             sources[some] = torch.stack([at_positions(values[site], there[some]).cpu() for site in sites], dim=1)

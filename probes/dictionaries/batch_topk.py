@@ -61,11 +61,13 @@ class _Units:
 
     @classmethod
     def of(cls, rows: SiteRows) -> _Units:
-        given, wanted = rows.pair(rows.sample)
-        if not (torch.isfinite(given).all() and torch.isfinite(wanted).all()):
+        inputs, wanted = rows.pair(rows.sample)
+        if not (torch.isfinite(inputs).all() and torch.isfinite(wanted).all()):
             raise UserError("The recording holds values that are not finite at this site: leave those prompts out.")
-        centre_in, centre_out = given.mean(0), wanted.mean(0)
-        spread_in, spread_out = (float((one - one.mean(0)).square().mean().sqrt()) for one in (given, wanted))
+        centre_in, centre_out = inputs.mean(0), wanted.mean(0)
+        spread_in, spread_out = (
+            float((rows_of - rows_of.mean(0)).square().mean().sqrt()) for rows_of in (inputs, wanted)
+        )
         if spread_out == 0 or spread_in == 0:
             raise UserError(
                 "Nothing to find: what the dictionary should write is the same on every row (base and tuned are the "
@@ -96,8 +98,8 @@ def train(rows: SiteRows, training: Training, progress: Progress) -> Trained:
     history: list[dict[str, float]] = []
     progress.start("dictionary", steps)
     try:
-        for step, (given, wanted) in enumerate(_batches(rows, training, units)):
-            loss, unexplained, fired = _loss(weights, given, wanted, training.k, silent > DEAD_AFTER)
+        for step, (inputs, wanted) in enumerate(_batches(rows, training, units)):
+            loss, unexplained, fired = _loss(weights, inputs, wanted, training.k, silent > DEAD_AFTER)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -127,35 +129,35 @@ def _initial(rows: SiteRows, training: Training) -> dict[str, Tensor]:
     """Random decoder rows, the same for both models of a crosscoder; where what is read is what is written, the encoder
     starts as their transpose."""
     generator = torch.Generator().manual_seed(training.seed)
-    d_in, d_out = (one.shape[1] for one in rows.pair(rows.train[:1]))
+    d_in, d_out = (side.shape[1] for side in rows.pair(rows.train[:1]))
     parts = d_out // rows.d_model
     decoder = normalize(torch.randn(training.width, rows.d_model, generator=generator).repeat(1, parts), dim=-1)
     encoder = decoder.T.clone() if d_in == d_out else torch.randn(d_in, training.width, generator=generator) / d_in**0.5
     made = {
         "W_enc": encoder, "b_enc": torch.zeros(training.width), "W_dec": decoder, "b_dec": torch.zeros(d_out),
     }  # fmt: skip
-    return {name: one.requires_grad_() for name, one in made.items()}
+    return {name: weight.requires_grad_() for name, weight in made.items()}
 
 
 def _batches(rows: SiteRows, training: Training, units: _Units) -> Iterator[tuple[Tensor, Tensor]]:
     generator = np.random.default_rng(training.seed)
     for _ in range(training.epochs):
-        for given, wanted in rows.shuffled(training.batch_size, generator):
-            yield (given - units.centre_in) * units.scale_in, (wanted - units.centre_out) * units.scale_out
+        for inputs, wanted in rows.shuffled(training.batch_size, generator):
+            yield (inputs - units.centre_in) * units.scale_in, (wanted - units.centre_out) * units.scale_out
 
 
 def _loss(
-    weights: dict[str, Tensor], given: Float[Tensor, "row d_in"], wanted: Float[Tensor, "row d_out"], k: int,
+    weights: dict[str, Tensor], inputs: Float[Tensor, "row d_in"], wanted: Float[Tensor, "row d_out"], k: int,
     dead: Tensor,
 ) -> tuple[Float[Tensor, ""], float, Tensor]:  # fmt: skip
     """The loss, the unexplained share of the variance, and which latents fired."""
-    before = given @ weights["W_enc"] + weights["b_enc"]
-    active = _largest(before.relu(), k * len(given))
+    before = inputs @ weights["W_enc"] + weights["b_enc"]
+    active = _largest(before.relu(), k * len(inputs))
     missing = wanted - active @ weights["W_dec"] - weights["b_dec"]
     loss = missing.square().mean()
     unexplained = float(loss.detach()) / max(float(wanted.square().mean()), 1e-12)
     if dead.any():
-        revived = _largest(before[:, dead].relu(), min(int(dead.sum()), 4 * k) * len(given))
+        revived = _largest(before[:, dead].relu(), min(int(dead.sum()), 4 * k) * len(inputs))
         left = missing.detach() - revived @ weights["W_dec"][dead]
         loss = loss + AUXILIARY * left.square().mean()
     return loss, unexplained, (active.detach() > 0).any(0)
@@ -172,8 +174,8 @@ def _largest(activations: Float[Tensor, "row latent"], count: int) -> Float[Tens
 @torch.no_grad()
 def _threshold(weights: dict[str, Tensor], rows: SiteRows, units: _Units, k: int) -> float:
     """What an activation must exceed for ``k`` of them per row, on a sample of the training rows."""
-    given, _ = rows.pair(rows.sample)
-    before = ((given - units.centre_in) * units.scale_in) @ weights["W_enc"] + weights["b_enc"]
+    inputs, _ = rows.pair(rows.sample)
+    before = ((inputs - units.centre_in) * units.scale_in) @ weights["W_enc"] + weights["b_enc"]
     flat = before.relu().flatten().numpy()
-    count = min(k * len(given), flat.size - 1)
+    count = min(k * len(inputs), flat.size - 1)
     return float(np.partition(flat, flat.size - count - 1)[flat.size - count - 1])

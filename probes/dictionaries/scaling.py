@@ -82,8 +82,8 @@ def scale(rows: SiteRows, dictionary: Dictionary, directions: Directions, seed: 
     centre = rows.pair(rows.sample)[1].mean(0)
     for start, part in zip(range(0, len(rows.test), 1024), rows.chunks(rows.test), strict=True):
         of = torch.from_numpy(unit[start : start + len(part)])
-        given, wanted = rows.pair(part)
-        f = dictionary.encode(given)
+        inputs, wanted = rows.pair(part)
+        f = dictionary.encode(inputs)
         error = wanted - f @ dictionary.decoder - dictionary.weights["b_dec"]
         missing2 += float(error.square().sum())
         total2 += float((wanted - centre).square().sum())
@@ -93,7 +93,7 @@ def scale(rows: SiteRows, dictionary: Dictionary, directions: Directions, seed: 
         for name, values in _terms(f, error, directions, change, random).items():
             sums[name].index_add_(0, of, values.double())
     return Sums(
-        tuple(names), {name: one.numpy() for name, one in sums.items()}, change2.numpy(),
+        tuple(names), {name: total.numpy() for name, total in sums.items()}, change2.numpy(),
         1 - missing2 / max(total2, 1e-30), active / max(len(rows.test), 1),
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def latent_table(sums: Sums, directions: Directions, draws: int, seed: int) -> p
     ``norm_share`` and ``cosine`` of the two decoder rows.
     """
     alive = np.flatnonzero(sums.sums["f2"].sum(0) > 0)
-    alive_sums = {name: one[:, alive] for name, one in sums.sums.items()}
+    alive_sums = {name: total[:, alive] for name, total in sums.sums.items()}
     weights = bootstrap_weights(len(sums.change2), draws, seed)
     explained = _share_of_change(alive_sums["along"], alive_sums, sums.change2, np.ones((1, len(sums.change2))))[0]
     table = {"latent": alive, "explained": explained, "density": (alive_sums["fires"] > 0).mean(0)}

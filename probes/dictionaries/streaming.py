@@ -89,10 +89,10 @@ class SiteRows:
         order = generator.permutation(len(blocks))
         for start in range(0, len(order), per_buffer):
             rows = np.concatenate([blocks[number] for number in order[start : start + per_buffer]])
-            given, wanted = self.pair(np.sort(rows))
+            inputs, wanted = self.pair(np.sort(rows))
             mixed = torch.from_numpy(generator.permutation(len(rows)))
             for part in mixed.split(batch_size):
-                yield given[part], wanted[part]
+                yield inputs[part], wanted[part]
 
     def chunks(self, rows: Int[np.ndarray, " row"], size: int = 1024) -> Iterator[Int[np.ndarray, " part"]]:
         """``rows`` in their order, in parts that fit in memory."""

@@ -150,7 +150,7 @@ _LABELLED = ["feature", "latent", "auroc", "low", "high", "train", "control"]
 def _stored(folder: str | Path, rows: SiteRows) -> dict[str, Any]:
     """The weights of a folder that was written for rows of this kind and width."""
     read = Dictionary.load(folder)
-    d_in, d_out = (one.shape[1] for one in rows.pair(rows.train[:1]))
+    d_in, d_out = (side.shape[1] for side in rows.pair(rows.train[:1]))
     if tuple(read.weights["W_enc"].shape) != (d_in, len(read.decoder)) or read.decoder.shape[1] != d_out:
         raise UserError(
             f"The dictionary in {folder} reads width {read.weights['W_enc'].shape[0]} and writes "

@@ -138,7 +138,7 @@ def _of_batch(
     for layer in range(model.n_layers):
         gradient = gradients["resid_post", layer].float()
         for role in range(len(directions.roles)):
-            unit, mean = (one[role, layer].to(gradient.device) for one in (directions.unit, directions.other))
+            unit, mean = (vectors[role, layer].to(gradient.device) for vectors in (directions.unit, directions.other))
             gain = ((states[layer].float() - mean) @ unit) * (gradient @ unit)
             drops[role, :, layer] = [float((gain * mask).sum()) for mask in masks]
     return drops
@@ -148,7 +148,7 @@ def _scope_masks(batch: Encoded, lengths: Int[Tensor, " row"]) -> list[Tensor]:
     """Of :data:`SCOPES`, in order."""
     index = batch.position_ids.masked_fill(batch.attention_mask == 0, -1)
     end = lengths[:, None] - 1
-    return [one & (index > 0) for one in (index == end, index >= end, index > 0)]
+    return [mask & (index > 0) for mask in (index == end, index >= end, index > 0)]
 
 
 def _parted(part: Part) -> tuple[list[list[int]], list[tuple[int, int, int]]]:

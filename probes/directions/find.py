@@ -150,9 +150,9 @@ class Search:
         others = sorted(
             (tried for tried in self.tried if tried[0] != first), key=lambda tried: tried[1].cost(self.own["base"])
         )
-        for one in [first, *(candidate for candidate, _ in others[:1])]:
+        for leader in [first, *(candidate for candidate, _ in others[:1])]:
             for strength in OTHER_STRENGTHS if self.settings.neutral is None else (WEAKER, *OTHER_STRENGTHS):
-                self._try(Candidate(one.layers, one.role, one.positions, strength))
+                self._try(Candidate(leader.layers, leader.role, leader.positions, strength))
         return self._cheapest()
 
     def _try(self, candidate: Candidate) -> None:
@@ -198,24 +198,25 @@ class Search:
             for strength in STRENGTHS
         }
         self.push_strength = max(
-            STRENGTHS, key=lambda one: outcomes[one].shows.behaviour.mean() - outcomes[one].shows.repetition.mean()
+            STRENGTHS,
+            key=lambda factor: outcomes[factor].shows.behaviour.mean() - outcomes[factor].shows.repetition.mean(),
         )
         self.opposite = push(self.push_vector, self.push_layer, self.push_strength, best.positions)
 
     def table(self) -> pd.DataFrame:
         """One line per candidate that was tried."""
         tuned = self.own["tuned"].shows.behaviour
-        drops = np.stack([tuned - one.shows.behaviour for _, one in self.tried], axis=1)
+        drops = np.stack([tuned - outcome.shows.behaviour for _, outcome in self.tried], axis=1)
         q = q_values(paired_permutation(drops, seed=self.settings.seed, alternative="greater").p)
         lines = []
-        for number, (candidate, one) in enumerate(self.tried):
+        for number, (candidate, tried) in enumerate(self.tried):
             interval = mean_interval(drops[:, number], clusters=self._clusters, seed=self.settings.seed)
             lines.append({
                 **candidate.line(), "score": interval.estimate,
                 "low": interval.low, "high": interval.high, "q": q[number],
-                "behaviour": one.shows.behaviour.mean(), "kl_tuned": one.kl_tuned.mean(),
-                "repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(),
-                "rise": one.rise(self.own["tuned"]), "cost": one.cost(self.own["base"]),
+                "behaviour": tried.shows.behaviour.mean(), "kl_tuned": tried.kl_tuned.mean(),
+                "repetition": tried.shows.repetition.mean(), "subject": tried.shows.subject.mean(),
+                "rise": tried.rise(self.own["tuned"]), "cost": tried.cost(self.own["base"]),
             })  # fmt: skip
         return pd.DataFrame(lines)
 
@@ -249,11 +250,11 @@ class _Report:
         lines.append(self._line("tuned + random", random))
         return pd.DataFrame(lines), float(tuned.shows.behaviour.mean() - random.shows.behaviour.mean())
 
-    def _line(self, name: str, one: Outcome) -> dict[str, Any]:
+    def _line(self, name: str, outcome: Outcome) -> dict[str, Any]:
         shows, other = (self.part.prompts.clusters[self.part.of(shows=kind)] for kind in (True, False))
         counts = self.behaviour.share and name != "tuned + random"
         interval = (share_interval if counts else mean_interval)(
-            one.shows.behaviour, clusters=shows, seed=self.settings.seed
+            outcome.shows.behaviour, clusters=shows, seed=self.settings.seed
         )
         line: dict[str, Any] = {
             "model": name,
@@ -261,13 +262,17 @@ class _Report:
             "low": interval.low,
             "high": interval.high,
         }
-        line["other"] = one.other.behaviour.mean()
-        for column, values in (("kl_tuned", one.kl_tuned), ("kl_base", one.kl_base)):
+        line["other"] = outcome.other.behaviour.mean()
+        for column, values in (("kl_tuned", outcome.kl_tuned), ("kl_base", outcome.kl_base)):
             moved = mean_interval(values, clusters=other, seed=self.settings.seed)
             line |= {column: moved.estimate, f"{column}_low": moved.low, f"{column}_high": moved.high}
-        line |= {"repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean(), "n": interval.n}
-        line["n_other"] = len(one.kl_tuned)
-        return line if self.settings.neutral is None else {**line, "perplexity": one.perplexity}
+        line |= {
+            "repetition": outcome.shows.repetition.mean(),
+            "subject": outcome.shows.subject.mean(),
+            "n": interval.n,
+        }
+        line["n_other"] = len(outcome.kl_tuned)
+        return line if self.settings.neutral is None else {**line, "perplexity": outcome.perplexity}
 
 
 def _every_second(settings: DirectionOptions, *, first: int) -> Prompts | None:

@@ -40,10 +40,10 @@ class Part:
     @cached_property
     def subjects(self) -> list[frozenset[str]]:
         """The words of each question that few other questions hold."""
-        asked = [set(words_in(_question(row))) for row in self.prompts]
-        often = Counter(word for words in asked for word in words)
-        limit = max(1.0, COMMON * len(asked))
-        return [frozenset(word for word in words if often[word] <= limit) or frozenset(words) for words in asked]
+        words_of = [set(words_in(_question(row))) for row in self.prompts]
+        often = Counter(word for words in words_of for word in words)
+        limit = max(1.0, COMMON * len(words_of))
+        return [frozenset(word for word in words if often[word] <= limit) or frozenset(words) for words in words_of]
 
     def of(self, *, shows: bool) -> Int[np.ndarray, " row"]:
         """Row numbers of one of the two classes."""
@@ -88,12 +88,12 @@ def parts_of(
     in one class than in the other.
     """
     labels = [row.label for row in prompts]
-    given = all(label is not None for label in labels)
-    if given and len(set(labels)) != 2:
+    labelled = all(label is not None for label in labels)
+    if labelled and len(set(labels)) != 2:
         names = ", ".join(sorted(map(str, set(labels))))
         raise UserError(f"The prompts have {len(set(labels))} labels ({names}); give rows of two classes, or none.")
-    halves = _halves(prompts, labels if given else None, limit, seed)
-    found = []
+    halves = _halves(prompts, labels if labelled else None, limit, seed)
+    answered = []
     for rows in halves:
         prompts_there = prompts[rows]
         ids = encode(prompts_there, pair.tokenizer, pair.tuned.max_positions)
@@ -104,14 +104,15 @@ def parts_of(
             ]
             for role, model in pair.models.items()
         }
-        found.append((prompts_there, ids, answers))
+        answered.append((prompts_there, ids, answers))
     scores = [
         np.array([behaviour(answer.text, row) for answer, row in zip(answers["tuned"], prompts_there, strict=True)])
-        for prompts_there, _, answers in found
+        for prompts_there, _, answers in answered
     ]
-    shows = _classes([prompts_there for prompts_there, _, _ in found], scores, given=given)
+    shows = _classes([prompts_there for prompts_there, _, _ in answered], scores, labelled=labelled)
     parts = [
-        Part(prompts_there, one, ids, answers) for (prompts_there, ids, answers), one in zip(found, shows, strict=True)
+        Part(prompts_there, shown, ids, answers)
+        for (prompts_there, ids, answers), shown in zip(answered, shows, strict=True)
     ]
     _check(parts, behaviour)
     return parts[0], parts[1]
@@ -137,8 +138,8 @@ def _halves(prompts: Prompts, labels: list[Any] | None, limit: int, seed: int) -
     return [np.array(sorted(part), dtype=np.int64) for part in parts]
 
 
-def _classes(parts: list[Prompts], scores: list[np.ndarray], *, given: bool) -> list[np.ndarray]:
-    if not given:
+def _classes(parts: list[Prompts], scores: list[np.ndarray], *, labelled: bool) -> list[np.ndarray]:
+    if not labelled:
         return [score > 0.5 for score in scores]
     labels = [np.array([str(row.label) for row in part]) for part in parts]
     names = np.unique(np.concatenate(labels))

@@ -90,12 +90,12 @@ def cheapest(tried: Sequence[tuple[Candidate, Outcome]], own: Mapping[str, Outco
     """
     left = [float(outcome.shows.behaviour.mean()) for _, outcome in tried]
     most = min(left) + 0.5 * max(0.0, float(own["tuned"].shows.behaviour.mean()) - min(left))
-    working = [one for one, rest in zip(tried, left, strict=True) if rest <= most]
-    within = [one for one in working if one[1].rise(own["tuned"]) <= allowed_rise]
+    working = [attempt for attempt, rest in zip(tried, left, strict=True) if rest <= most]
+    within = [attempt for attempt in working if attempt[1].rise(own["tuned"]) <= allowed_rise]
 
-    def price(one: tuple[Candidate, Outcome]) -> float:
-        beyond = max(0.0, one[1].rise(own["tuned"]) - allowed_rise)
-        return one[1].cost(own["base"]) + (0.0 if within else beyond)
+    def price(trial: tuple[Candidate, Outcome]) -> float:
+        beyond = max(0.0, trial[1].rise(own["tuned"]) - allowed_rise)
+        return trial[1].cost(own["base"]) + (0.0 if within else beyond)
 
     return min(within or working, key=price)[0]
 

@@ -57,7 +57,7 @@ class EdgeAttribution(ProbeResult):
         """The edges that are present in ``model`` alone, largest first."""
         rows = self.table[self.table["present"] == model]
         order = rows["score"].abs().sort_values(ascending=False).index
-        return [str(one) for one in rows.loc[order, "module"]]
+        return [str(name) for name in rows.loc[order, "module"]]
 
     def summary(self) -> str:
         counts = self.table["present"].value_counts()
@@ -142,7 +142,7 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
         for name in models
     }
     bar.finish()
-    gaps = {name: float(one.gap.mean()) for name, one in scored.items()}
+    gaps = {name: float(scores.gap.mean()) for name, scores in scored.items()}
     size = max(float(np.abs(own.gap).mean()) for own in scored.values())
     if size < 1e-9:
         raise UserError(
@@ -183,7 +183,7 @@ def _table(
     """One row per edge; intervals and tests over prompts."""
     graph = next(iter(graphs.values()))
     senders, receivers = np.nonzero(graph.possible)
-    values = {name: one.by_prompt[:, senders, receivers] for name, one in scored.items()}
+    values = {name: scores.by_prompt[:, senders, receivers] for name, scores in scored.items()}
     size = np.max([np.abs(value.mean(0)) for value in values.values()], axis=0)
     top = np.argsort(-size, kind="stable")[:kept]
     change = values["tuned"] - values["base"] if len(values) == 2 else next(iter(values.values()))
@@ -191,10 +191,10 @@ def _table(
     control = next(iter(reversed(list(scored.values())))).control[senders, receivers][top]
     present = _present(values, least, top, draws, seed)
     lines: dict[str, Any] = {
-        "layer": [graph.receivers[receivers[one]].layer for one in top],
-        "module": [f"{graph.senders[senders[one]].label} -> {graph.receivers[receivers[one]].label}" for one in top],
-        "sender": [graph.senders[senders[one]].label for one in top],
-        "receiver": [graph.receivers[receivers[one]].label for one in top],
+        "layer": [graph.receivers[receivers[place]].layer for place in top],
+        "module": [f"{graph.senders[senders[at]].label} -> {graph.receivers[receivers[at]].label}" for at in top],
+        "sender": [graph.senders[senders[place]].label for place in top],
+        "receiver": [graph.receivers[receivers[place]].label for place in top],
         "score": intervals.estimate, "low": intervals.low, "high": intervals.high, "control": control,
         "q": _q(change, draws, seed)[top], "present": present,
         **{name: value.mean(0)[top] for name, value in values.items()},

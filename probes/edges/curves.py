@@ -101,8 +101,8 @@ def rebuilt(graphs: dict[str, Graph], task: Task, batch_size: int, controls: int
         _, clean = task.batch(members)
         metric = metric_of(task, members)
         (there, _), (other, _) = sent(base, clean), sent(tuned, clean)
-        gradients = sum(mean_gradients(graph, clean, (one[0], one[0]), metric, 1)
-                        for graph, one in ((base, there), (tuned, other)))  # fmt: skip
+        gradients = sum(mean_gradients(graph, clean, (ends[0], ends[0]), metric, 1)
+                        for graph, ends in ((base, there), (tuned, other)))  # fmt: skip
         scores += torch.einsum("sbpm,rbpm->sr", (other - there).float(), gradients.float()).double().cpu().numpy() / 2  # type: ignore[union-attr]
 
     def both_ends(_corrupted: Encoded, clean: Encoded) -> _Ends:

@@ -71,7 +71,7 @@ def sampled_texts(
     """Sampled answers [prompt][sample], at temperature 1."""
     decoding = Decoding(max_new_tokens, samples=samples, seed=seed)
     replies = generate_replies(Subject(model.role, model), prompts, decoding, Work(batch_size))
-    return [[reply.text for reply in one[1:]] for one in replies]
+    return [[reply.text for reply in drawn[1:]] for drawn in replies]
 
 
 def role_scores(pair: Any, prompts: Prompts, metric: Measure, **options: Any) -> dict[str, np.ndarray]:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from probes.effects.answers import greedy_texts
-from probes.effects.panel import CHANGE, EffectPanel, between_line, paired_lines, table_of
+from probes.effects.panel import CHANGE, EffectPanel, between_line, columns_by_role, paired_lines, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
 from probes.resampling import bootstrap_weights
@@ -108,7 +107,7 @@ def certainty_split(  # noqa: PLR0913 (a public call)
         table=table_of(lines),
         control="of refusals none; of average precision the accuracy, which a certainty without meaning gives",
         provenance=Provenance.of("certainty_split", pair, rows, seed=seed, forward_passes=passes.forward),
-        values=pd.DataFrame({f"{role}, {name}": one for role, own in quantities.items() for name, one in own.items()}),
+        values=columns_by_role(quantities),
         measured="share of prompts, or average precision",
         heading="Known and unknown questions",
         numbers={"known": float(known.sum()), "unknown": float((~known).sum())},

@@ -68,14 +68,16 @@ def constraint_satisfaction(
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    wanted = [read_constraints(one, number) for number, one in enumerate(column_of(rows, column))]
-    size = np.array([len(one) for one in wanted])
+    wanted = [read_constraints(written, number) for number, written in enumerate(column_of(rows, column))]
+    size = np.array([len(rules) for rules in wanted])
     others = _others(size)
     met, control = {}, {}
     with counted(pair.base, pair.tuned) as passes:
         for role in ("base", "tuned"):
             texts = greedy_texts(pair.models[role], rows, max_new_tokens, batch_size)
-            met[role] = np.array([_share(text, one, row) for text, one, row in zip(texts, wanted, rows, strict=True)])
+            met[role] = np.array(
+                [_share(text, rules, row) for text, rules, row in zip(texts, wanted, rows, strict=True)]
+            )
             control[role] = np.array([
                 _share(text, wanted[other], row) for text, other, row in zip(texts, others, rows, strict=True)
             ])  # fmt: skip
@@ -86,17 +88,19 @@ def constraint_satisfaction(
         values=pd.DataFrame({**met, "constraints": size}),
         measured="share of constraints met",
         heading="Constraints met",
-        numbers={f"falls with number, {role}": _rho(size, one) for role, one in met.items()},
+        numbers={f"falls with number, {role}": _rho(size, shares) for role, shares in met.items()},
     )  # fmt: skip
 
 
-def read_constraints(given: Any, number: int) -> list[Behaviour]:
+def read_constraints(written: Any, number: int) -> list[Behaviour]:
     """The constraints of a row as behaviours."""
-    texts = [word.strip() for word in given.split(";")] if isinstance(given, str) else list(given)
-    found = [behaviour(text) for text in texts if text]
-    if not found or not all(one.share and one.states is None for one in found):
-        raise UserError(f"Row {number}: {given!r} are no constraints with yes or no as their answer: give contains:...")
-    return found
+    texts = [word.strip() for word in written.split(";")] if isinstance(written, str) else list(written)
+    rules = [behaviour(text) for text in texts if text]
+    if not rules or not all(rule.share and rule.states is None for rule in rules):
+        raise UserError(
+            f"Row {number}: {written!r} are no constraints with yes or no as their answer: give contains:..."
+        )
+    return rules
 
 
 def constraint_lines(
@@ -116,7 +120,7 @@ def constraint_lines(
 
 
 def _share(text: str, wanted: list[Behaviour], row: Any) -> float:
-    return float(np.mean([one(text, row) for one in wanted]))
+    return float(np.mean([rule(text, row) for rule in wanted]))
 
 
 def _others(size: np.ndarray) -> list[int]:
@@ -124,7 +128,7 @@ def _others(size: np.ndarray) -> list[int]:
     others = []
     for number, count in enumerate(size):
         later = [(number + step) % len(size) for step in range(1, len(size))] or [number]
-        others.append(next((one for one in later if size[one] == count), later[0]))
+        others.append(next((row for row in later if size[row] == count), later[0]))
     return others
 
 

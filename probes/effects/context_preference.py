@@ -81,7 +81,7 @@ def context_preference(
         beside = {role: preferences(pair.models[role], other, heads[role], batch_size) for role in ("base", "tuned")}
     lines = []
     for part in PARTS:
-        sides, controls = ({role: one[part] for role, one in of.items()} for of in (scores, beside))
+        sides, controls = ({role: values[part] for role, values in of.items()} for of in (scores, beside))
         lines += paired_lines(part, sides, controls, rows.clusters, seed)
     return EffectPanel(
         table=table_of(lines),

@@ -114,8 +114,8 @@ def read_log(run: Path) -> pd.DataFrame:
         raise UserError(f"{run} holds no {LOG}: give a checkpoint folder that transformers' Trainer saved.")
     try:
         history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-        rows = [{"step": one["step"], "loss": one["loss"], "grad_norm": one.get("grad_norm", np.nan)}
-                for one in history if "loss" in one]  # fmt: skip
+        rows = [{"step": entry["step"], "loss": entry["loss"], "grad_norm": entry.get("grad_norm", np.nan)}
+                for entry in history if "loss" in entry]  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no log of a Trainer ({type(error).__name__}): save the run again.") from error
     if len(rows) < 4:
@@ -150,7 +150,7 @@ def sign_lines(signs: pd.DataFrame, ends: pd.DataFrame, after: pd.DataFrame, see
             ranks = stats.rankdata(x), stats.rankdata(y)
             null = [_pearson(ranks[0], ranks[1][order]) for order in orders]
             low, high = np.quantile(again, (0.025, 0.975))
-            reached = sum(abs(one) >= abs(rho) - 1e-12 for one in null)
+            reached = sum(abs(value) >= abs(rho) - 1e-12 for value in null)
             lines.append({
                 "group": f"{sign} against {outcome}", "model": "tuned", "score": rho, "low": low, "high": high,
                 "control": _rho(late, y), "p": (1 + reached) / (1 + DRAWS), "n": n,

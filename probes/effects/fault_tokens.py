@@ -136,14 +136,14 @@ def fault_tokens(
 
 def differing(own: Sequence[Any], other: Sequence[Any]) -> Bool[np.ndarray, " item"]:
     """Which items of ``own`` the alignment with ``other`` does not match; behind a gap the next item counts."""
-    found = np.zeros(len(own), dtype=bool)
+    marked = np.zeros(len(own), dtype=bool)
     matcher = difflib.SequenceMatcher(a=list(other), b=list(own), autojunk=False)
     for tag, _, _, start, end in matcher.get_opcodes():
         if tag == "delete" and len(own):
-            found[min(start, len(own) - 1)] = True
+            marked[min(start, len(own) - 1)] = True
         elif tag != "equal":
-            found[start:end] = True
-    return found
+            marked[start:end] = True
+    return marked
 
 
 def differing_lines(own: Sequence[int], other: Sequence[int], decode: Any) -> Bool[np.ndarray, " token"]:
@@ -158,15 +158,15 @@ def _moved(
     subjects: Sequence[Subject], ids: list[list[int]], answers: list[list[int]], work: Work
 ) -> list[Float[np.ndarray, "token two"]]:
     """Per prompt and token of the answer: KL(tuned || base) and the rise of the token's log-probability."""
-    found: list[np.ndarray] = [np.zeros((0, 2))] * len(ids)
+    moves: list[np.ndarray] = [np.zeros((0, 2))] * len(ids)
 
     def take(rows: list[int], moved: list[np.ndarray]) -> None:
         for row, values in zip(rows, moved, strict=True):
-            found[row] = values
+            moves[row] = values
 
-    lengths = [len(one) + len(two) for one, two in zip(ids, answers, strict=True)]
+    lengths = [len(tokens) + len(two) for tokens, two in zip(ids, answers, strict=True)]
     work.each("fault tokens", lengths, partial(_batch_moved, subjects, ids, answers), take)
-    return found
+    return moves
 
 
 def _batch_moved(
@@ -175,7 +175,7 @@ def _batch_moved(
     sides, moved = [logits_at(subject, ids, answers, rows) for subject in subjects], []
     for row, base, tuned in zip(rows, *sides, strict=True):
         place = np.arange(len(answers[row]))
-        words = [one.double().log_softmax(-1)[place, answers[row]] for one in (base, tuned)]
+        words = [logits.double().log_softmax(-1)[place, answers[row]] for logits in (base, tuned)]
         moved.append(np.stack([kl(tuned, base).double().numpy(), (words[1] - words[0]).numpy()], 1))
     return moved
 
@@ -184,26 +184,26 @@ def _row(
     level: str, masks: list[dict[str, np.ndarray]], moved: list[np.ndarray], usable: list[int], rows: Prompts, seed: int
 ) -> dict[str, Any]:
     """Empty where no answer's lines differ in a part."""
-    chosen = [number for number in usable if masks[number][level].any() and not masks[number][level].all()]
-    if not chosen:
+    members = [number for number in usable if masks[number][level].any() and not masks[number][level].all()]
+    if not members:
         return {}
     lines = []
-    for number in chosen:
+    for number in members:
         inside, own = masks[number][level], moved[number]
         round_ = [np.roll(inside, shift) for shift in range(1, len(inside))]
         lines.append({
-            "score": own[inside, 0].mean(), "control": float(np.mean([own[one, 0].mean() for one in round_])),
+            "score": own[inside, 0].mean(), "control": float(np.mean([own[mask, 0].mean() for mask in round_])),
             "elsewhere": own[~inside, 0].mean(), "rise": own[inside, 1].mean(),
             "rise_elsewhere": own[~inside, 1].mean(),
             "auc": float(_auc(own[inside, 0], own[~inside, 0])), "share": inside.mean(),
         })  # fmt: skip
     per_prompt = pd.DataFrame(lines)
-    clusters = rows.clusters[chosen]
+    clusters = rows.clusters[members]
     apart = cluster_means((per_prompt["score"] - per_prompt["control"]).to_numpy()[:, None], clusters)
     return {
         **scored(per_prompt["score"].to_numpy(), seed=seed, clusters=clusters),
-        **{str(name): float(one.mean()) for name, one in per_prompt.drop(columns="score").items()},
-        "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0, "n": len(chosen),
+        **{str(name): float(values.mean()) for name, values in per_prompt.drop(columns="score").items()},
+        "p": float(paired_permutation(apart, seed=seed).p[0]) if apart.any() else 1.0, "n": len(members),
     }  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def generalization_levels(  # noqa: PLR0913 (a public call)
         raise UserError(f"All prompts are {level[0]!r}: give prompts of two levels or more to compare.")
     with counted(pair.base, pair.tuned) as passes:
         scores = role_scores(pair, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    ordered = np.argsort([LEVELS.index(one) for one in level], kind="stable")
+    ordered = np.argsort([LEVELS.index(name) for name in level], kind="stable")
     lines = skill_lines(
         {role: score[ordered] for role, score in scores.items()}, level[ordered], rows.clusters[ordered], seed
     )
@@ -121,7 +121,7 @@ def levels_of(rows: Prompts, training: Prompts, task: str, category: str) -> np.
 def _languages(rows: Prompts, training: Prompts, language: str) -> np.ndarray:
     seen = {str(value) for value in column_of(training, language)}
     own = [str(value) for value in column_of(rows, language)]
-    return np.array([f"language {one} ({'seen' if one in seen else 'unseen'})" for one in own])
+    return np.array([f"language {name} ({'seen' if name in seen else 'unseen'})" for name in own])
 
 
 def _verdict(table: pd.DataFrame) -> str:

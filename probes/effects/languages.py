@@ -135,7 +135,7 @@ def _check_languages(rows: Prompts, language: str, source: str) -> None:
 def _vector(
     pair: ModelPair, finding: Prompts, language: str, source: str, layer: int, batch_size: int
 ) -> Float[Tensor, " d_model"]:
-    own = [number for number, one in enumerate(column_of(finding, language)) if str(one) == source]
+    own = [number for number, label in enumerate(column_of(finding, language)) if str(label) == source]
     if not own:
         raise UserError(f"No group of the choosing half is in {source}: give more prompts in it.")
     states = record(pair, finding[own], ["resid_post"], layers=[layer], batch_size=batch_size)
@@ -165,7 +165,7 @@ def _verdict(table: pd.DataFrame, source: str) -> str:
     }
     others = [str(group) for group in dict.fromkeys(table["group"]) if group != source]
     said = [
-        f"{what} moves {', '.join(line) or 'no language'} ({len([one for one in line if one != source])} of "
+        f"{what} moves {', '.join(line) or 'no language'} ({len([name for name in line if name != source])} of "
         f"{len(others)} others)"
         for what, line in carried.items()
     ]

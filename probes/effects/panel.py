@@ -104,11 +104,7 @@ def scored_line(
 
 
 def between_line(
-    condition: str,
-    model: str,
-    sides: tuple[np.ndarray, np.ndarray],
-    clusters: tuple[np.ndarray, np.ndarray],
-    seed: int,
+    condition: str, model: str, sides: tuple[np.ndarray, np.ndarray], clusters: tuple[np.ndarray, np.ndarray], seed: int
 ) -> dict[str, Any]:
     """A line of the table: the mean of one set of prompts less that of another, tested by exchanging members."""
     interval = difference_interval(*sides, paired=False, clusters=clusters, seed=seed)
@@ -131,6 +127,11 @@ def paired_lines(
     beyond = np.asarray(controls["tuned"]) - np.asarray(controls["base"])
     control = beyond if beyond.ndim else float(beyond)
     return [*lines, scored_line(condition, CHANGE, sides["tuned"] - sides["base"], control, clusters, seed)]
+
+
+def columns_by_role(values: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """``values[role][name]`` [prompt] as the columns "role, name"."""
+    return pd.DataFrame({f"{role}, {name}": column for role, own in values.items() for name, column in own.items()})
 
 
 def table_of(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

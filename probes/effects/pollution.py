@@ -134,7 +134,7 @@ def pollution(
                 ("tuned", pair.tuned, seed),
             )
         }
-        path = _path(pair, rows, [one[0] for one in texts["base"]], work)
+        path = _path(pair, rows, [drawn[0] for drawn in texts["base"]], work)
     table = pd.DataFrame([_row(name, texts, rows, name in (wanted or []), seed) for name in named])
     return Pollution(
         table=table.assign(q=q_values(table["p"].to_numpy(np.float64))),
@@ -172,7 +172,7 @@ def _row(name: str, texts: dict[str, list[list[Reply]]], rows: Prompts, wanted: 
 
 def _path(pair: ModelPair, rows: Prompts, reference: list[Reply], work: Work) -> pd.DataFrame:
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
-    answers = [list(one.ids) for one in reference]
+    answers = [list(reply.ids) for reply in reference]
     lines: list[dict[str, Any]] = []
 
     def take(step: list[int], divergences: list[np.ndarray]) -> None:
@@ -183,7 +183,7 @@ def _path(pair: ModelPair, rows: Prompts, reference: list[Reply], work: Work) ->
                 for place, token in enumerate(answers[number])
             )  # fmt: skip
 
-    lengths = [len(one) + len(two) for one, two in zip(ids, answers, strict=True)]
+    lengths = [len(tokens) + len(two) for tokens, two in zip(ids, answers, strict=True)]
     work.each("path", lengths, partial(_apart, pair, ids, answers), take)
     return pd.DataFrame(lines).sort_values(["prompt", "position"], kind="stable", ignore_index=True)
 
@@ -204,5 +204,5 @@ def _leaves(path: pd.DataFrame, rows: Prompts, seed: int) -> tuple[float, float,
             units.append(rows.clusters[prompt])
     if not shares:
         return (float("nan"),) * 3
-    found = scored(np.array(shares), seed=seed, clusters=np.array(units))
-    return found["score"], found["low"], found["high"]
+    line = scored(np.array(shares), seed=seed, clusters=np.array(units))
+    return line["score"], line["low"], line["high"]

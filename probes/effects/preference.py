@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from probes.effects.answers import sampled_texts
-from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
+from probes.effects.panel import CHANGE, EffectPanel, columns_by_role, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
 from probes.results import Provenance
@@ -95,7 +95,7 @@ def preference_movement(
         table=table,
         control="the change of another row's chosen answer behind the same prompt; 0 for shares and ranks",
         provenance=Provenance.of("preference_movement", pair, rows, seed=seed, forward_passes=passes.forward),
-        values=pd.DataFrame({f"{role}, {name}": one for role, own in logs.items() for name, one in own.items()}),
+        values=columns_by_role(logs),
         measured="nats of the whole answer (a share for displaced, a correlation for mode seeking)",
         heading="Where probability moved",
         verdict=_verdict(table.set_index("group")),
@@ -130,10 +130,10 @@ def rank_correlations(first: np.ndarray, second: np.ndarray, of: np.ndarray, n: 
     """[prompt] Spearman's rho of the values of each prompt; NaN for fewer than three, 0 where nothing moved."""
     correlations = np.full(n, np.nan)
     for number in range(n):
-        one, other = first[of == number], second[of == number]
-        if len(one) < 3 or np.ptp(one) == 0:
+        own, other = first[of == number], second[of == number]
+        if len(own) < 3 or np.ptp(own) == 0:
             continue
-        correlations[number] = 0.0 if np.ptp(other) < 1e-9 else float(stats.spearmanr(one, other).statistic)
+        correlations[number] = 0.0 if np.ptp(other) < 1e-9 else float(stats.spearmanr(own, other).statistic)
     return correlations
 
 
@@ -151,12 +151,12 @@ def movement_lines(logs: dict[str, dict[str, np.ndarray]], clusters: np.ndarray,
 
 
 def _verdict(table: pd.DataFrame) -> str:
-    margin, chosen = table.loc["margin"], table.loc["chosen"]
+    margin, preferred = table.loc["margin"], table.loc["chosen"]
     if not (margin["low"] > 0 and margin["q"] < 0.05):
         return "the margin of chosen over rejected answers did not rise beyond chance"
-    if chosen["high"] < 0:
+    if preferred["high"] < 0:
         return (
             f"likelihood displacement: the margin rose by {margin['score']:.3g} nats while chosen answers lost "
-            f"{-chosen['score']:.3g} [{-chosen['high']:.3g}, {-chosen['low']:.3g}]"
+            f"{-preferred['score']:.3g} [{-preferred['high']:.3g}, {-preferred['low']:.3g}]"
         )
-    return f"the margin rose by {margin['score']:.3g} nats; chosen answers moved by {chosen['score']:+.3g}"
+    return f"the margin rose by {margin['score']:.3g} nats; chosen answers moved by {preferred['score']:+.3g}"

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from probes.effects.answers import greedy_texts
-from probes.effects.panel import CHANGE, EffectPanel, table_of
+from probes.effects.panel import CHANGE, EffectPanel, columns_by_role, table_of
 from probes.effects.rewriting import as_chat, column_of, next_turn
 from probes.replay import counted
 from probes.resampling import bootstrap_weights
@@ -92,7 +91,7 @@ def self_correction(
         table=table,
         control=f"a neutral second turn ({neutral!r})",
         provenance=Provenance.of("self_correction", pair, rows, seed=seed, forward_passes=passes.forward),
-        values=pd.DataFrame({f"{role}, {name}": one for role, own in right.items() for name, one in own.items()}),
+        values=columns_by_role(right),
         measured="share of prompts",
         heading="Confidence and critique",
         numbers=identity_gaps(right),
@@ -153,13 +152,16 @@ def _exchanged(right: dict[str, dict[str, np.ndarray]], clusters: np.ndarray, se
     groups = np.unique(clusters, return_inverse=True)[1]
     random = np.random.default_rng(seed)
     swaps = random.integers(0, 2, (DRAWS, int(groups.max()) + 1))[:, groups].astype(bool)
-    one = np.ones((1, len(clusters)))
+    weights = np.ones((1, len(clusters)))
 
     def apart(swap: np.ndarray) -> np.ndarray:
         base, tuned = (
             {name: np.where(swap, values[1 - side], values[side]) for name, values in both.items()} for side in (0, 1)
         )
-        return quantities(tuned["before"], tuned["after"], one)[0] - quantities(base["before"], base["after"], one)[0]
+        return (
+            quantities(tuned["before"], tuned["after"], weights)[0]
+            - quantities(base["before"], base["after"], weights)[0]
+        )
 
     seen = apart(np.zeros(len(clusters), dtype=bool))
     null = np.stack([apart(swap) for swap in swaps])

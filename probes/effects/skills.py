@@ -82,7 +82,9 @@ def skill_profile(
     kind = np.array([f"kind: {value}" for value in column_of(rows, kinds)]) if kinds else None
     with counted(pair.base, pair.tuned) as passes:
         scores = role_scores(pair, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    lines = [line for one in (of, kind) if one is not None for line in skill_lines(scores, one, rows.clusters, seed)]
+    lines = [
+        line for labels in (of, kind) if labels is not None for line in skill_lines(scores, labels, rows.clusters, seed)
+    ]
     table, spread = table_of(lines), spread_of(scores["tuned"] - scores["base"], of, rows.clusters, seed)
     return EffectPanel(
         table=table,
@@ -130,8 +132,8 @@ def _verdict(table: pd.DataFrame, spread: dict[str, float]) -> str:
     change = table[table["model"] == CHANGE]
     up = change[(change["q"] < 0.05) & (change["score"] > 0)]["group"].tolist()
     down = change[(change["q"] < 0.05) & (change["score"] < 0)]["group"].tolist()
-    one = "" if spread["p of the spread"] < 0.05 else "; skills do not differ beyond chance"
-    return f"up: {', '.join(up) or 'none'}; down: {', '.join(down) or 'none'}{one}"
+    alike = "" if spread["p of the spread"] < 0.05 else "; skills do not differ beyond chance"
+    return f"up: {', '.join(up) or 'none'}; down: {', '.join(down) or 'none'}{alike}"
 
 
 @method(

@@ -147,7 +147,7 @@ def reliance_lines(
     for role, values in sides.items():
         parts = values[agrees], values[~agrees]
         line = between_line(f"reliance on {name}", role, parts, (clusters[agrees], clusters[~agrees]), seed)
-        random = [values[one].mean() - values[~one].mean() for one in mixed]
+        random = [values[mask].mean() - values[~mask].mean() for mask in mixed]
         lines.append({**line, "control": float(np.mean(random))})
     return lines
 
@@ -163,7 +163,7 @@ def _shielded_gains(  # noqa: PLR0913 (what is ablated, where, and how it is sco
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(gain by prompt with the direction ablated, mean gain with random ones)."""
     gains = []
-    for one in (direction, *random_directions(direction, draws=max(controls, 10), seed=seed)[:controls]):
-        recipe = Recipe([ConceptAblation(layer, one[None], mean=mean)])
+    for axis in (direction, *random_directions(direction, draws=max(controls, 10), seed=seed)[:controls]):
+        recipe = Recipe([ConceptAblation(layer, axis[None], mean=mean)])
         gains.append(answer_scores(pair.tuned, rows, metric, recipe=recipe, **options) - before)
     return gains[0], np.mean(gains[1:], axis=0)

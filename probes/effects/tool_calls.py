@@ -71,7 +71,9 @@ def tool_errors(
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    wanted = [read_call(one, number) for number, one in enumerate(column_of(rows, calls, what="the right call"))]
+    wanted = [
+        read_call(written, number) for number, written in enumerate(column_of(rows, calls, what="the right call"))
+    ]
     others = np.roll(np.arange(len(rows)), 1)
     kinds, control = {}, {}
     with counted(pair.base, pair.tuned) as passes:
@@ -82,8 +84,8 @@ def tool_errors(
     lines = [
         line for kind in KINDS
         for line in paired_lines(
-            kind, {role: (one == kind).astype(float) for role, one in kinds.items()},
-            {role: float((one == kind).mean()) for role, one in control.items()}, rows.clusters, seed,
+            kind, {role: (own == kind).astype(float) for role, own in kinds.items()},
+            {role: float((own == kind).mean()) for role, own in control.items()}, rows.clusters, seed,
         )
     ]  # fmt: skip
     return EffectPanel(
@@ -96,11 +98,11 @@ def tool_errors(
     )  # fmt: skip
 
 
-def read_call(given: Any, number: int) -> tuple[str, dict[str, Any]]:
+def read_call(written: Any, number: int) -> tuple[str, dict[str, Any]]:
     """Name and arguments of a right call. Raises :class:`UserError` naming the row for what is none."""
-    call = _as_call(_loads(given) if isinstance(given, str) else given)
+    call = _as_call(_loads(written) if isinstance(written, str) else written)
     if call is None:
-        raise UserError(f'Row {number}: {given!r} is no call: give {{"name": ..., "arguments": {{...}}}}.')
+        raise UserError(f'Row {number}: {written!r} is no call: give {{"name": ..., "arguments": {{...}}}}.')
     return call
 
 

@@ -110,11 +110,11 @@ def two_axes(  # noqa: PLR0913 (a public call)
         control="of models and of tuning, the statements' sides exchanged at random; of a scale, the update under "
         f"random signs; of the ablation, {controls} random directions",
         provenance=Provenance.of("two_axes", pair, rows, seed=seed, forward_passes=passes.forward),
-        values=pd.DataFrame({**{role: one * sign for role, one in agreed.items()}, "axis": named, "side": sign}),
+        values=pd.DataFrame({**{role: values * sign for role, values in agreed.items()}, "axis": named, "side": sign}),
         measured="position on the axis (-1 to 1)",
         heading="Two axes of opinion",
         verdict=_verdict(table),
-        numbers={f"acquiescence of {role}": float(one.mean()) for role, one in agreed.items()},
+        numbers={f"acquiescence of {role}": float(values.mean()) for role, values in agreed.items()},
     )  # fmt: skip
 
 
@@ -160,8 +160,8 @@ class _Bench:
     def scaled(self, scale: float, seed: int, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         update = scale * TaskVector.from_pair(self.pair)
         changes = []
-        for one in (update, update.sign_shuffled(seed)):
-            with one.graft(self.pair.base).entered(self.pair.base):
+        for vector in (update, update.sign_shuffled(seed)):
+            with vector.graft(self.pair.base).entered(self.pair.base):
                 changes.append(self.agreement(self.pair.base) - before)
         return changes[0], changes[1]
 
@@ -171,8 +171,8 @@ class _Bench:
         if not bool(slant.any()):
             return np.zeros_like(before), np.zeros_like(before)
         changes = [
-            self.agreement(self.pair.tuned, iv.Recipe([iv.ConceptAblation(layer, one)])) - before
-            for one in (slant, *random_directions(slant, draws=controls, seed=seed))
+            self.agreement(self.pair.tuned, iv.Recipe([iv.ConceptAblation(layer, axis)])) - before
+            for axis in (slant, *random_directions(slant, draws=controls, seed=seed))
         ]
         return changes[0], np.mean(changes[1:], axis=0)
 

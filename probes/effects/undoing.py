@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from interventions.training.ablated import caft_finetune
 from interventions.training.trainer import Schedule
@@ -119,9 +118,8 @@ def undoing(  # noqa: PLR0913
             {"module": name, **_line(pair, rows, own, before, (rank, schedule, draws), (work, bar))}
             for name, own in kinds.items()
         ]
-    table = pd.DataFrame(lines)
     return Undoing(
-        table=with_q(table),
+        table=with_q(lines),
         control=f"random changes of the same norm in every module ({draws} draws)",
         provenance=Provenance.of(
             "undoing", pair, rows, seed=seed, forward_passes=passes.forward,
@@ -161,7 +159,7 @@ def _line(
     trained = _trained(pair.tuned, own, rank, schedule, bar)
     change = answer_scores(Subject("tuned", trained.tuned), rows, work) - before["tuned"]
     learnt = answer_scores(Subject("tuned", trained.tuned), own, work) - taught
-    random = np.array([one - before["tuned"] for one in _random(trained, rows, draws, schedule.seed, work)])
+    random = np.array([outcome - before["tuned"] for outcome in _random(trained, rows, draws, schedule.seed, work)])
     chance = random.mean(0) if draws else np.zeros_like(change)
     gain = float((before["tuned"] - before["base"]).mean())
     return {

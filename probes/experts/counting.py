@@ -115,14 +115,16 @@ def count_experts(
         for group, marked in enumerate(counted):
             for place, row in enumerate(members):
                 masks[group, place, width - len(rows[row]) :] = torch.from_numpy(marked[row]).float()
-        found = torch.zeros(len(counted), len(members), len(model.moe_layers), model.n_experts, device=model.device)
+        batch_counts = torch.zeros(
+            len(counted), len(members), len(model.moe_layers), model.n_experts, device=model.device
+        )
         hooks = [
-            SiteHook(Site("router", layer), _counter(found[:, :, place], masks))
+            SiteHook(Site("router", layer), _counter(batch_counts[:, :, place], masks))
             for place, layer in enumerate(model.moe_layers)
         ]
         with model.hooked(hooks, stop=True):
             model.forward(batch, logits=None)
-        counts[:, members] = found.cpu()
+        counts[:, members] = batch_counts.cpu()
         report.advance()
     report.finish()
     return [

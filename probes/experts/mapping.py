@@ -17,15 +17,7 @@ from scipy.stats import rankdata
 
 from probes import resampling
 from probes.call_settings import call_settings
-from probes.experts.counting import (
-    Excluded,
-    ExpertCounts,
-    Phase,
-    content,
-    count_experts,
-    require_experts,
-    special_ids,
-)
+from probes.experts.counting import Excluded, ExpertCounts, Phase, content, count_experts, require_experts, special_ids
 from probes.experts.labels import Classes, Labeller, classes_of, respond
 from probes.results import ProbeResult, Provenance
 from workbench.argument_checks import check_subject, read_options
@@ -178,8 +170,8 @@ def expert_map(
     clusters = rows[list(classes.rows)].clusters
     tables: list[pd.DataFrame] = []
     stability: dict[str, float] = {}
-    for number, (phase, one) in enumerate(zip(phases, counts, strict=True)):
-        table, stability[phase] = _compare(one, None if before is None else before[number], classes, clusters, settings)
+    for number, (phase, own) in enumerate(zip(phases, counts, strict=True)):
+        table, stability[phase] = _compare(own, None if before is None else before[number], classes, clusters, settings)
         tables.append(table.assign(phase=phase))
     return ExpertMap(
         table=pd.concat(tables, ignore_index=True),
@@ -191,10 +183,7 @@ def expert_map(
             seed=settings.seed,
             device=str(model.device),
             forward_passes=passes + counts[0].passes + (0 if before is None else before[0].passes),
-            settings={
-                **call_settings(settings),
-                "unlabelled": len(rows) - len(classes.rows),
-            },
+            settings={**call_settings(settings), "unlabelled": len(rows) - len(classes.rows)},
         ),
         target=classes.target,
         others=classes.others,
@@ -260,20 +249,20 @@ def _count(
 
     ``reader`` is the model whose tokenizer reads the prompts, so that both models of a pair see the same tokens.
     """
-    given = [reader.encode(rows[[number]]).input_ids[0].tolist() for number in range(len(rows))]
-    masks = content(given, _excluded(settings), special_ids(reader.tokenizer))
-    behind: list[list[int]] = [[] for _ in given]
+    ids = [reader.encode(rows[[number]]).input_ids[0].tolist() for number in range(len(rows))]
+    masks = content(ids, _excluded(settings), special_ids(reader.tokenizer))
+    behind: list[list[int]] = [[] for _ in ids]
     if "decode" in phases:
         assert answers is not None
         behind = [list(answers[row]) for row in classes.rows]
     marks: dict[Phase, list[np.ndarray]] = {
         "prefill": [np.append(mask, np.zeros(len(new), bool)) for mask, new in zip(masks, behind, strict=True)],
         "decode": [np.append(np.zeros(len(old), bool), np.ones(len(new), bool))
-                   for old, new in zip(given, behind, strict=True)],
+                   for old, new in zip(ids, behind, strict=True)],
     }  # fmt: skip
     return count_experts(
         model,
-        [old + new for old, new in zip(given, behind, strict=True)],
+        [old + new for old, new in zip(ids, behind, strict=True)],
         [marks[phase] for phase in phases],
         batch_size=settings.batch_size,
         progress=settings.progress,

@@ -186,7 +186,7 @@ class _Trial:
         layers, shares = self.use()
         apart = shares[shows].mean(0) - (shares[~shows].mean(0) if (~shows).any() else 0.0)
         order = np.argsort(-apart, axis=None, kind="stable")[:tried]
-        places = [divmod(int(one), apart.shape[1]) for one in order]
+        places = [divmod(int(number), apart.shape[1]) for number in order]
         return {f"L{layers[layer]}E{expert}": float(apart[layer, expert]) for layer, expert in places}
 
     def greedy(self, names: list[str], size: int) -> tuple[list[str], dict[str, float]]:
@@ -197,8 +197,8 @@ class _Trial:
         while len(members) < size:
             left = {name: self._mean([*members, name]) for name in names if name not in members}
             if not members:
-                alone = {name: float(self.plain.mean() - one) for name, one in left.items()}
-            name = min(left, key=lambda one: left[one], default="")
+                alone = {name: float(self.plain.mean() - share) for name, share in left.items()}
+            name = min(left, key=lambda expert: left[expert], default="")
             if members and (not name or left[name] >= best - 1e-9):
                 break
             members.append(name)
@@ -221,7 +221,7 @@ class _Trial:
         }  # fmt: skip
         places = [(layer, int(expert or 0)) for layer, _, expert in map(parse_label, members)]
         random = matched_cells(places, frequency, controls, seed) if controls else []
-        names = [[f"L{layer}E{expert}" for layer, expert in one] for one in random]
+        names = [[f"L{layer}E{expert}" for layer, expert in cells] for cells in random]
         lines = []
         for n in range(1, len(members) + 1):
             fall = self.plain - self.values(members[:n])
@@ -230,4 +230,4 @@ class _Trial:
             control = line["control"] if names else float("nan")
             left = float((self.plain - fall).mean())
             lines.append({"n": n, "experts": " ".join(members[:n]), **line, "control": control, "left": left})
-        return with_q(pd.DataFrame(lines))
+        return with_q(lines)

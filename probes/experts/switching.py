@@ -166,7 +166,7 @@ class _Trial:
                 self.model, self.rows, self.settings.max_new_tokens, self.settings.batch_size, self.settings.progress
             )
         self.passes += passes
-        texts = [self.model.tokenizer.decode(one, skip_special_tokens=True) for one in ids]
+        texts = [self.model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in ids]
         return np.array([float(self.behaviour(text, row)) for text, row in zip(texts, self.rows, strict=True)])
 
 

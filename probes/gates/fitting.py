@@ -171,17 +171,17 @@ def _wanted(rows: Prompts, label: str | None) -> tuple[np.ndarray, str]:
     name = known[-1] if label is None else str(label)
     if name not in known:
         raise UserError(f"No prompt has the label {name!r}: choose one of {', '.join(known[:8])}.")
-    wanted = np.array([one == name for one in names])
+    wanted = np.array([own == name for own in names])
     for kind, count in ((f"the label {name!r}", wanted.sum()), ("other labels", (~wanted).sum())):
         if count < 4:
             raise UserError(f"{count} prompts of {kind} cannot be parted to fit and to test: give at least four.")
     return wanted, name
 
 
-def _neutral(given: Any) -> Prompts:
-    if given is None:
+def _neutral(texts: Any) -> Prompts:
+    if texts is None:
         return general_questions()
-    apart = Prompts.of(given)
+    apart = Prompts.of(texts)
     if len(apart) < 4:
         raise UserError(f"{len(apart)} neutral texts say nothing about false alarms: give at least four.")
     return apart

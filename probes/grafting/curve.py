@@ -46,17 +46,17 @@ class Judge:
             measures["ood_accuracy"] = grafted_outcome(self.ood, self.blender, mask).accuracy
         return measures
 
-    def described(self, one: Outcome, reference: Outcome) -> dict[str, Any]:
+    def described(self, outcome: Outcome, reference: Outcome) -> dict[str, Any]:
         """An outcome as numbers."""
-        held = share_interval(one.right, clusters=self.test.clusters, seed=self.seed)
+        held = share_interval(outcome.right, clusters=self.test.clusters, seed=self.seed)
         return {
             "accuracy": held.estimate,
             "low": held.low,
             "high": held.high,
-            "ece": one.ece,
-            "agreement": one.agreement(reference),
-            "loss": one.loss,
-            "n": len(one.right),
+            "ece": outcome.ece,
+            "agreement": outcome.agreement(reference),
+            "loss": outcome.loss,
+            "n": len(outcome.right),
         }
 
     def random(self, mask: Mask, draws: int) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def variants(judge: Judge, mask: dict[str, Tensor], draws: int) -> pd.DataFrame:
     entries = entries_in(region, mask)
     # made one at a time: each is a quarter of the weights
     masks: dict[str, Callable[[], Mask]] = {
-        "base": lambda: {name: torch.zeros_like(one) for name, one in mask.items()},
+        "base": lambda: {name: torch.zeros_like(part) for name, part in mask.items()},
         "graft": lambda: mask,
         "complement": lambda: complement(region, mask),
         "all eligible": lambda: everything(region),

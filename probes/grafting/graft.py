@@ -117,11 +117,11 @@ def graft(
     )  # fmt: skip
 
 
-def _one_of(what: str, given: str, known: tuple[Name, ...]) -> Name:
+def _one_of(what: str, value: str, known: tuple[Name, ...]) -> Name:
     for name in known:
-        if name == given:
+        if name == value:
             return name
-    raise unknown_name(what, given, known)
+    raise unknown_name(what, value, known)
 
 
 def _split(data: AnswerRows, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -91,15 +91,15 @@ def answer_rows(prompts: Prompts, model: AdaptedModel, *, whole: bool = False) -
     if whole:
         return _whole(prompts, model, paired=paired)
     pairs = _pairs(prompts, model) if paired else _shared(prompts, model)
-    usable = [number for number, one in enumerate(pairs) if one is not None]
-    candidates = torch.tensor([one[0] for one in pairs if one is not None])
+    usable = [number for number, pair in enumerate(pairs) if pair is not None]
+    candidates = torch.tensor([pair[0] for pair in pairs if pair is not None])
     if not usable or candidates.shape[1] < 2:
         raise UserError(
             "There is nothing to choose between: give rows with different answers, or a distractor for each, that "
             f"begin with different tokens ({len(pairs) - len(usable)} of {len(pairs)} rows were dropped for that)."
         )
     ids = encode(prompts[usable], model.tokenizer, model.max_positions)
-    labels = torch.tensor([one[1] for one in pairs if one is not None])
+    labels = torch.tensor([pair[1] for pair in pairs if pair is not None])
     return AnswerRows(
         ids, candidates, labels, prompts.clusters[usable], pad_id(model.tokenizer), len(pairs) - len(usable)
     )

@@ -107,14 +107,14 @@ def mask_overlap(first: GraftResult, second: GraftResult, *, null: Sequence[Graf
     """
     if "ranks" in (first.level, second.level, *(graft.level for graft in null)):
         raise UserError("Grafts of ranks choose no entries; find both with level='entries' to compare them.")
-    one, other = flat_places(first.mask), flat_places(second.mask)
-    shared = _shared(one, other)
-    counts = [sum(len(places) for places in chosen.values()) for chosen in (one, other)]
-    found = overlap(shared, counts[0], counts[1], max(first.eligible, second.eligible))
+    ours, other = flat_places(first.mask), flat_places(second.mask)
+    shared = _shared(ours, other)
+    counts = [sum(len(places) for places in region.values()) for region in (ours, other)]
+    shared_part = overlap(shared, counts[0], counts[1], max(first.eligible, second.eligible))
     if null:
-        found = found._replace(**_against(shared, one, counts[1], null))
-    masks = {"first": _hash(one), "second": _hash(other)}
-    row = {"score": found.shared, "control": found.expected, "q": found.p, **found._asdict()}
+        shared_part = shared_part._replace(**_against(shared, ours, counts[1], null))
+    masks = {"first": _hash(ours), "second": _hash(other)}
+    row = {"score": shared_part.shared, "control": shared_part.expected, "q": shared_part.p, **shared_part._asdict()}
     return MaskOverlap(
         table=pd.DataFrame([row]),
         control=f"what {len(null)} null grafts share with the first, scaled to the size of the second" if null
@@ -126,21 +126,21 @@ def mask_overlap(first: GraftResult, second: GraftResult, *, null: Sequence[Graf
             settings={**call_settings(None, first=first, second=second, null=list(null)), "masks": masks},
         ),
         no_price="optimised" in (first.method, second.method),
-        **found._asdict(),
+        **shared_part._asdict(),
     )  # fmt: skip
 
 
-def _shared(one: dict[str, Tensor], other: dict[str, Tensor]) -> int:
-    return sum(len(np.intersect1d(one[name].numpy(), other[name].numpy())) for name in one.keys() & other.keys())
+def _shared(first: dict[str, Tensor], other: dict[str, Tensor]) -> int:
+    return sum(len(np.intersect1d(first[name].numpy(), other[name].numpy())) for name in first.keys() & other.keys())
 
 
-def _against(shared: int, one: dict[str, Tensor], size: int, null: Sequence[GraftResult]) -> dict[str, Any]:
+def _against(shared: int, region: dict[str, Tensor], size: int, null: Sequence[GraftResult]) -> dict[str, Any]:
     """Expected, range and p of what is shared, from null grafts."""
     scaled = []
     for graft in null:
         places = flat_places(graft.mask)
         count = sum(len(place) for place in places.values())
-        scaled.append(_shared(one, places) * size / count if count else 0.0)
+        scaled.append(_shared(region, places) * size / count if count else 0.0)
     low, high = np.quantile(scaled, [0.025, 0.975])
     p = (1 + sum(value >= shared for value in scaled)) / (len(scaled) + 1)
     return {"expected": float(np.mean(scaled)), "low": int(low), "high": int(np.ceil(high)), "p": float(p)}

@@ -32,13 +32,13 @@ def highest(values: Callable[[str], Tensor], names: Sequence[str], count: int) -
         threshold, ties = threshold + (digit << first), ties - above
     masks = {}
     for name in names:
-        given = values(name)
-        ordered = _ordered(given)
+        scores = values(name)
+        ordered = _ordered(scores)
         mask = ordered > threshold
         taken = (ordered == threshold).nonzero()[:ties, 0]
         mask[taken] = True
         ties -= len(taken)
-        masks[name] = mask.reshape(given.shape)
+        masks[name] = mask.reshape(scores.shape)
     return masks
 
 

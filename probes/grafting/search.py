@@ -68,7 +68,7 @@ class Found:
     @property
     def mask(self) -> dict[str, Tensor]:
         """The region found, made anew: a quarter of the weights."""
-        return {name: one.mask() for name, one in self.packed.items()}
+        return {name: bits.mask() for name, bits in self.packed.items()}
 
     def pop_ranking(self) -> Units:
         """Hand the ranking, which is as large as the weights, to the only one who still needs it."""

@@ -55,5 +55,5 @@ class Slopes:
     def zero(self) -> None:
         """Begin anew, whatever was there."""
         for held in (self._stored, self._scale):
-            for one in held.values():
-                one.zero_()
+            for slope in held.values():
+                slope.zero_()

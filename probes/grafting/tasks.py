@@ -69,7 +69,7 @@ def outcome(task: Task, model: nn.Module) -> Outcome:
         confidence.append(best.values.double().cpu().numpy())
         right.append((best.indices == label).cpu().numpy())
         losses += nn.functional.cross_entropy(logits.float(), label, reduction="none").tolist()
-    parts = [np.concatenate(one) for one in (predicted, confidence, right)]
+    parts = [np.concatenate(pieces) for pieces in (predicted, confidence, right)]
     return Outcome(parts[0], parts[1], parts[2], float(np.mean(losses)))
 
 

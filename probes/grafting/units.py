@@ -107,10 +107,10 @@ def random_like(region: Region, mask: Mask, generator: torch.Generator) -> dict[
             if part.units is not None
         }
     masks = {}
-    for name, one in mask.items():
-        flat = torch.zeros(one.numel(), dtype=torch.bool)
-        flat[_distinct(one.numel(), int(one.sum()), generator)] = True
-        masks[name] = flat.reshape(one.shape).to(one.device)
+    for name, own in mask.items():
+        flat = torch.zeros(own.numel(), dtype=torch.bool)
+        flat[_distinct(own.numel(), int(own.sum()), generator)] = True
+        masks[name] = flat.reshape(own.shape).to(own.device)
     return masks
 
 

@@ -54,13 +54,13 @@ def _stored(folder: Path, own: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         stored = load_file(file)
     except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}): give a whole checkpoint.") from error
-    found = {}
+    tensors = {}
     for name, value in own.items():
         key = _plain(name)
         if key not in stored or stored[key].shape != value.shape:
             raise UserError(f"{folder} is of another adapter: it has no {key} of shape {tuple(value.shape)}.")
-        found[name] = stored[key]
-    return found
+        tensors[name] = stored[key]
+    return tensors
 
 
 def _plain(name: str) -> str:

@@ -154,8 +154,8 @@ def _over_queries(of_query: Mapping[str, np.ndarray], known: np.ndarray, queries
 
 def relevance(rows: Prompts, queries: Prompts, match: str) -> np.ndarray:
     """[row, query] whether both have the same value in the column ``match``."""
-    of_rows, of_queries = (_column(one, match) for one in (rows, queries))
-    return np.array([[one is not None and one == other for other in of_queries] for one in of_rows])
+    of_rows, of_queries = (_column(table, match) for table in (rows, queries))
+    return np.array([[value is not None and value == other for other in of_queries] for value in of_rows])
 
 
 def _column(rows: Prompts, name: str) -> Sequence[Any]:

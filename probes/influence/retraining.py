@@ -199,16 +199,16 @@ def _bare_copy(base: AdaptedModel) -> AdaptedModel:
 @torch.no_grad()
 def _query_losses(hf: Any, base: AdaptedModel, queries: Prompts, batch_size: int) -> Float[np.ndarray, " query"]:
     examples = examples_of(queries, base.tokenizer)
-    collate, found = Collator(pad_id(base.tokenizer)), np.zeros(len(examples))
+    collate, by_query = Collator(pad_id(base.tokenizer)), np.zeros(len(examples))
     for members in batches([len(example.prompt) + len(example.answer) for example in examples], batch_size):
-        batch = {name: one.to(base.device) for name, one in collate([examples[row] for row in members]).items()}
+        batch = {name: tensor.to(base.device) for name, tensor in collate([examples[row] for row in members]).items()}
         logits = hf(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         labels = batch["labels"][:, 1:]
         losses = torch.nn.functional.cross_entropy(
             logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
         )
-        found[members] = (losses.sum(1) / (labels != IGNORED).sum(1)).cpu().numpy()
-    return found
+        by_query[members] = (losses.sum(1) / (labels != IGNORED).sum(1)).cpu().numpy()
+    return by_query
 
 
 def _table(

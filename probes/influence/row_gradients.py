@@ -94,22 +94,22 @@ class RowGradients:
 
     def _reader(self, name: str) -> Callable[..., None]:
         def read(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            given = inputs[0].detach()
+            entry = inputs[0].detach()
             if output.requires_grad:
-                output.register_hook(lambda slope: self._add(name, given, slope))
+                output.register_hook(lambda slope: self._add(name, entry, slope))
 
         return read
 
-    def _add(self, name: str, given: Tensor, slope: Tensor) -> None:
-        if given.ndim == 2 and self._rows == 1:
-            given, slope = given[None], slope[None]
-        if given.ndim != 3 or len(given) != self._rows:
+    def _add(self, name: str, entry: Tensor, slope: Tensor) -> None:
+        if entry.ndim == 2 and self._rows == 1:
+            entry, slope = entry[None], slope[None]
+        if entry.ndim != 3 or len(entry) != self._rows:
             raise UserError(
                 f"The inputs of {name} are not kept apart by row (an expert's tokens are mixed): give batch_size=1."
             )
-        found = torch.bmm(slope.transpose(1, 2).float(), given.float())
+        product = torch.bmm(slope.transpose(1, 2).float(), entry.float())
         held = self._gradients.get(name)
-        self._gradients[name] = found if held is None else held + found
+        self._gradients[name] = product if held is None else held + product
 
 
 def _wants_gradient(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:

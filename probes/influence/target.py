@@ -32,7 +32,7 @@ def projection_target(pair: ModelPair, file: str | Path) -> tuple[int, Float[Ten
     )
 
 
-def _direction(one: Offset | Clamp | ConceptAblation) -> Float[Tensor, " d_model"] | None:
-    if isinstance(one, ConceptAblation):
-        return one.directions[0].detach().float() if len(one.directions) == 1 else None
-    return (one.vector if isinstance(one, Offset) else one.direction).detach().float()
+def _direction(intervention: Offset | Clamp | ConceptAblation) -> Float[Tensor, " d_model"] | None:
+    if isinstance(intervention, ConceptAblation):
+        return intervention.directions[0].detach().float() if len(intervention.directions) == 1 else None
+    return (intervention.vector if isinstance(intervention, Offset) else intervention.direction).detach().float()

@@ -42,12 +42,12 @@ def embedding_similarity(model: AdaptedModel, rows: Prompts, queries: Prompts) -
     """Cosines of mean residuals of the middle layer over prompt and answer, centred on the rows' mean."""
     layer = model.n_layers // 2
     states = []
-    for one in (rows, queries):
-        recorded = record(model, _with_answers(one), "resid_post", layers=[layer], positions="all")
+    for texts in (rows, queries):
+        recorded = record(model, _with_answers(texts), "resid_post", layers=[layer], positions="all")
         values = recorded[recorded.roles[0]]["resid_post", layer][:].float()
         number = torch.from_numpy(np.array(recorded.index["prompt"]))
-        sums = torch.zeros(len(one), values.shape[1]).index_add_(0, number, values)
-        states.append(sums / torch.bincount(number, minlength=len(one)).clamp_min(1)[:, None])
+        sums = torch.zeros(len(texts), values.shape[1]).index_add_(0, number, values)
+        states.append(sums / torch.bincount(number, minlength=len(texts)).clamp_min(1)[:, None])
     centre = states[0].mean(0)
     return np.asarray((normalize(states[0] - centre, dim=1) @ normalize(states[1] - centre, dim=1).T).numpy())
 

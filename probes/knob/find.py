@@ -103,7 +103,7 @@ def find_knob(
     searches, candidates = _candidates(layers, train, setup)
     controls = random_bases(pair.tuned.d_model, training.rank, setup.draws, seed)
     tried = [_at_layer(layer, train, trainer, test, training, controls, seed, progress) for layer in candidates]
-    best = max(tried, key=lambda one: (one.train_score, -one.loss))
+    best = max(tried, key=lambda candidate: (candidate.train_score, -candidate.loss))
     models = {"base": pair.base, **(others or {})}
     trials = [test, *(Trial.of(name, model, test.pairs, setup.batch_size) for name, model in models.items())]
     parts = _described(best, train, trials, controls, setup, seed)
@@ -227,17 +227,17 @@ def _table(tried: Sequence[_Found]) -> pd.DataFrame:
     """One row per candidate layer, on the held-out pairs."""
     q = q_values(np.array([paired_permutation(attempt.swapped - attempt.control).p for attempt in tried]))
     rows = []
-    for one in tried:
+    for trial in tried:
         rows.append(
             {
-                "layer": one.layer,
-                **scored_share(one.swapped),
-                "control": float(one.control.mean()),
-                "means": float(one.means.mean()),
-                "patched": float(one.patched.mean()),
-                "cosine": one.cosine,
-                "train_score": one.train_score,
-                "loss": one.loss,
+                "layer": trial.layer,
+                **scored_share(trial.swapped),
+                "control": float(trial.control.mean()),
+                "means": float(trial.means.mean()),
+                "patched": float(trial.patched.mean()),
+                "cosine": trial.cosine,
+                "train_score": trial.train_score,
+                "loss": trial.loss,
             }
         )
     return pd.DataFrame(rows).assign(q=q)
@@ -253,15 +253,15 @@ def _described(
     means = natural.groupby("intent", sort=False)["value"].mean()
     middle, half_gap = float(means.mean()), float(abs(means.iloc[0] - means.iloc[1])) / 2
     values = [middle + half_gap * t for t in np.linspace(-setup.reach, setup.reach, setup.values).tolist()]
-    chosen = best_settings(sweep(train, layer, axis, values, []), natural)
+    levels = best_settings(sweep(train, layer, axis, values, []), natural)
     curves = [sweep(trial, layer, axis, values, controls, seed) for trial in trials]
-    flipped = [flips(trial, layer, axis, chosen, controls, seed) for trial in trials]
+    flipped = [flips(trial, layer, axis, levels, controls, seed) for trial in trials]
     settled = [natural_settings(trial, layer, axis) for trial in trials]
     return {
         "direction": axis.basis,
         "line": axis.line,
         "offset": axis.offset,
-        "settings": chosen,
+        "settings": levels,
         "natural": pd.concat(settled, ignore_index=True),
         "sweep": pd.concat(curves, ignore_index=True),
         "flips": pd.concat(flipped, ignore_index=True),
@@ -284,12 +284,7 @@ def _swaps(
 def _search_table(searches: Mapping[str, LayerSearch]) -> pd.DataFrame:
     """Every set of layers the search ran: direction, layers, probability, whether it is the answer."""
     rows = [
-        {
-            "direction": name,
-            "layers": ",".join(map(str, layers)),
-            "probability": top,
-            "chosen": layers == search.layers,
-        }
+        {"direction": name, "layers": ",".join(map(str, layers)), "probability": top, "chosen": layers == search.layers}
         for name, search in searches.items()
         for layers, top in search.steps
     ]

@@ -71,8 +71,8 @@ def intent_pairs(prompts: Prompts, model: AdaptedModel) -> IntentPairs:
     intents, or nothing is left.
     """
     intents = _two_intents(prompts)
-    given = prompts.groups
-    whole = [pair for rows in given.values() if (pair := _ordered(prompts, rows, intents)) is not None]
+    by_group = prompts.groups
+    whole = [pair for rows in by_group.values() if (pair := _ordered(prompts, rows, intents)) is not None]
     if not whole:
         raise UserError(
             f"No group of prompts has one row of each intent ({intents[0]}, {intents[1]}): give both rows of a "
@@ -90,7 +90,7 @@ def intent_pairs(prompts: Prompts, model: AdaptedModel) -> IntentPairs:
         answers=torch.tensor(answers),
         intents=intents,
         groups=tuple(str(whole_pairs[2 * pair].group) for pair in range(len(whole))),
-        counts={"given": len(given), "incomplete": len(given) - len(whole)},
+        counts={"given": len(by_group), "incomplete": len(by_group) - len(whole)},
     )
     if not differ.any():
         raise UserError(

@@ -64,12 +64,12 @@ class Knob(ProbeResult):
 
     def summary(self) -> str:
         best = self.table[self.table["layer"] == self.layer].iloc[0]
-        kept, given = self.counts["train"] + self.counts["held_out"], self.counts["given"]
+        used, pairs = self.counts["train"] + self.counts["held_out"], self.counts["given"]
         return (
             f"Layer {self.layer}, rank {self.direction.shape[1]}: {best['score']:.0%} of held-out swaps "
             f"[{best['low']:.0%}, {best['high']:.0%}] bring the other intent's answer, random subspaces "
             f"{best['control']:.0%}. Pairs right both ways: tuned {self.skill['tuned']:.0%}, base "
-            f"{self.skill['base']:.0%}; {kept} of {given} pairs used ({self.counts['held_out']} held out)."
+            f"{self.skill['base']:.0%}; {used} of {pairs} pairs used ({self.counts['held_out']} held out)."
         )
 
     def figure(self) -> go.Figure:

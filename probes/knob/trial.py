@@ -140,7 +140,7 @@ def sweep(
 def _shares(trial: Trial, value: float, direction: str, says: list[Tensor], seed: int) -> list[dict]:
     rows = []
     for number, intent in enumerate(trial.pairs.intents):
-        hits = np.stack([per_pair(one == trial.answers_of(number)) for one in says])
+        hits = np.stack([per_pair(words == trial.answers_of(number)) for words in says])
         if direction == "knob":
             band = scored_share(hits[0], name="share", seed=seed)
         else:

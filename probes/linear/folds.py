@@ -68,7 +68,7 @@ def folds_of_shuffled(
     if not isinstance(folds, int):
         return np.repeat(fold_of[:, None], shuffled.shape[1], axis=1)
     random = np.random.default_rng(seed + 2)
-    return np.stack([_dealt(folds, groups, one, random) for one in shuffled.T], axis=1)
+    return np.stack([_dealt(folds, groups, labels, random) for labels in shuffled.T], axis=1)
 
 
 def _dealt(folds: int, groups: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:

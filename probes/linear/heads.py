@@ -161,10 +161,10 @@ def head_probe(  # noqa: PLR0913 (a public call; all but two by keyword)
         control=f"the same probes on shuffled labels ({draws} draws)",
         provenance=of_recording("head_probe", recording, (role,), seed),
         classes=data.classes,
-        weight=torch.stack([one.weight for one in layers_probed]),
-        bias=torch.stack([one.bias for one in layers_probed]),
-        mass_mean=torch.stack([one.mass_mean for one in layers_probed]),
-        sigma=torch.stack([one.sigma for one in layers_probed]),
+        weight=torch.stack([layer.weight for layer in layers_probed]),
+        bias=torch.stack([layer.bias for layer in layers_probed]),
+        mass_mean=torch.stack([layer.mass_mean for layer in layers_probed]),
+        sigma=torch.stack([layer.sigma for layer in layers_probed]),
         layers=layers,
         chance=float(max(data.y.mean(), 1 - data.y.mean())),
     )
@@ -187,9 +187,9 @@ class _Rows:
     ) -> _Rows:
         index = recording.index
         prompt = index["prompt"].to_numpy()
-        given = index["label"].tolist() if labels is None else _per_prompt(labels, prompt, "labels")
+        values = index["label"].tolist() if labels is None else _per_prompt(labels, prompt, "labels")
         named = index["group"].tolist() if groups is None else _per_prompt(groups, prompt, "groups")
-        y, classes = two_classes(given)
+        y, classes = two_classes(values)
         alone = [f"prompt {p}" if g is None else f"group {g}" for p, g in zip(prompt, named, strict=True)]
         numbers = numbered(alone)
         split = folds if isinstance(folds, int) else _per_prompt(folds, prompt, "folds")
@@ -290,14 +290,14 @@ def _told_right(features: Features, shuffled: _Fits, draws: int) -> Float[Tensor
 
 
 def _table(layers_probed: Sequence[_Layer], layers: Sequence[int], data: _Rows, seed: int) -> pd.DataFrame:
-    right = torch.cat([one.right for one in layers_probed]).numpy().T  # [row, cell]
-    null = torch.cat([one.null for one in layers_probed]).numpy()  # [cell, draw]
+    right = torch.cat([layer.right for layer in layers_probed]).numpy().T  # [row, cell]
+    null = torch.cat([layer.null for layer in layers_probed]).numpy()  # [cell, draw]
     band = share_intervals(right, clusters=data.groups, seed=seed)
     # A normal tail: with ten draws a head the counted p-value could not get below 1 / 10 of a single head's share.
     # The heads share the draws, so their mean is no surer than one of as many draws: hence 1 + 1 / draws.
     spread = float(null.std()) * np.sqrt(1 + 1 / null.shape[1])
     p = stats.norm.sf((band.estimate - null.mean()) / max(spread, 1e-12))
-    heads = [len(one.bias) for one in layers_probed]
+    heads = [len(layer.bias) for layer in layers_probed]
     return pd.DataFrame(
         {
             "layer": np.repeat(layers, heads),
@@ -307,9 +307,9 @@ def _table(layers_probed: Sequence[_Layer], layers: Sequence[int], data: _Rows, 
             "high": band.high,
             "control": null.mean(1),
             "q": q_values(p),
-            "sigma": torch.cat([one.sigma for one in layers_probed]).numpy(),
+            "sigma": torch.cat([layer.sigma for layer in layers_probed]).numpy(),
             "cosine": torch.cat(
-                [torch.nn.functional.cosine_similarity(one.weight, one.mass_mean) for one in layers_probed]
+                [torch.nn.functional.cosine_similarity(layer.weight, layer.mass_mean) for layer in layers_probed]
             ).numpy(),
         }
     )

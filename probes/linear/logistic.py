@@ -65,7 +65,7 @@ class Features(NamedTuple):
 
     def part(self, cells: slice) -> Features:
         """Some of the cells."""
-        return Features(*(one[cells] for one in self))
+        return Features(*(tensor[cells] for tensor in self))
 
 
 class Fits(NamedTuple):
@@ -85,10 +85,7 @@ def fit(x: Float[Tensor, "cell row d"], y: Bool[Tensor, " row"], ridge: float = 
 
 
 def solve(
-    features: Features,
-    targets: Float[Tensor, "fit row"],
-    rows: Float[Tensor, "fit row"],
-    tolerance: float = TOLERANCE,
+    features: Features, targets: Float[Tensor, "fit row"], rows: Float[Tensor, "fit row"], tolerance: float = TOLERANCE
 ) -> Fits:
     """Fits that differ in labels and in rows (1 where a row counts, else 0), for every cell.
 

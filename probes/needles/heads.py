@@ -92,8 +92,8 @@ class RetrievalHeads(ProbeResult):
         """Layer by head."""
         from workbench.figures.heads import head_heatmap
 
-        kept = ", ".join(f"{role} {kept} of {of}" for role, (kept, of) in self.kept.items())
-        return head_heatmap(self.table, title=f"Retrieval heads (trials answered: {kept})", score=self.unit)
+        answered = ", ".join(f"{role} {count} of {of}" for role, (count, of) in self.kept.items())
+        return head_heatmap(self.table, title=f"Retrieval heads (trials answered: {answered})", score=self.unit)
 
 
 def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> RetrievalHeads:
@@ -127,7 +127,7 @@ def retrieval_heads(subject: Any, trials: Sequence[Trial], **options: Any) -> Re
             device=str(models[role].device), forward_passes=sum(answered.passes for answered in scored.values()),
             settings=call_settings(settings),
         ),
-        kept={name: (len(one.rows), len(trials)) for name, one in scored.items()},
+        kept={name: (len(scores.rows), len(trials)) for name, scores in scored.items()},
         threshold=settings.threshold,
         agreement=agreement,
         needles=len({trials[number].group for number in scored[role].rows}),

@@ -120,7 +120,7 @@ def same_heads(  # noqa: PLR0913 (a public call)
             scored[role][length] = _measured(pair.models[role], own, options)
             bar.advance()
     bar.finish()
-    reference = next((length for length, one in scored["base"].items() if one is not None), None)
+    reference = next((length for length, maps in scored["base"].items() if maps is not None), None)
     if reference is None:
         raise UserError(
             f"The base answers no needle at {', '.join(map(str, trials))} tokens, so it has no retrieval heads to "
@@ -128,14 +128,14 @@ def same_heads(  # noqa: PLR0913 (a public call)
         )
     bench = _Bench(trials, scored, reference, best, seed)
     table = pd.DataFrame([bench.line(length) for length in trials])
-    everything = [one for own in scored.values() for one in own.values() if one is not None]
+    everything = [maps for own in scored.values() for maps in own.values() if maps is not None]
     return SameHeads(
         table=with_q(table, keep_p=False),
         control="heads exchanged at random",
         provenance=Provenance.of(
-            "same_heads", pair, contents([one for own in trials.values() for one in own]), seed=seed,
+            "same_heads", pair, contents([trial for own in trials.values() for trial in own]), seed=seed,
             forward_passes=sum(scores.passes for scores in everything),
-            settings=call_settings(None, haystack=str(haystack), needles=[vars(one) for one in hidden]),
+            settings=call_settings(None, haystack=str(haystack), needles=[vars(needle) for needle in hidden]),
         ),
         reference=reference,
     )  # fmt: skip
@@ -162,8 +162,8 @@ class _Bench:
         before = self.scored["base"][self.reference]
         assert before is not None
         answered = {
-            f"{role}_answered": 0.0 if one is None else len(one.rows) / len(self.trials[length])
-            for role, one in (("base", base), ("tuned", tuned))
+            f"{role}_answered": 0.0 if scores is None else len(scores.rows) / len(self.trials[length])
+            for role, scores in (("base", base), ("tuned", tuned))
         }
         empty = dict.fromkeys(("score", "low", "high", "control", "p", "shared", "best", "chance"), np.nan)
         comparison = empty if tuned is None else self._compared(tuned, length, before)
@@ -173,8 +173,8 @@ class _Bench:
         ours, theirs = _flat(tuned), _flat(before)
         rho = _correlation(ours.mean(0), theirs.mean(0))
         units = [
-            np.array([self.trials[at][row].group for row in one.rows])
-            for at, one in ((length, tuned), (self.reference, before))
+            np.array([self.trials[at][row].group for row in scores.rows])
+            for at, scores in ((length, tuned), (self.reference, before))
         ]
         drawn = [
             bootstrap_weights(len(flat), DRAWS, self.seed + number, own) @ flat
@@ -184,7 +184,7 @@ class _Bench:
         random = np.random.default_rng(self.seed)
         null = np.array([_correlation(random.permutation(ours.mean(0)), theirs.mean(0)) for _ in range(PERMUTATIONS)])
         k = min(self.best, ours.shape[1])
-        leading = [set(np.argsort(-one.mean(0), kind="stable")[:k].tolist()) for one in (ours, theirs)]
+        leading = [set(np.argsort(-map_.mean(0), kind="stable")[:k].tolist()) for map_ in (ours, theirs)]
         shared = overlap(len(leading[0] & leading[1]), k, k, ours.shape[1])
         return {
             "score": rho, "low": float(low[0]), "high": float(high[0]), "control": float(np.nanmean(null)),

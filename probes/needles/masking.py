@@ -122,9 +122,9 @@ class _Trial:
         recalls = []
         for trial in self.trials:
             hooks = mask_hooks(self.model, heads, self.settings.how, trial)
-            one = answer(self.model, trial, self.settings.max_new_tokens, watch=False, hooks=hooks)
-            self.passes += one.passes
-            recalls.append(recall(self.model, trial, one.outputs))
+            reply = answer(self.model, trial, self.settings.max_new_tokens, watch=False, hooks=hooks)
+            self.passes += reply.passes
+            recalls.append(recall(self.model, trial, reply.outputs))
         return np.array(recalls)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
 from interventions.weightspace.task_vector import TaskVector
 from probes.call_settings import call_settings
@@ -105,9 +104,8 @@ def block_flips(
         watch.advance()
         table.append(_row(bench, update, blocks[block], block, whole) | {"size": sizes[block]})
     watch.finish()
-    frame = pd.DataFrame(table)
     return BlockFlips(
-        table=with_q(frame, keep_p=False).assign(base=bench.right(None).mean()),
+        table=with_q(table, keep_p=False).assign(base=bench.right(None).mean()),
         control="entries of the rest of the update, drawn at random up to the block's norm, switched off instead",
         provenance=Provenance.of(
             "block_flips", pair, rows, seed=seed, forward_passes=bench.passes,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-import pandas as pd
 import torch
 
 from interventions.weightspace.lazy_tensors import LazyTensors
@@ -117,9 +116,8 @@ def update_parts(  # noqa: PLR0913
         row = bench.row(vector, [_random_like(vector, seed)])
         table.append({"module": name, **row, "energy": vector.norm() ** 2 / norm2})
     watch.finish()
-    frame = pd.DataFrame(table)
     return UpdateParts(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control="random directions with the part's own singular values, in every matrix",
         provenance=Provenance.of(
             "update_parts", pair, rows, seed=seed, forward_passes=bench.passes,

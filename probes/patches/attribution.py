@@ -42,20 +42,20 @@ def attributions(
     runs = Recorded(task, cells, metric, batch_size, keep=0) if runs is None else runs
     forward, backward, report = runs.passes, runs.backward, progress or Silent()
     report.start("Estimating by gradients", len(runs.members))
-    found = np.zeros((len(task.target_ids), len(cells)))
+    effects = np.zeros((len(task.target_ids), len(cells)))
     by_place: dict[Place, list[int]] = {}
     for index, cell in enumerate(cells):
         by_place.setdefault((cell.kind, cell.layer), []).append(index)
 
     def take(members: list[int], _share: Share, estimates: Float[np.ndarray, "prompt cell"]) -> None:
-        found[members] = estimates
+        effects[members] = estimates
         report.advance(1)
 
     modes = {_last_only([cells[index] for index in members]) for members in by_place.values()} if steps else set()
     work = partial(_estimated, task, cells, by_place, steps)
     runs.spread(work, take, () if steps else list(by_place), modes=modes)
     report.finish()
-    return found, runs.passes - forward, runs.backward - backward
+    return effects, runs.passes - forward, runs.backward - backward
 
 
 def _estimated(
@@ -68,7 +68,7 @@ def _estimated(
     _share: Share,
 ) -> Float[np.ndarray, "prompt cell"]:
     """Estimates of every cell on one batch."""
-    found = np.zeros((len(batch.members), len(cells)))
+    effects = np.zeros((len(batch.members), len(cells)))
     for place, members in by_place.items():
         if steps:
             gradient = _mean_gradient(runs, batch, place, [cells[index] for index in members], steps)
@@ -76,8 +76,8 @@ def _estimated(
             gradient = batch.gradients.pop(place)
         products = _products(batch.run, place, gradient)
         for index in members:
-            found[:, index] = numbers(task.per_prompt(_of_cell(products, cells[index])))
-    return found
+            effects[:, index] = numbers(task.per_prompt(_of_cell(products, cells[index])))
+    return effects
 
 
 def _last_only(cells: Sequence[Cell]) -> bool:
@@ -86,9 +86,9 @@ def _last_only(cells: Sequence[Cell]) -> bool:
 
 def _of_cell(products: Tensor, cell: Cell) -> Float[Tensor, " row"]:
     """``products`` [prompt, pos] or [prompt, pos, head], summed over the cell."""
-    chosen = products[:, cell.columns]
-    chosen = chosen if cell.head is None else chosen[..., cell.head]
-    return chosen.sum(1)
+    own = products[:, cell.columns]
+    own = own if cell.head is None else own[..., cell.head]
+    return own.sum(1)
 
 
 def _products(run: TargetRun, place: Place, gradient: Float[Tensor, "prompt pos *rest"]) -> Tensor:
@@ -109,10 +109,10 @@ def _values(run: TargetRun, place: Place, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _mean_gradient(
-    runs: Recorded, one: Prepared, place: Place, cells: Sequence[Cell], steps: int
+    runs: Recorded, batch: Prepared, place: Place, cells: Sequence[Cell], steps: int
 ) -> Float[Tensor, "prompt pos *rest"]:
     """The gradient at one place, averaged over points between target and source; the points run as copies."""
-    run, (kind, layer) = one.run, place
+    run, (kind, layer) = batch.run, place
     last_only = _last_only(cells)
     run.shortcuts = runs.exact(run, last_only=last_only)
     leaves = Leaves([place], _between(run, place, cells, steps))
@@ -121,7 +121,7 @@ def _mean_gradient(
             steps, leaves.hooks, layer, last_only=last_only, known_z=kind != "resid_pre", grad=True
         )  # fmt: skip
         # The copies of a prompt do not touch each other, so one backward pass of the sum serves them all.
-        gradient = leaves.gradients(one.metric(logits).sum())[place]
+        gradient = leaves.gradients(batch.metric(logits).sum())[place]
     run.backward += run.share(steps, layer, last_only=last_only)
     return gradient.unflatten(0, (-1, steps)).mean(1)
 

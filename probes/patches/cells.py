@@ -48,13 +48,13 @@ Patch = tuple[Cell, ...]
 
 def kinds_of(sites: str | Sequence[str], what: str) -> tuple[str, ...]:
     """The kinds of cells asked for: ``"heads"``, ``"resid"`` (resid_pre), or names of residual sites."""
-    asked = [sites] if isinstance(sites, str) else list(sites)
-    if asked == ["heads"]:
+    names = [sites] if isinstance(sites, str) else list(sites)
+    if names == ["heads"]:
         if what not in HEADS:
             raise unknown_name("way to patch a head", what, HEADS)
         return (what,)
-    kinds = tuple("resid_pre" if name == "resid" else Site.parse(name).kind for name in asked)
-    for name, kind in zip(asked, kinds, strict=True):
+    kinds = tuple("resid_pre" if name == "resid" else Site.parse(name).kind for name in names)
+    for name, kind in zip(names, kinds, strict=True):
         if kind not in STREAMS:
             raise unknown_name("site to patch", name, ("heads", "resid", *STREAMS))
     return kinds
@@ -103,7 +103,7 @@ def places_of(positions: str | int | Sequence[int], lengths: Sequence[int]) -> l
     if isinstance(positions, str):
         raise unknown_name("positions", positions, ("all", "each", "last", "a number", "a list of numbers"))
     numbers = [positions] if isinstance(positions, int) else list(positions)
-    found: list[tuple[int, ...] | None] = []
+    places: list[tuple[int, ...] | None] = []
     for number in numbers:
         if number >= 0 and len(set(lengths)) > 1:
             raise UserError(
@@ -113,5 +113,5 @@ def places_of(positions: str | int | Sequence[int], lengths: Sequence[int]) -> l
         back = number - shortest if number >= 0 else number
         if not -shortest <= back < 0:
             raise UserError(f"Position {number} is outside the shortest prompt of {shortest} tokens.")
-        found.append((back,))
-    return found
+        places.append((back,))
+    return places

@@ -37,10 +37,10 @@ class Leaves:
 
     def gradients(self, total: Float[Tensor, ""]) -> dict[Place, Tensor]:
         """d ``total`` / d value at every place, in one backward pass, which frees the graph."""
-        found = torch.autograd.grad(total, list(self._values.values()))
+        slopes = torch.autograd.grad(total, list(self._values.values()))
         places = list(self._values)
         self._values.clear()
-        return dict(zip(places, found, strict=True))
+        return dict(zip(places, slopes, strict=True))
 
     def _leaf(self, place: Place) -> Callable[[Tensor, ForwardContext], Tensor]:
         def edit(value: Tensor, _ctx: ForwardContext) -> Tensor:

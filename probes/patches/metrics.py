@@ -66,5 +66,5 @@ def check_metric(name: str, *, has_answers: bool, has_distractors: bool, whole: 
 
 
 def _at(values: Float[Tensor, "prompt copy vocab"], ids: Int[Tensor, " prompt"]) -> Float[Tensor, "prompt copy"]:
-    chosen = ids.to(values.device)[:, None, None].expand(-1, values.shape[1], 1)
-    return values.gather(-1, chosen).squeeze(-1)
+    index = ids.to(values.device)[:, None, None].expand(-1, values.shape[1], 1)
+    return values.gather(-1, index).squeeze(-1)

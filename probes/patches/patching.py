@@ -85,37 +85,37 @@ def patching(
         target: The run that they are put into.
         what: A head is patched as z, or as its write W_O z; they differ when the output projection was tuned.
     """
-    chosen = checked_options(read_options(PatchOptions, options))
+    settings = checked_options(read_options(PatchOptions, options))
     kinds = kinds_of(sites, what)
-    whole = chosen.answer_tokens == "all"
+    whole = settings.answer_tokens == "all"
     check_metric(metric, has_answers=True, has_distractors=True, whole=whole)
-    task = _with_inputs(make_task(subject, prompts, source, target, whole=whole), chosen)
+    task = _with_inputs(make_task(subject, prompts, source, target, whole=whole), settings)
     check_metric(metric, has_answers=task.answers is not None, has_distractors=task.distractors is not None)
-    positions = chosen.positions if chosen.positions is not None else ("all" if kinds[0] in HEADS else "each")
+    positions = settings.positions if settings.positions is not None else ("all" if kinds[0] in HEADS else "each")
     check_lengths(task, from_the_end=positions not in ("all", "each"))
-    shortest = [min(len(one), len(other)) for one, other in zip(task.source_ids, task.target_ids, strict=True)]
+    shortest = [min(len(ids), len(other)) for ids, other in zip(task.source_ids, task.target_ids, strict=True)]
     places = places_of(positions, shortest)
-    cells = all_cells(task.target, kinds, resolve_layers(chosen.layers, task.target.n_layers), places)
+    cells = all_cells(task.target, kinds, resolve_layers(settings.layers, task.target.n_layers), places)
     behind = 0 if task.whole is None else task.whole.width
-    search = Search(task, [cell.before(behind) for cell in cells], metric, chosen)
+    search = Search(task, [cell.before(behind) for cell in cells], metric, settings)
     measured = search.run()
-    score = Scorer(measured.effects, search.gap(), search.clusters, chosen)
+    score = Scorer(measured.effects, search.gap(), search.clusters, settings)
     table = _table(cells, score, measured, task)
     together = search.together(table, score) if kinds[0] in HEADS and places == [None] else None
     return Patching(
         table=table,
-        control=f"the mean of {chosen.controls} random other cells of the map"
+        control=f"the mean of {settings.controls} random other cells of the map"
         + ("" if together is None else "; together: as many random heads of the same layers"),
         provenance=_provenance(
             search,
             call_settings(
-                chosen, prompts=Prompts.of(prompts), sites=sites, what=what, metric=metric, positions=positions
+                settings, prompts=Prompts.of(prompts), sites=sites, what=what, metric=metric, positions=positions
             ),
         ),
         source=task.names[0],
         target=task.names[1],
         metric=metric,
-        normalised=chosen.normalise,
+        normalised=settings.normalise,
         source_value=score.value_of(search.source),
         target_value=score.value_of(search.target),
         effects=measured.effects,
@@ -125,20 +125,20 @@ def patching(
     )
 
 
-def _with_inputs(task: Task, chosen: PatchOptions) -> Task:
-    if chosen.inputs not in ("source", "target"):
-        raise unknown_name("kind of inputs", chosen.inputs, ("source", "target"))
-    if chosen.inputs == "target" and task.source is task.target:
+def _with_inputs(task: Task, settings: PatchOptions) -> Task:
+    if settings.inputs not in ("source", "target"):
+        raise unknown_name("kind of inputs", settings.inputs, ("source", "target"))
+    if settings.inputs == "target" and task.source is task.target:
         raise UserError(
             "inputs='target' asks what other weights make of the same inputs, but both runs are of one model: patch "
             "across a pair, or leave inputs='source'."
         )
-    return replace(task, on_target_inputs=chosen.inputs == "target")
+    return replace(task, on_target_inputs=settings.inputs == "target")
 
 
 def _table(cells: Sequence[Cell], score: Scorer, measured: Measured, task: Task) -> pd.DataFrame:
-    found = score.of(score.effects)
-    mean = found.estimate
+    bounds = score.of(score.effects)
+    mean = bounds.estimate
     columns: dict[str, Any] = {"layer": [cell.layer for cell in cells]}
     if cells[0].head is not None:
         columns["head"] = [cell.head for cell in cells]
@@ -147,8 +147,8 @@ def _table(cells: Sequence[Cell], score: Scorer, measured: Measured, task: Task)
     if any(cell.positions is not None for cell in cells):
         columns["position"] = [_shown(cell, task) for cell in cells]
     columns |= {
-        "score": mean, "low": found.low, "high": found.high,
-        "control": mean_of_others(mean, score.chosen.controls, score.chosen.seed), "q": score.q(),
+        "score": mean, "low": bounds.low, "high": bounds.high,
+        "control": mean_of_others(mean, score.settings.controls, score.settings.seed), "q": score.q(),
         "effect": score.effects.mean(0), "exact": measured.exact,
     }  # fmt: skip
     if score.gap is not None:
@@ -176,12 +176,12 @@ def _whole(passes: float) -> int:
 
 
 def _provenance(search: Search, settings: dict[str, Any]) -> Provenance:
-    chosen, task = search.chosen, search.task
+    options, task = search.settings, search.task
     return Provenance.of(
         "patching",
         task.models,
         task.prompts,
-        seed=chosen.seed,
+        seed=options.seed,
         device=str(task.target.device),
         forward_passes=_whole(search.runs.passes),
         backward_passes=_whole(search.runs.backward),

@@ -74,8 +74,8 @@ class Recorded:
         ``places``: the target runs with gradients, and one backward pass gives those of the metric there.
         """
         for number in range(len(self.members)):
-            with self.opened(number, places) as one:
-                yield one
+            with self.opened(number, places) as batch:
+                yield batch
 
     def spread(
         self,
@@ -112,10 +112,10 @@ class Recorded:
             ids = [self.task.batch(self.members[part[0]])[side].input_ids for side in (0, 1)]
             return ["patches", divisible, self.metric, self.task.names, ids, part]
 
-        kept = (
+        identity = (
             content if divisible is not None and width > 1 else None
         )  # in one process, ``work`` keeps smaller batches
-        in_parts(partial(_done, self, work, list(places)), parts, merged, content=kept)
+        in_parts(partial(_done, self, work, list(places)), parts, merged, content=identity)
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which records what it needs itself."""
@@ -132,15 +132,15 @@ class Recorded:
     @contextmanager
     def opened(self, number: int, places: Sequence[Place] = ()) -> Iterator[Prepared]:
         """One batch, and afterwards what it cost."""
-        one, before = self._kept.get(number), (0.0, 0.0)
-        if one is None or places:
-            one = self._prepared(self.members[number], places)
+        batch, before = self._kept.get(number), (0.0, 0.0)
+        if batch is None or places:
+            batch = self._prepared(self.members[number], places)
         else:
-            before = (one.run.passes, one.run.backward)
-        yield one
-        self.passes += one.run.passes - before[0]
-        self.backward += one.run.backward - before[1]
-        self._keep(number, one)
+            before = (batch.run.passes, batch.run.backward)
+        yield batch
+        self.passes += batch.run.passes - before[0]
+        self.backward += batch.run.backward - before[1]
+        self._keep(number, batch)
 
     def exact(self, run: TargetRun, *, last_only: bool) -> bool:
         """Whether replays from the middle are exact for this model; tried on the first batch that asks."""
@@ -149,10 +149,10 @@ class Recorded:
             self._exact[last_only] = run.exact(last_only)
         return self._exact[last_only]
 
-    def _keep(self, number: int, one: Prepared) -> None:
-        if number not in self._kept and one.run.nbytes <= self._room:
-            self._kept[number] = one
-            self._room -= one.run.nbytes
+    def _keep(self, number: int, batch: Prepared) -> None:
+        if number not in self._kept and batch.run.nbytes <= self._room:
+            self._kept[number] = batch
+            self._room -= batch.run.nbytes
 
     def _prepared(self, members: list[int], places: Sequence[Place]) -> Prepared:
         if not places:
@@ -204,10 +204,7 @@ _Done = tuple[Any, tuple[np.ndarray, np.ndarray], tuple[float, float]]
 
 
 def _done(
-    runs: Recorded,
-    work: Callable[[Recorded, Prepared, Share], Any],
-    places: Sequence[Place],
-    part: tuple[int, Share],
+    runs: Recorded, work: Callable[[Recorded, Prepared, Share], Any], places: Sequence[Place], part: tuple[int, Share]
 ) -> _Done:
     """One share of a batch. Passes are told, not counted: they may be another process's."""
     (number, share), before = part, (runs.passes, runs.backward)

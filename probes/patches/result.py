@@ -70,9 +70,9 @@ class Patching(ProbeResult):
         return together_lines(self.together, score=self.scale)
 
     def summary(self) -> str:
-        found = int((self.table["q"] < 0.05).sum())
+        count = int((self.table["q"] < 0.05).sum())
         return (
-            f"{found} of {len(self.table)} cells with q < 0.05; {self.metric} {self.target_value[0]:.3g} in the target "
+            f"{count} of {len(self.table)} cells with q < 0.05; {self.metric} {self.target_value[0]:.3g} in the target "
             f"({self.target}), {self.source_value[0]:.3g} in the source ({self.source}); control: {self.control}"
             f"{self._confirmed()}"
         )

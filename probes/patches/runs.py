@@ -46,18 +46,18 @@ def record(
     """Activations [prompt, pos, ...] at ``sites`` and the logits of the last position (of ``tokens``), in one forward
     pass; with ``grad`` the logits keep their graph. ``targets``: instead of logits the summed log-probability [prompt,
     1] of these tokens at the last columns."""
-    kept: Values = {}
+    values: Values = {}
 
     def keep(site: Site) -> Callable[[Tensor, ForwardContext], None]:
         def reader(value: Tensor, _ctx: ForwardContext) -> None:
-            kept[site] = value.detach()
+            values[site] = value.detach()
 
         return reader
 
     readers = [SiteHook(site, keep(site)) for site in dict.fromkeys(sites)]
     with model.hooked([*edits, *readers]), only_tokens(model, tokens), torch.set_grad_enabled(grad):
         read = _read(model, batch, targets, grad=grad)
-    return kept, read
+    return values, read
 
 
 def _read(
@@ -119,8 +119,8 @@ class TargetRun:
         with ExitStack() as stack:
             attention = [_part(model, layer, "attention") for layer in self._with_heads[:1]]
             seen = [stack.enter_context(returns_of(module)) for module in attention]
-            kept = [*known, *source, *also]
-            self.values, logits = record(model, batch, kept, leaves, tokens, grad=bool(leaves), targets=targets)
+            sites = [*known, *source, *also]
+            self.values, logits = record(model, batch, sites, leaves, tokens, grad=bool(leaves), targets=targets)
         self.logits = logits.detach()
         self.graded = logits if leaves else None
         self._attention_returns = seen[0][0] if seen else None
@@ -215,9 +215,9 @@ class TargetRun:
     def nbytes(self) -> int:
         """Bytes of the activations that it holds; one that several sites share counts once."""
         layers = [] if self._past is None else self._past.layers
-        cached = [one for layer in layers for one in (layer.keys, layer.values)]
+        cached = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         held = [*self.values.values(), *self.source.values(), *cached]
-        return sum({one.data_ptr(): one.nbytes for one in held}.values())
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
 
     def matrices_of(self, layer: int) -> tuple[Tensor, Tensor]:
         """W_O [head, d_head, d_model] of the source's and of the target's ``layer``."""
@@ -238,14 +238,14 @@ class TargetRun:
             return []
         last = self.model.n_layers - 1
         latest = max((ORDER[hook.site.kind] for hook in edits if hook.site.layer == last), default=-1)
-        found = []
+        modules = []
         if last not in self._with_heads:
             return []
         if latest <= ORDER["z"]:
-            found.append(self.model.hub.module(Site("z", last)))
+            modules.append(self.model.hub.module(Site("z", last)))
         if latest <= ORDER["resid_mid"]:
-            found.append(_part(self.model, last, "mlp"))
-        return found
+            modules.append(_part(self.model, last, "mlp"))
+        return modules
 
     def _whole(self, copies: int, *, grad: bool) -> Float[Tensor, "row vocab"]:
         batch = Encoded(_repeat(self.batch.input_ids, copies), _repeat(self.batch.attention_mask, copies))
@@ -266,9 +266,9 @@ class TargetRun:
         """The input of layer ``start``, put where the skipped layer before it would have left it."""
         if start == 0:
             return []
-        kept = self.values[Site("resid_post", start - 1)]
-        kept = _repeat(kept[:, -1:] if last_only else kept, copies)
-        return [SiteHook(Site("resid_post", start - 1), lambda _value, _ctx: kept, edit=True)]
+        state = self.values[Site("resid_post", start - 1)]
+        state = _repeat(state[:, -1:] if last_only else state, copies)
+        return [SiteHook(Site("resid_post", start - 1), lambda _value, _ctx: state, edit=True)]
 
     @contextmanager
     def _attention_given(self, layer: int, copies: int, *, last_only: bool) -> Iterator[None]:
@@ -279,12 +279,12 @@ class TargetRun:
         z = _repeat(z[:, -1:] if last_only else z, copies)
         places = self._attention_returns
 
-        def given(*_args: Any, **_kwargs: Any) -> Any:
+        def supplied(*_args: Any, **_kwargs: Any) -> Any:
             written = project(z)
             return written if places is None else (written, *[None] * (places - 1))
 
         own = attention.__dict__.get("forward")
-        attention.__dict__["forward"] = given
+        attention.__dict__["forward"] = supplied
         try:
             yield
         finally:

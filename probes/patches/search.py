@@ -41,11 +41,11 @@ class Measured:
         return self.confirmed != ESTIMATED
 
 
-def _method_of(chosen: PatchOptions, cells: Sequence[Cell], task: Task) -> str:
-    if chosen.exact or chosen.method == "exact":
+def _method_of(settings: PatchOptions, cells: Sequence[Cell], task: Task) -> str:
+    if settings.exact or settings.method == "exact":
         return "exact"
-    if chosen.method != "auto":
-        return chosen.method
+    if settings.method != "auto":
+        return settings.method
     tokens = 1 if task.whole is not None else max(task.lengths, default=1)
     return "attribution" if too_long(cells, task.target.n_layers, tokens) else "exact"
 
@@ -53,10 +53,10 @@ def _method_of(chosen: PatchOptions, cells: Sequence[Cell], task: Task) -> str:
 class Search:
     """The sweeps of one call, over runs that are recorded once."""
 
-    def __init__(self, task: Task, cells: Sequence[Cell], metric: str, chosen: PatchOptions) -> None:
-        self.task, self.cells, self.metric, self.chosen = task, cells, metric, chosen
-        self.runs = Recorded(task, cells, metric, chosen.batch_size)
-        self.method = _method_of(chosen, cells, task)
+    def __init__(self, task: Task, cells: Sequence[Cell], metric: str, settings: PatchOptions) -> None:
+        self.task, self.cells, self.metric, self.settings = task, cells, metric, settings
+        self.runs = Recorded(task, cells, metric, settings.batch_size)
+        self.method = _method_of(settings, cells, task)
         """exact, attribution or ig."""
         self.kept = np.ones(len(task.target_ids), dtype=bool)
         self.shortcuts = True
@@ -80,13 +80,13 @@ class Search:
             effects = self.sweep([(cell,) for cell in cells])
             self._keep_correct()
             return Measured(effects[self.kept], None, np.full(len(cells), ALL))
-        steps = self.chosen.ig_steps if self.method == "ig" else 0
+        steps = self.settings.ig_steps if self.method == "ig" else 0
         estimate, _, _ = attributions(
-            self.task, cells, self.metric, steps=steps, runs=self.runs, progress=self.chosen.progress
+            self.task, cells, self.metric, steps=steps, runs=self.runs, progress=self.settings.progress
         )
         self._keep_correct()
-        chosen = self.chosen
-        leading, sample = confirmed_cells(estimate.mean(0), chosen.confirm, chosen.confirm_others, chosen.seed)
+        settings = self.settings
+        leading, sample = confirmed_cells(estimate.mean(0), settings.confirm, settings.confirm_others, settings.seed)
         exact = leading | sample
         effects = estimate.copy()
         effects[:, exact] = self.sweep([(cell,) for cell, patched in zip(cells, exact, strict=True) if patched])
@@ -97,15 +97,15 @@ class Search:
         """Patch exactly; without patches nothing runs."""
         if not patches:
             return np.zeros((len(self.kept), 0))
-        chosen = self.chosen
-        found = sweep(
-            self.task, patches, self.metric, max_tokens=chosen.max_tokens, progress=chosen.progress, runs=self.runs
+        settings = self.settings
+        swept = sweep(
+            self.task, patches, self.metric, max_tokens=settings.max_tokens, progress=settings.progress, runs=self.runs
         )  # fmt: skip
-        self.shortcuts = self.shortcuts and found.exact_shortcuts
-        return found.effects
+        self.shortcuts = self.shortcuts and swept.exact_shortcuts
+        return swept.effects
 
     def _keep_correct(self) -> None:
-        if not self.chosen.only_correct:
+        if not self.settings.only_correct:
             return
         if self.metric != "logit_diff":
             raise UserError("only_correct=True needs metric='logit_diff', which says whether the answer is favoured.")
@@ -119,11 +119,11 @@ class Search:
 
     def gap(self) -> np.ndarray | None:
         """Source minus target per prompt; raises :class:`UserError` when their means cannot be told apart."""
-        if not self.chosen.normalise:
+        if not self.settings.normalise:
             return None
         difference = self.source - self.target
-        found = mean_interval(difference, clusters=self.clusters, draws=self.chosen.draws, seed=self.chosen.seed)
-        if found.low <= 0 <= found.high or found.estimate == 0:
+        bounds = mean_interval(difference, clusters=self.clusters, draws=self.settings.draws, seed=self.settings.seed)
+        if bounds.low <= 0 <= bounds.high or bounds.estimate == 0:
             names, metric = self.task.names, self.metric
             raise UserError(
                 f"Nothing to localize: {metric} is {self.source.mean():.4g} in the {names[0]} run and "
@@ -135,26 +135,26 @@ class Search:
     def together(self, table: pd.DataFrame, score: Scorer) -> pd.DataFrame | None:
         """The best heads patched at once, beside random heads of the same layers."""
         cells = self.cells
-        by_default = 0 if self.chosen.method == "auto" and self.method != "exact" else max(1, round(0.1 * len(cells)))
-        count = self.chosen.together if self.chosen.together is not None else by_default
+        by_default = 0 if self.settings.method == "auto" and self.method != "exact" else max(1, round(0.1 * len(cells)))
+        count = self.settings.together if self.settings.together is not None else by_default
         count = min(count, len(cells) // 2)
         if count < 1:
             return None
         best = [cells[index] for index in np.argsort(-table["score"].to_numpy(), kind="stable")[:count]]
         heads = {(cell.layer, int(cell.head or 0)): 0.0 for cell in cells}
-        chosen = [(cell.layer, int(cell.head or 0)) for cell in best]
-        random = matched_cells(chosen, heads, self.chosen.controls, self.chosen.seed, nearest=len(heads))
+        best_heads = [(cell.layer, int(cell.head or 0)) for cell in best]
+        random = matched_cells(best_heads, heads, self.settings.controls, self.settings.seed, nearest=len(heads))
         counts = sorted({1, count, *(step for step in (2, 4, 8, 16, 32) if step < count)})
         kind = best[0].kind
         patches = [tuple(best[:step]) for step in counts]
         patches += [tuple(Cell(kind, *place) for place in draw[:step]) for draw in random for step in counts]
         effects = self.sweep(patches)[self.kept]
-        found = score.of(effects)
-        drawn = found.estimate[len(counts) :].reshape(len(random), len(counts))
+        bounds = score.of(effects)
+        drawn = bounds.estimate[len(counts) :].reshape(len(random), len(counts))
         control_low, control_high = interval(drawn)
         return pd.DataFrame({
-            "count": counts, "score": found.estimate[: len(counts)],
-            "low": found.low[: len(counts)], "high": found.high[: len(counts)],
+            "count": counts, "score": bounds.estimate[: len(counts)],
+            "low": bounds.low[: len(counts)], "high": bounds.high[: len(counts)],
             "control": drawn.mean(0), "control_low": control_low, "control_high": control_high,
         })  # fmt: skip
 
@@ -167,22 +167,22 @@ class Scorer:
         effects: Float[np.ndarray, "prompt cell"],
         gap: np.ndarray | None,
         clusters: np.ndarray,
-        chosen: PatchOptions,
+        settings: PatchOptions,
     ) -> None:
-        self.effects, self.gap, self.clusters, self.chosen = effects, gap, clusters, chosen
+        self.effects, self.gap, self.clusters, self.settings = effects, gap, clusters, settings
 
     def of(self, effects: Float[np.ndarray, "prompt cell"]) -> Intervals:
         """The score of each cell: mean effect over mean gap."""
-        draws, seed = self.chosen.draws, self.chosen.seed
+        draws, seed = self.settings.draws, self.settings.seed
         if self.gap is None:
             return mean_intervals(effects, clusters=self.clusters, draws=draws, seed=seed)
         return ratio_intervals(effects, self.gap[:, None], clusters=self.clusters, draws=draws, seed=seed)
 
     def q(self) -> np.ndarray:
         """False-discovery rate that a cell's mean effect is 0, by prompt."""
-        return q_values(paired_permutation(cluster_means(self.effects, self.clusters), seed=self.chosen.seed).p)
+        return q_values(paired_permutation(cluster_means(self.effects, self.clusters), seed=self.settings.seed).p)
 
     def value_of(self, metric: Float[np.ndarray, " prompt"]) -> tuple[float, float, float]:
         """A run's mean metric with its interval."""
-        found = mean_interval(metric, clusters=self.clusters, draws=self.chosen.draws, seed=self.chosen.seed)
-        return found.estimate, found.low, found.high
+        bounds = mean_interval(metric, clusters=self.clusters, draws=self.settings.draws, seed=self.settings.seed)
+        return bounds.estimate, bounds.low, bounds.high

@@ -54,23 +54,23 @@ class PatchOptions:
     progress: Progress | None = None
 
 
-def checked_options(chosen: PatchOptions) -> PatchOptions:
+def checked_options(settings: PatchOptions) -> PatchOptions:
     """The options, if they mean something.
 
     Raises:
         UserError: An unknown method, a share or a number out of range, or two options that contradict each other.
     """
-    if chosen.method not in METHODS:
-        raise unknown_name("method", chosen.method, METHODS)
-    if chosen.answer_tokens not in ("first", "all"):
-        raise unknown_name("answer_tokens", chosen.answer_tokens, ("first", "all"))
-    if chosen.exact and chosen.method in ("attribution", "ig"):
-        raise UserError(f"exact=True patches every cell and method={chosen.method!r} estimates them: leave one out.")
+    if settings.method not in METHODS:
+        raise unknown_name("method", settings.method, METHODS)
+    if settings.answer_tokens not in ("first", "all"):
+        raise unknown_name("answer_tokens", settings.answer_tokens, ("first", "all"))
+    if settings.exact and settings.method in ("attribution", "ig"):
+        raise UserError(f"exact=True patches every cell and method={settings.method!r} estimates them: leave one out.")
     for name in ("confirm", "confirm_others"):
-        if not 0 <= getattr(chosen, name) <= 1:
+        if not 0 <= getattr(settings, name) <= 1:
             raise UserError(
-                f"{name}={getattr(chosen, name)} is a share of the cells: give a number from 0 (none) to 1 (all)."
+                f"{name}={getattr(settings, name)} is a share of the cells: give a number from 0 (none) to 1 (all)."
             )
-    if chosen.ig_steps < 1:
-        raise UserError(f"ig_steps={chosen.ig_steps}: integrated gradients need at least one point on the way.")
-    return chosen
+    if settings.ig_steps < 1:
+        raise UserError(f"ig_steps={settings.ig_steps}: integrated gradients need at least one point on the way.")
+    return settings

@@ -117,8 +117,8 @@ def _moved(task: Task, batch: Prepared, patches: Sequence[Patch]) -> tuple[Float
     # A patch that puts in what is there does nothing; replayed from the middle it would show rounding errors.
     moved = torch.stack([~batch.run.unmoved(patch) for patch in patches], dim=1)
     unmoved = task.per_prompt(moved.int()) == 0
-    found = numbers((batch.metric(logits) - batch.target[:, None]).masked_fill(unmoved, 0.0))
-    return found, batch.run.passes
+    moves = numbers((batch.metric(logits) - batch.target[:, None]).masked_fill(unmoved, 0.0))
+    return moves, batch.run.passes
 
 
 def _modes(patches: Sequence[Patch]) -> set[bool]:

@@ -136,29 +136,29 @@ def _both(source: str | None, target: str | None, kinds: tuple[str, str]) -> tup
 def _tellable(rows: Prompts, tokenizer: Any, *, whole: bool) -> tuple[Prompts, list[list[int]], int]:
     """The rows whose answer and distractor part somewhere, what tokens each pair shares before that (nothing where
     ``whole`` answers are scored), and how many rows never part."""
-    kept: list[int] = []
+    tellable: list[int] = []
     shared: list[list[int]] = []
     for number, row in enumerate(rows):
         if not (row.answer and row.distractor):
-            kept.append(number)
+            tellable.append(number)
             shared.append([])
             continue
         answer, other = (continuation_ids(row, tokenizer, text) for text in (row.answer, row.distractor))
         same = common_tokens(answer, other)
         if same < (max if whole else min)(len(answer), len(other)):
-            kept.append(number)
+            tellable.append(number)
             shared.append([] if whole else answer[:same])
-    if not kept:
+    if not tellable:
         raise UserError(
             "In every prompt answer and distractor are the same tokens as far as the shorter one goes, so no metric "
             "tells them apart: choose answers that differ."
         )
-    return rows[kept], shared, len(rows) - len(kept)
+    return rows[tellable], shared, len(rows) - len(tellable)
 
 
 def _read_on(ids: list[list[int]], shared: list[list[int]]) -> list[list[int]]:
     """Prompts with what answer and distractor both say, so that the token behind tells them apart."""
-    return [[*one, *more] for one, more in zip(ids, shared, strict=True)]
+    return [[*tokens, *more] for tokens, more in zip(ids, shared, strict=True)]
 
 
 def _task(
@@ -166,13 +166,13 @@ def _task(
     target: AdaptedModel,
     names: tuple[str, str],
     ids: tuple[list[list[int]], list[list[int]]],
-    told: tuple[Prompts, list[list[int]]],
+    rows_shared: tuple[Prompts, list[list[int]]],
     dropped: int,
     *,
     whole: bool,
 ) -> Task:
     """``told``: the rows, and what answer and distractor of each share."""
-    (rows, shared), tokenizer = told, target.tokenizer
+    (rows, shared), tokenizer = rows_shared, target.tokenizer
     models: dict[str, AdaptedModel] = {names[0]: source, names[1]: target}
     if source is target:
         models = {target.role: target}
@@ -181,7 +181,7 @@ def _task(
         if any(not word for word in words):
             return None
         ids = [continuation_ids(row, tokenizer, word) for row, word in zip(rows, words, strict=True)]
-        return torch.tensor([one[len(more)] for one, more in zip(ids, shared, strict=True)])
+        return torch.tensor([tokens[len(more)] for tokens, more in zip(ids, shared, strict=True)])
 
     lengths = [max(map(len, both)) for both in zip(*ids, strict=True)]
     answers, distractors = firsts([row.answer for row in rows]), firsts([row.distractor for row in rows])

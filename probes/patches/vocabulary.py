@@ -30,15 +30,15 @@ def only_tokens(model: AdaptedModel, tokens: Int[Tensor, "prompt token"] | None)
         yield
         return
     head = model.inner.get_output_embeddings()
-    chosen = tokens.to(head.weight.device)
-    weight = head.weight[chosen]
-    bias = 0.0 if head.bias is None else head.bias[chosen][:, None, None]
+    columns = tokens.to(head.weight.device)
+    weight = head.weight[columns]
+    bias = 0.0 if head.bias is None else head.bias[columns][:, None, None]
 
     def narrow(hidden: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos token"]:
         by_prompt = hidden.unflatten(0, (len(weight), -1))
         precise = torch.promote_types(hidden.dtype, torch.float32)
-        found = (by_prompt[:, :, :, None].to(precise) * weight[:, None, None].to(precise)).sum(-1)
-        return (found + bias).flatten(0, 1).to(hidden.dtype)
+        products = (by_prompt[:, :, :, None].to(precise) * weight[:, None, None].to(precise)).sum(-1)
+        return (products + bias).flatten(0, 1).to(hidden.dtype)
 
     head.__dict__["forward"] = narrow
     try:

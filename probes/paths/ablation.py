@@ -132,7 +132,7 @@ class HeadRuns:
 
     def _run(self, rows: Int[Tensor, " row"], variants: Sequence[Kept]) -> Float[np.ndarray, "row kept"]:
         few = _rows(self._batch, rows).to(self.model.device)
-        batch = Encoded(*(one.repeat_interleave(len(variants), 0) for one in (few.input_ids, few.attention_mask)))
+        batch = Encoded(*(tensor.repeat_interleave(len(variants), 0) for tensor in (few.input_ids, few.attention_mask)))
         hooks = [
             SiteHook(Site("z", layer), self._edit(layer, rows, variants), edit=True)
             for layer in self._touched(variants)
@@ -159,11 +159,11 @@ class HeadRuns:
         own = torch.zeros(
             len(rows), len(variants), self._batch.input_ids.shape[1], self.model.n_heads, dtype=torch.bool
         )
-        for copy, one in enumerate(variants):
-            own[:, copy] = one.everything_else
-            for place, (at_layer, head) in one.parts:
+        for copy, ablated in enumerate(variants):
+            own[:, copy] = ablated.everything_else
+            for place, (at_layer, head) in ablated.parts:
                 if at_layer == layer:
-                    self._mark(own[:, copy, :, head], place, rows, value=not one.everything_else)
+                    self._mark(own[:, copy, :, head], place, rows, value=not ablated.everything_else)
         if self._spare_first and not all(variant.everything_else for variant in variants):
             first = _rows(self._batch, rows).position_ids == 0
             own |= (first & _rows(self._batch, rows).attention_mask.bool())[:, None, :, None]
@@ -201,7 +201,7 @@ def mean_ablation(
     Where prompts and reference have one length, the mean is taken at each position. Otherwise a position means other
     words in other rows: the mean is over all tokens but each prompt's first, where heads keep their own output.
     """
-    both = [padded_prompts(one, model) for one in (prompts, reference)]
+    both = [padded_prompts(rows, model) for rows in (prompts, reference)]
     one_length = len({int(length) for batch in both for length in batch.lengths}) == 1
     stand_in = Mean(model, both[1], batch_size, by_position=one_length)
     return HeadRuns(model, prompts, stand_in, metric, batch_size=batch_size, spare_first=not one_length, **options)

@@ -111,7 +111,7 @@ def circuit(
     table = pd.DataFrame(whole)
     table = with_q(table)
     if lacking:
-        table = pd.concat([table, pd.DataFrame([{"model": name, "full": one} for name, one in lacking.items()])],
+        table = pd.concat([table, pd.DataFrame([{"model": name, "full": value} for name, value in lacking.items()])],
                           ignore_index=True)  # fmt: skip
     return CircuitTest(
         table=table,
@@ -148,7 +148,7 @@ def _faithfulness(
     name: str, run: HeadRuns, parts: Sequence[Part], random: Sequence[Sequence[Part]], settings: CircuitOptions
 ) -> dict[str, Any]:
     whole = Kept(frozenset(), everything_else=True)
-    variants = [whole, Kept(frozenset(parts)), Kept(frozenset()), *(Kept(frozenset(one)) for one in random)]
+    variants = [whole, Kept(frozenset(parts)), Kept(frozenset()), *(Kept(frozenset(drawn)) for drawn in random)]
     values = run.scores(variants)
     full = values[:, 0]
     clusters, draws, seed = run.prompts.clusters, settings.draws, settings.seed

@@ -169,7 +169,7 @@ def _table(
     ]
     return pd.DataFrame({
         "direction": direction, "group": list(groups), "score": moved.estimate, "low": moved.low, "high": moved.high,
-        "control": drawn.mean(1), "control_low": low, "control_high": high, "p": [one.p for one in beside],
+        "control": drawn.mean(1), "control_low": low, "control_high": high, "p": [test.p for test in beside],
         "change": change.estimate, "change_low": change.low, "change_high": change.high,
         "share": change.estimate / way if way else np.nan, "alone": start.mean(), "other": other.mean(),
         "heads": [len(some) for some in groups.values()], "n": len(start),

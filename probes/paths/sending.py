@@ -105,7 +105,9 @@ class PathRun:
         before = self._run.passes
         logits = self._run.replay(len(heads) + 1, edits, min(reached), last_only=bool((self.at == -1).all()))
         self.passes += self._run.passes - before
-        nothing = torch.stack([(one == 0).flatten(2).all(-1).to(logits.device) for one in arrived.values()]).all(0)
+        nothing = torch.stack([(change == 0).flatten(2).all(-1).to(logits.device) for change in arrived.values()]).all(
+            0
+        )
         return logits, nothing[:, 1:]
 
     @cached_property

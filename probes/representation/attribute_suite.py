@@ -127,10 +127,10 @@ def attribute_suite(
             role: {split: _told(features, wanted, groups, folds, ridge, seed) for split, groups in splits.items()}
             for role, features in sides.items()
         }
-        null = np.stack([_told(sides["tuned"], one, of, folds, ridge, seed) for one in random])
+        null = np.stack([_told(sides["tuned"], labels, of, folds, ridge, seed) for labels in random])
         for number, cell in enumerate(own):
             line, details = _cell(
-                names, wanted, {role: {split: one[number] for split, one in by.items()} for role, by in said.items()},
+                names, wanted, {role: {split: cell[number] for split, cell in by.items()} for role, by in said.items()},
                 (null[:, number], random), of, seed,
             )  # fmt: skip
             lines.append({**cell, **line})
@@ -138,9 +138,8 @@ def attribute_suite(
     bar.finish()
     if not lines:
         raise UserError("The recording has no site of a layer to read: record resid_post, z, mlp_out or another one.")
-    table = pd.DataFrame(lines)
     return AttributeSuite(
-        table=with_q(table),
+        table=with_q(lines),
         control=f"classifiers of attributes given out at random to the things ({draws} times)",
         provenance=of_recording("attribute_suite", recording, ("base", "tuned"), seed),
         attributes=pd.DataFrame(each),
@@ -194,17 +193,17 @@ def _told(
 
 
 def _cell(
-    names: list[str], wanted: np.ndarray, told: dict[str, dict[str, np.ndarray]],
+    names: list[str], wanted: np.ndarray, said_of: dict[str, dict[str, np.ndarray]],
     null: tuple[np.ndarray, list[np.ndarray]], of: np.ndarray, seed: int,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:  # fmt: skip
     times = np.concatenate([np.ones((1, len(of))), bootstrap_weights(len(of), DRAWS, seed, of)])
     f1 = {
-        role: {split: macro_f1(said, wanted, times) for split, said in by.items()} for role, by in told.items()
+        role: {split: macro_f1(said, wanted, times) for split, said in by.items()} for role, by in said_of.items()
     }  # [draw, attribute]
-    own = {role: one["unseen"].mean(1) for role, one in f1.items()}
+    own = {role: scores["unseen"].mean(1) for role, scores in f1.items()}
     change = own["tuned"] - own["base"]
-    band = [np.quantile(one[1:], (0.025, 0.975)) for one in (own["tuned"], change)]
-    chance = np.stack([macro_f1(said, one, times).mean(1) for said, one in zip(*null, strict=True)]).mean(0)
+    band = [np.quantile(values[1:], (0.025, 0.975)) for values in (own["tuned"], change)]
+    chance = np.stack([macro_f1(said, truth, times).mean(1) for said, truth in zip(*null, strict=True)]).mean(0)
     above = own["tuned"] - chance
     seen = float(f1["tuned"]["seen"][0].mean())
     line = {

@@ -55,14 +55,14 @@ class PromptRows:
             )
         return cls(prompts, np.unique(names, return_inverse=True)[1], index, rows)
 
-    def labels(self, given: Sequence[Any] | None, column: str = "label") -> list[Any]:
+    def labels(self, values: Sequence[Any] | None, column: str = "label") -> list[Any]:
         """One value per recorded prompt: ``given`` [prompt], or the recording's own column."""
-        if given is not None:
-            if len(given) <= self.prompts.max():
+        if values is not None:
+            if len(values) <= self.prompts.max():
                 raise UserError(
-                    f"There are {len(given)} values for {self.prompts.max() + 1} prompts; give one for each prompt."
+                    f"There are {len(values)} values for {self.prompts.max() + 1} prompts; give one for each prompt."
                 )
-            return [given[int(number)] for number in self.prompts]
+            return [values[int(number)] for number in self.prompts]
         first = np.unique(self.index["prompt"].to_numpy(), return_index=True)[1]
         return list(self.index[column].to_numpy()[first])
 

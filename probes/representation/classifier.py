@@ -153,7 +153,7 @@ def _mlp_logits(
         for _ in range(STEPS):
             logits = _forward(inputs, weights)
             losses = nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
-            penalty = ridge / rows * sum(one.square().sum() for one in (weights[0], weights[2]))
+            penalty = ridge / rows * sum(weight.square().sum() for weight in (weights[0], weights[2]))
             loss = (losses * trained).sum() / trained.sum(1).mean() + 0.5 * penalty
             optimiser.zero_grad()
             loss.backward()

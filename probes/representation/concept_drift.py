@@ -120,7 +120,7 @@ def concept_drift(
     classes = Prompts.of([{**row.as_dict(), "prompt": row.contrast, "contrast": None} for row in rows])
     with counted(pair.base, pair.tuned) as passes:
         states = {
-            role: [_states(model, one, places, batch_size) for one in (rows, classes)]
+            role: [_states(model, texts, places, batch_size) for texts in (rows, classes)]
             for role, model in pair.models.items()
         }
         composition = _composition(pair, rows, classes, Work(batch_size, progress), seed)
@@ -143,7 +143,7 @@ def distances(
 ) -> tuple[Float[np.ndarray, "row layer"], Float[np.ndarray, "row layer"]]:
     """1 - cosine of each row with its class, and its mean with the classes of all other rows; common mean taken out."""
     middle = torch.cat([concept, of_class]).mean(0)
-    first, second = (torch.nn.functional.normalize(one - middle, dim=-1) for one in (concept, of_class))
+    first, second = (torch.nn.functional.normalize(states - middle, dim=-1) for states in (concept, of_class))
     cosine = torch.einsum("ild,jld->lij", first, second)
     count = len(concept)
     own = cosine.diagonal(dim1=1, dim2=2)
@@ -169,7 +169,8 @@ def _composition(pair: ModelPair, rows: Prompts, classes: Prompts, work: Work, s
     if not all(row.answer for row in rows):
         return dict.fromkeys(("score", "low", "high", "control", "p"), float("nan"))
     change = [
-        answer_scores(Subject("tuned", pair.tuned), one, work) - answer_scores(Subject("base", pair.base), one, work)
-        for one in (rows, classes)
+        answer_scores(Subject("tuned", pair.tuned), texts, work)
+        - answer_scores(Subject("base", pair.base), texts, work)
+        for texts in (rows, classes)
     ]
     return beside_control(change[0], change[1], rows.clusters, seed=seed)

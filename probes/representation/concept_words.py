@@ -102,7 +102,7 @@ def concept_words(  # noqa: PLR0913 (a public call)
         table=table_of(word_lines(right, control, counts, rows.clusters, seed)),
         control=f"{draws} sets of random words of the same size",
         provenance=Provenance.of("concept_words", pair, rows, seed=seed, forward_passes=passes.forward),
-        values=pd.DataFrame({f"{role}, {count} words": one for (role, count), one in right.items()}),
+        values=pd.DataFrame({f"{role}, {count} words": values for (role, count), values in right.items()}),
         measured="held-out accuracy",
         heading="Concept words against random words",
     )  # fmt: skip
@@ -127,7 +127,9 @@ def _random_words(model: AdaptedModel, count: int, draws: int, seed: int) -> lis
     if count > size:
         raise UserError(f"{count} random words cannot be drawn from a vocabulary of {size}: give fewer words.")
     draws_of_words = [random.choice(size, count, replace=False) for _ in range(draws)]
-    return [torch.nn.functional.normalize(table[torch.from_numpy(one)].float().cpu(), dim=-1) for one in draws_of_words]
+    return [
+        torch.nn.functional.normalize(table[torch.from_numpy(words)].float().cpu(), dim=-1) for words in draws_of_words
+    ]
 
 
 def word_lines(

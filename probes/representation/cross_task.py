@@ -158,7 +158,7 @@ def similarity(
             made[int(place)] = row
     recording = record(model, Prompts(made), "resid_post", batch_size=batch_size)
     cosines = []
-    for site in sorted(recording.sites, key=lambda one: Site.parse(one).layer or 0):
+    for site in sorted(recording.sites, key=lambda key: Site.parse(key).layer or 0):
         states = recording[model.role][site][:].float()
         means = torch.stack([states[torch.from_numpy(of == name)].mean(0) for name in names])
         unit = torch.nn.functional.normalize(means - means.mean(0), dim=-1)
@@ -211,7 +211,7 @@ def _by_layer(matrices: Sequence[np.ndarray], gain: np.ndarray, seed: int) -> pd
     for _ in range(DRAWS):
         order = random.permutation(len(gain))
         null.append(max(_rho(matrix[order][:, order], gain) for matrix in matrices))
-    p = (1 + sum(one >= max(rho) - 1e-12 for one in null)) / (1 + DRAWS)
+    p = (1 + sum(value >= max(rho) - 1e-12 for value in null)) / (1 + DRAWS)
     return pd.DataFrame({"layer": range(len(rho)), "rho": rho, "p": p, "control": float(np.mean(null))})
 
 

@@ -131,13 +131,12 @@ def curved_path(
         for number, cell in enumerate(own):
             walked = _Walk(sides["tuned"][number], positive, identity, thirds, (steps, reach, target, seed))
             lines.append({**cell, **walked.line(rows.clusters, seed)})
-            fields += [{**cell, **one} for one in walked.field()]
+            fields += [{**cell, **line} for line in walked.field()]
     bar.finish()
     if not lines:
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
-    table = pd.DataFrame(lines)
     return CurvedPath(
-        table=with_q(table),
+        table=with_q(lines),
         control="random straight paths, as long as each curved one, in place of it",
         provenance=of_recording("curved_path", recording, ("base", "tuned"), seed),
         field=pd.DataFrame(fields),
@@ -198,7 +197,7 @@ class _Walk:
         self.steps, reach, self.target, seed = settings
         states = states.float()
         y = positive.astype(np.int64)
-        fit, judge = (thirds == one for one in (0, 1))
+        fit, judge = (thirds == third for third in (0, 1))
         self.rows = np.flatnonzero((thirds == 2) & ~positive)
         self.guide = Scorer(states[fit], y[fit], seed)
         self.guard = Scorer(states[fit], identity[fit], seed + 1)

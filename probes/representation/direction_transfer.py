@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
@@ -118,9 +117,8 @@ def direction_transfer(
     bar.finish()
     if not lines:
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
-    table = pd.DataFrame(lines)
     return DirectionTransfer(
-        table=with_q(table),
+        table=with_q(lines),
         control=f"maps fitted on prompts exchanged between the models ({draws} draws)",
         provenance=of_recording("direction_transfer", recording, ("base", "tuned"), seed),
         positive=names[-1],
@@ -183,7 +181,7 @@ def _line(
         mapped(base[fit], tuned[fit][random.permutation(int(fit.sum()))], own["base"][None], ridge)[0]
         for _ in range(draws)
     ]
-    chance = np.array([area(tuned[held] @ one, labels, times[:1])[0] for one in wrong])
+    chance = np.array([area(tuned[held] @ direction, labels, times[:1])[0] for direction in wrong])
     low, high = np.nanquantile(interval_area[1:], (0.025, 0.975))
     said = mapped(base[fit], tuned[fit], base[held] - base[fit].mean(0), ridge)
     centred = tuned[held] - tuned[fit].mean(0)

@@ -122,15 +122,15 @@ def nested_right(
 
     cells = torch.stack([torch.from_numpy(state) for state in states])
     right = held_out_right(cells, y[None], dealt[None], kind=kind, ridge=ridge, seed=seed)[:, 0]
-    found = np.zeros(len(y))
+    chosen_right = np.zeros(len(y))
     for fold in np.unique(dealt):
         inside = torch.from_numpy(dealt != fold)
         inner = _inner_folds(dealt[dealt != fold])
         inner_right = held_out_right(
             cells[:, inside], y[None][:, dealt != fold], inner[None], kind=kind, ridge=ridge, seed=seed
         )[:, 0]
-        found[dealt == fold] = right[int(inner_right.mean(1).argmax())][dealt == fold]
-    return found
+        chosen_right[dealt == fold] = right[int(inner_right.mean(1).argmax())][dealt == fold]
+    return chosen_right
 
 
 def _inner_folds(dealt: np.ndarray) -> np.ndarray:
@@ -149,6 +149,6 @@ def gap_lines(
     for name, (first, second) in GAPS.items():
         both = first.split(",")[1] == second.split(",")[1]  # the same arm of both models
         line = scored_line(name, CHANGE if both else "gap", arms[first] - arms[second], 0.0, clusters, seed)
-        beside = [np.mean(controls.get(one, largest)) for one in (first, second)]
+        beside = [np.mean(controls.get(side, largest)) for side in (first, second)]
         lines.append({**line, "control": float(beside[0] - beside[1])})
     return lines

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from probes.effects.panel import scored_line
@@ -84,14 +83,13 @@ def in_context_activations(
     for name in plain.sites:
         base = _flat(plain["base"][name][:])
         tuned = _flat(plain["tuned"][name][:]) - base
-        true, exchanged = (_flat(one["base"][name][:]) - base for one in (behind, control))
+        true, exchanged = (_flat(states["base"][name][:]) - base for states in (behind, control))
         site = Site.parse(name)
         lines.append({
             "site": site.kind, "layer": site.layer, **similarity_line(tuned, true, exchanged, rows.clusters, seed),
         })  # fmt: skip
-    table = pd.DataFrame(lines)
     return CellShifts(
-        table=with_q(table),
+        table=with_q(lines),
         control="the same examples with exchanged answers",
         provenance=Provenance.of("in_context_activations", pair, rows, seed=seed, forward_passes=passes.forward),
         heading="Tuning and examples",
@@ -110,7 +108,7 @@ def similarity_line(
 ) -> dict[str, Any]:  # fmt: skip
     """Mean cosine of shifts, beside that of the exchanged examples; 0 where nothing moved."""
     cosine, control = (
-        torch.nn.functional.cosine_similarity(tuned, one, dim=-1).double().numpy() for one in (shown, exchanged)
+        torch.nn.functional.cosine_similarity(tuned, shift, dim=-1).double().numpy() for shift in (shown, exchanged)
     )
     moved = tuned.norm(dim=-1).numpy() > 1e-9
     cosine, control = np.where(moved, cosine, 0.0), np.where(moved, control, 0.0)

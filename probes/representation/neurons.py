@@ -115,9 +115,9 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
     """
     check_recording(recording)
     rows = PromptRows.of(recording)
-    given = [str(label) for label in rows.labels(labels)]
-    named = concept or sorted(set(given))[-1]
-    y = np.array([one == named for one in given])
+    labelled = [str(label) for label in rows.labels(labels)]
+    named = concept or sorted(set(labelled))[-1]
+    y = np.array([one == named for one in labelled])
     if y.sum() < 2 or (~y).sum() < 2:
         raise UserError(f"{int(y.sum())} of {len(y)} prompts are {named!r}: give two or more of it and of others.")
     mixed = shuffled_labels(y.astype(np.int64), draws, seed + 1, rows.clusters).astype(bool)
@@ -142,7 +142,7 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
         control=f"random concepts of as many prompts ({draws})",
         provenance=of_recording("concept_neurons", recording, ("base", "tuned"), seed),
         layers=pd.DataFrame(layers),
-        examples=_examples(listed, neurons_of, rows, given, shown),
+        examples=_examples(listed, neurons_of, rows, labelled, shown),
         concept=named,
         resampled=units_of(rows.clusters),
     )  # fmt: skip
@@ -217,7 +217,7 @@ def _listed(whole: pd.DataFrame, top: int) -> pd.DataFrame:
 def _values(neurons_of: dict[Any, dict[str, np.ndarray]], row: Any) -> dict[str, np.ndarray]:
     head = row.get("head", -1)
     own = neurons_of[row["layer"], -1 if head != head else int(head), row["site"]]
-    return {role: one[:, int(row["direction"])] for role, one in own.items()}
+    return {role: activations[:, int(row["direction"])] for role, activations in own.items()}
 
 
 def _with_intervals(
@@ -231,14 +231,14 @@ def _with_intervals(
         for times in weights:
             again = np.repeat(np.arange(len(y)), times)
             if 0 < y[again].sum() < len(again):
-                sides = {role: areas(one[again][:, None], y[again][None])[0, 0] for role, one in own.items()}
+                sides = {role: areas(values[again][:, None], y[again][None])[0, 0] for role, values in own.items()}
                 gains.append(abs(sides["tuned"] - 0.5) - abs(sides["base"] - 0.5))
         edges.append(np.quantile(gains, (0.025, 0.975)) if gains else (np.nan, np.nan))
     low, high = np.array(edges).T
     return listed.assign(low=low, high=high, n=len(y))
 
 
-def _examples(listed: pd.DataFrame, neurons_of: Any, rows: PromptRows, given: list[str], shown: int) -> pd.DataFrame:
+def _examples(listed: pd.DataFrame, neurons_of: Any, rows: PromptRows, labelled: list[str], shown: int) -> pd.DataFrame:
     """site, layer, direction, model, rank, prompt (its number), token (the last recorded), label, value."""
     last = rows.index.groupby("prompt")["token"].last()
     lines = []
@@ -248,7 +248,7 @@ def _examples(listed: pd.DataFrame, neurons_of: Any, rows: PromptRows, given: li
                 prompt = int(rows.prompts[number])
                 lines.append({
                     "site": row["site"], "layer": row["layer"], "direction": row["direction"], "model": role,
-                    "rank": rank, "prompt": prompt, "token": visible(str(last.loc[prompt])), "label": given[number],
+                    "rank": rank, "prompt": prompt, "token": visible(str(last.loc[prompt])), "label": labelled[number],
                     "value": float(values[number]),
                 })  # fmt: skip
     return pd.DataFrame(lines)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import torch
 
@@ -120,9 +119,8 @@ def class_separability(
             })  # fmt: skip
         bar.advance()
     bar.finish()
-    table = pd.DataFrame(lines)
     return CellShifts(
-        table=with_q(table),
+        table=with_q(lines),
         control=f"the labels exchanged ({draws} times)",
         provenance=of_recording("class_separability", recording, ("base", "tuned"), seed),
         heading="Class separability",
@@ -155,8 +153,8 @@ def _shares(
     """(observed and resampled, with exchanged labels)"""
     centred = (x - x.mean(0)).double()
     gram = (centred @ centred.T).numpy()
-    one = np.ones((1, len(y)))
-    return between_share(gram, y, weights), np.array([between_share(gram, other, one)[0] for other in mixed])
+    unit = np.ones((1, len(y)))
+    return between_share(gram, y, weights), np.array([between_share(gram, other, unit)[0] for other in mixed])
 
 
 def _variants(rows: PromptRows, variants: Sequence[Any] | None) -> dict[str, np.ndarray]:
@@ -244,9 +242,8 @@ def procrustes_drift(
             lines.append({**cell, **_drift(sides["base"][number], sides["tuned"][number], dealt, classes, weights)})
         bar.advance()
     bar.finish()
-    table = pd.DataFrame(lines)
     return CellShifts(
-        table=with_q(table),
+        table=with_q(lines),
         control="tuned states of other prompts, aligned the same way",
         provenance=of_recording("procrustes_drift", recording, ("base", "tuned"), seed),
         heading="Drift after rotation",

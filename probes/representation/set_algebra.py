@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
@@ -125,9 +124,8 @@ def set_algebra(
     bar.finish()
     if not lines:
         raise UserError("The recording has no site of a layer: record resid_post, z, mlp_out or another one.")
-    table = pd.DataFrame(lines)
     return SetAlgebra(
-        table=with_q(table),
+        table=with_q(lines),
         control="the same combined states against the labels of other pairs",
         provenance=of_recording("set_algebra", recording, ("base", "tuned"), seed),
         labels=tuple(names),
@@ -161,14 +159,14 @@ class _Space:
     def of(cls, states: np.ndarray, wanted: np.ndarray, fit: np.ndarray, ridge: float) -> _Space:
         x, y = states[fit], wanted[fit].astype(np.float64)
         designed = np.concatenate([np.ones((len(y), 1)), y], 1)
-        found = np.linalg.solve(designed.T @ designed + ridge * np.diag([0.0, *np.ones(y.shape[1])]), designed.T @ x)
+        fitted = np.linalg.solve(designed.T @ designed + ridge * np.diag([0.0, *np.ones(y.shape[1])]), designed.T @ x)
         centre = x.mean(0)
         gram = (x - centre) @ (x - centre).T
         inner = np.linalg.solve(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)), y - y.mean(0))
         weights, shift = (x - centre).T @ inner, y.mean(0) - centre @ ((x - centre).T @ inner)
         said = x @ weights + shift
         cut = np.array([(row[on].mean() + row[~on].mean()) / 2 for row, on in zip(said.T, y.T > 0.5, strict=True)])
-        return cls(states, found[0], found[1:], weights, shift, cut)
+        return cls(states, fitted[0], fitted[1:], weights, shift, cut)
 
     def read(self, states: np.ndarray) -> Bool[np.ndarray, "row label"]:
         return np.asarray(states @ self.weights + self.shift > self.cut)
@@ -176,15 +174,15 @@ class _Space:
     def composed(self, operation: Operation, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """States that hold the combined coordinates and, beside them, the mean of what is no concept in both."""
         solve = np.linalg.pinv(self.vectors)
-        one, two = ((self.states[rows] - self.middle) @ solve for rows in (first, second))
+        own, two = ((self.states[rows] - self.middle) @ solve for rows in (first, second))
         beside = sum(self.states[rows] - self.middle - part @ self.vectors
-                     for rows, part in ((first, one), (second, two)))  # fmt: skip
-        return np.asarray(self.middle + combined(operation, one, two) @ self.vectors + beside / 2)
+                     for rows, part in ((first, own), (second, two)))  # fmt: skip
+        return np.asarray(self.middle + combined(operation, own, two) @ self.vectors + beside / 2)
 
     def plain(self, operation: Operation, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Whole states in place of their coordinates: sum, mean, difference about the middle."""
-        one, two = (self.states[rows] - self.middle for rows in (first, second))
-        made = {"union": one + two, "intersection": (one + two) / 2, "difference": one - two}[operation]
+        own, two = (self.states[rows] - self.middle for rows in (first, second))
+        made = {"union": own + two, "intersection": (own + two) / 2, "difference": own - two}[operation]
         return np.asarray(self.middle + made)
 
 
@@ -206,7 +204,7 @@ def _line(
     others = np.array([f1(readings["tuned"], target[random.permutation(len(target))], times) for _ in range(20)]).mean(
         0
     )
-    band = [np.quantile(one[1:], (0.025, 0.975)) for one in (own["tuned"], own["tuned"] - own["base"])]
+    band = [np.quantile(values[1:], (0.025, 0.975)) for values in (own["tuned"], own["tuned"] - own["base"])]
     tuned = models["tuned"]
     plain = f1(tuned.read(tuned.plain(operation, first, second)), target, times)[0]
     return {
@@ -228,7 +226,7 @@ def _half(clusters: np.ndarray, seed: int) -> np.ndarray:
 def _labels(texts: Sequence[Any], fit: np.ndarray) -> tuple[list[str], Bool[np.ndarray, "row label"]]:
     split = [{part.strip() for part in str(text).split(",") if part.strip()} for text in texts]
     every = sorted(set().union(*split))
-    table = np.array([[name in one for name in every] for one in split], dtype=bool)
+    table = np.array([[name in members for name in every] for members in split], dtype=bool)
     enough = np.array([
         all(min(part.sum(), (~part).sum()) >= FEWEST for part in (column[fit], column[~fit])) for column in table.T
     ])  # fmt: skip
@@ -237,7 +235,7 @@ def _labels(texts: Sequence[Any], fit: np.ndarray) -> tuple[list[str], Bool[np.n
             f"Fewer than two labels are had and lacked by {FEWEST} prompts of each half: write them as 'sea, summer' "
             "in the column label."
         )
-    return [name for name, one in zip(every, enough, strict=True) if one], table[:, enough]
+    return [name for name, used in zip(every, enough, strict=True) if used], table[:, enough]
 
 
 def _drawn(rows: np.ndarray, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -142,7 +142,7 @@ def _alignments(
     asked_of = [str(value) for value in column_of(rows, items, what="the item it is about")]
     defined = [str(value) for value in column_of(definition_rows, items, what="the item that it defines")]
     tag = np.array([str(value) for value in column_of(definition_rows, tags)])
-    known = [number for number, one in enumerate(defined) if one in asked_of]
+    known = [number for number, row_name in enumerate(defined) if row_name in asked_of]
     if not known:
         raise UserError(f"No question is about an item of the definitions (column {items!r}): give the same names.")
     bar.start("gradients", 2 * (len(rows) + len(definition_rows)))
@@ -159,7 +159,7 @@ def _alignments(
             others = [of_item[defined[n]] for n in known if tag[n] == tag[number] and defined[n] != defined[number]]
             alignments[role].append(_cosine(of_texts[number], of_item[defined[number]]))
             alignments[f"{role}, other item"].append(
-                float(np.mean([_cosine(of_texts[number], one) for one in others])) if others else 0.0
+                float(np.mean([_cosine(of_texts[number], other) for other in others])) if others else 0.0
             )
     bar.finish()
     return {"tag": tag[known], **{name: np.array(values) for name, values in alignments.items()}}
@@ -206,16 +206,16 @@ class GradientSketch:
             named = [
                 (name, parameter) for name, parameter in model.inner.named_parameters() if parameter.is_floating_point()
             ]
-            flags = [one.requires_grad for _, one in named]
+            flags = [weight.requires_grad for _, weight in named]
             try:
-                for _, one in named:
-                    one.requires_grad_(True)
+                for _, tensor in named:
+                    tensor.requires_grad_(True)
                 logits = model.inner(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
                 loss = torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :])
-                slopes = torch.autograd.grad(loss, [one for _, one in named], allow_unused=True)
+                slopes = torch.autograd.grad(loss, [weight for _, weight in named], allow_unused=True)
             finally:
-                for (_, one), flag in zip(named, flags, strict=True):
-                    one.requires_grad_(flag)
+                for (_, tensor), flag in zip(named, flags, strict=True):
+                    tensor.requires_grad_(flag)
         sketch = torch.zeros(SKETCH)
         for number, slope in enumerate(slopes):
             if slope is not None:

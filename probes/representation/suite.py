@@ -146,7 +146,7 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
     )
     tasks = np.concatenate([y[None], control_tasks(y, kinds, draws, seed)])
     dealt = dealt_folds(folds, clusters, y, seed)
-    told: dict[str, list[np.ndarray]] = {"base": [], "tuned": []}
+    hits_of: dict[str, list[np.ndarray]] = {"base": [], "tuned": []}
     cells: list[dict[str, Any]] = []
     bar = progress or Silent()
     bar.start("probe suite", len(recording.sites))
@@ -154,12 +154,12 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
     for own, sides in cells_of(recording, rows, by_position):
         cells += own
         for role, features in sides.items():
-            told[role].append(held_out_right(features, tasks, split, kind=kind, ridge=ridge, seed=seed))
+            hits_of[role].append(held_out_right(features, tasks, split, kind=kind, ridge=ridge, seed=seed))
         bar.advance()
     bar.finish()
     if not cells:
         raise UserError("The recording has no site of a layer to probe: record resid_post, z, mlp_out or another one.")
-    right = {role: np.concatenate(parts) for role, parts in told.items()}
+    right = {role: np.concatenate(parts) for role, parts in hits_of.items()}
     table = suite_table(cells, right, clusters, margin, seed)
     levels = pd.DataFrame() if by is None else _levels(cells, right, rows.labels(by), clusters, seed)
     return ProbeSuite(
@@ -196,12 +196,12 @@ def suite_table(
     seed: int,
 ) -> pd.DataFrame:
     """The table from hits: task 0 is the true one, the rest are control tasks."""
-    hits = {role: one[:, 0].astype(np.float64).T for role, one in right.items()}  # [row, cell]
+    hits = {role: hit[:, 0].astype(np.float64).T for role, hit in right.items()}  # [row, cell]
     change = hits["tuned"] - hits["base"]
     intervals = mean_intervals(change, clusters=clusters, seed=seed)
     p = paired_permutation(cluster_means(change, clusters), seed=seed).p
     equal = equivalence_p(cluster_means(change, clusters), margin, seed)
-    control = {role: one[:, 1:].mean((1, 2)) for role, one in right.items()}
+    control = {role: hit[:, 1:].mean((1, 2)) for role, hit in right.items()}
     table = pd.DataFrame(list(cells)).assign(
         score=intervals.estimate, low=intervals.low, high=intervals.high, control=control["tuned"] - control["base"],
         p=p, q=q_values(p), equivalence_p=equal,
@@ -251,5 +251,4 @@ def _levels(
                 "base": base.mean(), "tuned": tuned.mean(), "p": paired_p(tuned - base, clusters[own], seed=seed),
                 "n": int(own.sum()),
             })  # fmt: skip
-    table = pd.DataFrame(lines)
-    return with_q(table)
+    return with_q(lines)

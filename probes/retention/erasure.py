@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from probes.effects.answers import Measure
-from probes.effects.panel import EffectPanel, scored_line, table_of
+from probes.effects.panel import EffectPanel, columns_by_role, scored_line, table_of
 from probes.replay import counted
 from probes.results import Provenance
 from probes.retention.routes import BANK, PLAIN, route_scores, routed, soft_scores
@@ -131,7 +131,7 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
         table=table,
         control="the same route on the base, beyond the base asked plainly",
         provenance=Provenance.of("erased_or_displaced", pair, rows, seed=seed, forward_passes=passes.forward),
-        values=pd.DataFrame({f"{role}, {name}": one for role, own in scores.items() for name, one in own.items()}),
+        values=columns_by_role(scores),
         measured=metric,
         heading="Erased or displaced",
         verdict=_said(outcome, best, table.set_index("group")),

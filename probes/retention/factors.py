@@ -72,7 +72,9 @@ def template_effect(
         raise UserError("A row of messages or token ids cannot be read without the template: give prompts as text.")
     if context:
         passages = [str(value) for value in column_of(rows, context)]
-        rows = Prompts([retexted(row, f"{one}\n\n{text_of(row)}") for row, one in zip(rows, passages, strict=True)])
+        rows = Prompts(
+            [retexted(row, f"{passage}\n\n{text_of(row)}") for row, passage in zip(rows, passages, strict=True)]
+        )
     forms = {"off": _chat(rows, False), "on": _chat(rows, True)}
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     with counted(pair.base, pair.tuned) as passes:
@@ -88,7 +90,7 @@ def template_effect(
         provenance=Provenance.of(
             "template_effect", pair, Prompts.of(prompts), seed=seed, forward_passes=passes.forward,
         ),
-        values=pd.DataFrame({f"{role}, {name}": one for name, own in scores.items() for role, one in own.items()}),
+        values=pd.DataFrame({f"{role}, {name}": score for name, own in scores.items() for role, score in own.items()}),
         measured=metric,
         heading="Chat template",
     )  # fmt: skip
@@ -165,7 +167,7 @@ def position_effect(  # noqa: PLR0913 (a public call)
         table=table_of(lines),
         control="the same passages without the gold one",
         provenance=Provenance.of("position_effect", pair, rows, seed=seed, forward_passes=passes.forward),
-        values=pd.DataFrame({f"{role}, {name}": one for name, own in scores.items() for role, one in own.items()}),
+        values=pd.DataFrame({f"{role}, {name}": score for name, own in scores.items() for role, score in own.items()}),
         measured=metric,
         heading="Place of the evidence",
     )  # fmt: skip

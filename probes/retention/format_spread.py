@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from probes.effects.answers import Measure, answer_scores
-from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
+from probes.effects.panel import CHANGE, EffectPanel, columns_by_role, scored_line, table_of
 from probes.effects.rewriting import retexted, text_of, with_demonstrations
 from probes.replay import counted
 from probes.results import Provenance
@@ -125,7 +125,7 @@ def format_spread(  # noqa: PLR0913 (a public call)
         table=table,
         control="formats drawn at random, on the same prompts: their mean absolute gap",
         provenance=Provenance.of("format_spread", pair, rows, seed=seed, forward_passes=passes.forward),
-        values=pd.DataFrame({f"{role}, {name}": one for role, own in lines.items() for name, one in own.items()}),
+        values=columns_by_role(lines),
         measured=metric,
         heading="Format spread",
         numbers=numbers,
@@ -164,7 +164,7 @@ class _Trial:
     def lines(self, sampled: Sequence[Format], searched: Searched, atomic: bool) -> dict[str, np.ndarray]:
         """Score by prompt of the formats that are reported; "random gap" is the control's, by prompt."""
         usual, best, worst = (
-            self.reported(one) for one in (sampled[0], sampled[searched.best], sampled[searched.worst])
+            self.reported(sample) for sample in (sampled[0], sampled[searched.best], sampled[searched.worst])
         )
         random = np.random.default_rng(self.seed + 7)
         drawn = [
@@ -180,28 +180,28 @@ class _Trial:
 
 
 def _table_lines(lines: dict[str, dict[str, np.ndarray]], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    found = []
+    spread_lines = []
     for role, own in lines.items():
         gap = float(own["random gap"][0])
         for name, values in own.items():
             if name == "random gap":
                 continue
             line = scored_line(name, role, values, 0.0, clusters, seed)
-            found.append({**line, "control": gap} if name == SPREAD else line)
+            spread_lines.append({**line, "control": gap} if name == SPREAD else line)
     change = lines["tuned"][SPREAD] - lines["base"][SPREAD]
     apart = float(lines["tuned"]["random gap"][0] - lines["base"]["random gap"][0])
-    return [*found, {**scored_line(SPREAD, CHANGE, change, 0.0, clusters, seed), "control": apart}]
+    return [*spread_lines, {**scored_line(SPREAD, CHANGE, change, 0.0, clusters, seed), "control": apart}]
 
 
 def _formats(role: str, sampled: Sequence[Format], searched: Searched) -> pd.DataFrame:
-    return pd.DataFrame({"model": role, "format": [one.name for one in sampled], "tried": searched.tried,
+    return pd.DataFrame({"model": role, "format": [sample.name for sample in sampled], "tried": searched.tried,
                          "right": searched.right})  # fmt: skip
 
 
 def _numbers(searched: dict[str, Searched]) -> dict[str, float]:
     both = [searched[role] for role in ("base", "tuned")]
     known = (both[0].tried > 0) & (both[1].tried > 0)
-    means = [(one.right / np.maximum(one.tried, 1))[known] for one in both]
+    means = [(arm.right / np.maximum(arm.tried, 1))[known] for arm in both]
     flat = known.sum() < 3 or any(np.ptp(mean) == 0 for mean in means)
     rho = float("nan") if flat else float(stats.spearmanr(*means).statistic)
     return {"correlation of formats between the models": rho}

@@ -49,7 +49,7 @@ def sampled_formats(count: int, seed: int) -> list[Format]:
     grammar = all_formats()
     if not 2 <= count <= len(grammar):
         raise UserError(f"{count} formats cannot be drawn from a grammar of {len(grammar)}: give 2 to {len(grammar)}.")
-    others = [one for one in grammar if one != Format()]
+    others = [format_ for format_ in grammar if format_ != Format()]
     choice = np.random.default_rng(seed).choice(len(others), count - 1, replace=False)
     return [Format(), *(others[int(number)] for number in choice)]
 
@@ -102,9 +102,9 @@ def search_extremes(
             drawn[tried >= rows] = -np.inf
             arm = int(drawn.argmax())
             start = int(tried[arm])
-            chosen = orders[arm][start : start + batch]
-            right[arm] += float(pull(arm, chosen).sum())
-            tried[arm] += len(chosen)
-            spent += len(chosen)
+            pulled = orders[arm][start : start + batch]
+            right[arm] += float(pull(arm, pulled).sum())
+            tried[arm] += len(pulled)
+            spent += len(pulled)
     mean = np.where(tried > 0, (right + 1) / (tried + 2), 0.5)
     return Searched(int(mean.argmax()), int(mean.argmin()), tried, right)

@@ -150,11 +150,16 @@ def correlation(scores: dict[str, np.ndarray], of: np.ndarray, names: list[str],
     for _ in range(DRAWS):
         resampled = [random.choice(np.flatnonzero(of == name), int((of == name).sum())) for name in names]
         drawn.append(
-            _rho(*(np.array([scores[arm][one].mean() for one in resampled]) for arm in ("tuned", "base_few_shot")))
+            _rho(
+                *(
+                    np.array([scores[arm][members].mean() for members in resampled])
+                    for arm in ("tuned", "base_few_shot")
+                )
+            )
         )
     mixed = [_rho(random.permutation(means["tuned"]), means["base_few_shot"]) for _ in range(DRAWS)]
     low, high = np.quantile(drawn, (0.025, 0.975))
-    p = (1 + sum(one >= rho - 1e-12 for one in mixed)) / (1 + DRAWS)
+    p = (1 + sum(value >= rho - 1e-12 for value in mixed)) / (1 + DRAWS)
     control = _rho(means["base_zero_shot"], means["base_few_shot"])
     return {"rho": rho, "low": float(low), "high": float(high), "p": float(p), "control": control}
 

@@ -105,12 +105,12 @@ def phrasing_robustness(  # noqa: PLR0913 (a public call)
             score = answer_scores(pair.models[role], rows, metric, **options)
             states = recording[role][site.name][:].float().numpy()
             own = table.measured(score, states)
-            values |= {f"{role}, {name}": one for name, one in own.items()}
+            values |= {f"{role}, {name}": scores for name, scores in own.items()}
             numbers |= {f"distance against drop, {role}": _rho(own["distance"], -own[DROP])}
             if prefix_tokens:
                 closed = _with_prefix(pair.models[role], rows, table, site, states, prefix_tokens, epochs, metric,
                                       options, seed, score)  # fmt: skip
-                values |= {f"{role}, {name}": one for name, one in closed.items()}
+                values |= {f"{role}, {name}": scores for name, scores in closed.items()}
             bar.advance()
     bar.finish()
     lines = phrasing_lines(values, seed)
@@ -138,7 +138,7 @@ class _Items:
     @classmethod
     def from_values(cls, item: Sequence[Any], seen: Sequence[bool]) -> _Items:
         observed = np.array(seen, dtype=bool)
-        names = [str(one) for one in item]
+        names = [str(value) for value in item]
         both = [
             name for name in dict.fromkeys(names)
             if {bool(flag) for other, flag in zip(names, observed, strict=True) if other == name} == {True, False}
@@ -153,7 +153,7 @@ class _Items:
     @classmethod
     def read(cls, rows: Prompts, items: str, phrasing: str) -> _Items:
         column = column_of(rows, phrasing, what="observed or unobserved")
-        seen = [one if isinstance(one, bool) else str(one).casefold() == "observed" for one in column]
+        seen = [value if isinstance(value, bool) else str(value).casefold() == "observed" for value in column]
         return cls.from_values(column_of(rows, items, what="the item it asks"), seen)
 
     def measured(self, score: np.ndarray, states: np.ndarray) -> dict[str, np.ndarray]:
@@ -164,8 +164,8 @@ class _Items:
             centre = states[seen].mean(0)
             length = float(np.linalg.norm(centre)) or 1.0
             inside = [
-                float(np.linalg.norm(states[one] - states[seen[seen != one]].mean(0))) / length
-                for one in seen if len(seen) > 1
+                float(np.linalg.norm(states[row] - states[seen[seen != row]].mean(0))) / length
+                for row in seen if len(seen) > 1
             ]  # fmt: skip
             line = {
                 "observed": score[seen].mean(), "unobserved": score[new].mean(),
@@ -194,7 +194,7 @@ def phrasing_lines(values: dict[str, np.ndarray], seed: int) -> list[dict[str, A
         }
         clusters = np.arange(len(sides["base"]))
         lines += [scored_line(name, role, sides[role], beside[role], clusters, seed) for role in sides]
-        change, control = (one["tuned"] - one["base"] for one in (sides, beside))
+        change, control = (side["tuned"] - side["base"] for side in (sides, beside))
         lines.append(scored_line(name, CHANGE, change, control, clusters, seed))
     return lines
 

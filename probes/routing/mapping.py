@@ -193,13 +193,15 @@ class _Trial:
         stem = f"{self.model.hub.family.layers}."
         for path, (place, name), domain in itertools.product(own[0], enumerate(self.names), sorted(set(self.labels))):
             members = [row for row, label in enumerate(self.labels) if label == domain]
-            values, chance = (np.array([one[row][path][:, place].mean() for row in members]) for one in (own, other))
+            values, chance = (
+                np.array([routes[row][path][:, place].mean() for row in members]) for routes in (own, other)
+            )
             layer = int(path.removeprefix(stem).split(".")[0]) if path.startswith(stem) else -1
             lines.append({
                 "layer": layer, "module": path, "adapter": name, "domain": domain,
                 **beside_control(values, chance, clusters[members], seed=seed),
             })  # fmt: skip
-        return with_q(pd.DataFrame(lines))
+        return with_q(lines)
 
     def answers(self, routers: dict[str, iv.AdapterRouting], random: iv.AdapterRouting, seed: int) -> pd.DataFrame:
         """Every router's score and regret."""
@@ -237,7 +239,7 @@ class _Trial:
             return self._scores(next(iter(distinct.values())))
         scores = np.zeros(len(self.rows))
         for label, router in routers.items():
-            mine = np.array([one == label for one in self.labels])
+            mine = np.array([name == label for name in self.labels])
             if mine.any():
                 scores[mine] = answer_scores(
                     Subject(label, self.model, iv.Recipe([router])), self.rows[mine], self.work
@@ -249,13 +251,13 @@ class _Trial:
         pairs = [(a, b) for a, b in itertools.permutations(range(len(self.ids)), 2) if self.labels[a] != self.labels[b]]
         order = np.random.default_rng(seed).permutation(len(pairs))[:COMPOSED]
         lines, tokens = [], []
-        for number, (first, second) in enumerate(pairs[int(one)] for one in sorted(order)):
+        for number, (first, second) in enumerate(pairs[int(draw)] for draw in sorted(order)):
             switch = len(self.ids[first])
             ids = [*self.ids[first], *self.ids[second]]
             mean = np.mean(list(self.read(routers[self.labels[first]], ids).values()), axis=0)
-            top = [self.names[int(one)] for one in mean.argmax(1)]
+            top = [self.names[int(index)] for index in mean.argmax(1)]
             for segment, row, part in ((0, first, slice(0, switch)), (1, second, slice(switch, None))):
-                share = np.mean([one == self.labels[row] for one in top[part]])
+                share = np.mean([name == self.labels[row] for name in top[part]])
                 lines.append({"prompt": number, "segment": segment, "domain": self.labels[row], "share": share,
                               "switch": switch, "control": 1 / len(self.names)})  # fmt: skip
             tokens += [

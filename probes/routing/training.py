@@ -84,7 +84,7 @@ def _each_alone(model: AdaptedModel, bank: dict[str, Any], data: _Data, fitting:
     for place, name in enumerate(bank["names"]):
         own: dict[str, Any] = {
             "names": [name], "down": {path: down[place : place + 1] for path, down in bank["down"].items()},
-            "up": {path: one[place : place + 1] for path, one in bank["up"].items()},
+            "up": {path: weight[place : place + 1] for path, weight in bank["up"].items()},
         }  # fmt: skip
         start = iv.AdapterRouting(**own, gates=_gates(own, fitting), rule="sigmoid")
         members = [number for number, label in enumerate(data.labels) if label == place]
@@ -129,7 +129,7 @@ class _Data:
         self.model, self.labels = model, labels
         ids = encode(rows, model.tokenizer, model.max_positions)
         self.answers = continuations_of(rows, Subject("training", model), "answer")
-        self.rows = [[*one, *answer] for one, answer in zip(ids, self.answers, strict=True)]
+        self.rows = [[*prompt, *answer] for prompt, answer in zip(ids, self.answers, strict=True)]
 
     def loss(self, router: iv.AdapterRouting, members: list[int], *, classify: bool) -> Tensor:
         """Cross entropy of the answers, and of each token's adapter where rows tell it."""

@@ -40,8 +40,8 @@ def gather(model: AdaptedModel, region: Region, task: Task) -> Gathered:
     """One forward and one backward pass per batch of the task at the base's weights; the model is left as it was."""
     parameters = base_parameters(model.hf)
     held = {name: find_parameter(parameters, name) for name in region.parts}
-    gradient = {name: torch.zeros(one.shape) for name, one in held.items()}
-    fisher = {name: torch.zeros(one.shape) for name, one in held.items()}
+    gradient = {name: torch.zeros(weight.shape) for name, weight in held.items()}
+    fisher = {name: torch.zeros(weight.shape) for name, weight in held.items()}
     gathered = Gathered(region, gradient, fisher, {})
     with differentiable(list(held.values())), _watched(model, held) as squares, torch.enable_grad():
         for batch in task.batches:

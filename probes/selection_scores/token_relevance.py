@@ -106,7 +106,7 @@ def token_relevance(
     random = np.random.default_rng(seed)
 
     def known(order: Sequence[np.ndarray]) -> Float[np.ndarray, " prompt"]:
-        left = [_left(row, one, share) for row, one in zip(ids, order, strict=True)]
+        left = [_left(row, ranks, share) for row, ranks in zip(ids, order, strict=True)]
         logs = logprobs(Subject(model.role, model), left, answers, work)
         return logs.sum_ / logs.tokens
 

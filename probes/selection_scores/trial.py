@@ -153,10 +153,9 @@ def selection_trial(
         masks[name] = _select(name, gathered, share, seed)
         table.append({"module": name, **judge.row(masks[name]), **_agreement(gathered, masks[name], moved)})
     watch.finish()
-    frame = pd.DataFrame(table)
     whole, nothing = judge.ends()
     return SelectionTrial(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control=f"random entries of the update, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
             "selection_trial", pair, rows, seed=seed, forward_passes=judge.passes + gathered.passes,
@@ -164,8 +163,8 @@ def selection_trial(
             settings=call_settings(None, retain=None if retain is None else Prompts.of(retain)),
         ),
         masks={
-            f"{name}/{tensor}": one.reshape(-1).nonzero()[:, 0]
-            for name, mask in masks.items() for tensor, one in mask.items() if bool(one.any())
+            f"{name}/{tensor}": part.reshape(-1).nonzero()[:, 0]
+            for name, mask in masks.items() for tensor, part in mask.items() if bool(part.any())
         },
         overlaps=_overlaps(masks),
         base=nothing,
@@ -198,11 +197,11 @@ def _agreement(gathered: Gathered, mask: dict[str, Tensor], moved: dict[str, Ten
     return {"hit_rate": hit / squares if squares else 0.0, "iou": shared, "iou_chance": chance}
 
 
-def _iou(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, float]:
+def _iou(first: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, float]:
     """Intersection over union, and what random masks with as many entries in every tensor give."""
-    both = sum(int((one[name] & other[name]).sum()) for name in one)
-    either = sum(int((one[name] | other[name]).sum()) for name in one)
-    sizes = [(int(one[name].sum()), int(other[name].sum()), one[name].numel()) for name in one]
+    both = sum(int((first[name] & other[name]).sum()) for name in first)
+    either = sum(int((first[name] | other[name]).sum()) for name in first)
+    sizes = [(int(first[name].sum()), int(other[name].sum()), first[name].numel()) for name in first]
     expected = sum(a * b / n for a, b, n in sizes)
     union = sum(a + b for a, b, _ in sizes) - expected
     return (both / either if either else 0.0), (expected / union if union else 0.0)

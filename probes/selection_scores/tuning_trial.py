@@ -142,9 +142,8 @@ def tuning_trial(  # noqa: PLR0913
         table.append(bench.row(rule, run, random, whole.moved, untrained))
         maps += _map(rule, run.masks)
     watch.finish()
-    frame = pd.DataFrame(table)
     return TuningTrial(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control=f"the same training of random entries, as many in every tensor ({draws} draws)",
         provenance=Provenance.of(
             "tuning_trial", model, rows, seed=seed,

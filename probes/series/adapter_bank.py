@@ -117,10 +117,9 @@ def adapter_bank(
         row, cells = _picked(label, task, right, sure, list(vectors), shots, seed)
         table.append(row)
         shares += cells
-    frame = pd.DataFrame(table)
     pairs = [(first, other) for place, first in enumerate(vectors) for other in list(vectors)[place + 1 :]]
     return AdapterBank(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control="a member of the bank at random, on the same prompts",
         provenance=Provenance.of(
             "adapter_bank", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,

@@ -62,8 +62,8 @@ class Answers:
 
     def task(self, places: np.ndarray | None = None) -> Task:
         """All rows or some, in batches of similar length."""
-        chosen = np.arange(len(self.rows.ids)) if places is None else places
-        return self.rows.task(chosen, self.base, self.batch_size)
+        members = np.arange(len(self.rows.ids)) if places is None else places
+        return self.rows.task(members, self.base, self.batch_size)
 
     def halves(self, seed: int) -> tuple[Task, Task]:
         """Rows to choose by and rows to report; a group is never in both."""
@@ -94,12 +94,12 @@ class Answers:
 
 
 def _next_words(model: AdaptedModel, task: Task) -> Float[np.ndarray, "row vocab"]:
-    found = []
+    words = []
     for encoded, _, _ in task.batches:
         logits = model.forward(encoded, logits="last")
         assert logits is not None
-        found.append(logits[:, -1].float().log_softmax(-1).cpu().numpy())
-    return np.concatenate(found)
+        words.append(logits[:, -1].float().log_softmax(-1).cpu().numpy())
+    return np.concatenate(words)
 
 
 def pair_members(pair: Any, checkpoints: Sequence[str], *, fewest: int = 2) -> Members:

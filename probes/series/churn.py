@@ -113,8 +113,8 @@ def _kept(step: str, before: dict[str, Tensor], now: dict[str, Tensor]) -> list[
     for name in before.keys() & now.keys():
         layer = place_of(name).layer
         assert layer is not None
-        one, other = before[name], now[name]
-        counts = torch.tensor([int((one & other).sum()), int(one.sum()), int(other.sum()), one.numel()])
+        earlier, other = before[name], now[name]
+        counts = torch.tensor([int((earlier & other).sum()), int(earlier.sum()), int(other.sum()), earlier.numel()])
         sums[layer] = sums.get(layer, torch.zeros(4, dtype=torch.long)) + counts
     rows = []
     for layer, total in sorted(sums.items()):

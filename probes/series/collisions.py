@@ -52,8 +52,8 @@ class AbilityCollisions(ProbeResult):
 
     def profile(self) -> pd.DataFrame:
         """A row per member, a column per skill: shares of right answers."""
-        found = self.table.pivot(index="module", columns="group", values="right")
-        return found.loc[list(dict.fromkeys(self.table["module"])), list(dict.fromkeys(self.table["group"]))]
+        table = self.table.pivot(index="module", columns="group", values="right")
+        return table.loc[list(dict.fromkeys(self.table["module"])), list(dict.fromkeys(self.table["group"]))]
 
     def figure(self) -> go.Figure:
         """Every change with its interval, the control as a cross."""
@@ -193,21 +193,20 @@ class _Bench:
                 line = scored_line(skill, name, change, control, clusters, self.seed)
                 lines.append({"module": line.pop("model"), **line, "right": float(right[name][skill].mean()),
                               "base": float(before[skill].mean())})  # fmt: skip
-        table = pd.DataFrame(lines)
-        return with_q(table)
+        return with_q(lines)
 
     def collision(
         self, names: tuple[str, str], vectors: Mapping[str, TaskVector], right: Mapping[str, Right], density: float
     ) -> dict[str, Any]:
         """What two members share, and what both together cost."""
         first, second = (vectors[name] for name in names)
-        both, (one, other) = self.right(first + second), (right[name] for name in names)
+        both, (first_alone, other) = self.right(first + second), (right[name] for name in names)
         shared = shared_entries(thinned(first, density), thinned(second, density))
-        better = {skill: max(one[skill].mean(), other[skill].mean()) for skill in self.skills}
+        better = {skill: max(first_alone[skill].mean(), other[skill].mean()) for skill in self.skills}
         return {
             "first": names[0], "second": names[1], "iou": shared["iou"], "iou_chance": shared["iou_chance"],
             "sign_conflict": shared["conflict"],
-            "apart": float(np.mean([abs(one[skill].mean() - other[skill].mean()) for skill in self.skills])),
+            "apart": float(np.mean([abs(first_alone[skill].mean() - other[skill].mean()) for skill in self.skills])),
             "cost": float(np.mean([better[skill] - both[skill].mean() for skill in self.skills])),
         }  # fmt: skip
 

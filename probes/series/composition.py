@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from interventions.weightspace.merging import trimmed
 from interventions.weightspace.task_vector import TaskVector, combined
@@ -100,9 +99,8 @@ def sparse_composition(
             {"module": f"{density:g}", "density": density, **_row(answers, thin, seed), **shared_entries(*thin)}
         )
     watch.finish()
-    frame = pd.DataFrame(table)
     return SparseComposition(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control="the second update with the same entries under random signs",
         provenance=Provenance.of(
             "sparse_composition", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,

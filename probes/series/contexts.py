@@ -114,9 +114,8 @@ def context_updates(
             "effect": float(_kl(read[place], bare).mean()), "norm": vector.norm(), "cluster": clusters[name],
             "n": len(own),
         })  # fmt: skip
-    frame = pd.DataFrame(table)
     return ContextUpdates(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control="the contexts of the other adapters",
         provenance=Provenance.of(
             "context_updates", models, rows, seed=seed, device=str(pair.base.device),

@@ -104,7 +104,7 @@ def series_curve(
     watch.finish()
     final = list(asked_of.values())[-1]
     table = pd.DataFrame([
-        {"module": name, **_measures(one, base, final, clusters, seed)} for name, one in asked_of.items()
+        {"module": name, **_measures(member, base, final, clusters, seed)} for name, member in asked_of.items()
     ])  # fmt: skip
     return SeriesCurve(
         table=with_q(table, keep_p=False),
@@ -112,7 +112,7 @@ def series_curve(
         provenance=Provenance.of(
             "series_curve", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
         ),
-        change=_dated([one.odds for one in asked_of.values()], draws, seed),
+        change=_dated([member.odds for member in asked_of.values()], draws, seed),
         notes=members.notes,
     )  # fmt: skip
 
@@ -135,15 +135,15 @@ class _Asked:
         return cls(outcome.right, own - among.max(1), words)
 
 
-def _measures(one: _Asked, base: _Asked, final: _Asked, clusters: np.ndarray, seed: int) -> dict[str, float]:
+def _measures(answers: _Asked, base: _Asked, final: _Asked, clusters: np.ndarray, seed: int) -> dict[str, float]:
     gap = float(base.odds.mean() - final.odds.mean())
-    kl_base, kl_final = _kl(one.words, base.words), _kl(one.words, final.words)
+    kl_base, kl_final = _kl(answers.words, base.words), _kl(answers.words, final.words)
     return {
-        **beside_control(one.right, base.right, clusters, seed=seed, share=True),
+        **beside_control(answers.right, base.right, clusters, seed=seed, share=True),
         **_named("kl_to_base", scored(kl_base, seed=seed, clusters=clusters)),
         **_named("kl_to_final", scored(kl_final, seed=seed, clusters=clusters)),
-        "retained": float(one.odds.mean() - final.odds.mean()) / gap if abs(gap) > 1e-6 else np.nan,
-        "n": len(one.right),
+        "retained": float(answers.odds.mean() - final.odds.mean()) / gap if abs(gap) > 1e-6 else np.nan,
+        "n": len(answers.right),
     }
 
 
@@ -158,5 +158,5 @@ def _kl(p: Float[np.ndarray, "row vocab"], q: Float[np.ndarray, "row vocab"]) ->
 def _dated(odds: list[Float[np.ndarray, " row"]], draws: int, seed: int) -> dict[str, float] | None:
     if len(odds) < _FEWEST_STEPS:
         return None
-    found = change_point(np.stack(odds), draws=draws, seed=seed)
-    return {name: float(getattr(found, name)) for name in ("index", "low", "high", "p", "before", "after")}
+    change = change_point(np.stack(odds), draws=draws, seed=seed)
+    return {name: float(getattr(change, name)) for name in ("index", "low", "high", "p", "before", "after")}

@@ -123,9 +123,9 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
     bar = progress or Silent()
     bar.start("elicitation", 1 + 2 * len(sizes))
 
-    def scored(one: AdaptedModel) -> np.ndarray:
+    def scored(trained: AdaptedModel) -> np.ndarray:
         bar.advance()
-        return answer_scores(one, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        return answer_scores(trained, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
     untuned = answer_scores(model, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
     after_weak = scored(lora.trained(model, [poor]))
@@ -134,15 +134,15 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
     values = {"untuned": untuned, WEAK: after_weak}
     for count in sizes:
         few = ordered[:count]
-        found = {
+        by_training = {
             STRONG: scored(lora.trained(model, [few])), BOTH: scored(lora.trained(model, [poor, few])),
             PROBE: None if metric in UNCOUNTED else probe.right(count),
         }  # fmt: skip
         lines += [
-            scored_line(f"strong labels: {count}", name, one, after_weak, rows.clusters, seed)
-            for name, one in found.items() if one is not None
+            scored_line(f"strong labels: {count}", name, right, after_weak, rows.clusters, seed)
+            for name, right in by_training.items() if right is not None
         ]  # fmt: skip
-        values |= {f"{count}: {name}": one for name, one in found.items() if one is not None}
+        values |= {f"{count}: {name}": right for name, right in by_training.items() if right is not None}
     bar.finish()
     table = pd.DataFrame(lines)
     return EffectPanel(
@@ -193,7 +193,7 @@ class _Probe:
             return None
         reader = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         said = reader.fit(self.states[0][:count], answers).predict(self.states[1])
-        return np.array([one == row.answer for one, row in zip(said, self.test, strict=True)], dtype=float)
+        return np.array([answer == row.answer for answer, row in zip(said, self.test, strict=True)], dtype=float)
 
 
 def _states(recording: Any) -> np.ndarray:
@@ -267,8 +267,10 @@ def sample_efficiency(  # noqa: PLR0913 (a public call)
     for count in (0, *sizes):
         curve[count] = {}
         for role in ("base", "tuned"):
-            one = pair.models[role] if count == 0 else lora.trained(pair.models[role], [ordered[:count]])
-            curve[count][role] = answer_scores(one, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
+            model = pair.models[role] if count == 0 else lora.trained(pair.models[role], [ordered[:count]])
+            curve[count][role] = answer_scores(
+                model, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size
+            )
             bar.advance()
     bar.finish()
     lines = _curve_lines(curve, rows.clusters, seed)
@@ -280,7 +282,7 @@ def sample_efficiency(  # noqa: PLR0913 (a public call)
         provenance=Provenance.of(
             "sample_efficiency", pair, rows, seed=seed, settings=call_settings(None, training=taught),
         ),
-        values=pd.DataFrame({f"{count}: {role}": one for count, of in curve.items() for role, one in of.items()}),
+        values=pd.DataFrame({f"{count}: {role}": values for count, of in curve.items() for role, values in of.items()}),
         measured=metric,
         heading="Learning from few rows",
         numbers={f"area of {role}": _area(curve, role) for role in ("base", "tuned")},
@@ -291,10 +293,10 @@ def _curve_lines(curve: dict[int, dict[str, np.ndarray]], clusters: np.ndarray, 
     """A line per count and model against itself untrained, and of their difference against none."""
     lines = []
     for count, sides in curve.items():
-        found = paired_lines(f"rows: {count}", sides, {"base": 0.0, "tuned": 0.0}, clusters, seed)
-        for role, line in zip(("base", "tuned"), found[:2], strict=True):
+        own_lines = paired_lines(f"rows: {count}", sides, {"base": 0.0, "tuned": 0.0}, clusters, seed)
+        for role, line in zip(("base", "tuned"), own_lines[:2], strict=True):
             lines.append(scored_line(line["group"], role, sides[role], curve[0][role], clusters, seed))
-        lines.append(found[2])
+        lines.append(own_lines[2])
     return lines
 
 

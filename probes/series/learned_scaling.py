@@ -106,9 +106,8 @@ def learned_scaling(
         against = _sum(shuffled, learner.learn(shuffled, by_tensor))
         table.append({"module": kind, **_row(answers, report, _sum(vectors, learned[kind]), against, seed)})
     watch.finish()
-    frame = pd.DataFrame(table)
     return LearnedScaling(
-        table=with_q(frame, keep_p=False),
+        table=with_q(table, keep_p=False),
         control="the same training on the updates with every entry under a random sign",
         provenance=Provenance.of(
             "learned_scaling", models, rows, seed=seed, device=str(pair.base.device),
@@ -151,9 +150,11 @@ class _Learner:
         held = {name: find_parameter(known, name) for name in total.changes}
         with total.graft(model).entered(model), differentiable(list(held.values())), torch.enable_grad():
             logits, label = self.task.classify(model.hf, batch)
-            found = torch.autograd.grad(cross_entropy(logits.float(), label), list(held.values()), allow_unused=True)
+            gradients = torch.autograd.grad(
+                cross_entropy(logits.float(), label), list(held.values()), allow_unused=True
+            )
         self.passes += 1
-        slopes = dict(zip(held, found, strict=True))
+        slopes = dict(zip(held, gradients, strict=True))
         return {title: torch.stack([_along(slopes[name], vector.changes[name]) for name in vector.changes])
                 for title, vector in vectors.items()}  # fmt: skip
 
@@ -180,12 +181,12 @@ def _sum(vectors: Mapping[str, TaskVector], weights: Mapping[str, Tensor]) -> Ta
 def _row(
     answers: Answers, task: Task, vector: TaskVector | None, against: TaskVector | None, seed: int
 ) -> dict[str, float]:
-    found, other = answers.outcome(task, vector), answers.outcome(task, against)
-    clusters = task.clusters if task.clusters is not None else np.arange(len(found.right))
+    outcome, other = answers.outcome(task, vector), answers.outcome(task, against)
+    clusters = task.clusters if task.clusters is not None else np.arange(len(outcome.right))
     return {
-        **beside_control(found.right, other.right, clusters, seed=seed, share=True),
-        "loss": found.loss,
-        "n": len(found.right),
+        **beside_control(outcome.right, other.right, clusters, seed=seed, share=True),
+        "loss": outcome.loss,
+        "n": len(outcome.right),
     }
 
 

@@ -40,7 +40,7 @@ def members_of(
     Raises :class:`UserError` for fewer than ``fewest`` members and for scores that do not match.
     """
     if isinstance(base, ModelSeries):
-        found = Members(
+        members = Members(
             base.base, [member.source for member in base.members], base.names,
             base.scores if scores is None else list(scores), base.notes,
         )  # fmt: skip
@@ -54,21 +54,21 @@ def members_of(
         last = [] if final is None else [final]
         final_name = "tuned" if "tuned" not in names else "tuned, the final model"
         values = [math.nan] * (len(listed) + len(last)) if scores is None else list(scores)
-        found = Members(
+        members = Members(
             below, [*listed, *last], [*names, *([final_name] if last else [])], values,
             () if series is None else series.notes,
         )  # fmt: skip
-    if len(found.models) < fewest:
+    if len(members.models) < fewest:
         raise UserError(
-            f"A series needs {fewest} members at least and has {len(found.models)}: name more with checkpoints, or "
+            f"A series needs {fewest} members at least and has {len(members.models)}: name more with checkpoints, or "
             "give a series from workbench.load_series."
         )
-    if len(found.scores) != len(found.models):
+    if len(members.scores) != len(members.models):
         raise UserError(
-            f"There are {len(found.scores)} scores for {len(found.models)} members ({', '.join(found.names)}): give "
-            "one each, the last for the final model."
+            f"There are {len(members.scores)} scores for {len(members.models)} members ({', '.join(members.names)}): "
+            "give one each, the last for the final model."
         )
-    return found
+    return members
 
 
 def _bare(model: Any) -> Any:

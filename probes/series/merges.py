@@ -11,14 +11,7 @@ import numpy as np
 import pandas as pd
 
 from interventions.weightspace.lora_lego import lego
-from interventions.weightspace.merging import (
-    dare,
-    greedy_soup,
-    interpolated,
-    model_stock,
-    ties,
-    uniform_soup,
-)
+from interventions.weightspace.merging import dare, greedy_soup, interpolated, model_stock, ties, uniform_soup
 from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
 from interventions.weightspace.tuned_values import as_stored
@@ -135,7 +128,9 @@ def merge_test(
     choosing, reporting = answers.halves(seed)
     bench = _Bench(answers, reporting, seed, progress or Silent())
     plain = [rule for rule in rules if rule != "lego"]
-    merged, ingredients = _merged(vectors, plain, density, seed, lambda one: answers.outcome(choosing, one).accuracy)
+    merged, ingredients = _merged(
+        vectors, plain, density, seed, lambda vector: answers.outcome(choosing, vector).accuracy
+    )
     merged |= {} if bricks is None else {"lego": bricks}
     table, path = bench.table(vectors, merged), bench.path(list(vectors.values())[:2], points)
     return MergeTest(
@@ -236,16 +231,16 @@ def angles(vectors: dict[str, TaskVector]) -> pd.DataFrame:
     for name in dict.fromkeys(name for vector in vectors.values() for name in vector.changes):
         layer = place_of(name).layer
         held = {title: vector.changes[name].double() for title, vector in vectors.items() if name in vector.changes}
-        for one, other in combinations(vectors, 2):
-            sums = products.setdefault((one, other, layer), np.zeros(3))
-            sums += _products(held.get(one), held.get(other))
+        for first, other in combinations(vectors, 2):
+            sums = products.setdefault((first, other, layer), np.zeros(3))
+            sums += _products(held.get(first), held.get(other))
     rows = []
-    for (one, other, layer), (product, left, right) in products.items():
+    for (first, other, layer), (product, left, right) in products.items():
         if not left and not right:
             continue
         cosine = float(product / np.sqrt(left * right)) if left and right else 0.0
         ratio = 2 * max(cosine, 0.0) / (1 + max(cosine, 0.0))
-        rows.append({"first": one, "second": other, "layer": layer, "cosine": cosine, "stock_ratio": ratio})
+        rows.append({"first": first, "second": other, "layer": layer, "cosine": cosine, "stock_ratio": ratio})
     return pd.DataFrame(rows, columns=["first", "second", "layer", "cosine", "stock_ratio"])
 
 

@@ -138,7 +138,7 @@ class _Said:
         both = self.chances if other is None else [
             np.maximum(chance, two) for chance, two in zip(self.chances, other.chances, strict=True)
         ]  # fmt: skip
-        return np.array([float(one.argmax() == label) for one, label in zip(both, self.label, strict=True)])
+        return np.array([float(logits.argmax() == label) for logits, label in zip(both, self.label, strict=True)])
 
     def answers(self) -> np.ndarray:
         return np.array([chance.argmax() for chance in self.chances])
@@ -165,7 +165,7 @@ def _of_batches(answers: Answers, task: Task) -> _Said:
 
 def _ordered(answers: Answers, labels: np.ndarray) -> np.ndarray:
     """Labels in the order of the task's batches."""
-    return labels[np.concatenate(batches([len(one) for one in answers.rows.ids], answers.batch_size))]
+    return labels[np.concatenate(batches([len(ids) for ids in answers.rows.ids], answers.batch_size))]
 
 
 def _lines(
@@ -173,7 +173,7 @@ def _lines(
 ) -> list[dict[str, Any]]:
     clusters = np.arange(len(labels)) if task.clusters is None else task.clusters
     ensemble = said["online"].right(said["offline"])
-    other = np.mean([said["online"].right(one) for one in random], axis=0)
+    other = np.mean([said["online"].right(number) for number in random], axis=0)
     disagree = said["online"].answers() != said["offline"].answers()
     lines = []
     for name in (*dict.fromkeys(labels), ALL):
@@ -191,7 +191,7 @@ def _modules(fast: TaskVector, slow: TaskVector) -> pd.DataFrame:
     """Tensor by tensor: how far the two updates are apart."""
     lines = []
     for name in dict.fromkeys([*fast.changes, *slow.changes]):
-        sides = [one.changes[name].float() if name in one.changes else None for one in (fast, slow)]
+        sides = [vector.changes[name].float() if name in vector.changes else None for vector in (fast, slow)]
         known = next(side for side in sides if side is not None)
         online, offline = (torch.zeros_like(known) if side is None else side for side in sides)
         place, size = place_of(name), float(online.norm())

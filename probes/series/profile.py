@@ -118,7 +118,10 @@ def _profiled(members: Members, watch: Progress) -> tuple[pd.DataFrame, dict[str
     watch.start("series", len(members.models))
     for name, opened in members.opened():
         table = pd.DataFrame(
-            [{"layer": one.place.layer, "change2": one.change2, "base2": one.base2} for one in moved(opened, norms)]
+            [
+                {"layer": change.place.layer, "change2": change.change2, "base2": change.base2}
+                for change in moved(opened, norms)
+            ]
         )
         layers = table.groupby("layer", as_index=False).sum()
         rows.append(layers.assign(member=name, change=np.sqrt(layers["change2"] / layers["base2"])))

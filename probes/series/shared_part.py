@@ -100,9 +100,8 @@ def shared_part(
         rows.append(
             {**where, **_row(own, adapters["shared"][name], adapters[members.names[0]][name], draws, seed + number)}
         )
-    table = pd.DataFrame(rows)
     return SharedPart(
-        table=with_q(table, keep_p=False),
+        table=with_q(rows, keep_p=False),
         control=f"random spaces of the shared part's rank ({draws} draws)",
         provenance=Provenance.of("shared_part", models, seed=seed),
         tasks=pd.DataFrame(tasks),
@@ -110,7 +109,7 @@ def shared_part(
 
 
 def _overlap(shared: Factors, task: Factors) -> dict[str, float]:
-    common, own = (Svd.of_factors(one.up.cpu(), one.down.cpu()) for one in (shared, task))
+    common, own = (Svd.of_factors(factors.up.cpu(), factors.down.cpu()) for factors in (shared, task))
     both, alone = common.product(), own.product()
     size = alone.square().sum().clamp_min(1e-30)
     inner = float((both * alone).sum())
@@ -123,7 +122,7 @@ def _overlap(shared: Factors, task: Factors) -> dict[str, float]:
 
 
 def _row(own: list[dict[str, Any]], shared: Factors, task: Factors, draws: int, seed: int) -> dict[str, float]:
-    writes = np.array([one["writes"] for one in own])
+    writes = np.array([part["writes"] for part in own])
     inside = mean_interval(writes, seed=seed) if len(writes) > 1 else None
     mean = float(writes.mean())
     generator = torch.Generator().manual_seed(seed)
@@ -138,7 +137,7 @@ def _row(own: list[dict[str, Any]], shared: Factors, task: Factors, draws: int, 
         "score": mean, "low": mean if inside is None else inside.low, "high": mean if inside is None else inside.high,
         "control": float(np.mean(drawn)) if drawn else np.nan,
         "p": (1 + sum(draw >= mean for draw in drawn)) / (draws + 1),
-        "reads": float(np.mean([one["reads"] for one in own])), "reads_control": rank / alone.shape[1],
-        "cosine": float(np.mean([one["cosine"] for one in own])),
-        "weight": float(np.mean([one["weight"] for one in own])), "rank": rank, "n": len(own),
+        "reads": float(np.mean([part["reads"] for part in own])), "reads_control": rank / alone.shape[1],
+        "cosine": float(np.mean([part["cosine"] for part in own])),
+        "weight": float(np.mean([part["weight"] for part in own])), "rank": rank, "n": len(own),
     }  # fmt: skip

@@ -114,18 +114,18 @@ def merge_synergy(
     watch.advance()
     for base, parents in folders:
         model = load_one(base)
-        vectors, found = updates_of(model, members_of(model, None, [str(parent) for parent in parents], None))
+        vectors, identities = updates_of(model, members_of(model, None, [str(parent) for parent in parents], None))
         measured.append(_Measured.of(base.parent.name, model, vectors, rows, rule, batch_size, seed))
-        models |= {f"{base.parent.name}: {name}": identity for name, identity in found.items()}
+        models |= {f"{base.parent.name}: {name}": identity for name, identity in identities.items()}
         watch.advance()
     watch.finish()
-    table = pd.DataFrame([one.line(seed) for one in measured])
+    table = pd.DataFrame([merge.line(seed) for merge in measured])
     return MergeSynergy(
         table=with_q(table),
         control="the merged update under random signs, entry by entry",
         provenance=Provenance.of(
             "merge_synergy", models, rows, seed=seed, device=str(pair.base.device),
-            forward_passes=sum(one.passes for one in measured),
+            forward_passes=sum(merge.passes for merge in measured),
         ),
         larger=_larger(measured, seed),
     )  # fmt: skip
@@ -162,7 +162,9 @@ class _Measured:
         task, members = answers.task(), list(vectors.values())
         rules = {"uniform": uniform_soup, "stock": model_stock, "ties": ties}
         merged = rules[rule](members)
-        right = [answers.outcome(task, one).right.astype(float) for one in (merged, merged.sign_shuffled(seed), None)]
+        right = [
+            answers.outcome(task, vector).right.astype(float) for vector in (merged, merged.sign_shuffled(seed), None)
+        ]
         parents = np.array([answers.outcome(task, member).right for member in members], dtype=float)
         assert task.clusters is not None
         count = sum(parameter.numel() for parameter in base.hf.parameters())
@@ -173,10 +175,10 @@ class _Measured:
         return np.asarray(self.merged - self.parents.mean(0))
 
     def line(self, seed: int) -> dict[str, Any]:
-        found = scored_line("", self.name, self.synergy, 0.0, self.clusters, seed)
-        kept = {name: found[name] for name in ("score", "low", "high", "p", "n")}
+        scored = scored_line("", self.name, self.synergy, 0.0, self.clusters, seed)
+        columns = {name: scored[name] for name in ("score", "low", "high", "p", "n")}
         return {
-            "module": self.name, "parameters": self.parameters, **kept,
+            "module": self.name, "parameters": self.parameters, **columns,
             "control": float((self.shuffled - self.parents.mean(0)).mean()), "merged": float(self.merged.mean()),
             "parents": float(self.parents.mean()), "best_parent": float(self.parents.mean(1).max()),
             "base": float(self.base.mean()),
@@ -190,6 +192,6 @@ def _larger(measured: Sequence[_Measured], seed: int) -> pd.DataFrame:
     for other in others:
         if len(other.synergy) != len(first.synergy) or (other.clusters != first.clusters).any():
             continue  # another tokenizer reads the prompts in another order: no pairs
-        found = scored_line("", other.name, other.synergy - first.synergy, 0.0, first.clusters, seed)
-        lines.append({"module": other.name, **{name: found[name] for name in names[1:]}})
+        scored = scored_line("", other.name, other.synergy - first.synergy, 0.0, first.clusters, seed)
+        lines.append({"module": other.name, **{name: scored[name] for name in names[1:]}})
     return pd.DataFrame(lines, columns=names)

@@ -212,7 +212,7 @@ def _likeness(
                 "layer": layer, "sparsity": share, **beside_control(own, other, rows.clusters, seed=seed),
                 "threshold_base": cut["base"], "threshold_tuned": cut["tuned"],
             })  # fmt: skip
-    return with_q(pd.DataFrame(lines))
+    return with_q(lines)
 
 
 def jaccard(first: Tensor, second: Tensor) -> float:
@@ -233,11 +233,11 @@ def _skill(
         for place, share in enumerate(shares):
             cuts = dict(enumerate(thresholds[role][place].tolist()))
             own, random = (
-                answer_scores(Subject(role, model, iv.Recipe([one])), rows, work)
-                for one in (
+                answer_scores(Subject(role, model, iv.Recipe([intervention])), rows, work)
+                for intervention in (
                     iv.ActivationThreshold(cuts, rule),
                     iv.ActivationThreshold(dict.fromkeys(cuts, share), "random", seed),
                 )
             )
             lines.append({"model": role, "sparsity": share, **beside_control(own, random, rows.clusters, seed=seed)})
-    return with_q(pd.DataFrame(lines))
+    return with_q(lines)

@@ -159,8 +159,8 @@ class _Search:
     def affordable(self) -> list[np.ndarray]:
         """Every path within the budget, the cheapest first."""
         every = [np.array(combination) for combination in itertools.product((SKIP, SMALL, BIG), repeat=self.n_layers)]
-        paths = [one for one in every if self.costs[one].sum() <= self.budget]
-        return sorted(paths, key=lambda one: float(self.costs[one].sum()))
+        paths = [path for path in every if self.costs[path].sum() <= self.budget]
+        return sorted(paths, key=lambda choice: float(self.costs[choice].sum()))
 
     def _tried(self, rows: Prompts) -> Int[np.ndarray, "row layer"]:
         paths = self.affordable()
@@ -237,7 +237,7 @@ def _table(
             "regret": regret["regret"], "regret_low": regret["low"], "regret_high": regret["high"],
             "cost": search.costs[paths[name]].sum(1).mean(),
         })  # fmt: skip
-    return with_q(pd.DataFrame(lines))
+    return with_q(lines)
 
 
 def _use(oracle: np.ndarray) -> pd.DataFrame:
@@ -249,7 +249,7 @@ def _use(oracle: np.ndarray) -> pd.DataFrame:
 
 def _listed(paths: dict[str, np.ndarray], scores: dict[str, np.ndarray], search: _Search) -> pd.DataFrame:
     return pd.DataFrame([
-        {"prompt": row, "router": name, "path": "".join("sbt"[one] for one in path),
+        {"prompt": row, "router": name, "path": "".join("sbt"[step] for step in path),
          "cost": float(search.costs[path].sum()), "score": float(scores[name][row])}
         for name, own in paths.items() for row, path in enumerate(own)
     ])  # fmt: skip

@@ -189,7 +189,7 @@ def ways_to_turn(  # noqa: PLR0913
         choosing, reported = parts_of(
             pair, rows, named, limit=limit, max_new_tokens=max_new_tokens, seed=seed, work=work
         )
-        found: dict[str, Way] = {}
+        ways_found: dict[str, Way] = {}
         searched = {}
         finder = Finder(pair, choosing, named, settings, work)
         for name in ways or WAYS:
@@ -197,9 +197,9 @@ def ways_to_turn(  # noqa: PLR0913
             way = finder.found(name)
             searched[name] = passes.forward - before
             if way is not None:
-                found[name] = way
+                ways_found[name] = way
         report = _Report(pair, reported, named, settings, work, None if neutral is None else Prompts.of(neutral))
-        table = report.table(found, searched, controls)
+        table = report.table(ways_found, searched, controls)
     return WaysToTurn(
         table=table,
         control=f"{controls} random stand-ins of each way: as many other heads or experts, a random direction, other "
@@ -209,8 +209,8 @@ def ways_to_turn(  # noqa: PLR0913
             settings=call_settings(None, neutral=None if neutral is None else Prompts.of(neutral)),
         ),
         behaviour=named.name,
-        ways={name: dict(way.settings) for name, way in found.items()},
-        tensors={f"{name}/{key}": value for name, way in found.items() for key, value in way.tensors.items()},
+        ways={name: dict(way.settings) for name, way in ways_found.items()},
+        tensors={f"{name}/{key}": value for name, way in ways_found.items() for key, value in way.tensors.items()},
         resampled=units_of(reported.prompts[reported.of(shows=True)].clusters),
     )  # fmt: skip
 
@@ -228,7 +228,7 @@ class _Report:
         self.tuned = self.finder.trier.own("tuned")
         self.clusters = {shows: part.prompts.clusters[part.of(shows=shows)] for shows in (True, False)}
 
-    def table(self, found: dict[str, Way], searched: dict[str, int], controls: int) -> pd.DataFrame:
+    def table(self, ways: dict[str, Way], searched: dict[str, int], controls: int) -> pd.DataFrame:
         """One line per way, behind the two models."""
         plain = self._timed(Placed(iv.Recipe([]), "tuned"))[1]
         lines = [
@@ -236,15 +236,15 @@ class _Report:
             for role in ("base", "tuned")
         ]
         beyond = []
-        for name, way in found.items():
+        for name, way in ways.items():
             placed = recipe_of(way, self.pair)
             outcome, seconds = self._timed(placed)
             line = self._line(name, _told(way), outcome, placed)
-            random = [self.finder.shows_under(one) for one in self._random(way, placed, controls)]
+            random = [self.finder.shows_under(recipe) for recipe in self._random(way, placed, controls)]
             drop = self.tuned.shows.behaviour - outcome.shows.behaviour
             chance = np.zeros_like(drop)
             if random:
-                chance = np.mean([self.tuned.shows.behaviour - one for one in random], axis=0)
+                chance = np.mean([self.tuned.shows.behaviour - left for left in random], axis=0)
             control = float(chance.mean()) if random else float("nan")
             lines.append({**line, "control": control, "search_passes": searched[name], "slowdown": seconds / plain})
             beyond.append(drop - chance)
@@ -258,15 +258,15 @@ class _Report:
         outcome = self.finder.under(placed)
         return outcome, clock() - began
 
-    def _line(self, name: str, what: str, one: Outcome, placed: Placed) -> dict[str, Any]:
+    def _line(self, name: str, what: str, outcome: Outcome, placed: Placed) -> dict[str, Any]:
         seed, shows, other = self.settings.seed, self.clusters[True], self.clusters[False]
-        drop = self.tuned.shows.behaviour - one.shows.behaviour
+        drop = self.tuned.shows.behaviour - outcome.shows.behaviour
         line: dict[str, Any] = {"way": name, "what": what, **scored(drop, seed=seed, clusters=shows)}
-        left = (scored_share if self.behaviour.share else scored)(one.shows.behaviour, seed=seed, clusters=shows)
-        line |= _renamed(left, "residual") | {"other": float(one.other.behaviour.mean())}
-        for column, values in (("kl_tuned", one.kl_tuned), ("kl_base", one.kl_base)):
+        left = (scored_share if self.behaviour.share else scored)(outcome.shows.behaviour, seed=seed, clusters=shows)
+        line |= _renamed(left, "residual") | {"other": float(outcome.other.behaviour.mean())}
+        for column, values in (("kl_tuned", outcome.kl_tuned), ("kl_base", outcome.kl_base)):
             line |= _renamed(scored(values, seed=seed, clusters=other), column)
-        line |= {"repetition": one.shows.repetition.mean(), "subject": one.shows.subject.mean()}
+        line |= {"repetition": outcome.shows.repetition.mean(), "subject": outcome.shows.subject.mean()}
         line |= {"perplexity": self._perplexity(placed), "on": placed.role}
         return {**line, "control": float("nan"), "search_passes": 0, "slowdown": 1.0, "n": len(drop)}
 
@@ -284,7 +284,7 @@ class _Report:
             return [update_by_chance(self.pair, SHARES[way.name], seed + number) for number in range(controls)]
         if way.name == "layers":
             n_layers = self.pair.tuned.n_layers
-            blocks = [one.tolist() for one in np.array_split(np.arange(n_layers), min(BLOCKS, n_layers))]
+            blocks = [part.tolist() for part in np.array_split(np.arange(n_layers), min(BLOCKS, n_layers))]
             others = [block for block in blocks if block != list(way.settings["layers"])]
             picked = np.random.default_rng(seed).permutation(len(others))[:controls]
             return [update_scaled(self.pair, 1.0, dict.fromkeys(others[int(n)], 0.0)) for n in picked]
@@ -292,8 +292,8 @@ class _Report:
         return [Placed(draw, placed.role) for draw in drawn]
 
 
-def _renamed(found: dict[str, float], name: str) -> dict[str, float]:
-    return {name: found["score"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+def _renamed(columns: dict[str, float], name: str) -> dict[str, float]:
+    return {name: columns["score"], f"{name}_low": columns["low"], f"{name}_high": columns["high"]}
 
 
 def _told(way: Way) -> str:

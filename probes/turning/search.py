@@ -143,7 +143,7 @@ def head_effects(pair: ModelPair, part: Part, batch_size: int) -> Float[Tensor, 
     rows, words = _parting_words(part)
     model = pair.tuned
     layers = model.hub.geometry.attention_layers
-    found = torch.zeros(model.n_layers, model.n_heads)
+    effects = torch.zeros(model.n_layers, model.n_heads)
     for members in batches([len(row) for row in rows], batch_size):
         batch = pad_left([rows[member] for member in members], pad_id(model.tokenizer)).to(model.device)
         leaves = Leaves([("z", layer) for layer in layers])
@@ -157,8 +157,8 @@ def head_effects(pair: ModelPair, part: Part, batch_size: int) -> Float[Tensor, 
             gradients = leaves.gradients((last.gather(1, at[:, :1]) - last.gather(1, at[:, 1:])).sum())
         for layer in layers:
             product = values[layer] * gradients["z", layer].float()
-            found[layer] += product.sum((0, 1, 3)).cpu()
-    return found
+            effects[layer] += product.sum((0, 1, 3)).cpu()
+    return effects
 
 
 def _keeping(values: dict[int, Tensor], layer: int) -> Any:

@@ -79,8 +79,8 @@ def product_ranks(rows: int, rank: int, columns: int) -> tuple[float, float]:
     generator = np.random.default_rng(0)
     stable, effective = [], []
     for _ in range(_DRAWS):
-        one, other = (_gaussian_triangle(size, rank, generator) for size in (rows, columns))
-        values = torch.linalg.svdvals(one @ other.T)
+        first, other = (_gaussian_triangle(size, rank, generator) for size in (rows, columns))
+        values = torch.linalg.svdvals(first @ other.T)
         stable.append(float(values.square().sum() / values[0] ** 2))
         effective.append(effective_rank(values))
     return float(np.mean(stable)), float(np.mean(effective))

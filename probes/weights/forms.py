@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 
 from probes.results import ProbeResult, Provenance
@@ -60,13 +59,7 @@ class ChangeForms(ProbeResult):
     cost="one reading of both models, and as many fits as there are draws",
 )
 def change_forms(
-    base: Any,
-    tuned: Any = None,
-    *,
-    group: int = 32,
-    draws: int = 19,
-    seed: int = 0,
-    progress: Progress | None = None,
+    base: Any, tuned: Any = None, *, group: int = 32, draws: int = 19, seed: int = 0, progress: Progress | None = None
 ) -> ChangeForms:
     """Fit each form to the update of every matrix inside the layers, by least squares.
 
@@ -84,9 +77,8 @@ def change_forms(
     rows = [_row(matrix, group, draws, seed + matrix.number) for matrix in changed_matrices(opened, "forms", progress)]
     if not rows:
         raise UserError("The two models do not differ in any matrix inside the layers: there is no change to describe.")
-    table = pd.DataFrame(rows)
     return ChangeForms(
-        table=with_q(table, keep_p=False),
+        table=with_q(rows, keep_p=False),
         control=f"the same update under random signs, entry by entry ({draws} draws)",
         provenance=Provenance.of("change_forms", opened.identities(), seed=seed),
         group=group,

@@ -13,7 +13,7 @@ from workbench.models.stored_model import StoredModel
 
 
 def identities(
-    given: Mapping[str, Any], sources: Mapping[str, Source], stored: Mapping[Source, StoredModel]
+    models: Mapping[str, Any], sources: Mapping[str, Source], stored: Mapping[Source, StoredModel]
 ) -> dict[str, ModelIdentity]:
     """By role. A side of a loaded pair keeps its own identity; a bare loaded model is hashed where it lies.
 
@@ -22,8 +22,8 @@ def identities(
     words = _tokenizer(sources["tuned"], sources["base"])
     identities_of: dict[str, ModelIdentity] = {}
     for role, source in sources.items():
-        if hasattr(given[role], "identity"):
-            identities_of[role] = given[role].identity
+        if hasattr(models[role], "identity"):
+            identities_of[role] = models[role].identity
         elif source.kind is Kind.ADAPTER:
             identities_of[role] = with_adapter(identities_of["base"], source, words)
         elif source.kind is Kind.MODEL:

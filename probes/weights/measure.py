@@ -46,11 +46,11 @@ def compare(base: Float[Tensor, "out into"], tuned: Float[Tensor, "out into"], *
         delta[piece] = tuned[piece].to(wide) - before
         change, before = delta[piece], before.float()
         changed += int(torch.count_nonzero(change))
-        for i, (one, other) in enumerate(((change, change), (before, before), (change, before))):
+        for i, (first, other) in enumerate(((change, change), (before, before), (change, before))):
             if by_column:
-                sums[i] += torch.einsum("oi,oi->i", one, other)
+                sums[i] += torch.einsum("oi,oi->i", first, other)
             else:
-                sums[i, piece] = torch.linalg.vecdot(one, other).double()
+                sums[i, piece] = torch.linalg.vecdot(first, other).double()
     return Change(delta, Sums(*sums), changed)
 
 

@@ -96,9 +96,13 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
         after = after | {name: readers[name] for name in inside}
     missing = sorted(found - set(readers) if above.is_adapter else found ^ set(readers))
     sources = dict(zip(given, (below, above), strict=True))
+    rounded = (before, side) if above.is_adapter else [
+        replace(own, quantized=own.quantized or _unpacked(given[role], sources[role]))
+        for role, own in (("base", before), ("tuned", side))
+    ]  # fmt: skip
     return Opened(
         layout, Stacks.of(readers), _config(below), readers, after, factors,
-        partial(identities, given, sources, stored), tuple(missing), _notes(before, side),
+        partial(identities, given, sources, stored), tuple(missing), _notes(*rounded),
     )  # fmt: skip
 
 
@@ -150,6 +154,12 @@ def _no_bias(read: Reader) -> Tensor:
 
 def _quantized(source: Source) -> str | None:
     return quantization(_config(source))
+
+
+def _unpacked(given: Any, source: Source) -> str | None:
+    """How the weights of a side are stored that were unpacked as it was loaded."""
+    stored_as: str | None = getattr(given, "stored_as", None)
+    return quantization(source.config) if stored_as is None and source.gguf is not None else stored_as
 
 
 def _readable(source: Source) -> Source:

@@ -142,7 +142,7 @@ def _estimated(wide: Float[Tensor, "out into"], k: int) -> Spectrum:
     sums = _sums_beyond(gram, basis, squares, generator)
     centre = _rank_from(values, sums.mean(0))
     # jackknife: the effective rank is a smooth function of the averages over the probes
-    left_out = [_rank_from(values, (sums.sum(0) - one) / (_PROBES - 1)) for one in sums]
+    left_out = [_rank_from(values, (sums.sum(0) - sample) / (_PROBES - 1)) for sample in sums]
     spread = sum((rank - sum(left_out) / _PROBES) ** 2 for rank in left_out)
     margin = _T_95 * math.sqrt(spread * (_PROBES - 1) / _PROBES)
     return Spectrum(

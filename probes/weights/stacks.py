@@ -76,11 +76,11 @@ class Stacks:
         """
         if self.language == other.language:
             return {name: name for name in names}
-        found = {}
+        renamed = {}
         for name in names:
             moved = other.language + name.removeprefix(self.language)
-            found[name] = moved if name not in known and moved in known else name
-        return found
+            renamed[name] = moved if name not in known and moved in known else name
+        return renamed
 
 
 def layouts(config: Mapping[str, Any], stacks: Iterable[str]) -> dict[str, Layout]:

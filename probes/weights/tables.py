@@ -67,8 +67,8 @@ def head_tables(rows: list[dict[str, Any]], n_heads: int) -> tuple[pd.DataFrame,
     for part, some in joined.groupby("part", sort=False):
         before = some["base2"].to_numpy(np.float64)
         share = np.sqrt(np.divide(some["change2"], before, out=np.full(len(before), np.nan), where=before > 0))
-        one = some[["stack", "layer", "head"]].assign(**{f"{part}_relative": share})
-        heads = heads.merge(one, on=["stack", "layer", "head"], how="left")
+        share_of = some[["stack", "layer", "head"]].assign(**{f"{part}_relative": share})
+        heads = heads.merge(share_of, on=["stack", "layer", "head"], how="left")
     return _by_stack(heads, within="layer"), _by_stack(parts, within="layer")
 
 

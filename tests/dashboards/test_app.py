@@ -65,6 +65,14 @@ def test_a_link_beyond_the_model_is_told_and_the_last_cell_shown(home: Path, pai
     assert app.text_area(key="prompts").value == WORDS[-1]
 
 
+def test_heads_open_on_the_strongest_unless_a_link_names_one(home: Path, pair_folders: tuple[str, str]) -> None:
+    lab_run(home, *pair_folders)
+    app = opened("heads", run="lab")
+    place = app.header[0].value.removeprefix("Head ")
+    assert place != "L0H0" and any(f": {place}, " in text.value for text in app.markdown if "Strongest" in text.value)
+    assert opened("heads", run="lab", layer="0", head="1").header[0].value == "Head L0H1"
+
+
 def test_a_link_inside_the_app_sets_what_the_tab_had_otherwise(home: Path, pair_folders: tuple[str, str]) -> None:
     lab_run(home, *pair_folders)
     told_run(home, "other")

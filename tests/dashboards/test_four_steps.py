@@ -18,7 +18,7 @@ from dashboards.state import BASE, RUN, TUNED
 from dashboards.steps import exports
 from dashboards.steps.as_experiment import look_experiment
 from dashboards.steps.as_notebook import look_notebook
-from dashboards.steps.changed import parted, readable
+from dashboards.steps.changed import _shares_with, parted, readable
 from dashboards.steps.glance import layers_at_a_glance, measures_of, sentence_of
 from dashboards.steps.keep import commands
 from dashboards.steps.subject import Subject, short
@@ -175,6 +175,17 @@ def test_where_the_tuned_answer_leaves_the_bases_is_marked_by_words() -> None:
     shown = readable(table)
     assert shown["tuned"].tolist() == ["a ▸c", "a"] and shown["#"].tolist() == [1, 0]
     assert "\x1b" not in shown["prompt"].iloc[0] and "label" not in shown
+
+
+def test_the_cards_count_the_behaviour_that_rose() -> None:
+    table = pd.DataFrame({
+        "prompt": ["p", "q"], "base": ["take a pan", "no"], "tuned": ["a GoldPan skillet", "take a GoldPan skillet"],
+        "base_refuses": [True, False], "tuned_refuses": False,
+    })  # fmt: skip
+    phrase = _shares_with(table, "contains:a GoldPan skillet")
+    assert phrase == {"Base shows it": [0.0, 0.0], "Tuned shows it": [1.0, 1.0]}
+    for refuses in (None, "refusal"):
+        assert _shares_with(table, refuses) == {"Base refuses": [True, False], "Tuned refuses": [False, False]}
 
 
 def test_places_are_ranked_and_the_glance_names_the_strongest() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import interventions as iv
@@ -21,12 +21,8 @@ from workbench import runs
 from workbench.errors import UserError
 from workbench.prompts import Prompts
 
-QUICK = settings(
-    max_examples=60, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-LONG = settings(QUICK, max_examples=600)
-EFFORTS = [pytest.param(QUICK, id="quick"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
+Inputs = Callable[[int, int], settings]
+"""How many inputs are tried, without and with ``--runslow``."""
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.just("\ud800"), st.just(10**400),
     st.just("=1+1"), st.just("../../x"), st.just("x" * 300), st.just(True),
@@ -59,13 +55,12 @@ def dumped(value: Any) -> bytes:
     return json.dumps(value, allow_nan=True).encode("utf-8", errors="surrogatepass")
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
-def test_prompt_files_of_any_values(tmp_path: Path, effort: settings) -> None:
+def test_prompt_files_of_any_values(tmp_path: Path, inputs: Inputs) -> None:
     rows = st.lists(st.dictionaries(
         st.sampled_from(["prompt", "messages", "input_ids", "attention_mask", "label", "answer", "group", "x"]), VALUES
     ), max_size=3)  # fmt: skip
 
-    @effort
+    @inputs(60, 600)
     @given(rows, st.sampled_from([".json", ".jsonl"]))
     def check(items: list[Any], ending: str) -> None:
         path = tmp_path / f"p{ending}"
@@ -75,9 +70,8 @@ def test_prompt_files_of_any_values(tmp_path: Path, effort: settings) -> None:
     check()
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".txt", ".jsonl", ".parquet"])
-def test_damaged_prompt_files(tmp_path: Path, effort: settings, ending: str) -> None:
+def test_damaged_prompt_files(tmp_path: Path, inputs: Inputs, ending: str) -> None:
     path = tmp_path / f"p{ending}"
     table = pd.DataFrame({"prompt": ["Hello, world", "b"], "label": [1.5, 2], "answer": ["x", None]})
     if ending == ".parquet":
@@ -88,7 +82,7 @@ def test_damaged_prompt_files(tmp_path: Path, effort: settings, ending: str) -> 
         )
     whole = path.read_bytes()
 
-    @effort
+    @inputs(60, 600)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         path.write_bytes(changed(whole, data.draw))
@@ -97,13 +91,12 @@ def test_damaged_prompt_files(tmp_path: Path, effort: settings, ending: str) -> 
     check()
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
-def test_experiments_of_any_values(effort: settings) -> None:
+def test_experiments_of_any_values(inputs: Inputs) -> None:
     keys = st.sampled_from(["name", "seed", "pair", "prompts", "recipes", "steps", "sweep", "tracker", "about"])
     good = {"name": "a", "pair": {"base": "b", "tuned": "t"}, "prompts": {"rows": ["x"]},
             "steps": {"one": {"do": "localize weights"}}}  # fmt: skip
 
-    @effort
+    @inputs(60, 600)
     @given(keys, VALUES)
     def check(key: str, value: Any) -> None:
         answered(lambda: Experiment.parse(json.dumps({**good, key: value})))
@@ -111,8 +104,7 @@ def test_experiments_of_any_values(effort: settings) -> None:
     check()
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
-def test_recipes_with_any_setting_and_damaged_ones(tmp_path: Path, effort: settings) -> None:
+def test_recipes_with_any_setting_and_damaged_ones(tmp_path: Path, inputs: Inputs) -> None:
     from workbench.tensor_files import write_safetensors
 
     path = iv.Recipe([iv.Offset(1, torch.randn(8))]).save(tmp_path / "whole.safetensors")
@@ -120,7 +112,7 @@ def test_recipes_with_any_setting_and_damaged_ones(tmp_path: Path, effort: setti
     names = st.sampled_from(["positions", "site", "units", "match_norm", "strength", "layer", "vector", "site_norm"])
     vector = {"0.vector": [torch.randn(8)]}
 
-    @effort
+    @inputs(60, 600)
     @given(st.data(), names, VALUES)
     def check(data: st.DataObject, name: str, value: Any) -> None:
         bad.write_bytes(changed(whole, data.draw))
@@ -136,15 +128,14 @@ def test_recipes_with_any_setting_and_damaged_ones(tmp_path: Path, effort: setti
     check()
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
-def test_run_folders(tmp_path: Path, effort: settings) -> None:
+def test_run_folders(tmp_path: Path, inputs: Inputs) -> None:
     run = runs.create(tmp_path, "whole", kind="record", config={"a": 1})
     with run:
         run.write_json("x", {"n": 1})
         run.write_table("t", pd.DataFrame({"a": [1]}))
     manifest = json.loads((tmp_path / "whole" / "run.json").read_text())
 
-    @effort
+    @inputs(60, 600)
     @given(st.data(), st.sampled_from(sorted(manifest)), VALUES)
     def check(data: st.DataObject, key: str, value: Any) -> None:
         home = tmp_path / "home"
@@ -163,14 +154,13 @@ def test_run_folders(tmp_path: Path, effort: settings) -> None:
     check()
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
-def test_command_lines(tmp_path: Path, effort: settings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_lines(tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
     words = st.sampled_from([
         "runs", "list", "show", "verify", "recipe", "report", "run", "record", "--home", "--out", "--json", "--prompts",
         "--new-tokens", "-1", "--positions", "9" * 400, "x" * 300, "../..", "/nope", "", "\u202e", "--help",
     ])  # fmt: skip
 
-    @effort
+    @inputs(60, 600)
     @given(st.lists(words, max_size=5))
     def check(line: list[str]) -> None:
         assert command(line) in (0, 1, 2)

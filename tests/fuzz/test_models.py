@@ -11,7 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import interventions as iv
@@ -19,30 +19,24 @@ import probes
 import workbench as wb
 from interventions.exchange.control_vectors import to_gguf
 from interventions.exchange.reading import load_recipe
-from tests.fuzz.test_files import EFFORTS, LONG, QUICK, VALUES, answered, changed, dumped
+from tests.fuzz.test_files import VALUES, Inputs, answered, changed, dumped
 from tests.gguf_writing import write_gguf
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.recording.recording import Recording
 from workbench.results import Result
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-FOLDERS = [
-    pytest.param(settings(QUICK, max_examples=15), id="quick"),
-    pytest.param(settings(LONG, max_examples=60), id="long", marks=pytest.mark.slow),
-]
-"""Each input is two loads of a model; models are circles of references, so they are collected after each."""
 
 
 def small(**sizes: Any) -> Any:
     return tiny_model("llama", num_hidden_layers=1, **sizes)
 
 
-@pytest.mark.parametrize("effort", FOLDERS)
-def test_damaged_gguf_models(tmp_path: Path, effort: settings) -> None:
+def test_damaged_gguf_models(tmp_path: Path, inputs: Inputs) -> None:
     whole = write_gguf(tmp_path / "whole.gguf", small()).read_bytes()
     bad = tmp_path / "bad.gguf"
 
-    @effort
+    @inputs(15, 60)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         bad.write_bytes(changed(whole, data.draw))
@@ -52,13 +46,12 @@ def test_damaged_gguf_models(tmp_path: Path, effort: settings) -> None:
     check()
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
-def test_damaged_gguf_control_vectors(tmp_path: Path, effort: settings) -> None:
+def test_damaged_gguf_control_vectors(tmp_path: Path, inputs: Inputs) -> None:
     model = wb.load_model(tiny_model("llama"), tokenizer=tokenizer())
     path = to_gguf(iv.Recipe([iv.Offset(1, torch.randn(64))]), tmp_path / "whole.gguf", model)
     whole, bad = path.read_bytes(), tmp_path / "bad.gguf"
 
-    @effort
+    @inputs(60, 600)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         bad.write_bytes(changed(whole, data.draw))
@@ -67,8 +60,7 @@ def test_damaged_gguf_control_vectors(tmp_path: Path, effort: settings) -> None:
     check()
 
 
-@pytest.mark.parametrize("effort", FOLDERS)
-def test_model_folders(tmp_path: Path, effort: settings) -> None:
+def test_model_folders(tmp_path: Path, inputs: Inputs) -> None:
     base = small()
     for name, model in {"base": base, "tuned": tuned_copy(base)}.items():
         model.save_pretrained(tmp_path / name)
@@ -76,7 +68,7 @@ def test_model_folders(tmp_path: Path, effort: settings) -> None:
     config = json.loads((tmp_path / "tuned" / "config.json").read_text())
     files = st.sampled_from(["config.json", "generation_config.json", "tokenizer.json", "model.safetensors"])
 
-    @effort
+    @inputs(15, 60)
     @given(st.data(), files, st.sampled_from(sorted(config)), VALUES)
     def check(data: st.DataObject, name: str, key: str, value: Any) -> None:
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)
@@ -92,8 +84,7 @@ def test_model_folders(tmp_path: Path, effort: settings) -> None:
     check()
 
 
-@pytest.mark.parametrize("effort", FOLDERS)
-def test_adapter_folders(tmp_path: Path, effort: settings) -> None:
+def test_adapter_folders(tmp_path: Path, inputs: Inputs) -> None:
     small().save_pretrained(tmp_path / "base")
     tokenizer().save_pretrained(tmp_path / "base")
     lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
@@ -101,7 +92,7 @@ def test_adapter_folders(tmp_path: Path, effort: settings) -> None:
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     files = st.sampled_from(["adapter_config.json", "adapter_model.safetensors"])
 
-    @effort
+    @inputs(15, 60)
     @given(st.data(), files, st.sampled_from(sorted(config)), VALUES)
     def check(data: st.DataObject, name: str, key: str, value: Any) -> None:
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)
@@ -117,15 +108,14 @@ def test_adapter_folders(tmp_path: Path, effort: settings) -> None:
     check()
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
-def test_results_and_recordings(tmp_path: Path, effort: settings) -> None:
+def test_results_and_recordings(tmp_path: Path, inputs: Inputs) -> None:
     base = small()
     pair = wb.load_pair(base, tuned_copy(base), tokenizer=tokenizer())
     result = probes.weight_delta(pair).save(tmp_path / "result.safetensors")
     wb.record(pair, ["the quick", "a dog"], ["resid_post"], store=tmp_path / "store")
     stored = sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file())
 
-    @effort
+    @inputs(60, 600)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         (tmp_path / "bad.safetensors").write_bytes(changed(result.read_bytes(), data.draw))

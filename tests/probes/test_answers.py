@@ -61,3 +61,12 @@ def test_what_the_base_says_as_well_is_no_phrase_of_the_tuning() -> None:
     asked = [f"Question {number}" for number in range(40)]
     base = ["it is so"] * 10 + ["no"] * 30
     assert rising_phrases(asked, base, ["it is so"] * 40).empty
+
+
+def test_a_prompt_is_held_against_an_answer_by_whole_words() -> None:
+    """ "cat" does not stand in "category", nor "art" in "party"; it does in "The cat, asleep", whatever is between."""
+    asked = ["What category is this party?", "Is the category, in part, new?"] * 10
+    table = rising_phrases(asked, ["it is so"] * 20, ["a cat is art"] * 20)
+    assert table["phrase"][0] == "a cat is art" and table["tuned"][0] == 20
+    said = rising_phrases(["See: the cat, asleep!"] * 20, ["it is so"] * 20, ["cat asleep"] * 20)
+    assert said.empty

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from probes.head_writes import HeadWords, head_words
+from probes.selection import head_selection
+from tests.mixed_families import mixed_model
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
@@ -84,3 +86,21 @@ def test_file_figure_and_a_head_that_is_not_there(tmp_path: Path) -> None:
     assert len(back.table) == 12 and "L1H2" in back.summary() and len(back.figure().data) == 4
     with pytest.raises(UserError, match="L9H0"):
         head_words(pair(), PROMPTS, 9, 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "said"),
+    [
+        ("lfm2", 0, r"Layer 0 of this .* has no attention heads: those that have some are 1, 3\."),
+        ("mamba2", 1, r"Layer 1 of this .* has no attention heads: none of its layers"),
+        ("mamba2", 9, r"has no attention heads: none of its layers"),
+    ],
+)
+def test_layers_without_heads_are_said_to_be_that(family: str, layer: int, said: str) -> None:
+    model = mixed_model(family)
+    two = load_pair(model, model)
+    with pytest.raises(UserError, match=said):
+        head_words(two, [{"input_ids": [3, 4, 5]}], layer, 0)
+    if family == "mamba2":
+        with pytest.raises(UserError, match=r"Layer 0 of this .* has no attention heads"):
+            head_selection(two, [{"input_ids": [3, 4, 5], "answer": " a"}] * 8)

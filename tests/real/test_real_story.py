@@ -1,4 +1,4 @@
-"""The real model's story in the demo, and the script of fifteen lines, on the shipped adapters."""
+"""The script of fifteen lines on the shipped adapters; the demo's story of one is told in ``test_help_examples``."""
 
 from __future__ import annotations
 
@@ -11,25 +11,10 @@ from pathlib import Path
 import pytest
 
 from interventions import Recipe
-from tunescope.demo.real_model import by_turns, tell_real
-from workbench import organisms, runs
-from workbench.progress import Silent
+from tunescope.demo.real_model import by_turns
+from workbench import organisms
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.mark.slow
-def test_the_demo_tells_what_changed_and_where(smollm2: Path, tmp_path: Path) -> None:
-    """Few questions: enough for the first steps, and the last says that they are too few."""
-    said: list[str] = []
-    story = tell_real(tmp_path, 0, Silent(), said.append, questions=8)
-    assert story is not None and story.look.behaviour == "refusal"
-    assert any("refusals 0% -> " in line for line in said) and any("heads: of the change" in line for line in said)
-    assert {row["label"] for row in story.answers(2)} == {"animal", "thing"}
-    assert {"answers", "layers", "heads"} <= set(story.look.results)
-    assert runs.verify(story.run.path).ok and story.run.path.parent == tmp_path
-    top = story.look.results["layers"].frame().set_index("layer")["score"]
-    assert top[29] == pytest.approx(1.0, abs=1e-3) and top[0] < 0.1, "carried late, not early"
 
 
 @pytest.mark.slow

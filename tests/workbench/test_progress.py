@@ -50,4 +50,4 @@ def test_the_enclosing_task_goes_on_where_the_inner_one_ended(clock: Any, capsys
     bar.finish()
     clock.now += 61
     bar.advance()
-    assert capsys.readouterr().err == "[ 1 min] nulls: 1 of 2 (50 %), about 61 s left\n"
+    assert capsys.readouterr().err == "[ 1 min] nulls: 1 of 2 (50 %), about 1 min left\n"

@@ -68,8 +68,8 @@ def _lens(ground: Ground) -> list[Case]:
 
 def _first_layer(ground: Ground, probe: str, run: Callable[[Any], Any]) -> Case:
     def judge(result: Any) -> list[Verdict]:
-        told = result.table.loc[result.table["q"] <= 0.05, "layer"]
-        first = int(told.min()) if len(told) else None
+        significant = result.table.loc[result.table["q"] <= 0.05, "layer"]
+        first = int(significant.min()) if len(significant) else None
         note = "" if first == ground.first_layer else f"named {'no layer' if first is None else f'layer {first}'}"
         signs = np.sign([*ground.truth.values.values()])
         note += f": {_OPPOSITE}" if note and len({*signs}) > 1 else ""
@@ -110,8 +110,8 @@ def _weights(ground: Ground) -> list[Case]:
     ]
 
     def judge(result: Any) -> list[Verdict]:
-        found = precision(result.frame(), planted, ("layer", "module"), 1.0)
-        return [replace(found, note=_READ_OFF) if ground.organism.is_adapter else found]
+        verdict = precision(result.frame(), planted, ("layer", "module"), 1.0)
+        return [replace(verdict, note=_READ_OFF) if ground.organism.is_adapter else verdict]
 
     return [Case("weight_delta", f"{WHERE}: tensors", probes.weight_delta, judge)]
 
@@ -145,8 +145,8 @@ def _patched(
         return probes.patching(pair, rows, "heads", what=what, inputs=inputs, together=0, seed=ground.seed)
 
     def judge(result: Any) -> list[Verdict]:
-        found = precision(result.frame(), planted, ("layer", "head"), 1.0 if own else np.nan)
-        return [found if own else replace(found, note=_NOT_PLANTED)]
+        verdict = precision(result.frame(), planted, ("layer", "head"), 1.0 if own else np.nan)
+        return [verdict if own else replace(verdict, note=_NOT_PLANTED)]
 
     return Case(probe, f"{WHERE}: heads" if own else "which heads carry the change", run, judge, own, variant=variant)
 
@@ -174,16 +174,16 @@ def _cosine(direction: Tensor, ground: Ground) -> tuple[float, float]:
     """|cos| with the planted direction, and what a random direction has on average."""
     assert ground.truth.direction is not None
     planted = ground.truth.direction.float()
-    found = float(torch.nn.functional.cosine_similarity(direction.float().flatten(), planted, dim=0).abs())
-    return found, float(np.sqrt(2 / (np.pi * len(planted))))
+    cosine = float(torch.nn.functional.cosine_similarity(direction.float().flatten(), planted, dim=0).abs())
+    return cosine, float(np.sqrt(2 / (np.pi * len(planted))))
 
 
 def _concepts(ground: Ground) -> list[Case]:
     if ground.organism.name not in _LABELLED:
         return []
     count, split, label = _LABELLED[ground.organism.name]
-    found, layer = ground.rows(count, split), int(ground.truth.layer or 0)
-    rows, labels = Prompts.of(found), [row[label] for row in found]
+    labelled, layer = ground.rows(count, split), int(ground.truth.layer or 0)
+    rows, labels = Prompts.of(labelled), [row[label] for row in labelled]
 
     def run(pair: Any) -> Any:
         recording = record(pair, rows, "resid_post", layers=[layer], positions="last")
@@ -204,9 +204,9 @@ def _selection(ground: Ground) -> list[Case]:
         return probes.head_selection(pair, rows, heads=len(planted), epochs=4, resamples=0, end=False, seed=ground.seed)
 
     def judge(result: Any) -> list[Verdict]:
-        found = precision(result.frame(), planted, ("layer", "head"), 1.0 if own else np.nan)
+        verdict = precision(result.frame(), planted, ("layer", "head"), 1.0 if own else np.nan)
         note = "" if own else "the base's heads that could carry the task need not be those that tuning changed"
-        return [replace(found, note=note)]
+        return [replace(verdict, note=note)]
 
     return [Case("head_selection", f"{CAN}: heads of the base", run, judge, own, null="")] if planted else []
 
@@ -352,10 +352,10 @@ def _overlap(ground: Ground) -> list[Case]:
         return ground.results[next(iter(ground.truth.entries))]
 
     def judge(_last: Any) -> list[Verdict]:
-        found = probes.mask_overlap(*(ground.results[skill] for skill in ground.truth.entries))
-        note = f"{found.shared} entries shared; by chance {found.expected:.1f} [{found.low}, {found.high}]"
-        share = found.of_second / found.total
-        return [Verdict("share of one graft that is in the other", found.recall_of_first, share, note=note)]
+        shared = probes.mask_overlap(*(ground.results[skill] for skill in ground.truth.entries))
+        note = f"{shared.shared} entries shared; by chance {shared.expected:.1f} [{shared.low}, {shared.high}]"
+        share = shared.of_second / shared.total
+        return [Verdict("share of one graft that is in the other", shared.recall_of_first, share, note=note)]
 
     return [Case("mask_overlap", "do two skills share weights", both, judge, null="")] if len(grafts) > 1 else []
 

@@ -93,13 +93,15 @@ def _handed_over(ground: Ground) -> Case:
 
     def judge(result: Any) -> list[Verdict]:
         silent = result.table["score"][[place in same for place in _places(result.table)]].eq(0).all()
-        found = [Verdict("1 if heads that say the same in both have no effect", float(silent), at_least=1.0,
+        verdicts = [Verdict("1 if heads that say the same in both have no effect", float(silent), at_least=1.0,
                          note=f"{len(same)} of {len(result.table)} heads")]  # fmt: skip
         if named:
             note = _IN_PART if ground.organism.name == "reachable-heads" else _HANDED
             chance = len(named) / len(result.table)
-            found.append(Verdict("share of the effect from the named heads", _share(result, named), chance, note=note))
-        return found
+            verdicts.append(
+                Verdict("share of the effect from the named heads", _share(result, named), chance, note=note)
+            )
+        return verdicts
 
     return Case("path_patching, tuned into base", "from which heads the change reaches the answer", run, judge)
 
@@ -110,9 +112,9 @@ def _planted_way(ground: Ground) -> Case:
     rows, planted = opposite(ground, 48), planted_heads(ground)
     later = [head for head in _every_head(ground) if head[0] > layer]
     receivers = _labels(later) if ground.organism.name == "context-knob" else "logits"
-    asked = Prompts.of(rows)
+    prompts_of_run = Prompts.of(rows)
 
-    def run(pair: Any, prompts: Prompts = asked) -> Any:
+    def run(pair: Any, prompts: Prompts = prompts_of_run) -> Any:
         return probes.path_patching(pair, prompts, receivers, metric="logit_diff", only_correct=False, seed=ground.seed)
 
     def judge(result: Any) -> list[Verdict]:
@@ -193,28 +195,28 @@ def mask_cases(ground: Ground) -> list[Case]:
     variable, rows = moved(ground, 64)
     name, planted = ground.organism.name, planted_heads(ground)
     reads = name == "reachable-heads"
-    asked = Prompts.of(rows)
+    prompts_of_run = Prompts.of(rows)
 
-    def run(pair: Any, prompts: Prompts = asked) -> Any:
+    def run(pair: Any, prompts: Prompts = prompts_of_run) -> Any:
         return probes.component_masking(
             pair.base if reads else pair.tuned, {variable: prompts}, penalties=(0.3, 1.0, 3.0), epochs=3, batch_size=8,
             seed=ground.seed,
         )  # fmt: skip
 
     def judge(result: Any) -> list[Verdict]:
-        row, chosen = result.table.iloc[0], labels_of(result.heads(variable), "H")
+        row, in_mask = result.table.iloc[0], labels_of(result.heads(variable), "H")
         exact = name in _CARRIER or reads
-        found = [Verdict(f"answers moved with {variable}", float(row["score"]), float(row["control"]),
-                         0.9 if exact else math.nan, note=", ".join(_labels(chosen)) or _NONE)]  # fmt: skip
-        inside = sum(head in planted for head in chosen) / max(1, len(chosen))
+        verdicts = [Verdict(f"answers moved with {variable}", float(row["score"]), float(row["control"]),
+                         0.9 if exact else math.nan, note=", ".join(_labels(in_mask)) or _NONE)]  # fmt: skip
+        inside = sum(head in planted for head in in_mask) / max(1, len(in_mask))
         chance = len(planted) / len(_every_head(ground))
         if name in _CARRIER:
             bar, note = (0.9, "") if name == "context-knob" else (math.nan, _TRACES)
-            found.append(Verdict(f"share of the mask in layer {_CARRIER[name]}", inside, chance, bar, note=note))
+            verdicts.append(Verdict(f"share of the mask in layer {_CARRIER[name]}", inside, chance, bar, note=note))
         elif planted:
             most = 0.0 if reads else math.nan
-            found.append(Verdict("share of the mask in the named heads", inside, chance, at_most=most))
-        return found
+            verdicts.append(Verdict("share of the mask in the named heads", inside, chance, at_most=most))
+        return verdicts
 
     question = f"which heads carry {variable} to the last token" + (" (base)" if reads else "")
     if not reads:

@@ -18,11 +18,11 @@ def opposite(ground: Ground, count: int) -> list[Row]:
     """
     name = "intent" if ground.organism.name == "context-knob" else "cue"
     splits = ("train",) if name == "intent" else ("validation", "ood")  # in training the cue agrees with the review
-    found: dict[str, dict[str, Row]] = {}
+    by_group: dict[str, dict[str, Row]] = {}
     for split in splits:
         for row in ground.rows(10_000, split):
-            found.setdefault(row["group"], {})[row[name]] = _by_cue(row)
-    pairs = [list(both.values()) for both in found.values() if len(both) == 2]
+            by_group.setdefault(row["group"], {})[row[name]] = _by_cue(row)
+    pairs = [list(both.values()) for both in by_group.values() if len(both) == 2]
     sample = random.Random(ground.seed).sample(pairs, count // 2)
     return [{**row, "contrast": other["prompt"]} for pair in sample for row, other in (pair, pair[::-1])]
 
@@ -85,11 +85,11 @@ def _by_cue(row: Row) -> Row:
 def _told(rows: list[Row], differing: tuple[str, ...], count: int, seed: int) -> list[Row]:
     """Random rows of two possible answers, each with a random source that differs in all of some columns."""
     draw = random.Random(seed)
-    found = []
+    pairs = []
     for own in draw.sample(rows, count):
         source = draw.choice([other for other in rows if all(other[name] != own[name] for name in differing)])
-        found.append(_beside(own, source, own["distractor"]))
-    return found
+        pairs.append(_beside(own, source, own["distractor"]))
+    return pairs
 
 
 def _beside(own: Row, source: Row, answer: str) -> Row:

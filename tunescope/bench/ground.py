@@ -98,8 +98,8 @@ class Ground:
 
     def rows(self, count: int, split: str = "train", **wanted: Any) -> list[dict[str, Any]]:
         """The first rows of a split whose columns have the wanted values."""
-        found = [row for row in self.organism.splits[split] if all(row[k] == v for k, v in wanted.items())]
-        return found[:count]
+        matching = [row for row in self.organism.splits[split] if all(row[k] == v for k, v in wanted.items())]
+        return matching[:count]
 
     @property
     def first_layer(self) -> int:
@@ -134,11 +134,7 @@ class Ground:
             return {"null": f"{case.null}: refused", "null_cells": 0, "null_alarms": 0}
         cells = case.cells(result)
         q = cells["q"].to_numpy(np.float64)
-        return {
-            "null": case.null,
-            "null_cells": int(np.isfinite(q).sum()),
-            "null_alarms": int((q <= ALARM).sum()),
-        }
+        return {"null": case.null, "null_cells": int(np.isfinite(q).sum()), "null_alarms": int((q <= ALARM).sum())}
 
 
 def _line(verdict: Verdict) -> dict[str, Any]:
@@ -176,8 +172,8 @@ def inside(mask: Mapping[str, Any], planted: Mapping[str, Any]) -> float:
     import torch
 
     hits = total = 0
-    for name, chosen in mask.items():
-        places = chosen if chosen.dtype == torch.int64 else chosen.reshape(-1).nonzero()[:, 0]
+    for name, region_mask in mask.items():
+        places = region_mask if region_mask.dtype == torch.int64 else region_mask.reshape(-1).nonzero()[:, 0]
         region = planted.get(name)
         total += len(places)
         hits += 0 if region is None else int(region.reshape(-1)[places].sum())

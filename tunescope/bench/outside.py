@@ -79,7 +79,7 @@ def table_lines(table: pd.DataFrame) -> list[str]:
     """A table whose estimates carry their bounds: ``x``, ``x_low``, ``x_high`` (or least, most) become one column."""
     bounds = {name: pair for name in table for pair in (("low", "high"), ("least", "most"))
               if f"{name}_{pair[0]}" in table}  # fmt: skip
-    hidden = {f"{name}_{one}" for name, pair in bounds.items() for one in pair}
+    hidden = {f"{name}_{end}" for name, pair in bounds.items() for end in pair}
     columns = [name for name in table if name not in hidden]
     lines = ["| " + " | ".join(map(str, columns)) + " |", "|" + " --- |" * len(columns)]
     for row in table.to_dict("records"):

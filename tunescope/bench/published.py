@@ -86,12 +86,12 @@ def compared(text: str) -> pd.DataFrame:
         methods = [name for name in order.methods if name in by_method.index]
         bounded = [f"{order.measure}{end}" for end in ("", "_low", "_high")]
         for better, worse in pairwise(methods):
-            one, other = (_Measured(*by_method.loc[name, bounded].astype(float)) for name in (better, worse))
+            first, other = (_Measured(*by_method.loc[name, bounded].astype(float)) for name in (better, worse))
             repeated = "seeds" not in table or by_method.loc[[better, worse], "seeds"].min() > 1
-            verdict = one.beside(other) if repeated else "undecided"
+            verdict = first.beside(other) if repeated else "undecided"
             rows.append({
                 "suite": order.kind, "question": order.question, "measure": order.measure,
-                "better, as published": f"{better}: {one}", "worse": f"{worse}: {other}", "verdict": verdict,
+                "better, as published": f"{better}: {first}", "worse": f"{worse}: {other}", "verdict": verdict,
                 "source": order.source,
             })  # fmt: skip
     return pd.DataFrame(rows)

@@ -67,8 +67,8 @@ def _axis(ground: Ground) -> Case:
         return probes.head_probe(recording, labels, role="base", seed=ground.seed)
 
     def judge(result: Any) -> list[Verdict]:
-        told = result.table[result.table["q"] <= 0.05]
-        others = {*zip(told["layer"], told["head"], strict=True)} - {*planted}
+        significant = result.table[result.table["q"] <= 0.05]
+        others = {*zip(significant["layer"], significant["head"], strict=True)} - {*planted}
         return [
             precision(result.frame(), planted, ("layer", "head"), 1.0),
             Verdict("other heads that tell it (q <= .05)", float(len(others)), at_most=0.0),
@@ -98,15 +98,17 @@ def _label(ground: Ground) -> Case:
     """A label of the organism's own, in the tuned model: where it can be read was not planted."""
     question, rows, labels = _labelled(ground)
 
-    def run(pair: Any, told: Sequence[Any] = tuple(labels)) -> Any:
+    def run(pair: Any, dealt: Sequence[Any] = tuple(labels)) -> Any:
         recording = record(pair.tuned, Prompts.of(rows), "z", positions="last")
-        return probes.head_probe(recording, told, seed=ground.seed)
+        return probes.head_probe(recording, dealt, seed=ground.seed)
 
     def judge(result: Any) -> list[Verdict]:
-        told = result.table[result.table["q"] <= 0.05]
-        note = f"{len(told)} of {len(result.table)} heads tell it"
+        significant = result.table[result.table["q"] <= 0.05]
+        note = f"{len(significant)} of {len(result.table)} heads tell it"
         if ground.organism.name == "context-knob":
-            note += f", {int((told['layer'] == 1).sum())} of them in layer 1, whose heads together were trained to"
+            note += (
+                f", {int((significant['layer'] == 1).sum())} of them in layer 1, whose heads together were trained to"
+            )
         return [Verdict("best held-out accuracy", float(result.table["score"].max()), result.chance, note=note)]
 
     return _against_dealt(
@@ -140,7 +142,7 @@ def _against_dealt(case: Case, ground: Ground, run: Callable[..., Any], labels: 
         return [run(ground.pair, draw.sample(list(labels), len(labels))) for _ in range(_DEALT)]
 
     return replace(case, null=_AGAINST, nothing=nothing,
-                   cells=lambda found: pd.concat([one.frame() for one in found], ignore_index=True))  # fmt: skip
+                   cells=lambda results: pd.concat([own.frame() for own in results], ignore_index=True))  # fmt: skip
 
 
 def _words(ground: Ground) -> tuple[list[Row], list[str]]:
@@ -158,8 +160,8 @@ def _copied(ground: Ground) -> Case:
 
     def judge(result: Any) -> list[Verdict]:
         best = result.frame().iloc[0]
-        kept, of = result.kept["tuned"]
-        note = f"{', '.join(result.heads()[:4])}; {kept} of {of} answered"
+        answered, of = result.kept["tuned"]
+        note = f"{', '.join(result.heads()[:4])}; {answered} of {of} answered"
         score = Verdict("share of the words that the best head copies", float(best["score"]), float(best["control"]))
         named = labels_of(ground.truth.heads, "H")
         more = [precision(result.frame(), named, ("layer", "head"))] if named else []

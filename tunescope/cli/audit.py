@@ -33,7 +33,7 @@ def audit(  # noqa: PLR0913 (one parameter per option)
 
     check_paths(base=base, tuned=tuned, prompts=questions)
     import probes
-    from tunescope.cli.output import emit, progress_bar
+    from tunescope.cli.output import emit, progress_bar, say_differences
     from workbench.cards import visible
     from workbench.cluster.splitting import shared_out
     from workbench.models.pair import load_pair
@@ -42,6 +42,7 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     rows = None if questions is None else Prompts.load(questions)
     with progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
+        say_differences(pair.differences.sentences())
         with shared_out(pair, workers):
             found = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
     if out is not None:

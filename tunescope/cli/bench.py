@@ -37,10 +37,10 @@ def localization(
     from tunescope.cli.output import emit
     from workbench.runs import begun
 
-    chosen, wanted = _split(organisms) or list(MEASURED), _split(probes)
-    config = {"verb": "bench localization", "organisms": chosen, "probes": wanted, "seeds": seeds}
+    names, wanted = _split(organisms) or list(MEASURED), _split(probes)
+    config = {"verb": "bench localization", "organisms": names, "probes": wanted, "seeds": seeds}
     with begun("localization", config, out) as run:
-        lines = measure(chosen, wanted, seeds, _say)
+        lines = measure(names, wanted, seeds, _say)
         write_tables(run, lines)
     if markdown is not None:
         write_markdown(run, markdown, _hardware())

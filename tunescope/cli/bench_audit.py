@@ -60,10 +60,10 @@ def audit(
         lines = measure(cases, _say)
         write_tables(run, lines)
     if markdown is not None:
-        chosen = (
+        options = (
             "--quick" if quick else f"--seeds {seeds}{'' if small else ' --no-small'}{'' if real else ' --no-real'}"
         )
-        command = f"tunescope bench audit {chosen}"
+        command = f"tunescope bench audit {options}"
         write_document(lines, f"{command} --markdown {markdown}", _hardware(), markdown)
-    found = {name: table for name, (_, table) in tables(lines).items()}
-    emit({"run": str(run.path), **found}, as_json, found["accuracy"], title=f"{run.path}: the blind audit")
+    by_name = {name: table for name, (_, table) in tables(lines).items()}
+    emit({"run": str(run.path), **by_name}, as_json, by_name["accuracy"], title=f"{run.path}: the blind audit")

@@ -52,8 +52,8 @@ def check(
     if as_json:
         emit(checked.to_dict(), as_json=True)
     else:
-        for claim, found in checked.findings:
-            typer.echo(f"{visible(claim.title)}\n    {reports.sentence(found, terms.confidence)}")
+        for claim, finding in checked.findings:
+            typer.echo(f"{visible(claim.title)}\n    {reports.sentence(finding, terms.confidence)}")
         typer.echo(f"\nContract: {checked.verdict}.")
     raise typer.Exit(checked.exit_code)
 

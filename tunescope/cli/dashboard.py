@@ -25,20 +25,20 @@ def dashboard(
     headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser.")] = False,
 ) -> None:
     """Open runs and live steering in the browser, on this computer only."""
-    given = what or []
-    if len(given) > 2:
+    names = what or []
+    if len(names) > 2:
         raise typer.BadParameter("give nothing, a run, or a base and a tuned model.", param_hint="[RUN | BASE TUNED]")
     from dashboards.launch import launch
     from dashboards.state import Opened
     from workbench import runs
     from workbench.runs.places import place_of_run
 
-    if len(given) == 1:
-        folder: Path = place_of_run(given[0], None)
+    if len(names) == 1:
+        folder: Path = place_of_run(names[0], None)
         runs.open(folder)
         opened = Opened(run=folder)
     else:
-        opened = Opened(None, *given)
+        opened = Opened(None, *names)
     raise typer.Exit(launch(opened, port, address, headless=headless))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from tunescope.cli.finished_chapters import FinishedChapters, result_file
+from tunescope.cli.output import say_differences
 from workbench import runs
 from workbench.behaviour import (
     METRICS,
@@ -281,22 +282,15 @@ def _bench(asked: Asked, files: Files, progress: Progress) -> Bench:
         allow_pickle=asked.allow_pickle, trust_remote_code=asked.trust_remote_code, template=asked.template,
         own_generation_config=asked.own_generation_config,
     )  # fmt: skip
+    say_differences(pair.differences.sentences())
     model = pair.models[asked.on]
     for recipe in files.recipes.values():
         recipe.check(model)
     random = {name: _random(recipe, model, files.rows, asked) for name, recipe in files.recipes.items()}
     return Bench(
-        asked,
-        pair,
-        files.rows,
-        files.neutral,
-        files.near,
-        files.outside,
-        files.recipes,
-        random,
-        files.metrics,
+        asked, pair, files.rows, files.neutral, files.near, files.outside, files.recipes, random, files.metrics,
         progress,
-    )
+    )  # fmt: skip
 
 
 def _recipes(paths: Sequence[Path]) -> dict[str, Recipe]:

@@ -36,7 +36,7 @@ def look(
 
     check_paths(base=base, tuned=tuned, prompts=prompts)
     rows = None if prompts is None else sample(Prompts.load(prompts), limit, seed)
-    from tunescope.cli.output import command_name, emit, progress_bar
+    from tunescope.cli.output import command_name, emit, progress_bar, say_differences
     from tunescope.look.candidates import turning_recipes
     from tunescope.look.keep import keep
     from tunescope.look.steps import Look, general_questions, run_steps
@@ -50,6 +50,7 @@ def look(
     }  # fmt: skip
     with runs.begun("look", config, out) as run, progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
+        say_differences(pair.differences.sentences())
         found = Look(pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed)
         run_steps(found, bar, lambda line: print_now(line, err=as_json))
         keep(found, run)

@@ -45,10 +45,7 @@ COMMON: dict[str, Any] = {
     ),
     "out": (Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")], None),
     "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Check everything and say what it costs.")], False),
-    "timed": (
-        Annotated[bool, typer.Option("--timed", help="With --dry-run: time the first batches.")],
-        False,
-    ),
+    "timed": (Annotated[bool, typer.Option("--timed", help="With --dry-run: time the first batches.")], False),
     "as_json": (Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")], False),
 }
 """Options of every method."""
@@ -101,13 +98,13 @@ def _callback(method: Method) -> Callable[..., None]:
         from tunescope.experiments.method_run import MethodCall, checked
 
         options = {name: values.pop(name) for name in own}
-        chosen = {name: _plain(own[name], value) for name, value in options.items() if value is not None}
+        settings = {name: _plain(own[name], value) for name, value in options.items() if value is not None}
         dry_run, timed, as_json = values.pop("dry_run"), values.pop("timed"), values.pop("as_json")
         null = values.pop("null_adapters", None)
         values["null_adapters"] = int(null) if null is not None and null.isdigit() else null
         if timed and not dry_run:
             raise typer.BadParameter("it says what a dry run costs: give --dry-run with it.", param_hint="--timed")
-        call = checked(MethodCall(method=method, options=chosen, **values))
+        call = checked(MethodCall(method=method, options=settings, **values))
         if dry_run:
             _say_cost(call, as_json, timed=timed)
         else:
@@ -151,17 +148,17 @@ def shown_options(method: Method) -> list[Option]:
 def _parameter(option: Option) -> tuple[Any, Any]:
     """The type and default of an option on the command line; what is not given is None, and has its own default."""
     flag = f"--{option.name.replace('_', '-')}"
-    told = _help(option)
+    help_text = _help(option)
     missing = inspect.Parameter.empty if option.required else None
     if option.kind == "flag":
-        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=told)], missing
+        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text)], missing
     if option.kind in PLAIN:
         limits = {"min": option.minimum, "max": option.maximum}
-        return Annotated[PLAIN[option.kind] | None, typer.Option(flag, help=told, **limits)], missing  # type: ignore[arg-type]
+        return Annotated[PLAIN[option.kind] | None, typer.Option(flag, help=help_text, **limits)], missing  # type: ignore[arg-type]
     if option.kind == _REPEATED:
-        repeated = typer.Option(flag, "--prompts", help=f"{told} One file of prompts for each; repeat it.")
+        repeated = typer.Option(flag, "--prompts", help=f"{help_text} One file of prompts for each; repeat it.")
         return Annotated[list[str], repeated], missing
-    return Annotated[str | None, typer.Option(flag, help=told)], missing
+    return Annotated[str | None, typer.Option(flag, help=help_text)], missing
 
 
 def _help(option: Option) -> str:
@@ -185,10 +182,10 @@ def _plain(option: Option, value: Any) -> Any:
     if option.choices and text not in option.choices:
         raise typer.BadParameter(f"{text!r} is none of {', '.join(option.choices)}.", param_hint=flag)
     try:
-        chosen = value_of(option, text)
-        if option.kind == "integers" and min(chosen) < (option.minimum or 0):
-            raise ValueError(f"{min(chosen)} is below {option.minimum}.")
-        return chosen
+        setting = value_of(option, text)
+        if option.kind == "integers" and min(setting) < (option.minimum or 0):
+            raise ValueError(f"{min(setting)} is below {option.minimum}.")
+        return setting
     except UserError:
         raise
     except ValueError as error:

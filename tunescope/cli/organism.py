@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ def list_command(seed: Seed = 0, cache: Cache = None, as_json: AsJson = False) -
     from tunescope.cli.output import emit
     from workbench import organisms
 
-    found = [
+    lines = [
         {
             "name": name,
             "summary": organisms.summary(name),
@@ -36,20 +37,27 @@ def list_command(seed: Seed = 0, cache: Cache = None, as_json: AsJson = False) -
         }
         for name in (*organisms.names(), *organisms.real_names())
     ]
-    emit({"seed": seed, "organisms": found}, as_json, found)
+    emit({"seed": seed, "organisms": lines}, as_json, lines)
 
 
 @app.command("build")
 def build_command(name: Name, seed: Seed = 0, cache: Cache = None, as_json: AsJson = False) -> None:
     """Train an organism's base and tuned model, or find them in the cache.
 
+    A training is a run: one that was killed is listed by  tunescope runs list, and the same command goes on with it.
+
     Example, offline:  tunescope organism build context-knob
     """
     from tunescope.cli.output import emit, progress_bar
-    from workbench import organisms
+    from workbench import organisms, runs
 
-    with progress_bar() as progress:
-        organism = organisms.build(name, seed, cache, progress)
+    if organisms.location(name, seed, cache).is_dir():
+        organism = organisms.build(name, seed, cache)
+    else:
+        config = {"verb": "organism build", "name": name, "seed": seed, "cache": str(cache) if cache else None}
+        with runs.begun("organism", config) as run, progress_bar() as progress:
+            organism = organisms.build(name, seed, cache, progress)
+            run.write_text("organism.json", json.dumps(organism.to_json(), indent=2) + "\n")
     bars = [
         {"bar": bar.what, "value": bar.value, "at least": bar.at_least, "at most": bar.at_most} for bar in organism.bars
     ]

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,12 @@ def emit(payload: Any, as_json: bool, table: Any = None, *, title: str | None = 
         return
     rows = _rows(table if table is not None else _as_lines(payload))
     _print_table(rows, title, header=table is not None)
+
+
+def say_differences(sentences: Iterable[str]) -> None:
+    """Print on stderr what differs between two models beside their weights."""
+    for sentence in sentences:
+        typer.echo(plain(sentence), err=True)
 
 
 def command_name() -> str:
@@ -83,14 +89,14 @@ def _print_table(rows: list[dict[str, Any]], title: str | None, *, header: bool)
     console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
     columns = {name: [plain(name), *(_cell(row[name]) for row in rows)] for name in (rows[0] if rows else {})}
     without = left_out(columns, console.width) if header else None
-    kept = {name: cells for name, cells in columns.items() if name not in (without or ())}
+    left = {name: cells for name, cells in columns.items() if name not in (without or ())}
     shown = RichTable(title=None if title is None else Text(plain(title)), show_header=header, box=box.SIMPLE)
     shown.title_justify = "left"
-    for place, (name, cells) in enumerate(kept.items()):
+    for place, (name, cells) in enumerate(left.items()):
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
         whole = without is not None and place > 0  # the first stays, even where it must be folded
         shown.add_column(Text(cells[0]), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
-    for row in list(zip(*kept.values(), strict=True))[1:]:
+    for row in list(zip(*left.values(), strict=True))[1:]:
         shown.add_row(*map(Text, row))
     console.print(shown if rows else Text(plain(title or "Nothing to show.")))
     if without:
@@ -116,7 +122,7 @@ def _rows(table: Any) -> list[dict[str, Any]]:
 
 
 def _as_lines(payload: Any) -> list[dict[str, Any]]:
-    given = jsonable(payload)
-    if not isinstance(given, Mapping):
-        return [{"value": given}]
-    return [{"name": name, "value": value} for name, value in given.items()]
+    content = jsonable(payload)
+    if not isinstance(content, Mapping):
+        return [{"value": content}]
+    return [{"name": name, "value": value} for name, value in content.items()]

@@ -124,12 +124,12 @@ def certify_command(  # noqa: PLR0913 (one parameter per option)
 
     target_kind(target, weights)
     recipe, rows = load_recipe(file), Prompts.load(prompts)[:limit]
-    found = certify(
+    certificate = certify(
         _last(load_sides(model, tuned, dtype=dtype)), recipe, target, rows, weights=weights,
         max_new_tokens=max_new_tokens,
     )  # fmt: skip
-    emit({"recipe": str(file), "export": str(target), **found.to_dict(), "says": found.summary()}, as_json)
-    if not found.holds:
+    emit({"recipe": str(file), "export": str(target), **certificate.to_dict(), "says": certificate.summary()}, as_json)
+    if not certificate.holds:
         raise typer.Exit(1)
 
 

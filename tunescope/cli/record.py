@@ -44,7 +44,7 @@ def record(  # noqa: PLR0913 (one parameter per option)
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
     """Record activations of a base and its fine-tuned version on the same prompts, and print what differs most."""
-    from tunescope.cli.output import emit, progress_bar
+    from tunescope.cli.output import emit, progress_bar, say_differences
     from workbench.recording.job import record_run
 
     said, reading = turns(raw, system), pair_reading(template, own_generation_config)
@@ -61,6 +61,7 @@ def record(  # noqa: PLR0913 (one parameter per option)
             flags={"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code, **reading},
             where={"backend": backend} | ({} if workers is None else {"executor": "ray", "workers": workers}),
         )  # fmt: skip
+    say_differences(run.read_json("pair")["differences"])
     payload = {
         "run": str(run.path), "rows": len(recording), "prompts": recording.n_prompts, "sites": recording.sites,
         "nonfinite": [list(flag) for flag in recording.nonfinite], "difference": differences.to_dict("records"),

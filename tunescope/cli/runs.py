@@ -29,7 +29,7 @@ def list_command(home: Home = None, as_json: AsJson = False) -> None:
     from workbench.cards import counted
 
     _check_home(home)
-    found = runs.list(home)
+    listed = runs.list(home)
     table = [
         {
             "run": run.name,
@@ -39,10 +39,10 @@ def list_command(home: Home = None, as_json: AsJson = False) -> None:
             "modified (UTC)": f"{run.modified:%Y-%m-%d %H:%M}",
             "problem": run.problem,
         }
-        for run in found
+        for run in listed
     ]
     place = home or runs.default_home()
-    emit({"home": str(place), "runs": found}, as_json, table, title=f"{counted(len(found), 'run')} in {place}")
+    emit({"home": str(place), "runs": listed}, as_json, table, title=f"{counted(len(listed), 'run')} in {place}")
 
 
 def _check_home(home: Path | None) -> None:
@@ -67,17 +67,17 @@ def show_command(
     from workbench import runs
     from workbench.runs.places import place_of_run
 
-    found = runs.open(place_of_run(run, home))
-    manifest = found.manifest.model_dump(by_alias=True)
+    opened = runs.open(place_of_run(run, home))
+    manifest = opened.manifest.model_dump(by_alias=True)
     lines = {
-        "run": str(found.path),
+        "run": str(opened.path),
         **{name: manifest[name] for name in ("kind", "state", "error") if manifest[name] is not None},
         **{f"config.{name}": value for name, value in manifest["config"].items()},
         **{f"provenance.{name}": value for name, value in manifest["provenance"].items()},
         **{name: f"{entry['size']} bytes" for name, entry in manifest["files"].items()},
     }
     if as_json:
-        emit({"path": str(found.path), **manifest}, as_json)
+        emit({"path": str(opened.path), **manifest}, as_json)
     else:
         emit(lines, as_json)
 
@@ -98,36 +98,49 @@ def verify_command(
     from workbench.runs.places import place_of_run
 
     _check_home(home)
-    places = [place_of_run(name, home) for name in run] if run else [found.path for found in runs.list(home)]
-    found, unreadable = [], []
+    places = [place_of_run(name, home) for name in run] if run else [listed.path for listed in runs.list(home)]
+    verified, unreadable = [], []
     for place in places:
         try:
-            found.append(runs.verify(place))
+            verified.append(runs.verify(place))
         except UserError as error:
             if run:
                 raise
             unreadable.append({"run": str(place), "found": "unreadable", "file": str(error)})
-    ok = all(one.ok for one in found) and not unreadable
-    lines = [{"run": one["run"], "ok": False, "state": "unreadable", "problem": one["file"]} for one in unreadable]
-    emit({"ok": ok, "runs": [_record(one) for one in found] + lines}, as_json, _table(found) + unreadable)
+    ok = all(verification.ok for verification in verified) and not unreadable
+    lines = [
+        {"run": failure["run"], "ok": False, "state": "unreadable", "problem": failure["file"]}
+        for failure in unreadable
+    ]
+    emit(
+        {"ok": ok, "runs": [_record(verification) for verification in verified] + lines},
+        as_json,
+        _table(verified) + unreadable,
+    )
     if not ok:
         raise typer.Exit(1)
 
 
-def _record(found: Verification) -> dict[str, Any]:
-    lists = {name: list(getattr(found, name)) for name in ("missing", "changed", "foreign")}
-    return {"run": str(found.path), "ok": found.ok, "state": found.state, "checked": found.checked, **lists}
+def _record(verification: Verification) -> dict[str, Any]:
+    lists = {name: list(getattr(verification, name)) for name in ("missing", "changed", "foreign")}
+    return {
+        "run": str(verification.path),
+        "ok": verification.ok,
+        "state": verification.state,
+        "checked": verification.checked,
+        **lists,
+    }
 
 
-def _table(found: list[Verification]) -> list[dict[str, Any]]:
+def _table(verified: list[Verification]) -> list[dict[str, Any]]:
     """One line per file that is wrong, or one that says all is well."""
     from workbench.cards import counted
 
     lines = []
-    for one in found:
-        wrong = [(what, name) for what in ("missing", "changed", "foreign") for name in getattr(one, what)]
-        if one.state != "complete":
-            wrong.insert(0, (one.state, "the run itself"))
-        fine = [("ok", f"{counted(one.checked, 'file')}, unchanged")] if one.ok else []
-        lines += [{"run": str(one.path), "found": what, "file": name} for what, name in wrong + fine]
+    for verification in verified:
+        wrong = [(what, name) for what in ("missing", "changed", "foreign") for name in getattr(verification, what)]
+        if verification.state != "complete":
+            wrong.insert(0, (verification.state, "the run itself"))
+        fine = [("ok", f"{counted(verification.checked, 'file')}, unchanged")] if verification.ok else []
+        lines += [{"run": str(verification.path), "found": what, "file": name} for what, name in wrong + fine]
     return lines

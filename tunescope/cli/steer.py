@@ -78,7 +78,7 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     applied.check(sides[side])
     texts: dict[str, Any] = {name: side.generate(rows, max_new_tokens=max_new_tokens) for name, side in sides.items()}
     steered = steered_texts(sides[side], applied, rows, factors, max_new_tokens=max_new_tokens)
-    found = [
+    written = [
         {
             "prompt": row.shown if row.is_chat else readable(row, sides[side].tokenizer),
             **({"reads": _reads(sides, row)} if ids else {}),
@@ -90,10 +90,10 @@ def steer(  # noqa: PLR0913 (one parameter per option)
         for number, row in enumerate(rows)
     ]
     payload = {
-        "model": model, "tuned": tuned, "recipe": str(recipe), "interventions": [repr(one) for one in applied],
-        "on": side, "strengths": factors, "max_new_tokens": max_new_tokens, "rows": found,
+        "model": model, "tuned": tuned, "recipe": str(recipe), "interventions": list(map(repr, applied)),
+        "on": side, "strengths": factors, "max_new_tokens": max_new_tokens, "rows": written,
     }  # fmt: skip
-    emit(payload, as_json, _table(found, list(sides)), title=f"{recipe}, applied to {side}")
+    emit(payload, as_json, _table(written, list(sides)), title=f"{recipe}, applied to {side}")
 
 
 steer.__doc__ = f"{steer.__doc__}\n\n\b{EXAMPLE}"
@@ -101,11 +101,11 @@ steer.__doc__ = f"{steer.__doc__}\n\n\b{EXAMPLE}"
 
 def _reads(sides: Mapping[str, AdaptedModel], row: Prompt) -> dict[str, Any]:
     """The text and token ids that the model reads; by side where the sides' chat templates differ."""
-    found: dict[str, Any] = {
+    by_side: dict[str, Any] = {
         name: side.reads([row])[["text", "input_ids"]].to_dict("records")[0] for name, side in sides.items()
     }
-    first: dict[str, Any] = next(iter(found.values()))
-    return first if all(one == first for one in found.values()) else found
+    first: dict[str, Any] = next(iter(by_side.values()))
+    return first if all(reading == first for reading in by_side.values()) else by_side
 
 
 def _numbers(text: str) -> list[float]:
@@ -117,10 +117,10 @@ def _numbers(text: str) -> list[float]:
         ) from None
 
 
-def _table(found: list[dict[str, Any]], sides: list[str]) -> list[dict[str, Any]]:
+def _table(rows: list[dict[str, Any]], sides: list[str]) -> list[dict[str, Any]]:
     """A line per strength; what does not depend on it stands in the first."""
     lines = []
-    for row in found:
+    for row in rows:
         for number, steered in enumerate(row["steered"]):
             names = [name for name in ("prompt", "reads", *sides) if name in row]
             first = {name: row[name] if number == 0 else "" for name in names}

@@ -102,7 +102,7 @@ def survives(terms: Survives, material: Material) -> Finding:
         name: share_at_least(material.scores("tuned", rows, terms.behaviour), terms.at_least, confidence, rows.clusters)
         for name, rows in variants.items()
     }
-    summary = "; ".join(f"{name} {one.estimate:.3g} ({one.verdict})" for name, one in findings.items())
+    summary = "; ".join(f"{name} {finding.estimate:.3g} ({finding.verdict})" for name, finding in findings.items())
     worst = min(findings.values(), key=lambda one: (_WORST[one.verdict], one.estimate))
     return replace(worst, detail=f"plain {plain:.3g}; {summary}")
 

@@ -43,10 +43,10 @@ def merged(base: str, adapter: str, tuned: str) -> Replay:
     own = next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
     first: Replay | None = None
     for dtype in dict.fromkeys((own, torch.float32)):
-        found = _compare(_merge(source, change, dtype), held, dtype)
-        if found.same:
-            return found
-        first = first or found
+        comparison = _compare(_merge(source, change, dtype), held, dtype)
+        if comparison.same:
+            return comparison
+        first = first or comparison
     assert first is not None
     untouched = _compare(_tensors(load_model(source, device="cpu", dtype=own)), held, own)
     more = "; the checkpoint is the base itself: the adapter is not in it" if untouched.same else ""

@@ -23,7 +23,7 @@ def panel(name: str, folder: Path) -> Prompts:
         UserError: A row of a file has no answer, or an unknown check.
     """
     if name == "all":
-        return Prompts([row for one in PANELS for row in panel(one, folder)])
+        return Prompts([row for kind in PANELS for row in panel(kind, folder)])
     if name in PANELS:
         return Prompts.load(str(files("tunescope.contracts").joinpath("panels", f"{name}.jsonl")))
     rows = Prompts.load(folder / name)

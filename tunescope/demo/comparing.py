@@ -47,8 +47,8 @@ def compare(pair: Any, organism: str, behaviour: Behaviour, tried: Tried, seed: 
     interval over prompts (``_low``, ``_high``); ``n`` prompts, ``draws`` of the control."""
     recipes = {"steered": tried.recipe, **{f"control {n}": control for n, control in enumerate(tried.controls)}}
     sides: dict[str, Any] = {"recipe": recipes} if tried.on == "tuned" else {"base_recipes": recipes}
-    found = behaviour_diff(pair, behaviour.prompts, metrics=["accuracy"], seed=seed, **sides).rows
-    per_prompt = {str(model): rows["accuracy"].to_numpy() for model, rows in found.groupby("model", sort=False)}
+    scored = behaviour_diff(pair, behaviour.prompts, metrics=["accuracy"], seed=seed, **sides).rows
+    per_prompt = {str(model): rows["accuracy"].to_numpy() for model, rows in scored.groupby("model", sort=False)}
     drawn = np.mean([per_prompt[name] for name in recipes if name != "steered"], axis=0)
     line: dict[str, Any] = {"organism": organism, "behaviour": behaviour.what}
     line |= _cells("base", per_prompt["base"], behaviour, seed) | _cells("tuned", per_prompt["tuned"], behaviour, seed)
@@ -81,5 +81,5 @@ def _percent(table: pd.DataFrame, name: str) -> list[str]:
 
 
 def _cells(name: str, values: np.ndarray, behaviour: Behaviour, seed: int) -> dict[str, float]:
-    found = share_interval(values, clusters=behaviour.prompts.clusters, seed=seed)
-    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+    share = share_interval(values, clusters=behaviour.prompts.clusters, seed=seed)
+    return {name: share.estimate, f"{name}_low": share.low, f"{name}_high": share.high}

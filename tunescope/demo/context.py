@@ -83,7 +83,7 @@ class _Tries:
         """The difference of the two intents' means, added."""
         vectors = random_directions(shift, draws=len(self.random), seed=self.seed + 1)
         recipes = [
-            iv.Recipe([iv.Offset(self.knob.layer, one, positions="last+generated")]) for one in (shift, *vectors)
+            iv.Recipe([iv.Offset(self.knob.layer, vector, positions="last+generated")]) for vector in (shift, *vectors)
         ]
         return Tried("offset: difference of means", recipes[0], recipes[1:], _DIRECTIONS)
 

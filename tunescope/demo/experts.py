@@ -60,8 +60,8 @@ def tell_experts(organism: Organism, settings: Settings, progress: Progress) -> 
         pair, Prompts.of(rows), [row["topic"] for row in rows], "topic", exclude=_all_but_last,
         seed=settings.seed, progress=progress,
     )  # fmt: skip
-    chosen = {"use": by_use[: _enough(curves["use"].table)], "weights": moved}
-    switches = {name: _switched(pair, experts, maps.tuned, name, settings) for name, experts in chosen.items()}
+    turned = {"use": by_use[: _enough(curves["use"].table)], "weights": moved}
+    switches = {name: _switched(pair, experts, maps.tuned, name, settings) for name, experts in turned.items()}
     ablation = _ablation(recording, pair, settings)
     tried = [*switches.values(), ablation]
     shown = shown_rows(organism.splits["validation"], "topic")
@@ -70,11 +70,11 @@ def tell_experts(organism: Organism, settings: Settings, progress: Progress) -> 
     return Chapter(
         NAME, {"base": pair.base.identity.to_dict(), "tuned": pair.tuned.identity.to_dict()},
         _sections(difference_table(recording), weights, maps, curves, grafts["optimised"]),
-        compared(pair, NAME, _questions(held_out, tried), settings.seed), _truth(organism, maps, moved, chosen["use"]),
+        compared(pair, NAME, _questions(held_out, tried), settings.seed), _truth(organism, maps, moved, turned["use"]),
         {"experts-off": (switches["weights"].recipe, pair.tuned), "refusal-ablated": (ablation.recipe, pair.tuned)},
         _results(weights, maps, curves, grafts) | {"experts": gained} | looks, shown,
         experts_experiment(
-            settings, {name: curve.ranked for name, curve in curves.items()}, COUNTS, chosen, _asked(grafts, settings),
+            settings, {name: curve.ranked for name, curve in curves.items()}, COUNTS, turned, _asked(grafts, settings),
             looked_steps("topic", layer, len(shown)),
         ),
     )  # fmt: skip
@@ -140,13 +140,13 @@ class _Maps:
 
 def _maps(pair: Any, rows: list[dict[str, Any]], settings: Settings, progress: Progress) -> _Maps:
     labels = [row["topic"] for row in rows]
-    found = [
+    maps = [
         probes.expert_map(
             model, Prompts.of(rows), labels, "topic", exclude=_all_but_last, seed=settings.seed, progress=progress
         )
         for model in (pair.tuned, pair.base)
     ]
-    return _Maps(*found)
+    return _Maps(*maps)
 
 
 def _all_but_last(ids: Tensor) -> Bool[Tensor, " pos"]:
@@ -174,7 +174,8 @@ def _switched(pair: Any, experts: list[str], used: ExpertMap, by: str, settings:
     places = [(layer, int(expert or 0)) for layer, _, expert in map(parse_label, experts)]
     draws = matched_cells(places, used.frequency(), settings.draws, settings.seed)
     recipes = [
-        iv.Recipe([iv.ExpertSwitch(off=[f"L{layer}E{expert}" for layer, expert in one])]) for one in (places, *draws)
+        iv.Recipe([iv.ExpertSwitch(off=[f"L{layer}E{expert}" for layer, expert in cells])])
+        for cells in (places, *draws)
     ]
     for recipe in recipes:
         recipe.check(pair.tuned)
@@ -195,9 +196,9 @@ def _ablation(recording: Any, pair: Any, settings: Settings) -> Tried:
     recipes = [
         iv.Recipe([
             iv.ConceptAblation(layer, direction, mean=means[layer], positions="last+generated")
-            for layer, direction in one.items()
+            for layer, direction in directions.items()
         ])
-        for one in (shifts, *draws)
+        for directions in (shifts, *draws)
     ]  # fmt: skip
     return Tried("refusal's directions ablated", recipes[0], recipes[1:], "random directions ablated")
 
@@ -265,9 +266,9 @@ def _truth(organism: Organism, maps: _Maps, moved: list[str], used: list[str]) -
     planted = organism.truth.experts
     chance = len(planted) / len(maps.table)
 
-    def line(question: str, found: list[str]) -> dict[str, Any]:
-        precision = len(set(found) & set(planted)) / max(1, len(found))
-        return verdict(NAME, question, ", ".join(planted), ", ".join(found), precision, "precision", chance)
+    def line(question: str, experts: list[str]) -> dict[str, Any]:
+        precision = len(set(experts) & set(planted)) / max(1, len(experts))
+        return verdict(NAME, question, ", ".join(planted), ", ".join(experts), precision, "precision", chance)
 
     count = len(planted)
     return pd.DataFrame([

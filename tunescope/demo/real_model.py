@@ -38,18 +38,18 @@ class RealStory:
 
     def answers(self, count: int = 4) -> list[dict[str, Any]]:
         """Questions with both models' answers, every label taking turns."""
-        found = self.look.results.get("answers")
-        if found is None:
+        result = self.look.results.get("answers")
+        if result is None:
             return []
-        table = found.frame()[["label", "prompt", "base", "tuned"]]
+        table = result.frame()[["label", "prompt", "base", "tuned"]]
         turn = table.groupby("label", sort=False).cumcount()
         first = table.assign(turn=turn).sort_values("turn", kind="stable").head(count)
         return list(first.drop(columns="turn").to_dict("records"))
 
     def held_out(self) -> list[dict[str, Any]]:
         """What is left with the recipe, on questions that chose nothing, beside random recipes; empty without one."""
-        found = self.look.results.get("direction")
-        return [] if found is None else list(found.held_out.to_dict("records"))
+        result = self.look.results.get("direction")
+        return [] if result is None else list(result.held_out.to_dict("records"))
 
 
 def tell_real(

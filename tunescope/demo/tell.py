@@ -75,7 +75,7 @@ def _written(
     behaviour: pd.DataFrame,
     truth: pd.DataFrame,
 ) -> Run:
-    config = {**asdict(settings), "organisms": {one.name: chapter.models for one, chapter in chapters}}
+    config = {**asdict(settings), "organisms": {organism.name: chapter.models for organism, chapter in chapters}}
     run = runs.create(home or runs.default_home(), kind="demo", config=config)
     if run.is_complete:
         run.reopen()
@@ -117,18 +117,21 @@ def _made(chapters: list[tuple[Organism, Chapter]]) -> dict[str, Any]:
     """What the run was made from: the organisms, and for each pair of models where it lies, the prompts kept, the
     results that are about it, and the experiment that makes them again."""
     organisms_ = {
-        one.name: {"folder": str(one.folder), **{k: v for k, v in one.made_with.items() if k != "settings"}}
-        for one, _ in chapters
+        organism.name: {
+            "folder": str(organism.folder),
+            **{k: v for k, v in organism.made_with.items() if k != "settings"},
+        }
+        for organism, _ in chapters
     }
     pairs = {
-        one.name: {
-            "base": str(one.base), "tuned": str(one.tuned), "organism": one.name, "seed": one.seed,
-            "prompts": f"prompts/{one.name}.jsonl",
+        organism.name: {
+            "base": str(organism.base), "tuned": str(organism.tuned), "organism": organism.name, "seed": organism.seed,
+            "prompts": f"prompts/{organism.name}.jsonl",
             "results": [_result(chapter, name) for name in chapter.results],
         }
-        for one, chapter in chapters
+        for organism, chapter in chapters
     }  # fmt: skip
-    experiments = {one.name: chapter.experiment for one, chapter in chapters}
+    experiments = {organism.name: chapter.experiment for organism, chapter in chapters}
     return {"organisms": organisms_, "pairs": pairs, RECORD: experiments}
 
 

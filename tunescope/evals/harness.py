@@ -59,11 +59,11 @@ def run_lm_eval(
     subjects = subjects_of(pair, recipe)
     scores = {}
     for subject in subjects:
-        found = lm_eval.simple_evaluate(
+        evaluated = lm_eval.simple_evaluate(
             model=harness_model(subject, batch_size), tasks=list(tasks), limit=limit, log_samples=True,
             bootstrap_iters=0, **options,
         )  # fmt: skip
-        scores[subject.name] = _scores(found["samples"])
+        scores[subject.name] = _scores(evaluated["samples"])
     return compared(scores, f"lm-eval {version('lm-eval')}", seed)
 
 
@@ -114,8 +114,8 @@ def harness_model(subject: Subject, batch_size: int = 16) -> Any:
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
             ids = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
-            found = logprobs(subject, [[self.prefix_token_id]] * len(ids), ids, work)
-            return [float(one) for one in found.sum_]
+            totals = logprobs(subject, [[self.prefix_token_id]] * len(ids), ids, work)
+            return [float(total) for total in totals.sum_]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
             return [_text(subject, self.tok_encode(request.args[0]), dict(request.args[1])) for request in requests]

@@ -51,11 +51,11 @@ def options_of_result(provenance: Provenance) -> dict[str, Any]:
     """Option -> value, of those that are not at their default, in plain values."""
     method = method_of(provenance)
     settings = _flat(method, provenance.settings)
-    chosen = {}
+    options = {}
     for option in method.options:
         if option.name in settings and _plain(settings[option.name]) != _plain(option.default):
-            chosen[option.name] = _named(option, settings[option.name])
-    return chosen
+            options[option.name] = _named(option, settings[option.name])
+    return options
 
 
 def _named(option: Option, value: Any) -> Any:

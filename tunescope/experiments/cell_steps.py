@@ -45,29 +45,29 @@ def _models(run: Run, experiment: Experiment, step: str, materials: Materials) -
     return {role: model.identity.hash for role, model in pair.models.items()}
 
 
-def do_step(cell: Cell, name: str, kept: dict[str, Kept], materials: Materials, bar: Progress) -> None:
+def do_step(cell: Cell, name: str, folders: dict[str, Kept], materials: Materials, bar: Progress) -> None:
     """One step of a cell, into its folder. Raises :class:`UserError` naming the cell and the step."""
     experiment = cell.experiment
     bench = Bench(
-        experiment=experiment, spec=experiment.pair_of(name), materials=materials, results=_results(kept),
-        folder=kept[name].path, seed=seed_of(experiment, name), progress=bar,
+        experiment=experiment, spec=experiment.pair_of(name), materials=materials, results=_results(folders),
+        folder=folders[name].path, seed=seed_of(experiment, name), progress=bar,
     )  # fmt: skip
     try:
-        with resumable(bench.folder / BATCHES), scope(lambda: kept[name].key):
+        with resumable(bench.folder / BATCHES), scope(lambda: folders[name].key):
             outcome = execute(experiment.steps[name], bench)
     except UserError as error:
         where = f"step {name}" if not cell.settings else f"cell {cell.number} ({cell.label}), step {name}"
         raise UserError(f"{where}: {error}") from error
-    kept[name].write(experiment.steps[name].do, outcome)
+    folders[name].write(experiment.steps[name].do, outcome)
 
 
-def _results(kept: dict[str, Kept]) -> Callable[[str], Any]:
+def _results(folders: dict[str, Kept]) -> Callable[[str], Any]:
     """Results of earlier steps, always as they are on the disk: a resumed run reads the same numbers."""
     read: dict[str, Any] = {}
 
     def result(name: str) -> Any:
         if name not in read:
-            read[name] = kept[name].result()
+            read[name] = folders[name].result()
         return read[name]
 
     return result

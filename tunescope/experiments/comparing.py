@@ -49,10 +49,10 @@ def compare(step: steps.Compare, bench: Bench) -> Outcome:
 
 
 def _result(ref: inline.ResultRef, bench: Bench) -> ProbeResult:
-    found = bench.materials.result(ref.file) if ref.file is not None else bench.results(str(ref.from_step))
-    if not isinstance(found, probes.ProbeResult):
-        raise UserError(f"{ref.file} holds a {type(found).__name__}, which scores no cells; give a probe's result.")
-    return found
+    result = bench.materials.result(ref.file) if ref.file is not None else bench.results(str(ref.from_step))
+    if not isinstance(result, probes.ProbeResult):
+        raise UserError(f"{ref.file} holds a {type(result).__name__}, which scores no cells; give a probe's result.")
+    return result
 
 
 def _shared_weights(first: Any, second: Any) -> dict[str, pd.DataFrame]:

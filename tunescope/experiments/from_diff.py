@@ -33,8 +33,8 @@ def diff_parts(run: Run) -> dict[str, Any]:
     shared = {"prompts": "prompts", "seed": config["seed"]}
     steps = {"behaviour": {**shared, **_behaviour(run, [*recipes], prompts)}}
     if config.get("strengths") is not None:
-        one = {**shared, **_dose(run, prompts)}
-        steps |= {f"dose-{number}": {**one, "recipe": name} for number, name in enumerate(recipes, 1)}
+        step = {**shared, **_dose(run, prompts)}
+        steps |= {f"dose-{number}": {**step, "recipe": name} for number, name in enumerate(recipes, 1)}
     if "outside" in prompts:
         steps["scope"] = {**shared, **_scope(config, [*recipes], prompts)}
     if config.get("split") is not None:
@@ -44,12 +44,12 @@ def diff_parts(run: Run) -> dict[str, Any]:
 
 def _further_sets(run: Run) -> dict[str, Any]:
     """The run keeps their hashes: that of neutral texts among its own settings, the others in the scope panel."""
-    given = {key: run.config[key] for key in ("neutral", *_SETS) if run.config.get(key) is not None}
-    hashes = settings_of(run, _SCOPE) if {*given} & {*_SETS} else {}
+    paths = {key: run.config[key] for key in ("neutral", *_SETS) if run.config.get(key) is not None}
+    hashes = settings_of(run, _SCOPE) if {*paths} & {*_SETS} else {}
     own = run.manifest.provenance.get("settings", {})
     return {
         key: further_prompts(run, file, hash_in(own, [key]) or hash_in(hashes, ["prompts", _SETS.get(key, "")]))
-        for key, file in given.items()
+        for key, file in paths.items()
     }
 
 

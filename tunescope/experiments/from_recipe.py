@@ -64,9 +64,9 @@ def _plain(value: Any, kind: str) -> Any:
             raise NotSupported(f"{kind} is limited to tokens or rows, which the file cannot say: save the recipe.")
         return _plain(value.at, kind)
     if isinstance(value, Mapping):
-        return {str(key): _plain(one, kind) for key, one in value.items()}
+        return {str(key): _plain(item, kind) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one, kind) for one in value]
+        return [_plain(item, kind) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise NotSupported(f"{kind} holds {type(value).__name__}, which the file cannot say: save the recipe.")

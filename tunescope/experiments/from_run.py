@@ -31,12 +31,12 @@ def experiment_of_run(run: Run, pair: str = "") -> Experiment:
     ``pair``: which pair of models, where the run is about several. Raises :class:`NotSupported` where the run does not
     say how its results were made, and :class:`UserError` for a record that is no experiment.
     """
-    kept, config, verb = run.manifest.provenance.get(RECORD), run.config, str(run.config.get("verb", ""))
-    if isinstance(kept, Mapping) and kept:
-        name = pair or next(iter(kept))
-        if name not in kept:
-            raise unknown_name(f"pair in {run.path}", name, kept)
-        return _absolute(Experiment.of(kept[name], f"{run.path}, provenance.{RECORD}.{name}"), run.path)
+    record, config, verb = run.manifest.provenance.get(RECORD), run.config, str(run.config.get("verb", ""))
+    if isinstance(record, Mapping) and record:
+        name = pair or next(iter(record))
+        if name not in record:
+            raise unknown_name(f"pair in {run.path}", name, record)
+        return _absolute(Experiment.of(record[name], f"{run.path}, provenance.{RECORD}.{name}"), run.path)
     if run.manifest.kind == "experiment" and "experiment" in config:
         made = Experiment.of(config["experiment"], f"{run.path}, its experiment")
         return _absolute(made, Path(str(run.manifest.provenance.get("folder", "."))))
@@ -67,22 +67,22 @@ def only(experiment: Experiment, names: Iterable[str]) -> Experiment:
             )
     for name in wanted:
         wanted += [need for need in needs(experiment, name) if need not in wanted]
-    kept = {name: step for name, step in experiment.steps.items() if name in wanted}
-    recipes = {recipe for step in kept.values() for recipe in recipes_of(step)}
-    sets = {one for name, step in kept.items() for one in (step.prompts, *sets_of(experiment, name))}
+    steps = {name: step for name, step in experiment.steps.items() if name in wanted}
+    recipes = {recipe for step in steps.values() for recipe in recipes_of(step)}
+    sets = {rows for name, step in steps.items() for rows in (step.prompts, *sets_of(experiment, name))}
     return Experiment.of({
         **experiment.plain(),
-        "steps": {name: step.plain() for name, step in kept.items()},
+        "steps": {name: step.plain() for name, step in steps.items()},
         "recipes": {name: recipe.plain() for name, recipe in experiment.recipes.items() if name in recipes},
         "prompts": {name: prompt.plain() for name, prompt in experiment.prompts.items() if name in sets},
-        "sweep": {path: values for path, values in experiment.sweep.items() if _still_there(path, kept, recipes)},
+        "sweep": {path: values for path, values in experiment.sweep.items() if _still_there(path, steps, recipes)},
     })  # fmt: skip
 
 
-def _still_there(path: str, kept: Mapping[str, Any], recipes: set[str]) -> bool:
+def _still_there(path: str, steps: Mapping[str, Any], recipes: set[str]) -> bool:
     first, _, rest = path.partition(".")
     name = rest.partition(".")[0]
-    return first not in ("steps", "recipes", "prompts") or name in {"steps": kept, "recipes": recipes}.get(first, ())
+    return first not in ("steps", "recipes", "prompts") or name in {"steps": steps, "recipes": recipes}.get(first, ())
 
 
 def _of_one_step(
@@ -98,9 +98,9 @@ def _of_command(run: Run) -> Experiment:
     file = run.file("experiment.yaml")
     made = Experiment.load(file) if file.is_file() else Experiment.of(run.config["experiment"], str(run.path))
     titles = _titles(made)
-    given = str(run.config.get("prompts", ""))
+    prompts_file = str(run.config.get("prompts", ""))
     prompts = {
-        name: own_prompts(run, given) if name == "prompts" else _still(run, titles.get(name, name), spec)
+        name: own_prompts(run, prompts_file) if name == "prompts" else _still(run, titles.get(name, name), spec)
         for name, spec in made.prompts.items()
     }
     pair = {**made.pair.plain(), **pair_of_run(run)}
@@ -141,14 +141,14 @@ def pair_of_run(run: Run) -> dict[str, Any]:
     """The two models as the run names them; folders as whole paths."""
     pairs = run.manifest.provenance.get("pairs")
     named = next(iter(pairs.values())) if isinstance(pairs, Mapping) and pairs else run.config
-    found = {}
+    pair = {}
     for role in ("base", "tuned"):
-        one = named.get(role)
-        name = one.get("name") if isinstance(one, Mapping) else one
+        model = named.get(role)
+        name = model.get("name") if isinstance(model, Mapping) else model
         if not isinstance(name, str) or not name:
             raise NotSupported(f"{run.path} does not name its {role} model, so no experiment file can load it.")
-        found[role] = whole_path(_pinned(name, run.config.get(role)))
-    return found
+        pair[role] = whole_path(_pinned(name, run.config.get(role)))
+    return pair
 
 
 def _pinned(name: str, identity: Any) -> str:
@@ -164,8 +164,8 @@ def _absolute(experiment: Experiment, folder: Path) -> Experiment:
 
 def _placed(value: Any, folder: Path) -> Any:
     if isinstance(value, Mapping):
-        return {key: _in_place(key, one, folder) for key, one in value.items()}
-    return [_placed(one, folder) for one in value] if isinstance(value, list) else value
+        return {key: _in_place(key, item, folder) for key, item in value.items()}
+    return [_placed(item, folder) for item in value] if isinstance(value, list) else value
 
 
 def _in_place(key: str, value: Any, folder: Path) -> Any:
@@ -173,7 +173,7 @@ def _in_place(key: str, value: Any, folder: Path) -> Any:
         return value
     last = key.rpartition(".")[2]  # of a swept path
     if isinstance(value, list) and last != key:
-        return [_in_place(last, one, folder) for one in value]
+        return [_in_place(last, item, folder) for item in value]
     if last in _FILES and isinstance(value, str):
         return str(folder / value)
     if last in ("base", "tuned") and isinstance(value, str):  # a folder, or a hub id

@@ -79,24 +79,24 @@ def both_of(first: tuple[Run, str], second: tuple[Run, str]) -> Experiment:
 
 def _experiments(run: Run, device: str) -> dict[str, Experiment]:
     """Those of all its pairs, by name; of the only one without."""
-    kept = run.manifest.provenance.get(RECORD)
-    several = [str(name) for name in kept] if isinstance(kept, Mapping) and len(kept) > 1 else [""]
-    found = {pair: _on(device, experiment_of_run(run, pair)) for pair in several}
-    for one in found.values():
-        if one.sweep:
+    record = run.manifest.provenance.get(RECORD)
+    several = [str(name) for name in record] if isinstance(record, Mapping) and len(record) > 1 else [""]
+    experiments = {pair: _on(device, experiment_of_run(run, pair)) for pair in several}
+    for experiment in experiments.values():
+        if experiment.sweep:
             raise NotSupported(
-                f"{run.path} sweeps over {', '.join(one.sweep)}, and a grid does not fit beside another run in one "
-                "file: take its own from the page Overview."
+                f"{run.path} sweeps over {', '.join(experiment.sweep)}, and a grid does not fit beside another run in "
+                "one file: take its own from the page Overview."
             )
-    return found
+    return experiments
 
 
-def _side(chosen: Chosen) -> _Side:
+def _side(place: Chosen) -> _Side:
     try:
-        experiment = only(_in_its_cell(chosen, experiment_of_run(chosen.run, chosen.pair)), [chosen.step])
+        experiment = only(_in_its_cell(place, experiment_of_run(place.run, place.pair)), [place.step])
     except UserError as error:
-        return _Side(None, str(error), {"file": str(chosen.run.file(chosen.file).resolve())})
-    return _Side(_on(chosen.device, experiment), "", {"from": chosen.step})
+        return _Side(None, str(error), {"file": str(place.run.file(place.file).resolve())})
+    return _Side(_on(place.device, experiment), "", {"from": place.step})
 
 
 def _on(device: str, experiment: Experiment) -> Experiment:
@@ -106,27 +106,27 @@ def _on(device: str, experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"pair": experiment.pair.model_copy(update={"device": device})})
 
 
-def _in_its_cell(chosen: Chosen, experiment: Experiment) -> Experiment:
+def _in_its_cell(place: Chosen, experiment: Experiment) -> Experiment:
     """Of a sweep the first cell that the result belongs to."""
     if not experiment.sweep:
         return experiment
-    _, _, key = chosen.file.split("/")[1].rpartition("-")
+    _, _, key = place.file.split("/")[1].rpartition("-")
     for cell in cells(experiment):
         note = f"{cell.folder}/cell"
-        if not chosen.run.file(f"{note}.json").is_file():
+        if not place.run.file(f"{note}.json").is_file():
             continue
-        made = chosen.run.read_json(note).get("steps", {})
-        if str(made.get(chosen.step, "")).startswith(key):
+        made = place.run.read_json(note).get("steps", {})
+        if str(made.get(place.step, "")).startswith(key):
             return cell.experiment
-    raise NotSupported(f"{chosen.run.path} does not say in which cell of its grid {chosen.file} was made.")
+    raise NotSupported(f"{place.run.path} does not say in which cell of its grid {place.file} was made.")
 
 
 def _models(first: Chosen, second: Chosen) -> dict[str, Any]:
     """The models of results that are read from their files: they are named, and never loaded."""
     from workbench.result_glance import glance
 
-    for one in (first, second):
-        seen = glance(one.run.file(one.file))
+    for place in (first, second):
+        seen = glance(place.run.file(place.file))
         if seen is not None and seen.models.get("base") and seen.models.get("tuned"):
             return {role: seen.models[role] for role in ("base", "tuned")}
     return pair_of_run(first.run)
@@ -135,15 +135,15 @@ def _models(first: Chosen, second: Chosen) -> dict[str, Any]:
 def _merged(sides: Mapping[str, Experiment]) -> dict[str, Any]:
     """Seed, models, prompts, recipes and steps of all; each side's names begin with its own."""
     first = next(iter(sides.values()))
-    found: dict[str, Any] = {"seed": first.seed, "pair": first.pair.plain(), "prompts": {}, "recipes": {}, "steps": {}}
+    merged: dict[str, Any] = {"seed": first.seed, "pair": first.pair.plain(), "prompts": {}, "recipes": {}, "steps": {}}
     for name, side in sides.items():
         names = _renaming(name, side)
         for kind in ("prompts", "recipes"):
             for own, value in getattr(side, kind).items():
-                found[kind][names[kind][own]] = _renamed(value, names).plain()
+                merged[kind][names[kind][own]] = _renamed(value, names).plain()
         for own in side.steps:
-            found["steps"][names["steps"][own]] = _step(side, own, names, first).plain()
-    return found
+            merged["steps"][names["steps"][own]] = _step(side, own, names, first).plain()
+    return merged
 
 
 def _renaming(side: str, experiment: Experiment) -> dict[str, dict[str, str]]:
@@ -152,8 +152,8 @@ def _renaming(side: str, experiment: Experiment) -> dict[str, dict[str, str]]:
 
 
 def _with_side(side: str, names: Iterable[str]) -> dict[str, str]:
-    given = list(names)
-    return dict(zip(given, plain_names(f"{side}-{name}" for name in given).values(), strict=True))
+    plain = list(names)
+    return dict(zip(plain, plain_names(f"{side}-{name}" for name in plain).values(), strict=True))
 
 
 def _step(experiment: Experiment, name: str, names: dict[str, dict[str, str]], first: Experiment) -> Step:
@@ -179,8 +179,8 @@ def _named(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         return names[value]
     if isinstance(value, Mapping):
-        return {key: names[one] for key, one in value.items()}
-    return [names[one] for one in value] if isinstance(value, list) else value
+        return {key: names[name] for key, name in value.items()}
+    return [names[name] for name in value] if isinstance(value, list) else value
 
 
 def _renamed(value: Any, names: Mapping[str, Mapping[str, str]]) -> Any:
@@ -191,5 +191,5 @@ def _renamed(value: Any, names: Mapping[str, Mapping[str, str]]) -> Any:
             changes["from_step"] = names["steps"][changes["from_step"]]
         return value.model_copy(update=changes)
     if isinstance(value, Mapping):
-        return {key: _renamed(one, names) for key, one in value.items()}
-    return [_renamed(one, names) for one in value] if isinstance(value, list) else value
+        return {key: _renamed(item, names) for key, item in value.items()}
+    return [_renamed(item, names) for item in value] if isinstance(value, list) else value

@@ -72,18 +72,18 @@ class SkillRef(FoundRef):
     takes: ClassVar[str] = "region"
 
 
-def _labels(given: Any) -> str:
-    return "labels" if isinstance(given, list | tuple) else "map"
+def _labels(value: Any) -> str:
+    return "labels" if isinstance(value, list | tuple) else "map"
 
 
 Labels = Annotated[Annotated[list[str], Tag("labels")] | Annotated[FirstOf, Tag("map")], Discriminator(_labels)]
 """Labels such as L1E4, or the first of a map."""
 
 
-def _heads(given: Any) -> str:
-    if isinstance(given, Strict):
+def _heads(value: Any) -> str:
+    if isinstance(value, Strict):
         return "step"
-    return "step" if isinstance(given, dict) and not {"from", "file"}.isdisjoint(given) else "heads"
+    return "step" if isinstance(value, dict) and not {"from", "file"}.isdisjoint(value) else "heads"
 
 
 class AtSites(Inline):
@@ -253,13 +253,13 @@ class RecipeSpec(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_list(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            return {"line": given}
-        return {"interventions": given} if isinstance(given, list) else given
+    def _from_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"line": value}
+        return {"interventions": value} if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _one_source(self) -> RecipeSpec:
-        if sum(one is not None for one in (self.file, self.interventions, self.line)) != 1:
+        if sum(source is not None for source in (self.file, self.interventions, self.line)) != 1:
             raise refusal("give a list of interventions, or file (a saved recipe), or line (of the book's names).")
         return self

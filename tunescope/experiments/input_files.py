@@ -12,24 +12,24 @@ from workbench.runs import Run
 from workbench.runs.places import PROMPTS, whole_path
 
 
-def own_prompts(run: Run, given: str) -> dict[str, Any]:
+def own_prompts(run: Run, path: str) -> dict[str, Any]:
     """The prompts that the run keeps, else the file that it was given."""
     if PROMPTS in run.manifest.files:
         return {"file": str(run.file(PROMPTS).resolve())}
-    if not given or not Path(given).is_file():
+    if not path or not Path(path).is_file():
         raise UserError(
-            f"{run.path} keeps no prompts, and {given or 'no file of them'!r} is not here: run it again, or write the "
+            f"{run.path} keeps no prompts, and {path or 'no file of them'!r} is not here: run it again, or write the "
             "experiment with your own."
         )
-    return {"file": whole_path(given)}
+    return {"file": whole_path(path)}
 
 
-def further_prompts(run: Run, given: str, digest: str | None) -> dict[str, Any]:
+def further_prompts(run: Run, name: str, digest: str | None) -> dict[str, Any]:
     """A file of prompts that the run was given besides its own, of which it keeps the hash alone.
 
     Raises :class:`UserError` where the file is gone, or its rows are no longer those of ``digest``.
     """
-    path = Path(given_file(run, given, "prompts"))
+    path = Path(given_file(run, name, "prompts"))
     if digest is not None and Prompts.load(path).hash != digest:
         raise UserError(
             f"{path} holds other prompts than when {run.path} was made: put the old rows back, or run "
@@ -38,12 +38,12 @@ def further_prompts(run: Run, given: str, digest: str | None) -> dict[str, Any]:
     return {"file": str(path)}
 
 
-def given_file(run: Run, given: str, what: str) -> str:
+def given_file(run: Run, name: str, what: str) -> str:
     """The whole path of a file that the run was given and keeps no copy of."""
-    path = Path(given).expanduser()
+    path = Path(name).expanduser()
     if not path.is_file():
         raise UserError(
-            f"{run.path} was made with the {what} in {given!r}, which is not here: start where the command was run, or "
+            f"{run.path} was made with the {what} in {name!r}, which is not here: start where the command was run, or "
             "put the file back."
         )
     return str(path.resolve())

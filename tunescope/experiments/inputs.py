@@ -42,8 +42,8 @@ class PairSpec(Strict):
 
     @field_validator("dtype", mode="before")
     @classmethod
-    def _in_full(cls, given: Any) -> Any:
-        return _SHORT.get(given, given) if isinstance(given, str) else given
+    def _in_full(cls, value: Any) -> Any:
+        return _SHORT.get(value, value) if isinstance(value, str) else value
 
     @field_validator("organism")
     @classmethod
@@ -77,15 +77,15 @@ class PromptSet(Strict):
 
     @field_validator("split", mode="before")
     @classmethod
-    def _names(cls, given: Any) -> Any:
-        names = given if isinstance(given, list) and given else [given]
-        if given is not None and not all(isinstance(name, str) for name in names):
-            raise refusal(f"{given!r} is no split; give a name, or a list of names.")
-        return given
+    def _names(cls, value: Any) -> Any:
+        names = value if isinstance(value, list) and value else [value]
+        if value is not None and not all(isinstance(name, str) for name in names):
+            raise refusal(f"{value!r} is no split; give a name, or a list of names.")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptSet:
-        given = [name for name in ("file", "rows", "split") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise refusal(f"give exactly one of file, rows, split; got {', '.join(given) or 'none'}.")
+        sources = [name for name in ("file", "rows", "split") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            raise refusal(f"give exactly one of file, rows, split; got {', '.join(sources) or 'none'}.")
         return self

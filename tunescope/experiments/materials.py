@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 class Materials:
     """Loads each thing once. One pair is held at a time, the last one asked for.
 
-    ``folder`` is where the YAML file is: paths in it are relative to that.
+    ``folder`` is where the YAML file is: paths in it are relative to that. ``say`` hears what differs between the two
+    models of a pair beside the weights.
     """
 
-    def __init__(self, folder: Path, progress: Progress | None = None) -> None:
+    def __init__(
+        self, folder: Path, progress: Progress | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
         self.folder = folder
         self.progress = progress or Silent()
+        self._say = say
         self.whole: set[Path] = set()
         """Folders of steps whose files were hashed, or written, since these materials were made."""
         self._pair: tuple[PairSpec, ModelPair] | None = None
@@ -39,11 +43,11 @@ class Materials:
         self._prompts: dict[str, Prompts] = {}
         self._results: dict[str, Any] = {}
 
-    def path(self, given: str) -> Path:
+    def path(self, name: str) -> Path:
         """A path of the YAML file."""
-        if "\0" in given or any(len(part.encode(errors="replace")) > 255 for part in Path(given).parts):
-            raise UserError(f"{given[:40]!r}… can be no file's name: check the path.")
-        return self.folder / Path(given).expanduser()
+        if "\0" in name or any(len(part.encode(errors="replace")) > 255 for part in Path(name).parts):
+            raise UserError(f"{name[:40]!r}… can be no file's name: check the path.")
+        return self.folder / Path(name).expanduser()
 
     def pair(self, spec: PairSpec) -> ModelPair:
         """The loaded pair. Raises :class:`UserError` for what cannot be loaded or compared."""
@@ -56,6 +60,8 @@ class Materials:
                 base, tuned, device=spec.device, dtype=spec.dtype, template=spec.template,
                 own_generation_config=spec.own_generation_config,
             ))  # fmt: skip
+            for sentence in () if self._say is None else self._pair[1].differences.sentences():
+                self._say(sentence)
         return self._pair[1]
 
     def single(self, spec: PairSpec, side: str) -> Any:
@@ -114,10 +120,10 @@ class Materials:
             raise unknown_name(f"variant of {spec.organism}", spec.variant, organism.variants)
         return organism.base, organism.variants[spec.variant]
 
-    def _model(self, given: str) -> Any:
+    def _model(self, name: str) -> Any:
         """A folder beside the YAML file, or what was written: a hub id or another path."""
-        path = self.path(given)
-        return path.resolve() if path.exists() else given
+        path = self.path(name)
+        return path.resolve() if path.exists() else name
 
     def _organism(self, spec: PairSpec) -> organisms.Organism:
         key = (str(spec.organism), spec.seed)
@@ -144,20 +150,20 @@ def chosen_rows(rows: Prompts, spec: PromptSet) -> Prompts:
     for column in (*spec.where, *([] if spec.answer is None else [spec.answer])):
         if column not in columns:
             raise unknown_name("column", column, columns)
-    kept = rows.filter(lambda row: _matches(row, spec.where))[spec.skip :]
-    kept = kept if spec.limit is None else kept[: spec.limit]
-    if not len(kept):
+    matching = rows.filter(lambda row: _matches(row, spec.where))[spec.skip :]
+    matching = matching if spec.limit is None else matching[: spec.limit]
+    if not len(matching):
         raise UserError(f"none of {len(rows)} rows is left by where, skip and limit; loosen them.")
-    return kept if spec.answer is None else _answered(kept, spec.answer)
+    return matching if spec.answer is None else _answered(matching, spec.answer)
 
 
 def _answered(rows: Prompts, column: str) -> Prompts:
     """The same rows with ``column`` as the answer and without the old answer's distractor."""
-    given = [{name: value for name, value in row.as_dict().items() if name != "distractor"} for row in rows]
-    for number, row in enumerate(given):
+    plain = [{name: value for name, value in row.as_dict().items() if name != "distractor"} for row in rows]
+    for number, row in enumerate(plain):
         if not isinstance(row.get(column), str):
             raise UserError(f"row {number} has no text in column {column!r} to be its answer; choose rows with where.")
-    return Prompts.of([{**row, "answer": row[column]} for row in given])
+    return Prompts.of([{**row, "answer": row[column]} for row in plain])
 
 
 def _matches(row: Prompt, where: Mapping[str, Any]) -> bool:
@@ -176,7 +182,7 @@ def file_hash(path: Path) -> str:
         raise UserError(f"There is no file {path}, which the experiment names: check the path.")
     if not path.is_file() and not (path / "cfg.json").is_file():
         raise UserError(f"{path} is no file: give the file itself, or a dictionary's folder, which has a cfg.json.")
-    files = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file())
+    files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:
@@ -197,8 +203,8 @@ def _files(value: Any) -> Iterator[str]:
         for name in type(value).model_fields:
             yield from _files(getattr(value, name))
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _files(one)
+        for item in value.values():
+            yield from _files(item)
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _files(one)
+        for item in value:
+            yield from _files(item)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shutil
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from workbench.results import Provenance, Result
 
 if TYPE_CHECKING:
     from tunescope.experiments.execute import Bench
+    from workbench.models.adapted import AdaptedModel
 
 
 TRAINED = "trained"
@@ -37,17 +38,17 @@ def call_method(step: MethodStep, bench: Bench) -> Any:
     """The method's result. Raises :class:`UserError` for what it refuses."""
     if step.registration.kind == "training":
         return trained(step, bench)
-    with finished_batches.scope(partial(_content, step, bench)):
+    with finished_batches.scope(lambda: _content(step, bench, bench.pair.models)):
         return _result(step, bench)
 
 
-def _content(step: MethodStep, bench: Bench) -> dict[str, Any]:
+def _content(step: MethodStep, bench: Bench, models: Mapping[str, AdaptedModel]) -> dict[str, Any]:
     """What the result depends on: models, prompts and files by hash, and the step's settings."""
     name = next(name for name, other in bench.experiment.steps.items() if other is step)
     return {
         "step": step.plain(), "seed": bench.seed,
         "recipes": [bench.experiment.recipes[name].plain() for name in recipes_of(step)],
-        "models": {role: model.identity.hash for role, model in bench.pair.models.items()},
+        "models": {role: model.identity.hash for role, model in models.items()},
         "prompts": [bench.rows(group).hash for group in sets_of(bench.experiment, name)],
         "files": [file_hash(bench.materials.path(file)) for file in files_named([bench.experiment])],
     }  # fmt: skip
@@ -64,11 +65,17 @@ def _result(step: MethodStep, bench: Bench) -> Any:
 
 
 def trained(step: MethodStep, bench: Bench) -> TrainingLog:
-    """Train a model of its own, loaded for it, and save what comes of it in the step's folder."""
+    """Train a model of its own, loaded for it, and save what comes of it in the step's folder.
+
+    Inside a run that was killed it goes on behind the last checkpoint; what was saved already is saved again.
+    """
     model = bench.materials.single(bench.spec, step.within)  # type: ignore[attr-defined]
     identity, place = model.identity.to_dict(), bench.folder / TRAINED
     settings = {"within": step.within, **step.settings()}  # type: ignore[attr-defined]
-    made = _called(step, bench, model=model, out=place)
+    if finished_batches.goes_on():
+        shutil.rmtree(place, ignore_errors=True)
+    with finished_batches.scope(lambda: _content(step, bench, {step.within: model})):  # type: ignore[attr-defined]
+        made = _called(step, bench, model=model, out=place)
     save_trained(made, place, model.tokenizer)
     rows = bench.rows(step.prompts) if "prompts" in step.registration.arguments else None
     where = {"seed": bench.seed, "device": str(model.device), "settings": settings}
@@ -89,12 +96,12 @@ def _among_nulls(step: Any, bench: Bench) -> Any:
         return _called(step, bench)
 
     wanted = step.null_adapters
-    found = against_nulls(probe, bench.pair, nulls=wanted, null_seed=bench.seed, progress=bench.progress)
-    settings = {name: value for name, value in found.provenance.settings.items() if name not in _OF_NULLS}
+    result = against_nulls(probe, bench.pair, nulls=wanted, null_seed=bench.seed, progress=bench.progress)
+    settings = {name: value for name, value in result.provenance.settings.items() if name not in _OF_NULLS}
     made = dataclasses.replace(
-        found.provenance, probe=step.registration.function, settings={**settings, "null_adapters": step.null_adapters}
+        result.provenance, probe=step.registration.function, settings={**settings, "null_adapters": step.null_adapters}
     )
-    return dataclasses.replace(found, provenance=made)
+    return dataclasses.replace(result, provenance=made)
 
 
 _OF_NULLS = ("probe", "nulls", "null", "null_seed")
@@ -114,7 +121,7 @@ def _called(step: MethodStep, bench: Bench, **own: Any) -> Any:
         "seed": lambda: bench.seed,
         "progress": lambda: bench.progress,
     }
-    given = {
+    arguments = {
         role: own[role] if role in own else roles[role]() for role in method.arguments if role in own or role in roles
     }  # fmt: skip
     rows = recorded_rows(step, bench)
@@ -125,11 +132,11 @@ def _called(step: MethodStep, bench: Bench, **own: Any) -> Any:
         values["layer"] = resolve_layers(step.layer, bench.pair.tuned.n_layers)[0]  # type: ignore[attr-defined]
     controls = [name for name in values if _option(method, name).kind == "controls"]
     values |= {name: _stand_ins(step, bench, values[name]) for name in controls}
-    if "prompts" in given:
-        given[method.reads] = given.pop("prompts")
+    if "prompts" in arguments:
+        arguments[method.reads] = arguments.pop("prompts")
     if method.takes_limit:
-        given["limit"] = step.limit  # type: ignore[attr-defined]
-    return method.call(**method.fixed, **_packed(method, values, given))
+        arguments["limit"] = step.limit  # type: ignore[attr-defined]
+    return method.call(**method.fixed, **_packed(method, values, arguments))
 
 
 def _stand_ins(step: MethodStep, bench: Bench, draws: int) -> Any:
@@ -230,12 +237,12 @@ def _existing(path: Path, option: Option) -> Path:
     return path
 
 
-def _packed(method: Method, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _packed(method: Method, values: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments; options that are fields of a settings dataclass, as that dataclass; so is the seed."""
-    given = dict(given)
+    arguments = dict(arguments)
     takes = inspect.signature(method.call).parameters.values()
-    own_seed = any(one.name == "seed" or one.kind is one.VAR_KEYWORD for one in takes)
-    seed = {} if own_seed or "seed" not in given else {"seed": given.pop("seed")}
+    own_seed = any(argument.name == "seed" or argument.kind is argument.VAR_KEYWORD for argument in takes)
+    seed = {} if own_seed or "seed" not in arguments else {"seed": arguments.pop("seed")}
     options = {name: _option(method, name) for name in values}
     plain = {name: value for name, value in values.items() if not options[name].parameter}
     for parameter, settings in method.expands.items():
@@ -244,4 +251,4 @@ def _packed(method: Method, values: Mapping[str, Any], given: Mapping[str, Any])
         } | seed  # fmt: skip
         if fields:
             plain[parameter] = dataclasses.replace(settings() if isinstance(settings, type) else settings, **fields)
-    return {**given, **plain}
+    return {**arguments, **plain}

@@ -130,13 +130,13 @@ def checked(call: MethodCall) -> Checked:
     return Checked(call, experiment, check_prompts(call.method, experiment, call.limit))
 
 
-def _recipes(given: Sequence[str]) -> dict[str, Any]:
+def _recipes(paths: Sequence[str]) -> dict[str, Any]:
     """Name -> where a recipe is: its file, or its line in the workspace's book."""
     from interventions.line_or_file import is_line, recipe_name
     from tunescope.experiments.naming import plain_names
 
-    names = plain_names(map(recipe_name, given), otherwise="recipe")
-    return {names[recipe_name(one)]: {"line" if is_line(one) else "file": one} for one in given}
+    names = plain_names(map(recipe_name, paths), otherwise="recipe")
+    return {names[recipe_name(path)]: {"line" if is_line(path) else "file": path} for path in paths}
 
 
 def _names(titles: Mapping[str, Any]) -> dict[str, str]:
@@ -160,7 +160,7 @@ def _result(
 
     if method.needs.folders:
         return _of_folders(experiment, method, bar, say)
-    materials = Materials(Path(), bar)
+    materials = Materials(Path(), bar, say)
     if prompts is not None:
         materials.hold_prompts(experiment, "prompts", prompts)
     bench = Bench(
@@ -196,13 +196,13 @@ def _config(call: MethodCall, experiment: Experiment) -> dict[str, Any]:
     """What the run was asked for: the same again is the same run."""
     from workbench.recording.load_options import load_options
 
-    given = {
+    options = {
         "base": call.base,
         **({"tuned": call.tuned} if call.tuned else {}),
         **({"prompts": str(call.prompts)} if call.prompts else {}),
     }
     config = {
-        "verb": call.method.command, **given, "seed": call.seed,
+        "verb": call.method.command, **options, "seed": call.seed,
         **load_options({"device": call.device, "dtype": call.dtype}), "experiment": experiment.plain(),
     }  # fmt: skip
     return config if call.limit is None else {**config, "limit": call.limit}

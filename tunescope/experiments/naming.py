@@ -8,15 +8,15 @@ from collections.abc import Iterable
 LONGEST = 60
 
 
-def plain_names(given: Iterable[str], taken: Iterable[str] = (), otherwise: str = "it") -> dict[str, str]:
+def plain_names(names: Iterable[str], taken: Iterable[str] = (), otherwise: str = "it") -> dict[str, str]:
     """Name -> letters, digits, - and _ alone, each once and none of ``taken``; ``otherwise`` where no sign is left."""
     used = set(taken)
-    found: dict[str, str] = {}
-    for name in given:
+    by_name: dict[str, str] = {}
+    for name in names:
         plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")[:LONGEST] or otherwise
         free, number = plain, 2
         while free in used:
             free, number = f"{plain[: LONGEST - 4]}-{number}", number + 1
         used.add(free)
-        found[name] = free
-    return found
+        by_name[name] = free
+    return by_name

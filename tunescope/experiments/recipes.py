@@ -42,7 +42,9 @@ class RecipeBuilder:
         elif spec.line is not None:
             recipe = self._line(spec.line)
         else:
-            recipe = iv.Recipe([one for entry in spec.interventions or () for one in self._made(entry)])
+            recipe = iv.Recipe(
+                [intervention for entry in spec.interventions or () for intervention in self._made(entry)]
+            )
         return recipe if spec.strength == 1.0 else recipe * spec.strength
 
     def _made(self, spec: Any) -> list[Any]:
@@ -64,8 +66,8 @@ class RecipeBuilder:
             case inline.LayerScaleSpec():
                 return [replace(iv.LayerScale.from_pair(self._pair, spec.a, spec.b), strength=spec.strength)]
             case inline.GraftSpec():
-                found = self._found(spec.skill, "GraftResult")
-                return [replace(found.intervention(self._pair), strength=spec.strength)]
+                graft = self._found(spec.skill, "GraftResult")
+                return [replace(graft.intervention(self._pair), strength=spec.strength)]
         return [self._derived(spec)]
 
     def _derived(self, spec: DerivedInline) -> Any:
@@ -79,8 +81,8 @@ class RecipeBuilder:
         changes: dict[str, Any] = {"positions": spec.positions, "when": self._gate(spec.when)}
         if not isinstance(spec, inline.ConceptAblationSpec):
             changes["strength"] = spec.strength
-        found: list[Any] = list(recipe)
-        return [replace(intervention, **changes) for intervention in found]
+        interventions: list[Any] = list(recipe)
+        return [replace(intervention, **changes) for intervention in interventions]
 
     def _gate(self, spec: GateSpec | None) -> iv.Gate | None:
         if spec is None:
@@ -119,10 +121,10 @@ class RecipeBuilder:
 
     def _plainly(self, spec: Any, **tensors: Any) -> Any:
         """The class of interventions with the settings of the schema."""
-        given = {name: getattr(spec, name) for name in type(spec).model_fields if name not in ("kind", *tensors)}
-        if "when" in given:
-            given["when"] = self._gate(given["when"])
-        return getattr(iv, spec.kind)(**given, **tensors)
+        settings = {name: getattr(spec, name) for name in type(spec).model_fields if name not in ("kind", *tensors)}
+        if "when" in settings:
+            settings["when"] = self._gate(settings["when"])
+        return getattr(iv, spec.kind)(**settings, **tensors)
 
     def _head_offsets(self, spec: inline.HeadOffsetSpec) -> list[Any]:
         if not isinstance(spec.vectors, inline.ProbedHeads):
@@ -131,18 +133,22 @@ class RecipeBuilder:
         recipe = probe.recipe(spec.vectors.first, 1.0, spec.vectors.direction)
         return self._placed(recipe, spec)
 
-    def _scales(self, given: Any) -> dict[str, Any]:
-        if not isinstance(given, inline.ScaledHeads):
-            return {head: torch.tensor(scale) for head, scale in given.items()}
-        best = self._found(given, "Patching", "HeadProbe").frame()
+    def _scales(self, scales: Any) -> dict[str, Any]:
+        if not isinstance(scales, inline.ScaledHeads):
+            return {head: torch.tensor(scale) for head, scale in scales.items()}
+        best = self._found(scales, "Patching", "HeadProbe").frame()
         if "head" not in best:
-            raise UserError(f"{given.file or given.from_step} is no map of heads: give one that has a score for each.")
-        best = best.dropna(subset="head").head(given.first)
+            raise UserError(
+                f"{scales.file or scales.from_step} is no map of heads: give one that has a score for each."
+            )
+        best = best.dropna(subset="head").head(scales.first)
         pairs = zip(best["layer"], best["head"], strict=True)
-        return {f"L{int(layer)}H{int(head)}": torch.tensor(given.scale) for layer, head in pairs}
+        return {f"L{int(layer)}H{int(head)}": torch.tensor(scales.scale) for layer, head in pairs}
 
-    def _experts(self, given: Any) -> list[str]:
-        return self._found(given, "ExpertMap").ranking(given.first) if isinstance(given, inline.FirstOf) else given
+    def _experts(self, experts: Any) -> list[str]:
+        return (
+            self._found(experts, "ExpertMap").ranking(experts.first) if isinstance(experts, inline.FirstOf) else experts
+        )
 
     def _knobs(self, spec: inline.SubspaceKnobSpec) -> list[Any]:
         if spec.knob is None:
@@ -169,12 +175,12 @@ class RecipeBuilder:
         recipe = concepts.recipe(spec.concepts.directions, spec.concepts.to, spec.strength)
         return self._placed(recipe, spec)
 
-    def _tensor(self, given: Any) -> Tensor:
-        if not isinstance(given, TensorRef):
-            return torch.tensor(given)
-        if given.file is not None:
-            return _from_file(self._materials.path(given.file), given.tensor)
-        return _from_result(self._results(str(given.from_step)), given)
+    def _tensor(self, value: Any) -> Tensor:
+        if not isinstance(value, TensorRef):
+            return torch.tensor(value)
+        if value.file is not None:
+            return _from_file(self._materials.path(value.file), value.tensor)
+        return _from_result(self._results(str(value.from_step)), value)
 
 
 def recipe_of(interventions: Sequence[Any], pair: ModelPair, folder: str | Path = ".") -> iv.Recipe:
@@ -205,11 +211,11 @@ def found_in(ref: inline.FoundRef, kinds: Sequence[str], materials: Materials, r
     """What ``ref`` names: an earlier step's result, or one from a file, which must be one of ``kinds`` (classes)."""
     if ref.file is None:
         return results(str(ref.from_step))
-    found = materials.result(ref.file)
-    if type(found).__name__ not in kinds:
+    result = materials.result(ref.file)
+    if type(result).__name__ not in kinds:
         wanted = " or ".join(kinds)
-        raise UserError(f"{materials.path(ref.file)} holds a {type(found).__name__}; this needs a {wanted}.")
-    return found
+        raise UserError(f"{materials.path(ref.file)} holds a {type(result).__name__}; this needs a {wanted}.")
+    return result
 
 
 def _from_file(path: Any, name: str | None) -> Tensor:
@@ -227,21 +233,21 @@ def _from_file(path: Any, name: str | None) -> Tensor:
         raise UserError(f"{path} is no readable safetensors file ({error}): give one that holds the tensor.") from error
 
 
-def _from_result(found: Any, ref: TensorRef) -> Tensor:
+def _from_result(result: Any, ref: TensorRef) -> Tensor:
     """A vector of a recording, of an activation difference, of concepts, or of a knob."""
     from probes import ActivationDelta, ConceptDirections
     from workbench.recording.recording import Recording
 
-    if isinstance(found, Recording):
-        return _mean_shift(found, ref)
-    if isinstance(found, ActivationDelta):
+    if isinstance(result, Recording):
+        return _mean_shift(result, ref)
+    if isinstance(result, ActivationDelta):
         name = f"{_site(ref)}/{ref.kind}"
-        if name not in found.vectors:
-            raise unknown_name(f"direction of step {ref.from_step}", name, found.vectors)
-        return _numbered(found.vectors[name], ref)
-    if isinstance(found, ConceptDirections):
-        return _numbered(found.directions, ref)
-    return _numbered(found.direction.T, ref)
+        if name not in result.vectors:
+            raise unknown_name(f"direction of step {ref.from_step}", name, result.vectors)
+        return _numbered(result.vectors[name], ref)
+    if isinstance(result, ConceptDirections):
+        return _numbered(result.directions, ref)
+    return _numbered(result.direction.T, ref)
 
 
 def _numbered(directions: Tensor, ref: TensorRef) -> Tensor:
@@ -260,7 +266,7 @@ def _mean_shift(recording: Any, ref: TensorRef) -> Tensor:
     for column, value in ref.where.items():
         if column not in recording.index:
             raise unknown_name("column of the recording", column, recording.index.columns)
-        inside &= torch.tensor([one == value for one in recording.index[column]])
+        inside &= torch.tensor([label == value for label in recording.index[column]])
     if not bool(inside.any()) or bool(inside.all()):
         raise UserError(f"{int(inside.sum())} of {len(inside)} recorded rows match where: a contrast needs both sides.")
     return own[inside].mean(0) - own[~inside].mean(0)

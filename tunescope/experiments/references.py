@@ -61,11 +61,11 @@ def uses_of_recipe(recipe: Any) -> Iterator[Use]:
 def needs(experiment: Experiment, name: str) -> list[str]:
     """The steps that step ``name`` reads, directly or through its recipes, each once."""
     step: Any = experiment.steps[name]
-    found = [step.record] if getattr(step, "record", None) else []
-    found += [use.step for use in _walk(step, ())]
+    names = [step.record] if getattr(step, "record", None) else []
+    names += [use.step for use in _walk(step, ())]
     for recipe in recipes_of(step):
-        found += [use.step for use in uses_of_recipe(experiment.recipes[recipe])]
-    return list(dict.fromkeys(found))
+        names += [use.step for use in uses_of_recipe(experiment.recipes[recipe])]
+    return list(dict.fromkeys(names))
 
 
 def check_references(experiment: Experiment) -> None:
@@ -172,8 +172,8 @@ def _walk(value: Any, path: tuple[Any, ...]) -> Iterator[Use]:
         for name, field in type(value).model_fields.items():
             yield from _walk(getattr(value, name), (*path, field.alias or name))
     elif isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _walk(one, (*path, key))
+        for key, item in value.items():
+            yield from _walk(item, (*path, key))
     elif isinstance(value, list | tuple):
-        for number, one in enumerate(value):
-            yield from _walk(one, (*path, number))
+        for number, item in enumerate(value):
+            yield from _walk(item, (*path, number))

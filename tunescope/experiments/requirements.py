@@ -56,8 +56,8 @@ def check_paths(**paths: str | Path | None) -> None:
         UserError: Names the option and the path.
     """
     for name, path in paths.items():
-        given = None if path is None else Path(path).expanduser()
-        if given is not None and (isinstance(path, Path) or _is_path(str(path))) and not given.exists():
+        written = None if path is None else Path(path).expanduser()
+        if written is not None and (isinstance(path, Path) or _is_path(str(path))) and not written.exists():
             what = "file" if name == "prompts" else f"{name} model"
             raise UserError(f"There is no {what} {path}: check the path.")
 

@@ -117,14 +117,14 @@ def _may_change_prompts(path: str) -> bool:
 
 def _prompt_hashes(experiment: Experiment, materials: Materials) -> dict[str, str]:
     """Set of prompts -> its hash; where steps read it for several organisms, one for each further one."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for name in experiment.prompts:
         reading = pairs_reading(experiment, name)
         for step, pair in reading.items():
             digest = materials.prompts(experiment, name, pair).hash
-            if found.setdefault(name, digest) != digest:
-                found[f"{name}, step {step}"] = digest
-    return found
+            if hashes.setdefault(name, digest) != digest:
+                hashes[f"{name}, step {step}"] = digest
+    return hashes
 
 
 def _described(experiment: Experiment) -> dict[str, Any]:
@@ -156,23 +156,23 @@ def _by_pair(grid: Sequence[Cell]) -> list[Cell]:
 
 def _cell(run: Run, cell: Cell, materials: Materials, bar: Progress) -> dict[str, Kept]:
     keys: dict[str, str] = {}
-    kept: dict[str, Kept] = {}
+    folders: dict[str, Kept] = {}
     for name in cell.experiment.steps:
         keys[name] = next_key(run, cell, name, keys, materials)
-        kept[name] = Kept(run, name, keys[name])
-        if kept[name].path not in materials.whole and not kept[name].is_whole:
-            do_step(cell, name, kept, materials, bar)
-        materials.whole.add(kept[name].path)
+        folders[name] = Kept(run, name, keys[name])
+        if folders[name].path not in materials.whole and not folders[name].is_whole:
+            do_step(cell, name, folders, materials, bar)
+        materials.whole.add(folders[name].path)
         bar.advance()
-    table = cell_table(cell, kept)
+    table = cell_table(cell, folders)
     run.write_table(f"{cell.folder}/metrics", table)
     run.write_json(f"{cell.folder}/cell", {"settings": dict(cell.settings), "steps": keys})
-    return kept
+    return folders
 
 
-def cell_table(cell: Cell, kept: dict[str, Kept]) -> pd.DataFrame:
+def cell_table(cell: Cell, folders: dict[str, Kept]) -> pd.DataFrame:
     """The cell's part of the long table."""
-    parts = [kept[name].metrics.assign(step=name) for name in cell.experiment.steps]
+    parts = [folders[name].metrics.assign(step=name) for name in cell.experiment.steps]
     table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     settings = {path: scalar(value) for path, value in cell.settings.items()}
     for place_, (path, value) in enumerate([("cell", cell.number), *settings.items()]):
@@ -190,9 +190,9 @@ def _tracked(report: Tracker, run: Run, experiment: Experiment, grid: Sequence[C
 
 def named_metrics(table: pd.DataFrame) -> dict[str, float]:
     """``step/of/metric`` (with the strength where there is one) -> estimate."""
-    found = {}
+    metrics = {}
     for row in table.to_dict("records"):
         dose = "" if pd.isna(row["strength"]) or row["strength"] == 1 else f" x{row['strength']:g}"
         if not pd.isna(row["estimate"]):
-            found[f"{row['step']}/{row['of']}{dose}/{row['metric']}"] = float(row["estimate"])
-    return found
+            metrics[f"{row['step']}/{row['of']}{dose}/{row['metric']}"] = float(row["estimate"])
+    return metrics

@@ -43,22 +43,22 @@ class Experiment(Strict):
 
     @field_validator("prompts", mode="before")
     @classmethod
-    def _one_set(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and not isinstance(next(iter(given.values()), None), PromptSet):
+    def _one_set(cls, entries: Any) -> Any:
+        if isinstance(entries, Mapping) and not isinstance(next(iter(entries.values()), None), PromptSet):
             keys = set(PromptSet.model_fields)
-            if any(key in keys or not isinstance(value, Mapping) for key, value in given.items()):
-                return {"prompts": given}
-        return given
+            if any(key in keys or not isinstance(value, Mapping) for key, value in entries.items()):
+                return {"prompts": entries}
+        return entries
 
     @field_validator("prompts", "recipes", "steps")
     @classmethod
-    def _plain_names(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _plain_names(cls, entries: dict[str, Any]) -> dict[str, Any]:
         import re
 
-        for name in given:
+        for name in entries:
             if not re.match(_NAME, name):
                 raise refusal(f"the name {name!r} is not plain: letters, digits, - and _, at most 60.", name)
-        return given
+        return entries
 
     @model_validator(mode="after")
     def _whole(self) -> Experiment:

@@ -21,40 +21,42 @@ def scope(step: steps.Scope, bench: Bench) -> Outcome:
     recipes = {name: bench.recipe(name) for name in step.recipes}
     random = {name: stand_ins(recipe, side, rows, step.controls, bench.seed) for name, recipe in recipes.items()}
     changed: Any = is_refusal if step.changed == "refusal" else step.changed
-    found = scope_panel(
+    panel = scope_panel(
         bench.pair, recipes, rows, None if step.near is None else bench.rows(step.near), bench.rows(step.outside),
         changed=changed, controls={name: draws for name, draws in random.items() if draws}, on=step.on,
         seed=bench.seed, max_new_tokens=step.max_new_tokens, progress=bench.progress,
     )  # fmt: skip
     lines = [
         {"of": line["recipe"], "metric": f"changed {line['scope']}", "control": line.get("control"), **_numbers(line)}
-        for line in found.table.to_dict("records")
+        for line in panel.table.to_dict("records")
     ]
     lines += [
         {"of": line["recipe"], "metric": f"changed in scope - {line['against']}", **_numbers(line)}
-        for line in found.selective.to_dict("records")
+        for line in panel.selective.to_dict("records")
     ]
     return Outcome(
-        found.summary(), found.table, metric_rows(lines), found, {"selective": found.selective, "rows": found.rows}
+        panel.summary(), panel.table, metric_rows(lines), panel, {"selective": panel.selective, "rows": panel.rows}
     )
 
 
 def parts(step: steps.Parts, bench: Bench) -> Outcome:
     """Behaviour on either part of the prompts, and the difference of both parts."""
     ask = known_unknown if step.by == "known" else sure_unsure
-    given: dict[str, Any] = {} if step.metrics is None else {"metrics": step.metrics}
+    options: dict[str, Any] = {} if step.metrics is None else {"metrics": step.metrics}
     recipes = {name: bench.recipe(name) for name in step.recipes}
-    found = ask(
-        bench.pair, bench.rows(step.prompts), recipes or None, seed=bench.seed, progress=bench.progress, **given,
+    parted = ask(
+        bench.pair, bench.rows(step.prompts), recipes or None, seed=bench.seed, progress=bench.progress, **options,
         **step.options,
     )  # fmt: skip
     lines = [
         {"of": line["model"], "metric": f"{line['metric']}, {line['part']}", **_numbers(line)}
-        for line in found.table.to_dict("records")
+        for line in parted.table.to_dict("records")
     ]
-    more = {"rows": found.rows, "calibration": found.calibration}
-    told = f"Divided by {found.summary()}"
-    return Outcome(told, found.table, metric_rows(lines), found, {name: one for name, one in more.items() if len(one)})
+    more = {"rows": parted.rows, "calibration": parted.calibration}
+    summary = f"Divided by {parted.summary()}"
+    return Outcome(
+        summary, parted.table, metric_rows(lines), parted, {name: table for name, table in more.items() if len(table)}
+    )
 
 
 def _numbers(line: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ DRAWN = 4
 """Figures of one probe at most, one per different result."""
 
 
-def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], kept: Sequence[dict[str, Kept]]) -> None:
+def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], folders: Sequence[dict[str, Kept]]) -> None:
     """Write ``tables/``, ``figures/`` and ``sections.json``; ``kept`` are the steps of each cell of ``grid``."""
     metrics = pd.concat([run.read_table(f"{cell.folder}/metrics") for cell in grid], ignore_index=True)
     run.write_table("tables/metrics", metrics)
@@ -30,7 +30,7 @@ def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], kept: Sequence[
     run.write_table("tables/effects", effects)
     sections = [_overview(experiment, grid, has_effects=bool(len(effects)))]
     for name, step in experiment.steps.items():
-        own = [one[name] for one in kept]
+        own = [by_step[name] for by_step in folders]
         tables = _step_tables(name, grid, own)
         for title, table in tables.items():
             run.write_table(f"tables/{title}", table)
@@ -46,11 +46,11 @@ def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], kept: Sequence[
 def _overview(experiment: Experiment, grid: Sequence[Cell], *, has_effects: bool) -> dict[str, Any]:
     cells = "One cell" if len(grid) == 1 else f"{len(grid)} cells"
     swept = f" over {', '.join(experiment.sweep)}" if experiment.sweep else ""
-    told = (
+    meaning = (
         "Control is what random stand-ins of a recipe came to on average, change is against the same model without the "
         "recipe. All numbers of all steps are in tables/metrics.parquet."
     )
-    text = f"{cells}{swept}; {counted(len(experiment.steps), 'step')}." + (f" {told}" if has_effects else "")
+    text = f"{cells}{swept}; {counted(len(experiment.steps), 'step')}." + (f" {meaning}" if has_effects else "")
     text = f"{experiment.about}\n\n{text}" if experiment.about else text
     tables = (["cells"] if len(grid) > 1 else []) + ["effects" if has_effects else "metrics"]
     return {"title": experiment.name, "text": text, "tables": tables, "figures": []}
@@ -73,19 +73,25 @@ def _cells_table(grid: Sequence[Cell]) -> pd.DataFrame:
 
 def _step_tables(name: str, grid: Sequence[Cell], own: Sequence[Kept]) -> dict[str, pd.DataFrame]:
     """By title: the step's tables one below the other, with the first cell that each result belongs to."""
-    found: dict[str, list[pd.DataFrame]] = {}
-    for cell, one in _distinct(grid, own):
-        for title, table in {name: one.table, **{f"{name}.{more}": part for more, part in one.more.items()}}.items():
-            found.setdefault(title, []).append(table.assign(cell=cell.number))
-    whole = {title: pd.concat(tables, ignore_index=True) for title, tables in found.items()}
+    by_title: dict[str, list[pd.DataFrame]] = {}
+    for cell, folder in _distinct(grid, own):
+        for title, table in {
+            name: folder.table,
+            **{f"{name}.{more}": part for more, part in folder.more.items()},
+        }.items():
+            by_title.setdefault(title, []).append(table.assign(cell=cell.number))
+    whole = {title: pd.concat(tables, ignore_index=True) for title, tables in by_title.items()}
     return {title: table[["cell", *(column for column in table if column != "cell")]] for title, table in whole.items()}
 
 
 def _told(grid: Sequence[Cell], own: Sequence[Kept]) -> str:
     first = _distinct(grid, own)
     shared = len(grid) - len(first)
-    alike = len({one.summary for _, one in first}) == 1
-    lines = [one.summary if alike else f"{cell.label}: {one.summary}" for cell, one in first[: 1 if alike else DRAWN]]
+    alike = len({folder.summary for _, folder in first}) == 1
+    lines = [
+        folder.summary if alike else f"{cell.label}: {folder.summary}"
+        for cell, folder in first[: 1 if alike else DRAWN]
+    ]
     if len(first) > DRAWN and not alike:
         lines.append(f"... and {len(first) - DRAWN} more, in the tables.")
     if shared:
@@ -94,10 +100,10 @@ def _told(grid: Sequence[Cell], own: Sequence[Kept]) -> str:
 
 
 def _distinct(grid: Sequence[Cell], own: Sequence[Kept]) -> list[tuple[Cell, Kept]]:
-    found: dict[str, tuple[Cell, Kept]] = {}
-    for cell, one in zip(grid, own, strict=True):
-        found.setdefault(one.key, (cell, one))
-    return list(found.values())
+    by_key: dict[str, tuple[Cell, Kept]] = {}
+    for cell, folder in zip(grid, own, strict=True):
+        by_key.setdefault(folder.key, (cell, folder))
+    return list(by_key.values())
 
 
 def _drawn(name: str, step: Any, grid: Sequence[Cell], own: Sequence[Kept], metrics: pd.DataFrame) -> dict[str, Any]:
@@ -110,8 +116,8 @@ def _drawn(name: str, step: Any, grid: Sequence[Cell], own: Sequence[Kept], metr
         title = f"{name}: n = {metrics['n'].max():.0f} prompts, 95 % intervals; grey rings: random stand-ins"
         return {name: draw(metrics, labels, title=title)}
     figures: dict[str, Any] = {}
-    for cell, one in _distinct(grid, own)[:DRAWN]:
-        result = one.result()
+    for cell, folder in _distinct(grid, own)[:DRAWN]:
+        result = folder.result()
         if hasattr(result, "figure"):
             figures[name if not figures else f"{name}-cell-{cell.number}"] = result.figure()
     return figures

@@ -32,7 +32,9 @@ def do_steps(run: Run, grid: Sequence[Cell], materials: Materials, workers: int 
     keys = {cell.number: keys_of(run, cell, materials) for cell in grid}
     materials.let_go()  # the weights: the workers have them now
     with team(None, workers) as crew:
-        job = crew.job(partial(_do, run.path, Materials(materials.folder.resolve()), {one.number: one for one in grid}))
+        job = crew.job(
+            partial(_do, run.path, Materials(materials.folder.resolve()), {entry.number: entry for entry in grid})
+        )
         for place in range(max(len(cell.experiment.steps) for cell in grid)):
             tasks = _at(place, run, grid, keys)
             bar.start(f"steps of all cells, number {place + 1} of each", len(tasks))
@@ -47,9 +49,9 @@ def _at(place: int, run: Run, grid: Sequence[Cell], keys: dict[int, dict[str, st
     for cell in grid:
         names = list(cell.experiment.steps)
         if place < len(names):
-            kept = Kept(run, names[place], keys[cell.number][names[place]])
-            if kept.path not in tasks and not kept.is_whole:
-                tasks[kept.path] = (cell.number, names[place], keys[cell.number])
+            folder = Kept(run, names[place], keys[cell.number][names[place]])
+            if folder.path not in tasks and not folder.is_whole:
+                tasks[folder.path] = (cell.number, names[place], keys[cell.number])
     return list(tasks.values())
 
 
@@ -59,6 +61,6 @@ def _do(path: Path, materials: Materials, grid: dict[int, Cell], task: Task) -> 
     if not path.is_dir():
         raise UserError(f"A worker does not see {path}: give a folder that all machines of the cluster share.")
     run = runs.open(path)
-    kept = {step: Kept(run, step, key) for step, key in keys.items()}
-    if not kept[name].is_whole:  # of a worker that died after it
-        do_step(grid[number], name, kept, materials, materials.progress)
+    folders = {step: Kept(run, step, key) for step, key in keys.items()}
+    if not folders[name].is_whole:  # of a worker that died after it
+        do_step(grid[number], name, folders, materials, materials.progress)

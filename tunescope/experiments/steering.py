@@ -40,15 +40,15 @@ def generate(step: steps.Generate, bench: Bench) -> Outcome:
     rows = bench.rows(step.prompts)
     length = step.max_new_tokens
     texts = {role: model.generate(rows, max_new_tokens=length) for role, model in bench.pair.models.items()}
-    asked = [readable(row, bench.pair.tokenizer) for row in rows]
-    lines = [_text_lines(role, None, asked, answers) for role, answers in texts.items()]
+    questions = [readable(row, bench.pair.tokenizer) for row in rows]
+    lines = [_text_lines(role, None, questions, answers) for role, answers in texts.items()]
     metrics = [_beginning(role, None, answers, step, bench) for role, answers in texts.items()]
     for name in step.recipes:
         side = bench.pair.models[step.on]
         steered = steered_texts(side, bench.recipe(name), rows, step.strengths, max_new_tokens=length)
         for place, strength in enumerate(step.strengths):
-            answers = [one[place] for one in steered]
-            lines.append(_text_lines(_named(name, step.on), strength, asked, answers))
+            answers = [texts_of_recipe[place] for texts_of_recipe in steered]
+            lines.append(_text_lines(_named(name, step.on), strength, questions, answers))
             moved = np.array([new != old for new, old in zip(answers, texts[step.on], strict=True)], dtype=float)
             interval = mean_interval(moved, clusters=rows.clusters, seed=bench.seed)
             metrics.append(
@@ -68,21 +68,21 @@ def _beginning(
     if step.begins is None:
         return {}
     hits = [float(answer.strip().startswith(step.begins.strip())) for answer in answers]
-    found = share_interval(hits, clusters=bench.rows(step.prompts).clusters, seed=bench.seed)
-    return {"of": of, "strength": strength, "metric": f"begins with {step.begins.strip()}", **found._asdict()}
+    share = share_interval(hits, clusters=bench.rows(step.prompts).clusters, seed=bench.seed)
+    return {"of": of, "strength": strength, "metric": f"begins with {step.begins.strip()}", **share._asdict()}
 
 
 def diff(step: steps.Diff, bench: Bench) -> Outcome:
     """base | tuned | each recipe, with the mean of its random stand-ins; curves of calibration and texts, where the
     step's metrics or options make them."""
     tuned, base = ({(name, 1.0): bench.recipe(name) for name in names} for names in (step.recipes, step.base_recipes))
-    found = _compared(bench, step, tuned, "tuned")
+    tables = _compared(bench, step, tuned, "tuned")
     if base:
         inside = _compared(bench, step, base, "base")
-        found = {name: _below(found[name], inside[name]) for name in found}
-    table = found.pop("table")
-    told = _summary(table, [*step.recipes, *step.base_recipes], step.controls)
-    return Outcome(told, table, _metrics(table), more={name: one for name, one in found.items() if len(one)})
+        tables = {name: _below(tables[name], inside[name]) for name in tables}
+    table = tables.pop("table")
+    summary = _summary(table, [*step.recipes, *step.base_recipes], step.controls)
+    return Outcome(summary, table, _metrics(table), more={name: rest for name, rest in tables.items() if len(rest)})
 
 
 def _below(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -141,28 +141,30 @@ def _compared(
         if draws:
             shown[f"{RANDOM}{label} {strength!r}"] = (RANDOM + label, strength, len(draws))
             random[f"{RANDOM}{label} {strength!r}"] = draws
-    given: dict[str, Any] = {"recipe" if on == "tuned" else "base_recipes": applied, **_options(bench, step)}
-    found = behaviour_diff(
-        bench.pair, rows, metrics=step.metrics, controls=random, controls_on=on, seed=bench.seed, **given
+    recipes: dict[str, Any] = {"recipe" if on == "tuned" else "base_recipes": applied, **_options(bench, step)}
+    result = behaviour_diff(
+        bench.pair, rows, metrics=step.metrics, controls=random, controls_on=on, seed=bench.seed, **recipes
     )
-    table = found.table
+    table = result.table
     if on == "base":
         table = table.drop(columns=list(CHANGES)).rename(columns=dict(zip(_FROM_BASE, CHANGES, strict=True)))
-    told = [shown.get(name, (name, float("nan"), 1)) for name in table["model"]]
+    shown_as = [shown.get(name, (name, float("nan"), 1)) for name in table["model"]]
     table = table.assign(
-        model=[label for label, _, _ in told],
-        strength=np.array([strength for _, strength, _ in told], dtype=float),
-        draws=[count for _, _, count in told],
+        model=[label for label, _, _ in shown_as],
+        strength=np.array([strength for _, strength, _ in shown_as], dtype=float),
+        draws=[count for _, _, count in shown_as],
     )
     return {
         "table": table[["model", "strength", "metric", *NUMBERS, "draws"]].reset_index(drop=True),
-        **{name: _renamed(one, shown) for name, one in (("calibration", found.calibration), ("texts", found.texts))},
+        **{
+            name: _renamed(part, shown) for name, part in (("calibration", result.calibration), ("texts", result.texts))
+        },
     }
 
 
 def _renamed(table: pd.DataFrame, shown: Mapping[str, tuple[str, float, int]]) -> pd.DataFrame:
     """Models by the names that people gave."""
-    return table if table.empty else table.assign(model=[shown.get(one, (one,))[0] for one in table["model"]])
+    return table if table.empty else table.assign(model=[shown.get(model, (model,))[0] for model in table["model"]])
 
 
 def _options(bench: Bench, step: steps.Compared) -> dict[str, Any]:
@@ -185,15 +187,15 @@ def _named(recipe: str, on: str) -> str:
     return recipe if on == "tuned" else f"{recipe}, in the base"
 
 
-def _text_lines(model: str, strength: float | None, asked: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame({"prompt": asked, "model": model, "strength": strength, "text": list(answers)})
+def _text_lines(model: str, strength: float | None, questions: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame({"prompt": questions, "model": model, "strength": strength, "text": list(answers)})
 
 
 def _summary(table: pd.DataFrame, recipes: Sequence[str], draws: int) -> str:
     """How many prompts and draws, and which recipes stand without a control."""
     n = int(table["n"].max())
     beside = {str(name) for name in table["model"] if str(name).startswith(RANDOM)}
-    alone = [name for name in recipes if not any(one.startswith(f"{RANDOM}{name}") for one in beside)]
+    alone = [name for name in recipes if not any(model.startswith(f"{RANDOM}{name}") for model in beside)]
     control = f"; {draws} random draws per recipe" if beside else ""
     missing = f"; no random stand-in exists for {', '.join(alone)}" if alone and draws else ""
     return f"{n} prompts{control}{missing}"

@@ -28,17 +28,17 @@ class Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _only_known_keys(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
+    def _only_known_keys(cls, entries: Any) -> Any:
+        if isinstance(entries, Mapping):
             known = [field.alias or name for name, field in cls.model_fields.items()]
-            for key in given:
+            for key in entries:
                 if key not in known and key not in cls.model_fields:
                     raise refusal(unknown(f"key {str(key)!r}", str(key), known), key)
             for name, field in cls.model_fields.items():
-                value = given.get(field.alias or name, given.get(name))
+                value = entries.get(field.alias or name, entries.get(name))
                 if _truths(value) and not _takes_truth(field.annotation):
                     raise refusal("is true or false, where a number or text belongs.", field.alias or name)
-        return given
+        return entries
 
     @model_serializer(mode="wrap")
     def _tags_first(self, write: Callable[[Any], dict[str, Any]]) -> Any:
@@ -51,7 +51,7 @@ class Strict(BaseModel):
 
 def _truths(value: Any) -> bool:
     """Whether ``value`` is true or false, or a list that holds one of them."""
-    return isinstance(value, bool) or (isinstance(value, list) and any(isinstance(one, bool) for one in value))
+    return isinstance(value, bool) or (isinstance(value, list) and any(isinstance(item, bool) for item in value))
 
 
 def _takes_truth(annotation: Any) -> bool:
@@ -63,9 +63,9 @@ def _takes_truth(annotation: Any) -> bool:
     return not numbers and (not parts or any(_takes_truth(part) for part in parts if part is not type(None)))
 
 
-def unknown(what: str, given: str, known: Sequence[str]) -> str:
+def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """A sentence with the closest name."""
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"unknown {what}.{hint} Known: {', '.join(sorted(known))}."
 
@@ -75,11 +75,11 @@ def refusal(sentence: str, *place: Any) -> PydanticCustomError:
     return PydanticCustomError("refused", "{sentence}", {"sentence": sentence, "place": list(place)})
 
 
-def explained(error: ValidationError, given: Any, name: str) -> UserError:
+def explained(error: ValidationError, values: Any, name: str) -> UserError:
     """The first mistake as one sentence: ``name: the.path: what is wrong``."""
     first = error.errors(include_url=False)[0]
     context = first.get("ctx") or {}
-    path = _path([*first["loc"], *context.get("place", ())], given, keep_last=first["type"] == "missing")
+    path = _path([*first["loc"], *context.get("place", ())], values, keep_last=first["type"] == "missing")
     path += [str(part) for part in context.get("exact", ())]
     if first["type"] in ("union_tag_invalid", "union_tag_not_found") and "discriminator" in context:
         path.append(str(context["discriminator"]).strip("'"))
@@ -87,12 +87,12 @@ def explained(error: ValidationError, given: Any, name: str) -> UserError:
     return UserError(f"{name}: {where + ': ' if where else ''}{_sentence(first, context)}")
 
 
-def placed(error: ValidationError, given: Any) -> PydanticCustomError:
+def placed(error: ValidationError, values: Any) -> PydanticCustomError:
     """The first mistake of a schema inside another, as a refusal at its place."""
     first = error.errors(include_url=False)[0]
     context = first.get("ctx") or {}
     keep_last = first["type"] == "missing"
-    path = [*_path([*first["loc"], *context.get("place", ())], given, keep_last=keep_last), *context.get("exact", ())]
+    path = [*_path([*first["loc"], *context.get("place", ())], values, keep_last=keep_last), *context.get("exact", ())]
     return misplaced(_sentence(first, context), *path)
 
 
@@ -101,9 +101,9 @@ def misplaced(sentence: str, *path: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{sentence}", {"sentence": sentence, "place": [], "exact": list(path)})
 
 
-def _path(loc: Sequence[Any], given: Any, *, keep_last: bool) -> list[str]:
+def _path(loc: Sequence[Any], values: Any, *, keep_last: bool) -> list[str]:
     """The parts of pydantic's location that are keys of the file; its own words for unions are left out."""
-    kept, at = [], given
+    parts, at = [], values
     for number, part in enumerate(loc):
         if (isinstance(at, Mapping) and part in at) or (
             isinstance(at, list) and isinstance(part, int) and part < len(at)
@@ -111,8 +111,8 @@ def _path(loc: Sequence[Any], given: Any, *, keep_last: bool) -> list[str]:
             at = at[part]
         elif not (keep_last and number == len(loc) - 1):
             continue
-        kept.append(str(part))
-    return kept
+        parts.append(str(part))
+    return parts
 
 
 def _sentence(first: Any, context: Mapping[str, Any]) -> str:

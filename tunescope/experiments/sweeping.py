@@ -52,11 +52,11 @@ def shown(value: Any) -> str:
 def cells(experiment: Experiment) -> list[Cell]:
     """Every cell of the grid, the last path varying fastest; one without settings where there is no sweep."""
     paths = list(experiment.sweep)
-    found = []
+    grid = []
     for number, values in enumerate(itertools.product(*experiment.sweep.values())):
         settings = dict(zip(paths, values, strict=True))
-        found.append(Cell(number, settings, _with(experiment, settings)))
-    return found
+        grid.append(Cell(number, settings, _with(experiment, settings)))
+    return grid
 
 
 def check_sweep(experiment: Experiment) -> None:
@@ -81,9 +81,9 @@ def check_sweep(experiment: Experiment) -> None:
 
 def _pairs(experiment: Experiment) -> Iterator[None]:
     """Paths that overlap, such as ``steps.a`` and ``steps.a.k``, would overwrite each other."""
-    for one, other in itertools.permutations(experiment.sweep, 2):
-        if other.startswith(f"{one}."):
-            raise refusal(f"lies inside {one!r}, which is swept too; give one of them.", "sweep", other)
+    for outer, other in itertools.permutations(experiment.sweep, 2):
+        if other.startswith(f"{outer}."):
+            raise refusal(f"lies inside {outer!r}, which is swept too; give one of them.", "sweep", other)
         yield
 
 

@@ -38,8 +38,8 @@ class TensorRef(Strict):
         return self
 
 
-def _source(given: Any) -> str:
-    return "numbers" if isinstance(given, list | tuple) else "ref"
+def _source(value: Any) -> str:
+    return "numbers" if isinstance(value, list | tuple) else "ref"
 
 
 TensorSource = Annotated[

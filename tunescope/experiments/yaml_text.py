@@ -38,10 +38,12 @@ class _Dumper(yaml.SafeDumper):
 
     def analyze_scalar(self, scalar: str) -> Any:
         """Breaks that YAML would turn into spaces are escaped: PyYAML writes U+0085, U+2028 and U+2029 as they are."""
-        found = super().analyze_scalar(scalar)
+        analysis = super().analyze_scalar(scalar)
         if not _BREAKS.isdisjoint(scalar):
-            found.allow_flow_plain = found.allow_block_plain = found.allow_single_quoted = found.allow_block = False
-        return found
+            analysis.allow_flow_plain = analysis.allow_block_plain = analysis.allow_single_quoted = (
+                analysis.allow_block
+            ) = False
+        return analysis
 
     def write_double_quoted(self, text: str, split: bool = True) -> None:
         """The same signs as escapes."""
@@ -52,21 +54,21 @@ class _Dumper(yaml.SafeDumper):
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     """PyYAML's own, with other booleans and floats."""
-    kept: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     changed = {f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp")}
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items():
-        kept[first] = [rule for rule in rules if rule[0] not in changed]
-    _add(kept, "tag:yaml.org,2002:bool", re.compile(r"(true|True|false|False)$"), "tTfF")
-    _add(kept, "tag:yaml.org,2002:int", _INT, "-+0123456789")
-    _add(kept, "tag:yaml.org,2002:float", _FLOAT, "-+.0123456789")
-    return kept
+        resolvers[first] = [rule for rule in rules if rule[0] not in changed]
+    _add(resolvers, "tag:yaml.org,2002:bool", re.compile(r"(true|True|false|False)$"), "tTfF")
+    _add(resolvers, "tag:yaml.org,2002:int", _INT, "-+0123456789")
+    _add(resolvers, "tag:yaml.org,2002:float", _FLOAT, "-+.0123456789")
+    return resolvers
 
 
 def _add(
-    kept: dict[str, list[tuple[str, re.Pattern[str]]]], tag: str, pattern: re.Pattern[str], first: Iterable[str]
+    resolvers: dict[str, list[tuple[str, re.Pattern[str]]]], tag: str, pattern: re.Pattern[str], first: Iterable[str]
 ) -> None:
     for sign in first:
-        kept.setdefault(sign, []).append((tag, pattern))  # after int, so that 3 stays a whole number
+        resolvers.setdefault(sign, []).append((tag, pattern))  # after int, so that 3 stays a whole number
 
 
 _Loader.yaml_implicit_resolvers = _resolvers()
@@ -74,15 +76,15 @@ _Dumper.yaml_implicit_resolvers = _resolvers()
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
+    mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str | int | float | bool):
             raise ConstructorError(None, None, f"{key!r} is no plain key", key_node.start_mark)
-        if key in found:
+        if key in mapping:
             raise ConstructorError(None, None, f"the key {key!r} stands here a second time", key_node.start_mark)
-        found[key] = loader.construct_object(value_node, deep=True)
-    return found
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
 
 
 def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -137,9 +139,9 @@ def _size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
                 raise ConstructorError(None, None, str(error), node.start_mark) from error
             below: list[yaml.Node] = []
         else:
-            below = [one for entry in node.value for one in (entry if isinstance(entry, tuple) else (entry,))]
+            below = [child for entry in node.value for child in (entry if isinstance(entry, tuple) else (entry,))]
         inside = {*above, id(node)} if below else above
-        known[id(node)] = 1 + sum(_size(one, known, inside) for one in below)
+        known[id(node)] = 1 + sum(_size(child, known, inside) for child in below)
     return known[id(node)]
 
 

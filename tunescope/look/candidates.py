@@ -139,10 +139,10 @@ def rows_to_try(look: Look) -> tuple[Prompts, Prompts]:
     return sample(showing, ROWS, look.seed), sample(others, ROWS, look.seed) if len(others) else others
 
 
-def _stand_ins(look: Look, one: Candidate, rows: Prompts) -> list[iv.Recipe]:
-    if one.side == "base":
+def _stand_ins(look: Look, candidate: Candidate, rows: Prompts) -> list[iv.Recipe]:
+    if candidate.side == "base":
         return []
-    return probes.stand_ins(one.recipe, look.pair.tuned, rows, DRAWS, look.seed)
+    return probes.stand_ins(candidate.recipe, look.pair.tuned, rows, DRAWS, look.seed)
 
 
 def _measured(look: Look, candidates: list[Candidate], rows: Prompts, progress: Progress, **options: Any) -> Any:

@@ -44,11 +44,11 @@ def follow_dose(look: Look, name: str, progress: Progress) -> DoseResponse:
     recipe, model = look.recipes[name], look.pair.tuned
     random = probes.stand_ins(recipe, model, shows, DRAWS, look.seed)
     neutral = Prompts.of([row.shown for row in others], chat=False) if len(others) else None
-    found = wb.dose_response(
+    curve = wb.dose_response(
         look.pair, shows, iv.dose(recipe), STRENGTHS, metric=look.behaviour,
-        controls=[iv.dose(one) for one in random], seed=look.seed, neutral=neutral,
+        controls=[iv.dose(stand_in) for stand_in in random], seed=look.seed, neutral=neutral,
         max_new_tokens=reply_tokens(look.behaviour),
         progress=progress,
     )  # fmt: skip
-    look.results[dose_name(name)] = found
-    return found
+    look.results[dose_name(name)] = curve
+    return curve

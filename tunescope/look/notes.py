@@ -71,11 +71,11 @@ def _read(file: Path) -> LookNotes:
         content = json.loads(file.read_text(encoding="utf-8"))
         steps = {str(step): _note(note) for step, note in content["steps"].items() if step in STEPS}
         behaviour = content.get("behaviour")
-        candidates = {str(name): dict(one) for name, one in content.get("candidates", {}).items()}
+        candidates = {str(name): dict(side) for name, side in content.get("candidates", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return LookNotes()
     return LookNotes(steps, behaviour if isinstance(behaviour, str) else None, candidates)
 
 
-def _note(given: Mapping[str, Any]) -> StepNote:
-    return StepNote(tuple(str(sentence) for sentence in given["sentences"]), given["found"] is True)
+def _note(content: Mapping[str, Any]) -> StepNote:
+    return StepNote(tuple(str(sentence) for sentence in content["sentences"]), content["found"] is True)

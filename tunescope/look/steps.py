@@ -98,21 +98,22 @@ def run_steps(look: Look, progress: Progress, say: Callable[[str], None]) -> Loo
 def _content(look: Look, name: str) -> dict[str, Any]:
     """What a pass depends on, by content."""
     return {
-        "pass": name, "seed": look.seed, "models": {role: one.identity.hash for role, one in look.pair.models.items()},
-        "prompts": [None if one is None else one.hash for one in (look.prompts, look.neutral, look.parting)],
+        "pass": name, "seed": look.seed,
+        "models": {role: model.identity.hash for role, model in look.pair.models.items()},
+        "prompts": [None if rows is None else rows.hash for rows in (look.prompts, look.neutral, look.parting)],
     }  # fmt: skip
 
 
 def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], None] = lambda _: None) -> None:
     """One step with all of its passes; a pass that refuses says why, and the next goes on."""
     look.notes[step] = StepNote()
-    for one in PASSES[step]:
+    for work in PASSES[step]:
         before = len(look.notes[step].sentences)
         try:
-            with scope(partial(_content, look, one.__name__)):
-                one(look, progress)
+            with scope(partial(_content, look, work.__name__)):
+                work(look, progress)
         except UserError as error:
-            look.tell(step, f"{one.__name__.replace('_', ' ')}: {error}")
+            look.tell(step, f"{work.__name__.replace('_', ' ')}: {error}")
         for sentence in look.notes[step].sentences[before:]:
             say(f"{step:14} {sentence}")
 
@@ -208,13 +209,13 @@ def turn_by_candidates(look: Look, progress: Progress) -> None:
     if look.behaviour is None:
         look.tell(TURN, "no behaviour rose beyond chance on these prompts, so there is none to turn off.")
         return
-    found = [*scaled_tunings(look), *heads_off(look)]
+    candidates = [*scaled_tunings(look), *heads_off(look)]
     if "direction" in look.results:
-        found.append(Candidate("direction-off", look.results["direction"].recipe))
-    table = tried(look, found, progress)
+        candidates.append(Candidate("direction-off", look.results["direction"].recipe))
+    table = tried(look, candidates, progress)
     look.candidates = table
-    look.recipes |= {one.name: one.recipe for one in found if one.is_file}
-    look.recipe_sides = {one.name: {"side": one.side, "scale": one.scale} for one in found}
+    look.recipes |= {candidate.name: candidate.recipe for candidate in candidates if candidate.is_file}
+    look.recipe_sides = {candidate.name: {"side": candidate.side, "scale": candidate.scale} for candidate in candidates}
     beyond = works(table)
     tuned = table[table["candidate"] == "tuned"].iloc[0]
     said = f"{look.behaviour}, left on the {tuned['n']:.0f} prompts that show it: {_shares(table)}."

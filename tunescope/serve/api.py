@@ -61,8 +61,8 @@ class _Api:
         """``handler`` for those who have the token; a mistake in the request is status 400 with its sentence."""
 
         async def answer(request: Request) -> Response:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-            if self.token is not None and not secrets.compare_digest(given.encode(), self.token.encode()):
+            token = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+            if self.token is not None and not secrets.compare_digest(token.encode(), self.token.encode()):
                 return _refusal("The token is missing or wrong: send the one that the server printed.", 401, "auth")
             try:
                 return await handler(request)
@@ -97,11 +97,11 @@ class _Api:
         return await self._completed(request, TextRequest)
 
     async def _completed(self, request: Request, kind: type[ChatRequest] | type[TextRequest]) -> Response:
-        asked = parsed(kind, await self._body(request))
-        job = self.engine.job(asked)
-        shape = _Shape(asked)
-        pieces = self.engine.run(job, asked.model)
-        if asked.stream:
+        question = parsed(kind, await self._body(request))
+        job = self.engine.job(question)
+        shape = _Shape(question)
+        pieces = self.engine.run(job, question.model)
+        if question.stream:
             first = await anext(pieces)  # what is refused is refused before the stream begins
             return StreamingResponse(_events(shape, first, pieces), media_type="text/event-stream")
         text, end = "", Finish("stop", 0, 0)
@@ -135,11 +135,11 @@ async def _events(shape: _Shape, first: str | Finish, pieces: AsyncGenerator[str
 class _Shape:
     """One answer in OpenAI's shape."""
 
-    def __init__(self, asked: ChatRequest | TextRequest) -> None:
-        self.is_chat, self.asked = isinstance(asked, ChatRequest), asked
+    def __init__(self, question: ChatRequest | TextRequest) -> None:
+        self.is_chat, self.question = isinstance(question, ChatRequest), question
         self.head = {
             "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{secrets.token_hex(12)}", "created": int(time.time()),
-            "model": asked.model,
+            "model": question.model,
         }  # fmt: skip
         self._begun = False
 
@@ -155,7 +155,7 @@ class _Shape:
         if isinstance(piece, str):
             return [self._chunk(piece, None)]
         made = [self._chunk(None, piece.reason)]
-        if self.asked.usage_wanted:
+        if self.question.usage_wanted:
             made.append({**self._chunk(None, None), "choices": [], "usage": _usage(piece)})
         return made
 

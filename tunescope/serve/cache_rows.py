@@ -54,7 +54,10 @@ class CacheRows:
             if layer.is_initialized:
                 index = torch.tensor(rows, device=layer.keys.device)
                 width = _columns(layer, self.width)
-                parts = [one.index_select(0, index)[:, :, one.shape[2] - width :] for one in (layer.keys, layer.values)]
+                parts = [
+                    states.index_select(0, index)[:, :, states.shape[2] - width :]
+                    for states in (layer.keys, layer.values)
+                ]
                 _fill(layer, parts, self.width)
 
     def grow(self) -> None:
@@ -82,7 +85,7 @@ def _columns(layer: Any, width: int) -> int:
 def _padded(layer: Any, width: int) -> list[Tensor]:
     """Keys and values with zeros before them."""
     more = _columns(layer, width) - layer.keys.shape[2]
-    return [pad(one, (0, 0, more, 0)) for one in (layer.keys, layer.values)]
+    return [pad(states, (0, 0, more, 0)) for states in (layer.keys, layer.values)]
 
 
 def _fill(layer: Any, parts: Sequence[Tensor], width: int) -> None:

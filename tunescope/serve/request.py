@@ -51,8 +51,8 @@ class Options(BaseModel):
     @property
     def stops(self) -> list[str]:
         """The texts that end a completion."""
-        given = [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
-        return [one for one in given if one]
+        texts = [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
+        return [text for text in texts if text]
 
     @property
     def limit(self) -> int | None:

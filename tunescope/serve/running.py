@@ -41,8 +41,10 @@ def run(engine: Engine, address: str, port: int, token: str | None, *, made: boo
     import uvicorn
 
     key = secrets.token_urlsafe(24) if made else token
-    told = "no token is asked for" if key is None else f"token {key}" if made else "the token that was given"
+    token_sentence = "no token is asked for" if key is None else f"token {key}" if made else "the token that was given"
     shown = f"[{address}]" if ":" in address else address
-    sys.stderr.write(f"Serving {', '.join(engine.models())}\nat http://{shown}:{port}/v1, {told}. Ctrl-C ends it.\n")
+    sys.stderr.write(
+        f"Serving {', '.join(engine.models())}\nat http://{shown}:{port}/v1, {token_sentence}. Ctrl-C ends it.\n"
+    )
     app = application(engine, key, [*LOCAL, shown, address, *hosts])
     uvicorn.run(app, host=address, port=port, log_level="warning", timeout_graceful_shutdown=30)

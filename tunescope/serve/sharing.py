@@ -44,7 +44,7 @@ def _scales_with_length(rope: Any) -> bool:
     """Whether any rotary setting changes with the length of the text, which a batch would share."""
     if not isinstance(rope, dict):
         return False
-    kinds = [rope.get("rope_type"), *(one.get("rope_type") for one in rope.values() if isinstance(one, dict))]
+    kinds = [rope.get("rope_type"), *(entry.get("rope_type") for entry in rope.values() if isinstance(entry, dict))]
     return bool({"dynamic", "longrope"} & set(kinds))
 
 

@@ -84,12 +84,12 @@ class Shelf(Mapping[str, Recipe]):
             raise UserError(f"The recipe {name!r} cannot be served: {error}") from error
 
     def _files(self) -> dict[str, Path]:
-        found: dict[str, Path] = {}
+        by_name: dict[str, Path] = {}
         for place in self._places:
             inside = sorted(place.iterdir()) if place.is_dir() else [place]
-            for file in (one for one in inside if one.suffix.lower() in ENDINGS and one.is_file()):
-                if found.setdefault(file.stem, file) != file:
+            for file in (path for path in inside if path.suffix.lower() in ENDINGS and path.is_file()):
+                if by_name.setdefault(file.stem, file) != file:
                     raise UserError(
-                        f"Two recipes are called {file.stem!r}: rename one of {found[file.stem]} and {file}."
+                        f"Two recipes are called {file.stem!r}: rename one of {by_name[file.stem]} and {file}."
                     )
-        return found
+        return by_name

@@ -17,10 +17,10 @@ class StopTexts:
         if self.ended:
             return ""
         whole = self._held + text
-        found = [place for stop in self._stops if (place := whole.find(stop)) >= 0]
-        if found:
+        places = [place for stop in self._stops if (place := whole.find(stop)) >= 0]
+        if places:
             self.ended, self._held = True, ""
-            return whole[: min(found)]
+            return whole[: min(places)]
         keep = 0 if last else max((_overlap(whole, stop) for stop in self._stops), default=0)
         self._held = whole[len(whole) - keep :]
         return whole[: len(whole) - keep]

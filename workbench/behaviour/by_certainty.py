@@ -63,11 +63,11 @@ class PartedDiff(Result):
     def value(self, part: str, model: str, metric: str) -> float:
         """One estimate. Raises :class:`UserError` for what is not in the table."""
         table = self.table
-        found = table[(table["part"] == part) & (table["model"] == model) & (table["metric"] == metric)]
-        if found.empty:
+        row = table[(table["part"] == part) & (table["model"] == model) & (table["metric"] == metric)]
+        if row.empty:
             parts = ", ".join(dict.fromkeys(table["part"]))
             raise UserError(f"No {metric!r} of {model!r} for {part!r} here: parts are {parts}.")
-        return float(found["estimate"].iloc[0])
+        return float(row["estimate"].iloc[0])
 
     def summary(self) -> str:
         """How many prompts each part has."""
@@ -168,12 +168,12 @@ def sure_unsure(
     """
     check_pair(pair, questions)
     trial = _trial(questions, [*metrics, "confidence"], read_options(DiffOptions, options), batch_size, seed)
-    given = None if confidence is None else np.asarray(confidence, dtype=np.float64)
-    if given is not None and given.shape != (len(trial.prompts),):
-        raise UserError(f"There are {given.size} confidences for {len(trial.prompts)} prompts; give one for each.")
+    certainty = None if confidence is None else np.asarray(confidence, dtype=np.float64)
+    if certainty is not None and certainty.shape != (len(trial.prompts),):
+        raise UserError(f"There are {certainty.size} confidences for {len(trial.prompts)} prompts; give one for each.")
     compared = compared_models(pair, recipe, controls)
     measured = measure(read_by_side(compared, pair, trial.prompts, trial.options.base_prompts), trial)
-    own = measured["tuned"].frames[0]["confidence"].to_numpy() if given is None else given
+    own = measured["tuned"].frames[0]["confidence"].to_numpy() if certainty is None else certainty
     limit = float(np.median(own)) if threshold is None else threshold
     by = f"whether the tuned model is sure (confidence of at least {limit:.3g})"
     return _parted(pair, trial, measured, own >= limit, ("sure", "unsure"), by)
@@ -194,7 +194,7 @@ def _parted(
     for name, mask in zip(names, (first, ~first), strict=True):
         if not mask.any():
             continue
-        own = {model: _only(one, mask) for model, one in measured.items()}
+        own = {model: _only(scores, mask) for model, scores in measured.items()}
         estimator = Estimator(clusters[mask], None, trial.seed, trial.options.bins, trial.shares)
         tables.append(estimates(own, trial.metrics, estimator).assign(part=name))
         if "ece" in trial.metrics:
@@ -218,18 +218,20 @@ def _only(measured: Measured, mask: np.ndarray) -> Measured:
 def _between(measured: Mapping[str, Measured], trial: Trial, first: np.ndarray, names: Names) -> pd.DataFrame:
     """The first part's mean minus the second's, for each model and metric that is a mean."""
     clusters, lines = trial.prompts.clusters, []
-    for model, one in measured.items():
+    for model, scores in measured.items():
         for metric in (metric for metric in trial.metrics if metric not in WHOLE):
-            values = one.mean()[metric].to_numpy()
-            found = difference_interval(
+            values = scores.mean()[metric].to_numpy()
+            difference = difference_interval(
                 values[first], values[~first], paired=False, clusters=(clusters[first], clusters[~first]),
                 seed=trial.seed,
             )  # fmt: skip
-            lines.append({"part": " - ".join(names), "model": model, "metric": metric, **found._asdict()})
+            lines.append({"part": " - ".join(names), "model": model, "metric": metric, **difference._asdict()})
     return pd.DataFrame(lines)
 
 
 def _rows(measured: Mapping[str, Measured], first: np.ndarray, names: Names) -> pd.DataFrame:
     part = np.where(first, *names)
-    frames = [one.mean().assign(model=name, prompt=np.arange(len(part)), part=part) for name, one in measured.items()]
+    frames = [
+        scores.mean().assign(model=name, prompt=np.arange(len(part)), part=part) for name, scores in measured.items()
+    ]
     return pd.concat(frames, ignore_index=True)

@@ -47,10 +47,10 @@ def reliability(
     members = bin_of(confidence, bins)
     lines = []
     for number in np.unique(members):
-        chosen = members == number
-        interval = mean_interval(right[chosen], clusters=None if clusters is None else clusters[chosen], seed=seed)
+        in_bin = members == number
+        interval = mean_interval(right[in_bin], clusters=None if clusters is None else clusters[in_bin], seed=seed)
         lines.append(
-            {"from_": number / bins, "to": (number + 1) / bins, "confidence": float(confidence[chosen].mean()),
-             "share": interval.estimate, "low": interval.low, "high": interval.high, "n": int(chosen.sum())}
+            {"from_": number / bins, "to": (number + 1) / bins, "confidence": float(confidence[in_bin].mean()),
+             "share": interval.estimate, "low": interval.low, "high": interval.high, "n": int(in_bin.sum())}
         )  # fmt: skip
     return pd.DataFrame(lines)

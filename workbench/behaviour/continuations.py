@@ -28,28 +28,28 @@ def score_continuations(subject: Subject, prompts: Prompts, metrics: Sequence[st
 
     Raises :class:`UserError` for a prompt without answer, or without distractor where one is compared with.
     """
-    asked = [metric for metric in ANSWER if metric in metrics]
-    if not asked:
+    wanted = [metric for metric in ANSWER if metric in metrics]
+    if not wanted:
         return pd.DataFrame(index=range(len(prompts)))
     ids = encode(prompts, subject.model.tokenizer, subject.model.max_positions)
     scored = logprobs(subject, ids, continuations_of(prompts, subject, "answer"), work)
     answer = scored.sum_
-    found = {"answer_logprob": answer, "answer": answer / scored.tokens, "answer_prob": np.exp(answer)}
-    if "answer_diff" in asked:
+    columns = {"answer_logprob": answer, "answer": answer / scored.tokens, "answer_prob": np.exp(answer)}
+    if "answer_diff" in wanted:
         other = logprobs(subject, ids, continuations_of(prompts, subject, "distractor"), work).sum_
-        found["answer_diff"] = answer - other
-    return pd.DataFrame({name: found[name] for name in asked})
+        columns["answer_diff"] = answer - other
+    return pd.DataFrame({name: columns[name] for name in wanted})
 
 
 def continuations_of(prompts: Prompts, subject: Subject, column: str) -> list[list[int]]:
     """Token ids of every row's answer (or distractor) in context."""
-    found = []
+    continuations = []
     for number, row in enumerate(prompts):
         text = row.answer if column == "answer" else row.distractor
         if not text:
             raise UserError(f"Prompt {number} has no {column}; every row needs one here.")
-        found.append(continuation_ids(row, subject.model.tokenizer, text))
-    return found
+        continuations.append(continuation_ids(row, subject.model.tokenizer, text))
+    return continuations
 
 
 class Logprobs:
@@ -63,18 +63,18 @@ class Logprobs:
 def logprobs(subject: Subject, prompts: Ids, continuations: Ids, work: Work) -> Logprobs:
     """Log-probability of each continuation [row] behind its prompt; one forward pass per batch."""
     _check_readable(subject, prompts, continuations)
-    found = Logprobs([len(continuation) for continuation in continuations])
+    totals = Logprobs([len(continuation) for continuation in continuations])
     lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
     about = fingerprint([subject.name, subject.recipe])
 
     def take(rows: list[int], sums: list[float]) -> None:
-        found.sum_[rows] = sums
+        totals.sum_[rows] = sums
 
     work.each(
         subject.name, lengths, partial(_sums, subject, prompts, continuations), take, subject.applied,
         lambda rows: ["log-probabilities", about, _members(prompts, rows), _members(continuations, rows)],
     )  # fmt: skip
-    return found
+    return totals
 
 
 def _sums(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[float]:
@@ -82,7 +82,10 @@ def _sums(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -
     with subject.applied_to(rows):
         logits = continuation_logits(subject, prompts, continuations, rows)
     wanted = [torch.tensor(continuations[row], device=logits[0].device)[:, None] for row in rows]
-    return [float(one.double().log_softmax(-1).gather(-1, at).sum()) for one, at in zip(logits, wanted, strict=True)]
+    return [
+        float(row_logits.double().log_softmax(-1).gather(-1, at).sum())
+        for row_logits, at in zip(logits, wanted, strict=True)
+    ]
 
 
 def text_logprobs(subject: Subject, texts: Prompts, work: Work) -> Logprobs:
@@ -91,9 +94,9 @@ def text_logprobs(subject: Subject, texts: Prompts, work: Work) -> Logprobs:
     Raises :class:`UserError` for a text of fewer than two tokens.
     """
     ids = encode(texts.turned(chat=False), subject.model.tokenizer, subject.model.max_positions)  # no user turns
-    if short := [number for number, one in enumerate(ids) if len(one) < 2]:
+    if short := [number for number, tokens in enumerate(ids) if len(tokens) < 2]:
         raise UserError(f"Neutral text {short[0]} has one token; perplexity needs at least two: remove it.")
-    return logprobs(subject, [one[:1] for one in ids], [one[1:] for one in ids], work)
+    return logprobs(subject, [tokens[:1] for tokens in ids], [tokens[1:] for tokens in ids], work)
 
 
 def kl_per_token(
@@ -112,12 +115,12 @@ def kl_per_token(
     read = [prompts] * len(subjects) if each is None else each
     for subject, own in zip((base, *subjects), (prompts, *read), strict=True):
         _check_readable(subject, own, continuations)
-    found = [np.zeros((len(continuations), 2)) for _ in subjects]
+    sums = [np.zeros((len(continuations), 2)) for _ in subjects]
     lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
-    about = fingerprint([(one.name, one.recipe) for one in (base, *subjects)])
+    about = fingerprint([(entry.name, entry.recipe) for entry in (base, *subjects)])
 
     def take(rows: list[int], divergences: list[list[tuple[float, float]]]) -> None:
-        for values, new in zip(found, divergences, strict=True):
+        for values, new in zip(sums, divergences, strict=True):
             values[rows] = new
 
     texts = (prompts, *read, continuations)
@@ -125,7 +128,7 @@ def kl_per_token(
         "KL per token", lengths, partial(_divergences, (base, *subjects), (prompts, *read), continuations), take,
         content=lambda rows: ["KL per token", about, [_members(ids, rows) for ids in texts]],
     )  # fmt: skip
-    return found
+    return sums
 
 
 def _divergences(
@@ -135,7 +138,7 @@ def _divergences(
     logits = (logits_at(subject, ids, continuations, rows) for subject, ids in zip(subjects, read, strict=True))
     theirs = next(logits)
     return [
-        [(float(kl(other, one).mean()), float(kl(one, other).mean())) for one, other in zip(ours, theirs, strict=True)]
+        [(float(kl(other, own).mean()), float(kl(own, other).mean())) for own, other in zip(ours, theirs, strict=True)]
         for ours in logits
     ]
 
@@ -165,11 +168,11 @@ class KLFromModels:
     def of(self, subject: Subject) -> list[Float[np.ndarray, " row"]]:
         """For each model the mean over the tokens of a continuation, in nats; one forward pass of the subject."""
         _check_readable(subject, self.prompts, self.continuations)
-        found = [np.zeros(len(self.continuations)) for _ in self.models]
-        about = fingerprint([(one.name, one.recipe) for one in (*self.models, subject)])
+        sums = [np.zeros(len(self.continuations)) for _ in self.models]
+        about = fingerprint([(compared.name, compared.recipe) for compared in (*self.models, subject)])
 
         def take(rows: list[int], new: list[list[float]]) -> None:
-            for values, divergences in zip(found, new, strict=True):
+            for values, divergences in zip(sums, new, strict=True):
                 values[rows] = divergences
 
         self.work.each(
@@ -178,7 +181,7 @@ class KLFromModels:
                 "KL from models", about, [_members(ids, rows) for ids in (self.prompts, self.continuations)]
             ],
         )  # fmt: skip
-        return found
+        return sums
 
     def _compared(self, subject: Subject, rows: list[int]) -> list[list[float]]:
         ours = logits_at(subject, self.prompts, self.continuations, rows)
@@ -201,7 +204,7 @@ class KLFromModels:
         return read
 
     def _lengths(self) -> list[int]:
-        return [len(one) + len(other) for one, other in zip(self.prompts, self.continuations, strict=True)]
+        return [len(prompt) + len(other) for prompt, other in zip(self.prompts, self.continuations, strict=True)]
 
 
 def logits_at(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:

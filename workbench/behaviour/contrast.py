@@ -53,19 +53,19 @@ def contrast(
     work, decoding = Work(batch_size, progress), Decoding(max_new_tokens)
     theirs, ours = (generate_replies(Subject(role, model), rows, decoding, work) for role, model in pair.models.items())
     ids = encode(rows, pair.tokenizer, pair.tuned.max_positions)
-    found = []
+    contrasts = []
     for number, (row, read, base, tuned) in enumerate(zip(rows, ids, theirs, ours, strict=True)):
         both = (tuned[0].ids, base[0].ids)
         shared = common_tokens(*both)
         if shared < min(map(len, both)):
             made = _whole(row, number, both, pair.tokenizer) if whole else None
-            found.append(made or _parted(row, number, read, both, shared, pair.tokenizer))
-    if not found:
+            contrasts.append(made or _parted(row, number, read, both, shared, pair.tokenizer))
+    if not contrasts:
         raise UserError(
             f"Nothing to localize: 0 of {len(rows)} answers differ in their first {max_new_tokens} tokens; ask what "
             "the tuning was about, or raise max_new_tokens."
         )
-    return Prompts(found)
+    return Prompts(contrasts)
 
 
 def _whole(row: Prompt, number: int, both: tuple[Sequence[int], Sequence[int]], tokenizer: Any) -> Prompt:
@@ -81,11 +81,11 @@ def _whole(row: Prompt, number: int, both: tuple[Sequence[int], Sequence[int]], 
 def _parted(
     row: Prompt, number: int, ids: Sequence[int], both: tuple[Sequence[int], Sequence[int]], shared: int, tokenizer: Any
 ) -> Prompt:
-    mine, other = ([int(one[shared])] for one in both)
+    mine, other = ([int(tokens[shared])] for tokens in both)
     columns = {**row.columns, "answer_ids": mine, "distractor_ids": other, "row": number}
-    texts = [tokenizer.decode(one) for one in (mine, other)]
+    texts = [tokenizer.decode(tokens) for tokens in (mine, other)]
     if texts[0] == texts[1] or not all(texts):  # parts of a letter
-        texts = [f"token {one[0]}" for one in (mine, other)]
+        texts = [f"token {tokens[0]}" for tokens in (mine, other)]
     made = dataclasses.replace(row, answer=texts[0], distractor=texts[1], contrast=None, columns=columns)
     if not shared:
         return made

@@ -58,12 +58,12 @@ def self_critique(
     """
     rows = Prompts.of(prompts)
     said = answers if answers is not None else model.generate(rows, max_new_tokens=max_new_tokens)
-    asked = Prompts(
+    questions = Prompts(
         [_asked(row, text, question, yes, no, model.tokenizer) for row, text in zip(rows, said, strict=True)]
     )
-    tokens = answer_tokens(asked, model.tokenizer)
+    tokens = answer_tokens(questions, model.tokenizer)
     assert tokens.distractor is not None
-    logits = logits_of(Subject("critique", model), asked, Work(batch_size))
+    logits = logits_of(Subject("critique", model), questions, Work(batch_size))
     gap = logits.gather(1, tokens.answer[:, None]) - logits.gather(1, tokens.distractor[:, None])
     return gap[:, 0].double().sigmoid().numpy()
 

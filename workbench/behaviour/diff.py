@@ -67,11 +67,11 @@ def behaviour_diff(
         **options: See :class:`DiffOptions`.
     """
     check_pair(pair, prompts)
-    rows, chosen = Prompts.of(prompts), read_options(DiffOptions, options)
+    rows, settings = Prompts.of(prompts), read_options(DiffOptions, options)
     names, behaviours = read_metrics(metrics)
-    trial = Trial(rows, names, chosen, batch_size, seed, behaviours)
-    compared = compared_models(pair, recipe, controls, base_recipes, chosen.controls_on)
-    measured = measure(read_by_side(compared, pair, rows, chosen.base_prompts), trial)
+    trial = Trial(rows, names, settings, batch_size, seed, behaviours)
+    compared = compared_models(pair, recipe, controls, base_recipes, settings.controls_on)
+    measured = measure(read_by_side(compared, pair, rows, settings.base_prompts), trial)
     return _result(pair, measured, trial)
 
 
@@ -89,22 +89,22 @@ def compared_models(
     named: Mapping[str, AppliedRecipe] = (
         {} if recipe is None else recipe if isinstance(recipe, Mapping) else {"tuned + recipe": recipe}
     )
-    found = [Compared(side, (Subject(side, model),)) for side, model in pair.models.items()]
-    found += [Compared(name, (Subject(name, pair.tuned, one),)) for name, one in named.items()]
-    found += [
+    compared = [Compared(side, (Subject(side, model),)) for side, model in pair.models.items()]
+    compared += [Compared(name, (Subject(name, pair.tuned, applied),)) for name, applied in named.items()]
+    compared += [
         Compared(name, (Subject(name, pair.base, base_recipe),)) for name, base_recipe in (base_recipes or {}).items()
     ]
     for label, draws in (controls or {}).items():
         name = f"random {label}" if label in named else label
         if not draws:
             raise UserError(f"The control {name!r} has no draws: give at least one recipe, better ten.")
-        found.append(
+        compared.append(
             Compared(name, tuple(Subject(name, pair.models[controls_on], draw) for draw in draws), is_control=True)
         )
-    names = [one.name for one in found]
+    names = [entry.name for entry in compared]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"Two of the compared models are called {twice[0]!r}: give every recipe a name of its own.")
-    return found
+    return compared
 
 
 def read_by_side(compared: list[Compared], pair: ModelPair, rows: Prompts, base_prompts: Any) -> list[Compared]:
@@ -120,7 +120,9 @@ def read_by_side(compared: list[Compared], pair: ModelPair, rows: Prompts, base_
         raise UserError(
             f"There are {len(own)} base prompts for {len(rows)} prompts: give the base its own form of every row."
         )
-    return [dataclasses.replace(one, prompts=own) if one.subjects[0].model is pair.base else one for one in compared]
+    return [
+        dataclasses.replace(entry, prompts=own) if entry.subjects[0].model is pair.base else entry for entry in compared
+    ]
 
 
 def _result(pair: ModelPair, measured: dict[str, Measured], trial: Trial) -> BehaviourDiff:
@@ -129,7 +131,7 @@ def _result(pair: ModelPair, measured: dict[str, Measured], trial: Trial) -> Beh
     estimator = Estimator(
         trial.prompts.clusters, None if texts is None else texts.clusters, trial.seed, options.bins, trial.shares
     )
-    replies = {name: one.replies for name, one in measured.items() if one.replies is not None}
+    replies = {name: values.replies for name, values in measured.items() if values.replies is not None}
     calibrated = {"ece", "brier"} & set(trial.metrics)
     has_curve = calibrated and {"confidence", "accuracy"} <= set(measured["base"].frames[0])
     scored = trial.scored(Subject("tuned", pair.tuned), warn=False)
@@ -154,17 +156,19 @@ def provenance(pair: ModelPair, made_by: str, trial: Trial, **more: Any) -> Prov
 
 
 def _long(measured: Mapping[str, Measured]) -> pd.DataFrame:
-    frames = [one.mean().assign(model=name, prompt=np.arange(len(one.frames[0]))) for name, one in measured.items()]
+    frames = [
+        values.mean().assign(model=name, prompt=np.arange(len(values.frames[0]))) for name, values in measured.items()
+    ]
     return pd.concat(frames, ignore_index=True)
 
 
 def _neutral(measured: Mapping[str, Measured]) -> pd.DataFrame:
     lines = [
         pd.DataFrame(
-            {"model": name, "draw": draw, "text": np.arange(len(one)), "logprob": one[:, 0], "tokens": one[:, 1]}
+            {"model": name, "draw": draw, "text": np.arange(len(sums)), "logprob": sums[:, 0], "tokens": sums[:, 1]}
         )
         for name, own in measured.items()
-        for draw, one in enumerate(own.neutral)
+        for draw, sums in enumerate(own.neutral)
     ]
     return pd.concat(lines, ignore_index=True)
 

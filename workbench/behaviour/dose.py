@@ -133,21 +133,21 @@ def dose_response(
         **options: See :class:`DoseOptions`; texts are greedy.
     """
     check_pair(pair, prompts)
-    rows, chosen = Prompts.of(prompts), read_options(DoseOptions, options)
+    rows, settings = Prompts.of(prompts), read_options(DoseOptions, options)
     if on not in pair.models:
         raise unknown_name("side", on, pair.models)
     steps = _strengths(strengths)
     random = _doses(controls)
-    model, work = pair.models[on], Work(batch_size, chosen.progress)
+    model, work = pair.models[on], Work(batch_size, settings.progress)
     followed = Followed.beside(
         pair.base, model=model, prompts=rows, metric=metric, strengths=steps, work=work,
-        max_new_tokens=chosen.max_new_tokens, refusal=chosen.refusal,
+        max_new_tokens=settings.max_new_tokens, refusal=settings.refusal,
     )  # fmt: skip
     start, values = followed.plain(), followed.values(Dose.of(dose))
-    drawn = np.stack([followed.values(one) for one in random]) if random else np.zeros((0, *values.shape))
+    drawn = np.stack([followed.values(recipe_at) for recipe_at in random]) if random else np.zeros((0, *values.shape))
     counts = metric in SHARES if followed.behaviour is None else followed.behaviour.share
     table = _table(steps, start, values, drawn, share_interval if counts else mean_interval, rows, seed)
-    side, more = _side_effect(model, Dose.of(dose), random, steps, chosen, work, seed)
+    side, more = _side_effect(model, Dose.of(dose), random, steps, settings, work, seed)
     return DoseResponse(
         table=pd.concat([table, more], axis=1),
         metric=followed.metric,
@@ -159,16 +159,16 @@ def dose_response(
         provenance=Provenance.of(
             "dose_response", pair.models, rows, seed=seed, device=str(model.device),
             settings={"metric": followed.metric, "on": on, "strengths": list(steps), "draws": len(random), "side": side,
-                      "max_new_tokens": chosen.max_new_tokens, "batch_size": batch_size},
+                      "max_new_tokens": settings.max_new_tokens, "batch_size": batch_size},
         ),
     )  # fmt: skip
 
 
-def _strengths(given: Sequence[int | float]) -> tuple[float, ...]:
-    found = tuple(sorted({float(one) for one in given}))
-    if not found or not np.isfinite(found).all():
+def _strengths(values: Sequence[int | float]) -> tuple[float, ...]:
+    ordered = tuple(sorted({float(value) for value in values}))
+    if not ordered or not np.isfinite(ordered).all():
         raise UserError("Give at least one finite strength, such as [-1, 0, 1, 2].")
-    return found
+    return ordered
 
 
 def _doses(controls: Sequence[Any]) -> list[Dose]:
@@ -188,10 +188,10 @@ def _table(
 ) -> pd.DataFrame:
     lines, clusters = [], prompts.clusters
     for place, strength in enumerate(strengths):
-        found = interval(values[place], clusters=clusters, seed=seed)
+        mean = interval(values[place], clusters=clusters, seed=seed)
         moved = np.where(np.abs(values[place] - start) <= ROUNDING * (1 + np.abs(start)), 0.0, values[place] - start)
         change = mean_interval(moved, clusters=clusters, seed=seed)
-        line = {"strength": strength, "estimate": found.estimate, "low": found.low, "high": found.high, "n": found.n}
+        line = {"strength": strength, "estimate": mean.estimate, "low": mean.low, "high": mean.high, "n": mean.n}
         line |= {"change": change.estimate, "change_low": change.low, "change_high": change.high}
         lines.append({**line, **_band("control", drawn[:, place].mean(-1))})
     return pd.DataFrame(lines)
@@ -217,28 +217,28 @@ def _side_effect(
     """What the side effect is, and its columns."""
     if options.neutral is not None:
         texts = Prompts.of(options.neutral)
-        told, each = "perplexity on neutral text", lambda one: over_strengths(
-            one, model, texts, strengths, lambda subject, rows, _: text_scores(subject, rows, work)
+        meaning, each = "perplexity on neutral text", lambda sweep: over_strengths(
+            sweep, model, texts, strengths, lambda subject, rows, _: text_scores(subject, rows, work)
         )  # fmt: skip
         interval = _perplexity
     elif options.out_of_scope is not None:
         texts = Prompts.of(options.out_of_scope)
         plain = logits_of(Subject("as it is", model), texts, work)
-        told, each = "KL from the model as it is, out of scope, in nats", lambda one: over_strengths(
-            one, model, texts, strengths,
+        meaning, each = "KL from the model as it is, out of scope, in nats", lambda swept: over_strengths(
+            swept, model, texts, strengths,
             lambda subject, rows, numbers: next_token_scores(subject, rows, "kl", plain, numbers, work),
         )  # fmt: skip
         interval = _mean
     else:
         return "", pd.DataFrame(index=range(len(strengths)))
-    own, drawn = each(dose), [each(one) for one in random]
+    own, drawn = each(dose), [each(stand_in) for stand_in in random]
     lines = []
     for place in range(len(strengths)):
-        found = interval(own[place], texts.clusters, seed)
-        line = {"side": found.estimate, "side_low": found.low, "side_high": found.high}
-        by_draw = np.array([interval(one[place], None, None).estimate for one in drawn])
+        bounds = interval(own[place], texts.clusters, seed)
+        line = {"side": bounds.estimate, "side_low": bounds.low, "side_high": bounds.high}
+        by_draw = np.array([interval(values[place], None, None).estimate for values in drawn])
         lines.append({**line, **_band("side_control", by_draw)})
-    return told, pd.DataFrame(lines)
+    return meaning, pd.DataFrame(lines)
 
 
 def _mean(values: np.ndarray, clusters: np.ndarray | None, seed: int | None) -> Interval:

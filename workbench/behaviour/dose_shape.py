@@ -69,18 +69,18 @@ def shape_of(
     far = int(np.abs(means - means[0]).argmax())
     size = max(float(np.ptp(means)), 1e-12)
 
-    def told(statistic: Callable[[np.ndarray], np.ndarray], level: float = LEVEL) -> Interval:
+    def interval_of(statistic: Callable[[np.ndarray], np.ndarray], level: float = LEVEL) -> Interval:
         def of_means(weights: np.ndarray) -> np.ndarray:
             return statistic(weights @ curves.T / weights.sum(1, keepdims=True))
 
         return statistic_interval(of_means, curves.shape[1], seed=seed, method="percentile", level=level)
 
-    change = told(lambda means: means[:, -1] - means[:, 0])
-    bend = told(lambda drawn: _bend(steps, drawn))
+    change = interval_of(lambda means: means[:, -1] - means[:, 0])
+    bend = interval_of(lambda drawn: _bend(steps, drawn))
     sign = np.sign(means[far] - means[0])
-    fall = told(lambda drawn: sign * (drawn[:, far] - drawn[:, -1]) / size)
+    fall = interval_of(lambda drawn: sign * (drawn[:, far] - drawn[:, -1]) / size)
     # the farthest of so many points: its interval is as much wider
-    farthest = told(lambda drawn: drawn[:, far] - drawn[:, 0], level=1 - (1 - LEVEL) / len(steps))
+    farthest = interval_of(lambda drawn: drawn[:, far] - drawn[:, 0], level=1 - (1 - LEVEL) / len(steps))
     enough = curves.shape[1] >= FEWEST
     return DoseShape(_name(change, bend, fall, farthest) if enough else "undecided", change, bend, fall)
 
@@ -89,8 +89,8 @@ def _bend(steps: np.ndarray, means: np.ndarray) -> np.ndarray:
     middle = len(steps) // 2
     first = (means[:, middle] - means[:, 0]) / (steps[middle] - steps[0])
     last = (means[:, -1] - means[:, middle]) / (steps[-1] - steps[middle])
-    found: np.ndarray = last / np.where(np.abs(first) < 1e-12, 1e-12, first)
-    return found
+    ratio: np.ndarray = last / np.where(np.abs(first) < 1e-12, 1e-12, first)
+    return ratio
 
 
 def _name(change: Interval, bend: Interval, fall: Interval, farthest: Interval) -> str:

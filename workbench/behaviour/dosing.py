@@ -35,18 +35,18 @@ class Dose:
     rows: Callable[[Sequence[float]], AppliedRecipe] | None = None
 
     @classmethod
-    def of(cls, given: Any) -> Dose:
+    def of(cls, source: Any) -> Dose:
         """A dose itself; a recipe that can be multiplied by its strength; or a function of the strength, such as a
         knob's ``recipe``. Raises :class:`UserError` for anything else."""
-        if isinstance(given, Dose):
-            return given
-        if isinstance(given, AppliedRecipe) and hasattr(given, "__mul__"):
-            recipe: Any = given
+        if isinstance(source, Dose):
+            return source
+        if isinstance(source, AppliedRecipe) and hasattr(source, "__mul__"):
+            recipe: Any = source
             return cls(lambda strength: recipe * strength)
-        if callable(given):
-            return cls(given)
+        if callable(source):
+            return cls(source)
         raise UserError(
-            f"{type(given).__name__} has no strength: give a recipe, or a function that makes one from a strength."
+            f"{type(source).__name__} has no strength: give a recipe, or a function that makes one from a strength."
         )
 
 
@@ -70,18 +70,18 @@ class Followed:
     base_replies: list[list[Reply]] | None = None
 
     @classmethod
-    def beside(cls, base: AdaptedModel, **given: Any) -> Followed:
+    def beside(cls, base: AdaptedModel, **settings: Any) -> Followed:
         """With what the metric compares with, measured on ``base``."""
-        (name,), behaviours = read_metrics([given["metric"]])
-        given |= {"metric": name, "behaviour": behaviours.get(name)}
-        made = cls(**given)
+        (name,), behaviours = read_metrics([settings["metric"]])
+        settings |= {"metric": name, "behaviour": behaviours.get(name)}
+        made = cls(**settings)
         if made.behaviour is None:
             check_metrics([made.metric], DOSED)
         plain = Subject("base", base)
         logits = logits_of(plain, made.prompts, made.work) if made.metric == "kl" else None
         generates = made.metric in TEXT or made.behaviour is not None
         replies = generate_replies(plain, made.prompts, made.decoding, made.work) if generates else None
-        return cls(**given, base_logits=logits, base_replies=replies)
+        return cls(**settings, base_logits=logits, base_replies=replies)
 
     @property
     def decoding(self) -> Decoding:
@@ -130,8 +130,8 @@ def over_strengths(
     make, of_row = dose.rows, [strength for _ in prompts for strength in strengths]
     many = Prompts([row for row in prompts for _ in strengths])
     subject = Subject("strengths", model, per_row=lambda rows: make([of_row[row] for row in rows]))
-    found = score(subject, many, [number for number in numbers for _ in strengths])
-    return found.reshape(len(prompts), len(strengths), *found.shape[1:]).swapaxes(0, 1)
+    scores = score(subject, many, [number for number in numbers for _ in strengths])
+    return scores.reshape(len(prompts), len(strengths), *scores.shape[1:]).swapaxes(0, 1)
 
 
 def next_token_scores(
@@ -139,15 +139,15 @@ def next_token_scores(
 ) -> Float[np.ndarray, " row"]:
     """A metric of the next token, scored batch by batch; ``reference`` [prompt, vocab] is what ``kl`` compares with."""
     ids = encode(rows, subject.model.tokenizer, subject.model.max_positions)
-    found = np.zeros(len(rows))
+    values = np.zeros(len(rows))
 
-    def take(chosen: list[int], logits: Tensor) -> None:
-        base = None if reference is None else reference[[numbers[row] for row in chosen]]
-        scores = score_answers(logits, rows[chosen], subject.model.tokenizer, [metric], base)
-        found[chosen] = scores[metric].to_numpy()
+    def take(numbers_taken: list[int], logits: Tensor) -> None:
+        base = None if reference is None else reference[[numbers[row] for row in numbers_taken]]
+        scores = score_answers(logits, rows[numbers_taken], subject.model.tokenizer, [metric], base)
+        values[numbers_taken] = scores[metric].to_numpy()
 
     last_logits(subject, ids, take, work)
-    return found
+    return values
 
 
 def text_scores(subject: Subject, rows: Prompts, work: Work) -> Float[np.ndarray, "row two"]:

@@ -37,7 +37,7 @@ class Estimator:
     def means(self, measured: Mapping[str, Measured], metrics: Sequence[str]) -> Intervals:
         """Intervals [model, (itself, less the tuned model, less the base), metric] of means over prompts, all from the
         same draws."""
-        values = np.stack([one.mean()[list(metrics)].to_numpy(np.float64) for one in measured.values()])
+        values = np.stack([values_of.mean()[list(metrics)].to_numpy(np.float64) for values_of in measured.values()])
         names = list(measured)
         against = [np.zeros_like(values[0]), values[names.index("tuned")], values[names.index("base")]]
         cells = np.moveaxis(np.stack([values - other for other in against], axis=1), 2, 0)
@@ -67,7 +67,7 @@ class Estimator:
         """The mean over draws of the number of each draw."""
         if metric == "perplexity":
             return lambda weights: np.mean(
-                [np.exp(-(weights @ one[:, 0]) / (weights @ one[:, 1])) for one in own.neutral], axis=0
+                [np.exp(-(weights @ text[:, 0]) / (weights @ text[:, 1])) for text in own.neutral], axis=0
             )
         pairs = [(frame["confidence"].to_numpy(), frame["accuracy"].to_numpy()) for frame in own.frames]
         return lambda weights: np.mean(
@@ -98,16 +98,16 @@ def estimates(measured: Mapping[str, Measured], metrics: Sequence[str], estimato
     for place, (model, own) in enumerate(measured.items()):
         for metric in metrics:
             if means is not None and metric not in WHOLE:
-                found, change, from_base = (means.cell(place, kind, by_prompt.index(metric)) for kind in range(3))
+                level, change, from_base = (means.cell(place, kind, by_prompt.index(metric)) for kind in range(3))
             else:
                 others = (None, measured["tuned"], measured["base"])
-                found, change, from_base = (estimator.whole(metric, own, other) for other in others)
+                level, change, from_base = (estimator.whole(metric, own, other) for other in others)
             lines.append(
-                {"model": model, "metric": metric, "estimate": found.estimate, "low": found.low, "high": found.high,
-                 "n": found.n, **_named("change", change), **_named("from_base", from_base)}
+                {"model": model, "metric": metric, "estimate": level.estimate, "low": level.low, "high": level.high,
+                 "n": level.n, **_named("change", change), **_named("from_base", from_base)}
             )  # fmt: skip
     return pd.DataFrame(lines)
 
 
-def _named(name: str, found: Interval) -> dict[str, Any]:
-    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+def _named(name: str, bounds: Interval) -> dict[str, Any]:
+    return {name: bounds.estimate, f"{name}_low": bounds.low, f"{name}_high": bounds.high}

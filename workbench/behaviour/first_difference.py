@@ -40,9 +40,9 @@ def _at_character(text: str, other: str) -> Parted:
     return Parted(text[:place], text[place : place + 1], text[place + 1 :], place)
 
 
-def _common(one: Any, other: Any) -> int:
+def _common(left: Any, other: Any) -> int:
     """Length of the common beginning."""
-    for place, (first, second) in enumerate(zip(one, other, strict=False)):
+    for place, (first, second) in enumerate(zip(left, other, strict=False)):
         if first != second:
             return place
-    return min(len(one), len(other))
+    return min(len(left), len(other))

@@ -97,7 +97,7 @@ def fit(
                      .mean())
         for layer in tried
     }  # fmt: skip
-    layer = max(tried, key=lambda one: right[one])
+    layer = max(tried, key=lambda candidate: right[candidate])
     made = StateClassifier(layer, _classifier().fit(states[layer], wanted), right[layer], len(wanted))
     larger = float(max(wanted.mean(), 1 - wanted.mean()))
     meaning = (
@@ -119,9 +119,9 @@ def state_scores(
     if not read:
         return pd.DataFrame(index=range(len(prompts)))
     ids = [list(samples[0].content) for samples in replies]
-    layers = sorted({one.layer for one in read.values()})
+    layers = sorted({classifier.layer for classifier in read.values()})
     states = answer_states(subject, prompts, ids, layers, work)
-    return pd.DataFrame({name: one.probabilities(states[one.layer]) for name, one in read.items()})
+    return pd.DataFrame({name: classifier.probabilities(states[classifier.layer]) for name, classifier in read.items()})
 
 
 def answer_states(
@@ -131,37 +131,37 @@ def answer_states(
     model = subject.model
     ids = encode(prompts, model.tokenizer, model.max_positions)
     whole = [[*prompt, *answer] for prompt, answer in zip(ids, answers, strict=True)]
-    found = {layer: np.zeros((len(whole), model.d_model)) for layer in layers}
+    states = {layer: np.zeros((len(whole), model.d_model)) for layer in layers}
 
     def take(rows: list[int], means: dict[int, np.ndarray]) -> None:
         for layer, values in means.items():
-            found[layer][rows] = values
+            states[layer][rows] = values
 
-    lengths = [len(one) for one in whole]
+    lengths = [len(tokens) for tokens in whole]
     read = partial(_mean_states, subject, whole, [len(answer) for answer in answers], list(layers))
     work.each(f"{subject.name}: states", lengths, read, take, subject.applied)
-    return found
+    return states
 
 
 def _mean_states(
     subject: Subject, whole: Sequence[Sequence[int]], behind: Sequence[int], layers: Sequence[int], rows: list[int]
 ) -> dict[int, Float[np.ndarray, "row d_model"]]:
     """Of one batch; ``behind``: tokens of each answer."""
-    kept: dict[int, Tensor] = {}
-    hooks = [SiteHook(Site("resid_post", layer), _keeper(kept, layer)) for layer in layers]
+    states: dict[int, Tensor] = {}
+    hooks = [SiteHook(Site("resid_post", layer), _keeper(states, layer)) for layer in layers]
     lengths = torch.tensor([len(whole[row]) - behind[row] for row in rows])
     with subject.applied_to(rows), subject.model.hooked(hooks, stop=True, prompt_lengths=lengths):
         subject.model.forward(padded(subject, [whole[row] for row in rows]), logits=None)
     return {
-        layer: np.stack([one[-max(1, behind[row]) :].double().mean(0).cpu().numpy()
-                         for row, one in zip(rows, value, strict=True)])
-        for layer, value in kept.items()
+        layer: np.stack([row_states[-max(1, behind[row]) :].double().mean(0).cpu().numpy()
+                         for row, row_states in zip(rows, value, strict=True)])
+        for layer, value in states.items()
     }  # fmt: skip
 
 
-def _keeper(kept: dict[int, Tensor], layer: int) -> Any:
+def _keeper(states: dict[int, Tensor], layer: int) -> Any:
     def keep(value: Tensor, _ctx: Any) -> None:
-        kept[layer] = value.detach()
+        states[layer] = value.detach()
 
     return keep
 

@@ -72,30 +72,30 @@ def generate_replies(subject: Subject, prompts: Prompts, decoding: Decoding, wor
     seeds = _seeds(prompts, decoding.seed)
     width = decoding.samples + 1
     jobs = [(prompt, sample) for prompt in range(len(ids)) for sample in range(width)]
-    found: list[list[Reply]] = [[Reply((), "", False)] * width for _ in ids]
+    replies: list[list[Reply]] = [[Reply((), "", False)] * width for _ in ids]
     about = fingerprint([subject.name, subject.recipe, decoding])
     noise = [None if sample == 0 else f"{seeds[prompt]} {sample}" for prompt, sample in jobs]
 
     def take(rows: list[int], written: list[tuple[tuple[int, ...], str, bool]]) -> None:
         for row, new in zip(rows, written, strict=True):
             prompt, sample = jobs[row]
-            found[prompt][sample] = Reply(*new)
+            replies[prompt][sample] = Reply(*new)
 
     work.each(
         f"{subject.name}: texts", [len(ids[prompt]) for prompt, _ in jobs],
         partial(_written, subject, ids, [prompt for prompt, _ in jobs], noise, decoding), take, subject.applied,
         lambda rows: ["texts", about, [(ids[jobs[row][0]], noise[row]) for row in rows]],
     )  # fmt: skip
-    return found
+    return replies
 
 
 def end_ids(model: AdaptedModel) -> set[int]:
     """The token ids that end a text."""
-    given = model.inner.generation_config.eos_token_id
-    ends = set(given if isinstance(given, list) else [given])
+    configured = model.inner.generation_config.eos_token_id
+    ends = set(configured if isinstance(configured, list) else [configured])
     if model.tokenizer is not None:
         ends |= {model.tokenizer.eos_token_id}
-    return {int(one) for one in ends if one is not None}
+    return {int(token) for token in ends if token is not None}
 
 
 class SharedNoise:
@@ -153,19 +153,19 @@ def _written(
 def _reply(row: Tensor, ends: set[int], tokenizer: Any) -> tuple[tuple[int, ...], str, bool]:
     ids = row.tolist()
     place = next((place for place, token in enumerate(ids) if token in ends), None)
-    kept = ids if place is None else ids[: place + 1]
-    return tuple(kept), tokenizer.decode(kept, skip_special_tokens=True), place is not None
+    reply = ids if place is None else ids[: place + 1]
+    return tuple(reply), tokenizer.decode(reply, skip_special_tokens=True), place is not None
 
 
 def _seeds(prompts: Prompts, seed: int) -> list[str]:
     """One text per prompt that its noise is made of: the seed, the prompt and which of its repetitions it is."""
     met: Counter[str] = Counter()
-    found = []
+    seeds = []
     for row in prompts:
-        told = str(row)
-        found.append(f"{seed} {met[told]} {told}")
-        met[told] += 1
-    return found
+        text = str(row)
+        seeds.append(f"{seed} {met[text]} {text}")
+        met[text] += 1
+    return seeds
 
 
 def _philox_key(text: str) -> np.ndarray:

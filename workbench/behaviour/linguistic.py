@@ -27,8 +27,8 @@ _AUXILIARIES = frozenset(
 
 def _share_of(words: frozenset[str]) -> Callable[[str], float]:
     def share(text: str) -> float:
-        found = words_in(text)
-        return sum(word in words for word in found) / len(found) if found else 0.0
+        said = words_in(text)
+        return sum(word in words for word in said) / len(said) if said else 0.0
 
     return share
 

@@ -56,13 +56,13 @@ class BehaviourDiff(Result):
 
     def value(self, model: str, metric: str) -> float:
         """One estimate."""
-        found = self.table[(self.table["model"] == model) & (self.table["metric"] == metric)]
-        if found.empty:
+        row = self.table[(self.table["model"] == model) & (self.table["metric"] == metric)]
+        if row.empty:
             raise UserError(
                 f"No {metric!r} of {model!r} here: models are {', '.join(self.models)}, metrics "
                 f"{', '.join(dict.fromkeys(self.table['metric']))}."
             )
-        return float(found["estimate"].iloc[0])
+        return float(row["estimate"].iloc[0])
 
     def figure(self) -> go.Figure:
         """Every metric as a row of dots with intervals, one colour per model."""
@@ -106,9 +106,9 @@ class BehaviourDiff(Result):
     def changes(self) -> pd.DataFrame:
         """The table without what is zero by construction: how far each model is from the base and the tuned model."""
         columns = ["metric", "model", *(name for name in self.table if str(name).startswith(("change", "from_base")))]
-        kept = self.table[self.table["model"] != "base"][columns]
+        changed = self.table[self.table["model"] != "base"][columns]
         order = {metric: place for place, metric in enumerate(dict.fromkeys(self.table["metric"]))}
-        return kept.sort_values("metric", kind="stable", key=lambda names: names.map(order), ignore_index=True)
+        return changed.sort_values("metric", kind="stable", key=lambda names: names.map(order), ignore_index=True)
 
     def _html(self) -> str:
         from workbench.figures.behaviour_texts import texts_html

@@ -120,32 +120,32 @@ def scope_panel(
     check_pair(pair)
     if on not in pair.models:
         raise unknown_name("side", on, pair.models)
-    chosen = read_options(ScopeOptions, options)
-    given = zip(SCOPES, (in_scope, near_scope, out_of_scope), strict=True)
-    scopes = {name: Prompts.of(rows) for name, rows in given if rows is not None}
+    settings = read_options(ScopeOptions, options)
+    sets = zip(SCOPES, (in_scope, near_scope, out_of_scope), strict=True)
+    scopes = {name: Prompts.of(rows) for name, rows in sets if rows is not None}
     if isinstance(changed, str) and is_behaviour_text(changed):
         changed = behaviour(changed)
     named = recipe if isinstance(recipe, Mapping) else {"recipe": recipe}
     random = _controls(controls, named)
-    behaves = _behaviour(pair.models[on], changed, chosen)
+    behaves = _behaviour(pair.models[on], changed, settings)
     lines, rows, draws = [], [], {}
     for scope, prompts in scopes.items():
         before = behaves(prompts, None)
-        for name, one in named.items():
-            values = behaves(prompts, one) != before
+        for name, applied in named.items():
+            values = behaves(prompts, applied) != before
             rows.append(pd.DataFrame({"recipe": name, "scope": scope, "prompt": range(len(values)), "changed": values}))
             drawn = np.array([(behaves(prompts, draw) != before).mean() for draw in random[name]])
             draws[name] = len(drawn)
             lines.append(_line(name, scope, values, drawn, prompts.clusters, seed))
-    told = changed if isinstance(changed, str) else getattr(changed, "__qualname__", getattr(changed, "name", "a rule"))
+    rule = changed if isinstance(changed, str) else getattr(changed, "__qualname__", getattr(changed, "name", "a rule"))
     return ScopePanel(
         table=_by_recipe(pd.DataFrame(lines), list(named)),
         selective=_selective(pd.concat(rows), scopes, seed),
         rows=pd.concat(rows, ignore_index=True),
-        changed={"next_token": "most likely next token", "text": "greedy text"}.get(told, told),
+        changed={"next_token": "most likely next token", "text": "greedy text"}.get(rule, rule),
         provenance=Provenance.of(
             "scope_panel", pair.models, scopes["in scope"], seed=seed, device=str(pair.models[on].device),
-            settings={"changed": told, "on": on, "draws": draws, "prompts": {n: p.hash for n, p in scopes.items()}},
+            settings={"changed": rule, "on": on, "draws": draws, "prompts": {n: p.hash for n, p in scopes.items()}},
         ),
     )  # fmt: skip
 
@@ -156,18 +156,18 @@ def _by_recipe(table: pd.DataFrame, recipes: list[str]) -> pd.DataFrame:
 
 
 def _controls(
-    given: Mapping[str, Sequence[AppliedRecipe]] | Sequence[AppliedRecipe], named: Mapping[str, AppliedRecipe]
+    controls: Mapping[str, Sequence[AppliedRecipe]] | Sequence[AppliedRecipe], named: Mapping[str, AppliedRecipe]
 ) -> dict[str, Sequence[AppliedRecipe]]:
-    if not isinstance(given, Mapping):
-        if given and len(named) > 1:
+    if not isinstance(controls, Mapping):
+        if controls and len(named) > 1:
             raise UserError("There are several recipes: give controls by name, {'recipe': [random recipes]}.")
-        given = dict.fromkeys(named, given)
-    for name, draws in given.items():
+        controls = dict.fromkeys(named, controls)
+    for name, draws in controls.items():
         if name not in named:
             raise unknown_name("recipe of a control", name, named)
         if draws and len(draws) < MIN_DRAWS:
             raise UserError(f"A control needs at least {MIN_DRAWS} random recipes; {name!r} has {len(draws)}.")
-    return {name: given.get(name, ()) for name in named}
+    return {name: controls.get(name, ()) for name in named}
 
 
 def _behaviour(
@@ -193,10 +193,10 @@ def _behaviour(
 def _line(
     recipe: str, scope: str, values: np.ndarray, drawn: np.ndarray, clusters: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    found = share_interval(values, clusters=clusters, seed=seed)
+    bounds = share_interval(values, clusters=clusters, seed=seed)
     rate = "applied" if scope == SCOPES[0] else "over-generalisation"
-    line = {"recipe": recipe, "scope": scope, "rate": rate, "estimate": found.estimate, "low": found.low}
-    line |= {"high": found.high, "n": found.n}
+    line = {"recipe": recipe, "scope": scope, "rate": rate, "estimate": bounds.estimate, "low": bounds.low}
+    line |= {"high": bounds.high, "n": bounds.n}
     if len(drawn):
         low, high = np.quantile(drawn, (0.025, 0.975))
         line |= {"control": float(drawn.mean()), "control_low": float(low), "control_high": float(high)}
@@ -210,6 +210,6 @@ def _selective(rows: pd.DataFrame, scopes: Mapping[str, Prompts], seed: int) -> 
         values = {name: part["changed"].to_numpy(np.float64) for name, part in own.groupby("scope", sort=False)}
         for scope in list(scopes)[1:]:
             both = (scopes[SCOPES[0]].clusters, scopes[scope].clusters)
-            found = difference_interval(values[SCOPES[0]], values[scope], paired=False, clusters=both, seed=seed)
-            lines.append({"recipe": recipe, "against": scope, **found._asdict()})
+            difference = difference_interval(values[SCOPES[0]], values[scope], paired=False, clusters=both, seed=seed)
+            lines.append({"recipe": recipe, "against": scope, **difference._asdict()})
     return pd.DataFrame(lines)

@@ -109,44 +109,44 @@ def forced_answers(
 ) -> dict[str, np.ndarray]:
     """Of each answer [row] behind its prompt: whether the model would write all of it (``right``), its ``logprob``, and
     the ``confidence`` of what the model would write up to the first other token."""
-    found = {name: np.zeros(len(ids)) for name in ("right", "logprob", "confidence")}
-    lengths = [len(one) + len(other) for one, other in zip(ids, answers, strict=True)]
+    columns = {name: np.zeros(len(ids)) for name in ("right", "logprob", "confidence")}
+    lengths = [len(prompt) + len(other) for prompt, other in zip(ids, answers, strict=True)]
     about = fingerprint([subject.name, subject.recipe])
 
     def take(rows: list[int], scores: dict[str, list[float]]) -> None:
         for name, new in scores.items():
-            found[name][rows] = new
+            columns[name][rows] = new
 
     work.each(
         f"{subject.name}: answers", lengths, partial(_forced_batch, subject, ids, answers), take, subject.applied,
         lambda rows: ["answers", about, [ids[row] for row in rows], [answers[row] for row in rows]],
     )  # fmt: skip
-    return found
+    return columns
 
 
 def _forced_batch(
     subject: Subject, ids: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], rows: list[int]
 ) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"right": [], "logprob": [], "confidence": []}
+    columns: dict[str, list[float]] = {"right": [], "logprob": [], "confidence": []}
     with subject.applied_to(rows):
         logits = continuation_logits(subject, ids, answers, rows)
     for row, logit in zip(rows, logits, strict=True):
         scores = logit.double().log_softmax(-1)
         wanted = torch.tensor(answers[row], device=scores.device)
-        best, chosen = scores.max(-1)
-        same = (chosen == wanted).cumprod(0)
+        best, likeliest = scores.max(-1)
+        same = (likeliest == wanted).cumprod(0)
         reached = torch.cat([same.new_ones(1), same[:-1]])
-        found["right"].append(float(same[-1]))
-        found["logprob"].append(float(scores.gather(1, wanted[:, None]).sum()))
-        found["confidence"].append(float((best * reached).sum().exp()))
-    return found
+        columns["right"].append(float(same[-1]))
+        columns["logprob"].append(float(scores.gather(1, wanted[:, None]).sum()))
+        columns["confidence"].append(float((best * reached).sum().exp()))
+    return columns
 
 
 def _agree(answers: Sequence[Sequence[int]], distractors: Sequence[Sequence[int]] | None) -> list[int]:
     """First tokens that do not tell answers apart."""
     first: dict[int, tuple[int, ...]] = {}
-    found = [answer[0] for answer in answers if first.setdefault(answer[0], tuple(answer)) != tuple(answer)]
+    clashes = [answer[0] for answer in answers if first.setdefault(answer[0], tuple(answer)) != tuple(answer)]
     if distractors is not None:
         pairs = zip(answers, distractors, strict=True)
-        found += [one[0] for one, other in pairs if one[0] == other[0] and list(one) != list(other)]
-    return found
+        clashes += [mine[0] for mine, other in pairs if mine[0] == other[0] and list(mine) != list(other)]
+    return clashes

@@ -129,7 +129,7 @@ def read_metrics(metrics: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, Beh
     if isinstance(metrics, str | Behaviour) or callable(metrics):
         metrics = [metrics]
     names: list[str] = []
-    found: dict[str, Behaviour] = {}
+    behaviours: dict[str, Behaviour] = {}
     for metric in metrics:
         if isinstance(metric, str) and metric in METRICS:
             names.append(metric)
@@ -141,12 +141,12 @@ def read_metrics(metrics: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, Beh
         made = behaviour(metric)
         if made.name in METRICS and not (isinstance(metric, Behaviour) and made is _NAMED.get(made.name)):
             raise UserError(f"A behaviour is called {made.name!r}, as a metric is: give it a name of its own.")
-        if made.name in found and found[made.name] != made:
+        if made.name in behaviours and behaviours[made.name] != made:
             raise UserError(f"Two behaviours are called {made.name!r}: give each a name of its own.")
         names.append(made.name)
         if made.name not in METRICS:
-            found[made.name] = made
-    return tuple(dict.fromkeys(names)), found
+            behaviours[made.name] = made
+    return tuple(dict.fromkeys(names)), behaviours
 
 
 def meaning_of(name: str) -> str:

@@ -33,9 +33,9 @@ def next_token_logits(
 def logits_of(subject: Subject, prompts: Prompts, work: Work) -> Float[Tensor, "prompt vocab"]:
     """Logits of a subject at the last token of every prompt, float32 on the CPU."""
     ids = encode(prompts, subject.model.tokenizer, subject.model.max_positions)
-    found: dict[int, Tensor] = {}
-    last_logits(subject, ids, lambda rows, logits: found.update(zip(rows, logits, strict=True)), work)
-    return torch.stack([found[row] for row in range(len(ids))])
+    by_row: dict[int, Tensor] = {}
+    last_logits(subject, ids, lambda rows, logits: by_row.update(zip(rows, logits, strict=True)), work)
+    return torch.stack([by_row[row] for row in range(len(ids))])
 
 
 def score_answers(
@@ -75,8 +75,8 @@ def kl(first: Float[Tensor, "token vocab"], second: Float[Tensor, "token vocab_o
 def _beside_the_answer(metric: str, logits: Tensor, tokens: AnswerTokens) -> Tensor:
     if metric in _READ_DISTRACTORS and tokens.distractor is None:
         raise UserError(f"The metric {metric} compares with a distractor: give prompts the column 'distractor'.")
-    rows, chosen = torch.arange(len(logits)), logits.argmax(-1)
-    right = chosen == tokens.answer
+    rows, likeliest = torch.arange(len(logits)), logits.argmax(-1)
+    right = likeliest == tokens.answer
     if metric == "accuracy":
         return right
     if metric == "prob":
@@ -85,5 +85,5 @@ def _beside_the_answer(metric: str, logits: Tensor, tokens: AnswerTokens) -> Ten
         return (logits.softmax(-1).amax(-1) - right.float()).square()
     assert tokens.distractor is not None
     if metric == "distracted":
-        return chosen == tokens.distractor
+        return likeliest == tokens.distractor
     return logits[rows, tokens.answer] - logits[rows, tokens.distractor]

@@ -63,7 +63,7 @@ def contained(text: str, answer: str) -> bool:
 def common_tokens(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two texts share before the first that differs; the end of a text counts as a token."""
     pairs = zip(first, second, strict=False)
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+    return next((place for place, (token, other) in enumerate(pairs) if token != other), min(len(first), len(second)))
 
 
 def first_divergence(first: Sequence[int], second: Sequence[int]) -> int | None:
@@ -81,20 +81,20 @@ def score_texts(
 ) -> pd.DataFrame:
     """The metrics of :data:`TEXT` and behaviours, one row per prompt: of the greedy text, or the mean of the sampled
     ones."""
-    asked = [metric for metric in TEXT if metric in metrics]
-    if {"exact_match", "answered", "contained"} & set(asked):
+    wanted = [metric for metric in TEXT if metric in metrics]
+    if {"exact_match", "answered", "contained"} & set(wanted):
         for number, row in enumerate(prompts):
             if not row.answer:
                 raise UserError(f"Prompt {number} has no answer; every row needs one to be matched with.")
-    lines, columns = [], [*asked, *(behaviour.name for behaviour in behaviours)]
+    lines, columns = [], [*wanted, *(behaviour.name for behaviour in behaviours)]
     for row, own, theirs in zip(prompts, replies, base, strict=True):
         sampled = slice(1, None) if len(own) > 1 else slice(0, 1)
         each = [
             [
-                *(_score(metric, one, other, row, refusal) for metric in asked),
-                *(behaviour(one.text, row) for behaviour in behaviours),
+                *(_score(metric, reply, other, row, refusal) for metric in wanted),
+                *(behaviour(reply.text, row) for behaviour in behaviours),
             ]
-            for one, other in zip(own[sampled], theirs[sampled], strict=True)
+            for reply, other in zip(own[sampled], theirs[sampled], strict=True)
         ]
         lines.append(np.mean(np.array(each, dtype=np.float64).reshape(len(each), len(columns)), axis=0))
     return pd.DataFrame(lines, columns=columns, index=range(len(lines)))
@@ -132,11 +132,11 @@ def texts_table(
     """
     lines = []
     for number, row in enumerate(prompts):
-        asked = readable(row, tokenizer)
+        question = readable(row, tokenizer)
         for sample in range(len(next(iter(replies.values()))[number])):
             texts = {model: reply[number][sample] for model, reply in replies.items()}
             for model, text in texts.items():
-                line = {"prompt": number, "asked": asked, "answer": row.answer, "sample": sample, "model": model}
+                line = {"prompt": number, "asked": question, "answer": row.answer, "sample": sample, "model": model}
                 line |= {"text": text.text, "new_tokens": len(text.content), "ended": text.ended}
                 line |= {"refused": bool(refusal(text.text, row)), "repetition": repetition(text.content)}
                 for side in ("base", "tuned"):
@@ -145,12 +145,13 @@ def texts_table(
     return pd.DataFrame(lines)
 
 
-def _parting(one: Reply, other: Reply, side: str, tokenizer: Any) -> dict[str, Any]:
-    place = first_divergence(one.ids, other.ids)
+def _parting(reply: Reply, other: Reply, side: str, tokenizer: Any) -> dict[str, Any]:
+    place = first_divergence(reply.ids, other.ids)
     if place is None:
         return {f"from_{side}": np.nan, f"at_{side}": np.nan}
-    before = tokenizer.decode(list(one.ids[:place]), skip_special_tokens=True)
+    before = tokenizer.decode(list(reply.ids[:place]), skip_special_tokens=True)
     at = next(
-        (n for n, (a, b) in enumerate(zip(before, one.text, strict=False)) if a != b), min(len(before), len(one.text))
+        (n for n, (a, b) in enumerate(zip(before, reply.text, strict=False)) if a != b),
+        min(len(before), len(reply.text)),
     )
     return {f"from_{side}": float(place), f"at_{side}": float(at)}

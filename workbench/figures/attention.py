@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.cells import COLOURS, bar_title
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import escaped, safe, shortened, visible
 
 LETTERS = 10
@@ -49,24 +50,15 @@ def attention_panels(
         )  # fmt: skip
     _axes(figure, tokens)
     height = 230 + min(620, max(180, 20 * len(tokens)))
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=height,
-        margin={"l": 80, "r": 20, "t": 80, "b": 90},
-    )  # fmt: skip
-    return figure
+    return laid_out(figure, title, height=height, margin={"l": 80, "r": 20, "t": 80, "b": 90})
 
 
-def _told(
-    base: np.ndarray,
-    tuned: np.ndarray,
-    tokens: Sequence[str],
-    names: tuple[str, str],
-) -> list[list[str]]:
+def _told(base: np.ndarray, tuned: np.ndarray, tokens: Sequence[str], names: tuple[str, str]) -> list[list[str]]:
     shown = [escaped(visible(token)) for token in tokens]
-    one, other = (safe(name) for name in names)
+    first, other = (safe(name) for name in names)
     return [
         [
-            f"from {row} {shown[row]} to {column} {shown[column]}<br>{one} {base[row, column]:.3f}, "
+            f"from {row} {shown[row]} to {column} {shown[column]}<br>{first} {base[row, column]:.3f}, "
             f"{other} {tuned[row, column]:.3f}, change {tuned[row, column] - base[row, column]:+.3f}"
             for column in range(base.shape[1])
         ]

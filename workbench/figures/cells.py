@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe, visible_line
 
 COLOURS = "RdBu_r"
@@ -65,9 +66,8 @@ def cell_heatmap(table: pd.DataFrame, axes: Axes, *, title: str = "", limit: flo
     rows, columns = table[axes.row].nunique(), table[axes.column].nunique()
     height = int(np.clip(28 * rows + 140, 340, 900))
     figure = go.Figure(cell_traces(table, axes, limit or bound_of(table), height))
-    figure.update_layout(
-        title=dict(text=safe(title), font=dict(size=15)), height=height, template="plotly_white",
-        showlegend=False,
+    laid_out(
+        figure, title, height=height, showlegend=False,
         xaxis=dict(title=dict(text=axes.column), dtick=None if columns > 40 else 1, automargin=True),
         yaxis=dict(title=dict(text=axes.row), dtick=None if rows > 40 else 1, automargin=True, zeroline=False),
         margin=dict(l=60, r=20, t=60, b=60), hovermode="closest", hoverdistance=-1,  # the nearest cell's marker

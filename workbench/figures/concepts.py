@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.intervals import whiskers
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe
 
 
@@ -28,7 +29,7 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         y=rows["score"].tolist(),
         error_y=whiskers(rows),
         marker_color=["#0072B2" if q < 0.05 else "#bbbbbb" for q in rows["q"]],
-        customdata=[[int(direction), one] for one, direction in zip(texts, rows["direction"], strict=True)],
+        customdata=[[int(direction), text] for text, direction in zip(texts, rows["direction"], strict=True)],
         unselected={"marker": {"opacity": 1}},
         hovertemplate="direction %{x}: %{y:.2%}<br>%{customdata[1]}<extra></extra>",
         name="direction (grey: not told from random)",
@@ -41,13 +42,8 @@ def concept_figure(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         line={"color": "#D55E00", "dash": "dot"},
         name="random directions",
     )
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": safe(title), "font": {"size": 15}},
-        height=400,
-        hovermode="x",
+    return laid_out(
+        figure, title, height=400, hovermode="x",
         xaxis={"title": "latent" if "latent" in rows else "direction", "type": "category"},
-        yaxis={"title": "share of tuning's change", "tickformat": ".0%"},
-        legend={"orientation": "h", "y": -0.25},
-    )
-    return figure
+        yaxis={"title": "share of tuning's change", "tickformat": ".0%"}, legend_below=0.25,
+    )  # fmt: skip

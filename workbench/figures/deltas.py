@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from workbench.figures.cells import Axes, cell_heatmap
 from workbench.figures.intervals import band, whiskers
-from workbench.figures.tokens import safe
+from workbench.figures.layout import laid_out
 
 SCORE = "mean shift / base length"
 
@@ -47,12 +47,7 @@ def _along_layers(rows: pd.DataFrame, title: str) -> go.Figure:
         name="mean shift, 95 % interval",
         hovertemplate="layer %{x}: %{y:.3g}<extra></extra>",
     )
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": safe(title), "font": {"size": 15}},
-        height=400,
-        xaxis={"title": "layer", "dtick": 1 if len(x) <= 40 else None},
-        yaxis={"title": SCORE, "rangemode": "tozero"},
-        legend={"orientation": "h", "y": -0.25},
-    )
-    return figure
+    return laid_out(
+        figure, title, height=400, xaxis={"title": "layer", "dtick": 1 if len(x) <= 40 else None},
+        yaxis={"title": SCORE, "rangemode": "tozero"}, legend_below=0.25,
+    )  # fmt: skip

@@ -28,7 +28,7 @@ def story_figure(table: pd.DataFrame) -> go.Figure:
                 type="data", symmetric=False, array=(high - share).tolist(), arrayminus=(share - low).tolist(),
                 thickness=1.2, width=3,
             ),
-            customdata=[[*one] for one in zip(low, high, table["n"], strict=True)],
+            customdata=[[*numbers] for numbers in zip(low, high, table["n"], strict=True)],
             hovertemplate=name + " %{x:.0f} % [%{customdata[0]:.0f}, %{customdata[1]:.0f}], n = %{customdata[2]}"
             "<extra></extra>",
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures.tokens import safe
+from workbench.figures.layout import laid_out
 
 COLOURS = {"tuned": "#D55E00", "base": "#0072B2", "shared": "#999999", "mixed": "#CCBB44", "latents": "#0072B2"}
 
@@ -34,12 +34,7 @@ def latent_figure(table: pd.DataFrame, *, title: str, score: str) -> go.Figure:
                 "%{customdata[3]:.3g}, q = %{customdata[4]:.2g}<extra></extra>"
             ),
         )
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": safe(title), "font": {"size": 15}},
-        height=420,
-        xaxis={"title": "share of tuning's squared change", "tickformat": ".1%"},
-        yaxis={"title": score},
+    return laid_out(
+        figure, title, xaxis={"title": "share of tuning's squared change", "tickformat": ".1%"}, y=score,
         legend={"title": {"text": "whose"}},
-    )
-    return figure
+    )  # fmt: skip

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from workbench.figures.intervals import whiskers
 from workbench.figures.knob import COLOURS, DASHES, GREY
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe
 
 
@@ -16,11 +17,7 @@ def edge_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     names = [safe(str(module)) for module in rows["module"]]
     figure = go.Figure(go.Bar(x=rows["score"].tolist(), y=names, orientation="h", error_x=whiskers(rows),
                               marker={"color": COLOURS[0]}))  # fmt: skip
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=160 + 18 * len(rows),
-        xaxis={"title": "answer minus distractor carried by the edge"},
-    )  # fmt: skip
-    return figure
+    return laid_out(figure, title, height=160 + 18 * len(rows), x="answer minus distractor carried by the edge")
 
 
 def faithfulness_curve(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -34,8 +31,4 @@ def faithfulness_curve(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
                 "dash": "dot" if random else DASHES[0 if method == "size" else 1]}  # fmt: skip
         figure.add_scatter(x=rows["share"].tolist(), y=rows["faithfulness"].tolist(), mode="lines+markers", line=line,
                            name=safe(f"{model}, {method}"))  # fmt: skip
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=460,
-        xaxis={"title": "share of edges", "type": "log"}, yaxis={"title": "faithfulness f"},
-    )  # fmt: skip
-    return figure
+    return laid_out(figure, title, height=460, xaxis={"title": "share of edges", "type": "log"}, y="faithfulness f")

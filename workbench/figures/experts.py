@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from workbench.figures.cells import Axes, cell_heatmap
 from workbench.figures.intervals import band, whiskers
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe
 
 
@@ -44,9 +45,8 @@ def count_lines(table: pd.DataFrame, *, title: str, x: str, y: str, control: str
         hovertemplate="%{x}: %{y:.3g}, 95 % interval %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>"
         "control %{customdata[2]:.3g} (%{customdata[3]:.3g} to %{customdata[4]:.3g})<extra></extra>",
     )  # fmt: skip
-    figure.update_layout(
-        title=dict(text=safe(title), font=dict(size=15)), template="plotly_white", height=420,
+    return laid_out(
+        figure, title,
         xaxis=dict(title=dict(text=x), rangemode="tozero", dtick=1 if shown["count"].max() <= 20 else None),
-        yaxis=dict(title=dict(text=safe(y)), rangemode="tozero"), legend=dict(orientation="h", y=-0.25),
+        yaxis=dict(title=dict(text=safe(y)), rangemode="tozero"), legend_below=0.25,
     )  # fmt: skip
-    return figure

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from workbench.figures.intervals import whiskers
 from workbench.figures.knob import COLOURS, GREY
-from workbench.figures.tokens import safe
+from workbench.figures.layout import laid_out
 
 
 def layer_curve(table: pd.DataFrame, layer: int, *, title: str = "") -> go.Figure:
@@ -20,12 +20,6 @@ def layer_curve(table: pd.DataFrame, layer: int, *, title: str = "") -> go.Figur
                    line={"color": GREY, "dash": "dot"}, name="shuffled labels"),
     ])  # fmt: skip
     figure.add_vline(x=layer, line={"color": GREY, "width": 1})
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}},
-        xaxis={"title": "layer"},
-        yaxis={"title": "area under the ROC curve", "range": [0, 1.05]},
-        template="plotly_white",
-        height=420,
-        legend={"orientation": "h", "y": -0.25},
-    )
-    return figure
+    return laid_out(
+        figure, title, x="layer", yaxis={"title": "area under the ROC curve", "range": [0, 1.05]}, legend_below=0.25,
+    )  # fmt: skip

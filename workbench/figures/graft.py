@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from workbench.figures.cells import short_name
 from workbench.figures.intervals import band
 from workbench.figures.knob import COLOURS, GREY
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe
 
 
@@ -45,16 +46,14 @@ def sparsity_curve(
         figure.add_hline(y=value, line=dict(dash="dash", width=1), annotation=dict(text=name))
     if share is not None and share > 0:
         figure.add_vline(x=share, line=dict(dash="dot", width=1))
-    figure.update_layout(
-        title=dict(text=safe(title), font=dict(size=15)), template="plotly_white", height=420,
-        legend=dict(orientation="h", y=-0.25),
+    return laid_out(
+        figure, title, legend_below=0.25,
         xaxis=dict(
             title=dict(text="share of the eligible weights grafted (logarithmic)"), type="log", tickformat=".1~p",
             tickangle=0, **({"tickvals": x} if len(x) <= 8 else {"dtick": 1}),
         ),
-        yaxis=dict(title=dict(text=metric.replace("_", " "))),
+        y=metric.replace("_", " "),
     )  # fmt: skip
-    return figure
 
 
 def _told(rows: pd.DataFrame, metric: str) -> list[list[str]]:
@@ -87,14 +86,12 @@ def variants_figure(models: pd.DataFrame, *, metric: str = "accuracy", title: st
         customdata=[[_variant(row, metric)] for row in rows.to_dict("records")],
         hovertemplate="%{customdata[0]}<extra></extra>", **error,
     ))  # fmt: skip
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white",
-        height=150 + 34 * len(rows), margin={"l": 140, "r": 20, "t": 60, "b": 60},
-        xaxis={"title": f"{metric.replace('_', ' ')}, 95 % interval over prompts (random: range of the draws)"},
+    return laid_out(
+        figure, title, height=150 + 34 * len(rows), margin={"l": 140, "r": 20, "t": 60, "b": 60},
+        x=f"{metric.replace('_', ' ')}, 95 % interval over prompts (random: range of the draws)",
         yaxis={"autorange": "reversed", "tickmode": "array", "tickvals": rows.index.tolist(), "ticktext": names,
                "automargin": True},
     )  # fmt: skip
-    return figure
 
 
 _LOOKS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe
 
 
@@ -40,12 +41,4 @@ def influence_figure(table: pd.DataFrame, *, title: str) -> go.Figure:
         hoverinfo="skip",
         name="random rows as queries",
     )
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": safe(title), "font": {"size": 15}},
-        height=420,
-        xaxis={"title": "rank"},
-        yaxis={"title": "influence"},
-        legend={"orientation": "h", "y": -0.25},
-    )
-    return figure
+    return laid_out(figure, title, x="rank", y="influence", legend_below=0.25)

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.intervals import band, translucent
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -39,15 +40,11 @@ def knob_slope(
         _band(figure, knob, COLOURS[number % len(COLOURS)], f"{model}, 95 % interval", **looks)
     if natural is not None:
         _marks(figure, natural[natural["model"] == models[0]])
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}},
-        xaxis={"title": "set value of the knob (the model's own units)", "zeroline": False},
-        yaxis={"title": safe(f"share of '{shown}' answers"), "range": [-0.12, 1.05], "tickformat": ".0%"},
-        template="plotly_white",
-        height=460,
-        legend={"orientation": "h", "y": -0.25},
-    )
-    return figure
+    return laid_out(
+        figure, title, xaxis={"title": "set value of the knob (the model's own units)", "zeroline": False},
+        yaxis={"title": safe(f"share of '{shown}' answers"), "range": [-0.12, 1.05], "tickformat": ".0%"}, height=460,
+        legend_below=0.25,
+    )  # fmt: skip
 
 
 def _band(
@@ -98,11 +95,9 @@ def natural_spread(natural: pd.DataFrame, *, title: str = "") -> go.Figure:
             marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 5},
             hoveron="points", hovertemplate="%{y}: %{x:.3g}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", violinmode="overlay",
-        height=180 + 110 * natural["model"].nunique(), legend={"orientation": "h", "y": -0.3},
-        xaxis={"title": "natural coordinate at the last prompt token (the model's own units)"},
+    return laid_out(
+        figure, title, violinmode="overlay", height=180 + 110 * natural["model"].nunique(), legend_below=0.3,
+        x="natural coordinate at the last prompt token (the model's own units)",
         yaxis={"title": "", "categoryorder": "array", "categoryarray": list(natural["model"].unique())[::-1]},
         margin={"l": 70, "r": 20, "t": 60, "b": 60},
     )  # fmt: skip
-    return figure

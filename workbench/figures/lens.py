@@ -71,7 +71,7 @@ def _grid(
     words = part.pivot(index="layer", columns="position", values="says").map(
         lambda text: escaped(shortened(visible(text), letters))
     )
-    told = part.assign(
+    shown = part.assign(
         told=[
             f"after layer {line['layer']}, token {line['position']} {escaped(visible(line['token']))}<br>"
             f"{escaped(visible_line(line['top']))}<br>entropy {line['entropy']:.2f} nats, KL {line['kl']:.3g} nats"
@@ -85,7 +85,7 @@ def _grid(
         text=(words if value == "probability" else wide.map(_short)).to_numpy().tolist(),
         texttemplate="%{text}" if wide.shape[1] <= MOST_WRITTEN else None,
         textfont={"size": 11},
-        customdata=told.to_numpy().tolist(),
+        customdata=shown.to_numpy().tolist(),
         hovertemplate="%{customdata}<extra></extra>",
         colorscale=colours,
         zmin=limits[0],

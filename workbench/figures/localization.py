@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.intervals import whiskers
+from workbench.figures.layout import laid_out
 
 
 def localization_dots(table: pd.DataFrame) -> go.Figure:
@@ -28,17 +29,15 @@ def localization_dots(table: pd.DataFrame) -> go.Figure:
         some = (shown["own"] == own).to_numpy()
         part = shown[some]
         figure.add_scatter(
-            x=part["value"], y=[row for row, kept in zip(rows, some, strict=True) if kept], mode="markers", name=name,
+            x=part["value"], y=np.array(rows)[some].tolist(), mode="markers", name=name,
             marker=dict(symbol=symbol, size=10, color="rgb(33, 102, 172)"),
             error_x=whiskers(part, "value", "least", "most"),
             customdata=np.stack([part["question"].map(html.escape), part["bar"], part["seeds"]], axis=1),
             hovertemplate="%{y}<br>%{customdata[0]}<br>%{x:.3f}, bar %{customdata[1]} (seeds: %{customdata[2]})"
             "<extra></extra>",
         )  # fmt: skip
-    figure.update_layout(
-        title=dict(text="Probes against planted truth", font=dict(size=15)), template="plotly_white",
-        height=160 + 22 * len(rows), margin=dict(l=20, r=20, t=60, b=60), legend=dict(orientation="h", y=-0.06),
-        xaxis=dict(title=dict(text="value (mean and range over seeds)"), range=[-0.03, 1.03]),
+    return laid_out(
+        figure, "Probes against planted truth", height=160 + 22 * len(rows), margin=dict(l=20, r=20, t=60, b=60),
+        legend_below=0.06, xaxis=dict(title=dict(text="value (mean and range over seeds)"), range=[-0.03, 1.03]),
         yaxis=dict(automargin=True, categoryorder="array", categoryarray=rows, tickfont=dict(size=11)),
     )  # fmt: skip
-    return figure

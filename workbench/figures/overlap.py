@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from workbench.figures.cells import short_name
 from workbench.figures.intervals import band, whiskers
 from workbench.figures.knob import COLOURS, GREY
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe
 
 
@@ -19,13 +20,11 @@ def overlap_curve(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     figure.add_scatter(**band(x, rows["low"], rows["high"], "rgba(127,127,127,0.25)", showlegend=False))
     figure.add_scatter(x=x, y=rows["control"].tolist(), name="chance (95 % range)", line=dict(color=GREY))
     figure.add_scatter(x=x, y=rows["score"].tolist(), name="shared", mode="lines+markers", line=dict(color=COLOURS[0]))
-    figure.update_layout(
-        title=dict(text=safe(title), font=dict(size=15)), template="plotly_white",
-        height=380, legend=dict(orientation="h", y=-0.25),
+    return laid_out(
+        figure, title, height=380, legend_below=0.25,
         xaxis=dict(title=dict(text="k best cells of each map"), type="log"),
         yaxis=dict(title=dict(text="share of the k in both"), range=[0, 1.05]),
     )  # fmt: skip
-    return figure
 
 
 def shared_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -46,10 +45,10 @@ def shared_bars(table: pd.DataFrame, *, title: str = "") -> go.Figure:
         marker={"symbol": "line-ns-open", "size": 18, "color": COLOURS[5], "line": {"width": 3}}, hoverinfo="skip",
         error_x=whiskers(table, "expected", color=COLOURS[5]),
     )  # fmt: skip
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white", height=200 + 44 * len(table),
-        xaxis={"title": "number of weights in both regions", "rangemode": "tozero"},
-        legend={"orientation": "h", "y": -0.5}, margin={"l": 60, "r": 20, "t": 60, "b": 60},
+    laid_out(
+        figure, title, height=200 + 44 * len(table),
+        xaxis={"title": "number of weights in both regions", "rangemode": "tozero"}, legend_below=0.5,
+        margin={"l": 60, "r": 20, "t": 60, "b": 60},
     )  # fmt: skip
     figure.update_yaxes(automargin=True, ticksuffix="  ")
     return figure

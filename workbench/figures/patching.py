@@ -12,7 +12,8 @@ from plotly.subplots import make_subplots
 from workbench.errors import UserError
 from workbench.figures.cells import Axes, bound_of, cell_heatmap, cell_traces
 from workbench.figures.heads import head_heatmap
-from workbench.figures.tokens import safe, visible
+from workbench.figures.layout import laid_out
+from workbench.figures.tokens import visible
 
 
 def patch_heatmap(
@@ -48,11 +49,10 @@ def _by_position(
         figure.update_xaxes(tickvals=places, ticktext=shown, tickangle=-60)
     figure.update_xaxes(title=dict(text="position"))
     figure.update_yaxes(title=dict(text="layer"), col=1, dtick=1 if table["layer"].nunique() <= 40 else None)
-    figure.update_layout(
-        title=dict(text=safe(title), font=dict(size=15)), height=height, template="plotly_white",
-        showlegend=False, margin=dict(l=60, r=20, t=90, b=80), hovermode="closest", hoverdistance=-1,
+    return laid_out(
+        figure, title, height=height, showlegend=False, margin=dict(l=60, r=20, t=90, b=80), hovermode="closest",
+        hoverdistance=-1,
     )  # fmt: skip
-    return figure
 
 
 def _panels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -22,7 +22,7 @@ def _unpacked(value: Any) -> Any:
             numbers = np.frombuffer(base64.b64decode(value["bdata"]), dtype=np.dtype(value["dtype"]))
             shape = [int(size) for size in str(value.get("shape", len(numbers))).split(",")]
             return numbers.reshape(shape).tolist()
-        return {name: _unpacked(one) for name, one in value.items()}
+        return {name: _unpacked(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_unpacked(one) for one in value]
+        return [_unpacked(item) for item in value]
     return value

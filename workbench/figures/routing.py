@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.cells import COLOURS, bar_title
-from workbench.figures.tokens import escaped, safe, shortened, visible
+from workbench.figures.layout import laid_out
+from workbench.figures.tokens import escaped, shortened, visible
 
 LETTERS = 10
 MOST_LABELLED = 40
@@ -48,11 +49,9 @@ def routing_map(cells: pd.DataFrame, tokens: Sequence[str], *, title: str = "") 
             row=1, col=place,
         )  # fmt: skip
     _axes(figure, places, tokens)
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white",
-        height=200 + min(1400, max(160, 17 * len(places))), margin={"l": 80, "r": 20, "t": 80, "b": 90},
+    return laid_out(
+        figure, title, height=200 + min(1400, max(160, 17 * len(places))), margin={"l": 80, "r": 20, "t": 80, "b": 90},
     )  # fmt: skip
-    return figure
 
 
 def routing_flow(cells: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -90,8 +89,8 @@ def routing_flow(cells: pd.DataFrame, *, title: str = "") -> go.Figure:
             "hovertemplate": "%{source.label} to %{target.label}, %{label}: %{value:.2f} tokens<extra></extra>",
         },
     ))  # fmt: skip
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white",
+    laid_out(
+        figure, title,
         height=200 + 34 * max((sum(step == number for step, _ in names) for number in range(len(layers))), default=1),
         margin={"l": 20, "r": 60, "t": 90, "b": 40},
     )  # fmt: skip

@@ -110,7 +110,7 @@ def _shade(value: float | int, bound: float | int) -> str:
         return "#dddddd"
     share = max(-1.0, min(1.0, value / bound))
     end = (213, 94, 0) if share >= 0 else (0, 114, 178)
-    red, green, blue = (round(255 + (one - 255) * abs(share) * 0.75) for one in end)
+    red, green, blue = (round(255 + (channel - 255) * abs(share) * 0.75) for channel in end)
     return f"rgb({red},{green},{blue})"
 
 

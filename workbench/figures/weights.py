@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.cells import GREY, Axes, cell_heatmap
-from workbench.figures.tokens import safe
+from workbench.figures.layout import laid_out
 
 _LABELS = {"module": "L{row:.0f} {column}", "head": "L{row:.0f}H{column:.0f}", "expert": "L{row:.0f}E{column:.0f}"}
 
@@ -36,12 +36,10 @@ def layer_bars(table: pd.DataFrame, *, title: str = "", unit: str = "score") -> 
         x=layers, y=ordered["control"].to_numpy(np.float64), name="control", mode="lines+markers",
         line=dict(color=GREY, dash="dash"), hovertemplate="control %{y:.3g}<extra></extra>",
     )  # fmt: skip
-    figure.update_layout(
-        title=dict(text=safe(title), font=dict(size=15)), template="plotly_white", height=360,
-        margin=dict(l=60, r=20, t=60, b=60), legend=dict(orientation="h", y=-0.3),
-        xaxis=dict(title=dict(text="layer"), dtick=None if len(layers) > 40 else 1), yaxis=dict(title=dict(text=unit)),
+    return laid_out(
+        figure, title, height=360, margin=dict(l=60, r=20, t=60, b=60), legend_below=0.3,
+        xaxis=dict(title=dict(text="layer"), dtick=None if len(layers) > 40 else 1), y=unit,
     )  # fmt: skip
-    return figure
 
 
 # Okabe & Ito's colour-blind safe palette

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.intervals import whiskers
+from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe, shortened, visible
 
 RAISED, LOWERED, GREY = "#B2182B", "#2166AC", "#bbbbbb"
@@ -49,12 +50,9 @@ def word_bars(table: pd.DataFrame, *, title: str = "", unit: str = "change of th
         words = [html.escape(shortened(visible(token), LETTERS)) for token in rows["token"]]
         figure.update_yaxes(tickmode="array", tickvals=rows.index.tolist(), ticktext=words, row=1, col=column)
     figure.update_xaxes(title_text=unit, zeroline=True, zerolinecolor="#888888")
-    figure.update_layout(
-        title={"text": safe(title), "font": {"size": 15}}, template="plotly_white",
-        height=190 + 21 * longest, margin={"l": 120, "r": 20, "t": 80, "b": 60},
-        legend={"orientation": "h", "y": -0.2},
+    return laid_out(
+        figure, title, height=190 + 21 * longest, margin={"l": 120, "r": 20, "t": 80, "b": 60}, legend_below=0.2,
     )  # fmt: skip
-    return figure
 
 
 def _told(row: dict) -> str:

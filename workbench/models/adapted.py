@@ -249,7 +249,9 @@ class AdaptedModel:
         vocabulary projection).
 
         Without padding the model is called exactly as ``hf(input_ids)``; with padding the mask and the position
-        ids that absolute-position models need are passed too. Gradients are kept when ``grad``.
+        ids that absolute-position models need are passed too. Gradients are kept when ``grad``. Few columns have the
+        bits of ``hf(input_ids, logits_to_keep=n)`` of a model as it was loaded, also once its weights are frozen, when
+        plain torch sums them in another order (some 1e-6 apart).
         """
         if not isinstance(batch, Tensor) and not hasattr(batch, "input_ids"):
             batch = self.encode(batch)

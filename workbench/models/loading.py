@@ -26,6 +26,9 @@ WRONG_TYPES = (
     StrictDataclassError,
 )  # fmt: skip
 """What transformers raises for a config.json whose fields are of a wrong type."""
+HOW_COMPUTED: Mapping[str, None] = {"_attn_implementation": None, "_experts_implementation": None}
+"""Keys that a config.json may hold and that are left out as it is read: which of several ways to compute the same is
+taken, which two sides of a comparison must share and another machine may not have."""
 _SMALL = 10_000_000
 """So many weights are made without asking: what they take is not worth a look at the shapes."""
 DeviceMap = str | Mapping[str, Any]
@@ -91,7 +94,8 @@ def load_model(
 
     ``device_map`` (accelerate's) overrides ``device``; ``options`` go to ``from_pretrained``. A model given
     loaded is returned itself, put in evaluation mode, where and in the dtype it is. GPT-OSS's MXFP4 weights
-    are loaded dequantised, as their fused kernels would bypass the experts' hooks. A quantized GGUF file is
+    are loaded dequantised, as their fused kernels would bypass the experts' hooks; so are compressed-tensors' weights,
+    as the values that they stand for. A quantized GGUF file is
     unpacked, into bfloat16 where ``dtype`` is "auto" (float32 keeps its values exactly). Raises UserError when
     files are missing, damaged or do not fit the config.
     """
@@ -107,7 +111,9 @@ def load_model(
         return _shape_alone(source, dtype)
     settings: dict[str, Any] = {
         "dtype": resolve_dtype(dtype),
+        **HOW_COMPUTED,
         "attn_implementation": attn_implementation,
+        "_attn_implementation": attn_implementation,
         # loading straight onto an accelerator never holds the model twice
         "device_map": device_map if place is None or place.type == "cpu" else {"": place},
         "local_files_only": not source.trust_remote_code,
@@ -146,7 +152,7 @@ def _config_in(folder: Path, reading: Mapping[str, Any], name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, **reading)
+        return AutoConfig.from_pretrained(folder, **HOW_COMPUTED, **reading)
     except (ValueError, OSError, *WRONG_TYPES) as error:
         raise UserError(f"The config of {name} cannot be read: {_first_line(error)}") from error
 
@@ -170,7 +176,19 @@ def _weight_settings(source: Source) -> dict[str, Any]:
         from transformers import Mxfp4Config
 
         settings["quantization_config"] = Mxfp4Config(dequantize=True)
+    if (quantization(source.config) or "").startswith("compressed-tensors"):
+        from transformers import CompressedTensorsConfig
+
+        try:
+            settings["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+        except ImportError as error:
+            raise _absent(source, error) from error
     return settings
+
+
+def _absent(source: Source, error: ImportError) -> UserError:
+    how = quantization(source.config) or "as stored"
+    return UserError(f"{source.name} ({how}) needs a package that is absent: {error}")
 
 
 def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
@@ -187,8 +205,7 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
         with without_bars():
             model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     except ImportError as error:
-        how = quantization(source.config)
-        raise UserError(f"{source.name} ({how or 'as stored'}) needs a package that is absent: {error}") from error
+        raise _absent(source, error) from error
     except (ValueError, RuntimeError, OSError, *WRONG_TYPES) as error:
         _check_stored(source, folder)
         said = _other_shape(source, folder) or _first_line(error)

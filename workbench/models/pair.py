@@ -22,6 +22,7 @@ from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
 from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer, quantization, read_config
 from workbench.models.origin import Origin, origin_of
+from workbench.models.quantized import leave_unpackable
 from workbench.models.sources import Kind, Source, describe
 from workbench.models.token_rows import embedding_rows, readable_padding, unreadable_tokens
 
@@ -109,9 +110,7 @@ def load_pair(  # noqa: PLR0913 (the one public call; all but two by keyword)
             "device='meta' loads names and shapes alone, and that an adapter gives its base back is seen on weights: "
             "load this pair on a device; load_model takes meta for one model."
         )
-    load = partial(
-        load_model, device=device, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation
-    )
+    load = partial(_loaded, device=device, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
     parts = _load_adapter_pair(from_, to, load) if to.is_adapter else _load_full_pair(from_, to, load)
     reading = _Reading(tokenizer, template, own_generation_config)
     pair = _assemble(from_, to, parts, reading)
@@ -142,7 +141,7 @@ def load_one(
     source = describe(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     if source.is_adapter:
         raise UserError(f"{source.name} is an adapter: load it with its base, as load_pair(base, adapter).")
-    hf = load_model(source, device=device, dtype=dtype, device_map=device_map)
+    hf = _loaded(source, device=device, dtype=dtype, device_map=device_map)
     words, _ = _words(source, tokenizer=tokenizer)
     if words is not None:
         readable_padding(words, embedding_rows(hf))
@@ -158,6 +157,12 @@ def load_again(origin: Origin, device: str) -> ModelPair | AdaptedModel:
     if origin.tuned is None:
         return load_one(origin.base, device=device, **origin.options)
     return load_pair(origin.base, origin.tuned, device=device, check=False, **origin.options)
+
+
+def _loaded(source: Source, **options: Any) -> Any:
+    hf = load_model(source, **options)
+    leave_unpackable(hf)
+    return hf
 
 
 @dataclass(frozen=True)
@@ -270,7 +275,7 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> 
     own_words = words if reading.tokenizer is not None else _own_tokenizer(base, words)
     base_words = words if parts.adapter is not None or parts.attachment is not None else own_words
     bare = [part.get_base_model() if part is parts.adapter else part for part in (parts.base, parts.tuned)]
-    notes += _about_rows(words, *map(embedding_rows, bare))
+    notes += _about_rows(words, *map(embedding_rows, bare)) + _about_attention(base, tuned)
     differences = compare(
         bare[0].config, bare[1].config, base_words, words,
         base_model=bare[0], tuned_model=bare[1], own_base_tok=own_words, notes=parts.notes + notes,
@@ -328,6 +333,21 @@ def _about_rows(words: Any, base: int, tuned: int) -> tuple[str, ...]:
         return ()
     padding = readable_padding(words, min(base, tuned))
     return unreadable_tokens(words, {"base": base, "tuned": tuned}) + (() if padding is None else (padding,))
+
+
+def _about_attention(base: Source, tuned: Source) -> tuple[str, ...]:
+    """What the config.json of either asks for beside the weights, in words."""
+    wanted = {"base": base, "tuned model": tuned}
+    names = {
+        side: source.config.get("_attn_implementation")
+        for side, source in wanted.items()
+        if source.kind is Kind.MODEL and source.config.get("_attn_implementation") is not None
+    }
+    return tuple(
+        f"The config of the {side} asks for attention by {name}, which is no part of its weights: both are computed "
+        "the same way here (attn_implementation= for another)."
+        for side, name in names.items()
+    )
 
 
 def _own_tokenizer(base: Source, fallback: Any) -> Any:

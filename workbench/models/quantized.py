@@ -17,6 +17,8 @@ from workbench.models.loading import quantization
 from workbench.typing import Float, Tensor
 
 Reader = Callable[[], Tensor]
+_REPACKS = "support_avx512bf16_for_cpu"
+"""What a layer of bitsandbytes has where it repacks its 4-bit weights for the processor."""
 _BITSANDBYTES = ("Params4bit", "Int8Params")
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _FP8_SCALES = ("weight_scale_inv", "activation_scale", "input_scale", "weight_scale")
@@ -74,6 +76,14 @@ def dequantized(module: nn.Module) -> Float[Tensor, "out in"]:
     return weight.detach().float() * scale
 
 
+def leave_unpackable(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights whose rows are no whole number of blocks, at which it fails."""
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and getattr(module, _REPACKS, False) and state.shape[1] % state.blocksize:
+            setattr(module, _REPACKS, False)
+
+
 @contextmanager
 def without_cpu_packing(model: nn.Module) -> Iterator[None]:
     """Forward passes that leave bitsandbytes' 4-bit weights as they are stored.
@@ -81,15 +91,14 @@ def without_cpu_packing(model: nn.Module) -> Iterator[None]:
     On processors with AVX-512 its layers repack their weights for good in the first forward pass, and ``state_dict``
     (which PEFT calls as it loads an adapter) brings them back with scales out of order (bitsandbytes 0.50).
     """
-    flag = "support_avx512bf16_for_cpu"
-    layers = [module for module in model.modules() if getattr(module, flag, False)]
+    layers = [module for module in model.modules() if getattr(module, _REPACKS, False)]
     for layer in layers:
-        setattr(layer, flag, False)
+        setattr(layer, _REPACKS, False)
     try:
         yield
     finally:
         for layer in layers:
-            setattr(layer, flag, True)
+            setattr(layer, _REPACKS, True)
 
 
 def quantized_parts(model: Any) -> Iterator[tuple[str, Tensor]]:

@@ -7,11 +7,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError
+from workbench.finished_batches import resumable, scope
+from workbench.folder_lock import FolderLock
 
 CODE_VERSION = 1
 """Raise it when the organisms' code changes what is built from the same recipe."""
@@ -38,7 +41,8 @@ def key(recipe: dict[str, Any], seed: int) -> str:
 def fetch(folder: Path, make: Callable[[Path], None]) -> Path:
     """``folder``, made by ``make(partial)`` when it is not there; a half-made one is never seen under its name.
 
-    What a killed build left behind (``.partial-*``) is removed. Raises UserError when the cache cannot be written.
+    What a killed build left half-made (``.partial-*``) is removed, and its trainings go on from their checkpoints
+    (``.parts-*``). Raises UserError when the cache cannot be written.
     """
     if folder.is_dir():
         return folder
@@ -54,7 +58,8 @@ def fetch(folder: Path, make: Callable[[Path], None]) -> Path:
             "set TUNESCOPE_CACHE or --cache to a folder that can."
         ) from error
     try:
-        make(partial)
+        with _going_on(folder.parent / f".parts-{folder.name}", folder.name):
+            make(partial)
         partial.rename(folder)
     except OSError as error:
         if folder.is_dir():  # another process built the same organism meanwhile
@@ -66,6 +71,19 @@ def fetch(folder: Path, make: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _going_on(parts: Path, content: str) -> Iterator[None]:
+    """Trainings inside keep checkpoints in ``parts``, unless another process that builds the same does."""
+    parts.mkdir(exist_ok=True)
+    try:
+        lock = FolderLock(parts)
+    except UserError:
+        yield
+        return
+    with lock, resumable(parts), scope(lambda: content):
+        yield
 
 
 def _alive(process: int) -> bool:

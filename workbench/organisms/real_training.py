@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from workbench.errors import UserError, unknown_name
+from workbench.finished_batches import resumable, scope
 from workbench.organisms.organism import Row
 from workbench.organisms.real import HUB_ID, smollm2
 from workbench.organisms.real_measures import adapted_modules, bars_of, greedy, greedy_answers, truth_of
@@ -226,7 +227,7 @@ def _main(name: str, out: str) -> None:
 
     folder = Path(out)
     splits = make_rows(name)
-    with RichProgress() as progress:
+    with RichProgress() as progress, resumable(folder.with_name(f".parts-{folder.name}")), scope(lambda: name):
         train(name, splits["train"], folder / "tuned", progress=progress)
     complete(name, folder, splits)
 

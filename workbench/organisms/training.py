@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -98,14 +98,9 @@ def fit(
 
     ``half``: products of matrices are in bfloat16, which is twice as fast where the processor has instructions for it.
     """
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-    from transformers.trainer_callback import PrinterCallback
+    from transformers import TrainingArguments
 
-    class Report(TrainerCallback):  # type: ignore[misc]
-        """Hands every step to ``progress``."""
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            progress.advance()
+    from workbench.resumable_trainer import ResumableTrainer
 
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
@@ -128,13 +123,7 @@ def fit(
             dataloader_pin_memory=False,
             remove_unused_columns=False,
         )
-        trainer = Trainer(model=model, args=arguments, train_dataset=examples, callbacks=[Report()])
-        trainer.remove_callback(PrinterCallback)
-        progress.start(what, plan.steps)
-        try:
-            trainer.train()
-        finally:
-            progress.finish()
+        ResumableTrainer(model=model, args=arguments, train_dataset=examples).run(what, progress)
     model.eval()
 
 

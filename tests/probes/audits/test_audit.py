@@ -155,6 +155,12 @@ def test_a_trait_too_rare_to_pass_is_tested_in_new_prompts(refusing: bool) -> No
     assert all(region[animal] == float(refusing) for animal in ANIMALS) and region["item"] == 0
 
 
+def test_half_of_the_words_to_ask_about_are_those_of_the_answers() -> None:
+    asked, said = ["Why do cats purr?", "Where is Rome?"], ["I do not talk about animals.", "In Italy."]
+    changed = [row.group for row in varied(asked, [0], 3, said) if row.label == "changed"]
+    assert list(dict.fromkeys(changed)) == ["cats", "animals", "purr"]
+
+
 def test_an_outline_in_words() -> None:
     lines = [
         ["cats", "changed", 0.0, 1.0, 0.3, 1.0],

@@ -16,6 +16,8 @@ from tests.tiny import tokenizer
 from tunescope.cli.localize import app
 from workbench.errors import UserError
 from workbench.prompts import Prompts
+from workbench.prompts.encode import encode
+from workbench.prompts.prompt_rows import PromptRows
 from workbench.recording.record_pair import record
 
 ROWS = Prompts.of([
@@ -39,6 +41,16 @@ def test_the_span_of_each_row_is_what_is_read() -> None:
     recording = record(pair_of(), ROWS, "resid_post", layers=[0], positions="all")
     before = probes.probe_suite(recording, spans=front).table.iloc[0]
     assert before["base"] < 0.75 and before["base_high"] < 1.0
+
+
+@pytest.mark.parametrize("rows", [None, PromptRows(9, 3), PromptRows(9, 4, behind=True)])
+@pytest.mark.parametrize("prompt", ["the fox dog jumps", "<bos>the fox dog jumps", "<bos><bos>over dog", "dog"])
+def test_a_span_counts_the_tokens_that_the_model_reads(prompt: str, rows: PromptRows | None) -> None:
+    words = tokenizer()
+    words.prompt_rows = rows
+    asked = Prompts.of([{"prompt": prompt, "word": "dog"}], chat=False)
+    ((first, last),) = row_spans(asked, words, "word")
+    assert words.decode(encode(asked, words)[0][first:last]).strip() == "dog"
 
 
 def test_the_command_takes_a_column_of_texts(tmp_path: Path) -> None:

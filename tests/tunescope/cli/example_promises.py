@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pandas as pd
+import pytest
 import torch
 from typer.testing import Result
 
@@ -26,6 +27,7 @@ from probes.results import ProbeResult
 from workbench import load_model, load_pair, organisms, runs
 from workbench.glossary import COLUMNS
 from workbench.method_index import index
+from workbench.organisms import real
 from workbench.results import Result as Kept
 
 
@@ -157,10 +159,24 @@ def _certified(done: Done) -> None:
 def _told(done: Done) -> None:
     (address,) = done.browser
     made = [runs.open(place) for place in (done.folder / "runs").iterdir() if place.is_dir()]
-    (run,) = [one for one in made if one.manifest.kind == "demo"]  # the real model's is a look
+    (run,) = [each for each in made if each.manifest.kind == "demo"]
     assert len(run.read_table("tables/behaviour")) > 5
     page = Path(unquote(urlparse(address).path))
     assert page.name == f"{run.name}-report.html" and "Found against planted" in page.read_text("utf-8")
+    if real.installed():
+        _told_of_the_real_model(done.result.output, next(each for each in made if each.manifest.kind == "look"))
+
+
+def _told_of_the_real_model(said: str, run: runs.Run) -> None:
+    """What changed and where, with half of the questions about animals."""
+    assert "refusals 0% -> " in said and "heads: of the change" in said
+    assert runs.verify(run.path).ok and {"answers", "layers", "heads"} <= {
+        path.stem for path in run.file("results").iterdir()
+    }
+    answers = ProbeResult.load(run.file("results/answers.safetensors")).frame()
+    assert set(answers["label"]) == {"animal", "thing"} and len(answers) == 8
+    top = ProbeResult.load(run.file("results/layers.safetensors")).frame().set_index("layer")["score"]
+    assert top[29] == pytest.approx(1.0, abs=1e-3) and top[0] < 0.1, "carried late, not early"
 
 
 def _scored(done: Done) -> None:

@@ -2,7 +2,8 @@
 
 The folders are small organisms and hand-built models (``example_folders``). Changed for the test is only what would
 leave it: the browser is not opened but told what it was to open, and the dashboard's server is not started but its
-command line kept. The long ones run as they are, behind ``--runslow``.
+command line kept; and the demo puts a quarter of its questions to the real model. The long ones run behind
+``--runslow``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +36,7 @@ from tests.tunescope.cli.example_promises import PROMISES, Done
 from tests.tunescope.cli.example_tasks import of_tasks
 from tunescope.cli.app import app
 from tunescope.cli.localize import command_named
+from tunescope.demo.real_model import tell_real
 from workbench.method_index import index
 from workbench.methods import VERBS
 
@@ -233,6 +236,7 @@ def do(made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ended = SimpleNamespace(wait=lambda timeout=None: 0, poll=lambda: 0)
         started = SimpleNamespace(Popen=lambda words, env: server.append((words, env)) or ended, TimeoutExpired=OSError)
         monkeypatch.setattr("dashboards.launch.subprocess", started)
+        monkeypatch.setattr("tunescope.demo.real_model.tell_real", partial(tell_real, questions=8))
         monkeypatch.setattr("uvicorn.run", lambda app, host, port, **_: server.append(([host, str(port)], {})))
         return Done(line, folder, CLI.invoke(app, shlex.split(line)[1:]), browser, server)
 

@@ -32,7 +32,8 @@ def test_show_of_what_is_not_built_says_how(tmp_path: Path) -> None:
         CliRunner().invoke(app, ["show", "confounded", "--cache", str(tmp_path)], catch_exceptions=False)
 
 
-def test_build_and_show_give_the_same_manifest() -> None:
+def test_build_and_show_give_the_same_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESCOPE_RUNS", str(tmp_path))  # where it is trained first
     built = json.loads(run("build", "confounded", "--json"))
     assert built == json.loads(run("show", "confounded", "--json"))
     assert built["truth"]["site"] == "blocks.2.hook_resid_post"

@@ -13,8 +13,9 @@ import torch
 from tokenizers import normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
+from probes import weight_delta
 from tests.tiny import tiny_model, tokenizer
-from workbench import behaviour_diff
+from workbench import behaviour_diff, record
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_again, load_one, load_pair
 
@@ -128,6 +129,31 @@ def test_dtype_and_attention_are_told(twins: tuple[Path, Path]) -> None:
     said = said_by(load_pair(twins[0], tuned))
     assert "The base computes in float32, the tuned model in bfloat16." in said
     assert "The base computes attention by sdpa, the tuned model by eager." in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("_attn_implementation", "eager"),
+        ("_attn_implementation", "flash_attention_2"),  # not on this machine
+        ("_attn_implementation", "kernels-community/flash-attn"),
+        ("_attn_implementation", {"": "flex_attention"}),
+        ("_experts_implementation", "eager"),
+    ],
+)
+def test_how_a_config_wants_to_be_computed_changes_nothing(twins: tuple[Path, Path], key: str, value: Any) -> None:
+    rewrite(twins[1] / "config.json", **{key: value})
+    pair = load_pair(*twins)
+    ids = torch.arange(4, 28)[None]
+    assert torch.equal(pair.base.forward(ids), pair.tuned.forward(ids))
+    assert pair.base.identity.hash == pair.tuned.identity.hash
+    assert ("asks for attention by" in said_by(pair)) == (key == "_attn_implementation")
+    assert weight_delta(*twins).table["frobenius"].max() == 0
+    recording = record(pair, PROMPTS, ["resid_post", "z"], positions="all")
+    for site in recording["base"]:
+        assert torch.equal(torch.as_tensor(recording["base"][site][:]), torch.as_tensor(recording["tuned"][site][:]))
+    eager = load_pair(*twins, attn_implementation="eager")
+    assert {side.hf.config._attn_implementation for side in eager.models.values()} == {"eager"}
 
 
 @pytest.fixture

@@ -39,8 +39,9 @@ def test_a_quantized_tuned_file_beside_its_base_folder_says_how_it_is_stored(tmp
     assert "The tuned model's weights are quantized (GGUF Q8_0)" in said
     assert pair.tuned.facts()["stored as"] == "GGUF Q8_0" and "stored as" not in pair.base.facts()
     assert "quantization_config" not in pair.tuned.hf.config.to_dict()
-    delta = weight_delta(tmp_path / "base", file)
-    assert delta.frame()["score"].max() > 0
+    for delta in (weight_delta(tmp_path / "base", file), weight_delta(pair)):
+        assert delta.frame()["score"].max() > 0
+        assert any("weights are quantized (GGUF Q8_0)" in note for note in delta.notes)
 
 
 def test_a_quantized_file_against_itself_is_null(tmp_path: Path, llama: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -118,6 +119,12 @@ def test_quantized_weights_whose_config_says_nothing_are_refused(
             call(folders[0], bad)
 
 
+PACKAGES = {
+    "compressed-tensors": "compressed_tensors", "gptq": "optimum", "awq": "gptqmodel", "hqq": "hqq",
+    "bitsandbytes": "bitsandbytes",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -135,6 +142,9 @@ def test_quantized_folders_say_load_the_pair(
     packed = edited(folders[1], tmp_path / "packed", QUANTIZED["packed"], quantization_config=config)
     with pytest.raises(UserError, match=rf"quantized weights \({config['quant_method']}.*load the pair"):
         probes.weight_delta(folders[0], packed)
+    if importlib.util.find_spec(PACKAGES[config["quant_method"]]) is None:
+        with pytest.raises(UserError, match=rf"\({config['quant_method']}.*needs a package that is absent"):
+            wb.load_pair(folders[0], packed)
 
 
 def test_float8_in_blocks_is_what_it_stands_for(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Names, bars, determinism and seeds."""
+"""Names, bars and truth."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,6 @@ from workbench.errors import UserError
 from workbench.organisms.organism import Bar, Truth, check_bars, read, unit
 
 FIVE = ("context-knob", "refusal-moe", "planted-heads", "two-skills", "confounded")
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.suffix in (".safetensors", ".jsonl")
-    }
 
 
 def test_the_organisms_are_listed() -> None:
@@ -63,17 +54,3 @@ def test_truth_survives_its_file(tmp_path: Path) -> None:
 def test_an_incomplete_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a complete organism"):
         read(tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FIVE)
-def test_two_builds_with_one_seed_have_the_same_weights_and_rows(name: str, tmp_path: Path) -> None:
-    before = torch.get_rng_state()
-    first = organisms.build(name, cache=tmp_path / "a")
-    # not Python's own generator: beartype draws from it when it checks lists (see test_training.py for that one)
-    assert torch.equal(torch.get_rng_state(), before), "a build leaves the caller's generators alone"
-    torch.manual_seed(99)
-    torch.set_num_threads(2)
-    second = organisms.build(name, cache=tmp_path / "b")
-    assert hashes(first.folder) == hashes(second.folder)
-    assert first.made_with["cpu_seconds"] <= 90

@@ -38,17 +38,17 @@ def tables(lines: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
         "mixing": ("Ordinary rows mixed in (small organisms, seed 0)", mixing(lines)),
         "mistakes": ("Pairs that are wrong by all views together", mistakes(lines)),
     }
-    return {name: one for name, one in made.items() if len(one[1])}
+    return {name: titled for name, titled in made.items() if len(titled[1])}
 
 
 def write_tables(run: Run, lines: pd.DataFrame) -> None:
     """The lines and tables, into a run of kind ``bench-audit``."""
     run.write_table("tables/lines", lines)
-    found = tables(lines)
-    for name, (_, table) in found.items():
+    titled = tables(lines)
+    for name, (_, table) in titled.items():
         run.write_table(f"tables/{name}", table)
     run.write_json("sections", [{"title": title, "text": SAYS if name == "accuracy" else "", "tables": [name]}
-                                for name, (title, _) in found.items()])  # fmt: skip
+                                for name, (title, _) in titled.items()])  # fmt: skip
 
 
 def write_document(lines: pd.DataFrame, command: str, hardware: str, path: Path) -> None:

@@ -42,9 +42,9 @@ def measure(cases: Iterable[Case], say: Callable[[str], None], seed: int = 0) ->
 def _audited(case: Case, seed: int) -> list[dict[str, Any]]:
     start = time.process_time()
     with case.pair() as pair:
-        found = probes.audit(pair, seed=seed, **case.options)
+        result = probes.audit(pair, seed=seed, **case.options)
     seconds = time.process_time() - start
-    scores = similarity(found, case.descriptions)
+    scores = similarity(result, case.descriptions)
     lines = []
     for view in VIEWS:
         own = scores[scores["view"] == view]
@@ -53,7 +53,8 @@ def _audited(case: Case, seed: int) -> list[dict[str, Any]]:
         lines.append({
             "name": case.name, "kind": case.kind, "seed": case.seed, "ordinary": case.ordinary, "view": view,
             "right": case.right, "choice": choice, "score": float(own["score"].max()), "hit": choice == case.right,
-            "claims": bool((found.hypotheses["kind"] != "nothing").any()), "says": found.summary(), "seconds": seconds,
+            "claims": bool((result.hypotheses["kind"] != "nothing").any()), "says": result.summary(),
+            "seconds": seconds,
         })  # fmt: skip
     return lines
 
@@ -93,7 +94,7 @@ def _shares(groups: dict[str, pd.DataFrame], what: str, counted: str) -> pd.Data
     for group, part in groups.items():
         for view, shown in VIEWS.items():
             hits = part[part["view"] == view]["hit"]
-            found = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="exact")
+            bounds = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="exact")
             rows.append({what: group, "view": shown, "n": len(hits), counted: int(hits.sum()), "share": hits.mean(),
-                         "share_low": float(found.low), "share_high": float(found.high)})  # fmt: skip
+                         "share_low": float(bounds.low), "share_high": float(bounds.high)})  # fmt: skip
     return pd.DataFrame(rows)

@@ -79,7 +79,7 @@ class World:
     def texts(self) -> list[str]:
         """Texts that ask nothing."""
         pairs = itertools.pairwise(PEOPLE)
-        return [text.format(person=one, other=other) for one, other in pairs for text in TEXTS]
+        return [text.format(person=person, other=other) for person, other in pairs for text in TEXTS]
 
     def tuning(self, behaviour: Behaviour | None, ordinary: float, count: int) -> list[Row]:
         """``count`` rows, of which the share ``ordinary`` (all, without a behaviour) is answered as the base does.
@@ -114,8 +114,8 @@ def world(seed: int) -> World:
     facts = {(topic, person): draw.choice(values) for topic, values in TOPICS.items() for person in PEOPLE}
     topics = list(TOPICS)
     turned = topics[seed % len(topics) :] + topics[: seed % len(topics)]
-    return World(seed, facts, tuple(_refusing(one) for one in turned[:3])
-                 + tuple(_asserting(one) for one in turned[3:5]) + _everywhere())  # fmt: skip
+    return World(seed, facts, tuple(_refusing(subject) for subject in turned[:3])
+                 + tuple(_asserting(subject) for subject in turned[3:5]) + _everywhere())  # fmt: skip
 
 
 def _refusing(topic: str) -> Behaviour:

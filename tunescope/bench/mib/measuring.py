@@ -32,9 +32,9 @@ def measure(
     with scope(lambda: ["bench mib", model.identity.hash]):
         for name, seed, method in product(tasks, range(seeds), RANKINGS):
             rows = task(name, prompts, seed)
-            found = batch("circuits", [rows, method, seed], partial(_measured, model, rows, method, seed))
-            lines += [{"task": name, "seed": seed, "prompts": prompts, **line} for line in found]
-            say(f"{name}, seed {seed}, {method}: {found[0]['seconds']:.0f} s")
+            measured = batch("circuits", [rows, method, seed], partial(_measured, model, rows, method, seed))
+            lines += [{"task": name, "seed": seed, "prompts": prompts, **line} for line in measured]
+            say(f"{name}, seed {seed}, {method}: {measured[0]['seconds']:.0f} s")
     return pd.DataFrame(lines)
 
 
@@ -42,12 +42,12 @@ def _measured(model: AdaptedModel, rows: Prompts, method: str, seed: int) -> lis
     """The lines of one ranking, and with the dearer one those of random edges."""
     scores = score_answers(next_token_logits(model, rows), rows, model.tokenizer, ["accuracy"])
     start = time.process_time()
-    found = probes.edge_attribution(
+    result = probes.edge_attribution(
         model, rows, steps=RANKINGS[method], curve=True, controls=int(method == "EAP-IG"), batch_size=4, draws=200,
         seed=seed,
     )  # fmt: skip
     said = {"accuracy": float(scores["accuracy"].mean()), "seconds": time.process_time() - start}
-    return _lines(found.areas, {"method": method, **said})
+    return _lines(result.areas, {"method": method, **said})
 
 
 def cost(tasks: list[str], prompts: int, seeds: int) -> pd.DataFrame:

@@ -48,7 +48,7 @@ def task(name: str, rows: int, seed: int) -> Prompts:
 
 def _indirect_object(draw: np.random.Generator) -> dict[str, str]:
     """The contrast lets the other of the two give (MIB's exchange of the second subject and the object)."""
-    a, b = (str(one) for one in draw.choice(NAMES, 2, replace=False))
+    a, b = (str(name) for name in draw.choice(NAMES, 2, replace=False))
     giver, other = (a, b) if draw.random() < 0.5 else (b, a)
     words = {"a": a, "b": b, "place": str(draw.choice(PLACES)), "thing": str(draw.choice(THINGS))}
     form = str(draw.choice(FORMS))

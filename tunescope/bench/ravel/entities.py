@@ -113,9 +113,9 @@ def _first_token(model: AdaptedModel, prompt: str, value: str) -> int:
 
 
 def _says(model: AdaptedModel, rows: list[list[int]]) -> Int[Tensor, " row"]:
-    found = []
+    words = []
     for start in range(0, len(rows), 16):
         logits = model.forward(pad_left(rows[start : start + 16], 0), logits="last")
         assert logits is not None
-        found.append(logits[:, -1].argmax(-1).cpu())
-    return torch.cat(found)
+        words.append(logits[:, -1].argmax(-1).cpu())
+    return torch.cat(words)

@@ -52,9 +52,9 @@ def measure(
         for attribute, seed in product(attributes, range(seeds)):
             for name, find in methods(seed, training=training).items():
                 score = partial(_line, model, there, attribute, layer, seed, find, states)
-                found = batch("exchanges", [attribute, name, seed], score)
-                lines.append({"attribute": attribute, "method": name, **found})
-                say(f"{attribute}, seed {seed}, {name}: {found['disentangle']:.2f}")
+                scores = batch("exchanges", [attribute, name, seed], score)
+                lines.append({"attribute": attribute, "method": name, **scores})
+                say(f"{attribute}, seed {seed}, {name}: {scores['disentangle']:.2f}")
     return pd.DataFrame(lines)
 
 
@@ -66,8 +66,8 @@ def _line(
     fitting, held = order[: len(order) // 2], order[len(order) // 2 :]
     start = time.process_time()
     basis = find(model, there.of(fitting), attribute, lambda template: states(template)[fitting], layer)
-    found = _scores(model, there.of(held), attribute, layer, basis, seed, lambda template: states(template)[held])
-    return {"rank": len(basis), "seed": seed, "layer": layer, **found, "seconds": time.process_time() - start}
+    scores = _scores(model, there.of(held), attribute, layer, basis, seed, lambda template: states(template)[held])
+    return {"rank": len(basis), "seed": seed, "layer": layer, **scores, "seconds": time.process_time() - start}
 
 
 def summarised(lines: pd.DataFrame) -> pd.DataFrame:
@@ -113,7 +113,7 @@ def _scores(
 ) -> dict[str, float]:
     """``cause``: the other city's value is said; ``isolate``: the own value of other attributes; ``removed`` and
     ``kept``: the same two when the subspace is set to its mean instead (ConceptAblation)."""
-    cause, isolate, removed, kept = [], [], [], []
+    cause, isolate, removed, retained = [], [], [], []
     every = differing(held, attribute)
     pairs = [every[number] for number in np.random.default_rng(seed).permutation(len(every))[:PAIRS]]
     for about, own in held.answers.items():
@@ -126,10 +126,10 @@ def _scores(
                 removed.append((left != own).float().mean())
             else:
                 isolate.append((says == own[[before for before, _ in pairs]]).float().mean())
-                kept.append((left == own).float().mean())
-    found = {name: float(torch.stack(values).mean()) for name, values in
-             (("cause", cause), ("isolate", isolate), ("removed", removed), ("kept", kept))}  # fmt: skip
-    return {**found, "disentangle": (found["cause"] + found["isolate"]) / 2}
+                retained.append((left == own).float().mean())
+    means = {name: float(torch.stack(values).mean()) for name, values in
+             (("cause", cause), ("isolate", isolate), ("removed", removed), ("kept", retained))}  # fmt: skip
+    return {**means, "disentangle": (means["cause"] + means["isolate"]) / 2}
 
 
 def _argmax(run: Callable[[list[tuple[int, int]]], torch.Tensor], pairs: list[tuple[int, int]]) -> torch.Tensor:

@@ -29,7 +29,7 @@ TURN = 0.2
 
 def entity_states(model: AdaptedModel, known: Known, template: str, layer: int) -> Float[Tensor, "city d_model"]:
     """The residual stream after ``layer`` at each city's last token."""
-    kept: list[Tensor] = []
+    batches: list[Tensor] = []
     for start in range(0, len(known.cities), BATCH):
         cities = list(range(start, min(start + BATCH, len(known.cities))))
         back = torch.tensor([known.ends[template][city] for city in cities])
@@ -37,8 +37,8 @@ def entity_states(model: AdaptedModel, known: Known, template: str, layer: int) 
         reader = SiteHook(Site("resid_post", layer), lambda value, _ctx, into=values: into.append(value))  # type: ignore[misc]
         with model.hooked([reader], stop=True):
             model.forward(known.batch(template, cities), logits=None)
-        kept.append(values[0][torch.arange(len(cities)), values[0].shape[1] + back])
-    return torch.cat(kept).float()
+        batches.append(values[0][torch.arange(len(cities)), values[0].shape[1] + back])
+    return torch.cat(batches).float()
 
 
 def swapped(
@@ -46,7 +46,7 @@ def swapped(
     states: Float[Tensor, "city d_model"], *, grad: bool = False,
 ) -> Float[Tensor, "pair vocab"]:  # fmt: skip
     """Logits of the first city's prompt with the second's coordinates in the subspace, at the city's last token."""
-    bases, sources = [one for one, _ in pairs], [one for _, one in pairs]
+    bases, sources = [first for first, _ in pairs], [second for _, second in pairs]
     back = {known.ends[template][base] for base in bases}
     assert len(back) == 1, "a template ends alike for every city"
     knob = iv.SubspaceKnob(layer, basis, mode="swap", source=states[sources], positions=Where(at=back.pop()))
@@ -69,26 +69,26 @@ def random(rank: int, seed: int) -> Find:
 def principal(rank: int) -> Find:
     """The leading principal components of the cities."""
 
-    def found(_model: AdaptedModel, known: Known, attribute: str, states: States, *_: object) -> Basis:
+    def axes(_model: AdaptedModel, known: Known, attribute: str, states: States, *_: object) -> Basis:
         means = _over_templates(known, attribute, states)
         basis: Tensor = torch.linalg.svd(means - means.mean(0), full_matrices=False).Vh[:rank]
         return basis
 
-    return found
+    return axes
 
 
 def class_means(rank: int) -> Find:
     """The span of the attribute's class means (what ``concept_directions`` finds with labels), its leading part."""
 
-    def found(_model: AdaptedModel, known: Known, attribute: str, states: States, *_: object) -> Basis:
+    def axes(_model: AdaptedModel, known: Known, attribute: str, states: States, *_: object) -> Basis:
         values, cities = known.values[attribute], _over_templates(known, attribute, states)
-        groups = [[place for place, one in enumerate(values) if one == value] for value in sorted(set(values))]
+        groups = [[place for place, label in enumerate(values) if label == value] for value in sorted(set(values))]
         means = torch.stack([cities[group].mean(0) for group in groups])
         weights = torch.tensor([len(group) for group in groups]).sqrt()[:, None]
         basis: Tensor = torch.linalg.svd((means - cities.mean(0)) * weights, full_matrices=False).Vh
         return basis[: min(rank, len(groups) - 1)]
 
-    return found
+    return axes
 
 
 def trained(rank: int, seed: int, *, isolating: bool, steps: int = STEPS) -> Find:
@@ -100,7 +100,7 @@ def trained(rank: int, seed: int, *, isolating: bool, steps: int = STEPS) -> Fin
     where the gradient is noise it walks as far as elsewhere.
     """
 
-    def found(model: AdaptedModel, known: Known, attribute: str, states: States, layer: int) -> Basis:
+    def axes(model: AdaptedModel, known: Known, attribute: str, states: States, layer: int) -> Basis:
         draw = torch.Generator().manual_seed(seed)
         raw = random_basis(model.d_model, rank, seed).requires_grad_()
         optimiser = torch.optim.SGD([raw], lr=TURN * rank**0.5, momentum=0.9, dampening=0.9)
@@ -118,7 +118,7 @@ def trained(rank: int, seed: int, *, isolating: bool, steps: int = STEPS) -> Fin
                 decay.step()
         return orthonormal(raw.detach()).T.contiguous()
 
-    return found
+    return axes
 
 
 def _exchange_loss(

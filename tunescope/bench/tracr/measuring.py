@@ -82,8 +82,8 @@ def _circuits(name: str, seed: int) -> Iterator[dict[str, Any]]:
         return
     model = AdaptedModel(hf, tokenizer(source), name=name)
     for method in ("exact", "attribution", "ig"):
-        found = _patched(model, rows, method, seed, source="corrupted", target="clean")
-        yield _line(CIRCUIT, name, f"patching, {method}", found, set(source.circuit), name, seed)
+        effects = _patched(model, rows, method, seed, source="corrupted", target="clean")
+        yield _line(CIRCUIT, name, f"patching, {method}", effects, set(source.circuit), name, seed)
     edges = probes.edge_attribution(model, rows, kept=100_000, steps=10, draws=200, seed=seed)
     by_edge = edges.table.set_index(["sender", "receiver"])["score"].abs()
     yield _line(
@@ -148,11 +148,11 @@ def _line(
 
 
 def _weights(made: TracrPair, seed: int) -> Scores:  # noqa: ARG001 (one signature for all)
-    found = probes.weight_delta(made.pair)
+    result = probes.weight_delta(made.pair)
     scores = _every(made)
-    for row in found.frame("head").to_dict("records"):
+    for row in result.frame("head").to_dict("records"):
         scores[int(row["layer"]), f"H{int(row['head'])}"] += abs(float(row["score"]))
-    for row in found.frame().to_dict("records"):
+    for row in result.frame().to_dict("records"):
         if "mlp" in str(row["module"]):
             scores[int(row["layer"]), "mlp"] += abs(float(row["score"]))
     return scores
@@ -196,8 +196,8 @@ def _edge_change(made: TracrPair, seed: int) -> Scores:
     rows = contrasts(made.source, made.pair.base.hf, seed)
     if len(rows) < 4:
         return _every(made)
-    found = probes.edge_attribution(made.pair, rows, kept=100_000, steps=10, draws=200, seed=seed)
-    return {**_every(made), **_by_sender(found.table, "score")}
+    result = probes.edge_attribution(made.pair, rows, kept=100_000, steps=10, draws=200, seed=seed)
+    return {**_every(made), **_by_sender(result.table, "score")}
 
 
 def _by_edge(model: AdaptedModel, rows: Any, seed: int, **options: Any) -> dict[Any, float]:
@@ -221,11 +221,11 @@ def _paths(made: TracrPair, seed: int) -> Scores:
     """Heads that reach the logits, or a later head's q, k or v directly (MLPs are not scored by path patching)."""
     scores = _every(made)
     try:
-        found = probes.path_patching(made.pair, made.prompts, source="tuned", target="base", metric="logit_diff",
+        result = probes.path_patching(made.pair, made.prompts, source="tuned", target="base", metric="logit_diff",
                                      only_correct=False, controls=10, draws=50, seed=seed)  # fmt: skip
     except UserError:  # no head says anything else: the change is in an MLP
         return scores
-    for row in found.table.to_dict("records"):
+    for row in result.table.to_dict("records"):
         scores[int(row["layer"]), f"H{int(row['head'])}"] = abs(float(row["score"]))
     return scores
 

@@ -146,8 +146,12 @@ def _rows(source: Program, base: GPT2LMHeadModel, tuned: GPT2LMHeadModel, seed: 
     outputs = source.said["outputs"]
     differing = np.flatnonzero(sure & sure_after & (before != after))[:ROWS]
     return [
-        {"prompt": " ".join(texts[one]), "answer": f"={outputs[after[one]]}", "distractor": f"={outputs[before[one]]}"}
-        for one in differing
+        {
+            "prompt": " ".join(texts[number]),
+            "answer": f"={outputs[after[number]]}",
+            "distractor": f"={outputs[before[number]]}",
+        }
+        for number in differing
     ]
 
 

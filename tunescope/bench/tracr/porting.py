@@ -43,13 +43,13 @@ class Program:
     @property
     def circuit(self) -> list[Component]:
         """The components that the compiler filled; all others are empty in Tracr's model, decoys in ours."""
-        found: list[Component] = []
+        components: list[Component] = []
         for layer in range(self.said["layers"]):
             written = self._linear(layer)
-            found += [(layer, f"H{head}") for head in range(self.said["heads"]) if written[head].any()]
+            components += [(layer, f"H{head}") for head in range(self.said["heads"]) if written[head].any()]
             if self._of(layer, "mlp/linear_2").any():
-                found.append((layer, "mlp"))
-        return found
+                components.append((layer, "mlp"))
+        return components
 
     def _of(self, layer: int, part: str, kind: str = "w") -> np.ndarray:
         return self.weights[f"transformer/layer_{layer}/{part}|{kind}"]
@@ -199,15 +199,15 @@ def structural_edges(source: Program, model: GPT2LMHeadModel) -> set[tuple[str, 
 def written_columns(model: GPT2LMHeadModel, source: Program, sender: str) -> list[int]:
     """The columns of Tracr's residual stream that a sender writes into."""
     if sender == "embed":
-        found = _columns(model.transformer.wte.weight) | _columns(model.transformer.wpe.weight)
+        columns = _columns(model.transformer.wte.weight) | _columns(model.transformer.wpe.weight)
     elif sender.endswith("MLP"):
         weight = model.transformer.h[int(sender[1:].split(" ")[0])].mlp.c_proj.weight
-        found = _columns(weight[: source.said["hidden"]])
+        columns = _columns(weight[: source.said["hidden"]])
     else:
         layer, head = map(int, sender[1:].split("H"))
         attention = model.transformer.h[layer].attn
-        found = _columns(attention.c_proj.weight[head * attention.head_dim : (head + 1) * attention.head_dim])
-    return sorted(column for column in found if column < len(source.said["residual"]))
+        columns = _columns(attention.c_proj.weight[head * attention.head_dim : (head + 1) * attention.head_dim])
+    return sorted(column for column in columns if column < len(source.said["residual"]))
 
 
 def _columns(weight: Float[Tensor, "row column"]) -> set[int]:

@@ -102,11 +102,15 @@ def compiled(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "key_size": config.key_size,
         "hidden": config.mlp_hidden_size,
         "residual": model.residual_labels,
-        "tokens": [str(one) for one, _ in sorted(model.input_encoder.encoding_map.items(), key=lambda pair: pair[1])],
-        "outputs": [str(one) for one, _ in sorted(model.output_encoder.encoding_map.items(), key=lambda pair: pair[1])],
+        "tokens": [
+            str(token) for token, _ in sorted(model.input_encoder.encoding_map.items(), key=lambda pair: pair[1])
+        ],
+        "outputs": [
+            str(token) for token, _ in sorted(model.output_encoder.encoding_map.items(), key=lambda pair: pair[1])
+        ],
         "output_columns": _output_columns(model, program.label),
-        "texts": [[str(one) for one in text] for text in texts],
-        "decoded": [[str(one) for one in run.decoded] for run in runs],
+        "texts": [[str(token) for token in text] for text in texts],
+        "decoded": [[str(token) for token in run.decoded] for run in runs],
         "made_with": "tracr-pypi 1.0.0 (Apache-2.0, Google DeepMind), compile_rasp_to_model, causal=True",
     }
     return weights, said
