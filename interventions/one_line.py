@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from interventions.base import Intervention
 from interventions.recipe import Recipe
@@ -85,13 +86,19 @@ def recipe_from_text(text: str, book: Mapping[str, Recipe | Intervention]) -> Re
     return whole
 
 
+def names_in(text: str) -> list[str]:
+    """The names that a line is written with, each once. Raises :class:`UserError` where it breaks the grammar."""
+    return list(dict.fromkeys(term.name for term in _terms(text)))
+
+
 def _placed(recipe: Recipe, term: _Term, text: str) -> Recipe:
     """``recipe`` at the term's positions."""
     place = f"Sign {term.positions_column} of {text!r}"
     try:
         check_positions(term.positions)
     except UserError as error:
-        raise UserError(f"{place}: {error}") from None
+        near = get_close_matches(str(term.positions), _RESPONSE, n=1)
+        raise UserError(f"{place}: {error}{f' Did you mean @{near[0]}?' if near else ''}") from None
     for intervention in recipe:
         if "positions" not in intervention.scopes:
             raise UserError(

@@ -101,6 +101,20 @@ class Recipe:
                 raise type(error)(f"{intervention.kind} (number {place} of the recipe): {error}") from None
         check_conflicts(self.interventions, adapted)
 
+    def row_hooks(self, model: AdaptedModel) -> list[SiteHook]:
+        """The hooks of one row by itself, for an engine that runs rows of many recipes together, such as vLLM.
+
+        Raises:
+            NotSupported: An intervention acts at no site, and so on all rows at once.
+        """
+        for step in self.interventions:
+            if not isinstance(step, SiteIntervention):
+                raise NotSupported(
+                    f"vLLM cannot hold {step.kind}, which acts at no site: bake it into the weights with  tunescope "
+                    "recipe export --to model  where it can be, or use our own engine."
+                )
+        return site_hooks(self, model)
+
     def save(self, path: str | Path, *, model: AdaptedModel | None = None) -> Path:
         """Write the recipe as one safetensors file, whole or not at all; ``model``: the one it was made on."""
         return recipe_file.write(self.interventions, self.made_with, Path(path), model)

@@ -51,6 +51,10 @@ class RecipeBook(Mapping[str, Recipe]):
     def __repr__(self) -> str:
         return f"RecipeBook({str(self.folder)!r}: {', '.join(self) or 'empty'})"
 
+    def file(self, name: str) -> Path | None:
+        """The file that holds a name's recipe; None where there is none."""
+        return self._files().get(name)
+
     def _files(self) -> dict[str, Path]:
         if not self.folder.is_dir():
             return {}

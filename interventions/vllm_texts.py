@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from interventions.base import SiteIntervention
 from interventions.recipe import Recipe, site_hooks
-from workbench.errors import NotSupported, UserError
+from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
@@ -47,11 +46,5 @@ def vllm_ids(
 def check_held(recipe: Recipe, model: AdaptedModel) -> None:
     """Raise :class:`UserError` unless vLLM can hold every part of ``recipe``."""
     recipe.check(model)
-    for step in recipe:
-        if not isinstance(step, SiteIntervention):
-            raise NotSupported(
-                f"vLLM cannot hold {step.kind}, which acts at no site: bake it into the weights with  tunescope "
-                "recipe export --to baked  where it can be, or use our own engine."
-            )
-        for hook in step.hooks(model):
-            check_site(hook.site)
+    for hook in recipe.row_hooks(model):
+        check_site(hook.site)

@@ -19,6 +19,7 @@ from workbench import load_model as load_model
 from workbench import load_pair as load_pair
 from workbench import load_series as load_series
 from workbench import on_ray as on_ray
+from workbench import on_vllm as on_vllm
 from workbench import record as record
 from workbench import scope_panel as scope_panel
 from workbench import sure_unsure as sure_unsure
@@ -41,6 +42,7 @@ __all__ = [
     "load_pair",
     "load_series",
     "on_ray",
+    "on_vllm",
     "probes",
     "record",
     "scope_panel",

@@ -30,6 +30,7 @@ _HOMES = {
     "scope_panel": "behaviour",
     "sure_unsure": "behaviour",
     "on_ray": "cluster.splitting",
+    "on_vllm": "vllm.routing",
     "record": "recording.record_pair:record",
 }
 __all__ = sorted([*_HOMES, "behaviour"])

@@ -29,6 +29,8 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts as Prompts
 from workbench.recording.record_pair import record as record
 from workbench.recording.recording import Recording as Recording
+from workbench.vllm.route import Executor
+from workbench.vllm.routing import on_vllm as on_vllm
 
 __version__: str
 
@@ -48,6 +50,7 @@ __all__ = [
     "load_pair",
     "load_series",
     "on_ray",
+    "on_vllm",
     "record",
     "scope_panel",
     "self_critique",
@@ -77,6 +80,8 @@ def behaviour_diff(
     controls_on: str = "tuned",
     bins: int = ...,
     texts: bool = False,
+    executor: Executor = "local",
+    engine_settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> BehaviourDiff:
     """Compare base, tuned, and the tuned model under any number of recipes.
@@ -128,6 +133,8 @@ def known_unknown(
     controls_on: str = "tuned",
     bins: int = ...,
     texts: bool = False,
+    executor: Executor = "local",
+    engine_settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> PartedDiff:
     """Refusal (and any other metric) of questions that the BASE answers rightly, and of those that it does not.
@@ -178,6 +185,8 @@ def sure_unsure(
     controls_on: str = "tuned",
     bins: int = ...,
     texts: bool = False,
+    executor: Executor = "local",
+    engine_settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> PartedDiff:
     """Accuracy and calibration where the tuned model is sure of its answer, and where it is not.

@@ -20,6 +20,7 @@ from workbench.call_settings import call_settings, prompts_hash
 from workbench.cards import visible
 from workbench.errors import UserError
 from workbench.jsonable import jsonable
+from workbench.vllm.route import executor_around
 
 Kept = TypeVar("Kept", bound="Result")
 _PACKAGES = ("tunescope", "torch", "transformers", "peft", "numpy", "scipy")
@@ -93,6 +94,8 @@ class Provenance:
         names = {role: _identity(model) for role, model in roles.items()}
         count = 0 if prompts is None else len(prompts)
         fields = {"device": device, **more}
+        if elsewhere := executor_around(roles.values()):
+            fields["settings"] = {**fields.get("settings", {}), **elsewhere}
         return cls(probe=probe, models=names, prompts=prompts_hash(prompts), n_prompts=count, **fields)
 
 

@@ -3,7 +3,7 @@ compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ class Certificate:
     """What was compared and how far apart it is. Logits are in the model's own units."""
 
     target: str
-    """transformers, peft or llama.cpp, with its version."""
+    """transformers, peft, llama.cpp or vLLM, with its version."""
     prompts: int
     tokens: int
     """Positions that were compared: of every prompt its last token and the greedy continuation."""
@@ -79,6 +79,7 @@ def certify(
     *,
     weights: str | Path | None = None,
     plain: str | Path | None = None,
+    engine_settings: Mapping[str, Any] | None = None,
     max_new_tokens: int = 16,
 ) -> Certificate:
     """Run the same token ids through our engine with ``recipe`` and through what was exported, and compare logits.
@@ -90,10 +91,12 @@ def certify(
         model: The model that the recipe was exported for: an AdaptedModel, or a Hugging Face model.
         recipe: The recipe as it is here.
         target: What was exported: a folder of weights, of a PEFT adapter or of a module, or a .gguf control vector.
+            "vllm": vLLM with the recipe itself, as it serves it per request.
         prompts: What is run, a few dozen of the kind that will be served.
         weights: For a control vector: the model's own .gguf file, which llama.cpp runs.
         plain: For folders: the model as it was, for the noise; by default the noise of a folder is our engine against
             a plain copy of the same weights.
+        engine_settings: For vLLM: what ``vllm.LLM`` is opened with.
         max_new_tokens: Tokens of the greedy continuation of each prompt.
 
     Returns:
@@ -116,14 +119,15 @@ def certify(
         whole = [adapted.generate_ids(adapted.encode(rows[number : number + 1]), max_new_tokens=max_new_tokens)[0]
                  for number in range(len(rows))]  # fmt: skip
     texts = [one.tolist() for one in whole]
-    longest = max(len(text) for text in texts)
-    with _runner(kind, adapted, Path(target), weights, plain, longest) as (name, run):
+    with _runner(kind, adapted, recipe, Places(Path(target), weights, plain), texts, engine_settings) as (name, run):
         compared = [_compared(own, run, text, len(prompt) - 1) for text, prompt in zip(texts, ids, strict=True)]
     return _certificate(name, compared, adapted.dtype)
 
 
 def target_kind(target: Path, weights: str | Path | None) -> str:
-    """model, adapter, module or gguf. Raises :class:`UserError` for anything else, before a model is loaded."""
+    """vllm, model, adapter, module or gguf. Raises :class:`UserError` for anything else, before a model is loaded."""
+    if str(target) == "vllm" and not target.exists():
+        return "vllm"
     if target.suffix.lower() == ".gguf" and target.is_file():
         if weights is None:
             raise UserError(f"{target} is a control vector: give the model's own .gguf file as weights, for llama.cpp.")
@@ -135,8 +139,8 @@ def target_kind(target: Path, weights: str | Path | None) -> str:
     if (target / "config.json").is_file():
         return "model"
     raise UserError(
-        f"{target} is no export that can be run: give a .gguf control vector, or an adapter's, module's or model's "
-        "folder from  tunescope recipe export."
+        f"{target} is no export that can be run: give a .gguf control vector, an adapter's, module's or model's folder "
+        "from  tunescope recipe export,  or vllm."
     )
 
 
@@ -193,12 +197,30 @@ def _certificate(name: str, compared: list[_Compared], dtype: torch.dtype) -> Ce
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where an export lies, and what it is run with."""
+
+    target: Path
+    weights: str | Path | None
+    plain: str | Path | None
+
+
 @contextmanager
 def _runner(
-    kind: str, model: AdaptedModel, target: Path, weights: str | Path | None, plain: str | Path | None, longest: int
+    kind: str,
+    model: AdaptedModel,
+    recipe: Recipe,
+    places: Places,
+    texts: Sequence[Sequence[int]],
+    settings: Mapping[str, Any] | None,
 ) -> Iterator[tuple[str, Runner]]:
+    if kind == "vllm":
+        with _in_vllm(model, recipe, settings) as (name, run):
+            yield name, run
+        return
     if kind == "gguf":
-        llama = LlamaCpp(Path(str(weights)), target, max(64, longest + 1))
+        llama = LlamaCpp(Path(str(places.weights)), places.target, max(64, max(map(len, texts)) + 1))
         try:
             yield (
                 f"llama.cpp (llama-cpp-python {llama.version})",
@@ -210,12 +232,28 @@ def _runner(
     import transformers
 
     with ExitStack() as stack:
-        steered = _loaded(kind, model, target)
-        unsteered = _unsteered(model, plain)
+        steered = _loaded(kind, model, places.target)
+        unsteered = _unsteered(model, places.plain)
         stack.callback(steered.cpu)
         named = {"adapter": "a PEFT adapter", "module": "the exported module"}
         version = named.get(kind, f"transformers {transformers.__version__}")
         yield version, lambda ids, on: _plain_logits(steered if on else unsteered, ids)
+
+
+@contextmanager
+def _in_vllm(model: AdaptedModel, recipe: Recipe, settings: Mapping[str, Any] | None) -> Iterator[tuple[str, Runner]]:
+    from workbench.vllm.route import engine_version, route_of
+    from workbench.vllm.routing import routed
+
+    with routed({model.role: model}, "vllm", settings):
+        route = route_of(model)
+        assert route is not None
+
+        def run(ids: Sequence[int], steered: bool) -> Tensor:
+            hooks = {0: recipe.row_hooks(model)} if steered else {}
+            return route.engine.logits(model.role, [ids], model, [len(ids)], hooks)[0]
+
+        yield engine_version(), run
 
 
 def _unsteered(model: AdaptedModel, plain: str | Path | None) -> Any:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -126,7 +125,6 @@ def fault_tokens(
         control="the same answers with the differing places moved round, every shift alike",
         provenance=Provenance.of(
             "fault_tokens", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(None, batch_size=batch_size),
         ),
         tokens=_tokens(right, masks, moved, decode),
         dropped=len(rows) - len(usable),

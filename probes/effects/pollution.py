@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.call_settings import call_settings
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
@@ -141,10 +140,6 @@ def pollution(
         control="another draw of the base's samples in place of the tuned model's",
         provenance=Provenance.of(
             "pollution", pair.models, rows, seed=seed, device=str(pair.tuned.device), forward_passes=passes.forward,
-            settings=call_settings(
-                None, wanted=wanted, others=others, samples=samples, max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            ),
         ),
         path=path,
         leaves=_leaves(path, rows, seed),

@@ -129,14 +129,9 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
         progress or Silent(),
     )  # fmt: skip
     drawn = stand_ins(rows, controls, seed)
-    settings = call_settings(
-        None, queries=asked_for, dim=dim, optimiser=optimiser, layers=layers, modules=list(modules),
-        direction=direction, checkpoints=list(checkpoints), rates=list(rates), store=store, match=match, near=near, k=k,
-        embeddings=embeddings, batch_size=batch_size, controls=controls, draws=draws,
-    )  # fmt: skip
     about = {
         "model": pair.tuned.identity.hash, "rows": rows.hash, "seed": seed,
-        **{name: settings[name] for name in ("dim", "optimiser", "layers", "modules", "batch_size")},
+        **call_settings(None, dim=dim, optimiser=optimiser, layers=layers, modules=modules, batch_size=batch_size),
     }  # fmt: skip
     cosines: list[Float[np.ndarray, "row both"]] = []
     weights = _rates(rates, len(checkpoints) + 1)
@@ -154,7 +149,7 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
         control=CONTROL,
         provenance=Provenance.of(
             "row_influence", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.tuned.device),
-            forward_passes=work.passes, backward_passes=work.passes, settings=settings,
+            forward_passes=work.passes, backward_passes=work.passes, settings=call_settings(None, queries=asked_for),
         ),
         ranker="gradients",
         benchmark=benchmark_of({"gradients": similarity, **texts}, rows, asked_for, match, k, near),

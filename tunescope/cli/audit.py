@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, placement
+
 EXAMPLE = """
 Example, offline:
 
@@ -22,9 +24,9 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of draws and intervals.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.", min=1)
-    ] = None,
+    workers: Workers = None,
+    executor: Executor = "local",
+    engine_settings: EngineSettings = None,
     out: Annotated[Path | None, typer.Option(help="Save the result to this .safetensors file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
@@ -32,18 +34,18 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     from tunescope.experiments.requirements import check_paths
 
     check_paths(base=base, tuned=tuned, prompts=questions)
+    where = placement(workers, executor, engine_settings)
     import probes
     from tunescope.cli.output import emit, progress_bar, say_differences
     from workbench.cards import visible
-    from workbench.cluster.splitting import shared_out
     from workbench.models.pair import load_pair
     from workbench.prompts import Prompts
 
     rows = None if questions is None else Prompts.load(questions)
-    with progress_bar() as bar:
+    with where.ready(), progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
         say_differences(pair.differences.sentences())
-        with shared_out(pair, workers):
+        with where.on(pair):
             found = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
     if out is not None:
         found.save(out)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tunescope.cli.reading_options import OwnGenerationConfig, Raw, System, Template, pair_reading, turns
+from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, placement
 
 EXAMPLE = """
 Examples, offline:
@@ -58,9 +59,9 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     own_generation_config: OwnGenerationConfig = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.", min=1)
-    ] = None,
+    workers: Workers = None,
+    executor: Executor = "local",
+    engine_settings: EngineSettings = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code the model brings.")] = False,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")] = None,
@@ -71,6 +72,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     followed = None if strengths is None else _numbers(strengths)
     if (near or outside or strengths) and not recipe:
         raise typer.BadParameter("this looks at recipes: give --recipe.", param_hint="--strengths, --near, --outside")
+    where = placement(workers, executor, engine_settings)
     from tunescope.cli.diff_run import Asked, compare
     from tunescope.cli.output import command_name, emit, progress_bar
 
@@ -83,7 +85,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
         **pair_reading(template, own_generation_config),
     )  # fmt: skip
     with progress_bar() as bar:
-        run, found = compare(asked, out, bar, workers)
+        run, found = compare(asked, out, bar, where)
     if as_json:
         emit({"run": str(run.path), **found.payload()}, as_json=True)
         return

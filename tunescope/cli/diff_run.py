@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -33,10 +32,10 @@ from workbench.behaviour.dosing import DOSED
 from workbench.behaviour.metrics import check_metrics
 from workbench.behaviour.scope import ScopePanel
 from workbench.behaviour.scorers import meaning_of, read_metrics
-from workbench.cluster.splitting import shared_out
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
+from workbench.placement import Placement
 from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.results import Provenance, Result
@@ -197,7 +196,7 @@ class Bench:
         return {
             "models": origin.models, "versions": dict(origin.versions), "prompts": origin.prompts,
             "other_prompts": [None if one is None else one.hash for one in others],
-            "recipes": {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.asked.recipes},
+            "recipes": {name: recipe.content for name, recipe in self.recipes.items()},
         }  # fmt: skip
 
     @property
@@ -213,17 +212,18 @@ class Bench:
 
 
 def compare(
-    asked: Asked, out: Path | None, progress: Progress, workers: int | None = None
+    asked: Asked, out: Path | None, progress: Progress, where: Placement | None = None
 ) -> tuple[runs.Run, Compared]:
     """Measure all that was asked for, in a run that is listed from its first moment.
 
     Files are read before the run is made, and models loaded in it. After an interruption the same command goes on
-    behind the last chapter that was finished. ``workers``: over how many processes of a Ray cluster it is shared out.
+    behind the last chapter that was finished. ``where``: where it runs; by default in this process.
     """
-    files = _files(asked)
-    with runs.begun("diff", asked.config(), out) as run, ExitStack() as stack:
+    files, placement = _files(asked), where or Placement()
+    config = {**asked.config(), **placement.settings()}
+    with placement.ready(), runs.begun("diff", config, out) as run, ExitStack() as stack:
         bench = _bench(asked, files, progress)
-        stack.enter_context(shared_out(bench.pair, workers))
+        stack.enter_context(placement.on(bench.pair))
         finished = FinishedChapters(run, bench.basis())
         run.file("results").mkdir(exist_ok=True)
         behaviour = finished.result("behaviour", BehaviourDiff, partial(_measured, bench))

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, engine_options, placement
+
 if TYPE_CHECKING:
     from tunescope.experiments.running import Finished
     from tunescope.experiments.schema import Experiment
+    from workbench.placement import Placement
 
 EXAMPLE = """
 Example, offline:
@@ -28,18 +31,18 @@ def run(
         bool, typer.Option("--dry-run", help="Check the file and list its cells and steps; load no model.")
     ] = False,
     tracker: Annotated[str | None, typer.Option(help="Also log to mlflow or wandb; off by default.")] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Share the steps of all cells out over so many processes of a Ray cluster.", min=1),
-    ] = None,
+    workers: Workers = None,
+    executor: Executor = "local",
+    engine_settings: EngineSettings = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
     """Run an experiment: pair, prompts, steps, recipes and a sweep over them. The same command resumes a killed run."""
     from tunescope.experiments.schema import Experiment
 
+    where = placement(workers, executor, engine_settings)
     experiment = Experiment.load(file)
     if dry_run:
-        _list(experiment, file, out, as_json)
+        _list(experiment, file, out, where, as_json)
         return
     from tunescope.cli.output import progress_bar
     from tunescope.experiments.running import run_experiment
@@ -49,7 +52,8 @@ def run(
     with progress_bar() as bar:
         finished = run_experiment(
             experiment, out, folder=file.parent, tracker=chosen, progress=bar,
-            executor="local" if workers is None else "ray", workers=workers,
+            executor=executor if workers is None else "ray", workers=workers,
+            engine_settings=engine_options(engine_settings),
         )  # fmt: skip
     _print(finished, as_json)
 
@@ -71,12 +75,12 @@ def _print(finished: Finished, as_json: bool) -> None:
         typer.echo(f"Report:     tunescope report {finished.run.path} --open")
 
 
-def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -> None:
+def _list(experiment: Experiment, file: Path, out: Path | None, where: Placement, as_json: bool) -> None:
     """Cells and steps; files that the experiment reads must be there, and prompts must leave rows."""
     from tunescope.cli.output import emit
     from tunescope.experiments.materials import Materials, files_named
     from tunescope.experiments.references import needs, recipes_of, sets_of
-    from tunescope.experiments.running import place
+    from tunescope.experiments.running import book_of, place
     from tunescope.experiments.sweeping import cells
     from workbench.cards import counted
     from workbench.errors import UserError
@@ -93,8 +97,9 @@ def _list(experiment: Experiment, file: Path, out: Path | None, as_json: bool) -
          "recipes": ", ".join(recipes_of(step)), "reads": ", ".join(needs(experiment, name))}
         for name, step in experiment.steps.items()
     ]  # fmt: skip
+    target = place(experiment, out, {**book_of(grid, materials), **where.settings()})
     payload: dict[str, Any] = {
-        "experiment": experiment.name, "run": str(place(experiment, out)), "steps": steps,
+        "experiment": experiment.name, "run": str(target), "steps": steps,
         "cells": [{"cell": cell.number, "settings": dict(cell.settings)} for cell in grid],
     }  # fmt: skip
     if as_json:

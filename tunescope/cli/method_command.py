@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, engine_options
 from tunescope.experiments.method_steps import takes_null
 from tunescope.experiments.option_types import value_of
 from workbench.errors import UserError
@@ -39,10 +40,9 @@ COMMON: dict[str, Any] = {
         ],
         None,
     ),
-    "workers": (
-        Annotated[int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.", min=1)],
-        None,
-    ),
+    "workers": (Workers, None),
+    "executor": (Executor, "local"),
+    "engine_settings": (EngineSettings, None),
     "out": (Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")], None),
     "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Check everything and say what it costs.")], False),
     "timed": (Annotated[bool, typer.Option("--timed", help="With --dry-run: time the first batches.")], False),
@@ -90,7 +90,8 @@ def _callback(method: Method) -> Callable[..., None]:
     parameters: dict[str, Any] = {name: (hint, inspect.Parameter.empty) for name, hint in models.items()}
     if reads_prompts(method):
         parameters["prompts"] = (PromptFile, inspect.Parameter.empty)
-    own = {option.name: option for option in shown_options(method)}
+    placed = ("executor", "engine_settings")  # said where the whole command runs
+    own = {option.name: option for option in shown_options(method) if option.name not in placed}
     parameters |= {name: _parameter(option) for name, option in own.items()}
     parameters |= {name: pair for name, pair in COMMON.items() if _has(method, name) and name not in parameters}
 
@@ -102,6 +103,8 @@ def _callback(method: Method) -> Callable[..., None]:
         dry_run, timed, as_json = values.pop("dry_run"), values.pop("timed"), values.pop("as_json")
         null = values.pop("null_adapters", None)
         values["null_adapters"] = int(null) if null is not None and null.isdigit() else null
+        if "engine_settings" in values:
+            values["engine_settings"] = engine_options(values["engine_settings"])
         if timed and not dry_run:
             raise typer.BadParameter("it says what a dry run costs: give --dry-run with it.", param_hint="--timed")
         call = checked(MethodCall(method=method, options=settings, **values))
@@ -122,7 +125,7 @@ def _has(method: Method, name: str) -> bool:
         return "seed" in method.arguments
     if name == "null_adapters":
         return takes_null(method)
-    if name == "workers":
+    if name in ("workers", "executor", "engine_settings"):
         return not method.needs.folders and method.kind != "training"
     return name not in ("limit",) or reads_prompts(method)
 

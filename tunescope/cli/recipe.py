@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunescope.cli.where_it_runs import EngineSettings, engine_options, placement
+
 if TYPE_CHECKING:
     from interventions.recipe import Recipe
     from workbench.models.adapted import AdaptedModel
@@ -99,7 +101,9 @@ def export_command(
 @app.command("certify", context_settings=_LINES)
 def certify_command(  # noqa: PLR0913 (one parameter per option)
     file: File,
-    target: Annotated[Path, typer.Argument(help="What was exported: a .gguf control vector, or a folder.")],
+    target: Annotated[
+        Path, typer.Argument(help="What was exported: a .gguf control vector, or a folder; vllm for that engine.")
+    ],
     model: Annotated[
         str, typer.Option(help="The model the recipe is for: a folder or a hub id. With --tuned, the base.")
     ],
@@ -108,12 +112,15 @@ def certify_command(  # noqa: PLR0913 (one parameter per option)
     weights: Annotated[
         Path | None, typer.Option(help="For a control vector: the model's own .gguf file, which llama.cpp runs.")
     ] = None,
+    engine_settings: EngineSettings = None,
     limit: Annotated[int, typer.Option(help="Prompts that are run at most.", min=1)] = 32,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of each greedy continuation.", min=1)] = 16,
     dtype: Annotated[str, typer.Option(help="What the model is loaded in: auto, float32, bfloat16, float16.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Run the same prompts through our engine and through what was exported; exit code 1 where they do not agree.
+
+    ``vllm`` runs the recipe itself in vLLM, per request, as  tunescope serve  does there.
 
     Example, offline:  tunescope recipe certify bias.safetensors baked --model ./base --prompts p.jsonl
     """
@@ -122,11 +129,13 @@ def certify_command(  # noqa: PLR0913 (one parameter per option)
     from tunescope.cli.output import emit
     from workbench.prompts import Prompts
 
-    target_kind(target, weights)
+    settings = engine_options(engine_settings)
+    if target_kind(target, weights) == "vllm":
+        placement(None, "vllm", engine_settings)  # refused here where it is not installed
     recipe, rows = load_recipe(file), Prompts.load(prompts)[:limit]
     certificate = certify(
         _last(load_sides(model, tuned, dtype=dtype)), recipe, target, rows, weights=weights,
-        max_new_tokens=max_new_tokens,
+        engine_settings=settings, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     emit({"recipe": str(file), "export": str(target), **certificate.to_dict(), "says": certificate.summary()}, as_json)
     if not certificate.holds:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,12 @@ from tunescope.experiments.step_base import Step
 from tunescope.experiments.tensor_source import TensorRef
 from workbench import organisms
 from workbench.errors import UserError, unknown_name
+from workbench.placement import Placement
 from workbench.progress import Progress, Silent
 from workbench.prompts import Prompt, Prompts
 
 if TYPE_CHECKING:
+    from interventions.recipe_book import RecipeBook
     from tunescope.experiments.schema import Experiment
     from workbench.models.pair import ModelPair
 
@@ -31,9 +35,15 @@ class Materials:
     """
 
     def __init__(
-        self, folder: Path, progress: Progress | None = None, say: Callable[[str], None] | None = None
+        self,
+        folder: Path,
+        progress: Progress | None = None,
+        say: Callable[[str], None] | None = None,
+        where: Placement | None = None,
     ) -> None:
         self.folder = folder
+        self._where = where or Placement()
+        self._engine = ExitStack()
         self.progress = progress or Silent()
         self._say = say
         self.whole: set[Path] = set()
@@ -54,13 +64,16 @@ class Materials:
         from workbench.models.pair import load_pair
 
         if self._pair is None or self._pair[0] != spec:
-            self._pair = None  # let go of the last one before the next is loaded
+            self.let_go()  # of the last one before the next is loaded
             base, tuned = self._sides(spec)
-            self._pair = (spec, load_pair(
+            pair = load_pair(
                 base, tuned, device=spec.device, dtype=spec.dtype, template=spec.template,
                 own_generation_config=spec.own_generation_config,
-            ))  # fmt: skip
-            for sentence in () if self._say is None else self._pair[1].differences.sentences():
+            )  # fmt: skip
+            if self._where.executor == "vllm":  # one engine as long as the pair is held
+                self._engine.enter_context(self._where.on(pair))
+            self._pair = (spec, pair)
+            for sentence in () if self._say is None else pair.differences.sentences():
                 self._say(sentence)
         return self._pair[1]
 
@@ -71,7 +84,8 @@ class Materials:
         return load_one(self._sides(spec)[side == "tuned"], device=spec.device, dtype=spec.dtype)
 
     def let_go(self) -> None:
-        """Of the loaded pair."""
+        """Of the loaded pair, and of its engine."""
+        self._engine.close()
         self._pair = None
 
     def prompts(self, experiment: Experiment, name: str | None, pair: PairSpec | None = None) -> Prompts:
@@ -101,6 +115,20 @@ class Materials:
     @staticmethod
     def _key(spec: PromptSet, pair: PairSpec) -> str:
         return f"{spec.model_dump_json()} {pair.model_dump_json() if spec.split is not None else ''}"
+
+    def book(self) -> RecipeBook:
+        """The book of recipes that lines are written with: ``$TUNESCOPE_BOOK``, else ``recipes`` beside the file."""
+        from interventions.recipe_book import FOLDER, VARIABLE, RecipeBook
+
+        return RecipeBook(os.environ.get(VARIABLE) or self.path(FOLDER))
+
+    def book_hashes(self, recipes: Iterable[inline.RecipeSpec]) -> dict[str, str]:
+        """Name -> hash of its file in the book, for all names in the lines of ``recipes``."""
+        from interventions.one_line import names_in
+
+        book = self.book()
+        names = dict.fromkeys(name for recipe in recipes for line in _lines(recipe) for name in names_in(line))
+        return {name: file_hash(file) for name in names if (file := book.file(name)) is not None}
 
     def result(self, file: str) -> Any:
         """The result that a run keeps in ``file``."""
@@ -169,6 +197,12 @@ def _answered(rows: Prompts, column: str) -> Prompts:
 def _matches(row: Prompt, where: Mapping[str, Any]) -> bool:
     values = row.as_dict()
     return all(values.get(name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in where.items())
+
+
+def _lines(recipe: inline.RecipeSpec) -> list[str]:
+    """The lines of the book's names in a recipe."""
+    saved = [entry for entry in recipe.interventions or () if isinstance(entry, inline.SavedSpec)]
+    return [entry.line for entry in (recipe, *saved) if entry.line is not None]
 
 
 def files_named(experiments: Iterable[Experiment]) -> list[str]:

@@ -12,9 +12,9 @@ from tunescope.experiments.inputs import PromptSet
 from tunescope.experiments.requirements import check_null, check_pair, check_prompts
 from tunescope.experiments.schema import Experiment
 from workbench import first_batch, runs
-from workbench.cluster.splitting import shared_out
 from workbench.first_batch import Phase
 from workbench.methods import Method
+from workbench.placement import Placement
 from workbench.progress import Progress
 from workbench.prompts import Prompts
 from workbench.runs import Run
@@ -42,8 +42,17 @@ class MethodCall:
     out: Path | None = None
     workers: int | None = None
     """Processes of a Ray cluster that the work is shared out over; it changes no number."""
+    executor: str = "local"
+    """Who writes texts and reads how likely they are: local, or vllm."""
+    engine_settings: Mapping[str, Any] | None = None
+    """For vLLM."""
     null_adapters: str | int | None = None
     """A kind of null adapters, or how many, that the scores are set beside."""
+
+    @property
+    def placement(self) -> Placement:
+        """Where it runs. Raises :class:`UserError` for what does not go together."""
+        return Placement(self.workers, self.executor, self.engine_settings)
 
     def experiment(self) -> dict[str, Any]:
         """The one-step experiment that does the same, as plain values."""
@@ -98,8 +107,9 @@ class Checked:
         call, say = self.call, say or (lambda _: None)
         if call.limit is not None and self.prompts is not None and len(self.prompts) < call.limit:
             say(f"A limit of {call.limit} is more than the {len(self.prompts)} prompts there are: all are read.")
-        with runs.begun(call.method.name, _config(call, self.experiment), call.out) as run:
-            result = _result(self.experiment, call.method, self.prompts, progress, say, run.path, call.workers)
+        where = call.placement
+        with where.ready(), runs.begun(call.method.name, _config(call, self.experiment), call.out) as run:
+            result = _result(self.experiment, call.method, self.prompts, progress, say, run.path, where)
             _write(run, self, result)
         return run, result
 
@@ -123,6 +133,7 @@ def checked(call: MethodCall) -> Checked:
     Raises:
         UserError: An option, a path or a column is wrong; one sentence.
     """
+    call.placement  # noqa: B018 (what does not go together is refused here)
     experiment = Experiment.of(call.experiment(), call.method.command)
     check_pair(call.method, experiment.pair)
     if call.null_adapters is not None:
@@ -152,7 +163,7 @@ def _result(
     bar: Progress,
     say: Callable[[str], None],
     folder: Path,
-    workers: int | None = None,
+    where: Placement | None = None,
 ) -> Any:
     from tunescope.experiments.execute import Bench
     from tunescope.experiments.materials import Materials
@@ -168,7 +179,9 @@ def _result(
         seed=experiment.seed, progress=bar,
     )  # fmt: skip
     step: Any = experiment.steps[method.name]
-    with shared_out(None if workers is None else bench.pair, workers):
+    if where is None or where == Placement():
+        return call_method(step, bench)
+    with where.on(bench.pair):
         return call_method(step, bench)
 
 
@@ -205,6 +218,7 @@ def _config(call: MethodCall, experiment: Experiment) -> dict[str, Any]:
         "verb": call.method.command, **options, "seed": call.seed,
         **load_options({"device": call.device, "dtype": call.dtype}), "experiment": experiment.plain(),
     }  # fmt: skip
+    config |= call.placement.settings()
     return config if call.limit is None else {**config, "limit": call.limit}
 
 

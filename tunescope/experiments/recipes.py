@@ -117,7 +117,7 @@ class RecipeBuilder:
         return load_recipe(self._materials.path(file))
 
     def _line(self, line: str | None) -> iv.Recipe:
-        return iv.recipe_from_text(line or "", iv.RecipeBook(self._materials.path("recipes")))
+        return iv.recipe_from_text(line or "", self._materials.book())
 
     def _plainly(self, spec: Any, **tensors: Any) -> Any:
         """The class of interventions with the settings of the schema."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +20,14 @@ from tunescope.experiments.trackers import Tracker, untracked
 from workbench import __version__, runs
 from workbench.errors import UserError, unknown_name
 from workbench.files import room_for_folder
+from workbench.placement import Placement
 from workbench.progress import Progress, Silent
 from workbench.results import Provenance
 from workbench.runs import Run
 from workbench.runs.config import config_hash
 
 KIND = "experiment"
-EXECUTORS = ("local", "ray")
+EXECUTORS = ("local", "ray", "vllm")
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,17 @@ def run_experiment(
     folder: str | Path = ".",
     tracker: Tracker | None = None,
     progress: Progress | None = None,
-    executor: Literal["local", "ray"] = "local",
+    executor: Literal["local", "ray", "vllm"] = "local",
     workers: int | None = None,
+    engine_settings: Mapping[str, Any] | None = None,
 ) -> Finished:
     """Run every cell into one run (kind ``experiment``) at ``out``, or resume there.
 
     ``folder``: where paths in the experiment start, the YAML file's folder. Without ``out`` the run is in the runs'
     home, under the experiment's name and the hash of its content. A finished run is read, not repeated.
     ``executor="ray"`` shares the steps of all cells out over ``workers`` processes of a Ray cluster that see the run's
-    folder (default: one per GPU, else per CPU); the numbers are those of one process.
+    folder (default: one per GPU, else per CPU); the numbers are those of one process. ``executor="vllm"`` lets vLLM,
+    opened with ``engine_settings``, write the texts of every step and read how likely texts are.
 
     Raises :class:`UserError` for what a step refuses (naming the cell and the step) and when ``out`` holds another
     experiment, other inputs or another version's results.
@@ -62,18 +65,20 @@ def run_experiment(
         raise unknown_name("executor", executor, EXECUTORS)
     if workers is not None and executor != "ray":
         raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
+    where = Placement(workers, "vllm" if executor == "vllm" else "local", engine_settings)
     bar, report = progress or Silent(), tracker or untracked()
     grid = cells(experiment)
-    materials = Materials(Path(folder), bar)
-    config = run_config(experiment, grid, materials)
-    target = place(experiment, out)
+    materials = Materials(Path(folder), bar, where=where)
+    beside = {**book_of(grid, materials), **where.settings()}
+    config = {**run_config(experiment, grid, materials), **beside}
+    target = place(experiment, out, beside)
     with room_for_folder(target):
         fresh = not target.exists()
     run = runs.create_at(target, kind=KIND, config=config)
     run.hold()
     try:
         if not run.is_complete:
-            with run:
+            with where.ready(), run:
                 if executor == "ray":
                     from tunescope.experiments.shared_steps import do_steps
 
@@ -86,15 +91,24 @@ def run_experiment(
             shutil.rmtree(run.path)  # it never began; the folder would only be in the way of the next try
         raise
     finally:
+        materials.let_go()
         run.let_go()
     return Finished(run, metrics)
 
 
-def place(experiment: Experiment, out: str | Path | None) -> Path:
-    """The run's folder."""
+def place(experiment: Experiment, out: str | Path | None, beside: Mapping[str, Any]) -> Path:
+    """The run's folder; ``beside``: what numbers hang on that the experiment itself does not say."""
     if out is not None:
         return Path(out).absolute()
-    return (runs.default_home() / f"{experiment.name}-{config_hash(_described(experiment))[:10]}").absolute()
+    return (
+        runs.default_home() / f"{experiment.name}-{config_hash({**_described(experiment), **beside})[:10]}"
+    ).absolute()
+
+
+def book_of(grid: Sequence[Cell], materials: Materials) -> dict[str, Any]:
+    """The files of the recipe book that lines are written with, by content; nothing where there is no line."""
+    book = materials.book_hashes(recipe for cell in grid for recipe in cell.experiment.recipes.values())
+    return {"book": book} if book else {}
 
 
 def run_config(experiment: Experiment, grid: Sequence[Cell], materials: Materials) -> dict[str, Any]:

@@ -157,16 +157,19 @@ def metric_rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def step_key(
     experiment: Experiment, name: str, models: Mapping[str, str], earlier: Mapping[str, str], materials: Materials
 ) -> str:
-    """Hash of everything a step's numbers depend on: models (by role), prompts, settings, recipes, and the steps it
-    reads, whose keys are among ``earlier``."""
+    """Hash of everything a step's numbers depend on: models (by role), prompts, settings, recipes with the book's
+    files that they are written with, and the steps it reads, whose keys are among ``earlier``."""
     step, pair = experiment.steps[name], experiment.pair_of(name)
+    recipes = {recipe: experiment.recipes[recipe] for recipe in references.recipes_of(step)}
+    book = materials.book_hashes(recipes.values())
     content = {
         "step": step.plain(), "seed": None if not _has_chance(step) else seed_of(experiment, name),
         "models": models,
         "prompts": [materials.prompts(experiment, group, pair).hash for group in references.sets_of(experiment, name)],
-        "recipes": {recipe: experiment.recipes[recipe].plain() for recipe in references.recipes_of(step)},
+        "recipes": {recipe: spec.plain() for recipe, spec in recipes.items()},
         "reads": {need: earlier[need] for need in references.needs(experiment, name)},
         "on": pair.plain() if models else None,
+        **({"book": book} if book else {}),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -7,8 +7,8 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from interventions.recipe import Recipe
 from tunescope.serve.alone import generate_alone
@@ -20,6 +20,9 @@ from tunescope.serve.shelf import Shelf
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
+
+if TYPE_CHECKING:
+    from tunescope.serve.vllm_decoding import VllmDecoding
 
 ALONE_BY_CHOICE = "the server writes one text at a time"
 
@@ -62,12 +65,22 @@ class _Live:
 class Engine:
     """Both sides and the shelf of recipes. One thread computes; requests join and leave between its steps."""
 
-    def __init__(self, sides: Mapping[str, AdaptedModel], shelf: Shelf, limits: Limits) -> None:
+    def __init__(
+        self,
+        sides: Mapping[str, AdaptedModel],
+        shelf: Shelf,
+        limits: Limits,
+        vllm: Callable[[], VllmDecoding] | None = None,
+    ) -> None:
+        """``vllm``: opens the vLLM engine that writes for all sides, on the thread that will use it."""
         self.sides, self.shelf, self.limits = dict(sides), shelf, limits
         self.counts = Counts()
         self._queue: deque[_Live] = deque()
-        self._decoding = {id(side): Decoding(side) for side in self.sides.values()}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._vllm = None if vllm is None else self._thread.submit(vllm).result()
+        self._decoding: dict[int, Decoding | VllmDecoding] = {
+            id(side): self._vllm or Decoding(side) for side in self.sides.values()
+        }
         self._driver: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -79,7 +92,12 @@ class Engine:
     @property
     def running(self) -> int:
         """Texts that share steps now."""
-        return sum(map(len, self._decoding.values()))
+        return sum(map(len, self._writers))
+
+    @property
+    def _writers(self) -> list[Decoding | VllmDecoding]:
+        """Each once: vLLM writes for all sides."""
+        return list(dict.fromkeys(self._decoding.values()))
 
     def models(self) -> list[str]:
         """Every name a request may give as its model: a side, or a side with a recipe."""
@@ -90,17 +108,19 @@ class Engine:
         """What the request asks for. Raises :class:`UserError` where it cannot be run; nothing runs yet."""
         side, recipe = self._steered(request)
         batch = side.encode(Prompts.of([request.row()]))
-        room = (side.max_positions or 2**31) - batch.input_ids.shape[1]
+        positions = min(side.max_positions or 2**31, 2**31 if self._vllm is None else self._vllm.positions)
+        room = positions - batch.input_ids.shape[1]
         new = min(request.limit or self.limits.max_tokens, self.limits.max_tokens)
         if room < 1 or (request.limit is not None and new > room):
             raise UserError(
                 f"The prompt has {batch.input_ids.shape[1]} tokens and {new} new ones are asked for, and the model has "
-                f"{side.max_positions} positions: shorten the prompt or lower max_tokens."
+                f"{positions} positions here: shorten the prompt or lower max_tokens."
             )
-        alone = ALONE_BY_CHOICE if self.limits.batch == 1 else why_alone(side, recipe)
-        return Job(
-            side, recipe, batch, min(new, room), request.temperature, request.top_p, request.seed, request.stops, alone
-        )
+        job = Job(side, recipe, batch, min(new, room), request.temperature, request.top_p, request.seed, request.stops)
+        if self._vllm is not None:
+            self._vllm.check(job)
+            return job
+        return replace(job, alone=ALONE_BY_CHOICE if self.limits.batch == 1 else why_alone(side, recipe))
 
     def _steered(self, request: ChatRequest | TextRequest) -> tuple[AdaptedModel, Recipe | None]:
         name, _, named = request.model.partition("+")
@@ -166,14 +186,14 @@ class Engine:
                 work = generate_alone if live.job.alone else self._decoding[id(live.job.side)].join
                 if error := await self._computed(work, live.job, live.out):
                     self._failed([live.out], error)
-            for decoding in self._decoding.values():
+            for decoding in self._writers:
                 if len(decoding):
                     self.counts.steps += 1
                     self.counts.step_rows += len(decoding)
                     if error := await self._computed(decoding.step):
                         self._failed(decoding.clear(), error)
             self.counts.seconds += time.monotonic() - began
-        left = [out for decoding in self._decoding.values() for out in decoding.clear()]
+        left = [out for decoding in self._writers for out in decoding.clear()]
         self._failed([*left, *(live.out for live in self._queue)], Closed("The server ended before the text did."))
 
     def _next(self) -> _Live | None:
@@ -199,5 +219,7 @@ class Engine:
 
     def close(self) -> None:
         """Let the running step end, and the thread with it; texts that are not whole yet end with :class:`Closed`."""
-        self._closed = True
+        first, self._closed = not self._closed, True
+        if self._vllm is not None and first:
+            self._thread.submit(self._vllm.close)
         self._thread.shutdown(wait=True)

@@ -71,7 +71,7 @@ def logprobs(subject: Subject, prompts: Ids, continuations: Ids, work: Work) -> 
         totals.sum_[rows] = sums
 
     work.each(
-        subject.name, lengths, partial(_sums, subject, prompts, continuations), take, subject.applied,
+        subject.name, lengths, partial(_sums, subject, prompts, continuations), take, subject.within,
         lambda rows: ["log-probabilities", about, _members(prompts, rows), _members(continuations, rows)],
     )  # fmt: skip
     return totals
@@ -209,7 +209,7 @@ class KLFromModels:
 
 def logits_at(subject: Subject, prompts: Ids, continuations: Ids, rows: list[int]) -> list[Tensor]:
     """For each of ``rows`` the logits [token, vocab] (float32, on the CPU) that predict its continuation."""
-    with subject.applied(), subject.applied_to(rows):
+    with subject.within(), subject.applied_to(rows):
         return [
             continuation_logit.cpu()
             for continuation_logit in continuation_logits(subject, prompts, continuations, rows)

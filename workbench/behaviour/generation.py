@@ -26,6 +26,7 @@ from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.typing import Tensor
+from workbench.vllm.route import Route, route_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def generate_replies(subject: Subject, prompts: Prompts, decoding: Decoding, wor
 
     work.each(
         f"{subject.name}: texts", [len(ids[prompt]) for prompt, _ in jobs],
-        partial(_written, subject, ids, [prompt for prompt, _ in jobs], noise, decoding), take, subject.applied,
+        partial(_written, subject, ids, [prompt for prompt, _ in jobs], noise, decoding), take, subject.within,
         lambda rows: ["texts", about, [(ids[jobs[row][0]], noise[row]) for row in rows]],
     )  # fmt: skip
     return replies
@@ -117,10 +118,18 @@ class SharedNoise:
             return scores
         step = input_ids.shape[1] - self._columns
         noise = np.stack([gumbel(self._keys[row], step, scores.shape[-1]) for row in drawn])
-        warped = self._filters(input_ids[drawn], scores[drawn].float() / self._temperature)
         changed = scores.float().clone()
-        changed[drawn] = warped + torch.from_numpy(noise).to(warped)
+        changed[drawn] = self._noisy(scores[drawn], noise)
         return changed
+
+    def at(self, row: int, step: int, scores: Tensor) -> Tensor:
+        """Scores [1, vocab] of one row at one of its steps, for engines whose rows are not in step."""
+        key = self._keys[row]
+        return scores if key is None else self._noisy(scores, gumbel(key, step, scores.shape[-1])[None])
+
+    def _noisy(self, scores: Tensor, noise: np.ndarray) -> Tensor:
+        warped = self._filters(None, scores.float() / self._temperature)  # none of them reads the text
+        return warped + torch.from_numpy(noise).to(warped)
 
 
 def gumbel(key: Any, step: int, size: int) -> np.ndarray:
@@ -140,18 +149,38 @@ def _written(
 ) -> list[tuple[tuple[int, ...], str, bool]]:
     """The fields of the :class:`Reply` of each text of one batch; ``prompt_of``: the number of each text's prompt."""
     members = [prompt_of[row] for row in rows]
-    model, encoded = subject.model, padded(subject, [ids[prompt] for prompt in members])
+    texts, draws = [ids[prompt] for prompt in members], [noise[row] for row in rows]
+    if (route := route_of(subject.model)) is not None:
+        return _by_vllm(route, subject, texts, members, draws, decoding)
+    model, encoded = subject.model, padded(subject, texts)
     columns = encoded.input_ids.shape[1]
     options = {"max_new_tokens": decoding.max_new_tokens, "num_beams": 1, "num_return_sequences": 1}
-    sampling = LogitsProcessorList([SharedNoise([noise[row] for row in rows], columns, decoding)])
+    sampling = LogitsProcessorList([SharedNoise(draws, columns, decoding)])
     with subject.applied_to(members):
         new = model.generate_ids(encoded.to(model.device), logits_processor=sampling, **options)[:, columns:]
     ends = end_ids(model)
-    return [_reply(row, ends, model.tokenizer) for row in new.cpu()]
+    return [_reply(row, ends, model.tokenizer) for row in new.tolist()]
 
 
-def _reply(row: Tensor, ends: set[int], tokenizer: Any) -> tuple[tuple[int, ...], str, bool]:
-    ids = row.tolist()
+def _by_vllm(
+    route: Route,
+    subject: Subject,
+    texts: list[list[int]],
+    members: list[int],
+    noise: list[str | None],
+    decoding: Decoding,
+) -> list[tuple[tuple[int, ...], str, bool]]:
+    """The same, written by vLLM with the same noise, each text under its own prompt's recipe."""
+    model, ends = subject.model, end_ids(subject.model)
+    warp = SharedNoise(noise, 0, decoding).at if any(noise) else None
+    new = route.engine.run(
+        model.role, texts, model, subject.row_hooks(members), warp=warp, max_tokens=decoding.max_new_tokens,
+        stop_token_ids=sorted(ends),
+    )  # fmt: skip
+    return [_reply(row, ends, model.tokenizer) for row in new]
+
+
+def _reply(ids: list[int], ends: set[int], tokenizer: Any) -> tuple[tuple[int, ...], str, bool]:
     place = next((place for place, token in enumerate(ids) if token in ends), None)
     reply = ids if place is None else ids[: place + 1]
     return tuple(reply), tokenizer.decode(reply, skip_special_tokens=True), place is not None

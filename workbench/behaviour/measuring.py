@@ -22,6 +22,7 @@ from workbench.errors import UserError
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.typing import Tensor
+from workbench.vllm.routing import routed
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +106,13 @@ def measure(compared: Sequence[Compared], trial: Trial) -> dict[str, Measured]:
     found = {
         one.name: Measured([pd.DataFrame(index=range(len(trial.prompts))) for _ in one.subjects]) for one in compared
     }
-    _next_token(compared, trial, found)
-    _answers(compared, trial, found)
-    _texts(compared, trial, found)
-    _per_token(compared, trial, found)
-    _neutral(compared, trial, found)
+    models = {subject.model.role: subject.model for one in compared for subject in one.subjects}
+    with routed(models, trial.options.executor, trial.options.engine_settings):
+        _next_token(compared, trial, found)
+        _answers(compared, trial, found)
+        _texts(compared, trial, found)
+        _per_token(compared, trial, found)
+        _neutral(compared, trial, found)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -13,6 +14,7 @@ from workbench.errors import UserError, unknown_name
 from workbench.method_options import As
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
+from workbench.vllm.route import Executor, executor_settings
 
 Options = TypeVar("Options")
 _CONTINUATIONS = ("answer", "base", "tuned")
@@ -46,6 +48,10 @@ class DiffOptions:
     """Bins of confidence for calibration."""
     texts: bool = False
     """Generate texts for the table even when no metric needs them."""
+    executor: Executor = "local"
+    """Who writes and reads the texts: this process, or vLLM."""
+    engine_settings: Mapping[str, Any] | None = None
+    """For ``executor="vllm"``: what ``vllm.LLM`` is opened with, such as ``{"max_model_len": 4096}``."""
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +71,8 @@ class DiffOptions:
         plain = {
             name: value
             for name, value in vars(self).items()
-            if name not in ("base_prompts", "neutral", "progress", "refusal")
+            if name not in ("base_prompts", "neutral", "progress", "refusal", "executor", "engine_settings")
         }
+        plain |= executor_settings(self.executor, self.engine_settings)
         own = {} if self.base_prompts is None else {"base_prompts": Prompts.of(self.base_prompts).hash}
         return {**plain, **own, "refusal": getattr(self.refusal, "__qualname__", repr(self.refusal))}

@@ -118,7 +118,7 @@ def forced_answers(
             columns[name][rows] = new
 
     work.each(
-        f"{subject.name}: answers", lengths, partial(_forced_batch, subject, ids, answers), take, subject.applied,
+        f"{subject.name}: answers", lengths, partial(_forced_batch, subject, ids, answers), take, subject.within,
         lambda rows: ["answers", about, [ids[row] for row in rows], [answers[row] for row in rows]],
     )  # fmt: skip
     return columns

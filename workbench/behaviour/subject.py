@@ -10,11 +10,14 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from workbench.cluster.splitting import Within, in_parts
+from workbench.cluster.splitting import Within, in_parts, split_width
+from workbench.engine.hub import SiteHook
+from workbench.errors import NotSupported
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent, listening
 from workbench.prompts.encode import Encoded, batches, pad_left
 from workbench.typing import Tensor
+from workbench.vllm.route import Route, route_of
 
 Answer = TypeVar("Answer")
 
@@ -25,6 +28,14 @@ class AppliedRecipe(Protocol):
 
     def applied(self, model: AdaptedModel) -> AbstractContextManager[Any]:
         """Change ``model`` until the context is left."""
+
+
+@runtime_checkable
+class HookedRecipe(Protocol):
+    """A recipe that an engine of many rows can run for one row alone."""
+
+    def row_hooks(self, model: AdaptedModel) -> list[SiteHook]:
+        """New hooks for one row. Raises :class:`NotSupported` for what rows share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +52,39 @@ class Subject:
         """The model as it is measured, for all batches."""
         return nullcontext() if self.recipe is None else self.recipe.applied(self.model)
 
+    def within(self) -> AbstractContextManager[Any]:
+        """The context of batches whose logits and texts vLLM may compute: there a recipe goes with each request.
+
+        Raises:
+            NotSupported: vLLM computes for this model, which was changed here.
+        """
+        if (route := route_of(self.model)) is None:
+            return self.applied()
+        if split_width() > 1:
+            raise NotSupported("Workers of a Ray cluster have no vLLM engine: leave on_ray, or on_vllm.")
+        route.check()
+        return nullcontext()
+
     def applied_to(self, rows: list[int]) -> AbstractContextManager[Any]:
         """The same for one batch, where rows differ."""
         return nullcontext() if self.per_row is None else self.per_row(rows).applied(self.model)
+
+    def row_hooks(self, rows: Sequence[int]) -> dict[int, list[SiteHook]]:
+        """Place in ``rows`` -> the hooks of that row, for an engine that runs it by itself.
+
+        Raises:
+            NotSupported: The recipe holds what such an engine cannot do.
+        """
+        if self.recipe is None and self.per_row is None:
+            return {}
+        recipes = [self.recipe if self.per_row is None else self.per_row([row]) for row in rows]
+        for recipe in recipes:
+            if not isinstance(recipe, HookedRecipe):
+                raise NotSupported(
+                    f"vLLM can hold recipes of interventions, and {self.name} has a {type(recipe).__name__}: give an "
+                    "interventions.Recipe, or use the local executor."
+                )
+        return {place: recipe.row_hooks(self.model) for place, recipe in enumerate(recipes)}  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)
@@ -91,14 +132,29 @@ def last_logits(
     subject: Subject, ids: Sequence[Sequence[int]], take: Callable[[list[int], Tensor], None], work: Work
 ) -> None:
     """Hand ``take`` the row numbers and the logits [row, vocab] (float32, CPU) of the last token, batch by batch."""
-    work.each(subject.name, [len(row) for row in ids], partial(_last_logits, subject, ids), take, subject.applied)
+    work.each(subject.name, [len(row) for row in ids], partial(_last_logits, subject, ids), take, subject.within)
 
 
 def _last_logits(subject: Subject, ids: Sequence[Sequence[int]], rows: list[int]) -> Tensor:
+    if (route := route_of(subject.model)) is not None:
+        return torch.cat(_by_vllm(route, subject, [ids[row] for row in rows], rows, [1] * len(rows)))
     with subject.applied_to(rows):
         logits = subject.model.forward(padded(subject, [ids[i] for i in rows]), logits="last")
     assert logits is not None
     return logits[:, -1].float().cpu()
+
+
+def _by_vllm(
+    route: Route,
+    subject: Subject,
+    texts: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    last: Sequence[int],
+    prompt_lengths: dict[int, int] | None = None,
+) -> list[Tensor]:
+    """Logits of the last tokens of each text, each under its row's own recipe."""
+    model = subject.model
+    return route.engine.logits(model.role, texts, model, last, subject.row_hooks(rows), prompt_lengths)
 
 
 def continuation_logits(
@@ -109,12 +165,16 @@ def continuation_logits(
     One forward pass, teacher forced; positions of a recipe mean what they mean in ``generate``. The subject must be
     applied already.
     """
-    batch = padded(subject, [[*prompts[i], *continuations[i]] for i in rows])
-    lengths = torch.tensor([len(prompts[i]) for i in rows])
-    sizes = [len(continuations[i]) for i in rows]
+    texts = [[*prompts[i], *continuations[i]] for i in rows]
+    sizes, lengths = [len(continuations[i]) for i in rows], [len(prompts[i]) for i in rows]
+    if (route := route_of(subject.model)) is not None:
+        one_more = [size + 1 for size in sizes]  # the last predicts what comes behind
+        found = _by_vllm(route, subject, texts, rows, one_more, dict(enumerate(lengths)))
+        return [logits[:-1] for logits in found]
+    batch = padded(subject, texts)
     with ExitStack() as stack:
         if subject.recipe is not None or subject.per_row is not None:
-            stack.enter_context(subject.model.hooked([], prompt_lengths=lengths))
+            stack.enter_context(subject.model.hooked([], prompt_lengths=torch.tensor(lengths)))
         logits = subject.model.forward(batch, logits=max(sizes) + 1)
     assert logits is not None
     return [logit[-1 - size : -1].float() for logit, size in zip(logits, sizes, strict=True)]

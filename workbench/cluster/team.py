@@ -6,19 +6,19 @@ Numbers are those of one process wherever a forward pass gives the same bits the
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
+from workbench.cluster.cluster import cluster, ray_module, size_of
 from workbench.cluster.shipping import Address, NotShippable, Subject, addresses, models_of, packed, unpacked
 from workbench.cluster.worker import ModelWorker
-from workbench.errors import MissingExtra, NotSupported, UserError
+from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.adapter_layers import acting_state
 from workbench.models.origin import Origin, fingerprint
@@ -82,12 +82,7 @@ class Team:
 
     def _changed(self) -> str:
         """The role of a model that is not as the workers have it: hooked, held, switched or with other weights."""
-        models = models_of(self.subject)
-        for role, model in models.items():
-            if model.n_hooks or model.hub.held or acting_state(model.hf) != self.switches[role]:
-                return role
-        now = fingerprints(models)
-        return next((role for role in models if now[role] != self.marks[role]), "")
+        return changed_role(models_of(self.subject), self.marks, self.switches)
 
     def _answer(self, reference: Any) -> Any:
         answer, passes = _answer(self.ray, reference)
@@ -113,6 +108,21 @@ def fingerprints(models: Mapping[str, AdaptedModel]) -> dict[str, str]:
     return {role: marks[id(model.hf)] for role, model in models.items()}
 
 
+def changed_role(models: Mapping[str, AdaptedModel], marks: Mapping[str, str], switches: Mapping[str, Any]) -> str:
+    """The role of a model that is hooked, held, switched or has other weights than these; empty where none is."""
+    for role, model in models.items():
+        if model.n_hooks or model.hub.held or acting_state(model.hf) != switches[role]:
+            return role
+    now = fingerprints(models)
+    return next((role for role in models if now[role] != marks[role]), "")
+
+
+def changed_since(models: Mapping[str, AdaptedModel]) -> Callable[[], str]:
+    """Tells, whenever it is called, which role is no longer as it is now."""
+    switches = {role: acting_state(model.hf) for role, model in models.items()}
+    return partial(changed_role, models, fingerprints(models), switches)
+
+
 @contextmanager
 def team(subject: Subject, workers: int | None = None) -> Iterator[Team]:
     """``workers`` processes (default: one per GPU of the cluster, else per CPU), for as long as the context lasts.
@@ -125,11 +135,11 @@ def team(subject: Subject, workers: int | None = None) -> Iterator[Team]:
         UserError: Ray is missing, the models were not loaded from folders or hub ids or are being intervened on, or the
             cluster is too small.
     """
-    ray = _ray()
+    ray = ray_module()
     models = models_of(subject)
     origin = _origin(models) if models else None
-    with _cluster(ray):
-        has_gpu, most = _size(ray, workers)
+    with cluster(ray):
+        has_gpu, most = size_of(ray, workers)
         switches = {role: acting_state(model.hf) for role, model in models.items()}
         made = Team(ray, subject, origin, fingerprints(models), switches, has_gpu, most)
         try:
@@ -157,16 +167,6 @@ def _reason(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU see none; no warning
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtra("Sharing work out over a Ray cluster", "ray") from error
-    return ray
-
-
 def _origin(models: Mapping[str, AdaptedModel]) -> Origin:
     for model in models.values():
         if model.n_hooks or model.hub.held:
@@ -181,32 +181,3 @@ def _origin(models: Mapping[str, AdaptedModel]) -> Origin:
             "device_map), not from models that are loaded already."
         )
     return origin
-
-
-@contextmanager
-def _cluster(ray: Any) -> Iterator[None]:
-    """The cluster that is there (``RAY_ADDRESS``, ``ray.init``), else one of this machine, for as long as needed."""
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-    else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _size(ray: Any, workers: int | None) -> tuple[bool, int]:
-    """Whether workers get a GPU each, and how many there are."""
-    there = ray.cluster_resources()
-    has_gpu = there.get("GPU", 0) >= 1
-    most = int(there.get("GPU" if has_gpu else "CPU", 1))
-    if workers is not None and not 1 <= workers <= most:
-        raise UserError(
-            f"{workers} workers were asked for and the cluster has {most} {'GPUs' if has_gpu else 'CPUs'}, one for "
-            f"each worker: give 1 to {most}."
-        )
-    return has_gpu, workers or most

@@ -28,6 +28,7 @@ NAME = "tunescope"
 SDPA_NAME = "tunescope_sdpa"
 """Layers run sdpa, but for those whose pattern is read or changed by more than a bias."""
 NAMES = {NAME, SDPA_NAME}
+_HELD = "biased mask"
 FEW = 4
 """Up to one in so many heads are computed a second time rather than masked beside all the others."""
 
@@ -42,7 +43,9 @@ class AttentionLogits:
         self.query, self.n_keys, self.mask = query, n_keys, mask
         self.heads: Sequence[int] | None = None
         """The heads that are biased, where not all are."""
-        self._causal = getattr(module, "is_causal", True) if causal is None else causal
+        self.causal = getattr(module, "is_causal", True) if causal is None else causal
+        self.scratch: dict[Any, Any] = {}
+        """What layers of one forward pass share."""
         self._blocked: Tensor | None = None
 
     def visible(self) -> Bool[Tensor, "rows heads query key"]:
@@ -57,7 +60,7 @@ class AttentionLogits:
         if self.mask is not None:
             return self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
         n_queries, device = self.query.shape[2], self.query.device
-        if n_queries == 1 or not self._causal:
+        if n_queries == 1 or not self.causal:
             return None
         places = torch.arange(n_queries, device=device)[:, None] >= torch.arange(self.n_keys, device=device)
         return places[None, None]
@@ -138,14 +141,25 @@ def _with_heads(
 
 
 def _biased(logits: AttentionLogits, bias: Tensor, query: Tensor) -> Float[Tensor, "batch head query key"]:
-    """The model's mask and a bias as one mask for sdpa, for the heads of ``query``."""
+    """The model's mask and a bias as one mask for sdpa, for the heads of ``query``.
+
+    The last one is held until the forward pass ends: layers behind each other mostly share mask and bias.
+    """
     mask = logits.mask
+    about = (tuple(query.shape[:3]), logits.n_keys, query.dtype, logits.causal)
+    of = logits.scratch.get(_HELD)
+    if of is not None and of[0] is bias and of[1] is mask and of[2] == about:
+        made: Tensor = of[3]
+        return made
+    logits.scratch[_HELD] = None  # let go of that before the next is made
     if mask is not None and mask.dtype != torch.bool:
         biased = mask + bias
     else:
         seen = logits.model_mask()
         biased = bias if seen is None else torch.where(seen, bias, torch.finfo(query.dtype).min)
-    return biased.to(query.dtype).expand(len(query), query.shape[1], query.shape[2], -1)
+    made = biased.to(query.dtype).expand(len(query), query.shape[1], query.shape[2], -1)
+    logits.scratch[_HELD] = (bias, mask, about, made)
+    return made
 
 
 def _as_float(logits: AttentionLogits) -> Tensor | None:

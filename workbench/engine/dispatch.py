@@ -140,7 +140,7 @@ class Dispatch:
         if self.stops or any(entry.bias is None for entry in live):
             raise NeedsPattern
         total = None
-        logits.heads = _named_heads(live)
+        logits.heads, logits.scratch = _named_heads(live), ctx.scratch
         for entry in live:
             assert entry.bias is not None
             entry.ran = True

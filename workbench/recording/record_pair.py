@@ -31,6 +31,7 @@ from workbench.recording.sinks import MemorySink, Sink, StatisticsSink, StoreSin
 from workbench.recording.store import SHARD_BYTES
 from workbench.recording.two_sides import record_sides
 from workbench.typing import Tensor
+from workbench.vllm.routing import routed
 
 if TYPE_CHECKING:
     from workbench.cluster.team import Team
@@ -109,12 +110,13 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
     make = _capturing(backend, models, tuple(chosen), new_tokens, executor)
     written: Callable[[Plan, int, str], list[list[int]]] | None = None
     if executor == "vllm":
-        make, written = _by_vllm(models, chosen, engine_settings, logits=logits)
+        make, written = _by_vllm(models, chosen, logits=logits)
     options = _options(scope, dtype, logits, new_tokens)
     given = _stored_batch_size(store) if batch_size == "auto" else batch_size
     size: int | Literal["auto"] = "auto" if given is None else given
     names = [site.name for site in chosen] + (["logits"] if logits else [])
-    with _team(executor, workers, pair, backend) as team:
+    engine = routed(models, "vllm" if executor == "vllm" else "local", engine_settings)
+    with _team(executor, workers, pair, backend) as team, engine:
         elsewhere = written if team is None else partial(_continued_by, team, models)
         each = partial(recorded_bytes, models, chosen, scope, logits=logits)
         while True:
@@ -200,13 +202,13 @@ def _capturing(
 
 
 def _by_vllm(
-    models: dict[str, AdaptedModel], sites: Sequence[Site], settings: Mapping[str, Any] | None, *, logits: bool
-) -> tuple[Callable[..., Capture], Callable[[Plan, int, str], list[list[int]]]]:
-    """What captures, and what continues prompts, in a vLLM engine."""
-    from workbench.recording.vllm_capture import VllmCapture, continued, prepared
+    models: dict[str, AdaptedModel], sites: Sequence[Site], *, logits: bool
+) -> tuple[type[Capture], Callable[[Plan, int, str], list[list[int]]]]:
+    """What captures, and what continues prompts, in the vLLM engine that is then opened."""
+    from workbench.recording.vllm_capture import VllmCapture, check_recordable, continued
 
-    engine = prepared(models, sites, logits=logits, settings=settings or {})
-    return partial(VllmCapture, engine=engine), partial(continued, engine, models)
+    check_recordable(sites, logits=logits)
+    return VllmCapture, partial(continued, models)
 
 
 def _writer(models: dict[str, AdaptedModel]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,14 +19,13 @@ from workbench.recording.capture import Capture, Captured
 from workbench.recording.plan import Plan
 from workbench.typing import Float, Int, Tensor
 from workbench.vllm.layout import check_site
-from workbench.vllm.running import VllmEngine, origin_for
+from workbench.vllm.route import route_of
+from workbench.vllm.running import VllmEngine
 
 
 @dataclass(frozen=True)
 class VllmCapture(Capture):
-    """Reads resid_post, attn_out and mlp_out of both models in one vLLM engine."""
-
-    engine: VllmEngine | None = field(default=None, compare=False)
+    """Reads resid_post, attn_out and mlp_out of both models in the vLLM engine around it."""
 
     def run(self, model: AdaptedModel, batch: Encoded, prompt_lengths: Int[Tensor, " row"] | None) -> Captured:
         """One prefill of ``model``; nothing is generated but the token that vLLM always writes."""
@@ -35,8 +34,7 @@ class VllmCapture(Capture):
         rows = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
         read: dict[tuple[int, Site], list[Tensor]] = {(n, site): [] for n in range(len(rows)) for site in self.sites}
         hooks = {n: [SiteHook(site, _reader(read[n, site])) for site in self.sites] for n in range(len(rows))}
-        assert self.engine is not None
-        self.engine.run(model.role, rows, model, hooks, max_tokens=1)
+        engine_of(model).run(model.role, rows, model, hooks, max_tokens=1)
         taken = Captured()
         self._locate(ctx, taken)
         for site in self.sites:
@@ -57,22 +55,22 @@ def _padded(parts: Sequence[Tensor], length: int, width: int) -> Float[Tensor, "
     return pad(torch.cat(list(parts))[:length], (0, 0, width - length, 0))
 
 
-def prepared(
-    models: Mapping[str, AdaptedModel], sites: Sequence[Site], *, logits: bool, settings: Mapping[str, Any]
-) -> VllmEngine:
-    """The engine, once it is sure that it can give what is to be recorded."""
+def check_recordable(sites: Sequence[Site], *, logits: bool) -> None:
+    """Raise :class:`NotSupported` for what vLLM cannot give, before an engine starts."""
     if logits:
         raise NotSupported("vLLM gives no logits of prompts here: record them with the local executor.")
     for site in sites:
         check_site(site)
-    origin = origin_for(models)
-    dtype = str(next(iter(models.values())).dtype).removeprefix("torch.")
-    return VllmEngine(origin, dtype=dtype, **settings)
 
 
-def continued(
-    engine: VllmEngine, models: Mapping[str, AdaptedModel], before: Plan, new_tokens: int, writer: str
-) -> list[list[int]]:
+def engine_of(model: AdaptedModel) -> VllmEngine:
+    """The engine that is open around this call."""
+    route = route_of(model)
+    assert route is not None
+    return route.engine
+
+
+def continued(models: Mapping[str, AdaptedModel], before: Plan, new_tokens: int, writer: str) -> list[list[int]]:
     """The token ids of every prompt with its greedy continuation, to the first end token."""
-    made = engine.run(writer, before.ids, models[writer], max_tokens=new_tokens)
+    made = engine_of(models[writer]).run(writer, before.ids, models[writer], max_tokens=new_tokens)
     return [ids + new for ids, new in zip(before.ids, made, strict=True)]

@@ -11,7 +11,7 @@ from torch import nn
 
 from workbench.engine.sites import Site
 from workbench.errors import NotSupported
-from workbench.typing import Tensor
+from workbench.typing import Float, Tensor
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Whose layers hand on (what the MLP wrote, the residual stream before it) and write sublayers' outputs unchanged."""
@@ -47,7 +47,11 @@ def check_site(site: Site) -> None:
 
 def check_architecture(model: nn.Module) -> None:
     """Raise :class:`NotSupported` unless the layout of this vLLM model was tested."""
-    name = type(model).__name__
+    check_name(type(model).__name__)
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`NotSupported` unless the architecture of this name was tested; both libraries share the names."""
     if name not in ARCHITECTURES:
         raise NotSupported(
             f"Sites of {name} are not proved on vLLM, only those of {', '.join(ARCHITECTURES)}: use the local executor."
@@ -61,3 +65,11 @@ def place_of(model: nn.Module, site: Site) -> Place:
     if site.kind == "resid_post":
         return Place(layer, lambda raw: raw[0] + raw[1], lambda raw, new: (new, torch.zeros_like(raw[1])))
     return Place(layer.get_submodule(_MODULES[site.kind]), lambda raw: raw, lambda _raw, new: new)
+
+
+def read_out(model: nn.Module, states: Tensor) -> Float[Tensor, "token vocab"]:
+    """Logits of normed last states, by the engine's own head; no adapter that it can hold changes the head."""
+    processor, head = (model.get_submodule(name) for name in ("logits_processor", "lm_head"))
+    plain, weights = (getattr(module, "base_layer", module) for module in (processor, head))
+    logits: Tensor = plain(weights, states)
+    return logits

@@ -8,34 +8,54 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from workbench.engine.hub import SiteHook
 from workbench.errors import MissingExtra, NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.origin import Origin
+from workbench.typing import Float, Tensor
+from workbench.vllm.held_adapter import held_rank
 from workbench.vllm.layout import check_architecture
-from workbench.vllm.tap import ROW, Tap
-
-RANK = 64
-"""The largest rank of a LoRA that the engine makes room for."""
+from workbench.vllm.tap import ROW, Tap, Warp, kept_logits
 
 
 class VllmEngine:
     """The models of one origin in vLLM; ``settings`` go to ``vllm.LLM`` (``max_model_len`` and so on)."""
 
     def __init__(self, origin: Origin, **settings: Any) -> None:
-        _check_settings(settings)
+        check_settings(settings)
+        self._adapter = origin.tuned
+        rank = None if origin.tuned is None else held_rank(origin.tuned)
         vllm = _vllm()
-        self._adapter = _adapter(origin)
-        lora = {} if self._adapter is None else {"enable_lora": True, "max_lora_rank": RANK}
-        self._llm = vllm.LLM(
-            origin.base, enforce_eager=True, enable_prefix_caching=False, **{**lora, "seed": 0, **settings}
-        )
+        lora = {} if rank is None else {"enable_lora": True, "max_lora_rank": rank}
+        options = {"enforce_eager": True, "enable_prefix_caching": False, **lora, "seed": 0, **settings}
+        try:
+            self._llm = vllm.LLM(origin.base, **options)
+        except ValueError as error:  # its checks of the model's settings, of lengths and of memory
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise UserError(f"vLLM refuses {origin.base}: {' '.join(lines)[:300]}") from error
         self._llm.apply_model(check_architecture)
+
+    @property
+    def llm(self) -> Any:
+        """The ``vllm.LLM`` itself."""
+        return self._llm
+
+    @property
+    def positions(self) -> int:
+        """Tokens of a text at most."""
+        return int(self._llm.llm_engine.model_config.max_model_len)
+
+    def close(self) -> None:
+        """End the engine and give its memory back."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
 
     def run(
         self,
@@ -43,6 +63,8 @@ class VllmEngine:
         rows: Sequence[Sequence[int]],
         model: AdaptedModel,
         hooks: Mapping[int, Sequence[SiteHook]] | None = None,
+        *,
+        warp: Warp | None = None,
         **sampling: Any,
     ) -> list[list[int]]:
         """Continue ``rows`` of token ids, all at once, greedily unless ``sampling`` says otherwise.
@@ -52,31 +74,64 @@ class VllmEngine:
             rows: Token ids of each prompt.
             model: Our model of that side, whose names the hooks use; its weights are not needed.
             hooks: Row -> hooks of that row alone.
+            warp: Changes the scores that each next token is chosen by.
             sampling: Goes to ``vllm.SamplingParams``.
 
         Returns:
             The new token ids of each row.
         """
-        vllm = _vllm()
-        params = [
-            vllm.SamplingParams(**{"temperature": 0.0, "detokenize": False, **sampling, "extra_args": {ROW: row}})
-            for row in range(len(rows))
-        ]
+        tap = Tap(self.runner(), model.hub, dict(hooks or {}), warp=warp)
+        return self._generated(role, rows, tap, **sampling)
+
+    def logits(
+        self,
+        role: str,
+        rows: Sequence[Sequence[int]],
+        model: AdaptedModel,
+        last: Sequence[int],
+        hooks: Mapping[int, Sequence[SiteHook]] | None = None,
+        prompt_lengths: Mapping[int, int] | None = None,
+    ) -> list[Float[Tensor, "token vocab"]]:
+        """The logits of the last tokens of every row, float32 on the CPU.
+
+        Args:
+            role: The side: "base", "tuned" or "model".
+            rows: Token ids of each text.
+            model: Our model of that side, as :meth:`run` takes it.
+            last: Of how many last tokens of each row.
+            hooks: Row -> hooks of that row alone.
+            prompt_lengths: Row -> how many of its tokens are the prompt to the hooks' positions; default: all.
+        """
+        tap = Tap(self.runner(), model.hub, dict(hooks or {}), prompt_lengths or {}, dict(enumerate(last)))
+        self._generated(role, rows, tap, max_tokens=1)
+        return [kept_logits(tap, row) for row in range(len(rows))]
+
+    def _generated(self, role: str, rows: Sequence[Sequence[int]], tap: Tap, **sampling: Any) -> list[list[int]]:
+        self.check_room(max(map(len, rows)), sampling.get("max_tokens", 1))
+        params = [sampling_of(row, **sampling) for row in range(len(rows))]
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
-        with ExitStack() as stack:
-            if hooks:
-                runner = self._runner()
-                stack.enter_context(Tap(runner, model.hub, hooks).on(runner.get_model()))
-            outs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._lora(role))
+        idle = not (tap.hooks or tap.wanted or tap.warp)
+        with nullcontext() if idle else tap.on(self.runner().get_model()):
+            outs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self.lora(role))
         return [list(out.outputs[0].token_ids) for out in outs]
 
-    def _runner(self) -> Any:
+    def check_room(self, longest: int, new: int) -> None:
+        """Raise :class:`UserError` where a text would be longer than the engine was opened for."""
+        room = self.positions
+        if longest + new > room:
+            raise UserError(
+                f"A text of {longest} tokens and {new} more do not fit into vLLM's max_model_len of {room}: open it "
+                "with a larger one in the engine's settings, or shorten the text."
+            )
+
+    def runner(self) -> Any:
         """vLLM's model runner, in this process."""
         runners: list[Any] = []
         self._llm.collective_rpc(lambda worker: runners.append(worker.model_runner))
         return runners[0]
 
-    def _lora(self, role: str) -> Any:
+    def lora(self, role: str) -> Any:
+        """What a request of the tuned side names its adapter by; None of another side."""
         if role != "tuned" or self._adapter is None:
             return None
         from vllm.lora.request import LoRARequest
@@ -84,7 +139,13 @@ class VllmEngine:
         return LoRARequest("tuned", 1, self._adapter)
 
 
-def _check_settings(settings: Mapping[str, Any]) -> None:
+def sampling_of(row: int, **sampling: Any) -> Any:
+    """``vllm.SamplingParams`` of a row: greedy and without text, unless ``sampling`` says otherwise."""
+    options = {"temperature": 0.0, "detokenize": False, **sampling, "extra_args": {ROW: row}}
+    return _vllm().SamplingParams(**options)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise :class:`NotSupported` for what would run where our hooks are not."""
     for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
         if settings.get(name, 1) != 1:
@@ -103,18 +164,6 @@ def _vllm() -> Any:
     except ImportError as error:
         raise MissingExtra("The vLLM engine", "vllm") from error
     return vllm
-
-
-def _adapter(origin: Origin) -> str | None:
-    """The folder of the LoRA; None of a single model."""
-    if origin.tuned is None:
-        return None
-    if not (Path(origin.tuned) / "adapter_config.json").is_file():
-        raise UserError(
-            f"vLLM runs a base with its LoRA in one engine, and {origin.tuned} holds no adapter: record a full "
-            "fine-tune as a model of its own."
-        )
-    return origin.tuned
 
 
 def origin_for(models: Mapping[str, AdaptedModel]) -> Origin:

@@ -118,6 +118,18 @@ def test_a_request_may_write_a_line_of_the_names_that_are_served(url: str, pair:
         answered(url, "tuned", recipe="upp")
 
 
+def test_lines_at_once_never_mix(url: str, pair: ModelPair, recipes: Path) -> None:
+    book = {name: iv.Recipe.load(recipes / f"{name}.safetensors") for name in ("up", "down")}
+    lines = ["0.5*up - 0.2*down @response", "up + down", "-0.8*down @generated"]
+    rows: list[Any] = [{"messages": CHAT_TURN}]
+    wanted = [
+        steered_texts(pair.tuned, iv.recipe_from_text(line, book), rows, max_new_tokens=8)[0][0] for line in lines
+    ]
+    assert len({*wanted, alone(pair, None, recipes)}) == 4
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda line: answered(url, "tuned", recipe=line), lines * 3)) == wanted * 3
+
+
 def test_a_line_is_served_by_its_own_text(pair: ModelPair, recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESCOPE_BOOK", str(recipes))
     shelf = Shelf([Path("0.5*up")], pair.models)
@@ -260,6 +272,10 @@ def test_models_are_listed_and_recipes_swapped_while_it_runs(url: str, pair: Mod
     [
         ({"model": "tunde"}, "Unknown model 'tunde'. Did you mean 'tuned'"),
         ({"extra_body": {"recipe": "upp"}}, "Unknown recipe 'upp'. Did you mean 'up'"),
+        ({"extra_body": {"recipe": "0.5*up - 0.2*dwon"}}, "Sign 14 of '0.5[*]up - 0.2[*]dwon': .*Did you mean 'down'"),
+        ({"extra_body": {"recipe": "0.5 up"}}, "Sign 5 of '0.5 up' is 'u': expected [*] and a name"),
+        ({"extra_body": {"recipe": "up @reponse"}}, "Sign 4 of 'up @reponse': .*Did you mean @response"),
+        ({"extra_body": {"recipe": "up -"}}, "ends too early: expected a name or a number"),
         ({"extra_body": {"strength": 2}}, "strength was given without a recipe"),
         ({"extra_body": {"recipe": "up", "strength": "much"}}, "strength: "),
         ({"extra_body": {"logit_bias": {}}}, "logit_bias: is no option"),

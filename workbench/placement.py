@@ -1,0 +1,57 @@
+"""Where a command's forward passes run: in this process, over the workers of a Ray cluster, or in vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from workbench.cluster.cluster import room_for
+from workbench.errors import MissingExtra, UserError, unknown_name
+from workbench.vllm.route import EXECUTORS, executor_settings
+from workbench.vllm.routing import routed
+
+if TYPE_CHECKING:
+    from workbench.models.pair import ModelPair
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a person chose; wrong choices are refused when it is made, before a model is loaded."""
+
+    workers: int | None = None
+    """Processes of a Ray cluster; they change no number."""
+    executor: str = "local"
+    """Who writes texts and reads how likely they are: local, or vllm."""
+    engine_settings: Mapping[str, Any] | None = None
+    """For vLLM."""
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise unknown_name("executor", self.executor, EXECUTORS)
+        if self.executor == "local":
+            if self.engine_settings is not None:
+                raise UserError("Engine settings are vLLM's: choose the executor vllm with them.")
+            return
+        if self.workers is not None:
+            raise UserError("Workers are processes of a Ray cluster, which run no vLLM: choose one of the two.")
+        if find_spec("vllm") is None:
+            raise MissingExtra("The vLLM engine", "vllm")
+
+    def ready(self) -> AbstractContextManager[None]:
+        """To be entered before models are loaded: a cluster that is too small is refused here."""
+        return room_for(self.workers)
+
+    def on(self, pair: ModelPair) -> AbstractContextManager[None]:
+        """What runs inside on ``pair`` runs there."""
+        from workbench.cluster.splitting import shared_out
+
+        if self.executor == "vllm":
+            return routed(pair.models, self.executor, self.engine_settings)
+        return shared_out(pair, self.workers)
+
+    def settings(self) -> dict[str, Any]:
+        """What numbers hang on of it: nothing, unless vLLM computes them."""
+        return executor_settings(self.executor, self.engine_settings)
