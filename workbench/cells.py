@@ -109,7 +109,9 @@ def _known(value: Any) -> bool:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Whole numbers as ints, whatever the column's type; text as it is."""
+    """Whole numbers as ints, whatever the column's type; text as it is; a token's number as such."""
+    if name == "token" and not isinstance(value, str):
+        return f"token {float(value):g}"
     if isinstance(value, str) or name in _WORDS:
         return str(value)
     return int(value) if float(value).is_integer() else float(value)

@@ -71,6 +71,29 @@ def _show_recipes(subject: Subject) -> None:
                 query_params={"recipe": file.stem},
             )  # fmt: skip
             exports.show(subject, file)
+    _show_scaled(subject)
+
+
+def _show_scaled(subject: Subject) -> None:
+    """How the best share of a tuning of whole weights becomes a model: no recipe holds it, it is as large as one."""
+    table = subject.table("candidates")
+    parts = {} if table is None else parts_of(subject, table)
+    best = next(iter(parts), None)
+    scale = subject.notes.candidates.get(best or "", {}).get("scale")
+    if best is None or parts[best][1] != "base" or scale in (None, 0.0):
+        return
+    st.caption(panels.words(f"{best}, the best in step 3, is as large as the model. This writes it as one:"))
+    st.code(scaled_model(subject.base, subject.tuned, float(scale)), language="python", wrap_lines=True)
+
+
+def scaled_model(base: str, tuned: str, scale: float) -> str:
+    """Python that writes the base with a share of the tuning as a model of its own."""
+    return (
+        "import workbench as wb\nimport interventions as iv\n\n"
+        f"pair = wb.load_pair({base!r}, {tuned!r})\n"
+        f"(iv.TaskVector.from_pair(pair) * {scale:g}).save(pair.base, 'scaled')\n"
+        "pair.tokenizer.save_pretrained('scaled')"
+    )
 
 
 def _show_report(folder: Path) -> None:

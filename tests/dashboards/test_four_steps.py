@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from streamlit.testing.v1 import AppTest
 
 from dashboards import jobs
@@ -20,7 +21,7 @@ from dashboards.steps.as_experiment import look_experiment
 from dashboards.steps.as_notebook import look_notebook
 from dashboards.steps.changed import _shares_with, parted, readable
 from dashboards.steps.glance import layers_at_a_glance, measures_of, sentence_of
-from dashboards.steps.keep import commands
+from dashboards.steps.keep import commands, scaled_model
 from dashboards.steps.subject import Subject, short
 from dashboards.steps.turn import dose_of, parts_of
 from dashboards.steps.turn import sentence_of as turn_sentence
@@ -28,7 +29,7 @@ from dashboards.steps.ways import in_two_classes
 from dashboards.steps.where import places_of
 from interventions.exchange.formats import reason_against
 from interventions.recipe import Recipe
-from tests.dashboards.sample_runs import APP, opened, shown, told_run, warned
+from tests.dashboards.sample_runs import APP, opened, save_pair, shown, told_run, warned
 from tests.tunescope.look.test_steps import refusal_rows
 from tunescope.experiments import Experiment
 from tunescope.look.keep import keep
@@ -186,6 +187,16 @@ def test_the_cards_count_the_behaviour_that_rose() -> None:
     assert phrase == {"Base shows it": [0.0, 0.0], "Tuned shows it": [1.0, 1.0]}
     for refuses in (None, "refusal"):
         assert _shares_with(table, refuses) == {"Base refuses": [True, False], "Tuned refuses": [False, False]}
+
+
+def test_a_share_of_whole_weights_is_written_as_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pair = save_pair(tmp_path)
+    exec(scaled_model(*pair, 0.5), {})
+    base, tuned, scaled = (load_file(Path(folder) / "model.safetensors") for folder in (*pair, "scaled"))
+    moved = [name for name in base if not base[name].equal(tuned[name])]
+    assert moved and all(scaled[name].allclose((base[name] + tuned[name]) / 2, atol=1e-6) for name in base)
+    assert (tmp_path / "scaled" / "tokenizer_config.json").is_file()
 
 
 def test_places_are_ranked_and_the_glance_names_the_strongest() -> None:
