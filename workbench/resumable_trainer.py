@@ -34,6 +34,8 @@ _SHARE = 0.05
 """Of the time of a training, what writing its checkpoints may cost."""
 _ROOM = 4
 """So many times the trained weights must be free on the disk: weights, two moments, and the file before."""
+_MOST = 2**34
+"""Bytes that the checkpoints of a run's other trainings may take; beyond, a run with many trainings keeps no more."""
 _SETTINGS = (
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
     "warmup_steps", "weight_decay", "lr_scheduler_type", "optim", "seed", "bf16",
@@ -121,7 +123,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         assert self._place is not None
         weights = self._trained()
         self._place.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(self._place.parent).free < _ROOM * sum(tensor.nbytes for tensor in weights.values()):
+        others = sum(path.stat().st_size for path in self._place.parent.iterdir() if path != self._place)
+        needed = _ROOM * sum(tensor.nbytes for tensor in weights.values())
+        if others > _MOST or shutil.disk_usage(self._place.parent).free < needed:
             return
         content = {
             "finished": finished,

@@ -73,8 +73,9 @@ class Materials:
             if self._where.executor == "vllm":  # one engine as long as the pair is held
                 self._engine.enter_context(self._where.on(pair))
             self._pair = (spec, pair)
-            for sentence in () if self._say is None else pair.differences.sentences():
-                self._say(sentence)
+            if self._say is not None:
+                for sentence in pair.differences.sentences():
+                    self._say(sentence)
         return self._pair[1]
 
     def single(self, spec: PairSpec, side: str) -> Any:
@@ -202,7 +203,8 @@ def _matches(row: Prompt, where: Mapping[str, Any]) -> bool:
 def _lines(recipe: inline.RecipeSpec) -> list[str]:
     """The lines of the book's names in a recipe."""
     saved = [entry for entry in recipe.interventions or () if isinstance(entry, inline.SavedSpec)]
-    return [entry.line for entry in (recipe, *saved) if entry.line is not None]
+    entries: list[inline.RecipeSpec | inline.SavedSpec] = [recipe, *saved]
+    return [entry.line for entry in entries if entry.line is not None]
 
 
 def files_named(experiments: Iterable[Experiment]) -> list[str]:

@@ -83,12 +83,22 @@ def test_other_ends_are_told(twins: tuple[Path, Path]) -> None:
     assert "Texts end with" in said_by(load_pair(*twins))
 
 
-def test_a_missing_bos_is_told(twins: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("$A", "nothing"),
+        ("$A <eos>", "<eos>"),
+        ("<bos> $A <eos>", "<bos> <eos>"),
+        ("<bos> <bos> $A", "<bos> <bos>"),
+    ],
+)
+def test_other_tokens_around_a_text_are_told(twins: tuple[Path, Path], template: str, said: str) -> None:
     copy = tokenizer().__class__.from_pretrained(twins[0])
-    copy.backend_tokenizer.post_processor = processors.Sequence([])
+    special = [("<bos>", 1), ("<eos>", 2)]
+    copy.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
     copy.save_pretrained(twins[1])
     pair = load_pair(*twins)
-    assert "The base's tokenizer puts <bos> around a text, the tuned model's nothing" in said_by(pair)
+    assert f"The base's tokenizer puts <bos> around a text, the tuned model's {said}" in said_by(pair)
     ids = pair.base.encode(PROMPTS[:1]).input_ids
     assert torch.equal(ids, pair.tuned.encode(PROMPTS[:1]).input_ids)  # both read the same: the comparison is null
 
