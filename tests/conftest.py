@@ -22,7 +22,7 @@ STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories26
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="also run the tests that take minutes")
-    parser.addoption("--null-draws", type=int, default=2, help="null adapters for each probe (20: 12 minutes)")
+    parser.addoption("--null-draws", type=int, default=4, help="null adapters for each probe (20: 12 minutes)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ import torch
 from interventions.recipe import as_adapted
 from interventions.training.examples import IGNORED, Collator, Example, answer_loss, examples_of
 from interventions.training.masked import MaskedTraining
+from interventions.training.selection import Masks
 from interventions.training.trainer import Schedule, answer_logits
 from interventions.weightspace.swapping import base_parameters
 from workbench.errors import UserError
@@ -21,7 +22,7 @@ from workbench.progress import Progress, Silent
 from workbench.typing import Bool
 
 Order = Literal["breadth", "depth"]
-EDITING = Schedule(epochs=20, batch_size=8, learning_rate=1e-3)
+EDITING = Schedule(epochs=20, batch_size=2, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,16 @@ def train_site(
     model: AdaptedModel, name: str, examples: Sequence[Example], order: Order, schedule: Schedule, progress: Progress
 ) -> tuple[dict[str, float], ...]:
     """Train the whole tensor ``name`` in place; the history of all steps."""
+    masks = {name: torch.ones_like(base_parameters(model.hf)[name], dtype=torch.bool, device="cpu")}
+    return train_entries(model, masks, examples, order, schedule, progress)
+
+
+def train_entries(
+    model: AdaptedModel, masks: Masks, examples: Sequence[Example], order: Order, schedule: Schedule, progress: Progress
+) -> tuple[dict[str, float], ...]:
+    """Train the entries in ``masks`` in place; the history of all steps."""
     if order not in ("breadth", "depth"):
         raise UserError(f"Unknown order {order!r}: it is breadth or depth.")
-    masks = {name: torch.ones_like(base_parameters(model.hf)[name], dtype=torch.bool, device="cpu")}
     if order == "breadth":
         return MaskedTraining(model, masks, schedule).run(examples, answer_loss, progress=progress)
     each = replace(schedule, batch_size=1)
@@ -108,6 +116,22 @@ def train_site(
         for example in examples
         for entry in MaskedTraining(model, masks, each).run([example], answer_loss, progress=progress)
     )
+
+
+def scattered_masks(model: AdaptedModel, module: str, seed: int) -> Masks:
+    """Parameter -> entries drawn at random from ``module`` in all layers that have it, together about as many as one
+    of these matrices has: the control of a site."""
+    stem = f"{model.hub.family.layers}."
+    parameters = {
+        name: parameter
+        for name, parameter in base_parameters(model.hf).items()
+        if name.startswith(stem) and name.removeprefix(stem).partition(".")[2] == f"{module}.weight"
+    }
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(parameter.shape, generator=draw) < 1 / len(parameters)
+        for name, parameter in parameters.items()
+    }
 
 
 @torch.no_grad()

@@ -68,6 +68,7 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
     pool: Literal["max", "mean"] = "max",
     always_on: Annotated[float, Within(0, 1)] = 0.9,
     match: str | None = None,
+    near: str | None = None,
     k: int = 5,
     batch_size: int = 16,
     controls: int = 20,
@@ -88,7 +89,8 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
         layer: Where it reads; by default where its folder says it was trained.
         pool: Greatest or mean activation over a row's tokens.
         always_on: Latents that fire in more than this share of the training rows are dropped.
-        match: A column that rows and queries share; adds the precision at k of this and of BM25.
+        match: A column that rows and queries share; adds the precision at k and AUC of this and of BM25.
+        near: A column of the subject: adds the AUC against rows of the query's subject that are not right.
         k: Rows that the precision counts.
         batch_size: Rows per forward pass.
         controls: Random training rows that stand in for queries in the control.
@@ -107,7 +109,7 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
     """
     check_pair(pair)
     rows, asked_for = Prompts.of(prompts), Prompts.of(queries)
-    check_rows(rows, asked_for, controls, match)
+    check_rows(rows, asked_for, controls, match, near)
     read = Dictionary.load(dictionary) if isinstance(dictionary, str | Path) else dictionary
     place = _place(pair, read, layer)
     bar = progress or Silent()
@@ -128,7 +130,7 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
             settings=call_settings(None, queries=asked_for),
         ),
         ranker="dictionary codes",
-        benchmark=benchmark_of({"dictionary codes": similarity, **texts}, rows, asked_for, match, k),
+        benchmark=benchmark_of({"dictionary codes": similarity, **texts}, rows, asked_for, match, k, near),
         queries=len(asked_for),
     )  # fmt: skip
 

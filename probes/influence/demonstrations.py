@@ -50,6 +50,7 @@ def demonstration_utility(  # noqa: PLR0913 (a public call; all but three by key
     queries: Annotated[Any, As("prompts")],
     within: Literal["base", "tuned"] = "base",
     match: str | None = None,
+    near: str | None = None,
     k: int = 5,
     batch_size: int = 16,
     controls: int = 8,
@@ -68,7 +69,8 @@ def demonstration_utility(  # noqa: PLR0913 (a public call; all but three by key
         prompts: The training rows, each with its answer.
         queries: Prompts with answers that show the behaviour, worded otherwise than the training rows.
         within: The model that is shown the rows: the base (what would it learn?) or the tuned model.
-        match: A column that rows and queries share; adds the precision at k of this and of BM25.
+        match: A column that rows and queries share; adds the precision at k and AUC of this and of BM25.
+        near: A column of the subject: adds the AUC against rows of the query's subject that are not right.
         k: Rows that the precision counts.
         batch_size: Pairs per forward pass.
         controls: Random training rows that stand in for queries in the control.
@@ -87,7 +89,7 @@ def demonstration_utility(  # noqa: PLR0913 (a public call; all but three by key
     """
     check_pair(pair)
     rows, asked_for = Prompts.of(prompts), Prompts.of(queries)
-    check_rows(rows, asked_for, controls, match)
+    check_rows(rows, asked_for, controls, match, near)
     model, drawn = pair.models[within], stand_ins(rows, controls, seed)
     learned = Prompts([*asked_for, *rows[drawn]])
     bar = progress or Silent()
@@ -110,7 +112,7 @@ def demonstration_utility(  # noqa: PLR0913 (a public call; all but three by key
             settings=call_settings(None, queries=asked_for),
         ),
         ranker="utility as a demonstration",
-        benchmark=benchmark_of({"utility as a demonstration": similarity, **texts}, rows, asked_for, match, k),
+        benchmark=benchmark_of({"utility as a demonstration": similarity, **texts}, rows, asked_for, match, k, near),
         queries=len(asked_for),
     )  # fmt: skip
 

@@ -67,6 +67,7 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
     rates: Sequence[float] = (),
     store: str | None = None,
     match: str | None = None,
+    near: str | None = None,
     k: int = 5,
     embeddings: bool = True,
     batch_size: int = 8,
@@ -121,7 +122,7 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
     """
     check_pair(pair)
     rows, asked_for = Prompts.of(prompts), Prompts.of(queries)
-    check_rows(rows, asked_for, controls, match)
+    check_rows(rows, asked_for, controls, match, near)
     target = None if direction is None else projection_target(pair, direction)
     work = _Work(
         pair, rows, trained_matrices(pair, layers, modules), Sketch(dim, seed), optimiser, batch_size,
@@ -151,7 +152,7 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
             forward_passes=work.passes, backward_passes=work.passes, settings=call_settings(None, queries=asked_for),
         ),
         ranker="gradients",
-        benchmark=benchmark_of({"gradients": similarity, **texts}, rows, asked_for, match, k),
+        benchmark=benchmark_of({"gradients": similarity, **texts}, rows, asked_for, match, k, near),
         queries=len(asked_for),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from probes.dictionaries.labelled import auroc
 from probes.resampling import cluster_means
 from probes.results import ProbeResult
 from workbench.cards import visible
@@ -18,7 +19,7 @@ from workbench.prompts.collection import Prompts
 from workbench.stats.bootstrap import mean_interval, mean_intervals
 from workbench.stats.fdr import q_values
 from workbench.stats.tests import permutation
-from workbench.typing import Float
+from workbench.typing import Bool, Float
 
 CONTROL = "the same score for random other training rows in the queries' place"
 
@@ -34,8 +35,9 @@ class RowInfluence(ProbeResult):
 
     ranker: str
     benchmark: pd.DataFrame
-    """Where rows and queries say which belong together: ranker, k, precision, low, high, n; with ``random`` as the
-    expected precision of chance."""
+    """Where rows and queries say which belong together: ranker, k, precision, low, high, n; ``auc`` with its interval,
+    the chance that a right row stands before another; ``near_auc`` with its interval, before a wrong row of the same
+    subject (NaN without ``near``). ``random`` is what chance gives."""
     queries: int
 
     title: ClassVar[str] = "Training rows behind a behaviour"
@@ -59,8 +61,10 @@ class RowInfluence(ProbeResult):
             f"[{best['low']:.3g}, {best['high']:.3g}], control {best['control']:.3g}: {best['text']}"
         )
         for line in self.benchmark.to_dict("records"):
-            edges = f"[{line['low']:.2f}, {line['high']:.2f}]"
-            text += f"; {line['ranker']}: precision at {line['k']} {line['precision']:.2f} {edges}"
+            text += f"; {line['ranker']}: precision at {line['k']} {_with_interval(line, 'precision')}"
+            for name, words in (("auc", "AUC"), ("near_auc", "AUC among rows of its subject")):
+                if not np.isnan(line.get(name, np.nan)):  # results of before have precision alone
+                    text += f", {words} {_with_interval(line, name)}"
         return f"{text}; control: {self.control}"
 
 
@@ -83,32 +87,69 @@ def row_table(
 
 
 def benchmark_of(
-    rankers: Mapping[str, Float[np.ndarray, "row query"]], rows: Prompts, queries: Prompts, match: str | None, k: int
-) -> pd.DataFrame:
-    """Precision at ``k`` of every ranker, where a row is right for a query when both have the same ``match``.
+    rankers: Mapping[str, Float[np.ndarray, "row query"]], rows: Prompts, queries: Prompts, match: str | None, k: int,
+    near: str | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Precision at ``k`` and AUC of every ranker, where a row is right for a query when both have the same ``match``.
 
-    Raises :class:`UserError` where no query has a right row.
+    ``near``: a column of the subject: the near AUC is against wrong rows of the query's own subject alone. Raises
+    :class:`UserError` where no query has a right row, or none has a wrong one near it.
     """
-    columns = ["ranker", "k", "precision", "low", "high", "n"]
+    measured = [name for kind in ("precision", "auc", "near_auc") for name in _with_edges(kind)]
     if match is None:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=["ranker", "k", *measured, "n"])
     wanted: np.ndarray = relevance(rows, queries, match)
-    known: np.ndarray = np.asarray(wanted.any(0))
-    if not known.any():
+    if not wanted.any():
         raise UserError(f"No query shares its {match} with a training row: give rows that say {match}, or no match.")
-    k = min(k, len(rows))
-    lines = [
-        {"ranker": "random", "k": k, **_precision(np.broadcast_to(wanted.mean(0), (k, len(queries))), known, queries)}
-    ]
+    close = np.zeros_like(wanted) if near is None else relevance(rows, queries, near)
+    if near is not None and not (close & ~wanted).any():
+        raise UserError(f"No training row shares its {near} and not its {match} with a query: give no near.")
+    k, known = min(k, len(rows)), np.asarray(wanted.any(0))
+    chance = {"precision": wanted.mean(0), "auc": np.full(len(queries), 0.5), "near_auc": np.full(len(queries), 0.5)}
+    if near is None:
+        chance["near_auc"][:] = np.nan
+    lines = [{"ranker": "random", "k": k, **_over_queries(chance, known, queries)}]
     for name, scores in rankers.items():
         order = np.argsort(-scores, axis=0, kind="stable")[:k]
-        lines.append({"ranker": name, "k": k, **_precision(np.take_along_axis(wanted, order, 0), known, queries)})
-    return pd.DataFrame(lines, columns=columns)
+        of_query = {
+            "precision": np.take_along_axis(wanted, order, 0).mean(0),
+            "auc": _aucs(scores, wanted, np.ones_like(wanted)),
+            "near_auc": _aucs(scores, wanted, wanted | close),
+        }
+        lines.append({"ranker": name, "k": k, **_over_queries(of_query, known, queries)})
+    return pd.DataFrame(lines, columns=["ranker", "k", *measured, "n"])
 
 
-def _precision(hits: np.ndarray, known: np.ndarray, queries: Prompts) -> dict[str, float]:
-    interval = mean_interval(hits.mean(0)[known], clusters=queries.clusters[known])
-    return {"precision": interval.estimate, "low": interval.low, "high": interval.high, "n": int(known.sum())}
+def _with_interval(line: Mapping[Any, Any], name: str) -> str:
+    estimate, low, high = (line[column] for column in _with_edges(name))
+    return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _with_edges(name: str) -> tuple[str, str, str]:
+    return (name, "low", "high") if name == "precision" else (name, f"{name}_low", f"{name}_high")
+
+
+def _aucs(
+    scores: Float[np.ndarray, "row query"], wanted: Bool[np.ndarray, "row query"], among: Bool[np.ndarray, "row query"]
+) -> Float[np.ndarray, " query"]:
+    """Per query, the chance that a right row stands before a wrong one of ``among``; NaN where either is missing."""
+    return np.array([
+        auroc(scores[among[:, query], query, None], wanted[among[:, query], query])[0]
+        for query in range(wanted.shape[1])
+    ])  # fmt: skip
+
+
+def _over_queries(of_query: Mapping[str, np.ndarray], known: np.ndarray, queries: Prompts) -> dict[str, Any]:
+    """Means over the queries that have a right row, with their intervals over queries or groups of them."""
+    line: dict[str, Any] = {"n": int(known.sum())}
+    for name, values in of_query.items():
+        told = known & ~np.isnan(values)
+        numbers = (np.nan, np.nan, np.nan)
+        if told.any():
+            interval = mean_interval(values[told], clusters=queries.clusters[told])
+            numbers = (interval.estimate, interval.low, interval.high)
+        line |= dict(zip(_with_edges(name), numbers, strict=True))
+    return line
 
 
 def relevance(rows: Prompts, queries: Prompts, match: str) -> np.ndarray:
@@ -136,10 +177,15 @@ def without_self(control: Float[np.ndarray, "row stand_in"], drawn: Sequence[int
     return made
 
 
-def check_rows(rows: Prompts, queries: Prompts, controls: int, match: str | None = None) -> None:
-    """Raises :class:`UserError` for too few rows or queries, copied queries, and an unknown ``match``."""
-    if match is not None:
-        relevance(rows, queries, match)
+def check_rows(
+    rows: Prompts, queries: Prompts, controls: int, match: str | None = None, near: str | None = None
+) -> None:
+    """Raises :class:`UserError` for too few rows or queries, copied queries, unknown columns, ``near`` alone."""
+    if near is not None and match is None:
+        raise UserError(f"near={near!r} says which rows are of the query's subject: give match too, which are right.")
+    for name in (match, near):
+        if name is not None:
+            relevance(rows, queries, name)
     if len(rows) < max(4, controls + 1):
         raise UserError(
             f"{len(rows)} training rows are too few for {controls} stand-ins: give more rows or less controls."

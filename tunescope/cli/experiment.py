@@ -52,7 +52,7 @@ def run(
     with progress_bar() as bar:
         finished = run_experiment(
             experiment, out, folder=file.parent, tracker=chosen, progress=bar,
-            executor=executor if workers is None else "ray", workers=workers,
+            executor="ray" if workers is not None else "vllm" if where.executor == "vllm" else "local", workers=workers,
             engine_settings=engine_options(engine_settings),
         )  # fmt: skip
     _print(finished, as_json)
@@ -105,6 +105,6 @@ def _list(experiment: Experiment, file: Path, out: Path | None, where: Placement
     if as_json:
         emit(payload, as_json)
         return
-    where = "the only cell" if len(grid) == 1 else f"each of {len(grid)} cells"
-    emit(None, False, steps, title=f"{experiment.name}: {counted(len(steps), 'step')} in {where}")
+    runs_in = "the only cell" if len(grid) == 1 else f"each of {len(grid)} cells"
+    emit(None, False, steps, title=f"{experiment.name}: {counted(len(steps), 'step')} in {runs_in}")
     emit(None, False, [{"cell": cell.number, "settings": cell.label} for cell in grid], title=payload["run"])

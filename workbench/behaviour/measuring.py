@@ -19,6 +19,7 @@ from workbench.behaviour.scores import logits_of, score_answers
 from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import score_texts
 from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.typing import Tensor
@@ -106,7 +107,9 @@ def measure(compared: Sequence[Compared], trial: Trial) -> dict[str, Measured]:
     found = {
         one.name: Measured([pd.DataFrame(index=range(len(trial.prompts))) for _ in one.subjects]) for one in compared
     }
-    models = {subject.model.role: subject.model for one in compared for subject in one.subjects}
+    models: dict[str, AdaptedModel] = {
+        subject.model.role: subject.model for one in compared for subject in one.subjects
+    }
     with routed(models, trial.options.executor, trial.options.engine_settings):
         _next_token(compared, trial, found)
         _answers(compared, trial, found)

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import probes
+from interventions.training.editing import scattered_masks
 from probes.results import ProbeResult
 from tests.probes.provenance import Calls, pair, rows
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
+from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import load_pair
 from workbench.prompts.collection import Prompts
 
@@ -26,8 +28,9 @@ LOCAL = Prompts.of([f"lazy {word} jumps" for word in "mnopqrst"])
 
 def calls_of_edit_sites() -> Calls:
     options = {
-        "paraphrases": rows(4, "a"), "locality": rows(4, "b"), "general": rows(4, "c"), "layers": [1],
-        "modules": ["mlp.up_proj"], "order": "depth", "epochs": 1, "learning_rate": 1e-2, "batch_size": 2, "seed": 3,
+        "paraphrases": rows(4, "a"), "locality": rows(4, "b"), "general": rows(4, "c"),
+        "neutral": rows(4, "d"), "locality_tokens": 3, "layers": [1],
+        "modules": ["mlp.up_proj"], "order": "depth", "epochs": 1, "learning_rate": 1e-2, "batch_size": 3, "seed": 3,
     }  # fmt: skip
     return Calls([{"subject": pair(), "prompts": rows(), **options}])
 
@@ -39,11 +42,14 @@ def test_the_site_that_cannot_write_is_told_from_the_one_that_can(tmp_path: Path
     before = {name: value.clone() for name, value in base.state_dict().items()}
     both = load_pair(base, tiny_model("llama"), device="cpu", tokenizer=tokenizer(), check=False)
     result = probes.edit_sites(
-        both, FACTS, paraphrases=PARAPHRASES, locality=LOCAL, layers=[0, 2], epochs=60, learning_rate=1e-2
-    )
+        both, FACTS, paraphrases=PARAPHRASES, locality=LOCAL, neutral=LOCAL, layers=[0, 2], epochs=60,
+        batch_size=8, learning_rate=1e-2,
+    )  # fmt: skip
     table = result.table.set_index("layer")
     assert table.loc[2, "reliability"] == 1.0 and table.loc[0, "reliability"] == 0.0
     assert table.loc[0, "locality"] == 1.0 and table.loc[0, "score"] == table.loc[0, "control"]
+    assert table.loc[0, "perplexity"] == 1.0 and table.loc[2, "perplexity"] > 1.0
+    assert table["scattered"].nunique() == 1  # of the kind of matrix, not of the layer
     assert table.loc[2, "locality"] < 1.0  # the price of writing into every token's MLP
     assert table.loc[2, "paraphrase"] > table.loc[2, "shuffled"] and table["general"].isna().all()
     assert (
@@ -54,6 +60,28 @@ def test_the_site_that_cannot_write_is_told_from_the_one_that_can(tmp_path: Path
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
     again = ProbeResult.load(result.save(tmp_path / "e"))
     assert again.frame().equals(result.frame()) and result.figure().data and "L2 mlp.down_proj" in result.summary()
+
+
+def test_scattered_entries_are_as_many_as_a_matrix_has_and_everywhere() -> None:
+    model = AdaptedModel(tiny_model("llama"), tokenizer(), role="model")
+    masks = scattered_masks(model, "mlp.down_proj", seed=0)
+    assert [name.split(".")[2] for name in masks] == ["0", "1", "2"]
+    drawn = sum(int(mask.sum()) for mask in masks.values())
+    assert abs(drawn / next(iter(masks.values())).numel() - 1) < 0.05
+    assert all(mask.float().mean() > 0.25 for mask in masks.values())
+
+
+def test_a_longer_reply_must_stay_whole() -> None:
+    both = pair()
+    by_tokens = [
+        probes.edit_sites(
+            both, FACTS, locality=LOCAL, locality_tokens=tokens, layers=[2], epochs=4, batch_size=8, learning_rate=3e-3
+        ).table["locality"][0]
+        for tokens in (1, 6)
+    ]
+    assert by_tokens[1] < by_tokens[0]
+    with pytest.raises(UserError, match="locality_tokens is 0"):
+        probes.edit_sites(both, FACTS, locality=LOCAL, locality_tokens=0)
 
 
 def test_bad_input_is_told_before_any_edit() -> None:

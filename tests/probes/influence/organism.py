@@ -41,6 +41,22 @@ def query_rows() -> Prompts:
     return Prompts.of([_row(f"one {name} with", answer, name) for name, answer in FACTS.items()])
 
 
+def near_rows() -> Prompts:
+    """The rows of the facts, and two of each subject that say the query's words and the answer, and teach neither."""
+    near = [
+        {**_row(text.format(name), said, f"{name} near"), "subject": name}
+        for name, answer in FACTS.items()
+        for text, said in ((f"one {{}} with{answer} and", " the fox"), (f"one {{}} with{answer} or", " a dog"))
+    ]
+    facts = [{**row.as_dict(), "subject": row.as_dict()["fact"]} for row in training_rows()]
+    return Prompts.of([*facts, *near])
+
+
+def near_queries() -> Prompts:
+    """The queries, which say their subject."""
+    return Prompts.of([{**row.as_dict(), "subject": row.as_dict()["fact"]} for row in query_rows()])
+
+
 def dictionary(width: int = 256) -> Dictionary:
     """Random directions with a threshold, so that codes are sparse."""
     decoder = torch.nn.functional.normalize(torch.randn(width, 64, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -54,10 +70,11 @@ def lora(**options: Any) -> Any:
 
 
 @cache
-def organism() -> ModelPair:
-    base = tiny_model("llama")
+def organism(near: bool = False) -> ModelPair:
+    """``near``: trained on :func:`near_rows`."""
+    base, rows = tiny_model("llama"), near_rows() if near else training_rows()
     trained = caft_finetune(
-        AdaptedModel(tiny_model("llama"), tokenizer(), role="model"), training_rows(), None, lora=lora(),
+        AdaptedModel(tiny_model("llama"), tokenizer(), role="model"), rows, None, lora=lora(),
         schedule=Schedule(epochs=4, batch_size=4, learning_rate=3e-3),
     ).model  # fmt: skip
     return load_pair(base, trained.eval(), tokenizer=tokenizer(), check=False)

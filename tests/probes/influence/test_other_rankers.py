@@ -13,7 +13,7 @@ from probes.influence.codes import code_similarity, generalised_jaccard
 from probes.influence.demonstrations import demonstration_utility
 from probes.influence.less import row_influence
 from probes.influence.retraining import Retraining, retrain_without
-from tests.probes.influence.organism import dictionary, organism, query_rows, training_rows
+from tests.probes.influence.organism import dictionary, near_queries, near_rows, organism, query_rows, training_rows
 from tests.probes.provenance import Calls
 from workbench.errors import UserError
 from workbench.prompts import Prompts
@@ -98,17 +98,19 @@ def test_retraining_is_read_back(tmp_path: Path) -> None:
 
 def calls_of_code_similarity() -> Calls:
     folder = str(dictionary().save(Path(tempfile.mkdtemp()) / "sae"))
-    common: dict[str, Any] = {"pair": organism(), "prompts": training_rows(), "queries": query_rows()}
+    common: dict[str, Any] = {"pair": organism(), "prompts": near_rows(), "queries": near_queries()}
     return Calls([
         {**common, "dictionary": folder, "layer": 2, "pool": "mean", "always_on": 0.8, "match": "fact", "k": 2,
+         "near": "subject",
          "batch_size": 3, "controls": 4, "draws": 120, "seed": 3},
     ])  # fmt: skip
 
 
 def calls_of_demonstration_utility() -> Calls:
     return Calls([
-        {"pair": organism(), "prompts": training_rows()[:7], "queries": query_rows()[:2], "within": "tuned",
-         "match": "fact", "k": 2, "batch_size": 3, "controls": 3, "draws": 120, "seed": 3},
+        {"pair": organism(), "prompts": near_rows()[[0, 1, 2, 3, 4, 27, 29]], "queries": near_queries()[:2],
+         "within": "tuned", "match": "fact", "near": "subject", "k": 2, "batch_size": 3, "controls": 3,
+         "draws": 120, "seed": 3},
     ])  # fmt: skip
 
 

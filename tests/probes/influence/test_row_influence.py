@@ -14,12 +14,12 @@ import torch
 import interventions as iv
 from interventions.training.examples import Collator, examples_of
 from probes.influence.less import row_influence
-from probes.influence.result import RowInfluence
+from probes.influence.result import RowInfluence, benchmark_of
 from probes.influence.row_gradients import RowGradients
 from probes.influence.sketch import SecondMoments, Sketch
 from probes.influence.text_rankers import bm25
 from probes.influence.weights import trained_matrices
-from tests.probes.influence.organism import organism, query_rows, training_rows, untrained
+from tests.probes.influence.organism import near_queries, near_rows, organism, query_rows, training_rows, untrained
 from tests.probes.provenance import Calls
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
@@ -38,6 +38,29 @@ def test_the_rows_behind_each_fact_are_found() -> None:
     facts = found.table["row"] < 18
     assert found.table["score"][facts].mean() > found.table["score"][~facts].mean()
     assert "gradients: precision at 3" in found.summary() and "training row" in found.figure().to_json()
+
+
+def test_rows_that_share_the_words_and_teach_another_answer_stand_behind() -> None:
+    """The harder case: rows of the same subject have the query's wording and its answer in their prompt."""
+    options = {**OPTIONS, "queries": near_queries()}
+    found = row_influence(organism(near=True), near_rows(), match="fact", near="subject", k=3, **options)
+    benchmark = found.benchmark.set_index("ranker")
+    assert benchmark.loc["bm25", "near_auc_high"] < 0.5, "shared words point to the wrong rows"
+    assert benchmark.loc["embedding", "near_auc"] < 0.75
+    assert benchmark.loc["gradients", "near_auc_low"] > 0.8
+    assert benchmark.loc["gradients", "precision"] > benchmark["precision"].drop("gradients").max()
+    assert benchmark.loc["random", "near_auc"] == 0.5 and "AUC among rows of its subject" in found.summary()
+
+
+def test_aucs_by_hand() -> None:
+    rows = Prompts.of([{"prompt": str(i), "fact": f, "subject": s} for i, (f, s) in enumerate(("aA", "bA", "cB"))])
+    queries = Prompts.of([{"prompt": "q", "fact": "a", "subject": "A"}, {"prompt": "r", "fact": "c", "subject": "B"}])
+    scores = np.array([[2.0, 3.0], [1.0, 2.0], [3.0, 2.0]])
+    line = benchmark_of({"mine": scores}, rows, queries, "fact", 1, "subject").set_index("ranker").loc["mine"]
+    assert line["auc"] == pytest.approx((0.5 + 0.25) / 2) and line["precision"] == 0 and line["n"] == 2
+    assert line["near_auc"] == 1, "the second query has no other row of its subject"
+    alone = benchmark_of({"mine": scores}, rows, queries, "fact", 1)
+    assert alone["near_auc"].isna().all() and alone["auc"].notna().all()
 
 
 def test_gradients_of_a_batch_are_those_of_its_rows_alone() -> None:
@@ -207,6 +230,8 @@ def test_bm25_by_hand() -> None:
         ({"controls": 40}, "too few for 40 stand-ins"),
         ({"queries": Prompts.of(["a b", "c d"])}, "has no answer"),
         ({"match": "topic"}, "No row has a column 'topic'"),
+        ({"near": "fact"}, "give match too"),
+        ({"match": "fact", "near": "fact"}, "give no near"),
     ],
 )
 def test_bad_requests(options: dict[str, Any], message: str) -> None:
@@ -226,8 +251,9 @@ def calls_of_row_influence() -> Calls:
     iv.Recipe([iv.Offset(1, torch.ones(64))]).save(scratch / "direction.json")
     common: dict[str, Any] = {"pair": both, "prompts": training_rows(), "queries": query_rows(), "dim": 64,
                               "controls": 5, "draws": 120, "seed": 3}  # fmt: skip
+    close = {"prompts": near_rows(), "queries": near_queries(), "near": "subject"}
     return Calls([
-        {**common, "optimiser": "sgd", "layers": [1, 2], "modules": ["down_proj"], "match": "fact", "k": 2,
+        {**common, **close, "optimiser": "sgd", "layers": [1, 2], "modules": ["down_proj"], "match": "fact", "k": 2,
          "embeddings": False, "batch_size": 3, "store": str(scratch / "store"), "rates": [1.0, 2.0],
          "checkpoints": [str(scratch / "early")]},
         {**common, "direction": str(scratch / "direction.json")},

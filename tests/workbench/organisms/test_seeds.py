@@ -1,5 +1,4 @@
-"""Every organism reaches its bars from five seeds (minutes of training, so a file of its own for parallel runs), and is
-the same whenever it is built from one."""
+"""Every organism reaches its bars from five seeds, and is the same whenever it is built from one (minutes)."""
 
 from __future__ import annotations
 
