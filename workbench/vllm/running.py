@@ -21,6 +21,11 @@ from workbench.vllm.held_adapter import held_rank
 from workbench.vllm.layout import check_architecture
 from workbench.vllm.tap import ROW, Tap, Warp, kept_logits
 
+NO_ROOM = (
+    "vLLM found no room for its keys and values, of which it reserves nearly all memory: on a CPU set "
+    "VLLM_CPU_KVCACHE_SPACE to a few GiB, on a GPU give gpu_memory_utilization in the engine's settings."
+)
+
 
 class VllmEngine:
     """The models of one origin in vLLM; ``settings`` go to ``vllm.LLM`` (``max_model_len`` and so on)."""
@@ -34,7 +39,11 @@ class VllmEngine:
         options = {"enforce_eager": True, "enable_prefix_caching": False, **lora, "seed": 0, **settings}
         try:
             self._llm = vllm.LLM(origin.base, **options)
-        except ValueError as error:  # its checks of the model's settings, of lengths and of memory
+        except (ValueError, RuntimeError) as error:  # its checks of the model's settings, of lengths and of memory
+            if "allocate memory" in str(error):
+                raise UserError(NO_ROOM) from error
+            if isinstance(error, RuntimeError):
+                raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(f"vLLM refuses {origin.base}: {' '.join(lines)[:300]}") from error
         self._llm.apply_model(check_architecture)
