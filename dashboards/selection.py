@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 CELLS = (*AXES, "prompt")
-_HELD, _PAGE, _KINDS, _NEXT = "_selection", "_page", "_kinds", "_next-run"
+_HELD, _PAGE, _KINDS, _NEXT, _LINKED = "_selection", "_page", "_kinds", "_next-run", "_linked-cell"
 FRESH = ""
 """Instead of a run: the pair that the dashboard was opened on, of which there is none yet."""
 _UNNAMED = "pair"
@@ -122,6 +122,11 @@ def picks(*names: str) -> Callable[[list[Any]], None]:
     return pick
 
 
+def opened_on_a_cell() -> bool:
+    """Whether the link that opened this tab names a layer or a head. Widgets take a 0 out of the address."""
+    return bool(st.session_state.get(_LINKED))
+
+
 def show_next(**values: str | int) -> None:
     """Select another run, layer, head or prompt the next time the page is drawn, as ``show_next(layer=2, head=3)``."""
     st.session_state[_NEXT] = values
@@ -129,6 +134,7 @@ def show_next(**values: str | int) -> None:
 
 def sidebar(page: str) -> Selection:
     """Draw the selection's widgets; the entry file calls this before the page."""
+    st.session_state.setdefault(_LINKED, bool({"layer", "head"} & set(st.query_params.to_dict())))
     _drop_infinite()
     for name, value in st.session_state.pop(_NEXT, {}).items():
         st.session_state[name] = value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from dashboards.selection import current, show_next
+from dashboards.selection import current, opened_on_a_cell, show_next
 
 
 def strongest_head(table: pd.DataFrame) -> tuple[int, int] | None:
@@ -27,7 +27,7 @@ def open_on_the_strongest(table: pd.DataFrame) -> None:
     if place is None or done in st.session_state:
         return
     st.session_state[done] = True
-    is_chosen = bool({"layer", "head"} & set(st.query_params.to_dict())) or (chosen.layer, chosen.head) != (0, 0)
+    is_chosen = opened_on_a_cell() or (chosen.layer, chosen.head) != (0, 0)
     if not is_chosen and place != (0, 0):
         show_next(layer=place[0], head=place[1])
         st.rerun()
