@@ -57,8 +57,9 @@ class Source:
 
     @property
     def base_name(self) -> str | None:
-        """The base an adapter says it was trained on."""
-        return self.config.get("base_model_name_or_path") or None if self.is_adapter else None
+        """The base an adapter says it was trained on; None where it names none, or what it has there is no name."""
+        name = self.config.get("base_model_name_or_path") if self.is_adapter else None
+        return name if isinstance(name, str) and name else None
 
     @property
     def files(self) -> tuple[str, ...]:

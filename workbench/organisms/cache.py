@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError
-from workbench.finished_batches import resumable, scope
 from workbench.folder_lock import FolderLock
 
 CODE_VERSION = 1
@@ -82,6 +81,8 @@ def _going_on(parts: Path, content: str) -> Iterator[None]:
     except UserError:
         yield
         return
+    from workbench.finished_batches import resumable, scope  # torch, which the folder's name does not need
+
     with lock, resumable(parts), scope(lambda: content):
         yield
 
