@@ -101,6 +101,7 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
         rates: Learning rate of each checkpoint and of the tuned model, in their order; all the same by default.
         store: A folder for the rows' gradients, new or of the same call; by default they are held in memory.
         match: A column that rows and queries share; adds the precision at k of this and the text rankers.
+        near: A column of the subject: adds the AUC against rows of the query's subject that are not right.
         k: Rows that the precision counts.
         embeddings: Whether to compare with the similarity of embeddings, which costs a forward pass per row.
         batch_size: Rows per pass.
