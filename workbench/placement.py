@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from workbench.models.pair import ModelPair
 
 
+RUNS_ON = ("local", "ray", "vllm")
+"""What a Python call takes as ``executor``; on the command line ``--workers`` means ray."""
+
+
+def check_executor(executor: str, workers: int | None) -> None:
+    """Raise :class:`UserError` for an executor that there is not, and for workers of another one."""
+    if executor not in RUNS_ON:
+        raise unknown_name("executor", executor, RUNS_ON)
+    if workers is not None and executor != "ray":
+        raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
+
+
 @dataclass(frozen=True)
 class Placement:
     """What a person chose; wrong choices are refused when it is made, before a model is loaded."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, engine_options, placement
+from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, placement
 
 if TYPE_CHECKING:
     from tunescope.experiments.running import Finished
@@ -53,7 +53,7 @@ def run(
         finished = run_experiment(
             experiment, out, folder=file.parent, tracker=chosen, progress=bar,
             executor="ray" if workers is not None else "vllm" if where.executor == "vllm" else "local", workers=workers,
-            engine_settings=engine_options(engine_settings),
+            engine_settings=where.engine_settings,
         )  # fmt: skip
     _print(finished, as_json)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Workers = Annotated[int | None, typer.Option(help="Share the work out over so many processes of a Ray cluster.", min=1)]
 Executor = Annotated[str, typer.Option(help="Who writes texts and reads how likely they are: local, or vllm.")]
 EngineSettings = Annotated[
-    str | None, typer.Option(help="With --executor vllm: settings of its engine, as JSON: '{\"max_model_len\": 4096}'.")
+    str | None, typer.Option(help="For vLLM: settings of its engine, as JSON: '{\"max_model_len\": 4096}'.")
 ]
 
 

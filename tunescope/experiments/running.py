@@ -18,16 +18,15 @@ from tunescope.experiments.step_folder import Kept
 from tunescope.experiments.sweeping import Cell, cells, scalar
 from tunescope.experiments.trackers import Tracker, untracked
 from workbench import __version__, runs
-from workbench.errors import UserError, unknown_name
+from workbench.errors import UserError
 from workbench.files import room_for_folder
-from workbench.placement import Placement
+from workbench.placement import Placement, check_executor
 from workbench.progress import Progress, Silent
 from workbench.results import Provenance
 from workbench.runs import Run
 from workbench.runs.config import config_hash
 
 KIND = "experiment"
-EXECUTORS = ("local", "ray", "vllm")
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,7 @@ def run_experiment(
     Raises :class:`UserError` for what a step refuses (naming the cell and the step) and when ``out`` holds another
     experiment, other inputs or another version's results.
     """
-    if executor not in EXECUTORS:
-        raise unknown_name("executor", executor, EXECUTORS)
-    if workers is not None and executor != "ray":
-        raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
+    check_executor(executor, workers)
     where = Placement(workers, "vllm" if executor == "vllm" else "local", engine_settings)
     bar, report = progress or Silent(), tracker or untracked()
     grid = cells(experiment)

@@ -20,6 +20,7 @@ from workbench.engine.sites import Site
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
+from workbench.placement import check_executor
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.recording.capture import Capture, Captured, all_finite
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from workbench.cluster.team import Team
 
 BACKENDS = ("hooks", "nnsight", "ndif")
-EXECUTORS = ("local", "ray", "vllm")
 Store = Literal["memory"] | str | Path | None
 
 
@@ -154,10 +154,7 @@ def _check_executor(
     executor: str, workers: int | None, engine_settings: Mapping[str, Any] | None, backend: str
 ) -> None:
     """Raise :class:`UserError` for an executor that there is not, or options of another one."""
-    if executor not in EXECUTORS:
-        raise unknown_name("executor", executor, EXECUTORS)
-    if workers is not None and executor != "ray":
-        raise UserError('workers are processes of a Ray cluster: give executor="ray" with them.')
+    check_executor(executor, workers)
     if engine_settings is not None and executor != "vllm":
         raise UserError('engine_settings are vLLM\'s: give executor="vllm" with them.')
     if executor == "vllm" and backend != "hooks":
