@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 import interventions as iv
 import workbench as wb
 from tests.tiny import tiny_model, tokenizer
+from tests.workbench.vllm.lora_folders import save_lora_pair
 from tunescope.serve.api import application
 from tunescope.serve.engine import Engine, Limits
 from tunescope.serve.shelf import Shelf
@@ -41,20 +42,10 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> wb.ModelPair:
-    from peft import LoraConfig, get_peft_model
-
-    folder = tmp_path_factory.mktemp("pair")
-    base, words = tiny_model("llama", head_dim=32), copy.deepcopy(tokenizer())
+    words = copy.deepcopy(tokenizer())
     words.chat_template = CHAT
-    base.save_pretrained(folder / "base")
-    words.save_pretrained(folder / "base")
-    torch.manual_seed(0)
-    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "o_proj", "down_proj"]))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(folder / "adapter")
-    return wb.load_pair(folder / "base", folder / "adapter", dtype="float32")
+    folders = save_lora_pair(tmp_path_factory.mktemp("pair"), tiny_model("llama", head_dim=32), words)
+    return wb.load_pair(*folders, dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,6 +17,7 @@ import interventions as iv
 import workbench as wb
 from interventions.vllm_texts import vllm_ids
 from tests.tiny import tiny_model, tokenizer
+from tests.workbench.vllm.lora_folders import save_lora_pair
 from workbench.errors import NotSupported, UserError
 from workbench.models.pair import ModelPair
 from workbench.prompts import Prompts
@@ -34,19 +34,9 @@ SHAPES = {"llama": {"head_dim": 32}, "qwen2": {"head_dim": 32, "hidden_size": 12
 @pytest.fixture(scope="module", params=list(SHAPES))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
     """A base and its LoRA in folders."""
-    from peft import LoraConfig, get_peft_model
-
-    folder: Path = tmp_path_factory.mktemp(request.param)
     base = tiny_model(request.param, **SHAPES[request.param])
-    base.save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
-    torch.manual_seed(0)
-    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "o_proj", "down_proj"]))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(folder / "adapter")
-    return wb.load_pair(str(folder / "base"), str(folder / "adapter"), dtype="float32")
+    folders = save_lora_pair(tmp_path_factory.mktemp(request.param), base, tokenizer())
+    return wb.load_pair(*map(str, folders), dtype="float32")
 
 
 @pytest.fixture(scope="module")
