@@ -50,16 +50,25 @@ def beside(first: Any, second: Any) -> pd.DataFrame:
 
 
 def _row(name: str, result: Any) -> dict[str, Any] | None:
+    best = _reported(result)
+    if best is None:
+        return None
+    outside = best["q"] < 0.05 if pd.notna(best["q"]) else not best["low"] <= best["control"] <= best["high"]
+    return {
+        "finding": name, "strongest": label(best.to_dict()), "score": float(best["score"]),
+        "low": float(best["low"]), "high": float(best["high"]), "control": float(best["control"]),
+        "beyond control": "yes" if outside else "no", "n prompts": best.get("n") or result.provenance.n_prompts or None,
+        "score is": result.unit,
+    }  # fmt: skip
+
+
+def _reported(result: Any) -> pd.Series | None:
+    """The line that speaks for a result: what it reports of itself, else its strongest cell."""
+    if hasattr(result, "reported"):
+        return pd.Series(result.reported())
     table = result.frame()
     if table.empty or not {"score", "low", "high", "control", "q"} <= set(table):
         return None
     if "change" in table and "count" in table:  # a curve: how far the behaviour went, not where it began
         table = table.reindex(table["change"].abs().sort_values(ascending=False, kind="stable").index)
-    best = table.iloc[0]
-    outside = best["q"] < 0.05 if pd.notna(best["q"]) else not best["low"] <= best["control"] <= best["high"]
-    return {
-        "finding": name, "strongest": label(best.to_dict()), "score": float(best["score"]),
-        "low": float(best["low"]), "high": float(best["high"]), "control": float(best["control"]),
-        "beyond control": "yes" if outside else "no", "n prompts": result.provenance.n_prompts or None,
-        "score is": result.unit,
-    }  # fmt: skip
+    return table.drop(columns="n", errors="ignore").iloc[0]

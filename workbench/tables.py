@@ -30,6 +30,11 @@ def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown, index=table.index)
 
 
+def beyond_control(table: pd.DataFrame) -> pd.Series:
+    """Which cells score further from 0 than their control, with q below 0.05; a control that is missing counts as 0."""
+    return (table["q"] < 0.05) & (table["score"].abs() > table["control"].abs().fillna(0))
+
+
 def cell_text(value: Any, digits: int = 4) -> str:
     """One value as text; whole numbers stay whole."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):

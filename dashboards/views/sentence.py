@@ -13,7 +13,7 @@ def sentence_of(table: pd.DataFrame) -> str:
             a table that is no map.
     """
     from probes.cells import label
-    from workbench.tables import with_intervals
+    from workbench.tables import beyond_control, with_intervals
 
     if table.empty or "score" not in table or table["score"].isna().all():
         return ""
@@ -24,6 +24,5 @@ def sentence_of(table: pd.DataFrame) -> str:
     if pd.notna(row.get("control")):
         told += f" beside {row['control']:.3g} of its control"
     if pd.notna(row.get("q")):
-        beyond = (table["q"] < 0.05) & (table["score"].abs() > table["control"].abs())
-        told += f"; {int(beyond.sum())} of {len(table)} cells are beyond their control (q < .05)"
+        told += f"; {int(beyond_control(table).sum())} of {len(table)} cells are beyond their control (q < .05)"
     return f"{told}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -67,6 +67,19 @@ class FoundDirection(ProbeResult):
         from workbench.figures.directions import held_out_bars
 
         return held_out_bars(self.held_out, self.behaviour)
+
+    def reported(self) -> dict[str, Any]:
+        """The drop of the behaviour on the reported part as one cell; its interval is that of what is left. The
+        candidates' own scores chose the recipe, so none of them speaks for it."""
+        lines = {str(line["model"]): line for line in self.held_out.to_dict("records")}
+        tuned, off, random = lines["tuned"], lines["tuned + recipe"], lines.get("tuned + random")
+        before = float(tuned["behaviour"])
+        return {
+            "layer": self.layers[0], "positions": self.positions, "score": before - float(off["behaviour"]),
+            "low": before - float(off["high"]), "high": before - float(off["low"]),
+            "control": float("nan") if random is None else before - float(random["behaviour"]),
+            "q": float("nan"), "n": int(off["n"]),
+        }  # fmt: skip
 
     def summary(self) -> str:
         """The behaviour before and after, and what it cost."""

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probes.results import ProbeResult
+from workbench.tables import beyond_control
 from workbench.typing import Float
 
 
@@ -70,10 +71,11 @@ class Patching(ProbeResult):
         return together_lines(self.together, score=self.scale)
 
     def summary(self) -> str:
-        count = int((self.table["q"] < 0.05).sum())
+        beyond = beyond_control(self.table)
         return (
-            f"{count} of {len(self.table)} cells with q < 0.05; {self.metric} {self.target_value[0]:.3g} in the target "
-            f"({self.target}), {self.source_value[0]:.3g} in the source ({self.source}); control: {self.control}"
+            f"{int(beyond.sum())} of {len(self.table)} cells beyond their control (q < .05); {self.metric} "
+            f"{self.target_value[0]:.3g} in the target ({self.target}), {self.source_value[0]:.3g} in the source "
+            f"({self.source}); control: {self.control}"
             f"{self._confirmed()}"
         )
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from probes.directions.result import FoundDirection
 from probes.headlines import beside, headlines
 from tests.dashboards.sample_runs import results, save_pair
 from workbench.errors import UserError
@@ -24,6 +26,27 @@ def test_the_strongest_cell_of_each(found: dict[str, object]) -> None:
     assert table.loc["heads", "strongest"] == f"L{int(best['layer'])}H{int(best['head'])}"
     assert table.loc["heads", "score"] == best["score"] and table.loc["heads", "low"] == best["low"]
     assert set(table["beyond control"]) <= {"yes", "no"}
+
+
+def test_a_direction_is_spoken_for_by_the_prompts_it_was_not_chosen_on(found: dict[str, object]) -> None:
+    """The candidates' own scores chose it: eight prompts cannot reach q < .05, and are no evidence."""
+    held_out = pd.DataFrame(
+        [
+            {"model": "tuned", "behaviour": 1.0, "low": 0.6, "high": 1.0, "n": 8},
+            {"model": "tuned + recipe", "behaviour": 0.25, "low": 0.0, "high": 0.62, "n": 8},
+            {"model": "tuned + random", "behaviour": 1.0, "low": 0.6, "high": 1.0, "n": 8},
+        ]
+    )
+    direction = FoundDirection(
+        control="10 random recipes", behaviour="contains:be", held_out=held_out, estimates=pd.DataFrame(), layers=[28],
+        table=pd.DataFrame([{"layer": 28, "score": 0.5, "low": 0.0, "high": 1.0, "control": 0.0, "q": 0.25}]),
+        directions=torch.zeros(1, 4), means=torch.zeros(1, 4), positions="last", strength=1.0, push_layer=28,
+        push_vector=torch.zeros(4), push_strength=1.0, push_positions="last",
+        provenance=found["heads"].provenance,  # type: ignore[attr-defined]
+    )  # fmt: skip
+    line = headlines({"direction": direction}).iloc[0]
+    assert (line["score"], line["control"], line["n prompts"], line["beyond control"]) == (0.75, 0.0, 8, "yes")
+    assert line["low"] == pytest.approx(0.38)
 
 
 def test_two_results_cell_by_cell(found: dict[str, object]) -> None:
