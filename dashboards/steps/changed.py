@@ -80,6 +80,7 @@ def show(subject: Subject) -> None:
 def _show_shares(table: pd.DataFrame, behaviour: str | None) -> None:
     """Three numbers with their intervals, over groups of prompts where they come in groups: what changed, and the
     behaviour that rose, or refusals, on either side."""
+    from workbench.behaviour.scorers import in_words
     from workbench.stats.shares import share_interval
 
     rows = current().rows()
@@ -90,7 +91,7 @@ def _show_shares(table: pd.DataFrame, behaviour: str | None) -> None:
         share = share_interval([float(hit) for hit in hits], clusters=groups)
         with place, st.container(border=True):
             st.metric(title, f"{round(share.estimate * share.n)} of {share.n}", help=panels.term("95 % interval"))
-            shown = "" if title not in _SHOWS else f"{panels.words(str(behaviour))}: "
+            shown = "" if title not in _SHOWS else f"{panels.words(in_words(str(behaviour)))}: "
             interval = f"[{100 * share.low:.0f}, {100 * share.high:.0f}]"
             st.caption(f"{shown}{100 * share.estimate:.0f} %, 95 % interval {interval}")
     if "kl" in table and table["kl"].notna().any():

@@ -44,14 +44,16 @@ def show(subject: Subject) -> None:
 
 def sentence_of(table: pd.DataFrame, behaviour: str) -> str:
     """The best candidate in one plain sentence."""
+    from workbench.behaviour.scorers import in_words
+
     tuned = table[table["candidate"] == "tuned"].iloc[0]
     tried = table[table["candidate"] != "tuned"]
     if tried.empty:
         return "Nothing was tried."
     best = tried.iloc[0]
     told = (
-        f"{best['candidate']} leaves {behaviour} on {best['share']:.0%} [{best['low']:.0%}, {best['high']:.0%}] of the "
-        f"prompts that show it (tuned: {tuned['share']:.0%}"
+        f"{best['candidate']} leaves {in_words(behaviour)} on {best['share']:.0%} "
+        f"[{best['low']:.0%}, {best['high']:.0%}] of the prompts that show it (tuned: {tuned['share']:.0%}"
     )
     told += ")" if pd.isna(best["random"]) else f"; random stand-ins: {best['random']:.0%})"
     if pd.notna(best["others_changed"]):
@@ -151,10 +153,11 @@ def _show_dose(subject: Subject, table: pd.DataFrame) -> None:
     dose = dose_of(subject, table)
     if len(dose) < 2:
         return
+    from workbench.behaviour.scorers import in_words
     from workbench.figures.behaviour_dose import dose_figure
 
     drawn = dose_figure(
-        dose, metric=f"share with {panels.visible(subject.notes.behaviour or '')}",
+        dose, metric=f"share of {panels.visible(in_words(subject.notes.behaviour or ''))}",
         title="How much of the tuning: 0 is the base, 1 as tuned",
     )  # fmt: skip
     drawn.update_xaxes(title={"text": "how much of the tuning"})

@@ -83,6 +83,8 @@ class FoundDirection(ProbeResult):
 
     def summary(self) -> str:
         """The behaviour before and after, and what it cost."""
+        from workbench.behaviour.scorers import in_words
+
         lines = {str(line["model"]): line for line in self.held_out.to_dict("records")}
         base, tuned, off = (lines[name] for name in ("base", "tuned", "tuned + recipe"))
         rise = float(off["perplexity"]) / float(tuned["perplexity"]) - 1 if "perplexity" in off else None
@@ -90,7 +92,7 @@ class FoundDirection(ProbeResult):
         random = "" if control is None else f", random ones {control['behaviour']:.0%}"
         texts = "" if rise is None else f"perplexity of neutral texts {rise:+.1%}; "
         return (
-            f"{self.behaviour} on held-out prompts: {tuned['behaviour']:.0%} -> {off['behaviour']:.0%} "
+            f"{in_words(self.behaviour)} on held-out prompts: {tuned['behaviour']:.0%} -> {off['behaviour']:.0%} "
             f"[{off['low']:.0%}, {off['high']:.0%}] at {_layers(self.layers)} ({self.positions}){random}; others "
             f"moved by {off['kl_tuned']:.2g} nats per token from the tuned model; answers that name their subject: "
             f"{off['subject']:.0%} (base {base['subject']:.0%}); repetition {off['repetition']:.2g} (base "

@@ -224,7 +224,7 @@ def test_candidates_are_made_again_as_they_were_tried(home: Path, pair: ModelPai
     assert [text.strip() for text in pair.tuned.generate(refused, max_new_tokens=1)] == ["sorry"] * 2
     dose = dose_of(subject, table)
     assert dose["strength"].tolist() == [0.0, 0.5, 1.0, 1.5] and dose["estimate"].iloc[[0, 2]].tolist() == [0.0, 1.0]
-    assert "refusal" in turn_sentence(table, "refusal") and "tuned: 100%" in turn_sentence(table, "refusal")
+    assert "texts that refuse" in turn_sentence(table, "refusal") and "tuned: 100%" in turn_sentence(table, "refusal")
 
 
 def test_what_is_kept_makes_the_same(home: Path) -> None:

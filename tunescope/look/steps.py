@@ -28,6 +28,7 @@ from tunescope.look.candidates import (
 )
 from tunescope.look.notes import CHANGED, KEEP, TURN, WHERE, StepNote
 from workbench.behaviour.scorers import behaviour as read_behaviour
+from workbench.behaviour.scorers import in_words
 from workbench.errors import UserError
 from workbench.finished_batches import scope
 from workbench.models.pair import ModelPair
@@ -218,7 +219,7 @@ def turn_by_candidates(look: Look, progress: Progress) -> None:
     look.recipe_sides = {candidate.name: {"side": candidate.side, "scale": candidate.scale} for candidate in candidates}
     beyond = works(table)
     tuned = table[table["candidate"] == "tuned"].iloc[0]
-    said = f"{look.behaviour}, left on the {tuned['n']:.0f} prompts that show it: {_shares(table)}."
+    said = f"{in_words(look.behaviour)}, left on the {tuned['n']:.0f} prompts that show it: {_shares(table)}."
     look.tell(TURN, said, found=bool(beyond.any()))
 
 

@@ -62,6 +62,16 @@ class Behaviour:
             ) from error
 
 
+def in_words(name: str) -> str:
+    """What a behaviour's name says to a person: ``contains:be`` is "texts that contain 'be'"; an unknown name and one
+    that is no share stay as they are."""
+    try:
+        known = behaviour(name)
+    except UserError:
+        return name
+    return known.meaning.removeprefix("share of ").partition(" (rule")[0] if known.share else name
+
+
 def behaviour(what: str | Score | Behaviour, name: str | None = None, *, share: bool | None = None) -> Behaviour:
     """A behaviour by which texts are scored, in ``behaviour_diff``, in ``find_direction`` and wherever metrics go.
 

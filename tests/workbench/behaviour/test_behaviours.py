@@ -11,7 +11,7 @@ import workbench as wb
 from tests.tiny import tiny_model, tokenizer
 from workbench.behaviour import is_refusal
 from workbench.behaviour.refusals import MEASURED
-from workbench.behaviour.scorers import SECONDS, behaviour, read_metrics
+from workbench.behaviour.scorers import SECONDS, behaviour, in_words, read_metrics
 from workbench.behaviour.text_quality import language, readability
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
@@ -130,3 +130,14 @@ def test_a_dose_and_a_scope_can_follow_a_behaviour() -> None:
     assert found.metric == "length" and len(found.table) == 2
     panel = wb.scope_panel(pair(), recipe, QUESTIONS, None, QUESTIONS, changed="contains:dog", max_new_tokens=3)
     assert panel.changed == "contains:dog"
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("contains:be", "texts that contain 'be'"),
+    ("begins:Arr, matey! (aye", "texts that begin with 'Arr, matey! (aye'"),
+    ("refusal", "texts that refuse"),
+    ("length", "length"),
+    ("no such behaviour", "no such behaviour"),
+])  # fmt: skip
+def test_a_behaviour_in_words(name: str, words: str) -> None:
+    assert in_words(name) == words
