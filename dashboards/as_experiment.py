@@ -36,7 +36,8 @@ def steer_experiment(request: SteerRequest, beginning: str = "") -> str:
     }  # fmt: skip
     return _yaml(
         {"name": "steer", "pair": _pair(request.base, request.tuned, request.device),
-         "prompts": {"rows": request.inputs()}, "recipes": {"steered": _recipe(request.parts)}, "steps": {"answers": generate}}
+         "prompts": {"rows": request.inputs()}, "recipes": {"steered": _recipe(request.parts)},
+         "steps": {"answers": generate}}
     )  # fmt: skip
 
 

@@ -60,7 +60,8 @@ def _ask(selected: Selection) -> tuple[SteerRequest, str]:
     with left:
         strength = st.slider(
             "Strength (times the recipe's own)", -4.0, 4.0, 1.0, 0.25, key="strength",
-            disabled=not request.has_strength, help="0 leaves the model as it is. Experts are off or on: no strength moves them.", **_LINKED,
+            disabled=not request.has_strength,
+            help="0 leaves the model as it is. Experts are off or on: no strength moves them.", **_LINKED,
         )  # fmt: skip
         st.caption(f"In effect: {panels.words(request.label())}")
     return (replace(request, strength=float(strength)) if request.has_strength else request), beginning
