@@ -25,4 +25,4 @@ def sentence_of(table: pd.DataFrame) -> str:
         sentence += f" beside {row['control']:.3g} of its control"
     if pd.notna(row.get("q")):
         sentence += f"; {int(beyond_control(table).sum())} of {len(table)} cells are beyond their control (q < .05)"
-    return f"{told}."
+    return f"{sentence}."
