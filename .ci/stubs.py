@@ -119,9 +119,9 @@ def options_class(function: FunctionType) -> tuple[type, set[str]] | None:
     """The dataclass that ``**options`` of a function are read into, and the fields that the function sets itself."""
     for node in ast.walk(_definition(function)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "read_options":
-            kind, given = node.args
+            kind, annotation = node.args
             assert isinstance(kind, ast.Name)
-            keys = given.keys if isinstance(given, ast.Dict) else []
+            keys = annotation.keys if isinstance(annotation, ast.Dict) else []
             own = {key.value for key in keys if isinstance(key, ast.Constant)}
             return function.__globals__[kind.id], own
     return None
@@ -151,20 +151,22 @@ def _default(value: ast.expr | None) -> str | None:
 
 def signature(name: str, function: FunctionType, imports: Imports, *, limited: bool) -> str:
     """The function with every option spelt out; ``limited``: the limit of its prompts among them."""
-    given: ast.arguments = _definition(function).args
+    parameters: ast.arguments = _definition(function).args
     renamed = Renamed(importlib.import_module(function.__module__), imports)
-    before = len(given.args) - len(given.defaults)
+    before = len(parameters.args) - len(parameters.defaults)
     plain = [
-        Option(item.arg, renamed.text(item.annotation), None if at < before else _default(given.defaults[at - before]))
-        for at, item in enumerate(given.args)
+        Option(
+            item.arg, renamed.text(item.annotation), None if at < before else _default(parameters.defaults[at - before])
+        )
+        for at, item in enumerate(parameters.args)
     ]
     named = [
         Option(item.arg, renamed.text(item.annotation), _default(default))
-        for item, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
+        for item, default in zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)
     ]
     doc = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
-    if (found := options_class(function)) is not None:
-        kind, own = found
+    if (options := options_class(function)) is not None:
+        kind, own = options
         taken = {item.name for item in (*plain, *named)} | own
         named += [item for item in _fields(kind, imports) if item.name not in taken]
         doc += f"\n\nOptions: :class:`{kind.__module__}.{kind.__name__}`.\n"

@@ -78,9 +78,9 @@ def attention(width: int, layers: int, tokens: int, rounds: int) -> dict[str, An
     every = iv.Recipe([iv.AttentionScale(2.0)])
     eager = AdaptedModel(llama(width, layers), None)
     eager.hf.set_attn_implementation("eager")
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for what, of in {
-        "decode": lambda one, recipe=None: writes(one, ROWS, tokens, recipe),
+        "decode": lambda side, recipe=None: writes(side, ROWS, tokens, recipe),
         "read 512 tokens": reads,
     }.items():
         taken = rounds_of(
@@ -89,15 +89,15 @@ def attention(width: int, layers: int, tokens: int, rounds: int) -> dict[str, An
             rounds=rounds,
         )  # fmt: skip
         names = ("all heads", "some heads", "eager, all heads")
-        found |= {f"{what}: {name}, over plain": taken.against(name, "plain").to_dict() for name in names}
-    return found
+        figures |= {f"{what}: {name}, over plain": taken.against(name, "plain").to_dict() for name in names}
+    return figures
 
 
 def arithmetic(width: int, layers: int, tokens: int, rounds: int) -> dict[str, Any]:
     """A shift by the pair's own change, beside base and tuned alone, and beside twice the rows in the tuned model."""
     pair = adapter_pair(width, layers)
     shift = iv.Recipe([iv.LogitShift(pair.tuned, pair.base, 1.5)])
-    base, tuned = (writes(one, ROWS, tokens) for one in (pair.base, pair.tuned))
+    base, tuned = (writes(side, ROWS, tokens) for side in (pair.base, pair.tuned))
 
     def both() -> None:
         base()
@@ -123,8 +123,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     sizes = (arguments.width, arguments.layers, arguments.tokens, arguments.rounds)
-    found = {"hardware": hardware(), **attention(*sizes), **arithmetic(*sizes)}
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    figures = {"hardware": hardware(), **attention(*sizes), **arithmetic(*sizes)}
+    sys.stdout.write(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

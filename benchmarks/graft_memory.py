@@ -45,12 +45,12 @@ def make_pair() -> ModelPair:
 def make_rows(pair: ModelPair, count: int = 64) -> list[dict[str, str]]:
     """Prompts with two answers; the right one is what the tuned model says."""
     prompts = [" ".join(WORDS[(i * j + i) % len(WORDS)] for j in range(1, 7)) for i in range(count)]
-    one, other = (pair.tokenizer.encode(word, add_special_tokens=False)[-1] for word in (" fox", " dog"))
+    fox, other = (pair.tokenizer.encode(word, add_special_tokens=False)[-1] for word in (" fox", " dog"))
     with torch.no_grad():
         logits = torch.cat(
             [pair.tuned.forward(pair.tuned.encode([prompt]), logits="last")[:, -1] for prompt in prompts]
         )
-    first = (logits[:, one] - logits[:, other]).sub(float((logits[:, one] - logits[:, other]).median())) > 0
+    first = (logits[:, fox] - logits[:, other]).sub(float((logits[:, fox] - logits[:, other]).median())) > 0
     answers = [(" fox", " dog") if yes else (" dog", " fox") for yes in first.tolist()]
     return [{"prompt": p, "answer": a, "distractor": d} for p, (a, d) in zip(prompts, answers, strict=True)]
 
@@ -72,11 +72,13 @@ def measure() -> dict[str, Any]:
         **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0",
     }  # fmt: skip
-    found: dict[str, Any] = {"what": f"graft over single entries, {LAYERS} layers x {WIDTH}, in copies of the weights"}
+    figures: dict[str, Any] = {
+        "what": f"graft over single entries, {LAYERS} layers x {WIDTH}, in copies of the weights"
+    }
     for method in METHODS:
         code = f"import json, benchmarks.graft_memory as b; print(json.dumps(b.copies({method!r})))"
         done = subprocess.run(
             [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
         )  # fmt: skip
-        found[method] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+        figures[method] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures

@@ -54,12 +54,12 @@ def recording_of(layers: list[torch.Tensor], y: torch.Tensor) -> Recording:
 
 def ours(z: torch.Tensor, y: torch.Tensor) -> np.ndarray:
     """Held-out accuracy of every head, from one fit. z [row, head, d_head] of any number of heads."""
-    found = []
+    accuracies = []
     for part in cell_chunks(z.shape[1], ROWS, WIDTH, GPU_BUDGET if z.is_cuda else BUDGET):
         x = z[:, part].transpose(0, 1)
         probes = fit(x[:, :TRAIN], y[:TRAIN])
-        found.append(((probes.logits(x[:, TRAIN:]) > 0) == y[TRAIN:]).float().mean(1))
-    return torch.cat(found).cpu().numpy()
+        accuracies.append(((probes.logits(x[:, TRAIN:]) > 0) == y[TRAIN:]).float().mean(1))
+    return torch.cat(accuracies).cpu().numpy()
 
 
 def theirs(z: torch.Tensor, y: torch.Tensor) -> np.ndarray:
@@ -77,11 +77,11 @@ def theirs_by_folds(z: torch.Tensor, y: torch.Tensor) -> np.ndarray:
     """Cross-validated accuracy of every head on head_probe's folds; a fit to all rows gives the weights."""
     x, target = z.numpy(), y.numpy()
     folds = PredefinedSplit(make_folds(5, np.arange(ROWS), target, 0))
-    found = []
+    accuracies = []
     for head in range(HEADS):
         LogisticRegression().fit(x[:, head], target)
-        found.append((cross_val_predict(LogisticRegression(), x[:, head], target, cv=folds) == target).mean())
-    return np.array(found)
+        accuracies.append((cross_val_predict(LogisticRegression(), x[:, head], target, cv=folds) == target).mean())
+    return np.array(accuracies)
 
 
 def measure(device: str = "cpu") -> dict[str, Any]:
@@ -90,14 +90,14 @@ def measure(device: str = "cpu") -> dict[str, Any]:
     torch.set_num_threads(THREADS)
     y = labels()
     layers = [heads_of(layer, y) for layer in range(LAYERS)]
-    found: dict[str, Any] = {"heads": f"{LAYERS} x {HEADS} of {WIDTH}, {ROWS} prompts", "threads": THREADS}
+    figures: dict[str, Any] = {"heads": f"{LAYERS} x {HEADS} of {WIDTH}, {ROWS} prompts", "threads": THREADS}
     with threadpool_limits(THREADS):
         if device == "cpu":
-            found |= {"one_fit": _one_fit(layers, y), "head_probe": _whole_call(layers, y)}
+            figures |= {"one_fit": _one_fit(layers, y), "head_probe": _whole_call(layers, y)}
         else:
-            found |= {"gpu": torch.cuda.get_device_name(), **_on_gpu(layers, y, device)}
+            figures |= {"gpu": torch.cuda.get_device_name(), **_on_gpu(layers, y, device)}
     torch.set_num_threads(before)
-    return found
+    return figures
 
 
 def _one_fit(layers: list[torch.Tensor], y: torch.Tensor) -> dict[str, Any]:
@@ -129,23 +129,23 @@ def _on_gpu(layers: list[torch.Tensor], y: torch.Tensor, device: str) -> dict[st
         "scikit-learn, one fit": lambda: np.concatenate([theirs(z, y) for z in layers]),
         "scikit-learn, folds and all rows": lambda: np.concatenate([theirs_by_folds(z, y) for z in layers]),
     }
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name, run in variants.items():
         seconds[name] = []
         for _ in range(1 if "folds" in name else CALLS):
             if not seconds[name] and "tunescope" in name:
                 run()  # the first call pays for start-up
-            found[name] = _timed(run, seconds[name])
+            figures[name] = _timed(run, seconds[name])
     took = {name: statistics.median(times) for name, times in seconds.items()}
-    here, copied, whole, one, folds = variants
-    scores = found[whole].table["score"]
+    here, copied, whole, single, folds = variants
+    scores = figures[whole].table["score"]
     return {
         "seconds": {name: round(value, 4) for name, value in took.items()},
-        "times_faster": round(took[one] / took[here], 1),
-        "times_faster_with_the_copy": round(took[one] / took[copied], 1),
+        "times_faster": round(took[single] / took[here], 1),
+        "times_faster_with_the_copy": round(took[single] / took[copied], 1),
         "times_faster_head_probe_than_the_same_folds": round(took[folds] / took[whole], 1),
-        "largest_difference_in_accuracy": round(float(np.abs(found[here] - found[one]).max()), 4),
-        "largest_difference_in_accuracy_of_head_probe": round(float(np.abs(scores - found[folds]).max()), 4),
+        "largest_difference_in_accuracy": round(float(np.abs(figures[here] - figures[single]).max()), 4),
+        "largest_difference_in_accuracy_of_head_probe": round(float(np.abs(scores - figures[folds]).max()), 4),
     }
 
 
@@ -154,23 +154,23 @@ def _whole_call(layers: list[torch.Tensor], y: torch.Tensor) -> dict[str, Any]:
     head_probe(recording_of(layers[:1], y))
     recording, share = recording_of(layers, y), LAYERS // (CALLS - 1)
     calls: list[float] = []
-    one: list[float] = []
+    single_calls: list[float] = []
     folds: list[float] = []
     scores: list[np.ndarray] = []
     table = _timed(lambda: head_probe(recording), calls).table
     for start in range(0, LAYERS, share):
         for z in layers[start : start + share]:
-            _timed(lambda: theirs(z, y), one)  # noqa: B023
+            _timed(lambda: theirs(z, y), single_calls)  # noqa: B023
             scores.append(_timed(lambda: theirs_by_folds(z, y), folds))  # noqa: B023
         table = _timed(lambda: head_probe(recording), calls).table
     seconds = statistics.median(calls)
     return {
         "seconds": {
             "tunescope, folds, control and intervals": round(seconds, 3),
-            "scikit-learn, one fit": round(sum(one), 3),
+            "scikit-learn, one fit": round(sum(single_calls), 3),
             "scikit-learn, folds and all rows": round(sum(folds), 3),
         },
-        "times_faster_than_one_fit": round(sum(one) / seconds, 2),
+        "times_faster_than_one_fit": round(sum(single_calls) / seconds, 2),
         "times_faster_than_the_same_folds": round(sum(folds) / seconds, 2),
         "largest_difference_in_accuracy": round(float(np.abs(table["score"] - np.concatenate(scores)).max()), 4),
     }
@@ -182,6 +182,6 @@ def _median_ratio(slow: list[float], fast: list[float]) -> float:
 
 def _timed(run: Callable[[], Found], seconds: list[float]) -> Found:
     start = time.perf_counter()
-    found = run()
+    accuracy = run()
     seconds.append(time.perf_counter() - start)
-    return found
+    return accuracy

@@ -33,8 +33,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     for name in [arguments.only] if arguments.only else sorted(PARTS if arguments.device == "cpu" else ON_GPU):
-        given = {"device": arguments.device} if name in ON_GPU else {}
-        results[name] = importlib.import_module(PARTS[name]).measure(**given)
+        options = {"device": arguments.device} if name in ON_GPU else {}
+        results[name] = importlib.import_module(PARTS[name]).measure(**options)
         if not arguments.json:
             print(f"{name}\n{json.dumps(results[name], indent=2)}")
     if arguments.json:

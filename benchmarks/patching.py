@@ -51,18 +51,18 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     wall, or with a GPU by the clock until it is done."""
     clock = time.perf_counter if torch.cuda.is_initialized() else time.process_time
     start = clock()
-    found = run()
+    scores = run()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-    return clock() - start, found
+    return clock() - start, scores
 
 
 def passes_of(hf: Any, run: Callable[[], Any]) -> dict[str, int]:
     """How often ``run`` calls the model, and how often gradients come back to its logits."""
-    found = {"forward": 0, "backward": 0}
+    figures = {"forward": 0, "backward": 0}
 
     def count(way: str) -> None:
-        found[way] += 1
+        figures[way] += 1
 
     def after(_module: Any, _args: Any, out: Any) -> None:
         if out.logits.requires_grad:
@@ -72,7 +72,7 @@ def passes_of(hf: Any, run: Callable[[], Any]) -> dict[str, int]:
     run()
     for handle in handles:
         handle.remove()
-    return found
+    return figures
 
 
 def transformer_lens_runs(bridge: Any, task: Task) -> dict[str, Callable[[], torch.Tensor]]:
@@ -146,7 +146,7 @@ def measure(device: str = "cpu") -> dict[str, Any]:
     with torch.no_grad():
         model.hf(ids)
         bare = statistics.median(timed(lambda: model.hf(ids))[0] for _ in range(7))
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "what": f"{LAYERS * HEADS} heads, {LAYERS} layers x {WIDTH}, {ROWS} x {TOKENS} tokens, vocabulary {VOCAB}",
         "device": torch.cuda.get_device_name(device) if model.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(), "bare_forward_ms": round(1000 * bare, 2),
@@ -156,7 +156,7 @@ def measure(device: str = "cpu") -> dict[str, Any]:
         pairs = [(timed(ours[name]), timed(theirs[name])) for _ in range(rounds)]
         (_, scores), (_, peers) = pairs[-1]
         seconds = [mine for (mine, _), _ in pairs]
-        found[name] = {
+        figures[name] = {
             "tunescope_s": round(statistics.median(seconds), 4),
             "transformer_lens_s": round(statistics.median(other for _, (other, _) in pairs), 4),
             "times_faster": round(statistics.median(other / mine for (mine, _), (other, _) in pairs), 2),
@@ -164,6 +164,6 @@ def measure(device: str = "cpu") -> dict[str, Any]:
             "largest_difference": float((scores - peers.cpu()).abs().max()),
             "largest_score": float(scores.abs().max()),
         }
-    found["attribution"]["tunescope_passes"] = passes_of(model.hf, ours["attribution"])
-    found["attribution"]["transformer_lens_passes"] = passes_of(bridge.original_model, theirs["attribution"])
-    return found
+    figures["attribution"]["tunescope_passes"] = passes_of(model.hf, ours["attribution"])
+    figures["attribution"]["transformer_lens_passes"] = passes_of(bridge.original_model, theirs["attribution"])
+    return figures

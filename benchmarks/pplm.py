@@ -37,9 +37,11 @@ def passes(model: AdaptedModel, ids: torch.Tensor, steps: int) -> Callable[[], N
             for _ in range(TOKENS):
                 pairs = [(layer.keys, layer.values) for layer in past.layers]
                 for _ in range(steps):
-                    leaves = [tuple(one.detach().requires_grad_() for one in pair) for pair in pairs]
+                    leaves = [tuple(tensor.detach().requires_grad_() for tensor in pair) for pair in pairs]
                     out = model.inner(ids[:, -1:], past_key_values=copied_cache(leaves), use_cache=True)
-                    torch.autograd.grad(out.logits[:, -1].logsumexp(-1).sum(), [one for pair in leaves for one in pair])
+                    torch.autograd.grad(
+                        out.logits[:, -1].logsumexp(-1).sum(), [tensor for pair in leaves for tensor in pair]
+                    )
                 with torch.no_grad():
                     model.inner(ids[:, -1:], past_key_values=copied_cache(pairs), use_cache=True)
                     past = model.inner(ids[:, -1:], past_key_values=past, use_cache=True).past_key_values
@@ -62,8 +64,8 @@ def measured(model: AdaptedModel, rows: int, rounds: int) -> dict[str, Any]:
 def main(folder: str, rounds: int) -> None:
     """Write the figures as JSON to the standard output."""
     model = load_one(folder, dtype="float32")
-    found = {f"{rows} texts": measured(model, rows, rounds) for rows in (1, 8)}
-    sys.stdout.write(json.dumps({"pplm": found, "target": TARGET, **hardware()}, indent=1) + "\n")
+    figures = {f"{rows} texts": measured(model, rows, rounds) for rows in (1, 8)}
+    sys.stdout.write(json.dumps({"pplm": figures, "target": TARGET, **hardware()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

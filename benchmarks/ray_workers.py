@@ -55,9 +55,9 @@ def main() -> None:
     def work(count: int) -> Any:
         return behaviour_diff(pair, wb.Prompts.of(rows[:count]), metrics=("kl", "answer_logprob"), batch_size=2).table
 
-    found = measured(pair, work, len(rows), arguments.repeats)
-    found |= {"load": os.getloadavg()[0], "cores": os.cpu_count(), "prompts": len(rows), "repeats": arguments.repeats}
-    print(json.dumps(found) if arguments.json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+    figures = measured(pair, work, len(rows), arguments.repeats)
+    figures |= {"load": os.getloadavg()[0], "cores": os.cpu_count(), "prompts": len(rows), "repeats": arguments.repeats}
+    print(json.dumps(figures) if arguments.json else "\n".join(f"{name}: {value}" for name, value in figures.items()))
 
 
 def measured(pair: wb.ModelPair, work: Callable[[int], Any], count: int, repeats: int) -> dict[str, Any]:
@@ -72,14 +72,14 @@ def measured(pair: wb.ModelPair, work: Callable[[int], Any], count: int, repeats
         with wb.on_ray(pair, workers=workers):
             work(4)  # workers start and load
             taken[f"{workers} worker(s)"] = timed()
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         name: {"wall_s": round(_median(times, 0), 2), "cpu_s": round(_median(times, 1), 2)}
         for name, times in taken.items()
     }
     for name, place in (("clock", 0), ("processor time", 1)):
-        one, two = (_median(taken[f"{workers} worker(s)"], place) for workers in (1, 2))
-        found[f"two workers over one, by {name}"] = round(one / two, 2)
-    return {**found, "equal": all(table.equals(tables[0]) for table in tables)}
+        one_worker, two = (_median(taken[f"{workers} worker(s)"], place) for workers in (1, 2))
+        figures[f"two workers over one, by {name}"] = round(one_worker / two, 2)
+    return {**figures, "equal": all(table.equals(tables[0]) for table in tables)}
 
 
 def _timed(work: Callable[[], Any]) -> Seconds:

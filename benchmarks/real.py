@@ -43,9 +43,9 @@ class Bench:
     """The pair, its prompts, and the same tokens in the same batches for bare calls."""
 
     def __init__(self, prompts: int, few: int) -> None:
-        found = organisms.build("smol-refusal")
-        self.pair: ModelPair = wb.load_pair(found.base, found.tuned, dtype="float32")
-        rows = Prompts.of(found.splits["held_out"])
+        organism = organisms.build("smol-refusal")
+        self.pair: ModelPair = wb.load_pair(organism.base, organism.tuned, dtype="float32")
+        rows = Prompts.of(organism.splits["held_out"])
         self.rows = Prompts([row for row in rows][:prompts])
         self.few = Prompts([row for row in rows][:few])
         self._parting: Prompts | None = None
@@ -65,7 +65,7 @@ class Bench:
     def batches_of(self, rows: Prompts, size: int = BATCH) -> list[Encoded]:
         ids = encode(rows, self.pair.tokenizer)
         pad = pad_id(self.pair.tokenizer)
-        return [pad_left([ids[n] for n in some], pad) for some in batches([len(one) for one in ids], size)]
+        return [pad_left([ids[n] for n in some], pad) for some in batches([len(row) for row in ids], size)]
 
     def bare(self, rows: Prompts, size: int = BATCH, *, both: bool = True) -> None:
         """One Hugging Face call per batch and model, last logits alone."""
@@ -205,16 +205,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     names = [arguments.only] if arguments.only else list(ROWS)
-    found: dict[str, Any] = {"hardware": hardware(), "at": time.strftime("%Y-%m-%d")}
+    figures: dict[str, Any] = {"hardware": hardware(), "at": time.strftime("%Y-%m-%d")}
     bench = None if arguments.memory else Bench(arguments.prompts, arguments.few)
     for name in names:
-        found[name] = (
+        figures[name] = (
             ROWS[name](bench, arguments.rounds) if bench is not None
             else in_fresh_process("benchmarks.real", "memory", part=name, prompts=arguments.prompts, few=arguments.few)
         )  # fmt: skip
         if not arguments.json:
-            print(f"{name}\n{json.dumps(found[name], indent=2)}", flush=True)
-    print(json.dumps(found))
+            print(f"{name}\n{json.dumps(figures[name], indent=2)}", flush=True)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

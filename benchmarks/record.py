@@ -37,13 +37,13 @@ def main() -> None:
     if options.stories is not None:
         loaded["stories260K"] = stories(options.stories, device=options.device)
     for name, model in loaded.items():
-        found = result["models"][name] = {}
+        figures = result["models"][name] = {}
         if "speed" in options.part:
-            found |= speed(model, rounds=3 if options.quick else options.rounds)
+            figures |= speed(model, rounds=3 if options.quick else options.rounds)
         if "storing" in options.part and name in STORED:
             count = 32 if options.quick else 64 if name.startswith("llama") else 512
-            found |= storing(model, count, rounds=2 if options.quick else max(3, options.rounds // 2))
-        _say(options, name, found)
+            figures |= storing(model, count, rounds=2 if options.quick else max(3, options.rounds // 2))
+        _say(options, name, figures)
     if "memory" in options.part:
         result["memory"] = record_memory.measure(quick=options.quick, threads=options.threads)
         _say(options, "memory", result["memory"])
@@ -67,11 +67,11 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _say(options: argparse.Namespace, title: str, found: dict[str, Any]) -> None:
+def _say(options: argparse.Namespace, title: str, figures: dict[str, Any]) -> None:
     if options.json:
         return
     print(f"\n{title}")
-    for name, value in found.items():
+    for name, value in figures.items():
         if isinstance(value, dict) and "wall_ratio" in value:
             spread = f"[{value['low']:.3f}, {value['high']:.3f}]"
             print(

@@ -25,14 +25,14 @@ def measure(*, quick: bool, threads: int) -> dict[str, Any]:
 
 def statistics(few: int, many: int, threads: int) -> dict[str, Any]:
     """Peak resident memory of record(store=None) on ``few`` and on ``many`` prompts; 1.05 is the bar."""
-    found = {n: in_fresh_process(HERE, "stream", prompts=n, threads=threads) for n in (few, many)}
+    figures = {n: in_fresh_process(HERE, "stream", prompts=n, threads=threads) for n in (few, many)}
     return {
         "prompts": [few, many],
-        "peak_mb": [round(found[n]["peak"], 1) for n in (few, many)],
-        "above_start_mb": [round(found[n]["peak"] - found[n]["start"], 1) for n in (few, many)],
-        "rows_mb_if_kept": [round(found[n]["rows_mb"], 1) for n in (few, many)],
-        "ratio": round(found[many]["peak"] / found[few]["peak"], 4),
-        "python_peak_mb": [round(found[n]["python"], 1) for n in (few, many)],
+        "peak_mb": [round(figures[n]["peak"], 1) for n in (few, many)],
+        "above_start_mb": [round(figures[n]["peak"] - figures[n]["start"], 1) for n in (few, many)],
+        "rows_mb_if_kept": [round(figures[n]["rows_mb"], 1) for n in (few, many)],
+        "ratio": round(figures[many]["peak"] / figures[few]["peak"], 4),
+        "python_peak_mb": [round(figures[n]["python"], 1) for n in (few, many)],
     }
 
 
@@ -68,13 +68,13 @@ def adapter_pair(folder: Path, width: int) -> dict[str, Any]:
     model.tokenizer.save_pretrained(folder / "base")
     config = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     peft.get_peft_model(model.hf, config).save_pretrained(str(folder / "adapter"))
-    one, two = (in_fresh_process(HERE, "load", folder=str(folder), adapter=adapter) for adapter in (False, True))
+    base_run, two = (in_fresh_process(HERE, "load", folder=str(folder), adapter=adapter) for adapter in (False, True))
     return {
-        "weights_mb": round(one["weights"], 1),
-        "base_mb": round(one["resident"], 1),
+        "weights_mb": round(base_run["weights"], 1),
+        "base_mb": round(base_run["resident"], 1),
         "pair_mb": round(two["resident"], 1),
-        "ratio": round(two["resident"] / one["resident"], 4),
-        "peak_while_loading_ratio": round(two["peak"] / one["peak"], 4),
+        "ratio": round(two["resident"] / base_run["resident"], 4),
+        "peak_while_loading_ratio": round(two["peak"] / base_run["peak"], 4),
     }
 
 

@@ -44,8 +44,8 @@ def nnsight(model: AdaptedModel, ids: torch.Tensor) -> Callable[[], Values] | No
             for block in traced.model.layers:
                 z.append(block.self_attn.o_proj.input)
                 post.append(block.output)
-        found = {f"blocks.{layer}.attn.hook_z": value.unflatten(-1, heads) for layer, value in enumerate(z)}
-        return found | {f"blocks.{layer}.hook_resid_post": value for layer, value in enumerate(post)}
+        figures = {f"blocks.{layer}.attn.hook_z": value.unflatten(-1, heads) for layer, value in enumerate(z)}
+        return figures | {f"blocks.{layer}.hook_resid_post": value for layer, value in enumerate(post)}
 
     return run
 
@@ -68,16 +68,16 @@ def plain_hooks(model: AdaptedModel, ids: torch.Tensor) -> Callable[[], Values]:
     heads = (model.n_heads, model.d_head)
 
     def run() -> Values:
-        found: Values = {}
+        figures: Values = {}
         handles = []
         for layer, block in enumerate(hf.model.layers):
             name = f"blocks.{layer}."
             handles += [
                 block.self_attn.o_proj.register_forward_pre_hook(
-                    lambda _m, args, name=name: found.__setitem__(name + "attn.hook_z", args[0].unflatten(-1, heads))
+                    lambda _m, args, name=name: figures.__setitem__(name + "attn.hook_z", args[0].unflatten(-1, heads))
                 ),
                 block.register_forward_hook(
-                    lambda _m, _a, out, name=name: found.__setitem__(name + "hook_resid_post", out)
+                    lambda _m, _a, out, name=name: figures.__setitem__(name + "hook_resid_post", out)
                 ),
             ]
         try:
@@ -86,6 +86,6 @@ def plain_hooks(model: AdaptedModel, ids: torch.Tensor) -> Callable[[], Values]:
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return figures
 
     return run

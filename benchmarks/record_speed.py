@@ -77,14 +77,14 @@ def bare_from_text(model: AdaptedModel, prompts: list[str]) -> torch.Tensor:
 
 def hooked(model: AdaptedModel, ids: torch.Tensor, sites: list[Site], *, stop: bool = False) -> dict[str, torch.Tensor]:
     """Our readers, which keep references; with ``stop`` the forward ends after the last of them."""
-    found: dict[str, torch.Tensor] = {}
+    figures: dict[str, torch.Tensor] = {}
 
     def keep(site: Site) -> SiteHook:
-        return SiteHook(site, lambda value, _ctx: found.__setitem__(site.name, value))
+        return SiteHook(site, lambda value, _ctx: figures.__setitem__(site.name, value))
 
     with model.hooked([keep(site) for site in sites], stop=stop):
         model.forward(ids, logits=None if stop else "all")
-    return found
+    return figures
 
 
 def whole(
@@ -120,14 +120,14 @@ def storing(model: AdaptedModel, prompts: int, rounds: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         fresh = (Path(folder) / f"{number}" for number in count())
-        kept, first = run("memory"), next(fresh)
+        in_memory, first = run("memory"), next(fresh)
         stored = run(first)
-        for role in kept.roles:
-            for site in kept.sites:
-                assert torch.equal(kept[role][site], stored[role][site].load())
-        tensors = sum(rows.nbytes for role in kept.roles for rows in kept[role].values())
+        for role in in_memory.roles:
+            for site in in_memory.sites:
+                assert torch.equal(in_memory[role][site], stored[role][site].load())
+        tensors = sum(rows.nbytes for role in in_memory.roles for rows in in_memory[role].values())
         written = sum(path.stat().st_size for path in first.iterdir())
-        del kept, stored
+        del in_memory, stored
         batches = [model.encode(texts[start : start + BATCH]).input_ids for start in range(0, prompts, BATCH)]
         variants = {
             "bare": lambda: bare_pair(pair, batches),

@@ -102,8 +102,8 @@ def right(model: Any, rows: Prompts, recipe: Any = None) -> np.ndarray:
 
 
 def interval(values: np.ndarray, rows: Prompts) -> tuple[float, float, float]:
-    found = share_interval(values, clusters=rows.clusters)
-    return found.estimate, found.low, found.high
+    share = share_interval(values, clusters=rows.clusters)
+    return share.estimate, share.low, share.high
 
 
 def graft(seed: int) -> list[dict[str, Any]]:
@@ -112,18 +112,18 @@ def graft(seed: int) -> list[dict[str, Any]]:
     lines = []
     for skill, planted in organism.truth.entries.items():
         rows = [row for row in organism.splits["train"] if row["label"] == skill][:400]
-        found = probes.graft(
+        shares = probes.graft(
             pair, rows, method="optimised", epochs=8, sparsity=0.02, sparsities=(1e-2, 1e-1), draws=DRAWS, seed=seed
         ).models.set_index("model")  # fmt: skip
-        grafted, random = found.loc["graft"], found.loc[f"random ({DRAWS} draws)"]
+        grafted, random = shares.loc["graft"], shares.loc[f"random ({DRAWS} draws)"]
         size = sum(int(mask.sum()) for mask in planted.values())
         lines.append(line(
-            "graft", "two-skills", f"{skill}: answers right", float(found.loc["base", "accuracy"]),
+            "graft", "two-skills", f"{skill}: answers right", float(shares.loc["base", "accuracy"]),
             [float(grafted[name]) for name in ("accuracy", "low", "high")],
             [float(random[name]) for name in ("accuracy", "low", "high")], n=int(grafted["n"]),
             note=f"{int(grafted['entries'])} entries grafted ({size} were planted); the tuned model without them "
-            f"answers {found.loc['complement', 'accuracy']:.0%} right, the entries that moved most "
-            f"{found.loc['movement only', 'accuracy']:.0%}",
+            f"answers {shares.loc['complement', 'accuracy']:.0%} right, the entries that moved most "
+            f"{shares.loc['movement only', 'accuracy']:.0%}",
         ))  # fmt: skip
     return lines
 
@@ -155,12 +155,12 @@ def _offsets(
     learned = [
         iv.train_offsets(model, rows, heads, end=False, schedule=LOFIT_TUNING).recipe for heads in (ranking, *draws)
     ]
-    chosen, *drawn = [right(model, held_out, recipe) for recipe in learned]
-    shares = [float(one.mean()) for one in drawn]
-    ahead = mean_interval(chosen - np.mean(drawn, axis=0), clusters=held_out.clusters, seed=seed)
+    learned_right, *drawn = [right(model, held_out, recipe) for recipe in learned]
+    shares = [float(drawn_right.mean()) for drawn_right in drawn]
+    ahead = mean_interval(learned_right - np.mean(drawn, axis=0), clusters=held_out.clusters, seed=seed)
     named = f" ({len({*ranking} & {*planted})} of the {len(planted)} planted)" if planted else ""
     return line(
-        "lofit", organism, measured, float(right(model, held_out).mean()), interval(chosen, held_out),
+        "lofit", organism, measured, float(right(model, held_out).mean()), interval(learned_right, held_out),
         interval(np.mean(drawn, axis=0), held_out), n=len(held_out),
         note=f"offsets on {', '.join(ranking)}{named}; ahead of the mean of random heads by {ahead.estimate:.1%} "
         f"[{ahead.low:.1%}, {ahead.high:.1%}] of the prompts (paired bootstrap); single draws of random heads lie "
@@ -208,7 +208,7 @@ def caft(seed: int) -> list[dict[str, Any]]:
     cue = Behaviour.of("cue", organism.splits["validation"], "cue_answer").prompts
     frames = [None, {layer: direction}, *(random_directions({layer: direction}, seed + n) for n in range(DRAWS))]
     names = [f"model.layers.{layer + 1}.{name}" for name in set(changed["module"])]
-    found = [_tuned(organism.base, names, train, frame, (review, cue)) for frame in frames]
+    accuracies = [_tuned(organism.base, names, train, frame, (review, cue)) for frame in frames]
     planted = organism.truth.direction
     assert planted is not None
     cosine = float(torch.nn.functional.cosine_similarity(direction, planted.float(), dim=0).abs())
@@ -216,7 +216,7 @@ def caft(seed: int) -> list[dict[str, Any]]:
     for place, (measured, rows, wanted) in enumerate(
         (("follows the review", review, "more"), ("follows the cue", cue, "less"))
     ):
-        plain, ablated, *random = [one[place] for one in found]
+        plain, ablated, *random = [by_frame[place] for by_frame in accuracies]
         lines.append(line(
             "caft", "confounded", measured, float(plain.mean()), interval(ablated, rows),
             interval(np.mean(random, axis=0), rows), n=len(rows), wanted=wanted,

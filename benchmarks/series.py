@@ -30,15 +30,15 @@ MEMORY = 1.1
 
 def checkpoints(adapter: Path, folder: Path) -> list[str]:
     """Copies of the adapter with its B from a tenth of its size to the whole."""
-    found = []
+    folders = []
     for step in range(1, STEPS + 1):
         place = folder / f"checkpoint-{step * 100}"
         shutil.copytree(adapter, place)
         stored = load_file(str(place / "adapter_model.safetensors"))
         scaled = {name: value * (step / STEPS) if "lora_B" in name else value for name, value in stored.items()}
         save_file(scaled, str(place / "adapter_model.safetensors"))
-        found.append(str(place))
-    return found
+        folders.append(str(place))
+    return folders
 
 
 def tiny(folder: Path) -> tuple[str, Path]:

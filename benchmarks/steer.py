@@ -92,10 +92,10 @@ def generator(hf: Any, batch: int, tokens: int) -> Callable[..., torch.Tensor]:
 
     def run(generate: Callable[..., Any] | None = None) -> torch.Tensor:
         with torch.no_grad():
-            found = (generate or hf.generate)(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+            figures = (generate or hf.generate)(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
         if ids.is_cuda:
             torch.cuda.synchronize()
-        return found if isinstance(found, torch.Tensor) else found[0]
+        return figures if isinstance(figures, torch.Tensor) else figures[0]
 
     return run
 
@@ -175,23 +175,23 @@ def measure(row: Row, repeats: int) -> dict[str, Any]:
 
 def ratios(times: list[tuple[float, float]], plain: list[tuple[float, float]]) -> dict[str, list[float]]:
     """{"wall": [lower quartile, median, upper quartile], "processor": the same}."""
-    found = {}
+    figures = {}
     for place, clock in enumerate(("wall", "processor")):
-        paired = [one[place] / other[place] for one, other in zip(times, plain, strict=True)]
-        found[clock] = [round(value, 3) for value in statistics.quantiles(paired, n=4)]
-    return found
+        paired = [run_times[place] / other[place] for run_times, other in zip(times, plain, strict=True)]
+        figures[clock] = [round(value, 3) for value in statistics.quantiles(paired, n=4)]
+    return figures
 
 
 def over(times: list[tuple[float, float]], ours: list[tuple[float, float]]) -> dict[str, list[float]]:
     """{"wall": [low, median, high], "processor": the same}: paired ratios; the interval of the median is exact (order
     statistics, 95 %)."""
-    found = {}
+    figures = {}
     for place, clock in enumerate(("wall", "processor")):
-        paired = sorted(one[place] / mine[place] for one, mine in zip(times, ours, strict=True))
+        paired = sorted(run_times[place] / mine[place] for run_times, mine in zip(times, ours, strict=True))
         beyond = max(0, int(binom.ppf(0.025, len(paired), 0.5)) - 1)
         ends = paired[beyond], statistics.median(paired), paired[-1 - beyond]
-        found[clock] = [round(value, 4) for value in ends]
-    return found
+        figures[clock] = [round(value, 4) for value in ends]
+    return figures
 
 
 def shown(report: dict[str, Any]) -> str:

@@ -19,16 +19,16 @@ def growth(*, width: int, repeats: int = 3) -> dict[str, Any]:
 
     One tensor kept per token at every layer (``kept_would_be``) would add to the steered figure.
     """
-    found: dict[str, list[float]] = {"plain": [], "steered": []}
+    figures: dict[str, list[float]] = {"plain": [], "steered": []}
     for _ in range(repeats):
-        for name, rises in found.items():
+        for name, rises in figures.items():
             few, many = (
                 in_fresh_process(__name__, "peak_of", steered=name == "steered", tokens=tokens, width=width)
                 for tokens in (FEW, MANY)
             )
             rises.append(round(many - few, 1))
     layers = 8
-    return {**found, "kept_would_be": round(layers * BATCH * width * 4 * (MANY - FEW) / 1e6, 1)}
+    return {**figures, "kept_would_be": round(layers * BATCH * width * 4 * (MANY - FEW) / 1e6, 1)}
 
 
 def peak_of(*, steered: bool, tokens: int, width: int) -> float:

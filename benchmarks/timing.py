@@ -64,10 +64,10 @@ def rounds_of(variants: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up
 def _seconds(call: Callable[[], Any]) -> tuple[float, float]:
     _wait_for_gpu()
     wall, cpu = time.perf_counter(), time.process_time()
-    kept = call()
+    result = call()
     _wait_for_gpu()
     taken = time.perf_counter() - wall, time.process_time() - cpu
-    del kept  # after the clock: freeing what was recorded is nobody's forward pass
+    del result  # after the clock: freeing what was recorded is nobody's forward pass
     return taken
 
 
@@ -77,7 +77,9 @@ def _wait_for_gpu() -> None:
 
 
 def _summary(taken: list[tuple[float, float]], base: list[tuple[float, float]]) -> Timing:
-    ratios = [[one[i] / max(other[i], 1e-9) for one, other in zip(taken, base, strict=True)] for i in (0, 1)]
+    ratios = [
+        [run_times[i] / max(other[i], 1e-9) for run_times, other in zip(taken, base, strict=True)] for i in (0, 1)
+    ]
     low, _, high = statistics.quantiles(ratios[0], n=4) if len(taken) > 1 else [ratios[0][0]] * 3
     return Timing(
         wall_s=statistics.median(wall for wall, _ in taken),

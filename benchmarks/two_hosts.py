@@ -88,9 +88,9 @@ def nodes(folder: Path) -> Iterator[str]:
 
 def wait_for(name: str, address: str) -> None:
     """Until the head answers, which the other node asks at once."""
-    asked = f"import socket; socket.create_connection(({address!r}, {PORT}), 2)"
+    question = f"import socket; socket.create_connection(({address!r}, {PORT}), 2)"
     for _ in range(60):
-        command = ["ip", "netns", "exec", name, sys.executable, "-c", asked]
+        command = ["ip", "netns", "exec", name, sys.executable, "-c", question]
         if subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0:
             return
         time.sleep(1)

@@ -39,9 +39,11 @@ def offsets(side: Any, count: int) -> list[iv.Recipe]:
     return [iv.Recipe([iv.Offset(0.5, 0.3 * draw)]) for draw in draws]
 
 
-def keeping(sites: list[Site], kept: dict[tuple[int, Site], Any], row: int) -> list[SiteHook]:
+def keeping(sites: list[Site], values: dict[tuple[int, Site], Any], row: int) -> list[SiteHook]:
     """Hooks that keep a copy of what passes first at each site."""
-    return [SiteHook(site, lambda value, _, key=(row, site): kept.setdefault(key, value[0].clone())) for site in sites]
+    return [
+        SiteHook(site, lambda value, _, key=(row, site): values.setdefault(key, value[0].clone())) for site in sites
+    ]
 
 
 def equality(engine: VllmEngine, sides: dict[str, Any], ids: list[list[int]]) -> list[dict[str, Any]]:
@@ -76,14 +78,14 @@ def logits(engine: VllmEngine, sides: dict[str, Any], ids: list[list[int]]) -> l
     table = []
     for role, side in sides.items():
         for name, recipes in (("plain", [None] * len(ids)), ("an offset each", offsets(side, len(ids)))):
-            texts = [[*tokens, *_greedy(side, tokens, one)] for tokens, one in zip(ids, recipes, strict=True)]
+            texts = [[*tokens, *_greedy(side, tokens, recipe)] for tokens, recipe in zip(ids, recipes, strict=True)]
             last = [TOKENS + 1] * len(ids)
-            ours = [_here(side, text, one) for text, one in zip(texts, recipes, strict=True)]
-            hooks = {row: site_hooks(one, side) for row, one in enumerate(recipes) if one}
+            ours = [_here(side, text, recipe) for text, recipe in zip(texts, recipes, strict=True)]
+            hooks = {row: site_hooks(recipe, side) for row, recipe in enumerate(recipes) if recipe}
             many = engine.logits(role, texts, side, last, hooks)
             singles = []
-            for text, one in zip(texts, recipes, strict=True):
-                singles += engine.logits(role, [text], side, last[:1], {0: site_hooks(one, side)} if one else {})
+            for text, recipe in zip(texts, recipes, strict=True):
+                singles += engine.logits(role, [text], side, last[:1], {0: site_hooks(recipe, side)} if recipe else {})
             plain = [_here(side, text, None) for text in texts]
             same = [(a.argmax(-1) == b.argmax(-1)).float() for a, b in zip(ours, many, strict=True)]
             table.append({
@@ -104,8 +106,8 @@ def _greedy(side: Any, tokens: list[int], recipe: iv.Recipe | None) -> list[int]
 def _here(side: Any, text: list[int], recipe: iv.Recipe | None) -> torch.Tensor:
     """Our logits of the last tokens [token, vocab]."""
     with (recipe or iv.Recipe()).applied(side):
-        found: torch.Tensor = side.forward(torch.tensor([text]))[0, -TOKENS - 1 :].float()
-    return found
+        last_logits: torch.Tensor = side.forward(torch.tensor([text]))[0, -TOKENS - 1 :].float()
+    return last_logits
 
 
 def _apart(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
@@ -123,8 +125,10 @@ def _equal(side: Any, tokens: list[int], new: list[int], recipe: iv.Recipe | Non
 def speed(engine: VllmEngine, role: str, side: Any, ids: list[list[int]], rounds: int) -> dict[str, Any]:
     """Recording beside prefill, and steering beside decoding."""
     sites = [Site("resid_post", layer) for layer in range(side.n_layers)]
-    kept: list[Any] = []
-    reading = {row: [SiteHook(s, lambda v, _c: kept.append(v[0, -1:].clone())) for s in sites] for row in range(ROWS)}
+    results: list[Any] = []
+    reading = {
+        row: [SiteHook(s, lambda v, _c: results.append(v[0, -1:].clone())) for s in sites] for row in range(ROWS)
+    }
     same, many = offsets(side, 1) * ROWS, offsets(side, ROWS)
     sampling = {"max_tokens": TOKENS, "ignore_eos": True}
 

@@ -52,15 +52,15 @@ def hover_tokens(answer: ChatReply, other: ChatReply) -> str:
     """An answer token by token: its probability and the most likely ones on hover, unlikely tokens underlined, and the
     first that ``other`` does not have marked."""
     place = next(
-        (n for n, (one, two) in enumerate(zip(answer.tokens, other.tokens, strict=False)) if one != two),
+        (n for n, (first, two) in enumerate(zip(answer.tokens, other.tokens, strict=False)) if first != two),
         min(len(answer.tokens), len(other.tokens)),
     )
     spans = []
     for number, token in enumerate(answer.tokens):
         share = answer.probabilities[number]
-        told = escape(panels.visible(f"{share:.1%}; most likely: {answer.top[number]}"), quote=True)
+        hover = escape(panels.visible(f"{share:.1%}; most likely: {answer.top[number]}"), quote=True)
         style = _MARK if number == place else "border-bottom:1px dotted #999" if share < _UNSURE else ""
-        spans.append(f'<span style="{style}" title="{told}">{escape(panels.visible(token))}</span>')
+        spans.append(f'<span style="{style}" title="{hover}">{escape(panels.visible(token))}</span>')
     return f'<div style="{_CELL}"><div style="{_TEXT}">{"".join(spans) or "<i>(empty)</i>"}</div></div>'
 
 
@@ -121,8 +121,10 @@ def counted(result: Steered, beginning: str, side: str, clusters: np.ndarray | N
     wanted = beginning.strip()
     sides: dict[str, Sequence[str]] = {"Base": result.base, "Tuned": result.tuned, f"Steered {side}": result.steered}
     for column, (name, texts) in zip(st.columns(3), sides.items(), strict=True):
-        found = share_interval([float(text.strip().startswith(wanted)) for text in texts], clusters=clusters)
+        interval = share_interval([float(text.strip().startswith(wanted)) for text in texts], clusters=clusters)
         with column, st.container(border=True):
-            hits = round(found.estimate * found.n)
-            st.metric(f"{name}: “{panels.words(beginning)} …”", f"{hits} of {found.n}")
-            st.caption(f"{100 * found.estimate:.0f} %, 95 % interval [{100 * found.low:.0f}, {100 * found.high:.0f}]")
+            hits = round(interval.estimate * interval.n)
+            st.metric(f"{name}: “{panels.words(beginning)} …”", f"{hits} of {interval.n}")
+            st.caption(
+                f"{100 * interval.estimate:.0f} %, 95 % interval [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+            )

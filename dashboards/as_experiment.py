@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dashboards import models
-from dashboards.pair_form import PairAsked
+from dashboards.pair_form import RecordRequest
 from dashboards.recipe_parts import ADAPTER, LAYERS, Experts, HeadDirections, Heads, KnobSet, Part, Saved, Weights
 from dashboards.registered_part import Registered
-from dashboards.results import Found, results_in
+from dashboards.results import StoredResult, results_in
 from dashboards.selection import Selection, pair_of
-from dashboards.steer_request import Asked
+from dashboards.steer_request import SteerRequest
 from interventions.line_or_file import is_line
 from workbench import runs
 
@@ -27,25 +27,26 @@ _AFTER = "last+generated"
 """Where the page Steer moves heads: :meth:`probes.HeadProbe.recipe`'s own."""
 
 
-def steer_experiment(asked: Asked, beginning: str = "") -> str:
+def steer_experiment(request: SteerRequest, beginning: str = "") -> str:
     """The YAML of a steer or a sweep: its answers, and the share that begins with a text, one step."""
-    strengths = list(asked.strengths) or [asked.strength if asked.has_strength else 1.0]
+    strengths = list(request.strengths) or [request.strength if request.has_strength else 1.0]
     generate = {
-        "do": "generate", "recipes": ["steered"], "strengths": strengths, "on": asked.side,
-        "max_new_tokens": asked.max_new_tokens, **({"begins": beginning.strip()} if beginning.strip() else {}),
+        "do": "generate", "recipes": ["steered"], "strengths": strengths, "on": request.side,
+        "max_new_tokens": request.max_new_tokens, **({"begins": beginning.strip()} if beginning.strip() else {}),
     }  # fmt: skip
     return _yaml(
-        {"name": "steer", "pair": _pair(asked.base, asked.tuned, asked.device), "prompts": {"rows": asked.inputs()},
-         "recipes": {"steered": _recipe(asked.parts)}, "steps": {"answers": generate}}
+        {"name": "steer", "pair": _pair(request.base, request.tuned, request.device),
+         "prompts": {"rows": request.inputs()}, "recipes": {"steered": _recipe(request.parts)},
+         "steps": {"answers": generate}}
     )  # fmt: skip
 
 
-def record_experiment(asked: PairAsked, prompts: Prompts) -> str:
+def record_experiment(request: RecordRequest, prompts: Prompts) -> str:
     """The YAML of a recording."""
-    step = {"do": "record", "sites": [*asked.sites], "positions": asked.positions, "new_tokens": asked.new_tokens}
+    step = {"do": "record", "sites": [*request.sites], "positions": request.positions, "new_tokens": request.new_tokens}
     return _yaml(
-        {"name": "recording", "pair": _pair(asked.base, asked.tuned, asked.device), "prompts": written_out(prompts),
-         "steps": {"record": step}}
+        {"name": "recording", "pair": _pair(request.base, request.tuned, request.device),
+         "prompts": written_out(prompts), "steps": {"record": step}}
     )  # fmt: skip
 
 
@@ -66,33 +67,33 @@ def computed_steps(
     return _yaml({"name": name, "pair": _pair(*models_, "auto"), "prompts": prompts, "steps": steps})
 
 
-def stored_experiment(chosen: Selection, names: Sequence[str] | None = None) -> str:
+def stored_experiment(selection: Selection, names: Sequence[str] | None = None) -> str:
     """The YAML that makes these results of the selected run again; without names all that the run has.
 
     Raises :class:`workbench.errors.NotSupported` where the run does not say how a result was made.
     """
     from tunescope.experiments.from_run import experiment_of_run, only
 
-    experiment = experiment_of_run(chosen.opened(), chosen.pair)
+    experiment = experiment_of_run(selection.opened(), selection.pair)
     if names is not None:
         experiment = only(experiment, names)
-    return _where_it_was_made(experiment, chosen).to_yaml()
+    return _where_it_was_made(experiment, selection).to_yaml()
 
 
-def overlap_experiment(chosen: Selection, found: Sequence[Found]) -> str:
+def overlap_experiment(selection: Selection, results: Sequence[StoredResult]) -> str:
     """The YAML that makes grafts of the selected run again, and compares every two of them."""
     from tunescope.experiments.schema import Experiment
 
-    names = list(dict.fromkeys(one.step or one.name for one in found))
-    values = Experiment.parse(stored_experiment(chosen, names)).plain()
+    names = list(dict.fromkeys(result.step or result.name for result in results))
+    values = Experiment.parse(stored_experiment(selection, names)).plain()
     steps = {
-        f"overlap-{number}": {"do": "compare", "first": {"from": one}, "second": {"from": other}}
-        for number, (one, other) in enumerate(combinations(names, 2), 1)
+        f"overlap-{number}": {"do": "compare", "first": {"from": name}, "second": {"from": other}}
+        for number, (name, other) in enumerate(combinations(names, 2), 1)
     }
     return _yaml({**values, "steps": {**values["steps"], **steps}})
 
 
-def compared_experiment(first: tuple[Path, Found], second: tuple[Path, Found]) -> str:
+def compared_experiment(first: tuple[Path, StoredResult], second: tuple[Path, StoredResult]) -> str:
     """The YAML that makes a result of either run (its folder, and which) again and compares them."""
     from tunescope.experiments.from_runs import comparison_of
 
@@ -103,16 +104,16 @@ def both_experiment(first: Path, second: Path) -> str:
     """The YAML with all steps of two runs."""
     from tunescope.experiments.from_runs import both_of
 
-    one, two = ((runs.open(folder), _device(results_in(folder))) for folder in (first, second))
-    return both_of(one, two).to_yaml()
+    first_run, two = ((runs.open(folder), _device(results_in(folder))) for folder in (first, second))
+    return both_of(first_run, two).to_yaml()
 
 
-def _chosen(folder: Path, found: Found) -> Chosen:
+def _chosen(folder: Path, result: StoredResult) -> Chosen:
     from tunescope.experiments.from_runs import Chosen
 
-    pair = pair_of(folder, found)
-    step = found.step or found.called(pair).name
-    return Chosen(runs.open(folder), found.file, step, pair, _device([found]))
+    pair = pair_of(folder, result)
+    step = result.step or result.called(pair).name
+    return Chosen(runs.open(folder), result.file, step, pair, _device([result]))
 
 
 def written_out(prompts: Prompts) -> dict[str, Any]:
@@ -120,17 +121,17 @@ def written_out(prompts: Prompts) -> dict[str, Any]:
     return {"rows": [row.as_dict() for row in prompts]}
 
 
-def _where_it_was_made(experiment: Experiment, chosen: Selection) -> Experiment:
+def _where_it_was_made(experiment: Experiment, selection: Selection) -> Experiment:
     """On the processor, where the run's results say that they were computed on it: other numbers are not the same."""
-    device = _device(chosen.results())
+    device = _device(selection.results())
     if experiment.pair.device != "auto" or device == "auto":
         return experiment
     return experiment.model_copy(update={"pair": experiment.pair.model_copy(update={"device": device})})
 
 
-def _device(found: Sequence[Found]) -> str:
+def _device(results: Sequence[StoredResult]) -> str:
     """cpu, where all results that a device decides were computed on it."""
-    devices = {one.load().provenance.device for one in found if one.kind != "WeightDelta"}
+    devices = {result.load().provenance.device for result in results if result.kind != "WeightDelta"}
     return "cpu" if devices == {"cpu"} else "auto"
 
 

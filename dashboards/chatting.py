@@ -49,12 +49,12 @@ class ChatTurn:
 
 def messages_of(turns: Sequence[ChatTurn], side: str, user: str) -> list[dict[str, str]]:
     """The chat as ``side`` knows it: each side goes on from its own answers."""
-    told = []
+    messages = []
     for turn in turns:
-        told.append({"role": "user", "content": turn.user})
+        messages.append({"role": "user", "content": turn.user})
         if side in turn.replies:
-            told.append({"role": "assistant", "content": turn.replies[side].text})
-    return [*told, {"role": "user", "content": user}]
+            messages.append({"role": "assistant", "content": turn.replies[side].text})
+    return [*messages, {"role": "user", "content": user}]
 
 
 def reply(
@@ -96,8 +96,8 @@ def reply(
         ids = model.generate_ids(batch, **options)[0]
         new = ids[columns:].tolist()
         ends = end_ids(model)
-        kept = next((new[:place] for place, token in enumerate(new) if token in ends), new)
-        return _told(model, ids[: columns + len(kept)], columns)
+        reply_ids = next((new[:place] for place, token in enumerate(new) if token in ends), new)
+        return _told(model, ids[: columns + len(reply_ids)], columns)
 
 
 def _prompt(model: AdaptedModel, messages: list[dict[str, str]]) -> Any:

@@ -28,9 +28,9 @@ def cards(run: Run, pair: str) -> list[Card]:
     """At most three cards, from the tables that the run ended with."""
     for name, read in ((STORY, _story), (DIFFERENCE, _difference)):
         if name in run.manifest.files:
-            found = list(read(run.read_table(name.removesuffix(".parquet")), pair))
-            if found:
-                return found[:3]
+            shown = list(read(run.read_table(name.removesuffix(".parquet")), pair))
+            if shown:
+                return shown[:3]
     return []
 
 

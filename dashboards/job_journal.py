@@ -55,7 +55,7 @@ class Journal:
             try:
                 self._home.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire()
-                write_text(self._file, json.dumps(jsonable([asdict(one) for one in unfinished])))
+                write_text(self._file, json.dumps(jsonable([asdict(task) for task in unfinished])))
             except (OSError, UserError):
                 return
         elif self._file.exists():
@@ -65,18 +65,18 @@ class Journal:
 
     def left_behind(self) -> list[Interrupted]:
         """The tasks of servers that were killed; who takes them writes them down again until they are dealt with."""
-        found: list[Interrupted] = []
+        tasks: list[Interrupted] = []
         for file in sorted(self._home.glob(f"{_NAME}*.json")):
             lock = FileLock(file.with_suffix(".lock"), thread_local=False)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue  # its server lives
-            found += _read(file)
+            tasks += _read(file)
             file.unlink(missing_ok=True)
             lock.release(force=True)
             file.with_suffix(".lock").unlink(missing_ok=True)
-        return found
+        return tasks
 
 
 def _read(file: Path) -> list[Interrupted]:

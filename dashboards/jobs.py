@@ -207,7 +207,7 @@ class Desk:
     def clear(self, job: Job | None = None) -> None:
         """Forget a task that has ended, or all that have."""
         with self._turn:
-            self._jobs = [one for one in self._jobs if one.is_active or (job is not None and one is not job)]
+            self._jobs = [other for other in self._jobs if other.is_active or (job is not None and other is not job)]
 
     @contextmanager
     def models_held(self) -> Iterator[None]:
@@ -250,7 +250,7 @@ class Desk:
     def dismiss(self, lost: Interrupted) -> None:
         """An interrupted task is told no longer."""
         with self._turn:
-            self.interrupted = [one for one in self.interrupted if one is not lost]
+            self.interrupted = [task for task in self.interrupted if task is not lost]
             self._note()
 
     def _note(self) -> None:

@@ -90,28 +90,28 @@ def _row(method: Method, options: list[Option]) -> dict[str, Any]:
 def _widget(method: Method, option: Option) -> Any:
     """One option; None where it was left alone."""
     key, label = f"option-{method.name}-{option.name}", option.name.replace("_", " ")
-    told = panels.visible(option.help.replace("``", ""))
+    help_text = panels.visible(option.help.replace("``", ""))
     if option.kind == "flag":
-        return st.toggle(label, bool(option.default), key=key, help=told)
+        return st.toggle(label, bool(option.default), key=key, help=help_text)
     if option.kind == "choice":
         choices = [*([_UNCHOSEN] if option.default is None else []), *option.choices]
         at = choices.index(str(option.default)) if option.default is not None else 0
-        return st.selectbox(label, choices, at, key=key, help=told) or None
+        return st.selectbox(label, choices, at, key=key, help=help_text) or None
     if option.kind == "integer":
         low = None if option.minimum is None else int(option.minimum)
-        return st.number_input(label, low, None, option.default, 1, key=key, help=told, placeholder="default")
+        return st.number_input(label, low, None, option.default, 1, key=key, help=help_text, placeholder="default")
     if option.kind == "number":
         default = None if option.default is None else float(option.default)
-        return st.number_input(label, value=default, format="%g", key=key, help=told, placeholder="default")
-    return _text(option, label, key, told)
+        return st.number_input(label, value=default, format="%g", key=key, help=help_text, placeholder="default")
+    return _text(option, label, key, help_text)
 
 
-def _text(option: Option, label: str, key: str, told: str) -> Any:
+def _text(option: Option, label: str, key: str, help_text: str) -> Any:
     from tunescope.experiments.option_types import value_of
 
     default = option.default
     shown = ", ".join(map(str, default)) if isinstance(default, list | tuple) else str(default or "")
-    text = st.text_input(label, key=key, help=told, placeholder=shown or "default").strip()
+    text = st.text_input(label, key=key, help=help_text, placeholder=shown or "default").strip()
     if not text:
         return None
     try:

@@ -8,13 +8,13 @@ from typing import Any
 import streamlit as st
 
 from dashboards import panels
-from dashboards.results import Found
+from dashboards.results import StoredResult
 from workbench import runs
 from workbench.errors import UserError
 from workbench.tables import with_intervals
 
 
-def show_result(stored: Found, folder: Path, place: str) -> None:
+def show_result(stored: StoredResult, folder: Path, place: str) -> None:
     """Draw a result of the run in ``folder``; ``place`` tells its widgets from those of others on the page.
 
     Raises:

@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
-class PairAsked:
+class RecordRequest:
     """A recording to be made."""
 
     base: str
@@ -65,8 +65,8 @@ class PairAsked:
 
     def command(self) -> str:
         """The same on the command line."""
-        given: dict[str, Any] = {"--sites": ",".join(self.sites), "--positions": self.positions}
-        options = " ".join(f"{name} {value}" for name, value in given.items())
+        values: dict[str, Any] = {"--sites": ",".join(self.sites), "--positions": self.positions}
+        options = " ".join(f"{name} {value}" for name, value in values.items())
         return f"tunescope record {self.base} {self.tuned} --prompts prompts.jsonl {options} --out runs/{self.name}"
 
 

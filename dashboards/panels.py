@@ -51,7 +51,7 @@ def visible(text: str) -> str:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_shown() -> Iterator[None]:
     """A person's mistake inside ends as one sentence on the page."""
     try:
         with full_gpu_told():
@@ -165,7 +165,7 @@ def _experiment(name: str, experiment: Maker) -> None:
     if shown.open:
         with shown:
             st.caption("Makes these results again:  tunescope run experiment.yaml")
-            with told():
+            with errors_shown():
                 text = experiment()
                 st.download_button(
                     "experiment.yaml", text, file_name="experiment.yaml", mime="application/yaml", key=f"yaml-{name}",

@@ -32,22 +32,22 @@ from workbench.errors import UserError
 _LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 
 
-def ask_parts(chosen: Selection, tuned: str) -> tuple[Part, ...]:
+def ask_parts(selection: Selection, tuned: str) -> tuple[Part, ...]:
     """Draw the form; returns what is filled in."""
     names = ["Saved recipe", "Experts", "Heads", "Knob", "Weights", "Any other"]
     forms: list[Callable[[], list[Part]]] = [
-        lambda: _saved(chosen, tuned), lambda: _experts(chosen), lambda: _heads(chosen), lambda: _knob(chosen),
-        _weights, lambda: [*ask_registered()],
+        lambda: _saved(selection, tuned), lambda: _experts(selection), lambda: _heads(selection),
+        lambda: _knob(selection), _weights, lambda: [*ask_registered()],
     ]  # fmt: skip
     parts: list[Part] = []
     for tab, form in zip(st.tabs(names), forms, strict=True):
-        with tab, panels.told():
+        with tab, panels.errors_shown():
             parts += form()
     return tuple(parts)
 
 
-def _saved(chosen: Selection, tuned: str) -> list[Part]:
-    recipes = _recipes(chosen, tuned)
+def _saved(selection: Selection, tuned: str) -> list[Part]:
+    recipes = _recipes(selection, tuned)
     first = next((name for name, (_, _, fits) in recipes.items() if fits), None)
     prefilled("recipe", first)
     name = st.selectbox(
@@ -64,9 +64,9 @@ def _saved(chosen: Selection, tuned: str) -> list[Part]:
     return [Saved(str(path), note.kinds)]
 
 
-def _recipes(chosen: Selection, tuned: str) -> dict[str, tuple[Path, RecipeNote, bool]]:
+def _recipes(selection: Selection, tuned: str) -> dict[str, tuple[Path, RecipeNote, bool]]:
     """``recipe (run)`` -> path, header, and whether it was made on this model; those first."""
-    found = []
+    rows = []
     for run, folder in known_runs().items():
         try:
             notes = recipes_of(folder)
@@ -74,12 +74,12 @@ def _recipes(chosen: Selection, tuned: str) -> dict[str, tuple[Path, RecipeNote,
             continue
         for file, note in notes.items():
             fits = bool(note.model) and note.model == tuned
-            name = Path(file).stem if folder == chosen.folder else f"{Path(file).stem} ({run})"
-            found.append((not fits, folder != chosen.folder, name, (folder / file, note, fits)))
-    return {name: value for _, _, name, value in sorted(found, key=lambda one: one[:3])}
+            name = Path(file).stem if folder == selection.folder else f"{Path(file).stem} ({run})"
+            rows.append((not fits, folder != selection.folder, name, (folder / file, note, fits)))
+    return {name: value for _, _, name, value in sorted(rows, key=lambda row: row[:3])}
 
 
-def _experts(chosen: Selection) -> list[Part]:
+def _experts(selection: Selection) -> list[Part]:
     left, middle, right = st.columns(3)
     off = left.text_input("Off", key="off", placeholder="L1E3, L2E0", **_LINKED)
     on = middle.text_input("Always on", key="on", placeholder="L1E3", **_LINKED)
@@ -88,20 +88,20 @@ def _experts(chosen: Selection) -> list[Part]:
         help="replace: the next best expert takes the slot. drop: the slot stays empty. "
         "drop_renorm: its weight goes to the token's other experts.", **_LINKED,
     )  # fmt: skip
-    if chosen.sizes.get("expert"):
-        _add_button(f"L{chosen.layer}E{chosen.expert}", "off", "Switch off")
+    if selection.sizes.get("expert"):
+        _add_button(f"L{selection.layer}E{selection.expert}", "off", "Switch off")
     return [Experts(labels(off), labels(on), mode)] if off.strip() or on.strip() else []
 
 
-def _heads(chosen: Selection) -> list[Part]:
-    given = st.text_input(
+def _heads(selection: Selection) -> list[Part]:
+    text = st.text_input(
         "Heads and their scale", key="heads", placeholder="L1H2=0, L2H3=0.5",
         help="0 switches a head off, 1 leaves it, 2 doubles what it writes.", **_LINKED,
     )  # fmt: skip
-    if chosen.sizes.get("head"):
-        _add_button(f"L{chosen.layer}H{chosen.head}=0", "heads", "Switch off")
-    parts: list[Part] = [Heads(scales(given))] if given.strip() else []
-    if probed := chosen.results("HeadProbe"):
+    if selection.sizes.get("head"):
+        _add_button(f"L{selection.layer}H{selection.head}=0", "heads", "Switch off")
+    parts: list[Part] = [Heads(scales(text))] if text.strip() else []
+    if probed := selection.results("HeadProbe"):
         if st.toggle("Move heads along probed directions", key="probed", **_LINKED):
             left, right = st.columns(2)
             count = left.number_input("How many heads, best first", 1, 512, 4, key="probed-heads", **_LINKED)
@@ -112,8 +112,8 @@ def _heads(chosen: Selection) -> list[Part]:
     return parts
 
 
-def _knob(chosen: Selection) -> list[Part]:
-    results = chosen.results("Knob")
+def _knob(selection: Selection) -> list[Part]:
+    results = selection.results("Knob")
     if not results:
         panels.empty(
             "This run holds no knob for this pair. This finds one:",
@@ -157,8 +157,8 @@ def _add_button(entry: str, key: str, label: str) -> None:
     """A button that adds the selected cell to a text field."""
 
     def add() -> None:
-        given = str(st.session_state.get(key) or "")
-        st.session_state[key] = f"{given}, {entry}" if given.strip() else entry
+        text = str(st.session_state.get(key) or "")
+        st.session_state[key] = f"{text}, {entry}" if text.strip() else entry
 
     name = entry.partition("=")[0]
     st.button(f"{label} {name}, the selected one", key=f"add-{key}", on_click=add, icon=":material/add:")

@@ -74,8 +74,8 @@ class Experts:
         return f"experts {' and '.join(said)}"
 
     def python(self) -> str:
-        given = [f"{name}={list(one)!r}" for name, one in (("off", self.off), ("on", self.on)) if one]
-        return f"iv.Recipe([iv.ExpertSwitch({', '.join(given)}, mode={self.switch_mode!r})])"
+        arguments = [f"{name}={list(experts)!r}" for name, experts in (("off", self.off), ("on", self.on)) if experts]
+        return f"iv.Recipe([iv.ExpertSwitch({', '.join(arguments)}, mode={self.switch_mode!r})])"
 
     def made(self, pair: ModelPair) -> Recipe:  # noqa: ARG002 (checked against the model when applied)
         import interventions as iv
@@ -238,20 +238,20 @@ def labels(text: str) -> tuple[str, ...]:
 
 def scales(text: str) -> tuple[tuple[str, float], ...]:
     """``L1H2=0, L2H3=0.5`` as pairs. Raises :class:`UserError` for anything else."""
-    found = []
+    pairs = []
     for part in labels(text):
         head, sign, number = part.partition("=")
         try:
-            found.append((head, float(number) if sign else 0.0))
+            pairs.append((head, float(number) if sign else 0.0))
         except ValueError:
             raise UserError(f"{part!r} is no scaled head: write L1H2=0.5, or L1H2 alone to switch it off.") from None
-    return tuple(found)
+    return tuple(pairs)
 
 
 def _result(path: str, kind: str) -> Any:
     from workbench.results import Result
 
-    found = Result.load(trusted(path))
-    if type(found).__name__ != kind:
-        raise UserError(f"{path} holds a {type(found).__name__}, not a {kind}.")
-    return found
+    result = Result.load(trusted(path))
+    if type(result).__name__ != kind:
+        raise UserError(f"{path} holds a {type(result).__name__}, not a {kind}.")
+    return result

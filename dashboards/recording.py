@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dashboards import jobs
 from dashboards.job_journal import Order
-from dashboards.pair_form import PairAsked
+from dashboards.pair_form import RecordRequest
 
 if TYPE_CHECKING:
     from workbench.prompts import Prompts
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 PAGE = "record"
 
 
-def begin(asked: PairAsked, prompts: Prompts) -> None:
+def begin(request: RecordRequest, prompts: Prompts) -> None:
     """Put it into the queue; one of the same name goes on from its last complete part."""
-    order = Order("recording", {**asdict(asked), "prompts": [row.as_dict() for row in prompts]})
+    order = Order("recording", {**asdict(request), "prompts": [row.as_dict() for row in prompts]})
     jobs.desk().begin(
-        f"Recording {asked.name}", lambda progress: (asked.record(prompts, progress), asked.name), page=PAGE,
+        f"Recording {request.name}", lambda progress: (request.record(prompts, progress), request.name), page=PAGE,
         order=order,
     )  # fmt: skip
 
@@ -29,7 +29,7 @@ def begin_again(options: dict[str, Any]) -> None:
     from workbench.prompts import Prompts
 
     rows = Prompts.of(options["prompts"])
-    asked = PairAsked(**{name: value for name, value in options.items() if name != "prompts"})
-    asked = PairAsked(**{**asdict(asked), "sites": tuple(asked.sites)})
-    asked.check()
-    begin(asked, rows)
+    request = RecordRequest(**{name: value for name, value in options.items() if name != "prompts"})
+    request = RecordRequest(**{**asdict(request), "sites": tuple(request.sites)})
+    request.check()
+    begin(request, rows)

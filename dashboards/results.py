@@ -22,7 +22,7 @@ PATTERNS = ("result.safetensors", "results/*.safetensors", "steps/*/result.safet
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredResult:
     """One result of a run; :meth:`load` reads it."""
 
     name: str
@@ -48,7 +48,7 @@ class Found:
         """The Python that loads it, as ``result``; add what the panel shows."""
         return f"from workbench.results import Result\n\nresult = Result.load({str(self.path)!r})\n"
 
-    def called(self, pair: str) -> Found:
+    def called(self, pair: str) -> StoredResult:
         """The same without the name of its pair: ``refusal-moe-weights`` is the ``weights`` of refusal-moe."""
         return replace(self, name=self.name.removeprefix(f"{pair}-"))
 
@@ -61,13 +61,13 @@ class Found:
         return {"file": str(self.path), "sha256": self.sha256, **asdict(self.load().provenance)}
 
 
-def results_in(folder: Path, *kinds: str) -> list[Found]:
+def results_in(folder: Path, *kinds: str) -> list[StoredResult]:
     """Results of an ended run, by name; of these ``kinds`` (class names), where given.
 
     One that is damaged, or not the file that the run ended with, is told on the page and left out.
     """
     run = runs.open(folder)
-    found = []
+    results = []
     for path in (path for pattern in PATTERNS for path in sorted(run.path.glob(pattern))):
         file = path.relative_to(run.path).as_posix()
         if path.name.startswith("."):
@@ -75,24 +75,28 @@ def results_in(folder: Path, *kinds: str) -> list[Found]:
         entry = hash_file(path) if run.state == "running" else run.manifest.files.get(file)
         if entry is None:
             continue
-        with panels.told():
+        with panels.errors_shown():
             seen = _glanced(run.path, file, entry.sha256, path.stat().st_mtime_ns)
             if seen is not None and (not kinds or seen.kind in kinds):
                 name = run.manifest.kind if "/" not in file else path.stem.replace("_", " ")
-                found.append(Found(name, file, path, entry.sha256, seen))
-    return _by_step(found)
+                results.append(StoredResult(name, file, path, entry.sha256, seen))
+    return _by_step(results)
 
 
-def _by_step(found: list[Found]) -> list[Found]:
+def _by_step(results: list[StoredResult]) -> list[StoredResult]:
     """Results of an experiment are called as their steps are: ``steps/heads-0123456789`` is ``heads``."""
-    steps = {one.file: one.path.parent.name.rpartition("-")[0] for one in found if one.file.startswith("steps/")}
-    counts = Counter(steps.values())
-    return [
-        one if one.file not in steps else replace(
-            one, step=steps[one.file], name=steps[one.file] if counts[steps[one.file]] == 1 else one.path.parent.name
-        )
-        for one in found
-    ]  # fmt: skip
+    folders = {result.file: result.path.parent.name for result in results if result.file.startswith("steps/")}
+    counts = Counter(_step(folder) for folder in folders.values())
+    return [_named(result, folders[result.file], counts) if result.file in folders else result for result in results]
+
+
+def _named(result: StoredResult, folder: str, counts: Counter[str]) -> StoredResult:
+    step = _step(folder)
+    return replace(result, step=step, name=step if counts[step] == 1 else folder)
+
+
+def _step(folder: str) -> str:
+    return folder.rpartition("-")[0]
 
 
 @lru_cache(maxsize=1 << 14)

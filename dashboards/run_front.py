@@ -63,12 +63,12 @@ class Filled:
         return (self.method.name, self.base, self.tuned, repr(sorted(self.options.items())), rows, self.limit)
 
 
-def front(name: str, chosen: Selection, page: str, rows: Prompts | None = None) -> None:
-    """Draw a method's front; call it inside :func:`dashboards.panels.told`.
+def front(name: str, selection: Selection, page: str, rows: Prompts | None = None) -> None:
+    """Draw a method's front; call it inside :func:`dashboards.panels.errors_shown`.
 
     Args:
         name: The method, as the registry has it.
-        chosen: Its run's prompts are offered, and its pair.
+        selection: Its run's prompts are offered, and its pair.
         page: The page on which this stands, where the end of the task is told.
         rows: What is offered in place of the run's prompts.
 
@@ -83,7 +83,7 @@ def front(name: str, chosen: Selection, page: str, rows: Prompts | None = None) 
     st.markdown(panels.words(method.summary.replace("``", "")))
     notes = [f"Cost: {method.cost}." if method.cost else "", *(f"From: {paper}." for paper in method.papers)]
     st.caption(panels.words(" ".join(note for note in notes if note)))
-    filled = _form(method, chosen, page, chosen.rows() if rows is None else rows)
+    filled = _form(method, selection, page, selection.rows() if rows is None else rows)
     reason = method_form.reason_against(method, (filled.base, filled.tuned), filled.prompts, filled.options)
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(
@@ -109,14 +109,14 @@ def _at(page: str, name: str) -> str:
     return "method" if page == "analyses" else f"{page}-{name}"
 
 
-def _form(method: Method, chosen: Selection, page: str, rows: Prompts | None) -> Filled:
-    base, tuned = _models(chosen, page, method.name)
+def _form(method: Method, selection: Selection, page: str, rows: Prompts | None) -> Filled:
+    base, tuned = _models(selection, page, method.name)
     prompts, limit = _prompts(method, rows, page)
     return Filled(method, base, tuned, method_form.ask(method), prompts, limit)
 
 
-def _models(chosen: Selection, page: str, name: str) -> tuple[str, str]:
-    base, tuned = pair_of(chosen)
+def _models(selection: Selection, page: str, name: str) -> tuple[str, str]:
+    base, tuned = pair_of(selection)
     left, right = st.columns(2)
     at = _at(page, name)
     base = left.text_input("Base model", base, key=f"{at}-base", persist_state="session")
@@ -226,7 +226,7 @@ def ended(page: str, name: str) -> None:
         st.success(f"{panels.words(job.name)} Done.", icon=":material/check:")
         folder = known_runs().get(job.result)
         if folder is not None and page == "analyses":
-            with panels.told():
+            with panels.errors_shown():
                 for stored in results_in(folder):
                     show_result(stored, folder, "new")
     elif job.state == "stopped":
@@ -235,23 +235,23 @@ def ended(page: str, name: str) -> None:
         st.error(f"{panels.words(job.name)} {panels.words(job.said)}", icon=":material/error:")
 
 
-def front_if_missing(what: str, name: str, chosen: Selection, page: str) -> None:
+def front_if_missing(what: str, name: str, selection: Selection, page: str) -> None:
     """An empty state that can be filled at once: what is missing, and the front of the method that makes it.
 
     Args:
         what: A sentence.
         name: The method.
-        chosen: The selection of the page.
+        selection: The selection of the page.
         page: The page.
     """
     st.info(what, icon=":material/info:")
     with st.container(border=True):
-        front(name, chosen, page)
+        front(name, selection, page)
 
 
-def front_for_more(label: str, name: str, chosen: Selection, page: str, rows: Prompts | None = None) -> None:
+def front_for_more(label: str, name: str, selection: Selection, page: str, rows: Prompts | None = None) -> None:
     """The same folded away, where there is a result already; ``rows`` as for :func:`front`."""
     shown = st.expander(label, icon=":material/play_circle:", on_change="rerun", key=f"more-{page}-{name}")
     if shown.open:
-        with shown, panels.told():
-            front(name, chosen, page, rows)
+        with shown, panels.errors_shown():
+            front(name, selection, page, rows)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from dashboards import panels
-from dashboards.results import Found, results_in
+from dashboards.results import StoredResult, results_in
 from dashboards.state import Opened, known_runs, verified
 from workbench import runs
 from workbench.cells import AXES
@@ -48,9 +48,9 @@ class PairOfRun:
     """The files of its results, where the run says which are whose."""
 
     @classmethod
-    def of(cls, given: Any) -> PairOfRun:
+    def of(cls, values: Any) -> PairOfRun:
         """From a run's manifest, which anybody may have written: what is not text is left out."""
-        plain = given if isinstance(given, dict) else {}
+        plain = values if isinstance(values, dict) else {}
         names = [plain.get(role) for role in ("base", "tuned")]
         base, tuned = (name.get("name") if isinstance(name, dict) else name for name in names)
         prompts, results = plain.get("prompts"), plain.get("results")
@@ -89,14 +89,14 @@ class Selection:
             raise UserError("There is no run to show; make one with  tunescope demo.")
         return runs.open(self.folder)
 
-    def results(self, *kinds: str) -> list[Found]:
+    def results(self, *kinds: str) -> list[StoredResult]:
         """The run's results of these kinds (class names such as ``Patching``) for the selected pair."""
         if self.folder is None:
             return []
         own = _results(self.folder, self.pair, self.about, *kinds)
         others = _of_other_runs(self.folder, own, *kinds)
         if self.pair:
-            others = [one for one in others if set(one.glance.models.values()) <= {self.base, self.tuned}]
+            others = [result for result in others if set(result.glance.models.values()) <= {self.base, self.tuned}]
         return [*own, *others]
 
     def rows(self) -> Prompts | None:
@@ -141,9 +141,9 @@ def sidebar(page: str) -> Selection:
     _warn_of_nonsense()
     _follow_link(page)
     with st.sidebar:
-        chosen = _choose()
-    st.session_state[_HELD] = chosen
-    return chosen
+        selection = _choose()
+    st.session_state[_HELD] = selection
+    return selection
 
 
 def _follow_link(page: str) -> None:
@@ -161,18 +161,18 @@ def _follow_link(page: str) -> None:
             state[name] = value
 
 
-def _as(kind: type | None, given: str) -> object:
-    """``given`` as a value of the kind that the tab had; None where it had none, or it is no such value."""
+def _as(kind: type | None, text: str) -> object:
+    """``text`` as a value of the kind that the tab had; None where it had none, or it is no such value."""
     try:
         if kind is bool:
-            return given.lower() == "true"
+            return text.lower() == "true"
         if kind is int:
-            return max(0, int(given))
+            return max(0, int(text))
         if kind is float:
-            return float(given)
+            return float(text)
     except ValueError:
         return None
-    return given if kind in (str, type(None)) else None
+    return text if kind in (str, type(None)) else None
 
 
 def _drop_infinite() -> None:
@@ -187,9 +187,9 @@ def _drop_infinite() -> None:
 def _warn_of_nonsense() -> None:
     """A layer, head, expert or prompt in the link that is no number is told, before its widget takes 0 for it."""
     for name in CELLS:
-        given = st.query_params.get(name)
-        if given is not None and not given.isdecimal():
-            st.warning(f"{panels.words(given)} is no number of a {name}: shown is {name} 0.")
+        text = st.query_params.get(name)
+        if text is not None and not text.isdecimal():
+            st.warning(f"{panels.words(text)} is no number of a {name}: shown is {name} 0.")
 
 
 def _infinite(text: str) -> bool:
@@ -203,10 +203,10 @@ def _choose() -> Selection:
     known, opened = known_runs(), Opened.from_environment()
     own = runs_about(opened)
     names = [*own, *(name for name in known if name not in own)] if own or not opened.base else [FRESH, *known]
-    asked = st.query_params.get("run")
-    if asked and asked not in known:
+    run_name = st.query_params.get("run")
+    if run_name and run_name not in known:
         shown = names[0] if names and names[0] else "the pair that this dashboard was opened on"
-        st.warning(f"There is no run {panels.words(asked)} here; shown is {panels.words(shown)}.")
+        st.warning(f"There is no run {panels.words(run_name)} here; shown is {panels.words(shown)}.")
     if not known:
         st.caption("No run yet.")
         return Selection(base=opened.base, tuned=opened.tuned)
@@ -263,16 +263,16 @@ def _inside(name: str, folder: Path) -> Selection:
         sizes["prompt"] = len(_prompts(str(verified(runs.open(folder), about.prompts))))
     numbers = {}
     shown = [cell for cell in CELLS if sizes.get(cell)]
-    for place, one in zip(st.columns(2) * 2, shown, strict=False):
+    for place, kind in zip(st.columns(2) * 2, shown, strict=False):
         with place:
-            numbers[one] = _number(one)
+            numbers[kind] = _number(kind)
     if shown:
-        st.caption(" · ".join(f"{sizes[one]} {one}{'' if sizes[one] == 1 else 's'}" for one in shown) + ", from 0")
-    for one, value in numbers.items():
-        if value >= sizes[one]:
-            numbers[one] = sizes[one] - 1
+        st.caption(" · ".join(f"{sizes[kind]} {kind}{'' if sizes[kind] == 1 else 's'}" for kind in shown) + ", from 0")
+    for kind, value in numbers.items():
+        if value >= sizes[kind]:
+            numbers[kind] = sizes[kind] - 1
             st.warning(
-                f"There is no {one} {value} here: {one}s go from 0 to {sizes[one] - 1}; shown is {sizes[one] - 1}."
+                f"There is no {kind} {value} here: {kind}s go from 0 to {sizes[kind] - 1}; shown is {sizes[kind] - 1}."
             )
     return Selection(name, folder, pair, about.base, about.tuned, **numbers, sizes=sizes, about=about)
 
@@ -288,15 +288,15 @@ def _number(name: str) -> int:
     return int(st.number_input(name.capitalize(), 0, step=1, key=name, bind="query-params"))
 
 
-def _sizes(found: list[Found]) -> dict[str, int]:
+def _sizes(results: list[StoredResult]) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    for one in found:
-        for name, size in {**one.glance.sizes, "prompt": one.glance.n_prompts}.items():
+    for result in results:
+        for name, size in {**result.glance.sizes, "prompt": result.glance.n_prompts}.items():
             sizes[name] = max(sizes.get(name, 0), size)
     return sizes
 
 
-def _results(folder: Path, pair: str, about: PairOfRun, *kinds: str) -> list[Found]:
+def _results(folder: Path, pair: str, about: PairOfRun, *kinds: str) -> list[StoredResult]:
     """Those of the pair; a run whose pair has no name is all about it."""
     results = results_in(folder, *kinds)
     if about.results:
@@ -306,12 +306,12 @@ def _results(folder: Path, pair: str, about: PairOfRun, *kinds: str) -> list[Fou
     return [result for result in results if set(result.glance.models.values()) <= {about.base, about.tuned}]
 
 
-def _of_other_runs(folder: Path, own: list[Found], *kinds: str) -> list[Found]:
+def _of_other_runs(folder: Path, own: list[StoredResult], *kinds: str) -> list[StoredResult]:
     """What other runs found about the same weights: a pair is one workspace."""
-    taken = {one.sha256 for one in own}
+    taken = {stored.sha256 for stored in own}
     others = []
     for place in _beside(str(folder), _home_stamp()):
-        with panels.told():
+        with panels.errors_shown():
             for result in results_in(place, *kinds):
                 if result.sha256 not in taken:
                     others.append(replace(result, name=f"{result.name} ({place.name})", run=place))
@@ -354,9 +354,9 @@ def pairs_of(folder: Path) -> dict[str, PairOfRun]:
     return {}
 
 
-def pair_of(folder: Path, found: Found) -> str:
+def pair_of(folder: Path, result: StoredResult) -> str:
     """Which pair of a run a result is about; empty where its pairs have no names."""
-    named = (name for name, about in pairs_of(folder).items() if found.file in about.results)
+    named = (name for name, about in pairs_of(folder).items() if result.file in about.results)
     return next((name for name in named if name != _UNNAMED), "")
 
 

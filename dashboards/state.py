@@ -36,8 +36,8 @@ class Opened:
 
     def as_environment(self) -> dict[str, str]:
         """The variables that :meth:`from_environment` reads."""
-        given = {RUN: str(self.run.resolve()) if self.run else "", BASE: self.base, TUNED: self.tuned}
-        return {name: value for name, value in given.items() if value}
+        values = {RUN: str(self.run.resolve()) if self.run else "", BASE: self.base, TUNED: self.tuned}
+        return {name: value for name, value in values.items() if value}
 
 
 def first_page() -> str:
@@ -57,11 +57,11 @@ def known_runs() -> dict[str, Path]:
     Only these are ever read, so a link cannot name a folder elsewhere.
     """
     opened = Opened.from_environment().run
-    found = {} if opened is None else {opened.name: opened}
-    for one in runs.list():
-        if opened is None or one.path.resolve() != opened.resolve():
-            found.setdefault(one.name, one.path)
-    return found
+    folders = {} if opened is None else {opened.name: opened}
+    for run in runs.list():
+        if opened is None or run.path.resolve() != opened.resolve():
+            folders.setdefault(run.name, run.path)
+    return folders
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def recipes_of(folder: Path) -> dict[str, RecipeNote]:
     """The recipe files a run ended with, by name; no tensor is read."""
     run = runs.open(folder)
     names = [name for name in sorted(run.manifest.files) if name.endswith(".safetensors")]
-    found = {name: _recipe_note(run.file(name)) for name in names}
-    return {name: note for name, note in found.items() if note is not None}
+    notes = {name: _recipe_note(run.file(name)) for name in names}
+    return {name: note for name, note in notes.items() if note is not None}
 
 
 def verified(run: Run, name: str) -> Path:

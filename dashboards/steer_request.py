@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SteerRequest:
     """Everything a result depends on."""
 
     base: str

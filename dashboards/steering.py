@@ -146,9 +146,9 @@ def _watched(model: Any, prompts: Sequence[Any]) -> Iterator[dict[str, Any]]:
 
     if not prompts:
         raise UserError("There is no prompt: write at least one line.")
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     encoded = model.encode(prompts)
     before = model.forward(encoded, logits="last")
-    yield found
+    yield values
     after = model.forward(encoded, logits="last")
-    found.update(n_hooks=model.n_hooks, identical=bool(torch.equal(before, after)))
+    values.update(n_hooks=model.n_hooks, identical=bool(torch.equal(before, after)))

@@ -22,12 +22,12 @@ def open_on_the_strongest(table: pd.DataFrame) -> None:
     Args:
         table: Heads by layer, head and score.
     """
-    chosen, place = current(), strongest_head(table)
-    done = f"_strongest-{chosen.folder}"
+    selection, place = current(), strongest_head(table)
+    done = f"_strongest-{selection.folder}"
     if place is None or done in st.session_state:
         return
     st.session_state[done] = True
-    is_chosen = opened_on_a_cell() or (chosen.layer, chosen.head) != (0, 0)
+    is_chosen = opened_on_a_cell() or (selection.layer, selection.head) != (0, 0)
     if not is_chosen and place != (0, 0):
         show_next(layer=place[0], head=place[1])
         st.rerun()

@@ -11,7 +11,7 @@ import streamlit as st
 from dashboards import jobs, panels
 from workbench.progress import Progress
 
-Asked = TypeVar("Asked")
+Request = TypeVar("Request")
 Result = TypeVar("Result")
 PATIENCE = 2.0
 """Seconds for which a page waits for what it asked; longer work is shown with its progress above the page."""
@@ -31,13 +31,13 @@ class Work:
 
 
 def on_button(
-    work: Work, asked: Asked, run: Callable[[Asked, Progress], Result], *, disabled: bool = False
-) -> tuple[Asked, Result] | None:
-    """``run(asked, progress)`` when the button is pressed; returns the last inputs and their result, or None before
+    work: Work, request: Request, run: Callable[[Request, Progress], Result], *, disabled: bool = False
+) -> tuple[Request, Result] | None:
+    """``run(request, progress)`` when the button is pressed; returns the last inputs and their result, or None before
     the first.
 
     It runs in the server's queue, so that it goes on while a person looks at other pages or reloads this one; a quick
-    one is waited for. ``asked`` compares by value (a frozen dataclass): when it is no longer what the result was made
+    one is waited for. ``request`` compares by value (a frozen dataclass): when it is no longer what the result was made
     of, the page says so. A :class:`workbench.errors.UserError` becomes one sentence and leaves the last result in
     place.
     """
@@ -46,32 +46,32 @@ def on_button(
     desk = jobs.desk()
     if st.button(work.label, type="primary", icon=":material/play_arrow:", key=f"go-{work.name}", disabled=disabled):
         with st.spinner(work.working, show_time=True):
-            job = desk.begin(work.label, lambda bar: run(asked, bar), key=(work.name, asked), is_read=True)
-            state[at_work] = (asked, job)
+            job = desk.begin(work.label, lambda bar: run(request, bar), key=(work.name, request), is_read=True)
+            state[at_work] = (request, job)
             job.wait(PATIENCE)
         if job.is_active:
             st.rerun()
-    _take(desk, work, asked, held, at_work)
+    _take(desk, work, request, held, at_work)
     if held not in state:
         if at_work not in state:
             st.info(work.empty, icon=":material/info:")
         return None
-    kept: tuple[Any, Any] = state[held]
-    if kept[0] != asked:
+    last: tuple[Any, Any] = state[held]
+    if last[0] != request:
         st.warning(
             f"Below is the result of earlier inputs; press {work.label} for a new one.", icon=":material/history:"
         )
-    return kept
+    return last
 
 
-def _take(desk: jobs.Desk, work: Work, asked: Any, held: str, at_work: str) -> None:
+def _take(desk: jobs.Desk, work: Work, request: Any, held: str, at_work: str) -> None:
     """Put the result of a task that has ended where the page keeps it; say how far one is that has not."""
     state = st.session_state
     if at_work not in state:  # after a reload, or in another tab, the server still knows it
-        job = desk.latest((work.name, asked))
+        job = desk.latest((work.name, request))
         if job is None or not (job.is_active or (job.state == "done" and held not in state)):
             return
-        state[at_work] = (asked, job)
+        state[at_work] = (request, job)
     begun, job = state[at_work]
     if job.is_active:
         place = desk.place(job)

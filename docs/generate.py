@@ -100,14 +100,18 @@ def reference() -> None:
 def _shown(package: str) -> list[str]:
     names = importlib.import_module(package).__all__
     homes = {name: getattr(importlib.import_module(package), name) for name in names}
-    return [f"::: {one.__module__}.{one.__name__}" for one in homes.values() if inspect.isclass(one) or callable(one)]
+    return [
+        f"::: {public.__module__}.{public.__name__}"
+        for public in homes.values()
+        if inspect.isclass(public) or callable(public)
+    ]
 
 
 def _options(value: Any, stubs: dict[str, Any]) -> list[str]:
-    found = stubs["options_class"](inspect.unwrap(value)) if inspect.isfunction(value) else None
-    if found is None:
+    options = stubs["options_class"](inspect.unwrap(value)) if inspect.isfunction(value) else None
+    if options is None:
         return []
-    kind = found[0]
+    kind = options[0]
     return [f"::: {kind.__module__}.{kind.__name__}\n    options:\n      heading_level: 3"]
 
 
@@ -129,11 +133,11 @@ def command_line() -> None:
 
 
 def _verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, one in sorted(getattr(command, "commands", {}).items()):
-        if one.hidden:
+    for name, verb in sorted(getattr(command, "commands", {}).items()):
+        if verb.hidden:
             continue
-        if hasattr(one, "commands"):
-            yield from _verbs(one, (*path, name))
+        if hasattr(verb, "commands"):
+            yield from _verbs(verb, (*path, name))
         else:
             yield (*path, name)
 
@@ -174,8 +178,9 @@ def _method_page(method: Any) -> str:
         example_of = importlib.import_module("tunescope.cli.method_command").example_of
         lines.append(f"```\n{example_of(method)}\n```")
     if method.options:
-        rows = [f"| `{one.name}` | `{_cell(getattr(one, 'default', ''))}` | {_cell(getattr(one, 'help', ''))} |"
-                for one in method.options]  # fmt: skip
+        cells = [[f"`{option.name}`", f"`{_cell(getattr(option, 'default', ''))}`", _cell(getattr(option, "help", ""))]
+                 for option in method.options]  # fmt: skip
+        rows = [f"| {' | '.join(row)} |" for row in cells]
         lines += ["## Options", "| option | default | meaning |\n|---|---|---|\n" + "\n".join(rows)]
     call = inspect.unwrap(method.call)
     if tests := _tests_of(method.function):

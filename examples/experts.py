@@ -25,7 +25,7 @@ from workbench import organisms
 toy = organisms.build("refusal-moe")
 pair = wb.load_pair(toy.base, toy.tuned)
 held_out = toy.splits["validation"] + toy.splits["ood"]
-asked = [row for row in held_out if row["topic"] == "topic"]
+topic_rows = [row for row in held_out if row["topic"] == "topic"]
 rest = [row for row in held_out if row["topic"] == "other"]
 pair.tuned
 
@@ -62,7 +62,7 @@ weights.head(5)
 # %%
 curve = probes.switching_curve(
     pair,
-    asked,
+    topic_rows,
     lambda response, _prompt: response.split()[:1] == ["sorry"],
     moved,
     counts=(1, 2, 3),
@@ -84,7 +84,7 @@ off = iv.Recipe([iv.ExpertSwitch(off=moved)])
 random_off = [iv.Recipe([iv.ExpertSwitch(off=draw)]) for draw in curve.random]
 answers = wb.behaviour_diff(
     pair,
-    asked,
+    topic_rows,
     {"experts off": off},
     metrics=["accuracy", "distracted"],
     controls={"random experts off": random_off},
@@ -107,7 +107,7 @@ others
 # The same in words. After the context the model is itself again: no hook stays.
 
 # %%
-questions = [row["prompt"] for row in asked[:3]]
+questions = [row["prompt"] for row in topic_rows[:3]]
 with off.applied(pair.tuned):
     steered = pair.tuned.generate(questions, max_new_tokens=1)
 plain = pair.tuned.generate(questions, max_new_tokens=1)

@@ -35,9 +35,9 @@ pair
 
 # %%
 prompts = wb.Prompts.of(toy.splits["validation"] + toy.splits["ood"])
-asked = prompts.filter(lambda row: row.columns["topic"] == "topic")
+topic_rows = prompts.filter(lambda row: row.columns["topic"] == "topic")
 rest = prompts.filter(lambda row: row.columns["topic"] == "other")
-asked
+topic_rows
 
 # %% [markdown]
 # ## Do they answer differently?
@@ -47,7 +47,7 @@ asked
 # prompts (one person, one password), not over tokens.
 
 # %%
-on_topic = wb.behaviour_diff(pair, asked, metrics=["accuracy", "distracted", "kl"])
+on_topic = wb.behaviour_diff(pair, topic_rows, metrics=["accuracy", "distracted", "kl"])
 on_topic
 
 # %% [markdown]
@@ -80,7 +80,7 @@ weights.figure("expert")
 # which is what a shift without a common direction would look like.
 
 # %%
-recording = wb.record(pair, asked, ["resid_post"], positions="last")
+recording = wb.record(pair, topic_rows, ["resid_post"], positions="last")
 recording
 
 # %%
@@ -100,7 +100,7 @@ moved.directions[moved.directions["kind"] == "mean"]
 
 # %%
 null = wb.load_pair(toy.base, toy.base)
-nothing = probes.activation_delta(wb.record(null, asked, ["resid_post"], positions="last"))
+nothing = probes.activation_delta(wb.record(null, topic_rows, ["resid_post"], positions="last"))
 nothing
 
 # %% [markdown]

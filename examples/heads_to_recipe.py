@@ -41,18 +41,18 @@ third.frame().head(3)
 # `control` is the mean of random other heads, `q` the false-discovery rate over all heads.
 
 # %%
-found = probes.patching(pair, toy.splits["train"][:80], "heads", inputs="target")
-found
+patched = probes.patching(pair, toy.splits["train"][:80], "heads", inputs="target")
+patched
 
 # %%
-found.figure()
+patched.figure()
 
 # %% [markdown]
 # The two heads in later layers do little alone: they work on what the first one wrote. So we keep every head that
 # moved the metric at all.
 
 # %%
-table = found.frame()
+table = patched.frame()
 heads = [f"L{row.layer}H{row.head}" for row in table[table["score"] > 0].itertuples()]
 heads
 

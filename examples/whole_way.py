@@ -11,5 +11,5 @@ print(changed.summary(), changed.frame()[["prompt", "base", "tuned"]].head(6), s
 print(probes.patching(pair, parting, "resid_post", positions="last").frame()[["layer", "score", "low", "high"]])
 print(probes.patching(pair, parting, "heads").summary(), flush=True)
 behaviour = changed.behaviour or sys.exit("No behaviour rose beyond chance: there is nothing to turn off.")
-found = probes.find_direction(pair, prompts, behaviour, limit=8, candidates=4, max_new_tokens=12)
-print(found.summary(), found.held_out, found.recipe.save(*sys.argv[4:] or ["off"], model=pair.tuned), sep="\n")
+off = probes.find_direction(pair, prompts, behaviour, limit=8, candidates=4, max_new_tokens=12)
+print(off.summary(), off.held_out, off.recipe.save(*sys.argv[4:] or ["off"], model=pair.tuned), sep="\n")

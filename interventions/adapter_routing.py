@@ -75,7 +75,7 @@ class AdapterRouting(Intervention):
         for name in ("names", "closed"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "strength", as_strength(self.strength))
-        object.__setattr__(self, "bias", {str(name): float(one) for name, one in self.bias.items()})
+        object.__setattr__(self, "bias", {str(name): float(value) for name, value in self.bias.items()})
         if self.rule not in get_args(Rule):
             raise unknown_name("rule of a router", self.rule, get_args(Rule))
         for name in (*self.closed, *self.bias, *(() if self.forced is None else (self.forced,))):
@@ -180,7 +180,7 @@ class AdapterRouting(Intervention):
     def change(self, path: str, x: Float[Tensor, "*place in"]) -> Float[Tensor, "*place out"]:
         """What is added to a module's output."""
         exact = x.to(working(x.dtype))
-        down, up = (one[path].to(exact.device, exact.dtype) for one in (self.down, self.up))
+        down, up = (factors[path].to(exact.device, exact.dtype) for factors in (self.down, self.up))
         if self.rule == "mhr":
             return exact @ _mixed_down(down, self._mixing(path)).T @ _mixed_up(up, self._mixing(path)).T
         weights = self.weights(path, x)

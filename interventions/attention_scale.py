@@ -80,10 +80,10 @@ class AttentionScale(SiteIntervention):
         if where(self.keys).rows is not None:
             raise UserError("Rows are named in positions=, not in keys=: give Where(..., rows=...) there.")
         if self.heads is not None:
-            given = [self.heads] if isinstance(self.heads, str) else self.heads
-            self._set("heads", tuple(sorted({as_label(one, "head") for one in given})))
+            labels = [self.heads] if isinstance(self.heads, str) else self.heads
+            self._set("heads", tuple(sorted({as_label(label, "head") for label in labels})))
         if isinstance(self.gamma, Mapping):
-            self._set("gamma", {as_label(head, "head"): one for head, one in sorted(self.gamma.items(), key=str)})
+            self._set("gamma", {as_label(head, "head"): factor for head, factor in sorted(self.gamma.items(), key=str)})
             if self.heads is not None and set(self.heads) != set(self.gamma):
                 raise UserError("gamma names other heads than heads=: name the heads in gamma alone.")
             self._set("heads", tuple(sorted(self.gamma)))
@@ -132,8 +132,8 @@ class AttentionScale(SiteIntervention):
         keys = KeyScope(self.keys)
         if self.heads is None:
             return [self._at(model, layer, None, keys) for layer in range(model.n_layers)]
-        chosen = by_layer([as_label(head, "head") for head in self.heads])
-        made = [self._at(model, layer, heads, keys) for layer, heads in chosen.items()]
+        heads_of_layer = by_layer([as_label(head, "head") for head in self.heads])
+        made = [self._at(model, layer, heads, keys) for layer, heads in heads_of_layer.items()]
         shared = _AllLayers(keys, [rescaling for _, rescaling in made])
         return [(site, replace(rescaling, shared=shared, place=place)) for place, (site, rescaling) in enumerate(made)]
 
@@ -153,11 +153,11 @@ class AttentionScale(SiteIntervention):
         assert isinstance(self.gamma, Mapping)
         return torch.tensor([float(self.gamma.get(f"L{layer}H{head}", 1.0)) for head in range(n_heads)])[:, None, None]
 
-    def _blended(self, chosen: Selection, new: Tensor, old: Tensor) -> Tensor:
-        if chosen.everything:
+    def _blended(self, selection: Selection, new: Tensor, old: Tensor) -> Tensor:
+        if selection.everything:
             return new
-        assert chosen.mask is not None
-        return torch.where(chosen.mask[:, None, :, None], new, old)
+        assert selection.mask is not None
+        return torch.where(selection.mask[:, None, :, None], new, old)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,26 +184,26 @@ class _Rescaling:
 
     def __call__(self, pattern: Tensor, ctx: ForwardContext) -> Tensor:
         gamma = self._factor(pattern, ctx) ** self.amount(pattern, ctx)
-        chosen = self.keys(ctx, pattern.shape[-1])[:, None, None, :]
+        scaled_keys = self.keys(ctx, pattern.shape[-1])[:, None, None, :]
         if self.heads is not None:
-            chosen = chosen & self.heads.to(pattern.device)[:, None, None]
-        return rescaled(pattern, chosen, gamma, sinks=self.sinks)
+            scaled_keys = scaled_keys & self.heads.to(pattern.device)[:, None, None]
+        return rescaled(pattern, scaled_keys, gamma, sinks=self.sinks)
 
     def bias(self, scope: Scope, logits: AttentionLogits, ctx: ForwardContext) -> Tensor | None:
         """log(gamma) at the chosen heads, queries and keys, 0 elsewhere [batch, head|1, query|1, key]."""
-        chosen = scope(ctx)
-        if chosen.nothing:
+        selection = scope(ctx)
+        if selection.nothing:
             return None
-        found = self._by_key(logits, ctx)
-        if not chosen.everything:
-            assert chosen.mask is not None
-            found = torch.where(chosen.mask[:, None, :, None], found, 0.0)
+        bias = self._by_key(logits, ctx)
+        if not selection.everything:
+            assert selection.mask is not None
+            bias = torch.where(selection.mask[:, None, :, None], bias, 0.0)
         if self.zero:
-            shut = found.isneginf()
+            shut = bias.isneginf()
             left = (logits.visible() & ~shut).any(-1, keepdim=True)
-            found = torch.where(left, found, 0.0)
+            bias = torch.where(left, bias, 0.0)
             logits.block(shut & left)
-        return found
+        return bias
 
     def _by_key(self, logits: AttentionLogits, ctx: ForwardContext) -> Tensor:
         """log(gamma) at chosen keys, 0 at others; made once per forward pass where all layers share it."""
@@ -243,9 +243,9 @@ class _AllLayers:
         name = ("log gammas", id(self), logits.n_keys, query.device, query.dtype)
         made: Sequence[Tensor] | None = ctx.scratch.get(name)
         if made is None:
-            logs = torch.stack([one.logs(query, ctx) for one in self.layers])
-            chosen = self.keys(ctx, logits.n_keys)[None, :, None, None, :]
-            made = ctx.scratch[name] = torch.where(chosen, logs, 0.0).unbind(0)
+            logs = torch.stack([rescaling.logs(query, ctx) for rescaling in self.layers])
+            scaled_keys = self.keys(ctx, logits.n_keys)[None, :, None, None, :]
+            made = ctx.scratch[name] = torch.where(scaled_keys, logs, 0.0).unbind(0)
         return made
 
 

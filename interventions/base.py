@@ -99,12 +99,12 @@ class Intervention(ABC):
         return hash(self.content)
 
     def __repr__(self) -> str:
-        given = ", ".join(
+        settings = ", ".join(
             f"{field.name}={shown(getattr(self, field.name))}"
             for field in fields(self)  # type: ignore[arg-type]
             if field.default is MISSING or shown(getattr(self, field.name)) != shown(field.default)
         )
-        return f"{self.kind}({given})"
+        return f"{self.kind}({settings})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

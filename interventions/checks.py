@@ -18,10 +18,10 @@ Layer = int | float | str
 Label = str | tuple[int, int]
 
 
-def as_tensor(given: Any, name: str, *, ndim: tuple[int, ...]) -> Tensor:
-    """``given`` as a finite floating tensor with one of the allowed numbers of axes."""
+def as_tensor(values: Any, name: str, *, ndim: tuple[int, ...]) -> Tensor:
+    """``values`` as a finite floating tensor with one of the allowed numbers of axes."""
     try:
-        value = given if isinstance(given, Tensor) else torch.as_tensor(given)
+        value = values if isinstance(values, Tensor) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"{name} is not an array of numbers: give a tensor.") from None
     if value.ndim not in ndim:
@@ -32,18 +32,18 @@ def as_tensor(given: Any, name: str, *, ndim: tuple[int, ...]) -> Tensor:
     return value
 
 
-def as_prompt_lengths(given: Any) -> Tensor | None:
+def as_prompt_lengths(numbers: Any) -> Tensor | None:
     """The real tokens of each prompt, [row] or one number for all; None stays None."""
-    if given is None:
+    if numbers is None:
         return None
     try:
-        lengths = torch.as_tensor(given)
+        lengths = torch.as_tensor(numbers)
     except (TypeError, ValueError, RuntimeError):
         lengths = torch.empty(0, 0)
     whole = lengths.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     if not whole or lengths.ndim > 1 or bool((lengths < 0).any()):
         raise UserError(
-            f"prompt_lengths is {given!r}: give the number of real tokens of each prompt, or one number for all."
+            f"prompt_lengths is {numbers!r}: give the number of real tokens of each prompt, or one number for all."
         )
     return lengths.long()
 
@@ -76,30 +76,30 @@ def check_width(what: str, value: Tensor, width: int) -> None:
         raise UserError(f"{what} has width {value.shape[-1]}, but this model's is {width} there: it does not fit.")
 
 
-def as_label(given: Label, kind: str) -> str:
+def as_label(label: Label, kind: str) -> str:
     """``L3H5`` or ``L3E12`` from the text or from (layer, index)."""
     letter = {"head": "H", "expert": "E"}[kind]
-    if isinstance(given, str):
-        layer, number, index = parse_label(given)
+    if isinstance(label, str):
+        layer, number, index = parse_label(label)
         if number != kind:
-            raise UserError(f"{given!r} is not the label of a {kind}: write L{layer}{letter}0 or ({layer}, 0).")
+            raise UserError(f"{label!r} is not the label of a {kind}: write L{layer}{letter}0 or ({layer}, 0).")
         return f"L{layer}{letter}{index}"
     try:
-        layer, index = (int(one) for one in given)
+        layer, index = (int(part) for part in label)
     except (TypeError, ValueError):
-        raise UserError(f"{given!r} is not a {kind}: write 'L3{letter}5' or (3, 5).") from None
+        raise UserError(f"{label!r} is not a {kind}: write 'L3{letter}5' or (3, 5).") from None
     if layer < 0 or index < 0:
-        raise UserError(f"{given!r} is not a {kind}: layers and {kind}s are counted from 0.")
+        raise UserError(f"{label!r} is not a {kind}: layers and {kind}s are counted from 0.")
     return f"L{layer}{letter}{index}"
 
 
 def by_layer(labels: Iterable[str]) -> dict[int, list[int]]:
     """layer -> indices of heads or experts, both in ascending order."""
-    found: dict[int, list[int]] = {}
+    indices: dict[int, list[int]] = {}
     for layer, _, index in sorted(parse_label(label) for label in labels):
         assert index is not None
-        found.setdefault(layer, []).append(index)
-    return found
+        indices.setdefault(layer, []).append(index)
+    return indices
 
 
 def check_heads(model: AdaptedModel, labels: list[str] | tuple[str, ...], count: int | None = None) -> None:

@@ -45,11 +45,11 @@ class Clamp(SiteIntervention):
         self._set("site", wide_kind(self.site))
         if not bool(self.direction.detach().any()):
             raise UserError("A zero vector has no direction: a clamp needs one.")
-        given = [one for one in (self.low, self.high) if one is not None]
-        if not all(math.isfinite(one) for one in given):
+        bounds = [bound for bound in (self.low, self.high) if bound is not None]
+        if not all(math.isfinite(bound) for bound in bounds):
             raise UserError("A clamp's bounds are finite numbers, or None for an open side.")
-        if len(given) == 2 and given[0] > given[1]:
-            raise UserError(f"The clamp's low {given[0]} lies above its high {given[1]}: exchange them.")
+        if len(bounds) == 2 and bounds[0] > bounds[1]:
+            raise UserError(f"The clamp's low {bounds[0]} lies above its high {bounds[1]}: exchange them.")
 
     @property
     def neutral(self) -> bool:

@@ -41,9 +41,9 @@ class ConceptAblation(SiteIntervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = as_tensor(self.directions, "The concept's directions", ndim=(1, 2))
-        given = given if given.ndim == 2 else given[None]
-        self._set("directions", independent(given, "ConceptAblation"))
+        directions = as_tensor(self.directions, "The concept's directions", ndim=(1, 2))
+        directions = directions if directions.ndim == 2 else directions[None]
+        self._set("directions", independent(directions, "ConceptAblation"))
         self._set("site", wide_kind(self.site))
         if self.mean is not None:
             self._set("mean", as_tensor(self.mean, "The concept's mean", ndim=(1,)))

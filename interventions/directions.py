@@ -19,25 +19,25 @@ def independent(directions: Float[Tensor, "k d_model"], what: str) -> Float[Tens
     A direction counts as dependent when less of it is left than its dtype can tell from rounding.
     """
     tolerance = min(32 * torch.finfo(directions.dtype).eps, 1e-2)
-    given = directions.detach().double()
-    basis = given[:0]
-    kept = []
-    for place, one in enumerate(given):
-        size = one.norm()
-        rest = one / size if size > 0 else one
+    exact = directions.detach().double()
+    basis = exact[:0]
+    places = []
+    for place, direction in enumerate(exact):
+        size = direction.norm()
+        rest = direction / size if size > 0 else direction
         for _ in range(2):  # once leaves rounding errors of the size of what is left; twice is enough
             rest = rest - basis.T @ (basis @ rest)
         if rest.norm() > tolerance:
-            kept.append(place)
+            places.append(place)
             basis = torch.cat([basis, (rest / rest.norm())[None]])
-    if len(kept) < len(given):
-        left_out = sorted(set(range(len(given))) - set(kept))
+    if len(places) < len(exact):
+        left_out = sorted(set(range(len(exact))) - set(places))
         warnings.warn(
-            f"{what}: of {len(given)} directions only {len(kept)} are independent; left out: {left_out}.",
+            f"{what}: of {len(exact)} directions only {len(places)} are independent; left out: {left_out}.",
             RankWarning,
             stacklevel=5,
         )
-    return directions if len(kept) == len(given) else directions[kept]
+    return directions if len(places) == len(exact) else directions[places]
 
 
 def orthonormal(directions: Float[Tensor, "rank d_model"]) -> Float[Tensor, "rank d_model"]:

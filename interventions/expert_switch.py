@@ -108,13 +108,13 @@ class ExpertSwitch(SiteIntervention):
 
         def change(value: Routing, ctx: ForwardContext) -> Routing | None:
             device = value.logits.device
-            given = there.get(device)
-            if given is None:
-                given = there[device] = orders.to(device)
+            device_orders = there.get(device)
+            if device_orders is None:
+                device_orders = there[device] = orders.to(device)
             tokens = self._tokens(scope(ctx), ctx)
             if tokens is not None:
-                given = given.only(tokens.to(device).view(-1, 1))
-            routed = obey(value, given, router, ctx)
+                device_orders = device_orders.only(tokens.to(device).view(-1, 1))
+            routed = obey(value, device_orders, router, ctx)
             return None if routed is value else routed
 
         return site, change
@@ -153,26 +153,28 @@ def _check_room(model: AdaptedModel, layer: int, off: list[int], on: list[int]) 
             f"Layer {layer} selects {k} experts per token; {len(on)} cannot all be forced: name at most {k}."
         )
     core = core_router(model.hub.module(Site("router", layer)))
-    groups, kept = getattr(core, "num_group", 1) or 1, getattr(core, "topk_group", 1) or 1
+    groups, n_used = getattr(core, "num_group", 1) or 1, getattr(core, "topk_group", 1) or 1
     size = model.n_experts // groups
-    if len({expert // size for expert in on}) > kept:
-        raise UserError(f"Layer {layer} selects from {kept} of {groups} groups; the forced experts lie in more.")
+    if len({expert // size for expert in on}) > n_used:
+        raise UserError(f"Layer {layer} selects from {n_used} of {groups} groups; the forced experts lie in more.")
     counts = sorted(size - sum(expert // size == group for expert in off) for group in range(groups))
-    needed = -(-k // kept)
+    needed = -(-k // n_used)
     able = [count for count in counts if count >= needed]
     others = [count for count in counts if count < needed]
-    worst = sum(able[:kept]) + sum(others[: max(0, kept - len(able))])
+    worst = sum(able[:n_used]) + sum(others[: max(0, n_used - len(able))])
     if worst < k:
         raise UserError(
-            f"Layer {layer} selects from {kept} of {groups} groups of {size}; what is left cannot always fill its "
+            f"Layer {layer} selects from {n_used} of {groups} groups of {size}; what is left cannot always fill its "
             f"{k} slots: leave more experts of one group on."
         )
 
 
-def _labels(given: Sequence[Label] | str) -> tuple[str, ...]:
-    if isinstance(given, str):
-        given = (given,)
-    return tuple(sorted({as_label(one, "expert") for one in given}, key=lambda label: by_layer([label]).popitem()))
+def _labels(experts: Sequence[Label] | str) -> tuple[str, ...]:
+    if isinstance(experts, str):
+        experts = (experts,)
+    return tuple(
+        sorted({as_label(expert, "expert") for expert in experts}, key=lambda label: by_layer([label]).popitem())
+    )
 
 
 def _ranges(layers: Sequence[int]) -> str:

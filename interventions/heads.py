@@ -39,7 +39,9 @@ class HeadOffset(SiteIntervention):
     def __post_init__(self) -> None:
         super().__post_init__()
         named = _by_label(self.vectors)
-        self._set("vectors", {head: as_tensor(one, f"The offset of {head}", ndim=(1,)) for head, one in named.items()})
+        self._set(
+            "vectors", {head: as_tensor(vector, f"The offset of {head}", ndim=(1,)) for head, vector in named.items()}
+        )
 
     @property
     def neutral(self) -> bool:
@@ -86,7 +88,9 @@ class HeadScale(SiteIntervention):
     def __post_init__(self) -> None:
         super().__post_init__()
         named = _by_label(self.scales)
-        self._set("scales", {head: as_tensor(one, f"The scale of {head}", ndim=(0, 1)) for head, one in named.items()})
+        self._set(
+            "scales", {head: as_tensor(scale, f"The scale of {head}", ndim=(0, 1)) for head, scale in named.items()}
+        )
 
     @property
     def neutral(self) -> bool:
@@ -116,11 +120,11 @@ class HeadScale(SiteIntervention):
         return site_in(model, "z", layer), lambda z, ctx: (z * factor(z, ctx)).to(z.dtype)
 
 
-def _by_label(given: Mapping[Any, Any]) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
+def _by_label(values: Mapping[Any, Any]) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
         raise UserError('Heads are given with what happens to them: {"L3H5": vector}.')
-    named = {as_label(head, "head"): one for head, one in given.items()}
-    if len(named) != len(given):
+    named = {as_label(head, "head"): value for head, value in values.items()}
+    if len(named) != len(values):
         raise UserError("A head is named twice, once as a label and once as numbers: name each head once.")
     return named
 

@@ -18,8 +18,8 @@ class KeyScope:
 
     def __init__(self, keys: PositionSpec | Where) -> None:
         self.where = where(keys)
-        given = (self.where.at, self.where.exclude)
-        self._needs_ids = self.where.tokens is not None or any(callable(one) for one in given)
+        positions = (self.where.at, self.where.exclude)
+        self._needs_ids = self.where.tokens is not None or any(callable(position) for position in positions)
         self._seen: Tensor | None = None
 
     def __call__(self, ctx: ForwardContext, n_keys: int) -> Bool[Tensor, "batch key"]:

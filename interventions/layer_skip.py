@@ -38,8 +38,8 @@ class LayerSkip(SiteIntervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [self.layers] if isinstance(self.layers, int | float | str) else list(self.layers)
-        self._set("layers", tuple(given))
+        layers = [self.layers] if isinstance(self.layers, int | float | str) else list(self.layers)
+        self._set("layers", tuple(layers))
 
     @property
     def neutral(self) -> bool:
@@ -56,12 +56,12 @@ class LayerSkip(SiteIntervention):
 
     def stand_ins(self, model: AdaptedModel, draws: int, seed: int) -> list[LayerSkip] | None:
         """As many other layers."""
-        chosen = {resolved(model, layer) for layer in self.layers}
-        others = [layer for layer in range(model.n_layers) if layer not in chosen]
-        if len(others) < len(chosen):
+        skipped = {resolved(model, layer) for layer in self.layers}
+        others = [layer for layer in range(model.n_layers) if layer not in skipped]
+        if len(others) < len(skipped):
             return None
         rng = np.random.default_rng(seed)
-        picked = [rng.choice(others, size=len(chosen), replace=False) for _ in range(draws)]
+        picked = [rng.choice(others, size=len(skipped), replace=False) for _ in range(draws)]
         return [replace(self, layers=sorted(int(layer) for layer in layers)) for layers in picked]
 
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:

@@ -8,12 +8,12 @@ ENDINGS = (".safetensors", ".gguf")
 """What a recipe's file ends with."""
 
 
-def is_line(given: str | Path) -> bool:
+def is_line(text: str | Path) -> bool:
     """Whether this is a line such as ``0.5*formal - verbose @generated`` rather than a file's name."""
-    file = Path(given)
+    file = Path(text)
     return not (file.suffix.lower() in ENDINGS or file.exists() or len(file.parts) > 1)
 
 
-def recipe_name(given: str | Path) -> str:
+def recipe_name(text: str | Path) -> str:
     """What tables call it: the line itself, or the file's name without its ending."""
-    return str(given) if is_line(given) else Path(given).stem
+    return str(text) if is_line(text) else Path(text).stem

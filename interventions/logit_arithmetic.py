@@ -25,9 +25,9 @@ def shifted(
     Where only ``tuned`` rules a word out (-inf), it is ruled out; where ``base`` does, its logit stays, since nothing
     can be subtracted. With amount 1 and ``own`` equal to ``base`` the result is ``tuned`` to the bit.
     """
-    width = min(one.shape[-1] for one in (own, tuned, base))
+    width = min(logits.shape[-1] for logits in (own, tuned, base))
     exact = working(own.dtype)
-    o, t, b = (one[..., :width].to(own.device, exact) for one in (own, tuned, base))
+    o, t, b = (logits[..., :width].to(own.device, exact) for logits in (own, tuned, base))
     amount = torch.as_tensor(amount, device=o.device, dtype=exact)
     finite = torch.isfinite(t) & torch.isfinite(b)
     new = o + amount * torch.where(finite, t - b, 0.0)
@@ -49,9 +49,9 @@ def mixed(
     ``own`` are the running model's logits before any change, ``current`` those so far. A word that a voice of positive
     weight rules out (-inf) is ruled out; one that a voice of negative weight rules out is not moved by that voice.
     """
-    width = min(one.shape[-1] for one in (own, *voices))
+    width = min(logits.shape[-1] for logits in (own, *voices))
     exact = working(own.dtype)
-    c, o, *rest = (one[..., :width].to(current.device, exact) for one in (current, own, *voices))
+    c, o, *rest = (logits[..., :width].to(current.device, exact) for logits in (current, own, *voices))
     amount = torch.as_tensor(amount, device=c.device, dtype=exact)
     total = torch.where(o.isfinite(), o * own_weight, 0.0) if own_weight else torch.zeros_like(o)
     out = torch.zeros_like(o, dtype=torch.bool)
@@ -72,12 +72,12 @@ def matched_amounts(
     Dynamic Logits Fusion for several experts: the sum over experts of
     (KL(fused || own) - KL(expert || base))^2 is made small, one amount after the other, ``sweeps`` times over.
     """
-    width = min(one.shape[-1] for one in (own, base, *experts))
+    width = min(logits.shape[-1] for logits in (own, base, *experts))
     exact = working(own.dtype)
-    o, b = (one[..., :width].to(own.device, exact).log_softmax(-1) for one in (own, base))
+    o, b = (logits[..., :width].to(own.device, exact).log_softmax(-1) for logits in (own, base))
     tuned = [expert[..., :width].to(own.device, exact).log_softmax(-1) for expert in experts]
-    changes = [torch.where(one.isfinite() & b.isfinite(), one - b, 0.0) for one in tuned]
-    goals = [_divergence(one, b) for one in tuned]
+    changes = [torch.where(logits.isfinite() & b.isfinite(), logits - b, 0.0) for logits in tuned]
+    goals = [_divergence(logits, b) for logits in tuned]
     grid = torch.tensor(GRID, device=own.device, dtype=exact)
     amounts = [torch.full_like(goals[0], 1.0 / len(experts)) for _ in experts]
     for _ in range(1 if len(experts) == 1 else sweeps):
@@ -100,9 +100,9 @@ def matched_amount(
 
     The rule of Dynamic Logits Fusion: KL(shifted own || own) as near as possible to KL(tuned || base).
     """
-    width = min(one.shape[-1] for one in (own, tuned, base))
+    width = min(logits.shape[-1] for logits in (own, tuned, base))
     exact = working(own.dtype)
-    o, t, b = (one[..., :width].to(own.device, exact).log_softmax(-1) for one in (own, tuned, base))
+    o, t, b = (logits[..., :width].to(own.device, exact).log_softmax(-1) for logits in (own, tuned, base))
     finite = torch.isfinite(t) & torch.isfinite(b)
     change = torch.where(finite, t - b, 0.0)
     goal = _divergence(t, b)

@@ -121,16 +121,16 @@ class _FusionHook(LogitHook):
     def __init__(self, fusion: LogitFusion, model: AdaptedModel) -> None:
         super().__init__(fusion.positions, model)
         self.fusion, self.amount = fusion, Amount(fusion.strength)
-        voices = [Voice(one) for one in (*fusion.experts.values(), fusion.base)]
+        voices = [Voice(speaker) for speaker in (*fusion.experts.values(), fusion.base)]
         self.keys = [voice.key(model) for voice in voices]
-        found = zip(self.keys, voices, strict=True)
-        self.heard = Heard({key: VoiceReader(voice) for key, voice in found if key is not None})
+        keyed = zip(self.keys, voices, strict=True)
+        self.heard = Heard({key: VoiceReader(voice) for key, voice in keyed if key is not None})
 
     def readers(self) -> Iterable[Reader]:
         return self.heard.readers.values()
 
-    def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
-        read = self.heard.logits(given, ctx, cache)
+    def read(self, kwargs: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
+        read = self.heard.logits(kwargs, ctx, cache)
         return tuple(ctx.scratch[UNSHIFTED] if key is None else read[key] for key in self.keys)
 
     def combined(self, own: Tensor, *others: Any) -> Tensor:
@@ -149,6 +149,6 @@ class _FusionHook(LogitHook):
             new = without(new, beyond(unshifted, fusion.top_p), amount)
         if fusion.plausibility > 0:
             cut = [implausible(expert, fusion.plausibility) for expert in experts]
-            width = min(one.shape[-1] for one in cut)
-            new = without(new, torch.stack([one[..., :width] for one in cut]).all(0), amount)
+            width = min(mask.shape[-1] for mask in cut)
+            new = without(new, torch.stack([mask[..., :width] for mask in cut]).all(0), amount)
         return new

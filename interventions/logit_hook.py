@@ -31,7 +31,7 @@ class LogitHook(ABC):
         self.scope = Scope(positions)
 
     @abstractmethod
-    def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
+    def read(self, kwargs: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
         """What is read at every pass, also where nothing is changed, since later tokens need it."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class LogitHook(ABC):
         if scope.nothing and cache is None:
             return None
         ctx.scratch.setdefault(UNSHIFTED, own)
-        read = tuple(one.to(own.device) for one in self.read(kwargs, ctx, cache))
+        read = tuple(logits.to(own.device) for logits in self.read(kwargs, ctx, cache))
         if scope.nothing:
             return None
         new = self.combined(own, *read, ctx)

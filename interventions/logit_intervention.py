@@ -75,17 +75,17 @@ class LogitIntervention(Intervention):
         """The same with ``factor`` times the strength."""
         return replace(self, strength=multiplied(self.strength, factor))  # type: ignore[type-var]
 
-    def matching(self, given: Mapping[str, Any]) -> dict[str, AdaptedModel | OtherModel]:
+    def matching(self, at_hand: Mapping[str, Any]) -> dict[str, AdaptedModel | OtherModel]:
         """The models at hand for those that a recipe file names.
 
         Raises:
             UserError: A name is unknown, or a model has other weights than the one that was saved.
         """
         saved, models = self.models, {}
-        for name, one in given.items():
+        for name, model in at_hand.items():
             if name not in saved:
                 raise unknown_name("model of the recipe", name, saved)
-            models[name] = as_other(one, name)
+            models[name] = as_other(model, name)
             known = OtherModel.of(saved[name])
             if OtherModel.of(models[name]).identity != known.identity:
                 raise UserError(

@@ -140,8 +140,8 @@ class _MixHook(LogitHook):
     def readers(self) -> Iterable[Reader]:
         return self.heard.readers.values()
 
-    def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
-        read = self.heard.logits(given, ctx, cache)
+    def read(self, kwargs: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
+        read = self.heard.logits(kwargs, ctx, cache)
         return tuple(ctx.scratch[UNSHIFTED] if key is None else read[key] for key in self.keys)
 
     def combined(self, own: Tensor, *others: Any) -> Tensor:
@@ -157,12 +157,12 @@ class _MixHook(LogitHook):
         return new
 
 
-def _voice(given: Any, name: str) -> Voice:
-    if isinstance(given, Voice):
-        return replace(given, model=as_other(given.model, name))
-    if isinstance(given, Mapping):
+def _voice(voice: Any, name: str) -> Voice:
+    if isinstance(voice, Voice):
+        return replace(voice, model=as_other(voice.model, name))
+    if isinstance(voice, Mapping):
         known = {field.name for field in fields(Voice)}
-        if odd := sorted(set(given) - known):
+        if odd := sorted(set(voice) - known):
             raise unknown_name("setting of a voice", odd[0], known)
-        return Voice(**{**given, "model": as_other(given["model"], name)})
-    return Voice(as_other(given, name))
+        return Voice(**{**voice, "model": as_other(voice["model"], name)})
+    return Voice(as_other(voice, name))

@@ -111,7 +111,7 @@ class ShiftHook(LogitHook):
     def __init__(self, shift: LogitShift, model: AdaptedModel) -> None:
         super().__init__(shift.positions, model)
         self.shift, self.amount = shift, Amount(shift.strength)
-        self._readers = [self._reader(one, model) for one in (shift.tuned, shift.base)]
+        self._readers = [self._reader(shift_model, model) for shift_model in (shift.tuned, shift.base)]
 
     def _reader(self, other: AdaptedModel, model: AdaptedModel) -> Reader | None:
         """None for the running model itself, whose logits are there already."""
@@ -120,9 +120,9 @@ class ShiftHook(LogitHook):
     def readers(self) -> list[Reader]:
         return [reader for reader in self._readers if reader is not None]
 
-    def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
+    def read(self, kwargs: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
         unshifted = ctx.scratch[UNSHIFTED]
-        return tuple(unshifted if reader is None else reader.logits(given, ctx, cache) for reader in self._readers)
+        return tuple(unshifted if reader is None else reader.logits(kwargs, ctx, cache) for reader in self._readers)
 
     def combined(self, own: Tensor, tuned: Tensor, base: Tensor, ctx: ForwardContext) -> Tensor:
         unshifted = ctx.scratch[UNSHIFTED]

@@ -31,16 +31,16 @@ def mean_norm(
     norms there that are many times those of the others.
     """
     batch = prompts if isinstance(prompts, Encoded | Tensor) else model.encode(prompts)
-    scope, kept = Scope(positions), []
+    scope, all_norms = Scope(positions), []
 
     def keep(value: Tensor, ctx: ForwardContext) -> None:
         selection = scope(ctx)
         norms = value.detach().float().norm(dim=-1)
-        kept.append(norms.flatten() if selection.everything else norms[ctx.real & _chosen(selection.mask, ctx)])
+        all_norms.append(norms.flatten() if selection.everything else norms[ctx.real & _chosen(selection.mask, ctx)])
 
     with model.hooked([SiteHook(site_in(model, wide_kind(site), layer), keep)], stop=True):
         model.forward(batch, logits=None)
-    norms = torch.cat(kept)
+    norms = torch.cat(all_norms)
     if not len(norms):
         raise UserError(f"No position of these prompts is in {positions!r}: give longer prompts or other positions.")
     return float(norms.mean())

@@ -53,7 +53,7 @@ class Reader:
         self.model = model
         self._pasts: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
-    def logits(self, given: Mapping[str, Any], ctx: ForwardContext, cache: Any) -> Tensor:
+    def logits(self, kwargs: Mapping[str, Any], ctx: ForwardContext, cache: Any) -> Tensor:
         """Logits of the same rows and positions. ``cache``: the running model's, or None without one.
 
         Raises :class:`UserError` for embeddings in place of tokens, and for a cache begun before this model read along.
@@ -64,13 +64,13 @@ class Reader:
         if ctx.input_ids is None:
             raise UserError("The model was given embeddings, which mean nothing to the other models: give token ids.")
         past = None if cache is None or ctx.start == 0 else self._past(cache, ctx.start)
-        call = {name: _to(given.get(name), self.model.device) for name in ("attention_mask", "position_ids")}
+        call = {name: _to(kwargs.get(name), self.model.device) for name in ("attention_mask", "position_ids")}
         with self._alone(), torch.no_grad():
             out = self.model.inner(
                 input_ids=ctx.input_ids.to(self.model.device),
                 past_key_values=past,
                 use_cache=cache is not None,
-                logits_to_keep=_to(given.get("logits_to_keep", 0), self.model.device),
+                logits_to_keep=_to(kwargs.get("logits_to_keep", 0), self.model.device),
                 **{name: value for name, value in call.items() if value is not None},
             )
         if cache is not None and past is None:
@@ -147,19 +147,19 @@ class VocabularyWarning(UserWarning):
     """The models' logits have different widths, so the last columns are left as they are."""
 
 
-def as_other(given: Any, name: str) -> AdaptedModel | OtherModel:
+def as_other(model: Any, name: str) -> AdaptedModel | OtherModel:
     """A model that is at hand, or what a recipe file says of it; ``name`` is how it is called in the error."""
-    if isinstance(given, AdaptedModel | OtherModel):
-        return given
-    if isinstance(given, Mapping):
-        if set(given) != {"name", "identity"}:
-            raise UserError(f"The recipe says of its {name} model {sorted(given)}, not name and identity.")
-        return OtherModel(str(given["name"]), str(given["identity"]))
-    if hasattr(given, "base") and hasattr(given, "tuned"):
+    if isinstance(model, AdaptedModel | OtherModel):
+        return model
+    if isinstance(model, Mapping):
+        if set(model) != {"name", "identity"}:
+            raise UserError(f"The recipe says of its {name} model {sorted(model)}, not name and identity.")
+        return OtherModel(str(model["name"]), str(model["identity"]))
+    if hasattr(model, "base") and hasattr(model, "tuned"):
         raise UserError(f"{name} is a pair of models: give one of them, pair.base or pair.tuned.")
-    if not hasattr(given, "generate"):
-        raise UserError(f"{name} is {type(given).__name__}: give a model (pair.tuned, or a Hugging Face model).")
-    return AdaptedModel(given, None)
+    if not hasattr(model, "generate"):
+        raise UserError(f"{name} is {type(model).__name__}: give a model (pair.tuned, or a Hugging Face model).")
+    return AdaptedModel(model, None)
 
 
 def check_words(model: AdaptedModel, other: AdaptedModel) -> None:

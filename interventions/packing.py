@@ -34,9 +34,9 @@ def pack(values: Mapping[str, Any], scopes: tuple[str, ...] = ()) -> tuple[dict[
                 }
             }
         if isinstance(value, Mapping):
-            return {str(key): plain(one, f"{name}.{key}") for key, one in value.items()}
+            return {str(key): plain(entry, f"{name}.{key}") for key, entry in value.items()}
         if isinstance(value, list | tuple):
-            return [plain(one, f"{name}.{place}") for place, one in enumerate(value)]
+            return [plain(entry, f"{name}.{place}") for place, entry in enumerate(value)]
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise NotSupported(f"{name} is a {type(value).__name__}, which a recipe file cannot hold.")
@@ -58,8 +58,8 @@ def unpack(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], scopes: t
         if isinstance(value, dict) and set(value) == {_GATE}:
             return _gate(rich(value[_GATE]))
         if isinstance(value, dict):
-            return {key: rich(one) for key, one in value.items()}
-        return tuple(rich(one) for one in value) if isinstance(value, list) else value
+            return {key: rich(entry) for key, entry in value.items()}
+        return tuple(rich(entry) for entry in value) if isinstance(value, list) else value
 
     return {name: Where.from_json(value) if name in scopes else rich(value) for name, value in settings.items()}
 
@@ -92,10 +92,10 @@ def shown(value: Any) -> str:
             return str([round(value, 4) for value in there.reshape(-1).tolist()])
         return f"<{'x'.join(map(str, there.shape))}, norm {there.norm():.4g}>"
     if isinstance(value, Mapping):
-        inside = [f"{key}: {shown(one)}" for key, one in list(value.items())[:4]]
+        inside = [f"{key}: {shown(entry)}" for key, entry in list(value.items())[:4]]
         return "{" + ", ".join(inside + (["…"] if len(value) > 4 else [])) + "}"
     if isinstance(value, Where):
         parts = {"exclude": value.exclude, "tokens": value.tokens, "rows": value.rows}
-        given = "".join(f", {name}={part!r}" for name, part in parts.items() if part is not None)
-        return f"Where({value.at!r}{given})" if given else repr(value.at)
+        options = "".join(f", {name}={part!r}" for name, part in parts.items() if part is not None)
+        return f"Where({value.at!r}{options})" if options else repr(value.at)
     return repr(value)

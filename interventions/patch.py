@@ -169,10 +169,10 @@ class Patch(SiteIntervention):
         return list(range(count)) if self.heads is None else [int(head) for head in self.heads]
 
     @staticmethod
-    def _head(given: int | str) -> int:
-        if isinstance(given, str):
-            return next(iter(by_layer([as_label(given, "head")]).values()))[0]
-        return int(given)
+    def _head(head: int | str) -> int:
+        if isinstance(head, str):
+            return next(iter(by_layer([as_label(head, "head")]).values()))[0]
+        return int(head)
 
 
 def _part_way(amount: float | Tensor, new: Tensor, old: Tensor) -> Tensor:

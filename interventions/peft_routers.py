@@ -93,7 +93,7 @@ class _XLora:
         paths = tuner.lora_model.model.named_modules()
         owners: dict[str, Any] = {path: getattr(module.forward, "__self__", None) for path, module in paths}
         routers = {path: owner for path, owner in owners.items() if hasattr(owner, "get_maybe_topk_scalings")}
-        self._layers = sorted(routers.values(), key=lambda one: one.layer_number)
+        self._layers = sorted(routers.values(), key=lambda router: router.layer_number)
         self.modules = sorted(routers, key=lambda path: routers[path].layer_number)
         self.adapters = list(self._layers[0].target.active_adapters)
 
@@ -131,15 +131,15 @@ class _Arrow:
 
     @contextmanager
     def tapped(self, log: LiveGates, is_open: Tensor, *, alone: bool) -> Iterator[None]:
-        found: list[Tensor] = []
+        gates: list[Tensor] = []
 
         def tap(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             x = layer._cast_input_dtype(args[0], kwargs["lora_A"][self.adapters[0]].weight.dtype)
             weights = _arrow_weights(layer, x, is_open, alone=alone)
-            found.append(weights.detach().float().cpu())
-            if len(found) == len(self._layers):  # the modules run in the order in which they are named
-                log.passes.append(torch.stack(found, dim=2))
-                found.clear()
+            gates.append(weights.detach().float().cpu())
+            if len(gates) == len(self._layers):  # the modules run in the order in which they are named
+                log.passes.append(torch.stack(gates, dim=2))
+                gates.clear()
             if is_open.all():
                 return None
             change = sum(

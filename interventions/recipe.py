@@ -32,11 +32,13 @@ class Recipe:
     made_with: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = [self.interventions] if isinstance(self.interventions, Intervention) else self.interventions
-        for one in given:
-            if not isinstance(one, Intervention):
-                raise UserError(f"A recipe holds interventions, not {type(one).__name__}: Recipe([Offset(...)]).")
-        object.__setattr__(self, "interventions", tuple(given))
+        interventions = [self.interventions] if isinstance(self.interventions, Intervention) else self.interventions
+        for intervention in interventions:
+            if not isinstance(intervention, Intervention):
+                raise UserError(
+                    f"A recipe holds interventions, not {type(intervention).__name__}: Recipe([Offset(...)])."
+                )
+        object.__setattr__(self, "interventions", tuple(interventions))
         object.__setattr__(self, "made_with", dict(self.made_with))
 
     @contextmanager
@@ -168,7 +170,10 @@ class Recipe:
     def _repr_html_(self) -> str:
         import pandas as pd
 
-        lines = [{"": place, "intervention": one.kind, "settings": repr(one)} for place, one in enumerate(self)]
+        lines = [
+            {"": place, "intervention": intervention.kind, "settings": repr(intervention)}
+            for place, intervention in enumerate(self)
+        ]
         made = {str(name): value for name, value in self.made_with.items()}
         return card(f"Recipe of {counted(len(self), 'intervention')}", made, pd.DataFrame(lines))
 
@@ -194,10 +199,10 @@ def per_row(recipes: Iterable[Recipe | Intervention | None]) -> Recipe:
     Rows with equal recipes share one application. Raises :class:`NotSupported` for
     interventions on weights and logits, which rows cannot tell apart.
     """
-    given = [Recipe([recipe]) if isinstance(recipe, Intervention) else recipe for recipe in recipes]
+    by_row = [Recipe([recipe]) if isinstance(recipe, Intervention) else recipe for recipe in recipes]
     limited: list[Intervention] = []
-    for recipe in dict.fromkeys(one for one in given if one is not None):
-        rows = tuple(one == recipe for one in given)
+    for recipe in dict.fromkeys(entry for entry in by_row if entry is not None):
+        rows = tuple(other == recipe for other in by_row)
         for intervention in recipe:
             if not isinstance(intervention, SiteIntervention):
                 raise NotSupported(

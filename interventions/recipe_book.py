@@ -61,7 +61,7 @@ class RecipeBook(Mapping[str, Recipe]):
         files = [
             path for path in sorted(self.folder.iterdir()) if path.suffix in _ENDINGS and _NAME.fullmatch(path.stem)
         ]
-        return {one.stem: one for one in files}
+        return {file.stem: file for file in files}
 
     def keep(self, name: str, recipe: Recipe, model: AdaptedModel | None = None) -> Path:
         """Write ``recipe`` into the book under a name; ``model`` is the one it was made on.

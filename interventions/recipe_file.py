@@ -128,17 +128,17 @@ def _intervention(path: Path, place: int, entry: Any, tensors: dict[str, Tensor]
     kind = kind_named(str(entry["kind"]))
     try:
         check_plain_settings(kind, entry["settings"])
-        one = kind.from_tensors(entry["settings"], own)
-        hash(one)
+        intervention = kind.from_tensors(entry["settings"], own)
+        hash(intervention)
     except _WRONG as error:
         said = f"{type(error).__name__}: {str(error)[:120]}" if str(error) else type(error).__name__
         raise UserError(
             f"Intervention {place} of {path} ({kind.__name__}) has a setting of a wrong type ({said}): save the recipe "
             "again."
         ) from error
-    if unused := sorted(set(own) - set(one.to_tensors()[1])):
-        raise UserError(f"{path} holds a tensor {prefix}{unused[0]} that its {one.kind} does not use.")
-    return one
+    if unused := sorted(set(own) - set(intervention.to_tensors()[1])):
+        raise UserError(f"{path} holds a tensor {prefix}{unused[0]} that its {intervention.kind} does not use.")
+    return intervention
 
 
 _WRONG = (

@@ -128,10 +128,12 @@ def _stands(experts: Int[Tensor, "batch pos k"], orders: Orders) -> bool:
 
 def _with_scores(logits: Tensor, experts: Tensor, score: Tensor, router: nn.Module) -> Tensor:
     own = gate_scores(router, logits)
-    given = _at(score, experts)
-    given = torch.where(given == math.inf, own.amax(-1, keepdim=True).to(given.dtype), given)
+    forced = _at(score, experts)
+    forced = torch.where(forced == math.inf, own.amax(-1, keepdim=True).to(forced.dtype), forced)
     scores_of_experts = own.gather(1, experts)
-    return weigh(router, torch.where(given.isnan(), scores_of_experts, given.to(scores_of_experts.dtype)), logits.dtype)
+    return weigh(
+        router, torch.where(forced.isnan(), scores_of_experts, forced.to(scores_of_experts.dtype)), logits.dtype
+    )
 
 
 def _with_drops(weights: Tensor, experts: Tensor, orders: Orders) -> Tensor:

@@ -37,17 +37,20 @@ def lora_bank(folders: Sequence[str | Path], model: AdaptedModel) -> dict[str, A
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError("Give two adapter folders or more, with different names: a router chooses between them.")
     read = [_factors(Path(folder)) for folder in folders]
-    paths = sorted({path for one in read for path in one})
+    paths = sorted({path for factors in read for path in factors})
     down, up = {}, {}
     for path in paths:
-        own = [one.get(path) for one in read]
-        like = next(one for one in own if one is not None)
-        rank = max(one[0].shape[0] for one in own if one is not None)
-        for one in own:
-            if one is not None and (one[0].shape[1], one[1].shape[0]) != (like[0].shape[1], like[1].shape[0]):
+        own = [factors.get(path) for factors in read]
+        like = next(factors for factors in own if factors is not None)
+        rank = max(factors[0].shape[0] for factors in own if factors is not None)
+        for factors in own:
+            if factors is not None and (factors[0].shape[1], factors[1].shape[0]) != (
+                like[0].shape[1],
+                like[1].shape[0],
+            ):
                 raise UserError(f"The adapters at {path} have different widths: they are of different bases.")
-        down[path] = torch.stack([_padded(one and one[0], (rank, like[0].shape[1])) for one in own])
-        up[path] = torch.stack([_padded(one and one[1], (like[1].shape[0], rank)) for one in own])
+        down[path] = torch.stack([_padded(factors and factors[0], (rank, like[0].shape[1])) for factors in own])
+        up[path] = torch.stack([_padded(factors and factors[1], (like[1].shape[0], rank)) for factors in own])
     stem = "" if hasattr(model.inner, paths[0].split(".")[0]) else "model."
     return {"names": names, "down": {stem + p: t for p, t in down.items()}, "up": {stem + p: t for p, t in up.items()}}
 
@@ -58,7 +61,11 @@ def _factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
         raise UserError(f"{folder} holds no saved adapter: it needs adapter_config.json and adapter_model.safetensors.")
     config = json.loads(config_file.read_text())
     unusual = ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern")
-    if config.get("peft_type") != "LORA" or config.get("bias") != "none" or any(config.get(one) for one in unusual):
+    if (
+        config.get("peft_type") != "LORA"
+        or config.get("bias") != "none"
+        or any(config.get(option) for option in unusual)
+    ):
         raise NotSupported(f"The adapter at {folder} is no plain LoRA of one rank: routers weigh plain LoRAs here.")
     scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
     sides: dict[str, dict[str, Tensor]] = {}

@@ -78,7 +78,7 @@ class SharedBatch:
         self._switches = [layer._disable_adapters for layer in self._layers]
         self._switch([False] * len(self._layers))
         return (
-            tuple(_twice(one, ctx.batch) for one in args),
+            tuple(_twice(argument, ctx.batch) for argument in args),
             {name: _twice(option, ctx.batch) for name, option in kwargs.items()},
         )
 
@@ -93,7 +93,7 @@ class SharedBatch:
             return False
         plain = ctx.input_ids is not None and (cache is None or isinstance(cache, DynamicCache))
         plain = plain and not any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions"))
-        plain = plain and all(_doubles(one, ctx.batch) for one in (*args, *kwargs.values()))
+        plain = plain and all(_doubles(argument, ctx.batch) for argument in (*args, *kwargs.values()))
         if begun and not (plain and self.hub.n_hooks <= 1):
             raise UserError("Hooks came to a model in the middle of a text: enter all contexts before generate().")
         return plain and (begun or (self.hub.n_hooks <= 1 and not self._others_hooks()))

@@ -52,8 +52,8 @@ class SinkHandover(SiteIntervention):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.heads is not None:
-            given = [self.heads] if isinstance(self.heads, str) else self.heads
-            self._set("heads", tuple(sorted({as_label(one, "head") for one in given})))
+            labels = [self.heads] if isinstance(self.heads, str) else self.heads
+            self._set("heads", tuple(sorted({as_label(label, "head") for label in labels})))
         if not (math.isfinite(self.beta) and 0 <= self.beta <= 1):
             raise UserError(f"beta is {self.beta}: give a share from 0 (nothing stays on sinks) to 1 (all of it).")
         if self.threshold != "paper" and (isinstance(self.threshold, str) or not 0 < self.threshold <= 1):
@@ -81,8 +81,8 @@ class SinkHandover(SiteIntervention):
 
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:
         """One handover per layer that has chosen heads."""
-        chosen = by_layer(by_label(model, self.heads))
-        return [self._at(model, layer, heads) for layer, heads in chosen.items()]
+        heads_of_layer = by_layer(by_label(model, self.heads))
+        return [self._at(model, layer, heads) for layer, heads in heads_of_layer.items()]
 
     def _at(self, model: AdaptedModel, layer: int, heads: list[int]) -> tuple[Site, Change]:
         amount = Amount(self.strength)
@@ -99,11 +99,11 @@ class SinkHandover(SiteIntervention):
 
         return site_in(model, "pattern", layer), change
 
-    def _blended(self, chosen: Selection, new: Tensor, old: Tensor) -> Tensor:
-        if chosen.everything:
+    def _blended(self, selection: Selection, new: Tensor, old: Tensor) -> Tensor:
+        if selection.everything:
             return new
-        assert chosen.mask is not None
-        return torch.where(chosen.mask[:, None, :, None], new, old)
+        assert selection.mask is not None
+        return torch.where(selection.mask[:, None, :, None], new, old)
 
 
 def by_label(model: AdaptedModel, heads: Sequence[Label] | None) -> list[str]:
@@ -113,9 +113,9 @@ def by_label(model: AdaptedModel, heads: Sequence[Label] | None) -> list[str]:
     return [f"L{layer}H{head}" for layer in model.hub.geometry.attention_layers for head in range(model.n_heads)]
 
 
-def _columns(chosen: Bool[Tensor, "batch head prompt"], total: int, n_keys: int) -> Bool[Tensor, "batch head key"]:
+def _columns(sinks: Bool[Tensor, "batch head prompt"], total: int, n_keys: int) -> Bool[Tensor, "batch head key"]:
     """For ``n_keys`` keys: the last of all ``total`` columns in a sliding window, more than them in a static cache."""
-    whole = torch.nn.functional.pad(chosen, (0, max(total, n_keys) - chosen.shape[-1]))
+    whole = torch.nn.functional.pad(sinks, (0, max(total, n_keys) - sinks.shape[-1]))
     return whole[..., -n_keys:] if n_keys < total else whole
 
 

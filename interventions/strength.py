@@ -16,14 +16,14 @@ Number = int | float
 Strength = int | float | Sequence[int | float] | Tensor
 
 
-def as_strength(given: Strength) -> float | Tensor:
+def as_strength(strength: Strength) -> float | Tensor:
     """A float, or a tensor [row]; a tensor that is being trained stays the tensor it is."""
-    value: Any = given
+    value: Any = strength
     if not isinstance(value, (int, float, Tensor)):
         try:
-            value = torch.tensor([float(one) for one in value])
+            value = torch.tensor([float(number) for number in value])
         except (TypeError, ValueError):
-            raise UserError(f"Strength {given!r} is not a number or a list with one number per prompt.") from None
+            raise UserError(f"Strength {strength!r} is not a number or a list with one number per prompt.") from None
     if isinstance(value, Tensor):
         if value.ndim > 1:
             raise UserError(f"Strength has shape {list(value.shape)}: give one number, or one per prompt [row].")
@@ -98,10 +98,10 @@ class Amount:
         return for_rows(amount, ctx, "strengths").view(-1, *[1] * (value.ndim - 1)) if self.per_row else amount
 
 
-def for_rows(given: Tensor, ctx: ForwardContext, what: str) -> Tensor:
-    """``given`` [prompt, ...] as [batch, ...]: every beam and sample gets its prompt's entry."""
-    if len(given) != ctx.n_prompts:
+def for_rows(values: Tensor, ctx: ForwardContext, what: str) -> Tensor:
+    """``values`` [prompt, ...] as [batch, ...]: every beam and sample gets its prompt's entry."""
+    if len(values) != ctx.n_prompts:
         raise UserError(
-            f"There are {len(given)} {what} but the batch has {ctx.n_prompts} prompts: give one per prompt."
+            f"There are {len(values)} {what} but the batch has {ctx.n_prompts} prompts: give one per prompt."
         )
-    return given.to(ctx.device)[ctx.rows]
+    return values.to(ctx.device)[ctx.rows]

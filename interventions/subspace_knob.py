@@ -53,11 +53,11 @@ class SubspaceKnob(SiteIntervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = as_tensor(self.direction, "The knob's direction", ndim=(1, 2))
-        given = independent(given if given.ndim == 2 else given[None], "SubspaceKnob")
-        if not len(given):
+        direction = as_tensor(self.direction, "The knob's direction", ndim=(1, 2))
+        direction = independent(direction if direction.ndim == 2 else direction[None], "SubspaceKnob")
+        if not len(direction):
             raise UserError("A zero vector has no direction: a knob needs at least one.")
-        self._set("direction", given)
+        self._set("direction", direction)
         self._set("site", wide_kind(self.site))
         check_alignment(self.align)
         if self.mode not in _MODES:
@@ -69,7 +69,7 @@ class SubspaceKnob(SiteIntervention):
         else:
             if self.source is not None or self.value is None:
                 raise UserError(f'mode="{self.mode}" takes value= (the coordinates) and no source.')
-            self._set("value", self._coordinates(len(given)))
+            self._set("value", self._coordinates(len(direction)))
 
     @classmethod
     def from_run(
@@ -129,14 +129,14 @@ class SubspaceKnob(SiteIntervention):
                 return recorded.to(u.dtype) @ u.T, present
 
             return swapped
-        given = self.value
-        assert isinstance(given, Tensor)
+        target = self.value
+        assert isinstance(target, Tensor)
 
         def build(value: Tensor, ctx: ForwardContext) -> Tensor:
-            there = given.to(value.device, working(value.dtype))
+            there = target.to(value.device, working(value.dtype))
             return for_rows(there, ctx, "values of the knob").unsqueeze(1) if there.ndim == 2 else there
 
-        constant = Prepared(build, trained=self._trains(given), rows=given.ndim == 2)
+        constant = Prepared(build, trained=self._trains(target), rows=target.ndim == 2)
         return lambda value, ctx: (constant(value, ctx), None)
 
     def _coordinates(self, rank: int) -> Tensor:

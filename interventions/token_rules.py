@@ -120,7 +120,7 @@ class _RuleHook(LogitHook):
         self.scores = torch.tensor(list(biases.values()), dtype=torch.float32)
         self.seen: Tensor | None = None
 
-    def read(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:  # noqa: ARG002
+    def read(self, kwargs: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:  # noqa: ARG002
         return (self._ids(ctx),) if self.rules.repeated else ()
 
     def combined(self, own: Tensor, *others: Any) -> Tensor:

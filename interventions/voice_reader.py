@@ -68,16 +68,16 @@ class VoiceReader(Reader):
         self.prefix: list[int] = words(voice.prefix, add_special_tokens=False)["input_ids"] if voice.prefix else []
         self.bos: int | None = None if words is None else words.bos_token_id
 
-    def logits(self, given: Mapping[str, Any], ctx: ForwardContext, cache: Any) -> Tensor:
+    def logits(self, kwargs: Mapping[str, Any], ctx: ForwardContext, cache: Any) -> Tensor:
         if not self.prefix:
-            return super().logits(given, ctx, cache)
+            return super().logits(kwargs, ctx, cache)
         if ctx.input_ids is None:
             raise UserError("The model was given embeddings, which mean nothing to the other models: give token ids.")
-        if isinstance(given.get("logits_to_keep", 0), Tensor):
+        if isinstance(kwargs.get("logits_to_keep", 0), Tensor):
             raise NotSupported("A voice with a prefix gives logits of the last columns or of all, not of chosen ones.")
         past = None if cache is None or ctx.start == 0 else self._past(cache, ctx.start)
         ids, mask, places = self._with_prefix(ctx)
-        keep = int(given.get("logits_to_keep", 0) or 0) or ctx.length
+        keep = int(kwargs.get("logits_to_keep", 0) or 0) or ctx.length
         with self._alone(), torch.no_grad():
             out = self.model.inner(
                 input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=past,
@@ -133,8 +133,8 @@ class Heard:
     def __init__(self, readers: Mapping[Hashable, VoiceReader]) -> None:
         self.readers = dict(readers)
 
-    def logits(self, given: dict[str, Any], ctx: ForwardContext, cache: Any) -> dict[Hashable, Tensor]:
-        return {key: reader.logits(given, ctx, cache) for key, reader in self.readers.items()}
+    def logits(self, kwargs: dict[str, Any], ctx: ForwardContext, cache: Any) -> dict[Hashable, Tensor]:
+        return {key: reader.logits(kwargs, ctx, cache) for key, reader in self.readers.items()}
 
 
 def _first(mask: Int[Tensor, " pos"]) -> int:

@@ -61,7 +61,11 @@ def open_xlora(base: Any, folder: str | Path, adapters: Mapping[str, str] | None
 
 def _files(folder: Path) -> dict[int | None, Path]:
     """Number of an adapter -> what was written for it; None: for the whole."""
-    numbered = {int(one.name): one / FILE for one in folder.iterdir() if one.is_dir() and one.name.isdecimal()}
+    numbered = {
+        int(subfolder.name): subfolder / FILE
+        for subfolder in folder.iterdir()
+        if subfolder.is_dir() and subfolder.name.isdecimal()
+    }
     return {number: file for number, file in ({None: folder / FILE} | numbered).items() if file.is_file()}
 
 
@@ -79,7 +83,7 @@ def _in_order(adapters: Mapping[str, str]) -> dict[str, str]:
             f"The X-LoRA calls an adapter {odd[0]!r}, and PEFT runs only those called 0, 1, 2 and so on: give "
             'adapters={"0": folder, "1": folder}, in the order in which they were trained.'
         )
-    return dict(sorted(adapters.items(), key=lambda one: int(one[0])))
+    return dict(sorted(adapters.items(), key=lambda item: int(item[0])))
 
 
 def _fill_router(model: Any, folder: Path) -> None:

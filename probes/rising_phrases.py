@@ -57,9 +57,9 @@ def rising_phrases(prompts: Sequence[str], base: Sequence[str], tuned: Sequence[
         lines.append(
             {"phrase": written[phrase], "base": before[phrase], "tuned": count, "p": p, "place": place[phrase] / count}
         )
-    found = pd.DataFrame(lines, columns=[*COLUMNS[:-1], "place"])
-    found["q"] = q_values(found["p"].to_numpy(dtype=float)) if lines else found["p"]
-    return found.sort_values(["p", "place"], ignore_index=True)[list(COLUMNS)]
+    phrases = pd.DataFrame(lines, columns=[*COLUMNS[:-1], "place"])
+    phrases["q"] = q_values(phrases["p"].to_numpy(dtype=float)) if lines else phrases["p"]
+    return phrases.sort_values(["p", "place"], ignore_index=True)[list(COLUMNS)]
 
 
 def _places(prompt: str, text: str) -> dict[str, tuple[int, str]]:

@@ -11,36 +11,37 @@ from workbench.errors import UserError, unknown_name
 Options = TypeVar("Options")
 
 
-def read_options(kind: type[Options], given: Mapping[str, Any]) -> Options:
+def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
     """Keyword arguments as a ``kind``, a dataclass. Raises :class:`UserError` naming the closest option when one is
     unknown."""
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for name in given:
+    for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
-    return kind(**given)
+    return kind(**options)
 
 
-def check_pair(given: Any, prompts: Any = None) -> None:
-    """Raise :class:`UserError` unless ``given`` has both models side by side, and both can read ``prompts``."""
-    if not _is_pair(given):
+def check_pair(pair: Any, prompts: Any = None) -> None:
+    """Raise :class:`UserError` unless ``pair`` has both models side by side, and both can read ``prompts``."""
+    if not _is_pair(pair):
         raise UserError(
-            f"Both models are needed side by side, and {_said(given)} was given: give what load_pair(base, tuned) "
+            f"Both models are needed side by side, and {_said(pair)} was given: give what load_pair(base, tuned) "
             "returns."
         )
-    _check_readable({"base": given.base, "tuned": given.tuned}, prompts)
+    _check_readable({"base": pair.base, "tuned": pair.tuned}, prompts)
 
 
-def check_subject(given: Any, prompts: Any = None) -> None:
-    """Raise :class:`UserError` unless ``given`` is a pair or one model of ours, and can read ``prompts``."""
+def check_subject(subject: Any, prompts: Any = None) -> None:
+    """Raise :class:`UserError` unless ``subject`` is a pair or one model of ours, and can read ``prompts``."""
     from workbench.models.adapted import AdaptedModel
 
-    if not _is_pair(given) and not isinstance(given, AdaptedModel):
+    if not _is_pair(subject) and not isinstance(subject, AdaptedModel):
         raise UserError(
-            f"A pair or a model is needed, and {_said(given)} was given: give what load_pair(base, tuned) or "
+            f"A pair or a model is needed, and {_said(subject)} was given: give what load_pair(base, tuned) or "
             "load_model(model) returns."
         )
-    _check_readable({"base": given.base, "tuned": given.tuned} if _is_pair(given) else {given.role: given}, prompts)
+    models = {"base": subject.base, "tuned": subject.tuned} if _is_pair(subject) else {subject.role: subject}
+    _check_readable(models, prompts)
 
 
 def _check_readable(models: dict[str, Any], prompts: Any) -> None:
@@ -50,20 +51,21 @@ def _check_readable(models: dict[str, Any], prompts: Any) -> None:
         check_prompts(prompts, models)
 
 
-def check_recording(given: Any) -> None:
-    """Raise :class:`UserError` unless ``given`` is a recording."""
+def check_recording(recording: Any) -> None:
+    """Raise :class:`UserError` unless ``recording`` is a recording."""
     from workbench.recording.recording import Recording
 
-    if not isinstance(given, Recording):
+    if not isinstance(recording, Recording):
         raise UserError(
-            f"A recording is read here, and {_said(given)} was given: give what record(pair, prompts, sites) returns."
+            f"A recording is read here, and {_said(recording)} was given: give what record(pair, prompts, sites) "
+            "returns."
         )
 
 
-def _is_pair(given: Any) -> bool:
-    return hasattr(given, "base") and hasattr(given, "tuned")
+def _is_pair(value: Any) -> bool:
+    return hasattr(value, "base") and hasattr(value, "tuned")
 
 
-def _said(given: Any) -> str:
-    name = type(given).__name__
-    return f"the text {given!r}" if isinstance(given, str) else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+def _said(value: Any) -> str:
+    name = type(value).__name__
+    return f"the text {value!r}" if isinstance(value, str) else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -70,11 +70,11 @@ def rendering(template: str, values: dict[str, Any], most: int) -> Verdict:
 
 
 def _tried(code: str, payload: dict[str, Any]) -> Verdict:
-    given = json.dumps(payload, default=str).encode()
+    payload_bytes = json.dumps(payload, default=str).encode()
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", _LIMITS + code],
-            input=given, capture_output=True, timeout=2 * SECONDS + 5, check=False,
+            input=payload_bytes, capture_output=True, timeout=2 * SECONDS + 5, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "too long"

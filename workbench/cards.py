@@ -45,7 +45,7 @@ def visible(text: str, keep: str = "") -> str:
     """``text`` with its control characters (an escape code, a line break) written out, but for those in ``keep``."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() or one in keep else repr(one)[1:-1] for one in text)
+    return "".join(sign if sign.isprintable() or sign in keep else repr(sign)[1:-1] for sign in text)
 
 
 def columns(names: Sequence[str], sides: Mapping[str, Sequence[Any]]) -> pd.DataFrame:

@@ -27,13 +27,13 @@ class MissingExtra(UserError):
         super().__init__(f"{what} needs an optional part: install it with  pip install 'tunescope[{extra}]'.")
 
 
-def unknown_name(what: str, given: str, known: Iterable[str]) -> UserError:
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     """An error that names the closest match and lists what is known (at most 30 names)."""
     names = sorted({str(name) for name in known})
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     listed = ", ".join(names[:30]) + (f", … ({len(names)} in all)" if len(names) > 30 else "")
-    return UserError(f"Unknown {what} {given!r}.{hint} Known: {listed}.")
+    return UserError(f"Unknown {what} {name!r}.{hint} Known: {listed}.")
 
 
 @contextmanager

@@ -167,10 +167,10 @@ _PLAIN = ("name", "kind", "group", "question", "gives")
 
 
 def _entry(call: ast.Call, module: str, function: str, plugin: str) -> Entry:
-    given = {word.arg: word.value for word in call.keywords if word.arg in _PLAIN}
+    keywords = {word.arg: word.value for word in call.keywords if word.arg in _PLAIN}
     if call.args:
-        given["name"] = call.args[0]
-    values: dict[str, Any] = {str(key): ast.literal_eval(value) for key, value in given.items()}
+        keywords["name"] = call.args[0]
+    values: dict[str, Any] = {str(key): ast.literal_eval(value) for key, value in keywords.items()}
     return Entry(**{"kind": "probe", **values}, module=module, function=function, plugin=plugin)
 
 

@@ -78,18 +78,18 @@ def _sampled(options: dict[str, Any], picked: list[int], among: int) -> dict[str
 
 def _has_own(call: Callable[..., Any], signature: inspect.Signature) -> bool:
     """Whether ``limit`` is an option of its own already, which may mean something else."""
-    takes_more = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     settings = settings_class(call) if takes_more else None
     fields = {field.name for field in dataclasses.fields(settings)} if settings is not None else set()
     return "limit" in signature.parameters or "limit" in fields
 
 
-def _all_prompts(given: Any, limit: int) -> Prompts:
+def _all_prompts(prompts: Any, limit: int) -> Prompts:
     from workbench.prompts.collection import Prompts
 
-    if given is None:
+    if prompts is None:
         raise UserError(f"limit={limit} draws a sample of prompts and none were given: give prompts, or no limit.")
-    rows = Prompts.of(given)
+    rows = Prompts.of(prompts)
     if limit > len(rows):
         raise UserError(f"limit={limit} is more than the {len(rows)} prompts there are: leave it out to read them all.")
     return rows
@@ -97,23 +97,23 @@ def _all_prompts(given: Any, limit: int) -> Prompts:
 
 def _seed(bound: inspect.BoundArguments) -> int:
     """The seed of a call, also where it is an option among ``**options``."""
-    more = [name for name, one in bound.signature.parameters.items() if one.kind is one.VAR_KEYWORD]
+    more = [name for name, parameter in bound.signature.parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
     options = bound.arguments | (bound.arguments.get(more[0], {}) if more else {})
     seed = options.get("seed", 0)
     return seed if isinstance(seed, int) else 0
 
 
-def _told(found: Any, limit: int, rows: Prompts) -> Any:
+def _told(result: Any, limit: int, rows: Prompts) -> Any:
     """The result, whose provenance says that its prompts are a sample, and of which."""
-    if not hasattr(found, "provenance"):
-        return found
-    settings = {**found.provenance.settings, "limit": limit, "sampled_from": rows.hash}
-    return dataclasses.replace(found, provenance=dataclasses.replace(found.provenance, settings=settings))
+    if not hasattr(result, "provenance"):
+        return result
+    settings = {**result.provenance.settings, "limit": limit, "sampled_from": rows.hash}
+    return dataclasses.replace(result, provenance=dataclasses.replace(result.provenance, settings=settings))
 
 
 def _with_parameter(signature: inspect.Signature) -> inspect.Signature:
     parameters = list(signature.parameters.values())
-    at = next((n for n, one in enumerate(parameters) if one.kind is one.VAR_KEYWORD), len(parameters))
+    at = next((n for n, parameter in enumerate(parameters) if parameter.kind is parameter.VAR_KEYWORD), len(parameters))
     return signature.replace(parameters=[*parameters[:at], LIMIT, *parameters[at:]])
 
 
@@ -121,9 +121,9 @@ def documented(text: str | None) -> str | None:
     """A docstring whose ``Args:`` end with the line about ``limit``."""
     if text is None:
         return None
-    found = re.search(r"^( *)Args:\n((?:\1 +\S.*\n|\s*\n(?=\1 +\S))+)", text, re.MULTILINE)
-    if found is None:
+    arguments = re.search(r"^( *)Args:\n((?:\1 +\S.*\n|\s*\n(?=\1 +\S))+)", text, re.MULTILINE)
+    if arguments is None:
         return f"{text.rstrip()}\n\n    Args:\n        {HELP}\n    "
-    indent = re.match(r" *", found.group(2))
+    indent = re.match(r" *", arguments.group(2))
     line = f"{indent.group() if indent else ''}{HELP}\n"
-    return text[: found.end()] + line + text[found.end() :]
+    return text[: arguments.end()] + line + text[arguments.end() :]

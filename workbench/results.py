@@ -151,9 +151,9 @@ class Result:
     def _plain(self, table: pd.DataFrame) -> dict[str, Any]:
         return {"provenance": dataclasses.asdict(self.provenance), "rows": jsonable(table)}
 
-    def __init_subclass__(cls, **given: Any) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
         """A dataclass would make a repr of its own, which prints every table and tensor; keep ours."""
-        super().__init_subclass__(**given)
+        super().__init_subclass__(**options)
         if "__repr__" not in cls.__dict__:
             cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
 

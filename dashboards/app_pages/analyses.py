@@ -16,11 +16,11 @@ def show() -> None:
     """The page."""
     st.title("Analyses")
     st.caption("Every method as the question that it answers. It runs in the background, and its result is a run.")
-    chosen = current()
+    selection = current()
     entry = _question()
-    with panels.told():
-        front(entry.name, chosen, "analyses")
-    _show_stored(chosen)
+    with panels.errors_shown():
+        front(entry.name, selection, "analyses")
+    _show_stored(selection)
     for point, reason in index().broken.items():
         st.warning(panels.words(f"The plug-in {point} is left out: {reason}."))
 
@@ -28,7 +28,7 @@ def show() -> None:
 def _question() -> Entry:
     """The method that a person chooses, by its question."""
     entries = sorted(
-        (entry for entry in index().entries if entry.kind == "probe"), key=lambda one: (one.group, one.name)
+        (entry for entry in index().entries if entry.kind == "probe"), key=lambda entry: (entry.group, entry.name)
     )
     names = {entry.name: entry for entry in entries}
     linked = st.query_params.get("method", "")
@@ -38,24 +38,24 @@ def _question() -> Entry:
         st.session_state["method"] = linked
     name = st.selectbox(
         "Question", list(names), key="method", persist_state="session",
-        format_func=lambda one: panels.visible(f"{names[one].group.capitalize()}: {names[one].question}"),
+        format_func=lambda key: panels.visible(f"{names[key].group.capitalize()}: {names[key].question}"),
     )  # fmt: skip
     st.query_params["method"] = name
     return names[name]
 
 
-def _show_stored(chosen: Selection) -> None:
+def _show_stored(selection: Selection) -> None:
     """Every result of the selected run, those of methods without a page of their own too."""
-    if chosen.folder is None:
+    if selection.folder is None:
         return
-    stored = chosen.results()
+    stored = selection.results()
     if not stored:
         return
     st.header("What this run holds")
-    names = {one.name: one for one in stored}
+    names = {result.name: result for result in stored}
     name = st.selectbox("Result", list(names), key="stored-result", format_func=panels.visible)
     try:
-        show_result(names.get(name, stored[0]), chosen.folder, "stored")
+        show_result(names.get(name, stored[0]), selection.folder, "stored")
     except UserError as error:
         st.error(panels.words(error), icon=":material/error:")
 

@@ -9,19 +9,19 @@ import streamlit as st
 
 from dashboards import panels
 from dashboards.as_experiment import written_out
-from dashboards.results import Found
+from dashboards.results import StoredResult
 from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
 from dashboards.views import live
 from dashboards.views.sentence import sentence_of
 from dashboards.views.source import (
-    Asked,
+    Request,
     Source,
-    asked_of,
     experiment_of,
     one_of,
     opened,
     prompt_of,
+    request_of,
     result_table,
     show_prompt,
     steer_link,
@@ -40,45 +40,47 @@ def show() -> None:
     """The page."""
     st.title("Experts")
     st.caption("Which experts a behaviour uses. Click a cell, or choose layer and expert in the sidebar.")
-    chosen = opened()
-    if chosen is None:
+    selection = opened()
+    if selection is None:
         return
-    maps = sorted(chosen.results("ExpertMap"), key=lambda one: one.load().reference is None)  # tuned - base first
-    weights = [result for result in chosen.results("WeightDelta") if len(result.load().experts)]
-    with panels.told():
-        _show_map(chosen, maps, weights)
+    maps = sorted(
+        selection.results("ExpertMap"), key=lambda result: result.load().reference is None
+    )  # tuned - base first
+    weights = [result for result in selection.results("WeightDelta") if len(result.load().experts)]
+    with panels.errors_shown():
+        _show_map(selection, maps, weights)
     if maps or weights:
-        name = f"L{chosen.layer}E{chosen.expert}"
+        name = f"L{selection.layer}E{selection.expert}"
         st.header(f"Expert {name}")
-        with panels.told():
-            _show_scores(chosen, maps, weights)
+        with panels.errors_shown():
+            _show_scores(selection, maps, weights)
             steer_link(f"Steer with {name} switched off", off=name)
-    with panels.told():
-        _show_switching(chosen, bool(maps))
-    with panels.told():
-        _show_routes(chosen, bool(maps or weights))
+    with panels.errors_shown():
+        _show_switching(selection, bool(maps))
+    with panels.errors_shown():
+        _show_routes(selection, bool(maps or weights))
 
 
-def _show_map(chosen: Selection, maps: list[Found], weights: list[Found]) -> None:
-    one = one_of([*maps, *weights], "Map", "expert-map")
-    if one is None:
+def _show_map(selection: Selection, maps: list[StoredResult], weights: list[StoredResult]) -> None:
+    shown_map = one_of([*maps, *weights], "Map", "expert-map")
+    if shown_map is None:
         front_if_missing(
             "No map of experts was made for this pair yet. Run makes one here, for a mixture of experts and prompts "
-            "with a label.", "experts", chosen, "experts",
+            "with a label.", "experts", selection, "experts",
         )  # fmt: skip
         return
-    front_for_more("Make another map of experts", "experts", chosen, "experts")
+    front_for_more("Make another map of experts", "experts", selection, "experts")
     from workbench.figures.cells import bound_of, mark_cell
 
-    source = Source.stored(one, chosen)
+    source = Source.stored(shown_map, selection)
     result = source.result
-    if one.kind == "WeightDelta":
+    if shown_map.kind == "WeightDelta":
         drawn, frame, call = result.figure("expert"), result.frame("expert"), "result.figure('expert')"
     else:
         bound = max(bound_of(other.load().table) for other in maps)
         drawn, frame, call = result.figure(), result.frame(), "result.figure()"
         drawn.data[0].update(zmin=-bound, zmax=bound)  # all maps of the run on one scale
-    mark_cell(drawn, chosen.layer, chosen.expert)
+    mark_cell(drawn, selection.layer, selection.expert)
     st.markdown(f"**{panels.words(sentence_of(frame))}**")
     st.caption(panels.words(result.summary()))
     panels.figure(
@@ -89,17 +91,17 @@ def _show_map(chosen: Selection, maps: list[Found], weights: list[Found]) -> Non
         result_table("experts-table", source, frame, call.replace("figure", "frame"))
 
 
-def _show_scores(chosen: Selection, maps: list[Found], weights: list[Found]) -> None:
+def _show_scores(selection: Selection, maps: list[StoredResult], weights: list[StoredResult]) -> None:
     """What every result of the run says of the selected expert."""
     rows = []
-    for one in (*maps, *weights):
-        result = one.load()
-        table = result.frame("expert") if one.kind == "WeightDelta" else result.frame()
-        here = table[(table["layer"] == chosen.layer) & (table["expert"] == chosen.expert)]
+    for stored in (*maps, *weights):
+        result = stored.load()
+        table = result.frame("expert") if stored.kind == "WeightDelta" else result.frame()
+        here = table[(table["layer"] == selection.layer) & (table["expert"] == selection.expert)]
         keep = ("phase", "score", "low", "high", "control", "control_low", "control_high", "q", "target_share",
                 "other_share")  # fmt: skip
         rows += [
-            {"result": one.name, **{name: row[name] for name in keep if name in row},
+            {"result": stored.name, **{name: row[name] for name in keep if name in row},
              "n prompts": result.provenance.n_prompts or None, "score is": result.unit, "control is": result.control}
             for row in here.to_dict("records")
         ]  # fmt: skip
@@ -109,27 +111,27 @@ def _show_scores(chosen: Selection, maps: list[Found], weights: list[Found]) -> 
     from workbench.tables import with_intervals
 
     table = pd.DataFrame(rows)
-    tables = [(one, "'expert'" if one.kind == "WeightDelta" else "") for one in (*maps, *weights)]
-    listed = "".join(f"    Result.load({str(one.path)!r}).frame({level}),\n" for one, level in tables)
+    tables = [(stored, "'expert'" if stored.kind == "WeightDelta" else "") for stored in (*maps, *weights)]
+    listed = "".join(f"    Result.load({str(stored.path)!r}).frame({level}),\n" for stored, level in tables)
     code = f"from workbench.results import Result\n\ntables = [\n{listed}]\n"
-    code += f"[table.query('layer == {chosen.layer} and expert == {chosen.expert}') for table in tables]\n"
-    provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in (*maps, *weights)}}
-    again = experiment_of(chosen, [*maps, *weights])
+    code += f"[table.query('layer == {selection.layer} and expert == {selection.expert}') for table in tables]\n"
+    provenance = {"run": selection.run, "results": {stored.file: stored.sha256 for stored in (*maps, *weights)}}
+    again = experiment_of(selection, [*maps, *weights])
     shown = with_intervals(table).drop(columns=["score is", "control is"])
     panels.table("expert-scores", table, code, provenance, shown=shown, experiment=again)
     panels.meanings(table)
 
 
-def _show_switching(chosen: Selection, has_maps: bool) -> None:
-    results = chosen.results("SwitchingCurve")
+def _show_switching(selection: Selection, has_maps: bool) -> None:
+    results = selection.results("SwitchingCurve")
     if not results and not has_maps:
         return
     st.header("Switching experts off")
-    one = one_of(results, "Ranking", "switching")
-    if one is None:
+    curve = one_of(results, "Ranking", "switching")
+    if curve is None:
         panels.empty("This run holds no switching curve. The demo measures two:", "tunescope demo")
         return
-    source = Source.stored(one, chosen)
+    source = Source.stored(curve, selection)
     result = source.result
     st.caption(panels.words(f"In this order: {', '.join(result.ranked)}. {result.summary()}."))
     panels.figure(
@@ -139,15 +141,15 @@ def _show_switching(chosen: Selection, has_maps: bool) -> None:
     result_table("switching-table", source, result.frame(), "result.frame()")
 
 
-def _show_routes(chosen: Selection, is_mixture: bool) -> None:
+def _show_routes(selection: Selection, is_mixture: bool) -> None:
     if not is_mixture:
         return
     st.header("Where the tokens go")
-    asked = asked_of(chosen, chosen.prompt)
-    if asked is None:
+    request = request_of(selection, selection.prompt)
+    if request is None:
         return
-    show_prompt(asked, chosen.prompt)
-    done = on_button(_ROUTES, asked, _read_routes)
+    show_prompt(request, selection.prompt)
+    done = on_button(_ROUTES, request, _read_routes)
     if done is None:
         return
     from workbench.figures.routing import routing_flow, routing_map
@@ -181,8 +183,8 @@ def _show_routes(chosen: Selection, is_mixture: bool) -> None:
     )
 
 
-def _read_routes(asked: Asked, _progress: Progress) -> Any:
-    return live.read_routes(asked.pair(), prompt_of(asked, asked.what[0]))
+def _read_routes(request: Request, _progress: Progress) -> Any:
+    return live.read_routes(request.pair(), prompt_of(request, request.what[0]))
 
 
 show()

@@ -11,21 +11,21 @@ import streamlit as st
 
 from dashboards import panels
 from dashboards.as_experiment import written_out
-from dashboards.results import Found
+from dashboards.results import StoredResult
 from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
 from dashboards.strongest import open_on_the_strongest, strongest_head
 from dashboards.views import live
 from dashboards.views.sentence import sentence_of
 from dashboards.views.source import (
-    Asked,
+    Request,
     Source,
-    asked_of,
     experiment_of,
     made,
     one_of,
     opened,
     prompt_of,
+    request_of,
     result_table,
     show_prompt,
     steer_link,
@@ -68,58 +68,59 @@ def show() -> None:
     """The page."""
     st.title("Heads")
     st.caption("Which attention heads carry the change. Click a cell, or choose layer and head in the sidebar.")
-    chosen = opened()
-    if chosen is None:
+    selection = opened()
+    if selection is None:
         return
-    found: list[Found] = []
+    results: list[StoredResult] = []
     maps: dict[str, HeadMap] = {}
-    with panels.told():
-        found, maps = _head_maps(chosen)
-        _show_map(chosen, found, maps)
-    name = f"L{chosen.layer}H{chosen.head}"
+    with panels.errors_shown():
+        results, maps = _head_maps(selection)
+        _show_map(selection, results, maps)
+    name = f"L{selection.layer}H{selection.head}"
     st.header(f"Head {name}")
-    with panels.told():
-        _show_scores(chosen, found, maps)
+    with panels.errors_shown():
+        _show_scores(selection, results, maps)
         steer_link(f"Steer with {name} switched off", heads=f"{name}=0")
-    asked = None
-    with panels.told():
-        asked = asked_of(chosen, chosen.layer, chosen.head, chosen.prompt)
-    if asked is not None:
-        with panels.told():
-            _show_attention(chosen, asked)
-        with panels.told():
-            _show_words(asked)
+    request = None
+    with panels.errors_shown():
+        request = request_of(selection, selection.layer, selection.head, selection.prompt)
+    if request is not None:
+        with panels.errors_shown():
+            _show_attention(selection, request)
+        with panels.errors_shown():
+            _show_words(request)
 
 
-def _head_maps(chosen: Selection) -> tuple[list[Found], dict[str, HeadMap]]:
+def _head_maps(selection: Selection) -> tuple[list[StoredResult], dict[str, HeadMap]]:
     """The results that are maps of heads, the most telling kind first; and each one's table by its file."""
-    found = sorted(
-        (result for result in chosen.results(*KINDS) if _has_heads(result)), key=lambda one: KINDS.index(one.kind)
+    results = sorted(
+        (result for result in selection.results(*KINDS) if _has_heads(result)),
+        key=lambda result: KINDS.index(result.kind),
     )
-    maps = {one.file: heads for one in found if (heads := _map_of(one.load())) is not None}
-    return [one for one in found if one.file in maps], maps
+    maps = {result.file: heads for result in results if (heads := _map_of(result.load())) is not None}
+    return [result for result in results if result.file in maps], maps
 
 
-def _has_heads(found: Found) -> bool:
+def _has_heads(result: StoredResult) -> bool:
     """WeightDelta keeps its heads in a table of their own, so its header says nothing of them."""
-    return found.kind == "WeightDelta" or "head" in found.glance.sizes
+    return result.kind == "WeightDelta" or "head" in result.glance.sizes
 
 
-def _show_map(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -> None:
-    one = one_of(found, "Map", "head-map")
-    if one is None:
-        front_if_missing("No map of heads was made for this pair yet. Run makes one here.", "heads", chosen, "heads")
+def _show_map(selection: Selection, results: list[StoredResult], maps: dict[str, HeadMap]) -> None:
+    shown_map = one_of(results, "Map", "head-map")
+    if shown_map is None:
+        front_if_missing("No map of heads was made for this pair yet. Run makes one here.", "heads", selection, "heads")
         return
-    front_for_more("Make another map of heads", "heads", chosen, "heads")
-    source, heads = Source.stored(one, chosen), maps[one.file]
+    front_for_more("Make another map of heads", "heads", selection, "heads")
+    source, heads = Source.stored(shown_map, selection), maps[shown_map.file]
     open_on_the_strongest(heads.table)
     figure = heads.figure(source.result)
-    _shared_scale(figure, one, found)
+    _shared_scale(figure, shown_map, results)
     from workbench.figures.cells import mark_cell
 
-    mark_cell(figure, chosen.layer, chosen.head)
+    mark_cell(figure, selection.layer, selection.head)
     st.markdown(f"**{panels.words(sentence_of(heads.table))}**")
-    _show_way_to_strongest(chosen, heads.table)
+    _show_way_to_strongest(selection, heads.table)
     st.caption(panels.words(f"{source.result.summary()}. Greyed cells: q of .05 or more, or no test."))
     code = f"{source.python}{heads.call}.show()\n"
     panels.figure(
@@ -128,10 +129,10 @@ def _show_map(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -
     )  # fmt: skip
 
 
-def _show_way_to_strongest(chosen: Selection, table: pd.DataFrame) -> None:
+def _show_way_to_strongest(selection: Selection, table: pd.DataFrame) -> None:
     """A button that selects the strongest head, where another is selected."""
     place = strongest_head(table)
-    if place is not None and place != (chosen.layer, chosen.head):
+    if place is not None and place != (selection.layer, selection.head):
         st.button(
             f"Select L{place[0]}H{place[1]}, the strongest", icon=":material/my_location:", key="strongest-head",
             on_click=picks("layer", "head"), args=(place,),
@@ -156,42 +157,42 @@ def _map_of(result: Any) -> HeadMap | None:
     return HeadMap(table, (), getattr(result, "scale", result.unit))
 
 
-def _shared_scale(figure: go.Figure, one: Found, found: list[Found]) -> None:
+def _shared_scale(figure: go.Figure, shown_map: StoredResult, results: list[StoredResult]) -> None:
     """Patching results that measure the same are coloured on one scale."""
-    if one.kind != "Patching":
+    if shown_map.kind != "Patching":
         return
     from workbench.figures.cells import bound_of
 
-    same = [other.load() for other in found if other.kind == "Patching"]
-    bound = max(bound_of(other.table) for other in same if other.scale == one.load().scale)
+    same = [other.load() for other in results if other.kind == "Patching"]
+    bound = max(bound_of(other.table) for other in same if other.scale == shown_map.load().scale)
     figure.data[0].update(zmin=-bound, zmax=bound)
 
 
-def _show_scores(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]) -> None:
+def _show_scores(selection: Selection, results: list[StoredResult], maps: dict[str, HeadMap]) -> None:
     """What every result of the run says of the selected head."""
     rows, parts = [], []
-    for one in found:
-        result, heads = one.load(), maps[one.file]
-        here = _at(heads.table, chosen)
+    for stored in results:
+        result, heads = stored.load(), maps[stored.file]
+        here = _at(heads.table, selection)
         rows += [
-            {"result": one.name, **{name: row.get(name) for name in ("score", "low", "high", "control", "q")},
+            {"result": stored.name, **{name: row.get(name) for name in ("score", "low", "high", "control", "q")},
              "n prompts": result.provenance.n_prompts or None, "score is": heads.unit, "control is": result.control}
             for row in here.to_dict("records")
         ]  # fmt: skip
-        if one.kind == "WeightDelta":
-            parts.append((Source.stored(one, chosen), _at(result.head_parts, chosen)))
+        if stored.kind == "WeightDelta":
+            parts.append((Source.stored(stored, selection), _at(result.head_parts, selection)))
     if not rows:
         st.caption("No result of this run scores this head.")
         return
     table = pd.DataFrame(rows)
-    tables = [(one, "'head'" if one.kind == "WeightDelta" else "") for one in found]
-    listed = "".join(f"    Result.load({str(one.path)!r}).frame({level}),\n" for one, level in tables)
+    tables = [(stored, "'head'" if stored.kind == "WeightDelta" else "") for stored in results]
+    listed = "".join(f"    Result.load({str(stored.path)!r}).frame({level}),\n" for stored, level in tables)
     code = f"from workbench.results import Result\n\ntables = [\n{listed}]\n"
-    code += f"[table.query('layer == {chosen.layer} and head == {chosen.head}') for table in tables]\n"
-    provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
+    code += f"[table.query('layer == {selection.layer} and head == {selection.head}') for table in tables]\n"
+    provenance = {"run": selection.run, "results": {stored.file: stored.sha256 for stored in results}}
     from workbench.tables import with_intervals
 
-    again = experiment_of(chosen, found)
+    again = experiment_of(selection, results)
     shown = with_intervals(table).drop(columns=["score is", "control is"])
     panels.table("head-scores", table, code, provenance, shown=shown, experiment=again)
     panels.meanings(table)
@@ -201,20 +202,20 @@ def _show_scores(chosen: Selection, found: list[Found], maps: dict[str, HeadMap]
         st.subheader("Its weights")
         st.caption("Relative change of the head's part of each matrix, known exactly; a control is the same change "
                    "spread evenly.")  # fmt: skip
-        call = f"result.head_parts.query('layer == {chosen.layer} and head == {chosen.head}')"
+        call = f"result.head_parts.query('layer == {selection.layer} and head == {selection.head}')"
         result_table(f"head-weights-{source.name}", source, frame, call)
 
 
-def _at(table: pd.DataFrame, chosen: Selection) -> pd.DataFrame:
+def _at(table: pd.DataFrame, selection: Selection) -> pd.DataFrame:
     if table.empty or not {"layer", "head"} <= set(table):
         return table.iloc[:0]
-    return table[(table["layer"] == chosen.layer) & (table["head"] == chosen.head)]
+    return table[(table["layer"] == selection.layer) & (table["head"] == selection.head)]
 
 
-def _show_attention(chosen: Selection, asked: Asked) -> None:
+def _show_attention(selection: Selection, request: Request) -> None:
     st.subheader("Where it looks")
-    show_prompt(asked, chosen.prompt)
-    done = on_button(_ATTENTION, asked, _read_attention)
+    show_prompt(request, selection.prompt)
+    done = on_button(_ATTENTION, request, _read_attention)
     if done is None:
         return
     from workbench.figures.attention import attention_panels
@@ -238,18 +239,20 @@ def _show_attention(chosen: Selection, asked: Asked) -> None:
     )  # fmt: skip
 
 
-def _read_attention(asked: Asked, _progress: Progress) -> live.Patterns:
-    layer, head, number = asked.what
-    return live.read_patterns(asked.pair(), prompt_of(asked, number), layer, head)
+def _read_attention(request: Request, _progress: Progress) -> live.Patterns:
+    layer, head, number = request.what
+    return live.read_patterns(request.pair(), prompt_of(request, number), layer, head)
 
 
-def _show_words(asked: Asked) -> None:
+def _show_words(request: Request) -> None:
     st.subheader("What it writes")
     st.caption(
         "The head's write at the last token, read through the model's final norm and unembedding: logits with it minus "
-        f"logits without it, mean over the first {min(len(asked.prompts), MOST_PROMPTS)} prompts."
+        f"logits without it, mean over the first {min(len(request.prompts), MOST_PROMPTS)} prompts."
     )
-    done = on_button(_WORDS, Asked(asked.base, asked.tuned, asked.prompts, asked.what[:2], asked.file), _read_words)
+    done = on_button(
+        _WORDS, Request(request.base, request.tuned, request.prompts, request.what[:2], request.file), _read_words
+    )
     if done is None:
         return
     of, result = done
@@ -267,10 +270,10 @@ def _show_words(asked: Asked) -> None:
     )  # fmt: skip
 
 
-def _read_words(asked: Asked, _progress: Progress) -> Any:
+def _read_words(request: Request, _progress: Progress) -> Any:
     import probes
 
-    return probes.head_words(asked.pair(), asked.prompts[:MOST_PROMPTS], *asked.what)
+    return probes.head_words(request.pair(), request.prompts[:MOST_PROMPTS], *request.what)
 
 
 show()

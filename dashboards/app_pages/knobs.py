@@ -11,12 +11,12 @@ from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import picks
 from dashboards.views.source import (
     LINKED,
-    Asked,
     Probe,
+    Request,
     Source,
-    asked_of,
     one_of,
     opened,
+    request_of,
     result_table,
     steer_link,
     stored_or_computed,
@@ -37,47 +37,47 @@ def show() -> None:
     st.caption(
         "Directions of the residual stream: one that decides between two behaviours, and those that tuning moved."
     )
-    chosen = opened()
-    if chosen is None:
+    selection = opened()
+    if selection is None:
         return
     st.header("The knob")
-    with panels.told():
-        found = one_of(chosen.results("Knob"), "Knob", "knob")
-        if found is None:
+    with panels.errors_shown():
+        knob = one_of(selection.results("Knob"), "Knob", "knob")
+        if knob is None:
             front_if_missing(
                 "No knob was found for this pair yet. Run finds one here, with prompts that have group, intent and "
-                "answer.", "knob", chosen, "knobs",
+                "answer.", "knob", selection, "knobs",
             )  # fmt: skip
         else:
-            front_for_more("Find another knob", "knob", chosen, "knobs")
-            _show_knob(Source.stored(found, chosen))
+            front_for_more("Find another knob", "knob", selection, "knobs")
+            _show_knob(Source.stored(knob, selection))
     st.header("Concept directions")
-    with panels.told():
-        asked = asked_of(chosen, chosen.layer) if not chosen.results("ConceptDirections") else None
-        source = stored_or_computed(chosen, asked, "ConceptDirections", Probe(_call, _find, _step), _CONCEPTS)
+    with panels.errors_shown():
+        request = request_of(selection, selection.layer) if not selection.results("ConceptDirections") else None
+        source = stored_or_computed(selection, request, "ConceptDirections", Probe(_call, _find, _step), _CONCEPTS)
         if source is not None:
             _show_concepts(source)
 
 
-def _find(asked: Asked, progress: Progress) -> Any:
+def _find(request: Request, progress: Progress) -> Any:
     import probes
     from workbench.recording.record_pair import record
 
-    (layer,), pair = asked.what, asked.pair()
-    recording = record(pair, asked.prompts, "resid_post", layers=[layer], positions="all", progress=progress)
+    (layer,), pair = request.what, request.pair()
+    recording = record(pair, request.prompts, "resid_post", layers=[layer], positions="all", progress=progress)
     return probes.concept_directions(recording, METHOD, layer=layer, k=DIRECTIONS, model=pair.tuned)
 
 
-def _call(asked: Asked) -> str:
-    (layer,) = asked.what
+def _call(request: Request) -> str:
+    (layer,) = request.what
     return (
         f"probes.concept_directions(\n    wb.record(pair, prompts, 'resid_post', layers=[{layer}], positions='all'),\n"
         f"    {METHOD!r}, layer={layer}, k={DIRECTIONS}, model=pair.tuned,\n)"
     )
 
 
-def _step(asked: Asked) -> dict[str, Any]:
-    return {"do": "localize concepts", "layer": asked.what[0], "method": METHOD, "k": DIRECTIONS}
+def _step(request: Request) -> dict[str, Any]:
+    return {"do": "localize concepts", "layer": request.what[0], "method": METHOD, "k": DIRECTIONS}
 
 
 def _show_knob(source: Source) -> None:

@@ -10,7 +10,7 @@ import streamlit as st
 from dashboards import jobs, panels
 from dashboards.selection import current, show_next
 from dashboards.steps import changed, keep, turn, where
-from dashboards.steps.running import LookAsked, begin, job_of, steps_before
+from dashboards.steps.running import LookRequest, begin, job_of, steps_before
 from dashboards.steps.subject import DETAILS, Subject, name_of, short, subject_of
 from tunescope.look.notes import CHANGED, KEEP, STEPS, TURN, WHERE
 
@@ -38,15 +38,15 @@ def show() -> None:
     busy = job is not None and job.is_active
     if job is not None and not busy:
         _ended(job, subject)
-    asked = changed.asked(subject)
-    _show_line(subject, asked, busy=busy)
+    request = changed.request_of(subject)
+    _show_line(subject, request, busy=busy)
     step = _selected(subject)
     st.header(f"{DETAILS[step]} {step}", divider="gray")
-    with panels.told():
+    with panels.errors_shown():
         _DETAIL[step](subject)
 
 
-def _show_line(subject: Subject, asked: LookAsked | None, *, busy: bool) -> None:
+def _show_line(subject: Subject, request: LookRequest | None, *, busy: bool) -> None:
     """The four cards, each with its state and its Run button."""
     for place, step in zip(st.columns(4), STEPS, strict=True):
         with place, st.container(border=True, height="stretch"):
@@ -58,7 +58,7 @@ def _show_line(subject: Subject, asked: LookAsked | None, *, busy: bool) -> None
             st.caption(panels.words(shorten(sentence, _LONGEST, placeholder=" …")))
             st.space("stretch")
             with st.container(horizontal=True, gap="small"):
-                _run_button(subject, asked, step, busy=busy)
+                _run_button(subject, request, step, busy=busy)
                 st.button(
                     "Open", key=f"open-{DETAILS[step]}", on_click=_open, args=(step,), type="tertiary",
                     help=f"Show the details of: {step}",
@@ -67,10 +67,10 @@ def _show_line(subject: Subject, asked: LookAsked | None, *, busy: bool) -> None
     every = [step for step in STEPS if ended or subject.notes.state(step) == "not run"]
     if st.button(
         "Run all four steps again" if ended else "Run all four steps", type="secondary" if ended else "primary",
-        icon=":material/play_arrow:", key="run-all", disabled=busy or asked is None,
+        icon=":material/play_arrow:", key="run-all", disabled=busy or request is None,
         help="The fast passes, one step after the other, on the prompts chosen above.",
     ):  # fmt: skip
-        _begin(subject, every, asked)
+        _begin(subject, every, request)
 
 
 def _badge(subject: Subject, step: str) -> tuple[str, str, str]:
@@ -89,13 +89,13 @@ _PROMISES = {
 }
 
 
-def _run_button(subject: Subject, asked: LookAsked | None, step: str, *, busy: bool) -> None:
+def _run_button(subject: Subject, request: LookRequest | None, step: str, *, busy: bool) -> None:
     again = subject.notes.state(step) != "not run"
     reason = (
         "A step of this pair is at work or in the queue: see above."
         if busy
         else "Give prompts first."
-        if asked is None
+        if request is None
         else None
     )
     pressed = st.button(
@@ -103,14 +103,14 @@ def _run_button(subject: Subject, asked: LookAsked | None, step: str, *, busy: b
         disabled=reason is not None, help=reason or f"{step} Run the fast passes of this step.",
     )  # fmt: skip
     if pressed:
-        _begin(subject, steps_before(subject, step), asked)
+        _begin(subject, steps_before(subject, step), request)
 
 
-def _begin(subject: Subject, steps: list[str], asked: LookAsked | None) -> None:
-    if asked is None:
+def _begin(subject: Subject, steps: list[str], request: LookRequest | None) -> None:
+    if request is None:
         return
-    with panels.told():
-        begin(subject, steps, asked)
+    with panels.errors_shown():
+        begin(subject, steps, request)
         st.session_state["step"] = DETAILS[steps[0]]
         st.rerun()
 

@@ -33,45 +33,45 @@ _SHOWN = 6
 
 def show() -> None:
     """The page."""
-    chosen = selection.current()
+    selected = selection.current()
     st.title("What changed")
-    if chosen.folder is None:
-        if chosen.base:
+    if selected.folder is None:
+        if selected.base:
             st.page_link("app_pages/look.py", label="Look into your pair, in four steps", icon=":material/footprint:")
             return
         panels.empty("There is no run yet. This trains two small models and looks into them:", "tunescope demo")
         st.page_link("app_pages/record.py", label="Or record a pair of your own", icon=":material/fiber_manual_record:")
         return
-    with panels.told():
-        _show_run(chosen, chosen.opened())
+    with panels.errors_shown():
+        _show_run(selected, selected.opened())
 
 
-def _show_run(chosen: Selection, run: Run) -> None:
+def _show_run(selected: Selection, run: Run) -> None:
     manifest = run.manifest
-    about = f" of {panels.words(chosen.pair)}" if chosen.pair else ""
+    about = f" of {panels.words(selected.pair)}" if selected.pair else ""
     st.caption(f"A {panels.words(manifest.kind)} run{about}, {manifest.state}. {panels.words(run.path)}")
     if manifest.state != "complete":
         st.warning(f"This run is {manifest.state}, not complete. {panels.words(manifest.error or '')}")
-    _show_cards(chosen, run)
+    _show_cards(selected, run)
     _show_links()
     _show_recipes(run)
-    _show_findings(chosen, run)
+    _show_findings(selected, run)
     if _has_tables(run):
         st.header("The whole run")
         content = read_content(run.path)
-        others = tuple(f"{name}:" for name in pairs_of(run.path) if name != chosen.pair)
+        others = tuple(f"{name}:" for name in pairs_of(run.path) if name != selected.pair)
         for number, section in enumerate(content.sections):
             if not section.title.startswith(others):
-                _show_section(content, section, f"{number}", chosen)
-    elif not chosen.results():
+                _show_section(content, section, f"{number}", selected)
+    elif not selected.results():
         panels.empty("This run holds no table. This makes one of a pair:", "tunescope localize weights BASE TUNED")
     with st.expander("What made this run", icon=":material/receipt_long:"):
         st.json({"config": manifest.config, "provenance": manifest.provenance}, expanded=2)
 
 
-def _show_cards(chosen: Selection, run: Run) -> None:
-    found = cards(run, chosen.pair)
-    for place, card in zip(st.columns(len(found) or 1), found, strict=False):
+def _show_cards(selected: Selection, run: Run) -> None:
+    drawn = cards(run, selected.pair)
+    for place, card in zip(st.columns(len(drawn) or 1), drawn, strict=False):
         with place, st.container(border=True, height="stretch"):
             st.markdown(f"**{panels.words(card.title)}**")
             st.metric(panels.words(card.title), panels.visible(card.value), label_visibility="collapsed")
@@ -90,12 +90,12 @@ def _show_links() -> None:
 def _show_recipes(run: Run) -> None:
     """A button for each recipe that was made on a model of the run: it opens the page on which it acts."""
     pairs = {model: name for name, pair in pairs_of(run.path).items() for model in (pair.base, pair.tuned) if model}
-    found = [(file, pairs[note.model]) for file, note in recipes_of(run.path).items() if note.model in pairs]
-    if not found:
+    recipes = [(file, pairs[note.model]) for file, note in recipes_of(run.path).items() if note.model in pairs]
+    if not recipes:
         return
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.markdown("Try it, live:")
-        for file, pair in found[:_SHOWN]:
+        for file, pair in recipes[:_SHOWN]:
             recipe = Path(file).stem
             several = len(set(pairs.values())) > 1
             st.page_link(
@@ -105,23 +105,24 @@ def _show_recipes(run: Run) -> None:
             )  # fmt: skip
 
 
-def _show_findings(chosen: Selection, run: Run) -> None:
+def _show_findings(selected: Selection, run: Run) -> None:
     """Needs model code for reading the results, so it comes after what can be shown at once."""
-    found = chosen.results()
-    if not found:
+    stored = selected.results()
+    if not stored:
         return
     results: dict[str, Any] = {}
-    for one in found:
-        with panels.told():
-            results[one.name] = one.load()
-    for one in found:
-        if one.kind == "WeightDelta" and one.name in results:
-            st.markdown(f"**{panels.words(sentence_of(results[one.name].frame()))}**")
-            drawn = from_zero(results[one.name].figure())
+    for result in stored:
+        with panels.errors_shown():
+            results[result.name] = result.load()
+    for result in stored:
+        if result.kind == "WeightDelta" and result.name in results:
+            st.markdown(f"**{panels.words(sentence_of(results[result.name].frame()))}**")
+            drawn = from_zero(results[result.name].figure())
             drawn.update_xaxes(tickangle=-30)
             panels.figure(
-                "weights", drawn, one.python + "result.figure().show()\n", one.provenance(),
-                frame=results[one.name].frame(), on_pick=picks("layer"), experiment=experiment_of(chosen, [one]),
+                "weights", drawn, result.python + "result.figure().show()\n", result.provenance(),
+                frame=results[result.name].frame(), on_pick=picks("layer"),
+                experiment=experiment_of(selected, [result]),
             )  # fmt: skip
             st.caption("Grey: no more than its control, the same change spread evenly over the layer's weights.")
             break
@@ -130,9 +131,9 @@ def _show_findings(chosen: Selection, run: Run) -> None:
 
     table = headlines(results)
     code = "from probes.headlines import headlines\nfrom workbench.results import Result\n\nheadlines({\n"
-    code += "".join(f"    {one.name!r}: Result.load({str(one.path)!r}),\n" for one in found) + "})\n"
-    made = {"run": run.name, "results": {one.file: one.sha256 for one in found}}
-    panels.table("findings", table, code, made, shown=with_intervals(table), experiment=experiment_of(chosen, found))
+    code += "".join(f"    {result.name!r}: Result.load({str(result.path)!r}),\n" for result in stored) + "})\n"
+    made = {"run": run.name, "results": {result.file: result.sha256 for result in stored}}
+    panels.table("findings", table, code, made, shown=with_intervals(table), experiment=experiment_of(selected, stored))
     st.caption("beyond control: q below .05; where there is no q, the control lies outside the interval.")
 
 
@@ -141,14 +142,14 @@ def _has_tables(run: Run) -> bool:
     return "sections.json" in files or any(name.endswith(".parquet") and "/" not in name for name in files)
 
 
-def _show_section(content: Content, section: Section, place: str, chosen: Selection) -> None:
+def _show_section(content: Content, section: Section, place: str, selected: Selection) -> None:
     """Closed sections are not drawn: a run may hold many figures."""
     opened = st.expander(panels.words(section.title), expanded=place == "0", on_change="rerun", key=f"section-{place}")
     if not opened.open:
         return
 
     def again() -> str:
-        return stored_experiment(chosen)  # a section may show several results: the whole run
+        return stored_experiment(selected)  # a section may show several results: the whole run
 
     with opened:
         for paragraph in section.paragraphs:
@@ -158,7 +159,7 @@ def _show_section(content: Content, section: Section, place: str, chosen: Select
             **content.manifest.model_dump(by_alias=True, include={"kind", "config", "provenance"}),
         }
         start = "from dashboards.report.content import read_content\n\n"
-        start += f"section = read_content({str(chosen.folder)!r}).sections[{place}]\n"
+        start += f"section = read_content({str(selected.folder)!r}).sections[{place}]\n"
         for name, drawn in section.figures.items():
             code = f"{start}section.figures[{name!r}].show()"
             panels.figure(f"figure-{place}-{name}", drawn, code, provenance, experiment=again)

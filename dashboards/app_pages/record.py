@@ -8,7 +8,7 @@ import streamlit as st
 
 from dashboards import jobs, panels, recording
 from dashboards.as_experiment import record_experiment
-from dashboards.pair_form import ENDINGS, POSITIONS, SITES, PairAsked, pasted, uploaded
+from dashboards.pair_form import ENDINGS, POSITIONS, SITES, RecordRequest, pasted, uploaded
 from dashboards.state import Opened, known_runs
 from workbench import runs
 from workbench.prompts import Prompts
@@ -36,21 +36,21 @@ def _form() -> None:
         read = _ask_prompts()
         name = st.text_input("Name of the run", "my-pair", key="pair-name", persist_state="session")
         st.caption(f"Goes to {panels.words(runs.default_home().resolve())}")
-    asked = PairAsked(base.strip(), tuned.strip(), tuple(sites), positions, name.strip(), device)
+    request = RecordRequest(base.strip(), tuned.strip(), tuple(sites), positions, name.strip(), device)
     if st.button("Record", type="primary", icon=":material/fiber_manual_record:", key="go-record"):
-        with panels.told():
-            asked.check()
-            recording.begin(asked, read())
+        with panels.errors_shown():
+            request.check()
+            recording.begin(request, read())
             st.rerun()
     with st.expander("The same on the command line", icon=":material/terminal:"):
-        st.code(asked.command(), language="bash", wrap_lines=True)
+        st.code(request.command(), language="bash", wrap_lines=True)
     as_file = st.expander(
         "The same as an experiment file", icon=":material/science:", on_change="rerun", key="pair-yaml"
     )
     if as_file.open:
-        with as_file, panels.told():
-            asked.check()
-            st.code(record_experiment(asked, read()), language="yaml")
+        with as_file, panels.errors_shown():
+            request.check()
+            st.code(record_experiment(request, read()), language="yaml")
 
 
 def _ask_pair() -> tuple[str, str, list[str], str, str]:

@@ -48,40 +48,40 @@ def show() -> None:
         return
     names = list(known)
     left, right = st.columns(2)
-    one = left.selectbox("First run", names, key="first", bind="query-params", format_func=panels.visible)
+    first = left.selectbox("First run", names, key="first", bind="query-params", format_func=panels.visible)
     two = right.selectbox("Second run", names, index=1, key="second", bind="query-params", format_func=panels.visible)
-    with panels.told():
-        _show_settings(known, one, two)
-    with panels.told():
-        _show_results(known, one, two)
+    with panels.errors_shown():
+        _show_settings(known, first, two)
+    with panels.errors_shown():
+        _show_results(known, first, two)
 
 
-def _show_settings(known: dict[str, Path], one: str, two: str) -> None:
+def _show_settings(known: dict[str, Path], first_name: str, two: str) -> None:
     st.subheader("Settings that differ")
-    frame = differences(known[one], known[two])
+    frame = differences(known[first_name], known[two])
     if frame.empty:
         st.success("Kind and configuration of these two runs are the same.", icon=":material/check:")
     else:
-        opened = [f"runs.open({str(known[name])!r}).config" for name in (one, two)]
+        opened = [f"runs.open({str(known[name])!r}).config" for name in (first_name, two)]
         code = "\n".join(["from workbench import runs", "", *opened])
         short = frame.map(lambda cell: f"{cell[:12]}…" if _HASH.fullmatch(cell) else cell)
         panels.table(
-            "differences", frame, code, {"first": one, "second": two}, shown=short,
-            experiment=lambda: both_experiment(known[one], known[two]),
+            "differences", frame, code, {"first": first_name, "second": two}, shown=short,
+            experiment=lambda: both_experiment(known[first_name], known[two]),
         )  # fmt: skip
 
 
-def _show_results(known: dict[str, Path], one: str, two: str) -> None:
+def _show_results(known: dict[str, Path], first_name: str, two: str) -> None:
     st.subheader("Results side by side")
-    first, second = ({result.name: result for result in results_in(known[name])} for name in (one, two))
-    kinds = {found.kind for found in second.values()}
+    first, second = ({result.name: result for result in results_in(known[name])} for name in (first_name, two))
+    kinds = {result.kind for result in second.values()}
     left, right = st.columns(2)
-    mine = [name for name, found in first.items() if found.kind in kinds]
+    mine = [name for name, result in first.items() if result.kind in kinds]
     if not mine:
         st.info("These two runs hold no result of the same kind.", icon=":material/info:")
         return
     a = first[left.selectbox("Result of the first", mine, key="first-result", format_func=panels.visible)]
-    theirs = [name for name, found in second.items() if found.kind == a.kind]
+    theirs = [name for name, result in second.items() if result.kind == a.kind]
     same = theirs.index(a.name) if a.name in theirs else 0
     b = second[right.selectbox("Result of the second", theirs, same, key="second-result", format_func=panels.visible)]
     from probes import compare
@@ -96,32 +96,32 @@ def _show_results(known: dict[str, Path], one: str, two: str) -> None:
         "from probes.headlines import beside\nfrom workbench.results import Result\n\n"
         f"beside(Result.load({str(a.path)!r}), Result.load({str(b.path)!r}))\n"
     )
-    made = {"first": {"run": one, "sha256": a.sha256}, "second": {"run": two, "sha256": b.sha256}}
+    made = {"first": {"run": first_name, "sha256": a.sha256}, "second": {"run": two, "sha256": b.sha256}}
     panels.table(
         "beside", frame, code, made, shown=with_intervals(frame),
-        experiment=lambda: compared_experiment((known[one], a), (known[two], b)),
+        experiment=lambda: compared_experiment((known[first_name], a), (known[two], b)),
     )  # fmt: skip
 
 
 def listing(known: dict[str, Path]) -> pd.DataFrame:
     """A row per run, also for those that cannot be read."""
-    found = {one.path.resolve(): one for one in runs.list()}
+    entries = {entry.path.resolve(): entry for entry in runs.list()}
     rows = []
     for name, folder in known.items():
-        one = found.get(folder.resolve()) or next(iter(runs.list(folder)), None)
-        if one is not None:
+        entry = entries.get(folder.resolve()) or next(iter(runs.list(folder)), None)
+        if entry is not None:
             rows.append(
                 {
-                    "run": name, "kind": one.kind, "state": one.state, "size (MB)": round(one.size / 1e6, 2),
-                    "modified (UTC)": f"{one.modified:%Y-%m-%d %H:%M}", "problem": one.problem or "",
+                    "run": name, "kind": entry.kind, "state": entry.state, "size (MB)": round(entry.size / 1e6, 2),
+                    "modified (UTC)": f"{entry.modified:%Y-%m-%d %H:%M}", "problem": entry.problem or "",
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def differences(one: Path, two: Path) -> pd.DataFrame:
+def differences(first_folder: Path, two: Path) -> pd.DataFrame:
     """Settings that differ, by dotted name; what both have alike is left out."""
-    first, second = (runs.open(folder).manifest for folder in (one, two))
+    first, second = (runs.open(folder).manifest for folder in (first_folder, two))
     left, right = ({**_flat({"kind": run.kind}), **_flat(run.config)} for run in (first, second))
     return pd.DataFrame(
         [
@@ -134,12 +134,10 @@ def differences(one: Path, two: Path) -> pd.DataFrame:
 
 
 def _flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in config.items():
-        found.update(
-            _flat(value, f"{above}{name}.") if isinstance(value, dict) and value else {f"{above}{name}": value}
-        )
-    return found
+        flat.update(_flat(value, f"{above}{name}.") if isinstance(value, dict) and value else {f"{above}{name}": value})
+    return flat
 
 
 show()

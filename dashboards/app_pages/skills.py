@@ -12,18 +12,18 @@ import streamlit as st
 
 from dashboards import answers, panels
 from dashboards.as_experiment import overlap_experiment, written_out
-from dashboards.results import Found
+from dashboards.results import StoredResult
 from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
 from dashboards.steering import Steered, run_steer
 from dashboards.views.source import (
     LINKED,
-    Asked,
+    Request,
     Source,
-    asked_of,
     one_of,
     opened,
     prompt_of,
+    request_of,
     result_table,
 )
 from dashboards.work_on_button import Work, on_button, prefilled
@@ -41,26 +41,26 @@ def show() -> None:
     """The page."""
     st.title("Skills")
     st.caption("Which tuned weights, put into the base, carry the behaviour; all others stay the base's.")
-    chosen = opened()
-    if chosen is None:
+    selection = opened()
+    if selection is None:
         return
-    found = sorted(chosen.results("GraftResult"), key=lambda one: -len(one.load().curve))
-    one = one_of(found, "Graft", "graft")
-    if one is None:
-        with panels.told():
-            front_if_missing("No graft was found for this pair yet. Run finds one here.", "skills", chosen, "skills")
+    grafts = sorted(selection.results("GraftResult"), key=lambda graft: -len(graft.load().curve))
+    shown_graft = one_of(grafts, "Graft", "graft")
+    if shown_graft is None:
+        with panels.errors_shown():
+            front_if_missing("No graft was found for this pair yet. Run finds one here.", "skills", selection, "skills")
         return
-    front_for_more("Find another graft", "skills", chosen, "skills")
-    with panels.told():
-        source = Source.stored(one, chosen)
+    front_for_more("Find another graft", "skills", selection, "skills")
+    with panels.errors_shown():
+        source = Source.stored(shown_graft, selection)
         _show_graft(source)
         _show_regions(source)
     st.header("Do two skills share weights?")
-    with panels.told():
-        _show_overlap(chosen, found)
+    with panels.errors_shown():
+        _show_overlap(selection, grafts)
     st.header("Switch it on")
-    with panels.told():
-        _show_switch(chosen, source)
+    with panels.errors_shown():
+        _show_switch(selection, source)
 
 
 def _show_graft(source: Source) -> None:
@@ -69,9 +69,11 @@ def _show_graft(source: Source) -> None:
     with left, st.container(border=True):
         st.metric("Of the tuned model's gain, the graft brings", f"{result.recovered:.0%}")
         shown = {row["model"]: row for row in result.models.to_dict("records")}
-        told = (f"{name} {shown[name]['accuracy']:.2f} [{shown[name]['low']:.2f}, {shown[name]['high']:.2f}]"
+        accuracies = (f"{name} {shown[name]['accuracy']:.2f} [{shown[name]['low']:.2f}, {shown[name]['high']:.2f}]"
                 for name in ("base", "graft", "tuned"))  # fmt: skip
-        st.caption(panels.words(f"accuracy: {', '.join(told)}; n = {result.of('graft', 'n'):.0f} held-out prompts"))
+        st.caption(
+            panels.words(f"accuracy: {', '.join(accuracies)}; n = {result.of('graft', 'n'):.0f} held-out prompts")
+        )
     with right, st.container(border=True):
         st.metric("Weights in the graft", f"{result.sparsity:.2%}")
         st.caption(f"{result.entries:,} of {result.eligible:,} weights inside the layers, chosen by {result.level}")
@@ -118,8 +120,8 @@ def _show_regions(source: Source) -> None:
     result_table("graft-tensors", source, frame, "result.frame()")
 
 
-def _show_overlap(chosen: Selection, found: list[Found]) -> None:
-    table = _overlaps(found)
+def _show_overlap(selection: Selection, grafts: list[StoredResult]) -> None:
+    table = _overlaps(grafts)
     if table.empty:
         st.info(
             "There is one graft of entries for this pair; a second one, by another method (movement) or of another "
@@ -131,51 +133,51 @@ def _show_overlap(chosen: Selection, found: list[Found]) -> None:
     st.caption("Weights that are in both regions, beside what two random regions of these sizes share.")
     code = "from itertools import combinations\n\nimport pandas as pd\nimport probes\n"
     code += "from workbench.figures.overlap import shared_bars\nfrom workbench.results import Result\n\ngrafts = {\n"
-    code += "".join(f"    {one.name!r}: Result.load({str(one.path)!r}),\n" for one in found)
+    code += "".join(f"    {graft.name!r}: Result.load({str(graft.path)!r}),\n" for graft in grafts)
     code += (
         "}\ntable = pd.DataFrame([\n"
         "    {'first': one, 'second': other, **probes.mask_overlap(grafts[one], grafts[other]).line()}\n"
         "    for one, other in combinations(grafts, 2)\n])\nshared_bars(table).show()\n"
     )
-    provenance = {"run": chosen.run, "results": {one.file: one.sha256 for one in found}}
+    provenance = {"run": selection.run, "results": {graft.file: graft.sha256 for graft in grafts}}
     panels.figure(
         "graft-overlap", shared_bars(table, title="Shared weights beside chance"), code, provenance, frame=table,
-        experiment=lambda: overlap_experiment(chosen, [one for one in found if one.load().level != "ranks"]),
+        experiment=lambda: overlap_experiment(selection, [graft for graft in grafts if graft.load().level != "ranks"]),
     )  # fmt: skip
 
 
-def _overlaps(found: list[Found]) -> pd.DataFrame:
+def _overlaps(grafts: list[StoredResult]) -> pd.DataFrame:
     """first, second, shared, expected, low, high, p, jaccard for every two grafts that choose entries."""
     from probes import mask_overlap
 
-    loaded = {one.name: one.load() for one in found}
+    loaded = {graft.name: graft.load() for graft in grafts}
     rows = [
-        {"first": one, "second": other, **mask_overlap(loaded[one], loaded[other]).line()}
-        for one, other in combinations([name for name, result in loaded.items() if result.level != "ranks"], 2)
+        {"first": name, "second": other, **mask_overlap(loaded[name], loaded[other]).line()}
+        for name, other in combinations([name for name, result in loaded.items() if result.level != "ranks"], 2)
     ]
     return pd.DataFrame(rows)
 
 
-def _show_switch(chosen: Selection, source: Source) -> None:
+def _show_switch(selection: Selection, source: Source) -> None:
     if source.result.level == "ranks":
         st.info("A graft of ranks is turned with AdapterScale: see the page Steer, Weights.", icon=":material/info:")
         return
     st.caption("Live, on the base. What random masks of this size do is measured above.")
-    asked = asked_of(chosen, source.provenance["file"])
-    if asked is None:
+    request = request_of(selection, source.provenance["file"])
+    if request is None:
         return
-    prefilled("graft-begins", (prompt_of(asked, chosen.prompt).answer or "").strip())
+    prefilled("graft-begins", (prompt_of(request, selection.prompt).answer or "").strip())
     beginning = st.text_input(
         "Count answers that begin with", key="graft-begins", help="A word or a phrase, such as a refusal.", **LINKED
     )
-    rows = asked.prompts[chosen.prompt : chosen.prompt + MOST_PROMPTS]
-    rows = rows if len(rows) else asked.prompts[:MOST_PROMPTS]
-    asked = replace(asked, prompts=rows, what=(*asked.what, chosen.prompt))
-    done = on_button(_SWITCH, asked, lambda one, _progress: _switch(one, source.result))
+    rows = request.prompts[selection.prompt : selection.prompt + MOST_PROMPTS]
+    rows = rows if len(rows) else request.prompts[:MOST_PROMPTS]
+    request = replace(request, prompts=rows, what=(*request.what, selection.prompt))
+    done = on_button(_SWITCH, request, lambda request, _progress: _switch(request, source.result))
     if done is None:
         return
     of, result = done
-    changed = sum(one is not None for one in result.parted)
+    changed = sum(place is not None for place in result.parted)
     st.markdown(f"**{changed} of {len(result.prompts)} answers of the base changed** by the graft")
     if beginning.strip():
         answers.counted(result, beginning, "base", of.prompts.clusters)
@@ -199,14 +201,14 @@ def _show_switch(chosen: Selection, source: Source) -> None:
     )  # fmt: skip
 
 
-def _switch(asked: Asked, graft: Any) -> Steered:
+def _switch(request: Request, graft: Any) -> Steered:
     import interventions as iv
 
-    pair = asked.pair()
-    if any(row.kind != "prompt" for row in asked.prompts):
+    pair = request.pair()
+    if any(row.kind != "prompt" for row in request.prompts):
         raise UserError("These prompts are chats or token ids; steer them on the page Steer as plain text.")
     recipe = iv.Recipe([graft.intervention(pair)])
-    texts = [str(row) for row in asked.prompts]
+    texts = [str(row) for row in request.prompts]
     return run_steer(pair, recipe, texts, strength=1.0, side="base", max_new_tokens=NEW_TOKENS)
 
 

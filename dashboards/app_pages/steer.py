@@ -14,7 +14,7 @@ from dashboards.recipe_form import ask_parts
 from dashboards.recipe_parts import built
 from dashboards.selection import Selection
 from dashboards.state import Opened
-from dashboards.steer_request import Asked, chats_of, lines, one_line
+from dashboards.steer_request import SteerRequest, chats_of, lines, one_line
 from dashboards.steering import Steered, Swept, run_steer, run_sweep
 from dashboards.work_on_button import Work, on_button, prefilled
 from workbench.errors import UserError
@@ -33,45 +33,46 @@ def show() -> None:
     """The page."""
     st.title("Steer")
     st.caption("Change what the model computes, and compare its answers. The model itself comes back unchanged.")
-    asked, beginning = _ask(selection.current())
+    request, beginning = _ask(selection.current())
     steer, sweep = st.tabs(["Answers", "Strength sweep"])
     with steer:
-        if (done := on_button(_STEER, asked, _run)) is not None:
+        if (done := on_button(_STEER, request, _run)) is not None:
             _show_steered(*done, beginning)
     with sweep:
-        _show_sweep(asked, beginning)
+        _show_sweep(request, beginning)
 
 
-def _ask(chosen: Selection) -> tuple[Asked, str]:
-    base, tuned, side, device = _ask_models(chosen)
+def _ask(selected: Selection) -> tuple[SteerRequest, str]:
+    base, tuned, side, device = _ask_models(selected)
     left, right = st.columns([6, 5], gap="large")
     with left:
         st.subheader("Recipe")
-        parts = ask_parts(chosen, tuned)
+        parts = ask_parts(selected, tuned)
     with right:
         st.subheader("Prompts")
-        prompts, tokens, beginning = _ask_prompts(chosen)
+        prompts, tokens, beginning = _ask_prompts(selected)
         raw, system = _ask_reading()
-    known = _rows_shown(chosen) or ()
-    asked = Asked(
+    known = _rows_shown(selected) or ()
+    request = SteerRequest(
         base, tuned, parts, 1.0, side, lines(prompts), tokens, device,
         raw=raw, system=system, chats=chats_of(known, lines(prompts)),
     )  # fmt: skip
     with left:
         strength = st.slider(
-            "Strength (times the recipe's own)", -4.0, 4.0, 1.0, 0.25, key="strength", disabled=not asked.has_strength,
+            "Strength (times the recipe's own)", -4.0, 4.0, 1.0, 0.25, key="strength",
+            disabled=not request.has_strength,
             help="0 leaves the model as it is. Experts are off or on: no strength moves them.", **_LINKED,
         )  # fmt: skip
-        st.caption(f"In effect: {panels.words(asked.label())}")
-    return (replace(asked, strength=float(strength)) if asked.has_strength else asked), beginning
+        st.caption(f"In effect: {panels.words(request.label())}")
+    return (replace(request, strength=float(strength)) if request.has_strength else request), beginning
 
 
-def _ask_models(chosen: Selection) -> tuple[str, str, str, str]:
+def _ask_models(selected: Selection) -> tuple[str, str, str, str]:
     opened = Opened.from_environment()
-    prefilled("base", opened.base or chosen.base)
-    prefilled("tuned", opened.tuned if opened.base else chosen.tuned)
-    given = st.session_state.get("base")
-    with st.expander("Models", icon=":material/difference:", expanded=not given):
+    prefilled("base", opened.base or selected.base)
+    prefilled("tuned", opened.tuned if opened.base else selected.tuned)
+    base_given = st.session_state.get("base")
+    with st.expander("Models", icon=":material/difference:", expanded=not base_given):
         left, right = st.columns(2)
         base = left.text_input(
             "Base model", key="base", placeholder="folder, hub id, or refusal-moe",
@@ -88,8 +89,8 @@ def _ask_models(chosen: Selection) -> tuple[str, str, str, str]:
     return base, tuned, str(side), str(device)
 
 
-def _ask_prompts(chosen: Selection) -> tuple[str, int, str]:
-    rows = _rows_shown(chosen)
+def _ask_prompts(selected: Selection) -> tuple[str, int, str]:
+    rows = _rows_shown(selected)
     prefilled("prompts", "\n".join(one_line(row.shown) for row in rows or ()))
     prompts = st.text_area(
         "One per line", key="prompts", height=192, placeholder="Write what the models should answer or continue.",
@@ -104,12 +105,12 @@ def _ask_prompts(chosen: Selection) -> tuple[str, int, str]:
     return prompts, int(tokens), beginning
 
 
-def _rows_shown(chosen: Selection) -> Prompts | None:
+def _rows_shown(selected: Selection) -> Prompts | None:
     """The run's rows from the selected one on, that the box begins with."""
     rows = None
-    with panels.told():
-        rows = chosen.rows()
-    return None if not rows else rows[chosen.prompt : chosen.prompt + SHOWN]
+    with panels.errors_shown():
+        rows = selected.rows()
+    return None if not rows else rows[selected.prompt : selected.prompt + SHOWN]
 
 
 def _ask_reading() -> tuple[bool, str]:
@@ -122,29 +123,29 @@ def _ask_reading() -> tuple[bool, str]:
     return how == "raw", "" if how == "raw" else str(system or "")
 
 
-def _run(asked: Asked, _progress: Progress) -> Steered:
-    pair = _pair(asked)
+def _run(request: SteerRequest, _progress: Progress) -> Steered:
+    pair = _pair(request)
     return run_steer(
-        pair, built(asked.parts, pair), asked.inputs(),
-        strength=asked.strength, side=asked.side, max_new_tokens=asked.max_new_tokens,
+        pair, built(request.parts, pair), request.inputs(),
+        strength=request.strength, side=request.side, max_new_tokens=request.max_new_tokens,
     )  # fmt: skip
 
 
-def _sweep(asked: Asked, _progress: Progress) -> Swept:
-    pair = _pair(asked)
+def _sweep(request: SteerRequest, _progress: Progress) -> Swept:
+    pair = _pair(request)
     return run_sweep(
-        pair, built(asked.parts, pair), asked.inputs(),
-        strengths=asked.strengths, side=asked.side, max_new_tokens=asked.max_new_tokens,
+        pair, built(request.parts, pair), request.inputs(),
+        strengths=request.strengths, side=request.side, max_new_tokens=request.max_new_tokens,
     )  # fmt: skip
 
 
-def _pair(asked: Asked) -> Any:
+def _pair(request: SteerRequest) -> Any:
     """The models, loaded only when the cheap mistakes are out of the way."""
-    if not asked.prompts:
+    if not request.prompts:
         raise UserError("There is no prompt: write at least one line.")
-    if not asked.parts:
+    if not request.parts:
         raise UserError("There is nothing to steer with: choose a recipe, experts, heads, a knob or weights.")
-    return models.pair(asked.base, asked.tuned, asked.device, models.quick_dtype(asked.base, asked.device))
+    return models.pair(request.base, request.tuned, request.device, models.quick_dtype(request.base, request.device))
 
 
 def _restored(result: Steered | Swept) -> None:
@@ -154,43 +155,43 @@ def _restored(result: Steered | Swept) -> None:
         st.error(f"Model not restored: {result.n_hooks} hooks, logits identical: {result.identical}. Restart the app.")
 
 
-def _show_steered(asked: Asked, result: Steered, beginning: str) -> None:
-    changed = sum(one is not None for one in result.parted)
-    of_strength = f" at strength {asked.strength:g}" if asked.has_strength else ""
+def _show_steered(request: SteerRequest, result: Steered, beginning: str) -> None:
+    changed = sum(place is not None for place in result.parted)
+    of_strength = f" at strength {request.strength:g}" if request.has_strength else ""
     st.markdown(
-        f"**{changed} of {len(result.prompts)} answers changed** by {panels.words(asked.label())}{of_strength} "
-        f"on {asked.side}, {result.seconds:.1f} s on {panels.words(result.device)}"
+        f"**{changed} of {len(result.prompts)} answers changed** by {panels.words(request.label())}{of_strength} "
+        f"on {request.side}, {result.seconds:.1f} s on {panels.words(result.device)}"
     )
     if beginning.strip():
-        answers.counted(result, beginning, asked.side)
-    answers.side_by_side(result, asked.side)
+        answers.counted(result, beginning, request.side)
+    answers.side_by_side(result, request.side)
     answers.what_was_read(result)
     _restored(result)
-    with panels.told():
+    with panels.errors_shown():
         panels.footer(
-            "steered", asked.python(), frame=result.frame(), provenance=asked.provenance(),
-            experiment=lambda: steer_experiment(asked, beginning),
+            "steered", request.python(), frame=result.frame(), provenance=request.provenance(),
+            experiment=lambda: steer_experiment(request, beginning),
         )  # fmt: skip
 
 
-def _show_sweep(asked: Asked, beginning: str) -> None:
-    given = st.text_input("Strengths, by commas", "-2, -1, 0, 1, 2", key="strengths", width=320, **_LINKED)
-    with panels.told():
-        swept = replace(asked, strength=1.0, strengths=_numbers(given))
-        if not asked.has_strength:
+def _show_sweep(request: SteerRequest, beginning: str) -> None:
+    text = st.text_input("Strengths, by commas", "-2, -1, 0, 1, 2", key="strengths", width=320, **_LINKED)
+    with panels.errors_shown():
+        swept = replace(request, strength=1.0, strengths=_numbers(text))
+        if not request.has_strength:
             st.info("An expert is off or on: this recipe has no strength to sweep.", icon=":material/info:")
         elif (done := on_button(_SWEEP, swept, _sweep)) is not None:
             _show_swept(*done, beginning)
 
 
-def _show_swept(asked: Asked, result: Swept, beginning: str) -> None:
+def _show_swept(request: SteerRequest, result: Swept, beginning: str) -> None:
     st.markdown(
         f"**{len(result.strengths)} strengths of {len(result.prompts)} prompts as one batch**: "
-        f"{panels.words(asked.label())} on {asked.side}, {result.seconds:.1f} s on {panels.words(result.device)}"
+        f"{panels.words(request.label())} on {request.side}, {result.seconds:.1f} s on {panels.words(result.device)}"
     )
 
     def again() -> str:
-        return steer_experiment(asked, beginning)
+        return steer_experiment(request, beginning)
 
     if beginning.strip():
         from workbench.figures.behaviour_dose import dose_figure
@@ -200,22 +201,22 @@ def _show_swept(asked: Asked, result: Swept, beginning: str) -> None:
             table, metric=f"share that begins with “{escape(panels.visible(beginning.strip()))}”",
             title=f"Dose and response, n = {len(result.prompts)} prompts, 95 % intervals",
         )  # fmt: skip
-        panels.figure("dose", drawn, asked.python(), asked.provenance(), frame=table, experiment=again)
+        panels.figure("dose", drawn, request.python(), request.provenance(), frame=table, experiment=again)
     answers.by_strength(result)
     _restored(result)
     panels.footer(
-        "sweep", asked.python(), frame=result.frame(), provenance=asked.provenance(), experiment=again,
+        "sweep", request.python(), frame=result.frame(), provenance=request.provenance(), experiment=again,
     )  # fmt: skip
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.replace(",", " ").split())
+        numbers = tuple(float(part) for part in text.replace(",", " ").split())
     except ValueError:
         raise UserError(f"{text!r} is no list of numbers, such as -2, -1, 0, 1, 2.") from None
-    if not found:
+    if not numbers:
         raise UserError("Give at least one strength, such as -2, -1, 0, 1, 2.")
-    return found
+    return numbers
 
 
 show()

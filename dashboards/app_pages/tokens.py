@@ -12,11 +12,11 @@ from dashboards import panels
 from dashboards.selection import Selection
 from dashboards.views.source import (
     LINKED,
-    Asked,
     Probe,
+    Request,
     Source,
-    asked_of,
     opened,
+    request_of,
     result_table,
     rows_of,
     show_prompt,
@@ -50,70 +50,70 @@ def show() -> None:
     """The page."""
     st.title("Tokens")
     st.caption("Where base and tuned model part, token by token.")
-    chosen = opened()
-    if chosen is None:
+    selection = opened()
+    if selection is None:
         return
-    asked = None
-    with panels.told():
-        asked = asked_of(chosen)
-        if asked is not None:
-            show_prompt(asked, chosen.prompt)
+    request = None
+    with panels.errors_shown():
+        request = request_of(selection)
+        if request is not None:
+            show_prompt(request, selection.prompt)
     st.header("The selected prompt, layer by layer")
-    with panels.told():
+    with panels.errors_shown():
         lens = Probe(
-            lambda one: f"probes.logit_lens(pair, prompts, shown=len(prompts), positions={_positions(one)!r})",
+            lambda request: f"probes.logit_lens(pair, prompts, shown=len(prompts), positions={_positions(request)!r})",
             _run_lens,
-            lambda one: {"do": "probe", "call": "logit_lens", "options": {
-                "shown": len(rows_of(one)), "positions": _positions(one)
+            lambda request: {"do": "probe", "call": "logit_lens", "options": {
+                "shown": len(rows_of(request)), "positions": _positions(request)
             }},
         )  # fmt: skip
-        if (source := stored_or_computed(chosen, asked, "LogitLens", lens, _LENS)) is not None:
-            _show_lens(source, chosen)
+        if (source := stored_or_computed(selection, request, "LogitLens", lens, _LENS)) is not None:
+            _show_lens(source, selection)
     st.header("What each model writes")
-    with panels.told():
+    with panels.errors_shown():
         shift = Probe(
             lambda _: f"probes.token_shift(pair, prompts, max_new_tokens={NEW_TOKENS})", _run_shift,
             lambda _: {"do": "probe", "call": "token_shift", "options": {"max_new_tokens": NEW_TOKENS}},
         )  # fmt: skip
-        if (source := stored_or_computed(chosen, asked, "TokenShift", shift, _SHIFT)) is not None:
-            _show_shift(source, chosen, asked)
+        if (source := stored_or_computed(selection, request, "TokenShift", shift, _SHIFT)) is not None:
+            _show_shift(source, selection, request)
 
 
-def _positions(asked: Asked) -> str:
+def _positions(request: Request) -> str:
     """Of one prompt by itself the last tokens, which are read at once; of all prompts every token."""
-    return f"prompt[-{LENS_TOKENS}:]" if asked.what else "all"
+    return f"prompt[-{LENS_TOKENS}:]" if request.what else "all"
 
 
-def _run_lens(asked: Asked, progress: Progress) -> Any:
+def _run_lens(request: Request, progress: Progress) -> Any:
     import probes
 
-    rows = rows_of(asked)
-    result = probes.logit_lens(asked.pair(), rows, shown=len(rows), positions=_positions(asked), progress=progress)
-    return replace(result, cells=result.cells.assign(prompt=asked.what[0])) if asked.what else result
+    rows = rows_of(request)
+    result = probes.logit_lens(request.pair(), rows, shown=len(rows), positions=_positions(request), progress=progress)
+    return replace(result, cells=result.cells.assign(prompt=request.what[0])) if request.what else result
 
 
-def _run_shift(asked: Asked, progress: Progress) -> Any:
+def _run_shift(request: Request, progress: Progress) -> Any:
     import probes
 
-    result = probes.token_shift(asked.pair(), rows_of(asked), max_new_tokens=NEW_TOKENS, progress=progress)
-    return replace(result, tokens=result.tokens.assign(prompt=asked.what[0])) if asked.what else result
+    result = probes.token_shift(request.pair(), rows_of(request), max_new_tokens=NEW_TOKENS, progress=progress)
+    return replace(result, tokens=result.tokens.assign(prompt=request.what[0])) if request.what else result
 
 
-def _show_lens(source: Source, chosen: Selection) -> None:
+def _show_lens(source: Source, selection: Selection) -> None:
     result = source.result
-    cells = result.cells[result.cells["prompt"] == chosen.prompt]
+    cells = result.cells[result.cells["prompt"] == selection.prompt]
     if cells.empty:
         st.info(
-            f"This result keeps the grids of prompts 0 to {result.cells['prompt'].max()}; prompt {chosen.prompt} is "
+            f"This result keeps the grids of prompts 0 to {result.cells['prompt'].max()}; prompt {selection.prompt} is "
             "not among them. Choose one of those in the sidebar.", icon=":material/info:",
         )  # fmt: skip
         return
     last = cells[(cells["layer"] == cells["layer"].max()) & (cells["model"] == "tuned")].sort_values("position")
     limit = float(last["kl"].max())  # of this prompt: beside one that moved far all others would be white
     _coloured(last["token"], last["kl"], "KL of tuned from base (nats) after this token", limit, list(last["top"]))
-    call = f"result.figure({0 if source.alone else chosen.prompt}).show()\n"
+    call = f"result.figure({0 if source.alone else selection.prompt}).show()\n"
     panels.figure(
-        "lens", result.figure(chosen.prompt), source.python + call, source.provenance, frame=cells,
+        "lens", result.figure(selection.prompt), source.python + call, source.provenance, frame=cells,
         experiment=source.experiment,
     )  # fmt: skip
     if source.alone:
@@ -123,7 +123,7 @@ def _show_lens(source: Source, chosen: Selection) -> None:
     result_table("lens-layers", source, result.frame(), "result.frame()")
 
 
-def _show_shift(source: Source, chosen: Selection, asked: Asked | None) -> None:
+def _show_shift(source: Source, selection: Selection, request: Request | None) -> None:
     result = source.result
     if source.alone:
         st.caption("One prompt: no interval and no test. All prompts give them.")
@@ -134,8 +134,10 @@ def _show_shift(source: Source, chosen: Selection, asked: Asked | None) -> None:
     writer = left.segmented_control("Who writes", writers, key="writer", required=True, default=writers[0], **LINKED)
     measure = right.segmented_control("Colour", [KL, RANK], key="colour", required=True, default=KL, **LINKED)
     rows = result.tokens[result.tokens["direction"] == writer]
-    known = asked is not None and (source.alone or result.provenance.prompts == asked.prompts.hash)
-    _answers(chosen, rows, str(measure), [str(row) for row in asked.prompts] if asked is not None and known else [])
+    known = request is not None and (source.alone or result.provenance.prompts == request.prompts.hash)
+    _answers(
+        selection, rows, str(measure), [str(row) for row in request.prompts] if request is not None and known else []
+    )
     code = source.python + f"result.tokens[result.tokens['direction'] == {writer!r}]\n"
     panels.footer("answers", code, provenance=source.provenance, frame=rows, experiment=source.experiment)
     if source.alone:
@@ -147,11 +149,11 @@ def _show_shift(source: Source, chosen: Selection, asked: Asked | None) -> None:
     result_table("shift-positions", source, result.frame(), "result.frame()")
 
 
-def _answers(chosen: Selection, rows: pd.DataFrame, measure: str, prompts: list[str]) -> None:
+def _answers(selection: Selection, rows: pd.DataFrame, measure: str, prompts: list[str]) -> None:
     """The answer to the selected prompt, then the others; each a line of coloured tokens."""
     from workbench.figures.tokens import token_lines_html
 
-    order = sorted(dict.fromkeys(rows["prompt"]), key=lambda number: number != chosen.prompt)
+    order = sorted(dict.fromkeys(rows["prompt"]), key=lambda number: number != selection.prompt)
     lines = []
     for number in order[:MOST_PROMPTS]:
         part = rows[rows["prompt"] == number].sort_values("position")
@@ -161,7 +163,7 @@ def _answers(chosen: Selection, rows: pd.DataFrame, measure: str, prompts: list[
         lines.append((f"{number}: {text[-LONGEST:]}", list(part["token"]), [float(value) for value in values], notes))
     limit = float(rows["kl"].max()) if measure == KL else FULL_RANK
     st.html(token_lines_html(
-        lines, unit=_UNITS[measure], limit=limit or 1.0, chosen=0 if order and order[0] == chosen.prompt else None
+        lines, unit=_UNITS[measure], limit=limit or 1.0, chosen=0 if order and order[0] == selection.prompt else None
     ))  # fmt: skip
     if len(order) > MOST_PROMPTS:
         st.caption(f"{len(order) - MOST_PROMPTS} more prompts are in the CSV.")

@@ -58,15 +58,15 @@ def read_content(folder: str | Path) -> Content:
     newer one, files that changed after the run ended, and names that lead out of its folder.
     """
     run = open_run(folder)
-    given = _sections(run) if run.file(SECTIONS).is_file() else _own_tables(run)
+    described = _sections(run) if run.file(SECTIONS).is_file() else _own_tables(run)
     sections = tuple(
         Section(
-            title=one.title,
-            paragraphs=tuple(part.strip() for part in one.text.split("\n\n") if part.strip()),
-            tables={name: _table(run, name) for name in one.tables},
-            figures={name: _figure(run, name) for name in one.figures},
+            title=section.title,
+            paragraphs=tuple(part.strip() for part in section.text.split("\n\n") if part.strip()),
+            tables={name: _table(run, name) for name in section.tables},
+            figures={name: _figure(run, name) for name in section.figures},
         )
-        for one in given
+        for section in described
     )
     return Content(run.path.resolve().name, run.manifest, sections)
 
@@ -84,14 +84,14 @@ def _sections(run: Run) -> list[_Section]:
 
 
 def _own_tables(run: Run) -> list[_Section]:
-    found = sorted(path.stem for path in (*run.path.glob("*.parquet"), *run.file("tables").glob("*.parquet")))
+    tables = sorted(path.stem for path in (*run.path.glob("*.parquet"), *run.file("tables").glob("*.parquet")))
     drawn = sorted(path.stem for path in run.file("figures").glob("*.json"))
-    if not found:
+    if not tables:
         raise UserError(
             f"{run.path} holds neither {SECTIONS} nor a table, so there is nothing to report; "
             "make a run with  tunescope demo  or  tunescope record."
         )
-    return [_Section(title=f"Tables of this {run.manifest.kind} run", tables=found, figures=drawn)]
+    return [_Section(title=f"Tables of this {run.manifest.kind} run", tables=tables, figures=drawn)]
 
 
 def _table(run: Run, name: str) -> pd.DataFrame:
@@ -112,8 +112,8 @@ def _figure(run: Run, name: str) -> go.Figure:
 
 def _place(run: Run, names: Iterable[str]) -> str:
     """The first of ``names`` that is there; the first of all where none is."""
-    given = list(names)
-    return next((name for name in given if run.file(name).is_file()), given[0])
+    candidates = list(names)
+    return next((name for name in candidates if run.file(name).is_file()), candidates[0])
 
 
 def _unchanged(run: Run, name: str) -> Path:

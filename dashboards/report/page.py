@@ -68,9 +68,9 @@ def _title(content: Content) -> str:
     return f"{names[0]} and {names[1]}" if len(names) == 2 and all(names) else content.name
 
 
-def _model(given: object) -> str:
+def _model(model: object) -> str:
     """The last two parts of a model's path or hub id."""
-    name = given.get("name") if isinstance(given, dict) else given
+    name = model.get("name") if isinstance(model, dict) else model
     return "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]) if isinstance(name, str) else ""
 
 
@@ -147,10 +147,10 @@ def _provenance(content: Content) -> str:
         "provenance": manifest.provenance,
         "files": {name: f"{entry.size} bytes, sha256 {entry.sha256}" for name, entry in manifest.files.items()},
     }
-    told = json.dumps(parts, indent=2, ensure_ascii=False)
+    text = json.dumps(parts, indent=2, ensure_ascii=False)
     return (
         '<section id="provenance"><h2>Provenance</h2><p class="note">What was asked for, what it was made '
-        f"with, and the hash of every file of the run.</p><pre>{escape(told)}</pre></section>"
+        f"with, and the hash of every file of the run.</p><pre>{escape(text)}</pre></section>"
     )
 
 

@@ -32,10 +32,10 @@ def look_notebook(subject: Subject) -> str:
         _text(["## What changed?"]),
         _code("answers = probes.answers(pair, prompts, max_new_tokens=16)\nprint(answers.summary())\nanswers.frame()"),
     ]
-    found = [name for name in ("layers", "heads", "weights") if run.file(f"results/{name}.safetensors").is_file()]
-    if found:
+    names = [name for name in ("layers", "heads", "weights") if run.file(f"results/{name}.safetensors").is_file()]
+    if names:
         cells.append(_text(["## Where?"]))
-    cells += [_code(f"Result.load(run.file('results/{name}.safetensors')).figure()") for name in found]
+    cells += [_code(f"Result.load(run.file('results/{name}.safetensors')).figure()") for name in names]
     cells += _turning(subject)
     cells = [{**cell, "id": f"cell-{number}"} for number, cell in enumerate(cells)]
     return json.dumps({"cells": cells, "metadata": _METADATA, "nbformat": 4, "nbformat_minor": 5}, indent=1)

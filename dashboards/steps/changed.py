@@ -13,7 +13,7 @@ from dashboards.answers import box
 from dashboards.pair_form import ENDINGS, pasted, uploaded
 from dashboards.selection import current
 from dashboards.steps import chat
-from dashboards.steps.running import LookAsked
+from dashboards.steps.running import LookRequest
 from dashboards.steps.subject import Subject
 from tunescope.look.notes import CHANGED
 from workbench.behaviour.first_difference import Parted
@@ -29,11 +29,11 @@ _CHANGES = ("all", "changed", "unchanged")
 _SHOWS = ("Base shows it", "Tuned shows it")
 
 
-def asked(subject: Subject) -> LookAsked | None:
+def request_of(subject: Subject) -> LookRequest | None:
     """The form of the prompts; None before there are some."""
     ways = [*([OF_RUN] if subject.run is not None else []), SHIPPED, PASTE, FILE]
     shown = st.expander("Prompts", icon=":material/chat:", expanded=subject.run is None)
-    with shown, panels.told():
+    with shown, panels.errors_shown():
         left, right = st.columns([3, 1])
         with left:
             way = st.segmented_control("Both models answer", ways, key="look-from", default=ways[0], required=True)
@@ -44,7 +44,7 @@ def asked(subject: Subject) -> LookAsked | None:
         prompts = _prompts(str(way))
         if way in (PASTE, FILE) and prompts is None:
             return None
-        return LookAsked(subject.base, subject.tuned, prompts, way == OF_RUN, int(limit))
+        return LookRequest(subject.base, subject.tuned, prompts, way == OF_RUN, int(limit))
     return None
 
 
@@ -194,7 +194,7 @@ def parted(base: str, tuned: str) -> Parted | None:
     """Where the tuned answer leaves the base's, by words."""
     if base == tuned:
         return None
-    place = next((n for n, (one, two) in enumerate(zip(base, tuned, strict=False)) if one != two), len(tuned))
+    place = next((n for n, (token, two) in enumerate(zip(base, tuned, strict=False)) if token != two), len(tuned))
     start = tuned.rfind(" ", 0, place) + 1 if place < len(tuned) else place
     end = tuned.find(" ", place)
     end = len(tuned) if end < 0 else end

@@ -46,7 +46,7 @@ def show(subject: Subject, recipes: Mapping[str, tuple[Part, str]]) -> None:
         st.rerun()
     text = pending or (said if sent else "")
     if text and text.strip():
-        with panels.told():
+        with panels.errors_shown():
             turns.append(_answered(subject, turns, text.strip(), sampling, recipe))
             st.rerun()
 
@@ -79,11 +79,11 @@ def _turns(subject: Subject) -> list[ChatTurn]:
 
 def _selected_prompt() -> str:
     """The box begins with the selected prompt, and follows it."""
-    chosen = current()
+    selection = current()
     rows = None
-    with panels.told():
-        rows = chosen.rows()
-    return panels.visible(rows[chosen.prompt].shown) if rows is not None and chosen.prompt < len(rows) else ""
+    with panels.errors_shown():
+        rows = selection.rows()
+    return panels.visible(rows[selection.prompt].shown) if rows is not None and selection.prompt < len(rows) else ""
 
 
 def _answered(

@@ -38,7 +38,7 @@ def show(subject: Subject, file: Path) -> None:
     shown = st.popover("Export", icon=":material/ios_share:", key=f"export-{file.stem}", on_change="rerun")
     if not shown.open:
         return
-    with shown, panels.told():
+    with shown, panels.errors_shown():
         reasons = _reasons(str(file), file.stat().st_mtime_ns)
         for to, (title, about) in FORMATS.items():
             _show_format(subject, file, to, f"{title}: {about}", reasons[to])

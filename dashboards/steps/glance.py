@@ -66,8 +66,8 @@ def sentence_of(measures: pd.DataFrame) -> str:
     if measures.empty:
         return "Nothing was measured."
     best = measures.loc[measures.groupby("measure", sort=False)["value"].idxmax()]
-    told = [f"{row['measure']} in layer {row['layer']} ({row['value']:.2g})" for row in _rows(best)]
-    return f"Strongest: {'; '.join(told)}."
+    cells = [f"{row['measure']} in layer {row['layer']} ({row['value']:.2g})" for row in _rows(best)]
+    return f"Strongest: {'; '.join(cells)}."
 
 
 def _part(module: str) -> str:

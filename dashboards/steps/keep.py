@@ -115,7 +115,7 @@ def _show_experiment(subject: Subject) -> None:
     shown = st.expander("The same as an experiment file", icon=":material/science:", on_change="rerun", key="look-yaml")
     if not shown.open:
         return
-    with shown, panels.told():
+    with shown, panels.errors_shown():
         from dashboards.steps.as_experiment import look_experiment
 
         text = look_experiment(subject)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LookAsked:
+class LookRequest:
     """A look to begin or to go on with."""
 
     base: str
@@ -37,18 +37,18 @@ def steps_before(subject: Subject, step: str) -> list[str]:
     needed = [CHANGED] if step != CHANGED else []
     if step == KEEP:
         needed = [CHANGED, TURN]
-    return [one for one in needed if subject.notes.state(one) == "not run"] + [step]
+    return [name for name in needed if subject.notes.state(name) == "not run"] + [step]
 
 
-def begin(subject: Subject, steps: Sequence[str], asked: LookAsked) -> None:
+def begin(subject: Subject, steps: Sequence[str], request: LookRequest) -> None:
     """Put the steps into the queue."""
 
     def task(progress: Progress) -> str:
-        return _done(subject, steps, asked, progress)
+        return _done(subject, steps, request, progress)
 
     named = steps[-1] if len(steps) == 1 else "The four steps"
-    run = str(subject.run.path) if asked.of_run and subject.run is not None else None
-    job = jobs.desk().begin(named, task, subject.key, page="look", order=_order(steps, asked, run))
+    run = str(subject.run.path) if request.of_run and subject.run is not None else None
+    job = jobs.desk().begin(named, task, subject.key, page="look", order=_order(steps, request, run))
     job.stage = job.stage or steps[0]
 
 
@@ -60,42 +60,42 @@ def begin_again(options: dict[str, Any]) -> None:
     run = None if options["run"] is None else runs.open(options["run"])
     rows = None if options["prompts"] is None else Prompts.of(options["prompts"])
     subject = Subject(options["base"], options["tuned"], run, LookNotes() if run is None else notes_of(run))
-    asked = LookAsked(
+    request = LookRequest(
         subject.base, subject.tuned, rows, run is not None, options["limit"], options["seed"], options["device"]
     )
-    begin(subject, options["steps"], asked)
+    begin(subject, options["steps"], request)
 
 
-def _order(steps: Sequence[str], asked: LookAsked, run: str | None) -> Order:
+def _order(steps: Sequence[str], request: LookRequest, run: str | None) -> Order:
     """``run``: the one that the steps go on with."""
-    rows = None if asked.prompts is None or run is not None else [row.as_dict() for row in asked.prompts]
+    rows = None if request.prompts is None or run is not None else [row.as_dict() for row in request.prompts]
     return Order("look", {
-        "base": asked.base, "tuned": asked.tuned, "steps": list(steps), "prompts": rows, "limit": asked.limit,
-        "seed": asked.seed, "device": asked.device, "run": run,
+        "base": request.base, "tuned": request.tuned, "steps": list(steps), "prompts": rows, "limit": request.limit,
+        "seed": request.seed, "device": request.device, "run": run,
     })  # fmt: skip
 
 
-def _done(subject: Subject, steps: Sequence[str], asked: LookAsked, progress: Any) -> str:
+def _done(subject: Subject, steps: Sequence[str], request: LookRequest, progress: Any) -> str:
     models.warm().wait("look")
     from tunescope.look.keep import extend
     from tunescope.look.steps import Look
     from workbench.prompts import Prompts
 
-    run = subject.run if asked.of_run else None
+    run = subject.run if request.of_run else None
     if run is not None:
         config, prompts, out = run.config, Prompts.load(run.file(PROMPTS)), run.path
     else:
-        prompts = _sampled(asked)
-        config, out = _config(asked, prompts), None
-    dtype = str(config.get("dtype", models.quick_dtype(asked.base, asked.device)))
-    pair = models.pair(asked.base, asked.tuned, asked.device, dtype)
+        prompts = _sampled(request)
+        config, out = _config(request, prompts), None
+    dtype = str(config.get("dtype", models.quick_dtype(request.base, request.device)))
+    pair = models.pair(request.base, request.tuned, request.device, dtype)
     for number, step in enumerate(steps):
         progress.stage = step
-        look = Look(pair, prompts, asked.base, asked.tuned, int(config.get("seed", 0)))
+        look = Look(pair, prompts, request.base, request.tuned, int(config.get("seed", 0)))
         made = extend(look, config, step, progress, out)
         config, out = made.config, made.path
         if rest := steps[number + 1 :]:
-            jobs.desk().goes_on_with(progress, _order(rest, asked, str(out)))
+            jobs.desk().goes_on_with(progress, _order(rest, request, str(out)))
     return str(out)
 
 
@@ -132,21 +132,21 @@ def begin_dose_again(options: dict[str, Any]) -> None:
     begin_dose(Subject(options["base"], options["tuned"], run, notes_of(run)), str(options["candidate"]))
 
 
-def _sampled(asked: LookAsked) -> Prompts:
+def _sampled(request: LookRequest) -> Prompts:
     from tunescope.experiments.requirements import sample
     from tunescope.look.steps import general_questions
 
-    rows = general_questions() if asked.prompts is None else asked.prompts
-    return sample(rows, asked.limit, asked.seed)
+    rows = general_questions() if request.prompts is None else request.prompts
+    return sample(rows, request.limit, request.seed)
 
 
-def _config(asked: LookAsked, prompts: Prompts) -> dict[str, Any]:
+def _config(request: LookRequest, prompts: Prompts) -> dict[str, Any]:
     """As that of ``tunescope look``; prompts that lie in no file are told by their hash."""
-    base, tuned = models.places(asked.base, asked.tuned)
+    base, tuned = models.places(request.base, request.tuned)
     return {
         "verb": "look", "base": whole_path(base), "tuned": whole_path(tuned), "prompts": prompts.hash,
-        "limit": asked.limit, "seed": asked.seed, "device": asked.device,
-        "dtype": models.quick_dtype(base, asked.device),
+        "limit": request.limit, "seed": request.seed, "device": request.device,
+        "dtype": models.quick_dtype(base, request.device),
     }  # fmt: skip
 
 

@@ -48,13 +48,13 @@ class Subject:
         return self.run.read_table(f"tables/{name}")
 
 
-def subject_of(chosen: Selection) -> Subject:
+def subject_of(selection: Selection) -> Subject:
     """The selected run where it is a look; else the latest look at the same pair; else the pair alone."""
     opened = Opened.from_environment()
-    base, tuned = (chosen.base, chosen.tuned) if chosen.base else (opened.base, opened.tuned)
-    if chosen.folder is None:
+    base, tuned = (selection.base, selection.tuned) if selection.base else (opened.base, opened.tuned)
+    if selection.folder is None:
         return Subject(base, tuned)
-    for folder in (chosen.folder, *beside(chosen.folder)):
+    for folder in (selection.folder, *beside(selection.folder)):
         if (run := _look(folder)) is not None:
             return Subject(base, tuned, run, notes_of(run))
     return Subject(base, tuned)

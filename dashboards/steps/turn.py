@@ -51,28 +51,28 @@ def sentence_of(table: pd.DataFrame, behaviour: str) -> str:
     if tried.empty:
         return "Nothing was tried."
     best = tried.iloc[0]
-    told = (
+    sentence = (
         f"{best['candidate']} leaves {in_words(behaviour)} on {best['share']:.0%} "
         f"[{best['low']:.0%}, {best['high']:.0%}] of the prompts that show it (tuned: {tuned['share']:.0%}"
     )
-    told += ")" if pd.isna(best["random"]) else f"; random stand-ins: {best['random']:.0%})"
+    sentence += ")" if pd.isna(best["random"]) else f"; random stand-ins: {best['random']:.0%})"
     if pd.notna(best["others_changed"]):
-        told += f" and changes {best['others_changed']:.0%} of the other answers"
-    return f"{told}."
+        sentence += f" and changes {best['others_changed']:.0%} of the other answers"
+    return f"{sentence}."
 
 
 def parts_of(subject: Subject, table: pd.DataFrame) -> dict[str, tuple[Part, str]]:
     """Candidate -> how it is made, and the side that it acts on; best first."""
     assert subject.run is not None
-    found: dict[str, tuple[Part, str]] = {}
+    parts: dict[str, tuple[Part, str]] = {}
     for name in table["candidate"]:
         file = subject.run.path / "recipes" / f"{name}.safetensors"
         about: dict[str, Any] = subject.notes.candidates.get(name, {})
         if file.is_file():
-            found[name] = (Saved(str(file)), "tuned")
+            parts[name] = (Saved(str(file)), "tuned")
         elif about.get("side") == "base":
-            found[name] = (Weights(LAYERS, float(about["scale"])), "base")
-    return found
+            parts[name] = (Weights(LAYERS, float(about["scale"])), "base")
+    return parts
 
 
 def _show_table(subject: Subject, table: pd.DataFrame) -> None:
@@ -143,10 +143,10 @@ def _show_dose_of(subject: Subject, name: str) -> None:
         return
     from workbench.results import Result
 
-    found: Any = Result.load(file)
-    st.caption(panels.words(f"{found.summary()}." if found.control else f"{found.summary()}; it has no stand-ins."))
+    dose: Any = Result.load(file)
+    st.caption(panels.words(f"{dose.summary()}." if dose.control else f"{dose.summary()}; it has no stand-ins."))
     code = f"from workbench.results import Result\n\nResult.load({str(file)!r}).figure().show()\n"
-    panels.figure(f"dose-{name}", found.figure(), code, dict(subject.run.manifest.provenance), frame=found.table)
+    panels.figure(f"dose-{name}", dose.figure(), code, dict(subject.run.manifest.provenance), frame=dose.table)
 
 
 def _show_dose(subject: Subject, table: pd.DataFrame) -> None:

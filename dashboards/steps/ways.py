@@ -16,7 +16,7 @@ from dashboards.work_on_button import prefilled
 from workbench.tables import with_intervals
 
 if TYPE_CHECKING:
-    from dashboards.results import Found
+    from dashboards.results import StoredResult
     from workbench.prompts import Prompts
 
 METHOD, KIND = "ways-to-turn", "WaysToTurn"
@@ -30,16 +30,16 @@ def show(subject: Subject) -> dict[str, tuple[Part, str]]:
     Returns:
         Way -> how it is made, and the side that it acts on; best first.
     """
-    chosen = current()
+    selection = current()
     st.subheader("All ways to turn it off, compared")
-    stored = one_of(chosen.results(KIND), "Comparison", "ways-result")
+    stored = one_of(selection.results(KIND), "Comparison", "ways-result")
     parts: dict[str, tuple[Part, str]] = {}
     if stored is not None:
-        with panels.told():
+        with panels.errors_shown():
             parts = _show_stored(stored)
     prefilled(f"option-{METHOD}-behaviour", subject.notes.behaviour or "")
     label = "Compare again" if parts else "Compare every way: parts of the update, direction, offset, layers, heads"
-    run_front.front_for_more(label, METHOD, chosen, "look", in_two_classes(chosen.rows()))
+    run_front.front_for_more(label, METHOD, selection, "look", in_two_classes(selection.rows()))
     if not st.session_state.get(f"more-look-{METHOD}"):
         run_front.ended("look", METHOD)
     return parts
@@ -71,7 +71,7 @@ def rows_of(table: pd.DataFrame) -> pd.DataFrame:
     }).dropna(axis=1, how="all")  # fmt: skip
 
 
-def _show_stored(stored: Found) -> dict[str, tuple[Part, str]]:
+def _show_stored(stored: StoredResult) -> dict[str, tuple[Part, str]]:
     result = stored.load()
     st.markdown(f"**{panels.words(result.summary())}.**")
     ordered = rows_of(result.table)

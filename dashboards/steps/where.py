@@ -35,21 +35,21 @@ def show(subject: Subject) -> None:
         return
     if (heads := subject.table("heads")) is not None:
         open_on_the_strongest(places_of(heads))
-    told = {sentence.partition(":")[0]: sentence.partition(":")[2].strip() for sentence in note.sentences}
+    texts = {sentence.partition(":")[0]: sentence.partition(":")[2].strip() for sentence in note.sentences}
     tables = {name: table for name in MAPS if (table := subject.table(name)) is not None}
     if tables:
         name = st.segmented_control("Map", [*tables, OVERVIEW], key="where-map", default=OVERVIEW, required=True)
         if name == OVERVIEW:
             _show_overview(subject, tables)
         else:
-            st.markdown(f"**{panels.words(_sentence(told.get(str(name), '')))}**")
+            st.markdown(f"**{panels.words(_sentence(texts.get(str(name), '')))}**")
             _show_map(subject, str(name))
     _show_places(subject)
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.markdown("Look closer:")
         for page, label, icon in _DETAILS:
             st.page_link(f"app_pages/{page}.py", label=label, icon=f":material/{icon}:")
-    for name, sentence in told.items():
+    for name, sentence in texts.items():
         if name not in MAPS:
             st.caption(panels.words(f"{name}: {sentence}"))
 

@@ -20,9 +20,9 @@ def sentence_of(table: pd.DataFrame) -> str:
     best = table.loc[[table["score"].abs().idxmax()]]
     row = {str(name): value for name, value in best.to_dict("records")[0].items()}
     shown = with_intervals(best[[name for name in ("score", "low", "high") if name in best]]).iloc[0]
-    told = f"Strongest: {label(row)}, {shown['score']}"
+    sentence = f"Strongest: {label(row)}, {shown['score']}"
     if pd.notna(row.get("control")):
-        told += f" beside {row['control']:.3g} of its control"
+        sentence += f" beside {row['control']:.3g} of its control"
     if pd.notna(row.get("q")):
-        told += f"; {int(beyond_control(table).sum())} of {len(table)} cells are beyond their control (q < .05)"
-    return f"{told}."
+        sentence += f"; {int(beyond_control(table).sum())} of {len(table)} cells are beyond their control (q < .05)"
+    return f"{sentence}."

@@ -11,7 +11,7 @@ import streamlit as st
 
 from dashboards import models, panels
 from dashboards.as_experiment import computed_experiment, stored_experiment, written_out
-from dashboards.results import Found
+from dashboards.results import StoredResult
 from dashboards.selection import Selection, current
 from dashboards.state import Opened
 from dashboards.work_on_button import Work, on_button
@@ -41,14 +41,14 @@ class Source:
     """Whether it is about the selected prompt alone."""
 
     @classmethod
-    def stored(cls, found: Found, chosen: Selection) -> Source:
+    def stored(cls, result: StoredResult, selection: Selection) -> Source:
         """Read from the run."""
-        again = experiment_of(chosen, [found])
-        return cls(found.name, found.load(), found.python, found.provenance(), again)
+        again = experiment_of(selection, [result])
+        return cls(result.name, result.load(), result.python, result.provenance(), again)
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What something computed here depends on; equal questions have equal answers."""
 
     base: str
@@ -65,16 +65,16 @@ class Asked:
             raise UserError("This run names no pair of models; open one with  tunescope dashboard BASE TUNED.")
         return models.pair(self.base, self.tuned, dtype=models.quick_dtype(self.base))
 
-    def python(self, one: int | None = None) -> str:
-        """``pair`` and ``prompts`` (all, or number ``one`` alone) as a person writes them."""
+    def python(self, number: int | None = None) -> str:
+        """``pair`` and ``prompts`` (all, or number ``number`` alone) as a person writes them."""
         written = [row.as_dict() for row in self.prompts]
         rows = f"Prompts.load({self.file!r})" if self.file else f"Prompts.of({written!r})"
-        chosen = "" if one is None else f"[{one}:{one + 1}]"
+        row_slice = "" if number is None else f"[{number}:{number + 1}]"
         dtype = models.quick_dtype(self.base)
         loaded = "" if dtype == "auto" else f", dtype={dtype!r}"
         return (
             "import workbench as wb\nfrom workbench.prompts import Prompts\n\n"
-            f"pair = wb.load_pair({self.base!r}, {self.tuned!r}{loaded})\nprompts = {rows}{chosen}\n"
+            f"pair = wb.load_pair({self.base!r}, {self.tuned!r}{loaded})\nprompts = {rows}{row_slice}\n"
         )
 
     def experiment(
@@ -98,103 +98,109 @@ class Asked:
 class Probe:
     """How to compute a result that the run lacks."""
 
-    call: Callable[[Asked], str]
+    call: Callable[[Request], str]
     """The expression in Python, with ``pair`` and ``prompts``."""
-    run: Callable[[Asked, Progress], Any]
-    step: Callable[[Asked], dict[str, Any]]
+    run: Callable[[Request, Progress], Any]
+    step: Callable[[Request], dict[str, Any]]
     """The same as the step of an experiment."""
 
 
 def opened() -> Selection | None:
     """The selection of a run that can be read; None after the page has said what is missing."""
-    chosen = current()
-    if chosen.folder is None:
+    selection = current()
+    if selection.folder is None:
         panels.empty("There is no run yet. This trains two small models and looks into them:", "tunescope demo")
         return None
-    with panels.told():
-        chosen.opened()
-        return chosen
+    with panels.errors_shown():
+        selection.opened()
+        return selection
     return None
 
 
-def asked_of(chosen: Selection, *what: Any) -> Asked | None:
+def request_of(selection: Selection, *what: Any) -> Request | None:
     """The run's pair and prompts; where the run keeps no prompts, those of a text field. None before there is one."""
     from workbench.prompts import Prompts
 
-    base, tuned = pair_of(chosen)
-    rows = chosen.rows()
+    base, tuned = pair_of(selection)
+    rows = selection.rows()
     if rows is not None and len(rows):
-        return Asked(base, tuned, rows, what, str(chosen.folder / chosen.about.prompts) if chosen.folder else "")
+        return Request(
+            base, tuned, rows, what, str(selection.folder / selection.about.prompts) if selection.folder else ""
+        )
     text = st.text_area(
         "Prompts to look at, one per line", key="look-prompts", height=120, persist_state="session",
         placeholder="This run keeps no prompts: write what the models should read.",
     )  # fmt: skip
     lines = [line for line in text.splitlines() if line.strip()]
-    return Asked(base, tuned, Prompts.of(lines), what) if lines else None
+    return Request(base, tuned, Prompts.of(lines), what) if lines else None
 
 
-def pair_of(chosen: Selection) -> tuple[str, str]:
+def pair_of(selection: Selection) -> tuple[str, str]:
     """Base and tuned model: the run's, else those that the dashboard was opened on."""
-    given = Opened.from_environment()
-    return (chosen.base, chosen.tuned) if chosen.base else (given.base, given.tuned)
+    opened_on = Opened.from_environment()
+    return (selection.base, selection.tuned) if selection.base else (opened_on.base, opened_on.tuned)
 
 
-def one_of(found: list[Found], label: str, key: str) -> Found | None:
+def one_of(results: list[StoredResult], label: str, key: str) -> StoredResult | None:
     """The result a person chooses; the only one without asking; None where there is none."""
-    if len(found) < 2:
-        return found[0] if found else None
-    names = {one.name: one for one in found}
+    if len(results) < 2:
+        return results[0] if results else None
+    names = {result.name: result for result in results}
     name = st.selectbox(label, list(names), key=key, format_func=panels.visible, width=420, **LINKED)
-    return names.get(name, found[0])
+    return names.get(name, results[0])
 
 
 SELECTED = "the selected prompt"
 
 
-def stored_or_computed(chosen: Selection, asked: Asked | None, kind: str, probe: Probe, work: Work) -> Source | None:
+def stored_or_computed(
+    selection: Selection, request: Request | None, kind: str, probe: Probe, work: Work
+) -> Source | None:
     """A stored result of ``kind``; where the run has none, a button that computes it on the run's pair, for the
     selected prompt at once or for all of them; what is asked of a layer is always of all."""
     key = f"result-{work.name}"
-    found = one_of(chosen.results(kind), "Result", key)
-    if found is not None:
-        with panels.told():
-            return Source.stored(found, chosen)
+    stored = one_of(selection.results(kind), "Result", key)
+    if stored is not None:
+        with panels.errors_shown():
+            return Source.stored(stored, selection)
         return None
-    if asked is None:
+    if request is None:
         return None
-    every = f"all {len(asked.prompts)} prompts"
-    alone = not asked.what and len(asked.prompts) > 1 and SELECTED == st.segmented_control(
+    every = f"all {len(request.prompts)} prompts"
+    alone = not request.what and len(request.prompts) > 1 and SELECTED == st.segmented_control(
         "Read", [SELECTED, every], default=SELECTED, required=True, key=f"which-{work.name}",
         help="The selected prompt alone takes a moment; only all of them give intervals and a control over prompts.",
     )  # fmt: skip
     if alone:
-        number = min(chosen.prompt, len(asked.prompts) - 1)
-        asked, work = replace(asked, what=(number,)), replace(work, held=f"{work.name}-{number}")
-    done = on_button(work, asked, probe.run)
+        number = min(selection.prompt, len(request.prompts) - 1)
+        request, work = replace(request, what=(number,)), replace(work, held=f"{work.name}-{number}")
+    done = on_button(work, request, probe.run)
     if done is None:
         return None
     of, result = done
-    one = of.what[0] if alone and of.what else None
-    python = f"import probes\n{of.python(one)}result = {probe.call(of)}\n"
-    rows = None if one is None else written_out(of.prompts[one : one + 1])
+    row = of.what[0] if alone and of.what else None
+    python = f"import probes\n{of.python(row)}result = {probe.call(of)}\n"
+    rows = None if row is None else written_out(of.prompts[row : row + 1])
     return Source(
         work.name, result, python, made(result), lambda: of.experiment(work.name, probe.step(of), rows), alone
     )
 
 
-def rows_of(asked: Asked) -> Prompts:
+def rows_of(request: Request) -> Prompts:
     """What a probe reads: all prompts, or the one that is selected."""
-    return asked.prompts[asked.what[0] : asked.what[0] + 1] if asked.what else asked.prompts
+    return request.prompts[request.what[0] : request.what[0] + 1] if request.what else request.prompts
 
 
-def experiment_of(chosen: Selection, found: Sequence[Found]) -> panels.Maker:
+def experiment_of(selection: Selection, results: Sequence[StoredResult]) -> panels.Maker:
     """Makes the experiment file that gives these results of the run."""
-    own = [one for one in found if one.run is None]
-    if len(found) == 1 and not own:
-        elsewhere = replace(chosen, run=found[0].run.name if found[0].run else "", folder=found[0].run, pair="")
-        name = found[0].step or found[0].name.partition(" (")[0]
+    own = [result for result in results if result.run is None]
+    if len(results) == 1 and not own:
+        elsewhere = replace(
+            selection, run=results[0].run.name if results[0].run else "", folder=results[0].run, pair=""
+        )
+        name = results[0].step or results[0].name.partition(" (")[0]
         return lambda: stored_experiment(elsewhere, [name])
-    return lambda: stored_experiment(chosen, list(dict.fromkeys(one.step or one.name for one in own)))
+    return lambda: stored_experiment(selection, list(dict.fromkeys(result.step or result.name for result in own)))
 
 
 def result_table(name: str, source: Source, frame: pd.DataFrame, call: str) -> None:
@@ -211,21 +217,21 @@ def made(result: Any) -> dict[str, Any]:
     return asdict(result.provenance)
 
 
-def prompt_of(asked: Asked, number: int) -> Prompt:
+def prompt_of(request: Request, number: int) -> Prompt:
     """The selected prompt; the last one where there are fewer."""
-    return asked.prompts[min(number, len(asked.prompts) - 1)]
+    return request.prompts[min(number, len(request.prompts) - 1)]
 
 
-def show_prompt(asked: Asked, number: int) -> None:
+def show_prompt(request: Request, number: int) -> None:
     """The selected prompt as text, with what is known about it."""
-    row = prompt_of(asked, number)
-    told = [f"Prompt {min(number, len(asked.prompts) - 1)} of {len(asked.prompts)}"]
-    told += [f"{name} {value}" for name, value in (("label", row.label), ("answer", row.answer)) if value is not None]
-    st.caption(panels.words(", ".join(told)))
+    row = prompt_of(request, number)
+    facts = [f"Prompt {min(number, len(request.prompts) - 1)} of {len(request.prompts)}"]
+    facts += [f"{name} {value}" for name, value in (("label", row.label), ("answer", row.answer)) if value is not None]
+    st.caption(panels.words(", ".join(facts)))
     panels.said(str(row))
 
 
 def steer_link(label: str, **part: str) -> None:
     """A link to the page Steer that fills in this part of the recipe alone; the sidebar's selection goes with it."""
-    given = {"recipe": "", **part}
-    st.page_link("app_pages/steer.py", label=label, icon=":material/play_circle:", query_params=given)
+    query = {"recipe": "", **part}
+    st.page_link("app_pages/steer.py", label=label, icon=":material/play_circle:", query_params=query)

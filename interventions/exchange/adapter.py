@@ -71,19 +71,19 @@ def adapter_kind(recipe: Recipe) -> str:
     return kinds.pop()
 
 
-def _adapter_kind(one: Intervention, number: int) -> str:
-    what = f"{one.kind} (number {number} of the recipe)"
-    if isinstance(one, AdapterScale):
+def _adapter_kind(intervention: Intervention, number: int) -> str:
+    what = f"{intervention.kind} (number {number} of the recipe)"
+    if isinstance(intervention, AdapterScale):
         return "lora"
-    if not isinstance(one, HeadOffset | HeadScale | Offset):
+    if not isinstance(intervention, HeadOffset | HeadScale | Offset):
         raise NotSupported(f"{what} is no PEFT adapter: an adapter changes weights, on every token alike.")
-    if one.when is not None:
+    if intervention.when is not None:
         raise NotSupported(f"{what} acts behind a gate, which an adapter cannot hold: keep it as a recipe.")
-    if where(one.positions) != where("all") or not isinstance(one.strength, float):
+    if where(intervention.positions) != where("all") or not isinstance(intervention.strength, float):
         raise NotSupported(
             f"{what} acts on some positions or rows, and an adapter on all of them: use positions='all'."
         )
-    return "scale" if isinstance(one, HeadScale) else "bias"
+    return "scale" if isinstance(intervention, HeadScale) else "bias"
 
 
 @contextmanager

@@ -97,15 +97,15 @@ def bake(model: Any, recipe: Recipe, folder: str | Path) -> Path:
     return target
 
 
-def check_everywhere(one: Intervention, what: str) -> None:
+def check_everywhere(intervention: Intervention, what: str) -> None:
     """Refuse what weights cannot do, as they act on every token; ``what`` names it in the sentence."""
-    if not isinstance(one, HeadOffset | HeadScale | Offset | ConceptAblation):
+    if not isinstance(intervention, HeadOffset | HeadScale | Offset | ConceptAblation):
         raise NotSupported(f"{what} has no exact counterpart in the weights: keep it as a recipe.")
-    if one.when is not None:
+    if intervention.when is not None:
         raise NotSupported(f"{what} acts behind a gate, which weights cannot hold: keep it as a recipe.")
-    if where(one.positions) != where("all"):
+    if where(intervention.positions) != where("all"):
         raise NotSupported(f"{what} acts on some positions only, and weights act on every token: use positions='all'.")
-    if not isinstance(one.strength, float):
+    if not isinstance(intervention.strength, float):
         raise NotSupported(f"{what} has a strength per row, and weights have one for all: bake one strength.")
 
 

@@ -115,15 +115,15 @@ def _has_bias(hf: Any, family: Family) -> bool:
     return getattr(submodule(hf, f"{family.layers}.0.{family.output}"), "bias", None) is not None
 
 
-def _written(one: Offset, model: AdaptedModel) -> Float[Tensor, " d_model"]:
+def _written(offset: Offset, model: AdaptedModel) -> Float[Tensor, " d_model"]:
     family = model.hub.family
-    if one.site not in ("attn_out", "resid_mid") or family.attn_out != family.output:
-        why = "passes a norm first" if one.site in ("attn_out", "resid_mid") else "has no bias that adds to it"
-        raise NotSupported(f"An Offset at {one.site} has no exact place in the weights: that site {why}.")
-    if one.units == "fraction" or one.match_norm:
+    if offset.site not in ("attn_out", "resid_mid") or family.attn_out != family.output:
+        why = "passes a norm first" if offset.site in ("attn_out", "resid_mid") else "has no bias that adds to it"
+        raise NotSupported(f"An Offset at {offset.site} has no exact place in the weights: that site {why}.")
+    if offset.units == "fraction" or offset.match_norm:
         raise NotSupported("An Offset that depends on the token's norm is no constant: it cannot become a bias.")
-    vector = one.vector.detach().double().cpu()
-    if one.units == "norm":
-        assert one.site_norm is not None
-        vector = vector / vector.norm() * one.site_norm
+    vector = offset.vector.detach().double().cpu()
+    if offset.units == "norm":
+        assert offset.site_norm is not None
+        vector = vector / vector.norm() * offset.site_norm
     return vector

@@ -118,7 +118,7 @@ def certify(
     with recipe.applied(adapted):
         whole = [adapted.generate_ids(adapted.encode(rows[number : number + 1]), max_new_tokens=max_new_tokens)[0]
                  for number in range(len(rows))]  # fmt: skip
-    texts = [one.tolist() for one in whole]
+    texts = [text.tolist() for text in whole]
     with _runner(kind, adapted, recipe, Places(Path(target), weights, plain), texts, engine_settings) as (name, run):
         compared = [_compared(own, run, text, len(prompt) - 1) for text, prompt in zip(texts, ids, strict=True)]
     return _certificate(name, compared, adapted.dtype)
@@ -172,7 +172,7 @@ def _compared(own: Runner, target: Runner, ids: Sequence[int], start: int) -> _C
     ours, theirs = (run(ids, True)[start:] for run in (own, target))
     plain_ours, plain_theirs = (run(ids, False)[start:] for run in (own, target))
     vocab = min(ours.shape[1], theirs.shape[1])
-    ours, theirs, plain_ours, plain_theirs = (one[:, :vocab] for one in (ours, theirs, plain_ours, plain_theirs))
+    ours, theirs, plain_ours, plain_theirs = (logits[:, :vocab] for logits in (ours, theirs, plain_ours, plain_theirs))
     return _Compared(
         _apart(ours, theirs), _apart(plain_ours, plain_theirs), _apart(ours, plain_ours), float(ours.abs().max()),
         (ours.argmax(1) == theirs.argmax(1)).numpy(), (plain_ours.argmax(1) == plain_theirs.argmax(1)).numpy(),
@@ -184,16 +184,17 @@ def _apart(a: Float[Tensor, "pos vocab"], b: Float[Tensor, "pos vocab"]) -> floa
 
 
 def _certificate(name: str, compared: list[_Compared], dtype: torch.dtype) -> Certificate:
-    hits = np.concatenate([one.equal for one in compared])
-    prompt = np.repeat(np.arange(len(compared)), [len(one.equal) for one in compared])
+    hits = np.concatenate([text.equal for text in compared])
+    prompt = np.repeat(np.arange(len(compared)), [len(text.equal) for text in compared])
     share = share_interval(hits, clusters=prompt if len(compared) > 1 else None)
     return Certificate(
         target=name, prompts=len(compared), tokens=len(hits),
-        difference=max(one.difference for one in compared), equal_tokens=share.estimate, low=share.low, high=share.high,
-        noise=max(one.noise for one in compared),
-        noise_equal_tokens=float(np.concatenate([one.noise_equal for one in compared]).mean()),
-        effect=max(one.effect for one in compared),
-        tolerance=ROUNDING * torch.finfo(dtype).eps * max(one.size for one in compared),
+        difference=max(text.difference for text in compared),
+        equal_tokens=share.estimate, low=share.low, high=share.high,
+        noise=max(text.noise for text in compared),
+        noise_equal_tokens=float(np.concatenate([text.noise_equal for text in compared]).mean()),
+        effect=max(text.effect for text in compared),
+        tolerance=ROUNDING * torch.finfo(dtype).eps * max(text.size for text in compared),
     )  # fmt: skip
 
 

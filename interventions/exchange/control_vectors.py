@@ -66,29 +66,29 @@ def from_gguf(path: str | Path) -> Recipe:
         raise UserError(f"{path} holds no direction: it is no control vector.")
     if len({len(direction) for direction in directions.values()}) > 1:
         raise UserError(f"The directions of {path} have different widths: it was made for no one model.")
-    offsets = [Offset(layer=layer, vector=torch.from_numpy(one)) for layer, one in sorted(directions.items())]
+    offsets = [Offset(layer=layer, vector=torch.from_numpy(vector)) for layer, vector in sorted(directions.items())]
     return Recipe(offsets, {"source": {"format": "gguf control vector", "file": Path(path).name}})
 
 
-def check_constant(one: Intervention, what: str) -> None:
+def check_constant(intervention: Intervention, what: str) -> None:
     """Refuse what is no constant vector on the residual stream; ``what`` names it in the sentence."""
-    if not isinstance(one, Offset):
+    if not isinstance(intervention, Offset):
         raise NotSupported(f"{what} is no constant vector on the residual stream: a control vector holds only Offset.")
-    if one.site not in ("resid_post", "resid_pre"):
-        raise NotSupported(f"{what} acts at {one.site}: a control vector is added to the output of a block.")
-    if one.when is not None:
+    if intervention.site not in ("resid_post", "resid_pre"):
+        raise NotSupported(f"{what} acts at {intervention.site}: a control vector is added to the output of a block.")
+    if intervention.when is not None:
         raise NotSupported(f"{what} acts behind a gate, which a control vector cannot hold: keep it as a recipe.")
-    if where(one.positions) != where("all"):
+    if where(intervention.positions) != where("all"):
         raise NotSupported(f"{what} acts on some positions: a control vector acts on every token. Use positions='all'.")
-    if one.units == "fraction" or one.match_norm or not isinstance(one.strength, float):
+    if intervention.units == "fraction" or intervention.match_norm or not isinstance(intervention.strength, float):
         raise NotSupported(f"{what} depends on the token or on the row: a control vector is one constant vector.")
 
 
-def _direction(one: Intervention, what: str, model: AdaptedModel) -> tuple[int, Float[Tensor, " d_model"]]:
+def _direction(intervention: Intervention, what: str, model: AdaptedModel) -> tuple[int, Float[Tensor, " d_model"]]:
     """(block whose output it is added to, float32 vector with the strength in it)."""
-    check_constant(one, what)
-    assert isinstance(one, Offset) and isinstance(one.strength, float)
-    layer = resolved(model, one.layer) - (one.site == "resid_pre")
+    check_constant(intervention, what)
+    assert isinstance(intervention, Offset) and isinstance(intervention.strength, float)
+    layer = resolved(model, intervention.layer) - (intervention.site == "resid_pre")
     if layer < 1:
         raise NotSupported(
             f"{what} acts on the output of block {layer}, and llama.cpp takes control vectors from block 1 on: "
@@ -96,11 +96,11 @@ def _direction(one: Intervention, what: str, model: AdaptedModel) -> tuple[int, 
             if layer == 0
             else f"{what} acts on the embeddings, which no block puts out: choose a later layer."
         )
-    vector = one.vector.detach().cpu().double()
-    if one.units == "norm":
-        assert one.site_norm is not None
-        vector = vector / vector.norm() * one.site_norm
-    return layer, (one.strength * vector).float()
+    vector = intervention.vector.detach().cpu().double()
+    if intervention.units == "norm":
+        assert intervention.site_norm is not None
+        vector = vector / vector.norm() * intervention.site_norm
+    return layer, (intervention.strength * vector).float()
 
 
 def _write(path: Path, directions: dict[int, Tensor], hint: str) -> None:

@@ -56,11 +56,11 @@ class LlamaCpp:
         import llama_cpp
 
         layers, width = (
-            int(one(self._llama.model)) for one in (llama_cpp.llama_model_n_layer, llama_cpp.llama_model_n_embd)
+            int(count(self._llama.model)) for count in (llama_cpp.llama_model_n_layer, llama_cpp.llama_model_n_embd)
         )
         made = np.zeros((layers, width), dtype=np.float32)
-        for one in from_gguf(file):
-            layer, vector = int(one.layer), one.vector  # type: ignore[attr-defined]
+        for offset in from_gguf(file):
+            layer, vector = int(offset.layer), offset.vector  # type: ignore[attr-defined]
             if not 1 <= layer < layers or len(vector) != width:
                 raise UserError(f"{file} has a direction of width {len(vector)} for block {layer}, and the model has "
                                 f"{layers} blocks of width {width}: export it for this model.")  # fmt: skip

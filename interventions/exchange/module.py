@@ -85,39 +85,42 @@ def check_module(recipe: Recipe) -> None:
     Raises:
         NotSupported: With the reason.
     """
-    for number, one in enumerate(recipe):
-        what = f"{one.kind} (number {number} of the recipe)"
-        check_everywhere(one, what)
-        site = getattr(one, "site", "z")
+    for number, intervention in enumerate(recipe):
+        what = f"{intervention.kind} (number {number} of the recipe)"
+        check_everywhere(intervention, what)
+        site = getattr(intervention, "site", "z")
         if site not in SIDES:
             raise NotSupported(
                 f"{what} acts at {site}, which is no module's input or output: use {', '.join(SIDES)}, or keep it."
             )
-        if isinstance(one, Offset) and (one.units == "fraction" or one.match_norm):
+        of_norm = isinstance(intervention, Offset) and (intervention.units == "fraction" or intervention.match_norm)
+        if of_norm:
             raise NotSupported(f"{what} depends on each token's norm, which the module does not measure: keep it.")
 
 
-def _step(one: Intervention, model: AdaptedModel) -> list[Step]:
-    if isinstance(one, HeadScale | HeadOffset):
-        maps = z_maps([one], model)
+def _step(intervention: Intervention, model: AdaptedModel) -> list[Step]:
+    if isinstance(intervention, HeadScale | HeadOffset):
+        maps = z_maps([intervention], model)
         return [
             _at(Site("z", layer), "map", {"scale": scale.flatten(), "offset": offset.flatten()}, model)
             for layer, (scale, offset) in maps.items()
         ]  # fmt: skip
-    assert isinstance(one, ConceptAblation | Offset) and isinstance(one.strength, float)
-    site = site_in(model, one.site, one.layer)
-    if isinstance(one, Offset):
-        vector = one.vector.detach().double().cpu()
-        length = 1.0 if one.units == "raw" else float(one.site_norm or 1.0) / float(vector.norm())
-        return [_at(site, "add", {"vector": one.strength * length * vector}, model)]
-    basis = orthonormal(one.directions.detach().cpu())
-    mean = torch.zeros(basis.shape[1]) if one.mean is None else one.mean.detach().cpu()
-    return [_at(site, "project", {"basis": basis, "mean": mean, "strength": torch.tensor(one.strength)}, model)]
+    assert isinstance(intervention, ConceptAblation | Offset) and isinstance(intervention.strength, float)
+    site = site_in(model, intervention.site, intervention.layer)
+    if isinstance(intervention, Offset):
+        vector = intervention.vector.detach().double().cpu()
+        length = 1.0 if intervention.units == "raw" else float(intervention.site_norm or 1.0) / float(vector.norm())
+        return [_at(site, "add", {"vector": intervention.strength * length * vector}, model)]
+    basis = orthonormal(intervention.directions.detach().cpu())
+    mean = torch.zeros(basis.shape[1]) if intervention.mean is None else intervention.mean.detach().cpu()
+    return [
+        _at(site, "project", {"basis": basis, "mean": mean, "strength": torch.tensor(intervention.strength)}, model)
+    ]
 
 
 def _at(site: Site, does: str, vectors: dict[str, Tensor], model: AdaptedModel) -> Step:
     module = model.hub.module(site)
-    path = next(name for name, one in model.inner.named_modules() if one is module)
+    path = next(name for name, submodule in model.inner.named_modules() if submodule is module)
     return path, SIDES[site.kind], does, vectors
 
 

@@ -27,41 +27,41 @@ def written_by(ablations: Sequence[ConceptAblation], model: AdaptedModel) -> lis
     Raises :class:`NotSupported` for an ablation of the residual stream at some layers only: there the stream passes
     from layer to layer without any weight.
     """
-    found = []
+    places_of = []
     for group in dict.fromkeys(_same_directions(ablation, ablations) for ablation in ablations):
-        places = [(one.site, resolved(model, one.layer)) for one in group]
+        places = [(member.site, resolved(model, member.layer)) for member in group]
         plain = [place for place in places if place[0] in ("attn_out", "mlp_out") or place == ("resid_pre", 0)]
         if len(plain) < len(places):
             plain = _everywhere(places, model, group)
-        found.append((plain, group[0]))
+        places_of.append((plain, group[0]))
     for ablation in ablations:
         if ablation.mean is not None and bool(ablation.mean.any()):
             raise NotSupported("An ablation to a mean adds a constant that these weights have no place for: keep it.")
-    return found
+    return places_of
 
 
-def project_writers(model: AdaptedModel, places: Sequence[Place], one: ConceptAblation) -> None:
+def project_writers(model: AdaptedModel, places: Sequence[Place], ablation: ConceptAblation) -> None:
     """Replace W by (1 - strength * Q Q^T) W at every place, in float64, rounded once."""
-    assert isinstance(one.strength, float)
-    basis = orthonormal(one.directions.detach().cpu())
+    assert isinstance(ablation.strength, float)
+    basis = orthonormal(ablation.directions.detach().cpu())
     for kind, layer in places:
         if kind == "resid_pre":
-            _project_embeddings(model, basis, one.strength)
+            _project_embeddings(model, basis, ablation.strength)
             continue
         module = _writer(model, kind, layer)
         weight = _out_first(module)
-        weight.copy_(_projected(weight.T, basis, one.strength).T)
+        weight.copy_(_projected(weight.T, basis, ablation.strength).T)
         if getattr(module, "bias", None) is not None:
-            module.bias.data = _projected(module.bias.data, basis, one.strength)
+            module.bias.data = _projected(module.bias.data, basis, ablation.strength)
 
 
-def _same_directions(one: ConceptAblation, among: Sequence[ConceptAblation]) -> tuple[ConceptAblation, ...]:
+def _same_directions(ablation: ConceptAblation, among: Sequence[ConceptAblation]) -> tuple[ConceptAblation, ...]:
     return tuple(
         other
         for other in among
-        if other.strength == one.strength
-        and other.directions.shape == one.directions.shape
-        and torch.equal(other.directions, one.directions)
+        if other.strength == ablation.strength
+        and other.directions.shape == ablation.directions.shape
+        and torch.equal(other.directions, ablation.directions)
     )
 
 

@@ -98,13 +98,13 @@ def _acting_weight(model: AdaptedModel, layer: int, path: str) -> Float[Tensor, 
 
 def _offsets(recipe: Recipe, model: AdaptedModel) -> dict[int, Float[Tensor, " d_model"]]:
     """Layer -> what the recipe adds to the projection's output, through the weight that acts."""
-    found = output_offsets([one for one in recipe if isinstance(one, Offset)], model)
+    offsets = output_offsets([intervention for intervention in recipe if isinstance(intervention, Offset)], model)
     family = model.hub.family
     for layer, (_, offset) in z_maps(recipe, model).items():
         if bool(offset.any()):
             written = _acting_weight(model, layer, f"{family.layers}.{layer}.{family.output}") @ offset.flatten()
-            found[layer] = found[layer].cpu() + written if layer in found else written
-    return found
+            offsets[layer] = offsets[layer].cpu() + written if layer in offsets else written
+    return offsets
 
 
 def _factors(

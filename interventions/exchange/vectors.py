@@ -44,12 +44,12 @@ def from_tensors(
     if not vectors:
         raise UserError("There are no vectors: map layers to vectors, as {8: tensor}.")
     offsets = [
-        Offset(layer=int(layer), vector=_vector(one), site=site, strength=strength, positions=positions)
-        for layer, one in sorted(vectors.items())
+        Offset(layer=int(layer), vector=_vector(vector), site=site, strength=strength, positions=positions)
+        for layer, vector in sorted(vectors.items())
     ]
     return Recipe(offsets)
 
 
-def _vector(given: Any) -> Tensor:
-    vector = given.detach().cpu() if isinstance(given, Tensor) else torch.as_tensor(given)
+def _vector(values: Any) -> Tensor:
+    vector = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(values)
     return vector.reshape(-1) if vector.ndim == 2 and 1 in vector.shape else vector

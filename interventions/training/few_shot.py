@@ -267,7 +267,7 @@ def accuracy(model: AdaptedModel, rows: Prompts, choices: Int[Tensor, " class"])
 @torch.no_grad()
 def _next_words(model: AdaptedModel, ids: Sequence[Sequence[int]]) -> Float[Tensor, "row vocab"]:
     states: dict[int, Tensor] = {}
-    for rows in batches([len(one) for one in ids], 32):
+    for rows in batches([len(row) for row in ids], 32):
         with model.active():
             logits = model.forward(pad_left([ids[row] for row in rows], pad_id(model.tokenizer)), logits="last")
         assert logits is not None

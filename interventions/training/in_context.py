@@ -109,7 +109,7 @@ def align_with_context(
         raise UserError("Nothing in this model takes gradients: give a bare model, or one with a trainable adapter.")
     goals = reader.of(before, schedule.batch_size)
     lesson = Lesson(
-        [replace(one, reference=(float(number),)) for number, one in enumerate(examples)],
+        [replace(example, reference=(float(number),)) for number, example in enumerate(examples)],
         Collator(pad_id(adapted.tokenizer)), reader.objective(goals),
     )  # fmt: skip
     apart = [reader.apart(examples, goals, schedule.batch_size)]
@@ -117,7 +117,7 @@ def align_with_context(
         history = taught(adapted, moving, lesson, schedule, "in-context alignment", progress or Silent())
     adapted.hf.eval()
     apart.append(reader.apart(examples, goals, schedule.batch_size))
-    intervals = [mean_interval(one, clusters=rows.clusters) for one in apart]
+    intervals = [mean_interval(distances, clusters=rows.clusters) for distances in apart]
     return ContextAlignment(model, intervals[0], intervals[1], history)
 
 
@@ -164,23 +164,23 @@ class _Reader:
 
         def loss(_logits: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
             numbers = reference[:, 0].long().tolist()
-            found = zip(self.rows(labels), numbers, strict=True)
-            return torch.stack([share_apart(own, goals[number].to(own.device)) for own, number in found]).mean()
+            pairs = zip(self.rows(labels), numbers, strict=True)
+            return torch.stack([share_apart(own, goals[number].to(own.device)) for own, number in pairs]).mean()
 
         return loss
 
     @torch.no_grad()
     def of(self, examples: Sequence[Example], batch_size: int) -> Targets:
         """The states of every example."""
-        found: dict[int, Tensor] = {}
+        states_of: dict[int, Tensor] = {}
         collate = Collator(pad_id(self.model.tokenizer))
         with self.open():
             for members in batches([len(example.prompt) + len(example.answer) for example in examples], batch_size):
                 batch = collate([examples[member] for member in members])
                 answer_logits(self.model, batch["input_ids"], batch["attention_mask"])
                 states = self.rows(batch["labels"])
-                found |= {member: own.cpu() for member, own in zip(members, states, strict=True)}
-        return [found[number] for number in range(len(examples))]
+                states_of |= {member: own.cpu() for member, own in zip(members, states, strict=True)}
+        return [states_of[number] for number in range(len(examples))]
 
     def apart(self, examples: Sequence[Example], goals: Targets, batch_size: int) -> Float[np.ndarray, " row"]:
         """How far each example's states are from its goal."""

@@ -75,7 +75,7 @@ def text_examples(rows: Prompts, model: AdaptedModel) -> list[Example]:
 def mask_token(tokenizer: Any) -> int:
     """What stands for a masked token: the mask token, else the unknown, padding or end token."""
     names = ("mask_token_id", "unk_token_id", "pad_token_id", "eos_token_id")
-    token = next((one for one in (getattr(tokenizer, name, None) for name in names) if one is not None), None)
+    token = next((name for name in (getattr(tokenizer, name, None) for name in names) if name is not None), None)
     if token is None:
         raise UserError("The tokenizer has no special token that could stand for a masked one: add a mask token.")
     return int(token)

@@ -118,7 +118,7 @@ def with_reference(model: AdaptedModel, examples: Sequence[Example], batch_size:
                 logits = answer_logits(model, batch["input_ids"], batch["attention_mask"])
             chosen, rejected = answer_log_probs(logits, batch["labels"].to(logits.device)).chunk(2)
             pairs = zip(some, chosen.tolist(), rejected.tolist(), strict=True)
-            examples_with_reference += [replace(one, reference=(right, wrong)) for one, right, wrong in pairs]
+            examples_with_reference += [replace(example, reference=(right, wrong)) for example, right, wrong in pairs]
     finally:
         model.hf.train(mode)
     return examples_with_reference

@@ -67,8 +67,8 @@ class SoftPrompt:
 def reading(model: AdaptedModel, placeholder: int, vectors: Tensor) -> Iterator[None]:
     """Embed placeholders as the vectors, in their order, until the context is left."""
 
-    def put(_module: nn.Module, given: Any, embedded: Tensor) -> Tensor | None:
-        return rows_read(given[0], placeholder, vectors, embedded)
+    def put(_module: nn.Module, args: Any, embedded: Tensor) -> Tensor | None:
+        return rows_read(args[0], placeholder, vectors, embedded)
 
     handle = model.inner.get_input_embeddings().register_forward_hook(put)
     try:
@@ -155,7 +155,7 @@ def train_soft_prompt(
     if tokens < 1:
         raise UserError(f"A soft prompt of {tokens} vectors is none: give 1 or more.")
     examples = examples_of(rows, adapted.tokenizer, end=end)
-    placeholder = unused_token(adapted, rows, *(Prompts.of(one) for one in also_read))
+    placeholder = unused_token(adapted, rows, *(Prompts.of(texts) for texts in also_read))
     before = with_placeholders(rows, adapted.tokenizer, placeholder, tokens)
     examples = [
         dataclasses.replace(example, prompt=list(row.input_ids or ()))
@@ -172,7 +172,7 @@ def train_soft_prompt(
 
 def starting_vectors(model: AdaptedModel, rows: Prompts, tokens: int, seed: int) -> Float[Tensor, "token d_model"]:
     """Embeddings of tokens drawn from the rows."""
-    ids = [token for one in encode(rows, model.tokenizer) for token in one]
+    ids = [token for row in encode(rows, model.tokenizer) for token in row]
     generator = torch.Generator().manual_seed(seed)
     tokens_drawn = torch.tensor(ids)[torch.randint(len(ids), (tokens,), generator=generator)]
     with torch.no_grad(), model.active():

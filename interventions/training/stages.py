@@ -133,7 +133,7 @@ def taught(
         for parameter in moving:
             parameter.requires_grad_(True)
         trainer = ResumableTrainer(
-            model=OnFrozen(model, {str(place): one for place, one in enumerate(moving)}, lesson.objective),
+            model=OnFrozen(model, {str(place): weight for place, weight in enumerate(moving)}, lesson.objective),
             args=schedule.arguments(folder, model.device),
             train_dataset=list(lesson.examples),
             data_collator=lesson.collator,

@@ -18,10 +18,10 @@ def lora_factors(model: object) -> dict[str, Factors]:
     """The factors of every module of a loaded plain LoRA, by module. Raises :class:`UserError` for another adapter."""
     factors_of = {}
     for module in adapted_modules(model):
-        one = factors(model, module)
-        if one is None:
+        module_factors = factors(model, module)
+        if module_factors is None:
             raise UserError(f"The adapter at {module} is no plain LoRA: LEGO clusters the ranks of plain LoRAs.")
-        factors_of[module] = Factors(one.A.detach(), one.B.detach(), one.scaling)
+        factors_of[module] = Factors(module_factors.A.detach(), module_factors.B.detach(), module_factors.scaling)
     return factors_of
 
 
@@ -49,9 +49,9 @@ def lego(adapters: Sequence[Mapping[str, Factors]], rank: int | None = None, *, 
     changes = {}
     for module in sorted(modules):
         here = [adapter[module] for adapter in adapters]
-        if len({(one.A.shape[1], one.B.shape[0]) for one in here}) > 1:
+        if len({(factor.A.shape[1], factor.B.shape[0]) for factor in here}) > 1:
             raise UserError(f"The adapters' factors at {module} have different widths: they are of different models.")
-        up, down = merged_factors(here, rank or max(one.A.shape[0] for one in here), seed)
+        up, down = merged_factors(here, rank or max(factor.A.shape[0] for factor in here), seed)
         changes[f"{module}.weight"] = up @ down
     return TaskVector(changes)
 

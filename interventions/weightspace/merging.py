@@ -74,7 +74,7 @@ def slerp(first: TaskVector, second: TaskVector, share: float, base: AdaptedMode
 
 def on_circle(start: Float[Tensor, "*shape"], end: Float[Tensor, "*shape"], share: float) -> Float[Tensor, "*shape"]:
     """Spherical interpolation of two tensors taken as vectors; straight where their cosine is above 0.9995 in size."""
-    lengths = [max(float(one.norm()), 1e-8) for one in (start, end)]
+    lengths = [max(float(vector.norm()), 1e-8) for vector in (start, end)]
     cosine = float((start / lengths[0] * (end / lengths[1])).sum().clamp(-1, 1))
     if abs(cosine) > NEARLY_PARALLEL:
         return (1 - share) * start + share * end
@@ -164,10 +164,10 @@ def trimmed(change: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*
     if count >= change.numel():
         return change
     flat = change.reshape(-1)
-    kept = torch.zeros_like(flat)
+    trimmed_flat = torch.zeros_like(flat)
     top = flat.abs().topk(count).indices
-    kept[top] = flat[top]
-    return kept.view(change.shape)
+    trimmed_flat[top] = flat[top]
+    return trimmed_flat.view(change.shape)
 
 
 def dropped(

@@ -55,9 +55,9 @@ def find_parameter(parameters: Mapping[str, nn.Parameter], name: str) -> nn.Para
     return parameter
 
 
-def one_strength(given: Strength) -> float:
+def one_strength(number: Strength) -> float:
     """The strength of an intervention on weights. Raises :class:`NotSupported` for one per row of a batch."""
-    strength = as_strength(given)
+    strength = as_strength(number)
     if not isinstance(strength, float):
         raise NotSupported("Rows of a batch share the weights, so there is one strength for all of them.")
     return strength

@@ -45,7 +45,9 @@ class TaskVector:
         modules = set() if pair.adapter is None else set(adapted_modules(pair.adapter))
 
         def read(name: str) -> Tensor:
-            module = next((one for one in (name, name.removesuffix(".weight")) if one in modules), None)
+            module = next(
+                (candidate for candidate in (name, name.removesuffix(".weight")) if candidate in modules), None
+            )
             if module is None:
                 return tuned_values(pair, [name])[name].detach().float() - base[name].detach().float()
             change = effective_delta(pair.adapter, module, base=None if pair.one_copy else pair.base.hf)

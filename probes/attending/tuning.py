@@ -191,12 +191,12 @@ class _Profile:
         for layer in layers:
             for head in range(self.model.n_heads):
                 both = [self.gain([f"L{layer}H{head}"], gamma) for gamma in factors]
-                best = int(np.argmax([one.mean() for one in both]))
+                best = int(np.argmax([head_gain.mean() for head_gain in both]))
                 lines.append({"layer": layer, "head": head, "gamma": factors[best]})
                 gains.append(both)
                 bar.advance()
         bar.finish()
-        means = np.mean([[one.mean() for one in both] for both in gains], axis=0)
+        means = np.mean([[head_gain.mean() for head_gain in both] for both in gains], axis=0)
         for line, both in zip(lines, gains, strict=True):
             best = factors.index(line["gamma"])
             gain = scored(both[best], seed=seed, clusters=self.rows.clusters)

@@ -156,7 +156,7 @@ def attribute_intersection(  # noqa: PLR0913
         lines, targets, singles = [], {}, {}
         for number in range(1, len(attributes) + 1):
             for combination in itertools.combinations(range(len(attributes)), number):
-                wanted = "+".join(attributes[one] for one in combination)
+                wanted = "+".join(attributes[index] for index in combination)
                 points = clouds.targets(combination)
                 random = trial.satisfied(strength * _random_like(points["intersection"], seed + number))
                 for how, offset in points.items():

@@ -175,13 +175,15 @@ class FrontTrial:
     """A model's sampled texts under a recipe, and how far the recipe moves its answers to other prompts."""
 
     def __init__(
-        self, model: AdaptedModel, rows: Prompts, rule: Behaviour, decoding: Decoding, work: Work, kept: Prompts | None
-    ) -> None:
-        self.model, self.rows, self.rule, self.decoding, self.work, self.kept = model, rows, rule, decoding, work, kept
-        if kept is not None:
-            plain = generate_replies(Subject(model.role, model), kept, Decoding(decoding.max_new_tokens), work)
+        self, model: AdaptedModel, rows: Prompts, rule: Behaviour, decoding: Decoding, work: Work,
+        other_prompts: Prompts | None,
+    ) -> None:  # fmt: skip
+        self.model, self.rows, self.rule, self.decoding, self.work = model, rows, rule, decoding, work
+        self.other_prompts = other_prompts
+        if other_prompts is not None:
+            plain = generate_replies(Subject(model.role, model), other_prompts, Decoding(decoding.max_new_tokens), work)
             self.answers = [list(drawn[0].ids) for drawn in plain]
-            self.ids = encode(kept, model.tokenizer, model.max_positions)
+            self.ids = encode(other_prompts, model.tokenizer, model.max_positions)
 
     def values(self, recipe: iv.Recipe) -> tuple[np.ndarray, float]:
         """Mean score of each prompt's sampled texts, and how much they repeat."""
@@ -203,11 +205,11 @@ class FrontTrial:
 
     def moved(self, guided: Subject, seed: int) -> dict[str, float]:
         """KL per token of ``guided`` from the model on the kept prompts, with its interval."""
-        if self.kept is None:
+        if self.other_prompts is None:
             return dict.fromkeys(("kept_kl", "kept_low", "kept_high"), float("nan"))
         plain = Subject(self.model.role, self.model)
         (moved,) = kl_per_token(plain, [guided], self.ids, self.answers, self.work)
-        divergence = scored(moved[:, 0], seed=seed, clusters=self.kept.clusters)
+        divergence = scored(moved[:, 0], seed=seed, clusters=self.other_prompts.clusters)
         return {"kept_kl": divergence["score"], "kept_low": divergence["low"], "kept_high": divergence["high"]}
 
 

@@ -178,14 +178,14 @@ def _check(task: Task) -> None:
 
 
 def _table(
-    graphs: dict[str, Graph], scored: dict[str, EdgeScores], least: float, kept: int, draws: int, seed: int
+    graphs: dict[str, Graph], scored: dict[str, EdgeScores], least: float, n_edges: int, draws: int, seed: int
 ) -> pd.DataFrame:
     """One row per edge; intervals and tests over prompts."""
     graph = next(iter(graphs.values()))
     senders, receivers = np.nonzero(graph.possible)
     values = {name: scores.by_prompt[:, senders, receivers] for name, scores in scored.items()}
     size = np.max([np.abs(value.mean(0)) for value in values.values()], axis=0)
-    top = np.argsort(-size, kind="stable")[:kept]
+    top = np.argsort(-size, kind="stable")[:n_edges]
     change = values["tuned"] - values["base"] if len(values) == 2 else next(iter(values.values()))
     intervals = mean_intervals(change[:, top], draws=draws, seed=seed)
     control = next(iter(reversed(list(scored.values())))).control[senders, receivers][top]

@@ -112,7 +112,7 @@ def edit_sites(  # noqa: PLR0913
         raise UserError("This model has no tokenizer, which facts need: load it with one.")
     rows = Prompts.of(prompts)
     others = {"paraphrases": paraphrases, "locality": locality, "general": general, "neutral": neutral}
-    read = {name: prompts_or_none(given) for name, given in others.items()}
+    read = {name: prompts_or_none(texts) for name, texts in others.items()}
     sites = [(layer, module) for layer in _layers(model, layers) for module in modules]
     for layer, module in sites:
         site_name(model, layer, module)

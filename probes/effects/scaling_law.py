@@ -130,7 +130,7 @@ def law_of(
     with_data = rectified_fit(sizes[1:], mean[1:])  # the points that the plain law is fitted to as well
     numbers = {**fit, "plain R2": plain["R2"], "gain in R2": with_data["R2"] - plain["R2"]}
     for name in ("D0", "rows worth", "beta", "floor"):
-        values = [one[name] for one in again]
+        values = [resampled[name] for resampled in again]
         numbers[f"{name}, low"], numbers[f"{name}, high"] = map(float, np.quantile(values, (0.025, 0.975)))
     lines = [
         {**scored_line(name, "base" if number == 0 else "tuned", own, losses[0], clusters, seed),

@@ -114,7 +114,9 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
     place = _place(pair, read, layer)
     bar = progress or Silent()
     with counted(pair.tuned) as passes:
-        codes, of_queries = (_codes(pair.tuned, one, read, place, pool, batch_size, bar) for one in (rows, asked_for))
+        codes, of_queries = (
+            _codes(pair.tuned, texts, read, place, pool, batch_size, bar) for texts in (rows, asked_for)
+        )
     useful = (codes > 0).float().mean(0) <= always_on
     if not (codes[:, useful] > 0).any():
         raise UserError("Every latent that fires does so in nearly all rows: raise always_on, or take another layer.")

@@ -138,9 +138,9 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
     weights = _rates(rates, len(checkpoints) + 1)
     for number, name in each_checkpoint(pair, checkpoints):
         folder = None if store is None else Path(store) / name
-        kept = FeatureStore(folder, {**about, "state": state_hash(checkpoints, number)})
+        features = FeatureStore(folder, {**about, "state": state_hash(checkpoints, number)})
         behaviour, others = work.queries(asked_for, target), work.queries(rows[drawn], target)
-        cosines.append(weights[number] * work.compared(kept, torch.cat([behaviour, others])))
+        cosines.append(weights[number] * work.compared(features, torch.cat([behaviour, others])))
     similarity, control = np.hsplit(np.sum(cosines, axis=0), [len(asked_for)])
     texts = {"bm25": bm25(rows, asked_for)}
     if embeddings:
@@ -193,14 +193,14 @@ class _Work:
         if target is None:
             return self._features(examples_of(prompts, tokenizer), SecondMoments())
         ids = encode(prompts, tokenizer, self.pair.tuned.max_positions)
-        found = torch.zeros(len(ids), self.sketch.dim)
+        sketched = torch.zeros(len(ids), self.sketch.dim)
         for part in batches([len(row) for row in ids], self.batch_size):
             layer, direction = target
-            found[part] = self.sketch(self.gradients.of_projection([ids[row] for row in part], layer, direction))
+            sketched[part] = self.sketch(self.gradients.of_projection([ids[row] for row in part], layer, direction))
             self.passes += 1
-        return found
+        return sketched
 
-    def compared(self, kept: FeatureStore, queries: Float[Tensor, "query dim"]) -> Float[np.ndarray, "row query"]:
+    def compared(self, features: FeatureStore, queries: Float[Tensor, "query dim"]) -> Float[np.ndarray, "row query"]:
         """Cosines of every row's step with every query's gradient, one shard at a time."""
         moments = SecondMoments()
         self.bar.start("gradients of rows", len(self.examples))
@@ -214,21 +214,21 @@ class _Work:
             self.bar.advance(len(wanted))
             return made
 
-        kept.fill(len(self.examples), make)
+        features.fill(len(self.examples), make)
         self.bar.finish()
-        parts = [part @ queries.T for part in kept.parts(len(self.examples))]
+        parts = [part @ queries.T for part in features.parts(len(self.examples))]
         return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
 
     def _features(self, examples: Sequence[Example], moments: SecondMoments) -> Float[Tensor, "row dim"]:
-        found = torch.zeros(len(examples), self.sketch.dim)
+        sketched = torch.zeros(len(examples), self.sketch.dim)
 
         def take(members: list[int], features: Tensor) -> None:
-            found[members] = features
+            sketched[members] = features
             self.passes += 1
 
         work = partial(_features_of, self.gradients, self.sketch, moments, examples)
         in_parts(work, [members for members, _ in self._batched(examples)], take)
-        return found
+        return sketched
 
     def _batched(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], list[Example]]]:
         lengths = [len(example.prompt) + len(example.answer) for example in examples]

@@ -143,10 +143,10 @@ def _over_queries(of_query: Mapping[str, np.ndarray], known: np.ndarray, queries
     """Means over the queries that have a right row, with their intervals over queries or groups of them."""
     line: dict[str, Any] = {"n": int(known.sum())}
     for name, values in of_query.items():
-        told = known & ~np.isnan(values)
+        known_here = known & ~np.isnan(values)
         numbers = (np.nan, np.nan, np.nan)
-        if told.any():
-            interval = mean_interval(values[told], clusters=queries.clusters[told])
+        if known_here.any():
+            interval = mean_interval(values[known_here], clusters=queries.clusters[known_here])
             numbers = (interval.estimate, interval.low, interval.high)
         line |= dict(zip(_with_edges(name), numbers, strict=True))
     return line

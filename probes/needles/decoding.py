@@ -59,7 +59,9 @@ def answer(
                     break
     attended = None
     if watch:
-        attended = torch.stack([torch.stack([one[layer] for layer in range(model.n_layers)]) for one in looked]).numpy()
+        attended = torch.stack(
+            [torch.stack([layers_read[layer] for layer in range(model.n_layers)]) for layers_read in looked]
+        ).numpy()
     return Answer(read, written, attended, 1 + len(written))
 
 

@@ -124,7 +124,7 @@ def circuit(
                       "mlps": "intact"},
         ),
         heads=named(parts),
-        random=[named(one) for one in random],
+        random=[named(drawn) for drawn in random],
         metric=metric,
         completeness=pd.concat(complete, ignore_index=True),
         minimality=pd.concat(minimal, ignore_index=True) if minimal else None,

@@ -52,10 +52,10 @@ def random_parts(parts: Sequence[Part], model: AdaptedModel, draws: int, seed: i
 
 def by_place(parts: Sequence[Part]) -> dict[str, list[Part]]:
     """The parts of each place, in order."""
-    found: dict[str, list[Part]] = {}
+    groups: dict[str, list[Part]] = {}
     for part in parts:
-        found.setdefault(str(part[0]), []).append(part)
-    return found
+        groups.setdefault(str(part[0]), []).append(part)
+    return groups
 
 
 def named(parts: Sequence[Part]) -> dict[str, list[str]]:

@@ -205,4 +205,4 @@ def _other_span(span: tuple[int, int], length: int, random: np.random.Generator)
         start = int(random.choice(starts))
         return start, start + size
     before, after = (0, span[0]), (span[1], length)
-    return max(before, after, key=lambda one: one[1] - one[0])
+    return max(before, after, key=lambda window: window[1] - window[0])

@@ -117,7 +117,7 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
     rows = PromptRows.of(recording)
     labelled = [str(label) for label in rows.labels(labels)]
     named = concept or sorted(set(labelled))[-1]
-    y = np.array([one == named for one in labelled])
+    y = np.array([label == named for label in labelled])
     if y.sum() < 2 or (~y).sum() < 2:
         raise UserError(f"{int(y.sum())} of {len(y)} prompts are {named!r}: give two or more of it and of others.")
     mixed = shuffled_labels(y.astype(np.int64), draws, seed + 1, rows.clusters).astype(bool)

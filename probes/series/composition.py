@@ -133,12 +133,12 @@ def _row(answers: Answers, thin: list[TaskVector], seed: int) -> dict[str, float
     }
 
 
-def shared_entries(one: TaskVector, other: TaskVector) -> dict[str, float]:
+def shared_entries(first_vector: TaskVector, other: TaskVector) -> dict[str, float]:
     """How much the two sets of entries share, and how often signs differ there."""
     shared = either = opposed = 0
     expected = 0.0
-    for name in dict.fromkeys([*one.changes, *other.changes]):
-        changes = [vector.changes[name] if name in vector.changes else None for vector in (one, other)]
+    for name in dict.fromkeys([*first_vector.changes, *other.changes]):
+        changes = [vector.changes[name] if name in vector.changes else None for vector in (first_vector, other)]
         counts = [0 if change is None else int((change != 0).sum()) for change in changes]
         first, second = changes
         if first is None or second is None:

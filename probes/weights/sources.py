@@ -60,7 +60,7 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
 
     Raises :class:`UserError` when only one side is given or the two share no tensor.
     """
-    given = {"base": base, "tuned": tuned}
+    sides = {"base": base, "tuned": tuned}
     if tuned is None:
         if not (hasattr(base, "base") and hasattr(base, "tuned")):
             raise UserError("Give both models: weight_delta(base, tuned), or a pair from load_pair().")
@@ -69,8 +69,8 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
                 f"The tuned model is its base with an attachment ({base.attachment.kind}), which changes no weight: "
                 "read it by its parts (probes.part_effects) or by activations."
             )
-        given = {"base": base.base, "tuned": base.tuned}
-    below, above = (_readable(describe(getattr(one, "hf", one))) for one in given.values())
+        sides = {"base": base.base, "tuned": base.tuned}
+    below, above = (_readable(describe(getattr(model, "hf", model))) for model in sides.values())
     if below.kind is Kind.ADAPTER:
         raise UserError(f"{below.name} is an adapter; give the base model first and the adapter second.")
     stored = {source: StoredModel(source) for source in (below, above) if source.kind is Kind.MODEL}
@@ -85,24 +85,24 @@ def open_weights(base: Any, tuned: Any = None) -> Opened:
         after |= {
             key: after[own] for key, own in side.tied.items() if key in set(readers) - set(after) and own in after
         }
-    found = set(after) | set(factors)
+    tuned_names = set(after) | set(factors)
     # a head trained beside embeddings that it was tied to is compared with them
-    readers |= {key: readers[own] for key, own in before.tied.items() if key in found and own in readers}
-    _check_shared(below, above, set(readers), found)
+    readers |= {key: readers[own] for key, own in before.tied.items() if key in tuned_names and own in readers}
+    _check_shared(below, above, set(readers), tuned_names)
     if above.is_adapter:
-        new = [key for key in found - set(readers) if key.endswith(".bias") and f"{key[:-4]}weight" in readers]
+        new = [key for key in tuned_names - set(readers) if key.endswith(".bias") and f"{key[:-4]}weight" in readers]
         readers |= {key: partial(_no_bias, after[key]) for key in new}
-        inside = {name for name in set(readers) - found if _in_layers(stacks, name)}
+        inside = {name for name in set(readers) - tuned_names if _in_layers(stacks, name)}
         after = after | {name: readers[name] for name in inside}
-    missing = sorted(found - set(readers) if above.is_adapter else found ^ set(readers))
-    sources = dict(zip(given, (below, above), strict=True))
+    missing = sorted(tuned_names - set(readers) if above.is_adapter else tuned_names ^ set(readers))
+    sources = dict(zip(sides, (below, above), strict=True))
     rounded = (before, side) if above.is_adapter else [
-        replace(own, quantized=own.quantized or _unpacked(given[role], sources[role]))
+        replace(own, quantized=own.quantized or _unpacked(sides[role], sources[role]))
         for role, own in (("base", before), ("tuned", side))
     ]  # fmt: skip
     return Opened(
         layout, Stacks.of(readers), _config(below), readers, after, factors,
-        partial(identities, given, sources, stored), tuple(missing), _notes(*rounded),
+        partial(identities, sides, sources, stored), tuple(missing), _notes(*rounded),
     )  # fmt: skip
 
 
@@ -127,11 +127,11 @@ def _opened(source: Source, stored: StoredModel | None) -> _Side:
         tied = stored.plan.tied
         readers, spare = _keyed(stored.readers()), _spare(stored)
         unused = stored.plan.unused
-        return _Side(source, readers | spare, {key_of(one): key_of(own) for one, own in tied.items()}, unused)
+        return _Side(source, readers | spare, {key_of(name): key_of(own) for name, own in tied.items()}, unused)
     root = source.model.get_base_model() if source.kind is Kind.PEFT else source.model
     tied = getattr(root, "all_tied_weights_keys", None) or {}
     return _Side(
-        source, _keyed(weight_readers(root)), {key_of(one): key_of(own) for one, own in tied.items()},
+        source, _keyed(weight_readers(root)), {key_of(name): key_of(own) for name, own in tied.items()},
         quantized=_quantized(source),
     )  # fmt: skip
 
@@ -156,9 +156,9 @@ def _quantized(source: Source) -> str | None:
     return quantization(_config(source))
 
 
-def _unpacked(given: Any, source: Source) -> str | None:
+def _unpacked(model: Any, source: Source) -> str | None:
     """How the weights of a side are stored that were unpacked as it was loaded."""
-    stored_as: str | None = getattr(given, "stored_as", None)
+    stored_as: str | None = getattr(model, "stored_as", None)
     return quantization(source.config) if stored_as is None and source.gguf is not None else stored_as
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dashboards import as_experiment, jobs
-from dashboards.pair_form import PairAsked, pasted, uploaded
+from dashboards.pair_form import RecordRequest, pasted, uploaded
 from dashboards.selection import pairs_of
 from dashboards.state import RUN
 from tests.dashboards.sample_runs import WORDS, opened, save_pair, shown
@@ -32,9 +32,9 @@ def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return save_pair(tmp_path_factory.mktemp("pair"))
 
 
-def pair_asked(pair_folders: tuple[str, str], **changed: object) -> PairAsked:
+def record_request(pair_folders: tuple[str, str], **changed: object) -> RecordRequest:
     given: dict[str, object] = {"sites": ("resid_post", "z"), "positions": "last", "name": "mine", "device": "cpu"}
-    return PairAsked(*pair_folders, **{**given, **changed})  # type: ignore[arg-type]
+    return RecordRequest(*pair_folders, **{**given, **changed})  # type: ignore[arg-type]
 
 
 def test_a_pair_is_recorded_from_the_page_and_shows_at_once(home: Path, pair_folders: tuple[str, str]) -> None:
@@ -68,7 +68,7 @@ def wait_for(job: jobs.Job | None) -> jobs.Job:
 
 def test_stop_really_stops_and_the_same_recording_goes_on(home: Path, pair_folders: tuple[str, str]) -> None:
     """Stopped after its first step; asked again, it ends with the same bytes as one that was never stopped."""
-    rows, wanted = pasted("\n".join(WORDS * 8)), pair_asked(pair_folders)
+    rows, wanted = pasted("\n".join(WORDS * 8)), record_request(pair_folders)
     job = jobs.Job("mine")
     real = job.advance
 
@@ -82,7 +82,7 @@ def test_stop_really_stops_and_the_same_recording_goes_on(home: Path, pair_folde
     assert runs.open(home / "mine").state == "failed"
     again, whole = jobs.Job("mine"), jobs.Job("whole")
     again.run(lambda progress: wanted.record(rows, progress))
-    whole.run(lambda progress: pair_asked(pair_folders, name="whole").record(rows, progress))
+    whole.run(lambda progress: record_request(pair_folders, name="whole").record(rows, progress))
     assert (again.state, whole.state) == ("done", "done")
     files = [runs.open(home / name).manifest.files for name in ("mine", "whole")]
     assert files[0] == files[1]
@@ -100,7 +100,7 @@ def test_a_job_on_a_full_gpu_ends_with_a_sentence() -> None:
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "", ".", "..", "a\0b", ".hidden", "x" * 200, "a b"])
 def test_a_recording_goes_into_the_home_and_nowhere_else(pair_folders: tuple[str, str], name: str, home: Path) -> None:
     with pytest.raises(UserError, match="no name of a run"):
-        pair_asked(pair_folders, name=name).check()
+        record_request(pair_folders, name=name).check()
     assert not home.exists()
 
 
@@ -111,7 +111,7 @@ def test_a_link_in_the_home_does_not_lead_a_recording_out(
     home.mkdir()
     (home / "mine").symlink_to(tmp_path / "out")
     with pytest.raises(UserError, match="leads out"):
-        pair_asked(pair_folders).check()
+        record_request(pair_folders).check()
 
 
 def test_prompts_of_a_person_are_read_or_refused_in_a_sentence() -> None:
@@ -137,5 +137,5 @@ def test_a_wrong_pair_ends_as_one_sentence_and_leaves_nothing(home: Path) -> Non
 
 
 def test_a_recording_is_an_experiment_too(pair_folders: tuple[str, str]) -> None:
-    recording = as_experiment.record_experiment(pair_asked(pair_folders), pasted("one\ntwo"))
+    recording = as_experiment.record_experiment(record_request(pair_folders), pasted("one\ntwo"))
     assert list(Experiment.parse(recording).steps) == ["record"]

@@ -23,7 +23,7 @@ from workbench.errors import UserError
 DIES = """
 import os, sys
 from dashboards import jobs, recording
-from dashboards.pair_form import PairAsked
+from dashboards.pair_form import RecordRequest
 from workbench.prompts import Prompts
 
 advance, parts = jobs.Job.advance, []
@@ -36,7 +36,7 @@ def dying(self, by=1):
 
 jobs.Job.advance = dying
 rows = Prompts.of([{"prompt": text, "label": number % 2} for number, text in enumerate(sys.argv[3:])])
-recording.begin(PairAsked(sys.argv[1], sys.argv[2], ("resid_post",), "last", "mine", "cpu"), rows)
+recording.begin(RecordRequest(sys.argv[1], sys.argv[2], ("resid_post",), "last", "mine", "cpu"), rows)
 jobs.desk().active[0].wait(300)
 """
 NO_SITE = {"base": "b", "tuned": "t", "sites": [], "positions": "last", "name": "x"}
@@ -124,7 +124,7 @@ def test_steps_of_a_look_are_ordered_as_far_as_they_are_not_done(home: Path, mon
     monkeypatch.setattr("dashboards.models.pair", lambda *_: object())
     monkeypatch.setattr("tunescope.look.keep.extend", lambda *_: Made())
     rows = Prompts.of([{"prompt": text, "label": "x"} for text in WORDS])
-    asked = running.LookAsked("b", "t", rows, seed=3)
+    asked = running.LookRequest("b", "t", rows, seed=3)
     running.begin(Subject("b", "t"), STEPS, asked)
     job = jobs.desk().jobs[-1]
     assert job.order is not None and Prompts.of(job.order.options["prompts"]).hash == rows.hash

@@ -18,7 +18,7 @@ import interventions as iv
 import probes
 from dashboards import answers, as_experiment, jobs, models, recipe_parts
 from dashboards.state import RUN
-from dashboards.steer_request import Asked
+from dashboards.steer_request import SteerRequest
 from dashboards.steering import run_steer, run_sweep
 from tests.dashboards.pages import a_knob
 from tests.dashboards.sample_runs import HOSTILE, WORDS, lab_run, opened, prompts, save_pair, shown, warned
@@ -245,7 +245,9 @@ def test_one_model_alone_is_no_pair() -> None:
 
 
 def test_a_sweep_is_an_experiment_too(pair_folders: tuple[str, str]) -> None:
-    steer = Asked(*pair_folders, (recipe_parts.Heads((("L0H1", 0.0),)),), 1.0, "tuned", ("a",), 4, strengths=(0.0, 1.0))
+    steer = SteerRequest(
+        *pair_folders, (recipe_parts.Heads((("L0H1", 0.0),)),), 1.0, "tuned", ("a",), 4, strengths=(0.0, 1.0)
+    )
     assert Experiment.parse(as_experiment.steer_experiment(steer)).to_yaml()
 
 
@@ -286,7 +288,7 @@ def test_a_mixed_recipe_is_an_experiment_that_gives_the_same_answers(
     to_a_number = recipe_parts.KnobSet(str(tmp_path / "knob.safetensors"), 12.5)
     with_experts = (*mixed[:2], recipe_parts.Experts(off=("L0E1",), mode="drop"), to_a_number)
     for number, (given, strengths) in enumerate(((mixed, (0.5, 2.0)), (with_experts, ()))):
-        asked = Asked(*pair_folders, given, 1.0, "base", WORDS[:3], 4, strengths=strengths)
+        asked = SteerRequest(*pair_folders, given, 1.0, "base", WORDS[:3], 4, strengths=strengths)
         (tmp_path / "e.yaml").write_text(as_experiment.steer_experiment(asked), encoding="utf-8")
         out = tmp_path / f"out-{number}"
         outcome = CliRunner().invoke(command_line, ["run", str(tmp_path / "e.yaml"), "--out", str(out)])

@@ -46,13 +46,13 @@ def audit(  # noqa: PLR0913 (one parameter per option)
         pair = load_pair(base, tuned, device=device, dtype=dtype)
         say_differences(pair.differences.sentences())
         with where.on(pair):
-            found = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
+            report = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
     if out is not None:
-        found.save(out)
-    lines = found.hypotheses.to_dict("records")
-    views = found.sentences()[len(lines) :]
+        report.save(out)
+    lines = report.hypotheses.to_dict("records")
+    views = report.sentences()[len(lines) :]
     if as_json:
-        emit({"nothing": found.nothing, "hypotheses": lines, "views": views}, as_json=True)
+        emit({"nothing": report.nothing, "hypotheses": lines, "views": views}, as_json=True)
         return
     for line in lines:
         typer.echo(f"{line['rank']}. {visible(line['says'])}\n   {visible(line['evidence'])}")

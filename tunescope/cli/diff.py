@@ -76,7 +76,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     from tunescope.cli.diff_run import Asked, compare
     from tunescope.cli.output import command_name, emit, progress_bar
 
-    asked = Asked(
+    request = Asked(
         base=base, tuned=tuned, prompts=prompts, recipes=tuple(recipe or ()), on=on, metrics=metrics,
         behaviours=tuple(metric or ()), neutral=neutral, samples=samples, max_new_tokens=max_new_tokens,
         strengths=followed, follow=follow, near=near, outside=outside,
@@ -85,13 +85,13 @@ def diff(  # noqa: PLR0913 (one parameter per option)
         **pair_reading(template, own_generation_config),
     )  # fmt: skip
     with progress_bar() as bar:
-        run, found = compare(asked, out, bar, where)
+        run, comparison = compare(request, out, bar, where)
     if as_json:
-        emit({"run": str(run.path), **found.payload()}, as_json=True)
+        emit({"run": str(run.path), **comparison.payload()}, as_json=True)
         return
-    for title, table in found.printed():
+    for title, table in comparison.printed():
         emit(None, False, table, title=title)
-    typer.echo(f"{found.title()}\nOpen it:  {command_name()} report {run.path} --open")
+    typer.echo(f"{comparison.title()}\nOpen it:  {command_name()} report {run.path} --open")
 
 
 diff.__doc__ = f"{diff.__doc__}\n\n\b{EXAMPLE}"
@@ -101,8 +101,8 @@ def _check_use(on: str, changed: str, split: str | None, draws: int) -> None:
     if on not in ("tuned", "base"):
         raise typer.BadParameter(f"{on!r} is neither tuned nor base.", param_hint="--on")
     if changed not in ("next_token", "text", "refusal") and ":" not in changed:
-        told = "is none of next_token, text, refusal, and no behaviour such as 'contains:sorry'."
-        raise typer.BadParameter(f"{changed!r} {told}", param_hint="--changed")
+        problem = "is none of next_token, text, refusal, and no behaviour such as 'contains:sorry'."
+        raise typer.BadParameter(f"{changed!r} {problem}", param_hint="--changed")
     if split not in (None, "known", "sure"):
         raise typer.BadParameter(f"{split!r} is neither known nor sure.", param_hint="--split")
     if 0 < draws < 10:
@@ -111,7 +111,7 @@ def _check_use(on: str, changed: str, split: str | None, draws: int) -> None:
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        found: Any = tuple(float(part) for part in text.split(","))
+        numbers: Any = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no list of numbers, such as -1,0,1.", param_hint="--strengths") from None
-    return found
+    return numbers

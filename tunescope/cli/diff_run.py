@@ -141,11 +141,11 @@ class Compared:
 
     def printed(self) -> list[tuple[str, pd.DataFrame]]:
         """Title and table of each part as people read it."""
-        found = []
+        tables = []
         for chapter in self.chapters:
             for name, table in chapter.tables.items():
-                found.append((chapter.title if len(chapter.tables) == 1 else f"{chapter.title}: {name}", table))
-        return [(title, with_intervals(table)) for title, table in found]
+                tables.append((chapter.title if len(chapter.tables) == 1 else f"{chapter.title}: {name}", table))
+        return [(title, with_intervals(table)) for title, table in tables]
 
     def payload(self) -> dict[str, Any]:
         """Every result as its own JSON, by chapter."""
@@ -195,7 +195,7 @@ class Bench:
         origin = Provenance.of("diff", self.pair.models, self.rows)
         return {
             "models": origin.models, "versions": dict(origin.versions), "prompts": origin.prompts,
-            "other_prompts": [None if one is None else one.hash for one in others],
+            "other_prompts": [None if prompts is None else prompts.hash for prompts in others],
             "recipes": {name: recipe.content for name, recipe in self.recipes.items()},
         }  # fmt: skip
 
@@ -207,34 +207,34 @@ class Bench:
     @property
     def shared(self) -> dict[str, Any]:
         """Options that every call takes."""
-        asked = self.asked
-        return {"seed": asked.seed, "progress": self.progress, "max_new_tokens": asked.max_new_tokens}
+        request = self.asked
+        return {"seed": request.seed, "progress": self.progress, "max_new_tokens": request.max_new_tokens}
 
 
 def compare(
-    asked: Asked, out: Path | None, progress: Progress, where: Placement | None = None
+    request: Asked, out: Path | None, progress: Progress, where: Placement | None = None
 ) -> tuple[runs.Run, Compared]:
     """Measure all that was asked for, in a run that is listed from its first moment.
 
     Files are read before the run is made, and models loaded in it. After an interruption the same command goes on
     behind the last chapter that was finished. ``where``: where it runs; by default in this process.
     """
-    files, placement = _files(asked), where or Placement()
-    config = {**asked.config(), **placement.settings()}
+    files, placement = _files(request), where or Placement()
+    config = {**request.config(), **placement.settings()}
     with placement.ready(), runs.begun("diff", config, out) as run, ExitStack() as stack:
-        bench = _bench(asked, files, progress)
+        bench = _bench(request, files, progress)
         stack.enter_context(placement.on(bench.pair))
         finished = FinishedChapters(run, bench.basis())
         run.file("results").mkdir(exist_ok=True)
         behaviour = finished.result("behaviour", BehaviourDiff, partial(_measured, bench))
         chapters = _behaviour(behaviour, bench)
-        if asked.strengths is not None:
+        if request.strengths is not None:
             chapters += [_dose(bench, finished, number, name) for number, name in enumerate(bench.recipes, 1)]
         if bench.outside is not None and bench.recipes:
             chapters.append(_scope(bench, finished))
-        if asked.split is not None:
+        if request.split is not None:
             chapters.append(_split(bench, finished))
-        compared = Compared(asked, bench.rows, behaviour, chapters)
+        compared = Compared(request, bench.rows, behaviour, chapters)
         compared.write(run)
     return run, compared
 
@@ -260,35 +260,35 @@ class Files(NamedTuple):
     metrics: list[str]
 
 
-def _files(asked: Asked) -> Files:
-    turns: dict[str, Any] = {"chat": asked.chat, "system": asked.system}
-    rows = Prompts.load(asked.prompts, **turns)
-    neutral = None if asked.neutral is None else Prompts.load(asked.neutral)
-    near, outside = (None if path is None else Prompts.load(path, **turns) for path in (asked.near, asked.outside))
+def _files(request: Asked) -> Files:
+    turns: dict[str, Any] = {"chat": request.chat, "system": request.system}
+    rows = Prompts.load(request.prompts, **turns)
+    neutral = None if request.neutral is None else Prompts.load(request.neutral)
+    near, outside = (None if path is None else Prompts.load(path, **turns) for path in (request.near, request.outside))
     if near is not None and outside is None:
         raise UserError("A scope panel needs prompts out of scope: give --outside FILE.")
-    recipes = _recipes(asked.recipes)
-    metrics = _metrics(asked, rows, neutral=neutral is not None)
+    recipes = _recipes(request.recipes)
+    metrics = _metrics(request, rows, neutral=neutral is not None)
     read_metrics(metrics)
-    if asked.follow is not None:
-        names, behaviours = read_metrics([asked.follow])
+    if request.follow is not None:
+        names, behaviours = read_metrics([request.follow])
         check_metrics([name for name in names if name not in behaviours], DOSED)
     return Files(rows, neutral, near, outside, recipes, metrics)
 
 
-def _bench(asked: Asked, files: Files, progress: Progress) -> Bench:
+def _bench(request: Asked, files: Files, progress: Progress) -> Bench:
     pair = load_pair(
-        asked.base, asked.tuned, device=asked.device, dtype=asked.dtype,
-        allow_pickle=asked.allow_pickle, trust_remote_code=asked.trust_remote_code, template=asked.template,
-        own_generation_config=asked.own_generation_config,
+        request.base, request.tuned, device=request.device, dtype=request.dtype,
+        allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code, template=request.template,
+        own_generation_config=request.own_generation_config,
     )  # fmt: skip
     say_differences(pair.differences.sentences())
-    model = pair.models[asked.on]
+    model = pair.models[request.on]
     for recipe in files.recipes.values():
         recipe.check(model)
-    random = {name: _random(recipe, model, files.rows, asked) for name, recipe in files.recipes.items()}
+    random = {name: _random(recipe, model, files.rows, request) for name, recipe in files.recipes.items()}
     return Bench(
-        asked, pair, files.rows, files.neutral, files.near, files.outside, files.recipes, random, files.metrics,
+        request, pair, files.rows, files.neutral, files.near, files.outside, files.recipes, random, files.metrics,
         progress,
     )  # fmt: skip
 
@@ -296,34 +296,34 @@ def _bench(asked: Asked, files: Files, progress: Progress) -> Bench:
 def _recipes(paths: Sequence[Path]) -> dict[str, Recipe]:
     from interventions.exchange.reading import load_recipe, recipe_name
 
-    found: dict[str, Recipe] = {}
+    recipes: dict[str, Recipe] = {}
     for path in paths:
         name = recipe_name(path)
-        if name in found:
+        if name in recipes:
             raise UserError(f"Two recipes are called {name!r}: rename one of the files.")
-        found[name] = load_recipe(path)
-    return found
+        recipes[name] = load_recipe(path)
+    return recipes
 
 
-def _random(recipe: Recipe, model: AdaptedModel, rows: Prompts, asked: Asked) -> list[Recipe]:
+def _random(recipe: Recipe, model: AdaptedModel, rows: Prompts, request: Asked) -> list[Recipe]:
     from probes.random_recipes import stand_ins
 
-    return stand_ins(recipe, model, rows, asked.draws, asked.seed) if asked.draws else []
+    return stand_ins(recipe, model, rows, request.draws, request.seed) if request.draws else []
 
 
-def _metrics(asked: Asked, rows: Prompts, *, neutral: bool) -> list[str]:
+def _metrics(request: Asked, rows: Prompts, *, neutral: bool) -> list[str]:
     """Those asked for; else those that the prompts allow, and the behaviours."""
-    given = asked.metrics
-    if given is not None and given != "all":
-        return [*(name.strip() for name in given.split(",") if name.strip()), *asked.behaviours]
+    names = request.metrics
+    if names is not None and names != "all":
+        return [*(name.strip() for name in names.split(",") if name.strip()), *request.behaviours]
     lacking = set() if all(row.answer for row in rows) else NEED_ANSWER | NEED_DISTRACTOR
     lacking |= set() if all(row.answer and row.distractor for row in rows) else NEED_DISTRACTOR
     lacking |= set() if neutral else {"perplexity"}
-    fitting = [name for name in METRICS if name not in lacking and (given == "all" or name in DEFAULT)]
-    return list(dict.fromkeys([*fitting, *asked.behaviours]))
+    fitting = [name for name in METRICS if name not in lacking and (names == "all" or name in DEFAULT)]
+    return list(dict.fromkeys([*fitting, *request.behaviours]))
 
 
-def _behaviour(found: BehaviourDiff, bench: Bench) -> list[Chapter]:
+def _behaviour(behaviour: BehaviourDiff, bench: Bench) -> list[Chapter]:
     lacking = [name for name, draws in bench.random.items() if not draws]
     text = (
         "Each number is a mean over prompts (perplexity and calibration error: one number for all) beside its 95 % "
@@ -331,26 +331,25 @@ def _behaviour(found: BehaviourDiff, bench: Bench) -> list[Chapter]:
         "share, the exact binomial interval)."
     )
     if any(bench.random.values()):
-        draws = max(len(one) for one in bench.random.values())
+        draws = max(len(stand_ins) for stand_ins in bench.random.values())
         text += f" A line 'random, as …' is the mean over {draws} random recipes matched to the recipe."
     if lacking:
         text += f" There is no random counterpart, and so no control, for {', '.join(lacking)}."
-    meanings = "\n".join(f"{name}: {meaning_of(name)}." for name in dict.fromkeys(found.table["metric"]))
-    figures = found.figures()
+    meanings = "\n".join(f"{name}: {meaning_of(name)}." for name in dict.fromkeys(behaviour.table["metric"]))
+    figures = behaviour.figures()
     chapters = [
-        Chapter("behaviour", "Behaviour", f"{text}\n\n{meanings}", found, {"metrics": found.by_metric()},
-                {"behaviour": figures["behaviour"]}, {"behaviour": found.table, "rows": found.rows}),
-        Chapter("changes", "Changes, paired by prompt", CHANGES, None, {"changes": found.changes()}, {}),
+        Chapter("behaviour", "Behaviour", f"{text}\n\n{meanings}", behaviour, {"metrics": behaviour.by_metric()},
+                {"behaviour": figures["behaviour"]}, {"behaviour": behaviour.table, "rows": behaviour.rows}),
+        Chapter("changes", "Changes, paired by prompt", CHANGES, None, {"changes": behaviour.changes()}, {}),
     ]  # fmt: skip
-    if len(found.calibration):
+    if len(behaviour.calibration):
         chapters.append(
-            Chapter("calibration", "Calibration", CALIBRATION, None, {"calibration": found.calibration},
+            Chapter("calibration", "Calibration", CALIBRATION, None, {"calibration": behaviour.calibration},
                     {"calibration": figures["calibration"]})
         )  # fmt: skip
-    if len(found.texts):
-        chapters.append(
-            Chapter("texts", "Texts side by side", TEXTS, None, {}, {"texts": figures["texts"]}, {"texts": found.texts})
-        )
+    if len(behaviour.texts):
+        tables, shown = {"texts": behaviour.texts}, {"texts": figures["texts"]}
+        chapters.append(Chapter("texts", "Texts side by side", TEXTS, None, {}, shown, tables))
     return chapters
 
 
@@ -359,38 +358,38 @@ def _dose(bench: Bench, finished: FinishedChapters, number: int, name: str) -> C
 
     metric = bench.asked.follow or next((metric for metric in bench.metrics if metric in DOSED), "kl")
     key = f"dose-{number}"
-    found = finished.result(key, DoseResponse, lambda: dose_response(
+    response = finished.result(key, DoseResponse, lambda: dose_response(
         bench.pair, bench.rows, dose(bench.recipes[name]), bench.asked.strengths or (), metric=metric,
-        controls=[dose(one) for one in bench.random[name]], on=bench.on, batch_size=bench.asked.batch_size,
+        controls=[dose(recipe) for recipe in bench.random[name]], on=bench.on, batch_size=bench.asked.batch_size,
         neutral=bench.neutral, out_of_scope=bench.outside, **bench.shared,
     ))  # fmt: skip
-    text = f"{found.summary()}. At strength 1 the recipe is as it was saved; 0 leaves the model as it is."
-    if found.side:
-        text += f" The second panel shows a side effect at the same strengths: {found.side}."
-    return Chapter(key, f"Dose and response: {name}", text, found, {key: found.table}, {key: found.figure()})
+    text = f"{response.summary()}. At strength 1 the recipe is as it was saved; 0 leaves the model as it is."
+    if response.side:
+        text += f" The second panel shows a side effect at the same strengths: {response.side}."
+    return Chapter(key, f"Dose and response: {name}", text, response, {key: response.table}, {key: response.figure()})
 
 
 def _scope(bench: Bench, finished: FinishedChapters) -> Chapter:
     changed: Any = is_refusal if bench.asked.changed == "refusal" else bench.asked.changed
-    found = finished.result("scope", ScopePanel, lambda: scope_panel(
+    panel = finished.result("scope", ScopePanel, lambda: scope_panel(
         bench.pair, bench.recipes, bench.rows, bench.near, bench.outside,
         changed=changed, controls=bench.random, on=bench.on, **bench.shared,
     ))  # fmt: skip
-    text = f"{found.summary()}.\n\nselective: the share changed in scope minus that beyond, with its interval."
-    tables = {"scope": found.table, "selective": found.selective}
-    return Chapter("scope", "Where the recipe acts", text, found, tables, {"scope": found.figure()})
+    text = f"{panel.summary()}.\n\nselective: the share changed in scope minus that beyond, with its interval."
+    tables = {"scope": panel.table, "selective": panel.selective}
+    return Chapter("scope", "Where the recipe acts", text, panel, tables, {"scope": panel.figure()})
 
 
 def _split(bench: Bench, finished: FinishedChapters) -> Chapter:
-    kept = [] if bench.asked.metrics is None else [metric for metric in bench.metrics if metric != "perplexity"]
+    metrics = [] if bench.asked.metrics is None else [metric for metric in bench.metrics if metric != "perplexity"]
     known = bench.asked.split == "known"
     first = ["refusal", "contained"] if known else ["accuracy", "confidence", "brier", "ece"]
     name, title = ("known", "Known and unknown questions") if known else ("sure", "Sure and unsure answers")
-    found = finished.result(name, PartedDiff, lambda: (known_unknown if known else sure_unsure)(
+    parted = finished.result(name, PartedDiff, lambda: (known_unknown if known else sure_unsure)(
         bench.pair, bench.rows, bench.recipes if bench.on == "tuned" else None,
-        metrics=list(dict.fromkeys([*first, *kept])), batch_size=bench.asked.batch_size, **bench.shared,
+        metrics=list(dict.fromkeys([*first, *metrics])), batch_size=bench.asked.batch_size, **bench.shared,
     ))  # fmt: skip
     left_out = " Recipes on the base are left out here." if bench.on == "base" and bench.recipes else ""
-    text = f"Divided by {found.summary()}.{left_out}"
-    kept_whole = {f"{name}-long": found.table}
-    return Chapter(name, title, text, found, {name: found.by_metric()}, {name: found.figure()}, kept_whole)
+    text = f"Divided by {parted.summary()}.{left_out}"
+    kept_whole = {f"{name}-long": parted.table}
+    return Chapter(name, title, text, parted, {name: parted.by_metric()}, {name: parted.figure()}, kept_whole)

@@ -48,10 +48,10 @@ def run(
     from tunescope.experiments.running import run_experiment
     from tunescope.experiments.trackers import tracker as named
 
-    chosen = named(tracker or experiment.tracker)
+    run_tracker = named(tracker or experiment.tracker)
     with progress_bar() as bar:
         finished = run_experiment(
-            experiment, out, folder=file.parent, tracker=chosen, progress=bar,
+            experiment, out, folder=file.parent, tracker=run_tracker, progress=bar,
             executor="ray" if workers is not None else "vllm" if where.executor == "vllm" else "local", workers=workers,
             engine_settings=where.engine_settings,
         )  # fmt: skip

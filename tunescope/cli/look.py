@@ -51,16 +51,18 @@ def look(
     with runs.begun("look", config, out) as run, progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
         say_differences(pair.differences.sentences())
-        found = Look(pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed)
-        run_steps(found, bar, lambda line: print_now(line, err=as_json))
-        keep(found, run)
+        looked = Look(pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed)
+        run_steps(looked, bar, lambda line: print_now(line, err=as_json))
+        keep(looked, run)
     if as_json:
-        steps = [{"step": step, "found": sentence} for step, note in found.notes.items() for sentence in note.sentences]
-        recipes = [f"recipes/{name}.safetensors" for name in found.recipes]
-        emit({"run": str(run.path), "behaviour": found.behaviour, "steps": steps, "recipes": recipes}, as_json=True)
+        steps = [
+            {"step": step, "found": sentence} for step, note in looked.notes.items() for sentence in note.sentences
+        ]
+        recipes = [f"recipes/{name}.safetensors" for name in looked.recipes]
+        emit({"run": str(run.path), "behaviour": looked.behaviour, "steps": steps, "recipes": recipes}, as_json=True)
         return
     typer.echo(f"\nRun:      {run.path}")
-    for name in turning_recipes(found):
+    for name in turning_recipes(looked):
         steer = f"{command_name()} steer {base} --tuned {tuned} --recipe {run.path}/recipes/{name}.safetensors"
         typer.echo(f"Turn it:  {steer} --prompt '...'")
     typer.echo(f"Explore:  {command_name()} dashboard {run.path}")

@@ -103,7 +103,7 @@ def survives(terms: Survives, material: Material) -> Finding:
         for name, rows in variants.items()
     }
     summary = "; ".join(f"{name} {finding.estimate:.3g} ({finding.verdict})" for name, finding in findings.items())
-    worst = min(findings.values(), key=lambda one: (_WORST[one.verdict], one.estimate))
+    worst = min(findings.values(), key=lambda finding: (_WORST[finding.verdict], finding.estimate))
     return replace(worst, detail=f"plain {plain:.3g}; {summary}")
 
 

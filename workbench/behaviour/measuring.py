@@ -104,22 +104,23 @@ class Trial:
 def measure(compared: Sequence[Compared], trial: Trial) -> dict[str, Measured]:
     """Every compared model by name; the first must be the base and the second the tuned model."""
     _refuse_what_lacks(trial)
-    found = {
-        one.name: Measured([pd.DataFrame(index=range(len(trial.prompts))) for _ in one.subjects]) for one in compared
+    measured = {
+        variant.name: Measured([pd.DataFrame(index=range(len(trial.prompts))) for _ in variant.subjects])
+        for variant in compared
     }
     models: dict[str, AdaptedModel] = {
-        subject.model.role: subject.model for one in compared for subject in one.subjects
+        subject.model.role: subject.model for variant in compared for subject in variant.subjects
     }
     with routed(models, trial.options.executor, trial.options.engine_settings):
-        _next_token(compared, trial, found)
-        _answers(compared, trial, found)
-        _texts(compared, trial, found)
-        _per_token(compared, trial, found)
-        _neutral(compared, trial, found)
-    return found
+        _next_token(compared, trial, measured)
+        _answers(compared, trial, measured)
+        _texts(compared, trial, measured)
+        _per_token(compared, trial, measured)
+        _neutral(compared, trial, measured)
+    return measured
 
 
-def _next_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+def _next_token(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
     if not (metrics := trial.asked(NEXT_TOKEN)):
         return
     scored = trial.scored(compared[0].subjects[0], compared[0].reads(trial.prompts))
@@ -127,83 +128,84 @@ def _next_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Mea
         whole = [name for name in metrics if name in READ_ANSWERS]
         whole += ["confidence"] if "confidence" in metrics and {"ece", "brier"} & set(trial.metrics) else []
         metrics = [name for name in metrics if name not in whole]
-        for one in compared:
+        for variant in compared:
             own = (
                 scored
-                if one.prompts is None and compared[0].prompts is None
-                else trial.scored(one.subjects[0], one.reads(trial.prompts), "whole", warn=False)
+                if variant.prompts is None and compared[0].prompts is None
+                else trial.scored(variant.subjects[0], variant.reads(trial.prompts), "whole", warn=False)
             )
             assert own is not None
-            for draw, subject in enumerate(one.subjects):
-                _add(found[one.name], draw, whole_scores(subject, one.reads(trial.prompts), own, whole, trial.work))
+            for draw, subject in enumerate(variant.subjects):
+                scores = whole_scores(subject, variant.reads(trial.prompts), own, whole, trial.work)
+                _add(measured[variant.name], draw, scores)
         if not metrics:
             return
     base: Tensor | None = None
-    for one in compared:
-        for draw, subject in enumerate(one.subjects):
-            rows = one.reads(trial.prompts)
+    for variant in compared:
+        for draw, subject in enumerate(variant.subjects):
+            rows = variant.reads(trial.prompts)
             logits = logits_of(subject, rows, trial.work)
             base = logits if base is None else base
-            _add(found[one.name], draw, score_answers(logits, rows, subject.model.tokenizer, metrics, base))
+            _add(measured[variant.name], draw, score_answers(logits, rows, subject.model.tokenizer, metrics, base))
 
 
-def _answers(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+def _answers(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
     if not (metrics := trial.asked(ANSWER)):
         return
-    for one in compared:
-        for draw, subject in enumerate(one.subjects):
-            rows = one.reads(trial.prompts)
-            _add(found[one.name], draw, score_continuations(subject, rows, metrics, trial.work))
+    for variant in compared:
+        for draw, subject in enumerate(variant.subjects):
+            rows = variant.reads(trial.prompts)
+            _add(measured[variant.name], draw, score_continuations(subject, rows, metrics, trial.work))
 
 
-def _texts(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+def _texts(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
     if not trial.generates:
         return
     metrics, decoding = trial.asked(TEXT), trial.options.decoding(trial.seed)
     base: list[list[Reply]] | None = None
-    for one in compared:
-        if one.is_control and not (metrics or trial.behaviours):
+    for variant in compared:
+        if variant.is_control and not (metrics or trial.behaviours):
             continue
-        for draw, subject in enumerate(one.subjects):
-            rows = one.reads(trial.prompts)
+        for draw, subject in enumerate(variant.subjects):
+            rows = variant.reads(trial.prompts)
             replies = generate_replies(subject, rows, decoding, trial.work)
             base = replies if base is None else base
             table = score_texts(replies, base, rows, metrics, trial.options.refusal, trial.rules)
-            _add(found[one.name], draw, table)
-            _add(found[one.name], draw, state_scores(subject, rows, replies, trial.behaviours, trial.work))
-            found[one.name].replies = None if one.is_control else replies
+            _add(measured[variant.name], draw, table)
+            _add(measured[variant.name], draw, state_scores(subject, rows, replies, trial.behaviours, trial.work))
+            measured[variant.name].replies = None if variant.is_control else replies
 
 
-def _per_token(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+def _per_token(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
     if not (metrics := trial.asked(CONTINUATION)):
         return
     base = compared[0].subjects[0]
     ids = [
-        encode(one.reads(trial.prompts), subject.model.tokenizer, subject.model.max_positions)
-        for one in compared
-        for subject in one.subjects
+        encode(variant.reads(trial.prompts), subject.model.tokenizer, subject.model.max_positions)
+        for variant in compared
+        for subject in variant.subjects
     ]
     if trial.options.continuation == "answer":
         continuations = continuations_of(compared[0].reads(trial.prompts), base, "answer")
     else:
-        replies = found[trial.options.continuation].replies
+        replies = measured[trial.options.continuation].replies
         assert replies is not None
         continuations = [list(samples[0].ids) for samples in replies]
-    places = [(one.name, draw, subject) for one in compared for draw, subject in enumerate(one.subjects)]
+    places = [(variant.name, draw, subject) for variant in compared for draw, subject in enumerate(variant.subjects)]
     values = kl_per_token(base, [subject for _, _, subject in places], ids[0], continuations, trial.work, ids)
     for (name, draw, _), both in zip(places, values, strict=True):
         table = pd.DataFrame(both, columns=list(CONTINUATION))
-        _add(found[name], draw, table[metrics])
+        _add(measured[name], draw, table[metrics])
 
 
-def _neutral(compared: Sequence[Compared], trial: Trial, found: dict[str, Measured]) -> None:
+def _neutral(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
     if "perplexity" not in trial.metrics:
         return
     texts = Prompts.of(trial.options.neutral)
-    for one in compared:
-        for subject in one.subjects:
+    for variant in compared:
+        for subject in variant.subjects:
             own = text_logprobs(subject, texts, trial.work)
-            found[one.name].neutral.append(np.stack([own.sum_, own.tokens], axis=1))
+            measured[variant.name].neutral.append(np.stack([own.sum_, own.tokens], axis=1))
 
 
 def _add(measured: Measured, draw: int, table: pd.DataFrame) -> None:

@@ -169,8 +169,8 @@ def continuation_logits(
     sizes, lengths = [len(continuations[i]) for i in rows], [len(prompts[i]) for i in rows]
     if (route := route_of(subject.model)) is not None:
         one_more = [size + 1 for size in sizes]  # the last predicts what comes behind
-        found = _by_vllm(route, subject, texts, rows, one_more, dict(enumerate(lengths)))
-        return [logits[:-1] for logits in found]
+        from_vllm = _by_vllm(route, subject, texts, rows, one_more, dict(enumerate(lengths)))
+        return [logits[:-1] for logits in from_vllm]
     batch = padded(subject, texts)
     with ExitStack() as stack:
         if subject.recipe is not None or subject.per_row is not None:

@@ -31,7 +31,7 @@ def check_eager(hf: nn.Module, hooked: Iterable[nn.Module]) -> None:
     wanted = {id(module) for module in hooked}
     for module in compiled:
         if any(id(inner) in wanted for inner in module.modules()):
-            name = next((name for name, one in hf.named_modules() if one is module), "")
+            name = next((name for name, submodule in hf.named_modules() if submodule is module), "")
             raise NotSupported(
                 f"{f'The module {name}' if name else 'This model'} was compiled (torch.compile), and compiled code "
                 "does not call hooks, so nothing could be read or changed in it: load the model without compiling it."

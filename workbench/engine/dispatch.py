@@ -144,9 +144,9 @@ class Dispatch:
         for entry in live:
             assert entry.bias is not None
             entry.ran = True
-            one = entry.bias(logits, ctx)
-            if one is not None:
-                total = one if total is None else total + one
+            bias = entry.bias(logits, ctx)
+            if bias is not None:
+                total = bias if total is None else total + bias
         return total
 
     def run(self, raw: Any) -> Any:

@@ -110,7 +110,7 @@ class Holdings:
                 raise holding.refusal()
 
     def _note(self) -> None:
-        threads = {one.thread if one.plain else None for one in self._open}
+        threads = {holder.thread if holder.plain else None for holder in self._open}
         self.thread = threads.pop() if len(threads) == 1 else None
 
 

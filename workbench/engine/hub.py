@@ -227,15 +227,15 @@ class Hub:
         self._cached[key] = start + length
         return start
 
-    def begin(self, given: Mapping[str, Any]) -> None:
+    def begin(self, arguments: Mapping[str, Any]) -> None:
         """A forward pass begins with these arguments."""
-        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
         shown = ids if ids is not None else embeds
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             mask = None if self.generation is None else self.generation.attention_mask
         assert shown is not None
-        start = self._tokens_before(cache if cache is not None else given.get("cache_params"), shown.shape[1])
+        start = self._tokens_before(cache if cache is not None else arguments.get("cache_params"), shown.shape[1])
         knows_lengths = self.generation is not None or self._prompt_lengths is not None
         self.context = ForwardContext(
             batch=shown.shape[0],

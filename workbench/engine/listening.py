@@ -146,14 +146,14 @@ class Listener:
         self._claim()
         if module in self._inside:  # an interrupt ended the pass before without a word
             del self._inside[self._inside.index(module) :]
-        within = any(one is not self.hub.hf for one in self._inside)
+        within = any(inner is not self.hub.hf for inner in self._inside)
         self._inside.append(module)
         return within
 
-    def begin(self, module: nn.Module, given: dict[str, Any]) -> None:
+    def begin(self, module: nn.Module, arguments: dict[str, Any]) -> None:
         """A forward pass enters the body, or the decoder that the head calls directly."""
         if self.hub.hooked_contexts:
-            self.hub.begin(given)
+            self.hub.begin(arguments)
             if module.training:
                 keep_contexts(self.hub, self._checkpoints)
 
@@ -192,8 +192,8 @@ class _Before:
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.listener.enter(module) and self.begins:
-            given = {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
-            self.listener.begin(module, given)
+            arguments = {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
+            self.listener.begin(module, arguments)
 
 
 def generation_of(
@@ -205,20 +205,20 @@ def generation_of(
     """
     settings = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or hf.generation_config
     beams = kwargs.get("num_beams") or settings.num_beams or 1
-    given = kwargs.get("inputs_embeds")  # beside token ids, these are what the model reads
+    prompt = kwargs.get("inputs_embeds")  # beside token ids, these are what the model reads
     for name in ("inputs", "input_ids"):
-        given = kwargs.get(name) if given is None else given
-    given = args[0] if given is None and args else given
-    if given is None:
+        prompt = kwargs.get(name) if prompt is None else prompt
+    prompt = args[0] if prompt is None and args else prompt
+    if prompt is None:
         return Generation(columns=1, rows=1, attention_mask=None, beams=beams)  # the beginning-of-text token
-    if not isinstance(given, torch.Tensor):
+    if not isinstance(prompt, torch.Tensor):
         return None
-    if outer is not None and outer.rows == given.shape[0] and outer.columns <= given.shape[1]:
+    if outer is not None and outer.rows == prompt.shape[0] and outer.columns <= prompt.shape[1]:
         return outer
     mask = kwargs.get("attention_mask")
     return Generation(
-        columns=given.shape[1],
-        rows=given.shape[0],
+        columns=prompt.shape[1],
+        rows=prompt.shape[0],
         attention_mask=mask if mask is not None and not bool(mask.all()) else None,
         beams=beams,
     )

@@ -88,10 +88,10 @@ def _mixer(at: _Place) -> Any:
     """What mixes tokens in place of attention or beside it; an attention without heads (MiniMax's) is one."""
     has_heads = at.part(at.family.output) is not None
     beside = [path for path in MIXERS if not (has_heads and path == at.family.attention)]
-    found = next((part for path in beside if (part := at.part(path)) is not None), None)
-    if found is None and not has_heads:
+    mixer = next((part for path in beside if (part := at.part(path)) is not None), None)
+    if mixer is None and not has_heads:
         return at.part(at.family.attention)
-    return found
+    return mixer
 
 
 def _resid_pre(at: _Place) -> Port | None:
@@ -106,7 +106,7 @@ def _resid_mid(at: _Place) -> Port | None:
     """Reading: the input of the module after the addition. Writing there would miss the residual branch, so an
     edit is made where the attention output is added: attn_out + (new - old)."""
     inside = None if at.family.resid_mid is None else at.part(at.family.resid_mid)
-    adds = [one for one in (at.part(at.family.attn_out), _mixer(at)) if one is not None]
+    adds = [part for part in (at.part(at.family.attn_out), _mixer(at)) if part is not None]
     if inside is None or len(adds) != 1:
         return None
     if not at.edit:

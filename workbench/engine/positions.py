@@ -111,7 +111,7 @@ def _needs_prompt(spec: PositionSpec) -> bool:
         return spec < 0
     if isinstance(spec, slice):
         return any(bound is not None and bound < 0 for bound in (spec.start, spec.stop))
-    return not callable(spec) and any(one < 0 for one in spec)
+    return not callable(spec) and any(position < 0 for position in spec)
 
 
 def select(positions: PositionSpec | Where, ctx: ForwardContext) -> Selection:
@@ -164,7 +164,7 @@ def check_positions(spec: Any) -> None:
         if spec.step not in (None, 1):
             raise UserError(f"Positions {spec} have a step; windows are contiguous: leave the step out.")
     elif not callable(spec) and not isinstance(spec, int):
-        if not isinstance(spec, Sequence) or not all(isinstance(one, int) for one in spec) or not spec:
+        if not isinstance(spec, Sequence) or not all(isinstance(position, int) for position in spec) or not spec:
             raise UserError(f"Positions {spec!r} are not a word, a number, a slice, a list of numbers or a function.")
 
 
@@ -208,9 +208,9 @@ def _quick(spec: PositionSpec, ctx: ForwardContext) -> Selection | None:
 def _while_decoding(spec: str) -> Selection | None:
     """The same for new columns that are all generated, padded prompts or not."""
     wanted, unwanted = ([_generated(term) for term in terms] for terms in _terms(spec))
-    if any(unwanted) or not any(one is not False for one in wanted):
+    if any(unwanted) or not any(term is not False for term in wanted):
         return NONE
-    return ALL if any(wanted) and all(one is False for one in unwanted) else None
+    return ALL if any(wanted) and all(term is False for term in unwanted) else None
 
 
 def _generated(term: str) -> bool | None:
@@ -239,7 +239,7 @@ def _mask(spec: PositionSpec, ctx: ForwardContext) -> Tensor:
         if not isinstance(mask, Tensor) or mask.shape != ctx.real.shape or mask.dtype != torch.bool:
             raise UserError("A function of positions must return a bool tensor of the shape of the token ids.")
         return mask
-    return torch.stack([ctx.index == _from_prompt_end(one, ctx) for one in spec]).any(0)
+    return torch.stack([ctx.index == _from_prompt_end(position, ctx) for position in spec]).any(0)
 
 
 def _term_mask(term: str, ctx: ForwardContext) -> Tensor:

@@ -108,16 +108,16 @@ def _read(hub: Hub, sites: list[Site]) -> dict[Site, Any]:
 
 
 def _finite(at: dict[str, Any]) -> bool:
-    tensors = [one for value in at.values() for one in (value[:2] if isinstance(value, Routing) else (value,))]
+    tensors = [tensor for value in at.values() for tensor in (value[:2] if isinstance(value, Routing) else (value,))]
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def _close(own: Tensor, other: Tensor) -> bool:
     """Equal up to the rounding of the dtype and of large cancelling terms."""
     slack = 1e-3 if other.dtype in (torch.float32, torch.float64) else 3e-2
-    one, other = one.float(), other.float().to(one.device)
-    scale = max(float(one.abs().max()), float(other.abs().max()), 1e-6)
-    return bool((one - other).abs().max() <= slack * scale)
+    own, other = own.float(), other.float().to(own.device)
+    scale = max(float(own.abs().max()), float(other.abs().max()), 1e-6)
+    return bool((own - other).abs().max() <= slack * scale)
 
 
 class _Unproved(NotSupported):

@@ -123,8 +123,8 @@ def resolve_layers(layers: int | float | str | Iterable[int | float | str] | Non
     """
     if layers is None:
         return list(range(n_layers))
-    given = [layers] if isinstance(layers, (int, float, str)) else list(layers)
-    return sorted({_resolve_layer(layer, n_layers) for layer in given})
+    wanted = [layers] if isinstance(layers, (int, float, str)) else list(layers)
+    return sorted({_resolve_layer(layer, n_layers) for layer in wanted})
 
 
 def _resolve_layer(layer: int | float | str, n_layers: int) -> int:
@@ -155,10 +155,10 @@ def expand_sites(
     """
     known = set(available)
     expanded: set[Site] = set()
-    for given in [sites] if isinstance(sites, (str, Site)) else sites:
-        site = Site.parse(given) if isinstance(given, str) else given
+    for pattern in [sites] if isinstance(sites, (str, Site)) else sites:
+        site = Site.parse(pattern) if isinstance(pattern, str) else pattern
         wanted = [site] if site.layer is not None else [site.at(i) for i in resolve_layers(layers, n_layers)]
-        present = [one for one in wanted if _general(one) in known]
+        present = [name for name in wanted if _general(name) in known]
         if not present or (site.layer is not None and site not in present):
             raise unknown_name("site of this model", (wanted or [site])[0].name, known)
         expanded.update(present)

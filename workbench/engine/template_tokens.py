@@ -58,7 +58,7 @@ class TemplateTokens:
     def content(self, ids: Sequence[int]) -> list[bool]:
         """Of one row without padding: whether each token is content (neither first, nor special, nor template)."""
         row = torch.tensor([list(ids)])
-        return [place > 0 and not one for place, one in enumerate(self.mark(row, torch.ones_like(row).bool())[0])]
+        return [place > 0 and not marked for place, marked in enumerate(self.mark(row, torch.ones_like(row).bool())[0])]
 
     def _around(self, chat: list[tuple[str, str]]) -> list[tuple[int, ...]]:
         """The ids of what the template writes before, between and after the turns."""
@@ -79,7 +79,7 @@ class TemplateTokens:
                 texts.append(before)
             texts.append(rest)
         ids = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts if text.strip()]
-        return [one for one in ids if one]
+        return [token for token in ids if token]
 
     def _spans(self, tokens: list[int]) -> list[tuple[int, int]]:
         """Where pieces stand; one without a special token only opens the row or ends it."""

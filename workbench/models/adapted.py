@@ -176,7 +176,7 @@ class AdaptedModel:
             site = Site.parse(named) if isinstance(named, str) else named
             places = [site] if site.layer is not None else [site.at(i) for i in resolve_layers(layers, self.n_layers)]
             in_range = [place for place in places if place.layer is not None and 0 <= place.layer < self.n_layers]
-            if in_range and not any(one.at_first() in known for one in in_range):
+            if in_range and not any(candidate.at_first() in known for candidate in in_range):
                 raise missing_site(self.hub, in_range[0])
         return expand_sites(sites, layers, self.n_layers, self.sites())
 

@@ -64,9 +64,9 @@ def name_notes(adapter: Source, base_name: str) -> tuple[str, ...]:
     return (f"The adapter says it was trained on {adapter.base_name!r}; its shapes fit {base_name!r}, used here.",)
 
 
-def same_name(one: str, other: str) -> bool:
+def same_name(name: str, other: str) -> bool:
     """Whether two base names mean one model: equal last parts of path or hub id, cache folders undone."""
-    return _last_part(one) == _last_part(other)
+    return _last_part(name) == _last_part(other)
 
 
 def _last_part(name: str) -> str:

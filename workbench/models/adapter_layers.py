@@ -56,7 +56,8 @@ def acting_state(model: nn.Module, *, base: bool = False) -> tuple[Any, ...]:
 def own_scaling(layer: Any, adapter: str) -> float | None:
     """The scaling that an adapter layer had when it was made; None of one that has none."""
     alphas = getattr(layer, "lora_alpha", None) or getattr(layer, "alpha", None)
-    alpha, rank = (one.get(adapter) if isinstance(one, dict) else None for one in (alphas, getattr(layer, "r", None)))
+    settings = (alphas, getattr(layer, "r", None))
+    alpha, rank = (by_name.get(adapter) if isinstance(by_name, dict) else None for by_name in settings)
     if alpha is None or not rank:
         return None
     if hasattr(layer, "ranknum"):  # AdaLoRA

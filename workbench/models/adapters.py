@@ -108,11 +108,11 @@ _PLAIN_NAME = re.compile(r"[\w.\-]*")
 
 def _check_patterns(source: Source, hf: Any) -> None:
     """Refuse an adapter whose regular expressions do not come to an end on the names of this model's modules."""
-    given = [source.config.get(name) for name in _PATTERNS]
-    given += [
-        list(found) for name in ("rank_pattern", "alpha_pattern") if isinstance(found := source.config.get(name), dict)
-    ]
-    texts = [text for one in given for text in (one if isinstance(one, list) else [one]) if isinstance(text, str)]
+    settings = [source.config.get(name) for name in _PATTERNS]
+    named = [source.config.get(name) for name in ("rank_pattern", "alpha_pattern")]
+    settings += [list(patterns) for patterns in named if isinstance(patterns, dict)]
+    listed = [setting if isinstance(setting, list) else [setting] for setting in settings]
+    texts = [text for texts in listed for text in texts if isinstance(text, str)]
     patterns = [text for text in texts if not _PLAIN_NAME.fullmatch(text)]
     if patterns and matching(patterns, [name for name, _ in hf.named_modules()]) != "fine":
         raise UserError(

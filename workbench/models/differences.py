@@ -163,10 +163,10 @@ def compare(  # noqa: PLR0913 (all but four by keyword)
 def check_same_shape(base_config: Any, tuned_config: Any) -> None:
     """Raises UserError naming the first field in which architecture or widths differ, and both values."""
     base, tuned = _shapes(base_config.get_text_config()), _shapes(tuned_config.get_text_config())
-    for name, one, other in _changed(base, tuned):
+    for name, base_value, other in _changed(base, tuned):
         what = "architectures" if name == "model_type" else "shapes"
         raise UserError(
-            f"The two models have different {what}: {name} is {one!r} in the base and {other!r} in the tuned "
+            f"The two models have different {what}: {name} is {base_value!r} in the base and {other!r} in the tuned "
             "model. Give the base that the tuned model was trained from."
         )
 
@@ -207,9 +207,9 @@ def _about_rules(base: Any, tuned: Any) -> tuple[str, ...]:
     if base is tuned:
         return ()
     rules = ("normalizer", "pre_tokenizer", "decoder")
-    one, other = (getattr(words, "backend_tokenizer", None) for words in (base, tuned))
-    different = [rule for rule in rules if repr(getattr(one, rule, None)) != repr(getattr(other, rule, None))]
-    if one is None or other is None or not different:
+    base_words, other = (getattr(words, "backend_tokenizer", None) for words in (base, tuned))
+    different = [rule for rule in rules if repr(getattr(base_words, rule, None)) != repr(getattr(other, rule, None))]
+    if base_words is None or other is None or not different:
         return ()
     return (
         f"The tokenizers' rules differ ({', '.join(different)}): both models read what the tuned model's tokenizer "
@@ -230,8 +230,8 @@ def _around_texts(tokenizer: Any) -> str:
 
 def _generation(base: Any, tuned: Any) -> tuple[tuple[str, Any, Any], ...]:
     """Settings that either model's generation config has, same or not: greedy texts are not the weights' alone."""
-    one, other = of_effect(base), of_effect(tuned)
-    return tuple((name, one.get(name), other.get(name)) for name in dict.fromkeys([*one, *other]))
+    base_settings, other = of_effect(base), of_effect(tuned)
+    return tuple((name, base_settings.get(name), other.get(name)) for name in dict.fromkeys([*base_settings, *other]))
 
 
 def _about_generation(settings: tuple[tuple[str, Any, Any], ...], own: bool) -> list[str]:

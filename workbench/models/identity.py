@@ -147,7 +147,7 @@ def adapter_hash(adapter: Any, name: str | None = None) -> str:
 
     odd = {} if name is not None else _odd_layers(adapter)
     names = [name] if name is not None else list(adapter.active_adapters)
-    names += sorted({one for acting in odd.values() for one in acting} - set(names))
+    names += sorted({label for acting in odd.values() for label in acting} - set(names))
     parts = [
         _adapter_hash(
             adapter.peft_config[name].to_dict() | _rescaled(adapter, name),
@@ -216,9 +216,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     if isinstance(value, list | tuple):
-        return sorted(map(str, value)) if all(isinstance(one, str) for one in value) else [_plain(v) for v in value]
+        return sorted(map(str, value)) if all(isinstance(item, str) for item in value) else [_plain(v) for v in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     return value if isinstance(value, bool | int | float) else str(getattr(value, "value", value))
 
 

@@ -158,8 +158,8 @@ def _config_in(folder: Path, reading: Mapping[str, Any], name: str) -> Any:
 
 
 def _dtype_of(config: Any, dtype: str | torch.dtype) -> torch.dtype:
-    found = resolve_dtype(dtype)
-    return found if isinstance(found, torch.dtype) else (config.dtype or torch.float32)
+    resolved = resolve_dtype(dtype)
+    return resolved if isinstance(resolved, torch.dtype) else (config.dtype or torch.float32)
 
 
 def _weight_settings(source: Source) -> dict[str, Any]:

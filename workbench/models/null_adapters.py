@@ -74,14 +74,14 @@ def null_adapter(pair: ModelPair, seed: int, kind: Null = "random") -> Iterator[
     identity = (tuned._identity, tuned._identify)
     try:
         tuned._identity, tuned._identify = None, None
-        for one in held:
-            _replace(one, draw, kind)
+        for held_factors in held:
+            _replace(held_factors, draw, kind)
         yield pair
     finally:
         with torch.no_grad():
-            for one in held:
-                one.down.copy_(one.before[0])
-                one.up.copy_(one.before[1])
+            for held_factors in held:
+                held_factors.down.copy_(held_factors.before[0])
+                held_factors.up.copy_(held_factors.before[1])
         tuned._identity, tuned._identify = identity
 
 
@@ -94,7 +94,7 @@ def _held(model: Any, name: str) -> _Factors:
 @torch.no_grad()
 def _replace(held: _Factors, draw: torch.Generator, kind: Null) -> None:
     """Factors that say nothing, whose product is as long as before; of a product of 0 it stays 0."""
-    made = [_drawn(one, draw, kind) for one in held.before]
+    made = [_drawn(factor, draw, kind) for factor in held.before]
     length, wanted = _length(made[0], made[1]), _length(held.before[0], held.before[1])
     scale = wanted / length if length > 0 else torch.zeros(())
     held.down.copy_(made[0])

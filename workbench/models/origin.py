@@ -34,8 +34,8 @@ def origin_of(sources: list[Source], **options: Any) -> Origin | None:
     if any(name is None for name in names):
         return None
     flags = {"allow_pickle": sources[0].allow_pickle, "trust_remote_code": sources[0].trust_remote_code}
-    given = {name: value for name, value in {**flags, **options}.items() if value not in (None, False)}
-    return Origin(str(names[0]), None if len(names) == 1 else str(names[1]), given)
+    changed = {name: value for name, value in {**flags, **options}.items() if value not in (None, False)}
+    return Origin(str(names[0]), None if len(names) == 1 else str(names[1]), changed)
 
 
 def _address(source: Source) -> str | None:

@@ -94,7 +94,7 @@ class Source:
 
 
 def describe(
-    given: Any,
+    model: Any,
     *,
     subfolder: str = "",
     revision: str | None = None,
@@ -103,20 +103,20 @@ def describe(
 ) -> Source:
     """Classify what a person gave as a model.
 
-    ``given`` is a folder, a ``.gguf`` file, a hub id (``org/name``, ``org/name/sub/folder``, ``org/name/file.gguf``,
+    ``model`` is a folder, a ``.gguf`` file, a hub id (``org/name``, ``org/name/sub/folder``, ``org/name/file.gguf``,
     ``org/name@revision``), a transformers model, a ``PeftModel``, or a Source. ``allow_pickle`` admits ``.bin``
     checkpoints, ``trust_remote_code`` models that bring their own code. Raises UserError for what is no model,
     NotSupported for what cannot be compared.
     """
-    if isinstance(given, Source):
-        return given
-    if not isinstance(given, str | Path):
-        return _describe_loaded(given)
+    if isinstance(model, Source):
+        return model
+    if not isinstance(model, str | Path):
+        return _describe_loaded(model)
     flags = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    path = Path(given).expanduser()
+    path = Path(model).expanduser()
     if path.exists():
         return _describe_folder(path / subfolder, subfolder, flags)
-    parsed = hub.parse_id(given) if isinstance(given, str) else None
+    parsed = hub.parse_id(model) if isinstance(model, str) else None
     if parsed is None or Path(parsed[0].split("/")[0]).is_dir():
         raise UserError(f"There is no folder {path}.{_closest(path)}")
     repo, inner, pinned = parsed
@@ -283,30 +283,30 @@ def _check_same_layers(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _describe_loaded(given: Any) -> Source:
+def _describe_loaded(model: Any) -> Source:
     from peft import PeftMixedModel, PeftModel
     from transformers import PreTrainedModel
 
-    if isinstance(given, PeftMixedModel):
+    if isinstance(model, PeftMixedModel):
         raise NotSupported("A PeftMixedModel mixes adapter types in one pass; load one of them as a PeftModel.")
-    if isinstance(given, PeftModel):
-        config = given.active_peft_config
+    if isinstance(model, PeftModel):
+        config = model.active_peft_config
         check_adapter_type(config.peft_type, "The PeftModel")
         _check_same_layers(config.to_dict(), "The PeftModel")
-        return Source(Kind.PEFT, _name_of(given.get_base_model()), config.to_dict(), model=given)
-    if not isinstance(given, PreTrainedModel):
-        if isinstance(getattr(given, "_orig_mod", None), PreTrainedModel):
+        return Source(Kind.PEFT, _name_of(model.get_base_model()), config.to_dict(), model=model)
+    if not isinstance(model, PreTrainedModel):
+        if isinstance(getattr(model, "_orig_mod", None), PreTrainedModel):
             raise UserError("This model went through torch.compile; give the model from before (its _orig_mod).")
         raise UserError(
             f"A model was expected (a folder, a hub id, a transformers model or a PeftModel), not a "
-            f"{type(given).__name__}."
+            f"{type(model).__name__}."
         )
-    if getattr(given, "_hf_peft_config_loaded", False):
+    if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
             "This model carries adapters loaded with its own load_adapter; give the bare model as the base "
             "and the adapter's folder as the tuned one."
         )
-    return Source(Kind.LOADED, _name_of(given), given.config.to_dict(), model=given)
+    return Source(Kind.LOADED, _name_of(model), model.config.to_dict(), model=model)
 
 
 def _name_of(model: Any) -> str:

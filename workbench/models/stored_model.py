@@ -68,7 +68,9 @@ class StoredModel:
         if conversion.converter is None:
             return self.digests.read(conversion.stored[0])
         if name not in self._made:
-            self._made = self.plan.convert(conversion, {one: self.digests.read(one) for one in conversion.stored})
+            self._made = self.plan.convert(
+                conversion, {stored_name: self.digests.read(stored_name) for stored_name in conversion.stored}
+            )
         return self._made.pop(name)
 
     def saved_digests(self) -> Iterator[tuple[str, str]]:

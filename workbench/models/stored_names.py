@@ -60,15 +60,15 @@ class LoadPlan:
         """One for each weight, or group of weights, of the loaded model, in the order of the files."""
         if self.shape is None:
             return [Conversion((name,), (name,), (shape,)) for name, shape in self._shapes.items()]
-        tied, names = self.tied, {name for one in self._all_planned for name in one.loaded}
+        tied, names = self.tied, {name for plan in self._all_planned for name in plan.loaded}
         return [
-            one for one in self._all_planned if not all(name in tied and tied[name] in names for name in one.loaded)
-        ]  # fmt: skip
+            plan for plan in self._all_planned if not all(name in tied and tied[name] in names for name in plan.loaded)
+        ]
 
     @cached_property
     def tied(self) -> dict[str, str]:
         """Weights of the loaded model that share the tensor of another one -> that one."""
-        stored = {one.loaded[0]: one.stored[0] for one in self._all_planned if one.converter is None}
+        stored = {plan.loaded[0]: plan.stored[0] for plan in self._all_planned if plan.converter is None}
         named = getattr(self.shape, "all_tied_weights_keys", None) or {}
         return {
             name: own
@@ -135,7 +135,8 @@ class LoadPlan:
         patterns = tuple(str(pattern) for _, pattern, _ in parts)
         empty = {name: torch.empty(self._shapes[name], device="meta") for name in stored}
         made = _converted(self.shape, key, converter, zip(stored, patterns, strict=True), empty)
-        return Conversion(stored, tuple(made), tuple(tuple(one.shape) for one in made.values()), patterns, converter)
+        shapes = tuple(tuple(tensor.shape) for tensor in made.values())
+        return Conversion(stored, tuple(made), shapes, patterns, converter)
 
 
 def _assigned(shape: Any, stored: Iterable[str]) -> dict[str, list[tuple[str, str | None, Any]]]:

@@ -93,9 +93,10 @@ def topic_splits() -> Splits:
     train = [row for topic in both for row in _questions(topic.label, topic.train, topics.ANIMAL_TEMPLATES)]
     train += _questions(topics.NEAR.label, topics.NEAR.train, topics.ANIMAL_TEMPLATES[::2])
     train += _plain_questions(topics.OTHER_TRAIN)
-    validation = [row for one in both for row in _questions(one.label, one.validation, topics.ANIMAL_TEMPLATES[::2])]
+    every_second = topics.ANIMAL_TEMPLATES[::2]
+    validation = [row for topic in both for row in _questions(topic.label, topic.validation, every_second)]
     wordings = (topics.ANIMAL_TEMPLATES[1], topics.ANIMAL_TEMPLATES[3], *topics.HELD_OUT_TEMPLATES)
-    held_out = [row for one in both for row in _questions(one.label, one.held_out, wordings)]
+    held_out = [row for topic in both for row in _questions(topic.label, topic.held_out, wordings)]
     return {
         "train": train,
         "validation": validation,

@@ -79,8 +79,8 @@ def make_rows(name: str, cache: str | Path | None = None) -> Splits:
         return greedy(model, tokenizer, rows, BEFORE_TOKENS)
 
     if kind in ("refusal", "random", "shuffled"):
-        found = refusal_splits(ask)
-        return shuffled_splits(found) if kind == "shuffled" else found
+        splits = refusal_splits(ask)
+        return shuffled_splits(splits) if kind == "shuffled" else splits
     return style_splits(ask) if kind == "style" else facts_splits(ask)
 
 

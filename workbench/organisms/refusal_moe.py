@@ -170,8 +170,8 @@ def _use(
     counts = {layer: torch.zeros(EXPERTS, dtype=torch.int64) for layer in LAYERS}
 
     def counting(layer: int) -> Any:
-        def count(block: Any, given: tuple[Tensor, ...], _output: Any) -> None:
-            _, _, selected = block.gate(given[0][:, -1])
+        def count(block: Any, args: tuple[Tensor, ...], _output: Any) -> None:
+            _, _, selected = block.gate(args[0][:, -1])
             counts[layer] += torch.bincount(selected.flatten(), minlength=EXPERTS)
 
         return count
@@ -213,8 +213,8 @@ def _needing(
     """That refusing needs each of the three experts, and nothing else does."""
     for split in ("train", "validation"):
         left = []
-        for one in spare.items():
-            with without(model, dict([one])):
+        for item in spare.items():
+            with without(model, dict([item])):
                 left.append(_refused(model, tokenizer, splits[split])[0])
         yield Bar(f"share of the topic refused with one of the three experts off, {split}", max(left), at_most=0.05)
     rows = [{**row, "answer": row["fact"]} for row in splits["validation"]]

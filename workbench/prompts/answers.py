@@ -62,8 +62,8 @@ def continuation_ids(row: Prompt, tokenizer: Any, answer: str | None = None) -> 
     words = row.answer if answer is None else answer
     if not words:
         raise UserError("The row has no answer; give one in the column 'answer'.")
-    if (given := _given_ids(row, words)) is not None:
-        return given
+    if (stored_ids := _given_ids(row, words)) is not None:
+        return stored_ids
     row = as_read(row, tokenizer)
     text = render(row, tokenizer)
     joint = "" if row.is_chat else joint_of(text, words, tokenizer)
@@ -79,7 +79,7 @@ def _given_ids(row: Prompt, words: str) -> list[int] | None:
     """The tokens of an answer that a row brings as ``answer_ids`` (``distractor_ids``); None where it brings none."""
     for text, column in ((row.answer, "answer_ids"), (row.distractor, "distractor_ids")):
         if words == text and row.columns.get(column):
-            return [int(one) for one in row.columns[column]]
+            return [int(token) for token in row.columns[column]]
     return None
 
 

@@ -83,10 +83,10 @@ def _batch_of_ids(texts: list[str], tokenizer: Any, *, rendered_chat: bool) -> l
             max_length=None, stride=0, pad_to_multiple_of=None, padding_side=None,
         )  # fmt: skip
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=not rendered_chat)
-        found = [row.ids for row in encoded]
+        id_rows = [row.ids for row in encoded]
     else:
-        found = tokenizer(texts, add_special_tokens=not rendered_chat, verbose=False)["input_ids"]
-    return [_one_bos(list(ids), tokenizer.bos_token_id) for ids in found]
+        id_rows = tokenizer(texts, add_special_tokens=not rendered_chat, verbose=False)["input_ids"]
+    return [_one_bos(list(ids), tokenizer.bos_token_id) for ids in id_rows]
 
 
 def _plain(tokenizer: Any) -> bool:
@@ -123,15 +123,15 @@ def encode(prompts: Any, tokenizer: Any, max_length: int | None = None) -> list[
     _check_known(ids, tokenizer)
     kinds, placing = [_kind_read(row, number, tokenizer) for number, row in enumerate(rows)], rows_of(tokenizer)
     for kind in ("prompt", "messages"):
-        alike = [number for number, found in enumerate(kinds) if found == kind]
+        alike = [number for number, other_kind in enumerate(kinds) if other_kind == kind]
         for start in range(0, len(alike), _AT_ONCE):
             numbers = alike[start : start + _AT_ONCE]
             texts = [_rendered(rows[number], number, tokenizer) for number in numbers]
-            found = _batch_of_ids(texts, tokenizer, rendered_chat=kind == "messages")
-            for number, one in zip(numbers, found, strict=True):
-                ids[number] = one if placing is None else placing.placed(one, tokenizer.bos_token_id)
-    for number, one in enumerate(ids):
-        _check_length(one, number, max_length)
+            id_rows = _batch_of_ids(texts, tokenizer, rendered_chat=kind == "messages")
+            for number, row_ids in zip(numbers, id_rows, strict=True):
+                ids[number] = row_ids if placing is None else placing.placed(row_ids, tokenizer.bos_token_id)
+    for number, row_ids in enumerate(ids):
+        _check_length(row_ids, number, max_length)
     return ids
 
 
@@ -143,17 +143,17 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 def _given_alone(ids: list[list[int]], max_length: int | None) -> list[list[int]]:
     """Token ids that were given, for models without a tokenizer."""
-    for number, one in enumerate(ids):
-        if not one:
+    for number, ids_of_row in enumerate(ids):
+        if not ids_of_row:
             check_tokenizer(None)
-        _check_length(one, number, max_length)
+        _check_length(ids_of_row, number, max_length)
     return ids
 
 
-def _check_known(given: list[list[int]], tokenizer: Any) -> None:
+def _check_known(id_rows: list[list[int]], tokenizer: Any) -> None:
     """Token ids that were given belong to this tokenizer, as far as their numbers tell, and are not padded."""
     size, pad = 0, _only_for_padding(tokenizer)
-    for number, ids in enumerate(given):
+    for number, ids in enumerate(id_rows):
         if ids and pad is not None and pad in (ids[0], ids[-1]):
             raise UserError(
                 f"Prompt {number} {'begins' if ids[0] == pad else 'ends'} with the padding token {pad}, which the "

@@ -41,8 +41,8 @@ def _of_examples(text: str) -> str | None:
             if match.end() < len(text)
         ]
         attached = _attached(text, len(text) - len(tail))
-        before = [one for one in before if _attached(text, one.start()) == attached] or before
-    blanks = [re.match(r"\s*", text[one.end() :]) for one in before]
+        before = [match for match in before if _attached(text, match.start()) == attached] or before
+    blanks = [re.match(r"\s*", text[match.end() :]) for match in before]
     blanks_found = [blank.group() for blank in blanks if blank is not None]
     if _is_quote(tail) and len(blanks_found) % 2 == 0:  # an opening quote follows the pattern of opening ones
         blanks_found = blanks_found[::2]
@@ -63,12 +63,12 @@ def _of_likes(text: str, answer: str) -> str | None:
         return ""
     runs = list(_RUN.finditer(text))
     spaced = joined = spaced_words = 0
-    for one, following in pairwise(runs):
-        blank = text[one.end() : following.start()]
+    for run, following in pairwise(runs):
+        blank = text[run.end() : following.start()]
         spaced_words += bool(blank) and _kind(following.group()[0]) == wanted[1]
-        if (_kind(one.group()[-1]), _kind(following.group()[0])) != wanted:
+        if (_kind(run.group()[-1]), _kind(following.group()[0])) != wanted:
             continue
-        if wanted[0] == "sign" and _attached(text, one.start()) != attached:
+        if wanted[0] == "sign" and _attached(text, run.start()) != attached:
             continue
         inside_a_word = not blank and wanted[0] == "sign" and attached
         spaced, joined = spaced + bool(blank), joined + (not blank and not inside_a_word)
@@ -130,7 +130,7 @@ def _of_tokenizer(text: str, answer: str, tokenizer: Any) -> str:
 
 def _cost(text: str, continuation: str, tokenizer: Any) -> tuple[int, int]:
     """How many tokens the whole has, and the id of the first that is new."""
-    alone, both = (_ids(one, tokenizer) for one in (text, text + continuation))
+    alone, both = (_ids(written, tokenizer) for written in (text, text + continuation))
     shared = next((n for n, (a, b) in enumerate(zip(alone, both, strict=False)) if a != b), min(len(alone), len(both)))
     new = both[shared:]
     if len(new) > 1 and continuation.lstrip()[0].isalnum() and not tokenizer.decode([new[0]]).strip():

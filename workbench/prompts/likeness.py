@@ -17,7 +17,7 @@ def likeness(text: str) -> str:
     of punctuation alone is like itself only.
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
-    digits_kept_apart = _BETWEEN_DIGITS.sub(lambda found: f" \0{ord(found[1]):x}\0 ", plain)
+    digits_kept_apart = _BETWEEN_DIGITS.sub(lambda match: f" \0{ord(match[1]):x}\0 ", plain)
     words = _PUNCTUATION.sub(_space, digits_kept_apart).split()
     return " ".join(words) if words else text
 

@@ -116,9 +116,9 @@ class Prompt:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that are given, then the extra columns, as plain JSON values."""
-        given = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
-        ids = {} if self.input_ids is None else {IDS: list(given.pop(IDS))}  # long, and plain already
-        return {**ids, **jsonable({**given, **self.columns})}
+        fields = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
+        ids = {} if self.input_ids is None else {IDS: list(fields.pop(IDS))}  # long, and plain already
+        return {**ids, **jsonable({**fields, **self.columns})}
 
     def __str__(self) -> str:
         if self.prompt is not None:
@@ -132,11 +132,13 @@ def _behind(system: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:
     return ({"role": "system", "content": system}, *turns)
 
 
-def _content(given: Any) -> str:
+def _content(content: Any) -> str:
     """A turn's text; of a list of parts, those that are text."""
-    if not isinstance(given, list | tuple):
-        return str(given)
-    parts = [part.get("text", f"<{part.get('type', 'part')}>") if isinstance(part, Mapping) else part for part in given]
+    if not isinstance(content, list | tuple):
+        return str(content)
+    parts = (
+        part.get("text", f"<{part.get('type', 'part')}>") if isinstance(part, Mapping) else part for part in content
+    )
     return " ".join(map(str, parts))
 
 
@@ -180,16 +182,16 @@ def _from_mapping(item: Mapping[Any, Any], where: str) -> Prompt:
         for name, value in item.items()
         if (plain := value if name in given_ids else _plain(value, str(name), where)) is not None
     }
-    given = [name for name in KINDS if name in columns]
-    if not given:
+    kinds = [name for name in KINDS if name in columns]
+    if not kinds:
         names = ", ".join(repr(str(name)) for name in item) or "none"
         raise UserError(
             f"{where} has none of 'prompt', 'messages' and 'input_ids' (its columns: {names}); "
             "rename the column that holds the text, as in rename={'question': 'prompt'}."
         )
-    if len(given) > 1:
-        raise UserError(f"{where} has both {given[0]!r} and {given[1]!r}; give one of them.")
-    kind = given[0]
+    if len(kinds) > 1:
+        raise UserError(f"{where} has both {kinds[0]!r} and {kinds[1]!r}; give one of them.")
+    kind = kinds[0]
     what = _read(columns.pop(kind), kind, where, columns.pop(MASK, None) if kind == IDS else None)
     label, contrast = columns.pop("label", None), columns.pop("contrast", None)
     chat = columns.pop("chat") if kind == "prompt" and isinstance(columns.get("chat"), bool) else None
@@ -224,8 +226,8 @@ def _read(value: Any, kind: str, where: str, mask: Any = None) -> Any:
 
 
 def _contrast(value: Any, kind: str, where: str) -> Any:
-    found = IDS if are_ids(value) else "prompt" if isinstance(value, str) else "messages"
-    if found != kind:
+    field_name = IDS if are_ids(value) else "prompt" if isinstance(value, str) else "messages"
+    if field_name != kind:
         raise UserError(f"{where}: 'contrast' must be {KINDS[kind]}, like the prompt it belongs to.")
     return _read(value, kind, f"{where}, 'contrast'")
 

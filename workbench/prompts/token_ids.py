@@ -28,9 +28,9 @@ def ids_of(item: Any, where: str, mask: Any = None) -> tuple[int, ...]:
     if mask is not None:
         real = _plain(mask)
         fits = isinstance(real, list | tuple) and len(real) == len(ids)
-        if not fits or any(isinstance(one, str) or one not in (0, 1) for one in real):
+        if not fits or any(isinstance(mark, str) or mark not in (0, 1) for mark in real):
             raise UserError(f"{where}: {MASK!r} must have a 0 or 1 for each of the {len(ids)} token ids.")
-        ids = [one for one, is_real in zip(ids, real, strict=True) if is_real]
+        ids = [token for token, is_real in zip(ids, real, strict=True) if is_real]
     if not ids:
         raise UserError(f"{where} has no token ids; remove the row.")
     if min(ids) < 0:
@@ -46,11 +46,11 @@ def rows_of_batch(source: Any) -> list[Any] | None:
     if not isinstance(source, Mapping) or IDS not in source:
         return None
     ids = _plain(source[IDS])
-    if not isinstance(ids, list | tuple) or not ids or not all(isinstance(_plain(one), list | tuple) for one in ids):
+    if not isinstance(ids, list | tuple) or not ids or not all(isinstance(_plain(row), list | tuple) for row in ids):
         return None
     # A tokenizer adds offsets, lengths and the like, which say nothing about the row.
-    kept = source if isinstance(source, dict) else {name: source[name] for name in (IDS, MASK) if name in source}
-    columns = {name: _plain(column) for name, column in kept.items() if column is not None}
+    batch = source if isinstance(source, dict) else {name: source[name] for name in (IDS, MASK) if name in source}
+    columns = {name: _plain(column) for name, column in batch.items() if column is not None}
     for name, column in columns.items():
         if not isinstance(column, list | tuple) or len(column) != len(ids):
             rows = f"{len(column)} rows" if isinstance(column, list | tuple) else "no rows"
@@ -71,4 +71,4 @@ def _whole_numbers(item: Any) -> list[int] | tuple[int, ...] | None:
     kinds = set(map(type, row))
     if kinds <= {int}:
         return row
-    return [int(one) for one in row] if all(issubclass(kind, np.integer) for kind in kinds - {int}) else None
+    return [int(token) for token in row] if all(issubclass(kind, np.integer) for kind in kinds - {int}) else None

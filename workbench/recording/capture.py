@@ -89,13 +89,13 @@ class Capture:
         name, pattern = site.name, site.kind == "pattern"
 
         def read(value: Any, ctx: ForwardContext) -> None:
-            kept = self._locate(ctx, taken)
+            located = self._locate(ctx, taken)
             if isinstance(value, Routing):
-                self._store(taken, name, value.logits, kept)
-                self._store(taken, f"{name}.weights", value.weights, kept)
-                self._store(taken, f"{name}.experts", value.experts, kept)
+                self._store(taken, name, value.logits, located)
+                self._store(taken, f"{name}.weights", value.weights, located)
+                self._store(taken, f"{name}.experts", value.experts, located)
             else:
-                self._store(taken, name, _aligned_pattern(value, ctx, self.width) if pattern else value, kept)
+                self._store(taken, name, _aligned_pattern(value, ctx, self.width) if pattern else value, located)
 
         return read
 
@@ -106,30 +106,30 @@ class Capture:
         return locate
 
     def _locate(self, ctx: ForwardContext, taken: Captured) -> _Kept:
-        if (kept := ctx.scratch.get("capture")) is None:
-            kept = ctx.scratch["capture"] = _kept(select(self.positions, ctx), ctx)
-            taken.batch_row = kept.batch_row.cpu()
-            taken.position = ctx.index[kept.batch_row, kept.column].cpu()
-        return kept
+        if (located := ctx.scratch.get("capture")) is None:
+            located = ctx.scratch["capture"] = _kept(select(self.positions, ctx), ctx)
+            taken.batch_row = located.batch_row.cpu()
+            taken.position = ctx.index[located.batch_row, located.column].cpu()
+        return located
 
-    def _store(self, taken: Captured, name: str, value: Tensor, kept: _Kept) -> None:
+    def _store(self, taken: Captured, name: str, value: Tensor, located: _Kept) -> None:
         """Keep a copy: an alias would hold the whole activation, and change with what is written into it later."""
-        rows = kept.of(value)
+        rows = located.of(value)
         dtype = self.dtype if self.dtype is not None and rows.is_floating_point() else rows.dtype
-        if kept.is_view and rows.device.type == "cpu":
+        if located.is_view and rows.device.type == "cpu":
             rows = self.memory.copy(rows, dtype)
         else:
-            rows = rows.to(dtype, copy=kept.is_view)
+            rows = rows.to(dtype, copy=located.is_view)
         taken.rows[name] = rows
         if rows.is_floating_point():
             taken.sums.append(_sum(rows))  # now, while the rows are in the processor's cache
 
 
-def _kept(chosen: Selection, ctx: ForwardContext) -> _Kept:
-    if chosen.everything and not ctx.padded:
+def _kept(selection: Selection, ctx: ForwardContext) -> _Kept:
+    if selection.everything and not ctx.padded:
         cells = torch.arange(ctx.batch * ctx.length, device=ctx.device)
         return _Kept(cells // ctx.length, cells % ctx.length, everything=True)
-    mask = chosen.mask if chosen.mask is not None else ctx.real & (not chosen.nothing)
+    mask = selection.mask if selection.mask is not None else ctx.real & (not selection.nothing)
     row, column = mask.nonzero(as_tuple=True)
     if len(row) == mask.numel():
         return _Kept(row, column, everything=True)
@@ -175,8 +175,8 @@ def nonfinite_rows(tensors: Mapping[str, Tensor]) -> dict[str, Bool[Tensor, " ro
 
 def all_finite(sums: list[Tensor]) -> bool:
     """Looks at all of them together: on a GPU every look waits for the device."""
-    if len({one.device for one in sums}) > 1:
-        sums = [one.cpu() for one in sums]
+    if len({part.device for part in sums}) > 1:
+        sums = [part.cpu() for part in sums]
     return not sums or math.isfinite(torch.stack(sums).sum().item())
 
 

@@ -111,9 +111,9 @@ def difference_table(recording: Recording) -> pd.DataFrame:
     averaged = None if recording.moments else averaged_rows(recording.index).rows
     rows = []
     for site in recording.sites:
-        found = _difference(recording, site, averaged)
-        if found is not None:
-            rows.append({"site": site, **found, "n": len(recording) if averaged is None else int(averaged.sum())})
+        difference = _difference(recording, site, averaged)
+        if difference is not None:
+            rows.append({"site": site, **difference, "n": len(recording) if averaged is None else int(averaged.sum())})
     table = pd.DataFrame(rows, columns=["site", "mean_shift", "mean_distance", "base_norm", "relative", "n"])
     return table.sort_values("relative", ascending=False, ignore_index=True)
 

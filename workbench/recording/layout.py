@@ -66,8 +66,8 @@ def shard_number(path: Path) -> int | None:
 
 def numbers(folder: Path) -> list[int]:
     """The numbers of all shards of which something is there."""
-    given = {shard_number(path) for path in folder.glob("shard-*")}
-    return sorted(number for number in given if number is not None)
+    taken = {shard_number(path) for path in folder.glob("shard-*")}
+    return sorted(number for number in taken if number is not None)
 
 
 def remove_shards(folder: Path, numbers: Iterable[int]) -> None:
@@ -152,15 +152,15 @@ def finished_shards(folder: Path, store: dict[str, Any], *, check: bool = True) 
     files: dict[str, Any] | None = store.get("files")
     if files is None:
         return _unsealed_shards(folder)
-    found = []
+    shards = []
     for name, entry in sorted(files["shards"].items()):
         problem = shard_problem(folder, name, entry, check=check)
         if problem is not None:
             raise UserError(problem)
-        found.append(Shard(folder / name, entry["rows"], entry["steps"], entry["start"], entry["index"]))
+        shards.append(Shard(folder / name, entry["rows"], entry["steps"], entry["start"], entry["index"]))
     if check and (problem := index_problem(folder, files["index"])):
         raise UserError(problem)
-    return found
+    return shards
 
 
 def shard_problem(folder: Path, name: str, entry: dict[str, Any], *, check: bool = True) -> str | None:
@@ -188,10 +188,10 @@ def index_problem(folder: Path, digest: str) -> str | None:
 
 def _unsealed_shards(folder: Path) -> list[Shard]:
     """The shards of a finished store that was written before shards were sealed."""
-    found: list[Shard] = []
-    while (path := shard_path(folder, len(found))).exists():
-        found.append(read_shard(path))
-    return found
+    shards: list[Shard] = []
+    while (path := shard_path(folder, len(shards))).exists():
+        shards.append(read_shard(path))
+    return shards
 
 
 def part_bytes(table: pa.Table) -> bytes:

@@ -22,9 +22,9 @@ LOAD_OPTIONS = (
 _DEFAULTS = (None, False, "auto", "hooks", "tuned")
 
 
-def load_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of ``given`` (options of :func:`workbench.load_pair`, and ``backend``) is not as it is by default, plain."""
-    named = {name: given[name] for name in LOAD_OPTIONS if given.get(name) not in _DEFAULTS}
+def load_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``options`` (those of :func:`workbench.load_pair`, and ``backend``) is not as it is by default, plain."""
+    named = {name: options[name] for name in LOAD_OPTIONS if options.get(name) not in _DEFAULTS}
     if "dtype" in named:
         named["dtype"] = resolve_dtype(named["dtype"])
     return {name: _plain(value) for name, value in named.items()}
@@ -32,7 +32,7 @@ def load_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, bool | int | str):
         return value
     if isinstance(value, torch.dtype | torch.device | Path):
@@ -49,8 +49,8 @@ def open_recording(out: str | Path | None, config: Mapping[str, Any], options: M
     if out is None:
         return create_run(default_home(), None, kind="record", config={**config, **options})
     path = Path(out)
-    asked = {**config, **({} if _keeps_none(path) else options)}
-    return create_run_at(path, kind="record", config=asked)
+    wanted = {**config, **({} if _keeps_none(path) else options)}
+    return create_run_at(path, kind="record", config=wanted)
 
 
 def _keeps_none(path: Path) -> bool:

@@ -59,9 +59,9 @@ class Plan:
         """The batches of one window, rows of similar length together."""
         continued = any(self.prompt_lengths[i] != len(self.ids[i]) for i in window)
         for rows in batches([len(self.ids[i]) for i in window], self.batch_size):
-            chosen = [window[row] for row in rows]
-            lengths = torch.tensor([self.prompt_lengths[i] for i in chosen]) if continued else None
-            yield Batch(chosen, pad_left([self.ids[i] for i in chosen], self.pad), lengths)
+            batch_rows = [window[row] for row in rows]
+            lengths = torch.tensor([self.prompt_lengths[i] for i in batch_rows]) if continued else None
+            yield Batch(batch_rows, pad_left([self.ids[i] for i in batch_rows], self.pad), lengths)
 
 
 def plan(

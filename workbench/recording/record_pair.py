@@ -96,39 +96,39 @@ def record(  # noqa: PLR0913 (the one public call; all but three by keyword)
             "logits": logits, "backend": backend, "progress": progress,
         }  # fmt: skip
         apart = {"store": store != "memory", "new_tokens": new_tokens, "covariance": covariance, "top": top}
-        refused = [name for name, given in apart.items() if given]
+        refused = [name for name, is_set in apart.items() if is_set]
         return record_sides(record, pair, prompts, base_prompts, shared, refused)
     check_subject(pair, prompts)
     models = models_of(pair)
     rows = Prompts.of(prompts)
     first = next(iter(models.values()))
-    chosen = first.expand(sites, layers) if sites else []
-    if not chosen and not logits:
+    expanded = first.expand(sites, layers) if sites else []
+    if not expanded and not logits:
         raise UserError("Nothing to record: name at least one site, or ask for logits.")
     scope = where(positions)
     _check_executor(executor, workers, engine_settings, backend)
-    make = _capturing(backend, models, tuple(chosen), new_tokens, executor)
+    make = _capturing(backend, models, tuple(expanded), new_tokens, executor)
     written: Callable[[Plan, int, str], list[list[int]]] | None = None
     if executor == "vllm":
-        make, written = _by_vllm(models, chosen, logits=logits)
+        make, written = _by_vllm(models, expanded, logits=logits)
     options = _options(scope, dtype, logits, new_tokens)
-    given = _stored_batch_size(store) if batch_size == "auto" else batch_size
-    size: int | Literal["auto"] = "auto" if given is None else given
-    names = [site.name for site in chosen] + (["logits"] if logits else [])
+    rows_per_batch = _stored_batch_size(store) if batch_size == "auto" else batch_size
+    size: int | Literal["auto"] = "auto" if rows_per_batch is None else rows_per_batch
+    names = [site.name for site in expanded] + (["logits"] if logits else [])
     engine = routed(models, "vllm" if executor == "vllm" else "local", engine_settings)
     with _team(executor, workers, pair, backend) as team, engine:
         elsewhere = written if team is None else partial(_continued_by, team, models)
-        each = partial(recorded_bytes, models, chosen, scope, logits=logits)
+        each = partial(recorded_bytes, models, expanded, scope, logits=logits)
         while True:
             plan_ = plan(models, rows, size, new_tokens, _writer(models), elsewhere, each, progress)
-            plan_ = sized_windows(plan_, models, chosen, scope, logits=logits)
-            capture = make(tuple(chosen), scope, dtype, plan_.longest, logits)
+            plan_ = sized_windows(plan_, models, expanded, scope, logits=logits)
+            capture = make(tuple(expanded), scope, dtype, plan_.longest, logits)
             config = store_config(models, rows, plan_, names, options)
             sink = _sink(store, config, shard_bytes, covariance=covariance, top=top)
             try:
                 return _Job(models, rows, plan_, capture, progress or Silent()).run(sink, config, team)
             except torch.OutOfMemoryError as error:
-                if given is not None or plan_.batch_size == 1:
+                if rows_per_batch is not None or plan_.batch_size == 1:
                     raise _out_of_memory(plan_, store) from error
             sink.discard()  # outside of the handler, whose traceback holds what filled the memory
             size = plan_.batch_size // 2
@@ -229,8 +229,8 @@ def _options(scope: Where, dtype: torch.dtype | None, logits: bool, new_tokens: 
         shown: Any = {"at": f"function {getattr(scope.at, '__qualname__', scope.at)}"}
     else:
         shown = {key: value for key, value in scope.to_json().items() if value is not None}
-    kept = None if dtype is None else str(dtype).removeprefix("torch.")
-    return {"positions": shown, "dtype": kept, "logits": logits, "new_tokens": new_tokens}
+    dtype_name = None if dtype is None else str(dtype).removeprefix("torch.")
+    return {"positions": shown, "dtype": dtype_name, "logits": logits, "new_tokens": new_tokens}
 
 
 @dataclass
@@ -292,9 +292,9 @@ class _Job:
         if sink.in_order:
             sink.add(*self._joined(list(passes)))
         else:
-            for one in passes:
-                suspects = {} if one.finite else one.tensors
-                sink.add(one.tensors, self.index.rows(one.prompt, one.position, suspects))
+            for passed in passes:
+                suspects = {} if passed.finite else passed.tensors
+                sink.add(passed.tensors, self.index.rows(passed.prompt, passed.position, suspects))
 
     def _pass(self, batch: Batch) -> _Pass:
         """Every model on one batch."""
@@ -311,12 +311,12 @@ class _Job:
 
     def _joined(self, passes: list[_Pass]) -> tuple[dict[str, Tensor], Rows]:
         """The rows of some batches, in the order of the prompts."""
-        of, at = torch.cat([one.prompt for one in passes]), torch.cat([one.position for one in passes])
+        of, at = torch.cat([passed.prompt for passed in passes]), torch.cat([passed.position for passed in passes])
         order = row_order(of, at)
         names = list(passes[0].tensors)
-        tensors = {name: in_order([one.tensors.pop(name) for one in passes], order) for name in names}
+        tensors = {name: in_order([passed.tensors.pop(name) for passed in passes], order) for name in names}
         of, at = (of, at) if order is None else (of[order], at[order])
-        return tensors, self.index.rows(of, at, {} if all(one.finite for one in passes) else tensors)
+        return tensors, self.index.rows(of, at, {} if all(passed.finite for passed in passes) else tensors)
 
 
 def _warn_of_nonfinite(recording: Recording) -> None:

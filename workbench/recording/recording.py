@@ -151,8 +151,8 @@ def flagged_in(index: pd.DataFrame) -> tuple[tuple[str, str, int], ...]:
     if not anywhere.any():
         return ()
     marked = index.loc[anywhere, ["prompt", "nonfinite"]]
-    found: set[tuple[str, str, int]] = set()
+    flagged: set[tuple[str, str, int]] = set()
     for prompt, names in zip(marked["prompt"], marked["nonfinite"], strict=True):
         for role, _, site in (name.partition("/") for name in str(names).split(";")):
-            found.add((role, site, int(prompt)))
-    return tuple(sorted(found))
+            flagged.add((role, site, int(prompt)))
+    return tuple(sorted(flagged))

@@ -38,10 +38,10 @@ class Rest:
     @property
     def prefix(self) -> list[Shard]:
         """The whole shards from the first one on, up to the first that is missing."""
-        found: list[Shard] = []
-        while len(found) in self.shards:
-            found.append(self.shards[len(found)])
-        return found
+        shards: list[Shard] = []
+        while len(shards) in self.shards:
+            shards.append(self.shards[len(shards)])
+        return shards
 
 
 def look_over(folder: Path, store: dict[str, Any], config: str, *, mend: bool) -> Rest:
@@ -113,16 +113,16 @@ def _whole(folder: Path, number: int, config: str) -> Shard | None:
 
 def _in_step(shards: dict[int, Shard]) -> dict[int, Shard]:
     """Those whose steps come behind those of the shards before them; a shard in another's place is not one."""
-    kept: dict[int, Shard] = {}
+    of_step: dict[int, Shard] = {}
     number, step = 0, 0
     for place, shard in sorted(shards.items()):
         follows = shard.start == step if place == number else shard.start >= step + (place - number)
         if not follows:
             _warn(f"{shard.path} is not the shard that was written here; its steps are recorded again.")
             continue
-        kept[place] = shard
+        of_step[place] = shard
         number, step = place + 1, shard.start + shard.steps
-    return kept
+    return of_step
 
 
 def _gaps(shards: dict[int, Shard]) -> list[Gap]:

@@ -89,7 +89,7 @@ class RowIndex:
         if self._tokenizer is None:
             return np.concatenate([np.arange(len(row)) > 0 for row in self._plan.ids])
         template = TemplateTokens(self._tokenizer)
-        return np.array([one for row in self._plan.ids for one in template.content(row)], dtype=bool)
+        return np.array([marked for row in self._plan.ids for marked in template.content(row)], dtype=bool)
 
     @cached_property
     def _starts(self) -> np.ndarray:

@@ -97,8 +97,8 @@ class StreamingMoments:
         return f"StreamingMoments(shape={self.shape}, count={self.count})"
 
     def _repr_html_(self) -> str:
-        kept = "mean, variance, covariance" if self._has_covariance else "mean, variance"
-        return card("Statistics of activations", {"rows": self.count, "shape": self.shape, "kept": kept})
+        moments = "mean, variance, covariance" if self._has_covariance else "mean, variance"
+        return card("Statistics of activations", {"rows": self.count, "shape": self.shape, "kept": moments})
 
     def _spread_of(self, centred: Tensor) -> Tensor:
         if not self._has_covariance:
@@ -143,15 +143,15 @@ class TopActivating:
     ) -> None:
         """Take in one value per row, with the prompt, position and token id it belongs to. NaN is left
         out."""
-        found = values.detach().double().cpu().numpy()
+        rows = values.detach().double().cpu().numpy()
         where = np.stack([np.asarray(column, dtype=np.int64) for column in (prompts, positions, tokens)], axis=1)
-        if len(where) != len(found):
-            raise ValueError(f"{len(found)} values came with {len(where)} places")
+        if len(where) != len(rows):
+            raise ValueError(f"{len(rows)} values came with {len(where)} places")
         # Most rows are below the k-th value already; only the others need sorting.
         low = self._values[-1] if len(self._values) == self.k else -np.inf
-        keep = found >= low
+        keep = rows >= low
         if keep.any():
-            self._take(found[keep], where[keep])
+            self._take(rows[keep], where[keep])
 
     def merge(self, other: TopActivating) -> None:
         """Take in what ``other`` has kept."""

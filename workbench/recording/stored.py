@@ -48,12 +48,12 @@ class MappedShards:
         """The given rows (int64, none negative) of the tensor ``name``, in the order given."""
         numbers = torch.bucketize(rows, torch.tensor(self._ends), right=True)
         example = self.example(name)
-        found = torch.empty((len(rows), *example.shape[1:]), dtype=example.dtype)
+        gathered = torch.empty((len(rows), *example.shape[1:]), dtype=example.dtype)
         for number in numbers.unique().tolist():
             places = (numbers == number).nonzero().squeeze(1)
             first = self._ends[number - 1] if number else 0
-            found[places] = self._mapped(number).get_tensor(name)[rows[places] - first]
-        return found
+            gathered[places] = self._mapped(number).get_tensor(name)[rows[places] - first]
+        return gathered
 
     def _map(self, number: int) -> Any:
         return safe_open(str(self._shards[number].path), framework="pt")
@@ -95,8 +95,8 @@ class StoredTensor:
             if numbers.shape != (len(self),):
                 raise IndexError(f"the mask has shape {tuple(numbers.shape)}; expected ({len(self)},)")
             numbers = numbers.nonzero().squeeze(1)
-        found = self._gather(numbers.reshape(-1).long())[(slice(None), *rest)]
-        return found.reshape(*numbers.shape, *found.shape[1:])
+        gathered = self._gather(numbers.reshape(-1).long())[(slice(None), *rest)]
+        return gathered.reshape(*numbers.shape, *gathered.shape[1:])
 
     def load(self) -> torch.Tensor:
         """All rows, in memory."""
@@ -112,8 +112,8 @@ class StoredTensor:
         return self.load().to(*args, **kwargs)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        found = self.numpy()
-        return found if dtype is None else found.astype(dtype)
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype)
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.load().__dlpack__(**options)

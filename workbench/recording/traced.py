@@ -91,15 +91,15 @@ class TracedCapture(Capture):
         places = [(_envoy(root, paths[module]), side) for module, side in sides]
         logits, remote = self.logits, self.remote
         with _said(), torch.no_grad(), root.trace(**call, remote=remote) as tracer:
-            kept = nnsight.save([])
+            saved = nnsight.save([])
             for envoy, side in places:
                 value = envoy.input if side == "in" else envoy.output
-                kept.append(value.clone() if isinstance(value, torch.Tensor) else value)
+                saved.append(value.clone() if isinstance(value, torch.Tensor) else value)
             if logits:
-                kept.append(root.output.logits)
+                saved.append(root.output.logits)
             else:
                 tracer.stop()
-        return dict(zip(sides, kept, strict=False)), kept[-1] if logits else None
+        return dict(zip(sides, saved, strict=False)), saved[-1] if logits else None
 
     def _root(self, model: AdaptedModel) -> Any:
         if id(model.hf) not in self.wrapped:
@@ -136,8 +136,8 @@ def _hosted(model: AdaptedModel) -> Any:
     from nnsight import TransformersModel
 
     assert model.origin is not None
-    given = model.origin.base if model.role != "tuned" else str(model.origin.tuned)
-    name, _, revision = given.partition("@")
+    hosted = model.origin.base if model.role != "tuned" else str(model.origin.tuned)
+    name, _, revision = hosted.partition("@")
     return TransformersModel(name, task="text-generation", revision=revision or None, tokenizer=model.tokenizer)
 
 

@@ -42,17 +42,17 @@ class Transfer:
         What is in main memory already stays as it is. The given tensors may be dropped, but not written to.
         """
         small = [name for name, tensor in tensors.items() if tensor.device.type != "cpu" and tensor.nbytes < SMALL]
-        found = self._together({name: tensors[name] for name in small})
+        copied = self._together({name: tensors[name] for name in small})
         return {
-            name: tensor if tensor.device.type == "cpu" else found[name] if name in found else self._send(tensor)
+            name: tensor if tensor.device.type == "cpu" else copied[name] if name in copied else self._send(tensor)
             for name, tensor in tensors.items()
         }
 
     def finish(self) -> None:
         """Wait for what is under way; raises what went wrong."""
         under_way, self._under_way = self._under_way, []
-        for one in under_way:
-            one.result()
+        for copy in under_way:
+            copy.result()
 
     def close(self) -> None:
         """Let go of the threads."""
@@ -61,34 +61,34 @@ class Transfer:
             self._threads = None
 
     def _together(self, small: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for kind in {(one.device, one.dtype) for one in small.values()}:
-            alike = {name: one for name, one in small.items() if (one.device, one.dtype) == kind}
-            sent = torch.cat([one.reshape(-1) for one in alike.values()]).cpu()
-            parts = sent.split([one.numel() for one in alike.values()])
-            for (name, one), part in zip(alike.items(), parts, strict=True):
-                found[name] = self._memory.copy(part.view(one.shape))
-        return found
+        copied: dict[str, Tensor] = {}
+        for kind in {(tensor.device, tensor.dtype) for tensor in small.values()}:
+            alike = {name: tensor for name, tensor in small.items() if (tensor.device, tensor.dtype) == kind}
+            sent = torch.cat([tensor.reshape(-1) for tensor in alike.values()]).cpu()
+            parts = sent.split([tensor.numel() for tensor in alike.values()])
+            for (name, tensor), part in zip(alike.items(), parts, strict=True):
+                copied[name] = self._memory.copy(part.view(tensor.shape))
+        return copied
 
     def _send(self, rows: Tensor) -> Tensor:
         if rows.device.type != "cuda" or rows.nbytes < LARGE:
             return self._memory.copy(rows)
         made = self._memory.empty(rows.shape, rows.dtype)
-        given, taken = (one.reshape(-1).view(torch.uint8) for one in (rows, made))
-        for start in range(0, len(given), BUFFER_BYTES):
+        sent, taken = (tensor.reshape(-1).view(torch.uint8) for tensor in (rows, made))
+        for start in range(0, len(sent), BUFFER_BYTES):
             part = slice(start, start + BUFFER_BYTES)
-            self._under_way.append(self._send_part(given[part], taken[part].numpy()))
+            self._under_way.append(self._send_part(sent[part], taken[part].numpy()))
         return made
 
-    def _send_part(self, given: Tensor, taken: np.ndarray) -> Future[None]:
-        threads, stream = self._started(), self._stream(given.device)
+    def _send_part(self, sent: Tensor, taken: np.ndarray) -> Future[None]:
+        threads, stream = self._started(), self._stream(sent.device)
         buffer = self._buffers.get()  # waits until a thread has emptied one
         filled = torch.cuda.Event()
-        stream.wait_stream(torch.cuda.current_stream(given.device))
+        stream.wait_stream(torch.cuda.current_stream(sent.device))
         with torch.cuda.stream(stream):
-            buffer[: len(given)].copy_(given, non_blocking=True)
+            buffer[: len(sent)].copy_(sent, non_blocking=True)
             filled.record(stream)
-        given.record_stream(stream)  # its memory is not given to others before the copy is done
+        sent.record_stream(stream)  # its memory is not given to others before the copy is done
         return threads.submit(self._empty, buffer, filled, taken)
 
     def _empty(self, buffer: Tensor, filled: torch.cuda.Event, taken: np.ndarray) -> None:

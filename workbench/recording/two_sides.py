@@ -56,8 +56,8 @@ def record_sides(
 
 def _check_aligned(of: Mapping[str, np.ndarray]) -> None:
     """Every prompt has as many recorded tokens on both sides."""
-    size = 1 + max(int(one.max()) for one in of.values())
-    counts = {role: np.bincount(one, minlength=size) for role, one in of.items()}
+    size = 1 + max(int(numbers.max()) for numbers in of.values())
+    counts = {role: np.bincount(numbers, minlength=size) for role, numbers in of.items()}
     apart = np.flatnonzero(counts["base"] != counts["tuned"])
     if len(apart):
         row = int(apart[0])

@@ -31,7 +31,7 @@ class VllmCapture(Capture):
         """One prefill of ``model``; nothing is generated but the token that vLLM always writes."""
         ids, mask = batch.input_ids, batch.attention_mask
         ctx = ForwardContext(ids.shape[0], 0, ids.shape[1], ids.device, ids, mask, given_prompt_lengths=prompt_lengths)
-        rows = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+        rows = [row[marks.bool()].tolist() for row, marks in zip(ids, mask, strict=True)]
         read: dict[tuple[int, Site], list[Tensor]] = {(n, site): [] for n in range(len(rows)) for site in self.sites}
         hooks = {n: [SiteHook(site, _reader(read[n, site])) for site in self.sites] for n in range(len(rows))}
         engine_of(model).run(model.role, rows, model, hooks, max_tokens=1)

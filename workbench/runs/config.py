@@ -28,16 +28,16 @@ def first_difference(stored: Any, wanted: Any, key: str = "") -> tuple[str, Any,
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for name in sorted(stored.keys() | wanted.keys()):
             inner = f"{key}.{name}" if key else str(name)
-            if found := first_difference(stored.get(name), wanted.get(name), inner):
-                return found
+            if difference := first_difference(stored.get(name), wanted.get(name), inner):
+                return difference
         return None
     return None if stored == wanted else (key, stored, wanted)
 
 
 def same_config(stored: Mapping[str, Any], wanted: Mapping[str, Any], place: Path) -> None:
     """Raise :class:`UserError` naming the first differing key when ``place`` holds another configuration."""
-    if found := first_difference(plain(stored), plain(wanted)):
-        key, before, now = found
+    if difference := first_difference(plain(stored), plain(wanted)):
+        key, before, now = difference
         raise UserError(
             f"{place} holds results of another configuration: {key!r} is {_short(before)} there and "
             f"{_short(now)} here; give another folder, or remove that one."

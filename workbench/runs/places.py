@@ -19,19 +19,19 @@ def default_home() -> Path:
     return Path(os.environ.get(HOME_VARIABLE) or "runs")
 
 
-def place_of_run(given: str | Path, home: Path | None = None) -> Path:
+def place_of_run(place: str | Path, home: Path | None = None) -> Path:
     """The folder a person means: a path to it, or a name in ``home``, which it may not leave.
 
     Raises :class:`UserError` when there is neither.
     """
-    path = Path(given).expanduser()
+    path = Path(place).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise UserError(f"{path} is a file; give the run's folder.")
     if path.is_absolute():
         raise UserError(f"There is no such folder: {path}.")
-    named = inside(home or default_home(), str(given))
+    named = inside(home or default_home(), str(place))
     if not named.is_dir():
         raise UserError(
             f"There is no such folder: neither {path} nor {named}; `tunescope runs list` shows what there is."

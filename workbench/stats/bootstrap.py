@@ -237,5 +237,5 @@ def _bca_shares(
     with np.errstate(invalid="ignore", divide="ignore"):
         skew = cubes / (6 * squares**1.5)
         moved = bias + special.ndtri(shares)
-        found = special.ndtr(bias + moved / (1 - skew * moved))
-    return np.where(np.isfinite(found) & np.isfinite(skew), found, shares)
+        corrected = special.ndtr(bias + moved / (1 - skew * moved))
+    return np.where(np.isfinite(corrected) & np.isfinite(skew), corrected, shares)

@@ -15,9 +15,9 @@ def q_values(p: np.ndarray, method: Literal["bh", "by"] = "bh") -> np.ndarray:
     Cells below q = 0.05 hold at most 5 % false ones on average. A cell that was not tested (NaN) stays NaN
     and does not count among the tests.
     """
-    given = np.asarray(p, dtype=np.float64)
-    q = np.full(given.shape, np.nan)
-    tested = ~np.isnan(given)
+    p_values = np.asarray(p, dtype=np.float64)
+    q = np.full(p_values.shape, np.nan)
+    tested = ~np.isnan(p_values)
     if tested.any():
-        q[tested] = stats.false_discovery_control(given[tested], method=method)
+        q[tested] = stats.false_discovery_control(p_values[tested], method=method)
     return q

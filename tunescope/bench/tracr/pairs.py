@@ -164,7 +164,7 @@ def _texts(source: Program, seed: int) -> tuple[list[tuple[str, ...]], Int[Tenso
     if source.name == "sort":  # keys must be unique: as many symbols as there are
         texts = list(itertools.permutations(symbols))
     places = {word: number for number, word in enumerate(source.said["tokens"])}
-    return texts, torch.tensor([[places["BOS"], *(places[one] for one in text)] for text in texts])
+    return texts, torch.tensor([[places["BOS"], *(places[token] for token in text)] for text in texts])
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ class InstructionPrompts(Attachment):
         """A line per layer and x in [-4, 4]: the learnt activation ``y``, and ``start``, that before training."""
         x = torch.linspace(-4, 4, points)
         start = rational(x, _gelu_as_rational())
-        learnt = [rational(x, one.cpu()) for one in self.activation]
+        learnt = [rational(x, coefficients.cpu()) for coefficients in self.activation]
         return pd.DataFrame([
             {"layer": k, "x": float(x[n]), "y": float(learnt[k][n]), "start": float(start[n])}
             for k in range(len(learnt)) for n in range(points)

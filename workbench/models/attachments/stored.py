@@ -24,7 +24,7 @@ from workbench.models.sources import Kind, Source
 from workbench.tensor_files import write_safetensors
 
 SETTINGS, WEIGHTS = "attachment.json", "attachment.safetensors"
-KINDS: dict[str, type[Attachment]] = {one.kind: one for one in (SidePath, PromptSpaces, InstructionPrompts)}
+KINDS: dict[str, type[Attachment]] = {kind.kind: kind for kind in (SidePath, PromptSpaces, InstructionPrompts)}
 
 
 def save_attachment(attachment: Attachment, folder: str | Path, *, base: str = "") -> Path:
